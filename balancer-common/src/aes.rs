@@ -3,7 +3,7 @@
 
 const ROUNDS: usize = 10;
 
-/// The round keys of one direction: four words before the ten rounds, and four for each.
+/// The round keys of one direction: four words before the ten rounds, and four for each round.
 pub type RoundKeys = [[u32; 4]; ROUNDS + 1];
 
 /// Round keys of a format without a key.
@@ -97,7 +97,7 @@ fn substituted(sbox: &[u8; 256], columns: [u32; 4]) -> u32 {
     u32::from_be_bytes([sbox[byte(a, 0)], sbox[byte(b, 1)], sbox[byte(c, 2)], sbox[byte(d, 3)]])
 }
 
-/// Runs the rounds. Each column takes its rows from the columns that follow at the given distances.
+/// Runs the rounds. Each column takes its rows from later columns at the given distances.
 #[inline(always)]
 fn rounds(
     (tables, sbox): (&[[u32; 256]; 4], &[u8; 256]),
@@ -157,7 +157,7 @@ pub fn encryption_keys(key: [u8; 16]) -> RoundKeys {
     keys
 }
 
-/// The round keys to decrypt with: those of the equivalent inverse cipher, in the order of its rounds.
+/// The round keys to decrypt with: the keys of the equivalent inverse cipher, in the order of its rounds.
 #[must_use]
 pub fn decryption_keys(key: [u8; 16]) -> RoundKeys {
     let forward = encryption_keys(key);

@@ -84,7 +84,7 @@ pub const fn sum_u32(field: u32) -> u64 {
     (field & 0xffff) as u64 + (field >> 16) as u64
 }
 
-/// The unfolded sum of a 16-byte address, or of the four words that hold an IPv4 one.
+/// The unfolded sum of a 16-byte address, or of the four words that hold an IPv4 address.
 #[inline(always)]
 #[must_use]
 pub const fn sum_address(address: &[u32; 4]) -> u64 {

@@ -1,4 +1,4 @@
-//! Source address → client key → keyed hash → slot.
+//! The conversion of a source address into a client, a keyed hash and a slot.
 //!
 //! The hash is SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input PRF") over the masked address, under a
 //! key derived for each service from the fleet's key and the service's name. An outsider cannot compute collisions, and
@@ -153,7 +153,7 @@ pub const fn hash_v6(key: HashKey, address: [u64; 2]) -> u64 {
 }
 
 /// SipHash-1-3 of the sixteen bytes of an address (IPv4 in the first word, then zeros) and the two bytes of a source
-/// port, in memory order. It chooses the slot of a connection if a rule spreads the client's connections.
+/// port, in memory order. This hash chooses the slot of a connection if a rule spreads the client's connections.
 #[inline(always)]
 #[must_use]
 pub const fn hash_connection(key: HashKey, address: [u64; 2], port: u16) -> u64 {

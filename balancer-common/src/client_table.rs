@@ -1,6 +1,7 @@
 //! The client table: which backend a client was last steered to.
 //!
-//! One array of 64-byte buckets, eight entries of one 64-bit word each, so readers never see half an entry:
+//! The table is one array of 64-byte buckets. Each has eight entries of one 64-bit word, so readers never see half an
+//! entry:
 //!
 //!
 //! ```text
@@ -11,8 +12,9 @@
 //! its slot. Backend ids are unique over all services, so an entry names its service as well.
 //!
 //! The low eight bits of a bucket's index are the low bits of the hash, and all others come from the tag. An entry and
-//! its bucket therefore tell the client's bucket in a table of any other size, if the table has [`PORTABLE_BUCKETS`] or
-//! becomes smaller. Clients of a bucket are distinguished by 32 bits less those of the tag in its index.
+//! its bucket therefore determine the client's bucket in a table of any other size, if the table has
+//! [`PORTABLE_BUCKETS`] or becomes smaller. Within a bucket, clients differ in the 32 bits of the tag, except those
+//! that are part of the bucket's index.
 //!
 //! *Eviction*: if a bucket is full, a newcomer replaces the first of these entries that exists:
 //!
@@ -25,7 +27,8 @@
 //! 4. a *young* entry.
 //!
 //! A flood of sources that are each seen once therefore replaces only its own entries (scan resistance, as the A1 queue
-//! of 2Q: Johnson, Shasha 1994). A flood that becomes established keeps its entries for that eighth at most.
+//! of 2Q: Johnson, Shasha 1994). A flood that becomes established keeps its entries for at most an eighth of the time
+//! that clients are remembered for.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -45,7 +48,7 @@ pub const fn bucket(hash: u64, mask: u32) -> u32 {
     bucket_of(hash as u32, (hash >> 32) as u32, mask)
 }
 
-/// As [`bucket`], of a client with this tag whose bucket in another table is `other`. If that table has fewer than
+/// Like [`bucket`], for a client with this tag whose bucket in another table is `other`. If that table has fewer than
 /// [`PORTABLE_BUCKETS`], its size must be at least that of this table.
 #[inline(always)]
 #[must_use]
@@ -53,7 +56,7 @@ pub const fn bucket_of(other: u32, tag: u32, mask: u32) -> u32 {
     (other & (PORTABLE_BUCKETS - 1) | tag << HASH_BITS) & mask
 }
 
-/// Ticks are counted modulo 2^14.
+/// The mask of a tick: ticks are counted modulo 2^14.
 pub const TICK_MASK: u16 = 0x3fff;
 
 const ESTABLISHED: u64 = 1 << 14;
@@ -83,7 +86,8 @@ impl Entry {
         Self((tag as u64) << 32 | (backend as u64) << 16 | (tick & TICK_MASK) as u64)
     }
 
-    /// The entry of an established client that another balancer reported, last seen `age` ticks before `now`.
+    /// The entry of an established client that another balancer reported and that was last seen `age` ticks before
+    /// `now`.
     #[inline(always)]
     #[must_use]
     pub const fn heard_of(tag: u32, backend: u16, away: bool, age: u16, now: u16) -> Self {
@@ -158,7 +162,7 @@ impl Entry {
         Self(self.0 & !(TICK_MASK as u64) | ESTABLISHED | (now & TICK_MASK) as u64)
     }
 
-    /// The entry after its client was moved to `backend`; `away`: because its home failed.
+    /// The entry after its client was moved to `backend`; `away` says whether the client moved because its home failed.
     #[inline(always)]
     #[must_use]
     pub const fn moved(self, backend: u16, away: bool, now: u16) -> Self {
@@ -196,8 +200,8 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     None
 }
 
-/// The age in ticks from which an established entry may be replaced. If a client sends a packet in each eighth
-/// of `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a
+/// The age in ticks from which an established entry may be replaced. If a client sends a packet in each eighth of
+/// `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a
 /// 32nd.
 #[inline(always)]
 #[must_use]
@@ -208,9 +212,9 @@ pub const fn stale_after(remember: u16) -> u16 {
 /// For this many ticks, an entry that was seen once is protected from other newcomers.
 pub const YOUNG: u16 = 4;
 
-/// The position of the entry that a newcomer replaces, and whether that forgets a client. It is the maximum of one
-/// packed score. `None`: every entry is established and not stale. `now` and `remember` do not apply to entries of
-/// backends that are not `ours`.
+/// The position of the entry that a newcomer replaces, and whether the replacement forgets a client. The function
+/// maximizes one packed score. `None`: every entry is established and not stale. `now` and `remember` do not apply to
+/// entries of backends that are not `ours`.
 #[inline(always)]
 #[must_use]
 pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {

@@ -1,11 +1,12 @@
-//! The clock of a service's memory: ticks, and how many of them a client is remembered for.
+//! The clock of a service's memory: ticks, and the number of ticks for which a client is remembered.
 
 /// Number of ticks in `remember`, so that an entry's age stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
-/// The maximum number of ticks if `remember` has grown: a sweep must find an entry before its age wraps around.
+/// The maximum number of ticks for `remember` after it has grown: a sweep must find an entry before its age wraps
+/// around.
 const MOST_TICKS: u32 = 12_000;
-/// The minimum number of ticks if `remember` has shrunk.
+/// The minimum number of ticks for `remember` after it has shrunk.
 const FEWEST_TICKS: u32 = 64;
 
 /// The clock of a service that remembers clients for `seconds` (at least 1).
@@ -18,14 +19,14 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// The coarsest clock that divides the time well: ticks of `seconds` / 4096, at least one second.
+    /// The coarsest clock that is fine enough for the time: ticks of `seconds` / 4096, at least one second.
     #[must_use]
     pub const fn new(seconds: u32) -> Self {
         Self::with_ticks(seconds, seconds.div_ceil(TICKS_PER_REMEMBER))
     }
 
     /// The tick length for a service that is to remember clients for `seconds` and has recorded clients in ticks of
-    /// `tick_seconds` (0: no clients yet). The length stays the same while it divides the time well.
+    /// `tick_seconds` (0: no clients yet). The length stays the same as long as it gives a suitable number of ticks.
     #[must_use]
     pub const fn tick_after(tick_seconds: u32, seconds: u32) -> u32 {
         if tick_seconds > 0 {

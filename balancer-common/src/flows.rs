@@ -1,7 +1,7 @@
 //! Connections of `snat` services: how they are stored, how long they live, and which port the backend sees.
 //!
-//! A flow has a row in one of two buckets, which the hash of its endpoints names, so that the table is nearly full
-//! before a flow finds no place (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). Everything that changes
+//! A flow has a row in one of two buckets, which the hash of its endpoints determines, so that a flow finds a place
+//! until the table is nearly full (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). Everything that changes
 //! while the flow lives is in one word:
 //!
 //!
@@ -37,14 +37,15 @@ pub const fn seconds(ticks: u32) -> u64 {
 const MOST_TICKS: u32 = TICK_MASK / 2;
 
 /// The time for which an address and port of the pool are not used again for the same backend after a connection has
-/// ended. A server keeps connections that it closed for as long (RFC 9293, TIME-WAIT; the length is that of Linux).
+/// ended. A server keeps the connections that it has closed for the same time (RFC 9293, TIME-WAIT; the length is that
+/// of Linux).
 pub const REST_TICKS: u32 = ticks(60);
 
 /// The flow has a row.
 pub const FLOW_TAKEN: u8 = 1;
 /// The backend has answered.
 pub const FLOW_ANSWERED: u8 = 2;
-/// The client has gone on after the answer.
+/// The client has continued after the answer.
 pub const FLOW_ESTABLISHED: u8 = 4;
 /// The client has sent FIN.
 pub const FLOW_CLIENT_ENDS: u8 = 8;
@@ -70,7 +71,7 @@ pub struct IdleTicks {
     pub tcp: u32,
     /// For datagrams.
     pub udp: u32,
-    /// For a flow that the backend has not answered or the client has not continued.
+    /// For a flow that the backend has not answered, or with which the client has not continued.
     pub half_open: u32,
     /// For a connection that both ends have closed or one has reset.
     pub closing: u32,
@@ -79,7 +80,7 @@ pub struct IdleTicks {
 /// The phase of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The backend has not answered, or the client has not continued.
+    /// The backend has not answered, or the client has not continued after the answer.
     HalfOpen,
     /// The connection carries data.
     Open,
@@ -136,7 +137,7 @@ impl FlowWord {
         self.tag() == tag && self.state() & (FLOW_TAKEN | FLOW_RESTS) == FLOW_TAKEN
     }
 
-    /// The same flow, seen at `now`, in `state`.
+    /// The same flow in `state`, last seen at `now`.
     #[inline(always)]
     #[must_use]
     pub const fn with(self, state: u8, now: u32) -> Self {
@@ -225,9 +226,9 @@ pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) 
 /// The properties of a packet that change its flow's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// `true`: sent by the client; `false`: by the backend.
+    /// Whether the client sent the packet; otherwise the backend did.
     pub by_client: bool,
-    /// The packet is a datagram; the other fields are false then.
+    /// Whether the packet is a datagram; the other fields are then false.
     pub datagram: bool,
     /// SYN.
     pub syn: bool,
@@ -242,7 +243,7 @@ pub struct Said {
 /// The state after a packet.
 ///
 /// A reset alone ends nothing: if another segment follows it, the peer did not accept the reset (RFC 5961), and the
-/// connection goes on.
+/// connection continues.
 #[inline(always)]
 #[must_use]
 pub const fn next(state: u8, said: Said) -> u8 {
@@ -290,7 +291,7 @@ impl ReturnWord {
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A hash of two words under a key. Two rounds multiply by odd numbers that follow from the key, so that a client
+/// A hash of two words under a key. Two rounds multiply by odd numbers that the key determines, so that a client
 /// without the key cannot choose ports that collide (Dietzfelbinger and others: "A Reliable Randomized Algorithm for
 /// the Closest-Pair Problem", 1997, section 2). A third round multiplies by a constant to mix bits that the first two
 /// leave equal.
@@ -320,7 +321,7 @@ pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protoc
 }
 
 /// The first bucket of a hash, out of `count`: the low half scaled (Lemire's multiply-shift reduction). The high half
-/// is the tag.
+/// of the hash is the tag.
 #[inline(always)]
 #[must_use]
 pub const fn first_bucket(hash: u64, count: u32) -> u32 {

@@ -1,4 +1,4 @@
-//! Data that a controller leaves to its successor, in maps that no packet touches.
+//! Data that a controller leaves to its successor, in maps that the kernel program does not use.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,11 +11,11 @@ pub struct NotesRow {
 }
 
 /// Counters of a backend that only the controller updates, by backend id. Row 0, which belongs to no backend, begins
-/// with the seconds that the clocks of client memory have run.
+/// with the number of seconds for which the clocks of client memory have run.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendHistory {
-    /// Health checks: passed, failed softly, failed hard.
+    /// Numbers of health checks that passed, failed softly and failed hard.
     pub checks: [u64; 3],
     /// Number of times that the backend entered each state.
     pub transitions: [u64; 7],

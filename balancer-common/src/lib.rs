@@ -1,4 +1,5 @@
-//! What the kernel program and the controller share: map layouts, client hashing, checksum arithmetic, verdicts.
+//! The code that the kernel program and the controller share: map layouts, client hashing, checksum arithmetic,
+//! verdicts.
 //!
 //! Everything that both sides must agree on exists here once, is free of I/O and is tested on the host.
 

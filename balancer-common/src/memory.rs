@@ -1,5 +1,5 @@
-//! The memory rule: where a packet goes given what is known about its client, and what is recorded about the client
-//! afterwards.
+//! The memory rule: given what is known about a packet's client, it determines the packet's backend and what is
+//! recorded about the client afterwards.
 
 use crate::{
     client_table::{Entries, Entry, find, victim},
@@ -16,7 +16,7 @@ const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 pub struct Steering {
     /// The live table's backend for the client's slot; `None`: no backend takes new clients.
     pub live: Option<u16>,
-    /// A rule names the backend: `live` is that backend, and every client goes there.
+    /// Whether a rule names the backend: `live` is then that backend, and every client goes there.
     pub pinned: bool,
     /// Whether the live table's backend equals the base table's.
     pub live_is_home: bool,
@@ -24,11 +24,11 @@ pub struct Steering {
     pub entry: Option<Entry>,
     /// Whether the entry's backend still keeps known clients.
     pub keeps_known: bool,
-    /// Why the entry's backend would give up known clients.
+    /// The reason for which the entry's backend gives up known clients, if it does.
     pub cause: CauseIndex,
     /// Whether the packet opens a connection.
     pub opens: bool,
-    /// `failback = "return"`.
+    /// Whether the service has `failback = "return"`.
     pub failback: bool,
     /// The service's tick.
     pub now: u16,
@@ -41,13 +41,13 @@ pub struct Steered {
     pub backend: Option<u16>,
     /// How the backend was chosen, if the packet opens a connection.
     pub decision: Decision,
-    /// Set if the packet moves a known client: the reason.
+    /// The reason of the move, if the packet moves a known client.
     pub moved: Option<CauseIndex>,
     /// The entry to write if it differs from the one found. If none was found, the caller records a newcomer.
     pub entry: Option<Entry>,
 }
 
-/// The memory rule: a known client stays at its backend while that backend keeps known clients; every other client
+/// The memory rule: a known client stays at its backend as long as that backend keeps known clients; every other client
 /// follows the live table.
 #[inline(always)]
 #[must_use]
@@ -69,7 +69,7 @@ pub const fn steer(packet: &Steering) -> Steered {
     let cause = if packet.keeps_known { FAILBACK } else { packet.cause };
     match packet.live {
         None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
-        // In this "open" table, no other backend takes clients, so the client stays.
+        // The live table names this backend because no other takes clients (an "open" table), so the client stays.
         Some(live) if live == entry.backend() => {
             let kept = Some(entry.touched(packet.now));
             Steered { backend: packet.live, decision: Decision::Kept, moved: None, entry: kept }
@@ -82,7 +82,7 @@ pub const fn steer(packet: &Steering) -> Steered {
     }
 }
 
-/// Steers a client that a rule pins to `packet.live`: it goes there, and that becomes its recorded backend.
+/// Steers a client that a rule pins to `packet.live`: the client goes there, and that backend becomes its recorded one.
 #[inline(always)]
 const fn steer_pinned(packet: &Steering) -> Steered {
     let pinned = Steered { backend: packet.live, decision: Decision::Pinned, moved: None, entry: None };
@@ -107,7 +107,7 @@ pub struct BackendFacts {
     pub service: u16,
     /// Whether the backend keeps known clients.
     pub keeps_known: bool,
-    /// Why the backend would give them up.
+    /// The reason for which the backend gives up known clients, if it does.
     pub cause: CauseIndex,
 }
 
@@ -155,14 +155,14 @@ pub struct Answer {
     pub cause: CauseIndex,
     /// The result of recording a newcomer.
     pub recorded: Recorded,
-    /// Whether the client's entry is up to date, and established or of datagrams, whose periods are short: its next
-    /// packets in this period need not read it.
+    /// Whether the client's next packets in this period need not read its entry: it is up to date, and is either
+    /// established or the entry of a datagram client, whose periods are short.
     pub settled: bool,
 }
 
 /// Steers one packet by client memory and updates the memory.
 ///
-/// `backend` looks up a backend; `may_record` says whether another newcomer may be recorded now.
+/// `backend` returns the facts about a backend; `may_record` says whether another newcomer may be recorded now.
 #[inline(always)]
 pub fn consult(
     bucket: &impl Entries,
@@ -206,7 +206,7 @@ pub fn consult_with(
         || query.datagram
             && match entry {
                 Some(entry) => entry.age(query.now) >= query.idle,
-                // If the client cannot be recorded, its next datagram would count as a first one again.
+                // A client without an entry would have each of its datagrams count as a first one.
                 None => false,
             };
     let steered = steer(&Steering {
@@ -241,12 +241,13 @@ pub fn consult_with(
         Recorded::Known
     } else if let (None, Some(live)) = (entry, steered.backend) {
         if own {
-            // The entry is the client's own, but has expired.
+            // The entry belongs to this client, but has expired.
             bucket.store(index, Entry::new(query.tag(), live, query.now));
             Recorded::Inserted
         } else if !old.is_empty() {
-            // A client of another service has the same bucket and tag, which is rare. This service's clock
-            // cannot tell whether that entry has expired; the sweep can. Until then the newcomer follows the table.
+            // A client of another service has the same bucket and tag, which is rare. This service's clock cannot tell
+            // whether that entry has expired, but the sweep can. Until the sweep removes it, the newcomer follows the
+            // table.
             Recorded::Full
         } else {
             newcomer(live)

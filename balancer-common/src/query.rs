@@ -1,4 +1,4 @@
-//! The question that a packet puts to the client table.
+//! The query that a packet makes to the client table.
 
 use crate::map_types::ALL_DOWN;
 
@@ -11,7 +11,7 @@ const PINNED: u64 = 1 << 53;
 const MARKS: u64 = 1 << 54;
 const MIGRATES: u64 = 1 << 55;
 
-/// A packet's question to the client table.
+/// A packet's query to the client table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
     /// The client's hash.
@@ -21,19 +21,20 @@ pub struct Query {
     pub live: Option<u16>,
     /// Whether the live table's backend equals the base table's.
     pub live_is_home: bool,
-    /// A rule names the backend, which is `live`.
+    /// Whether a rule names the backend, which is `live`.
     pub pinned: bool,
-    /// With `pinned`: the backend follows from a connection that the client has moved from another address.
+    /// With `pinned`: whether a connection that the client has moved from another address determines the backend.
     pub migrates: bool,
-    /// A TCP segment that opens a connection.
+    /// Whether the packet is a TCP segment that opens a connection.
     pub opens: bool,
-    /// A datagram: the first one, or the first after `idle` ticks, counts as a new connection.
+    /// Whether the packet is a datagram. The first one, or the first after `idle` ticks, counts as a new connection.
     pub datagram: bool,
-    /// `failback = "return"`.
+    /// Whether the service has `failback = "return"`.
     pub failback: bool,
-    /// The packet only quotes a packet of the client, as an ICMP error does: nothing is recorded or counted.
+    /// Whether the packet only quotes a packet of the client, as an ICMP error does: the program then records and
+    /// counts nothing.
     pub peeks: bool,
-    /// Set the client's bit in the filter of [`crate::seen`] if the client is known.
+    /// Whether to set the client's bits in the filter of [`crate::seen`] if the client is known.
     pub marks: bool,
     /// The service's tick.
     pub now: u16,

@@ -1,5 +1,5 @@
-//! QUIC connection IDs that name a server: draft-ietf-quic-load-balancers (of May 2026), and the plain format that AWS's
-//! network load balancers use. See <https://quicwg.org/load-balancers/draft-ietf-quic-load-balancers.html>.
+//! QUIC connection IDs that name a server: draft-ietf-quic-load-balancers (of May 2026), and the plain format that
+//! AWS's network load balancers use. See <https://quicwg.org/load-balancers/draft-ietf-quic-load-balancers.html>.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,14 +11,14 @@ mod issue;
 pub const MAX_ID: usize = 20;
 /// The longest server ID, in bytes.
 pub const MAX_SERVER: usize = 15;
-/// The maximum number of formats of a service whose connection IDs are understood at a time.
+/// The maximum number of formats of connection IDs that a service can use at a time.
 pub const LIVE_FORMATS: usize = 2;
 /// Number of rows for services with QUIC listeners; no service has the first row.
 pub const QUIC_ROWS: u32 = 256;
 /// The maximum number of services with QUIC listeners: each needs a second row while its formats change.
 pub const MAX_QUIC_SERVICES: usize = QUIC_ROWS as usize / 2 - 1;
 
-/// How to read the connection IDs of a service.
+/// The description of how to read the connection IDs of a service.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicRow {
@@ -37,7 +37,7 @@ pub struct QuicRow {
 /// `QuicRow::flags`: if an encrypted connection ID names a client's backend, the client is recorded there.
 pub const QUIC_LEARNS: u32 = 1;
 
-/// How a server ID is read from a connection ID.
+/// The description of how to read a server ID from a connection ID.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicFormat {
@@ -67,9 +67,9 @@ pub struct QuicFormat {
 pub const CIPHER_NONE: u8 = 0;
 /// `QuicFormat::cipher`: server ID and nonce are encrypted as one block.
 pub const CIPHER_BLOCK: u8 = 1;
-/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes three.
+/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes three of them.
 pub const CIPHER_THREE: u8 = 2;
-/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes all.
+/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes all of them.
 pub const CIPHER_FOUR: u8 = 3;
 
 /// The lookup key of a server.
@@ -92,7 +92,7 @@ pub struct QuicServer {
 pub struct QuicStats {
     /// Packets that were steered by their connection ID.
     pub steered: u64,
-    /// Packets whose connection ID should name a server but named none.
+    /// Packets whose connection ID has a known format but names no server.
     pub unknown: u64,
     /// Addresses recorded at a backend because of a connection ID.
     pub migrated: u64,
@@ -157,7 +157,7 @@ impl QuicFormat {
         }
     }
 
-    /// The minimum length of a connection ID, in bytes.
+    /// The number of bytes that a connection ID must have at least.
     #[inline(always)]
     #[must_use]
     pub const fn id_length(&self) -> usize {
@@ -183,7 +183,7 @@ impl QuicFormat {
     #[inline(always)]
     fn unmixed(&self, [a, b, c]: [u64; 3]) -> [u64; 2] {
         let [left_mask, right_mask] = self.half_masks;
-        // The right half begins with this byte, and shares it if the length is odd.
+        // The right half begins with this byte; if the length is odd, both halves share it.
         let shift = u32::from(self.length / 2) * 8 % 128;
         let right = if shift < 64 {
             [a << (shift & 63) | carried(b, shift), b << (shift & 63) | carried(c, shift)]
@@ -205,7 +205,7 @@ impl QuicFormat {
             masks = (masks.1, masks.0);
             pass -= 1;
         }
-        // The last pass undone gives the left half; with a fourth pass, the right half.
+        // The last pass that is undone restores the left half, or with a fourth pass the right half.
         let (left, right) = if last == 1 { (onto, from) } else { (from, [0, 0]) };
         let [high, low] = right;
         let shifted = if shift < 64 {
@@ -252,8 +252,8 @@ pub struct Place {
 }
 
 /// The position of the connection ID that a server has issued to its client. `None`: there is none, or the client may
-/// have chosen it, as in Initial and 0-RTT packets of the known versions. `version` and `length` are fields of a long
-/// header.
+/// have chosen it, as in the Initial and 0-RTT packets of known QUIC versions. `version` and `length` are fields of a
+/// long header.
 #[inline(always)]
 #[must_use]
 pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
@@ -263,7 +263,7 @@ pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
     }
     let kind = first >> 4 & 3;
     let by_client = match version {
-        // Only servers send version negotiation.
+        // Only servers send version negotiation packets.
         0 => true,
         VERSION_1 => kind == 0 || kind == 1,
         VERSION_2 => kind == 1 || kind == 2,

@@ -1,4 +1,4 @@
-//! A filter that tells for most clients, without a lookup, that no rule concerns them.
+//! A filter that shows for most clients, without a lookup, that no rule concerns them.
 //!
 //! The filter has a bit for each *place* of a service's clients: the first 16 bits of an IPv4 address, or a hash of the
 //! first 48 bits of an IPv6 address. Services share the bits, and each permutes them differently. A rule for a larger
@@ -20,7 +20,7 @@ pub const PREFIX_V6: u8 = 48;
 #[inline(always)]
 #[must_use]
 pub const fn place(service: u16, family: u8, address: &[u32; 4]) -> u32 {
-    // An odd number: each service permutes the places.
+    // The factor is odd, so each service permutes the places.
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let client = if family == FAMILY_V4 {
         address[0] as u16

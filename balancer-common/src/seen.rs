@@ -1,13 +1,13 @@
 //! A filter of the known clients that were seen in this period: a Bloom filter whose blocks are words, with two bits
 //! for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
 //!
-//! A packet in a slot without exceptions needs its client's entry only to refresh it. The first packet of a period does
-//! so and sets the client's bits; later packets find them set and read nothing more. A TCP client whose entry is not
-//! yet *established* sets no bits, because its next packets may establish it. At the start of each period, seconds or a few
-//! minutes long, the controller clears all bits and draws a new *salt*, so clients that share bits in one period share
-//! none in the next. A client whose bits were all set by others is not refreshed in that period. It is forgotten only
-//! if this happens in every period in which it sends a packet, for as long as it is remembered. Only clients with an
-//! entry set bits, so unknown sources cannot fill the filter.
+//! A packet in a slot without exceptions needs its client's entry only to refresh it. The client's first packet in a
+//! period refreshes the entry and sets the client's bits; later packets find these bits set and read nothing more. A
+//! TCP client whose entry is not yet *established* sets no bits, because its next packets may establish it. At the
+//! start of each period, seconds or a few minutes long, the controller clears all bits and draws a new *salt*, so
+//! clients that share bits in one period share none in the next. A client whose bits were all set by others is not
+//! refreshed in that period. It is forgotten only if this happens in every period in which it sends a packet, for as
+//! long as it is remembered. Only clients with an entry set bits, so unknown sources cannot fill the filter.
 
 /// Bits for each bucket of the client table: four for each client that the table is sized for.
 const BITS_PER_BUCKET: u32 = 8;
@@ -17,15 +17,15 @@ const BUCKETS_PER_WORD: u32 = u64::BITS / BITS_PER_BUCKET;
 /// The shortest memory with periods, in seconds. With a shorter one, every packet reads the entry.
 pub const SHORTEST_MEMORY: u32 = 16;
 
-/// The minimum number of periods in `remember`: four within the time in which a client must send a packet.
+/// The minimum number of periods in `remember`: that gives four within the time in which a client must send a packet.
 const PERIODS_PER_REMEMBER: u32 = 32;
-/// The longest period in seconds if datagrams are among the packets. They have no connections: an entry's age tells
-/// when the next one begins, and a newcomer whose bits others have set waits this long for its entry.
+/// The longest period in seconds if datagrams are among the packets. Datagrams have no connections: the age of an entry
+/// determines when the next one begins, and a newcomer whose bits other clients have set waits this long for its entry.
 const LONGEST_OF_DATAGRAMS: u32 = 8;
-/// Where each connection begins with a packet that opens it, the number of periods in `remember`: eight within the time
-/// in which a client must send a packet, because more clients share bits in a longer period.
+/// The number of periods in `remember` if each connection begins with a packet that opens it. That gives eight within
+/// the time in which a client must send a packet, because more clients share bits in a longer period.
 const LONG_PERIODS_PER_REMEMBER: u32 = 64;
-/// The longest period in seconds. An entry's age may lag by this time.
+/// The longest period in seconds. The recorded age of an entry may be wrong by this time.
 const LONGEST_PERIOD: u32 = 300;
 
 /// Number of 64-bit words in the filter for a client table of `buckets`, a power of two.
@@ -39,7 +39,7 @@ pub const fn words(buckets: u32) -> u32 {
 #[inline(always)]
 #[must_use]
 pub const fn place(hash: u64, salt: u64, bucket_mask: u32) -> (u32, u64) {
-    // Multiply-shift (Dietzfelbinger et al. 1997): with each factor, other clients share bits.
+    // Multiply-shift (Dietzfelbinger et al. 1997): each factor makes different clients share bits.
     let product = hash.wrapping_mul(salt);
     let word = (product >> 32) as u32 & (bucket_mask / BUCKETS_PER_WORD);
     (word, 1 << (product >> 58) | 1 << (product >> 26 & 63))
@@ -54,8 +54,8 @@ pub const fn salt(period: u64) -> u64 {
     state ^ state >> 31 | 1
 }
 
-/// Length of a period in seconds if clients are remembered for `remember` seconds; `openers`: each connection begins with
-/// a packet that opens it. `None`: every packet reads the entry.
+/// Length of a period in seconds if clients are remembered for `remember` seconds; `openers` says whether each
+/// connection begins with a packet that opens it. `None`: every packet reads the entry.
 #[must_use]
 pub fn period_seconds(remember: u32, openers: bool) -> Option<u32> {
     if remember < SHORTEST_MEMORY {

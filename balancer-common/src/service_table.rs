@@ -1,5 +1,5 @@
 //! The open-addressed tables of services and `nat` returns. A lookup reads at most [`PROBES`] rows: a pair of
-//! neighbouring rows at each of two places that follow from the key (cuckoo hashing with buckets of two: Pagh and
+//! neighbouring rows at each of two places that the key determines (cuckoo hashing with buckets of two: Pagh and
 //! Rodler, 2001; Dietzfelbinger and Weidling, 2007).
 //!
 //! The controller builds a whole table in the unused half of the map, tries hash factors until every key has a row, and
@@ -24,7 +24,7 @@ pub struct TableView {
     pub base: u32,
     /// Binary logarithm of the number of rows, 1 to 23.
     pub bits: u8,
-    /// Factor of the hash behind [`TableView::rows`], see [`factor`].
+    /// Factor of the hash that [`TableView::rows`] uses, see [`factor`].
     pub factor: u32,
 }
 
@@ -56,14 +56,14 @@ impl PublishedView {
         self.0 as u32 & ROWS
     }
 
-    /// The start of the lookup of `key`.
+    /// The rows at which the lookup of `key` starts.
     #[inline(always)]
     #[must_use]
     pub const fn home(self, key: &ServiceKey) -> Home {
         self.home_of(KeyWords::of(key))
     }
 
-    /// The start of the lookup of a key given as words.
+    /// The rows at which the lookup of a key starts, given the key as words.
     #[inline(always)]
     #[must_use]
     pub const fn home_of(self, key: KeyWords) -> Home {
@@ -106,7 +106,7 @@ impl Home {
         self.0 & ROWS
     }
 
-    /// The third row of the lookup of the key with this home; the fourth is its number `^ 1`.
+    /// The third row of the lookup of the key with this home; the fourth row is `third() ^ 1`.
     #[inline(always)]
     #[must_use]
     pub const fn third(self, key: KeyWords) -> u32 {
@@ -115,14 +115,14 @@ impl Home {
     }
 }
 
-/// The hash factor to try after `tried` others; always odd.
+/// The hash factor to try after `tried` others. It is always odd.
 #[must_use]
 pub const fn factor(tried: u32) -> u32 {
     tried.wrapping_mul(0x2545_f491).wrapping_add(0x85eb_ca6b) | 1
 }
 
 /// A hash of a service key; callers use its high bits. It adds multiply-shift hashes (Dietzfelbinger et al., 1997) of
-/// the address and of the rest. Keys come from the configuration, not from outsiders.
+/// the address and of the other fields. Keys come from the configuration, not from outsiders.
 #[inline(always)]
 #[must_use]
 const fn hash(factor: u32, key: KeyWords) -> u32 {
@@ -145,7 +145,7 @@ const fn halves(address: &[u32; 4]) -> (u64, u64) {
     (address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32)
 }
 
-/// The bit of an address in the word that tells for most addresses that they are no VIP.
+/// The bit of an address in the word that shows for most addresses that they are no VIP.
 #[inline(always)]
 #[must_use]
 pub const fn vip_bit(address: &[u32; 4]) -> u64 {

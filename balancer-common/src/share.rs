@@ -1,10 +1,10 @@
-//! Partial steering: which clients of a service are steered if not all are. Each client has a place in a fixed order,
-//! and clients whose place is below the share are steered.
+//! Partial steering: which clients of a service the program steers if it does not steer all. Each client has a place in
+//! a fixed order, and clients whose place is below the share are steered.
 //!
-//! The place follows from the tag, the high half of a client's hash, so an entry of the client table tells its client's
-//! side. The order never changes: a larger share adds clients and removes none.
+//! The place follows from the tag, the high half of a client's hash, so an entry of the client table determines its
+//! client's side. The order never changes: a larger share adds clients and removes none.
 
-/// The unit of a share: percent.
+/// A share of all clients, in percent.
 pub const WHOLE: u8 = 100;
 
 /// The time in seconds after a change for which connections may still be open on the clients' earlier side: one hour.
@@ -16,7 +16,7 @@ pub const SETTLES_SECONDS: u64 = 3600;
 pub struct Share {
     /// The share now.
     pub now: u8,
-    /// The smallest share within the time that connections are expected to last; at most `now`.
+    /// The smallest share within the time for which connections are expected to last; at most `now`.
     pub least: u8,
     /// The largest share within that time; at least `now`.
     pub most: u8,
@@ -26,13 +26,13 @@ pub struct Share {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Its packets are steered.
+    /// The client's packets are steered.
     Steered = 0,
-    /// Its packets are steered, but it may still have connections to the host.
+    /// The client's packets are steered, but it may still have connections to the host.
     Came = 1,
-    /// It belongs to the host, but it may still have connections to a backend.
+    /// The host serves the client, but the client may still have connections to a backend.
     Left = 2,
-    /// Its packets pass to the host.
+    /// The client's packets pass to the host.
     Host = 3,
 }
 
@@ -66,7 +66,7 @@ impl Share {
         }
     }
 
-    /// The share after a change to `percent`, while connections from before may last.
+    /// The share after a change to `percent`, for the time in which earlier connections may still be open.
     #[must_use]
     pub const fn changed(self, percent: u8) -> Self {
         let least = if percent < self.least { percent } else { self.least };
@@ -75,8 +75,8 @@ impl Share {
     }
 }
 
-/// A client's place in the order of steering, below [`WHOLE`]. Clients of neighbouring slots (those with neighbouring
-/// tags) are far apart in it.
+/// A client's place in the order of steering, below [`WHOLE`]. Clients with neighbouring tags, and therefore those of
+/// neighbouring slots, are far apart in this order.
 #[inline(always)]
 #[must_use]
 pub const fn place(tag: u32) -> u8 {

@@ -1,6 +1,7 @@
 //! Signs of a backend's failure in packets: handshakes that stay unanswered, and connections that the backend refuses.
 //!
-//! A sign is no verdict. It only makes the controller check the backend at once, so a forged sign does no harm.
+//! A sign does not prove a failure. It only makes the controller check the backend at once, so a forged sign does no
+//! harm.
 
 /// The time unit of a [`Handshake`] as a power of two of coarse-clock nanoseconds: 17 ms.
 pub const HANDSHAKE_UNIT_BITS: u32 = 24;
@@ -10,13 +11,13 @@ const HANDSHAKE_BITS: u32 = 12;
 /// The time in units after which a SYN counts as repeated: 0.9 s. Clients repeat it after one second, and again after
 /// two more.
 const AGAIN_AFTER: u16 = (900_000_000 >> HANDSHAKE_UNIT_BITS) as u16;
-/// The minimum number of waiting handshakes that makes a sign.
+/// The minimum number of waiting handshakes that counts as a sign.
 const ENOUGH: u32 = 3;
-/// The time for which they must wait, if the backend usually answers at once: 0.2 s.
+/// The time for which these handshakes must wait if the backend usually answers at once: 0.2 s.
 const LONG: u64 = 200_000_000;
-/// A number of waiting handshakes that is no coincidence; these need not wait as long.
+/// A number of waiting handshakes that cannot be a coincidence; so many handshakes need not wait as long.
 const MANY: u32 = 8;
-/// The time for which these many must wait: 0.05 s.
+/// The time for which so many handshakes must wait: 0.05 s.
 const NOT_LONG: u64 = 50_000_000;
 /// A handshake is overdue after this multiple of the usual time.
 const LONGER: u64 = 4;
@@ -25,14 +26,14 @@ const SMOOTHING_BITS: u32 = 3;
 /// After this time without a reset, resets are withheld again.
 pub const QUIET: u64 = 10_000_000_000;
 
-/// The place of a client's handshake and its tag, both from the mixed address and port. Clients that share a place
-/// overwrite each other.
+/// The place of a client's handshake and its tag, both derived from the mixed address and port. Clients that share a
+/// place overwrite each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshaker(u64);
 
 impl Handshaker {
-    /// Mixes an address (network order, IPv4 in the first word) and a port. An outsider who chooses them can at worst
-    /// hide a sign or cause a check.
+    /// Mixes an address (network order, IPv4 in the first word) and a port. An outsider who chooses address and port
+    /// can at worst hide a sign or cause a check.
     #[inline(always)]
     #[must_use]
     pub const fn new(address: &[u32; 4], port: u16) -> Self {
@@ -108,7 +109,7 @@ impl Handshake {
         Self::units(now).wrapping_sub(self.0 as u16)
     }
 
-    /// Whether an equal SYN is a repetition, which the client sends because it got no answer.
+    /// Whether another SYN of the same connection is a repetition, which the client sends because it got no answer.
     #[inline(always)]
     #[must_use]
     pub const fn comes_again(self, now: u64) -> bool {
@@ -119,17 +120,17 @@ impl Handshake {
 /// The unfinished handshakes with one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Start of the first one since a handshake last ended, coarse ns; 0: none.
+    /// Start of the first handshake after the last one that ended, coarse ns; 0: none.
     pub since: u64,
-    /// Number of handshakes begun since then.
+    /// Number of handshakes that began since that time.
     pub begun: u32,
     /// Eight times the smoothed duration of a handshake, in units.
     pub usual: u32,
 }
 
 impl Waiting {
-    /// Counts a handshake that begins, or begins `again`. The second value tells whether this is a sign that the
-    /// backend does not answer.
+    /// Counts a handshake that begins, or begins `again`. The second value says whether this is a sign that the backend
+    /// does not answer.
     #[inline(always)]
     #[must_use]
     pub const fn begin(self, now: u64, again: bool) -> (Self, bool) {
@@ -156,14 +157,14 @@ impl Waiting {
 /// The treatment of resets by which a backend refuses connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// Time since which resets are withheld, coarse ns; 0: they pass.
+    /// Time since which the program withholds resets, coarse ns; 0: resets pass.
     pub since: u64,
     /// Time of the last reset that passed, or of the last check that found the backend working; 0: never.
     pub passed: u64,
 }
 
 impl Refusals {
-    /// Counts a refused connection. The second value tells whether to withhold the reset, for at most `withhold` ns.
+    /// Counts a refused connection. The second value says whether to withhold the reset, for at most `withhold` ns.
     /// Resets of a working backend pass, except for the first ones: see [`Self::works`].
     #[inline(always)]
     #[must_use]
@@ -180,7 +181,7 @@ impl Refusals {
         }
     }
 
-    /// A check has found that the backend works, so it refuses connections on purpose.
+    /// Records that a check has found the backend working, so the backend refuses connections on purpose.
     #[inline(always)]
     #[must_use]
     pub const fn works(self, now: u64) -> Self {

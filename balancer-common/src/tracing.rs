@@ -1,5 +1,5 @@
 //! Data that the tracing program shares with the controller. The program is attached only while `balancer trace` or
-//! `balancer capture` runs, and none of this data is kept.
+//! `balancer capture` runs, and no data is left afterwards.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,9 +9,9 @@ use crate::map_types::{BackendStats, DropStats, MemoryStats, ReplyStats};
 pub const MAX_KEPT: u32 = 9216;
 /// Number of bytes of a frame in which the program looks for addresses.
 pub const SCANNED: usize = 128;
-/// The maximum number of backends whose counters are compared before and after a packet.
+/// The maximum number of backends whose counters the program compares before and after a packet.
 pub const MAX_WATCHED: u32 = 64;
-/// The maximum number of virtual addresses that are told apart.
+/// The maximum number of virtual addresses that the program distinguishes.
 pub const MAX_VIPS: u32 = 4096;
 
 /// The packets to report.
@@ -66,7 +66,7 @@ pub struct Draft {
     pub head: Head,
     /// 1: the packet arrived, and its outcome is awaited.
     pub begun: u32,
-    /// Whether the packet concerns the client and, so far, the VIPs. If not, the outcome is examined.
+    /// Whether the arriving packet concerns the client and the VIPs. If not, the program examines the departing packet.
     pub matches: u32,
     /// Whether the packet is from or for a VIP.
     pub vip: u32,
@@ -78,8 +78,8 @@ pub struct Draft {
     pub replies: ReplyStats,
     /// Memory counters before the packet.
     pub memory: MemoryStats,
-    /// The addresses of the current frame. They are here because the verifier does not allow whole words at unaligned
-    /// places of the stack.
+    /// The addresses of the current frame. They are stored here because the verifier does not allow whole words at
+    /// unaligned places of the stack.
     pub found: Found,
     /// The first bytes of the current frame.
     pub scanned: [u64; SCANNED / 8],
@@ -101,7 +101,7 @@ pub struct Head {
     pub length: u32,
     /// Number of bytes that follow.
     pub kept: u32,
-    /// The XDP action. This field and those below apply to departures.
+    /// The XDP action. This field and those below have a value only on departure.
     pub action: u32,
     /// The drop reason: a [`DropReason`](crate::verdict::DropReason) index counted from 1; 0: not dropped.
     pub drop: u8,
@@ -125,9 +125,9 @@ pub struct Head {
     pub reserved: [u8; 5],
 }
 
-/// `Head::stage`: a packet on arrival.
+/// `Head::stage`: the packet arrives.
 pub const CAME: u32 = 1;
-/// `Head::stage`: a packet on departure, with its outcome.
+/// `Head::stage`: the packet departs, with its outcome.
 pub const LEFT: u32 = 2;
 /// `Head::answered`: an echo request was answered.
 pub const ANSWERED_ECHO: u8 = 1;
@@ -146,13 +146,13 @@ pub const MEMORY_LIMITED: u8 = 8;
 
 /// `Head::quic`: the packet has no connection ID that a server has given.
 pub const QUIC_NO_ID: u8 = 1;
-/// `Head::quic`: the connection ID should name a server and names none.
+/// `Head::quic`: the connection ID has a known format but names no server.
 pub const QUIC_UNKNOWN: u8 = 2;
 /// `Head::quic`: the connection ID names a backend that keeps no clients, or cannot be reached.
 pub const QUIC_GONE: u8 = 3;
 /// `Head::quic`: the connection ID names the backend that the packet goes to.
 pub const QUIC_NAMED: u8 = 4;
-/// `Head::quic`: the same, and the client's address has become known there.
+/// `Head::quic`: the same, and the program has recorded the client's address at that backend.
 pub const QUIC_TAUGHT: u8 = 5;
 
 const _: () = assert!(size_of::<Head>() == 48 && size_of::<BackendStats>() == 128);

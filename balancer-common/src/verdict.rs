@@ -1,4 +1,4 @@
-//! The possible outcomes of a packet and their counters: index and metric label in one enum each.
+//! The possible outcomes of a packet. Each kind is one enum that defines counter indices and metric labels.
 
 /// Declares a field-less enum with its counter index and its metric label.
 macro_rules! labelled {
@@ -131,15 +131,15 @@ labelled! {
 labelled! {
     /// Why a known client was moved, as counted in `balancer_moves_total`.
     MoveCause {
-        /// Its backend failed.
+        /// The client's backend failed.
         Down = "down",
-        /// Its backend's drain deadline passed.
+        /// The drain deadline of the client's backend passed.
         Drain = "drain",
-        /// Its backend went into maintenance.
+        /// The client's backend went into maintenance.
         Maint = "maint",
-        /// Its backend was removed.
+        /// The client's backend was removed.
         Removed = "removed",
-        /// Its home backend came back.
+        /// The client's home backend came back.
         Failback = "failback",
         /// A rule steers the client elsewhere.
         Rule = "rule",

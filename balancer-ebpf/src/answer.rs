@@ -7,8 +7,8 @@ use crate::{forward::rewrite, packet::Packet};
 /// TTL or hop limit of every packet that the program sends as an answer.
 pub(crate) const REPLY_TTL: u8 = 64;
 
-/// Whether `address` can belong to a single host, so that it may be answered (RFC 1122 section 3.2.2, RFC 4443 section
-/// 2.4).
+/// Whether `address` can belong to a single host, so that the program may answer it (RFC 1122 section 3.2.2, RFC 4443
+/// section 2.4).
 #[inline(always)]
 pub(crate) fn is_one_host(address: &[u32; 4], family: u8) -> bool {
     let [first, ..] = address[0].to_ne_bytes();

@@ -54,8 +54,8 @@ pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
     if flags & BACKEND_REACHABLE == 0 {
         return None;
     }
-    // SAFETY: a map value, at the offset of one of its rows. The controller writes to a row only after a grace period
-    // in which it was unused, which is longer than any packet takes.
+    // SAFETY: a map value, at the offset of one of its rows. The controller writes to a row only after the row was
+    // unused for a grace period, which is longer than any packet takes.
     let row = unsafe { &*rows.pointer().byte_add(usize::from(flags & BACKEND_SECOND)).cast::<BackendRow>() };
     Some(Reachable { row, flags, service })
 }

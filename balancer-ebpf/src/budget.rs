@@ -8,23 +8,24 @@ const PERIOD_BITS: u32 = 30;
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(BUDGETS, 0);
 
-/// "Too big" errors sent in a period. The controller divides the machine's limit by the number of CPUs, here and below.
+/// The number of "too big" errors that may be sent in a period. Here and below, the controller divides the machine's
+/// limit by the number of CPUs.
 #[unsafe(no_mangle)]
 static ERROR_BUDGET: Global<u32> = Global::new(1000);
 
-/// Echo requests answered in a period.
+/// The number of echo requests that may be answered in a period.
 #[unsafe(no_mangle)]
 static ECHO_BUDGET: Global<u32> = Global::new(1000);
 
-/// First fragments remembered in a period.
+/// The number of first fragments that may be remembered in a period.
 #[unsafe(no_mangle)]
 static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
 
-/// Replies that wait for their neighbour in a period.
+/// The number of replies that may wait for their neighbour in a period.
 #[unsafe(no_mangle)]
 static WAITING_BUDGET: Global<u32> = Global::new(1000);
 
-/// Resets and "unreachable" errors sent in a period.
+/// The number of resets and "unreachable" errors that may be sent in a period.
 #[unsafe(no_mangle)]
 static REJECTION_BUDGET: Global<u32> = Global::new(1000);
 
@@ -59,8 +60,8 @@ pub(crate) fn may_wait() -> bool {
     spend(&BUDGET, 3, WAITING_BUDGET.load())
 }
 
-/// Uses a budget once: whether this CPU has done the work fewer than `limit` times in this period, counted in row
-/// `kind` of `budgets`.
+/// Uses a budget once. Returns whether this CPU has done the work fewer than `limit` times in this period, counted in
+/// row `kind` of `budgets`.
 #[inline(always)]
 pub(crate) fn spend(budgets: &PerCpuArray<Budget>, kind: u32, limit: u32) -> bool {
     let Some(budget) = budgets.get_ptr_mut(kind) else { return false };

@@ -5,8 +5,8 @@ use network_types::udp::UdpHdr;
 
 use crate::{packet::Packet, parse::Ip};
 
-/// The connection ID that the receiver of a datagram has given to its sender, and the number of its bytes that are there, at
-/// most [`MAX_ID`]. `None`: there is none, or its sender may have made it up.
+/// The connection ID that the receiver of a datagram has given to its sender, and the number of its bytes that were
+/// read, at most [`MAX_ID`]. `None`: the datagram has no connection ID, or its sender may have made it up.
 #[inline(always)]
 #[must_use]
 pub fn read(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
@@ -28,7 +28,7 @@ pub fn read(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
     first_bytes(id, if length < room { length } else { room })
 }
 
-/// The first bytes of a connection ID, and how many there are.
+/// The first bytes of a connection ID, and the number of bytes read.
 #[inline(always)]
 fn first_bytes(id: Packet<'_>, length: usize) -> Option<(IdWords, usize)> {
     let length = if length > MAX_ID { MAX_ID } else { length };
@@ -40,7 +40,7 @@ fn first_bytes(id: Packet<'_>, length: usize) -> Option<(IdWords, usize)> {
         let [.., e, f, g, h] = words;
         return Some(([word(0), word(8), u64::from(u32::from_be_bytes([e, f, g, h])) << 32], length));
     }
-    // A datagram that ends before the longest ID would.
+    // The datagram ends before the longest possible ID would.
     let (mut words, mut there) = ([0; 3], 0);
     for at in 0..MAX_ID {
         let Some(byte) = id.load::<u8>(at) else { break };

@@ -1,5 +1,5 @@
-//! Rare and unexpected events, logged at level debug: states that a controller does not cause, or only for a moment. All
-//! of them are counted elsewhere; the log adds details.
+//! Rare and unexpected events, logged at level debug: states that a controller never causes, or causes only for a
+//! moment. Other counters count all these events; the log adds details.
 //!
 //! Logging is off unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the
 //! result of `wanted` and removes the code behind it.
@@ -13,7 +13,7 @@ use balancer_common::map_types::Budget;
 
 use crate::budget;
 
-/// An event with a number.
+/// An event that is logged together with a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Oddity {

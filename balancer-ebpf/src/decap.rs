@@ -37,11 +37,12 @@ use crate::{
 #[map]
 static DECAP_ADDRESSES: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_ADDRESSES, 0);
 
-/// The prefixes from which tunnels are accepted, if [`DECAP_FROM_SOME`] is set; the values have no meaning.
+/// If [`DECAP_FROM_SOME`] is set, the prefixes from which the program accepts tunnels. The values in this map have no
+/// meaning.
 #[map]
 static DECAP_FROM: LpmTrie<DecapPrefix, u32> = LpmTrie::with_max_entries(MAX_DECAP_PREFIXES, 0);
 
-/// Whether tunnels are accepted from some prefixes only. The controller sets it when it loads the program.
+/// Whether tunnels are accepted from some prefixes only. The controller sets this word when it loads the program.
 #[unsafe(no_mangle)]
 static DECAP_FROM_SOME: Global<u32> = Global::new(0);
 
@@ -54,9 +55,9 @@ const IPV6_IN_IP: u8 = IpProto::Ipv6 as u8;
 /// The outcome of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decapsulated {
-    /// Stripped and handed to the kernel.
+    /// The program removed the outer headers and handed the packet to the kernel.
     Stripped,
-    /// Handed to the kernel unchanged: no tunnel packet, or a tunnel that does not end here.
+    /// The program handed the frame to the kernel unchanged: it is no tunnel packet, or its tunnel does not end here.
     Passed,
     /// Dropped: the inner destination is no local VIP, the source may not send tunnel packets, or the outer header
     /// signals congestion that the inner sender does not understand.
@@ -65,7 +66,7 @@ pub enum Decapsulated {
     Malformed,
 }
 
-/// Strips one frame.
+/// Removes the outer headers of one frame.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Decapsulated {
     let decapsulated = decapsulate(ingress);
@@ -154,7 +155,7 @@ fn may_come_from(address: &[u32; 4], family: u8) -> bool {
     balancer_decap_from(low, high, u64::from(family)) != 0
 }
 
-/// The layout of `Key<DecapPrefix>` with the alignment that the verifier requires for double words.
+/// The layout of `Key<DecapPrefix>` with the alignment that the verifier requires for 64-bit words.
 #[repr(C, align(8))]
 struct Lookup {
     bits: u32,

@@ -1,4 +1,4 @@
-//! Device properties: whether XDP can send a frame from one interface to another, or the kernel has to.
+//! Device properties: whether XDP can send a frame from one interface to another, or whether the kernel has to.
 
 use core::ptr;
 
@@ -14,7 +14,7 @@ use crate::{control, ingress::Ingress, parse::Ip};
 #[map]
 static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 
-/// Whether [`kernel_sends`] must be called for a frame in one buffer to a backend.
+/// Whether [`kernel_sends`] must be called for a frame in one buffer that goes to a backend.
 #[inline(always)]
 pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &'static BackendRow) -> bool {
     row.forwarding & FORWARDING_ASKS != 0 && asks(row, ingress.ifindex(), is_tagged(ip)) != 0

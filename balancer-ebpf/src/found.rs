@@ -1,4 +1,4 @@
-//! A frame whose layer-4 header has been found, and what an ICMP error quotes.
+//! A frame whose layer-4 header has been found, and the packet that an ICMP error quotes.
 
 use crate::{
     ingress::Ingress,
@@ -11,7 +11,7 @@ use crate::{
 /// Length of source and destination port.
 const PORTS_LEN: usize = 4;
 
-/// The position of a packet's headers, for later steps.
+/// The position of a packet's headers, stored for later steps.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Kept {
@@ -27,7 +27,7 @@ pub(crate) fn keep(ip: &Ip<'_>) {
     balancer_keep(ip.place(), ip.fragment.id.into());
 }
 
-/// This is a separate function, so that its stack does not add to its callers'.
+/// This is a separate function, so that its stack does not add to that of its callers.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_keep(place: u64, fragment: u64) -> u64 {
@@ -56,11 +56,11 @@ impl Found {
         Some(Self { ingress, frame, ip })
     }
 
-    /// Finds the header quickly if the packet has no options and no extension headers, as most have none.
+    /// Finds the header quickly if the packet has no options and no extension headers, which is true of most packets.
     #[inline(always)]
     pub(crate) fn plain(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
-        // A header of another kind may still be followed by ports, in an IPv6 fragment.
+        // In an IPv6 fragment, ports may still follow a header of another kind.
         let plain = |ip: Ip<'static>| {
             let has_ports = ip.protocol == TCP || ip.protocol == UDP;
             if has_ports {

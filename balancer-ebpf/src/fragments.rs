@@ -1,4 +1,4 @@
-//! Memory of first fragments: later fragments have no ports and follow the first.
+//! Memory of first fragments: later fragments have no ports and go where the first went.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
@@ -20,7 +20,7 @@ use crate::{
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
-/// A key and a row for the map. They are not on the stack, because the callers leave little of it.
+/// A key and a row for the map. They are not on the stack, because the callers leave little room there.
 #[repr(C)]
 struct Noted {
     key: FragmentKey,
@@ -33,15 +33,16 @@ static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(1, 0);
 /// The destination of a datagram.
 #[derive(Clone, Copy)]
 pub(crate) enum Way {
-    /// To the kernel.
+    /// The fragments pass to the kernel.
     Passed,
-    /// To a backend.
+    /// The fragments go to the backend with this id.
     Backend(u16),
-    /// From a `nat` backend to its client; port and protocol of its row in the return table.
+    /// The fragments go from a `nat` backend to its client; the numbers are port and protocol of the backend's row in
+    /// the return table.
     Client(u16, u8),
-    /// To the backend of the flow with this name.
+    /// The fragments go to the backend of the flow with this name.
     Flow(u32),
-    /// To the client of the flow with this name.
+    /// The fragments go to the client of the flow with this name.
     FlowBack(u32),
 }
 
@@ -63,8 +64,8 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Remembers the destination of `ip`, a first fragment. If there is no room, or if there are too many at once (each
-/// takes a lock that all CPUs share), later fragments count as unknown.
+/// Remembers the destination of `ip`, a first fragment. If the map has no room, or if too many first fragments come at
+/// once (each takes a lock that all CPUs share), the program treats their later fragments as unknown.
 #[inline(always)]
 pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     if !budget::may_remember_fragment() {
@@ -90,7 +91,7 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     }
 }
 
-/// The destination of the first fragment of `ip`'s datagram. `None`: it was not seen.
+/// The destination of the first fragment of `ip`'s datagram. `None`: the program has not seen the first fragment.
 #[inline(always)]
 pub(crate) fn recall(ip: &Ip<'_>) -> Option<Way> {
     let row = FRAGMENTS.get_ptr(key(ip))?;

@@ -1,7 +1,7 @@
 //! Frames that XDP cannot send and the kernel sends instead. `forward::mark` is the XDP program's part; [`process`]
 //! handles the frame at the kernel's ingress, before firewall, routing and source address checks.
 //!
-//! The kernel's transmit path resolves neighbours, keeps packets meanwhile, and knows every kind of interface.
+//! The kernel's transmit path resolves neighbours, keeps packets in the meantime, and knows every kind of interface.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
@@ -28,7 +28,7 @@ use crate::{
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// Sends a marked frame; otherwise the kernel handles it. The result is a `TC_ACT_*`.
+/// Sends a frame if it is marked; otherwise the kernel handles the frame. The result is a `TC_ACT_*`.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let mut word = marked(frame(skb)).unwrap_or(0);
@@ -39,19 +39,19 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
 }
 
 /// The recipient of a marked frame: the first four bytes of its destination, which are not 0. `None`: the frame is not
-/// marked. The value is a number because the compiler would read the unset part of an enumeration.
+/// marked. The result is a number because, for an enum, the compiler would read parts that are not set.
 #[inline(always)]
 fn marked(frame: Packet<'_>) -> Option<u32> {
     let source: Mac = frame.load(size_of::<Mac>())?;
     if source == mark::own_source() { frame.load(0) } else { None }
 }
 
-/// A link-layer header. It is not on the stack, where words must be aligned.
+/// A link-layer header. It is not on the stack, where the verifier requires aligned words.
 #[map]
 static HEADER: PerCpuArray<[u8; EthHdr::LEN]> = PerCpuArray::with_max_entries(1, 0);
 
 /// If generic XDP has copied the frame, the kernel forgets the length of its link-layer header, and the frame begins
-/// with the IP header (seen in Linux 6.18). This restores the header of a marked frame.
+/// with the IP header (seen in Linux 6.18). This function restores the header of a marked frame.
 #[inline(always)]
 fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     const MAC_HEADER: u32 = 0;
@@ -61,7 +61,7 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     }
     let place = HEADER.get_ptr_mut(0)?;
     let length = EthHdr::LEN as u32;
-    // SAFETY: the context is the kernel's, the place a map value of this CPU that holds as many bytes.
+    // SAFETY: the context is the kernel's, and the place is a map value of this CPU that holds this many bytes.
     if unsafe { bpf_skb_load_bytes_relative(skb.cast(), 0, place.cast(), length, MAC_HEADER) } != 0 {
         return None;
     }
@@ -83,8 +83,8 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
 /// The linear part of the frame. Earlier views become invalid when a helper changes the frame.
 #[inline(always)]
 pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
-    // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word is
-    // read on its own, as the verifier demands.
+    // SAFETY: the context is the kernel's, and only this program uses the frame, from `data` to `data_end`. The program
+    // reads each word separately, because the verifier requires it.
     unsafe {
         let start = (&raw const (*skb).data).read_volatile();
         let end = (&raw const (*skb).data_end).read_volatile();
@@ -94,7 +94,7 @@ pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
-    // The egress interface writes its own tags.
+    // The program removes all tags, because the egress interface writes its own.
     for _ in 0..MAX_VLAN_TAGS {
         // SAFETY: the context is the kernel's.
         if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
@@ -116,13 +116,14 @@ fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)
 }
 
-/// The next hop of the frame. It is not on the stack, where the verifier requires double words at multiples of eight.
+/// The next hop of the frame. It is not on the stack, where the verifier requires 64-bit words to be aligned.
 #[map]
 static REDIRECTED: PerCpuArray<bpf_redir_neigh> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn to_client(skb: *mut __sk_buff) -> Option<i32> {
-    // An IPv4 frame may be shorter than this. SAFETY: the context is the kernel's.
+    // An IPv4 frame may be shorter than the requested length.
+    // SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, (EthHdr::LEN + Ipv6Hdr::LEN) as u32) };
     let ip = parse::ip(frame(skb))?;
     // SAFETY: the context is the kernel's.
@@ -134,6 +135,6 @@ fn to_client(skb: *mut __sk_buff) -> Option<i32> {
     // An IPv4 address is stored in the first word.
     neighbour.__bindgen_anon_1.ipv6_nh = hop.address;
     let size = size_of::<bpf_redir_neigh>() as i32;
-    // SAFETY: the structure lives through the call, and its size is given.
+    // SAFETY: the structure lives through the call, and the call gives its size.
     Some(unsafe { bpf_redirect_neigh(hop.ifindex, &raw mut *neighbour, size, 0) } as i32)
 }

@@ -1,4 +1,4 @@
-//! The driver's part of a frame: its memory, its ingress interface, and changes of its length.
+//! The driver's side of a frame: memory, ingress interface, and changes of the length.
 
 use core::ffi::c_void;
 
@@ -9,7 +9,7 @@ use aya_ebpf::{
 
 use crate::{packet::Packet, parse::Ip, stats};
 
-/// The context that the program was called with, and the interface, which is three loads away.
+/// The context that the kernel passed to the program, and the interface, which takes three loads to find.
 #[derive(Clone, Copy, Debug)]
 pub struct Ingress {
     context: *mut xdp_md,
@@ -28,7 +28,7 @@ impl Ingress {
         Self { context, ifindex, row: stats::row(ifindex) }
     }
 
-    /// The interface's row in maps with a row for each interface.
+    /// The index of the interface's row in maps that have one row for each interface.
     #[inline(always)]
     #[must_use]
     pub const fn row(self) -> u32 {
@@ -59,8 +59,8 @@ impl Ingress {
     #[inline(always)]
     #[must_use]
     pub fn frame(self) -> Packet<'static> {
-        // SAFETY: the context is the kernel's, and the frame is this program's alone, from `data` to `data_end`. Each word
-        // is read on its own, as the verifier demands.
+        // SAFETY: the context is the kernel's, and only this program uses the frame, from `data` to `data_end`. The
+        // program reads each word separately, because the verifier requires it.
         unsafe {
             let start = (&raw const (*self.context).data).read_volatile();
             let end = (&raw const (*self.context).data_end).read_volatile();
@@ -68,7 +68,7 @@ impl Ingress {
         }
     }
 
-    /// Length of the whole frame in bytes, including the part beyond the linear one.
+    /// Length of the whole frame in bytes, including the bytes beyond the linear part.
     #[inline(always)]
     #[must_use]
     pub fn frame_length(self) -> usize {
@@ -83,7 +83,7 @@ impl Ingress {
         self.frame_length() > self.frame().len()
     }
 
-    /// Whether the frame is as long as an IP header in it says, in the linear part or in total.
+    /// Whether the frame, in its linear part or in total, is at least as long as an IP header in it says.
     #[inline(always)]
     pub(crate) fn holds_all(self, ip: &Ip<'_>) -> bool {
         ip.header.holds(ip.length) || ip.l3_offset + ip.length <= self.frame_length()
@@ -97,7 +97,7 @@ impl Ingress {
         (unsafe { bpf_xdp_adjust_head(self.context, -by) } == 0).then_some(())
     }
 
-    /// Removes `by` bytes from the end of the frame. `None`: the frame is shorter.
+    /// Removes `by` bytes from the end of the frame. `None`: the frame is shorter than that.
     #[inline(always)]
     pub(crate) fn cut_tail(self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.

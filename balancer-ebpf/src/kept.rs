@@ -1,5 +1,5 @@
-//! Maps that a controller leaves to its successor. No packet touches them; they are here because the object file
-//! creates all maps.
+//! Maps that a controller leaves to its successor. No packet touches them; this module declares them because the object
+//! file creates all maps.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::kept::{BackendHistory, FEWEST_SERVICE_HISTORIES, NotesRow, ServiceHistory};

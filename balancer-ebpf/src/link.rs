@@ -21,7 +21,7 @@ pub(crate) fn store_ethernet(frame: Packet<'_>, row: &BackendRow, family: u8) ->
     frame.store(0, Ethernet { macs_start: row.macs_start, macs_end: row.macs_end, ether_type: ether_type(family) })
 }
 
-/// The header in the widths in which it is written.
+/// The link-layer header, split into words of the sizes in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Ethernet {
@@ -43,7 +43,7 @@ const TAG_LEN: usize = 4;
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
     let ether_type = ether_type(family);
-    // Everything is read before anything is written, because the places may overlap.
+    // The function reads all bytes before it writes any, because the two places may overlap.
     let macs: [u32; 3] = frame.load(from)?;
     let first: u32 = frame.load(from + MACS_LEN)?;
     let second: u32 = frame.load(from + MACS_LEN + TAG_LEN)?;
@@ -97,7 +97,7 @@ pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> O
     at.store(0, WholeV4 { a, b, c, d, e, check, source: header.source, destination: header.destination })
 }
 
-/// The header in the widths in which it is written.
+/// The IPv4 header, split into words of the sizes in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV4 {
@@ -150,7 +150,7 @@ const fn halves(address: &[u32; 4]) -> [u64; 2] {
     [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
 }
 
-/// The header in the widths in which it is written.
+/// The IPv6 header, split into words of the sizes in which it is written.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV6 {

@@ -1,4 +1,4 @@
-//! Whether a frame is for this machine, judged by its destination MAC. Frames that a switch floods, or that an
+//! The check whether a frame is for this machine, by its destination MAC. Frames that a switch floods, or that an
 //! interface in promiscuous mode receives, belong to others.
 
 use aya_ebpf::{
@@ -15,7 +15,7 @@ use crate::{
     stats,
 };
 
-/// The controller writes it one word at a time.
+/// The accepted MACs of each interface. The controller writes the map one word at a time.
 #[map]
 static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES, BPF_F_MMAPABLE);
 
@@ -57,15 +57,15 @@ pub(crate) fn is_attached(ifindex: u32) -> bool {
     Shared::at(&INTERFACES, stats::row(ifindex)).is_some_and(|row| word!(row, ifindex) == ifindex)
 }
 
-/// The row of the ingress interface. `None`: the controller has written none.
+/// The row of the ingress interface. `None`: the controller has not written this row.
 #[inline(always)]
 fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {
     let row = Shared::at(&INTERFACES, ingress.row())?;
     (word!(row, ifindex) == ingress.ifindex()).then_some(row)
 }
 
-/// Whether the frame arrived by one of `interfaces`, which has a bit for each row. True if `interfaces` is 0 or the
-/// ingress interface is unknown.
+/// Whether the frame arrived by one of `interfaces`, which has a bit for each row. The result is true if `interfaces`
+/// is 0 or the ingress interface is unknown.
 #[inline(always)]
 pub(crate) fn came_by(ingress: Ingress, interfaces: u64) -> bool {
     interfaces == 0 || known(ingress).is_none() || interfaces >> (ingress.row() & 63) & 1 != 0

@@ -1,5 +1,6 @@
-//! Replies of servers on this machine that received `nat` packets. A classifier gives them the VIP as source. It sees
-//! the packets that the host sends by the attached interfaces, after firewall and routing.
+//! Replies of servers on this machine that received `nat` packets. A traffic-control classifier writes the VIP into
+//! these replies as their source. It sees the packets that the host sends by the attached interfaces, after firewall
+//! and routing.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -26,7 +27,8 @@ use crate::{
 /// The maximum length of a frame's headers without options.
 const HEADERS: u32 = 14 + 40 + 20;
 
-/// Translates a frame if it is such a reply; in any case, later programs still see it. The result is a `TC_ACT_*`.
+/// Translates a frame that is a reply of a `nat` backend on this machine. Later programs see every frame. The result is
+/// a `TC_ACT_*`.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
@@ -48,7 +50,8 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
 /// The linear part of the frame, extended to hold all headers of a reply.
 #[inline(always)]
 fn with_headers(skb: *mut __sk_buff) -> Packet<'static> {
-    // Shorter frames are complete already. SAFETY: the context is the kernel's.
+    // Shorter frames are complete already.
+    // SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
     frame(skb)
 }
@@ -79,8 +82,8 @@ fn translated(skb: *mut __sk_buff, ip: &Ip<'_>, row: &ReturnRow, carries_ports: 
         };
         let old_port: u16 = ip.l4.load(0)?;
         let flags = u64::from(BPF_F_PSEUDO_HDR) | zero_stays;
-        // The helper accepts the sum of the address change in place of a checksum difference. SAFETY: the context is
-        // the kernel's.
+        // The helper accepts the sum of the address change in place of a checksum difference.
+        // SAFETY: the context is the kernel's.
         ok(unsafe { bpf_l4_csum_replace(skb, check, 0, u64::from(row.address_delta), flags) })?;
         if let Some(port) = row.port() {
             // SAFETY: as above, and the port lives through the call.

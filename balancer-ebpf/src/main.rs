@@ -27,14 +27,15 @@ mod entry {
         steer(&context)
     }
 
-    /// The XDP program with tracing, attached only while a user traces or captures.
+    /// The XDP program with tracing, which is attached only while a user traces or captures packets.
     #[xdp(frags)]
     #[inline(always)]
     fn tell_and_steer(context: XdpContext) -> u32 {
         tracing::around(context.ctx, || steer(&context))
     }
 
-    /// Steers a frame. It is inlined into the entry points, because a function would have a stack of its own.
+    /// Steers a frame. The compiler inlines it into the entry points, because a separate function would have a stack of
+    /// its own.
     #[inline(always)]
     fn steer(context: &XdpContext) -> u32 {
         // SAFETY: the kernel's context.
@@ -44,7 +45,7 @@ mod entry {
             Outcome::Pass => (XDP_PASS, Verdict::Pass),
             Outcome::Tx => (XDP_TX, Verdict::Tx),
             Outcome::Redirect => {
-                // SAFETY: a plain helper call; an interface that is gone makes the kernel drop the frame.
+                // SAFETY: a plain helper call; the kernel drops the frame if the interface no longer exists.
                 match unsafe { bpf_redirect(end.egress(), 0) } as u32 {
                     XDP_REDIRECT => (XDP_REDIRECT, Verdict::Redirect),
                     _ => {
@@ -105,7 +106,7 @@ mod entry {
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        // SAFETY: the program contains no code that can panic; the verifier would reject an endless loop.
+        // SAFETY: the program contains no code that can panic; the verifier would have rejected an endless loop.
         unsafe { core::hint::unreachable_unchecked() }
     }
 }

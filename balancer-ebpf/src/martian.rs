@@ -7,8 +7,8 @@ use balancer_common::{
 
 use crate::{control, parse::Ip, service};
 
-/// Whether the source of `ip` is loopback, multicast, unspecified, broadcast or equal to the destination. Each costs a
-/// comparison or two, because every packet for a service is checked.
+/// Whether the source of `ip` is loopback, multicast, unspecified, broadcast or equal to the destination. Each test
+/// takes one or two comparisons, because the program checks every packet for a service.
 #[inline(always)]
 pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
     is_nobodys(&ip.source, ip.family) || is_same(&ip.source, &ip.destination, ip.family)
@@ -40,11 +40,11 @@ const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the source of `ip` is the VIP of any service. Packets that open a connection, or may, are checked. For most
-/// addresses one word tells that they are no VIP.
+/// Whether the source of `ip` is the VIP of any service. The program checks packets that open a connection or may open
+/// one. For most addresses, one word shows that they are no VIP.
 #[inline(always)]
 pub(crate) fn is_vip(control: &'static Control, ip: &Ip<'_>) -> bool {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    // SAFETY: a reference is valid for reads; the controller replaces the word with one store.
     if unsafe { (&raw const control.vips).read_volatile() } & vip_bit(&ip.source) == 0 {
         return false;
     }

@@ -34,7 +34,7 @@ static SEEN: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The word of the filter that holds a client's bits, and the mask of these bits.
 #[inline(always)]
 fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one piece.
+    // SAFETY: a reference is valid for reads; the controller replaces the word with one store.
     let salt = unsafe { (&raw const control.seen_salt).read_volatile() };
     let (word, bits) = seen::place(hash, salt, CLIENT_BUCKET_MASK.load());
     Some((SEEN.get_ptr_mut(word)?, bits))
@@ -47,9 +47,9 @@ pub(crate) fn seen(control: &'static Control, hash: u64) -> bool {
     seen_place(control, hash).is_some_and(|(word, bits)| unsafe { word.read_volatile() } & bits == bits)
 }
 
-/// Records that a known client has been seen. A concurrent write by another CPU may undo this, and this may undo the
-/// controller's clearing. The cost is one more read of an entry, or bits that belonged to a client under the earlier
-/// salt.
+/// Records that a known client has been seen. A concurrent write by another CPU may undo this change, and this change
+/// may undo the controller's clearing. Then the program reads an entry once more, or the filter keeps bits that
+/// belonged to a client under the earlier salt.
 #[inline(always)]
 fn mark(control: &'static Control, hash: u64) {
     if let Some((word, bits)) = seen_place(control, hash) {
@@ -62,7 +62,7 @@ fn mark(control: &'static Control, hash: u64) {
 struct Shared {
     entries: *mut [u64; BUCKET_ENTRIES],
     read_only: bool,
-    /// A value that is unknown to the verifier.
+    /// The client's hash, as a value that is unknown to the verifier.
     hash: u64,
 }
 
@@ -75,7 +75,7 @@ impl Shared {
             debug_log::tell(Oddity::BeyondClients, index);
             return None;
         };
-        // SAFETY: a map value of this size.
+        // SAFETY: a map value of this type.
         Some(Self { entries: unsafe { &raw mut (*bucket).entries }, read_only, hash })
     }
 }
@@ -83,7 +83,7 @@ impl Shared {
 impl Entries for Shared {
     #[inline(always)]
     fn load(&self, index: usize) -> Entry {
-        // SAFETY: the pointer is a map value's, and the index is masked to lie within it.
+        // SAFETY: the pointer points to a map value, and the index is masked to lie within it.
         Entry(unsafe { (&raw const (*self.entries)[index & (BUCKET_ENTRIES - 1)]).read_volatile() })
     }
 
@@ -101,7 +101,7 @@ impl Entries for Shared {
     }
 }
 
-/// Steers by client memory. `None`: no backend takes the client.
+/// Chooses a packet's backend by client memory. `None`: no backend takes the client.
 #[inline(always)]
 pub(crate) fn consult(query: &Query) -> Option<Choice> {
     answered(query.packed())
@@ -118,8 +118,7 @@ fn choice(answer: u64) -> Option<Choice> {
     (backend != NO_BACKEND).then_some(Choice { backend, decision: DecisionIndex((answer >> 16) as u8) })
 }
 
-/// A query postponed until [`resume`], so that the stack of the consultation does not add to that of the step that
-/// asks.
+/// A query postponed until [`resume`], so that the stack of the lookup does not add to the stack of the step that asks.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pending {
@@ -133,7 +132,8 @@ struct Pending {
 /// A flag in the answer to a query: the client's entry is new, or names another backend now.
 const CHANGED: u64 = 1 << 32;
 
-/// Postpones a query. The packet continues at `step` with the answer, or at `nobody` if no backend takes the client.
+/// Postpones a query. The packet continues at `step` with the chosen backend, or at `nobody` if no backend takes the
+/// client.
 #[inline(always)]
 pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
@@ -154,8 +154,8 @@ pub(crate) fn ask_for_known() {
     }
 }
 
-/// Postpones a query about a client whose connection names its backend; `step` leads there whatever the answer is. If
-/// this makes the client known there, [`resume`] returns `note`, which is not 0.
+/// Postpones a query about a client whose connection names its backend. Whatever the answer is, `step` sends the packet
+/// to that backend. If the query records the client at that backend, [`resume`] returns `note`, which is not 0.
 #[inline(always)]
 pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
@@ -165,8 +165,8 @@ pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Ste
     Some(Step::CONSULT)
 }
 
-/// The step given to [`consult_later`], completed with the backend, or its end; or the step given to
-/// [`remember_later`], with its note or 0.
+/// Answers the postponed query. After [`consult_later`], returns its step with the chosen backend, or its step
+/// `nobody`. After [`remember_later`], returns its step, with its note or 0.
 #[inline(always)]
 pub(crate) fn resume() -> (Step, u64) {
     let Some(pending) = scratch::place::<Pending>(Row::Pending) else { return (Step::drop(DropReason::NoBackend), 0) };
@@ -183,8 +183,8 @@ pub(crate) fn resume() -> (Step, u64) {
     }
 }
 
-/// The consultation itself. It is a global function: the verifier checks it once, independently of the callers, which
-/// know about the answer only that it is a number.
+/// Consults the client table. This is a global function: the verifier checks it once, independently of the callers, and
+/// makes no assumption about the result.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
@@ -218,8 +218,8 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
         | if recorded || answer.moved_from != NO_BACKEND { CHANGED } else { 0 }
 }
 
-/// Records a newcomer at `live`. It is a separate function, because with the search for a place included, consultations
-/// of known clients took a tenth longer.
+/// Records a newcomer at `live`. It is a separate function, because the lookup of known clients took a tenth longer
+/// when it included this search for a place.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_record(hash: u64, first: u64, second: u64, live: u64) -> u64 {

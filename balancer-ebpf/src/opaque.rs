@@ -1,7 +1,8 @@
 //! Hiding values from the verifier.
 //!
-//! The verifier follows every path through the headers separately, with its knowledge of each offset, and repeats all
-//! code that follows. A number read back from a map is unknown to it, so the paths join again there.
+//! The verifier follows every path through the headers separately, with what it knows about each offset, and repeats
+//! the check of all code that follows. It knows nothing about a number that the program reads back from a map, so the
+//! paths join again at that point.
 
 use crate::{
     packet::Packet,
@@ -26,7 +27,7 @@ pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     let number = {
         let mut number = number;
-        // SAFETY: two instructions that change only their operand and restore its value.
+        // SAFETY: two instructions that change only their operand and together restore its value.
         unsafe {
             core::arch::asm!(
                 "{0} ^= {1}",

@@ -1,9 +1,9 @@
 //! Network byte order.
 
-/// Converts a length from network order to a number that the verifier knows to have 16 bits.
+/// Converts a length from network order. The verifier knows that the result has 16 bits.
 ///
 /// Verifiers up to Linux 6.18.15 know nothing about a number after a byte swap, and the compiler removes a mask that
-/// changes nothing unless the mask is hidden from it.
+/// changes nothing unless the program hides the mask from the compiler.
 #[inline(always)]
 pub(crate) fn length(field: u16) -> usize {
     let swapped = u64::from(u16::from_be(field));

@@ -4,8 +4,8 @@ use core::marker::PhantomData;
 
 use bytemuck::Pod;
 
-/// The bytes from `start` to `end`. Each access checks `end` right before it is made, in the form that the kernel's
-/// verifier recognizes.
+/// The bytes from `start` to `end`. Each access is preceded directly by a check against `end`, in the form that the
+/// kernel's verifier recognizes.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
     start: usize,
@@ -45,15 +45,15 @@ impl<'a> Packet<'a> {
         self.len() == 0
     }
 
-    /// Whether the view has this many bytes.
+    /// Whether the view has at least this many bytes.
     #[inline(always)]
     #[must_use]
     pub fn holds(self, bytes: usize) -> bool {
         beyond(self.start, bytes) <= self.end
     }
 
-    /// The view without its first `by` bytes. A position beyond the end is an error only when something is loaded
-    /// there.
+    /// The view without its first `by` bytes. A view that begins beyond the end is an error only if something is loaded
+    /// from it.
     #[inline(always)]
     #[must_use]
     pub fn skip(self, by: usize) -> Self {
@@ -71,23 +71,25 @@ impl<'a> Packet<'a> {
     #[must_use]
     pub fn load<T: Pod>(self, at: usize) -> Option<T> {
         let pointer = self.pointer::<T>(at)?;
-        // SAFETY: checked to lie within the view, which `new` requires to be readable; any bit pattern is a `T`.
+        // SAFETY: the check above shows that the value lies within the view, which `new` requires to be readable; any
+        // bit pattern is a `T`.
         Some(unsafe { pointer.read_unaligned() })
     }
 
-    /// Writes `value` at offset `at`, in memory order, at any alignment. `None`: beyond the end, nothing is written.
+    /// Writes `value` at offset `at`, in memory order, at any alignment. `None`: the place is beyond the end, and
+    /// nothing was written.
     #[inline(always)]
     #[must_use]
     pub fn store<T: Pod>(self, at: usize, value: T) -> Option<()> {
         let pointer = self.pointer::<T>(at)?;
-        // SAFETY: checked to lie within the view, which `new` requires to be writable.
+        // SAFETY: the check above shows that the value lies within the view, which `new` requires to be writable.
         unsafe { pointer.write_unaligned(value) };
         Some(())
     }
 }
 
-/// Adds `by` to an address. Because the sum cannot wrap around, the compiler can drop comparisons with the end that an
-/// earlier one implies.
+/// Adds `by` to an address. Because the sum cannot wrap around, the compiler can drop a comparison with the end that an
+/// earlier comparison implies.
 #[inline(always)]
 fn beyond(address: usize, by: usize) -> usize {
     // SAFETY: frames lie far below the highest addresses, and every length in them has 16 bits or fewer.

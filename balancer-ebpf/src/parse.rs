@@ -1,7 +1,8 @@
-//! Frame → headers: Ethernet with up to two VLAN tags, IPv4 with options, IPv6 with extension headers, TCP and UDP.
+//! Parses the headers of a frame: Ethernet with up to two VLAN tags, IPv4 with options, IPv6 with extension headers,
+//! TCP and UDP.
 //!
-//! Errors are reported only after the destination is known, because a frame that is not for a VIP passes however broken
-//! it is. [`ip`] reads the headers that every packet has; [`follow`] reads those that few packets have.
+//! Errors are reported only after the destination is known, because a frame that is not for a VIP passes even if it is
+//! broken. [`ip`] reads the headers that every packet has; [`follow`] reads those that few packets have.
 
 use core::mem::offset_of;
 
@@ -46,7 +47,8 @@ const MAX_EXTENSION_HEADERS: usize = 8;
 const MAX_HEADERS_LENGTH: usize = 2048;
 
 const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
-/// The packet that an ICMP error quotes begins within the first 4096 bytes of the frame.
+/// The mask of the offset of an IP header. The packet that an ICMP error quotes begins within the first 4096 bytes of
+/// the frame.
 pub(crate) const L3_OFFSET_MASK: u64 = 4095;
 
 /// The fragmentation fields of a packet.
@@ -66,7 +68,7 @@ impl Fragment {
     /// The value for a whole packet.
     pub(crate) const NONE: Self = Self { field: 0, id: 0 };
 
-    /// Offset in units of eight bytes.
+    /// The offset in units of eight bytes.
     #[inline(always)]
     #[must_use]
     pub const fn offset(self) -> u16 {
@@ -123,9 +125,9 @@ pub struct Ip<'a> {
     pub length: usize,
     /// Bytes of the headers before layer 4.
     pub headers_length: usize,
-    /// Network order; IPv4 in the first word.
+    /// The source address in network order; an IPv4 address is in the first word.
     pub source: [u32; 4],
-    /// Network order; IPv4 in the first word.
+    /// The destination address in network order; an IPv4 address is in the first word.
     pub destination: [u32; 4],
 }
 
@@ -139,7 +141,7 @@ impl<'a> Ip<'a> {
         self.family == FAMILY_V4 && u16::from_be(flags) & DONT_FRAGMENT == 0
     }
 
-    /// TTL or hop limit. It is read from the packet on demand, because most packets do not need it.
+    /// TTL or hop limit. This function reads it from the packet, because most packets do not need it.
     #[inline(always)]
     #[must_use]
     pub fn ttl(&self) -> u8 {
@@ -160,9 +162,9 @@ impl<'a> Ip<'a> {
         Some(if self.family == FAMILY_V4 { second } else { first << 4 | second >> 4 })
     }
 
-    /// The family as the packet itself says. If the family was a constant of each path on the stack, Linux 6.18.15 took
-    /// the IPv4 branch on all paths; the verifier knows nothing about a value read from the packet. Two bytes are read
-    /// because Linux 6.1 does not understand the check of one byte against the end.
+    /// The family as the packet itself says. When the family was a constant of each path on the stack, Linux 6.18.15
+    /// took the IPv4 branch on all paths; the verifier knows nothing about a value that is read from the packet. The
+    /// function reads two bytes because Linux 6.1 does not understand the check of one byte against the end.
     #[inline(always)]
     #[must_use]
     pub fn version(&self) -> Option<u8> {
@@ -180,8 +182,8 @@ impl<'a> Ip<'a> {
             | (self.fragment.field as u64) << 40
     }
 
-    /// The whole packet in `frame` that [`Ip::place`] described by `place`, with the fields that rewriting needs:
-    /// without addresses and length.
+    /// The whole packet in `frame` that [`Ip::place`] described by `place`, with the fields that rewriting needs.
+    /// Addresses and length are missing.
     #[inline(always)]
     #[must_use]
     pub fn placed(frame: Packet<'a>, place: u64) -> Option<Self> {
@@ -233,7 +235,8 @@ impl<'a> Ip<'a> {
         self.fragment.field = (place >> 40) as u16 & Fragment::FIELD_MASK;
     }
 
-    /// The same packet in `frame`, another view of its frame. Fewer values have to be kept until here.
+    /// The same packet in `frame`, which is another view of its frame. The program then keeps fewer values on the
+    /// stack.
     #[inline(always)]
     #[must_use]
     pub fn again(&self, frame: Packet<'a>) -> Self {
@@ -256,13 +259,13 @@ impl<'a> Ip<'a> {
     }
 }
 
-/// The ports of a TCP or UDP header, and the flags that matter.
+/// The ports of a TCP or UDP header, and the flags that the program uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
     /// Both ports as one word of the packet, which the compiler keeps in one register.
     ends: u32,
-    /// SYN, RST and ACK as in a TCP header, or [`Ports::DATAGRAM`]. A boolean would be computed early, for every
-    /// packet.
+    /// SYN, RST and ACK as in a TCP header, or [`Ports::DATAGRAM`]. For a boolean, the compiler would compute the value
+    /// early, for every packet.
     opening: u32,
 }
 
@@ -288,14 +291,14 @@ impl Ports {
     const RESETS: u32 = RST as u32;
     const DATAGRAM: u32 = 0x100;
 
-    /// Whether it is a TCP segment that opens a connection: SYN without ACK.
+    /// Whether the packet is a TCP segment that opens a connection: SYN without ACK.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
         self.opening & Self::HANDSHAKE == Self::OPENS
     }
 
-    /// Whether it is a TCP segment that ends a connection, or refuses one.
+    /// Whether the packet is a TCP segment that ends a connection, or refuses one.
     #[inline(always)]
     #[must_use]
     pub const fn resets(&self) -> bool {
@@ -309,14 +312,14 @@ impl Ports {
         self.ends
     }
 
-    /// Whether it is a TCP segment.
+    /// Whether the packet is a TCP segment.
     #[inline(always)]
     #[must_use]
     pub const fn is_segment(&self) -> bool {
         self.opening != Self::DATAGRAM
     }
 
-    /// Whether the packet opens a connection ([`Self::opens`]) or is a datagram, which may.
+    /// Whether the packet opens a connection ([`Self::opens`]) or is a datagram, which may open one.
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self) -> bool {
@@ -324,7 +327,7 @@ impl Ports {
     }
 }
 
-/// The IP header of a frame. `None`: not IP, or too short to contain a destination.
+/// The IP header of a frame. `None`: the frame is not IP, or is too short to contain a destination.
 #[inline(always)]
 #[must_use]
 pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
@@ -339,15 +342,15 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
     }
 }
 
-/// Calls `then` with the header of a whole, well-formed packet over IPv4 without options or over IPv6. `then` is
-/// compiled for each family, so its constants cost nothing. `otherwise` is the result for any other IP frame. `None`:
-/// not IP.
+/// Calls `then` with the header of a whole, well-formed packet over IPv4 without options or over IPv6. The compiler
+/// compiles `then` for each family, so constants that depend on the family cost nothing at run time. `otherwise` is the
+/// result for any other IP frame. `None`: the frame is not IP.
 #[inline(always)]
 #[must_use]
 pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
     let mut l3_offset = EthHdr::LEN;
     let mut ether_type: u16 = frame.load(offset_of!(EthHdr, ether_type))?;
-    // This way most frames need one comparison.
+    // In this order, most frames need only one comparison.
     if ether_type != EtherType::Ipv4 as u16 && ether_type != EtherType::Ipv6 as u16 {
         (l3_offset, ether_type) = ethernet(frame)?;
     }
@@ -458,7 +461,7 @@ fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     })
 }
 
-/// Why [`follow`] reached no layer-4 header.
+/// The reason why [`follow`] reached no layer-4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
     /// The extension headers exceed the packet, number more than eight, or exceed 2047 bytes.
@@ -470,7 +473,7 @@ pub enum Stopped {
 /// Finds the layer-4 header of a packet within `frame`, behind IPv6 extension headers, and the identification of a
 /// fragment. The protocol of a later fragment may still be that of an extension header.
 ///
-/// `forget` returns its argument; in the kernel, as a number that is unknown to the verifier.
+/// `forget` returns its argument, which in the kernel becomes a number that is unknown to the verifier.
 ///
 /// # Errors
 /// See [`Stopped`].
@@ -514,7 +517,8 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
 }
 
 /// The IP header at offset `l3_offset` of `frame`, inside another packet or quoted in an ICMP error. Its lengths are
-/// those in the header, which may exceed the frame. `None`: too short, or not of that family.
+/// those in the header, which may exceed the frame. `None`: the frame is too short, or the header is not of that
+/// family.
 #[inline(always)]
 #[must_use]
 pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> {

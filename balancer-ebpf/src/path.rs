@@ -1,5 +1,5 @@
-//! The path of most packets: service → backend → forward. Everything else, such as rules, is behind one branch, in
-//! [`crate::steps`].
+//! The path of most packets: find the service, choose the backend, forward. All other cases, such as rules, are behind
+//! one branch, in [`crate::steps`].
 
 use balancer_common::{
     map_types::{
@@ -28,7 +28,7 @@ pub fn process(ingress: Ingress) -> Step {
         return Step::PASS;
     }
     let step = plain(ingress, frame);
-    // The branch tells the compiler the result, which is a constant from here on.
+    // Inside this branch, the compiler knows the result, which is a constant.
     if step == Step::TX {
         return Step::TX;
     }
@@ -53,7 +53,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let Some(listener) = service::of_port(control, control::listeners(control), ip, ports.destination()) else {
         return if is_whole(ip) { not_for_a_service(control, ingress, ip, ports) } else { Step::RARE };
     };
-    // Earlier, this test would take stack that Linux 6.1 does not give.
+    // If this test came earlier, the function would need more stack than Linux 6.1 allows.
     if !is_whole(ip) {
         return Step::RARE;
     }
@@ -88,8 +88,8 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     }
 }
 
-/// Whether the packet is whole and in one buffer. Frames in several buffers are few and large, and some interfaces do not
-/// accept them, so the rare steps send them.
+/// Whether the packet is whole and in one buffer. Frames in several buffers are few and large, and some interfaces do
+/// not accept them, so the rare steps send them.
 #[inline(always)]
 fn is_whole(ip: &Ip<'_>) -> bool {
     ip.header.holds(ip.length)
@@ -102,6 +102,6 @@ fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, p
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
-    // A reset may have to be withheld, so it takes the longer path.
+    // A reset may have to be withheld, so this packet takes the longer path.
     if ports.resets() { step } else { forward::nat::to_client_again(ingress, ip, row, step) }
 }

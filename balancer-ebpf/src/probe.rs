@@ -42,7 +42,7 @@ pub(crate) fn find<Row: Keyed>(
     }
 }
 
-/// Like [`find`], but inlines the lookup in the second place, for functions whose callers use much of the stack.
+/// Like [`find`], but inlines the lookup in the second place, because some callers leave little room on the stack.
 #[inline(always)]
 pub(crate) fn find_whole<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -78,7 +78,7 @@ fn both_pairs<Row: Keyed>(
     find_whole(rows, view, KeyWords { low, high, rest })
 }
 
-/// This is a separate function, because its variables and its callers' do not fit on the stack together.
+/// This is a separate function, because its variables and those of its callers do not fit on the stack together.
 #[inline(never)]
 fn second_pair<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -107,7 +107,7 @@ fn pair<Row: Keyed>(
         if is_wanted(row.key()) {
             return ControlFlow::Break(Some(row));
         }
-        // The controller puts a key into the first of its rows that is free.
+        // The controller puts a key into the first free one of the key's rows.
         if row.key().family == 0 {
             return ControlFlow::Break(None);
         }

@@ -1,4 +1,5 @@
-//! QUIC: a connection ID that a server has given to its client says where its packets go, whatever their address.
+//! QUIC: if a server has given a connection ID to its client, this ID determines the backend of the client's packets,
+//! whatever their source address.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -30,19 +31,20 @@ use crate::{
 #[map]
 static QUIC: Array<QuicRow> = Array::with_max_entries(QUIC_ROWS, BPF_F_MMAPABLE);
 
-/// Backends by the names that connection IDs have for them. The controller sets the real number when it loads the program.
+/// The backends, by the server IDs that connection IDs contain. The controller sets the real number of rows when it
+/// loads the program.
 #[map]
 static QUIC_SERVERS: HashMap<QuicServer, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 #[map]
 static QUIC_STATS: PerCpuArray<QuicStats> = PerCpuArray::with_max_entries(MAX_QUIC_SERVICES as u32 + 1, 0);
 
-/// A connection ID on its way from one step to the next.
+/// A connection ID that one step stores for the next.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Asked {
     id: IdWords,
-    /// Bytes of it that are there; 0: the server has given none.
+    /// Number of its bytes in the datagram; 0: the datagram has no ID that a server has given.
     length: u32,
     /// As [`Quic::service`].
     service: u32,
@@ -52,14 +54,14 @@ struct Asked {
     service_id: u16,
     /// [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
     row: u8,
-    /// The outcome of reading the ID so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
+    /// The result of reading the ID so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
     said: u8,
     reserved: [u8; 2],
 }
 
 const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 
-/// Keeps the connection ID of a datagram for the next step, if its server has given it.
+/// Stores the connection ID of a datagram for the next step, if a server has given this ID to its client.
 #[inline(always)]
 pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
     let Quic { service, port, unchecked } = packed.get();
@@ -75,13 +77,14 @@ pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
     if length == 0 { Step::to(NONE) } else { Step::QUIC_SERVER }
 }
 
-/// Finds the backend that the connection ID names which was kept. It counts what names none.
+/// Finds the backend that the stored connection ID names. Counts an ID that names no backend.
 #[inline(always)]
 pub(crate) fn find(ingress: Ingress) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::to(NONE) };
-    // SAFETY: as in `read`; nothing writes it while this looks at it.
+    // SAFETY: as in `read`; nothing writes the value while this reference exists.
     let asked = unsafe { &*asked };
-    // Never so; without a look at the frame the compiler leaves the argument out, and the verifier refuses the call.
+    // This condition is never true. Without an access to the frame, the compiler leaves the argument out, and the
+    // verifier refuses the call.
     if ingress.frame().is_empty() {
         return Step::to(NONE);
     }
@@ -91,7 +94,7 @@ pub(crate) fn find(ingress: Ingress) -> Step {
         say(QUIC_UNKNOWN);
         return Step::to(NONE);
     };
-    // One that is down, or has drained, keeps nobody.
+    // A backend that is down, or that has drained, keeps no clients.
     let keeps =
         backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service_id);
     if keeps && backends::reachable(named.backend).is_some() {
@@ -101,7 +104,7 @@ pub(crate) fn find(ingress: Ingress) -> Step {
     Step::to(NONE)
 }
 
-/// Keeps what the connection ID has said.
+/// Stores the result of reading the connection ID.
 #[inline(always)]
 fn say(word: u8) {
     if let Some(asked) = scratch::place::<Asked>(Row::Quic) {
@@ -110,7 +113,8 @@ fn say(word: u8) {
     }
 }
 
-/// Returns what a connection ID has said since the last call: `QUIC_*` of [`balancer_common::tracing`], or 0.
+/// Returns the result that was stored since the last call, and clears it: `QUIC_*` of [`balancer_common::tracing`], or
+/// 0.
 #[inline(always)]
 pub(crate) fn said() -> u8 {
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return 0 };
@@ -134,7 +138,7 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
     Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
 }
 
-/// Has a datagram go to the backend that its connection ID names, or by its address.
+/// Sends a datagram to the backend that its connection ID names, or steers it by its source address.
 #[inline(always)]
 pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let ip = &found.ip;
@@ -155,7 +159,7 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     count(service.quic, |stats| stats.steered += 1);
     say(QUIC_NAMED);
     let step = if treated.is_watched() { Watch::unchosen() } else { step };
-    // A flow is opened by a client that is known by its connection.
+    // The connection ID shows that the client which opens this flow is known.
     let decision = if flows { Some(Decision::Kept) } else { None };
     let step = step.chosen(Choice { backend, decision: DecisionIndex::from(decision) });
     if service.flags & SERVICE_REMEMBERS == 0 || !ruled.is_none() {
@@ -164,7 +168,7 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let hash = steer::client_hash(service, ip.family, &ip.source);
     let Some((place, slot)) = steer::placed_slot(service, hash) else { return step };
     let unlike = slot.backend != backend;
-    // A known client that can only be where the ID says has nothing to teach.
+    // The entry of a known client need not be read if the client can only be at the backend that the ID names.
     let is_settled = !proven || !unlike && !steer::has_exceptions(service, slot);
     if is_settled && memory::seen(control, hash) {
         return step;
@@ -190,21 +194,21 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
 
 const EXCEPTION: u64 = 1 << 62;
 
-/// The word that is [noted](note) when a client has come to be known where its connection is: in this row of formats, and with
-/// `exception` at its slot. Not 0.
+/// The word for [`note`] when a client is recorded at the backend of its connection. It holds the row of formats, the
+/// client's slot, and whether the slot needs an `exception`. It is not 0.
 #[inline(always)]
 fn migration(row: u8, place: SlotPlace, exception: bool) -> u64 {
     let exception = if exception { EXCEPTION } else { 0 };
     1 << 63 | exception | u64::from(place.line) | u64::from(place.index & 31) << 32 | u64::from(row) << 40
 }
 
-/// Notes that a client has come to be known where its connection is.
+/// Counts a client that was recorded at the backend of its connection.
 #[inline(always)]
 pub(crate) fn note(migration: u64) {
     balancer_migrated(migration);
 }
 
-/// A function of its own, so that what it has on the stack does not add to what its callers have.
+/// This is a separate function, so that its stack does not add to that of its callers.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_migrated(migration: u64) -> u64 {
@@ -216,7 +220,7 @@ extern "C" fn balancer_migrated(migration: u64) -> u64 {
     0
 }
 
-/// Counts for the service of a row of formats.
+/// Changes the counters of the service that a row of formats belongs to.
 #[inline(always)]
 fn count(row: u8, change: impl FnOnce(&mut QuicStats)) {
     if let Some(row) = QUIC.get(u32::from(row))

@@ -8,12 +8,12 @@ use balancer_common::map_types::MAX_DEVICES;
 
 use crate::local_mac;
 
-/// Number of such frames by target interface.
+/// The number of redirected frames that the kernel did not send, by target interface.
 #[map]
 static REDIRECT_ERRORS: PerCpuHashMap<u32, u64> = PerCpuHashMap::with_max_entries(MAX_DEVICES, 0);
 
 /// The cookie of the network namespace, and the offsets of the kernel's fields that identify a frame's owner, which the
-/// controller reads from the kernel's type information.
+/// controller takes from the kernel's type information.
 #[unsafe(no_mangle)]
 static NAMESPACE: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -52,7 +52,7 @@ impl Device {
     /// Whether the program runs on this interface.
     #[inline(always)]
     fn is_ours(self) -> Option<bool> {
-        // SAFETY: the helper reads any address, or says that it cannot.
+        // SAFETY: the helper reads any address, or returns an error.
         let cookie = unsafe {
             let namespace = self.0.wrapping_add(DEVICE_NAMESPACE.load() as usize).cast::<*const u8>();
             let namespace = bpf_probe_read_kernel(namespace).ok()?;
@@ -63,7 +63,7 @@ impl Device {
 
     #[inline(always)]
     fn ifindex(self) -> Option<u32> {
-        // SAFETY: as above.
+        // SAFETY: as above, the helper reads any address.
         unsafe { bpf_probe_read_kernel(self.0.wrapping_add(DEVICE_IFINDEX.load() as usize).cast()) }.ok()
     }
 }
@@ -71,11 +71,11 @@ impl Device {
 #[inline(always)]
 fn count(egress: u32, frames: u64) -> Option<()> {
     if REDIRECT_ERRORS.get_ptr(egress).is_none() {
-        // Another CPU may have inserted it first; without room nothing is counted.
+        // Another CPU may have inserted the row first; if the map is full, the program counts nothing.
         let _there = REDIRECT_ERRORS.insert(egress, 0, u64::from(BPF_NOEXIST));
     }
     let count = REDIRECT_ERRORS.get_ptr_mut(egress)?;
-    // SAFETY: a row of this CPU; a frame is sent on the CPU that received it, and the receive path does not interrupt
+    // SAFETY: a row of this CPU; the CPU that received a frame also sends it, and the receive path does not interrupt
     // itself.
     unsafe { *count += frames };
     Some(())

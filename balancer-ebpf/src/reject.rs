@@ -19,10 +19,10 @@ use crate::{
 
 /// The shortest frame on a link, without its check sequence.
 const SHORTEST: usize = 60;
-/// The shortest answer ends this many bytes before the end of the shortest frame.
+/// The number of bytes between the end of the shortest answer and the end of the shortest frame.
 const PADDING: usize = 6;
 
-/// Answers a packet with a TCP or UDP header that no backend takes.
+/// Rejects a packet with a TCP or UDP header that no backend takes.
 #[inline(always)]
 pub(crate) fn answer(found: &Found, packed: Packed<Reject>) -> Step {
     if found.ip.protocol != TCP {
@@ -37,14 +37,14 @@ pub(crate) fn answer(found: &Found, packed: Packed<Reject>) -> Step {
     }
 }
 
-/// The values of the segment that the answer needs; views of the frame are invalid by then.
+/// The values of the segment that the answer needs. They are copied because the views of the frame become invalid.
 struct Segment {
     /// Source and destination port in the byte order of the packet, like the fields below.
     ports: [u16; 2],
     sequence: u32,
     acknowledgement: u32,
     flags: u8,
-    /// Number of sequence numbers that the segment uses.
+    /// The number of sequence numbers that the segment uses.
     length: u32,
 }
 
@@ -71,12 +71,12 @@ impl Segment {
     }
 }
 
-/// Turns a segment into its reset. `None`: no answer, and the frame may be half rewritten.
+/// Turns a segment into its reset. `None`: the program cannot answer, and the frame may be half rewritten.
 #[inline(always)]
 fn reset(found: &Found) -> Option<()> {
     let Found { ingress, frame, ip } = found;
     let segment = Segment::of(ip)?;
-    // The first fragment of a segment does not tell the segment's length.
+    // The first fragment of a segment does not show the segment's length.
     let known = segment.flags & ACK != 0 || !ip.fragment.is_part();
     let told = segment.flags & RST == 0
         && known
@@ -93,7 +93,7 @@ fn reset(found: &Found) -> Option<()> {
     ingress.cut_tail(there.checked_sub(kept)?)?;
     let frame = ingress.frame();
     if kept == SHORTEST {
-        // The headers do not overwrite these bytes.
+        // The answer's headers do not overwrite these bytes, so they are cleared here.
         frame.store(SHORTEST - PADDING, [0u8; PADDING])?;
     }
     swap_macs(frame)?;

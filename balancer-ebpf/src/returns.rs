@@ -10,11 +10,11 @@ use balancer_common::{
 
 use crate::{control, parse::Ip, probe, service};
 
-/// Two halves, one of which is active. The controller sets the real size when it loads the program.
+/// The return table in two halves, one of which is active. The controller sets the real size when it loads the program.
 #[map]
 static RETURNS: Array<ReturnRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The return row of a packet from `ip`'s source and `port`, if that is a `nat` backend.
+/// The return row of a packet from the source of `ip` and `port`, if a `nat` backend has this address and port.
 #[inline(always)]
 pub(crate) fn find(control: &'static Control, ip: &Ip<'_>, port: u16) -> Option<&'static ReturnRow> {
     of_key(control, &ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family })
@@ -30,7 +30,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
         return None;
     }
     let row = probe::find_apart(&RETURNS, view(control), &ServiceKey { port: 0, ..*key })?;
-    // Other ports belong to the backend itself.
+    // All other ports are for the backend's own services.
     if row.listeners_only != 0
         && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
     {
@@ -39,7 +39,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     Some(row)
 }
 
-/// The row that matches `key` exactly; its port may be 0 for every port.
+/// The row that matches `key` exactly. Port 0 in `key` finds a row for every port.
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     probe::find(&RETURNS, view(control), key)

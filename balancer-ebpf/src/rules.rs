@@ -22,7 +22,7 @@ use crate::{
     scratch::{self, Row},
 };
 
-/// Spare room for replacing a rule's row: older kernels require it even if no row is added.
+/// Spare rows for replacing a rule's row: older kernels need one even if the number of rules stays the same.
 const SPARE: u32 = 1;
 
 #[map]
@@ -32,7 +32,7 @@ static RULES: LpmTrie<RuleKey, RuleRow> = LpmTrie::with_max_entries(MAX_RULES + 
 #[map]
 static RULE_STATS: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each rule, for CPUs and rules without a row above.
+/// A row for each rule, for the CPUs and rules that have no row in the map above.
 #[map]
 static SHARED_RULES: Array<RuleStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -42,17 +42,17 @@ pub(crate) struct Ruled(u64);
 
 impl Ruled {
     pub(crate) const NONE: Self = Self(0);
-    /// The rule pins to a backend that takes no clients. It has no effect, except that its clients may be known at any
-    /// backend.
+    /// The rule pins clients to a backend that takes none. It then has no effect, except that its clients may be known
+    /// at any backend.
     const FALLS: Self = Self(u16::MAX as u64);
 
-    /// The backend that the rule pins to, which takes clients.
+    /// The backend that the rule pins clients to, if this backend takes clients.
     #[inline(always)]
     pub(crate) const fn pin(self) -> Option<u16> {
         if self.0 as u16 == RULE_PIN { Some((self.0 >> 16) as u16) } else { None }
     }
 
-    /// Whether the client may have been pinned until now, so that its entry must be read.
+    /// Whether the client may have been pinned until now, so that the program must read its entry.
     #[inline(always)]
     pub(crate) const fn falls(self) -> bool {
         self.0 == Self::FALLS.0
@@ -70,19 +70,19 @@ impl Ruled {
         self.0 == Self::NONE.0
     }
 
-    /// Whether the packet is dropped.
+    /// Whether a rule denies the packet.
     #[inline(always)]
     pub(crate) const fn denies(self) -> bool {
         self.0 as u16 == RULE_DENY
     }
 }
 
-/// The filter that spares most clients of services with rules a lookup, see [`balancer_common::rule_filter`].
+/// The filter that saves the lookup for most clients of services with rules: see [`balancer_common::rule_filter`].
 #[map]
 static RULE_FILTER: Array<u64> = Array::with_max_entries(rule_filter::WORDS, BPF_F_MMAPABLE);
 
-/// Whether a rule of `service` may concern `client`; if not, certainly none does. Always true if the service shares its
-/// clients with the host or this machine is a backend of it.
+/// Whether a rule of `service` may concern `client`; `false` means that certainly no rule does. The result is always
+/// true if the service shares its clients with the host or if this machine is a backend of the service.
 #[inline(always)]
 pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -> bool {
     if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_LOCAL) == 0 {
@@ -98,7 +98,8 @@ pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -
     is_set(rule_filter::bit(rule_filter::place(service.id, family, client))) || is_set(rule_filter::every(service.id))
 }
 
-/// Looks up the rules of `service` for `client`. Counts the packet, unless it only quotes the client.
+/// Looks up the rules of `service` for `client`. Counts the packet, unless it is an ICMP error that only quotes the
+/// client.
 #[inline(always)]
 pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Ruled {
     if service.flags & SERVICE_RULES == 0 {
@@ -108,7 +109,7 @@ pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Rule
     Ruled(balancer_rule(u64::from(service.id) | u64::from(peeks) << 16, low, high))
 }
 
-/// The hash of a connection of a client, which is `masked` to the service's prefix.
+/// The hash of a client's connection. `masked` is the client's address, masked to the service's prefix.
 #[inline(always)]
 pub(crate) fn connection_hash(service: &ServiceRow, masked: [u64; 2], port: u16) -> u64 {
     let HashKey { k0, k1 } = service.hash.key();
@@ -121,20 +122,21 @@ pub(crate) const fn words(address: &[u32; 4]) -> [u64; 2] {
     [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
 }
 
-/// The layout of `Key<RuleKey>` with the alignment that the verifier requires for double words.
+/// The layout of `Key<RuleKey>` with the alignment that the verifier requires for 64-bit words.
 #[repr(C, align(8))]
 struct Lookup {
     bits: u32,
     key: RuleKey,
 }
 
-/// This is a global function, so that only services with rules pay for it, also in instructions to verify.
+/// This is a global function, so that only services with rules need time for it, and the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     let address = [low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32];
     let Some(lookup) = scratch::place::<Lookup>(Row::Rule) else { return Ruled::NONE.0 };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. The same layout.
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. Both types have
+    // the same layout.
     let key = unsafe {
         (*lookup).bits = RULE_KEY_BITS;
         (*lookup).key.service = service as u16;
@@ -152,7 +154,7 @@ extern "C" fn balancer_rule(service: u64, low: u64, high: u64) -> u64 {
     if falls { Ruled::FALLS.0 } else { word(row) }
 }
 
-/// Counts a packet that a rule decides about, or that `falls` back from its rule.
+/// Counts a packet that a rule decides about, or that `falls` back because its rule has no effect.
 #[inline(always)]
 fn count(row: u32, falls: bool) {
     let counter = |stats: *mut RuleStats| {
@@ -168,8 +170,8 @@ fn count(row: u32, falls: bool) {
     }
 }
 
-/// Action and backend of a rule as in [`Ruled`]. They are read from the row each time because the stack is small; a
-/// row's action never changes in place.
+/// Action and backend of a rule as in [`Ruled`]. The program reads them from the row each time because the stack is
+/// small; the action of a row never changes in place.
 #[inline(always)]
 fn word(row: &RuleRow) -> u64 {
     // SAFETY: a reference is valid for reads.

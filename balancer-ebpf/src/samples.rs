@@ -1,4 +1,4 @@
-//! Samples of forwarded packets, by which the controller finds heavy clients.
+//! Samples of forwarded packets; the controller uses them to find heavy clients.
 //!
 //! For each packet, the program compares a number in a counter row that it updates anyway. The gap to the next sample
 //! is random, so that periodic traffic is represented fairly.
@@ -11,23 +11,24 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{control, ingress::Ingress, packet::Packet, parse, stats};
 
-/// The buffer holds half a second of samples at 14 million packets a second. If it is full, lost samples only reduce
-/// precision.
+/// The buffer holds half a second of samples at 14 million packets a second. If the buffer is full, samples are lost,
+/// which only reduces precision.
 #[map]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// The controller polls four times a second, because waking it for each sample would cost more than the sample.
+/// The controller polls the buffer four times a second, because waking it for each sample would cost more than the
+/// sample itself.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
-/// Samples a packet of `bytes` on its way to `backend`, and chooses the next sample. Its IP header, of `family`, is at
-/// offset `at` of the frame.
+/// Samples a packet of `bytes` on its way to `backend`, and chooses the next sample. The packet's IP header, of
+/// `family`, is at offset `at` of the frame.
 #[inline(always)]
 pub(crate) fn take(ingress: Ingress, at: usize, family: u8, service: u16, backend: u16, bytes: usize) {
     let which = u64::from(service) | u64::from(backend) << 16 | u64::from(family) << 32 | (at as u64) << 48;
     balancer_sample(ingress.context(), which, bytes as u64);
 }
 
-/// The source address of a packet, network order, IPv4 in the first word.
+/// The source address of a packet in network order; an IPv4 address is in the first word.
 #[inline(always)]
 fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
     if family == FAMILY_V4 {
@@ -37,8 +38,8 @@ fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
     }
 }
 
-/// This is a global function: the verifier checks it once, and its caller stays short. It reads the source again, which
-/// most packets no longer need at this point.
+/// This is a global function: the verifier checks it once, and its caller stays short. It reads the source address
+/// again, because most packets no longer need this address at this point.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u64 {
@@ -51,7 +52,8 @@ extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u
         stats::sample_after(backend, 1 << 16);
         return 0;
     }
-    // The gap is uniform from 1 to 2n - 1, with mean n. SAFETY: a plain helper call.
+    // The gap is uniform from 1 to 2n - 1, with mean n.
+    // SAFETY: a plain helper call.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
     let spread = u64::from(interval) * 2 - 1;
     let gap = 1 + ((random * spread) >> 32) as u32;

@@ -1,5 +1,5 @@
 //! Scratch space: a few words for each CPU that one step of a packet leaves to the next, or that do not fit on the
-//! stack. They share one map because the kernel allows a program only 64 maps.
+//! stack. All uses share one map because the kernel allows a program only 64 maps.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 

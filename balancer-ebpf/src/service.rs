@@ -14,19 +14,20 @@ use crate::{
     probe, stats,
 };
 
-/// Two halves, one of which is active. The controller sets the real size when it loads the program.
+/// The table of listeners in two halves, one of which is active. The controller sets the real size when it loads the
+/// program.
 #[map]
 static LISTENERS: Array<ListenerRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Two halves; the same half is active as in the table of listeners.
+/// Ranges of ports in two halves; the active half is the same as in the table of listeners.
 #[map]
 static RANGES: Array<RangeRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Two halves; the same half is active as in the table of listeners.
+/// The table of services in two halves; the active half is the same as in the table of listeners.
 #[map]
 static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A service, and the listener by which it was found.
+/// A service, and the listener by which the program found it.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
     pub(crate) service: &'static ServiceRow,
@@ -78,14 +79,14 @@ fn listener(service: u32, listening: Listening) -> Option<Listener> {
     Some(Listener { service: at(service)?, row: service, listening })
 }
 
-/// The service of a row that was found for this packet.
+/// The service in a row that an earlier step found for this packet.
 #[inline(always)]
 pub(crate) fn at(row: u32) -> Option<&'static ServiceRow> {
     SERVICES.get(row)
 }
 
-/// The row of the range that contains `port` (host order), among `count` rows from `first`; a value beyond 32 bits:
-/// none. This is a global function, so the verifier checks it only once.
+/// The row of the range that contains `port` (host order), among `count` rows from `first`; a value beyond 32 bits
+/// means that there is no such range. This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
@@ -108,7 +109,7 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
     }
 }
 
-/// The VIP marker of `ip`'s destination, if that is a VIP.
+/// The VIP marker of `ip`'s destination, if the destination is a VIP.
 #[inline(always)]
 pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
     probe::find(&LISTENERS, view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })

@@ -1,7 +1,8 @@
-//! Services that share their clients with the host: some clients' packets pass to the host, others' are steered.
+//! Services that share their clients with the host: the program passes packets of some clients to the host, and steers
+//! packets of the others.
 //!
-//! A client's place in a fixed order determines its side ([`balancer_common::share`]). Open TCP connections of clients
-//! that have changed sides stay where they are; the host's connections are found by their sockets.
+//! A client's place in a fixed order determines its side ([`balancer_common::share`]). When a client has changed sides,
+//! its open TCP connections stay on their side; the program finds the host's connections by their sockets.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -24,14 +25,14 @@ use crate::{
 #[map]
 static SHARE_STATS: Array<ShareStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The treatment of a client's packets.
+/// How the program treats a client's packets.
 #[derive(Clone, Copy)]
 pub(crate) struct Treated(u64);
 
 const WATCHED: u64 = 1 << 8;
 
 impl Treated {
-    /// The packets are steered as in any other service.
+    /// The program steers the packets as in any other service.
     pub(crate) const STEERED: Self = Self(Side::Steered as u64);
 
     /// The treatment of a client of `service`.
@@ -56,25 +57,25 @@ impl Treated {
         self.0 & 0xff == side as u64
     }
 
-    /// The packets pass, and the decision that would have been made is counted.
+    /// The packets pass to the host, and the program counts the decision that it would have made.
     #[inline(always)]
     pub(crate) const fn is_watched(self) -> bool {
         self.0 & WATCHED != 0
     }
 
-    /// All packets pass.
+    /// All packets pass to the host.
     #[inline(always)]
     pub(crate) const fn is_hosts(self) -> bool {
         self.is(Side::Host) && !self.is_watched()
     }
 
-    /// The client's new connections are steered.
+    /// The program steers the client's new connections.
     #[inline(always)]
     pub(crate) const fn is_steered(self) -> bool {
         self.0 & 0xff <= Side::Came as u64
     }
 
-    /// The client's new connections pass, but it may have older ones to a backend.
+    /// The client's new connections pass to the host, but the client may have older connections to a backend.
     #[inline(always)]
     pub(crate) const fn has_left(self) -> bool {
         self.is(Side::Left)
@@ -87,8 +88,8 @@ impl Treated {
     }
 }
 
-/// The side of a client. `share`: the service's share, and above it the family. This is a global function, so the
-/// verifier checks it only once.
+/// The side of a client. `share` holds the service's share, with the family in the bits above. This is a global
+/// function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -> u64 {
@@ -123,8 +124,8 @@ fn count(service: u16, field: impl Fn(*mut ShareStats) -> *mut u64) {
     }
 }
 
-/// Decides about a packet to the VIP of `marker` that belongs to no service: it is dropped, unless the host serves
-/// clients there.
+/// Decides about a packet to the VIP of `marker` that belongs to no service: the program drops it, unless the host
+/// serves clients of this VIP.
 #[inline(always)]
 pub(crate) fn refused(marker: &ListenerRow, reason: DropReason) -> Step {
     if marker.is_shared() { Step::PASS } else { Step::drop(reason) }
@@ -139,7 +140,7 @@ struct Asked {
     left: bool,
 }
 
-/// Stores whose connection the step taken [unless the host has it](Step::unless_hosts) must look up.
+/// Stores which connection to look up if the chosen step depends on [whether the host has it](Step::unless_hosts).
 #[inline(always)]
 pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
     if let Some(asked) = scratch::place::<Asked>(Row::Shared) {
@@ -148,11 +149,11 @@ pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
     }
 }
 
-/// Decides by the host's sockets about a segment that opens no connection, of a client that has changed sides: it
-/// passes, or `next` is taken.
+/// Uses the host's sockets to decide about a segment that opens no connection, from a client that has changed sides.
+/// The segment passes if the host has its connection; otherwise the packet continues with `next`.
 ///
-/// If the host has no socket for the VIP's port (because it forwards, or IPVS does), the sockets tell nothing. Then
-/// connections of unknown clients count as the host's.
+/// If the host has no socket for the VIP's port (because it forwards, or IPVS does), the sockets show nothing. Then the
+/// program treats connections of unknown clients as the host's.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Shared) else { return Step::PASS };

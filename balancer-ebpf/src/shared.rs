@@ -1,10 +1,10 @@
-//! Rows that the controller writes while packets read them.
+//! Rows that the controller writes while the program reads them for packets.
 
 use aya_ebpf::maps::Array;
 
 /// A row of a map. The controller replaces each changing word in one store, and [`word`] reads it once in one load, so
-/// that a decision never mixes two states of it. The other words are written only while no packet can read them: in an
-/// unused half or copy, after a grace period.
+/// that a decision never mixes two states of the word. The other words are written only while no packet can read them:
+/// in an unused half or copy, after a grace period.
 pub(crate) struct Shared<Row: 'static>(*const Row);
 
 impl<Row> Clone for Shared<Row> {

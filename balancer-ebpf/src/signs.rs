@@ -1,5 +1,5 @@
-//! Signs that a backend may have failed: see [`balancer_common::signs`]. The controller then checks the backend at
-//! once.
+//! Signs that a backend may have failed: see [`balancer_common::signs`]. On a sign, the controller checks the backend
+//! at once.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -18,18 +18,19 @@ use crate::{
     parse::{Ip, Ports},
 };
 
-/// Signs by backend id. The controller sets the real number of rows when it loads the program.
+/// The signs of each backend, by backend id. The controller sets the real number of rows when it loads the program.
 #[map]
 static SIGNS: Array<Signs> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, 0);
 
-/// Signs sent to the controller. If the buffer is full, the next packet reports again.
+/// Signs sent to the controller. If the buffer is full, the next packet reports the sign again.
 #[map]
 static SUSPECTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// Whether the handshakes of a segment's client are watched. Under heavy traffic only a part of the clients is watched.
+/// Whether the program watches the handshakes of a segment's client. Under heavy traffic, it watches only a part of the
+/// clients.
 #[inline(always)]
 pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
@@ -37,7 +38,7 @@ pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
     u32::from(ports.source()) & unsampled == 0
 }
 
-/// Records a packet to `backend` of a client whose handshakes are watched.
+/// Records a packet to `backend` from a client whose handshakes are watched.
 #[inline(always)]
 pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
     if !ports.is_segment() {
@@ -106,7 +107,7 @@ fn answered(backend: u16, took: u16) {
     }
 }
 
-/// A `nat` backend has refused a connection with a reset. Returns whether to withhold it from the client.
+/// A `nat` backend has refused a connection with a reset. Returns whether to withhold the reset from the client.
 #[inline(always)]
 pub(crate) fn withholds(backend: u16) -> bool {
     balancer_refused(backend.into()) != 0
@@ -121,7 +122,7 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
     // SAFETY: as in `begun`.
     let row = unsafe { signs.read_volatile() };
     let (refusals, withheld) = row.refusals().refuse(now, row.withhold);
-    // SAFETY: as in `begun`; the counter is incremented with one instruction.
+    // SAFETY: as in `begun`; one instruction increments the counter.
     unsafe {
         (&raw mut (*signs).refused_since).write_volatile(refusals.since);
         (&raw mut (*signs).passed).write_volatile(refusals.passed);

@@ -25,7 +25,7 @@ static INTERFACE_STATS: PerCpuArray<InterfaceStats> = PerCpuArray::with_max_entr
 #[map]
 static BACKEND_STATS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each backend, for CPUs and backends without a row above.
+/// A row for each backend, for the CPUs and backends that have no row in the map above.
 #[map]
 static SHARED_BACKENDS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -33,7 +33,7 @@ static SHARED_BACKENDS: Array<BackendStats> = Array::with_max_entries(1, BPF_F_M
 #[map]
 static LISTENER_STATS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A row for each listener, for CPUs and listeners without a row above.
+/// A row for each listener, for the CPUs and listeners that have no row in the map above.
 #[map]
 static SHARED_LISTENERS: Array<ListenerStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -56,7 +56,7 @@ static REPLY_STATS: PerCpuArray<ReplyStats> = PerCpuArray::with_max_entries(1, 0
 #[unsafe(no_mangle)]
 static INTERFACE_MULTIPLIER: Global<u32> = Global::new(1 << 26);
 
-/// Number of backends with counters on each CPU; the controller chooses it, and the number of CPUs' blocks, at load.
+/// Number of backends with counters on each CPU; the controller chooses this number, and the number of blocks, at load.
 #[unsafe(no_mangle)]
 static BACKEND_COUNTERS: Global<u32> = Global::new(1);
 
@@ -66,7 +66,7 @@ fn backend_row(backend: u16) -> Option<*mut BackendStats> {
     cpu_rows::own(&BACKEND_STATS, BACKEND_COUNTERS.load(), u32::from(backend))
 }
 
-/// The row of a backend that CPUs share.
+/// The row of a backend that all CPUs share.
 #[inline(always)]
 fn shared_row(backend: u16) -> Option<*mut BackendStats> {
     SHARED_BACKENDS.get_ptr_mut(u32::from(backend))
@@ -79,19 +79,19 @@ pub(crate) fn of_backend(backend: u16) -> Option<&'static BackendStats> {
     unsafe { backend_row(backend).or_else(|| shared_row(backend))?.as_ref() }
 }
 
-/// Drops by reason, on this CPU.
+/// The counters of drops by reason, on this CPU.
 #[inline(always)]
 pub(crate) fn drops() -> Option<&'static DropStats> {
     DROP_STATS.get(0)
 }
 
-/// Answers that the program sent, on this CPU.
+/// The counters of answers that the program sent, on this CPU.
 #[inline(always)]
 pub(crate) fn replies() -> Option<&'static ReplyStats> {
     REPLY_STATS.get(0)
 }
 
-/// Counters of client entries that were made, replaced or refused, on this CPU.
+/// The counters of client entries that the program made, replaced or refused, on this CPU.
 #[inline(always)]
 pub(crate) fn memory() -> Option<&'static MemoryStats> {
     MEMORY_STATS.get(0)
@@ -147,7 +147,7 @@ pub fn count_drop(reason: DropIndex) {
     }
 }
 
-/// Counts an echo request answered.
+/// Counts an echo request that was answered.
 #[inline(always)]
 pub(crate) fn count_echo() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -156,7 +156,7 @@ pub(crate) fn count_echo() {
     }
 }
 
-/// Counts a packet that was too big and whose sender was informed.
+/// Counts a packet that was too big if the program informed its sender.
 #[inline(always)]
 pub(crate) fn count_too_big() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -165,7 +165,7 @@ pub(crate) fn count_too_big() {
     }
 }
 
-/// Counts a packet that no backend takes and whose sender was informed.
+/// Counts a packet that no backend takes if the program informed its sender.
 #[inline(always)]
 pub(crate) fn count_rejected() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -174,7 +174,7 @@ pub(crate) fn count_rejected() {
     }
 }
 
-/// Counts a first fragment that is not remembered.
+/// Counts a first fragment that the program does not remember.
 #[inline(always)]
 pub(crate) fn count_not_remembered() {
     if let Some(stats) = REPLY_STATS.get_ptr_mut(0) {
@@ -184,7 +184,7 @@ pub(crate) fn count_not_remembered() {
 }
 
 /// Counts a packet of `bytes` forwarded to a backend, with the `decision` if it opens a connection. Returns whether to
-/// [sample](crate::samples) it.
+/// [sample](crate::samples) the packet.
 #[inline(always)]
 pub(crate) fn count_forwarded(backend: u16, bytes: usize, decision: DecisionIndex) -> bool {
     let Some(stats) = backend_row(backend) else {
@@ -219,12 +219,12 @@ extern "C" fn balancer_count_shared(backend: u64, bytes: u64, decision: u64) -> 
     }
 }
 
-/// Schedules the next sample `gap` packets after this one. Returns whether to sample this packet: not if it is the very
-/// first, which no random draw chose.
+/// Schedules the next sample `gap` packets after this one. Returns whether to sample this packet. The very first packet
+/// is not sampled, because no random draw chose it.
 #[inline(always)]
 pub(crate) fn sample_after(backend: u16, gap: u32) -> bool {
     let Some(stats) = backend_row(backend).or_else(|| shared_row(backend)) else { return false };
-    // SAFETY: as in `count_verdict`; if CPUs share the row, the worst result is one sample more or less.
+    // SAFETY: as in `count_verdict`; if CPUs share the row, the worst result is one extra or one missing sample.
     let stats = unsafe { &mut *stats };
     let drawn = stats.next_sample != 0;
     stats.next_sample = stats.packets + u64::from(gap);
@@ -261,7 +261,7 @@ pub(crate) fn count_decided(backend: u16, decision: DecisionIndex) {
 /// Counts a known client moved from a backend.
 #[inline(always)]
 pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
-    // The mask gives the verifier a bound of that register. The counters of moves are the first words of the row.
+    // The mask gives the verifier an upper bound of the index. The counters of moves are the first words of the row.
     if let Some(stats) = backend_row(from) {
         // SAFETY: within the row; as in `count_verdict`.
         unsafe { *stats.cast::<u64>().add(cause.counter() & 7) += 1 };
@@ -271,12 +271,12 @@ pub(crate) fn count_moved(from: u16, cause: CauseIndex) {
     }
 }
 
-/// Known clients that left a backend because a connection that they have moved to a new address names another one, by
-/// backend id. All CPUs share a row.
+/// The number of known clients that left each backend, by backend id, because they moved a connection to a new address
+/// and this connection names another backend. All CPUs share a row.
 #[map]
 static MIGRATED: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Counts such a client.
+/// Counts a client that left backend `from` for this reason.
 #[inline(always)]
 pub(crate) fn count_migrated(from: u16) {
     if let Some(count) = MIGRATED.get_ptr_mut(u32::from(from)) {
@@ -285,11 +285,11 @@ pub(crate) fn count_migrated(from: u16) {
     }
 }
 
-/// Whether another newcomer of a service may be recorded in this period, out of the service's own share or the common
-/// one.
+/// Whether the program may record another newcomer of a service in this period, out of the service's own budget or the
+/// common one.
 #[inline(always)]
 pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {
-    // SAFETY: a plain helper call; the words of `control` are read whole.
+    // SAFETY: a plain helper call; the program reads each word of `control` in one load.
     let (now, own, common) = unsafe {
         let own = (&raw const control.newcomers_own).read_volatile();
         (bpf_ktime_get_coarse_ns(), own, (&raw const control.newcomers_common).read_volatile())
@@ -298,12 +298,12 @@ pub(crate) fn may_record(control: &'static Control, service: u16) -> bool {
     take(u32::from(service) % NEWCOMER_ROWS, period, own) || take(NEWCOMER_ROWS, period, common)
 }
 
-/// Takes one of the `limit` newcomers of `period` from a row that all CPUs share. CPUs that take at the same moment may
-/// exceed the limit by one each.
+/// Counts one of the `limit` newcomers of `period` in a row that all CPUs share. Returns whether the limit allows it.
+/// Each CPU that does this at the same moment may exceed the limit by one.
 #[inline(always)]
 fn take(row: u32, period: u64, limit: u32) -> bool {
     let Some(budget) = NEWCOMERS.get_ptr_mut(row) else { return false };
-    // SAFETY: a map value; every word of it is read and written whole.
+    // SAFETY: a map value; the program reads and writes each of its words in one piece.
     unsafe {
         let (began, used) = (&raw mut (*budget).period, &raw mut (*budget).used);
         // A CPU that has read the clock earlier must not restart the period.

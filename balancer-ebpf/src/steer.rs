@@ -1,6 +1,7 @@
-//! Which backend a client is steered to: the gate over the client table.
+//! Chooses a client's backend, and decides whether to read the client table for it.
 //!
-//! A slot without exceptions is steered from the live table alone, whoever the client is; nothing per client is read.
+//! For a slot without exceptions, the live table alone determines the backend of every client, and the program does not
+//! read the client's entry.
 
 use core::ptr;
 
@@ -29,8 +30,8 @@ use crate::{
 #[map]
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The backend of the client that sent `ip`, for a service without rules; or [`NO_BACKEND`] or [`ALL_DOWN`] in its place,
-/// which are no backends that can be reached: see [`unreachable`].
+/// The backend of the client that sent `ip`, for a service without rules. If there is none, [`NO_BACKEND`] or
+/// [`ALL_DOWN`] takes its place; neither can be reached: see [`unreachable`].
 #[inline(always)]
 pub(crate) fn choose(
     control: &'static Control,
@@ -50,8 +51,8 @@ pub(crate) fn choose(
     )
 }
 
-/// `step` to the backend of the client that sent `ip`, by way of [`Step::CONSULT`] if the memory must be asked; or what
-/// becomes of it that is to be `treated` otherwise.
+/// Sends a packet to the backend of the client that sent `ip`, by `step`, or by [`Step::CONSULT`] if the program must
+/// ask the client memory. `treated` says whether the packet passes to the host instead.
 #[inline(always)]
 pub(crate) fn choose_later(
     control: &'static Control,
@@ -63,7 +64,7 @@ pub(crate) fn choose_later(
 ) -> Step {
     let packet = Opening::of(ip, ports);
     let step = if treated.is_watched() { Watch::unchosen() } else { step };
-    // What opens a connection goes where new ones go.
+    // A packet that opens a connection goes where the client's new connections go.
     let hosts = treated.has_changed() && !packet.opens && !packet.datagram;
     if hosts {
         share::ask(service, treated);
@@ -73,8 +74,8 @@ pub(crate) fn choose_later(
     if packet.hosts { next.unless_hosts() } else { next }
 }
 
-/// `step` to the backend that a packet of `client` from `port` (if that is known) would be steered to that opens
-/// nothing. Nothing is recorded or counted. A `segment` of TCP may belong to a connection of the host.
+/// Sends an error by `step` to the backend that would get a packet of `client` from `port` (if the port is known) that
+/// opens nothing. The program records and counts nothing. The connection of a TCP `segment` may be the host's.
 #[inline(always)]
 pub(crate) fn peek_later(
     control: &'static Control,
@@ -125,7 +126,7 @@ fn later(
     }
 }
 
-/// What becomes of a packet whose backend, by [`choose`], cannot be reached.
+/// The step for a packet whose backend, chosen by [`choose`], cannot be reached.
 #[inline(always)]
 pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step {
     match candidate(choice.backend) {
@@ -134,7 +135,7 @@ pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step 
     }
 }
 
-/// What becomes of a packet of a client that nobody takes.
+/// The step for a packet of a client that no backend takes.
 #[inline(always)]
 pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
     if service.flags & SERVICE_REJECTS != 0 {
@@ -144,7 +145,7 @@ pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
     }
 }
 
-/// The same, or of a packet about a client's.
+/// Like [`nobody`], but also for packets that are only watched or that only quote a client's packet.
 #[inline(always)]
 fn end(service: &'static ServiceRow, packet: Opening, step: Unchosen, reason: DropReason) -> Step {
     if step.watches() {
@@ -156,18 +157,19 @@ fn end(service: &'static ServiceRow, packet: Opening, step: Unchosen, reason: Dr
     }
 }
 
-/// What a packet says of connections.
+/// The connection-related properties of a packet.
 #[derive(Clone, Copy)]
 struct Opening {
     /// The client's port; a fragment may have none.
     port: Option<u16>,
-    /// It opens one.
+    /// Whether the packet opens a connection.
     opens: bool,
     /// It may.
     datagram: bool,
-    /// It only quotes a packet of the client, who did not send it: nothing is recorded or counted.
+    /// Whether the packet only quotes a packet of the client, who did not send it: the program then records and counts
+    /// nothing.
     peeks: bool,
-    /// The host may have the connection.
+    /// Whether the host may have the connection.
     hosts: bool,
 }
 
@@ -184,7 +186,7 @@ impl Opening {
     }
 }
 
-/// Whose packet it is.
+/// The client that a packet belongs to.
 struct Client<'a> {
     family: u8,
     address: &'a [u32; 4],
@@ -244,7 +246,7 @@ fn steer<Answer>(
     ask(&query, nobody)
 }
 
-/// What stands in a slot in place of a backend is the reason why there is none.
+/// The backend in a slot, or the reason why the slot has none.
 #[inline(always)]
 const fn candidate(backend: u16) -> Result<u16, DropReason> {
     match backend {
@@ -260,7 +262,7 @@ pub(crate) fn now(service: &'static ServiceRow) -> u16 {
     unsafe { ptr::read_volatile(&raw const service.tick) as u16 }
 }
 
-/// The slot of a client's hash. Its flags have other bits as well.
+/// The slot of a client's hash. Other bits of its flags belong to other slots.
 #[inline(always)]
 fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     placed_slot(service, hash).map(|(_, slot)| slot)
@@ -269,7 +271,7 @@ fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
 /// The slot of a client's hash, and its place.
 #[inline(always)]
 pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(SlotPlace, TableSlot)> {
-    // Read once: the controller swaps the table with one store to this word.
+    // The program reads this word once, because the controller replaces the table with one store to it.
     // SAFETY: a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
     let place = table.place(client::slot(hash, table.size));
@@ -277,22 +279,22 @@ pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(Sl
         debug_log::tell(Oddity::BeyondTables, place.line);
         return None;
     };
-    // SAFETY: a reference is valid for reads; the controller replaces this word in one piece.
+    // SAFETY: a reference is valid for reads; the controller replaces this word with one store.
     let flags = unsafe { ptr::read_volatile(&raw const line.flags) };
-    // The verifier does not know that the index is that of a slot.
+    // The verifier does not know that the index is below the number of slots.
     let index = (place.index % (size_of::<SlotLine>() / size_of::<u16>()) as u32) as usize;
-    // SAFETY: within the line, which is as many half words. What packets read changes in its flags alone.
+    // SAFETY: the index lies within the line. While packets may read the line, only its flags change.
     let backend = unsafe { ptr::from_ref(line).cast::<u16>().add(index).read() };
     Some((place, TableSlot { backend, flags: flags >> index }))
 }
 
-/// Whether known clients of a slot may be elsewhere than the table says.
+/// Whether known clients of a slot may be at backends other than the one in the table.
 #[inline(always)]
 pub(crate) const fn has_exceptions(service: &ServiceRow, slot: TableSlot) -> bool {
     (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0
 }
 
-/// Has the entries of the clients of a slot be read from now on.
+/// Flags a slot, so that packets read the entries of its clients from now on.
 #[inline(always)]
 pub(crate) fn except(line: u32, index: u32) {
     if let Some(line) = SLOTS.get_ptr_mut(line) {

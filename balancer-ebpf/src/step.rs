@@ -7,18 +7,18 @@ use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
 use crate::service::Listener;
 
 /// The decision about a packet; `main.rs` turns it into an XDP action and a counter. Further data is in the [`Step`],
-/// so that the branches here and there become one.
+/// so that the compiler can merge the branches that make an outcome with those that read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// To the kernel, unchanged.
+    /// The frame passes to the kernel, unchanged.
     Pass,
-    /// By the interface on which the packet arrived: forwarded, or turned into an answer to its sender.
+    /// The frame leaves by the interface on which it arrived: forwarded, or turned into an answer to its sender.
     Tx,
-    /// By another interface: see [`Step::egress`].
+    /// The frame leaves by another interface: see [`Step::egress`].
     Redirect,
-    /// Handed to the kernel, rewritten and marked; the kernel sends it: see [`crate::handover`].
+    /// The frame passes to the kernel, rewritten and marked, and the kernel sends it: see [`crate::handover`].
     Handed,
-    /// Dropped: see [`Step::reason`].
+    /// The frame is dropped: see [`Step::reason`].
     Drop,
     /// The program failed.
     Abort,
@@ -40,7 +40,7 @@ pub(crate) enum Carries {
     Nothing,
 }
 
-/// Whether the packet's sender may get an error about it: not if the packet is an ICMP error itself.
+/// Whether the packet's sender may get an error about it: an ICMP error never causes another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answerable {
     Yes,
@@ -49,7 +49,8 @@ pub(crate) enum Answerable {
 
 /// The next step for a packet: an outcome, or a step of `steps` with its `Payload`.
 ///
-/// It is a number, because a global function can return nothing else: the kind in bits 0–7, the payload above.
+/// A step is a number, because a global function can return nothing else. Bits 0–7 hold the kind, the others the
+/// payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(u64);
 
@@ -81,9 +82,9 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
-    /// Pass to the host, but count as if sent to a backend.
+    /// Pass the packet to the host, but count it as if sent to a backend.
     Watch,
-    /// Pass to this machine itself, or drop.
+    /// Pass the packet to this machine itself, or drop it.
     Own,
     Encapsulate,
     Reject,
@@ -105,7 +106,7 @@ pub(crate) trait Payload: Copy {
     }
 }
 
-/// A step's payload as a word: one number to keep until it is needed.
+/// A step's payload, packed into one word until a step needs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed<What>(u64, PhantomData<What>);
 
@@ -121,7 +122,7 @@ impl<What: Payload> Packed<What> {
     }
 }
 
-/// To a backend. The destination of a first fragment is remembered.
+/// A packet to a backend. The program remembers the destination of a first fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToBackend {
     pub(crate) choice: Choice,
@@ -130,7 +131,7 @@ pub(crate) struct ToBackend {
     pub(crate) port: u16,
 }
 
-/// To a backend, as the first packet of a flow.
+/// A packet to a backend that is the first of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFlow {
     pub(crate) choice: Choice,
@@ -142,7 +143,7 @@ pub(crate) struct OpenFlow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPort(pub(crate) Going);
 
-/// A packet of a flow, to its backend.
+/// A packet of a flow on its way to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowThere(pub(crate) Going);
 
@@ -154,7 +155,7 @@ pub(crate) struct Going {
     pub(crate) decision: DecisionIndex,
 }
 
-/// A reply, to the client of its flow.
+/// A reply on its way to the client of its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowReturn {
     /// The flow's row.
@@ -171,7 +172,7 @@ pub(crate) enum Toward {
 /// A later fragment of a packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPart {
-    /// The name of the flow, which is not its row alone.
+    /// The name of the flow: its row and a part of its tag.
     pub(crate) flow: u32,
     pub(crate) toward: Toward,
 }
@@ -185,7 +186,7 @@ pub(crate) struct FlowError {
     pub(crate) toward: Toward,
 }
 
-/// An ICMP error about a packet of a backend, to that backend.
+/// An ICMP error about a packet of a backend, on its way to that backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToBackend {
     pub(crate) choice: Choice,
@@ -193,7 +194,7 @@ pub(crate) struct ErrorToBackend {
     pub(crate) port: u16,
 }
 
-/// A reply of a `nat` backend, to its client.
+/// A reply of a `nat` backend on its way to its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToClient {
     /// The port of the row in the return table (network order).
@@ -203,38 +204,39 @@ pub(crate) struct ToClient {
     pub(crate) carries: Carries,
 }
 
-/// An ICMP error about a packet to a `nat` backend, to the client.
+/// An ICMP error about a packet to a `nat` backend, on its way to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToClient {
     /// The port of the packet's row in the return table (network order).
     pub(crate) port: u16,
 }
 
-/// To the host, unchanged; counted as if forwarded.
+/// A packet that passes to the host unchanged and is counted as if forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Watch {
     pub(crate) choice: Choice,
 }
 
-/// To a backend in an outer packet.
+/// A packet that goes to a backend in an outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encapsulate {
     pub(crate) choice: Choice,
     pub(crate) answerable: Answerable,
 }
 
-/// Back to its sender with the information that no backend takes it; dropped for this reason if no answer is possible.
+/// A packet that returns to its sender with the information that no backend takes it. If no answer is possible, the
+/// program drops it for this reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reject {
     pub(crate) reason: DropIndex,
 }
 
-/// Back to its sender in an ICMP error.
+/// An ICMP error that returns to the sender of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IcmpError {
     /// The packet is too big; the number is the MTU in bytes.
     TooBig(u32),
-    /// No backend takes the packet; dropped for this reason if no answer is possible.
+    /// No backend takes the packet; if no answer is possible, the program drops it for this reason.
     Unreachable(DropIndex),
 }
 
@@ -245,7 +247,7 @@ pub(crate) struct Quic {
     pub(crate) service: u32,
     /// As [`ToBackend::port`].
     pub(crate) port: u16,
-    /// Whether it may be a martian; otherwise an earlier step has checked that.
+    /// Whether the datagram may be a martian; otherwise an earlier step has excluded that.
     pub(crate) unchecked: bool,
 }
 
@@ -262,7 +264,7 @@ pub(crate) struct QuicNamed {
 pub(crate) struct Unchosen(u64);
 
 const FLAG: u64 = 1 << 8;
-/// A bit beside a kind that no kind uses.
+/// A bit in the byte of the kind that no kind uses.
 const UNLESS_HOSTS: u64 = 1 << 7;
 
 #[inline(always)]
@@ -327,7 +329,8 @@ impl Going {
 }
 
 impl FlowThere {
-    /// The step after consulting the memory, for a packet that opens nothing; the backend in the answer is ignored.
+    /// The step after consulting the client memory, for a packet that opens nothing; the backend in the answer is
+    /// ignored.
     #[inline(always)]
     pub(crate) fn unchosen(row: u32) -> Unchosen {
         Unchosen(Step::to(Self(Going { row, decision: DecisionIndex::NONE })).0)
@@ -364,7 +367,7 @@ impl Unchosen {
     /// A step that is never taken.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Whether the packet passes whichever backend is chosen.
+    /// Whether the packet passes to the host, whichever backend is chosen.
     #[inline(always)]
     pub(crate) const fn watches(self) -> bool {
         self.0 & 0xff == Kind::Watch as u64
@@ -651,9 +654,9 @@ impl Step {
     pub(crate) const QUIC_SERVER: Self = Self(Kind::QuicServer as u64);
     /// The packet may be a reply of a `snat` backend: see [`crate::flows`].
     pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
-    /// The packet is for this machine itself, or for no one: see [`crate::forward::sockets`].
+    /// The packet is for this machine itself, or is to be dropped: see [`crate::forward::sockets`].
     pub(crate) const OWN: Self = Self(Kind::Own as u64);
-    /// Send to the backend that the memory names: see [`crate::memory`].
+    /// Send to the backend that the client memory names: see [`crate::memory`].
     pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
 
     #[inline(always)]
@@ -678,7 +681,7 @@ impl Step {
         Self(self.0 | UNLESS_HOSTS)
     }
 
-    /// The step to take [unless the host has the connection](Self::unless_hosts), if the step has that condition.
+    /// The step to take if the host does not have the connection, if this step [depends on that](Self::unless_hosts).
     #[inline(always)]
     pub(crate) const fn if_not_hosts(self) -> Option<Self> {
         if self.0 & UNLESS_HOSTS == 0 { None } else { Some(Self(self.0 & !UNLESS_HOSTS)) }
@@ -739,7 +742,7 @@ impl Step {
         }
     }
 
-    /// The kind of the step, for diagnosing why it was not taken.
+    /// The kind of the step, for finding out why no step was taken.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> u32 {

@@ -17,16 +17,16 @@ use crate::{
 };
 
 /// Declares steps. Each step is a global function. It gets the frame (`Ingress`: as it arrived; `Found`: with its
-/// layer-4 header found; `Plain`: the same, quickly for most packets; `Again`: the same after a step that has found the
-/// header) and, with `packed`, its [`Payload`] as [`Packed`]. The function in the first line runs the steps in this order;
-/// each step leads only to later ones.
+/// layer-4 header; `Plain`: like `Found`, but faster for most packets; `Again`: like `Found`, after a step that has
+/// found the header) and, with `packed`, its [`Payload`] as [`Packed`]. The function in the first line runs the steps
+/// in this order; each step leads only to later ones.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $packed:ident)?) $run:path;)*) => {
         $(
             #[inline(never)]
             #[unsafe(no_mangle)]
             extern "C" fn $global(context: *mut xdp_md $(, $packed: u64)?) -> u64 {
-                // SAFETY: the function below passes the program's context.
+                // SAFETY: `take` passes the program's context.
                 let ingress = unsafe { Ingress::new(context) };
                 steps!(@run ingress, $frame, $run $(, Packed::<$kind>::of_word($packed))?).word()
             }
@@ -109,7 +109,7 @@ steps! {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {
-    // SAFETY: the function below passes the program's context.
+    // SAFETY: `take` passes the program's context.
     share::decide(unsafe { Ingress::new(context) }, Step::of_word(next)).word()
 }
 

@@ -1,5 +1,5 @@
 //! Reports packets on arrival and on departure, with the counters that changed in between. Only the program that is
-//! attached while a user traces or captures contains this code.
+//! attached while a user traces or captures packets contains this code.
 
 use core::{hint::black_box, mem::offset_of};
 
@@ -28,7 +28,7 @@ static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static TRACE_VIPS: HashMap<Address, u32> = HashMap::with_max_entries(MAX_VIPS, BPF_F_NO_PREALLOC);
 
-/// The ids of backends whose counters are compared.
+/// The ids of backends whose counters the program compares.
 #[map]
 static TRACE_WATCHED: Array<u32> = Array::with_max_entries(MAX_WATCHED, 0);
 
@@ -79,14 +79,14 @@ fn came(context: *mut xdp_md) -> Option<()> {
     scan(context, draft);
     draft.matches = u32::from(concerns(&draft.found, settings));
     draft.vip = u32::from(is_vip(&draft.found.destination));
-    // A reply may match the client only on departure; a packet for a VIP already carries its client on arrival.
+    // A reply may carry the client's address only on departure; a packet for a VIP already carries it on arrival.
     if draft.vip != 0 && draft.matches == 0 {
         return None;
     }
     draft.drops = *stats::drops()?;
     draft.replies = *stats::replies()?;
     draft.memory = *stats::memory()?;
-    // An earlier packet may have left a word.
+    // An earlier packet may have left a result, which this call clears.
     quic::said();
     draft.watched = if draft.vip != 0 { settings.watched } else { 0 };
     each_watched(draft.watched, |place, _, now| {
@@ -232,7 +232,7 @@ fn v6(packet: Scanned, ip: usize, found: &mut Found) {
     }
 }
 
-/// The first [`SCANNED`] bytes of a frame. No caller asks for a position beyond them.
+/// The first [`SCANNED`] bytes of a frame. No caller reads beyond these bytes.
 #[derive(Clone, Copy)]
 struct Scanned(*const u8);
 

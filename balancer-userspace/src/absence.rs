@@ -15,7 +15,8 @@ pub(super) const RESTART: Duration = Duration::from_secs(60);
 /// How often to try to reach a controller that has gone away.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Asks until the controller answers, also across restarts. With a `limit`, an absence longer than that is an error.
+/// Repeats a request until the controller answers, even across restarts. With a `limit`, an absence longer than that is
+/// an error.
 pub(super) async fn answered<T>(
     limit: Option<Duration>,
     mut ask: impl AsyncFnMut() -> Answer<T>,

@@ -65,7 +65,7 @@ pub(super) async fn run(
     Ok(output::print(&render(&applied, dry_run))?)
 }
 
-/// The control socket of the balancer that should read its own file again, if the user asks for that.
+/// The control socket of the balancer that should read its own file again, if the user requests that.
 pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
     if !args.reread {
         return Ok(None);

@@ -229,7 +229,7 @@ async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), 
     Ok(output::print(&table.render())?)
 }
 
-/// Waits until the backend has no clients left, at most `limit`, or a little longer than the drain may take.
+/// Waits until the backend has no clients left. Waits for at most `limit`, or a little longer than the drain may take.
 async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -> Result<(), Failure> {
     let limit = match limit {
         Some(limit) => limit,

@@ -9,8 +9,8 @@ use balancer_dataplane::{AllPins, Pins, privileges};
 
 use super::Failure;
 
-/// Detaches programs that outlived their controllers from the interfaces of this network namespace, or of `all`, and
-/// removes their maps.
+/// Detaches programs that outlived their controllers from the interfaces of this network namespace, or of all
+/// namespaces if `all`, and removes their maps.
 pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
     let AllPins { free, held } = Pins::all(all)?;
@@ -18,8 +18,8 @@ pub(super) fn run(all: bool) -> Result<(), Failure> {
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {
         match pins.notes() {
-            // This process cannot reach the settings and addresses of another network namespace, or they are gone
-            // with it.
+            // This process cannot reach the settings and addresses of another network namespace, or these disappeared
+            // with the namespace.
             Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
             Ok(_) => {}
             // Another version pinned these maps, and only it knows what to restore.

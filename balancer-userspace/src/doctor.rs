@@ -30,7 +30,7 @@ pub(super) struct Args {
     fix: bool,
 }
 
-/// Exit codes: 0 healthy, 1 findings, 3 no controller, also if doctor found something without it.
+/// Exit codes: 0 healthy; 1 findings; 3 no controller, even if the doctor found something without it.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Some(socket) = client.socket() else {
         let text = "doctor looks at the machine that it runs on: run it there, without --server";

@@ -23,7 +23,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// The balancer that is meant, if it is on another machine.
+    /// The balancer that the options name, if it is on another machine.
     pub(super) fn server(&self) -> Result<Option<Server>, Failure> {
         let Self { server, ca, cert, key } = self;
         let Some(url) = server else { return Ok(None) };

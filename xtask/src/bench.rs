@@ -117,7 +117,7 @@ pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page,
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }
 
-/// Measures the kernel program and another commit's in turns.
+/// Measures this tree's kernel program and another commit's in turns.
 fn beside(other: &Against, options: &[String]) -> Result<()> {
     ensure_root("a benchmark of the kernel program", "bench path --against REV")?;
     setup(Purpose::Run)?;

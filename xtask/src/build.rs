@@ -16,7 +16,7 @@ pub(crate) const KUBERNETES: &str = "balancer-kubernetes";
 /// The purpose of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
-    /// A quick look: compiles fastest. The kernel program is optimised anyway.
+    /// A quick look: the build is the fastest. The kernel program is optimised in every build.
     Demo,
     /// Tests, which run long simulations and start many balancers.
     Test,

@@ -29,7 +29,7 @@ impl Apt {
         Ok(this)
     }
 
-    /// The same for this machine's architecture, with lists of source packages as well.
+    /// Like [`Self::new`] for this machine's architecture, also with lists of source packages.
     pub(crate) fn with_sources(directory: &Path, suites: &[&str]) -> Result<Self> {
         let this = Self::configured(directory, None)?;
         this.refresh(suites, &["deb", "deb-src"])?;
@@ -77,7 +77,7 @@ impl Apt {
             output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
         let mirrors = mirrors.context("`apt-get indextargets` failed")?;
         fs::write(self.directory.join("sources.list"), sources(&mirrors, suites, kinds)?)?;
-        // A mirror without a suite is no failure: the search reports missing packages.
+        // A mirror that lacks a suite is no failure: the search reports missing packages.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
             Ok::<(), anyhow::Error>(())

@@ -64,7 +64,7 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Replaces the first of `corpora` by the fewest inputs of all corpora with the same coverage.
+/// Replaces the first of `corpora` with the fewest inputs that have the same coverage as all corpora together.
 fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> Result<()> {
     let few = work.join("few").join(target);
     if few.exists() {

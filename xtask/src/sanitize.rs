@@ -54,7 +54,7 @@ impl Sanitizer {
                 "races::",
                 "grace::",
             ],
-            // A simulation has one thread, also one of races. Snapshots of 20,000 backends take so long on a busy
+            // A simulation, even one of races, has only one thread. Snapshots of 20,000 backends take so long on a busy
             // machine that the server's limits of 5 s for a request and 20 s for its answer expire.
             Self::Thread => &[
                 "simulation::",

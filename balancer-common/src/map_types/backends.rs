@@ -29,8 +29,8 @@ pub const BACKEND_TAKES_CLIENTS: u8 = 16;
 /// computation.
 pub const BACKEND_SECOND: u8 = size_of::<BackendRow>() as u8;
 
-/// The row of a backend, by backend id, in two copies: the controller writes one while packets read the other. The
-/// [`BackendStanding`] in the first copy is valid for both and says which one is in use.
+/// The row of a backend, by backend id, in two copies: the controller writes one while the program reads the other for
+/// packets. The [`BackendStanding`] in the first copy is valid for both and says which one is in use.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendRows {
@@ -60,7 +60,7 @@ pub struct BackendRow {
     pub port: u16,
     /// A [`Forwarding`](super::Forwarding), possibly with the bit [`FORWARDING_ASKS`].
     pub forwarding: u8,
-    /// `ASKS_*`: the frames that need a look at the devices.
+    /// `ASKS_*`: the frames for which the program must look at the devices.
     pub asking: u8,
     /// MTU of the egress interface, in bytes.
     pub mtu: u32,
@@ -71,8 +71,8 @@ pub struct BackendRow {
 }
 
 impl BackendRow {
-    /// Sends frames to the MAC `destination`, from `source`. Both are kept as words because the compiler copies bytes
-    /// one by one.
+    /// Sets the MAC addresses of frames to the backend. The row stores them as words because the compiler would copy
+    /// bytes one by one.
     pub const fn set_macs(&mut self, destination: Mac, source: Mac) {
         let [a, b, c, d, e, f] = destination;
         let [g, h, i, j, k, l] = source;
@@ -143,11 +143,11 @@ impl BackendStanding {
 /// `BackendRow::forwarding`: a bit beside a [`Forwarding`](super::Forwarding). The program must check whether the
 /// kernel has to send the frames (see `DEVICE_*`). The value is above every `Forwarding`.
 pub const FORWARDING_ASKS: u8 = 0x80;
-/// `BackendRow::asking`: check only frames with a VLAN tag, because the egress interface accepts any other frame from
+/// `BackendRow::asking`: check only frames with a VLAN tag, because the egress interface accepts all other frames from
 /// XDP.
 pub const ASKS_OF_TAGGED: u8 = 1;
-/// `BackendRow::asking`: check only frames that leave by another interface, because no interface carries tags of
-/// others.
+/// `BackendRow::asking`: check only frames that leave by another interface, because no interface carries the tags of
+/// other interfaces.
 pub const ASKS_OF_REDIRECTED: u8 = 2;
 /// `BackendRow::asking`: check frames in several buffers that leave by another interface, with or without
 /// [`FORWARDING_ASKS`]. The plain path has no such frames.
@@ -169,13 +169,13 @@ pub struct ReturnRow {
     pub address_delta: u16,
     /// The amount that replacing address and port adds to a complemented checksum, folded.
     pub l4_delta: u16,
-    /// With port 0. 1: only ports with a listener of the VIP are translated; 0: all ports are.
+    /// If the row has port 0: 1 translates only ports with a listener of the VIP; 0 translates all ports.
     pub listeners_only: u32,
     /// In the marker row of a backend's address (port and protocol 0): the service of a reply's fragments without
     /// ports.
     pub portless: Portless,
     /// The interfaces by which the backend's packets may arrive, one bit for each
-    /// [`interface_row`](super::interface_row); 0: unknown. Replaced with one store.
+    /// [`interface_row`](super::interface_row); 0: unknown. The controller replaces it with one store.
     pub interfaces: u64,
 }
 

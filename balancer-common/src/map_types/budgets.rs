@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Newcomers recorded in a period, for a service or beyond the services' own shares. All CPUs share the row.
+/// Newcomers recorded in a period, for one service, or for all services beyond their own shares. All CPUs share the
+/// row.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NewcomerBudget {
@@ -12,7 +13,8 @@ pub struct NewcomerBudget {
     pub used: u64,
 }
 
-/// Rows of [`NewcomerBudget`]s of services, by service id modulo this number. One more row is the common one.
+/// Number of services' rows of [`NewcomerBudget`]: a service's row is its id modulo this number. One more row is common
+/// to all services.
 pub const NEWCOMER_ROWS: u32 = 1024;
 /// The length of a period as a power of two of nanoseconds: about a second.
 pub const NEWCOMER_PERIOD_BITS: u32 = 30;

@@ -28,12 +28,13 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of those packets, from the Ethernet header on.
     pub bytes: u64,
-    /// The next packet to sample, by its number in `packets`; 0: not chosen yet. It has a meaning only on its own CPU.
+    /// The next packet to sample, by its number in `packets`; 0: not chosen yet. The number applies only to this row's
+    /// CPU.
     pub next_sample: u64,
 }
 
 impl core::ops::AddAssign<&Self> for BackendStats {
-    /// Adds the counters, but not `next_sample`, which has a meaning only on its own CPU.
+    /// Adds the counters, but not `next_sample`, which applies only to its own CPU.
     fn add_assign(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -61,7 +62,7 @@ impl BackendStats {
     }
 }
 
-/// A sampled packet that was forwarded to a backend. The controller finds heavy clients by these samples.
+/// A sampled packet that was forwarded to a backend. The controller uses these samples to find heavy clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sample {

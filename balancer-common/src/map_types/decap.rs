@@ -51,7 +51,8 @@ pub struct DecapStats {
     pub refused: u64,
     /// Tunnel packets dropped because their headers contradict each other.
     pub malformed: u64,
-    /// Packets handed to the kernel unchanged: no tunnel packet, or a tunnel that does not end here.
+    /// Packets handed to the kernel unchanged: frames that are no tunnel packets, or packets of a tunnel that does not
+    /// end here.
     pub passed: u64,
 }
 

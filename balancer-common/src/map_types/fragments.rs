@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// The fields that all fragments of a datagram share. All but IPv6 (RFC 8200) include the protocol.
+/// The fields that all fragments of a datagram share. The protocol is one of them, except in IPv6 (RFC 8200).
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
@@ -49,8 +49,8 @@ pub const FRAGMENT_OF_FLOW: u16 = 4;
 pub const FRAGMENT_BACK_OF_FLOW: u16 = 5;
 /// The maximum number of datagrams whose fragments are remembered; new ones replace the oldest.
 pub const MAX_FRAGMENTS: u32 = 8192;
-/// The time in nanoseconds for which fragments are remembered: receivers wait as long for the rest (60 s, RFC 8200
-/// section 4.5).
+/// The time in nanoseconds for which fragments are remembered: receivers wait the same time for the rest (60 s, RFC
+/// 8200 section 4.5).
 pub const FRAGMENT_LIFETIME: u64 = 60_000_000_000;
 
 const _: () = {

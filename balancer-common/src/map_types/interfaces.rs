@@ -12,8 +12,8 @@ pub type Mac = [u8; 6];
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct InterfaceRow {
-    /// The interface's own MAC as a [`mac_word`] word, then those of the devices stacked on it; unused places repeat the
-    /// first.
+    /// The interface's own MAC, then those of the devices stacked on it, each as a [`mac_word`]; unused places repeat
+    /// the first.
     pub local_macs: [u64; LOCAL_MACS],
     /// Index of the interface. If the row holds another index, or 0, the program accepts every frame.
     pub ifindex: u32,
@@ -26,7 +26,7 @@ pub const LOCAL_MACS: usize = 7;
 /// The maximum number of other backends recognized by their MACs, in services of which this machine is a backend.
 pub const MAX_PEERS: u32 = 256;
 
-/// The key of a backend of `service` that sends frames from a MAC; the word `sender` begins with that MAC.
+/// The key of a backend of `service`. The word `sender` begins with the MAC from which the backend sends frames.
 #[inline(always)]
 #[must_use]
 pub const fn peer(sender: u64, service: u16) -> u64 {
@@ -39,7 +39,7 @@ pub const MAC_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff
 /// The bit of a [`mac_word`] word that marks a group address.
 pub const MAC_GROUP: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
 
-/// A MAC as the first word of a frame for it, under [`MAC_MASK`].
+/// A MAC as it appears in the first word of a frame for it, masked with [`MAC_MASK`].
 #[must_use]
 pub const fn mac_word([a, b, c, d, e, f]: Mac) -> u64 {
     u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
@@ -56,15 +56,17 @@ pub const fn interface_row(ifindex: u32, multiplier: u32) -> u32 {
 pub const MAX_DEVICES: u32 = 4096;
 /// `DEVICE_*`: the interface accepts no frames from XDP on other interfaces, so the kernel sends them.
 pub const DEVICE_TAKES_NO_FRAMES: u32 = 1;
-/// `DEVICE_*`: VLAN interfaces are stacked on the interface. A tag tells by which of them a frame came in, and the one
-/// by which it leaves writes its own tag.
+/// `DEVICE_*`: VLAN interfaces are stacked on the interface. A tag shows by which of them a frame came in, and the VLAN
+/// interface by which the frame leaves writes its own tag.
 pub const DEVICE_CARRIES_TAGS: u32 = 2;
-/// `DEVICE_*`: the interface accepts only frames in one buffer from XDP on other interfaces, so the kernel sends others.
+/// `DEVICE_*`: the interface accepts only frames in one buffer from XDP on other interfaces, so the kernel sends
+/// others.
 pub const DEVICE_TAKES_NO_PARTS: u32 = 4;
 /// The row of the map of devices that stands for every interface. It may have [`DEVICE_TAKES_NO_PARTS`].
 pub const ANY_DEVICE: u32 = 0;
 
-/// A neighbour that a `nat` reply needs and that stays unresolved in the kernel; sent to the controller.
+/// A neighbour that a `nat` reply needs and that stays unresolved in the kernel. The program sends it to the
+/// controller.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct NeighbourWanted {

@@ -9,9 +9,9 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ServiceKey {
-    /// IPv4 in the first word, or IPv6; network order.
+    /// The address in network byte order; an IPv4 address is in the first word.
     pub address: [u32; 4],
-    /// Network order.
+    /// The port in network byte order; 0 for every port.
     pub port: u16,
     /// IANA protocol number: 6, 17, or 0 for a VIP marker.
     pub protocol: u8,
@@ -35,8 +35,8 @@ impl ServiceKey {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct ListenerRow {
     pub key: ServiceKey,
-    /// The row of the listener's service. With [`LISTENER_RANGES`], the index of the listener's first [`RangeRow`]. In a VIP
-    /// marker, [`VIP_SHARED`] or 0.
+    /// The row of the listener's service. With [`LISTENER_RANGES`], the index of the listener's first [`RangeRow`]. In
+    /// a VIP marker, [`VIP_SHARED`] or 0.
     pub service: u32,
     /// A [`Listening`], or in a VIP marker a [`Portless`].
     pub details: u64,
@@ -82,7 +82,7 @@ pub struct Listening {
 pub const VIP_SHARED: u32 = 1;
 /// `Listening::flags`: the listener is one of several of its service, so it has its own counters.
 pub const LISTENER_COUNTS: u16 = 1;
-/// `Listening::flags`: ports without a listener of their own are looked up in [`RangeRow`]s.
+/// `Listening::flags`: the program looks up ports without a listener of their own in [`RangeRow`]s.
 pub const LISTENER_RANGES: u16 = 2;
 /// `Listening::flags`: the listener's datagrams are QUIC.
 pub const LISTENER_QUIC: u16 = 4;
@@ -122,7 +122,7 @@ pub struct ListenerStats {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Portless {
-    /// The number of services (or of VIPs that a `nat` backend answers as), at most `u16::MAX`.
+    /// The number of services (or of VIPs as which a `nat` backend answers), at most `u16::MAX`.
     pub services: [u16; 2],
     /// A port of the only service, network order; 0: every port.
     pub port: [u16; 2],

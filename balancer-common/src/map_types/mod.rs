@@ -1,4 +1,4 @@
-//! Keys and values of the kernel maps. Every layout exists here once.
+//! Keys and values of the kernel maps. Every layout is defined only here.
 //!
 //! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
 //! first word of its four, the other words are zero.

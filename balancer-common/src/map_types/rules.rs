@@ -38,7 +38,7 @@ pub struct RuleRow {
     pub counters: u32,
 }
 
-/// `RuleRow::action`: steer clients to one backend while it takes clients.
+/// `RuleRow::action`: steer clients to one backend as long as it takes clients.
 pub const RULE_PIN: u16 = 1;
 /// `RuleRow::action`: steer each connection separately, by source address and port.
 pub const RULE_SPREAD: u16 = 2;

@@ -10,16 +10,16 @@ use crate::{client::BegunHash, share::Share};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Forwarding {
-    /// The destination MAC is rewritten; the reply goes straight to the client.
+    /// The program rewrites the destination MAC; the reply goes straight to the client.
     Dsr = 1,
-    /// Destination address and port are rewritten; the reply passes the balancer.
+    /// The program rewrites the destination address and port; the reply passes through the balancer.
     Nat = 2,
-    /// Source and destination are rewritten: the backend sees an address of the balancer and replies to it. See
+    /// The program rewrites source and destination: the backend sees an address of the balancer and replies to it. See
     /// [`crate::flows`].
     Snat = 3,
-    /// The packet is wrapped in an IP packet of the backend's family (RFC 2003, RFC 2473, RFC 4213).
+    /// The program wraps the packet in an IP packet of the backend's family (RFC 2003, RFC 2473, RFC 4213).
     Ipip = 4,
-    /// The packet is wrapped in UDP to port [`GUE_PORT`]: Generic UDP Encapsulation, variant 1.
+    /// The program wraps the packet in a UDP datagram to port [`GUE_PORT`]: Generic UDP Encapsulation, variant 1.
     Gue = 5,
 }
 
@@ -34,9 +34,9 @@ pub struct ServiceRow {
     pub id: u16,
     /// `SERVICE_*` bits.
     pub flags: u16,
-    /// The service's clock, in ticks modulo 2^14. Advanced with one store.
+    /// The service's clock, in ticks modulo 2^14. The controller advances it with one store.
     pub tick: u32,
-    /// The live table, as a [`LiveTable`](super::LiveTable) word. Replaced with one store.
+    /// The live table, as a [`LiveTable`](super::LiveTable) word. The controller replaces it with one store.
     pub table: u64,
     /// The hash state under the service's key.
     pub hash: BegunHash,
@@ -48,13 +48,13 @@ pub struct ServiceRow {
     pub quic: u8,
     /// The [`Share`] of steered clients, in a [shared](SERVICE_SHARED) service.
     pub steer: [u8; 3],
-    /// The client prefix as a mask of one word of an address, in memory order: of the first word (for IPv4, its first
-    /// four bytes), or of the second if the prefix is longer than 64 bits.
+    /// The client prefix as a mask of one word of an address, in memory order. It applies to the first word (for IPv4,
+    /// to its first four bytes), or to the second word if the prefix is longer than 64 bits.
     pub client_mask: u64,
 }
 
 impl ServiceRow {
-    /// Sets the prefix by which clients are told apart, given as a mask of both words of an address; for IPv4 in the
+    /// Sets the prefix that distinguishes clients, given as a mask of both words of an address; an IPv4 mask is in the
     /// first four bytes.
     pub const fn set_client_mask(&mut self, [first, second]: [u64; 2]) {
         self.flags = self.flags & !SERVICE_LONG_PREFIX | if second == 0 { 0 } else { SERVICE_LONG_PREFIX };
@@ -78,14 +78,14 @@ impl ServiceRow {
         Share { now, least, most }
     }
 
-    /// The client of an IPv4 packet, by the first word of its source address.
+    /// The client of an IPv4 packet, given the first word of its source address.
     #[inline(always)]
     #[must_use]
     pub const fn masked_v4(&self, address: u32) -> u32 {
         address & self.client_mask as u32
     }
 
-    /// The client of a packet, by both words of its source address.
+    /// The client of a packet, given both words of its source address.
     #[inline(always)]
     #[must_use]
     pub const fn masked(&self, [first, second]: [u64; 2]) -> [u64; 2] {
@@ -97,27 +97,27 @@ impl ServiceRow {
     }
 }
 
-/// `ServiceRow::flags`: clients are remembered.
+/// `ServiceRow::flags`: the service remembers its clients.
 pub const SERVICE_REMEMBERS: u16 = 8;
 /// `ServiceRow::flags`: clients that were moved away return home with their next new connection.
 pub const SERVICE_FAILBACK: u16 = 2;
-/// `ServiceRow::flags`: it has rules for client prefixes.
+/// `ServiceRow::flags`: the service has rules for client prefixes.
 pub const SERVICE_RULES: u16 = 4;
 /// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry. The same bit flags a slot,
 /// so the program tests both at once.
 pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS as u16;
-/// `ServiceRow::flags`: packets that no backend takes are answered with a rejection.
+/// `ServiceRow::flags`: the program answers packets that no backend takes with a rejection.
 pub const SERVICE_REJECTS: u16 = 16;
 
-/// `ServiceRow::flags`: not all clients are steered, or some have been steered only recently.
+/// `ServiceRow::flags`: the program does not steer all clients, or steers some only since recently.
 pub const SERVICE_SHARED: u16 = 32;
-/// `ServiceRow::flags`: its connections are flows, see [`crate::flows`].
+/// `ServiceRow::flags`: the service's connections are flows, see [`crate::flows`].
 pub const SERVICE_FLOWS: u16 = 64;
-/// `ServiceRow::flags`: this machine is one of its `dsr` or `snat` backends.
+/// `ServiceRow::flags`: this machine is one of the service's `dsr` or `snat` backends.
 pub const SERVICE_LOCAL: u16 = 128;
 /// `ServiceRow::flags`: the client prefix is longer than 64 bits, so `client_mask` masks the second word of an address.
 pub const SERVICE_LONG_PREFIX: u16 = 256;
-/// `ServiceRow::flags`: connection IDs of QUIC may name its backends, see [`crate::quic`].
+/// `ServiceRow::flags`: QUIC connection IDs may name the service's backends, see [`crate::quic`].
 pub const SERVICE_QUIC: u16 = 512;
 
 const _: () = assert!(size_of::<ServiceRow>() == 64);

@@ -21,11 +21,11 @@ pub struct Signs {
     pub passed: u64,
     /// Time at which the controller was last told about this backend, coarse ns.
     pub told: u64,
-    /// Number of resets withheld.
+    /// Number of resets withheld from clients.
     pub withheld: u64,
-    /// Time in ns for which resets are withheld; 0: never. Written by the controller.
+    /// Time in ns for which resets are withheld; 0: never. The controller writes this field.
     pub withhold: u64,
-    /// 1: report signs to the controller. Written by the controller.
+    /// 1: report signs to the controller. The controller writes this field.
     pub tells: u32,
     /// Zero.
     pub reserved: u32,
@@ -39,7 +39,7 @@ impl Signs {
         Waiting { since: self.waiting_since, begun: self.begun, usual: self.usual }
     }
 
-    /// How resets are treated.
+    /// The state of refused connections, which determines how resets are treated.
     #[inline(always)]
     #[must_use]
     pub const fn refusals(&self) -> Refusals {
@@ -57,7 +57,7 @@ pub struct Sign {
     pub signal: u16,
 }
 
-/// The controller is told about a backend at most once in this many ns.
+/// The program reports a backend to the controller at most once in this many ns.
 pub const SIGN_PERIOD: u64 = 1_000_000_000;
 
 /// [`super::Control::unsampled`] if no handshake is watched: every client port has one of these bits set.

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// A table entry without a backend: the service has no backends. No backend has this id, so its row is never reachable.
 pub const NO_BACKEND: u16 = 0;
-/// A table entry without a backend: all backends are down and the service drops. No backend has this id.
+/// A table entry without a backend: all backends are down and the service drops packets. No backend has this id.
 pub const ALL_DOWN: u16 = u16::MAX;
 
 /// The location of a live table in the map of slots.
@@ -73,7 +73,7 @@ pub const SLOTS_PER_LINE: u32 = 28;
 pub struct SlotLine {
     /// The slots' backends, which do not change while packets may read them.
     pub backends: [u16; SLOTS_PER_LINE as usize],
-    /// The flags of all slots, each shifted by its index. Replaced with one store.
+    /// The flags of all slots, each shifted by its index. Each change is one store.
     pub flags: u64,
 }
 

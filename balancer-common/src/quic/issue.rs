@@ -1,9 +1,9 @@
-//! Making connection IDs, as servers do.
+//! Makes connection IDs as servers do.
 
 use super::{CIPHER_BLOCK, CIPHER_NONE, MAX_ID, QuicFormat, masked};
 use crate::aes::{self, Block};
 
-/// The bytes after the first one, padded with zeros.
+/// The bytes of a connection ID after the first one, padded with zeros.
 type Text = [u8; 24];
 
 impl QuicFormat {

@@ -71,7 +71,7 @@ pub(crate) fn decide(found: &Found) -> Step {
             Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
             Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
-            // The client would wait without an answer, so the program informs it.
+            // Without a rejection, the client would wait for an answer.
             Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
         };
     }
@@ -86,7 +86,7 @@ fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow>
     is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
 }
 
-/// Decides about a packet without a flow.
+/// Decides about a packet that belongs to no flow yet.
 #[inline(always)]
 fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
     // Connections to this machine itself have no flow.
@@ -124,8 +124,8 @@ fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
     }
 }
 
-/// Judges the flow of a packet. `what`: whether the packet may open a flow, and the service. This is a global function,
-/// so the verifier checks it only once.
+/// Judges the flow of a packet. `what` says whether the packet may open a flow, and for which service. This is a global
+/// function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
@@ -139,7 +139,7 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
     let row = flow.row();
     let facts = backends::facts(row.backend_id);
     if facts.is_some_and(|facts| facts.keeps_known && facts.service == service) {
-        // A backend whose next hop is unknown at the moment may still be the same.
+        // A backend whose next hop is unknown at the moment may still be the backend of the flow.
         let elsewhere = |backend: backends::Reachable| differ(&backend.row.address, &row.backend) != 0;
         if !backends::reachable(row.backend_id).is_some_and(elsewhere) {
             return if flow.see(now) { SEEN_AGAIN } else { GOES_ON };
@@ -170,7 +170,7 @@ fn goes_on(
     Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))
 }
 
-/// Records in the client table that the client is active: at the backend in its entry, or at the flow's.
+/// Records in the client table that the client is active at the backend in its entry, or at the flow's backend.
 #[inline(always)]
 fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
     let query = Query {

@@ -1,6 +1,6 @@
 //! Connections of `snat` services: see [`balancer_common::flows`].
 //!
-//! Packets of these services, and those to a port of a pool, leave the path of most packets for steps of their own.
+//! Packets to these services and to ports of a pool leave the path of most packets and take steps of their own.
 
 pub(crate) mod back;
 pub(crate) mod errors;

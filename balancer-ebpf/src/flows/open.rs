@@ -13,7 +13,7 @@ use crate::{
     step::{Carries, FlowPort, Going, OpenFlow, Packed, Quic, Step, ToBackend},
 };
 
-/// Chooses the backend of a new flow in the same way as for other services.
+/// Chooses the backend of a new flow as for other services.
 #[inline(always)]
 pub(crate) fn choose(found: &Found) -> Step {
     let ip = &found.ip;
@@ -28,8 +28,8 @@ pub(crate) fn choose(found: &Found) -> Step {
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 
-/// Takes a row for a new flow to the chosen backend. Packets to this machine itself are translated as in `nat`, without
-/// a flow.
+/// Takes a row for a new flow to the chosen backend. If this machine itself is the backend, the program translates the
+/// packets as in `nat`, without a flow.
 #[inline(always)]
 pub(crate) fn begin(found: &Found, packed: Packed<OpenFlow>) -> Step {
     let OpenFlow { choice, port } = packed.get();

@@ -1,4 +1,4 @@
-//! Later fragments, which carry no ports and follow their first fragment.
+//! Later fragments, which carry no ports and go where their first fragment went.
 
 use balancer_common::verdict::{DecisionIndex, DropReason};
 

@@ -11,7 +11,7 @@ use crate::{
     opaque,
 };
 
-/// Takes a row for the flow with this hash. Packets do not find it yet.
+/// Takes a row for the flow with this hash. Packets do not find this row yet.
 #[inline(always)]
 pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
     match balancer_flow_take(hash, now.into()) {
@@ -41,8 +41,8 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     NONE
 }
 
-/// The best row out of two buckets that begin at these rows. Lookups read the first bucket first, so it is preferred
-/// unless it is nearly full and the second has more room.
+/// The best row out of two buckets that begin at these rows. Lookups read the first bucket first, so this function
+/// prefers that bucket unless it is nearly full and the second has more room.
 #[inline(always)]
 fn best(first: u64, second: u64, now: u64) -> u64 {
     const ENOUGH: u64 = 3;
@@ -76,13 +76,13 @@ extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
     best | empty << 32
 }
 
-/// Takes a row from its flow if that flow may go. Returns whether the caller has the row now.
+/// Takes a row from its flow if that flow may go. Returns whether the caller now owns the row.
 #[inline(always)]
 pub(super) fn empty(row: u32, now: u32) -> bool {
     balancer_flow_empty(row.into(), now.into()) != 0
 }
 
-/// Returns 1 if the caller has the row now.
+/// Returns 1 if the caller now owns the row.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
@@ -92,7 +92,7 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
     if expendable(was, 0, now, &control.idle) == 0 {
         return 0;
     }
-    // The inverted tag tells a packet that found the old flow that it has gone.
+    // The inverted tag shows a packet that found the old flow that this flow is gone.
     let taken = FlowWord::new(!was.tag(), FLOW_TAKEN | FLOW_RESTS, now);
     if !word.swap(was.0, taken.0) {
         return 0;

@@ -15,7 +15,7 @@ pub(super) fn of_service(service: u16) -> Option<&'static FlowPool> {
     FLOW_POOLS.get(service.into())
 }
 
-/// Whether a port (network order) can belong to a pool.
+/// Whether a port (network order) can be in the range of any pool.
 #[inline(always)]
 pub(super) fn has(port: u16) -> bool {
     let port = u32::from(u16::from_be(port));

@@ -41,8 +41,8 @@ pub(crate) fn find(ingress: Ingress, packed: Packed<FlowPort>) -> Step {
     decided(Choice { backend, decision: going.decision }, Step::drop(DropReason::NoPort))
 }
 
-/// Publishes a row to packets. It is a separate function, so that its stack does not add to the search's. Returns 1 on
-/// success.
+/// Publishes a row to packets. It is a separate function, so that its stack does not add to the stack of the search.
+/// Returns 1 on success.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_publish(index: u64, now: u64) -> u64 {
@@ -72,8 +72,8 @@ extern "C" fn balancer_flow_port(row: u64, start: u64, now: u64) -> u64 {
     0
 }
 
-/// Tries one address and port for a row. The low half of `attempt` is the attempt's number, the high half the time;
-/// `start` is the random start of the sequence.
+/// Tries one address and port for a row. The low half of `attempt` is the number of the attempt, and the high half is
+/// the time; `start` is the random start of the sequence.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
@@ -99,8 +99,8 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     if !word.swap(0, new.0) {
         return 0;
     }
-    // Two CPUs may have taken the same address and port in different places at the same time. Both see that and give it
-    // up.
+    // Two CPUs may have taken the same address and port in different places at the same time. Both CPUs see this and
+    // give up the address and port.
     let again = table::scan(bucket, tag);
     if again.taken != Some(place) {
         word.swap(new.0, 0);
@@ -111,8 +111,8 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Frees the address and port of the flow at a place of the index if that flow may go; in later attempts, an unanswered
-/// flow may go as well. Returns 1 if they are free.
+/// Frees the address and port of the flow at a place of the index if that flow may be removed; in later attempts, an
+/// unanswered flow may be removed as well. Returns 1 if the address and port are free.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
@@ -128,7 +128,7 @@ extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Writes the address and port of an attempt to the row. `false`: there is none.
+/// Writes the address and port of an attempt to the row. `false`: the pool has no such address and port.
 #[inline(always)]
 fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
     // SAFETY: a map value, and the row belongs to the caller.

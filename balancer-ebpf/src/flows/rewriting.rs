@@ -18,7 +18,7 @@ struct Place<'a> {
     port: u16,
 }
 
-/// The new source and destination of a packet in this direction.
+/// The new source and destination of a flow's packet in this direction.
 #[inline(always)]
 const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     match toward {
@@ -31,7 +31,7 @@ const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     }
 }
 
-/// The amounts that a flow's translation adds to complemented checksums, folded.
+/// The amounts, folded, that a flow's translation adds to complemented checksums.
 pub(super) struct Deltas {
     pub(super) addresses: u16,
     pub(super) all: u16,
@@ -48,7 +48,7 @@ pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
     [delta(old, new, old_ports, new_ports), delta(new, old, new_ports, old_ports)]
 }
 
-/// Old words enter as their complements: a multiple of 0xffff less their sum.
+/// The complements of the old words add up to a multiple of 0xffff minus the sum of these words.
 #[inline(always)]
 fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
     const COMPLEMENT: u64 = 0xffff * 64;
@@ -59,7 +59,7 @@ fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
 }
 
 /// Replaces both endpoints of a flow's packet and lowers its TTL by one. `false`: a header is missing, or the row has
-/// passed to another flow. The packet may be half rewritten then.
+/// passed to another flow. In both cases the packet may be half rewritten.
 #[inline(always)]
 #[must_use]
 pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward) -> bool {
@@ -67,11 +67,11 @@ pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward
     balancer_flow_rewrite(ingress.context(), which, ip.place()) != 0
 }
 
-/// This is a global function, so the verifier checks it only once, and its stack does not add to its callers'.
+/// This is a global function, so the verifier checks it only once, and its stack does not add to that of its callers.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64) -> u64 {
-    // SAFETY: the function above passes the program's context.
+    // SAFETY: `rewrite` passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     let Some(flow) = Flow::at(which as u32) else { return 0 };
     let toward = if which >> 32 == 0 { Toward::Backend } else { Toward::Client };
@@ -101,7 +101,7 @@ fn addresses_of(ip: &Ip<'_>, from: Place<'_>, to: Place<'_>, delta: u64) -> Opti
     rewrite::address(ip, End::Destination, to.address)
 }
 
-/// Replaces the addresses of an ICMP error about a flow's packet, for the sender of that packet.
+/// Replaces the addresses of an ICMP error about a flow's packet, so that the sender of that packet recognizes it.
 #[inline(always)]
 #[must_use]
 pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {

@@ -1,4 +1,4 @@
-//! The table of flows, and the index that finds flows by their replies.
+//! The table of flows, and the index for finding the flow of a reply.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
@@ -63,7 +63,7 @@ impl Word {
 
     #[inline(always)]
     pub(super) fn load(self) -> u64 {
-        // SAFETY: the pointer is a map value's.
+        // SAFETY: the pointer points to a map value.
         unsafe { self.0.read_volatile() }
     }
 
@@ -73,7 +73,7 @@ impl Word {
         unsafe { self.0.write_volatile(word) };
     }
 
-    /// Replaces the word if it is still `old`. Returns whether it was.
+    /// Replaces the word if it is still `old`. Returns whether the word was replaced.
     #[inline(always)]
     pub(super) fn swap(self, old: u64, new: u64) -> bool {
         // SAFETY: as above; map values are aligned.
@@ -81,7 +81,7 @@ impl Word {
     }
 }
 
-/// A flow with its row, and its word when it was found.
+/// A flow with its row, and the value of its word when the flow was found.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     pub(super) index: u32,
@@ -91,7 +91,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// The flow in a row. `None`: the row is empty, or packets no longer find its flow.
+    /// The flow in a row. `None`: the row is empty, or its flow rests.
     #[inline(always)]
     pub(super) fn at(index: u32) -> Option<Self> {
         let word = Word::of_row(index)?;
@@ -104,13 +104,13 @@ impl Flow {
 
     #[inline(always)]
     pub(super) fn row(&self) -> &'static FlowRow {
-        // SAFETY: a map value. It is written only while no flow has the row; a packet whose row has passed to another
-        // flow detects that by `is_still`.
+        // SAFETY: a map value. A CPU writes to it only while no flow has the row; a packet whose row now belongs to
+        // another flow detects this by `is_still`.
         unsafe { &*self.row }
     }
 
-    /// The name by which later fragments find the flow: its row and a part of its tag, which tells it from a later flow
-    /// in the same row.
+    /// The name by which later fragments find the flow: its row and a part of its tag, which distinguishes this flow
+    /// from later ones in the same row.
     #[inline(always)]
     pub(super) fn name(&self) -> u32 {
         self.index | self.was.tag() << ROW_BITS
@@ -139,7 +139,7 @@ impl Flow {
         }
     }
 
-    /// Records that a packet was seen. Returns whether it is the first in this tick.
+    /// Records that a packet of the flow was seen. Returns whether this packet is the first in this tick.
     #[inline(always)]
     pub(super) fn see(&self, now: u32) -> bool {
         let first = self.was.with(self.was.state(), now) != self.was;
@@ -149,7 +149,7 @@ impl Flow {
         first
     }
 
-    /// Stores the state after a packet if it differs.
+    /// Stores the state after a packet if it differs from the stored one.
     #[inline(always)]
     pub(super) fn goes_on(&self, said: Said) {
         let state = flows::next(self.was.state(), said);
@@ -158,20 +158,21 @@ impl Flow {
         }
     }
 
-    /// Stores the state after a packet, and that it was seen, in one write: a second one would find another word than
-    /// `was`, and be lost.
+    /// Stores the state after a packet and the time of the packet in one write. A second write would find a word other
+    /// than `was` and would fail.
     #[inline(always)]
     pub(super) fn hear(&self, said: Said, now: u32) {
         self.put(flows::next(self.was.state(), said), now);
     }
 
-    /// Hides the flow from packets; its address and port stay taken for a while.
+    /// Hides the flow from packets; its address and port stay in use for a while.
     #[inline(always)]
     pub(super) fn rest(&self, now: u32) {
         self.put(self.was.state() | FLOW_RESTS, now);
     }
 
-    /// Counts a packet of this many bytes to the backend. CPUs that count at the same time may lose a packet.
+    /// Counts a packet of this many bytes to the backend. If two CPUs count at the same time, one packet may not be
+    /// counted.
     #[inline(always)]
     pub(super) fn count_there(&self, bytes: usize) {
         // SAFETY: a map value.
@@ -186,7 +187,7 @@ impl Flow {
     }
 }
 
-/// A pointer to a row, for the CPU that has taken it.
+/// A pointer to a row, for the CPU that owns it.
 #[inline(always)]
 pub(super) fn pointer(index: u32) -> Option<*mut FlowRow> {
     FLOWS.get_ptr_mut(index)
@@ -197,13 +198,13 @@ pub(super) fn row(index: u32) -> Option<&'static FlowRow> {
     FLOWS.get(index)
 }
 
-/// The row whose flow has this hash of the client's and the VIP's endpoints, judged by the hash alone.
+/// The row whose flow has this hash of the client's and the VIP's endpoints. Only the hash is compared.
 #[inline(always)]
 pub(super) fn find(hash: u64) -> Option<u32> {
     index(balancer_flow_find(hash))
 }
 
-/// The row whose flow has this hash of the pool's and the backend's endpoints, judged by the hash alone.
+/// The row whose flow has this hash of the pool's and the backend's endpoints. Only the hash is compared.
 #[inline(always)]
 pub(super) fn find_reply(hash: u64) -> Option<u32> {
     index(balancer_flow_reply(hash))
@@ -280,7 +281,8 @@ pub(super) fn scan(bucket: u32, tag: u32) -> Scanned {
     Scanned { taken: place(scanned, TAKEN_SHIFT), free: place(scanned, FREE_SHIFT) }
 }
 
-/// The place of `tag` in a bucket in the low half, and an empty place in the high half, both counted from 1; 0: none.
+/// The place of `tag` in a bucket is in the low half of the result, and an empty place in the high half, both counted
+/// from 1; 0 means none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {

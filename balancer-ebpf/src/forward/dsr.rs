@@ -1,5 +1,5 @@
-//! Direct server return. The link-layer addresses change, and the TTL falls by one, so that balancers that send to each
-//! other cannot form an endless loop.
+//! Direct server return. The program changes the link-layer addresses and lowers the TTL by one, so that a packet
+//! cannot circulate endlessly between balancers.
 
 use balancer_common::{map_types::BackendRow, verdict::DropReason};
 

@@ -1,4 +1,4 @@
-//! A backend that is this machine: its packets pass to the host.
+//! A backend that is this machine: the program passes its packets to the host.
 
 use aya_ebpf::{macros::map, maps::HashMap};
 use balancer_common::{
@@ -18,8 +18,8 @@ use crate::{
     step::{Carries, Choice, Step},
 };
 
-/// The `dsr` backends of services of which this machine is also a backend, by [`peer`]; the value is this machine's
-/// backend id.
+/// The `dsr` backends of services of which this machine is also a backend, with [`peer`] as the key; the value is this
+/// machine's backend id.
 #[map]
 static PEERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
 
@@ -38,8 +38,8 @@ pub(super) fn pass(
     Ok(passed(found, backend, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet that another balancer, a backend of the same service, has sent here. Sending it on could make two
-/// balancers that disagree send it to each other forever. `None`: the packet comes from a client.
+/// Passes a packet that came from another balancer, which is a backend of the same service. If this balancer sent the
+/// packet on, two balancers that disagree could send it back and forth forever. `None`: the packet comes from a client.
 #[inline(always)]
 pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Option<Step> {
     if control::words()?.flags & CONTROL_PEERS == 0 {
@@ -52,8 +52,8 @@ pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Opt
     Some(passed(found, reachable(local)?, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet to this machine and counts it. The program also counts it as passed, which saves a distinction at
-/// its end; the controller subtracts these packets.
+/// Passes a packet to this machine and counts it. The program also counts it as passed, so that its last part need not
+/// treat these packets separately; the controller subtracts them.
 #[inline(always)]
 pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     sent::count(found.ingress, &found.ip, backend, choice, sender);

@@ -12,7 +12,7 @@ use crate::{forward::rewrite, packet::Packet};
 #[unsafe(no_mangle)]
 static HANDOVER_KEY: Global<u64> = Global::new(0);
 
-/// Marks a frame, rewritten from the IP header on, so that the kernel sends it.
+/// Marks a frame so that the kernel sends it. The frame has already been rewritten from the IP header on.
 #[inline(always)]
 pub(crate) fn put(frame: Packet<'_>, handed: Handed) -> Option<()> {
     rewrite::macs(frame, handed.destination(), own_source())

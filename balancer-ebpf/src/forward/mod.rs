@@ -81,7 +81,7 @@ fn rewritten(
     Ok(finish(ingress, ip, backend, choice, Sender::Client { added }))
 }
 
-/// Rewrites a packet for its backend, which is reached without a tunnel.
+/// Rewrites a packet for a backend that is reached without a tunnel.
 #[inline(always)]
 fn write(
     ingress: Ingress,
@@ -108,8 +108,8 @@ fn is_tunnel(row: &BackendRow) -> bool {
     row.mode() > Forwarding::Snat as u8
 }
 
-/// Sends as [`to_backend`] does, for a packet with its layer-4 header anywhere, which the kernel may have to send.
-/// Remembers the destination of a first fragment.
+/// Does the same as [`to_backend`] for a packet whose layer-4 header may be anywhere and which the kernel may have to
+/// send. Remembers the destination of a first fragment.
 #[inline(always)]
 pub(crate) fn any_to_backend(found: &Found, packed: Packed<ToBackend>) -> Step {
     if found.ip.fragment.is_first() {
@@ -179,7 +179,7 @@ pub(crate) fn finish_flow(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, cho
     finish(ingress, ip, backend, choice, Sender::Client { added: 0 })
 }
 
-/// Finishes a flow's packet after it was rewritten from its IP header on.
+/// Finishes a flow's packet that has been rewritten from its IP header on.
 #[inline(always)]
 pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step: Step) -> Step {
     match rewrite::macs_to(found.frame, backend.row) {
@@ -210,8 +210,8 @@ pub(crate) fn watch(found: &Found, packed: Packed<Watch>) -> Step {
     Step::PASS
 }
 
-/// Whether a packet that keeps its length fits the egress interface. It always fits the interface by which it arrived
-/// (only merged segments can be longer).
+/// Whether a packet that keeps its length fits the egress interface. A packet always fits the interface by which it
+/// arrived (only merged segments can be longer).
 #[inline(always)]
 pub(crate) fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
     row.ifindex == ingress.ifindex() || ip.length <= row.mtu as usize

@@ -1,5 +1,5 @@
-//! Stateless network address translation: backend rows translate packets to backends, the return table translates
-//! replies.
+//! Stateless network address translation: backend rows contain the translation of packets to backends, and the return
+//! table that of replies.
 
 use core::mem::offset_of;
 
@@ -78,7 +78,7 @@ pub(crate) fn to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// Translates a packet that passes to this machine, which is the backend.
+/// Translates a packet that the program passes to this machine, which is the backend.
 #[inline(always)]
 pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable, port: u16) -> Result<(), DropReason> {
     if ip.ttl() == 0 {
@@ -107,7 +107,7 @@ pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static Retur
     }
 }
 
-/// This is a separate function, so that its stack does not add to that of the path's steps.
+/// This is a separate function, so that its stack does not add to the stack of the path's steps.
 #[inline(never)]
 extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static CachedHop, place: u64) -> u64 {
     // SAFETY: the function above passes the program's context.
@@ -214,11 +214,11 @@ pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
 }
 
 /// Finds the path of a reply to its client, before anything is rewritten. A packet for this machine itself (the answer
-/// to a health check) passes unchanged, and the sender of a packet that is too big must see its own packet quoted. (The
-/// kernel cannot send that error: it forwards IPv6 only if forwarding is on for all interfaces.)
+/// to a health check) must pass unchanged, and an error about a packet that is too big must quote the packet as its
+/// sender sent it. (The kernel cannot send that error: it forwards IPv6 only if forwarding is on for all interfaces.)
 ///
-/// A packet that arrived by another interface than the backend's is not trusted, because its sender may only claim to
-/// be the backend.
+/// A packet that arrived by another interface than the backend's is dropped, because its sender may only pretend to be
+/// the backend.
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
     // SAFETY: a reference is valid for reads; the controller replaces the word in one store.

@@ -33,8 +33,8 @@ use crate::{
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The lookup in progress. It would take an eighth of the stack, where the kernel also forbids unaligned reads of MAC
-/// words.
+/// The lookup in progress. On the stack, it would take an eighth of the space, and the verifier would forbid unaligned
+/// reads of its MAC words.
 #[map]
 static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
@@ -65,16 +65,17 @@ fn ask(
         query.__bindgen_anon_3.ipv6_src = *source;
         query.__bindgen_anon_4.ipv6_dst = *destination;
     }
-    // SAFETY: the context is the kernel's, the structure a map value and its size is given.
+    // SAFETY: the context is the kernel's, the structure is a map value, and the call gives its size.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) };
     Some((answer as u32, ptr::from_ref(query)))
 }
 
-/// The neighbour that a reply needs. It is not on the stack for the same reasons.
+/// The neighbour that a reply needs. As above, this value is too big for the stack.
 #[map]
 static NEEDED: PerCpuArray<NeighbourWanted> = PerCpuArray::with_max_entries(1, 0);
 
-/// The next hop in the result of a lookup, which has replaced the destination and possibly the family.
+/// The next hop in the result of a lookup. The lookup has replaced the destination, and possibly the family, in
+/// `query`.
 #[inline(always)]
 fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     // SAFETY: as in `ask`.
@@ -82,12 +83,12 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     needed.ifindex = query.ifindex;
     if query.family == AF_INET {
         needed.family = u32::from(FAMILY_V4);
-        // SAFETY: the family says which member was written.
+        // SAFETY: the family says which member of the union the kernel has written.
         needed.address = [unsafe { query.__bindgen_anon_4.ipv4_dst }, 0, 0, 0];
     } else {
         needed.family = u32::from(FAMILY_V6);
-        // SAFETY: as above. The words are read one by one: a copy of the whole would call a function with a stack of
-        // its own.
+        // SAFETY: as above. The program reads the words one by one, because a copy of the whole array would call a
+        // function with a stack of its own.
         let [a, b, c, d] = unsafe { &query.__bindgen_anon_4.ipv6_dst };
         needed.address = [*a, *b, *c, *d];
     }
@@ -103,9 +104,9 @@ pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option
     is_good.then_some(hop)
 }
 
-/// Finds the path of a packet from `source` to `destination`: a step that sends it to [`macs`], which this call
-/// determines, or another outcome. A packet that the kernel would deliver locally passes; where the kernel does not
-/// tell that, a further step finds out.
+/// Finds the path of a packet from `source` to `destination`: a step that sends the packet to [`macs`], which this call
+/// determines, or another outcome. A packet that the kernel would deliver locally passes; if the kernel's answer leaves
+/// that open, a further step finds out.
 #[inline(always)]
 pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destination: &[u32; 4]) -> Step {
     let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source, destination) else {
@@ -171,7 +172,7 @@ fn fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> bool {
 }
 
 /// The MAC addresses for the frame, destination first, after [`route`] has found its path. For a frame that is handed
-/// over they are its mark.
+/// over, these addresses are its mark.
 #[inline(always)]
 pub(crate) fn macs() -> Option<(Mac, Mac)> {
     // SAFETY: as in `ask`.
@@ -179,8 +180,8 @@ pub(crate) fn macs() -> Option<(Mac, Mac)> {
     Some((query.dmac, query.smac))
 }
 
-/// Replaces the looked-up addresses by a mark. It is a separate function, so that the verifier checks the following
-/// code only once.
+/// Replaces the MAC addresses from the lookup with a mark. It is a separate function, so that the verifier checks the
+/// following code only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over() -> u64 {
@@ -190,7 +191,7 @@ extern "C" fn balancer_hand_over() -> u64 {
     1
 }
 
-/// Does the same after a lookup without a neighbour, if the neighbour may still answer.
+/// Like [`balancer_hand_over`], after a lookup that found no neighbour, if the neighbour may still answer.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over_waiting() -> u64 {
@@ -212,7 +213,7 @@ fn mark(query: &mut FibLookup) {
     query.dmac = Handed::Client.destination();
 }
 
-/// Looks up the path of a packet that the kernel has taken in, whether or not the next hop's MAC is known.
+/// Looks up the path of a packet that the kernel has taken in, even if the MAC of the next hop is unknown.
 #[inline(always)]
 pub(crate) fn way(context: *mut c_void, ifindex: u32, ip: &Ip<'_>) -> Option<&'static NeighbourWanted> {
     let (answer, query) = ask(context, ifindex, ip, &ip.source, &ip.destination)?;

@@ -1,6 +1,6 @@
-//! A cache of clients' next hops. Asking the kernel costs two to five times as much as the rest of a reply, and most
-//! replies come in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a tick of the kernel's
-//! clock, whether or not a controller runs.
+//! A cache of clients' next hops. A question to the kernel takes two to five times as long as all other work on a
+//! reply, and most replies come in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a tick
+//! of the kernel's clock, whether or not a controller runs.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::map_types::{CACHED_HOPS_OF_CPU, Mac};
@@ -10,7 +10,7 @@ use crate::{cpu_rows, forward::rewrite, parse::Ip};
 /// Lifetime of an entry in ns: 17 ms.
 const LIFETIME: u64 = 1 << 24;
 
-/// A kernel's answer together with the question, in one cache line.
+/// An answer of the kernel together with its question, in one cache line.
 #[repr(C)]
 pub(crate) struct CachedHop {
     source: [u32; 4],
@@ -24,7 +24,7 @@ pub(crate) struct CachedHop {
     pub(super) destination_mac: Mac,
     protocol: u8,
     family: u8,
-    /// MTU of the path in bytes; 0: the kernel did not tell.
+    /// MTU of the path in bytes; 0: the kernel did not report it.
     pub(super) mtu: u16,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// The place of its answer in the cache. Questions that share a place overwrite each other.
+    /// The place in the cache for the answer to this question. Questions that share a place overwrite each other.
     #[inline(always)]
     fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut CachedHop> {
         let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
@@ -64,7 +64,8 @@ impl Question<'_> {
     /// The cached answer, if it is still valid.
     #[inline(always)]
     pub(super) fn recent(&self) -> Option<&'static CachedHop> {
-        // It is read from the packet again, so that it does not occupy the stack since parsing.
+        // The program reads the destination from the packet again, so that it does not occupy the stack from parsing
+        // until here.
         let destination = rewrite::destination(self.ip)?;
         // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
         let hop = unsafe { &*self.place(destination)? };

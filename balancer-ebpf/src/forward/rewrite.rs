@@ -1,4 +1,5 @@
-//! Rewriting addresses, ports and TTL with incremental checksums (RFC 1624). Payload is never touched or summed.
+//! Rewriting addresses, ports and TTL with incremental checksums (RFC 1624). The program never changes or sums the
+//! payload.
 
 use core::mem::offset_of;
 
@@ -31,9 +32,9 @@ pub enum End {
 pub struct Translation {
     /// The end that is replaced.
     pub end: End,
-    /// Network order; IPv4 in the first word.
+    /// The new address in network order; an IPv4 address is in the first word.
     pub address: [u32; 4],
-    /// Network order; `None` leaves the port alone.
+    /// The new port in network order; `None` leaves the port unchanged.
     pub port: Option<u16>,
     /// The amount that the change of address adds to a complemented checksum; below 2^34.
     pub address_delta: u64,
@@ -89,7 +90,7 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
-/// Replaces one address of the IP header and nothing else.
+/// Replaces one address of the IP header but changes nothing else.
 #[inline(always)]
 #[must_use]
 pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
@@ -100,9 +101,9 @@ pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
     }
 }
 
-/// The sum of the complemented 32-bit words of one address of the IP header, which fold to the same value as 16-bit
-/// words. A checksum loses this amount when the address is replaced. The address is read from the packet again, so that
-/// it does not occupy the stack since parsing.
+/// The sum of the complemented 32-bit words of one address of the IP header; it folds to the same value as the sum of
+/// their 16-bit words. A new address removes this amount from a checksum. The program reads the address from the packet
+/// again, so that it does not occupy the stack from parsing until here.
 #[inline(always)]
 #[must_use]
 pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
@@ -114,7 +115,8 @@ pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
     }
 }
 
-/// The packet's destination, network order, IPv4 in the first word. It is read from the packet again, as above.
+/// The packet's destination in network order; an IPv4 address is in the first word. The program reads it from the
+/// packet again, for the reason above.
 #[inline(always)]
 #[must_use]
 pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
@@ -197,9 +199,9 @@ pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u6
     }
 }
 
-/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and its checksums as
-/// far as they are quoted. It also updates the error's own checksum. `outer_delta` is the amount that the change of the
-/// error's own addresses adds to a checksum that covers them (ICMPv6).
+/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and those of its
+/// checksums that are in the quote. It also updates the error's own checksum. `outer_delta` is the amount that the
+/// change of the error's own addresses adds to a checksum that covers them (ICMPv6).
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, new: &Translation) -> Option<()> {

@@ -14,7 +14,8 @@ use crate::{
     step::{Choice, Step},
 };
 
-/// The `end` of a packet that does not reach its chosen backend. The decision is counted nevertheless.
+/// The last step `end` for a packet that does not reach its chosen backend. The program counts the decision
+/// nevertheless.
 #[inline(always)]
 pub(crate) fn decided(choice: Choice, end: Step) -> Step {
     stats::count_decided(choice.backend, choice.decision);
@@ -24,9 +25,9 @@ pub(crate) fn decided(choice: Choice, end: Step) -> Step {
 /// The kind of host that a packet's source address belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// A client; its packet is behind this many bytes of outer headers.
+    /// A client; this many bytes of outer headers precede its packet.
     Client { added: usize },
-    /// A router that reports about a packet of a backend.
+    /// A router that reports an error about a packet of a backend.
     Other,
 }
 

@@ -1,4 +1,4 @@
-//! Finding packets for this machine where the kernel's lookup does not tell, because forwarding is off.
+//! Finding out which packets are for this machine if the kernel's lookup cannot tell because forwarding is off.
 
 use core::{mem, ptr};
 
@@ -23,7 +23,7 @@ const TCP_LISTEN: u32 = 10;
 /// Selects the network namespace of the ingress interface.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
-/// The endpoints for the lookup of a socket. They are not on the stack, because the steps leave too little of it.
+/// The endpoints for the lookup of a socket. They are not on the stack, because the steps leave too little room there.
 #[map]
 static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 
@@ -62,7 +62,7 @@ const NONE: u64 = 0;
 const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;
 
-/// This is a global function, because its callers leave little of the stack.
+/// This is a global function, because its callers leave little room on the stack.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_socket(context: *mut xdp_md) -> u64 {
@@ -95,8 +95,8 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         Direction::Here => (source, destination),
         Direction::FromHere => (destination, source),
     };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. Either member of the
-    // union has no invalid bit patterns.
+    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. Either member of
+    // the union has no invalid bit patterns.
     let length = unsafe {
         if ip.family == FAMILY_V4 {
             let ends = &mut (*place).__bindgen_anon_1.ipv4;
@@ -111,15 +111,16 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         }
     };
     let context = ingress.untyped();
-    // The verifier distinguishes sockets of the two protocols, so each is examined where it is found.
+    // The verifier distinguishes sockets of the two protocols, so the program examines each socket in the branch that
+    // found it.
     let (socket, found): (*mut bpf_sock, _) = match ip.protocol {
         TCP => {
-            // SAFETY: the context is the kernel's, and the ends have the given length.
+            // SAFETY: the context is the kernel's, and the endpoints have the given length.
             let socket = unsafe { bpf_skc_lookup_tcp(context, place, length, THIS_NAMESPACE, 0) };
             if socket.is_null() {
                 return NONE;
             }
-            // SAFETY: a socket that the kernel has just given.
+            // SAFETY: the kernel has just returned this socket.
             let state = unsafe { (&raw const (*socket).state).read_volatile() };
             // A client may reuse the port of a connection that has ended.
             (socket, if state == TCP_LISTEN || state == TCP_TIME_WAIT { LISTENER } else { CONNECTION })
@@ -134,7 +135,7 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
     if socket.is_null() {
         return NONE;
     }
-    // SAFETY: a socket that the kernel has just given.
+    // SAFETY: the kernel has just returned this socket.
     unsafe { bpf_sk_release(socket.cast()) };
     found
 }

@@ -1,9 +1,10 @@
-//! `ipip` and `gue`: the packet travels unchanged, except for its TTL, behind an outer header to the backend.
+//! `ipip` and `gue`: the program lowers the packet's TTL and sends the packet, otherwise unchanged, to the backend
+//! behind an outer header.
 //!
 //! The outer header copies the traffic class with its congestion bits (RFC 6040, normal mode) and "don't fragment" (RFC
 //! 2003; always set for an inner IPv6 packet, which routers never fragment). GUE is variant 1: the IP packet directly
-//! after UDP, without a checksum, over IPv6 as well (RFC 6935, RFC 6936: the inner packet has its own). The UDP source
-//! port, or the IPv6 flow label (RFC 6438), spreads clients over paths.
+//! follows the UDP header, which has no checksum, even over IPv6 (RFC 6935, RFC 6936: the inner packet has its own).
+//! The UDP source port, or the IPv6 flow label (RFC 6438), spreads clients over paths.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
 use balancer_common::{
@@ -38,8 +39,8 @@ pub(super) const MALFORMED: Step = Step::drop(DropReason::Malformed);
 #[map]
 static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
-/// Wraps a plain packet in an outer packet to its backend, and returns the number of bytes added. `None`: nothing was
-/// done, and [`super::encapsulate`] must handle the packet.
+/// Wraps a plain packet in an outer packet to its backend, and returns the number of bytes added. `None`: this function
+/// has changed nothing, and [`super::encapsulate`] must handle the packet.
 #[inline(always)]
 pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> Option<Result<usize, Step>> {
     let row = backend.row;
@@ -47,7 +48,7 @@ pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> O
         return None;
     }
     let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };
-    // Each kind of tunnel is compiled separately, so its constants cost nothing.
+    // Each kind of tunnel is compiled separately, so constants that depend on the kind cost nothing at run time.
     let v6 = backend.flags & BACKEND_V6 != 0;
     match row.mode() {
         IPIP if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: true }),
@@ -77,7 +78,7 @@ impl Tunnel {
         Self { gue: backend.row.mode() == Forwarding::Gue as u8, v6: backend.flags & BACKEND_V6 != 0 }
     }
 
-    /// Their length in bytes.
+    /// The length of these headers in bytes.
     #[inline(always)]
     pub(super) const fn overhead(self) -> usize {
         let ip = if self.v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
@@ -109,7 +110,8 @@ pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, 
     Ok(overhead)
 }
 
-/// The values of the inner headers that the outer ones need; views of the frame are invalid by then.
+/// The values of the inner headers that the outer headers need. They are copied because the views of the frame become
+/// invalid.
 struct Inner {
     l3_offset: usize,
     length: usize,
@@ -133,7 +135,7 @@ impl Inner {
     }
 }
 
-/// Writes the link-layer and outer headers into the new room.
+/// Writes the link-layer and outer headers into the new space.
 #[inline(always)]
 fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Option<()> {
     let family = if tunnel.v6 { FAMILY_V6 } else { FAMILY_V4 };
@@ -174,8 +176,8 @@ fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Op
     l4.store(0, [inner.entropy.to_be(), GUE_PORT.to_be(), length.to_be(), 0u16])
 }
 
-/// The identification of the next outer packet that may be fragmented. Each CPU counts from its own start, so that
-/// repetitions between CPUs are as far apart as possible.
+/// The identification of the next outer packet that may be fragmented. Each CPU counts from its own start, so that two
+/// CPUs use the same number as far apart in time as possible.
 #[inline(always)]
 fn next_id() -> u16 {
     let Some(count) = IDS.get_ptr_mut(0) else { return 0 };

@@ -1,6 +1,6 @@
-//! Replies to clients whose neighbour the kernel has not resolved. The kernel keeps such packets while it resolves, as
-//! any router does. If the neighbour has not answered for longer than the kernel asks, or if there are very many such
-//! packets, they are dropped, and the controller makes the kernel ask again.
+//! Replies to clients whose neighbour the kernel has not resolved. The kernel keeps such packets while it resolves the
+//! neighbour, as any router does. If the neighbour is still silent after all of the kernel's requests, or if there are
+//! very many such packets, the program drops them, and the controller makes the kernel ask again.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
@@ -11,12 +11,12 @@ use balancer_common::map_types::{MAX_ASKED, NeighbourAsked, NeighbourWanted};
 
 use crate::budget;
 
-/// Neighbours for which replies had to be dropped; the controller has them resolved. A full buffer does no harm,
-/// because the next packet asks again.
+/// Neighbours for which the program had to drop replies; the controller makes the kernel resolve them. A full buffer
+/// does no harm, because the next packet asks again.
 #[map]
 static NEIGHBOURS_WANTED: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// Neighbours that packets wait for, with the time since when.
+/// Neighbours that packets wait for, with the time of the first and the last such packet.
 #[map]
 static ASKED: LruHashMap<NeighbourWanted, NeighbourAsked> = LruHashMap::with_max_entries(MAX_ASKED, 0);
 
@@ -25,15 +25,16 @@ const ASKING: u64 = 3_000_000_000;
 /// Packets that are further apart than this begin a new wait, because the neighbour may have answered in between.
 const PAUSE: u64 = 2_500_000_000;
 
-/// Whether a packet for an unresolved neighbour waits in the kernel. If not, the controller is asked to have the
-/// neighbour resolved.
+/// Whether a packet for an unresolved neighbour waits in the kernel. If not, the program asks the controller to have
+/// the neighbour resolved.
 #[inline(always)]
 pub(crate) fn may_wait(neighbour: &NeighbourWanted) -> bool {
     // SAFETY: a plain helper call.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let may = is_answering(neighbour, now) && budget::may_wait();
     if !may && let Some(mut entry) = NEIGHBOURS_WANTED.reserve::<NeighbourWanted>(0) {
-        // The words are copied one by one: a copy of the whole would call a function with a stack of its own.
+        // The program copies the words one by one, because a copy of the whole array would call a function with a stack
+        // of its own.
         let NeighbourWanted { address: [a, b, c, d], ifindex, family } = neighbour;
         entry.write(NeighbourWanted { address: [*a, *b, *c, *d], ifindex: *ifindex, family: *family });
         entry.submit(0);
@@ -55,7 +56,7 @@ fn is_answering(neighbour: &NeighbourWanted, now: u64) -> bool {
         asked.first = now;
         return true;
     }
-    // Without room for it, the neighbour counts as new each time.
+    // If the map has no room for the neighbour, each packet treats it as new.
     let _full = ASKED.insert(neighbour, NeighbourAsked { first: now, last: now }, 0);
     true
 }

@@ -1,4 +1,5 @@
-//! ICMP errors about packets of services. An error belongs to the flow that it quotes, whichever router sent it.
+//! ICMP errors about packets of services. An error belongs to the flow whose packet it quotes, no matter which router
+//! sent the error.
 
 use balancer_common::{
     map_types::{Control, ListenerRow, PortlessMatch, SERVICE_FLOWS, ServiceKey},
@@ -14,8 +15,8 @@ use crate::{
     step::{ErrorToBackend, ErrorToClient, Step},
 };
 
-/// Sends an error about a packet that a backend sent as the VIP to that client's backend. Nothing is recorded, and no
-/// decision is counted.
+/// Sends an error about a packet from a VIP to the backend of the client that the packet went to. The program records
+/// nothing and counts no decision.
 #[inline(always)]
 pub(super) fn about_vip(
     found: &Found,
@@ -56,7 +57,7 @@ pub(super) fn about_vip(
     )
 }
 
-/// Sends an error about a packet that was translated on its way to a `nat` backend to the client.
+/// Sends to the client an error about a packet that the program translated on the packet's way to a `nat` backend.
 #[inline(always)]
 pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'static Control) -> Step {
     let Some(inner) = inner else { return Step::PASS };

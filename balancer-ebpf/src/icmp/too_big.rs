@@ -1,5 +1,5 @@
-//! Errors to the senders of packets: the MTU, if a packet is too big for its path (RFC 792 and 1191, RFC 4443), and
-//! "unreachable", if no backend takes a datagram (RFC 1812 section 5.2.7.1).
+//! Errors to the senders of packets. They report the MTU if a packet is too big for its path (RFC 792 and 1191, RFC
+//! 4443), or "unreachable" if no backend takes a datagram (RFC 1812 section 5.2.7.1).
 
 use balancer_common::{
     checksum,
@@ -20,19 +20,20 @@ use crate::{
     step::{IcmpError, Packed, Payload as _, Step},
 };
 
-/// An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and the longest quote here a multiple of eight.
+/// The longest quote in an IPv4 error. An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and the length of
+/// this quote is a multiple of eight.
 const MAX_QUOTE_V4: usize = 544;
-/// An error is at most 1280 bytes long (RFC 4443 section 2.4).
+/// The longest quote in an IPv6 error. An error is at most 1280 bytes long (RFC 4443 section 2.4).
 const MAX_QUOTE_V6: usize = 1232;
-/// Data is summed in steps of eight bytes.
+/// The number of bytes that one step of the checksum loop adds.
 const STEP: usize = 8;
 const STEPS: usize = MAX_QUOTE_V6 / STEP;
 
 /// TOS of ICMP errors: precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet to a VIP, or a `nat` backend's reply. Senders of IPv4 packets that may be fragmented learn the MTU
-/// too: the program does not fragment, but they can.
+/// Answers a packet to a VIP, or a `nat` backend's reply. Senders of IPv4 packets that may be fragmented also learn the
+/// MTU: the program does not fragment packets, but these senders can.
 #[inline(always)]
 pub(crate) fn answer(found: &Found, packed: Packed<IcmpError>) -> Step {
     if reply(found, packed).is_none() {
@@ -86,8 +87,8 @@ fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     }
     let (header, most) =
         if ip.family == FAMILY_V4 { (Ipv4Hdr::LEN, MAX_QUOTE_V4) } else { (Ipv6Hdr::LEN, MAX_QUOTE_V6) };
-    // A short packet is quoted whole. Linux requires eight bytes behind the IP header, which an empty datagram's UDP
-    // header has.
+    // The error quotes a short packet completely. Linux requires eight bytes behind the IP header; even an empty
+    // datagram has them, because of its UDP header.
     let quote = frame.len().wrapping_sub(ip.l3_offset).min(ip.length).min(most);
     let added = header + ICMP_HEADER_LEN;
     ingress.cut_tail(ingress.frame_length().checked_sub(ip.l3_offset + quote)?)?;
@@ -102,7 +103,8 @@ fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }
 
-/// Writes the IPv4 header. Returns the sum of what the checksum covers besides the message: nothing.
+/// Writes the IPv4 header. Returns the sum of all data outside the message that the checksum covers, which is 0 for
+/// ICMP.
 #[inline(always)]
 fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let header = V4 {
@@ -129,7 +131,7 @@ fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
 }
 
-/// The unfolded sum of the first `length` bytes as 16-bit words. The frame ends behind them.
+/// The unfolded sum of the first `length` bytes as 16-bit words. The frame ends after these bytes.
 #[inline(always)]
 fn sum(bytes: Packet<'_>, length: usize) -> u64 {
     let mut sum = tail(bytes.skip(length & !(STEP - 1)), length & (STEP - 1));
@@ -143,7 +145,7 @@ fn sum(bytes: Packet<'_>, length: usize) -> u64 {
     sum
 }
 
-/// The sum of the last bytes, fewer than eight.
+/// The sum of the last bytes, of which there are fewer than eight.
 #[inline(always)]
 fn tail(bytes: Packet<'_>, length: usize) -> u64 {
     let (mut sum, mut at) = (0, 0);

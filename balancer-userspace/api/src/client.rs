@@ -71,8 +71,8 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether the error is typical of a restarting controller: there is none, it ended in the middle of an answer, or
-    /// it is about to end.
+    /// Whether the error is typical of a restarting controller: no controller is there, it ended in the middle of an
+    /// answer, or it is about to end.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         match self {
@@ -82,14 +82,14 @@ impl ClientError {
     }
 }
 
-/// A controller, by its socket. Who may not open that one reads by the socket for readers beside it.
+/// A client of a controller. A user without access to the control socket uses the read-only socket beside it.
 #[derive(Clone, Debug)]
 pub struct Client {
     place: Place,
     if_generation: Option<u64>,
 }
 
-/// Where a controller is.
+/// The place where a controller can be reached.
 #[derive(Clone, Debug)]
 enum Place {
     Here(PathBuf),
@@ -109,7 +109,7 @@ impl fmt::Display for Place {
 pub type Answer<T> = Result<T, ClientError>;
 
 impl Client {
-    /// A client of the controller at `socket`. It does not connect yet.
+    /// A client of the controller at `socket`. This function does not connect yet.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self { place: Place::Here(socket.to_owned()), if_generation: None }
@@ -121,7 +121,7 @@ impl Client {
         Self { place: Place::There(server), if_generation: None }
     }
 
-    /// The same client, for changes that are made only if the configuration has this generation.
+    /// The same client, for changes that the controller makes only if the configuration has this generation.
     #[must_use]
     pub fn if_generation(self, generation: Option<u64>) -> Self {
         Self { if_generation: generation, ..self }
@@ -516,7 +516,7 @@ impl Client {
     ) -> Answer<(StatusCode, Bytes)> {
         let broken = |error: hyper::Error| self.broken(chain(&error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // The task ends with the response, or with this future, whose sender closes it.
+        // The task ends with the response, or when this future, which owns the sender, is dropped.
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
@@ -538,7 +538,7 @@ impl Client {
     }
 }
 
-/// A connection to a socket, or to the one for readers beside it.
+/// A connection to a socket, or to the read-only socket beside it.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     match UnixStream::connect(socket).await {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -548,7 +548,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// Why nobody is reached by a socket.
+/// The reason why no controller is reached by a socket.
 fn reason(error: &io::Error) -> String {
     let words = [
         (io::ErrorKind::NotFound, "the socket does not exist"),

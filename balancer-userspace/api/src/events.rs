@@ -20,21 +20,21 @@ pub struct EventView {
     /// The kind: `state` (of a service or backend), `change` (requested by a user) or `note` (about the balancer
     /// itself).
     pub kind: String,
-    /// The service that it is about.
+    /// The service that the event is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// The backend that it is about.
+    /// The backend that the event is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     /// The line in the log.
     pub message: String,
-    /// In a fleet, the member that reports it.
+    /// In a fleet, the member that reports the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<String>,
     /// The uid of the requesting user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The slots and known clients that it moved.
+    /// The slots and known clients that the event moved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moves: Option<Moved>,
 }
@@ -42,7 +42,7 @@ pub struct EventView {
 /// A part of the history, oldest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventsView {
-    /// At most 1,000 events.
+    /// The events, at most 1,000.
     pub events: Vec<EventView>,
     /// The number of events after `since` that are no longer stored.
     pub missed: u64,

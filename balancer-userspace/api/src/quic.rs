@@ -4,7 +4,7 @@ use balancer_config::quic::{Keyed, QuicConfig};
 use balancer_control::snapshot::QuicSnapshot;
 use serde::{Deserialize, Serialize};
 
-/// How QUIC connection IDs encode the backends of a service. It contains no key.
+/// How QUIC connection IDs encode the backends of a service. The view contains no key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicView {
     /// The format: `nlb` or `draft`.

@@ -1,4 +1,4 @@
-//! A controller on another machine, and the certificates by which both ends are known.
+//! A controller on another machine, and the certificates by which both ends identify each other.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use tokio_rustls::{
     },
 };
 
-/// The port of control listeners where a URL has none.
+/// The port of control listeners if a URL names none.
 pub const DEFAULT_PORT: u16 = 9661;
 
 /// The control listener of a balancer.
@@ -32,11 +32,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// The one at `url`, whose certificate is signed by one in the file `ca`, for those who show the certificate in the file
-    /// `cert`, with its `key`. The files are read for each connection.
+    /// The server at `url`. Its certificate must be signed by one in the file `ca`; the client shows the certificate in
+    /// the file `cert`, with its `key`. The files are read for each connection.
     ///
     /// # Errors
-    /// When that is not the URL of a control listener.
+    /// If `url` is not the URL of a control listener.
     pub fn new(url: &str, ca: &Path, cert: &Path, key: &Path) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -57,7 +57,7 @@ impl Server {
     /// A connection to it.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason why there is no connection.
     pub(crate) async fn connect(&self) -> Result<TlsStream<TcpStream>, String> {
         let connector = self.connector()?;
         let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
@@ -83,7 +83,7 @@ impl Server {
     }
 }
 
-/// As it is written in the URL.
+/// Prints the server as it is written in the URL.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, .. } = self;

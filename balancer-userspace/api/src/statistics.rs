@@ -64,7 +64,8 @@ pub struct BackendShare {
     pub name: String,
     /// The state, as in `status`.
     pub state: String,
-    /// The backend's share of known clients, or without memory of connections. `None` before the first.
+    /// The backend's share of known clients, or of connections if the service remembers no clients; `None` before the
+    /// first one.
     pub share: Option<f64>,
     /// The backend's weight divided by the total weight of backends that take new clients; `None` while none does.
     pub expected_share: Option<f64>,
@@ -92,7 +93,7 @@ pub struct ChangeView {
     pub message: String,
     /// Slots that changed backend.
     pub slots_moved: u64,
-    /// The number of those whose backends had not changed.
+    /// The number of these slots for which neither the old nor the new backend had changed.
     pub needless_slots_moved: u64,
     /// Seconds since the change.
     pub seconds_ago: u64,
@@ -105,7 +106,7 @@ pub struct TopClient {
     pub client: String,
     /// The service's name.
     pub service: String,
-    /// The backend of its last sampled packet; `None`: it was removed.
+    /// The backend of the client's last sampled packet; `None`: it was removed.
     pub backend: Option<String>,
     /// The client's share of the service's bytes, or packets.
     pub share: f64,
@@ -113,7 +114,7 @@ pub struct TopClient {
     pub packets_per_second: f64,
     /// The approximate byte rate.
     pub bytes_per_second: f64,
-    /// Whether the client table contains it.
+    /// Whether the client table contains the client.
     pub known: bool,
 }
 

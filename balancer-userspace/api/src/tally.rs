@@ -20,7 +20,7 @@ pub struct Tally {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct ServiceTally {
     periods: Vec<PeriodView>,
-    /// Numbers of known clients and connections by backend.
+    /// The numbers of known clients and of connections, by backend.
     backends: BTreeMap<String, (u64, u64)>,
     top_clients: Vec<TopClient>,
 }
@@ -42,8 +42,8 @@ impl Tally {
     }
 }
 
-/// Adds the reports of `others`, by name, to one member's views, or notes why a report is unknown. If members share
-/// clients (`shared`), all know each known client, so the largest number counts.
+/// Adds the reports of `others`, by name, to one member's views, or records why a report is unusable. If members share
+/// clients (`shared`), every member knows all known clients, so the sum is the largest number.
 #[must_use]
 pub fn add_up(
     mut views: Vec<StatsView>,
@@ -114,7 +114,7 @@ fn conclude(view: &mut StatsView) {
         backend.share = ratios::share(load(backend), whole);
     }
     view.imbalance_ratio = ratios::imbalance(view.backends.iter().map(|of| (of.share, of.expected_share)));
-    // It is computed from samples, which others do not send.
+    // This value needs samples, which other members do not send.
     view.client_gini = None;
 }
 

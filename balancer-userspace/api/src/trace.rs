@@ -74,7 +74,7 @@ pub struct HopView {
     pub ifindex: Option<u32>,
     /// The destination MAC address.
     pub mac: Option<String>,
-    /// Whether clients may be at it; otherwise it was removed.
+    /// Whether clients may be at the backend; otherwise it was removed.
     pub in_use: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct TracedPacket {
     pub came: u64,
     /// Time of departure.
     pub left: u64,
-    /// The interface by which it arrived.
+    /// The interface by which the packet arrived.
     pub ifindex: u32,
     /// The receive queue.
     pub queue: u32,
@@ -108,9 +108,9 @@ pub struct TracedPacket {
     /// Changes to the client's entry: `recorded`, `evicted` (of another), `full`, `limited`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory: Vec<String>,
-    /// The decision by a connection ID of QUIC: `none` (the packet has none that a server has given), `unknown` (it names
-    /// no server), `gone` (it names a backend that takes no such packets), `named` (it names the backend), or `taught`
-    /// (and the client's address has become known there).
+    /// The decision by a connection ID of QUIC: `none` (the packet has no ID that a server has given), `unknown` (it
+    /// names no server), `gone` (it names a backend that takes no such packets), `named` (it names the backend), or
+    /// `taught` (and the client's address has become known there).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection_id: Option<String>,
     /// How the backend was chosen, as in `balancer_decisions_total`.

@@ -26,12 +26,12 @@ impl ServiceConfig {
         self.listen.first().copied().unwrap_or(nowhere)
     }
 
-    /// Its listeners of one family.
+    /// The service's listeners of one family.
     pub fn listeners(&self, family: Family) -> impl Iterator<Item = Listener> {
         self.listen.iter().copied().filter(move |listener| listener.family() == family)
     }
 
-    /// The families of its clients, first that of its first listener.
+    /// The families of the service's clients, beginning with that of its first listener.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
         let first = self.first().family();
@@ -39,20 +39,20 @@ impl ServiceConfig {
         std::iter::once(first).chain(other).collect()
     }
 
-    /// Number of ids that its backends need: one for each family of each backend.
+    /// The number of ids that the service's backends need: one for each family of each backend.
     #[must_use]
     pub fn backend_ids(&self) -> usize {
         self.backends.len() * self.families().len()
     }
 
-    /// The port of a backend without its own port, for a listener; 0: the packet's own.
+    /// The port of a backend without its own port, for a listener; 0: the port of the packet.
     #[must_use]
     pub fn backend_port(&self, listener: Listener) -> u16 {
         backend_port(&self.ports, listener)
     }
 
-    /// The address of a backend for packets of a family. Without its own port, the backend has that of the only
-    /// listener, or 0 if there are several. `None`: it has no address that `forwarding` could use.
+    /// The address of a backend for packets of a family. A backend without its own port has that of the only listener,
+    /// or 0 if there are several. `None` if the backend has no address that `forwarding` could use.
     #[must_use]
     pub fn backend_address(&self, backend: &BackendConfig, family: Family) -> Option<SocketAddr> {
         let address = backend.address_for(family, self.forwarding)?;
@@ -80,7 +80,7 @@ impl ServiceConfig {
         ))
     }
 
-    /// The same configuration without backend ports that equal the only listener's.
+    /// The same configuration, without backend ports that equal the only listener's port.
     #[must_use]
     pub fn normalised(mut self) -> Self {
         let mut backends = std::mem::take(&mut self.backends);
@@ -91,7 +91,7 @@ impl ServiceConfig {
         Self { backends, ..self }
     }
 
-    /// `address` with port 0 if its port equals the only listener's.
+    /// Returns `address`, with port 0 if its port equals the only listener's.
     #[must_use]
     pub fn without_implied_port(&self, address: SocketAddr) -> SocketAddr {
         let implied = match self.listen.as_slice() {
@@ -102,7 +102,7 @@ impl ServiceConfig {
         SocketAddr::new(address.ip(), port)
     }
 
-    /// Checks a user's port for a backend called `name`.
+    /// Checks the port that a user gives for the backend `name`.
     ///
     /// # Errors
     /// If the port is 0 and a listener is not for every port.
@@ -114,7 +114,8 @@ impl ServiceConfig {
         }
     }
 
-    /// A backend's displayed address: with a port only if it has one for all listeners, or the listener has every port.
+    /// The address of a backend as users see it: with a port only if the backend has one for all listeners, or the
+    /// listener has every port.
     #[must_use]
     pub fn shown_address(&self, backend: &BackendConfig) -> String {
         let address = self.backend_address(backend, Family::of(backend.address.ip())).unwrap_or(backend.address);
@@ -134,8 +135,8 @@ fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
     }
 }
 
-/// The port to check if neither the check nor the backend has one: that of the first listener of `protocol` with one
-/// port, else of the first listener with one port; 0: there is none.
+/// The port to check if neither the check nor the backend has one: that of the first listener of `protocol` with a
+/// single port, otherwise that of the first listener with a single port; 0 if there is none.
 pub(crate) fn implied_check_port(
     listen: &[Listener],
     ports: &BTreeMap<u16, u16>,

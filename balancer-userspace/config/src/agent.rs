@@ -1,4 +1,4 @@
-//! Agents: programs beside a backend that report how much work it can take, in HAProxy's agent-check protocol.
+//! Agents: programs beside the backends that report how much work these can take, in HAProxy's agent-check protocol.
 
 use std::{fmt, time::Duration};
 
@@ -8,29 +8,31 @@ use crate::{states::Admin, value::quoted};
 
 /// The maximum length of an answer in bytes, as for HAProxy's agents.
 pub const MAX_ANSWER: usize = 1024;
-/// The minimum change of weight that takes effect, unless the weight becomes 0% or 100%: each change makes a new table.
+/// The minimum change of weight that takes effect, unless the weight becomes 0% or 100%, because each change makes a
+/// new table.
 const STEP: u8 = 5;
 const WORDS: &str =
     "\"75%\", \"up\", \"ready\", \"drain\", \"maint\", \"down\", \"fail\", \"failed\", \"stopped\" and \"maxconn:N\"";
 
-/// How the agents of a service's backends are queried.
+/// How the balancer queries the agents of a service's backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentConfig {
     /// The TCP port of the agents, at the addresses of their backends.
     pub port: u16,
-    /// Time between the starts of two queries.
+    /// The time between the starts of two queries.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
 }
 
-/// The reports of a backend's agent so far. An agent may reduce, and restore only what it has reduced.
+/// The reports of a backend's agent so far. An agent may reduce the backend's load, and restore only what it has
+/// reduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
     /// The percentage of the configured weight that is in effect; at most 100.
     pub percent: u8,
     /// The administrative state that the agent requests.
     pub admin: Admin,
-    /// The agent's reason why the backend is down; may be empty. `None`: it is not down.
+    /// The agent's reason why the backend is down, which may be empty; `None`: the backend is not down.
     pub down: Option<String>,
 }
 
@@ -41,13 +43,13 @@ impl Default for Said {
 }
 
 impl Said {
-    /// Whether nothing is reduced.
+    /// Whether the agent reduces nothing.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns the reports after another answer; parts that the answer leaves out stay.
+    /// Returns the reports after another answer; parts that the answer omits stay unchanged.
     #[must_use]
     pub fn after(&self, answer: &Answer) -> Self {
         let percent = answer.percent.filter(|&percent| {
@@ -68,7 +70,7 @@ impl Said {
         u16::try_from(left.max(least)).unwrap_or(weight)
     }
 
-    /// Returns the effective administrative state, given the operator's `admin`.
+    /// Returns the administrative state that results from the operator's `admin` and the agent's.
     #[must_use]
     pub const fn admin(&self, admin: Admin) -> Admin {
         match (self.admin, admin) {
@@ -95,7 +97,7 @@ impl fmt::Display for Said {
     }
 }
 
-/// One answer of an agent.
+/// A single answer of an agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     percent: Option<u8>,
@@ -105,7 +107,8 @@ pub struct Answer {
 
 impl Answer {
     /// Parses the first line of an answer: words of HAProxy's agent-check protocol, separated by white space or commas.
-    /// More than 100% counts as 100%. `maxconn:N` is accepted and ignored. Of contradictory words, the last one counts.
+    /// More than 100% counts as 100%. The parser accepts and ignores `maxconn:N`. If words contradict each other, the
+    /// last one counts.
     ///
     /// # Errors
     /// If no word belongs to the protocol.

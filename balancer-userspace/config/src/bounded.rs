@@ -1,37 +1,37 @@
-//! Bounded load: a backend with more than its share gets fewer new clients, and no known client moves.
+//! Bounded load: a backend with more than its share of the load gets fewer new clients, and no known client moves.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The valid range of `factor`. A lower value would follow every fluctuation.
+/// The valid range of `factor`. Lower values would follow every fluctuation.
 pub const FACTORS: (f64, f64) = (1.05, 10.0);
 
-/// The rule by which a backend has too much load.
+/// The rule that determines which backends have too much load.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundedLoad {
-    /// A load above this multiple of the expected share is too much.
+    /// The multiple of the expected share above which a load is too much.
     pub factor: f64,
-    /// The load that is compared.
+    /// The kind of load that the rule compares.
     pub by: Load,
 }
 
-/// The load of a backend.
+/// The kind of load of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
-    /// Known clients.
+    /// The number of known clients.
     Clients,
-    /// New connections in a minute.
+    /// The number of new connections in a minute.
     Connections,
-    /// Bytes in a minute.
+    /// The number of bytes in a minute.
     Bytes,
-    /// The median duration of health checks in a minute, compared with other backends.
+    /// The median duration of health checks in a minute, compared with that of other backends.
     Latency,
 }
 
 impl Load {
-    /// The words of the configuration.
+    /// The kinds of load with their words in the configuration.
     pub const WORDS: [(&'static str, Self); 4] = [
         ("clients", Self::Clients),
         ("connections", Self::Connections),
@@ -39,7 +39,7 @@ impl Load {
         ("latency", Self::Latency),
     ];
 
-    /// Returns its word in the configuration.
+    /// Returns the word for this kind in the configuration.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -54,10 +54,10 @@ impl Load {
 /// The bound of a backend that has or had too much load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bound {
-    /// The percentage of its own slots that it keeps: a multiple of 10, from 10 to 90 while the bound is in effect. The
-    /// other slots are given away.
+    /// The percentage of its own slots that the backend keeps: a multiple of 10, from 10 to 90 while the bound is in
+    /// effect. The backend gives the other slots away.
     pub keeps: u8,
-    /// Its load at the time of the decision, in percent of the expected load.
+    /// The backend's load at the time of the decision, in percent of the expected load.
     pub load: u32,
 }
 
@@ -65,7 +65,7 @@ impl Bound {
     /// The bound of a backend that gives nothing away.
     pub const NONE: Self = Self { keeps: 100, load: 0 };
 
-    /// Returns the number of slots that it gives away if it has `slots` left.
+    /// Returns the number of slots that the backend gives away if it has `slots` left.
     #[must_use]
     pub fn given(&self, slots: u32) -> u32 {
         let (keeps, slots) = (u64::from(self.keeps.clamp(1, 100)), u64::from(slots));

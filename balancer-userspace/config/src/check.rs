@@ -22,10 +22,10 @@ use crate::{
 pub struct CheckConfig {
     /// The request and the expected answer.
     pub kind: CheckKind,
-    /// The path of the check.
+    /// The path of the check's packets.
     #[serde(default)]
     pub via: Via,
-    /// Time between the starts of two checks, before jitter; at least 100 ms.
+    /// The time between the starts of two checks, before jitter; at least 100 ms.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
     /// The maximum time for an answer; at least 100 ms, at most `interval`.
@@ -36,9 +36,9 @@ pub struct CheckConfig {
     /// Whether signs of failure in packets trigger an immediate check.
     #[serde(default = "CheckConfig::passive_by_default")]
     pub passive: bool,
-    /// Consecutive failures that make a backend down; at least 1.
+    /// The number of consecutive failures that make a backend down; at least 1.
     pub fall: u32,
-    /// Consecutive successes that make a backend up; at least 1.
+    /// The number of consecutive successes that make a backend up; at least 1.
     pub rise: u32,
 }
 
@@ -58,22 +58,23 @@ impl CheckConfig {
         self.fast_interval.mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 
-    /// The maximum time between the first and the last of several backends being found up, if they came back together.
+    /// The maximum time between the moments at which the first and the last of several backends are found up, if they
+    /// came back together.
     #[must_use]
     pub fn return_takes(&self) -> Duration {
         (self.interval * self.rise).mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 }
 
-/// The path of a health check.
+/// The path of a health check's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
-    /// To the backend's own address along the kernel's routes.
+    /// The path to the backend's own address, along the kernel's routes.
     #[default]
     Backend,
-    /// To the service's VIP by the backend's forwarding mode, like clients' packets. It is not available for programs,
-    /// and not with `nat`, which turns the VIP into the backend's own address.
+    /// The path to the service's VIP by the backend's forwarding mode, like clients' packets. It is not available for
+    /// programs, nor with `nat`, which turns the VIP into the backend's own address.
     Service,
 }
 
@@ -81,59 +82,59 @@ pub enum Via {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum CheckKind {
-    /// No check: health stays `unknown`, which counts as up.
+    /// No check: the health stays `unknown`, which counts as up.
     None,
-    /// A TCP connection is accepted.
+    /// The backend must accept a TCP connection.
     Tcp {
-        /// The port to check, in place of the backend's.
+        /// The port to check, in place of the backend's port.
         port: Option<u16>,
     },
-    /// An HTTP request is answered with an expected status.
+    /// The backend must answer an HTTP request with an expected status.
     Http(HttpCheck),
-    /// The gRPC health service reports that a service is serving.
+    /// The gRPC health service must report that a service is serving.
     Grpc(GrpcCheck),
-    /// A datagram is answered.
+    /// The backend must answer a datagram.
     Udp(UdpCheck),
-    /// A DNS query is answered with an expected response code.
+    /// The backend must answer a DNS query with an expected response code.
     Dns(DnsCheck),
-    /// A program ends with exit code 0.
+    /// A program must end with exit code 0.
     Exec(ExecCheck),
 }
 
 /// An HTTP health check.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpCheck {
-    /// The port to check, in place of the backend's.
+    /// The port to check, in place of the backend's port.
     pub port: Option<u16>,
-    /// TLS settings; `None`: plain HTTP.
+    /// The settings of TLS; `None`: plain HTTP.
     pub tls: Option<Tls>,
-    /// Whether it speaks HTTP/2, without TLS by prior knowledge; otherwise HTTP/1.1.
+    /// Whether the check speaks HTTP/2, without TLS by prior knowledge; otherwise HTTP/1.1.
     #[serde(default, skip_serializing_if = "is_false")]
     pub http2: bool,
-    /// `GET`, `HEAD`, `OPTIONS`, …
+    /// The method of the request: `GET`, `HEAD`, `OPTIONS`, …
     pub method: String,
-    /// Path and query, starting with a slash.
+    /// The path and the query, starting with a slash.
     pub path: String,
-    /// The `Host` header, and without its port the server name in TLS; `None`: the backend's address.
+    /// The `Host` header, which without its port is also the server name in TLS; `None`: the backend's address.
     pub host: Option<String>,
     /// Further headers, by name, each name once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
-    /// Accepted statuses.
+    /// The statuses that the check accepts.
     pub expect_status: StatusRanges,
-    /// The test applied to the first 64 KiB of the body.
+    /// The test that the first 64 KiB of the body must pass.
     pub expect_body: Option<BodyTest>,
 }
 
 /// TLS settings of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
-    /// Whether the certificate must be valid.
+    /// Whether the server's certificate must be valid.
     pub verify: bool,
-    /// A PEM file of root certificates for verification; `None`: the system's roots. Only with `verify`.
+    /// A PEM file of root certificates for verification; `None`: the system's roots. Allowed only with `verify`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// The server name in TLS, in place of the host's.
+    /// The server name in TLS, in place of the host's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
     /// The certificate that the check shows if the server asks for one.
@@ -144,25 +145,25 @@ pub struct Tls {
 /// The PEM files of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientFiles {
-    /// The certificate, followed by intermediate ones.
+    /// The certificate, followed by intermediate certificates.
     pub cert: PathBuf,
-    /// The private key; `None`: it is in the file of the certificate.
+    /// The private key; `None`: the file of the certificate contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
 
-/// A check by the protocol `grpc.health.v1`.
+/// A check with the protocol `grpc.health.v1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GrpcCheck {
-    /// The port to check, in place of the backend's.
+    /// The port to check, in place of the backend's port.
     pub port: Option<u16>,
-    /// TLS settings; `None`: plain HTTP/2 by prior knowledge.
+    /// The settings of TLS; `None`: plain HTTP/2 by prior knowledge.
     pub tls: Option<Tls>,
     /// The name of the service; empty: the server as a whole.
     pub service: String,
-    /// The `:authority`, and without its port the server name in TLS; `None`: the backend's address.
+    /// The `:authority`, which without its port is also the server name in TLS; `None`: the backend's address.
     pub host: Option<String>,
-    /// Metadata of the request, by name, each name once.
+    /// The metadata of the request, by name, each name once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
 }
@@ -197,7 +198,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// The expected property of a body.
+/// The property that a body must have.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "BodyText", into = "BodyText")]
 pub enum BodyTest {
@@ -245,33 +246,33 @@ impl PartialEq for BodyTest {
     }
 }
 
-/// A health check by a program.
+/// A health check that runs a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCheck {
-    /// The port passed to the program, in place of the backend's.
+    /// The port passed to the program, in place of the backend's port.
     pub port: Option<u16>,
     /// The program and its arguments; not empty.
     pub command: Vec<String>,
-    /// The name of the user under which it runs.
+    /// The name of the user as which the program runs.
     #[serde(default = "ExecCheck::default_user")]
     pub user: String,
 }
 
 impl ExecCheck {
-    /// The default user, who has the fewest rights.
+    /// The default user, which has the fewest rights.
     #[must_use]
     pub fn default_user() -> String {
         "nobody".to_owned()
     }
 }
 
-/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. There is at least one, and each is within
-/// 100–599.
+/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. There is at least one range, and each is
+/// within 100–599.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRanges(pub Vec<(u16, u16)>);
 
 impl StatusRanges {
-    /// Whether `status` lies in a range.
+    /// Whether `status` lies in one of the ranges.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         self.0.iter().any(|&(low, high)| (low..=high).contains(&status))
@@ -298,7 +299,7 @@ impl FromStr for StatusRanges {
 }
 
 impl CheckKind {
-    /// The port to check, in place of the backend's.
+    /// The port to check, in place of the backend's port.
     #[must_use]
     pub const fn port(&self) -> Option<u16> {
         match self {
@@ -330,7 +331,7 @@ impl CheckKind {
         }
     }
 
-    /// Files that the check reads.
+    /// The files that the check reads.
     pub fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
         let (tls, headers) = match self {
             Self::Http(http) => (http.tls.as_ref(), &*http.headers),

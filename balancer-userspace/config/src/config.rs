@@ -1,4 +1,4 @@
-//! The validated configuration. Only `config::load` makes one, from a file that passed every check.
+//! The validated configuration. Only `config::load` creates one, from a file that has passed all checks.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -28,9 +28,9 @@ pub use crate::{
 /// A whole configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Interfaces to attach to, without duplicates. It may be empty if the command line names them.
+    /// The interfaces to attach to, without duplicates. The list may be empty if the command line names interfaces.
     pub interfaces: Vec<String>,
-    /// The mode of attachment.
+    /// The mode in which the program is attached.
     pub xdp_mode: XdpMode,
     /// The parts that a clean exit leaves in place.
     pub on_exit: OnExit,
@@ -40,28 +40,29 @@ pub struct Config {
     pub control: Control,
     /// The address of `/metrics`; `None` if switched off.
     pub metrics_listen: Option<SocketAddr>,
-    /// Whether the page for people is served at `/` beside it.
+    /// Whether the metrics listener also serves the page for browsers at `/`.
     pub metrics_page: bool,
-    /// The number of known clients over all services that the client table is sized for.
+    /// The number of known clients, over all services, for which the client table is sized.
     pub client_table_capacity: u32,
-    /// The number of connections of all `snat` services that the flow table is sized for, if there is such a service.
+    /// The number of connections, over all `snat` services, for which the flow table is sized, if there is such a
+    /// service.
     pub flow_table_capacity: u32,
-    /// The fleet's hash key; `None`: the controller makes one.
+    /// The fleet's hash key; `None`: the controller creates one.
     pub hash_key: Option<HashKey>,
     /// The settings of statistics.
     pub statistics: StatisticsConfig,
     /// The fleet of this balancer; `None`: there is none.
     pub fleet: Option<Fleet>,
-    /// Services in file order; names and listeners are unique.
+    /// The services in file order; names and listeners are unique.
     pub services: Valid,
 }
 
 /// The section `[statistics]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StatisticsConfig {
-    /// The fraction of a backend's bytes, 0 to 1, from which on a single client causes a warning; 0: never.
+    /// The fraction of a backend's bytes, 0 to 1, from which on a single client causes a warning; 0: it never does.
     pub heavy_client_share: f64,
-    /// The average sampling interval: one of this many forwarded packets.
+    /// The average sampling interval: one in this many forwarded packets is sampled.
     pub sample_interval: u32,
 }
 
@@ -71,15 +72,15 @@ impl Default for StatisticsConfig {
     }
 }
 
-/// Which XDP modes may be used.
+/// The XDP modes that may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum XdpMode {
     /// Native mode, or generic mode if the driver has no native mode.
     Auto,
-    /// Native mode only.
+    /// Only native mode is allowed.
     Native,
-    /// Generic mode only.
+    /// Only generic mode is allowed.
     Generic,
 }
 
@@ -89,6 +90,6 @@ pub enum XdpMode {
 pub enum OnExit {
     /// A clean exit leaves nothing in place.
     Detach,
-    /// The pinned data path, which continues to forward.
+    /// The pinned data path, which continues to forward packets.
     Keep,
 }

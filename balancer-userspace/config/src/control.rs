@@ -1,4 +1,4 @@
-//! The sockets that the balancer is controlled by, and who may use them.
+//! The sockets that control the balancer, and the users that may use them.
 
 use std::{
     collections::BTreeMap,
@@ -6,67 +6,67 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// `[control]`.
+/// The section `[control]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
-    /// The socket that changes things and reads.
+    /// The socket that allows reading and changes.
     pub socket: PathBuf,
-    /// The group, by name or number, that may use it besides root; `None`: the group of the process.
+    /// The group, by name or number, that may use the socket besides root; `None`: the group of the process.
     pub group: Option<String>,
-    /// The group that may use the [socket that only reads](readers_socket); `None`: there is no such socket.
+    /// The group that may use the [socket for readers](readers_socket); `None`: there is no such socket.
     pub readers: Option<String>,
     /// The listener for other machines; `None`: there is none.
     pub remote: Option<Remote>,
-    /// The file that requests for changes are written to; `None`: they are not.
+    /// The file to which the balancer writes requests for changes; `None`: it writes none.
     pub audit: Option<PathBuf>,
 }
 
 impl Control {
-    /// One socket, and nothing else.
+    /// Settings with this socket and nothing else.
     #[must_use]
     pub const fn at(socket: PathBuf) -> Self {
         Self { socket, group: None, readers: None, remote: None, audit: None }
     }
 }
 
-/// A listener for other machines, over TLS.
+/// A listener for other machines, which uses TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
-    /// Where it is.
+    /// The address and the port of the listener.
     pub listen: SocketAddr,
-    /// The file of the balancer's certificate, and of those between it and a root.
+    /// The file with the balancer's certificate and those between it and a root.
     pub cert: PathBuf,
-    /// The file of its key.
+    /// The file with the private key of this certificate.
     pub key: PathBuf,
-    /// The file of the certificates that those of clients are signed by.
+    /// The file with the certificates that have signed the clients' certificates.
     pub client_ca: PathBuf,
     /// The roles of clients, by a name in their certificates: the common name, or a DNS name.
     pub roles: BTreeMap<String, Role>,
 }
 
 impl Remote {
-    /// The role of whoever goes by these names: the one that may the most.
+    /// The role of the client whose certificate has these names: of several roles, the one with most rights.
     pub fn role<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Option<Role> {
         names.into_iter().filter_map(|name| self.roles.get(name).copied()).max()
     }
 }
 
-/// The part of the API that a client may use. Each includes those before it.
+/// The part of the API that a client may use. Each role includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// It reads.
+    /// The client may read.
     Read,
-    /// It sets administrative states and weights of backends.
+    /// The client may also set administrative states and weights of backends.
     Drain,
-    /// It does everything.
+    /// The client may do everything.
     All,
 }
 
 impl Role {
-    /// Every role.
+    /// Every role, in ascending order of rights.
     pub const ALL: [Self; 3] = [Self::Read, Self::Drain, Self::All];
 
-    /// The word for it in a file.
+    /// The word for the role in a file.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -77,7 +77,7 @@ impl Role {
     }
 }
 
-/// The socket that only reads, beside the one that changes things.
+/// The path of the socket for readers that belongs to the control socket.
 #[must_use]
 pub fn readers_socket(socket: &Path) -> PathBuf {
     let stem = socket.file_stem().unwrap_or_default();

@@ -31,7 +31,7 @@ impl DenyList {
     /// Parses the text of a list.
     ///
     /// # Errors
-    /// The first error and its line.
+    /// The first error, and its line.
     pub fn parse(text: &[u8]) -> Result<Self, (Option<usize>, String)> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
@@ -82,7 +82,7 @@ impl DenyList {
         }
     }
 
-    /// The prefixes of a family in rising order.
+    /// The prefixes of a family, in ascending order.
     pub fn of(&self, family: Family) -> impl Iterator<Item = IpNet> {
         let (v4, v6) = match family {
             Family::V4 => (&*self.v4, [].as_slice()),
@@ -109,8 +109,8 @@ impl DenyList {
     }
 }
 
-/// Parses a line. The error does not quote it, because a caller of the API may name any file and must not learn its
-/// contents.
+/// Parses a line. The error does not quote the line, because a caller of the API may name any file and must not learn
+/// its contents.
 fn prefix(text: &str) -> Result<IpNet, String> {
     let one = || text.parse::<IpAddr>().map(IpNet::from);
     let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {

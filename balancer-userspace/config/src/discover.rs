@@ -15,14 +15,14 @@ use crate::{
     words::counted,
 };
 
-/// One `[[service.discover]]`.
+/// One section `[[service.discover]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoverConfig {
     /// The source of the list.
     pub source: Source,
     /// The minimum number of targets; a shorter list is not applied.
     pub min: Floor,
-    /// The configuration of the only backend, if the list is the addresses of one.
+    /// The configuration of the only backend, if the list contains the addresses of a single backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Own>,
 }
@@ -32,7 +32,7 @@ pub struct DiscoverConfig {
 pub struct Own {
     /// The share of new clients.
     pub weight: u16,
-    /// Whether other backends are used first.
+    /// Whether new clients use other backends first.
     pub backup: bool,
 }
 
@@ -40,16 +40,16 @@ pub struct Own {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Source {
-    /// In a file, by its absolute path.
+    /// A file, by its absolute path.
     File(PathBuf),
-    /// In records of DNS.
+    /// Records of DNS, by their query.
     Dns(DnsSource),
-    /// In keys of etcd.
+    /// Keys of etcd, by their prefix.
     Etcd(EtcdSource),
 }
 
 impl Source {
-    /// The file, if the source is one.
+    /// The file, if the source is a file.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// The backend whose address it is, if it belongs to one.
+    /// The backend whose address the source is, if it belongs to one.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
         match &self.dns()?.records {
@@ -67,8 +67,8 @@ impl Source {
         }
     }
 
-    /// Whether it queries the same records of the same name as an earlier source, or the same keys. The address of a
-    /// backend belongs only to that backend.
+    /// Whether this source queries the same records of the same name, or the same keys, as an earlier source. The
+    /// address of a backend belongs only to that backend.
     #[must_use]
     pub fn succeeds(&self, former: &Self) -> bool {
         let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
@@ -90,7 +90,7 @@ impl Source {
         }
     }
 
-    /// The keys of etcd, if the source is some.
+    /// The keys of etcd, if the source consists of keys.
     #[must_use]
     pub const fn etcd(&self) -> Option<&EtcdSource> {
         match self {
@@ -110,18 +110,18 @@ impl fmt::Display for Source {
     }
 }
 
-/// The minimum number of targets for applying a list.
+/// The minimum number of targets for a list to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Floor {
-    /// A fixed number.
+    /// A fixed number of targets.
     Targets(u32),
-    /// A percentage of the number when the list was last applied, but at least one.
+    /// A percentage of the number of targets when the list was last applied, but at least one target.
     Share(u8),
 }
 
 impl Floor {
-    /// The minimum number, given the earlier number.
+    /// The minimum number of targets, given the earlier number.
     #[must_use]
     pub fn least(self, had: usize) -> usize {
         match self {
@@ -130,7 +130,7 @@ impl Floor {
         }
     }
 
-    /// Returns an error if a list of `count` targets, which had `had` before, has too few.
+    /// Returns an error if a list of `count` targets, which had `had` targets before, has too few.
     #[must_use]
     pub fn too_few(self, count: usize, had: usize) -> Option<String> {
         let least = self.least(had);
@@ -160,11 +160,12 @@ impl Default for Floor {
 /// The part of a backend that a list of targets controls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
-    /// The list.
+    /// The list that contains the backend.
     pub source: Source,
-    /// The weight in the list, which can be changed at run time.
+    /// The weight in the list, which a user can change at run time.
     pub weight: u16,
-    /// Set while a backend that is no longer listed drains: the state that the operator wanted before.
+    /// The state that the operator wanted before the backend was no longer listed; set only while the backend drains
+    /// for that reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Admin>,
 }

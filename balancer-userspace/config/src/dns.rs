@@ -1,5 +1,5 @@
-//! Backends from DNS: turning records into targets. A target is identified by its name, and its position in an answer
-//! is meaningless.
+//! Backends from DNS: turns records into targets. A target is identified by its name; its position in an answer has no
+//! meaning.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +23,10 @@ pub struct DnsSource {
     pub records: Records,
     /// The queried name: lower case, without the final dot.
     pub name: String,
-    /// The family of addresses; `None`: those of the service's clients.
+    /// The family of the wanted addresses; `None`: the families of the service's clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
-    /// The servers to query; empty: those of `/etc/resolv.conf`.
+    /// The servers to query; if empty, those of `/etc/resolv.conf`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<SocketAddr>,
 }
@@ -35,18 +35,18 @@ pub struct DnsSource {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Records {
-    /// SRV records: each names a host and its port.
+    /// SRV records, each of which names a host and its port.
     Services,
-    /// Address records: each is a target.
+    /// Address records, each of which is a target.
     Addresses {
-        /// The port of all targets; `None`: the listener's.
+        /// The port of all targets; `None`: the listener's port.
         port: Option<u16>,
     },
-    /// Address records of one backend, whose configured address is a name.
+    /// Address records of a single backend, whose configured address is a name.
     Backend {
         /// The name of the backend.
         backend: String,
-        /// The port; `None`: the listener's.
+        /// The port of the backend; `None`: the listener's port.
         port: Option<u16>,
     },
 }
@@ -62,16 +62,16 @@ impl fmt::Display for DnsSource {
     }
 }
 
-/// One SRV record.
+/// The contents of an SRV record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Srv {
-    /// The priority; lower is better.
+    /// The priority of the record; lower values are better.
     pub priority: u16,
-    /// The share among records of one priority.
+    /// The share among records of the same priority.
     pub weight: u16,
     /// The port of the target.
     pub port: u16,
-    /// The name of the target, empty if the service does not exist.
+    /// The name of the target; empty if the service does not exist.
     pub host: String,
 }
 
@@ -80,7 +80,7 @@ pub struct Srv {
 pub struct Resolved {
     /// The addresses, of any family.
     pub addresses: Vec<IpAddr>,
-    /// Why addresses are missing.
+    /// The reason why addresses are missing.
     pub why: Option<String>,
 }
 
@@ -93,7 +93,7 @@ pub fn canonical(name: &str) -> String {
 /// Parses the name in `dns` or `dns_a`.
 ///
 /// # Errors
-/// If it cannot be queried.
+/// If the name cannot be queried.
 pub fn host_name(text: &str) -> Result<String, String> {
     let name = canonical(text);
     let right = "write a whole name such as \"web.internal\"; no search domain is added";
@@ -111,7 +111,7 @@ pub fn host_name(text: &str) -> Result<String, String> {
 /// Parses a backend's address that is a name, with or without a port.
 ///
 /// # Errors
-/// If it is no name, such as a mistyped address.
+/// If the text is not a name, for example a mistyped address.
 pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(String::new)?)),
@@ -122,10 +122,10 @@ pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     if is_name { Ok((name, port)) } else { Err(String::new()) }
 }
 
-/// Parses an entry of `servers`: an address, with a port if that is not 53.
+/// Parses an entry of `servers`: an address, with a port unless that is 53.
 ///
 /// # Errors
-/// If it is something else.
+/// If the text is something else.
 pub fn server(text: &str) -> Result<SocketAddr, String> {
     const PORT: u16 = 53;
     let server = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT)));
@@ -137,11 +137,11 @@ pub fn server(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// The targets in SRV records. Hosts that are not in `hosts`, or have no address there, become targets without one.
-/// Records of the best priority become normal backends, others backups.
+/// The targets in SRV records. A host that is not in `hosts`, or has no address there, becomes a target without one.
+/// Records of the best priority become normal backends, all others backups.
 ///
 /// # Errors
-/// If there are too many.
+/// If there are too many targets.
 pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Result<Vec<Target>, String> {
     let mut places: BTreeMap<(&str, u16), (u16, u16)> = BTreeMap::new();
     for record in records.iter().filter(|record| !record.host.is_empty()) {
@@ -164,7 +164,7 @@ pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Resul
 /// The targets from the addresses of a name.
 ///
 /// # Errors
-/// If there are too many, or one is no host address: then the others may be wrong as well.
+/// If there are too many addresses, or if one is not a host address, because the others may be wrong as well.
 pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Target>, String> {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     check_count(addresses.len())?;
@@ -197,8 +197,8 @@ fn check_count(count: usize) -> Result<(), String> {
 }
 
 /// Gives targets of SRV records unique names of backends: the host, or host and port if a host has several ports.
-/// Existing backends keep their names: `is_at` tells whether the backend of a name has that port, and `None` that it
-/// does not exist.
+/// Existing backends keep their names: `is_at` returns whether the backend with a name has that port, or `None` if no
+/// such backend exists.
 #[must_use]
 pub fn named(targets: &[Target], is_at: impl Fn(&str, u16) -> Option<bool>) -> Vec<Target> {
     let mut hosts: BTreeMap<&str, Vec<&Target>> = BTreeMap::new();
@@ -298,7 +298,7 @@ mod tests {
         };
         assert_eq!(of(&[80], &[]), "web");
         assert_eq!(of(&[80, 81], &[]), "web-80 web-81");
-        // A second port is added, and the first is removed and added again.
+        // A second port is added; then the first port is removed and added again.
         assert_eq!(of(&[80, 81], &[("web", 80)]), "web web-81");
         assert_eq!(of(&[81], &[("web", 80), ("web-81", 81)]), "web-81");
         assert_eq!(of(&[80, 81], &[("web", 80), ("web-81", 81)]), "web web-81");

@@ -1,4 +1,5 @@
-//! Backends from keys of etcd: the keys to read, and turning them into targets. A target is identified by its key.
+//! Backends from keys of etcd: determines the keys to read, and turns them into targets. A target is identified by its
+//! key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,21 +17,21 @@ use crate::{
     words::counted,
 };
 
-/// The priority of a target that has none, as in SkyDNS.
+/// The priority of a target whose value has none, as in SkyDNS.
 const DEFAULT_PRIORITY: u32 = 10;
 
-/// Servers of etcd, and how to reach them.
+/// The servers of etcd, and how to reach them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EtcdServers {
-    /// URLs, `http` or `https`, without a path: at least one, without duplicates.
+    /// The URLs of the servers, `http` or `https`, without a path: at least one, without duplicates.
     pub endpoints: Vec<String>,
-    /// The certificates that sign the servers'; `None`: the system's roots.
+    /// The certificates that have signed the servers' certificates; `None`: the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The client's certificate; requires `key`.
+    /// The client's certificate, which requires `key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
-    /// The key of the certificate.
+    /// The private key of the client's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
@@ -38,7 +39,7 @@ pub struct EtcdServers {
 /// The keys that contain a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EtcdSource {
-    /// All keys that begin with this; it ends with `/`.
+    /// The prefix of all keys of the list; it ends with `/`.
     pub prefix: String,
     /// The servers that have these keys.
     pub etcd: EtcdServers,
@@ -53,7 +54,7 @@ impl fmt::Display for EtcdSource {
 /// Parses a prefix of keys, and adds the final slash.
 ///
 /// # Errors
-/// If it would have all keys, or text that no key should have.
+/// If the prefix would include all keys, or has characters that no key should have.
 pub(crate) fn prefix(text: &str) -> Result<String, String> {
     let right = "write the path of a service's keys, such as \"/services/web/\"";
     let path = text.trim_end_matches('/');
@@ -66,7 +67,7 @@ pub(crate) fn prefix(text: &str) -> Result<String, String> {
     Ok(format!("{path}/"))
 }
 
-/// A value as SkyDNS writes it. Further fields are ignored.
+/// A value as SkyDNS writes it. Further fields have no effect.
 #[derive(Deserialize)]
 struct SkyDns {
     host: String,
@@ -86,10 +87,11 @@ struct Place {
     priority: u32,
 }
 
-/// The targets in the keys below a prefix, without that prefix, and their values: the targets of the best priority are normal backends, others backups.
+/// The targets in the keys below a prefix, given without that prefix and with their values: the targets of the best
+/// priority are normal backends, all others backups.
 ///
 /// # Errors
-/// The first error and its key. The text does not quote values, because a caller of the API may name any prefix and
+/// The first error, and its key. The text does not quote values, because a caller of the API may name any prefix and
 /// must not learn its contents.
 pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> {
     if tree.len() > MAX_TARGETS {
@@ -97,7 +99,7 @@ pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> 
     }
     let mut places = Vec::with_capacity(tree.len());
     let mut names = BTreeSet::new();
-    // The prefix itself is what some programs have for a directory.
+    // Some programs create a key that equals the prefix as a directory.
     for (key, value) in tree.iter().filter(|(key, _)| !key.is_empty()) {
         let place = place(value).map_err(|why| format!("key {}: {why}", value::quoted(key)))?;
         let name = name(key);
@@ -118,7 +120,7 @@ pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> 
     Ok(places.into_iter().map(target).collect())
 }
 
-/// The name of the backend of a key: the key with `-` for `/`, if that is a valid name.
+/// The name of the backend for a key: the key with `-` in place of `/`, if that is a valid name.
 fn name(key: &str) -> String {
     value::name(&key.replace('/', "-")).unwrap_or_else(|_| backend_name(key))
 }

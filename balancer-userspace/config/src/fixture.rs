@@ -62,7 +62,7 @@ pub fn check() -> CheckConfig {
     }
 }
 
-/// A backend of the usual weight.
+/// A backend with the default weight.
 #[must_use]
 pub fn backend(name: &str, at: &str) -> BackendConfig {
     BackendConfig {
@@ -122,7 +122,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
     service.normalised()
 }
 
-/// A configuration of `services`, which are valid.
+/// A configuration with `services`, which must be valid.
 #[must_use]
 pub fn config(services: Vec<ServiceConfig>) -> Config {
     Config {
@@ -142,7 +142,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
     }
 }
 
-/// `web` in `nat` mode with web1 to web4.
+/// A service `web` in `nat` mode, with backends web1 to web4.
 #[must_use]
 pub fn web() -> ServiceConfig {
     let backends = ["web1 10.0.0.11:8080", "web2 10.0.0.12:8080", "web3 10.0.0.13:8080", "web4 10.0.0.14:8080"];

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::{etcd::EtcdServers, value};
 
-/// The default time of steering after VIPs are gone.
+/// The default for how long the balancer steers after its VIPs are gone.
 pub const LINGER: Duration = Duration::from_secs(3);
 
-/// The section `[fleet]`: the balancers that serve the same services, and the engine by which they agree.
+/// The section `[fleet]`: the balancers that serve the same services, and the engine through which they agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
     /// The fleet's name, 1–63 of `[A-Za-z0-9._-]`, which is part of the engine's keys.
     pub name: String,
-    /// This member's name, with the same characters; `None`: the host's.
+    /// This member's name, with the same characters; `None`: the host's name.
     pub member: Option<String>,
     /// The servers of the engine.
     pub etcd: EtcdServers,
@@ -20,17 +20,17 @@ pub struct Fleet {
     pub lease: Duration,
     /// Whether members share known clients, besides verdicts and configuration.
     pub share_clients: bool,
-    /// What happens to VIPs when the engine is unreachable for longer than the lease.
+    /// The treatment of VIPs when the engine is unreachable for longer than the lease.
     pub when_alone: WhenAlone,
     /// How long steering continues after the VIPs are gone at an orderly end, up to 1 min.
     pub linger: Duration,
 }
 
 impl Fleet {
-    /// This member's name: `member`, or the host's.
+    /// This member's name: `member`, or the host's name.
     ///
     /// # Errors
-    /// One line if the host's name is no valid member name.
+    /// One line if the host's name is not a valid member name.
     pub fn member_name(&self) -> Result<String, String> {
         if let Some(member) = &self.member {
             return Ok(member.clone());
@@ -47,9 +47,9 @@ fn member_of(host: &str) -> Result<String, String> {
 /// The behaviour of a member that cannot reach the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenAlone {
-    /// It continues to announce its VIPs.
+    /// The member continues to announce its VIPs.
     Serve,
-    /// It withdraws its VIPs.
+    /// The member withdraws its VIPs.
     Withdraw,
 }
 

@@ -1,4 +1,4 @@
-//! Headers of HTTP health checks. A value may be a secret, so only a check's request and saved state contain it.
+//! Headers of health checks. A value may be a secret, so only a check's request and the saved state contain it.
 
 use std::{fmt, path::PathBuf};
 
@@ -33,11 +33,11 @@ pub struct Header {
 pub enum HeaderText {
     /// A text in the configuration.
     Text(Secret),
-    /// A file with the value, read at checks.
+    /// A file that contains the value, which each check reads.
     File(PathBuf),
 }
 
-/// A text that no message shows.
+/// A text that no message may show.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -48,10 +48,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Parses the name of a header that a check may send, to lower case.
+/// Parses the name of a header that a check may send, and converts it to lower case.
 ///
 /// # Errors
-/// If it is no name, or that of a header that the check itself sets; the error is the whole message.
+/// If the text is not a name, or is the name of a header that the check itself sets; the error is the whole message.
 pub fn name(text: &str) -> Result<String, String> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(format!("{} is not the name of a header; write one such as \"X-Probe\"", value::quoted(text)));
@@ -64,23 +64,23 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The reason why a request over HTTP/2 may not have a header, to follow the header's name; `None`: it may.
+/// The reason why a request over HTTP/2 may not have a header, to follow the header's name; `None` if it may.
 #[must_use]
 pub fn unfit_for_http2(name: &str) -> Option<&'static str> {
     ["keep-alive", "proxy-connection", "te", "upgrade"].contains(&name).then_some("does not exist in HTTP/2")
 }
 
-/// The reason why a request by gRPC may not have a header, to follow the header's name; `None`: it may.
+/// The reason why a gRPC request may not have a header, to follow the header's name; `None` if it may.
 #[must_use]
 pub fn unfit_for_grpc(name: &str) -> Option<&'static str> {
     let is_own = name == "te" || name == "content-type" || name.starts_with("grpc-");
     if is_own { Some("belongs to the check itself") } else { unfit_for_http2(name) }
 }
 
-/// Checks whether `value` can be sent.
+/// Checks whether `value` can be sent as the value of a header.
 ///
 /// # Errors
-/// If it is too long or has control characters; the text continues after the header's name and does not show the
+/// If the value is too long or has control characters; the text continues after the header's name and does not show the
 /// value.
 pub fn sendable(value: &[u8]) -> Result<(), String> {
     if value.len() > MAX_HEADER_VALUE {

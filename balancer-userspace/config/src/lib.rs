@@ -1,4 +1,4 @@
-//! The configuration: types whose values are always valid, the words that users write and see, and the validation.
+//! The configuration: types whose values are always valid, the words that users write and see, and validation.
 
 #![warn(missing_docs)]
 

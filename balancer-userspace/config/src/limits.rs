@@ -10,22 +10,23 @@ use crate::words::grouped;
 /// The limits of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Known clients; `None`: no limit.
+    /// The maximum number of known clients; `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u32>,
-    /// `snat`: connections; `None`: no limit.
+    /// `snat`: the maximum number of connections; `None`: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
 }
 
 impl Limits {
-    /// Whether there is no limit.
+    /// Whether there are no limits.
     #[must_use]
     pub const fn is_none(&self) -> bool {
         self.clients.is_none() && self.connections.is_none()
     }
 
-    /// Returns why a backend of a service with this memory and mode cannot have these limits, if so.
+    /// Returns the reason why a backend of a service with this memory and mode cannot have these limits; `None` if it
+    /// can.
     #[must_use]
     pub fn fault(&self, remember: Duration, forwarding: Forwarding) -> Option<String> {
         if [self.clients, self.connections].contains(&Some(0)) {
@@ -52,14 +53,14 @@ impl fmt::Display for Limits {
     }
 }
 
-/// The state of a backend at its limit.
+/// The state of a backend that has reached its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Full {
-    /// Whether the limit is of connections; otherwise of clients.
+    /// Whether the limit applies to connections; otherwise it applies to clients.
     pub connections: bool,
-    /// The number when it was found to be full.
+    /// The number of clients or connections when the backend was found to be full.
     pub had: u64,
-    /// The maximum.
+    /// The maximum number of clients or connections.
     pub most: u32,
 }
 
@@ -71,21 +72,21 @@ impl fmt::Display for Full {
     }
 }
 
-/// What happens to new clients when all backends that could take them are at their limits.
+/// The treatment of new clients when all backends that could take them are at their limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// They are steered as if there were no limits.
+    /// The clients are steered as if there were no limits.
     #[default]
     Open,
-    /// They are dropped and counted.
+    /// Their packets are dropped and counted.
     Drop,
-    /// They are dropped and informed by a reset or an ICMP error.
+    /// Their packets are dropped, and answered with a reset or an ICMP error.
     Reject,
 }
 
 impl WhenFull {
-    /// The words of the configuration.
+    /// The choices with their words in the configuration.
     pub const WORDS: [(&'static str, Self); 3] = [("open", Self::Open), ("drop", Self::Drop), ("reject", Self::Reject)];
 }
 

@@ -16,13 +16,13 @@ use crate::{
 /// The maximum number of listeners of a service.
 pub const MAX_LISTENERS_OF_SERVICE: usize = 64;
 
-/// An address family. Clients of different families are different clients.
+/// An address family. Addresses of different families are different clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
-    /// IPv4.
+    /// The family of IPv4 addresses.
     #[serde(rename = "IPv4")]
     V4,
-    /// IPv6.
+    /// The family of IPv6 addresses.
     #[serde(rename = "IPv6")]
     V6,
 }
@@ -34,7 +34,7 @@ impl Family {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Returns `IPv4` or `IPv6`.
+    /// The word for the family: `IPv4` or `IPv6`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -53,23 +53,23 @@ impl fmt::Display for Family {
 /// The ports of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
-    /// The first port; 0 for every port.
+    /// The first port; 0 stands for every port.
     pub first: u16,
     /// The last port, not below the first.
     pub last: u16,
 }
 
 impl PortRange {
-    /// The range of every port.
+    /// The range that contains every port.
     pub const EVERY: Self = Self { first: 0, last: u16::MAX };
 
-    /// The range of `port` alone; 0: every port.
+    /// The range that contains only `port`; 0 stands for every port.
     #[must_use]
     pub const fn of(port: u16) -> Self {
         if port == 0 { Self::EVERY } else { Self { first: port, last: port } }
     }
 
-    /// The only port, if there is one.
+    /// The only port of the range, if it has just one.
     #[must_use]
     pub const fn single(self) -> Option<u16> {
         if self.first == self.last { Some(self.first) } else { None }
@@ -81,7 +81,7 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
-    /// The number of ports less one; a smaller range is more specific.
+    /// The number of ports minus one; a smaller range is more specific.
     #[must_use]
     pub const fn width(self) -> u16 {
         self.last - self.first
@@ -106,7 +106,7 @@ pub struct Listener {
     pub address: IpAddr,
     /// The ports.
     pub ports: PortRange,
-    /// TCP, UDP or QUIC.
+    /// The protocol: TCP, UDP or QUIC.
     pub protocol: Protocol,
 }
 
@@ -117,19 +117,19 @@ impl Listener {
         Self { address: address.ip(), ports: PortRange::of(address.port()), protocol }
     }
 
-    /// The family of its clients.
+    /// The family of the listener's clients.
     #[must_use]
     pub const fn family(&self) -> Family {
         Family::of(self.address)
     }
 
-    /// The key that no other listener may share: UDP and QUIC are equal in it.
+    /// The key that no two listeners may share; UDP and QUIC are equal in it.
     #[must_use]
     pub const fn taken(self) -> Self {
         Self { protocol: self.protocol.transport(), ..self }
     }
 
-    /// The address with the port; port 0 for every port and for ranges.
+    /// The address with the port; the port is 0 for every port and for ranges.
     #[must_use]
     pub fn socket(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.ports.single().unwrap_or(0))
@@ -152,7 +152,8 @@ impl fmt::Display for Listener {
     }
 }
 
-/// Parses `ADDR:PORT` or `ADDR:FIRST-LAST`, followed by `/tcp` (the default), `/udp` or `/quic`; port 0 is every port.
+/// Parses `ADDR:PORT` or `ADDR:FIRST-LAST`, followed by `/tcp` (the default), `/udp` or `/quic`; port 0 stands for
+/// every port.
 impl FromStr for Listener {
     type Err = String;
 
@@ -187,7 +188,7 @@ impl FromStr for Listener {
     }
 }
 
-/// Parses an address in front of a port.
+/// Parses an address that stands in front of a port.
 fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     match address(text)? {
         (IpAddr::V6(_), None) if !text.starts_with('[') => {

@@ -1,4 +1,4 @@
-//! Names given by users, and suggestions for misspelt ones.
+//! Names that users give, and suggestions for misspelt names.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct BackendName {
     /// The service's name.
     pub service: String,
-    /// The backend's name in it.
+    /// The name of the backend in this service.
     pub backend: String,
 }
 
@@ -17,11 +17,11 @@ impl fmt::Display for BackendName {
     }
 }
 
-/// The name in `known` that `word` was probably meant to be.
+/// The name in `known` that a user who wrote `word` probably meant.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let close = |candidate: &'a str| {
-        // Much longer words are skipped.
+        // Words that are much longer are skipped.
         let distance =
             (word.len() <= 2 * candidate.len()).then(|| strsim::osa_distance(&word, &candidate.to_lowercase()))?;
         (distance <= (candidate.len() / 3).max(1)).then_some((distance, candidate))

@@ -1,6 +1,6 @@
-//! Primes for table sizes.
+//! Prime numbers for table sizes.
 
-/// The largest table: the greatest prime below 2^24.
+/// The size of the largest table: the greatest prime below 2^24.
 pub(super) const MAX_TABLE_SIZE: u32 = 16_777_213;
 
 pub(super) fn is_prime(number: u32) -> bool {
@@ -8,7 +8,7 @@ pub(super) fn is_prime(number: u32) -> bool {
         && (2..).take_while(|divisor| divisor * divisor <= number).all(|divisor| !number.is_multiple_of(divisor))
 }
 
-/// The smallest prime not below `number`, at most [`MAX_TABLE_SIZE`].
+/// The smallest prime that is not below `number`; at most [`MAX_TABLE_SIZE`].
 pub(super) fn next_prime(number: u32) -> u32 {
     (number..MAX_TABLE_SIZE).find(|&candidate| is_prime(candidate)).unwrap_or(MAX_TABLE_SIZE)
 }

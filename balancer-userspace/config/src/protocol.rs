@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// TCP.
+    /// The transport protocol TCP.
     Tcp,
-    /// UDP.
+    /// The transport protocol UDP.
     Udp,
-    /// UDP with QUIC, whose connection IDs may name backends.
+    /// UDP that carries QUIC, whose connection IDs may name backends.
     Quic,
 }
 
 impl Protocol {
-    /// The IANA number.
+    /// The protocol's number at IANA.
     #[must_use]
     pub const fn number(self) -> u8 {
         match self {
@@ -26,7 +26,7 @@ impl Protocol {
         }
     }
 
-    /// The transport protocol of its packets: TCP or UDP.
+    /// The transport protocol of the packets: TCP or UDP.
     #[must_use]
     pub const fn transport(self) -> Self {
         match self {

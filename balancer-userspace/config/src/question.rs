@@ -1,4 +1,4 @@
-//! Requests of health checks over UDP.
+//! Health checks over UDP: the datagrams that they send, and the answers that they expect.
 
 use std::{fmt, str::FromStr};
 
@@ -6,27 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::value::{hex_bytes, quoted};
 
-/// A health check that sends a datagram and waits for one.
+/// A health check that sends a datagram and waits for an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpCheck {
-    /// The port to check, in place of the backend's.
+    /// The port to check, in place of the backend's port.
     pub port: Option<u16>,
     /// The datagram to send.
     pub send: Payload,
-    /// Bytes that the answer must contain; `None`: any answer passes.
+    /// Bytes that the answer must contain; `None`: the check accepts any answer.
     pub expect: Option<Payload>,
 }
 
-/// A health check by a DNS query.
+/// A health check that sends a DNS query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsCheck {
-    /// The port to check, in place of the backend's.
+    /// The port to check, in place of the backend's port.
     pub port: Option<u16>,
     /// The queried name.
     pub name: DnsName,
-    /// The queried type of record.
+    /// The type of record that is queried.
     pub record: Record,
-    /// The accepted response codes; not empty.
+    /// The response codes that the check accepts; not empty.
     pub expect_rcode: Vec<Rcode>,
 }
 
@@ -36,7 +36,7 @@ pub struct DnsCheck {
 pub struct Payload(pub Vec<u8>);
 
 impl Payload {
-    /// The maximum length, so that the datagram fits into one packet everywhere.
+    /// The maximum length in bytes, so that the datagram fits into one packet everywhere.
     pub const MAX: usize = 1200;
     const HEX: &'static str = "hex:";
 }
@@ -169,7 +169,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// All types by name.
+    /// All types with their names.
     pub const WORDS: [(&'static str, Self); 10] = [
         ("A", Self::A),
         ("AAAA", Self::Aaaa),
@@ -183,7 +183,7 @@ impl Record {
         ("TXT", Self::Txt),
     ];
 
-    /// The type's number in messages.
+    /// The number of the type in messages.
     #[must_use]
     pub const fn number(self) -> u16 {
         self as u16
@@ -212,7 +212,7 @@ pub enum Rcode {
 }
 
 impl Rcode {
-    /// All codes by name.
+    /// All codes with their names.
     pub const WORDS: [(&'static str, Self); 7] = [
         ("NOERROR", Self::NoError),
         ("FORMERR", Self::FormErr),

@@ -1,4 +1,4 @@
-//! The DNS queries of services.
+//! The DNS queries that services need.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use crate::{
 pub type Questions = BTreeMap<DnsSource, BTreeSet<Family>>;
 
 impl ServiceConfig {
-    /// The address families wanted from a source.
+    /// The address families that services want from a source.
     #[must_use]
     pub fn families_of(&self, dns: &DnsSource) -> Vec<Family> {
         let by_listeners = || match dns.records {

@@ -13,16 +13,16 @@ use crate::value::{hex_bytes, quoted};
 pub struct QuicConfig {
     /// The format of connection IDs.
     pub format: Format,
-    /// Length of a server ID, 1 to 15 bytes.
+    /// The length of a server ID, 1 to 15 bytes.
     pub server_id_length: u8,
-    /// Length of a nonce, at least 4 bytes; at most 19 together with the server ID.
+    /// The length of a nonce, at least 4 bytes; together with the server ID at most 19.
     pub nonce_length: u8,
-    /// The configuration number and key that servers use now.
+    /// The configuration number and the key that servers use now.
     pub current: Keyed,
-    /// The previous configuration number and key, whose connection IDs are still understood.
+    /// The previous configuration number and key; the balancer still understands their connection IDs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Keyed>,
-    /// Whether an address is recorded at the backend of a connection that moved to it.
+    /// Whether the balancer records an address at the backend of a connection that has moved to this address.
     pub learn: bool,
 }
 
@@ -37,10 +37,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// The words of the configuration.
+    /// The formats with their words in the configuration.
     pub const WORDS: [(&'static str, Self); 2] = [("nlb", Self::Nlb), ("draft", Self::Draft)];
 
-    /// Returns its word in the configuration.
+    /// Returns the word for this format in the configuration.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -51,9 +51,9 @@ impl Format {
 }
 
 /// The number of configuration numbers in the draft, which are the first three bits of connection IDs. The eighth value
-/// is for servers without a configuration.
+/// is for servers that have no configuration.
 pub const CONFIGS: u8 = 7;
-/// The minimum length of server IDs for recording addresses; shorter ones could be guessed too soon.
+/// The minimum length of server IDs with which the balancer records addresses; shorter ones could be guessed too soon.
 pub const LEARNS_FROM: u8 = 4;
 
 /// A configuration number with its key.
@@ -67,48 +67,49 @@ pub struct Keyed {
 }
 
 impl QuicConfig {
-    /// Length of a connection ID in bytes.
+    /// The length of a connection ID in bytes.
     #[must_use]
     pub const fn id_length(&self) -> u8 {
         1 + self.server_id_length + self.nonce_length
     }
 
-    /// The configurations whose connection IDs are understood.
+    /// The configurations whose connection IDs the balancer understands.
     pub fn live(&self) -> impl Iterator<Item = &Keyed> {
         [&self.current].into_iter().chain(&self.before)
     }
 
-    /// Whether addresses are recorded by their connections: only long, encrypted server IDs cannot be forged.
+    /// Whether the balancer records addresses because of connection IDs: only long, encrypted server IDs cannot be
+    /// forged.
     #[must_use]
     pub fn learns(&self) -> bool {
         self.learn && self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
     }
 
-    /// Whether connection IDs of both have the same layout and differ only in numbers and keys.
+    /// Whether connection IDs of both configurations have the same layout and differ only in numbers and keys.
     #[must_use]
     pub fn has_parts_of(&self, other: &Self) -> bool {
         let parts = |of: &Self| (of.format, of.server_id_length, of.nonce_length);
         parts(self) == parts(other)
     }
 
-    /// Whether connection IDs of `other` can be distinguished from these by their number alone.
+    /// Whether connection IDs of `other` differ from these ones by their number alone.
     #[must_use]
     pub fn goes_beside(&self, other: &Self) -> bool {
         self.has_parts_of(other) && self.format == Format::Draft && self.current.config != other.current.config
     }
 
-    /// The settings with a new key under the next number, and the current one kept beside it.
+    /// The settings with a new key under the next number; the current key becomes the previous one.
     #[must_use]
     pub fn rotated(&self, key: QuicKey) -> Self {
         let config = (self.current.config + 1) % CONFIGS;
         Self { current: Keyed { config, key: Some(key) }, before: Some(self.current), ..self.clone() }
     }
 
-    /// The server ID of a backend without a configured one.
+    /// The server ID of a backend that has no configured one.
     #[must_use]
     pub fn derived_id(&self, backend: &str) -> ServerId {
         let half = |half: u64| {
-            // Any fixed key will do: it is no secret, and all members of a fleet get the same result.
+            // Any fixed key will do: the result is not secret, and all members of a fleet get the same one.
             let mut hasher = SipHasher24::new_with_keys(half, 0);
             hasher.write(backend.as_bytes());
             hasher.finish()
@@ -118,7 +119,7 @@ impl QuicConfig {
     }
 }
 
-/// A key of AES-128. It is secret: saved and given to servers, but not shown.
+/// A key of AES-128. The key is secret: it is saved and given to servers, but not shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct QuicKey(pub [u8; 16]);
 
@@ -141,7 +142,7 @@ impl FromStr for QuicKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = text.strip_prefix("hex:").and_then(hex_bytes).and_then(|bytes| bytes.try_into().ok());
-        // The message must not repeat a secret.
+        // The error message must not repeat a secret.
         let wrong =
             "the key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)";
         bytes.map(Self).ok_or_else(|| wrong.to_owned())
@@ -162,7 +163,7 @@ impl ServerId {
         id
     }
 
-    /// Its bytes.
+    /// The bytes of the server ID.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or_default()
@@ -254,7 +255,7 @@ mod tests {
         let ids: Vec<String> = [1, 8, 15].map(|length| draft(0, length).derived_id("web1").to_string()).to_vec();
         assert!(ids[2].starts_with(&ids[1]) && ids[1].starts_with(&ids[0]), "{ids:?}");
         assert_ne!(draft(0, 8).derived_id("web1"), draft(0, 8).derived_id("web2"));
-        // Any other value would make members of a fleet with two versions name backends differently.
+        // Any other value would make members of a fleet with different versions name backends differently.
         assert_eq!(ids[1], "0x9523144a0d373984");
     }
 

@@ -1,4 +1,4 @@
-//! Renames: `renamed_from` in a configuration distinguishes a rename from a removal.
+//! Renames: with `renamed_from`, a configuration distinguishes a rename from a removal.
 
 use std::{cell::LazyCell, sync::Arc};
 
@@ -9,15 +9,15 @@ use crate::{
     shared::by_name,
 };
 
-/// An object with a name, and possibly an earlier name under which it is hashed.
+/// An object that has a name, and possibly an earlier name under which it is hashed.
 pub trait Named {
-    /// Its current name.
+    /// The current name of the object.
     fn name(&self) -> &str;
 
-    /// The earlier name under which it is hashed, if there is one.
+    /// The earlier name under which the object is hashed, if there is one.
     fn renamed_from(&self) -> Option<&str>;
 
-    /// The name under which it is hashed. It depends only on the file, so that a fleet agrees.
+    /// The name under which the object is hashed. It depends only on the file, so that a fleet agrees on it.
     fn identity(&self) -> &str {
         self.renamed_from().unwrap_or_else(|| self.name())
     }
@@ -63,8 +63,8 @@ impl<N: Named> Named for &N {
     }
 }
 
-/// Maps each of `new` that continues one of `old` under another name to the old name. The predecessor is the one hashed
-/// under the earlier name, or else the one that has it.
+/// Maps each object of `new` that continues one of `old` under another name to the old name. The predecessor is the
+/// object that is hashed under the earlier name, or else the object that has this name.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     if new.iter().all(|new| new.renamed_from().is_none()) {
         return HashMap::default();
@@ -83,7 +83,7 @@ pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     renamed
 }
 
-/// `services` with the names that `file` gives to them and to their backends.
+/// Returns `services` with the names that `file` gives to them and to their backends.
 #[must_use]
 pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<ServiceConfig>]) -> Vec<Arc<ServiceConfig>> {
     for (new, old) in renamed(&services, file) {
@@ -107,13 +107,13 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
     services
 }
 
-/// The first two of `all` that would be hashed under the same name, with the position of the second.
+/// The first two objects of `all` that would be hashed under the same name, with the position of the second.
 pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
     let mut seen: HashMap<&str, &N> = HashMap::default();
     all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 
-/// The error for two that would be hashed under the same name.
+/// The error message for two objects that would be hashed under the same name.
 pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
         "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
@@ -139,17 +139,17 @@ mod tests {
 
     #[test]
     fn when_objects_are_renamed_then_they_continue_under_the_new_name() {
-        // Each case: before, after, and the pairs of new and old names.
+        // Each case has the names before, the names after, and the pairs of new and old names.
         type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
         let cases: &[Case<'_>] = &[
             (&["a"], &["b"], &[]),
             (&["a"], &["b<a"], &[("b", "a")]),
             (&["a", "c"], &["b<a", "c"], &[("b", "a")]),
-            // There is no predecessor.
+            // The object has no predecessor.
             (&["c"], &["b<a"], &[]),
-            // The new name exists already: the file keeps the key for as long as wanted.
+            // The new name exists already: the file may keep the key `renamed_from` as long as its author wants.
             (&["b<a"], &["b<a"], &[]),
-            // The second rename refers to the first name, or (hashed differently then) to the last.
+            // The second rename refers to the first name, or (with a different hash) to the last one.
             (&["b<a"], &["c<a"], &[("c", "b")]),
             (&["b<a"], &["c<b"], &[("c", "b")]),
             // The identity takes precedence over the name.

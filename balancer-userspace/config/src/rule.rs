@@ -1,4 +1,4 @@
-//! Rules for client prefixes in a configuration.
+//! Rules for client prefixes in the configuration.
 
 use std::{fmt, time::Duration};
 
@@ -11,19 +11,19 @@ use crate::listeners::Family;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// They are steered to one backend while it takes clients.
+    /// The clients are steered to one backend while it takes clients.
     Pin {
-        /// The backend's name in the service.
+        /// The name of the backend in the service.
         backend: String,
     },
-    /// Each connection is steered separately, by source address and port.
+    /// Each connection is steered separately, by its source address and port.
     Spread,
-    /// They are dropped.
+    /// The clients' packets are dropped.
     Deny,
 }
 
 impl Action {
-    /// Returns `pin`, `spread` or `deny`.
+    /// The word for the treatment: `pin`, `spread` or `deny`.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -52,7 +52,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// One `[[service.rule]]`.
+/// One section `[[service.rule]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleConfig {
     /// The prefix of the clients' unmasked addresses, without host bits.
@@ -60,7 +60,7 @@ pub struct RuleConfig {
     /// The treatment of these clients.
     #[serde(flatten)]
     pub action: Action,
-    /// How long it holds after being added; `None`: until it is removed.
+    /// How long the rule holds after it was added; `None`: until it is removed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub ttl: Option<Duration>,
 }
@@ -75,8 +75,8 @@ impl fmt::Display for RuleConfig {
     }
 }
 
-/// Returns why a pin of `prefix` is useless in a service that identifies clients by `length` bits of their addresses,
-/// if the prefix is a part of one client: a client has a single entry in the client table.
+/// Returns the reason why a pin of `prefix` is useless in a service that identifies clients by `length` bits of their
+/// addresses, if the prefix is a part of one client: a client has a single entry in the client table.
 #[must_use]
 pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<String> {
     if prefix.prefix_len() <= length {
@@ -88,7 +88,8 @@ pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<St
     ))
 }
 
-/// Returns why no client of a service with clients of `families` has an address in `prefix`, if so.
+/// Returns the reason why no client of a service with clients of `families` has an address in `prefix`; `None` if
+/// clients may.
 #[must_use]
 pub fn foreign(service: &str, families: &[Family], prefix: IpNet) -> Option<String> {
     let theirs = Family::of(prefix.addr());

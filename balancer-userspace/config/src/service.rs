@@ -1,4 +1,4 @@
-//! A service of the configuration.
+//! The configuration of a service.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -20,33 +20,33 @@ use crate::{
     vip::AssignVip,
 };
 
-/// One `[[service]]`.
+/// One section `[[service]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
     /// The unique name, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The earlier name under which it is hashed, if there is one.
+    /// The earlier name under which the service is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// Its listeners: at least one, without duplicates, and none of another service.
+    /// The service's listeners: at least one, without duplicates; no other service has any of them.
     pub listen: Vec<Listener>,
-    /// `nat`: backend ports by listener port, if they differ.
+    /// `nat`: the ports of backends by listener port, if they differ.
     #[serde(default)]
     pub ports: BTreeMap<u16, u16>,
     /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// Slots of the lookup table.
+    /// The number of slots of the lookup table.
     pub table_size: TableSize,
     /// The prefix lengths that turn a source address into a client.
     pub client_prefix: ClientPrefix,
-    /// How long a client is remembered; zero: only the table decides.
+    /// How long a client is remembered; zero: only the table decides about clients.
     #[serde(with = "humantime_serde")]
     pub remember: Duration,
-    /// What happens to moved clients when their home returns.
+    /// The treatment of moved clients when their home returns.
     pub failback: Failback,
-    /// What happens when no backend is eligible.
+    /// The treatment of clients when no backend is eligible.
     pub when_all_down: WhenAllDown,
-    /// What happens when all backends are at their limits.
+    /// The treatment of new clients when all backends are at their limits.
     #[serde(default)]
     pub when_full: WhenFull,
     /// How long a returning backend takes to reach its full share of new clients.
@@ -55,56 +55,56 @@ pub struct ServiceConfig {
     /// How long a draining backend keeps its known clients.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// The condition that a drain waits for until then; `None`: connections with `snat`, otherwise clients.
+    /// The condition for which a drain waits until then; `None`: connections with `snat`, otherwise clients.
     #[serde(default)]
     pub drain_until: Option<DrainUntil>,
     /// The effect of a failed health check.
     pub on_failure: OnFailure,
-    /// `nat`: how long resets that refuse connections are withheld from clients while their backend is checked; zero:
-    /// not at all.
+    /// `nat`: how long the balancer withholds resets that refuse connections from clients while it checks the backend;
+    /// zero: not at all.
     #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
     pub withhold: Duration,
-    /// `snat`: settings of its connections.
+    /// `snat`: the settings of the service's connections.
     #[serde(default)]
     pub snat: SnatConfig,
-    /// When failures count as an outage rather than as failures of single backends.
+    /// The rule that decides when failures count as an outage rather than as failures of single backends.
     #[serde(default)]
     pub outage: Outage,
     /// Whether a backend counts as down until its first verdict.
     pub start_down: bool,
-    /// Whether clients that no backend takes get a rejection.
+    /// Whether clients that no backend takes are rejected with an answer.
     #[serde(default)]
     pub reject: bool,
-    /// The share of steered clients, in percent; the host serves the others.
+    /// The share of clients that the balancer steers, in percent; the host serves the others.
     #[serde(default = "ServiceConfig::steer_by_default")]
     pub steer: u8,
     /// Whether, and on which interface, this machine gets the VIPs.
     #[serde(default)]
     pub assign_vip: AssignVip,
-    /// A deny list.
+    /// The deny list; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyConfig>,
-    /// Lists of targets that become backends beside those below.
+    /// Lists of targets that become backends in addition to those below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverConfig>,
-    /// The agents of its backends; `None`: none are queried.
+    /// The agents of the service's backends; `None`: the balancer queries none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentConfig>,
-    /// When a backend has too much load and gets fewer new clients; `None`: never.
+    /// The rule for bounded load, by which a backend with too much load gets fewer new clients; `None`: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<BoundedLoad>,
     /// How QUIC connection IDs encode backends; `None`: there is no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicConfig>,
-    /// The fraction of its bytes, above 0, from which on a rule `spread` is suggested for a client; `None`: no
-    /// suggestions.
+    /// The fraction of the service's bytes, above 0, from which on a rule `spread` is suggested for a client; `None`:
+    /// no suggestions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_heavy: Option<f64>,
-    /// The health check of backends without their own.
+    /// The health check of backends that have none of their own.
     pub check: CheckConfig,
-    /// Backends in file order; names are unique in the service.
+    /// The backends in file order; names are unique in the service.
     pub backends: Vec<BackendConfig>,
-    /// Rules for client prefixes, at most one for a prefix.
+    /// The rules for client prefixes, at most one for each prefix.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleConfig>,
 }
@@ -116,12 +116,12 @@ impl ServiceConfig {
         Duration::from_secs(1)
     }
 
-    /// The service's check, and backends' own checks.
+    /// The check of the service, and the backends' own checks.
     pub fn checks(&self) -> impl Iterator<Item = &CheckConfig> {
         self.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&self.check])
     }
 
-    /// The condition that a drain waits for until its deadline.
+    /// The condition for which a drain waits until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
         let by_mode = if self.forwarding == Forwarding::Snat { DrainUntil::Connections } else { DrainUntil::Clients };
@@ -134,13 +134,13 @@ impl ServiceConfig {
         share::WHOLE
     }
 
-    /// Number of slots of its lookup table, once all of its backends are reachable.
+    /// The number of slots of the service's lookup table, once all of its backends are reachable.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.table_size.slots(self.backends.len())
     }
 
-    /// Whether it equals `other`, except for backends and rules.
+    /// Whether the service equals `other`, except for backends and rules.
     #[must_use]
     pub fn has_settings_of(&self, other: &Self) -> bool {
         let Self {
@@ -208,38 +208,39 @@ impl ServiceConfig {
     }
 }
 
-/// One `[[service.backend]]`.
+/// One section `[[service.backend]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {
     /// The name, unique in its service, 1–63 of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The earlier name under which it is hashed, if there is one.
+    /// The earlier name under which the backend is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// The backend's address. Port 0: the listener's.
+    /// The address of the backend; port 0 stands for the listener's port.
     pub address: SocketAddr,
     /// The backend's IPv6 address, for IPv6 listeners, with the same port as `address`.
     #[serde(default)]
     pub address6: Option<SocketAddr>,
-    /// Share of new clients; 0 takes none.
+    /// The share of new clients; a backend with 0 takes none.
     pub weight: u16,
-    /// Used only when no primary backend is eligible.
+    /// Whether the backend is used only when no primary backend is eligible.
     pub backup: bool,
     /// The limits of the backend.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
-    /// Overrides the service's check.
+    /// The backend's own check, in place of the service's.
     pub check: Option<Box<CheckConfig>>,
-    /// Its server ID in QUIC connection IDs; `None`: derived from its name.
+    /// The backend's server ID in QUIC connection IDs; `None`: derived from its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic_server_id: Option<ServerId>,
-    /// The list of targets that it comes from; `None`: it is from the configuration file, or was added at run time.
+    /// The list of targets that contains the backend; `None`: the backend is in the configuration file, or was added at
+    /// run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovered: Option<Box<Discovered>>,
 }
 
 impl BackendConfig {
-    /// Its server ID in the connection IDs of its service.
+    /// The backend's server ID in the connection IDs of its service.
     #[must_use]
     pub fn server_id(&self, quic: &QuicConfig) -> ServerId {
         self.quic_server_id.unwrap_or_else(|| quic.derived_id(&self.name))
@@ -249,51 +250,51 @@ impl BackendConfig {
 /// The prefix lengths that turn a source address into a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientPrefix {
-    /// The length for IPv4, 0–32.
+    /// The prefix length for IPv4, 0–32.
     pub v4: u8,
-    /// The length for IPv6, 0–128.
+    /// The prefix length for IPv6, 0–128.
     pub v6: u8,
 }
 
-/// What happens to moved clients when their home backend returns.
+/// The treatment of moved clients when their home backend returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failback {
-    /// They stay where they are.
+    /// The clients stay where they are.
     Stay,
-    /// They go home.
+    /// The clients return to their home.
     Return,
 }
 
-/// What happens when no backend is eligible.
+/// The treatment of clients when no backend is eligible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenAllDown {
     /// Steer as if every backend that is not in maintenance were up.
     Open,
-    /// Drop and count.
+    /// Drop and count the packets of clients.
     Drop,
 }
 
 /// The effect of a failed health check on known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnFailure {
-    /// For a backend that does not answer.
+    /// The action for a backend that does not answer.
     pub hard: FailureAction,
-    /// For a backend that answers with a failure.
+    /// The action for a backend that answers with a failure.
     pub soft: FailureAction,
 }
 
-/// When failures count as an outage rather than as failures of single backends.
+/// The rule that decides when failures count as an outage rather than as failures of single backends.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outage {
-    /// The fraction of eligible backends that must be exceeded by failures. Above 0, at most 1; with 1 there is no
-    /// outage.
+    /// The fraction of the eligible backends above which failures count as an outage. The value is above 0 and at most
+    /// 1; with 1 there are no outages.
     pub share: f64,
 }
 
 impl Outage {
-    /// Whether this many of the eligible backends exceed the fraction.
+    /// Whether this number of failing backends exceeds the fraction of the eligible ones.
     #[must_use]
     pub fn is_exceeded(self, failing: usize, eligible: usize) -> bool {
         // Products such as 0.57 * 100 are not exact.
@@ -301,7 +302,7 @@ impl Outage {
         failing as f64 > (eligible as f64).mul_add(self.share, ROUNDING)
     }
 
-    /// Whether the rule applies at all.
+    /// Whether there can be outages at all.
     #[must_use]
     pub fn is_on(self) -> bool {
         self.share < 1.0
@@ -318,13 +319,13 @@ impl Default for Outage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureAction {
-    /// They are moved at once.
+    /// The clients move at once.
     Move,
-    /// They are kept until the drain deadline.
+    /// The clients stay until the deadline of a drain.
     Drain,
 }
 
-/// The configuration's word for a forwarding mode.
+/// The word for a forwarding mode in the configuration.
 #[must_use]
 pub const fn forwarding_word(forwarding: Forwarding) -> &'static str {
     match forwarding {

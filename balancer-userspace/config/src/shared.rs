@@ -1,4 +1,4 @@
-//! Shared configurations: most services are unchanged by each change.
+//! Sharing of configurations, because most changes leave most services unchanged.
 
 use std::sync::Arc;
 
@@ -6,10 +6,10 @@ use foldhash::HashMap;
 
 use crate::service::ServiceConfig;
 
-/// Services by their names.
+/// Services indexed by their names.
 pub type ByName<'a> = HashMap<&'a str, &'a Arc<ServiceConfig>>;
 
-/// Finds services by their names.
+/// Indexes services by their names.
 #[must_use]
 pub fn by_name(services: &[Arc<ServiceConfig>]) -> ByName<'_> {
     services.iter().map(|service| (service.name.as_str(), service)).collect()
@@ -28,7 +28,7 @@ pub fn alike<'a>(services: &ByName<'a>, service: &Arc<ServiceConfig>) -> Option<
     other.filter(|other| Arc::ptr_eq(other, service) || *other == service)
 }
 
-/// Whether both share the same memory, so that known facts about one hold for the other.
+/// Whether both lists share the same memory, so that known facts about one hold for the other.
 #[must_use]
 pub fn is_one(one: &[Arc<ServiceConfig>], other: &[Arc<ServiceConfig>]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| Arc::ptr_eq(one, other))

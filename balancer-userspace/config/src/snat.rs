@@ -1,4 +1,4 @@
-//! Settings of a `snat` service's connections.
+//! The settings of a `snat` service's connections.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -23,16 +23,16 @@ pub struct SnatConfig {
 /// How long idle connections are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleTimes {
-    /// For an established TCP connection.
+    /// The time for an established TCP connection.
     #[serde(with = "humantime_serde")]
     pub tcp: Duration,
-    /// For datagrams that were answered.
+    /// The time for datagrams that were answered.
     #[serde(with = "humantime_serde")]
     pub udp: Duration,
-    /// For a connection that was not answered, or not continued by its client.
+    /// The time for a connection that the backend has not answered, or that the client has not continued.
     #[serde(with = "humantime_serde")]
     pub half_open: Duration,
-    /// For a connection that both ends have closed or one has reset.
+    /// The time for a connection that both ends have closed or one end has reset.
     #[serde(with = "humantime_serde")]
     pub closing: Duration,
 }
@@ -49,7 +49,7 @@ impl Default for IdleTimes {
 }
 
 impl SnatConfig {
-    /// Returns the first duplicate address, or the excess; `None`: the list is valid.
+    /// Returns an error about the first duplicate address or about too many addresses; `None` if the list is valid.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         for (index, address) in self.addresses.iter().enumerate() {
@@ -65,7 +65,7 @@ impl SnatConfig {
     }
 }
 
-/// The condition that a drain waits for until its deadline.
+/// The condition for which a drain waits until its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainUntil {

@@ -1,4 +1,5 @@
-//! The states of a backend: wanted, forced, and displayed.
+//! The states of a backend: the state that the operator wants, the health that the operator sets, and the state that
+//! users see.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,16 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Admin {
-    /// In use.
+    /// The backend is in use.
     Ready,
-    /// It takes no new clients.
+    /// The backend takes no new clients.
     Drain,
-    /// It takes no clients, and is not checked.
+    /// The backend takes no clients, and is not checked.
     Maint,
 }
 
 impl Admin {
-    /// The word that users write and see.
+    /// The word for the state that users write and see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -36,23 +37,23 @@ pub enum Forced {
     Down,
 }
 
-/// The states a backend is shown in.
+/// The states of a backend that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
-    /// It takes new clients.
+    /// The backend takes new clients.
     Up,
-    /// It has no verdict yet.
+    /// The backend has no verdict yet.
     Checking,
-    /// It has failed, and keeps its known clients for a while.
+    /// The backend has failed, and keeps its known clients for a while.
     DrainingHealth,
-    /// It keeps its known clients for a while, as the operator wants.
+    /// The backend keeps its known clients for a while, as the operator wants.
     Draining,
-    /// It has no clients, as the operator wants.
+    /// The backend has no clients, as the operator wants.
     Drained,
-    /// It has failed.
+    /// The backend has failed.
     Down,
-    /// It is in maintenance.
+    /// The backend is in maintenance.
     Maint,
 }
 
@@ -61,7 +62,7 @@ impl BackendState {
     pub const ALL: [Self; 7] =
         [Self::Up, Self::Checking, Self::DrainingHealth, Self::Draining, Self::Drained, Self::Down, Self::Maint];
 
-    /// The word that users see.
+    /// The word for the state that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -75,7 +76,7 @@ impl BackendState {
         }
     }
 
-    /// Whether it results from a failure.
+    /// Whether the state results from a failure.
     #[must_use]
     pub const fn is_failure(self) -> bool {
         match self {

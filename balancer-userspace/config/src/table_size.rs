@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::primes::MAX_TABLE_SIZE;
 
-/// With fewer slots for each backend, shares become uneven.
+/// The number of slots for each backend below which shares become uneven.
 pub(super) const SLOTS_PER_BACKEND: usize = 100;
-/// Primes, each about four times the previous one, so that a few backends more or fewer change no table.
+/// Prime numbers, each about four times the previous one, so that a few backends more or fewer change no table.
 const STEPS: [u32; 7] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319, MAX_TABLE_SIZE];
 
 /// The size of a service's lookup tables.
@@ -15,12 +15,12 @@ const STEPS: [u32; 7] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319, M
 pub enum TableSize {
     /// A fixed size: a prime above the number of backends.
     Fixed(u32),
-    /// A size that depends only on the number of backends, so that balancers with the same file agree.
+    /// A size that depends only on the number of backends, so that balancers with the same file use the same size.
     Auto,
 }
 
 impl TableSize {
-    /// The number of slots for this many backends.
+    /// The number of slots for this number of backends.
     #[must_use]
     pub fn slots(self, backends: usize) -> u32 {
         match self {

@@ -8,31 +8,31 @@ use crate::value;
 
 /// The maximum number of targets in a list.
 pub const MAX_TARGETS: usize = 65_534;
-/// The longest name of a backend, in bytes.
+/// The maximum length of a backend's name, in bytes.
 const MAX_BACKEND_NAME: usize = 63;
-/// The weight of a target whose list gives none.
+/// The weight of a target to which the list gives none.
 pub(crate) const DEFAULT_WEIGHT: u16 = 100;
 
-/// One target of a list.
+/// A single target of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// The name of the backend; for targets of SRV records, of the host.
+    /// The name of the backend; for targets of SRV records, the name of the host.
     pub name: String,
-    /// Its addresses; one of them is used. Only a target of SRV records may have more or fewer than one.
+    /// The addresses of the target; one of them is used. Only a target of SRV records may have more or fewer than one.
     pub addresses: Vec<IpAddr>,
-    /// Why addresses are missing.
+    /// The reason why addresses are missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The port; `None`: the listener's.
+    /// The port of the target; `None`: the listener's port.
     pub port: Option<u16>,
     /// The share of new clients, 0 to 65535.
     pub weight: u16,
-    /// Whether other backends are used first.
+    /// Whether new clients use other backends first.
     #[serde(default)]
     pub backup: bool,
 }
 
-/// The name for a target without one: its address as text, with invalid characters replaced by `-`.
+/// The name for a target that has none: its address as text, with invalid characters replaced by `-`.
 #[must_use]
 pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
     let text = match port {
@@ -42,7 +42,7 @@ pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
     text.chars().filter(|c| !"[]".contains(*c)).map(|c| if c == ':' { '-' } else { c }).collect()
 }
 
-/// A valid backend name: the text if possible, otherwise its beginning and a hash of the whole.
+/// A valid name for a backend: the text if possible, otherwise its beginning and a hash of the whole text.
 #[must_use]
 pub(crate) fn backend_name(text: &str) -> String {
     const HASHED: usize = MAX_BACKEND_NAME - 17;
@@ -54,7 +54,7 @@ pub(crate) fn backend_name(text: &str) -> String {
     format!("{start}-{:016x}", hash(text))
 }
 
-/// FNV-1a, which is the same everywhere and forever, because names must not change.
+/// The hash FNV-1a, which is the same everywhere and forever, because names must not change.
 pub(crate) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

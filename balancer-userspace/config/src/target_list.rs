@@ -23,7 +23,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// YAML if the file's name ends with `.yaml` or `.yml`, otherwise JSON.
+    /// The format YAML if the file's name ends with `.yaml` or `.yml`, otherwise JSON.
     #[must_use]
     pub(crate) fn of(file: &Path) -> Self {
         match file.extension().and_then(OsStr::to_str) {
@@ -40,7 +40,7 @@ impl Format {
     }
 }
 
-/// The limits for YAML: [`MAX_TARGETS`] groups with several labels fit, and aliases cannot expand to more.
+/// The limits for YAML: they allow [`MAX_TARGETS`] groups with several labels, and aliases cannot expand to more.
 fn limits() -> serde_saphyr::Options {
     const NODES: usize = 64 * MAX_TARGETS;
     let mut options = serde_saphyr::Options::default();
@@ -51,10 +51,10 @@ fn limits() -> serde_saphyr::Options {
     options
 }
 
-/// Parses a list. Only the labels `name` and `weight` count; others belong to other programs.
+/// Parses a list. Only the labels `name` and `weight` have a meaning; other labels belong to other programs.
 ///
 /// # Errors
-/// The first error and its line. The text does not quote the list, because a caller of the API may name any file and
+/// The first error, and its line. The text does not quote the list, because a caller of the API may name any file and
 /// must not learn its contents.
 pub(crate) fn parse(text: &[u8], format: Format) -> Result<Vec<Target>, (Option<usize>, String)> {
     let targets: Vec<Target> = format.groups(text)?.into_iter().flat_map(|group| group.0).collect();
@@ -77,13 +77,13 @@ fn of_json(error: &serde_json::Error) -> (Option<usize>, String) {
     let line = Some(error.line()).filter(|line| *line > 0);
     let said = error.to_string();
     let said = said.rsplit_once(" at line ").map_or(&*said, |(said, _)| said);
-    // These messages of serde quote the input.
+    // These messages of serde would quote the input.
     let quotes = ["invalid type", "invalid value", "unknown", "invalid length"];
     let is_form = error.is_data() && quotes.iter().any(|word| said.starts_with(word));
     (line, if is_form { JSON_FORM.to_owned() } else { said.to_owned() })
 }
 
-/// Only this module's own messages are certain not to quote the input.
+/// Replaces messages of the library, because only this module's own messages are certain not to quote the input.
 fn of_yaml(error: &serde_saphyr::Error) -> (Option<usize>, String) {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0);
     let own = if let serde_saphyr::Error::Message { msg, .. } = error.without_snippet() {
@@ -106,7 +106,7 @@ struct Group(Vec<Target>);
 
 impl<'de> Deserialize<'de> for Group {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A group as written.
+        /// A group as it is written in the list.
         #[derive(Deserialize)]
         struct Written {
             targets: Vec<Place>,
@@ -146,7 +146,7 @@ impl TryFrom<String> for Place {
     }
 }
 
-/// The labels that count.
+/// The labels that have a meaning here.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Labels {

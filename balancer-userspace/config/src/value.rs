@@ -1,5 +1,5 @@
-//! Single values as users write them in the file, on the command line and in API bodies. Every error is one line with
-//! the problem and what would be right.
+//! Single values as users write them in the file, on the command line and in API bodies. Every error is one line that
+//! states the problem and how to correct it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,7 +31,8 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// Returns `did you mean "…"?` if one of `known` is similar to `word`, else the whole list under the heading `what`.
+/// Returns `did you mean "…"?` if one of `known` is similar to `word`, otherwise the whole list under the heading
+/// `what`.
 pub fn hint(word: &str, known: &[&str], what: &str) -> String {
     match nearest(word, known.iter().copied()) {
         Some(nearest) => format!("did you mean {nearest:?}?"),
@@ -39,7 +40,7 @@ pub fn hint(word: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// Parses one of the words of a key.
+/// Parses one of the words that are valid for a key.
 pub fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Result<T, String> {
     if let Some(&(_, value)) = words.iter().find(|(word, _)| *word == text) {
         return Ok(value);
@@ -104,12 +105,12 @@ pub fn host_bits(prefix: IpNet) -> String {
     )
 }
 
-/// Parses `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, where the address can be that of one host.
+/// Parses `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, where the address must be usable for a single host.
 pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     address_or(text, "host names are not looked up")
 }
 
-/// Parses an address where other text is valid as well; `other` describes that.
+/// Parses an address where other text is valid as well; `other` describes that other text.
 pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>), String> {
     let bare = |text: &str| {
         let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
@@ -133,7 +134,7 @@ pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>
     usable(ip).map(|()| (ip, port))
 }
 
-/// Checks that packets from other hosts can have `ip` as destination.
+/// Checks that packets from other hosts can have `ip` as their destination.
 pub fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
@@ -163,7 +164,7 @@ pub fn ipv6(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// Parses a VIP with its port; 0 is every port.
+/// Parses a VIP with its port; port 0 stands for every port.
 pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     match address(text)? {
         (ip, Some(port)) => Ok(SocketAddr::new(ip, port)),

@@ -4,16 +4,16 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The setting `assign_vip`.
+/// The setting `assign_vip` of a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum AssignVip {
     /// The balancer does not assign the VIPs.
     #[default]
     No,
-    /// On the first interface, announced to the neighbours.
+    /// The balancer assigns the VIPs to the first interface, and announces them to the neighbours.
     First,
-    /// On the named interface, for routing daemons: nothing is announced.
+    /// The balancer assigns the VIPs to the named interface, for routing daemons, and does not announce them.
     On(String),
 }
 

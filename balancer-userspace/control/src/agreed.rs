@@ -48,7 +48,7 @@ pub enum Opinion {
 pub struct Judgement {
     /// The backend.
     pub backend: BackendId,
-    /// The path to it.
+    /// The path to the backend.
     pub way: Way,
     /// The verdict of the checks.
     pub verdict: Verdict,
@@ -60,13 +60,13 @@ pub(crate) enum Role {
     /// This balancer is alone and decides by its own checks and next hops.
     #[default]
     Single,
-    /// This balancer decides for the fleet by what is agreed on, without its own checks and next hops.
+    /// This balancer decides for the fleet by the agreed results, without its own checks and next hops.
     Decides,
     /// Another balancer decided as of this moment. Until the next state arrives, nothing that depends on time changes.
     Follows {
-        /// Time of that decision on this balancer's clock.
+        /// The time of the decision on this balancer's clock.
         as_of: Instant,
-        /// Whether hard failures seen here count, because no other balancer can decide.
+        /// Whether hard failures that this balancer sees count, because no other balancer can decide.
         alone: bool,
     },
 }

@@ -1,4 +1,4 @@
-//! The effects of completed commands: the only certain knowledge after a command has failed.
+//! The effects of completed commands, which are all that is certain after a command has failed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,13 +10,13 @@ use crate::io::{BackendId, CheckNumber, Command, ServiceSpec};
 /// The state that the data path, the watch on neighbours and the health checks hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
-    /// Rows of backends.
+    /// The backends that have rows.
     pub(crate) rows: BTreeSet<BackendId>,
-    /// The directory of services.
+    /// The services in the directory.
     pub services: Vec<ServiceSpec>,
-    /// Addresses whose next hops are watched.
+    /// The addresses whose next hops are watched.
     pub(crate) watched: BTreeSet<IpAddr>,
-    /// Running checks.
+    /// The running checks, by backend.
     pub(crate) checks: BTreeMap<BackendId, CheckNumber>,
 }
 
@@ -43,7 +43,7 @@ impl Applied {
             Command::StopChecks(id) => {
                 self.checks.remove(id);
             }
-            // Resynchronization sends these again in any case.
+            // Resynchronization sends these commands again in any case.
             Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
         }
     }

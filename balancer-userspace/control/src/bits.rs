@@ -3,7 +3,8 @@
 /// Number of positions in one word.
 pub const RUN: usize = 64;
 
-/// A word with one bit for each of up to [`RUN`] positions, the first one lowest: whether `is` holds for it.
+/// A word with one bit for each of up to [`RUN`] positions, beginning with the lowest bit: whether `is` holds for the
+/// position.
 #[inline(always)]
 pub fn bits<T>(places: impl IntoIterator<Item = T>, mut is: impl FnMut(T) -> bool) -> u64 {
     let mut all = [0; RUN];

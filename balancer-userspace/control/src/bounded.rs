@@ -1,9 +1,9 @@
-//! Bounded load: which backends of a service have too much load, and how many of their slots they give away.
+//! Bounded load: finds which backends of a service have too much load, and how many slots they give away.
 //!
-//! A backend whose load exceeds `factor` times the expected one keeps fewer of its slots, so that fewer new clients
+//! A backend whose load exceeds `factor` times the expected load keeps fewer of its slots, so that fewer new clients
 //! come to it. No known client moves, so a load falls only as clients leave, and a decision takes time to have an
-//! effect. Therefore a service changes at most once in [`DWELL`], a backend whose load is already falling is left
-//! alone, and slots are returned only when the load is below the middle between 1 and `factor`.
+//! effect. Therefore a service's bounds change at most once in [`DWELL`], a backend whose load is already falling keeps
+//! its bound, and slots return only when the load is below the middle between 1 and `factor`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,18 +19,17 @@ use crate::{
     table::STEPS,
 };
 
-/// The minimum time between two changes of a service. The first change needs no waiting.
+/// The minimum time between two changes of a service's bounds. The first change does not wait.
 pub const DWELL: Duration = Duration::from_secs(600);
 /// The interval at which loads are evaluated.
 pub const LOOK: Duration = Duration::from_secs(10);
 /// The time over which rates and medians are computed.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The minimum time for a rate; a shorter one says little right after the start.
+/// The minimum time for computing a rate; right after the start, a shorter time says little.
 const LEAST_WINDOW: Duration = Duration::from_secs(45);
-/// The minimum number of checks for a median. If checks are slow, earlier checks count as well, so that there are
-/// enough.
+/// The minimum number of checks for a median. If checks are slow, older checks count as well, to reach this number.
 const LEAST_CHECKS: usize = 5;
-/// Durations that differ by less count as equal, in seconds.
+/// Durations that differ by less than this count as equal, in seconds.
 const LEAST_DELAY: f64 = 0.001;
 /// A load that has fallen by more than this fraction since the last change counts as falling.
 const FALLS: f64 = 0.03;
@@ -42,11 +41,11 @@ const DEVIATIONS: f64 = 3.0;
 /// The facts about a backend that its bound depends on, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
-    /// Whether new clients are steered to it.
+    /// Whether new clients are steered to the backend.
     pub steered: bool,
     /// The effective weight, reduced during a slow start.
     pub weight: f64,
-    /// Whether it is in a slow start, so that it takes no slots of others.
+    /// Whether the backend is in a slow start, so that it takes no slots of others.
     pub starts: bool,
     /// The current bound.
     pub bound: Option<Bound>,
@@ -91,7 +90,8 @@ impl Watch {
         self.by
     }
 
-    /// Records the number of clients, a counter, or the seconds that a check took which ended `at`.
+    /// Records a value that was measured `at` this time: a number of clients, a counter, or a check's duration in
+    /// seconds.
     pub fn note(&mut self, backend: &str, at: Instant, value: f64) {
         let readings = self.readings.entry(backend.to_owned()).or_default();
         if readings.back().is_some_and(|&(last, _)| last >= at) {
@@ -112,9 +112,10 @@ impl Watch {
 
     /// Records the last checks of a service's backends, given its part of each address family.
     ///
-    /// A failure before the timeout does not tell how fast a backend works. A check that ran into its timeout tells that
-    /// the backend is at least that slow: without it, an overloaded backend would be judged by the few checks that it still
-    /// answers. A backend that is down starts afresh, because the reason may have been another one than its load.
+    /// A failure before the timeout does not show how fast a backend works. A check that ran into its timeout shows
+    /// that the backend is at least that slow: without such checks, an overloaded backend would be judged by the few
+    /// checks that it still answers. A backend that is down starts without readings, because the reason may have been
+    /// something other than its load.
     pub fn note_checks<'a>(&mut self, legs: impl Iterator<Item = &'a Service>) {
         let mut down = BTreeMap::new();
         for (service, backend) in legs.flat_map(|leg| leg.backends().iter().map(move |backend| (leg, backend))) {
@@ -145,7 +146,7 @@ impl Watch {
         let in_force: BTreeMap<String, Bound> =
             members.iter().filter_map(|(name, member)| Some((name.clone(), member.bound?))).collect();
         if in_force != self.seen {
-            // The decision may come from this balancer, the previous leader or the previous process.
+            // The decision may have come from this balancer, from the previous leader or from the previous process.
             self.seen.clone_from(&in_force);
             self.changed = Some(now);
         }
@@ -160,7 +161,7 @@ impl Watch {
         (keeps(&bounds) != keeps(&in_force)).then_some(bounds)
     }
 
-    /// The known loads of backends that new clients are steered to.
+    /// The known loads of backends to which new clients are steered.
     fn loads<'a>(&self, members: &'a BTreeMap<String, Member>) -> BTreeMap<&'a str, f64> {
         let steered = members.iter().filter(|(_, member)| member.steered && member.weight > 0.0);
         steered.filter_map(|(name, _)| Some((name.as_str(), self.load(name)?))).collect()
@@ -184,7 +185,7 @@ impl Watch {
     }
 }
 
-/// When a backend's last check ended and the seconds it took, if that tells how fast the backend works.
+/// When a backend's last check ended, and how many seconds it took, if this shows how fast the backend works.
 fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
     let check = backend.last_check()?;
     let tells = match check.outcome {
@@ -195,14 +196,14 @@ fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
     tells.then_some((check.ended, check.took.as_secs_f64()))
 }
 
-/// The expected loads of backends with known loads.
+/// The expected loads of the backends whose loads are known.
 fn expected(by: Load, members: &BTreeMap<String, Member>, loads: &BTreeMap<&str, f64>) -> BTreeMap<String, f64> {
     let weight = |name: &str| members.get(name).map_or(0.0, |member| member.weight);
     let all: f64 = loads.values().sum();
     let weights: f64 = loads.keys().map(|name| weight(name)).sum();
     let mut sorted: Vec<f64> = loads.values().copied().collect();
     sorted.sort_unstable_by(f64::total_cmp);
-    // Of two checks, the faster one counts as the median, so that the slower one is judged by it.
+    // Of two checks, the faster one counts as the median, so that the slower one is measured against it.
     let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default();
     let of = |name: &str| if by == Load::Latency { median } else { all * weight(name) / weights };
     loads.keys().map(|name| ((*name).to_owned(), of(name))).collect()
@@ -217,7 +218,7 @@ fn stands_out(by: Load, load: f64, expected: f64) -> bool {
     }
 }
 
-/// The bounds that follow from the loads. Backends with unknown loads keep theirs.
+/// The bounds that follow from the loads. Backends with unknown loads keep their bounds.
 fn decide(
     rule: &BoundedLoad,
     members: &BTreeMap<String, Member>,
@@ -237,7 +238,7 @@ fn decide(
     }
     let takes = |name: &String, member: &Member| member.steered && !member.starts && !bounds.contains_key(name);
     if !members.iter().any(|(name, member)| takes(name, member)) {
-        // If all backends had bounds, none could take the slots, so the least loaded one loses its bound.
+        // If all backends had bounds, no backend could take the slots, so the least loaded one loses its bound.
         let load = |name: &String| bounds.get(name).map_or(0, |bound| bound.load);
         let candidates = members.iter().filter(|(_, member)| member.steered && !member.starts);
         if let Some(least) = candidates.map(|(name, _)| name).min_by_key(|name| load(name)).cloned() {
@@ -253,7 +254,7 @@ fn next(rule: &BoundedLoad, bound: Option<Bound>, load: f64, expected: f64) -> O
     let keeps = bound.map_or(STEPS, |bound| bound.keeps / (100 / STEPS));
     let before = bound.map(|bound| f64::from(bound.load) / 100.0);
     let falls = before.is_some_and(|before| ratio < before * (1.0 - FALLS));
-    // The change is limited to a factor of two, because earlier changes still have their effect.
+    // Each change is limited to a factor of two, because earlier changes have not had their full effect yet.
     let aim = (f64::from(keeps) * (middle / ratio).clamp(0.5, 2.0)).round() as u8;
     let steps = if ratio > rule.factor && stands_out(rule.by, load, expected) && !falls {
         aim.min(keeps.saturating_sub(1)).max(LEAST_STEPS)

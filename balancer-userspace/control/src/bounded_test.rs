@@ -1,4 +1,4 @@
-//! Tests of bounded load: which backends give slots away, which slots move, and which events end that.
+//! Tests of bounded load: which backends give slots away, which slots move, and what ends this.
 
 use std::time::Duration;
 
@@ -64,8 +64,8 @@ impl Bench {
         Some(keeps)
     }
 
-    /// Lets a check of each backend end, and evaluates them: web1's with this outcome after this time, that of the others
-    /// after 4 ms. Returns the percentage of its slots that web1 keeps, if that changes.
+    /// Lets a check of each backend end, and evaluates the checks: web1's check with this outcome and duration, those
+    /// of the others after 4 ms. Returns the percentage of its slots that web1 keeps, if that changes.
     fn checks(&mut self, watch: &mut Watch, web1: CheckOutcome, took: Duration) -> Option<u8> {
         self.now += LOOK;
         let quick = (CheckOutcome::Passed, Duration::from_millis(4));

@@ -1,6 +1,6 @@
-//! A small table of values by backend id, for lookups once per slot.
+//! A small table of values by backend id, for one lookup per slot.
 
-/// One row for each id from the lowest to the highest. A service uses few of the possible ids, and they lie close
+/// One row for each id from the lowest to the highest. A service uses few of the possible ids, and these lie close
 /// together.
 pub(crate) struct ById<T> {
     least: u16,
@@ -8,7 +8,7 @@ pub(crate) struct ById<T> {
 }
 
 impl<T: Clone> ById<T> {
-    /// Makes a table for these ids and those between them.
+    /// Makes a table for these ids and all ids between them.
     pub(crate) fn new(ids: impl Iterator<Item = u16> + Clone, row: T) -> Self {
         let (least, greatest) = (ids.clone().min().unwrap_or(0), ids.max().unwrap_or(0));
         Self { least, rows: vec![row; usize::from(greatest - least) + 1] }

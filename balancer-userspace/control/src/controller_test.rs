@@ -1,4 +1,4 @@
-//! Tests of the controller as users see it: the backends it steers to, the order of commands, the text of lines.
+//! Tests of the controller as users see it: the backends to which it steers, the order of commands, the text of lines.
 
 use std::{
     collections::BTreeSet,
@@ -60,7 +60,7 @@ impl Bench {
         self.controller.handle(self.checked(backend, outcome), self.now)
     }
 
-    /// Makes the event of a check that ended with this outcome, also for a backend without a check.
+    /// Makes the event of a check that ended with this outcome; works for a backend without a check as well.
     pub(super) fn checked(&self, backend: &str, outcome: CheckOutcome) -> Event {
         let check = self.controller.backend(&name(backend)).unwrap().check_number().unwrap_or_default();
         Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1), asked: false }
@@ -584,7 +584,7 @@ fn when_the_table_size_is_automatic_then_it_follows_the_number_of_backends() {
     assert!(more.message.ends_with(message), "{}", more.message);
     assert_eq!(more.counted(|_| {}).services[0].table_size, 16_411);
 
-    // An unreachable backend counts as not configured, so that clients move only once.
+    // An unreachable backend counts as if it were not configured, so that clients move only once.
     let before = bench.service().slots_moved();
     bench.add("web/last", "10.0.2.2").unwrap();
     assert_eq!(bench.service().table_size(), 4099);
@@ -592,7 +592,7 @@ fn when_the_table_size_is_automatic_then_it_follows_the_number_of_backends() {
     assert_eq!(bench.service().table_size(), 16_411);
     let added = bench.controller.added(&name("web/last"), before);
     assert!(added.ends_with(message), "{added}");
-    // Earlier configurations change no table.
+    // Earlier configurations do not affect the table.
     let fresh = {
         let mut config = automatic(39);
         config.backends.push(backend("more", "10.0.2.1:8080"));
@@ -712,8 +712,8 @@ fn when_ten_backends_fail_in_one_batch_then_the_table_is_swapped_once() {
     assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == BackendState::Down));
 }
 
-/// Replies from another port become the VIP's once the directory says so, which must be before the first packet goes
-/// there.
+/// Once the directory says so, replies from another port are translated to the VIP's port; this must happen before the
+/// first packet goes to that port.
 #[test]
 fn when_a_backend_is_reached_otherwise_then_the_way_back_is_there_before_the_way_to_it() {
     let (mut bench, _) = Bench::new(vec![web()]);

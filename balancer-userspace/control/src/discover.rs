@@ -16,18 +16,18 @@ use balancer_config::{
     words::counted,
 };
 
-/// The backends of a service after a list was applied, and the differences to those before.
+/// The backends of a service after a list was applied, and the differences from the backends before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pool {
-    /// All backends: existing ones in their order, then new ones.
+    /// All backends: existing ones in their order, followed by new ones.
     pub backends: Vec<BackendConfig>,
     /// Names of new backends.
     pub added: Vec<String>,
     /// Names of backends that are no longer listed.
     pub gone: Vec<String>,
-    /// Backends that are listed again, with the states that the operator wants.
+    /// Backends that are listed again, with the states that the operator wants for them.
     pub back: Vec<(String, Admin)>,
-    /// Names of backends with another address or weight.
+    /// Names of backends that have another address or weight now.
     pub changed: Vec<String>,
 }
 
@@ -46,10 +46,10 @@ impl Pool {
     }
 }
 
-/// Applies the `targets` of the list `source`. `admin` returns the state that the operator wants of a backend.
+/// Applies the `targets` of the list `source`. `admin` returns the state that the operator wants for a backend.
 ///
 /// # Errors
-/// One line if the list cannot be applied; then no part of it is.
+/// One line if the list cannot be applied; in that case no part of it is applied.
 pub fn pool(
     service: &ServiceConfig,
     list: &DiscoverConfig,
@@ -114,8 +114,8 @@ pub fn pool(
     Ok(pool)
 }
 
-/// Returns why targets lack an address that the service needs, with an example; `None`: they have all. Backends keep
-/// their earlier addresses.
+/// Returns the reason why targets lack an address that the service needs, with an example; `None` if they lack none.
+/// Backends keep their earlier addresses.
 #[must_use]
 pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Target]) -> Option<String> {
     let present = Present::of(service, list);
@@ -129,7 +129,7 @@ pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Tar
     Some(format!("{} has not the addresses that the service needs{why}{rest}", first.name))
 }
 
-/// The backends made from the targets of a list if no backend of it exists yet.
+/// The backends that the targets of a list become if no backend of the list exists yet.
 pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Target]) -> Vec<BackendConfig> {
     let list = DiscoverConfig { source: source.clone(), min: Floor::default(), own: None };
     let present = Present::of(service, &list);
@@ -142,7 +142,7 @@ pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Tar
 /// The addresses of a backend.
 type Place = (SocketAddr, Option<SocketAddr>);
 
-/// The existing backends of a list.
+/// The existing backends that come from a list.
 struct Present<'a> {
     service: &'a ServiceConfig,
     source: &'a Source,
@@ -176,7 +176,7 @@ impl<'a> Present<'a> {
     }
 
     /// The addresses of a target: the current addresses while the target has them or no others are known, otherwise the
-    /// lowest. `None`: it has none yet, or none of a wanted family.
+    /// lowest. `None` if the target has no address yet, or none of a wanted family.
     fn place(&self, target: &Target) -> Result<Option<Place>, String> {
         let port = self.service.port_of(&target.name, target.port)?;
         let socket = |ip| self.service.without_implied_port(SocketAddr::new(ip, port));
@@ -199,8 +199,8 @@ impl<'a> Present<'a> {
         Ok(addresses.next().map(|first| (first, addresses.next())))
     }
 
-    /// Whether the answer contains what the service needs from a target. An address of an unwanted family does not
-    /// count.
+    /// Whether the answer contains the addresses that the service needs from a target. An address of an unwanted family
+    /// does not count.
     fn is_resolved(&self, target: &Target) -> bool {
         let of_hosts = |dns: &&DnsSource| !matches!(dns.records, Records::Addresses { .. });
         let Some(dns) = self.source.dns().filter(of_hosts) else { return true };
@@ -209,7 +209,7 @@ impl<'a> Present<'a> {
         if self.is_tunnel() { families.iter().any(has) } else { families.iter().all(has) }
     }
 
-    /// Whether packets of either family can be sent to an address of the other.
+    /// Whether packets of either family can go to an address of the other family.
     const fn is_tunnel(&self) -> bool {
         matches!(self.service.forwarding, Forwarding::Ipip | Forwarding::Gue)
     }
@@ -231,9 +231,9 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
     }
 }
 
-/// Whether a list controls a backend: the backend comes from it, or from a list that the service no longer has. A
-/// backend whose address has become a name belongs to that name only, and a backend whose records are now queried
-/// differently belongs to the new query.
+/// Whether a list controls a backend: the backend comes from this list, or from a list that the service no longer has.
+/// A backend whose address has become a name belongs to that name only, and a backend whose records the balancer now
+/// queries differently belongs to the new query.
 fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discovered) -> bool {
     if backend.source == *source {
         return true;
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(nat(2), "web1 10.0.0.1:8080, web1-8081 10.0.0.1:8081");
         assert_eq!(nat(3), "web1 10.0.0.1:8080 gone, web1-8081 10.0.0.1:8081");
         assert_eq!(nat(4), nat(2));
-        // A backend's address omits the listener's port.
+        // The address of a backend omits the listener's port.
         let implied: [&[Target]; 2] = [&[at(80)], &[at(81), at(80)]];
         assert_eq!(after(V4, Forwarding::Nat, &implied).join(", "), "web1 10.0.0.1:0, web1-81 10.0.0.1:81");
     }
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!((of_file.added.len(), of_file.gone.len()), (2, 0));
         let none_now = pool(&service, &service.discover[0], &[host("web2", 80, &["10.0.0.8"])], |_| Admin::Ready);
         assert_eq!(none_now.unwrap().gone, ["web1"]);
-        // Without the records, the file decides.
+        // Without the records, the configuration file decides.
         service.discover.remove(0);
         assert_eq!(pool(&service, &service.discover[0], &two(), |_| Admin::Ready).unwrap().gone, ["web1"]);
     }

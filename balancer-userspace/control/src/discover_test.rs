@@ -207,7 +207,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     assert!(["web1", "web2"].iter().all(|backend| state(&bench, backend) == (Admin::Ready, false)));
     assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().config().address.ip().to_string(), "10.0.0.77");
 
-    // A backend takes another weight from the file, and a name that the file no longer has drains.
+    // A backend gets another weight from the file, and a backend whose name the file no longer has drains.
     names.discover = vec![of("web1", 7)];
     bench.reload(vec![names.clone()]).unwrap();
     answer(&mut bench, &names.discover[0], 77);
@@ -238,8 +238,8 @@ fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
 }
 
-/// Returns the states of the backends and the table after answers with the targets in this order, and actions of an
-/// operator.
+/// Returns the states of the backends and the table after answers with the targets in this order, mixed with actions of
+/// an operator.
 fn played(steps: &[(u8, u8)], shuffled: bool) -> Vec<String> {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
     let mut bench = bench();

@@ -1,8 +1,8 @@
 //! A fingerprint of the rules by which clients are assigned to backends.
 //!
-//! Balancers of a fleet assign unknown clients alike only if they compute the same lookup tables from the same
-//! configuration. The number is therefore computed from tables, rather than being a version that a developer must
-//! remember to raise.
+//! The balancers of a fleet assign unknown clients alike only if they compute the same lookup tables from the same
+//! configuration. The fingerprint is therefore computed from tables; a developer might forget to raise a version
+//! number.
 
 use balancer_common::{
     client::{HashKey, hash_v4, hash_v6, slot},
@@ -19,8 +19,8 @@ const KEY: HashKey = HashKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3
 const TABLE_SIZE: u32 = 251;
 const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 
-/// The fingerprint. Balancers with different numbers steer differently; equal numbers mean equal steering, except by a
-/// chance of one in 2^32.
+/// The fingerprint. Balancers with different fingerprints steer differently; balancers with equal ones steer alike,
+/// except with a probability of one in 2^32.
 #[must_use]
 pub fn of_steering() -> u32 {
     let tables = scenes().into_iter().flat_map(|(away, slow)| table(away, slow));
@@ -32,7 +32,8 @@ pub fn of_steering() -> u32 {
     (number ^ number >> 32) as u32
 }
 
-/// Sets of absent backends as bits, and a backend in a slow start: none, one, several, most, and all primaries.
+/// Sets of absent backends as bits, each with a backend in a slow start or none: the sets are empty, one, several,
+/// most, and all primaries.
 fn scenes() -> [(u8, Option<usize>); 6] {
     [(0, None), (0b1, None), (0b1, Some(3)), (0b10_1010, None), (0b1_1111, None), (0b11_1111, None)]
 }

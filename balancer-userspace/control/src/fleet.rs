@@ -11,20 +11,20 @@ pub struct FleetSnapshot {
     pub name: String,
     /// This member's name.
     pub member: String,
-    /// The number of the epoch that this member applies; `None`: none yet.
+    /// The number of the epoch that this member applies; `None`: it applies none yet.
     pub epoch: Option<u64>,
-    /// The deciding member, if it is known.
+    /// The member that decides, if it is known.
     pub leader: Option<String>,
-    /// The members known to the engine, by name; always includes this one.
+    /// The members that the engine knows, by name; always includes this one.
     pub members: Vec<FleetMember>,
     /// The engine through which the members communicate.
     pub engine: FleetEngine,
     /// Counters of the records by which members inform each other about clients.
     pub records: FleetRecords,
-    /// Seconds from the decision of the last epoch, by its leader's clock, until this member applied it; `None`: no
-    /// epoch since the member is in step.
+    /// The number of seconds from the decision of the last epoch, by its leader's clock, until this member applied it;
+    /// `None` if there was no epoch since the member came into step.
     pub commit_seconds: Option<f64>,
-    /// Problems of this member in the fleet, one line each.
+    /// The problems of this member in the fleet, one line each.
     pub troubles: Vec<String>,
 }
 
@@ -33,23 +33,24 @@ pub struct FleetSnapshot {
 pub struct FleetMember {
     /// The name of the member.
     pub name: String,
-    /// The balancer's version.
+    /// The version of the member's balancer.
     pub version: String,
-    /// `ready`, `degraded`, `not_ready` or `withdrawn`.
+    /// The readiness of the member: `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub ready: String,
     /// The number of the epoch that the member applies.
     pub epoch: Option<u64>,
-    /// Seconds for which the member has applied an outdated epoch; 0: it applies the current one.
+    /// The number of seconds for which the member has applied an outdated epoch; 0: it applies the current one.
     pub lag_seconds: f64,
     /// Backends about which the member's own view differs from the fleet's, as `service/backend`.
     pub votes_differ: Vec<String>,
-    /// Seconds by which its clock is ahead of this member's; `None`: unknown, or this member itself.
+    /// The number of seconds by which the member's clock is ahead of this member's; `None`: unknown, or this member
+    /// itself.
     #[serde(default)]
     pub clock_ahead_seconds: Option<f64>,
-    /// Whether its configuration file lists other services than the fleet last applied.
+    /// Whether the member's configuration file lists services other than those that the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
-    /// The member's address as the engine sees it; empty if the engine does not tell.
+    /// The member's address as the engine sees it; empty if the engine does not report it.
     #[serde(default)]
     pub address: String,
 }
@@ -57,7 +58,7 @@ pub struct FleetMember {
 /// The engine as seen from this member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetEngine {
-    /// Whether it can be used.
+    /// Whether the member can use the engine.
     pub reachable: bool,
     /// The current endpoint, or the last one.
     pub endpoint: Option<String>,
@@ -65,21 +66,21 @@ pub struct FleetEngine {
     pub version: String,
     /// The leader of the engine's cluster, in hexadecimal; `None`: unknown.
     pub leader: Option<String>,
-    /// The last obstacle to a session with the engine; `None` while there is a session.
+    /// The last obstacle to a session with the engine; `None` while a session exists.
     pub trouble: Option<String>,
-    /// Bytes sent to the engine since the start.
+    /// The number of bytes sent to the engine since the start.
     pub bytes_sent: u64,
-    /// Bytes received from the engine since the start.
+    /// The number of bytes received from the engine since the start.
     pub bytes_received: u64,
-    /// Why the engine refuses writes, in its own words; `None`: it accepts them, as far as known.
+    /// Why the engine refuses writes, in its own words; `None`: it accepts them, as far as this member knows.
     #[serde(default)]
     pub denial: Option<String>,
     /// The size of the server's database on disk.
     pub database_bytes: u64,
-    /// The maximum size of the database, if the server tells.
+    /// The maximum size of the database, if the server reports it.
     #[serde(default)]
     pub database_quota_bytes: Option<u64>,
-    /// Warnings to act on before the engine fails, one sentence each.
+    /// Warnings that an operator should act on before the engine fails, one sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -87,13 +88,14 @@ pub struct FleetEngine {
 /// Counters of records since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetRecords {
-    /// Records sent to other members.
+    /// The number of records sent to other members.
     pub told: u64,
-    /// Records applied from other members, for clients that were unknown here or known at another backend.
+    /// The number of records from other members that were applied, for clients that were unknown here or known at
+    /// another backend.
     pub taken_over: u64,
-    /// Records not applied, by reason.
+    /// The number of records that were not applied, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// Clients that were recorded at two backends.
+    /// The number of clients that were recorded at two backends.
     pub conflicts: u64,
 }
 

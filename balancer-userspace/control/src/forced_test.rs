@@ -1,4 +1,4 @@
-//! Health set by the operator, and checks that cannot be made.
+//! Health that the operator sets, and checks that the balancer cannot make.
 
 use balancer_config::{
     config::CheckKind,

@@ -9,11 +9,12 @@ use crate::io::ServiceSpec;
 /// The known clients that a service forgets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgets {
-    /// All clients, to unknown destinations, because hashing has changed or the service was removed; with the reason.
+    /// All clients, because hashing has changed or the service was removed; with the reason. It is unknown where these
+    /// clients go.
     Everybody(&'static str),
-    /// Clients not seen for longer than this clock remembers. The table determines where they go.
+    /// Clients not seen for longer than this clock remembers. The lookup table determines where these clients go.
     Unseen(Clock),
-    /// All clients, because the service no longer remembers any. The table determines where they go.
+    /// All clients, because the service no longer remembers any. The lookup table determines where these clients go.
     NobodyIsKnown,
 }
 
@@ -36,7 +37,7 @@ impl Forgets {
         }
     }
 
-    /// The reason in a few words.
+    /// The reason for forgetting in a few words.
     #[must_use]
     pub const fn why(&self) -> &'static str {
         match self {
@@ -48,7 +49,7 @@ impl Forgets {
 }
 
 impl ServiceSpec {
-    /// The clock of the service's memory. `None`: it has no memory.
+    /// The clock of the service's memory; `None` if the service has no memory.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = u32::try_from(self.remember.as_secs()).unwrap_or(u32::MAX);
@@ -58,19 +59,19 @@ impl ServiceSpec {
         })
     }
 
-    /// Which clients are forgotten when `next` replaces this service; `None` as `next`: it is removed.
+    /// The clients that are forgotten when `next` replaces this service; if `next` is `None`, the service is removed.
     #[must_use]
     pub fn forgets(&self, next: Option<&Self>) -> Option<Forgets> {
         // Without memory there are no known clients.
         self.clock()?;
         let Some(next) = next else { return Some(Forgets::Everybody("the service is removed")) };
-        // The pattern names every field, so that new ones are considered: a client is known by a hash, at a backend,
-        // for a time.
+        // The pattern names every field, so that a new field cannot be overlooked: a client is known by a hash, at a
+        // backend, for a time.
         let Self {
             id: _,
             hash_key,
             family,
-            // All listeners share a client's entry.
+            // All listeners of a service share a client's entry.
             listeners: _,
             client_prefix,
             forwarding: _,
@@ -80,7 +81,8 @@ impl ServiceSpec {
             rules: _,
             reject: _,
             flows: _,
-            // What a connection ID reveals about an address is recorded like what a packet reveals.
+            // The balancer records an address that it learns from a connection ID like one that it learns from a
+            // packet.
             quic: _,
             // A client that is no longer steered stays known until it is steered again.
             share: _,

@@ -1,6 +1,6 @@
-//! Limits of backends: which backends are full.
+//! Limits of backends: decides which backends are full.
 //!
-//! A backend with as many clients or connections as it may have takes no new ones, and its slots go to the next
+//! A backend that has reached its limit of clients or connections takes no new ones, and its slots go to the next
 //! backends in the table's order. It takes new clients again once it has 5% fewer, but no earlier than [`DWELL`] after
 //! it became full, because each change alters the table.
 
@@ -15,21 +15,21 @@ use crate::service::Service;
 
 /// The minimum time for which a backend stays full.
 pub const DWELL: Duration = Duration::from_secs(10);
-/// The fraction of its maximum by which clients must fall before a full backend takes new ones: one in this many.
+/// A full backend takes new clients again when it has fallen below its maximum by this fraction: one in this many.
 const MARGIN: u32 = 20;
 
-/// The facts about a backend with limits that matter here, over all address families.
+/// The facts about a backend with limits on which a decision depends, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
     /// The backend's limits.
     pub limits: Limits,
-    /// Number of known clients.
+    /// The number of known clients.
     pub clients: u64,
-    /// Number of connections, if they are counted.
+    /// The number of connections, if they are counted.
     pub connections: u64,
-    /// Whether it takes or keeps clients at all.
+    /// Whether the backend takes or keeps clients at all.
     pub serves: bool,
-    /// The current state: what it has too much of.
+    /// The limit that the backend has reached, at present; `None`: it is not full.
     pub full: Option<Full>,
 }
 
@@ -52,7 +52,7 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
 pub struct Watch(BTreeMap<String, Instant>);
 
 impl Watch {
-    /// Evaluates all `members`. Returns the backends that should be full if they differ from the current ones.
+    /// Evaluates all `members`. Returns the backends that should be full if these differ from the current ones.
     pub fn look(&mut self, members: &BTreeMap<String, Member>, now: Instant) -> Option<BTreeMap<String, Full>> {
         self.0.retain(|name, _| members.get(name).is_some_and(|member| member.full.is_some()));
         let mut full = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Backends at their limits: which backends take their new clients, and what ends that.
+//! Backends at their limits: which backends take their new clients, and what ends this.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -104,7 +104,7 @@ fn when_all_are_full_then_when_full_decides() {
             }
         }
         assert!(bench.controller.backend(&name(WEB1)).unwrap().keeps_known(), "{when_full:?}");
-        // A backend that is not up has no room.
+        // A backend that is not up has no room for clients.
         bench.fill(&all[1..]).unwrap();
         bench.admin(WEB1, Admin::Maint);
         assert_eq!((bench.controller.services()[0].tier(), bench.rejects()), (tier, rejects), "{when_full:?}");
@@ -147,7 +147,7 @@ fn when_a_limit_is_set_at_run_time_then_it_is_merged_with_the_file_as_a_weight_i
     assert!(matches!(bench.limit(connections), Err(Refused::Invalid(why)) if why.contains("snat")));
     let listed = bench.controller.changed_at_run_time();
     assert_eq!(listed[0].change, "max_clients 200 (file: max_clients 100)");
-    // While the file says the same, the run-time setting stays. When the file changes, the file wins.
+    // While the file does not change, the run-time setting stays. When the file changes, the file wins.
     bench.reload(vec![limited(WhenFull::Drop)]).unwrap();
     assert_eq!(bench.controller.backend(&name(WEB1)).unwrap().config().limits, more);
     let mut file = limited(WhenFull::Drop);
@@ -185,7 +185,8 @@ fn when_a_limit_is_planned_then_the_plan_shows_what_becomes_full_and_what_has_ro
     );
     assert_eq!((bench.all_slots(), bench.is_full()), (all, false), "a plan alters nothing");
 
-    // A full backend whose limit is raised or removed has room at once, and stays full below its clients.
+    // A full backend whose limit is raised or removed has room at once; it stays full if the new limit is below its
+    // number of clients.
     bench.limit(limits(Some(30))).unwrap();
     bench.fill(&["web1"]).unwrap();
     let (_, moved, slots) = plan(&bench, None);

@@ -1,4 +1,4 @@
-//! Derives a verdict from single health checks: `rise` and `fall`.
+//! Derives a verdict from single health checks, by `rise` and `fall`.
 
 use balancer_config::config::CheckConfig;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ pub enum CheckOutcome {
     Soft(String),
     /// The backend did not answer (`connect: refused`, `timeout after 1s`).
     Hard(String),
-    /// This machine could not check, which says nothing about the backend.
+    /// This machine could not make the check, which says nothing about the backend.
     Hindered(String),
 }
 
@@ -43,14 +43,14 @@ pub enum FailureKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// No verdict yet.
+    /// There is no verdict yet.
     #[default]
     Unknown,
     /// The backend works.
     Up,
     /// The backend has failed.
     Down {
-        /// Whether it answers at all.
+        /// Whether the backend answers at all.
         kind: FailureKind,
         /// The reason in words (`connect: refused`).
         reason: String,
@@ -58,7 +58,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The word that users see.
+    /// The word for the verdict that users see.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -80,7 +80,8 @@ impl Verdict {
 ///    └─────────────────── fall failures ────────────────────┘ └──► Down(other kind)
 /// ```
 ///
-/// Only consecutive checks count: a failure sets the passes back to zero, a pass the failures.
+/// Only consecutive checks count: a failure resets the number of passes to zero, and a pass resets the number of
+/// failures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     verdict: Verdict,
@@ -91,7 +92,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Makes a health with a verdict that other members found.
+    /// Makes a health with the verdict on which the members have agreed.
     #[must_use]
     pub fn agreed(verdict: Verdict) -> Self {
         Self { verdict, ..Self::default() }
@@ -122,13 +123,13 @@ impl Health {
         }
     }
 
-    /// Consecutive passes and failures; one of them is 0.
+    /// The numbers of consecutive passes and failures; one of them is 0.
     #[must_use]
     pub const fn streak(&self) -> (u32, u32) {
         (self.passes, self.failures)
     }
 
-    /// Whether the last check contradicts the verdict, so that more of its kind will change it.
+    /// Whether the last check contradicts the verdict, so that more such checks will change it.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         match (&self.verdict, self.last_failure.as_deref()) {
@@ -143,8 +144,8 @@ impl Health {
         (self.passes, self.failures, self.last_failure) = (0, 0, None);
     }
 
-    /// Returns how many more passes or failures change the verdict (`down after 2 more failures`), given the required
-    /// numbers (rise, fall).
+    /// Returns how many more passes or failures would change the verdict (`down after 2 more failures`), given the
+    /// required numbers (rise, fall).
     #[must_use]
     pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
         let more = |count: u32, one: &str, many: &str| match count {

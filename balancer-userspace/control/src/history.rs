@@ -9,26 +9,26 @@ use crate::ratios;
 
 /// The time between two samples, which is the precision of "the last minute".
 pub const STEP: Duration = Duration::from_secs(10);
-/// Number of samples one step apart: those of ten minutes.
+/// The number of samples one step apart, which cover ten minutes.
 const STEPS: usize = 61;
-/// The minimum distance of samples for the hour: one minute less half a step of jitter.
+/// The minimum interval between samples for the hour: one minute less half a step of jitter.
 pub(crate) const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
-/// The minimum distance of samples, even across a restart.
+/// The minimum interval between samples, even across a restart.
 const HALF_A_STEP: Duration = Duration::from_secs(5);
-/// Number of samples for the hour: enough for more than an hour at the minimum distance.
+/// The number of samples for the hour: enough for more than an hour at the minimum interval.
 const MINUTES: usize = 67;
 
 /// Counters of a service, over all its current and removed backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// New connections by decision.
+    /// New connections, by decision.
     pub decisions: [u64; Decision::COUNT],
     /// Known clients that moved, by cause.
     pub moves: [u64; MOVE_COUNTERS],
 }
 
 impl Counted {
-    /// Returns the counts since `earlier`; 0 where a counter is lower now.
+    /// Returns the counts since `earlier`; 0 where a counter is now lower.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut difference = *self;
@@ -59,8 +59,8 @@ pub struct History {
 type Moments = VecDeque<(Duration, Arc<Counted>)>;
 
 impl History {
-    /// Stores the counts at `now`, on any clock that advances steadily. It is called every [`STEP`]; samples that come
-    /// sooner, after a restart, are skipped.
+    /// Stores the counts at `now`, on any clock that advances steadily. The caller calls it every [`STEP`]; it skips
+    /// samples that come sooner, after a restart.
     pub fn keep(&mut self, now: Duration, counted: Counted) {
         let last = self.steps.back().map(|(_, last)| last).filter(|last| ***last == counted);
         let counted = last.map_or_else(|| Arc::new(counted), Arc::clone);
@@ -78,7 +78,7 @@ impl History {
         self.minutes.iter().map(of)
     }
 
-    /// The sample nearest to `ago` before `now`. `None`: there are no samples.
+    /// The sample whose time is nearest to `ago` before `now`; `None` if there are no samples.
     #[must_use]
     pub fn before(&self, now: Duration, ago: Duration) -> Option<(Duration, Counted)> {
         let wanted = now.saturating_sub(ago);

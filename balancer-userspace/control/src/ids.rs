@@ -1,4 +1,4 @@
-//! Backend ids: which are free, the longest unused first.
+//! Backend ids: which ids are free, in the order of reuse.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -9,8 +9,8 @@ use balancer_common::map_types::{FEWEST_BACKEND_COUNTERS, LAST_BACKEND, MOST_BAC
 
 use crate::io::BackendId;
 
-/// Finds the position of an id in `all`. Backends that were added together have consecutive ids, so that is tried
-/// first, then ascending order.
+/// Finds the position of an id in `all`. Backends that were added together have consecutive ids, so the function tries
+/// this case first, then ascending order.
 pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<usize> {
     let after_first = usize::from(id.wrapping_sub(id_of(all.first()?)));
     if all.get(after_first).is_some_and(|one| id_of(one) == id) {
@@ -20,14 +20,14 @@ pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<
     among_rising.or_else(|| all.iter().position(|one| id_of(one) == id))
 }
 
-/// The free backend ids. A released id is reused last, so that everything that still refers to it has the longest time
-/// to let go.
+/// The free backend ids. A released id is reused last, so that everything that still refers to it has as much time as
+/// possible to disappear.
 ///
-/// Ids are stored as runs (first, last), none of which continues the one before it: nearly all ids are free nearly
-/// always, and a deciding controller is copied and compared often.
+/// Ids are stored as runs (first, last), none of which continues the one before it: nearly all ids are free most of the
+/// time, and a deciding controller is copied and compared often.
 ///
-/// Ids are rows of maps, and each CPU has its own counters only for ids below a power of two. These ids are used up
-/// before higher ones.
+/// Ids are rows of maps, and each CPU has its own counters only for ids below a power of two. All ids below this limit
+/// are used before higher ones.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ids {
     free: VecDeque<(u16, u16)>,
@@ -48,7 +48,7 @@ impl Ids {
         Self { free: [(1, last(rows))].into(), rows, most: MOST_BACKEND_ROWS }
     }
 
-    /// The same number of ids, all free.
+    /// The same set of ids, all of them free.
     pub(crate) fn all_free(&self) -> Self {
         Self { free: [(1, last(self.rows))].into(), ..*self }
     }
@@ -58,8 +58,8 @@ impl Ids {
         self.free.iter().copied().collect()
     }
 
-    /// The ids that are not `used`: those in `runs` in their order, then the others, up to the limit that must have
-    /// been in effect.
+    /// The ids that are not `used`: first those in `runs` in their order, then the others, up to the limit that must
+    /// have been in effect.
     pub(crate) fn restored(runs: &[(u16, u16)], used: &HashSet<u16>) -> Self {
         let total = usize::from(LAST_BACKEND);
         let listed = runs.iter().take(total).flat_map(|&(first, end)| first.max(1)..=end.min(LAST_BACKEND)).take(total);
@@ -185,7 +185,7 @@ mod tests {
         let round = all(ids);
         assert_eq!(round.len(), usize::from(LAST_BACKEND));
         assert_eq!(round[..3], [2, 3, 4]);
-        // Ids below a lower limit come before higher ones.
+        // Ids below a lower limit come before higher ids.
         assert_eq!(round[4092..4097], [4094, 4095, 1, 4096, 4097]);
         assert_eq!(round.last(), Some(&LAST_BACKEND));
     }

@@ -9,13 +9,13 @@ use std::hash::Hasher as _;
 use balancer_common::client::HashKey;
 use siphasher::sip::SipHasher24;
 
-/// The key of the service's client hash: the kernel program turns client addresses into slots with it.
+/// The key of the service's client hash, with which the kernel program turns client addresses into slots.
 #[must_use]
 pub fn client_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "client", service)
 }
 
-/// The key of the service's lookup table: the permutations of its backends depend on it.
+/// The key of the service's lookup table, which determines the permutations of its backends.
 #[must_use]
 pub fn table_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "table", service)

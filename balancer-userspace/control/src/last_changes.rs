@@ -16,9 +16,9 @@ use crate::{
 pub struct LastChange {
     /// The event that changed the table, in one line.
     pub message: String,
-    /// Slots that changed backend.
+    /// The number of slots that got another backend.
     pub slots_moved: u64,
-    /// The number of those that moved without a reason of their own.
+    /// The number of those slots that moved without a reason of their own.
     pub needless_slots_moved: u64,
     /// Time of the change.
     pub at: Instant,
@@ -27,19 +27,19 @@ pub struct LastChange {
 /// The last change of each service.
 #[derive(Clone, Debug, Default)]
 pub struct LastChanges {
-    /// Slots moved since the start, required and needless.
+    /// The numbers of slots moved since the start, required and needless.
     moved: HashMap<ServiceId, (u64, u64)>,
     last: HashMap<ServiceId, LastChange>,
 }
 
 impl LastChanges {
-    /// Starts the record; the first tables do not count as a change.
+    /// Starts the record; the first tables of services do not count as a change.
     pub fn begin(&mut self, controller: &Controller) {
         self.moved = controller.services().iter().map(|service| (service.id(), service.slots_moved())).collect();
     }
 
-    /// Records the core's decisions before they are carried out. `message` describes the request that caused them, if
-    /// one did.
+    /// Records the core's decisions before they are carried out. `message` describes the request that caused them, if a
+    /// request did.
     pub fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller, now: Instant) {
         let swapped = commands
             .iter()

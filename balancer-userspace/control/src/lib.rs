@@ -1,4 +1,4 @@
-//! The decisions of the controller, without I/O, clock or tokio: events in, commands out.
+//! The decisions of the controller, without I/O, clock or tokio: events go in, commands come out.
 //!
 //! Time is passed in as the `now` of [`controller::Controller::handle`]. `balancer-userspace/clippy.toml` bans
 //! `std::time::Instant::now` and `std::time::SystemTime::now`, so that no code here reads a clock by accident; the

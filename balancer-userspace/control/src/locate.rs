@@ -1,4 +1,4 @@
-//! Finding the backend that a client is steered to.
+//! Finds the backend to which a client is steered.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -36,7 +36,8 @@ pub struct Located {
     pub why: Why,
     /// The rule that decides, if one does.
     pub rule: Option<Rule>,
-    /// Time since its last recorded packet. `None`: the client table does not contain the client, or was not consulted.
+    /// The time since the client's last recorded packet; `None`: the client table does not contain the client, or was
+    /// not consulted.
     pub last_seen: Option<Duration>,
 }
 
@@ -47,14 +48,14 @@ pub enum Why {
     Known,
     /// The lookup table decides.
     Table,
-    /// A rule for its prefix decides.
+    /// A rule for the client's prefix decides.
     Rule,
     /// The lookup table decides as if all backends were up.
     Open,
 }
 
 impl Why {
-    /// The word that users see.
+    /// The word for the reason that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -110,7 +111,7 @@ impl Service {
         Some(&self.deny()?.file)
     }
 
-    /// The backend of `client`; `None` if it is of the other family.
+    /// The backend of `client`; `None` if the client is of the other family.
     fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
         let (client, hash) = match (address, self.family()) {

@@ -16,10 +16,10 @@
 //!   with the
 //!   smallest `mix` of backend and slot (`Preference::best`).
 //!
-//! A slot's *runner-up* is the first backend whose draw fell on it when another backend already had it. That backend
-//! would mostly have got the slot without the owner, so no table is needed for each backend that may be removed. With
-//! four equal backends, one slot in twenty of a full table has no runner-up yet, so the backends take all their turns
-//! once more, with two draws each.
+//! A slot's *runner-up* is the first backend whose draw fell on the slot when another backend already had it. The
+//! runner-up would in most cases have got the slot without the owner, so no table is needed for each backend that may
+//! be removed. With four equal backends, one slot in twenty of a full table has no runner-up yet, so the backends take
+//! all their turns once more, with two draws each.
 //!
 //! A table is a function of the set of (name, weight), of M and of the key. Ids only label the result.
 
@@ -31,14 +31,14 @@ use balancer_common::{
 };
 use siphasher::sip::SipHasher24;
 
-/// Number of further draws of a backend for each of its slots once all are taken. More draws hardly improve how well
-/// runners-up match the table without a slot's backend.
+/// The number of further draws of a backend for each of its slots once all slots are taken. With more draws, runners-up
+/// hardly match the table without a slot's backend any better.
 const FURTHER: u32 = 2;
 
-/// A backend of a table.
+/// A backend that gets slots of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// The id to fill the backend's slots with.
+    /// The id that fills the backend's slots.
     pub id: u16,
     /// The name, unique in the table; the backend's permutation depends on it.
     pub name: &'a str,
@@ -49,9 +49,10 @@ pub struct Member<'a> {
 /// A lookup table of M slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The M ids.
+    /// The M ids of the slots' backends.
     pub slots: Vec<u16>,
-    /// M ids, none of them the slot's own; `NO_BACKEND`: no other backend's draw fell on the slot.
+    /// The M ids of the slots' runners-up, each different from the slot's own id; `NO_BACKEND`: no other backend's draw
+    /// fell on the slot.
     pub runners_up: Vec<u16>,
 }
 
@@ -95,7 +96,7 @@ pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Ta
     Some(filling.table())
 }
 
-/// A table being filled.
+/// A table that is being filled.
 struct Filling {
     /// The backend of each slot, and its runner-up.
     entries: Vec<(u16, u16)>,
@@ -114,7 +115,8 @@ impl Filling {
         }
     }
 
-    /// Records a draw of `id` on a taken slot. It always writes, because a processor could not predict a branch.
+    /// Records a draw of `id` on a taken slot. The function always writes, because a processor could not predict a
+    /// branch.
     #[inline(always)]
     fn lose(&mut self, slot: u32, id: u16) {
         if let Some((taker, runner_up)) = self.entries.get_mut(slot as usize) {
@@ -148,11 +150,11 @@ fn apportion(weights: &[u16], slots: u32) -> Vec<u32> {
     counts
 }
 
-/// Calls `take` with each index as often as its count says, spreading the turns of each index evenly from first to
+/// Calls `take` with each index as often as its count says, and spreads the turns of each index evenly from first to
 /// last.
 ///
 /// In every round an index earns credit in proportion to its count, and takes a turn when the credit reaches the
-/// largest count; the index with that count has one turn a round. An index whose count is `2^c` times smaller is
+/// largest count; an index with the largest count has one turn a round. An index whose count is `2^c` times smaller is
 /// visited only in every `2^c`-th round (and earns that much more), so the work is proportional to the sum of the
 /// counts.
 fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
@@ -190,9 +192,9 @@ fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
 struct Preference {
     offset: u64,
     skip: u64,
-    /// Argument of the draw that gave `next`.
+    /// The argument of the draw that gave `next`.
     position: u64,
-    /// The next slot to try, drawn ahead, so that no turn waits for its first draw.
+    /// The next slot to try, drawn ahead so that no turn waits for its first draw.
     next: u32,
 }
 
@@ -202,7 +204,7 @@ impl Preference {
         Self { offset, skip: skip | 1, position: offset, next: slot(mix(offset), table_size) }
     }
 
-    /// Returns the next draw of the backend `id` that is not taken.
+    /// Returns the next draw of the backend `id` that falls on a free slot.
     #[inline]
     fn draw(&mut self, id: u16, filling: &mut Filling) -> u32 {
         let table_size = filling.entries.len() as u32;
@@ -218,7 +220,8 @@ impl Preference {
         free
     }
 
-    /// Draws for the backend `id` in a full table. Inlining it slowed the filling above by half.
+    /// Draws for the backend `id` in a full table. When this function was inlined, the filling above took half as long
+    /// again.
     #[inline(never)]
     fn lose(&mut self, id: u16, filling: &mut Filling) {
         let table_size = filling.entries.len() as u32;
@@ -238,7 +241,7 @@ impl Preference {
     }
 }
 
-/// SipHash-2-4 of a hash purpose and a name.
+/// The SipHash-2-4 of a hash purpose and a name.
 pub(crate) fn hash(key: HashKey, purpose: u8, name: &str) -> u64 {
     let mut hasher = SipHasher24::new_with_keys(key.k0, key.k1);
     hasher.write(&[purpose]);
@@ -317,7 +320,8 @@ mod tests {
         btree_map("[a-z0-9._-]{1,12}", weight, count).prop_map(|weights| weights.into_iter().collect::<Vec<_>>())
     }
 
-    /// Builds the same tables by the definition: no bitmap, no draws ahead, every preference list from its start.
+    /// Builds the same tables by the definition: without a bitmap, without draws ahead, and with every preference list
+    /// read from its start.
     fn by_definition(members: &[Member<'_>], table_size: u32, key: HashKey) -> Table {
         let mut members = members.to_vec();
         members.sort_by_key(|member| member.name);

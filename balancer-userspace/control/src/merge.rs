@@ -1,8 +1,8 @@
 //! Merging a reloaded configuration file with the changes made at run time since it was last read.
 //!
-//! The file wins where it has changed; where it says the same as before, the run-time state stays. Only the sets of
-//! listeners, backends and rules, the weights of backends, and the share of steered clients can differ at run time, so
-//! all other settings of a service come from the file.
+//! The file wins where it has changed; where it has not, the run-time state stays. Only the sets of listeners, backends
+//! and rules, the weights of backends, and the share of steered clients can differ at run time, so all other settings
+//! of a service come from the file.
 
 mod rules;
 
@@ -25,17 +25,17 @@ pub use self::rules::{MergedRules, merge_rules};
 /// The result of a merge.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
-    /// The services to be.
+    /// The services that result from the merge.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// Backends that were about to be removed and are in the file again.
+    /// Backends that were being removed and are in the file again.
     pub called_back: Vec<BackendName>,
     /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 
-/// Merges `file` into `now`, where `base` is the previous file. `leaves` tells which backends of `now` are being
-/// removed. If a service is equal in the old file, in `file` and at run time, the result shares it with `file` without a
-/// copy.
+/// Merges `file` into `now`, where `base` is the previous file. `leaves` returns whether a backend of `now` is being
+/// removed. If a service is equal in the old file, in `file` and at run time, the result shares it with `file` without
+/// a copy.
 #[must_use]
 pub fn merge(
     base: &[Arc<ServiceConfig>],
@@ -122,7 +122,7 @@ pub fn merge(
             }
         }
         let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
-        // The first backend with an address wins.
+        // The first backend at an address wins.
         let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
         let is_list = |list: &DiscoverConfig| list.source.backend().is_none();
         let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| of.discover.iter().any(is_list));
@@ -178,7 +178,7 @@ pub fn merge(
     merged
 }
 
-/// Whether a backend was removed and added again elsewhere at run time, while the file says the same as before.
+/// Whether a backend was removed and added again elsewhere at run time, while the file has not changed it.
 fn moved_at_run_time(before: &BackendConfig, here: &BackendConfig, file: &BackendConfig) -> bool {
     same_but_for_numbers(before, file) && !same_but_for_numbers(before, here)
 }
@@ -188,8 +188,8 @@ fn same_but_for_numbers(one: &BackendConfig, other: &BackendConfig) -> bool {
     rest(one) == rest(other)
 }
 
-/// Moves backends back to their run-time places, except where that contradicts the new file. `moved` holds their
-/// positions: number of the service and of the backend.
+/// Moves backends back to their run-time places, except where such a place contradicts the new file. `moved` holds
+/// their positions: the number of the service and of the backend.
 fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged: &mut Merged) {
     if moved.is_empty() {
         return;
@@ -237,8 +237,8 @@ fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, diffe
     }
 }
 
-/// Keeps the key of connection IDs as rotated at run time unless the file has changed it. IDs under earlier keys are
-/// still understood.
+/// Keeps a key of connection IDs that was rotated at run time unless the file has changed the key. The balancer still
+/// understands IDs under earlier keys.
 fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
     let of = |services: &ByName<'_>| services.get(service.name.as_str()).and_then(|service| service.quic.clone());
     let (before, Some(here), Some(file)) = (of(base), of(now), &mut service.quic) else { return };
@@ -258,8 +258,8 @@ fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differ
     }
 }
 
-/// Removes from `service`, number `index` in the file, the listeners that were removed at run time, and collects those
-/// added at run time in `additions`.
+/// Removes the listeners that were removed at run time from `service`, which has the number `index` in the file, and
+/// collects those added at run time in `additions`.
 fn listen(
     base: &ByName<'_>,
     now: &ByName<'_>,
@@ -389,7 +389,7 @@ mod tests {
 
     use super::*;
 
-    /// A service from `NAME ADDRESS WEIGHT` lines; a `-` behind the name means that the backend is being removed.
+    /// A service from `NAME ADDRESS WEIGHT` lines; a `-` after the name means that the backend is being removed.
     fn web(backends: &[&str]) -> Vec<Arc<ServiceConfig>> {
         let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &[]);
         for line in backends {
@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn when_the_file_has_changed_something_then_the_file_wins() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // Each case: its name, [old file, run time, new file, result], and the reported differences.
+        // Each case has its name, [old file, run time, new file, result], and the reported differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["a 1 100"], &["a 1 100"], &["a 1 100"], &["a 1 100"]], &[]),
             ("weight in the file", [&["a 1 100"], &["a 1 100"], &["a 1 80"], &["a 1 80"]], &[]),

@@ -1,4 +1,5 @@
-//! The merge, implemented a second time from its description in the book: backend by backend, as values of three sides.
+//! The merge, implemented a second time from its description in the book: backend by backend, comparing the values of
+//! three sides.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,12 +40,12 @@ fn fits(side: &BTreeMap<char, Place>) -> bool {
     hosts.len() == side.len()
 }
 
-/// Returns the value that differs from `before`; the file takes precedence.
+/// Returns the value that differs from `before`; if both differ, the file takes precedence.
 fn either<T: PartialEq + Copy>(before: T, now: T, file: T) -> T {
     if file == before { now } else { file }
 }
 
-/// Puts each backend to its run-time place: all of them if they fit together, else one after the other.
+/// Puts each backend at its run-time place: all of them if their places fit together, otherwise one after the other.
 fn keep(result: &mut BTreeMap<char, Place>, wanted: &[(char, Place)]) {
     let mut together = result.clone();
     together.extend(wanted.iter().copied());
@@ -65,9 +66,9 @@ fn plainly(base: &Side, now: &Side, leaving: &BTreeSet<char>, file: &Side) -> BT
     let (mut result, mut moved, mut last) = (BTreeMap::new(), Vec::new(), Vec::new());
     for &(name, said) in file {
         match (find(base, name), find(now, name)) {
-            // The old file did not have it, so the new file wins.
+            // The old file did not have the backend, so the new file wins.
             (None, _) => drop(result.insert(name, said)),
-            // It was removed at run time, or is being, and the file says nothing new about it.
+            // The backend was removed at run time, or is being removed, and the file has not changed it.
             (Some(before), None) if before == said => {}
             (Some(before), Some(here)) if before == said && leaving.contains(&name) => last.push((name, here)),
             (Some(_), None) => drop(result.insert(name, said)),

@@ -1,7 +1,7 @@
-//! Random sequences of events and changes, run against an in-memory data plane that refuses what the real one could not
-//! survive, and against a model that derives the expected state anew after each step.
+//! Random sequences of events and changes, run against an in-memory data plane that refuses commands which the real one
+//! could not survive, and against a model that derives the expected state anew after each step.
 //!
-//! `cargo xtask soak` runs a hundred thousand of them.
+//! `cargo xtask soak` runs a hundred thousand of these sequences.
 
 mod disk;
 mod inspect;
@@ -17,7 +17,7 @@ use proptest::{
 
 use self::{step::step, world::World};
 
-/// Number of sequences of each test, unless `PROPTEST_CASES` sets another.
+/// The number of sequences of each test, unless `PROPTEST_CASES` sets another number.
 const CASES: u32 = 500;
 
 /// Runs the sequences of `seed`; `PROPTEST_RNG_SEED` selects others.

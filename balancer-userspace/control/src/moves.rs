@@ -10,9 +10,9 @@ use crate::{
 
 /// The slots that differ between two live tables of a service.
 ///
-/// A move from backend A to backend B is *required* if A's share fell (it is no longer steered to, was removed, or has
-/// a lower weight), if B's share rose (it was added, is steered to again, or has a higher weight), or if A or B is no
-/// backend at all. Every other move is *needless*: neither of the two has changed.
+/// A move from backend A to backend B is *required* if A's share fell (A is no longer steered to, was removed, or has a
+/// lower weight), if B's share rose (B was added, is steered to again, or has a higher weight), or if A or B is not a
+/// backend. Every other move is *needless*: neither of the two backends has changed.
 ///
 /// If the number of slots changed, each new slot is compared with the old slot of the same client hashes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub struct Moves {
 }
 
 impl Moves {
-    /// Returns the moves from the live table `old` to `new`. An `old` table without slots gives none, because there
-    /// were no clients yet.
+    /// Returns the moves from the live table `old` to `new`. If the `old` table has no slots, there are no moves,
+    /// because there were no clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
         if old.is_empty() {
             return Self::default();
         }
-        // Old and new share by id; 0: not steered to.
+        // The old and new shares by id; 0: the backend is not steered to.
         let mut shares = ById::new(old_shares.ids().chain(new_shares.ids()), (0, 0));
         old_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.0 = share));
         new_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.1 = share));
@@ -47,26 +47,26 @@ impl Moves {
         &self.pairs
     }
 
-    /// Number of moved slots.
+    /// The number of slots that moved.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.pairs.len() as u32
     }
 
-    /// Number of slots moved although neither backend has changed.
+    /// The number of slots that moved although neither backend has changed.
     #[must_use]
     pub const fn needless(&self) -> u32 {
         self.needless
     }
 
-    /// Number of slots that left a backend, and of other backends that got them (not counting entries without a
-    /// backend).
+    /// The number of slots that left a backend, and the number of other backends that got them (not counting entries
+    /// without a backend).
     #[must_use]
     pub fn from(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.0 == id).map(|pair| pair.1))
     }
 
-    /// Number of slots that a backend got, and of other backends that lost them.
+    /// The number of slots that a backend got, and the number of other backends that lost them.
     #[must_use]
     pub fn to(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.1 == id).map(|pair| pair.0))
@@ -88,7 +88,8 @@ const fn is_backend(id: u16) -> bool {
     id != NO_BACKEND && id != ALL_DOWN
 }
 
-/// Returns the entries that differ between two tables of one size. Mostly few differ, so whole runs are compared first.
+/// Returns the entries that differ between two tables of one size. Usually few differ, so the function compares whole
+/// runs first.
 fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let mut all = Vec::new();
     for (old, new) in old.chunks(RUN).zip(new.chunks(RUN)).filter(|(old, new)| old != new) {

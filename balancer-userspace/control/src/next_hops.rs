@@ -12,7 +12,7 @@ use crate::io::NextHop;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
-    /// Unknown so far. The backend may be steered to, but has no row that forwards.
+    /// The path is unknown so far. New clients may be steered to the backend, but it has no row that forwards.
     #[default]
     Pending,
     /// The next hop is known.
@@ -57,14 +57,14 @@ struct Watch {
 /// All watched addresses.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
-    /// Shared between copies until one changes it.
+    /// The watches, which copies share until one of them changes them.
     watches: Arc<HashMap<IpAddr, Watch>>,
-    /// States of addresses before a restart or a removal, kept until the addresses are watched again.
+    /// The states of addresses before a restart or a removal, kept until the addresses are watched again.
     before: HashMap<IpAddr, Hop>,
 }
 
 impl NextHops {
-    /// Starts without watches; a new watch begins with the state from `before`.
+    /// Starts without watches; a new watch begins with the address's state from `before`.
     pub(crate) fn restored(before: impl IntoIterator<Item = (IpAddr, Hop)>) -> Self {
         Self { before: before.into_iter().collect(), ..Self::default() }
     }
@@ -83,7 +83,7 @@ impl NextHops {
         }
     }
 
-    /// Adds a user of `address`; true if it is the first.
+    /// Adds a user of `address`. Returns true if it is the first one.
     pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
         let before = &mut self.before;
         let watch = Arc::make_mut(&mut self.watches)
@@ -93,7 +93,7 @@ impl NextHops {
         watch.users == 1
     }
 
-    /// Removes a user of `address`; true if it was the last.
+    /// Removes a user of `address`. Returns true if it was the last one.
     pub(crate) fn release(&mut self, address: IpAddr) -> bool {
         let watches = Arc::make_mut(&mut self.watches);
         let Some(watch) = watches.get_mut(&address) else { return false };
@@ -105,7 +105,7 @@ impl NextHops {
         true
     }
 
-    /// Records a result; false if it is known already, or the address is not watched.
+    /// Records a result. Returns false if it is known already, or if the address is not watched.
     pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
         let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
         if self.watches.get(&address).is_none_or(|watch| watch.hop == hop) {
@@ -117,7 +117,8 @@ impl NextHops {
         true
     }
 
-    /// Returns the states that differ from those in `before`, unordered; `None`: the address is no longer watched.
+    /// Returns the states that differ from those in `before`, in no particular order; `None`: the address is no longer
+    /// watched.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
         if Arc::ptr_eq(&self.watches, &before.watches) {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! Detecting that failures of single backends are an outage of (nearly) a whole service.
+//! Detects that failures of single backends are an outage of (nearly) a whole service.
 //!
 //!
 //! ```text
@@ -13,7 +13,8 @@
 //!                         └────────── more than `share` fail again ──────────────┘
 //! ```
 //!
-//! Backends that go down during this are *held*: they keep their known clients. All other down backends have *fallen*.
+//! Backends that go down during an outage are *held*: they keep their known clients. All other down backends have
+//! *fallen*.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,23 +33,23 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fact {
     pub(crate) id: BackendId,
-    /// Whether it would get new clients if it worked.
+    /// Whether the backend would get new clients if it worked.
     pub(crate) eligible: bool,
-    /// Whether anything is known about its health.
+    /// Whether anything is known about the backend's health.
     pub(crate) known: bool,
-    /// Whether its latest check failed, or it has no path.
+    /// Whether the backend's latest check failed, or it has no path.
     pub(crate) fails: bool,
-    /// Whether the verdict is that it is down.
+    /// Whether the verdict is that the backend is down.
     pub(crate) down: bool,
-    /// Whether its checks found it up.
+    /// Whether the backend's checks found it up.
     pub(crate) up: bool,
 }
 
-/// The facts about a service's backends by which outages are judged, and the time that checks need.
+/// The facts about a service's backends from which outages are derived, and the time that checks need.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) backends: Vec<Fact>,
-    /// Whether backups can take over.
+    /// Whether backups can take over the clients.
     pub(crate) relieved: bool,
     /// The longest duration of a round of fast checks.
     pub(crate) round: Duration,
@@ -59,18 +60,19 @@ pub(crate) struct Facts {
 /// The phase of an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// An outage is suspected. The decision comes at this time.
+    /// An outage is suspected. The decision about it is due at this time.
     Suspected(Instant),
     /// The outage is declared.
     Lasts,
-    /// Some backends are back, and the others have until this time. Without `declared`, the outage was only suspected.
+    /// Some backends are back; the others have until this time to return. Without `declared`, the outage was only
+    /// suspected.
     Ebbing { until: Instant, declared: bool },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Episode {
     phase: Phase,
-    /// When the first of its backends would have gone down.
+    /// When the first backend of the outage would have gone down.
     since: Instant,
     held: BTreeSet<BackendId>,
 }
@@ -79,9 +81,9 @@ struct Episode {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outage {
     episode: Option<Episode>,
-    /// Backends that are down outside of outages, with the time since when if known.
+    /// The backends that are down outside of outages, each with the time since when, if known.
     fallen: BTreeMap<BackendId, Option<Instant>>,
-    /// Backends of the current outage that have just come back.
+    /// The backends of the current outage that have just come back.
     returned: BTreeSet<BackendId>,
     /// Whether some eligible backend is not down.
     sound: bool,
@@ -111,7 +113,7 @@ impl Outage {
         Some(if episode.is_declared() { Held::Outage } else { Held::Suspect })
     }
 
-    /// Start of the current outage.
+    /// The start of the current outage.
     pub(crate) fn since(&self) -> Option<Instant> {
         self.episode.as_ref().filter(|episode| episode.is_declared()).map(|episode| episode.since)
     }
@@ -139,7 +141,7 @@ impl Outage {
         }
     }
 
-    /// Assumes that backends which are down and not held have been so for long.
+    /// Assumes that backends which are down and not held have been down for a long time.
     pub(crate) fn take_for_granted(&mut self, facts: &Facts) {
         let down = facts.backends.iter().filter(|fact| fact.down && self.holds(fact.id).is_none());
         self.fallen = down.map(|fact| (fact.id, None)).collect();
@@ -235,7 +237,7 @@ impl Outage {
         }
     }
 
-    /// Decides after the round in which backends were suspected.
+    /// Decides after the round of checks that followed the suspicion.
     fn decide(
         &mut self,
         facts: &Facts,
@@ -250,7 +252,7 @@ impl Outage {
         let held = &mut episode.held;
         let fail: Vec<BackendId> =
             facts.backends.iter().filter(|fact| fact.fails && held.remove(&fact.id)).map(|fact| fact.id).collect();
-        // The others are expected back.
+        // The other backends are expected to come back.
         episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: false };
         self.fall(fail, now);
         self.end_if_none_is_held(now)
@@ -279,8 +281,8 @@ impl Outage {
         self.fallen.extend(ids.into_iter().map(|id| (id, Some(now))));
     }
 
-    /// Takes back backends that fell within the last round, before enough others failed. Their clients that have not
-    /// come since are still known there.
+    /// Takes back backends that fell within the last round, before enough others failed. Clients of these backends that
+    /// have not sent a packet since are still known there.
     fn take_back(&mut self, facts: &Facts, now: Instant) -> Vec<BackendId> {
         let fails = |id: BackendId| facts.backends.iter().any(|fact| fact.id == id && fact.fails);
         let is_recent =
@@ -292,7 +294,7 @@ impl Outage {
     }
 
     /// Counts the eligible backends that `fail`, and all eligible ones. A fallen backend does not count, unless it fell
-    /// just now as the first of several within a round.
+    /// within the last round as the first of several.
     fn count(
         &self,
         facts: &Facts,
@@ -331,7 +333,7 @@ impl Outage {
         Self { episode, ..Self::default() }
     }
 
-    /// Whether a later start would find the same state.
+    /// Whether a restored controller would find the same state of the outage.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.episode == before.episode
     }

@@ -24,7 +24,7 @@ fn remembering() -> ServiceConfig {
     ServiceConfig { remember: Duration::from_secs(3600), ..web() }
 }
 
-/// A bench of `web`, all up, with 50 known clients at each backend.
+/// A bench of the service `web`, with all backends up and 50 known clients at each of them.
 fn site(web: ServiceConfig) -> Bench {
     let mut bench = Bench::new(vec![web]).0;
     let backends: Vec<String> =
@@ -77,7 +77,7 @@ fn moved(commands: &[Command]) -> usize {
     commands.iter().filter(moves).count()
 }
 
-/// Lets all of these fail for long enough to make an outage. Returns the reports.
+/// Lets all of these backends fail long enough for an outage. Returns the reports.
 fn fail(bench: &mut Bench, backends: &[&str]) -> Vec<String> {
     let mut commands = rounds(bench, backends, &refused(), 3);
     commands.extend(wait(bench));
@@ -187,7 +187,7 @@ fn when_two_of_three_or_the_only_one_fail_then_known_clients_stay() {
         let said = fail(&mut bench, &ALL[..failing]);
         assert!(said.last().unwrap().starts_with("outage of web"), "{said:?}");
         assert_eq!(keeping(&bench), vec![true; there]);
-        // New clients go to the working backend.
+        // New clients go to the backend that works.
         assert_eq!(entries(bench.service()).len(), if there == 3 { 1 } else { there });
         assert_eq!(moved(&rounds(&mut bench, &ALL[..failing], &CheckOutcome::Passed, 2)), 0);
         assert_eq!(states(&bench), vec![BackendState::Up; there]);
@@ -231,7 +231,7 @@ fn when_backends_fail_one_after_the_other_within_a_round_then_the_last_ones_keep
             bench.controller.handle(bench.checked(backend, refused()), bench.now);
         }
     }
-    // Two failures of four are no outage, three are.
+    // Two failures of four backends are not an outage; three are.
     assert!(bench.shown("web/web3").1.starts_with("suspect"), "{:?}", bench.shown("web/web3"));
     assert!(bench.shown("web/web4").1.starts_with("suspect"), "{:?}", bench.shown("web/web4"));
     assert_eq!(keeping(&bench), [true; 4]);
@@ -244,7 +244,7 @@ fn when_the_share_is_one_then_there_are_no_outages() {
     rounds(&mut bench, &ALL[..3], &refused(), 3);
     assert_eq!(keeping(&bench), [false, false, false, true]);
 
-    // Outages are switched off during an outage.
+    // The rule for outages is switched off during an outage.
     let mut bench = site(remembering());
     fail(&mut bench, &ALL[..3]);
     let (_, commands) = bench.reload(vec![off]).unwrap();
@@ -301,7 +301,7 @@ fn when_backups_are_there_then_they_take_over_at_once() {
     let commands = rounds(&mut bench, &ALL[..3], &refused(), 3);
     assert_eq!((moved(&commands), keeping(&bench)), (3, vec![false, false, false, true]));
 
-    // A backup that fails as well is no help.
+    // A backup that fails as well does not help.
     let mut bench = site(web);
     fail(&mut bench, &ALL);
     assert_eq!(keeping(&bench), [true; 4]);
@@ -354,7 +354,7 @@ fn when_the_controller_restarts_in_an_outage_then_known_clients_stay_as_without_
         wait(&mut bench);
         assert_eq!(keeping(&bench), [true, true, true, false]);
     }
-    // The backends are only suspected.
+    // The backends are only suspected so far.
     let mut bench = site(remembering());
     rounds(&mut bench, &ALL, &refused(), 3);
     restart(&mut bench, remembering());
@@ -367,7 +367,7 @@ fn when_the_controller_restarts_in_an_outage_then_known_clients_stay_as_without_
 fn when_the_operator_acts_in_an_outage_then_it_is_done() {
     let mut bench = site(remembering());
     fail(&mut bench, &ALL[..3]);
-    // In maintenance or forced down, a backend keeps no client; a drain continues as usual.
+    // In maintenance, or when forced down, a backend keeps no client; a drain continues as usual.
     let (_, commands) = bench.admin("web/web1", Admin::Maint);
     assert_eq!((moved(&commands), keeping(&bench)), (1, vec![false, true, true, true]));
     bench.admin("web/web2", Admin::Drain);

@@ -1,4 +1,4 @@
-//! Plans: the moves that a change would cause, found by making it in a copy.
+//! Plans: the moves that a change would cause, found by making the change in a copy.
 
 mod joined;
 
@@ -37,9 +37,9 @@ pub struct Plan {
     pub message: String,
     /// Further lines about consequences beyond the named object.
     pub reports: Vec<String>,
-    /// With a configuration file: the run-time changes so far.
+    /// With a configuration file: the run-time changes that exist so far.
     pub changed: Vec<RunTimeChange>,
-    /// The services before the change; a service with both address families counts as two.
+    /// The effects on each service; a service with both address families counts as two.
     pub services: Vec<ServicePlan>,
 }
 
@@ -61,27 +61,27 @@ pub struct Planned {
 pub struct PlannedService {
     /// The service's name.
     pub service: String,
-    /// Number of slots before the change.
+    /// The number of slots before the change.
     pub table_size_before: u32,
-    /// Number of slots after the change.
+    /// The number of slots after the change.
     pub table_size: u32,
-    /// Slots of the live table that would get another backend.
+    /// The number of slots of the live table that would get another backend.
     pub slots_moved: u32,
-    /// The number of those that move between backends with unchanged shares.
+    /// The number of those slots that would move between backends with unchanged shares.
     pub needless_slots_moved: u32,
-    /// Known clients that would move at once.
+    /// The number of known clients that would move at once.
     pub known_clients_moved: u64,
-    /// Known clients that would stay with a draining backend until its deadline.
+    /// The number of known clients that would stay with a draining backend until its deadline.
     pub known_clients_draining: u64,
-    /// Known clients that would be forgotten.
+    /// The number of known clients that would be forgotten.
     pub known_clients_forgotten: u64,
-    /// The reason for forgetting clients, if there is any.
+    /// The reason why clients would be forgotten, if any would.
     pub forgotten_because: Option<&'static str>,
     /// The share of steered clients in percent, before and after the change.
     pub steer: [u8; 2],
-    /// Known clients that would start being steered.
+    /// The number of known clients that the balancer would start to steer.
     pub known_clients_taken_over: u64,
-    /// Known clients that would return to the host.
+    /// The number of known clients that would return to the host.
     pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     pub removed: bool,
@@ -96,13 +96,13 @@ pub struct PlannedService {
 /// Slots and clients with the same old and new backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedMove {
-    /// The backend that loses them; `None`: they had none.
+    /// The backend that loses the slots and clients; `None`: they had no backend.
     pub from: Option<String>,
-    /// The backend that gets them; `None`: they would be dropped.
+    /// The backend that gets the slots and clients; `None`: the clients would be dropped.
     pub to: Option<String>,
-    /// Slots of the live table.
+    /// The number of slots of the live table.
     pub slots: u32,
-    /// Known clients.
+    /// The number of known clients.
     pub clients: u64,
 }
 
@@ -129,15 +129,15 @@ pub struct ServicePlan {
     pub id: ServiceId,
     moves: Moves,
     before: Side,
-    /// The service afterwards; `None`: it is removed, or loses its last listener of this family.
+    /// The service after the change; `None`: the service is removed, or loses its last listener of this family.
     after: Option<Side>,
     /// Whether the service is removed.
     removed: bool,
     listeners_added: Vec<Listener>,
     listeners_removed: Vec<Listener>,
-    /// Names of its backends by id, before and after.
+    /// The names of the service's backends by id, before and after the change.
     names: HashMap<u16, String>,
-    /// The clients that it forgets.
+    /// The clients that the service forgets.
     forgets: Option<Forgets>,
 }
 
@@ -147,11 +147,11 @@ struct Side {
     table: Arc<[u16]>,
     home: Option<Arc<[u16]>>,
     failback: bool,
-    /// Backends that keep known clients.
+    /// The backends that keep known clients.
     keeps: HashSet<u16>,
-    /// Backends that keep known clients only until a deadline.
+    /// The backends that keep known clients only until a deadline.
     drains: HashSet<u16>,
-    /// The share of steered clients.
+    /// The share of clients that the balancer steers.
     share: Share,
 }
 
@@ -166,7 +166,7 @@ struct Census {
 }
 
 impl Controller {
-    /// Plans `change` as of now, by service. A backend that would be added is assumed reachable.
+    /// Plans `change` as of now, by service. The plan assumes that a backend to be added is reachable.
     ///
     /// # Errors
     /// [`Refused`] if the change would be refused.
@@ -174,7 +174,7 @@ impl Controller {
         self.plan_and_make(change, now).map(|(plan, _)| plan)
     }
 
-    /// Plans as [`plan_and_make`](Self::plan_and_make) does, together with what limits make of the change at once.
+    /// Plans as [`plan_and_make`](Self::plan_and_make) does, and includes the effects that limits would have at once.
     ///
     /// # Errors
     /// [`Refused`] if the change would be refused.
@@ -185,13 +185,13 @@ impl Controller {
     /// Plans as [`plan`](Self::plan) does, and also returns a controller that has made the change.
     ///
     /// # Errors
-    /// [`Refused`] if the change would be.
+    /// [`Refused`] if the change would be refused.
     pub fn plan_and_make(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
         self.planned(change, now, |_, _, _| Ok(Vec::new()))
     }
 
-    /// In a copy that has made a change: makes backends of changed services full that have as many clients or connections
-    /// as they may, and returns the messages and commands.
+    /// In a copy that has made a change: marks backends of changed services as full if they have reached their limit of
+    /// clients or connections, and returns the messages and commands.
     fn reach_limits(&self, copy: &mut Self, now: Instant) -> Result<Vec<(String, Vec<Command>)>, Refused> {
         let mut names: Vec<String> = Vec::new();
         for service in self.services().touched_since(copy.services()) {
@@ -281,8 +281,8 @@ fn listeners_beyond(service: &Service, more: &Service) -> Vec<Listener> {
 }
 
 impl Plan {
-    /// Counts known clients by the entries that `entries` supplies with the time since they were seen, each for the
-    /// service of its backend.
+    /// Counts known clients. `entries` supplies their entries, each with the time since the client was seen; an entry
+    /// counts for the service of its backend.
     #[must_use]
     pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
         let Self { mut message, reports, changed, services } = self;
@@ -314,7 +314,7 @@ impl Plan {
     }
 }
 
-/// Returns the number of known clients that move as a part of a sentence, or nothing if none does.
+/// Returns the number of known clients that move as part of a sentence, or nothing if none moves.
 #[must_use]
 pub fn clients_moved(services: &[PlannedService]) -> String {
     match services.iter().map(|of| of.known_clients_moved).sum::<u64>() {
@@ -323,7 +323,7 @@ pub fn clients_moved(services: &[PlannedService]) -> String {
     }
 }
 
-/// Returns the number of known clients that change sides as a part of a sentence, or nothing if none does.
+/// Returns the number of known clients that change sides as part of a sentence, or nothing if none does.
 #[must_use]
 pub fn clients_changing_sides(services: &[PlannedService]) -> String {
     let said = |sum: u64, what: &str| {
@@ -381,7 +381,7 @@ impl Side {
             cause: CauseIndex(MoveCause::Down as u8),
             opens: true,
             failback: self.failback,
-            // An entry does not tell which rule applies to its client. A client that is pinned elsewhere has already
+            // An entry does not show which rule applies to its client. A client that is pinned elsewhere has already
             // moved.
             pinned: false,
             now: entry.last_seen(),
@@ -411,8 +411,8 @@ impl ServicePlan {
         }
     }
 
-    /// Counts a known client of this service by its entry. A client that is about to move already is not moved by the
-    /// change.
+    /// Counts a known client of this service by its entry. The change does not move a client that is about to move
+    /// already.
     fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {
         let at = entry.backend();
         let forgets = self.forgets.filter(|forgets| forgets.includes(seen));
@@ -437,7 +437,7 @@ impl ServicePlan {
         }
     }
 
-    /// The plan with its known clients.
+    /// The effects of the plan, with the known clients of the census.
     fn with(&self, census: &Census) -> PlannedService {
         let name = |id: u16| match id {
             NO_BACKEND | ALL_DOWN => None,

@@ -1,4 +1,4 @@
-//! Traffic per second, over about the last ten seconds.
+//! Traffic per second, averaged over about the last ten seconds.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::BackendId;
 
-/// The minimum time of a rate, once that much has been observed.
+/// The minimum period for a rate, once that much time has been observed.
 const LEAST: Duration = Duration::from_secs(10);
-/// A shorter time does not give a rate.
+/// The minimum period that gives a rate at all.
 const ENOUGH: Duration = Duration::from_secs(1);
-/// Number of samples kept: one that is old enough, and one that will be.
+/// The number of samples kept: one that is old enough, and one that will be.
 const MOMENTS: usize = 2;
 
 /// The traffic forwarded to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Number of packets.
+    /// The number of packets.
     pub packets: u64,
-    /// Number of bytes.
+    /// The number of bytes.
     pub bytes: u64,
-    /// Number of new connections.
+    /// The number of new connections.
     pub connections: u64,
 }
 
@@ -34,11 +34,11 @@ impl From<&BackendStats> for Traffic {
 /// The traffic per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
-    /// Packets a second.
+    /// The number of packets a second.
     pub packets: f64,
-    /// Bytes a second.
+    /// The number of bytes a second.
     pub bytes: f64,
-    /// New connections a second.
+    /// The number of new connections a second.
     pub connections: f64,
 }
 
@@ -50,7 +50,7 @@ impl std::ops::AddAssign for Rates {
     }
 }
 
-/// The counters of each backend at one moment, by id.
+/// The counters of all backends at one moment, by id.
 type Counted = Arc<[(BackendId, Traffic)]>;
 
 /// The recent counters of a service's backends.
@@ -68,8 +68,8 @@ impl TrafficHistory {
         self.0.push_back((now, counted.into()));
     }
 
-    /// Returns the rates of a backend with the counters `traffic` at `now`; `None`: it was not observed for long
-    /// enough. A new backend is assumed to have started from zero.
+    /// Returns the rates of a backend with the counters `traffic` at `now`; `None` if the backend was not observed for
+    /// long enough. A new backend is assumed to have started from zero.
     #[must_use]
     pub fn rates(&self, now: Duration, id: BackendId, traffic: Traffic) -> Option<Rates> {
         let old = self.0.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= LEAST);
@@ -122,7 +122,7 @@ mod tests {
         history.keep(SECOND * 100, [(BackendId(1), traffic(0))].into_iter());
         assert_eq!(history.rates(SECOND * 100, BackendId(1), traffic(5)), None);
         assert_eq!(packets(&history, 104, 1, 8), Some(2.0));
-        // A new backend, and one whose counters were reset.
+        // The cases are a new backend, and a backend whose counters were reset.
         assert_eq!(packets(&history, 104, 9, 8), Some(2.0));
         history.keep(SECOND * 200, [(BackendId(1), traffic(50))].into_iter());
         assert_eq!(packets(&history, 210, 1, 3), Some(0.0));

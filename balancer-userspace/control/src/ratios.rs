@@ -1,6 +1,6 @@
-//! Ratios that tell how well clients are kept and how evenly they are spread.
+//! Ratios that show how well clients are kept and how evenly they are spread.
 
-/// `part` divided by `whole`; `None` if `whole` is 0.
+/// The ratio of `part` to `whole`; `None` if `whole` is 0.
 #[must_use]
 pub fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
@@ -17,7 +17,7 @@ pub fn stickiness(kept: u64, moved: u64) -> Option<f64> {
 /// backend.
 ///
 /// Backends with an expected share of zero (drained, down, weight 0) are left out of both sums: their remaining clients
-/// would make every other backend look too small.
+/// would make all other backends look too small.
 #[must_use]
 pub fn imbalance(shares: impl IntoIterator<Item = (Option<f64>, Option<f64>)>) -> Option<f64> {
     let eligible: Vec<(f64, f64)> =

@@ -1,4 +1,4 @@
-//! Whether this balancer is fit to receive clients, and why not.
+//! Whether this balancer is fit to receive clients, and the reasons if it is not.
 
 use balancer_config::{config::WhenAlone, words::grouped};
 use serde::{Deserialize, Serialize};
@@ -10,17 +10,17 @@ const NAMED: usize = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fitness {
-    /// It steers as intended.
+    /// The balancer steers as intended.
     Ready,
-    /// It steers, but needs attention.
+    /// The balancer steers, but needs attention.
     Degraded,
-    /// It should not receive clients.
+    /// The balancer should not receive clients.
     #[default]
     NotReady,
 }
 
 impl Fitness {
-    /// `ready`, `degraded` or `not_ready`.
+    /// The word for the fitness: `ready`, `degraded` or `not_ready`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -30,7 +30,7 @@ impl Fitness {
         }
     }
 
-    /// Whether clients may be sent to it.
+    /// Whether clients may be sent to the balancer.
     #[must_use]
     pub const fn serves(self) -> bool {
         match self {
@@ -45,7 +45,7 @@ impl Fitness {
 pub struct Readiness {
     /// The fitness.
     pub state: Fitness,
-    /// Why it is not simply ready, one sentence each; empty if it is.
+    /// Why the balancer is not simply ready, one sentence each; empty if it is.
     pub reasons: Vec<String>,
 }
 
@@ -54,15 +54,15 @@ pub struct Readiness {
 pub struct Facts {
     /// The stage of the process.
     pub stage: Stage,
-    /// The number of interfaces with its program.
+    /// The number of interfaces to which the balancer's program is attached.
     pub attached: usize,
-    /// Wanted interfaces without its program.
+    /// The wanted interfaces to which the program is not attached.
     pub missing: Vec<String>,
     /// Whether the data path could not be brought to the wanted state.
     pub out_of_step: bool,
     /// Problems of this machine, one sentence each.
     pub troubles: Vec<String>,
-    /// The state of its fleet; `None`: it has none.
+    /// The state of the balancer's fleet; `None`: it belongs to none.
     pub fleet: Option<FleetFacts>,
 }
 
@@ -81,7 +81,7 @@ pub enum Stage {
 /// A member's knowledge of its place in the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetFacts {
-    /// Whether it has the fleet's current epoch and the records of clients.
+    /// Whether the member has the fleet's current epoch and the records of clients.
     pub joined: bool,
     /// Whether the engine answers.
     pub engine_reachable: bool,
@@ -91,9 +91,9 @@ pub struct FleetFacts {
     pub denial: Option<String>,
     /// Why this member does not take part although it could.
     pub refused: Option<String>,
-    /// Steps to take before the engine fails, one sentence each.
+    /// Steps that an operator should take before the engine fails, one sentence each.
     pub engine_warnings: Vec<String>,
-    /// Whether the engine has not answered, or refused writes, for longer than the lease.
+    /// Whether the engine has not answered, or has refused writes, for longer than the lease.
     pub alone: bool,
     /// The treatment of VIPs while the member is alone.
     pub when_alone: WhenAlone,
@@ -102,7 +102,7 @@ pub struct FleetFacts {
 }
 
 impl FleetFacts {
-    /// Returns the facts of a member that has heard nothing yet.
+    /// Returns the facts of a member that has received nothing yet.
     #[must_use]
     pub const fn stranger(when_alone: WhenAlone) -> Self {
         Self {
@@ -129,7 +129,7 @@ impl FleetFacts {
     }
 }
 
-/// A verdict, and whether VIPs are withdrawn, which is no part of it.
+/// A verdict, and separately whether VIPs are withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
     /// The verdict.
@@ -139,8 +139,8 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// The verdict for readers. With `announced`, it is for readers who cannot see whether the VIPs are there, so a
-    /// withdrawn balancer is not ready.
+    /// The verdict for readers. `announced` means that these readers cannot see whether the VIPs are assigned, so a
+    /// withdrawn balancer counts as not ready.
     #[must_use]
     pub fn seen(self, announced: bool) -> Readiness {
         let Self { mut readiness, withdrawn } = self;
@@ -165,7 +165,7 @@ impl Facts {
         Readiness { state, reasons }
     }
 
-    /// Returns the reasons to keep clients away.
+    /// Returns the reasons to keep clients away from the balancer.
     fn against(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.stage {

@@ -2,10 +2,10 @@
 
 use balancer_config::{names::nearest, validate::Problem};
 
-/// Why a change was refused; nothing has changed then.
+/// Why a change was refused; a refused change has changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The change names something that does not exist.
+    /// The change names an object that does not exist.
     #[error("{0}")]
     NotFound(String),
     /// The change contradicts the current state.

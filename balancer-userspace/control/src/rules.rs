@@ -1,4 +1,4 @@
-//! Rules for client prefixes: the set of rules, which one decides, and when they expire.
+//! Rules for client prefixes: the set of rules, the choice of the rule that decides, and the expiry of rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,9 +25,9 @@ pub struct Rule {
     pub prefix: IpNet,
     /// The treatment of these clients.
     pub action: Action,
-    /// The time for which it was to hold when it was added; `None`: until it is removed.
+    /// The time for which the rule was to hold when it was added; `None`: until it is removed.
     pub ttl: Option<Duration>,
-    /// The time at which it expires; `None`: never.
+    /// The time at which the rule expires; `None`: never.
     pub ends: Option<Instant>,
 }
 
@@ -38,7 +38,7 @@ impl Rule {
         Self { prefix, action, ttl, ends: ttl.map(|ttl| now + ttl) }
     }
 
-    /// The rule as in a configuration file.
+    /// The rule in the form of a configuration file.
     #[must_use]
     pub fn written(&self) -> RuleConfig {
         RuleConfig { prefix: self.prefix, action: self.action.clone(), ttl: self.ttl }
@@ -49,7 +49,7 @@ impl Rule {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     there: BTreeMap<IpNet, Rule>,
-    /// Prefixes of expired rules of the configuration file. They do not return while the file says the same.
+    /// Prefixes of expired rules of the configuration file. These rules do not return while the file stays the same.
     ended: BTreeSet<IpNet>,
 }
 
@@ -77,7 +77,7 @@ impl Rules {
         self.there.get(&prefix)
     }
 
-    /// Adds a rule; returns the one for the same prefix that it replaces.
+    /// Adds a rule; returns the rule for the same prefix that it replaces.
     pub fn set(&mut self, rule: Rule) -> Option<Rule> {
         self.ended.remove(&rule.prefix);
         self.there.insert(rule.prefix, rule)
@@ -93,7 +93,8 @@ impl Rules {
         self.there.values_mut().for_each(|rule| rule.action.rename(from, to));
     }
 
-    /// The rule that decides about `client`: the one with the longest matching prefix among those that `count`.
+    /// The rule that decides about `client`: the one with the longest matching prefix among those for which `count` is
+    /// true.
     pub fn longest(&self, client: IpAddr, count: impl Fn(&Rule) -> bool) -> Option<&Rule> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
         let rule = |length| self.there.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
@@ -144,7 +145,7 @@ impl Rules {
         self.ended.extend(other.ended().filter(|prefix| !self.there.contains_key(prefix)));
     }
 
-    /// The rules with `wanted` prefixes.
+    /// The rules whose prefixes are `wanted`.
     #[must_use]
     pub fn those(&self, wanted: impl Fn(IpNet) -> bool) -> Self {
         Self {
@@ -157,7 +158,7 @@ impl Rules {
 /// Checks whether a rule may have `prefix` in a service with a VIP of family `ours`.
 ///
 /// # Errors
-/// [`Refused::Invalid`] says what would be right.
+/// [`Refused::Invalid`] with a message that says what would be right.
 pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Refused> {
     if prefix.trunc() != prefix {
         return Err(Refused::Invalid(host_bits(prefix)));

@@ -1,4 +1,4 @@
-//! Rules of the configuration file beside those of run time.
+//! Rules of the configuration file together with rules that users add at run time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     state_test::restart,
 };
 
-/// Rules from `PREFIX ACTION [SECONDS]` lines; any word that is no action is the backend of a pin.
+/// Rules from `PREFIX ACTION [SECONDS]` lines; any word that is not an action is the backend of a pin.
 fn rules(lines: &[&str]) -> Vec<RuleConfig> {
     let one = |line: &&str| {
         let mut words = line.split(' ');
@@ -36,7 +36,7 @@ fn with(lines: &[&str]) -> ServiceConfig {
     ServiceConfig { rules: rules(lines), ..web() }
 }
 
-/// The current rules in the form that [`rules`] reads, with the time they still hold.
+/// The current rules in the form that [`rules`] reads, with the time for which they still hold.
 fn shown(bench: &Bench) -> Vec<String> {
     let all = bench.controller.services().iter().flat_map(|service| service.rules().iter());
     let shown = all.map(|rule| {
@@ -122,7 +122,7 @@ fn when_a_service_has_both_families_then_each_part_has_its_rules() {
         bench.controller.services().iter().map(|service| service.rules().len()).collect()
     };
     assert_eq!(of(&bench), [1, 1]);
-    // The rule for a removed family waits for its listener.
+    // The rule for a removed family waits for a listener of that family.
     let listener: Listener = "[2001:db8::10]:80".parse().unwrap();
     bench.change(Change::RemoveListener { service: "shop".to_owned(), listener }).unwrap();
     bench.reload(vec![shop()]).unwrap();

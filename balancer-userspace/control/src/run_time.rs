@@ -12,13 +12,13 @@ use crate::rules::Rules;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// The share of a service's steered clients.
+    /// The share of a service's clients that the balancer steers.
     Service,
-    /// A listener.
+    /// A listener of a service.
     Listener,
-    /// A backend.
+    /// A backend of a service.
     Backend,
-    /// A rule.
+    /// A rule of a service.
     Rule,
 }
 
@@ -26,7 +26,7 @@ impl What {
     /// All kinds, in the order of output.
     pub const ALL: [Self; 4] = [Self::Service, Self::Listener, Self::Backend, Self::Rule];
 
-    /// `service`, `listener`, `backend` or `rule`.
+    /// The word for the kind: `service`, `listener`, `backend` or `rule`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -43,7 +43,7 @@ impl What {
 pub struct RunTimeChange {
     /// The kind of object.
     pub what: What,
-    /// `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
+    /// The name of the object: `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
     pub name: String,
     /// The current value and the value in the file, such as `weight 50 (file: 100)`.
     pub change: String,
@@ -64,7 +64,7 @@ pub fn summary(changes: &[RunTimeChange]) -> Option<String> {
     Some(parts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
 }
 
-/// The differences of a service's settings to the `file`.
+/// The differences of a service's settings from the `file`.
 pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTimeChange> {
     let mut changes = Vec::new();
     let mut add =
@@ -87,7 +87,7 @@ pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTi
     changes
 }
 
-/// The differences of a service's backends to the `file`. `states` holds states set by the operator.
+/// The differences of a service's backends from the `file`. `states` holds the states that the operator has set.
 pub(crate) fn of_backends(
     file: &ServiceConfig,
     now: &ServiceConfig,
@@ -134,7 +134,7 @@ pub(crate) fn of_backends(
     changes
 }
 
-/// The differences of a service's rules to the file.
+/// The differences of a service's rules from the file.
 pub(crate) fn of_rules(service: &str, file: &[RuleConfig], now: &Rules) -> Vec<RunTimeChange> {
     let mut all: BTreeMap<IpNet, [Option<RuleConfig>; 2]> = BTreeMap::new();
     for rule in file {

@@ -1,4 +1,4 @@
-//! Listing and undoing changes made at run time.
+//! Lists and undoes changes made at run time.
 
 use std::net::IpAddr;
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use balancer_common::map_types::NO_BACKEND;
 
-/// M ids; `NO_BACKEND`: the slot has no runner-up.
+/// The M ids of the runners-up; `NO_BACKEND`: the slot has no runner-up.
 #[derive(Clone, Debug)]
 pub(crate) enum RunnersUp {
-    /// Ids close to each other, as those of a service mostly are: the distance of each above `below`; 0: none.
+    /// Ids that are close to each other, like most ids of a service: the distance of each id above `below`; 0: no
+    /// runner-up.
     Near { below: u16, distances: Arc<[u8]> },
-    /// Ids at any distance.
+    /// Ids at any distance from each other.
     Far(Arc<[u16]>),
 }
 

@@ -1,5 +1,5 @@
-//! Finding the clients of client table entries. An entry holds no address, so addresses are hashed one after the other
-//! until their entries are found.
+//! Finds the clients of client table entries. An entry holds no address, so the search hashes one address after the
+//! other until it has found the clients of all entries.
 
 use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
 
@@ -12,19 +12,19 @@ use ipnet::IpNet;
 
 use crate::io::BackendId;
 
-/// The maximum number of clients examined in one search: about a tenth of a second of work, so that a request is
-/// answered on a loaded machine as well.
+/// The maximum number of clients examined in one search: about a tenth of a second of work, so that the balancer
+/// answers a request on a loaded machine as well.
 pub const MOST: u128 = 1 << 24;
 
-/// Number of tag bits that the first comparison uses.
+/// The number of tag bits that the first comparison uses.
 const FIRST_BITS: u32 = 24;
 
 /// The parameters by which a service distinguishes clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hashing {
-    /// The key of their hash.
+    /// The key of the clients' hash.
     pub key: HashKey,
-    /// Their family.
+    /// The family of the clients.
     pub family: Family,
     /// The client prefix length.
     pub prefix: u8,
@@ -33,15 +33,15 @@ pub struct Hashing {
 /// A known client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The first address of its prefix.
+    /// The first address of the client's prefix.
     pub address: IpAddr,
-    /// The backend at which it is known.
+    /// The backend at which the client is known.
     pub backend: BackendId,
-    /// Time since it was seen.
+    /// The time since the client was seen.
     pub seen: Duration,
 }
 
-/// Entries of one service to search for.
+/// The entries of one service whose clients are to be found.
 #[derive(Debug)]
 pub struct Sought {
     hashing: Hashing,
@@ -51,14 +51,14 @@ pub struct Sought {
 }
 
 impl Sought {
-    /// An empty set, for a client table with this many buckets, a power of two.
+    /// An empty set, for a client table with this number of buckets, a power of two.
     #[must_use]
     pub fn new(hashing: Hashing, buckets: u32) -> Self {
         let first = vec![0; (1 << FIRST_BITS) / u64::BITS as usize];
         Self { hashing, bucket_mask: buckets.wrapping_sub(1), first, entries: HashMap::new() }
     }
 
-    /// Adds an entry of a bucket.
+    /// Adds an entry of this bucket.
     pub fn add(&mut self, bucket: u32, entry: Entry, seen: Duration) {
         let place = entry.tag() >> (u32::BITS - FIRST_BITS);
         if let Some(word) = self.first.get_mut((place / u64::BITS) as usize) {
@@ -79,8 +79,8 @@ impl Sought {
         self.entries.is_empty()
     }
 
-    /// The clients among them with addresses `within` these prefixes; each address is examined once, and at most
-    /// [`MOST`] are.
+    /// The clients of these entries with addresses `within` these prefixes. The search examines each address once, and
+    /// at most [`MOST`] addresses.
     #[must_use]
     pub fn within(&self, within: &[IpNet]) -> Vec<Found> {
         let own = |net: &&IpNet| Family::of(net.addr()) == self.hashing.family;
@@ -125,7 +125,7 @@ pub fn count(net: IpNet, prefix: u8) -> u128 {
     (clients.end() - clients.start()).saturating_add(1)
 }
 
-/// The clients with addresses within a prefix, by the bits that distinguish them.
+/// The clients with addresses within a prefix, as the numbers that distinguish their addresses.
 fn clients_of(net: IpNet, prefix: u8) -> RangeInclusive<u128> {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => (u128::from(u32::from(address)), 32 - u32::from(prefix.min(32))),

@@ -10,49 +10,49 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::NEARLY_A_MINUTE;
 
-/// Number of minutes kept.
+/// The number of minutes to keep.
 const MINUTES: usize = 60;
 
-/// The kind of load that shares refer to.
+/// The kind of load to which shares refer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
-    /// Known clients at the end of the minute.
+    /// The known clients at the end of the minute.
     Clients,
-    /// New connections within the minute.
+    /// The new connections within the minute.
     Connections,
 }
 
 /// The shares of a minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minute {
-    /// End of the minute, on the history's clock.
+    /// The end of the minute, on the history's clock.
     pub at: Duration,
     names: Arc<[String]>,
-    /// A value for each name, in parts of 65,535. It is empty if there was no load.
+    /// A value for each name, in parts of 65,535; empty if there was no load.
     parts: Box<[u16]>,
 }
 
 impl Minute {
-    /// Each backend's share, 0 to 1, in the service's order of backends; empty if there was no load.
+    /// The share of each backend, 0 to 1, in the service's order of backends; empty if there was no load.
     pub fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
         let names = self.names.iter().map(String::as_str);
         names.zip(self.parts.iter().map(|&part| f64::from(part) / f64::from(u16::MAX)))
     }
 }
 
-/// The last hour of a service.
+/// The shares of a service in the last hour.
 #[derive(Clone, Debug, Default)]
 pub struct ShareHistory {
     load: Option<Load>,
     minutes: VecDeque<Minute>,
-    /// The counters of the backends at the last minute; only for shares of connections.
+    /// The counters of the backends at the last minute; used only for shares of connections.
     counted: Option<Vec<u64>>,
 }
 
 impl ShareHistory {
-    /// Stores each backend's value at `now`: known clients, or connections since the start. Calls less than a minute
-    /// after the last stored one are skipped. Returns whether it was stored.
+    /// Stores each backend's value at `now`: its known clients, or its connections since the start. Skips values that
+    /// come less than a minute after the last stored ones. Returns whether it stored them.
     pub fn keep(&mut self, now: Duration, load: Load, backends: &[(&str, u64)]) -> bool {
         self.expect(load);
         if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < NEARLY_A_MINUTE) {
@@ -78,14 +78,14 @@ impl ShareHistory {
         self.put(Minute { at, names, parts: parts.into_iter().map(|(_, part)| part).collect() });
     }
 
-    /// Returns the kind of load of the last minute's shares, and the parts to [resume](Self::resume) with.
+    /// Returns the kind of load of the last minute's shares, and the parts for [`resume`](Self::resume).
     #[must_use]
     pub fn last(&self) -> Option<(Load, Vec<(String, u16)>)> {
         let last = self.minutes.back()?;
         Some((self.load?, last.names.iter().cloned().zip(last.parts.iter().copied()).collect()))
     }
 
-    /// The minutes of the last hour, the oldest first.
+    /// The minutes of the last hour, beginning with the oldest.
     pub fn minutes(&self) -> impl DoubleEndedIterator<Item = &Minute> {
         self.minutes.iter()
     }
@@ -97,7 +97,7 @@ impl ShareHistory {
         }
     }
 
-    /// The last minute's names, if they are equal.
+    /// The shared names of the last minute if they equal these names, otherwise new ones.
     fn names<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Arc<[String]> {
         match self.minutes.back() {
             Some(last) if last.names.iter().map(String::as_str).eq(names.clone()) => Arc::clone(&last.names),
@@ -105,8 +105,8 @@ impl ShareHistory {
         }
     }
 
-    /// Returns the count of each of `names` a minute ago. Before the first minute it is `u64::MAX`, so that no
-    /// connections result. A new backend had counted nothing.
+    /// Returns the count of each of `names` a minute ago. Before the first minute, each count is `u64::MAX`, so that no
+    /// connections result. The count of a new backend is 0.
     fn counted_of(&self, names: &Arc<[String]>) -> Vec<u64> {
         let (Some(last), Some(counted)) = (self.minutes.back(), &self.counted) else {
             return vec![u64::MAX; names.len()];
@@ -126,7 +126,7 @@ impl ShareHistory {
     }
 }
 
-/// Each count's share of their sum, in parts of 65,535; empty if the sum is 0.
+/// The share of each count in their sum, in parts of 65,535; empty if the sum is 0.
 fn parts(counts: impl Iterator<Item = u64> + Clone) -> Box<[u16]> {
     let sum: u128 = counts.clone().map(u128::from).sum();
     if sum == 0 {

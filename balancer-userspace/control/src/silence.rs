@@ -1,4 +1,4 @@
-//! Why a service may get no packets: the first thing to check.
+//! Suggests the first thing to check if a service gets no packets.
 
 use crate::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot};
 
@@ -12,7 +12,7 @@ pub struct Around {
 }
 
 impl Around {
-    /// Returns the state in a snapshot.
+    /// Returns the state of the whole balancer in a snapshot.
     #[must_use]
     pub fn of(interfaces: &[InterfaceSnapshot], withdrawn: bool) -> Self {
         let seen = |interface: &InterfaceSnapshot| interface.stats.verdicts.iter().any(|&count| count > 0);

@@ -30,13 +30,13 @@ fn slots(bench: &Bench, backend: &str) -> u32 {
     bench.controller.backend(&name(backend)).unwrap().slots()
 }
 
-/// Advances the clock to the next deadline; returns the commands.
+/// Advances the clock to the next deadline, and returns the commands.
 fn tick(bench: &mut Bench) -> Vec<Command> {
     bench.now = bench.controller.next_deadline().expect("something is due");
     bench.controller.handle(Event::Tick, bench.now)
 }
 
-/// The slots of `backend` after each step until nothing is due any more, and the time of the end.
+/// The slots of `backend` after each step until nothing more is due, and the time of the last step.
 fn steps(bench: &mut Bench, backend: &str) -> (Vec<u32>, Instant) {
     let mut seen = vec![slots(bench, backend)];
     while bench.controller.next_deadline().is_some() {
@@ -127,7 +127,7 @@ fn when_no_other_backend_serves_then_there_is_no_slow_start() {
     assert_eq!((slots(&bench, "web/web1"), bench.controller.next_deadline()), (65_537, None));
     bench.pass("web/web2");
     assert!(slots(&bench, "web/web2") < 10_000);
-    // The only backend left is needed in full.
+    // The service needs all slots of the only backend that is left.
     bench.refuse("web/web1");
     assert_eq!((slots(&bench, "web/web2"), bench.controller.next_deadline()), (65_537, None));
 }

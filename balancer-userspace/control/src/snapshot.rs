@@ -1,4 +1,4 @@
-//! Everything visible of a running balancer, copied, so that rendering never delays the controller.
+//! A copy of everything visible of a running balancer, so that rendering never delays the controller.
 
 use std::{
     collections::BTreeMap,
@@ -49,31 +49,31 @@ use crate::{
 /// The state at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
-    /// Attached interfaces.
+    /// The interfaces to which the program is attached.
     pub interfaces: Vec<InterfaceSnapshot>,
-    /// Services in configuration order.
+    /// The services in configuration order.
     pub services: Services,
-    /// Dropped packets.
+    /// The counters of dropped packets.
     pub drops: DropStats,
     /// Packets that the XDP program answered.
     pub replies: ReplyStats,
-    /// Frames that were redirected but not sent, by the name of the target interface.
+    /// Frames that were redirected but not sent, by the name of the interface to which they were redirected.
     pub redirect_errors: BTreeMap<String, u64>,
     /// The state of the client table.
     pub memory: MemorySnapshot,
-    /// The flow table; `None`: no service is `snat`.
+    /// The state of the flow table; `None`: no service is `snat`.
     pub flows: Option<FlowsSnapshot>,
-    /// Number of changes by users.
+    /// The number of changes that users have made.
     pub generation: u64,
     /// The changes made at run time.
     pub changed: Vec<RunTimeChange>,
-    /// The state of this balancer that matters to machines which send it clients.
+    /// The state of this balancer that matters to machines that send it clients.
     pub member: MemberSnapshot,
-    /// The fleet that it belongs to; `None`: none.
+    /// The fleet to which the balancer belongs; `None`: it belongs to none.
     pub fleet: Option<FleetSnapshot>,
 }
 
-/// Services of a snapshot that are assembled one at a time, so that only few of sixty thousand backends are in memory.
+/// The services of a snapshot, assembled one at a time so that only a few of sixty thousand backends are in memory.
 pub struct Coming(Box<dyn Iterator<Item = ServiceSnapshot> + Send>);
 
 impl Coming {
@@ -99,7 +99,7 @@ impl Iterator for Coming {
 }
 
 impl<Services> Snapshot<Services> {
-    /// Replaces the services by the result of `make`.
+    /// Replaces the services with the result of `make`.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
         let Self {
@@ -146,25 +146,25 @@ impl From<Snapshot> for Snapshot<Coming> {
     }
 }
 
-/// The state of a balancer that matters to machines which send it clients.
+/// The state of a balancer that matters to machines that send it clients.
 #[derive(Clone, Debug, Default)]
 pub struct MemberSnapshot {
-    /// Whether it is fit to receive clients.
+    /// Whether the balancer is fit to receive clients.
     pub readiness: Readiness,
-    /// Whether the operator has withdrawn its VIPs.
+    /// Whether the operator has withdrawn the balancer's VIPs.
     pub withdrawn: bool,
-    /// The VIPs that balancers have assigned to its machine, with their interfaces.
+    /// The VIPs that balancers have assigned to this machine, with their interfaces.
     pub vips: Vec<(IpAddr, String)>,
 }
 
 /// The state of the client table.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemorySnapshot {
-    /// Number of known clients that it is sized for.
+    /// The number of known clients for which the table is sized.
     pub capacity: u64,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub entries: u64,
-    /// Slots whose clients' entries must be read, over all services.
+    /// The number of slots for which packets read the client table, over all services.
     pub exceptions: u64,
     /// Counters of the client table, summed over all CPUs.
     pub stats: MemoryStats,
@@ -175,26 +175,26 @@ pub struct MemorySnapshot {
 /// The state of the flow table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowsSnapshot {
-    /// Number of connections that it is sized for.
+    /// The number of connections for which the table is sized.
     pub capacity: u64,
-    /// Rows in use, by connections or by their resting ports.
+    /// The number of rows in use, by connections or by their resting ports.
     pub entries: u64,
 }
 
-/// An attached interface.
+/// An interface to which the program is attached.
 #[derive(Clone, Debug)]
 pub struct InterfaceSnapshot {
     /// Name of the interface.
     pub name: String,
     /// Index of the interface.
     pub ifindex: u32,
-    /// `native` or `generic`.
+    /// The XDP mode: `native` or `generic`.
     pub xdp_mode: &'static str,
-    /// Packets by verdict, all CPUs.
+    /// The numbers of packets by verdict, summed over all CPUs.
     pub stats: InterfaceStats,
 }
 
-/// Statistics from observing a service over time.
+/// Statistics that come from observing a service over time.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceStatistics {
     /// The sampling interval: one packet in this many.
@@ -205,17 +205,17 @@ pub struct ServiceStatistics {
     pub minute: Option<(Duration, Counted)>,
     /// The sample from about an hour ago: its age and its counts.
     pub hour: Option<(Duration, Counted)>,
-    /// Counters every ten seconds of the last ten minutes.
+    /// Counters at every ten seconds of the last ten minutes.
     pub history: Arc<History>,
-    /// The shares of its backends in the minutes of the last hour.
+    /// The shares of the service's backends in the minutes of the last hour.
     pub shares: Arc<ShareHistory>,
     /// The moment of the snapshot on the history's clock.
     pub now: Duration,
     /// Matters that need attention, one line each.
     pub warnings: Vec<String>,
-    /// Recent counters of its backends' forwarded traffic.
+    /// The recent counters of traffic that was forwarded to the service's backends.
     pub traffic: Arc<TrafficHistory>,
-    /// The first thing to check if no packets arrive; `None`: some arrive, or that is unknown.
+    /// The first thing to check if no packets arrive; `None`: some arrive, or it is unknown whether any do.
     pub silence: Option<String>,
 }
 
@@ -226,7 +226,7 @@ pub struct GoneSnapshot {
     pub id: BackendId,
     /// Name of the removed backend.
     pub name: String,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known_clients: u64,
     /// Counters, summed over all CPUs.
     pub stats: BackendStats,
@@ -235,9 +235,9 @@ pub struct GoneSnapshot {
 /// A listener of a service.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerSnapshot {
-    /// Address, ports and protocol.
+    /// The address, the ports and the protocol.
     pub listener: Listener,
-    /// Counters, summed over all CPUs; `None`: it is the only listener and has none of its own.
+    /// The listener's counters, summed over all CPUs; `None`: it is the only listener and has no counters of its own.
     pub stats: Option<ListenerStats>,
 }
 
@@ -246,9 +246,9 @@ pub struct ListenerSnapshot {
 pub struct TableSnapshot {
     /// The address family.
     pub family: Family,
-    /// M backend ids; or all `ALL_DOWN` or all `NO_BACKEND`.
+    /// The M entries: backend ids; or `ALL_DOWN` throughout, or `NO_BACKEND` throughout.
     pub live: Arc<[u16]>,
-    /// The table while all primary backends take new clients; `None`: none of them does.
+    /// The table that holds while all primary backends take new clients; `None`: none of them does.
     pub base: Option<Arc<[u16]>>,
 }
 
@@ -266,20 +266,20 @@ pub struct OutageSnapshot {
 pub struct DeniedSnapshot {
     /// The file with the prefixes.
     pub file: PathBuf,
-    /// Number of denied prefixes.
+    /// The number of denied prefixes.
     pub prefixes: usize,
-    /// Number of packets that they denied.
+    /// The number of packets that the list has denied.
     pub packets: u64,
-    /// Time since the file was read.
+    /// The time since the file was read.
     pub read: Option<Duration>,
-    /// Why the current file is not in effect.
+    /// Why the current contents of the file are not in effect.
     pub error: Option<String>,
 }
 
-/// The threshold for suggesting a rule `spread` for a client.
+/// The threshold at which a rule `spread` is suggested for a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpreadHeavy {
-    /// The fraction of the service's bytes.
+    /// The fraction of the service's bytes from which on a rule is suggested.
     pub share: f64,
     /// Prefixes that already have a rule.
     pub ruled: Vec<IpNet>,
@@ -288,14 +288,14 @@ pub struct SpreadHeavy {
 /// A service.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
-    /// The service's index in the kernel's maps; two for a service with both families, first that of its first
-    /// listener's family.
+    /// The indices of the service in the kernel's maps. A service with both families has two, beginning with that of
+    /// its first listener's family.
     pub ids: Vec<ServiceId>,
     /// The client prefix lengths.
     pub client_prefix: ClientPrefix,
     /// The last change of its table.
     pub last_change: Option<LastChange>,
-    /// Filled in by the task that collects statistics.
+    /// The service's statistics, which the task that collects them fills in.
     pub statistics: ServiceStatistics,
     /// Name of the service.
     pub name: String,
@@ -303,15 +303,15 @@ pub struct ServiceSnapshot {
     pub listeners: Vec<ListenerSnapshot>,
     /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// Number of slots.
+    /// The number of slots.
     pub table_size: u32,
     /// The service's lookup table, or both tables if it has both address families.
     pub tables: Vec<TableSnapshot>,
     /// The number of live tables so far.
     pub table_generation: u64,
-    /// Slots moved since the start because a backend's share changed.
+    /// The number of slots moved since the start because a backend's share changed.
     pub slots_moved_required: u64,
-    /// Other slots moved since the start.
+    /// The number of other slots moved since the start.
     pub slots_moved_needless: u64,
     /// How long the last table build took.
     pub table_build: Duration,
@@ -319,25 +319,25 @@ pub struct ServiceSnapshot {
     pub outage: Option<OutageSnapshot>,
     /// Whether clients are remembered.
     pub remembers: bool,
-    /// The share of steered clients.
+    /// The share of clients that the balancer steers.
     pub share: Share,
-    /// Packets that passed to the host, which serves the other clients.
+    /// The packets that passed to the host, which serves the other clients.
     pub passed: ShareStats,
-    /// How QUIC connection IDs encode its backends, and the counters.
+    /// How QUIC connection IDs encode the service's backends, and the counters.
     pub quic: Option<QuicSnapshot>,
-    /// Packets that a rule pinned to a backend that took no clients.
+    /// The packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
     /// The threshold for suggesting a rule for a heavy client; `None`: no suggestions.
     pub spread_heavy: Option<SpreadHeavy>,
-    /// The deny list.
+    /// The deny list; `None` if the service has none.
     pub denied: Option<DeniedSnapshot>,
-    /// The lists of targets that become its backends.
+    /// The lists of targets that become the service's backends.
     pub discover: Vec<DiscoverSnapshot>,
-    /// Counters of backends removed for good, by name; summed up after an hour.
+    /// The counters of backends that were removed for good, by name; summed up after an hour.
     pub removed_backends: Vec<(String, BackendStats)>,
-    /// Moves counted here that another member of the fleet has made and counts as well, by cause.
+    /// The moves counted here that another member of the fleet has made and counts as well, by cause.
     pub repeated_moves: [u64; MOVE_COUNTERS],
-    /// Removed backends that clients still know.
+    /// The removed backends that clients still know.
     pub gone: Vec<GoneSnapshot>,
     /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
@@ -351,7 +351,7 @@ pub struct QuicSnapshot {
     /// Counters of packets and addresses.
     pub stats: QuicStats,
     /// For each backend: its configured name, its server ID, and the number of known clients that left it because a
-    /// connection named another one.
+    /// connection named another backend.
     pub servers: Vec<(String, ServerId, u64)>,
 }
 
@@ -362,7 +362,7 @@ impl ServiceSnapshot {
         if client.is_ipv4() { self.client_prefix.v4 } else { self.client_prefix.v6 }
     }
 
-    /// The sum of a counter over all current and removed backends.
+    /// The sum of a counter over all present and removed backends.
     #[must_use]
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
@@ -378,7 +378,7 @@ impl ServiceSnapshot {
         present.filter_map(|backend| Some((*backend.ids.first()?, &mut backend.stats))).chain(gone)
     }
 
-    /// Returns the sum of all its backends' counters, without moves that other members count.
+    /// Returns the sums of the counters of all the service's backends, without moves that other members count.
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
@@ -392,8 +392,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Returns the effects of sharing its clients with the host, in a line. `None`: it has steered every client for
-    /// long.
+    /// Returns one line on the effects of sharing the service's clients with the host; `None`: the balancer has steered
+    /// every client for a long time.
     #[must_use]
     pub fn sharing_line(&self) -> Option<String> {
         let Share { now, least, most } = self.share;
@@ -422,13 +422,13 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Whether every packet passes to the host and counters show what would have happened.
+    /// Whether every packet passes to the host, and counters show what the balancer would have done.
     #[must_use]
     pub const fn is_watched(&self) -> bool {
         self.share.now == 0
     }
 
-    /// Returns the kind of load that shares refer to.
+    /// Returns the kind of load to which shares refer.
     #[must_use]
     pub const fn load_kind(&self) -> Load {
         if self.remembers { Load::Clients } else { Load::Connections }
@@ -444,7 +444,7 @@ impl ServiceSnapshot {
     }
 
     /// Returns for each backend its share of the known clients (without memory: of the connections), and the share that
-    /// weights alone would give it. `None` if there is no load.
+    /// it would have by the weights alone. The shares are `None` if there is no load.
     #[must_use]
     pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
         let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
@@ -453,14 +453,14 @@ impl ServiceSnapshot {
         shares.map(|backend| (share(self.load(backend), load), share(backend.eligible_weight(), weight))).collect()
     }
 
-    /// Returns the rates of one of its backends; `None`: they are not known yet.
+    /// Returns the rates of one of the service's backends; `None` if they are not known yet.
     #[must_use]
     pub fn rates_of(&self, backend: &BackendSnapshot) -> Option<Rates> {
         let id = *backend.ids.first()?;
         self.statistics.traffic.rates(self.statistics.now, id, (&backend.stats).into())
     }
 
-    /// Returns the rates of all its backends together; `None`: they are not known yet.
+    /// Returns the rates of all the service's backends together; `None` if they are not known yet.
     #[must_use]
     pub fn rates(&self) -> Option<Rates> {
         let rates = self.backends.iter().filter_map(|backend| self.rates_of(backend));
@@ -480,27 +480,28 @@ impl ServiceSnapshot {
 /// The agent of a backend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSnapshot {
-    /// Its complete report that is in effect.
+    /// The complete report of the agent that is in effect.
     pub said: Said,
-    /// Time since its last answer. `None`: no answer yet, it is silent, or another member queries it.
+    /// The time since the agent's last answer; `None`: it has not answered yet, it is silent, or another member queries
+    /// it.
     pub heard: Option<Duration>,
-    /// Why there is no answer. `None`: the last one was valid.
+    /// Why the agent has not answered; `None`: its last answer was valid.
     pub silent: Option<String>,
 }
 
-/// Handshakes with a backend that began since one was last completed.
+/// The handshakes with a backend that began since one was last completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
-    /// Their number, including repeated ones.
+    /// The number of these handshakes, including repeated ones.
     pub begun: u32,
-    /// Waiting time of the first.
+    /// The time for which the first of them has waited.
     pub lasted: Duration,
 }
 
 /// A backend.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
-    /// Indices of the backend's rows in the kernel's maps, one for each family of its service.
+    /// The indices of the backend's rows in the kernel's maps, one for each family of its service.
     pub ids: Vec<BackendId>,
     /// The backend's state in each family, if its service has both.
     pub families: Vec<FamilySnapshot>,
@@ -510,51 +511,52 @@ pub struct BackendSnapshot {
     pub address: String,
     /// The weight, 0–65535.
     pub weight: u16,
-    /// Whether it is a backup.
+    /// Whether the backend is a backup.
     pub backup: bool,
-    /// Whether it comes from a list of targets.
+    /// Whether the backend comes from a list of targets.
     pub discovered: bool,
-    /// The backend's agent; `None`: its service queries none.
+    /// The backend's agent; `None`: its service queries no agents.
     pub agent: Option<AgentSnapshot>,
-    /// The part of its slots that its load allows; 100% if it gives nothing away. `None`: its service bounds no loads.
+    /// The part of the backend's slots that its load allows; 100% if it gives nothing away; `None`: its service bounds
+    /// no loads.
     pub bound: Option<Bound>,
     /// The backend's limits.
     pub limits: Limits,
-    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
     pub full: Option<Full>,
     /// The administrative state that the operator wants.
     pub admin: Admin,
-    /// `unknown`, `up` or `down`.
+    /// The word for the verdict: `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The displayed state.
+    /// The state that users see.
     pub state: BackendState,
-    /// The reason; may be empty.
+    /// The reason for the state; may be empty.
     pub reason: String,
-    /// Slots of the live table.
+    /// The number of slots of the live table.
     pub slots: u32,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known_clients: u64,
-    /// `snat`: number of connections at the last count.
+    /// `snat`: the number of connections at the last count.
     pub active: Option<u64>,
-    /// Time left of a drain in progress.
+    /// The time that is left of a drain in progress.
     pub drain_deadline: Option<Duration>,
-    /// Whether it takes new clients.
+    /// Whether the backend takes new clients.
     pub eligible: bool,
     /// Counters, summed over all CPUs.
     pub stats: BackendStats,
-    /// Resets that refused connections and were withheld from clients.
+    /// The number of resets that refused connections and that the balancer withheld from clients.
     pub withheld: u64,
-    /// Signs of failure by kind.
+    /// The numbers of signs of failure, by kind.
     pub signals: [u64; Signal::COUNT],
-    /// Unfinished handshakes with it.
+    /// Unfinished handshakes with the backend.
     pub unanswered: Option<Unanswered>,
-    /// Health checks: passed, failed softly, failed hard.
+    /// The numbers of health checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
-    /// Duration of the last health check.
+    /// The duration of the last health check.
     pub last_check: Option<Duration>,
-    /// Its check and the results, once for each family of its service.
+    /// The backend's check and its results, once for each family of its service.
     pub check: Vec<CheckSnapshot>,
-    /// The number of times it entered each of [`BackendState::ALL`].
+    /// The number of times the backend entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
 }
 
@@ -563,9 +565,9 @@ pub struct BackendSnapshot {
 pub struct DiscoverSnapshot {
     /// The list.
     pub source: Source,
-    /// Number of targets in the last valid list.
+    /// The number of targets in the last valid list.
     pub targets: Option<usize>,
-    /// Time since that list was read.
+    /// The time since that list was read.
     pub read: Option<Duration>,
     /// Why the current list is not applied.
     pub error: Option<String>,
@@ -576,30 +578,30 @@ pub struct DiscoverSnapshot {
 pub struct FamilySnapshot {
     /// The address family.
     pub family: Family,
-    /// The address by which it is reached.
+    /// The address under which the balancer reaches the backend.
     pub address: String,
-    /// `unknown`, `up` or `down`.
+    /// The word for the verdict: `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The displayed state in this family.
+    /// The state that users see for this family.
     pub state: BackendState,
-    /// The reason; may be empty.
+    /// The reason for the state; may be empty.
     pub reason: String,
-    /// Slots of the family's live table.
+    /// The number of slots in the family's live table.
     pub slots: u32,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known_clients: u64,
 }
 
 /// The health checks of a backend.
 #[derive(Clone, Debug)]
 pub struct CheckSnapshot {
-    /// Address and port that are checked.
+    /// The address and port to which the check connects.
     pub target: SocketAddr,
     /// The check, described in words.
     pub words: Arc<str>,
     /// The results of the checks.
     pub health: Health,
-    /// Age of the current verdict.
+    /// The age of the current verdict.
     pub verdict_age: Duration,
     /// The verdict that the operator has set.
     pub forced: Option<Forced>,
@@ -607,18 +609,18 @@ pub struct CheckSnapshot {
     pub last: Option<(CheckOutcome, Duration)>,
     /// The duration of the last check.
     pub took: Option<Duration>,
-    /// Consecutive passes and failures that make a verdict; `None`: there is no check.
+    /// The numbers of consecutive passes and failures that make a verdict; `None`: there is no check.
     pub rise_fall: Option<(u32, u32)>,
 }
 
 impl CheckSnapshot {
-    /// Returns the results needed for another verdict; empty without checks.
+    /// Returns the results that another verdict needs; empty without checks.
     #[must_use]
     pub fn next_verdict(&self) -> String {
         self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))
     }
 
-    /// Why this machine could not make the last check, if it should have.
+    /// Why this machine could not make the last check; `None` if it could, or if there was nothing to check.
     fn hindered(&self) -> Option<&str> {
         match &self.last {
             Some((CheckOutcome::Hindered(why), _)) if self.rise_fall.is_some() => Some(why),
@@ -628,7 +630,8 @@ impl CheckSnapshot {
 }
 
 impl BackendSnapshot {
-    /// The reason for its state; if clients are still at a backend that takes no new ones, the reason why they stay.
+    /// The reason for the backend's state; if clients are still at a backend that takes no new ones, the reason why
+    /// they stay.
     #[must_use]
     pub fn shown_reason(&self) -> String {
         let silent = self.agent.as_ref().and_then(|agent| agent.silent.as_ref());
@@ -640,7 +643,7 @@ impl BackendSnapshot {
         }
     }
 
-    /// Why this machine could not make the last check, if it should have.
+    /// Why this machine could not make the last check; `None` if it could, or if there was nothing to check.
     #[must_use]
     pub fn hindered(&self) -> Option<&str> {
         self.check.iter().find_map(CheckSnapshot::hindered)
@@ -666,7 +669,7 @@ impl BackendSnapshot {
         format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
     }
 
-    /// The weight by which its slots are assigned.
+    /// The weight that determines the number of the backend's slots.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent.as_ref().map_or(self.weight, |agent| agent.said.weight(self.weight))

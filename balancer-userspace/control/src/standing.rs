@@ -1,5 +1,5 @@
-//! A backend's standing, which follows from its administrative state and its health. The standing is never stored but
-//! derived each time.
+//! A backend's standing, which follows from its administrative state and its health. It is never stored, but derived
+//! each time.
 //!
 //!
 //! ```text
@@ -40,12 +40,12 @@ pub enum HealthFact {
     Unknown,
     /// The checks pass.
     Up,
-    /// The checks fail, or (a hard failure) it has no next hop.
+    /// The checks fail, or (a hard failure) the backend has no next hop.
     Down(FailureKind),
 }
 
 impl HealthFact {
-    /// The word that users see.
+    /// The word for the health that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -63,7 +63,7 @@ pub struct Situation {
     pub admin: Admin,
     /// The results of the checks.
     pub health: HealthFact,
-    /// Whether it counts as down until the first verdict.
+    /// Whether the backend counts as down until the first verdict.
     pub start_down: bool,
     /// How a failure treats known clients.
     pub on_failure: OnFailure,
@@ -71,29 +71,29 @@ pub struct Situation {
     pub remembers: bool,
     /// Whether a drain is over: its deadline has passed, or no known client is left.
     pub drained: bool,
-    /// Why it keeps its clients although it has failed, if it does.
+    /// Why the backend keeps its clients although it has failed; `None` if it does not.
     pub held: Option<Held>,
 }
 
 /// Why a backend that has failed keeps its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// Whether enough backends fail that it may be an outage of all.
+    /// So many backends fail that it may be an outage of the whole service.
     Suspect,
-    /// It is an outage.
+    /// The failure belongs to an outage.
     Outage,
 }
 
-/// The treatment of a backend's clients, and its displayed state.
+/// The treatment of a backend's clients, and the state that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether it takes new clients (if its weight is not 0 and, for a backup, if it is needed).
+    /// Whether the backend takes new clients (if its weight is not 0 and, for a backup, if it is needed).
     pub takes_new: bool,
-    /// Whether known clients stay with it. Never without memory.
+    /// Whether known clients stay with the backend; always false without memory.
     pub keeps_known: bool,
     /// The cause of moves, if known clients do not stay.
     pub cause: MoveCause,
-    /// The displayed state.
+    /// The state that users see.
     pub state: BackendState,
 }
 
@@ -136,7 +136,7 @@ impl Situation {
     }
 
     /// The standing of a backend that has failed together with so many others that its clients are better off where
-    /// they are. Without memory they stay only if its slots do.
+    /// they are. Without memory, clients stay only if the backend's slots do.
     const fn held(self, held: Held, action: FailureAction) -> Standing {
         let (cause, drains) = match action {
             FailureAction::Move => (MoveCause::Down, false),
@@ -176,7 +176,7 @@ mod tests {
 
     type Row = (Admin, &'static [HealthFact], Option<FailureAction>, bool, bool, &'static str);
 
-    /// The rows of the documented table, with memory: operator's state, health, what a failure does (`None`: any) ->
+    /// The rows of the documented table, with memory: operator's state, health, effect of a failure (`None`: any) ->
     /// takes new clients, keeps known ones, displayed state.
     const TABLE: &[Row] = {
         use Admin::{Drain, Maint, Ready};

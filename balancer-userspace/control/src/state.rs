@@ -1,9 +1,8 @@
 //! The state of the controller that outlives its process.
 //!
-//! Plain data: [`Controller::export`](super::controller::Controller::export) makes it,
-//! [`Controller::restore`](super::controller::Controller::restore) takes it. A field that is added gets
-//! `#[serde(default)]`, so that older files stay readable; what an older controller must not overlook gets a new
-//! [`VERSION`].
+//! Plain data, which [`Controller::export`](super::controller::Controller::export) makes and
+//! [`Controller::restore`](super::controller::Controller::restore) takes. A new field gets `#[serde(default)]`, so that
+//! older files stay readable; a new field that an older controller must not overlook gets a new [`VERSION`].
 
 mod changes;
 
@@ -35,54 +34,54 @@ use crate::{
 
 pub use self::changes::{ListChanges, SavedChanges};
 
-/// Counters of backends removed for good, by service and name.
+/// The counters of backends that were removed for good, by service and name.
 pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
-/// The version that is written. Files of later versions are refused.
+/// The version that this controller writes. It refuses files of later versions.
 pub const VERSION: u32 = 2;
 
-/// Everything that a restart must preserve. For writing, its lists may be [`Listed`].
+/// Everything that a restart must preserve. When it is written, its lists may be [`Listed`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, NextHops = Vec<(IpAddr, Hop)>> {
     /// The version of the state, see [`VERSION`].
     pub version: u32,
-    /// The number of the kernel maps that belong to the state, drawn when they were made.
+    /// The number of the kernel maps that belong to the state, drawn at random when the maps were created.
     pub instance: u64,
-    /// Number of changes by users.
+    /// The number of changes that users have made.
     pub generation: u64,
     /// The fleet's hash key, if the configuration has none.
     pub hash_key: Option<HashKey>,
-    /// A fingerprint of the hash key, which tells whether hashes are the same as before.
+    /// A fingerprint of the hash key, which shows whether hashes are the same as before.
     pub key_fingerprint: u64,
     /// The services of the last applied configuration file.
     pub file: File,
     /// The current services.
     pub services: Services,
-    /// Removed backends that clients may still know.
+    /// The removed backends that clients may still know.
     pub gone: Vec<SavedGone>,
-    /// Free backend ids, next one first, as runs (first, last).
+    /// The free backend ids as runs (first, last), in the order of their use.
     pub free_ids: Vec<(u16, u16)>,
     /// The known states of the paths to backends.
     pub next_hops: NextHops,
-    /// Counters of backends removed for good, by service and name. The shell fills this in.
+    /// The counters of backends that were removed for good, by service and name. The shell fills them in.
     #[serde(default, rename = "departed")]
     pub removed_backends: SavedCountersByService,
-    /// Moves that other members of a fleet count, by service and cause. The shell fills this in.
+    /// The moves that other members of a fleet count, by service and cause. The shell fills them in.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs. The shell fills this in.
     #[serde(default)]
     pub withdrawn: bool,
-    /// The fleet's epoch of this state. The shell fills this in.
+    /// The fleet's epoch that has this state. The shell fills it in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// A clock by which moments can be interpreted even if the wall clock is set. The shell fills this in.
+    /// A clock that makes moments comparable even if the wall clock has been set since. The shell fills it in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
 
-/// A list whose items are made one by one as they are written, because a large state as a whole would take tens of
-/// megabytes.
+/// A list whose items are created one by one while they are written, because a large state as a whole would take tens
+/// of megabytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<List>(pub(crate) List);
 
@@ -93,7 +92,7 @@ impl<List: Fn() -> Items, Items: Iterator<Item: Serialize>> Serialize for Listed
 }
 
 impl SavedState {
-    /// Clears the counters that checks and sweeps increase constantly.
+    /// Clears the counters that grow with every check and sweep.
     pub fn forget_counts(&mut self) {
         for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
             (backend.known, backend.checks) = (0, [0; 3]);
@@ -101,9 +100,9 @@ impl SavedState {
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
     }
 
-    /// Resets all counters to 0, because the maps with their latest values are gone. The file may be minutes old, and a
-    /// counter that continues from it could decrease, which Prometheus treats as a reset and counts twice. Counters
-    /// `agreed` by a fleet stay.
+    /// Resets all counters to 0, because the maps with their latest values are gone. The file may be minutes old, so a
+    /// counter that continued from it could decrease, and Prometheus would take this for a reset and count twice.
+    /// Counters that a fleet has `agreed` on stay.
     pub fn restart_counters(&mut self, agreed: bool) {
         self.removed_backends.clear();
         self.repeated_moves.clear();
@@ -119,7 +118,7 @@ impl SavedState {
         }
     }
 
-    /// All counters that a controller continues.
+    /// All counters that a restored controller continues.
     pub(crate) fn counts(&self) -> impl Iterator<Item = u64> {
         let services = self
             .services
@@ -134,8 +133,8 @@ impl SavedState {
         [self.generation].into_iter().chain(services).chain(backends).chain(gone)
     }
 
-    /// Limits all times so that, from `now` on, nothing lasts longer than it was to last when it began. This is for a
-    /// state whose moments come from a clock that may have been set since then.
+    /// Limits all times so that, from `now` on, nothing lasts longer than it was to last when it began. The function is
+    /// for a state whose moments come from a clock that may have been set since then.
     pub fn bound(&mut self, now: Moment) {
         for service in &mut self.services {
             if let Some(outage) = &mut service.outage {
@@ -172,7 +171,7 @@ pub struct SavedEpoch {
     pub lineage: u64,
     /// The epoch's number in its lineage.
     pub number: u64,
-    /// Time of the decision.
+    /// The time of the decision.
     pub at: Moment,
 }
 
@@ -181,40 +180,40 @@ pub struct SavedEpoch {
 pub struct SavedService {
     /// Index of the service.
     pub id: ServiceId,
-    /// The family of its clients; if absent, that of its first listener.
+    /// The family of the service's clients; if absent, that of its first listener.
     #[serde(default)]
     pub family: Option<Family>,
-    /// The ids of its listeners.
+    /// The ids of the service's listeners.
     #[serde(default)]
     pub listeners: Vec<(Listener, ListenerId)>,
     /// The service's configuration, without `backends`, which are stored below.
     pub settings: ServiceConfig,
     /// The number of live tables so far.
     pub table_generation: u64,
-    /// Slots moved because a backend's share changed.
+    /// The number of slots moved because a backend's share changed.
     pub slots_moved_required: u64,
-    /// Other slots moved.
+    /// The number of other slots moved.
     pub slots_moved_needless: u64,
-    /// Seconds in a tick of its client memory; 0: it has none yet.
+    /// The number of seconds in a tick of the service's client memory; 0: it has none yet.
     #[serde(default)]
     pub tick_seconds: u32,
-    /// Rules for client prefixes.
+    /// The rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
-    /// Prefixes of expired rules of the configuration file.
+    /// The prefixes of expired rules of the configuration file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended_rules: Vec<IpNet>,
-    /// The outage or suspected outage, if any.
+    /// The declared or suspected outage, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SavedOutage>,
-    /// The earlier shares of steered clients, if the share has changed recently.
+    /// The earlier shares of clients that the balancer steered, if the share has changed recently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<SavedShare>,
     /// The service's backends, in their order.
     pub backends: Vec<SavedBackend>,
 }
 
-/// The range of recent shares of steered clients; the settings hold the current one.
+/// The range of the recent shares of steered clients; the settings hold the current share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedShare {
     /// The smallest share.
@@ -225,12 +224,12 @@ pub struct SavedShare {
     pub settles: Moment,
 }
 
-/// An outage of a service, or a suspected one.
+/// A declared or suspected outage of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedOutage {
     /// The phase.
     pub phase: SavedPhase,
-    /// Time of its start.
+    /// The time at which the outage began.
     pub since: Moment,
     /// The backends that keep their known clients although they are down.
     pub held: Vec<BackendId>,
@@ -240,18 +239,18 @@ pub struct SavedOutage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SavedPhase {
-    /// It is suspected.
+    /// The outage is suspected.
     Suspected {
-        /// Time of the decision.
+        /// The time at which the decision is due.
         until: Moment,
     },
-    /// It is declared.
+    /// The outage is declared.
     Lasts,
-    /// Some of its backends are back.
+    /// Some backends of the outage are back.
     Ebbing {
-        /// The time until which the others may come back.
+        /// The time until which the other backends may come back.
         until: Moment,
-        /// Whether it was declared, not only suspected.
+        /// Whether the outage was declared, and not only suspected.
         declared: bool,
     },
 }
@@ -259,15 +258,15 @@ pub enum SavedPhase {
 /// A rule for a client prefix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRule {
-    /// The clients that the rule is for.
+    /// The clients to which the rule applies.
     pub prefix: IpNet,
     /// The treatment of these clients.
     #[serde(flatten)]
     pub action: Action,
-    /// The time for which it was to hold when it was added.
+    /// The time for which the rule was to hold when it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
-    /// The time at which it expires.
+    /// The time at which the rule expires.
     #[serde(default)]
     pub ends: Option<Moment>,
 }
@@ -275,11 +274,11 @@ pub struct SavedRule {
 /// A slow start in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedSlowStart {
-    /// Time of its start.
+    /// The time at which the slow start began.
     pub since: Moment,
-    /// Its total duration.
+    /// The total duration of the slow start.
     pub lasts: Duration,
-    /// The step in the live table.
+    /// The current step in the live table.
     pub step: u8,
 }
 
@@ -292,17 +291,17 @@ pub struct SavedBackend {
     pub config: BackendConfig,
     /// The administrative state that the operator wants.
     pub admin: Admin,
-    /// The verdict of its checks, and the checks counted towards the next.
+    /// The verdict of the backend's checks, and the checks counted towards the next verdict.
     pub health: Health,
-    /// The displayed state.
+    /// The state that users see.
     pub state: BackendState,
-    /// Start of that state.
+    /// The start of that state.
     pub since: Moment,
-    /// The operator's drain timeout, in place of the service's.
+    /// The operator's drain timeout, which applies in place of the service's.
     pub drain_timeout: Option<Duration>,
     /// The deadline of a drain in progress.
     pub drain_until: Option<Moment>,
-    /// Whether it is removed once drained.
+    /// Whether the backend is removed once it is drained.
     pub leaving: bool,
     /// The verdict that the operator has set.
     #[serde(default)]
@@ -310,24 +309,24 @@ pub struct SavedBackend {
     /// The agent's report that reduces something; `None`: nothing is reduced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Box<Said>>,
-    /// The part of its slots that its load allows; `None`: all.
+    /// The part of the backend's slots that its load allows; `None`: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
-    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
-    /// The progress of its slow start.
+    /// The progress of the backend's slow start.
     #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,
-    /// Whether it was added while the service was in use, and waits for its next hop.
+    /// Whether the backend was added while the service was in use, and waits for its next hop.
     pub late: bool,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known: u64,
-    /// Checks: passed, failed softly, failed hard.
+    /// The numbers of checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
-    /// Number of times that it entered each state.
+    /// The number of times that the backend entered each state.
     pub transitions: Vec<u64>,
-    /// The path on which its fleet has agreed.
+    /// The path to the backend on which the fleet has agreed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub way: Option<Way>,
 }
@@ -335,28 +334,28 @@ pub struct SavedBackend {
 /// A removed backend that clients may still know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedGone {
-    /// Its name in its former service.
+    /// The backend's name in its former service.
     pub name: String,
     /// The backend's specification, from its row.
     pub row: BackendSpec,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known: u64,
 }
 
 /// Counters of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedCounters {
-    /// Packets forwarded.
+    /// The number of packets forwarded.
     pub packets: u64,
-    /// Bytes forwarded.
+    /// The number of bytes forwarded.
     pub bytes: u64,
-    /// New connections.
+    /// The number of new connections.
     pub connections: u64,
     /// New connections, by the index of their decision.
     pub decisions: Vec<u64>,
-    /// Known clients moved away, by the index of the cause.
+    /// Known clients that moved away, by the index of the cause.
     pub moves: Vec<u64>,
-    /// Time of the last addition.
+    /// The time at which counters were last added.
     #[serde(default)]
     pub since: Option<Moment>,
 }
@@ -365,21 +364,21 @@ pub struct SavedCounters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
 
-/// The moment of a state on two clocks: the wall clock, which may be set, and one that advances steadily until the
-/// machine ends.
+/// The moment of a state on two clocks: the wall clock, which may be set, and a clock that advances steadily until the
+/// machine shuts down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedClock {
     /// The boot id of the machine.
     pub boot: String,
-    /// Time since the boot.
+    /// The time since the boot.
     pub uptime: Duration,
     /// The wall clock's time.
     pub wall: Moment,
 }
 
 impl SavedClock {
-    /// Returns the time that the wall clock would show at this uptime if it had not been set since. `None` if the
-    /// uptime is before this moment, which means another boot.
+    /// Returns the time that the wall clock would show at this uptime if it had not been set since; `None` if the
+    /// uptime is before this moment, which means that the machine was booted again.
     #[must_use]
     pub fn wall_at(&self, uptime: Duration) -> Option<SystemTime> {
         let since = uptime.checked_sub(self.uptime)?;
@@ -409,7 +408,7 @@ impl Clocks {
         Moment((self.since_epoch() + ahead).saturating_sub(behind))
     }
 
-    /// The same clocks as they were at `moment`, or as they are if it is in the future.
+    /// The same clocks as they were at `moment`, or as they are now if it is in the future.
     #[must_use]
     pub fn as_of(self, moment: Moment) -> Self {
         let now = self.instant(moment).min(self.now);
@@ -417,7 +416,7 @@ impl Clocks {
         Self { now, wall: self.wall.checked_sub(ago).unwrap_or(self.wall) }
     }
 
-    /// Converts `moment` to the monotonic clock; limited to the clock's earliest time.
+    /// Converts `moment` to the monotonic clock, but not to a time before this clock's earliest time.
     #[must_use]
     pub fn instant(self, moment: Moment) -> Instant {
         let wall = self.since_epoch();

@@ -1,4 +1,4 @@
-//! Live tables: which backends are steered to now.
+//! Live tables: determine to which backends clients are steered now.
 //!
 //!
 //! ```text
@@ -7,12 +7,13 @@
 //! ```
 //!
 //! A backend in a slow start has only a part of every [`STEPS`] of its slots; the others go to backends that do not
-//! start slowly. Each step therefore moves slots to it, and none between others or back. A backend with too much load
-//! gives slots away in the same manner.
+//! start slowly. Each step therefore moves slots to this backend, and no slots between other backends or back. A
+//! backend with too much load gives slots away in the same manner.
 //!
 //! A live table is a function of (configured backends, steered-to backends, M, key), and of nothing that happened
-//! before. Balancers with the same view agree, a failure or a drain moves only that backend's slots, and its return
-//! restores the table exactly. Backups have their own base table, used when no primary takes new clients.
+//! before. Balancers with the same view have the same table, a failure or a drain moves only that backend's slots, and
+//! the backend's return restores the table exactly. Backups have their own base table, which is used when no primary
+//! takes new clients.
 
 use std::sync::Arc;
 
@@ -30,27 +31,28 @@ use crate::{
     succession::Succession,
 };
 
-/// Number of steps of a slow start, which ends with the last one.
+/// The number of steps of a slow start, which ends with the last step.
 pub const STEPS: u8 = 10;
 
-/// The facts about a configured backend that the table depends on.
+/// The facts about a configured backend on which the table depends.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
-    /// Id, name and weight of the backend.
+    /// The id, name and weight of the backend.
     pub member: Member<'a>,
-    /// Whether it is a backup.
+    /// Whether the backend is a backup.
     pub backup: bool,
-    /// Whether it is in maintenance.
+    /// Whether the backend is in maintenance.
     pub maint: bool,
-    /// Whether its standing allows new clients (weight not considered).
+    /// Whether the backend's standing allows new clients (regardless of the weight).
     pub takes_new: bool,
-    /// The step of its slow start, from 1. A finished one stays at [`STEPS`] until all of the service are finished.
+    /// The step of the backend's slow start, from 1. A finished slow start stays at [`STEPS`] until all slow starts of
+    /// the service are finished.
     pub step: Option<u8>,
-    /// How many of every [`STEPS`] of its slots its load allows. `None`: all.
+    /// How many of every [`STEPS`] of the backend's slots its load allows; `None`: all.
     pub bound: Option<u8>,
 }
 
-/// Which kind of backends a live table steers to.
+/// The kind of backends to which a live table steers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// Primary backends take new clients.
@@ -59,13 +61,13 @@ pub enum Tier {
     Backups,
     /// No backend takes new clients, and the service steers as if every backend outside of maintenance were up.
     AsIfUp,
-    /// No backend takes new clients, and the service drops.
+    /// No backend takes new clients, and the service drops packets.
     AllDown,
     /// The service has no backends.
     NoBackend,
 }
 
-/// The weights of the backends that are steered to, times their slow start steps, by id.
+/// The weights of the backends to which clients are steered, times their slow start steps, by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shares(Vec<(u16, u32)>);
 
@@ -76,13 +78,13 @@ impl Shares {
         Self(Vec::new())
     }
 
-    /// Whether a backend is steered to.
+    /// Whether clients are steered to a backend.
     #[must_use]
     pub fn has(&self, id: u16) -> bool {
         self.0.binary_search_by_key(&id, |&(id, _)| id).is_ok()
     }
 
-    /// The backends that are steered to, in ascending order.
+    /// The backends to which clients are steered, in ascending order.
     pub fn ids(&self) -> impl Iterator<Item = u16> + Clone {
         self.0.iter().map(|&(id, _)| id)
     }
@@ -110,19 +112,19 @@ impl FromIterator<(u16, u32)> for Shares {
 /// A live table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// The kind of backends that clients are steered to.
+    /// The kind of backends to which clients are steered.
     pub tier: Tier,
-    /// The backends that are steered to. Empty with [`Tier::AllDown`] and [`Tier::NoBackend`].
+    /// The backends to which clients are steered; empty with [`Tier::AllDown`] and [`Tier::NoBackend`].
     pub shares: Shares,
-    /// M entries: ids out of `shares`, or `ALL_DOWN` or `NO_BACKEND` throughout.
+    /// The M entries: ids out of `shares`, or `ALL_DOWN` throughout, or `NO_BACKEND` throughout.
     pub slots: Arc<[u16]>,
-    /// The base table of the primaries. `None`: no primary is steered to.
+    /// The base table of the primaries; `None`: no clients are steered to primaries.
     pub home: Option<Arc<[u16]>>,
 }
 
-/// Builds the live tables of one service. It caches the base tables, which change only with the configuration, and the
-/// last table used for slots without a successor. A slot keeps its owner as long as that is steered to, so the builder
-/// continues from the last live table if backends were only removed since.
+/// Builds the live tables of one service. The builder caches the base tables, which change only with the configuration,
+/// and the last table used for slots without a successor. A slot keeps its owner while clients are steered to it, so
+/// the builder continues from the last live table if backends were only removed since.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
@@ -135,7 +137,7 @@ pub struct Builder {
 #[derive(Clone, Debug)]
 struct Last {
     base: Arc<[u16]>,
-    /// The steered-to ids in ascending order.
+    /// The ids of backends to which clients are steered, in ascending order.
     steered: Vec<u16>,
     slots: Arc<[u16]>,
 }
@@ -162,14 +164,14 @@ impl Builder {
         base.update(&configured, (table_size, key), made);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
-        // If no backend could take slots that are given away because of load, none are given away.
+        // If no backend could take slots that others give away because of load, none are given away.
         let some_are_free = steered.iter().any(|candidate| candidate.step.is_none() && candidate.bound.is_none());
         let given = |candidate: &Candidate<'_>| {
             let steps = [candidate.step, candidate.bound.filter(|_| some_are_free)];
             steps.into_iter().flatten().min()
         };
         let settled = steered.iter().any(|&candidate| given(candidate).is_none());
-        // If every backend starts slowly, none does.
+        // If every backend starts slowly, none of them does.
         let step = |candidate: &Candidate<'_>| given(candidate).filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
@@ -215,7 +217,7 @@ impl Builder {
         Live { tier, shares, slots, home }
     }
 
-    /// Returns the base tables that it has made, for reuse by a builder that needs the same ones.
+    /// Returns the base tables that this builder has made, for reuse by a builder that needs the same ones.
     #[must_use]
     pub fn made(&self) -> Vec<Made> {
         let made = [&self.primaries, &self.backups, &self.remnant].into_iter().filter(|base| base.of.is_some());
@@ -228,14 +230,14 @@ impl Builder {
 pub struct Made(Base);
 
 impl Made {
-    /// Whether both are the same shared table.
+    /// Whether both values are the same shared table.
     #[cfg(test)]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.slots, &other.0.slots)
     }
 }
 
-/// A base table with its inputs.
+/// A base table, with the inputs from which it was computed.
 #[derive(Clone, Debug, Default)]
 struct Base {
     of: Option<Arc<Ingredients>>,
@@ -245,7 +247,7 @@ struct Base {
 
 #[derive(Clone, Debug)]
 struct Ingredients {
-    /// Id, weight and name of each member.
+    /// The id, weight and name of each member.
     members: Vec<(u16, u16, String)>,
     table_size: u32,
     key: HashKey,
@@ -282,20 +284,20 @@ impl Ingredients {
 }
 
 impl Last {
-    /// Whether backends were only removed since then, and none was added.
+    /// Whether the later set of backends lacks some of these backends and has no others.
     fn precedes(&self, base: &Arc<[u16]>, shares: &Shares) -> bool {
         Arc::ptr_eq(&self.base, base) && shares.are_among(&self.steered)
     }
 }
 
-/// Per-backend data for building a live table, looked up for each slot.
+/// Data about each backend for building a live table, looked up for each slot.
 struct Rows(ById<Row>);
 
 #[derive(Clone, Copy, Default)]
 struct Row {
-    /// How many of every [`STEPS`] of its slots it keeps.
+    /// How many of every [`STEPS`] of its slots the backend keeps.
     steps: u8,
-    /// The position of its next slot among these.
+    /// The position of the backend's next slot among these.
     place: u8,
     is_heir: bool,
 }
@@ -316,7 +318,7 @@ impl Rows {
     #[inline(always)]
     fn keeps(&mut self, id: u16) -> bool {
         let Some(row) = self.0.get_mut(id) else { return true };
-        // This way most slots do not depend on earlier ones.
+        // The conditions make most slots independent of earlier ones.
         if row.steps == 0 || row.steps == STEPS {
             return row.steps != 0;
         }
@@ -325,7 +327,7 @@ impl Rows {
         keeps
     }
 
-    /// The only one of these ids that is not steered to, if there is exactly one.
+    /// The only one of these ids to which no clients are steered, if there is exactly one.
     fn only_one_gone(&self, ids: &[u16]) -> Option<u16> {
         let mut gone = ids.iter().copied().filter(|&id| !self.is_heir(id));
         gone.next().filter(|_| gone.next().is_none())
@@ -343,7 +345,7 @@ impl Candidate<'_> {
     }
 }
 
-/// Chooses the backends to steer to: all primaries or all backups with a weight.
+/// Chooses the backends to which clients are steered: all primaries or all backups with a weight.
 fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Tier, Vec<&'b Candidate<'a>>) {
     let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
         candidates
@@ -461,7 +463,7 @@ mod tests {
             candidate.takes_new = false;
         }
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
-        // It has no slot of the base table that could be drawn.
+        // This backend has no slot of the base table that could be drawn.
         set[0].member.weight = 1;
         set[1..].iter_mut().for_each(|candidate| candidate.member.weight = u16::MAX);
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);

@@ -1,9 +1,9 @@
 //! The heaviest clients of a service, from samples of its packets.
 //!
-//! Two summaries of [`COUNTERS`] counters each, one by packets and one by bytes, kept by the space-saving algorithm
-//! (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*, ICDT 2005): a
-//! client without a counter takes over the smallest one, and its count becomes the possible error. All counts fade
-//! ([`Top::fade`]), so that the heaviest are those of about the last minute.
+//! The module keeps two summaries of [`COUNTERS`] counters each, one by packets and one by bytes, with the space-saving
+//! algorithm (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*,
+//! ICDT 2005): a client without a counter takes over the smallest one, whose count becomes the possible error. All
+//! counts fade ([`Top::fade`]), so that the heaviest clients are those of about the last minute.
 
 use std::{
     collections::HashMap,
@@ -20,31 +20,31 @@ use balancer_config::config::ClientPrefix;
 
 use crate::io::BackendId;
 
-/// The number of counters in a summary: every client with more than this fraction (1 in the number) of the traffic has
-/// a counter.
+/// The number of counters in a summary: every client whose fraction of the traffic is more than 1 in this number has a
+/// counter.
 pub const COUNTERS: usize = 256;
-/// The time after which counted traffic has faded to 1/e.
+/// The time in which counted traffic fades to 1/e.
 pub const MEMORY: Duration = Duration::from_secs(60);
-/// Smaller amounts count as nothing.
+/// The amount below which traffic counts as nothing.
 const NOTHING: f64 = 1e-3;
 
 /// The measure of how heavy a client is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// Bytes.
+    /// The number of bytes.
     #[default]
     Bytes,
-    /// Packets.
+    /// The number of packets.
     Packets,
 }
 
 /// An amount of traffic, in samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// Packets sampled.
+    /// The number of packets in samples.
     pub packets: f64,
-    /// Bytes sampled.
+    /// The number of bytes in samples.
     pub bytes: f64,
 }
 
@@ -72,13 +72,13 @@ impl Traffic {
 pub struct Heavy {
     /// The client's address, masked.
     pub client: IpAddr,
-    /// The backend it was last seen on its way to.
+    /// The backend of the client's last sampled packet.
     pub backend: BackendId,
     /// The client's traffic since it got its counter.
     pub seen: Traffic,
-    /// The part of it that went to `backend`.
+    /// The part of this traffic that went to `backend`.
     pub there: Traffic,
-    /// The count of earlier clients that came with the counter, in the summary's measure.
+    /// The count that earlier clients left in the counter, in the summary's measure.
     inherited: f64,
 }
 
@@ -183,7 +183,7 @@ impl Top {
         self.packets.fade(factor);
     }
 
-    /// The heaviest clients in descending order, at most [`COUNTERS`].
+    /// The heaviest clients in descending order, at most [`COUNTERS`] of them.
     #[must_use]
     pub fn heaviest(&self, by: By) -> Vec<Heavy> {
         let summary = match by {
@@ -207,20 +207,20 @@ impl Top {
         self.backends.get(&backend).copied().unwrap_or_default()
     }
 
-    /// `part` as a fraction of all of the service's traffic; 0 if there is none.
+    /// The ratio of `part` to all of the service's traffic; 0 if there is none.
     #[must_use]
     pub fn share(&self, part: &Traffic, by: By) -> f64 {
         ratio(part.by(by), self.total.by(by))
     }
 
-    /// The fraction of its backend's bytes that a client sends, and the number of samples behind it.
+    /// The fraction of its backend's bytes that a client sends, and the number of samples on which it is based.
     #[must_use]
     pub fn share_of_backend(&self, heavy: &Heavy) -> (f64, f64) {
         let all = self.to_backend(heavy.backend);
         (ratio(heavy.there.bytes, all.bytes), all.packets)
     }
 
-    /// Traffic per second, if one packet in `interval` is sampled.
+    /// The traffic per second, if one packet in `interval` is sampled.
     #[must_use]
     pub fn rate(&self, sampled: &Traffic, interval: u32) -> Traffic {
         let memory = MEMORY.as_secs_f64();
@@ -232,7 +232,7 @@ impl Top {
 
     /// How unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients, from 0 (all
     /// send the same) towards 1 (few send everything). Clients without a counter count as equal, so the result is a
-    /// lower bound. `None` without traffic, or with fewer than two clients.
+    /// lower bound. `None` if there is no traffic, or if there are fewer than two clients.
     #[must_use]
     pub fn gini(&self, clients: u64) -> Option<f64> {
         let heavy: Vec<f64> = self.bytes.counters.iter().map(|heavy| heavy.seen.bytes).collect();
@@ -255,7 +255,7 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
         return None;
     }
     values.sort_by(f64::total_cmp);
-    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over rising x_i; the equal values are one run of ranks.
+    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over ascending x_i; the equal values are one run of ranks.
     let below = values.partition_point(|&value| value < each);
     let mut rank = 0.0;
     let mut weighted = 0.0;
@@ -301,7 +301,8 @@ mod tests {
         IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number))
     }
 
-    /// 100,000 clients, the i-th of weight i^-1.1. Samples of unordered packets are independent draws.
+    /// The traffic comes from 100,000 clients, the i-th with weight i^-1.1. Samples of unordered packets are
+    /// independent draws.
     #[test]
     fn when_the_load_is_zipf_then_the_heaviest_clients_are_found_with_their_shares() {
         const CLIENTS: u32 = 100_000;
@@ -390,7 +391,7 @@ mod tests {
         near(of(&[5.0, 5.0, 5.0, 5.0], 0.0, 4), 0.0);
         near(of(&[1.0, 3.0], 0.0, 2), 0.25);
         near(of(&[10.0], 0.0, 10), 0.9);
-        // The result is the same whether the equal ones are listed or not.
+        // The result is the same whether the equal values are listed or not.
         near(of(&[6.0, 2.0], 8.0, 6), of(&[6.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 6).unwrap());
         assert_eq!(of(&[], 0.0, 10), None);
         assert_eq!(of(&[7.0], 0.0, 1), None);

@@ -1,4 +1,4 @@
-//! Which VIPs a machine should have, and when.
+//! Tests of which VIPs a machine should have, and when.
 
 use std::net::IpAddr;
 

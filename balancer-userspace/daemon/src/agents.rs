@@ -19,15 +19,15 @@ use crate::{
     tasks_by_key,
 };
 
-/// The maximum time for an answer.
+/// The maximum time to wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The maximum number of concurrent queries. Others wait.
+/// The maximum number of concurrent queries. Further queries wait.
 const AT_ONCE: usize = 256;
 
 /// The jitter of intervals, as for checks.
 const JITTER: f64 = CheckConfig::JITTER;
 
-/// The address of an agent, and how often it is queried.
+/// The address of an agent, and how often the balancer queries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Agent {
     /// The address and port of the agent.
@@ -65,7 +65,7 @@ async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls:
 /// Queries an agent once.
 ///
 /// # Errors
-/// Why there is no answer, or why it violates the protocol.
+/// One line that says why there is no answer, or why it violates the protocol.
 async fn ask(Agent { at, interval }: Agent) -> Result<Answer, String> {
     let patience = interval.min(PATIENCE);
     match timeout(patience, read(at)).await {
@@ -85,7 +85,7 @@ async fn read(at: SocketAddr) -> io::Result<Vec<u8>> {
             Ok(0) => return Ok(text),
             Ok(_) if text.contains(&b'\n') => return Ok(text),
             Ok(_) => {}
-            // An agent that closes without reading our data resets the connection after its answer.
+            // An agent that closes the connection without reading our data resets it after the answer.
             Err(_) if !text.is_empty() => return Ok(text),
             Err(error) => return Err(error),
         }

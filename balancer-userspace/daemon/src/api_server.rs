@@ -1,4 +1,4 @@
-//! The answering end of the control socket: HTTP/JSON, bounded in size, time and number of connections.
+//! The server of the control API: HTTP/JSON, bounded in size, time and number of connections.
 
 mod asker;
 mod body;
@@ -44,7 +44,7 @@ const LIMITS: Limits = Limits {
     farewell: Duration::from_secs(2),
 };
 
-/// Whatever answers requests, on whichever way they come.
+/// The parts that answer requests, whatever connection a request comes from.
 #[derive(Clone, Debug)]
 pub struct Answering {
     calls: Calls,
@@ -53,7 +53,8 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Asks by `calls`, reads files with `configurations`, and tells `audit` of requests.
+    /// Makes an `Answering` that sends calls to `calls`, reads files with `configurations`, and writes requests to
+    /// `audit`.
     #[must_use]
     pub const fn new(calls: Calls, configurations: Configurations, audit: Audit) -> Self {
         Self { calls, configurations, audit }
@@ -68,20 +69,20 @@ impl Answering {
     }
 }
 
-/// Serves the control API until `shutdown` completes and requests under way are answered, or had their time.
+/// Serves the control API until `shutdown` completes and all pending requests are answered or out of time.
 ///
 /// # Errors
-/// When the socket is broken.
+/// If the socket is broken.
 pub async fn serve(socket: ControlSocket, answering: Answering, shutdown: impl Future) -> anyhow::Result<()> {
     let router = answering.router();
     let of = move |stream: &UnixStream| router.clone().layer(Extension(Peer::Changer(process(stream))));
     listener::serve(socket, LIMITS, of, shutdown).await
 }
 
-/// Serves as much of it as reads, beside the socket `changing`.
+/// Serves the reading part of the API, beside the socket `changing`.
 ///
 /// # Errors
-/// When the socket is broken.
+/// If the socket is broken.
 pub async fn serve_readers(
     socket: ControlSocket,
     changing: Arc<Path>,
@@ -101,7 +102,7 @@ fn process(stream: &UnixStream) -> Process {
     Process { uid: credentials.map(|of| of.uid()), pid: credentials.and_then(|of| of.pid()) }
 }
 
-/// Serves one connection, from nobody in particular, to its end.
+/// Serves one connection to its end, for a peer that is not identified.
 pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
     let router = router(calls, Configurations::default()).layer(Extension(Peer::Unknown));
     listener::serve_one(stream, router, LIMITS).await;

@@ -1,5 +1,6 @@
-//! The audit file: a line of JSON for each request that changes something, or was refused. A thread of its own writes it, so
-//! that a disk that hangs holds up nobody. The file is opened for each line: one that was rotated stays as it is.
+//! The audit file: a line of JSON for each request that changes something or was refused. A separate thread writes it,
+//! so that a hanging disk delays no other thread. The thread opens the file for each write, so it leaves a rotated file
+//! as it is.
 
 use std::{
     collections::VecDeque,
@@ -23,12 +24,12 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// Lines that may wait for the file; those after them are lost, and counted.
+/// The maximum number of lines that wait for the file; further lines are lost.
 const WAITING: usize = 4096;
-/// How soon a file that cannot be written is tried again.
+/// The interval at which the thread retries a file that it cannot write.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The file. Clones write into the same one.
+/// A handle for the audit file. Clones write to the same file.
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Shared>);
 
@@ -41,27 +42,27 @@ struct Shared {
 
 #[derive(Debug)]
 enum Message {
-    /// From now on lines are kept there.
+    /// Write lines to this file from now on.
     Path(Option<PathBuf>),
     Line(Vec<u8>),
 }
 
-/// A request, and what became of it.
+/// A request, and its outcome.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry<'a> {
-    /// The way that it came: `"socket"`, `"readers"`, `"tls"` or `"signal"`.
+    /// The kind of connection: `"socket"`, `"readers"`, `"tls"` or `"signal"`.
     pub(crate) via: &'a str,
     #[serde(flatten)]
     pub(crate) who: Who,
-    /// Method and path.
+    /// The method and the path.
     pub(crate) request: &'a str,
     /// The status of the answer.
     pub(crate) status: u16,
-    /// The change, or the reason why there was none.
+    /// The change that was made, or the reason why none was made.
     pub(crate) result: &'a str,
 }
 
-/// The sender of the request, as far as it is known.
+/// The sender of the request, as far as known.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Who {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,7 +85,7 @@ struct Line<'a> {
 }
 
 impl Audit {
-    /// Writes nothing until the configuration names a file.
+    /// Starts the thread, which writes no lines until the configuration names a file.
     #[must_use]
     pub fn new(supervisor: &Supervisor) -> Self {
         let (messages, inbox) = sync_channel(WAITING);
@@ -97,12 +98,12 @@ impl Audit {
         Self(Arc::new(Shared { messages, trouble: shown, writer }))
     }
 
-    /// Keeps lines in the file at `path` from now on; `None`: nowhere.
+    /// Writes lines to the file at `path` from now on; `None`: to no file.
     pub(crate) fn keep_in(&self, path: Option<PathBuf>) {
         self.send(Message::Path(path));
     }
 
-    /// Has a line written.
+    /// Sends a line to the writing thread.
     pub(crate) fn tell(&self, entry: &Entry<'_>) {
         let time = humantime::format_rfc3339_millis(wall()).to_string();
         if let Ok(mut line) = serde_json::to_vec(&Line { time, entry }) {
@@ -118,14 +119,14 @@ impl Audit {
         }
     }
 
-    /// Why lines are not written, although they are to be; told when it changes.
+    /// Why the thread cannot write lines to the wanted file; the receiver is notified of changes.
     pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.0.trouble.clone()
     }
 }
 
 impl Drop for Shared {
-    /// Waits until all is written that can be.
+    /// Waits until the thread has written all lines that it can write.
     fn drop(&mut self) {
         let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take().inspect(Thread::release);
         drop(self.messages.get_mut().unwrap_or_else(PoisonError::into_inner).take());
@@ -135,11 +136,11 @@ impl Drop for Shared {
     }
 }
 
-/// The writing thread's own.
+/// The state of the writing thread.
 #[derive(Default)]
 struct Writer {
     path: Option<PathBuf>,
-    /// The lines that are not written yet, the oldest first.
+    /// The lines that are not written yet, oldest first.
     waiting: VecDeque<Vec<u8>>,
     lost: u64,
     trouble: Option<String>,
@@ -177,7 +178,7 @@ impl Writer {
         }
     }
 
-    /// Writes what waits, and makes the file where it is missing.
+    /// Writes the waiting lines, and creates the file if it is missing.
     fn flush(&mut self) {
         let Some(path) = &self.path else { return };
         let written = append(path, &mut self.waiting);
@@ -197,7 +198,7 @@ impl Writer {
 
 fn append(path: &Path, waiting: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
     let mut options = File::options();
-    // A pipe that nobody reads from must not hold up the lines after it.
+    // A pipe without a reader must not block the lines after it.
     options.read(true).append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let mut file = options.open(path)?;
     if !file.metadata()?.is_file() {
@@ -206,7 +207,7 @@ fn append(path: &Path, waiting: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
     if waiting.is_empty() {
         return Ok(());
     }
-    // The end of a line that there was no room for.
+    // The file may end in a part of a line that did not fit on the disk.
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
         let mut last = [0];
@@ -265,7 +266,7 @@ mod tests {
         fs::create_dir(directory.path().join("log")).unwrap();
         until(&audit, false).await;
         tell(&audit, "second");
-        // As logrotate does it.
+        // The test renames the file like logrotate.
         drop(audit);
         assert_eq!(results(&path), ["first", "second"]);
         let line: Value = serde_json::from_str(fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Parsing of configuration files, one at a time, wherever they come from.
+//! Parses configuration files one at a time, whatever their source is.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,18 +23,18 @@ impl Configurations {
         Self { parser: Arc::new(Mutex::new(parser)), own: None }
     }
 
-    /// Sets the file that the balancer was started with.
+    /// Sets the file with which the balancer was started.
     #[must_use]
     pub fn of(self, own: PathBuf) -> Self {
         Self { own: Some(own), ..self }
     }
 
-    /// The file that the balancer was started with.
+    /// The file with which the balancer was started.
     pub(crate) fn own(&self) -> Option<&Path> {
         self.own.as_deref()
     }
 
-    /// Reads and parses a file. A slow file delays no other task.
+    /// Reads and parses a file without delaying other tasks.
     ///
     /// # Errors
     /// If the runtime ends meanwhile.
@@ -55,7 +55,7 @@ impl Configurations {
 
     fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
         let parsed = self.parser.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)?;
-        // A file whose lists cannot be read is not applied.
+        // The balancer does not apply a file whose lists cannot be read.
         file::deny::check(&parsed.0)?;
         Ok(parsed)
     }

@@ -1,4 +1,4 @@
-//! `balancer decap`: strips tunnel headers on a backend until it is asked to end.
+//! The command `balancer decap`: strips tunnel headers on a backend until it is asked to end.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -17,19 +17,19 @@ use crate::{
     shutdown::Signals,
 };
 
-/// The interval at which addresses are read again without a notification, because the kernel drops some notifications
-/// in bursts.
+/// The interval at which the task reads addresses again without a notification, because the kernel drops some
+/// notifications in bursts.
 const REFRESH: Duration = Duration::from_secs(5);
 /// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Strips tunnel headers of packets that arrive by `names` for `vips` and for this machine's addresses on other
-/// interfaces, until SIGTERM or SIGINT. Tunnels must end at an address of this machine, and come from one of `from` if
-/// that is not empty. The addresses are kept up to date. When this returns, nothing is attached any more, even after an
-/// error.
+/// Strips tunnel headers of packets that arrive by the interfaces `names` for `vips` and for this machine's addresses
+/// on other interfaces, until SIGTERM or SIGINT. Tunnels must end at an address of this machine, and come from one of
+/// `from` if that is not empty. The function keeps the set of addresses up to date. When it returns, no program is
+/// attached any more, even after an error.
 ///
 /// # Errors
-/// One line that says what prevents it.
+/// One line that says what prevents stripping.
 pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
     privileges::check()?;
     let mut signals = Signals::new().context("catching signals")?;
@@ -95,11 +95,11 @@ fn say(vips: &BTreeSet<IpAddr>) {
     info!("stripping tunnel headers for {}", list.join(", "));
 }
 
-/// This machine's addresses.
+/// The addresses of this machine.
 struct Local {
     /// Allowed destinations inside tunnels: addresses on interfaces without the program.
     vips: BTreeSet<IpAddr>,
-    /// Addresses at which tunnels may end: all.
+    /// Addresses at which tunnels may end: all addresses of this machine.
     own: BTreeSet<IpAddr>,
 }
 

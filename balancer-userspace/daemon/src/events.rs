@@ -1,5 +1,5 @@
-//! The history of the balancer: what changed, why, and who requested it. It is kept in memory, bounded, and in a file
-//! beside the state file, so that it outlives the process.
+//! The history of the balancer: what changed, why, and at whose request. It has a limited size in memory; a file beside
+//! the state file preserves it when the process ends.
 
 mod file;
 
@@ -35,7 +35,7 @@ pub struct Events(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// The name of this member of a fleet.
+    /// This member's name in its fleet.
     member: Option<String>,
     kept: Mutex<Ring>,
     newest: watch::Sender<Newest>,
@@ -57,28 +57,28 @@ struct Newest {
 /// The point from which to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// After the event of this number.
+    /// The events after the one with this number.
     Sequence(u64),
-    /// Events not older than this.
+    /// The events that are not older than this.
     Age(Duration),
-    /// The last this many events.
+    /// This number of latest events.
     Last(usize),
 }
 
-/// The error if too many readers wait already.
+/// The error for a reader if too many others are waiting already.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("{WAITERS} readers wait for events already; ask without wait")]
 pub struct TooManyWaiters;
 
 impl Events {
-    /// A history in memory only.
+    /// A history that exists only in memory.
     #[must_use]
     pub fn new() -> Self {
         Self::from_kept(VecDeque::new(), None, None)
     }
 
-    /// Continues the history kept beside `state_file`, as this `member` of a fleet. If the file cannot be read or
-    /// written, a warning is logged.
+    /// Continues the history in the file beside `state_file`, as this `member` of a fleet. Logs a warning if it cannot
+    /// read or write the file.
     #[must_use]
     pub fn beside(state_file: &Path, member: Option<String>, supervisor: &Supervisor) -> Self {
         let path = state_file.with_file_name("events.jsonl");
@@ -104,7 +104,7 @@ impl Events {
         self.tell(kind, *level, about.as_ref(), message, None, *moves);
     }
 
-    /// Logs and stores a change made for a user.
+    /// Logs and stores a change that a user has requested.
     pub fn change(&self, about: Option<&BackendName>, message: &str, uid: Option<u32>, moves: Option<Moved>) {
         self.tell("change", ReportLevel::Info, about, message, uid, moves);
     }
@@ -135,7 +135,7 @@ impl Events {
             ReportLevel::Warn => warn!(service, backend, uid, "{message}"),
         }
         let mut kept = self.kept();
-        // The number must exceed those already handed out, even if the ring has lost events.
+        // The number must exceed all earlier ones, even if the ring has lost events.
         let sequence = self.0.newest.borrow().sequence + 1;
         let event = EventView {
             sequence,
@@ -160,15 +160,15 @@ impl Events {
             kept.events.pop_front();
         }
         kept.events.push_back(event);
-        // This happens under the lock, so that numbers never decrease.
+        // The number changes under the lock, so that numbers never decrease.
         self.0.newest.send_modify(|newest| newest.sequence = sequence);
         drop(kept);
     }
 
-    /// Returns a part of the history. If there is nothing after `since`, it waits for the next event, at most `wait`.
+    /// Returns a part of the history. If it has nothing after `since`, waits for the next event, at most for `wait`.
     ///
     /// # Errors
-    /// [`TooManyWaiters`].
+    /// [`TooManyWaiters`] if too many readers are waiting already.
     pub async fn read(&self, since: Since, wait: Duration) -> Result<EventsView, TooManyWaiters> {
         let mut newest = self.0.newest.subscribe();
         let found = self.page(since);
@@ -181,7 +181,7 @@ impl Events {
         Ok(self.page(Since::Sequence(found.next)))
     }
 
-    /// Ends every reader's wait for good.
+    /// Ends the wait of every reader for good.
     pub fn close(&self) {
         self.0.newest.send_modify(|newest| newest.closed = true);
     }
@@ -190,7 +190,7 @@ impl Events {
         let kept = self.kept();
         let newest = kept.events.back().map_or(0, |event| event.sequence);
         let (first, missed) = match since {
-            // The number belongs to a lost history, so all of this one is new to the reader.
+            // The number belongs to a lost history, so all events of this one are new to the reader.
             Since::Sequence(sequence) if sequence > newest => (0, 0),
             Since::Sequence(sequence) => {
                 let first = kept.events.partition_point(|event| event.sequence <= sequence);
@@ -228,7 +228,7 @@ fn time(event: &EventView) -> SystemTime {
     humantime::parse_rfc3339(&event.time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// The backend that a change is about, or (with an empty backend name) the service.
+/// The backend that a change concerns, or (with an empty backend name) the service.
 #[must_use]
 pub fn subject(change: &Change) -> Option<BackendName> {
     match change {

@@ -55,14 +55,14 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// How long a start waits for the fleet's state, before it continues with its own.
+/// How long a starting member waits for the fleet's state before it continues with its own state.
 const FIRST_STATE: Duration = Duration::from_secs(5);
 
-/// The maximum number of newcomers reported a second if they were seen in only one tick. Beyond that, only clients seen
-/// again are reported, so that a flood of sources does not reach the engine.
+/// The maximum number of new clients that the member reports in a second if it has seen them in only one tick. Beyond
+/// that, it reports only clients that it has seen again, so that a flood of sources does not reach the engine.
 const NEWCOMERS: usize = 2_000;
 
-/// A state of the fleet at a moment.
+/// A state of the fleet, at a moment of one of its epochs.
 pub(crate) type Held = (Epoch, SavedState, Moment);
 
 /// See the [module](self).
@@ -72,9 +72,9 @@ pub(crate) struct Fleet {
     engine: Engine,
     /// The task that runs the engine's driver.
     driving: Task<()>,
-    /// The fleet's key, once known.
+    /// The fleet's key, once it is known.
     key: Option<HashKey>,
-    /// Outputs of the protocol before the owner exists.
+    /// Outputs of the protocol from before the owner exists.
     early: VecDeque<Output>,
     change_requests: HashMap<u64, Asked>,
     /// Pending requests for the members' counters.
@@ -93,13 +93,13 @@ pub(crate) struct Fleet {
 struct Asked {
     uid: Option<u32>,
     about: Option<BackendName>,
-    /// Number of clients that this member knew at a backend to be removed.
+    /// The number of clients that this member knew at a backend to be removed.
     known: Option<u64>,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
 impl Fleet {
-    /// Joins the fleet and waits a while for its state. `key` comes from the configuration or the previous state.
+    /// Joins the fleet and waits a while for its state. `key` comes from the configuration or from the previous state.
     pub(crate) async fn join(
         fleet: &FleetConfig,
         config: &Config,
@@ -149,7 +149,7 @@ impl Fleet {
         Ok(this)
     }
 
-    /// Handles inputs until there is a state to follow, or until it takes too long.
+    /// Handles inputs until the member has a state to follow, or until this takes too long.
     async fn await_state(&mut self) {
         let deadline = Instant::now() + FIRST_STATE;
         loop {
@@ -182,14 +182,14 @@ impl Fleet {
                 }
             }
             let follows = |output: &Output| matches!(output, Output::Follow { .. });
-            // The member is in step: its stored epoch is the current one.
+            // The member is in step, so its stored epoch is the current one.
             if self.early.iter().any(follows) || self.key.is_some() && self.member.is_in_step() {
                 return;
             }
         }
     }
 
-    /// Explains why there is no state to follow.
+    /// Explains why the member has no state to follow.
     fn what_is_missing(&self) -> String {
         let engine = self.engine.facts.borrow();
         let refused = self.member.troubles().into_iter().next();
@@ -213,7 +213,7 @@ impl Fleet {
         self.member.name()
     }
 
-    /// The fleet's key, if it is known already.
+    /// The fleet's key, if the member already knows it.
     pub(crate) const fn key(&self) -> Option<HashKey> {
         self.key
     }
@@ -252,7 +252,8 @@ impl Fleet {
         self.look(owner);
     }
 
-    /// Handles an input and carries out its consequences. The next [`look`](Self::look) reports what has changed here.
+    /// Handles an input and carries out its consequences. The next [`look`](Self::look) reports the changes on this
+    /// machine.
     pub(crate) fn handle(&mut self, input: Input, owner: &mut Owner<KernelDataplane>) {
         self.handle_all(VecDeque::from([input]), owner);
     }
@@ -268,7 +269,7 @@ impl Fleet {
         }
     }
 
-    /// Reports to the protocol what has changed here.
+    /// Reports to the protocol the changes on this machine.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
@@ -305,7 +306,7 @@ impl Fleet {
 
     fn facts(&self, owner: &Owner<KernelDataplane>) -> FleetFacts {
         let member = &self.member;
-        // Once the member has been in step, clients are still sent to it while it recovers.
+        // Once the member has been in step, it still gets clients while it recovers.
         let joined =
             member.epoch().is_some() && (member.is_in_step() || !member.is_connected() || member.has_been_in_step());
         let engine = self.engine.facts.borrow();
@@ -329,7 +330,7 @@ impl Fleet {
             Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, age, changed, lines } => {
                 let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
-                // This gives the time by this machine's clock, like the moments in the saved state.
+                // The result is a time by this machine's clock, like the moments in the saved state.
                 let decided = clocks().moment(clocks().now).0.saturating_sub(age);
                 let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at: Moment(decided) };
                 let result = owner.follow(*state, saved, clocks_at(at, age));
@@ -478,7 +479,7 @@ impl Fleet {
     }
 }
 
-/// Reports events of the fleet, as every member does.
+/// Reports events of the fleet; every member does this.
 fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
     for Line { warning, about, message } in lines {
         let level = if warning { ReportLevel::Warn } else { ReportLevel::Info };
@@ -492,14 +493,14 @@ fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller(), owner.suspected())
 }
 
-/// The clocks at a decision made `age` ago, and the leader's clock at that time.
+/// The clocks at a decision that was made `age` ago; the wall clock is the leader's.
 fn clocks_at(at: Moment, age: Duration) -> Clocks {
     let now = clocks().now;
     Clocks { now: now.checked_sub(age).unwrap_or(now), wall: UNIX_EPOCH + at.0 }
 }
 
 impl Owner<KernelDataplane> {
-    /// Follows a state of the fleet completely or not at all.
+    /// Follows a state of the fleet, either completely or not at all.
     fn follow(&mut self, state: SavedState, epoch: SavedEpoch, clocks: Clocks) -> Result<(), String> {
         let before = self.controller().clone();
         let commands = self.controller_mut().follow(state, clocks)?;
@@ -508,7 +509,7 @@ impl Owner<KernelDataplane> {
         Ok(())
     }
 
-    /// Known clients of backends that are draining or being removed, for which the fleet waits.
+    /// The known clients of backends that are draining or being removed, for which the fleet waits.
     fn known_where_it_matters(&self) -> Vec<(BackendId, u64)> {
         let controller = self.controller();
         let backends = controller.services().iter().flat_map(|service| service.backends());
@@ -518,7 +519,7 @@ impl Owner<KernelDataplane> {
         drained.chain(gone).filter(|&(_, known)| known > 0).collect()
     }
 
-    /// Backends that the fleet considers up but this balancer cannot reach.
+    /// The backends that the fleet considers up but this balancer cannot reach.
     fn unreachable_here(&self) -> Vec<String> {
         let unreachable = self.controller().opinions().filter_map(|(service, backend, opinion)| {
             backend.unreachable_here(&opinion).map(|_| service.name_of(backend).to_string())

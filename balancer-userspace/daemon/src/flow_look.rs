@@ -1,4 +1,4 @@
-//! Listing the connections of `snat` services.
+//! Lists the connections of `snat` services.
 
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
@@ -6,10 +6,10 @@ use balancer_api::model::FlowView;
 use balancer_control::io::{BackendId, ServiceId};
 use balancer_dataplane::{FlowTable, KnownFlow};
 
-/// A flow table for listing, with the names of services and backends.
+/// A flow table to be listed, with the names of services and backends.
 #[derive(Clone, Default)]
 pub struct FlowLook {
-    /// The table; `None`: there is none.
+    /// The flow table; `None`: there is none.
     pub(crate) table: Option<Arc<FlowTable>>,
     /// The requested services, one for each family.
     pub(crate) services: Vec<(ServiceId, String)>,
@@ -23,7 +23,7 @@ impl fmt::Debug for FlowLook {
 }
 
 impl FlowLook {
-    /// Lists up to `most` connections, of all clients or of one. It reads the whole table.
+    /// Lists up to `most` connections, of all clients or of one. The function reads the whole table.
     pub(crate) fn list(&self, client: Option<IpAddr>, most: usize) -> Vec<FlowView> {
         let wanted = |flow: &KnownFlow| client.is_none_or(|client| flow.client.ip() == client);
         let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Counting the connections of `snat` services periodically.
+//! Counts the connections of `snat` services periodically.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,10 +10,11 @@ use tokio::{
 
 use crate::call::{Call, Calls};
 
-/// The interval of the counts.
+/// The interval between two counts.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Counts the connections periodically, frees the rows of ended ones, and reports the result to the owner.
+/// Counts the connections periodically, frees the rows of connections that have ended, and reports the counts to the
+/// owner.
 pub(crate) async fn watch(table: Arc<FlowTable>, calls: Calls) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

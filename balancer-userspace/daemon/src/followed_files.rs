@@ -1,7 +1,7 @@
-//! Files named by services: read at the start and again when they change.
+//! Files that services name: read at the start, and again when they change.
 //!
-//! Each file is checked every second. Inode, size and times reveal a new file renamed into its place, and one written
-//! in place. This also works when a directory is replaced or a file system is mounted over it.
+//! The task checks each file every second. Inode, size and times reveal a new file that was renamed into its place as
+//! well as changes to the old file. This also works when a directory is replaced or a file system is mounted over it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,10 +28,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The metadata that distinguish versions of a file; `None`: they cannot be read.
 pub(crate) type Version = Option<(u64, u64, u64, [i64; 4])>;
 
-/// The contents of a file, or why they cannot be used.
+/// The contents of a file, or the reason why they cannot be used.
 type Read<T> = Result<Arc<T>, String>;
 
-/// The contents of a kind of file.
+/// The contents of one kind of file.
 pub(crate) trait Followed: Sized + Send + Sync + 'static {
     /// The name of such files in the log, in the plural.
     const WHAT: &str;
@@ -42,10 +42,10 @@ pub(crate) trait Followed: Sized + Send + Sync + 'static {
     /// Reads a file.
     ///
     /// # Errors
-    /// If it cannot be read, or is not valid.
+    /// If the file cannot be read, or is not valid.
     fn load(file: &Path) -> Result<Self, Finding>;
 
-    /// Makes the message that a file was read.
+    /// Makes the message which says that a file was read.
     fn told(file: PathBuf, read: Read<Self>) -> Call;
 }
 
@@ -77,7 +77,7 @@ impl<T: Followed> Files<T> {
         Self(read.await.unwrap_or_default())
     }
 
-    /// All files, each with its contents or why it has none.
+    /// All files, each with its contents or the reason why it has none.
     pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, Read<T>)> {
         self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
     }
@@ -88,7 +88,7 @@ impl<T: Followed> Files<T> {
     }
 }
 
-/// Reads those of the `wanted` files that are new or have changed, and reports their contents.
+/// Reads each of the `wanted` files that is new or has changed, and reports its contents.
 pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
     let mut versions: BTreeMap<PathBuf, Version> =
         files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
@@ -127,7 +127,7 @@ pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Rece
     }
 }
 
-/// Reads a file. The version is taken before the read, so that a write in between leads to another read.
+/// Reads a file. The version is determined before the read, so that a write in between leads to another read.
 fn read<T: Followed>(file: &Path) -> (Version, Read<T>) {
     let version = version(file);
     (version, T::load(file).map(Arc::new).map_err(|finding| finding.to_string()))

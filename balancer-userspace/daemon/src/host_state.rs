@@ -25,15 +25,16 @@ pub struct Wanted {
     pub v4: bool,
     /// Whether IPv6 packets are translated.
     pub v6: bool,
-    /// Port ranges that the kernel must not assign to its own sockets.
+    /// The port ranges that the kernel must not assign to its own sockets.
     pub reserved: BTreeSet<(u16, u16)>,
-    /// The VIPs of this machine, with the names of their interfaces; `None`: the first interface, with announcements.
+    /// The VIPs of this machine, with the names of their interfaces; a VIP without a name goes to the first interface,
+    /// with announcements.
     pub vips: BTreeSet<(Option<String>, IpAddr)>,
-    /// Addresses for which services take every port.
+    /// The addresses for which services take every port.
     pub whole: BTreeSet<IpAddr>,
-    /// The names of interfaces that may get VIPs, besides the first.
+    /// The names of interfaces besides the first that may get VIPs.
     pub vip_interfaces: BTreeSet<String>,
-    /// Whether all VIPs are removed however the process ends, unless the data path outlives it. VIPs on named
+    /// Whether all VIPs are removed however the process ends, unless the data path outlives the process. VIPs on named
     /// interfaces are removed in any case.
     pub guarded: bool,
     /// Whether the data path outlives the process.
@@ -42,7 +43,7 @@ pub struct Wanted {
     pub metrics: Listen,
     /// The group that may use the control socket, besides root.
     pub group: Option<String>,
-    /// The group that may use the socket that only reads; `None`: there is none.
+    /// The group that may use the socket for readers; `None`: there is no such socket.
     pub readers: Option<String>,
     /// The control listener for other machines; `None`: there is none.
     pub remote: Option<Remote>,
@@ -91,7 +92,7 @@ fn whole(controller: &Controller) -> BTreeSet<IpAddr> {
 pub struct Listen {
     /// The address; `None`: no listener.
     pub at: Option<SocketAddr>,
-    /// Whether it serves the page at `/`.
+    /// Whether the listener serves the page at `/`.
     pub page: bool,
 }
 

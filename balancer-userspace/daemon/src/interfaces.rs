@@ -1,4 +1,4 @@
-//! The machine's network interfaces as rtnetlink shows them.
+//! The network interfaces of the machine, as rtnetlink shows them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,7 @@ use rtnetlink::Handle;
 /// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// An Ethernet interface that a program can be attached to.
+/// An Ethernet interface to which a program can be attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// The name of the interface.
@@ -23,7 +23,7 @@ pub struct Interface {
     pub mac: Mac,
     /// The interface's MTU, in bytes.
     pub mtu: u32,
-    /// Whether it is administratively up.
+    /// Whether the interface is administratively up.
     pub up: bool,
 }
 
@@ -32,21 +32,21 @@ pub struct Interface {
 pub(super) struct Link {
     pub(super) ifindex: u32,
     pub(super) name: String,
-    /// `None` for the loopback and for frames other than Ethernet.
+    /// The Ethernet address; `None` for the loopback and for frames other than Ethernet.
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u32,
     pub(super) loopback: bool,
-    /// Administratively up.
+    /// Whether the link is administratively up.
     pub(super) up: bool,
-    /// Operationally up, or the driver cannot tell.
+    /// Whether the link is operationally up, or the driver cannot tell.
     pub(super) running: bool,
-    /// The kind of virtual device; `None`: hardware.
+    /// The kind of virtual device; `None` for hardware.
     pub(super) kind: Option<InfoKind>,
-    /// The device of this namespace below it, or its peer.
+    /// The device in this namespace that is below the link or is its peer.
     pub(super) lower: Option<u32>,
-    /// The bridge, bond or similar device that it is a member of.
+    /// The bridge, bond or similar device whose member the link is.
     pub(super) master: Option<u32>,
-    /// Number of times that its carrier came up.
+    /// The number of times that the link's carrier came up.
     pub(super) carrier_ups: u32,
 }
 
@@ -92,13 +92,13 @@ impl Link {
                     .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
             }
         }
-        // Indices of another namespace are meaningless here.
+        // Indices of another namespace have no meaning here.
         link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
 }
 
-/// Every link of the network namespace.
+/// All links of the network namespace.
 pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
     let dump = handle.link().get().execute().map_ok(|message| Link::from_message(&message)).try_collect();
     tokio::time::timeout(TIMEOUT, dump)
@@ -107,11 +107,11 @@ pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
         .context("listing the network interfaces")
 }
 
-/// Finds the interfaces called `names`, in that order.
+/// Finds the interfaces that are called `names`, in that order.
 ///
 /// # Errors
-/// If a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to
-/// the loopback or another interface without Ethernet frames; when the kernel does not answer.
+/// If a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to the
+/// loopback or another interface without Ethernet frames; if the kernel does not answer.
 pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -120,18 +120,18 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     select(names, &links?)
 }
 
-/// The result of a look for wanted interfaces.
+/// The result of a search for wanted interfaces.
 pub(super) enum Search {
-    /// The indices of those that exist, and of their members.
+    /// The indices of the interfaces that exist, and of their members.
     Found(Vec<u32>),
-    /// None exists; the error names the most similar interface and all that exist.
+    /// None of the interfaces exists; the error names the most similar interface and all that exist.
     Absent(anyhow::Error),
 }
 
-/// Looks for the interfaces called `names`.
+/// Searches for the interfaces that are called `names`.
 ///
 /// # Errors
-/// As [`resolve`] for those that exist.
+/// As for [`resolve`], for the interfaces that exist.
 pub(super) async fn search(names: &[String]) -> anyhow::Result<Search> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -157,7 +157,7 @@ pub(super) fn parts(ifindex: u32, links: &[Link]) -> impl Iterator<Item = &Link>
     links.iter().filter(move |link| is_made_of_others && link.master == Some(ifindex))
 }
 
-/// The interface and its lower devices that have VLANs stacked on them and therefore carry tags, by index and name.
+/// The interface and its lower devices with VLANs on them, whose frames therefore have tags, by index and name.
 pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     let carries = links.iter().any(|link| link.kind == Some(InfoKind::Vlan) && link.lower == Some(ifindex));
     let own = links.iter().filter(|link| link.ifindex == ifindex);
@@ -165,7 +165,7 @@ pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     all.map(|link| (link.ifindex, link.name.clone())).collect()
 }
 
-/// Like [`resolve`], among `links`.
+/// Does the same as [`resolve`], among `links`.
 pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
@@ -186,7 +186,7 @@ pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Int
     Ok(interfaces)
 }
 
-/// Checks that an interface with this name exists, of whatever kind.
+/// Checks that an interface with this name exists, whatever its kind.
 pub(super) fn find(name: &str, links: &[Link]) -> anyhow::Result<()> {
     if links.iter().any(|link| link.name == name) {
         return Ok(());

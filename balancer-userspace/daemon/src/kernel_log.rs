@@ -7,7 +7,7 @@ use tracing::{Level, enabled};
 
 use super::supervisor::Supervisor;
 
-/// Whether the log would show them. If not, the program is loaded without them.
+/// Whether the log would show the reports. If not, the program is loaded without them.
 pub(super) fn wanted() -> bool {
     enabled!(target: "balancer_ebpf", Level::DEBUG)
 }

@@ -1,4 +1,4 @@
-//! The stacking of links in this namespace. Pure.
+//! How links in this namespace are stacked. Pure functions.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
         if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
             layers.put_upon(lower, link.ifindex);
         }
-        // A VRF is a table of routes that several interfaces may share.
+        // A VRF is a table of routes, which several interfaces may share.
         if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
             layers.put_upon(link.ifindex, master);
         }

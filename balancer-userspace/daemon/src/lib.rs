@@ -1,5 +1,5 @@
 //! The running balancer, a tokio shell around the core: the task that owns the controller and the maps, health checks,
-//! netlink, both listeners, and changes to this machine.
+//! netlink, all listeners, and changes to this machine.
 
 mod agents;
 pub mod api_server;

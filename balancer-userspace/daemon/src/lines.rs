@@ -1,5 +1,5 @@
-//! Files of lines, each written by a separate thread, so that a hanging disk delays nothing else. A full file becomes
-//! the previous one.
+//! Files of lines, each written by a separate thread, so that a hanging disk delays no other thread. A full file
+//! becomes the previous file.
 
 use std::{
     fs::{self, File},
@@ -12,19 +12,19 @@ use tracing::warn;
 
 use super::supervisor::{Supervisor, Thread};
 
-/// The maximum number of lines waiting for the disk; further ones are dropped.
+/// The maximum number of lines that wait for the disk; further lines are dropped.
 const WAITING: usize = 4096;
 
-/// A kind of line file, and the size of its files.
+/// A kind of line file, with the size of its files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
-    /// A plural name for the log.
+    /// The name of the kind for the log, in the plural.
     pub(super) name: &'static str,
     /// The name of the thread, for reporting its end.
     pub(super) writer: &'static str,
     /// The maximum size of a file, in bytes.
     pub(super) bytes: u64,
-    /// The maximum number of lines that one process writes into it.
+    /// The maximum number of lines that one process writes to a file.
     pub(super) lines: u64,
 }
 
@@ -49,7 +49,7 @@ impl LineFile {
         Self { kind, path, lines: Some(lines), writer: writer.ok(), lagging: false }
     }
 
-    /// Queues a line (without line end) for writing.
+    /// Queues a line (without its line end) for writing.
     pub(super) fn append(&mut self, mut line: Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         line.push(b'\n');
@@ -63,7 +63,7 @@ impl LineFile {
 }
 
 impl Drop for LineFile {
-    /// Waits until everything is written.
+    /// Waits until all queued lines are written.
     fn drop(&mut self) {
         let writer = self.writer.take().inspect(Thread::release);
         drop(self.lines.take());
@@ -106,7 +106,7 @@ fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::
     file.write_all(line)
 }
 
-/// Opens the file for appending after a line end.
+/// Opens the file for appending, and ends an incomplete last line.
 fn begin(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -138,11 +138,11 @@ pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
             None
         }
     });
-    // At most twice the written size is read, in case another program has put the file there.
+    // The function reads at most twice the maximum size, in case another program has put the file there.
     files.flat_map(move |file| BufReader::new(file.take(2 * kind.bytes)).split(b'\n').map_while(Result::ok))
 }
 
-/// Removes both files.
+/// Removes the previous and the current file.
 ///
 /// # Errors
 /// If an existing file cannot be removed.

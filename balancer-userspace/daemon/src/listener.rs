@@ -1,4 +1,5 @@
-//! HTTP on a listening socket, within bounds: connections, time to ask, time to be answered.
+//! HTTP on a listening socket, with limits on the number of connections, the time for requests, and the time for
+//! answers.
 
 use std::{
     collections::HashMap,
@@ -32,27 +33,28 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-/// Limits on the connections and the time that clients may take.
+/// Limits on the number of connections, and on the time that clients may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Connections at once. For one more, the one that has been idle the longest is closed; where none is idle, it waits.
+    /// The maximum number of connections. If it is reached, the server closes the connection that has been idle the
+    /// longest to accept another; if none is idle, the new one waits.
     pub(super) connections: usize,
-    /// How long the head of a request may take, and how long a connection may be idle.
+    /// The maximum time for receiving the head of a request, and for a connection to be idle.
     pub(super) ask: Duration,
-    /// How long a request may take, from its head to the last byte of its answer.
+    /// The maximum time for a request, from its head to the last byte of its answer.
     pub(super) answer: Duration,
-    /// For how long a connection may begin requests.
+    /// The time after which a connection may not begin further requests.
     pub(super) lifetime: Duration,
-    /// How long requests under way may take once the server stops.
+    /// The maximum time for pending requests after the server was asked to stop.
     pub(super) farewell: Duration,
 }
 
-/// A socket that connections come from.
+/// A socket on which connections arrive.
 pub(super) trait Listen: Send {
-    /// A connection.
+    /// The type of an accepted connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next one.
+    /// Waits for the next connection, and accepts it.
     fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
@@ -64,11 +66,11 @@ impl Listen for TcpListener {
     }
 }
 
-/// Serves connections with the router that `router` makes for each, until `shutdown` completes and requests under way are
-/// answered, or had their time.
+/// Serves connections, each with a router that `router` makes for it, until `shutdown` completes and all pending
+/// requests are answered or out of time.
 ///
 /// # Errors
-/// When the listener is broken: no connection will come from it again.
+/// If the listener is broken, so that it can accept no further connections.
 pub(super) async fn serve<L: Listen>(
     listener: L,
     limits: Limits,
@@ -113,22 +115,22 @@ pub(super) async fn serve<L: Listen>(
     Ok(())
 }
 
-/// Whether the next connection may be accepted though this one was not: what accept(2) says of the network and of want of
-/// resources.
+/// Whether the next connection may be accepted although this one was not: for the errors that accept(2) returns because
+/// of the network or a lack of resources.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
 
-/// The requests under way on a connection.
+/// The pending requests on a connection.
 #[derive(Clone, Copy, Debug)]
 struct Activity {
-    /// Requests whose answers are not whole in the kernel's hands.
+    /// The number of requests whose answers the kernel has not taken completely.
     requests: usize,
-    /// Since when there are any, or none.
+    /// The time since which there are such requests, or none.
     since: Instant,
 }
 
-/// A request under way, for as long as any byte of its answer is kept in memory.
+/// A pending request, which lasts as long as any byte of its answer is in memory.
 struct UnderWay {
     activity: watch::Sender<Activity>,
     quiet: Arc<Notify>,
@@ -158,7 +160,7 @@ impl Drop for UnderWay {
 struct Connections {
     running: JoinSet<()>,
     open: HashMap<task::Id, (AbortHandle, watch::Receiver<Activity>)>,
-    /// Told when a request has ended.
+    /// Notified when a request has ended.
     quiet: Arc<Notify>,
 }
 
@@ -172,7 +174,7 @@ impl Connections {
         self.open.remove(&id);
     }
 
-    /// Waits until there is room for one more of at most `limit`.
+    /// Waits until one more connection is allowed by `limit`.
     async fn make_room(&mut self, limit: usize) {
         while let Some(ended) = self.running.try_join_next_with_id() {
             self.forget(Some(ended));
@@ -213,7 +215,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, _) = watch::channel(Activity { requests: 0, since: Instant::now() });
-    // Held until the end: nobody stops it.
+    // The sender lives until the end, so that nothing stops the connection.
     let (_stop, stopped) = watch::channel(());
     connection(stream, router, limits, (sender, Arc::default()), stopped).await;
 }
@@ -272,7 +274,7 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// A body with something that is kept for as long as any byte of it is in memory.
+/// A body that keeps `held` alive as long as any byte of the body is in memory.
 pub(super) fn holding<T: Send + Sync + 'static>(body: Body, held: T) -> Body {
     Body::new(Holding { body, held: Arc::new(held) })
 }
@@ -334,7 +336,7 @@ mod tests {
 
     type Server = JoinHandle<anyhow::Result<()>>;
 
-    /// A gate that requests wait at: how many have come, and how many may pass.
+    /// A gate at which requests wait: the numbers of requests that have arrived, and of those that may pass.
     #[derive(Clone)]
     struct Gate {
         come: Arc<Semaphore>,
@@ -347,7 +349,8 @@ mod tests {
         "open"
     }
 
-    /// A server whose `/` answers at once, `/gate` when it may, `/large` with what no socket buffers.
+    /// A server that answers `/` at once, `/gate` when the gate lets the request pass, and `/large` with more than
+    /// sockets buffer.
     async fn serving(limits: Limits) -> (SocketAddr, Gate, Server) {
         let gate = Gate { come: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -367,7 +370,7 @@ mod tests {
         stream
     }
 
-    /// Reads until the connection is closed; returns nothing where it is reset.
+    /// Reads until the connection is closed; returns an empty text if it is reset.
     async fn rest(stream: &mut TcpStream) -> String {
         let mut answer = String::new();
         let _ = timeout(Duration::from_secs(60), stream.read_to_string(&mut answer)).await.expect("an end");
@@ -388,14 +391,14 @@ mod tests {
         let mut idle = Vec::new();
         for number in 0..1_000 {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            // Every other one has begun to ask, and goes no further.
+            // Every other client has sent the beginning of a request, and nothing more.
             if number % 2 == 0 {
                 stream.write_all(b"GET /metrics HTTP/1.1\r\nX-Slow: 1").await.unwrap();
             }
             idle.push(stream);
         }
         here(address).await;
-        // All but the last few were closed, the longest idle first.
+        // All but the last few connections were closed, beginning with the one that was idle the longest.
         for mut stream in idle.drain(..1_000 - PATIENT.connections) {
             assert_eq!(rest(&mut stream).await, "");
         }
@@ -407,7 +410,7 @@ mod tests {
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         let (mut reader, mut writer) = slow.into_split();
-        // A byte now and then does not help.
+        // Sending a byte now and then does not help the client.
         let dripping = tokio::spawn(async move {
             while writer.write_all(b"x").await.is_ok() {
                 sleep(Duration::from_millis(20)).await
@@ -444,7 +447,7 @@ mod tests {
         kept.write_all(b"GET /gate HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         gate.come.acquire().await.unwrap().forget();
         let mut late = asking(address, "/").await;
-        // Its answer is whole, and it would go on for an hour.
+        // The answer to the first request is complete, and the connection could stay open for an hour.
         gate.open.add_permits(1);
         assert!(rest(&mut kept).await.ends_with("open"));
         assert!(rest(&mut late).await.ends_with("here"));
@@ -457,7 +460,7 @@ mod tests {
         let mut stuck = asking(address, "/large").await;
         let mut first = [0; 16];
         stuck.read_exact(&mut first).await.unwrap();
-        // It is the only connection there may be, and busy until its time is over.
+        // Only one connection is allowed, and it is busy until its time is over.
         here(address).await;
         assert!(rest(&mut stuck).await.len() < LARGE);
     }
@@ -470,7 +473,7 @@ mod tests {
         gate.come.acquire().await.unwrap().forget();
         sleep(Duration::from_millis(600)).await;
         gate.open.add_permits(1);
-        // The answer is whole, and the connection closed without being asked.
+        // The answer is complete, and the server closes the connection without being asked.
         assert!(rest(&mut stream).await.ends_with("open"));
     }
 

@@ -1,4 +1,4 @@
-//! Watching files with lists of targets.
+//! Watches files that contain lists of targets.
 
 use std::path::{Path, PathBuf};
 

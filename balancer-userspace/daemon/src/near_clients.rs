@@ -1,9 +1,9 @@
-//! Clients on the same link as their `nat` backends. Such a backend replies to them directly, bypassing the balancer,
-//! with its own address, so that no connection is established.
+//! Clients on the same link as their `nat` backends. Such a backend replies to these clients directly, bypassing the
+//! balancer, with its own address, so that no connection is established.
 //!
-//! A client is reported only if it began two handshakes with backends on its own link while these passed their checks,
-//! and continued neither. If backends send all replies through the balancer, for example because of their routes,
-//! handshakes are continued. A packet with a forged source alone does not make a neighbour.
+//! The task reports a client only if it began two handshakes with backends on its own link while these passed their
+//! checks, and continued neither handshake. If backends send all replies through the balancer, for example because of
+//! their routes, clients continue their handshakes. A packet with a forged source alone does not make a neighbour.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,14 +31,14 @@ use crate::{
     statistics::{Named, Statistics},
 };
 
-/// The interval of the search.
+/// The interval between two searches.
 const LOOK: Duration = Duration::from_secs(10);
-/// A client repeats its SYN after one second and after three.
+/// The minimum age of an unfinished handshake: a client repeats its SYN after one second and after three.
 const WAITED: Duration = Duration::from_secs(3);
-/// The number of a client's unfinished handshakes that is no coincidence.
+/// The number of a client's unfinished handshakes that cannot be a coincidence.
 const ENOUGH: usize = 2;
 
-/// Warns about such clients until the controller is gone.
+/// Warns about such clients until the controller has ended.
 pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls: Calls, statistics: Arc<Statistics>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +71,7 @@ pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls
     }
 }
 
-/// The clients to report with a line for each, by service.
+/// The clients to report, with a line for each, by service.
 fn unanswered(
     begun: &[Begun],
     clients: &[Near],

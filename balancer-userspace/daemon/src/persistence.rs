@@ -1,9 +1,9 @@
-//! Keeping the state file up to date.
+//! Keeps the state file up to date.
 //!
-//! A change is on disk before it is made: its resulting state is computed and written while the owner goes on handling
-//! events, and then the change is made and answered. If the file cannot be written, nothing has changed. If the change
-//! needs something of this machine, that is prepared before. Changes are made in the order of their requests.
-//! Spontaneous changes are written soon afterwards, and counters periodically.
+//! A change is on disk before it is made: its resulting state is computed and written while the owner continues to
+//! handle events; then the owner makes the change and answers. If the file cannot be written, nothing has changed. If
+//! the change needs something of this machine, the machine is prepared before. Changes are made in the order of their
+//! requests. Spontaneous changes are written soon afterwards, and counters periodically.
 
 use std::{
     collections::VecDeque,
@@ -30,9 +30,9 @@ use super::{
     supervisor::panicked,
 };
 
-/// The maximum delay for writing spontaneous changes.
+/// The maximum delay before spontaneous changes are written.
 const SOON: Duration = Duration::from_millis(500);
-/// Periodic save interval, and the delay before a retry.
+/// The interval of periodic writes, and the delay before a retry.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
 /// A store for the state.
@@ -40,7 +40,7 @@ pub trait Save: Send + 'static {
     /// Stores the state durably before it returns.
     ///
     /// # Errors
-    /// If it cannot be stored; the earlier state is intact then.
+    /// If the state cannot be stored; in that case the earlier state is intact.
     fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()>;
 }
 
@@ -63,11 +63,11 @@ pub struct Persistence<F = StateFile> {
     failing: bool,
 }
 
-/// A change that may be made.
+/// A change that the owner may make now.
 #[derive(Debug)]
 pub struct Ready {
     pub request: Request,
-    /// The preparation of this machine for it.
+    /// The preparation of this machine for the change.
     pub prepared: Option<Prepared>,
     /// The precomputed tables and numbers of known clients.
     pub precomputed: Precomputed,
@@ -94,12 +94,12 @@ enum Staged {
 #[derive(Debug)]
 struct Writing<F> {
     task: JoinHandle<(F, anyhow::Result<()>)>,
-    /// The change to make once the write is done.
+    /// The change to make once the write is complete.
     change: Option<Ready>,
 }
 
 impl<F: Save> Persistence<F> {
-    /// Starts with a write to `file` at once.
+    /// Starts; the first write to `file` is due at once.
     #[must_use]
     pub fn new(file: F) -> Self {
         Self {
@@ -117,7 +117,7 @@ impl<F: Save> Persistence<F> {
         self.waiting.push_back(request);
     }
 
-    /// Records that something has happened.
+    /// Records that something has changed spontaneously.
     pub fn note(&mut self) {
         if !self.failing {
             self.due = self.due.min(Instant::now() + SOON);
@@ -130,12 +130,13 @@ impl<F: Save> Persistence<F> {
         (self.idle.is_some() && !self.is_proposing()).then_some(self.due)
     }
 
-    /// Whether a proposal is being computed. Its state is written next, and would miss anything written in between.
+    /// Whether a proposal is being computed. Its state is written next, and would miss anything that was written in
+    /// between.
     const fn is_proposing(&self) -> bool {
         matches!(self.stage, Some(Stage::Proposing(..)))
     }
 
-    /// Starts computing, preparing or writing if there is something to write and nothing is in progress. Refuses
+    /// Starts to compute, prepare or write, if there is something to write and nothing is in progress. Refuses
     /// impossible changes.
     pub fn advance<D: Dataplane>(&mut self, owner: &mut Owner<D>, host: &Host) {
         while self.idle.is_some() {
@@ -165,7 +166,7 @@ impl<F: Save> Persistence<F> {
     }
 
     fn propose<D: Dataplane>(&mut self, owner: &mut Owner<D>, request: Request, prepared: Option<Prepared>) {
-        // The answer is no longer awaited: the caller was told that the outcome is unknown.
+        // No caller waits for the answer: the caller was told that the outcome is unknown.
         if request.reply.is_closed() {
             return;
         }
@@ -193,8 +194,8 @@ impl<F: Save> Persistence<F> {
         self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of the current computation, preparation or write; forever if there is none. Returns a change
-    /// that may be made now; refused changes were answered.
+    /// Waits for the end of the current computation, preparation or write; waits forever if there is none. Returns a
+    /// change that may be made now; refused changes have already been answered.
     pub async fn progress(&mut self) -> Option<Ready> {
         let Self { writing, stage, .. } = self;
         let written = async {
@@ -247,7 +248,7 @@ impl<F: Save> Persistence<F> {
                 self.idle = Some(file);
                 saved
             }
-            // This happens only when the runtime ends.
+            // The error occurs only when the runtime ends.
             Err(error) => Err(error.into()),
         };
         let Err(error) = saved else {
@@ -265,7 +266,7 @@ impl<F: Save> Persistence<F> {
         None
     }
 
-    /// Writes the last state. Waiting changes are not made.
+    /// Writes the last state. Changes that still wait are not made.
     pub async fn finish<D: Dataplane>(mut self, owner: &Owner<D>) {
         self.waiting.clear();
         self.stage = None;
@@ -294,7 +295,7 @@ mod tests {
     use super::*;
     use crate::call::ChangeRequest;
 
-    /// A store that panics with the first state.
+    /// A store that panics when it gets the first state.
     struct Broken {
         saved: u32,
     }

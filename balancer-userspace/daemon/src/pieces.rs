@@ -1,4 +1,4 @@
-//! Text of any length, sent while it is being written, with only a few pieces in memory.
+//! Text of any length, which is sent while it is being written, with only a few pieces in memory.
 
 use std::{
     io::{self, Write},
@@ -14,30 +14,30 @@ use tokio::sync::mpsc;
 /// The number of pieces that may wait for the reader.
 const AHEAD: usize = 2;
 
-/// The destination of a text.
+/// A writer that sends a text in pieces.
 pub(crate) struct Pieces<F> {
-    /// Texts up to this length are sent as a whole, with their length.
+    /// The length up to which a text is sent as a whole, with its length.
     whole: usize,
-    /// Receives the body, once.
+    /// Receives the body, exactly once.
     begin: Option<F>,
-    /// The text written before the body is passed on.
+    /// The text that is written before the body is passed on.
     kept: Vec<u8>,
     rest: Option<mpsc::Sender<Piece>>,
 }
 
 enum Piece {
     Text(Vec<u8>),
-    /// The end of the text; without it the text is incomplete because its writer has failed.
+    /// The end of the text; without it the text is incomplete, because its writer has failed.
     End,
 }
 
 impl<F: FnOnce(Body)> Pieces<F> {
-    /// `begin` gets the body as soon as the text ends or exceeds `whole` bytes, so that sending starts.
+    /// Makes a writer; `begin` gets the body as soon as the text ends or exceeds `whole` bytes, so that sending begins.
     pub(crate) const fn new(whole: usize, begin: F) -> Self {
         Self { whole, begin: Some(begin), kept: Vec::new(), rest: None }
     }
 
-    /// Adds a piece that others follow. Waits for room; discards the piece if the reader is gone.
+    /// Adds a piece that is not the last. Waits for room; discards the piece if the reader is gone.
     pub(crate) fn more(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         if let Some(rest) = &self.rest {
@@ -55,7 +55,7 @@ impl<F: FnOnce(Body)> Pieces<F> {
         }
     }
 
-    /// Adds the last piece.
+    /// Adds the last piece, and ends the text.
     pub(crate) fn end(mut self, text: impl Into<Vec<u8>>) {
         self.more(text);
         if let Some(begin) = self.begin {
@@ -77,7 +77,7 @@ impl<F: FnOnce(Body)> Write for Pieces<F> {
     }
 }
 
-/// A body of pieces.
+/// A body that consists of pieces.
 struct Parts(mpsc::Receiver<Piece>);
 
 impl hyper::body::Body for Parts {

@@ -1,21 +1,21 @@
-//! Thread priorities when there are more runnable threads than processors: the threads between a failed check and the
+//! Thread priorities for times with more runnable threads than processors: the threads between a failed check and the
 //! redirected packet come first.
 
 use std::io;
 
-/// The amount by which the nice value is lowered.
+/// The number by which the nice value is lowered.
 pub(crate) const STEPS: i32 = 10;
 /// The lowest possible nice value.
 const LOWEST: i32 = -20;
 
-/// Gives the calling thread precedence; threads and programs that it starts have none. An operator's choice of another
-/// scheduling policy stays, and a nice value is taken into account.
+/// Gives the calling thread precedence; threads and programs that it starts do not inherit it. If an operator has
+/// chosen another scheduling policy, it stays; an operator's nice value is taken into account.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// If the kernel refuses the precedence.
 pub(crate) fn take() -> io::Result<()> {
     let Some(wanted) = lowered(attributes()?) else { return Ok(()) };
-    // SAFETY: the kernel reads as much of the attributes as they say they have, which is all of them.
+    // SAFETY: the attributes contain their own size, and the kernel reads no more than this.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const wanted, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -33,18 +33,18 @@ fn attributes() -> io::Result<libc::sched_attr> {
         sched_deadline: 0,
         sched_period: 0,
     };
-    // SAFETY: the kernel writes `size` bytes at most, which is all that is there.
+    // SAFETY: the kernel writes at most `size` bytes, which is the size of the attributes.
     let result = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
     if result == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Returns the attributes with precedence; `None`: the scheduling policy has no nice values.
+/// Returns the attributes with precedence; `None` if the scheduling policy has no nice values.
 fn lowered(attributes: libc::sched_attr) -> Option<libc::sched_attr> {
     let is_other = attributes.sched_policy == libc::SCHED_OTHER as u32;
     is_other.then(|| libc::sched_attr {
         sched_flags: libc::SCHED_FLAG_RESET_ON_FORK as u64,
         sched_nice: attributes.sched_nice.saturating_sub(STEPS).max(LOWEST),
-        // Some kernels report a slice here, but accept it only from threads that have chosen one.
+        // Some kernels report a slice here, but accept one only from threads that have chosen it.
         sched_runtime: 0,
         ..attributes
     })

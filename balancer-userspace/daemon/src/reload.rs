@@ -1,4 +1,4 @@
-//! Rereading the configuration file on SIGHUP, in a separate task because a file may be slow.
+//! Reads the configuration file again on SIGHUP, in a separate task because the file system may be slow.
 
 use std::{fs, path::PathBuf, time::SystemTime};
 
@@ -13,7 +13,7 @@ use super::{
     service_manager,
 };
 
-/// Applies the configuration in `file` at each SIGHUP, one at a time, while there is a controller. An invalid file
+/// Applies the configuration in `file` at each SIGHUP, one at a time, as long as the controller exists. An invalid file
 /// changes nothing, and the log says why.
 pub(super) async fn follow(
     mut hangup: Signal,
@@ -31,7 +31,7 @@ pub(super) async fn follow(
         match done {
             Some(Ok(services)) => service_manager::reloaded(Ok(services)),
             Some(Err(reason)) => service_manager::reloaded(Err(&reason)),
-            // The controller ends.
+            // The controller is about to end.
             None => return,
         }
     }
@@ -45,8 +45,8 @@ fn tell(audit: &Audit, done: &Result<usize, String>) {
     audit.tell(&Entry { via: "signal", who: Who::default(), request: "SIGHUP", status, result: &result });
 }
 
-/// Reads the file once and applies it. Returns the number of services, or why nothing was changed. `None`: the
-/// controller ends.
+/// Reads the file once and applies it. Returns the number of services, or the reason why nothing was changed; `None` if
+/// the controller is about to end.
 pub(super) async fn reread(
     calls: &Calls,
     configurations: &Configurations,
@@ -57,7 +57,7 @@ pub(super) async fn reread(
     Some(done)
 }
 
-/// The number of services now, or why nothing was changed.
+/// Returns the number of services now, or the reason why nothing was changed.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
     let modified = last_changed(file.clone()).await;
@@ -107,7 +107,7 @@ async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTim
     }
 }
 
-/// The time of a file's last change. A slow file delays nothing else.
+/// The time of a file's last change. A slow file system delays no other task.
 async fn last_changed(file: PathBuf) -> Option<SystemTime> {
     spawn_blocking(move || fs::metadata(file)?.modified()).await.ok()?.ok()
 }

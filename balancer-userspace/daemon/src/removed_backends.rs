@@ -1,5 +1,5 @@
-//! Counters of backends removed for good: kept by name for an hour, then summed up in one row of the service, so that
-//! unique names, such as those of pods, do not accumulate.
+//! The counters of backends that were removed for good: kept by name for an hour, then summed up in one row of the
+//! service, so that unique names, such as those of pods, do not accumulate.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,26 +12,26 @@ use balancer_control::{
     state::{Clocks, SavedCounters},
 };
 
-/// The name of the row for backends removed long ago. No backend can have this name.
+/// The name of the row for backends that were removed long ago. No backend can have this name.
 pub(crate) const TOGETHER: &str = "(departed)";
-/// How long counters are kept by name.
+/// How long counters stay available by name.
 const BY_NAME: Duration = Duration::from_secs(3600);
 
-/// The interval for summing up.
+/// The interval at which old counters are summed up.
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct RemovedBackends {
     services: HashMap<ServiceId, BTreeMap<String, Row>>,
-    /// Time of the last summing up.
+    /// The time at which counters were last summed up.
     summed: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Row {
     stats: BackendStats,
-    /// Time of the last addition.
+    /// The time at which counters were last added.
     since: Instant,
 }
 
@@ -56,7 +56,7 @@ impl RemovedBackends {
         self.services.iter().map(|(service, rows)| (service.0, rows.iter().map(counted).collect())).collect()
     }
 
-    /// Adds the counters of a removed backend called `name`.
+    /// Adds the counters of a removed backend with this `name`.
     pub(super) fn add(&mut self, service: ServiceId, name: String, stats: &BackendStats, now: Instant) {
         let rows = self.services.entry(service).or_default();
         let row = rows.entry(name).or_insert_with(|| Row { stats: BackendStats::default(), since: now });
@@ -64,7 +64,8 @@ impl RemovedBackends {
         row.since = now;
     }
 
-    /// Sums up names without an addition for an hour, except for those still `present`; at most once a minute.
+    /// Sums up the counters of names to which nothing was added for an hour, except for those still `present`; at most
+    /// once a minute.
     pub(super) fn sum_up(&mut self, now: Instant, present: impl Fn(ServiceId) -> HashSet<String>) {
         if self.summed.is_some_and(|summed| now.saturating_duration_since(summed) < PERIOD) {
             return;
@@ -98,7 +99,7 @@ impl RemovedBackends {
         self.services.retain(|service, _| listed.contains(service));
     }
 
-    /// Returns the counters of a service's removed_backends backends, by name.
+    /// Returns the counters of a service's removed backends, by name.
     pub(super) fn of(&self, service: ServiceId) -> impl Iterator<Item = (&str, &BackendStats)> {
         self.services.get(&service).into_iter().flatten().map(|(name, row)| (name.as_str(), &row.stats))
     }
@@ -115,7 +116,7 @@ fn counters(stats: &BackendStats) -> SavedCounters {
     }
 }
 
-/// Counters that did not exist when the row was written are 0.
+/// Converts saved counters; those that did not exist when the row was written are 0.
 fn stats(counters: &SavedCounters) -> BackendStats {
     let mut stats = BackendStats {
         packets: counters.packets,
@@ -217,7 +218,7 @@ mod tests {
         restored.sum_up(start + 121 * MINUTE, |_| HashSet::new());
         assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&removed_backends)));
 
-        // Earlier versions wrote rows without an age.
+        // Earlier versions wrote rows that have no age.
         let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
             r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
         )

@@ -8,15 +8,15 @@ use balancer_control::{
 };
 use serde::Serialize;
 
-/// A copy of everything that a restart must preserve, as of a moment. It shares nearly all data with the controller, so
-/// copying is cheap; writing its [`SavedState`] is not.
+/// A copy of everything that a restart must preserve, as of one moment. The copy shares nearly all data with the
+/// controller, so making it is cheap; writing its [`SavedState`] is not.
 #[derive(Clone, Debug)]
 pub struct Restorable {
     /// The services and everything that follows from them.
     pub controller: Controller,
     /// The counters of removed backends.
     pub removed_backends: SavedCountersByService,
-    /// Moves that other members of a fleet count, by service and cause.
+    /// The moves that other members of a fleet count, by service and cause.
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
@@ -29,7 +29,7 @@ pub struct Restorable {
 }
 
 impl Restorable {
-    /// The whole state for writing.
+    /// The whole state in a form that can be written.
     #[must_use]
     pub fn state(&self) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
         SavedState {
@@ -57,7 +57,7 @@ impl Restorable {
     }
 }
 
-/// Compares counters without their moments, which vary slightly because two clocks are read one after the other.
+/// Compares counters regardless of their moments, which vary slightly because two clocks are read one after the other.
 fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> bool {
     let counts = |of: &SavedCountersByService| {
         let mut of = of.clone();
@@ -69,7 +69,7 @@ fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> 
 
 #[cfg(test)]
 impl Restorable {
-    /// A controller's state, with `now` at the beginning of 1970 on the wall clock.
+    /// The state of a controller, whose wall clock shows the beginning of 1970 at `now`.
     pub(crate) fn of(controller: Controller, now: std::time::Instant) -> Self {
         let (removed_backends, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
         let clocks = Clocks { now, wall: std::time::UNIX_EPOCH };

@@ -1,4 +1,4 @@
-//! Resuming where the previous controller ended.
+//! Continues where the previous controller ended.
 
 use std::collections::BTreeMap;
 
@@ -22,26 +22,26 @@ use super::{
     supervisor::Supervisor,
 };
 
-/// A controller that has not started, and the file of its state.
+/// A controller that has not started yet, and the file of its state.
 pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// The counters of removed backends.
     pub(super) removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
-    /// Moves that other members of a fleet count.
+    /// The moves that other members of a fleet count.
     pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
-    /// The services, backends and ids for which there must be room.
+    /// The services, backends and ids for which the maps must have room.
     pub(super) largest: Largest,
-    /// The fleet's epoch that it has followed.
+    /// The epoch of the fleet that the controller has followed.
     pub(super) epoch: Option<SavedEpoch>,
-    /// The state itself.
+    /// The state from which the controller was made.
     state: Option<SavedState>,
 }
 
 impl Resumed {
-    /// Joins a fleet, so that it follows the fleet's decisions.
+    /// Joins a fleet, so that the controller follows the fleet's decisions.
     pub(super) async fn join(
         &mut self,
         fleet: &config::Fleet,
@@ -75,15 +75,15 @@ impl Resumed {
         }
         if let Some(state) = member.first_state() {
             let both = Controller::restore(config.clone(), fleets, state.clone(), clocks());
-            // A contradictory state is refused when it is followed.
+            // A contradictory state is refused later, when the controller follows it.
             self.largest.extend(both.map(|both| both.largest()).unwrap_or_default());
         }
         Ok(member)
     }
 }
 
-/// Makes the controller from the state file, or a new one if there is none. `as_written` is the configuration without
-/// command line overrides.
+/// Makes the controller from the state file, or a new controller if there is no file. `as_written` is the configuration
+/// without command line overrides.
 ///
 /// The maps in `pins` belong to one state; their counters are newer than those of the file.
 pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -> anyhow::Result<Resumed> {
@@ -144,7 +144,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             );
         }
         warn!("the hash key is another one than before: clients are steered elsewhere, and nobody is known");
-        // The kernel's data was hashed under the old key.
+        // The kernel's data was hashed with the old key.
         controller.set_instance(random()?);
     }
     let largest = controller.largest();

@@ -1,5 +1,5 @@
-//! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): ready, alive, reloading, ending, and
-//! why the balancer did not start. Without a service manager, none are sent.
+//! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): that the balancer is ready, alive,
+//! reloading or ending, and why it did not start. Without a service manager, the balancer sends none.
 
 use std::{env, future::pending, time::Duration};
 
@@ -8,7 +8,7 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-/// How long taking everything down may take, as in the unit's `TimeoutStopSec`.
+/// The maximum time for taking everything down, as in the unit's `TimeoutStopSec`.
 const AT_THE_END: Duration = Duration::from_secs(20);
 
 /// The service manager that started this process, if one did.
@@ -19,8 +19,8 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Reads `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and reports that the program is attached and requests are answered,
-    /// for this many `services`. It must be called on a tokio runtime.
+    /// Reads `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and reports that the program is attached and answers requests for
+    /// this number of `services`. Call it on a tokio runtime.
     #[must_use]
     pub fn ready(services: usize) -> Self {
         tell(&[NotifyState::Ready, NotifyState::Status(&serving(services))]);
@@ -41,7 +41,7 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that the end has begun, and how long it takes until things are taken down.
+    /// Reports that the end has begun, and how long it takes until the balancer takes everything down.
     pub fn lingers(&self, time: Duration) {
         let more = u32::try_from((time + AT_THE_END).as_micros()).unwrap_or(u32::MAX);
         let status = NotifyState::Status("leaving: clients are steered until they come no more");
@@ -53,7 +53,7 @@ impl ServiceManager {
         tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 
-    /// When to report that the process is alive; never if that is not expected.
+    /// Waits until a report that the process is alive is due; waits forever if none is expected.
     pub async fn keep_alive_due(&mut self) {
         match &mut self.keep_alive {
             Some(keep_alive) => {
@@ -77,7 +77,7 @@ pub fn reloading() {
     }
 }
 
-/// Reports that a reload for a SIGHUP is done with this many `services`, or why it failed.
+/// Reports that a reload after a SIGHUP is done, with this number of `services`, or why it failed.
 pub fn reloaded(done: Result<usize, &str>) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status(done))]);
 }
@@ -89,7 +89,7 @@ fn status(done: Result<usize, &str>) -> String {
     }
 }
 
-/// Reports a reload without a SIGHUP.
+/// Reports the result of a reload without a SIGHUP.
 pub fn reread(done: Result<usize, &str>) {
     tell(&[NotifyState::Status(&status(done))]);
 }
@@ -100,7 +100,7 @@ pub fn is_there() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Reports that the start takes up to this much longer, and with `status` what it waits for.
+/// Reports that the start takes up to this much longer, and in `status` the reason for the wait.
 pub fn waits(longer: Duration, status: Option<&str>) {
     let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
     let mut state = vec![NotifyState::ExtendTimeoutUsec(longer)];
@@ -117,7 +117,7 @@ fn serving(services: usize) -> String {
     format!("serving {}", counted(services, "service"))
 }
 
-/// A second line would be a separate message to the service manager.
+/// Returns only the first line: a second line would be a separate message to the service manager.
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }

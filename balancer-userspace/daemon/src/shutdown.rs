@@ -7,9 +7,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// A signal that asks the program to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShutdownSignal {
-    /// `SIGTERM`, as a service manager sends it.
+    /// The signal `SIGTERM`, which service managers send.
     Terminate,
-    /// `SIGINT`, as Ctrl-C sends it.
+    /// The signal `SIGINT`, which Ctrl-C sends.
     Interrupt,
 }
 
@@ -22,7 +22,7 @@ impl fmt::Display for ShutdownSignal {
     }
 }
 
-/// Catches the signals from its creation on. A signal that arrives before it is awaited is not lost.
+/// Catches the signals from its creation on. A signal that arrives before the caller awaits it is not lost.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -30,7 +30,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the handlers. It must be called on a tokio runtime.
+    /// Installs the signal handlers. Call it on a tokio runtime.
     ///
     /// # Errors
     /// If the kernel refuses to install a handler.
@@ -38,7 +38,7 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next of these signals.
     pub async fn next(&mut self) -> ShutdownSignal {
         tokio::select! {
             _ = self.terminate.recv() => ShutdownSignal::Terminate,

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! A state is written to a temporary file, synchronised and renamed, so that a complete state exists at every moment.
-//! That takes time in proportion to its size, so changes of a large state are appended to the journal instead, until
-//! the journal is large as well.
+//! This takes time in proportion to the state's size, so changes of a large state are appended to the journal instead,
+//! until the journal is large as well.
 
 mod journal;
 mod older;
@@ -39,11 +39,11 @@ use crate::restorable::Restorable;
 
 /// The interval at which counters are written if nothing else has changed.
 const COUNTS_EVERY: Duration = Duration::from_secs(300);
-/// The maximum file size in bytes that is read, far above what the largest state needs.
+/// The maximum size in bytes of a file that the balancer reads, far above what the largest state needs.
 const MAX_SIZE: u64 = 256 << 20;
-/// States below this size in bytes are always written as a whole, because even the first bytes take as long.
+/// The size in bytes below which states are always written as a whole, because even the first bytes take as long.
 const SMALL: u64 = 256 << 10;
-/// The difference by which the wall clock may have been set for a journal's moments to be dated by its state's clock.
+/// The maximum difference between wall clock and uptime with which a journal's moments are dated by its state's clock.
 const SLEW: Duration = Duration::from_secs(1);
 
 /// A state file that this controller has locked.
@@ -52,9 +52,9 @@ pub struct StateFile {
     path: PathBuf,
     /// Whether the current file may become the previous one.
     good: bool,
-    /// The contents, if this process has written them.
+    /// The contents of the file, if this process has written them.
     written: Option<Written>,
-    /// The size in bytes from which on a journal is used.
+    /// The size of a state in bytes from which on a journal is used.
     small: u64,
     _lock: Flock<File>,
 }
@@ -63,10 +63,10 @@ pub struct StateFile {
 #[derive(Debug)]
 struct Written {
     state: Restorable,
-    /// When it was last written as a whole.
+    /// When the state was last written as a whole.
     at: Instant,
     clock: Option<SavedClock>,
-    /// Size of the whole state in bytes.
+    /// The size of the whole state in bytes.
     length: u64,
     journal: Journal,
 }
@@ -74,30 +74,30 @@ struct Written {
 /// The contents of a state file when it was loaded.
 #[derive(Debug)]
 pub enum Loaded {
-    /// There is no state.
+    /// There was no state.
     Nothing,
     /// The state.
     State(Box<SavedState>),
-    /// An earlier state, and why it is used.
+    /// An earlier state, and the reason why it is used.
     Older(Box<SavedState>, String),
 }
 
-/// The reason why a state is written.
+/// The reason for which a state is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// A change is about to be made.
+    /// The owner is about to make a change.
     Change,
     /// Something may have happened. If only counters have changed, nothing is written for five minutes.
     Refresh,
-    /// The whole state must be in one file: at the start and at the end.
+    /// The whole state must be in one file, for the start or the end of a process.
     Whole,
 }
 
 impl StateFile {
-    /// Locks the file at `path` for this process, and makes its directory if necessary.
+    /// Locks the file at `path` for this process, and creates its directory if necessary.
     ///
     /// # Errors
-    /// If another controller has it, and when the kernel refuses; the error names the path.
+    /// If another controller has the lock, or if the kernel refuses; the error names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot keep the state in {}", path.display());
         if let Some(directory) = path.parent() {
@@ -134,7 +134,7 @@ impl StateFile {
         Ok(this)
     }
 
-    /// Whether files can be made beside it.
+    /// Whether files can be created beside the state file.
     fn probe(&self) -> io::Result<()> {
         let new = with_suffix(&self.path, "new");
         create(&new).and_then(|_| fs::remove_file(&new))
@@ -145,10 +145,11 @@ impl StateFile {
         &self.path
     }
 
-    /// Reads the state.
+    /// Reads the state and its journal.
     ///
     /// # Errors
-    /// If neither the current state nor the previous one is usable: what is wrong with them, and what to do.
+    /// If neither the current state nor the previous one is usable: the error says what is wrong with them, and what to
+    /// do.
     pub fn load(&mut self) -> anyhow::Result<Loaded> {
         let previous = with_suffix(&self.path, "previous");
         let (path, before) = (self.path.display(), previous.display());
@@ -192,7 +193,7 @@ impl StateFile {
     /// Writes `state` durably before it returns.
     ///
     /// # Errors
-    /// If the kernel refuses; the files then are as before.
+    /// If the kernel refuses; in that case the files are as before.
     pub fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
         let before = self.written.take().filter(|_| occasion != Occasion::Whole);
         let Some(mut written) = before else { return self.keep_whole(state) };
@@ -228,7 +229,7 @@ impl StateFile {
         format!("cannot write the state file {}", self.path.display())
     }
 
-    /// Replaces the state; returns its checksum and its size in bytes.
+    /// Replaces the state; returns the checksum and the size in bytes of the new file.
     fn save(
         &mut self,
         state: &SavedState<impl Serialize, impl Serialize, impl Serialize>,
@@ -251,13 +252,13 @@ impl StateFile {
         }
         fs::rename(&new, &self.path)?;
         sync_directory(&self.path)?;
-        // It belongs to the previous state, as its contents show.
+        // The journal belongs to the previous state, as its contents show.
         let _ = remove(&journal);
         Ok(written)
     }
 }
 
-/// Whether the wall clock has advanced from one moment to the other like the uptime.
+/// Whether the wall clock has advanced between the two moments by as much as the uptime.
 fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
     match (from, to) {
         (None, None) => true,
@@ -269,7 +270,7 @@ fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
     }
 }
 
-/// Creates a file for its owner only, because it may contain the hash key.
+/// Creates a file that only its owner can read, because it may contain the hash key.
 fn create(path: &Path) -> io::Result<File> {
     remove(path)?;
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
@@ -282,12 +283,12 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes `previous` a link to the file at `path`, which stays; does nothing if there is none.
+/// Makes `previous` a link to the file at `path`, which stays; does nothing if the file does not exist.
 fn keep(path: &Path, previous: &Path) -> io::Result<()> {
     remove(previous)?;
     match fs::hard_link(path, previous) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Some file systems have no links.
+        // Some file systems do not support links.
         Err(_) => fs::copy(path, previous).map(drop),
         Ok(()) => Ok(()),
     }
@@ -305,7 +306,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Reads the state in the file at `path` with its journal, and what is unusable in the journal.
+/// Reads the state in the file at `path` with its journal; also returns the problem of an unusable journal.
 fn read(path: &Path) -> Result<(SavedState, Option<String>), Bad> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {

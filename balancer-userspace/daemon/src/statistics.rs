@@ -1,4 +1,4 @@
-//! Statistics from observation: heavy clients, counts of a minute and an hour ago, and matters that need attention.
+//! Statistics from observation: heavy clients, the counts of a minute and an hour ago, and matters that need attention.
 //!
 //! A separate task reads the ring of samples four times a second, requests a snapshot from the controller every ten
 //! seconds, and adds its results to later snapshots.
@@ -43,26 +43,26 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The interval for reading the ring.
+/// The interval at which the task reads the ring.
 const LOOK: Duration = Duration::from_millis(250);
-/// The interval for fading samples.
+/// The interval at which the counts of samples fade.
 const FADE: Duration = Duration::from_secs(1);
-/// The delay before asking about an unknown service.
+/// The delay before the task asks about an unknown service.
 const ASK: Duration = Duration::from_secs(1);
-/// With fewer samples of a backend's packets, heavy clients cannot be determined.
+/// The number of samples of a backend's packets below which heavy clients cannot be determined.
 const ENOUGH_SAMPLES: f64 = 64.0;
-/// How long the log stays silent about a client that it has named.
+/// How long the log does not name a client again.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// The maximum number of backends with shares in the file. With more, the file would become too large, and their shares
-/// begin anew with each process.
+/// The maximum number of backends whose shares are written to the file. With more backends, the file would become too
+/// large, so their shares begin anew with each process.
 const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A client with a line about its problem.
+/// A client, with a line about its problem.
 pub(crate) type Named = (IpAddr, String);
 
-/// The last hour of a service.
+/// The counts and shares of a service in the last hour.
 #[derive(Clone, Debug, Default)]
 struct Past {
     counted: Arc<History>,
@@ -74,7 +74,7 @@ struct Past {
 #[derive(Debug)]
 pub struct Statistics {
     started: Instant,
-    /// The machine's uptime at that moment.
+    /// The uptime of the machine at that moment.
     uptime: Duration,
     seen: Mutex<Seen>,
 }
@@ -88,14 +88,14 @@ struct Seen {
     parts: HashMap<ServiceId, ServiceId>,
     /// Histories by name, because ids may change with a restart.
     histories: HashMap<String, Past>,
-    /// The file that keeps them for the next controller.
+    /// The file that preserves the histories for the next controller.
     file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
-    /// Clients that their backends reply to directly, bypassing the balancer.
+    /// The clients to which their backends reply directly, bypassing the balancer.
     near: HashMap<ServiceId, Vec<String>>,
-    /// The history for suggestions.
+    /// The event history to which suggestions are reported.
     events: Option<Events>,
-    /// When the log last named a client.
+    /// The time at which the log last named a client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
 }
 
@@ -107,8 +107,8 @@ impl Statistics {
         Self { started: Instant::now(), uptime: uptime(), seen: Mutex::new(seen) }
     }
 
-    /// Keeps the last hour beside `state_file`, and continues it if the kernel's counters were `adopted` from another
-    /// process.
+    /// Keeps the last hour in a file beside `state_file`, and continues the counts in it if the kernel's counters were
+    /// `adopted` from another process.
     #[must_use]
     pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
         let this = Self::new(settings);
@@ -131,7 +131,7 @@ impl Statistics {
         self.seen().settings = settings;
     }
 
-    /// Starts or stops keeping the last hour beside `state_file`.
+    /// Starts or stops keeping the last hour in a file beside `state_file`.
     pub fn keep(&self, state_file: Option<&PathBuf>, supervisor: &Supervisor) {
         let mut seen = self.seen();
         match state_file {
@@ -144,7 +144,7 @@ impl Statistics {
         }
     }
 
-    /// Replaces the set of clients that their backends reply to directly, by a part of their service.
+    /// Replaces the set of clients to which their backends reply directly, by a part of their service.
     pub(crate) fn name_near_clients(&self, clients: HashMap<ServiceId, Vec<Named>>) {
         let (mut seen, now) = (self.seen(), Instant::now());
         seen.near.clear();
@@ -155,7 +155,7 @@ impl Statistics {
         }
     }
 
-    /// The time since the machine started.
+    /// The time since the machine was started.
     fn now(&self) -> Duration {
         self.uptime + self.started.elapsed()
     }
@@ -182,7 +182,7 @@ impl Statistics {
         snapshot.map(|services| Coming::new(services.map(complete)))
     }
 
-    /// Observes until the controller is gone.
+    /// Observes clients and counters until the controller has ended.
     pub async fn watch(self: Arc<Self>, mut samples: RingBuf<MapData>, calls: Calls) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +207,7 @@ impl Statistics {
             }
             if let Ok(Ok(snapshot)) = answer.await {
                 let this = Arc::clone(&self);
-                // There may be sixty thousand backends, and no other task should wait for their counters.
+                // There may be sixty thousand backends, and no other task should have to wait for their counters.
                 if spawn_blocking(move || this.note(snapshot.services, step, now)).await.is_err() {
                     return;
                 }
@@ -260,7 +260,7 @@ impl Statistics {
     }
 }
 
-/// The counts of all services at one time, for storing.
+/// The counts of all services at one time, which are to be stored.
 struct Step {
     at: Duration,
     moment: Moment,
@@ -305,7 +305,7 @@ impl Seen {
         }
     }
 
-    /// Finds heavy clients of a service, which becomes known by this.
+    /// Finds the heavy clients of a service, and makes the service known.
     fn note(&mut self, service: &ServiceSnapshot, now: Instant) {
         let id = first(service);
         let (prefix, top) = self.services.entry(id).or_insert_with(|| (service.client_prefix, Arc::default()));
@@ -324,7 +324,7 @@ impl Seen {
         self.warnings.insert(id, proposed.into_iter().chain(heavy).map(|(_, text)| text).collect());
     }
 
-    /// Reports clients for which a rule is suggested, each from time to time.
+    /// Reports clients for which a rule is suggested; repeats each from time to time.
     fn propose(&mut self, id: ServiceId, service: &str, clients: &[Named], now: Instant) {
         for (client, text) in clients {
             let Entry::Vacant(unnamed) = self.named.entry((id, *client)) else { continue };
@@ -338,7 +338,7 @@ impl Seen {
         }
     }
 
-    /// Logs clients of a service that were not named recently.
+    /// Logs those clients of a service that the log has not named recently.
     fn name(&mut self, id: ServiceId, clients: &[Named], now: Instant) {
         for (client, text) in clients {
             if let Entry::Vacant(unnamed) = self.named.entry((id, *client)) {
@@ -374,13 +374,13 @@ impl Seen {
     }
 }
 
-/// Returns the id by which a service is known here: its first.
+/// Returns the id by which the statistics know a service: its first id.
 fn first(service: &ServiceSnapshot) -> ServiceId {
     service.ids.first().copied().unwrap_or(ServiceId(u16::MAX))
 }
 
-/// Clients that send at least the fraction `least` of their backends' bytes, each with a line that says so and suggests
-/// a remedy. With `least` 0, none.
+/// The clients that send at least the fraction `least` of their backends' bytes, each with a line that says so and
+/// suggests a remedy. If `least` is 0, there are none.
 fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named> {
     if least <= 0.0 {
         return Vec::new();
@@ -404,8 +404,8 @@ fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named>
     named.collect()
 }
 
-/// Clients without a rule that send more than `spread_heavy` of a service's bytes, each with a line that says so and
-/// suggests the rule.
+/// The clients without a rule that send more than `spread_heavy` of a service's bytes, each with a line that says so
+/// and suggests the rule.
 fn proposals((name, prefixes): (&str, ClientPrefix), rule: &SpreadHeavy, top: &Top) -> Vec<Named> {
     if top.total().packets < ENOUGH_SAMPLES {
         return Vec::new();

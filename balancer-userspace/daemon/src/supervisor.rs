@@ -1,4 +1,4 @@
-//! Supervision of essential tasks and threads. When one of them ends, the process ends as well, with the reason: with
+//! Supervises essential tasks and threads. When one of them ends, the process ends as well and gives the reason: with
 //! `on_exit = "keep"` the kernel continues to steer, and a service manager starts another balancer. A balancer that
 //! continued without health checks or without its control socket would look healthy but be useless.
 
@@ -19,16 +19,16 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-/// Starts tasks and threads, and reports their end. Clones report to the same [`Endings`]; one made by `default`
-/// reports to none.
+/// Starts tasks and threads, and reports when they end. Clones report to the same [`Endings`]; a supervisor made by
+/// `default` reports to none.
 #[derive(Clone, Debug)]
 pub struct Supervisor(mpsc::UnboundedSender<Ended>);
 
-/// Unexpected ends of tasks and threads.
+/// The unexpected ends of tasks and threads.
 #[derive(Debug)]
 pub struct Endings {
     receiver: mpsc::UnboundedReceiver<Ended>,
-    /// It keeps the channel open.
+    /// The sender that keeps the channel open.
     _supervisor: Supervisor,
 }
 
@@ -65,7 +65,7 @@ impl Supervisor {
         (this.clone(), Endings { receiver, _supervisor: this })
     }
 
-    /// Starts a task on the current runtime; `what` is a plural or a name.
+    /// Starts a task on the current runtime; `what` is its name, or a plural noun.
     pub fn spawn<T, F>(&self, what: &'static str, task: F) -> Task<T>
     where
         T: Send + 'static,
@@ -103,7 +103,7 @@ impl Supervisor {
     pub fn thread(&self, what: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
         let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();
-        // The kernel keeps fifteen bytes of a name.
+        // The kernel keeps only fifteen bytes of a name.
         let handle =
             thread::Builder::new().name(what.trim_start_matches("the ").replace(' ', "-")).spawn(move || {
                 // Broken state after a panic is never used again, because the process ends.
@@ -140,7 +140,7 @@ impl Expected {
     }
 }
 
-/// A running task. Dropping this does not end it.
+/// A running task. Dropping this value does not end it.
 #[derive(Debug)]
 pub struct Task<T> {
     wanted: Expected,
@@ -149,7 +149,7 @@ pub struct Task<T> {
 }
 
 impl<T> Task<T> {
-    /// Declares that its end is expected from now on.
+    /// Declares that the task's end is expected from now on.
     pub fn release(&self) {
         self.wanted.set();
     }
@@ -160,14 +160,14 @@ impl<T> Task<T> {
         self.abort.abort();
     }
 
-    /// Waits for a task that is expected to finish. `None` if it failed.
+    /// Waits for a task that is expected to finish. Returns `None` if the task failed.
     pub async fn ended(self) -> Option<T> {
         self.release();
         self.outer.await.ok().flatten()
     }
 }
 
-/// A running task that ends when this is dropped.
+/// A running task that ends when this value is dropped.
 #[derive(Debug)]
 pub struct Attended<T>(Task<T>);
 
@@ -177,7 +177,7 @@ impl<T> Drop for Attended<T> {
     }
 }
 
-/// A running thread. Dropping this does not end it.
+/// A running thread. Dropping this value does not end it.
 #[derive(Debug)]
 pub struct Thread {
     wanted: Expected,
@@ -185,7 +185,7 @@ pub struct Thread {
 }
 
 impl Thread {
-    /// Declares that its end is expected from now on.
+    /// Declares that the thread's end is expected from now on.
     pub fn release(&self) {
         self.wanted.set();
     }

@@ -7,8 +7,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-/// Runs a task for each `wanted` key. Ends it when the key is no longer wanted, and begins another when the key has
-/// another value. Returns when the sender is gone.
+/// Runs a task for each `wanted` key. Ends the task when its key is no longer wanted, and begins another one when the
+/// key has another value. Returns when the sender is gone.
 pub(crate) async fn follow<K, V, F>(mut wanted: watch::Receiver<BTreeMap<K, V>>, begin: impl Fn(K, V) -> F)
 where
     K: Ord + Clone,
@@ -38,7 +38,7 @@ where
     }
 }
 
-/// Publishes what is wanted, if it has changed.
+/// Publishes the `wanted` value, if it has changed.
 pub(crate) fn want<T: PartialEq>(told: &watch::Sender<T>, wanted: T) {
     told.send_if_modified(|before| {
         let is_news = *before != wanted;
@@ -60,7 +60,7 @@ mod tests {
         let (want, wanted) = watch::channel(BTreeMap::from([("a", 1), ("b", 1)]));
         let (told, mut events) = mpsc::unbounded_channel();
         let begin = move |key: &'static str, value: i32| {
-            /// Tells when a task ends.
+            /// Notifies the test when a task ends.
             struct Ends(mpsc::UnboundedSender<String>, String);
             impl Drop for Ends {
                 fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Traces: the tracing program replaces the plain one as long as a client keeps polling for packets.
+//! Traces of packets: the tracing program replaces the plain one as long as a client keeps polling for packets.
 
 use std::{
     collections::VecDeque,
@@ -26,25 +26,25 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How long a trace continues without being polled.
+/// How long a trace continues if no client polls it.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The interval for checking that, and for extending the program's time.
+/// The interval at which this is checked and the program's time is extended.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long an earlier packet may come later, because each CPU has a buffer of its own.
+/// How much later an earlier packet may arrive, because each CPU has a buffer of its own.
 const BETWEEN_CPUS: Duration = Duration::from_millis(20);
-/// The maximum numbers of waiting packets, and of bytes of their frames.
+/// The maximum number of waiting packets. The next constant limits the bytes of their frames.
 const MOST_WAITING: usize = 16_384;
 const MOST_BYTES: usize = 32 << 20;
-/// The maximum numbers of packets in one answer, and of bytes of their frames.
+/// The maximum number of packets in one answer. The next constant limits the bytes of their frames.
 const MOST_AT_ONCE: usize = 1024;
 const BYTES_AT_ONCE: usize = 8 << 20;
 
 /// A running trace.
 pub struct Trace {
-    /// The number by which it is addressed.
+    /// The number by which clients refer to the trace.
     pub number: u64,
     waiting: Mutex<Waiting>,
-    /// The program's settings; `None`: nothing reports.
+    /// The settings of the program; `None`: no program reports packets.
     knobs: Mutex<Option<Knobs>>,
     lost: AtomicU64,
     ended: AtomicBool,
@@ -65,7 +65,7 @@ impl std::fmt::Debug for Trace {
 }
 
 impl Trace {
-    /// A trace without packets.
+    /// A trace that gets no packets.
     #[must_use]
     pub fn silent(number: u64) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Trace {
         }
     }
 
-    /// Starts a trace of the packets in `rings`, until it is no longer polled. Then it calls `gone`.
+    /// Starts a trace of the packets in `rings`, which lasts until no client polls it any more and then calls `gone`.
     pub(crate) fn begin(
         number: u64,
         (rings, mut knobs): (Vec<Ring>, Knobs),
@@ -88,7 +88,7 @@ impl Trace {
         knobs.go_on()?;
         let this = Arc::new(Self { knobs: Mutex::new(Some(knobs)), ..Self::silent(number) });
         for ring in rings {
-            // SAFETY: its descriptor is that of the ring, which it holds open as long as it lives.
+            // SAFETY: the descriptor is that of the ring, which keeps it open as long as the ring exists.
             let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
             tokio::spawn(follow(ring, Arc::downgrade(&this)));
         }
@@ -102,7 +102,7 @@ impl Trace {
         Ok(this)
     }
 
-    /// Returns the packets since the last call in the order of their arrival, waiting up to `wait` for the first.
+    /// Returns the packets since the last call in the order of their arrival; waits up to `wait` for the first one.
     pub(crate) async fn take(&self, wait: Duration) -> Vec<TracedPacket> {
         let news = self.news.notified();
         tokio::pin!(news);
@@ -110,14 +110,14 @@ impl Trace {
         if lock(&self.waiting).packets.is_empty() && !self.has_ended() {
             let _ = timeout(wait, news).await;
         }
-        // Of many, those that are taken first came long enough ago.
+        // If there are many packets, those that are taken first arrived long enough ago.
         if lock(&self.waiting).packets.len() < MOST_AT_ONCE {
             sleep(BETWEEN_CPUS).await;
         }
         self.take_now()
     }
 
-    /// Adds the counters of these backends to those compared.
+    /// Adds the counters of these backends to those that the trace compares.
     pub(crate) fn watch(&self, hops: &[HopView]) {
         let ids = hops.iter().filter(|hop| hop.in_use).map(|hop| hop.id);
         if let Err(error) = self.turn(|knobs| knobs.watch(ids)) {
@@ -192,7 +192,7 @@ impl Trace {
     }
 }
 
-/// Locks; a panicking thread did not hold the lock during a change.
+/// Takes the lock; a thread that panicked did not hold it during a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -200,7 +200,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Reads one CPU's reports while the trace exists.
 async fn follow(mut ring: AsyncFd<Ring>, trace: Weak<Trace>) {
     loop {
-        // The wait is limited because the trace may have ended.
+        // The wait has a limit because the trace may have ended.
         let ready = timeout(LOOK, ring.readable_mut()).await;
         let Some(trace) = trace.upgrade().filter(|trace| !trace.has_ended()) else { return };
         let Ok(ready) = ready else { continue };

@@ -1,5 +1,5 @@
-//! Lists of targets in keys of etcd. Each is read over connections of its own, so that servers without an answer delay
-//! no other list.
+//! Lists of targets in keys of etcd. The balancer reads each over connections of its own, so that servers without an
+//! answer delay no other list.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     tasks_by_key,
 };
 
-/// Determines how long a server may be silent: a third of this, or 7 s without any server until that is reported.
+/// Determines how long a server may be silent: a third of this time. If no server works, this is reported after 7 s.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The wanted lists.
+/// The lists that are wanted.
 pub(crate) type Trees = BTreeMap<EtcdSource, ()>;
 
 /// Reads all lists once, and returns those that arrive within `patience`.
@@ -72,7 +72,7 @@ pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
     .await;
 }
 
-/// Sends the keys of a source at first, and after each change.
+/// Sends the keys of a source, at first and after each change.
 async fn read(source: &EtcdSource, told: mpsc::Sender<Result<Tree, String>>) {
     balancer_etcd::follow(settings(source.prefix.clone(), &source.etcd, LEASE), told).await;
 }

@@ -12,7 +12,7 @@ use crate::{api_server, call::Calls, prober, state_file};
 /// Parses the bytes of a state file.
 ///
 /// # Errors
-/// The fault in them.
+/// One line about the fault in the bytes.
 pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
     state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
 }
@@ -20,21 +20,21 @@ pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
 /// Applies the bytes of a journal to `state`, which has this checksum.
 ///
 /// # Errors
-/// The fault in them; all records before it have been applied.
+/// One line about the fault in the bytes; all records before it have been applied.
 pub fn journal(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     state_file::replay_lines(state, checksum, bytes)
 }
 
-/// Seals a state file of `version` with this body under the right checksum.
+/// Seals a state file of `version` with this body and the right checksum.
 #[must_use]
 pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// Returns the verdict of a check by HTTP or gRPC on data from `stream`, a connection to `target`.
+/// Returns the verdict of a check over HTTP or gRPC on data from `stream`, a connection to `target`.
 ///
 /// # Errors
-/// If this machine lacks the means.
+/// If this machine lacks the resources.
 pub async fn answer(
     target: SocketAddr,
     check: &CheckKind,

@@ -1,4 +1,4 @@
-//! Attaching the program to interfaces, and reporting what prevents it.
+//! Attaching the program to interfaces, and reporting why that fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,16 +42,16 @@ pub struct Attachment {
     pub native: bool,
     /// The indices of the members of a bond or team, by which packets may arrive.
     pub parts: BTreeSet<u32>,
-    /// The members, and former members: their counters belong to the interface, so that its counters never fall.
+    /// The members and former members. Their counters are part of the interface's counters, so that these never fall.
     pub counted: BTreeSet<u32>,
 }
 
-/// The maximum number of former members that are counted, the most recent ones.
+/// The maximum number of former members whose counters are included. The most recent ones remain.
 const COUNTED_PARTS: usize = 32;
 
 impl Attachment {
-    /// Updates the counted members. `counting` are the ingress indices of all attachments: a former member that counts
-    /// for another attachment belongs to that one.
+    /// Updates the counted members. `counting` holds the ingress indices of all attachments: a former member in it
+    /// belongs to another attachment.
     pub fn count_parts(&mut self, counting: &BTreeSet<u32>) {
         let Self { parts, counted, .. } = self;
         counted.retain(|part| !parts.contains(part) && !counting.contains(part));
@@ -78,19 +78,19 @@ impl Attachment {
 pub struct Attached {
     /// The attachment.
     pub at: Attachment,
-    /// Whether an earlier controller attached it, so that only the program was replaced.
+    /// Whether an earlier controller attached the program, so that this one only replaced it.
     pub adopted: bool,
     /// The current name of the interface.
     called: String,
-    /// Closing the link takes the program off the interface, unless the link is pinned.
+    /// The link of the program. Closing it detaches the program from the interface, unless the link is pinned.
     link: Option<XdpLink>,
     pin: Option<PathBuf>,
-    /// Packet merging, which generic mode does not support, switched off while the program is attached.
+    /// Generic receive offload, which generic mode does not support and which is off while the program is attached.
     offload: Option<SwitchedOff>,
-    /// VLAN tag stripping, switched off by interface: this one, or its lower devices. `None`: it was off already, or
-    /// cannot be switched.
+    /// VLAN tag stripping, which is off while the program is attached, by interface: this one, or its lower devices.
+    /// `None`: stripping was already off, or cannot be switched.
     tags: BTreeMap<u32, Option<SwitchedOff>>,
-    /// Attached before the program and detached after it.
+    /// The classifiers, which are attached before the program and detached after it.
     classifiers: Vec<OnInterface>,
 }
 
@@ -109,13 +109,13 @@ impl Attached {
         self.called = name;
     }
 
-    /// Whether this process has switched the interface's receive offload off, or has taken that over.
+    /// Whether this process has switched off the interface's receive offload, or has taken over the switched-off state.
     #[must_use]
     pub const fn receive_offload_off(&self) -> bool {
         self.offload.is_some()
     }
 
-    /// Interfaces whose VLAN tag stripping this process has switched off, or has taken over as switched off.
+    /// Interfaces whose VLAN tag stripping this process has switched off, or has taken over in this state.
     pub fn keep_tags(&self) -> impl Iterator<Item = &str> {
         self.tags.values().flatten().map(SwitchedOff::interface)
     }
@@ -147,8 +147,8 @@ impl Attached {
         }
     }
 
-    /// Takes over the receive offload that an earlier process switched off. If the mode is no longer generic, it is
-    /// switched on again.
+    /// Takes over the receive offload that an earlier process switched off. If the mode is no longer generic, switches
+    /// the offload on again.
     pub fn take_over_receive_offload(&mut self) {
         if self.offload.is_none() {
             let offload = SwitchedOff::left_off(Offload::Merging, self.called.clone());
@@ -163,7 +163,7 @@ impl Attached {
         let replaced = program.attach_to_link(link);
         let id = match (&replaced, &self.pin) {
             (Ok(_), _) => replaced?,
-            // Dropping the link that refuses closes it.
+            // Dropping the link closes it if the kernel refuses to pin it.
             (Err(_), Some(pin)) => {
                 self.link = Some(open_link(pin, name)?);
                 return replaced.map(drop).with_context(|| format!("replacing the program of {name}"));
@@ -220,9 +220,9 @@ impl Attached {
 /// the code that writes maps.
 pub struct Attacher {
     ebpf: Ebpf,
-    /// Maps to pin if the data path is to outlive this process.
+    /// Maps to pin if the data path shall outlive this process.
     maps: Vec<(&'static str, MapData)>,
-    /// The directory for pinned links, if they are to be pinned.
+    /// The directory for pinned links, if the attacher pins links.
     links: Option<LinkPins>,
     interface_multiplier: u32,
     handover_key: u64,
@@ -242,7 +242,7 @@ impl Attacher {
     /// Pins the maps, the links in `attached` and all later links in a new directory of pins.
     ///
     /// # Errors
-    /// If the kernel refuses; call [`unpin`](Self::unpin) then.
+    /// If the kernel refuses; the caller must then call [`unpin`](Self::unpin).
     pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
         for (name, map) in &self.maps {
             map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
@@ -251,7 +251,7 @@ impl Attacher {
         attached.iter_mut().try_for_each(|attached| attached.pin(links))
     }
 
-    /// Forgets the pins, which are removed or about to be.
+    /// Forgets the pins, which the caller has removed or is about to remove.
     pub fn unpin(&mut self, attached: &mut [Attached]) {
         self.links = None;
         for attached in attached {
@@ -260,7 +260,7 @@ impl Attacher {
         }
     }
 
-    /// Attaches the program to an interface; it is already attached to the interfaces with the indices `others`.
+    /// Attaches the program to an interface. `others` are the indices of the interfaces that have the program already.
     ///
     /// # Errors
     /// If another program is attached, or no allowed mode works: one line that says what to do.
@@ -281,7 +281,7 @@ impl Attacher {
     /// tracing settings.
     ///
     /// # Errors
-    /// If the kernel refuses the program or offers no rings. Packets are then steered as before.
+    /// If the kernel refuses the program or offers no rings. The plain program then stays in place.
     pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         let prepared = telling::prepare(&self.ebpf, filter)?;
         let program = telling::program(&mut self.ebpf)?;
@@ -383,7 +383,8 @@ fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> any
     }
 }
 
-/// Replaces the program behind a pinned link. `None`: the interface no longer exists, and the pin is removed.
+/// Replaces the program behind a pinned link. `None`: the interface no longer exists, and this function has removed the
+/// pin.
 fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<XdpLink>> {
     let link = open_link(&pin.path, name)?;
     match program.attach_to_link(link) {
@@ -410,7 +411,7 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
 /// Detaches the program from all these interfaces.
 ///
 /// # Errors
-/// The first failure, after all were tried.
+/// The first failure, after an attempt to detach from each interface.
 pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
     attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and)
 }

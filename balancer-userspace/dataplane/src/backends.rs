@@ -1,4 +1,4 @@
-//! The rows of backends, which packets read while they change.
+//! The rows of backends. Packets read them while the controller changes them.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ use super::{
 pub(super) struct Backends {
     rows: MappedArray<BackendRows>,
     grace_periods: Arc<GracePeriods>,
-    /// Grace periods after which packets no longer read the row that went out of use.
+    /// For each backend, the grace period after which no packet reads its unused row.
     replaced: HashMap<BackendId, Grace>,
 }
 
@@ -33,7 +33,7 @@ impl Backends {
         Ok(Self { rows: MappedArray::new(map)?, grace_periods, replaced: HashMap::new() })
     }
 
-    /// Replaces a backend's row and `standing`: each packet sees either the old row or the new one.
+    /// Replaces a backend's row and `standing`: each packet sees either the old row and standing or the new ones.
     pub(super) fn write(&mut self, id: BackendId, standing: BackendStanding, row: BackendRow) {
         let index = usize::from(id.0);
         let rows = self.rows.load(index).rows;
@@ -58,7 +58,7 @@ impl Backends {
         self.replaced.insert(id, self.grace_periods.begin());
     }
 
-    /// Whether packets see that a backend keeps its known clients.
+    /// Whether the row that packets read says that a backend keeps its known clients.
     pub(super) fn keeps_known(&self, id: u16) -> bool {
         self.standing(id).flags & BACKEND_KEEPS_KNOWN != 0
     }
@@ -73,7 +73,7 @@ impl Backends {
         BackendStanding::from_word(word)
     }
 
-    /// Replaces each backend's row by the result of `of`.
+    /// Replaces each backend's row with the result of `of`.
     pub(super) fn rewrite(&mut self, of: impl Fn(BackendRow) -> BackendRow) {
         for id in (0..self.rows.len()).filter_map(|index| u16::try_from(index).ok()).map(BackendId) {
             let rows = self.rows.load(usize::from(id.0)).rows;
@@ -87,8 +87,8 @@ impl Backends {
         }
     }
 
-    /// Marks a backend that nothing refers to any more. Packets that have already read that it serves them still find
-    /// its row.
+    /// Marks a backend that nothing refers to any more. Packets that have already read the backend's id still find its
+    /// row.
     pub(super) fn retire(&mut self, id: BackendId) {
         let before = self.standing(id.0);
         let kept = BACKEND_SECOND | BACKEND_REACHABLE | BACKEND_V6;

@@ -25,7 +25,7 @@ use nix::{
 
 /// The customary mount point.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
-/// The balancer's own directory in it.
+/// The balancer's own directory in the BPF file system.
 pub(crate) const DIRECTORY: &str = "balancer";
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const MAGIC: FsType = FsType(0xcafe_4a11);
@@ -37,7 +37,7 @@ pub(crate) struct Bpffs {
 }
 
 impl Bpffs {
-    /// Finds the file system. `None`: it is mounted nowhere, so no controller has left anything in it.
+    /// Finds the file system. `None`: it is mounted nowhere, so no controller has left pins in it.
     pub(crate) fn find() -> Option<Self> {
         look(false).ok().flatten()
     }
@@ -50,7 +50,7 @@ impl Bpffs {
         look(true)?.context("no BPF file system")
     }
 
-    /// A path to a file below the root, valid only in this process but in every namespace.
+    /// A path to a file below the root, valid only in this process, but in every mount namespace.
     pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         Path::new("/proc/self/fd").join(self.root.as_raw_fd().to_string()).join(below)
     }
@@ -61,7 +61,8 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
         return Ok(Some(here));
     }
     match outer_mount_namespace() {
-        // A separate thread enters the namespace: it cannot return, and the other threads must not follow.
+        // A separate thread enters the namespace: a thread cannot return from it, and the other threads must stay
+        // outside.
         Some(outer) => thread::spawn(move || {
             unshare(CloneFlags::CLONE_FS).context("leaving the shared working directory")?;
             setns(outer.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the outer mount namespace")?;
@@ -74,8 +75,8 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
     }
 }
 
-/// The file system at its customary place in this thread's mount namespace, or as much of it as a service manager shows
-/// this process: the balancer's own directory.
+/// The file system at its customary place in this thread's mount namespace, or only the balancer's own directory, if a
+/// service manager hides the rest from this process.
 fn here() -> Option<Bpffs> {
     let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == MAGIC);
     let root = Path::new(MOUNT_POINT);
@@ -97,7 +98,7 @@ fn mounted() -> anyhow::Result<Bpffs> {
     here().with_context(|| format!("{MOUNT_POINT} is no BPF file system"))
 }
 
-/// The mount namespace of the nearest ancestor that does not share this process's.
+/// The mount namespace of the nearest ancestor whose mount namespace differs from this process's.
 fn outer_mount_namespace() -> Option<File> {
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let mut process = parent("self").ok()?;

@@ -1,22 +1,22 @@
-//! Budgets of each CPU for work that outsiders can cause, by the number of CPUs.
+//! Budgets of each CPU for work that outsiders can cause, computed from the number of CPUs.
 
 /// Limits for a period of 2^30 ns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budgets {
-    /// "Packet too big" errors sent.
+    /// The number of "packet too big" errors that may be sent.
     pub errors: u32,
-    /// Packets rejected with a reset or an ICMP error.
+    /// The number of packets that may be rejected with a reset or an ICMP error.
     pub rejections: u32,
-    /// Echo requests to VIPs answered.
+    /// The number of echo requests to VIPs that may be answered.
     pub echo: u32,
-    /// First fragments remembered.
+    /// The number of first fragments that may be remembered.
     pub fragments: u32,
-    /// Replies that wait for their neighbour.
+    /// The number of replies that may wait for their neighbour.
     pub waiting: u32,
 }
 
 /// The budgets of the whole machine. A machine with very many CPUs may exceed them, because each CPU gets at least
-/// `LEAST`: a single CPU may get all packets of a kind.
+/// `LEAST`, in case a single CPU receives all packets of a kind.
 const MACHINE: Budgets = Budgets { errors: 8000, rejections: 8000, echo: 8000, fragments: 65_536, waiting: 8000 };
 const LEAST: Budgets = Budgets { errors: 250, rejections: 250, echo: 250, fragments: 2048, waiting: 250 };
 

@@ -40,21 +40,21 @@ pub struct Capacity {
     pub flows: u32,
 }
 
-/// Entries of the table for each known client that it is sized for, so that a bucket of eight practically never
-/// overflows.
+/// The number of table entries for each client that the table is sized for. With so many, a bucket of eight entries
+/// practically never overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
 /// The smallest possible table, for a configuration that remembers no clients.
 pub(super) const NOBODY: u32 = 1;
 
-/// The table's capacity in clients divided by this is the number of newcomers recorded a second, over all CPUs. A flood
-/// takes half a minute to fill the table, and returning clients are established by then.
+/// The number of newcomers that all CPUs together record a second is the table's capacity in clients divided by this
+/// number. A flood takes half a minute to fill the table, and returning clients are established by then.
 const NEWCOMERS_PART: u32 = 8;
 const FEWEST_NEWCOMERS: u32 = 4096;
 
 impl Capacity {
-    /// The number of newcomers to record a second if so many services remember clients: for each service, and for all
-    /// services beyond that. One half is divided equally, so that a flood at one service cannot starve another; the
-    /// rest goes to the newcomers that come first.
+    /// The number of newcomers to record a second if this many services remember clients: first for each service, then
+    /// for all services together beyond that. One half of the total is divided equally, so that a flood at one service
+    /// cannot starve another; the rest goes to the newcomers that come first.
     pub(super) fn newcomers(&self, services: usize) -> (u32, u32) {
         let all = (self.clients / NEWCOMERS_PART).max(FEWEST_NEWCOMERS);
         let services = u32::try_from(services).unwrap_or(u32::MAX).max(1);
@@ -70,15 +70,16 @@ impl Capacity {
         u32::try_from(buckets).unwrap_or(1 << 31)
     }
 
-    /// Number of buckets of the flow table, with half as many spare rows, so that no flow finds its buckets full.
+    /// Number of buckets of the flow table, with one spare row for every two flows, so that a flow practically never
+    /// finds its buckets full.
     pub(super) fn flow_lines(&self) -> u32 {
         let rows = u64::from(self.flows) * 3 / 2;
         let lines = u32::try_from(rows.div_ceil(u64::from(FLOWS_PER_LINE))).unwrap_or(u32::MAX);
         lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
     }
 
-    /// Buckets of the index of replies for each bucket of the flow table. With four places for each flow, a bucket hardly
-    /// ever overflows.
+    /// Buckets of the index of replies for each bucket of the flow table. With four places for each flow, a bucket
+    /// hardly ever overflows.
     pub(super) const RETURNS_PER_LINE: u32 = 4;
 
     /// Number of buckets of the index of replies.
@@ -97,7 +98,7 @@ impl Capacity {
         self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
     }
 
-    /// The capacity for `config` and growth: twice the services, listeners and backends, one and a half times the
+    /// The capacity for `config` and for growth: twice the services, listeners and backends, one and a half times the
     /// slots, and one and three quarters times the return rows.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
@@ -124,13 +125,14 @@ impl Capacity {
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
-            // Slots get only one half more, because with thousands of backends they are most of the memory. The longest
+            // Slots get only one half more, because with thousands of backends they use most of the memory. The longest
             // table is added twice: once while it is replaced, and once because free lines may not be consecutive.
             slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
             services: at_least(2 * services.len(), 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
-            // After slots, these use most memory: 60,000 backends with one listener each need a power of two.
+            // After slots, these use most memory: the subtraction keeps 60,000 backends with one listener each within a
+            // power of two.
             returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
             counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),

@@ -1,5 +1,5 @@
-//! The classifiers beside the XDP program: one at ingress sends what XDP cannot send, one at egress translates replies
-//! of servers on this machine.
+//! The classifiers beside the XDP program: one at ingress sends frames that XDP cannot send; one at egress translates
+//! replies of servers on this machine.
 
 use std::{
     mem,
@@ -26,7 +26,7 @@ pub(super) struct Classifier {
     at: TcAttachType,
     /// The prefix of the names of its pins.
     pins: &'static str,
-    /// The end of "the program that …" in error messages.
+    /// The task of the program, as the end of "the program that …" in error messages.
     does: &'static str,
 }
 
@@ -45,7 +45,7 @@ pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
 /// Both classifiers.
 pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 
-/// Draws the number that marks frames as handed over. Each load draws another one, so that two instances can be
+/// Draws the number that marks frames as handed over. Each load draws another one, so that two classifiers can be
 /// attached while one replaces the other.
 ///
 /// # Errors
@@ -82,12 +82,12 @@ pub(super) struct OnInterface {
     kept: Kept,
 }
 
-/// The property that distinguishes this program from an earlier controller's.
+/// The object that keeps the program attached: a link or a filter.
 #[derive(Debug)]
 enum Kept {
     /// A link, with the path of its pin.
     Link(Option<PathBuf>),
-    /// A filter, with the priority of the alternate one.
+    /// A filter. `other` is the priority that the next filter uses.
     Filter { other: u16 },
 }
 
@@ -95,7 +95,7 @@ enum Kept {
 const PRIORITIES: [u16; 2] = [0xba10, 0xba11];
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Whether the kernel has links for programs of this type (Linux 6.6). If not, they are filters.
+/// Whether the kernel has links for programs of this type (Linux 6.6). If not, the programs are filters.
 fn has_links() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
@@ -144,7 +144,7 @@ impl OnInterface {
         Ok(())
     }
 
-    /// Forgets the pin, which is removed or about to be.
+    /// Forgets the pin, which the caller has removed or is about to remove.
     pub(super) fn forget_pin(&mut self) {
         if let Kept::Link(pin) = &mut self.kept {
             *pin = None;
@@ -195,7 +195,7 @@ fn attach_filter(
     name: &str,
     key: u64,
 ) -> anyhow::Result<OnInterface> {
-    // The qdisc may exist already; if it cannot be created, attaching reports it.
+    // The qdisc may exist already; if it cannot be created, the attachment fails and reports the error.
     let _there = tc::qdisc_add_clsact(name);
     let mut attach = |priority| {
         let filter = NlOptions { priority, handle: HANDLE, classid: None };

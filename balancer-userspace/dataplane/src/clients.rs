@@ -1,5 +1,5 @@
-//! The controller's view of the client table: which clients are known, to which service they belong, and how they are
-//! forgotten.
+//! The controller's view of the client table: which clients are known, which services they belong to, and how the
+//! controller forgets them.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ pub(super) struct ClientTable {
     services: Arc<Vec<Option<ServiceId>>>,
 }
 
-/// A bucket as user space sees it.
+/// A bucket as the controller sees it.
 pub(super) struct Look<'a>(pub(super) &'a [AtomicU64]);
 
 impl Look<'_> {
@@ -90,13 +90,13 @@ pub(super) fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
     Duration::from_secs(u64::from(entry.age(now)) * u64::from(clock.tick_seconds))
 }
 
-/// Empties an entry while it is `wanted`, even if packets keep rewriting it.
+/// Empties an entry if it is `wanted`. Retries while packets rewrite the entry.
 pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
     let empty = |raw| wanted(Entry(raw)).then_some(0);
     word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
 }
 
-/// Returns the effect of forgetting this entry. An expired entry is no known client.
+/// Returns how many clients this entry adds to the forgotten ones. The client of an expired entry is not known.
 pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     if !memory.remembers(entry) {
         return Forgotten::default();
@@ -189,8 +189,8 @@ impl ClientTable {
         words.iter().filter_map(|word| take(word, is_it)).reduce(|first, _| first)
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, if its service remembers clients by
-    /// `memory`. Returns the start of the next part.
+    /// Forgets the clients of a backend in `words` entries from `from` on, if its service, with `memory`, remembers
+    /// clients. Returns the start of the next part.
     pub(super) fn forget_all(
         &self,
         backend: BackendId,

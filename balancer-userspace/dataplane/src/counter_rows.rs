@@ -17,8 +17,8 @@ const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// The layout of a map with many rows of counters for each CPU. CPUs without a block, and rows beyond a block, count in
 /// a map that all CPUs share.
 ///
-/// A map is longer than its blocks by a number of rows equal to the exponent of a block's size. The size alone
-/// therefore tells both numbers, even after a controller was killed while it replaced maps.
+/// The map has spare rows after its blocks; their number is the exponent of the block size. The size of the map alone
+/// therefore determines both numbers, even after a controller was killed while it replaced maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterRows {
     /// The highest number of a CPU with a block, plus one.
@@ -70,7 +70,7 @@ impl CounterMaps {
     }
 }
 
-/// Numbers of CPUs of this machine; each is one more than a highest CPU number.
+/// Numbers of CPUs of this machine; each is the highest CPU number plus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cpus {
     /// CPUs that the machine can have.
@@ -83,7 +83,7 @@ impl Cpus {
     /// Reads the numbers from the kernel.
     ///
     /// # Errors
-    /// If the kernel does not tell, or in an unexpected form.
+    /// If the numbers cannot be read or have an unexpected form.
     pub(super) fn here() -> anyhow::Result<Self> {
         let possible = read(POSSIBLE)?;
         Ok(Self { possible, online: read(ONLINE)?.min(possible) })

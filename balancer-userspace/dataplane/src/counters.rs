@@ -36,7 +36,7 @@ pub(super) struct Counters {
     shares: MappedArray<ShareStats>,
     /// Services that own the counters under their ids.
     sharing: HashSet<ServiceId>,
-    /// Backends that own the counters under their ids, as opposed to an earlier backend with the same id.
+    /// Backends that own the counters under their ids, and not those of an earlier backend with the same id.
     counted: HashSet<BackendId>,
     /// Listeners that own the counters under their ids.
     listening: HashSet<ListenerId>,
@@ -84,12 +84,13 @@ impl Counters {
         Ok(())
     }
 
-    /// Keeps the counters of a backend that had its id already.
+    /// Keeps the counters of a backend that had the same id under an earlier controller.
     pub(super) fn adopt(&mut self, id: BackendId) {
         self.counted.insert(id);
     }
 
-    /// Starts the counters of a backend, from zero if another backend had its id. Returns whether one had.
+    /// Starts the counters of a backend, from zero if another backend had its id. Returns whether another backend had
+    /// this id.
     pub(super) fn begin(&mut self, id: BackendId) -> bool {
         let begins = self.counted.insert(id);
         if begins {
@@ -98,7 +99,7 @@ impl Counters {
         begins
     }
 
-    /// Keeps the counters of a listener that had its id already.
+    /// Keeps the counters of a listener that had the same id under an earlier controller.
     pub(super) fn adopt_listener(&mut self, id: ListenerId) {
         self.listening.insert(id);
     }

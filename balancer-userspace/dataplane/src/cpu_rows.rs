@@ -1,5 +1,5 @@
-//! Many rows of counters for each CPU: an array in which each CPU has a block of rows, CPU 0 the first, and an array
-//! with one of each row, for CPUs without a block and rows beyond a block.
+//! Many rows of counters for each CPU: one array has a block of rows for each CPU, beginning with CPU 0; another has
+//! one row of each kind, for CPUs without a block and rows beyond a block.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -40,7 +40,8 @@ impl<T: Pod> CpuRows<T> {
         blocks.chain(self.shared_place(row).map(|place| load(&self.shared, place)))
     }
 
-    /// Resets a row to zero. A packet that counts at that moment may be lost, or may survive.
+    /// Resets a row to zero. A packet that is counted at that moment may be missing afterwards, or the old count may
+    /// remain.
     pub(super) fn clear(&self, row: u32) {
         let clear = |array: &MappedArray<T>, place| {
             let words = array.words().get::<Range<usize>>(place).unwrap_or_default();
@@ -58,7 +59,7 @@ impl<T: Pod> CpuRows<T> {
 
 impl<T: Pod> Blocks<T> {
     /// # Errors
-    /// If it cannot be mapped.
+    /// If the map cannot be mapped into memory.
     pub(super) fn of(map: MapData, rows: u32) -> anyhow::Result<Self> {
         const { assert!(align_of::<T>() == align_of::<u64>()) };
         Ok(Self { array: MappedArray::new(map)?, rows: rows as usize })
@@ -76,8 +77,8 @@ impl<T: Pod> Blocks<T> {
         }
     }
 
-    /// The positions of a row's words, for each CPU. A map is slightly longer than its blocks, so its end holds the
-    /// first rows of one more CPU.
+    /// The positions of a row's words, for each CPU. A map is slightly longer than its blocks, so the end of the map
+    /// looks like the first rows of one more CPU.
     fn places(&self, row: u32) -> impl Iterator<Item = Range<usize>> + use<T> {
         let (row, rows) = (row as usize, self.rows);
         let there = self.array.len();

@@ -1,4 +1,4 @@
-//! The program that strips tunnel headers, on a backend.
+//! The program that strips tunnel headers on a backend.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,8 +38,8 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Loads the program, without attaching it or giving it addresses. Tunnels are accepted from `from`, or from
-    /// everywhere if it is empty.
+    /// Loads the program, without attaching it or giving it addresses. The program accepts tunnels from the prefixes
+    /// `from`, or from everywhere if `from` is empty.
     ///
     /// # Errors
     /// If there are too many prefixes, or the kernel refuses the program or a map.
@@ -82,11 +82,11 @@ impl Decap {
         vips.map(|(&address, _)| address).collect()
     }
 
-    /// Accepts packets for exactly `vips` in tunnels that end at `own` from now on. Packets for addresses that remain
-    /// are not disturbed.
+    /// Accepts packets for exactly `vips` in tunnels that end at `own` from now on. The change does not disturb packets
+    /// for addresses that remain.
     ///
     /// # Errors
-    /// If there are too many addresses, and nothing has changed then; or when the kernel refuses a write.
+    /// If there are too many addresses (nothing has changed then), or the kernel refuses a write.
     pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
         let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {
@@ -127,7 +127,7 @@ impl Decap {
     /// Detaches the program from every interface.
     ///
     /// # Errors
-    /// The first failure, after all were tried.
+    /// The first failure, after an attempt to detach from each interface.
     pub fn detach(&mut self) -> anyhow::Result<()> {
         attach::detach_all(&mut self.attached)
     }

@@ -34,7 +34,7 @@ pub(super) enum Step {
 pub(super) struct Listed {
     /// The counter row that all prefixes of the list share.
     pub(super) counters: u32,
-    /// The prefixes that the trie contains, or would contain if no rule had their place.
+    /// The prefixes that the trie contains, or would contain if no rule had the same prefix.
     there: BTreeSet<IpNet>,
     steps: VecDeque<Step>,
 }
@@ -52,7 +52,7 @@ impl Listed {
         self.there.len()
     }
 
-    /// Sets the target: the trie is to contain `list`, in place of an earlier target.
+    /// Sets the target: the trie shall contain `list` instead of an earlier target.
     pub(super) fn become_list(&mut self, list: &DenyList, family: Family) {
         let stays = |prefix: &IpNet| Family::of(prefix.addr()) == family && list.contains(*prefix);
         let gone = self.there.iter().filter(|prefix| !stays(prefix)).map(|prefix| Step::Remove(*prefix));

@@ -1,4 +1,5 @@
-//! Facts about interfaces that the kernel program must know, and the flags in backends' rows that make it look them up.
+//! Facts about interfaces that the kernel program must know, and the flags in backends' rows that make the program look
+//! them up.
 
 use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering};
 
@@ -70,7 +71,7 @@ impl DeviceTable {
         let before = std::mem::replace(&mut self.known, known.clone());
         backends.rewrite(|row| self.asking(row));
         for ifindex in before.keys().filter(|ifindex| !known.contains_key(ifindex)) {
-            // A missing entry counts as removed.
+            // A missing entry is as good as a removed one.
             let _gone = self.map.remove(ifindex);
         }
         Ok(())

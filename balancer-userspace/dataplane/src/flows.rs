@@ -95,8 +95,8 @@ impl FlowMaps {
         Ok(all.last_port > 0)
     }
 
-    /// Writes word by word, because packets read the pool meanwhile. The number of addresses is written after the
-    /// addresses.
+    /// Writes the pool word by word, because packets read it at the same time. The number of addresses is written after
+    /// the addresses.
     fn write_pool(&self, index: usize, pool: &FlowPool) {
         const COUNTS: usize = offset_of!(FlowPool, count);
         let words = bytemuck::bytes_of(pool).chunks_exact(8).map(|word| {

@@ -1,7 +1,7 @@
-//! Carrying over the clients of an earlier controller's table, if that has another size or another layout.
+//! Carrying over the clients of an earlier controller's table if this table has another size or layout.
 //!
-//! The earlier program records clients in its table until it is replaced. That table therefore stays pinned until then:
-//! what was in it is copied before, and clients that have come meanwhile afterwards.
+//! The earlier program records clients in its table until it is replaced. That table therefore stays pinned until the
+//! replacement. The controller copies its contents before, and clients that came in the meantime afterwards.
 
 use std::{
     fs, io,
@@ -33,7 +33,7 @@ pub(super) struct FormerClients {
     new: PathBuf,
     /// The final path of that pin.
     last: PathBuf,
-    /// One bit for each entry that was not empty when all were copied.
+    /// One bit for each entry, set if the entry was not empty when all entries were copied.
     copied: Vec<u64>,
     is_replaced: bool,
 }
@@ -49,14 +49,14 @@ enum Put {
 }
 
 impl FormerClients {
-    /// The pinned table, if a program with a table of `buckets` cannot use it.
+    /// The pinned table, if a program that needs a table of `buckets` cannot use it.
     ///
     /// # Errors
     /// If a pin cannot be opened or removed.
     pub(super) fn find(pins: Option<&Pins>, buckets: u32) -> anyhow::Result<Option<Self>> {
         let Some(pins) = pins else { return Ok(None) };
         let (last, older) = (pins.map(CLIENTS), pins.map(LAYOUT_13));
-        // A controller that was killed before it replaced the program left it.
+        // A controller left this pin when it was killed before it replaced the program.
         pins.make_anew(REPLACEMENT)?;
         let (pin, new) = if older.exists() {
             pins.make_anew(CLIENTS)?;
@@ -122,7 +122,7 @@ impl FormerClients {
         self.is_replaced = true;
         let done = if self.new == self.last { fs::remove_file(&self.pin) } else { fs::rename(&self.new, &self.last) };
         match done {
-            // All pins were removed, because this controller is to keep nothing.
+            // All pins were removed, because this controller shall keep nothing.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.with_context(|| format!("replacing the pinned map {}", self.pin.display())),
         }
@@ -132,13 +132,13 @@ impl FormerClients {
 impl Drop for FormerClients {
     fn drop(&mut self) {
         if !self.is_replaced {
-            // A start that fails leaves the pins as they were. The next start removes what is left.
+            // A failed start leaves the former pins unchanged. The next start removes any other pins that remain.
             let _left = fs::remove_file(&self.new);
         }
     }
 }
 
-/// Whether entries of a table with the first number of buckets tell their buckets in one with the second.
+/// Whether entries of a table with the first number of buckets determine their buckets in a table with the second.
 const fn is_portable((from, to): (usize, usize)) -> bool {
     from >= PORTABLE_BUCKETS as usize || to <= from
 }
@@ -149,8 +149,8 @@ fn entries(words: &[AtomicU64]) -> impl Iterator<Item = (u32, usize, Entry)> {
     all.filter(|(_, entry)| !entry.is_empty()).map(|(at, entry)| ((at / BUCKET_ENTRIES) as u32, at, entry))
 }
 
-/// Puts an entry of `bucket` in the former table into the new one. Where there is no room, an established client replaces
-/// one that is not.
+/// Puts an entry of `bucket` in the former table into the new one. If the bucket is full, an established client
+/// replaces one that is not established.
 fn put(new: &[AtomicU64], bucket: u32, entry: Entry) -> Put {
     let buckets = (new.len() / BUCKET_ENTRIES) as u32;
     let first = bucket_of(bucket, entry.tag(), buckets - 1) as usize * BUCKET_ENTRIES;
@@ -262,7 +262,7 @@ mod tests {
         let (new, mut old) = (table(512), former(table(256)));
         assert!((1..=100).all(|number: u64| record(&old.table, number << 33 | number, 1)));
         old.copy_to(new.words());
-        // The new program has forgotten one, moved one and learned one itself.
+        // The new program has itself forgotten one client, moved one and learned one.
         let of = |number: u64| number << 33 | number;
         for hash in [of(1), of(2)] {
             let first = bucket(hash, 511) as usize * BUCKET_ENTRIES;

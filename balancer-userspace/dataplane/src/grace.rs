@@ -1,5 +1,5 @@
-//! Waiting until packets that may be reading discarded data have left the program. A separate thread waits, so that the
-//! owner of the data does not have to.
+//! Waiting until all packets that may still read discarded data have left the program. A separate thread waits, so that
+//! the owner of the data need not.
 
 use std::{
     fmt,
@@ -29,7 +29,7 @@ impl Grace {
     }
 }
 
-/// The thread that waits. Dropping this ends it.
+/// The thread that waits. Dropping this value ends the thread.
 #[derive(Debug)]
 pub(super) struct GracePeriods(Arc<Shared>);
 
@@ -106,7 +106,7 @@ impl Drop for GracePeriods {
     }
 }
 
-/// Releases waiting threads when the thread ends, in whatever way.
+/// Releases waiting threads when the thread ends, even by a panic.
 struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
@@ -143,7 +143,7 @@ fn wait_for_packets() {
     // RCU read-side critical sections.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // This kernel does not offer it (`nohz_full`). A program run takes microseconds.
+        // This kernel (`nohz_full`) does not offer the command. A run of the program takes only microseconds.
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -188,7 +188,7 @@ mod tests {
                     }
                 };
                 let periods = Arc::new(GracePeriods::waiting_by(&Shuttled, Box::new(wait)).unwrap());
-                // The thread may be waiting for this one already.
+                // The thread may already be waiting for this grace period, so begin another one.
                 periods.begin();
                 packet_has_left.store(false, Ordering::SeqCst);
                 let grace = periods.begin();

@@ -1,4 +1,4 @@
-//! Maps with two halves: packets read one, the controller writes the other.
+//! Maps with two halves: packets read one half, and the controller writes the other.
 
 use aya::maps::MapData;
 use balancer_common::map_types::ServiceKey;

@@ -1,4 +1,4 @@
-//! Handshakes that clients have begun and not continued: finding those of clients with known addresses.
+//! Finds handshakes that clients with given addresses have begun but not continued.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,7 +17,8 @@ pub struct Begun {
     pub client: IpAddr,
     /// The backend that its first packet went to.
     pub backend: BackendId,
-    /// Time since that packet; the real time may be longer by a multiple of about 18 minutes.
+    /// Time since that packet. The record repeats after about 18 minutes, so the real time may be longer by a multiple
+    /// of that.
     pub ago: Duration,
 }
 
@@ -29,11 +30,11 @@ impl Handshakes {
         Ok(Self(Array::try_from(map)?))
     }
 
-    /// The unfinished handshakes of `clients`. The records do not contain addresses, so each port of a client is tried,
-    /// which takes about 0.1 ms for a client.
+    /// The unfinished handshakes of `clients`. The records do not contain addresses, so the function tries each port of
+    /// a client, which takes about 0.1 ms for a client.
     ///
     /// # Errors
-    /// If the kernel does not let them be read.
+    /// If the kernel refuses the read.
     pub fn begun(&self, clients: &[IpAddr]) -> anyhow::Result<Vec<Begun>> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from)?;
         let notes: Result<Vec<u64>, _> = (0..HANDSHAKES).map(|place| self.0.get(&place, 0)).collect();

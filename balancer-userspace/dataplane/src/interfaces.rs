@@ -1,5 +1,5 @@
-//! The rows of the interfaces to which the kernel program is attached. They tell which frames are for this machine, and
-//! by which interfaces replies of `nat` backends arrive.
+//! The rows of the interfaces to which the kernel program is attached. The rows determine which frames are for this
+//! machine, and by which interfaces replies of `nat` backends may arrive.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -15,7 +15,7 @@ use balancer_control::io::BackendId;
 use super::mapped::MappedArray;
 use crate::Layers;
 
-/// The time for which replies may still arrive by the old interface after a backend's next hop has moved to another:
+/// After a backend's next hop has moved to another interface, replies may still arrive by the old one for this time:
 /// the backend's own routes may change later.
 const OVERLAP: Duration = Duration::from_secs(60);
 
@@ -26,7 +26,7 @@ pub(super) struct Interfaces {
     layers: Layers,
     /// Interfaces with the program attached, or about to be.
     steered: BTreeSet<u32>,
-    /// Interfaces with more MACs than a row can hold, which were reported.
+    /// Interfaces with more MACs than a row can hold, already reported in the log.
     crowded: HashSet<u32>,
 }
 
@@ -65,7 +65,8 @@ impl Interfaces {
         }
     }
 
-    /// Writes word by word: a frame in between is judged by the old row or the new one, or accepted.
+    /// Writes a row word by word. For a frame in between, the program uses the old row or the new one, or accepts the
+    /// frame.
     fn write(&mut self, ifindex: u32) {
         let row = row(ifindex, self.multiplier);
         let named = self.rows.word32(row, offset_of!(InterfaceRow, ifindex));
@@ -115,7 +116,7 @@ fn row(ifindex: u32, multiplier: u32) -> usize {
     interface_row(ifindex, multiplier) as usize
 }
 
-/// Stands for an interface if the backend is this machine.
+/// Takes the place of an interface index if the backend is this machine.
 pub(super) const THIS_MACHINE: u32 = 0;
 
 /// The interfaces by which replies of `nat` backends arrive.
@@ -123,15 +124,15 @@ pub(super) const THIS_MACHINE: u32 = 0;
 pub(super) struct WaysIn {
     /// The egress interfaces of known next hops.
     now: HashMap<BackendId, u32>,
-    /// Former egress interfaces, and the time until which they count.
+    /// Former egress interfaces, and the time until which replies may arrive by them.
     before: HashMap<BackendId, (u32, Duration)>,
     /// Backends' rows in the active half of the return table, in rising order of ids.
     rows: Vec<(BackendId, u32)>,
 }
 
 impl WaysIn {
-    /// Records that a backend's next hop is on `now`; `None`: unknown. Returns whether that is a change and the backend
-    /// has a row.
+    /// Records that a backend's next hop is on `now`; `None`: unknown. Returns whether the interface has changed and
+    /// the backend has a row.
     pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
         let before = match now {
             Some(now) => self.now.insert(backend, now),
@@ -144,7 +145,7 @@ impl WaysIn {
         !self.rows_of(backend).is_empty()
     }
 
-    /// Forgets a removed backend.
+    /// Forgets a backend that was removed.
     pub(super) fn forget(&mut self, backend: BackendId) {
         self.now.remove(&backend);
         self.before.remove(&backend);

@@ -62,13 +62,12 @@ impl Kept {
         self.left.as_ref()
     }
 
-    /// Takes the pins, if anything is to outlive this process or has outlived another, and the maps that are or could
-    /// be pinned.
+    /// Takes the pins, if this process shall leave or has found any, and the maps that are pinned or could be.
     pub(super) fn take_pins(&mut self) -> (Option<Pins>, Vec<(&'static str, MapData)>) {
         (self.pins.take(), mem::take(&mut self.maps))
     }
 
-    /// Takes the writer of notes; `notes` is the part that all of them share. It can be taken once.
+    /// Takes the writer of notes; `notes` holds the fields that all notes share. The writer can be taken once.
     pub(super) fn take_notes(&mut self, notes: Notes) -> anyhow::Result<NotesWriter> {
         let map = self.notes.take().context("the notes were taken before")?;
         Ok(NotesWriter { map, notes, written: false })
@@ -129,7 +128,7 @@ impl Kept {
     }
 }
 
-/// Writes the notes for the next controller. No packet touches them.
+/// Writes the notes for the next controller. The kernel program does not use them.
 pub struct NotesWriter {
     map: Array<MapData, NotesRow>,
     notes: Notes,
@@ -171,17 +170,17 @@ fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?)
 }
 
-/// Counters that a controller left.
+/// Counters that an earlier controller left.
 pub struct Histories {
     backends: MappedArray<BackendHistory>,
     services: MappedArray<ServiceHistory>,
 }
 
 impl Histories {
-    /// Opens them.
+    /// Opens the counters in these pins.
     ///
     /// # Errors
-    /// If they are not there.
+    /// If the pins have no such counters.
     pub fn open(pins: &Pins) -> anyhow::Result<Self> {
         Ok(Self {
             backends: MappedArray::new(open(&pins.map("BACKEND_HISTORY"))?)?,
@@ -189,7 +188,7 @@ impl Histories {
         })
     }
 
-    /// Updates the saved state with what has been counted since it was saved.
+    /// Updates the saved state with the counts since it was saved.
     pub fn bring_up_to_date(&self, state: &mut SavedState) {
         for service in &mut state.services {
             let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
@@ -207,7 +206,7 @@ impl Histories {
     }
 }
 
-/// Writes word by word, so that a killed process leaves no half-written word.
+/// Writes a value word by word, so that a killed process leaves no half-written word.
 fn store<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize, value: &T) {
     if index >= array.len() {
         return;

@@ -75,14 +75,14 @@ use super::{
     telling,
 };
 
-/// Number of entries that another thread scans in one part of a sweep: about a millisecond's work.
+/// Number of entries that another thread scans in one part of a sweep: about a millisecond of work.
 const SWEEP_PART: usize = 1 << 18;
-/// Number of entries processed at a time after a change: about an eighth of a millisecond's work, for which handling a
-/// failure may have to wait.
+/// Number of entries processed at a time after a change: about an eighth of a millisecond of work, which may delay the
+/// handling of a failure.
 const CHANGE_PART: usize = 1 << 15;
-/// Number of list prefixes written at a time: about a millisecond's work.
+/// Number of list prefixes written at a time: about a millisecond of work.
 const STEPS: usize = 1 << 9;
-/// The error if the program is not available any more.
+/// The error message if the program is no longer available.
 const TAKEN: &str = "the kernel program was handed on before";
 
 /// The kernel's data path.
@@ -108,7 +108,7 @@ pub struct KernelDataplane {
     pub(super) directory: Vec<ServiceSpec>,
     /// The directory as of the last completed change; `None`: nothing was published yet.
     settled: Option<Vec<ServiceSpec>>,
-    /// The memory, as of that change, of services whose clocks were set since or that are gone.
+    /// For services whose clocks were set since that change, or that no longer exist: the memory at that change.
     former: HashMap<ServiceId, Memory>,
     /// The work left in the client table after a change.
     rescan: Option<Rescan>,
@@ -127,7 +127,7 @@ pub struct KernelDataplane {
     kept: Kept,
     /// Records of what the other members of a fleet know about clients; `None` without a fleet.
     pub(super) sharing: Option<Sharing>,
-    /// The loaded object, until it is handed on.
+    /// The loaded object, until the host ends take it.
     ebpf: Option<Ebpf>,
 }
 
@@ -172,9 +172,9 @@ impl KernelDataplane {
         &mut self.kept
     }
 
-    /// Takes the parts that change this machine: the program, which is to be attached to interfaces, the pins, which
-    /// outlive this process, and the notes for the next controller, whose state is `instance` in `state_file`. They can
-    /// be taken once.
+    /// Takes the parts that change this machine: the program, which the caller attaches to interfaces; the pins, which
+    /// outlive this process; and the notes for the next controller, whose saved state is `instance` in `state_file`.
+    /// These parts can be taken once.
     ///
     /// # Errors
     /// If they were taken before.
@@ -218,7 +218,7 @@ impl KernelDataplane {
     /// The loaded program.
     ///
     /// # Errors
-    /// If the object holds none, which would be a broken build, or when it was taken.
+    /// If the object holds none, which would be a broken build, or the program was taken.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         object::program(self.ebpf.as_mut().context(TAKEN)?)
     }
@@ -250,7 +250,7 @@ impl KernelDataplane {
         self.attached = attached;
     }
 
-    /// Records this machine's network devices, which determine whose frames are for it and by which interfaces
+    /// Records this machine's network devices, which determine which frames are for it and by which interfaces
     /// backends' replies arrive.
     pub fn set_layers(&mut self, layers: Layers) {
         self.interfaces.set_layers(layers);
@@ -290,7 +290,7 @@ impl KernelDataplane {
     /// Takes the record of unfinished handshakes. It can be taken once.
     ///
     /// # Errors
-    /// If they were taken before.
+    /// If it was taken before.
     pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
         let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
         Handshakes::new(map.context("the handshakes were taken before")?)
@@ -299,7 +299,7 @@ impl KernelDataplane {
     /// Takes the buffer of sampled packets. It can be taken once.
     ///
     /// # Errors
-    /// If they were taken before.
+    /// If it was taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -329,10 +329,11 @@ impl KernelDataplane {
         // Until packets see the new listeners, the filter must contain the VIPs of both tables.
         let known = self.control.word64(0, offset_of!(Control, vips));
         known.store(known.load(Ordering::Acquire) | vips, Ordering::Release);
-        // Between these stores a packet may see new listeners with old returns. Every order is safe for a connection
+        // Between these stores a packet may see new listeners with old returns. Either order is safe for a connection
         // that exists in both; the replies of a new service are sent only after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
-        // A flag makes packets look something up: it is set before that is needed, and cleared afterwards.
+        // A flag makes the program do a lookup. It is set before the lookup is needed, and cleared after it is no
+        // longer needed.
         let looks = self.control.word32(0, offset_of!(Control, flags));
         looks.store(looks.load(Ordering::Acquire) | flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
@@ -355,7 +356,7 @@ impl KernelDataplane {
         self.kept.keep_elapsed(elapsed);
         let settled = self.ways_in.expire(elapsed);
         self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
-        // If the counters cannot be read, the period keeps its length.
+        // If the counters cannot be read, the period does not end early.
         let counted = self.counters.memory().unwrap_or_default();
         if let Some(salt) = self.seen.advance(elapsed, counted, rows::only_openers(&self.directory)) {
             self.begin_period(salt);
@@ -370,7 +371,7 @@ impl KernelDataplane {
         }
     }
 
-    /// Starts a period with `salt`, which chooses clients' bits in the filter; no client has been seen in it.
+    /// Starts a period with `salt`, which chooses clients' bits in the filter. At its start, no client has been seen.
     fn begin_period(&self, salt: u64) {
         self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
         self.seen.clear();
@@ -388,7 +389,7 @@ impl Dataplane for KernelDataplane {
         }
         self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
-        // This happens before the first packet takes the new path.
+        // The interfaces are recorded before the first packet takes the new path.
         let egress = backend.next_hop.map(|hop| if hop.local { THIS_MACHINE } else { hop.ifindex });
         if self.ways_in.moved(id, egress, self.elapsed) {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
@@ -411,8 +412,8 @@ impl Dataplane for KernelDataplane {
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
         let is_new = !self.stickiness.memories.contains_key(&service);
-        // A change that is being undone announces a service again that it had given up; its clients are where they
-        // were.
+        // If the caller undoes a change, it lists a service again that the change had removed; the clients of this
+        // service are still at their backends.
         let former = self.former.get(&service).filter(|_| is_new).cloned();
         let adopted = self.kept.adopted() || former.is_some();
         let begin = || {
@@ -433,7 +434,7 @@ impl Dataplane for KernelDataplane {
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         self.rescan_all();
-        // Clocks are set only when nothing can fail any more.
+        // The clocks are set only after the last step that can fail.
         let mut memories = Vec::with_capacity(services.len());
         let mut clocked = Vec::with_capacity(services.len());
         for spec in services {
@@ -454,7 +455,7 @@ impl Dataplane for KernelDataplane {
         let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
         return_rows.extend(rows::return_markers(&return_rows));
 
-        // Both inactive halves were active until the last change.
+        // Packets may still read the inactive halves, which were active until the last change.
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
@@ -545,14 +546,14 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let in_part = spec.is_some_and(|spec| wanted.iter().any(|&prefix| is_part(prefix, spec)));
         if in_part || !pinned.is_subset(&wanted) {
-            // Flags are set before the first formerly pinned client follows the table; it stays where it is. While
-            // rules pin a whole client, all its packets read its entry; a client that is only partly pinned has its
-            // entry read because of the flag.
+            // The flags are set before the first client that is no longer pinned could follow the table; known clients
+            // stay where they are. While rules pin a whole client, all its packets read its entry; a client that is
+            // only partly pinned has its entry read because of the flag.
             self.stickiness.flag_all(service);
         }
         let set = self.rules.set(service, rules, &self.kept);
         if !wanted.is_empty() || !pinned.is_empty() {
-            // A packet in progress may still obey the old rules.
+            // A packet in progress may still follow the old rules.
             self.stickiness.distrust(service);
         }
         set
@@ -674,13 +675,13 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Swept {
         self.advance(elapsed);
-        // Ages may still be in ticks of other clocks.
+        // Some ages may still be in ticks of earlier clocks.
         if self.rescan.is_some() {
             return Swept::Rests;
         }
         let Self { stickiness, rules, directory, quic, .. } = self;
         let keeps = |service| directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
-        // If the kernel refuses the read, the number changes, and no flag is cleared.
+        // If the kernel refuses the read, this number differs each time, so no flag is cleared.
         let unread = elapsed.as_nanos() as u64;
         stickiness.sweep(SWEEP_PART, keeps, |service| quic.stats(service).map_or(unread, |stats| stats.migrated))
     }
@@ -708,7 +709,7 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
         let forgotten = self.stickiness.forget(service, hash);
-        // The client's next packet then records it again where that packet goes.
+        // The client's next packet then records the client at the backend of that packet.
         self.seen.forget(hash);
         forgotten
     }

@@ -1,6 +1,6 @@
-//! The stacking of network devices: VLAN sub-interfaces and macvlans (such as VRRP's virtual MACs) on their parents,
-//! bridges and bonds on their members. A frame that arrives by the lowest device may be for any device above it. This
-//! module is pure.
+//! The stacking of network devices: VLAN interfaces and macvlans (such as VRRP's virtual MACs) are stacked on their
+//! parents, and bridges and bonds on their members. A frame that arrives by the lowest device may be for any device
+//! above it. This module does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub struct Layers(BTreeMap<u32, Device>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Device {
     mac: Option<Mac>,
-    /// Devices directly on top.
+    /// The devices directly on top of this one.
     above: BTreeSet<u32>,
 }
 
@@ -50,8 +50,8 @@ impl Layers {
         Some((own, others))
     }
 
-    /// Whether packets that leave by one device may be answered by the other: one is stacked on the other, or a third
-    /// on both.
+    /// Whether packets that leave by one device may be answered by the other: one device is stacked on the other, or a
+    /// third device on both.
     #[must_use]
     pub fn related(&self, one: u32, other: u32) -> bool {
         !self.with_above(one).is_disjoint(&self.with_above(other))

@@ -1,4 +1,5 @@
-//! Clients that are known from elsewhere: their places are written into the client table that packets use.
+//! Clients that other programs or members report: the controller writes their backends into the client table that
+//! packets use.
 
 use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
@@ -10,7 +11,7 @@ use balancer_control::io::{BackendId, ServiceId};
 
 use super::{KernelDataplane, clients::Look, rows, stickiness::Stickiness};
 
-/// Attempts to replace an entry that packets keep changing.
+/// Number of attempts to replace an entry that packets keep changing.
 const TRIES: usize = 8;
 
 /// A client to be recorded at a backend.
@@ -27,9 +28,9 @@ pub struct Learnt {
 /// When a client was last seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// This long ago.
+    /// The time since the client was last seen.
     Ago(Duration),
-    /// Long enough ago that the client is remembered for this time from now on.
+    /// The time for which the client is still remembered from now on.
     Left(Duration),
 }
 
@@ -42,11 +43,11 @@ pub struct Learning {
     pub known: u64,
     /// Clients that were known at another backend before.
     pub moved: u64,
-    /// Clients not seen for longer than they are remembered.
+    /// Clients that were not seen for longer than their service remembers clients.
     pub expired: u64,
     /// Clients without room in their buckets.
     pub full: u64,
-    /// Clients outside the service's family, or of a service without memory.
+    /// Clients outside the service's family, or of a service that remembers no clients.
     pub strangers: u64,
 }
 
@@ -58,7 +59,7 @@ enum Written {
 }
 
 impl KernelDataplane {
-    /// Records clients of a service at its backends, whatever was known about them.
+    /// Records clients of a service at its backends, no matter what was known about these clients.
     pub fn learn_clients(&mut self, service: ServiceId, clients: &[Learnt]) -> Learning {
         self.rescan_all();
         let mut sum = Learning::default();

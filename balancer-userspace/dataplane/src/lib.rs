@@ -1,4 +1,4 @@
-//! The kernel's side of the controller: the only place in user space that names maps.
+//! The kernel's side of the controller: no other code in user space accesses the maps.
 
 mod attach;
 mod backend_counters;
@@ -111,18 +111,18 @@ pub struct KnownClient {
 pub struct Forgotten {
     /// Number of known clients among them.
     pub clients: u64,
-    /// Number of those that the live table now sends to another backend.
+    /// Number of these clients that the live table now sends to another backend.
     pub moved: u64,
 }
 
 /// Progress of the work that a change leaves in the client table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rescanned {
-    /// Packets in progress may still record clients in the old way; that is over in some milliseconds.
+    /// Packets in progress may still record clients by the earlier state; they end within milliseconds.
     Waits,
     /// More parts are left.
     GoesOn,
-    /// The work is done; the number of forgotten clients by backend.
+    /// The work is done. The value is the number of forgotten clients by backend.
     Ends(Vec<(BackendId, Forgotten)>),
 }
 
@@ -133,7 +133,7 @@ pub enum Swept {
     Rests,
     /// A part is in progress and continues shortly.
     GoesOn,
-    /// A pass is done; the number of known clients of each backend, in rising order of ids.
+    /// A pass is done. The value is the number of known clients of each backend, in rising order of ids.
     Ends(Vec<(BackendId, u64)>),
 }
 
@@ -145,35 +145,35 @@ pub trait Dataplane {
     /// If the kernel refuses the write; the row is then unchanged.
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()>;
 
-    /// Clears a backend's row, which no table names any more.
+    /// Clears the row of a backend that no table names any more.
     ///
     /// # Errors
     /// If the kernel refuses the write.
     fn retire_backend(&mut self, id: BackendId) -> anyhow::Result<()>;
 
-    /// Replaces a service's whole live table: each packet sees the old table or the new one.
+    /// Replaces a service's whole live table: each packet sees either the old table or the new one.
     ///
     /// # Errors
-    /// If there is no room for the table; the old one then stays.
+    /// If there is no room for the table; the old table then stays.
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()>;
 
     /// Replaces the whole directory of services. Tables of services not listed are discarded.
     ///
     /// # Errors
-    /// If a service has no table, or there is no room; the old directory then stays.
+    /// If a service has no table, or there is no room; the old directory then stays in use.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
     /// Declares everything written so far complete and permanent. Since the last such call, a service may have been
-    /// removed, may hash differently, or may remember clients for a shorter time; [`rescan`](Self::rescan) forgets the
-    /// clients that it can no longer know.
+    /// removed, may hash differently, or may remember clients for a shorter time; [`rescan`](Self::rescan) then forgets
+    /// the clients that such a service no longer knows.
     fn complete(&mut self);
 
-    /// Processes the next part of the client table after the last [`complete`](Self::complete), about a millisecond's
-    /// work. A caller that publishes services before the end does not get the result.
+    /// Processes the next part of the client table after the last [`complete`](Self::complete), about a millisecond of
+    /// work. If the caller publishes services before the last part, it does not get the result.
     fn rescan(&mut self) -> Rescanned;
 
     /// Continues with the clients and counters that an earlier controller left for these backends and listeners, and
-    /// with its rules for services that are `ruled`. Everything else that it left is forgotten.
+    /// with its rules for services that are `ruled`. Forgets everything else that the earlier controller left.
     ///
     /// # Errors
     /// If the kernel refuses to remove a rule.
@@ -193,21 +193,21 @@ pub trait Dataplane {
     /// Replaces the rules of a service by `rules`, each rule in one step.
     ///
     /// # Errors
-    /// If the kernel refuses a write; some of the rules may then be as they were.
+    /// If the kernel refuses a write; some rules may then be unchanged.
     fn set_rules(&mut self, service: ServiceId, rules: &[RuleSpec]) -> anyhow::Result<()>;
 
-    /// Sets a deny list beside the service's rules: a rule for the same prefix takes precedence, otherwise the longest
-    /// prefix decides. Writing it takes several [steps](Self::step_lists). A list that an earlier controller left for
-    /// the service is updated.
+    /// Sets a deny list beside the service's rules: a rule for the same prefix takes precedence; otherwise the longest
+    /// prefix decides. Writing the list takes several [steps](Self::step_lists). A list that an earlier controller left
+    /// for the service is updated.
     ///
     /// # Errors
     /// If there is no room.
     fn set_list(&mut self, denied: &DeniedBy) -> anyhow::Result<()>;
 
-    /// Continues writing lists, for about a millisecond. Returns whether all are done.
+    /// Continues writing lists, for about a millisecond. Returns whether all lists are complete.
     ///
     /// # Errors
-    /// If the kernel refuses a write; the rest is still to be done.
+    /// If the kernel refuses a write; the remaining work is still to be done.
     fn step_lists(&mut self) -> anyhow::Result<bool>;
 
     /// Removes a service's list at once, including one that an earlier controller left.
@@ -243,7 +243,8 @@ pub trait Dataplane {
     /// If the kernel refuses the read.
     fn backend_stats(&self, id: BackendId) -> anyhow::Result<BackendStats>;
 
-    /// A listener's counters, summed over the CPUs. They start at zero when it becomes one of several in its service.
+    /// A listener's counters, summed over the CPUs. They start at zero when the listener becomes one of several in its
+    /// service.
     ///
     /// # Errors
     /// If the kernel refuses the read.
@@ -259,8 +260,8 @@ pub trait Dataplane {
     fn interface_stats(&self, ifindex: u32) -> anyhow::Result<InterfaceStats>;
 
     /// Sets the clocks of client memory to `elapsed` since the data path was made, and continues the sweep of the
-    /// client table: it forgets expired clients, flags slots with exceptions, and clears flags of slots without.
-    /// Another thread scans the table meanwhile.
+    /// client table: it forgets expired clients, flags slots with exceptions, and clears the flags of slots without
+    /// exceptions. Another thread scans the table.
     fn sweep(&mut self, elapsed: Duration) -> Swept;
 
     /// Returns the remembered state of a client.
@@ -318,7 +319,7 @@ pub trait Dataplane {
     /// Unfinished handshakes with a backend.
     fn unanswered(&self, id: BackendId) -> Option<Unanswered>;
 
-    /// Sets how many clients' handshakes are watched, by the traffic until `elapsed`.
+    /// Uses the traffic until `elapsed` to set how many clients' handshakes the program watches.
     fn watch_handshakes(&mut self, elapsed: Duration);
 
     /// The connections of `snat` services, for another thread.

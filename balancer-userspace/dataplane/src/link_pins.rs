@@ -1,4 +1,4 @@
-//! The pins of links: their paths, and which exist.
+//! The pins of links: their paths, and a list of those that exist.
 
 use std::{fs, path::PathBuf};
 

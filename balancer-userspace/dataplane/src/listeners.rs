@@ -19,7 +19,7 @@ use super::rows;
 pub(super) struct Rows {
     pub(super) listeners: Vec<ListenerRow>,
     pub(super) ranges: Vec<RangeRow>,
-    /// Whether ports without their own listener are looked up.
+    /// Whether the program must look up ports that have no listener of their own.
     pub(super) wildcard: bool,
 }
 
@@ -29,8 +29,8 @@ struct Wide<'a> {
     service: u32,
 }
 
-/// The rows for the listeners of `services`, whose own rows begin at `first_service` in the same order. Ranges begin at
-/// `first_range`.
+/// The rows for the listeners of `services`, whose service rows begin at `first_service` in the same order. The rows of
+/// ranges begin at `first_range`.
 #[must_use]
 pub(super) fn rows(services: &[ServiceSpec], first_service: u32, first_range: u32) -> Rows {
     let mut rows = Rows::default();

@@ -21,8 +21,8 @@ use crate::{
     privileges,
 };
 
-/// Explains why the kernel does not load a whole object, mostly because of maps that it does not make. `sizes` are
-/// those of the large maps.
+/// Explains why the kernel does not load a whole object, mostly because it cannot create a map. `sizes` are the sizes
+/// of the large maps.
 pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
         return anyhow::Error::new(error).context("loading the kernel program");
@@ -50,13 +50,13 @@ pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> 
     load_with(name, || program.load())
 }
 
-/// Loads a program of any type by `load`. Signals are blocked meanwhile: the verifier stops for a signal, and the next
+/// Loads a program of any type by `load`. The function blocks signals: a signal would stop the verifier, and the next
 /// attempt, which writes a log, takes ten times as long.
 ///
 /// # Errors
-/// As above.
+/// As for [`load_program`].
 pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
-    // The verifier also stops, with EAGAIN, if the process is to be stopped or frozen, which says nothing about the
+    // The verifier also stops, with EAGAIN, when the process is being stopped or frozen, which is no objection to the
     // program.
     const ATTEMPTS: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(2);
@@ -72,7 +72,7 @@ pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), Program
         }
     }
     if let Some(unmasked) = unmasked {
-        // A mask that was valid before cannot be refused.
+        // The kernel cannot refuse a mask that was in use before.
         let _refused = unmasked.thread_set_mask();
     }
     result.map_err(|error| {

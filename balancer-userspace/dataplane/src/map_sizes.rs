@@ -29,7 +29,7 @@ pub(super) const CLIENTS: &str = "KNOWN_CLIENTS";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapSize {
     pub(super) name: &'static str,
-    /// `None`: the object file says it.
+    /// The number of entries; `None`: the object file determines it.
     pub(super) entries: Option<u32>,
     pub(super) bytes: u64,
     of_cpus: OfCpus,
@@ -196,7 +196,7 @@ pub(super) fn total(sizes: &[MapSize]) -> u64 {
 }
 
 /// Returns the end of a sentence about the map `name`: the map's size, the size of all maps, and the largest other
-/// maps. Empty if there are no `sizes`.
+/// maps. The text is empty if there are no `sizes`.
 pub(super) fn told(sizes: &[MapSize], name: &str) -> String {
     if sizes.is_empty() {
         return String::new();

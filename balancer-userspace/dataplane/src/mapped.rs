@@ -1,5 +1,5 @@
 //! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`): a write needs no
-//! system call, and a single word is replaced in one store.
+//! system call, and one store replaces a single word.
 
 use std::{
     io,
@@ -21,7 +21,7 @@ pub(super) struct MappedArray<T> {
     memory: NonNull<T>,
     entries: usize,
     bytes: NonZeroUsize,
-    // This keeps the map alive while it is mapped, and its descriptor for pinning. Tests have none.
+    // The map, which must stay open while it is mapped, and whose descriptor pinning needs. Tests have none.
     _map: Option<MapData>,
     owns: PhantomData<T>,
 }
@@ -69,7 +69,7 @@ impl<T: Pod> MappedArray<T> {
 
     fn pointer(&self, index: usize) -> *mut T {
         assert!(index < self.entries, "entry {index} of {}", self.entries);
-        // SAFETY: the mapping holds `entries` values and the index is below that.
+        // SAFETY: the mapping holds `entries` values and the index is below that number.
         unsafe { self.memory.as_ptr().add(index) }
     }
 
@@ -86,7 +86,7 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.pointer(index).write_volatile(value) };
     }
 
-    /// The whole array as 64-bit words, which the kernel program also writes, each in one store.
+    /// The whole array as 64-bit words, which the kernel program also writes, one store for each word.
     pub(super) fn words(&self) -> &[AtomicU64] {
         let words = self.entries * (size_of::<T>() / 8);
         // SAFETY: the mapping holds that many aligned words and lives as long as `self`.
@@ -112,7 +112,7 @@ impl<T: Pod> MappedArray<T> {
 
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped it with this size, and nothing borrows from it any more.
+        // SAFETY: `new` mapped this memory with this size, and nothing borrows from it any more.
         let _unmapped = unsafe { munmap(self.memory.cast(), self.bytes.get()) };
     }
 }

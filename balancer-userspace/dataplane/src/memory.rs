@@ -16,15 +16,15 @@ pub(super) struct Memory {
     pub(super) table: Arc<[u16]>,
     /// `None`: the service no longer remembers clients.
     pub(super) clock: Option<Clock>,
-    /// The clock whose ticks the ages are in, while they are being converted to another clock's. The service's time
-    /// stands still until that is done.
+    /// The clock in whose ticks the ages still are while the controller converts them to the ticks of another clock.
+    /// The service's time stands still until the conversion is done.
     written: Option<Clock>,
     pub(super) tick: u16,
-    /// A tick and the elapsed time at which it was current; ticks are counted from there.
+    /// A tick and the elapsed time at which it was current; later ticks are counted from this point.
     since: (u16, Duration),
-    /// Number of swaps so far.
+    /// Number of table swaps so far.
     pub(super) swaps: u64,
-    /// Number of clients so far that packets have recorded at another backend than the table's.
+    /// Number of clients so far that packets have recorded at a backend other than the table's.
     pub(super) migrated: u64,
 }
 
@@ -62,14 +62,14 @@ impl Memory {
         let tick_seconds = |clock: Option<Clock>| clock.map(|clock| clock.tick_seconds);
         if tick_seconds(before) != tick_seconds(self.clock) {
             self.since = (self.tick, elapsed);
-            // If the clock returns to the earlier tick length, no entry has an age in another one.
+            // If the clock returns to the earlier tick length, no entry has an age in ticks of another length.
             let written = self.written.take().or(before);
             self.written = written.filter(|&written| tick_seconds(Some(written)) != tick_seconds(self.clock));
         }
         self.tick = self.tick_at(elapsed);
     }
 
-    /// The clock for packets. Until ages are converted to its ticks, no client expires by the old ones.
+    /// The clock for packets. Until ages are converted to its ticks, the clock lets no client expire.
     pub(super) fn published(&self) -> Option<Clock> {
         let clock = self.clock?;
         Some(self.written.map_or(clock, |written| Clock { remember: clock.remember.max(written.remember), ..clock }))
@@ -80,7 +80,7 @@ impl Memory {
         self.written.zip(self.clock)
     }
 
-    /// Records that all ages are in ticks of the clock; time goes on.
+    /// Records that all ages are in ticks of the clock; the service's time continues from `elapsed`.
     pub(super) const fn settle(&mut self, elapsed: Duration) {
         if self.written.take().is_some() {
             self.since = (self.tick, elapsed);
@@ -92,8 +92,8 @@ impl Memory {
         self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
     }
 
-    /// Returns the client of an entry after `elapsed`. If the entry was not processed yet (`is_rescanned`), its age is in
-    /// the earlier ticks. `None`: the entry has expired.
+    /// Returns the client of an entry after `elapsed`. If `is_rescanned` is false, the age of the entry is still in the
+    /// earlier ticks. `None`: the entry has expired.
     pub(super) fn known(&self, entry: Entry, is_rescanned: bool, elapsed: Duration) -> Option<KnownClient> {
         let written = self.written.filter(|_| !is_rescanned);
         let seconds = u64::from(entry.age(self.tick_at(elapsed))) * u64::from(written.or(self.clock)?.tick_seconds);
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(memory.ages(), Some((TWO_HOURS, DAY)));
         assert_eq!(memory.published(), Some(Clock { remember: DAY.remember.max(TWO_HOURS.remember), ..DAY }));
         assert_eq!(seen(&memory, entry, 5000), Some(70));
-        // Another change follows before the table was processed.
+        // Another change follows before the client table was processed.
         memory.retime(Some(Clock::new(60)), 200 * SECOND);
         assert_eq!(memory.ages(), Some((TWO_HOURS, Clock::new(60))));
         assert_eq!(memory.published().map(|clock| clock.remember), Some(TWO_HOURS.remember));

@@ -6,7 +6,8 @@ use std::{fs, io, mem::size_of, os::fd::AsRawFd as _, os::unix::fs::MetadataExt 
 use anyhow::Context as _;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The inode of the machine's first process namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), which shows all processes.
+/// The inode of the machine's first process namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), which shows all
+/// processes.
 const FIRST_PROCESS_NAMESPACE: u64 = 0xefff_fffc;
 
 /// A network namespace.
@@ -20,7 +21,7 @@ impl NetworkNamespace {
     /// The namespace of this thread.
     ///
     /// # Errors
-    /// If the kernel does not tell.
+    /// If the kernel does not report its inode or cookie.
     pub(super) fn here() -> anyhow::Result<Self> {
         let inode = fs::metadata("/proc/thread-self/ns/net").context("looking at the network namespace")?.ino();
         let cookie = cookie().context("asking for the cookie of the network namespace")?;
@@ -32,7 +33,7 @@ fn cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the value is as long as stated, and both live through the call.
+    // SAFETY: the value has the stated length, and value and length live through the call.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -45,8 +46,8 @@ fn cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Whether no thread lives in a network namespace with this inode, and none is mounted. It is also `false` if this
-/// process cannot see all processes and therefore cannot tell.
+/// Whether no thread lives in a network namespace with this inode, and none is mounted. The result is also `false` if
+/// this process cannot see all processes and therefore cannot tell.
 pub(super) fn is_deserted(inode: u64) -> bool {
     let inode_of = |path: &Path| fs::metadata(path).map(|found| found.ino());
     let sees_all = inode_of(Path::new("/proc/self/ns/pid")).is_ok_and(|found| found == FIRST_PROCESS_NAMESPACE);

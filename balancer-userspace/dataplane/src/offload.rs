@@ -1,13 +1,13 @@
 //! Offloads that change frames before the program sees them and must therefore be off.
 //!
 //! The generic hook sees packets after generic receive offload has merged them: larger than any MTU, and with the
-//! checksum of a merged packet left unfinished, which an incremental update would ruin. (Large receive offload goes off
-//! by itself when a generic program is attached.)
+//! checksum of a merged packet left unfinished, which an incremental update would ruin. (The kernel itself switches
+//! large receive offload off when a generic program is attached.)
 //!
 //! A card that strips VLAN tags passes them to the kernel beside the frame, where the program does not see them, so
 //! packets sent back by the same interface would leave without a tag.
 //!
-//! The balancer switches both off, and on again when it ends.
+//! The balancer switches both offloads off, and on again when it ends.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -29,9 +29,9 @@ struct EthtoolValue {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
-    /// Packets are merged.
+    /// The kernel merges received packets.
     Merging,
-    /// VLAN tags are taken off.
+    /// The network card strips VLAN tags.
     TagStripping,
 }
 
@@ -88,7 +88,8 @@ pub(super) struct SwitchedOff {
 }
 
 impl SwitchedOff {
-    /// Switches the offload off. `None`: it was off, or it cannot be switched, which is logged as a warning.
+    /// Switches the offload off. `None`: the offload was already off, or it cannot be switched, which is logged as a
+    /// warning.
     pub(super) fn new(offload: Offload, interface: &str) -> Option<Self> {
         let switched = offload.is_on(interface).and_then(|on| {
             if on {
@@ -115,7 +116,7 @@ impl SwitchedOff {
         Self { offload, interface }
     }
 
-    /// Switches the offload off if another program has switched it on.
+    /// Switches the offload off again if another program has switched it on.
     pub(super) fn again(&self) {
         let Self { offload, interface } = self;
         if offload.is_on(interface).unwrap_or(false) && offload.switch(interface, false).is_ok() {
@@ -133,7 +134,7 @@ impl SwitchedOff {
         &self.interface
     }
 
-    /// Leaves it off.
+    /// Leaves the offload switched off.
     pub(super) fn leave_off(mut self) {
         self.interface.clear();
     }

@@ -1,5 +1,5 @@
-//! The MACs of other backends of services of which this machine is a `dsr` backend; packets from these MACs are not
-//! steered again.
+//! The MACs of other backends of services of which this machine is a `dsr` backend; the program does not steer packets
+//! from these MACs again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -58,7 +58,7 @@ impl Peers {
         if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
     }
 
-    /// Records the services, which are all that exist now.
+    /// Records the services, which are all services that now exist.
     ///
     /// # Errors
     /// If the kernel refuses a write.

@@ -19,8 +19,9 @@ const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
-/// Detaches the program from its interface and removes the pin. The program is off when this returns. Removing the pin
-/// alone would leave the program steering, and block other programs, until the kernel detaches it some time later.
+/// Detaches the program from its interface and removes the pin. When this function returns, the program is detached.
+/// After the mere removal of the pin, the program would go on steering, and block other programs, until the kernel
+/// detaches it some time later.
 ///
 /// # Errors
 /// If the pin cannot be removed.
@@ -34,7 +35,7 @@ pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
 /// Whether the interface of a pinned link no longer exists.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the kernel does not return the information.
 pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     let link = open(pin)?;
     let mut info = LinkInfo { kind: 0, id: 0, program: 0, padding: 0, ifindex: 0, rest: [0; 11] };
@@ -43,7 +44,7 @@ pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
         info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
-    // SAFETY: the question points to room of the stated length, and both live through the call.
+    // SAFETY: the request points to a buffer of the stated length, and both live through the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -93,7 +94,7 @@ fn open(pin: &Path) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let descriptor = RawFd::try_from(opened).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just made it for this process, and nothing else uses it.
+    // SAFETY: the kernel has just created this descriptor for this process, and nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 

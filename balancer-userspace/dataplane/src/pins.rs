@@ -35,10 +35,10 @@ use crate::{
     bpffs::{Bpffs, DIRECTORY},
 };
 
-/// Attempts to lock the directory at a start, 10 ms apart.
+/// Number of attempts to lock the directory at a start, 10 ms apart.
 const LOCK_TRIES: u32 = 100;
 
-/// The maps that are pinned. Each controller makes the others anew from the configuration.
+/// The maps that are pinned. Each controller creates the other maps anew from the configuration.
 pub(super) const MAPS: [&str; 21] = [
     "NOTES",
     "BACKEND_HISTORY",
@@ -69,9 +69,9 @@ const NOTES: &str = "NOTES";
 pub struct Pins {
     bpffs: Bpffs,
     name: String,
-    /// Whether they belong to this network namespace.
+    /// Whether the pins belong to this network namespace.
     here: bool,
-    /// This process made the directory for a controller that has not started yet.
+    /// Whether this process made the directory for a controller that has not started yet.
     unfinished: bool,
     /// The notes of the previous controller.
     left: Option<Notes>,
@@ -83,7 +83,7 @@ pub struct Pins {
 pub struct AllPins {
     /// Directories that no living controller has locked.
     pub free: Vec<Pins>,
-    /// The notes of the others, and whether they belong to this network namespace.
+    /// The notes in the other directories, each with whether it belongs to this network namespace.
     pub held: Vec<(bool, Notes)>,
 }
 
@@ -92,7 +92,7 @@ pub struct AllPins {
 pub struct Notes {
     /// The layout version of the pinned maps.
     pub layout_version: u32,
-    /// The version of the balancer that made them.
+    /// The version of the balancer that wrote these notes.
     pub version: String,
     /// A number that the state file must also have, because names and ids in it refer to the maps.
     pub instance: u64,
@@ -100,7 +100,7 @@ pub struct Notes {
     pub interface_multiplier: u32,
     /// Buckets of the client table. Versions with layout 13 need it to read these notes.
     pub buckets: u32,
-    /// The number of known clients that the client table is sized for. It is needed as above.
+    /// The number of known clients that the client table is sized for. Versions with layout 13 need it, too.
     pub clients: u32,
     /// The number of connections that the flow table is sized for; 0: there is no table.
     #[serde(default)]
@@ -125,7 +125,8 @@ impl Notes {
 }
 
 impl Pins {
-    /// The pins left by an earlier controller with this state file in this network namespace. `None`: there are none.
+    /// The pins that an earlier controller with this state file left in this network namespace. `None`: there are no
+    /// such pins.
     ///
     /// # Errors
     /// If a living controller uses them, or when this program cannot continue with their layouts: the error says what
@@ -147,14 +148,14 @@ impl Pins {
                 Ok(Some(pins))
             }
             None => {
-                // The process that made it ended before it attached a program.
+                // The process that made this directory ended before it attached a program.
                 pins.remove()?;
                 Ok(None)
             }
         }
     }
 
-    /// Makes a new, empty directory. Dropping it before [`finish`](Self::finish) removes it.
+    /// Makes a new, empty directory. Dropping the value before [`finish`](Self::finish) removes the directory.
     ///
     /// # Errors
     /// If there is no BPF file system and none can be mounted, or when a living controller uses the directory.
@@ -169,7 +170,7 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins of every network namespace. Only those of this namespace stay locked, or all of them with `everywhere`,
+    /// The pins of every network namespace. Only the pins of this namespace stay locked (with `everywhere`, all pins),
     /// because controllers of other namespaces may be about to start.
     ///
     /// # Errors
@@ -219,8 +220,8 @@ impl Pins {
         Self { bpffs, name, here, unfinished: false, left: None, lock: None }
     }
 
-    /// Removes what was left in network namespaces that certainly no longer exist. Their programs went with their
-    /// interfaces; only the maps still occupy memory.
+    /// Removes the pins of network namespaces that certainly no longer exist. Their programs disappeared with their
+    /// interfaces, but the maps still occupy memory.
     fn clear_dead(here: NetworkNamespace) -> anyhow::Result<()> {
         for mut pins in Self::every(here)? {
             let is_dead = Named::read(&pins.name).is_some_and(|named| pins.are_dead(named, here));
@@ -252,8 +253,8 @@ impl Pins {
     }
 
     /// Takes over the pins of an earlier version, which named the directory by the inode alone. Returns whether there
-    /// are some. Pins whose interfaces no longer exist may belong to an earlier namespace with the same inode, and are
-    /// removed.
+    /// are such pins. Pins whose interfaces no longer exist may belong to an earlier namespace with the same inode, and
+    /// are removed.
     fn take_former(&self, former: String) -> anyhow::Result<bool> {
         let bpffs = Bpffs::find().context("the BPF file system went away")?;
         let mut former = Self { bpffs, name: former, here: true, unfinished: false, left: None, lock: None };
@@ -269,7 +270,7 @@ impl Pins {
         Ok(true)
     }
 
-    /// Keeps the pins when this is dropped, from now on. Removes links to interfaces that are not among `ifindexes`.
+    /// From now on, dropping this value keeps the pins. Removes links to interfaces that are not among `ifindexes`.
     ///
     /// # Errors
     /// If such a link cannot be removed.
@@ -281,7 +282,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Reads the pinned notes. `None`: there are none.
+    /// Reads the pinned notes. `None`: there are no notes.
     ///
     /// # Errors
     /// If they cannot be read, or an unknown version wrote them.
@@ -296,7 +297,7 @@ impl Pins {
         Notes::read(row.text.as_flattened()).map_err(|_| self.foreign())
     }
 
-    /// Returns the notes of the previous controller about the maps that it left; `None` if these are new.
+    /// Returns the notes of the previous controller about the maps that it left; `None` if the maps are new.
     #[must_use]
     pub const fn left(&self) -> Option<&Notes> {
         self.left.as_ref()
@@ -331,7 +332,7 @@ impl Pins {
         self.link_pins().links()
     }
 
-    /// Detaches from every interface what an ended controller has left there, and removes everything.
+    /// Detaches the programs that an ended controller has left on its interfaces, and removes all pins.
     ///
     /// # Errors
     /// If a pin cannot be removed.
@@ -350,7 +351,7 @@ impl Pins {
         Ok(links.len())
     }
 
-    /// Removes everything. Programs whose links this process holds open stay attached.
+    /// Removes all pins. Programs whose links this process holds open stay attached.
     ///
     /// # Errors
     /// If a pin cannot be removed.
@@ -372,7 +373,7 @@ impl Pins {
     }
 
     /// Locks the directory. Another process may hold the lock for a moment: `balancer detach`, which reads all
-    /// directories, or a child of an ended controller that has not executed its program yet.
+    /// directories, or a child process of an ended controller that has not yet called `exec`.
     fn lock(&mut self) -> anyhow::Result<()> {
         for _ in 0..LOCK_TRIES {
             if self.try_lock()? {
@@ -387,7 +388,7 @@ impl Pins {
         bail!("another controller{who} is running with these maps; stop it first")
     }
 
-    /// Tries to lock the directory. Returns whether that worked.
+    /// Tries to lock the directory. Returns whether the attempt succeeded.
     fn try_lock(&mut self) -> anyhow::Result<bool> {
         let directory = fs::File::open(self.directory()).context("opening the directory of pins")?;
         match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
@@ -457,7 +458,7 @@ fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path
     (format!("{inode}-c{cookie}-{hash:016x}"), format!("{inode}-{hash:016x}"))
 }
 
-/// FNV-1a, which is the same in every version, unlike the standard library's hashes.
+/// The FNV-1a hash, which unlike the standard library's hashes is the same in every version.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,4 +1,4 @@
-//! Building a whole open-addressed table, in which every key lies in one of its rows.
+//! Building a whole open-addressed table, in which every key lies in one of the rows that a lookup reads.
 
 use anyhow::bail;
 use balancer_common::{
@@ -8,18 +8,18 @@ use balancer_common::{
 
 /// Number of hash factors to try.
 const FACTORS: u32 = 64;
-/// Up to this many keys get sixteen rows each; beyond that, the memory of rows matters.
+/// Up to this number of keys, each key gets sixteen rows; beyond it, the table uses fewer rows to save memory.
 const MANY: usize = 4096;
-/// How many keys may be displaced to place one.
+/// The maximum number of keys that may be displaced to place one.
 const PUSHES: u32 = 1000;
 /// The exponent of the largest number of rows in each half of a map, which is a power of two.
 const MOST_BITS: u32 = 23;
-/// Marks a free row.
+/// The value that marks a free row.
 const FREE: u32 = u32::MAX;
 
-/// Number of rows for this many keys if there is room, a power of two. A small table has so many that the first probe
-/// finds nearly every key; a large one has hardly more memory than its keys need. Two pairs of rows can be filled to at
-/// most 0.897 keys a row (Dietzfelbinger and Weidling, 2007). The number never falls as keys increase.
+/// Number of rows for this many keys if there is room, a power of two. A small table has so many rows that the first
+/// probe finds nearly every key; a large table uses hardly more memory than its keys need. Two pairs of rows can be
+/// filled to at most 0.897 keys a row (Dietzfelbinger and Weidling, 2007). The number never falls as keys increase.
 fn most_rows(keys: usize) -> usize {
     let rows = if keys <= MANY { 16 * keys.max(4) } else { (keys + keys / 7).max(16 * MANY) };
     rows.next_power_of_two()
@@ -28,7 +28,7 @@ fn most_rows(keys: usize) -> usize {
 /// The position of every key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// The parameters with which the kernel program finds them.
+    /// The parameters with which the kernel program finds the keys.
     pub(super) view: TableView,
     /// The map row of each key, in the given order.
     pub(super) rows: Vec<u32>,
@@ -44,7 +44,7 @@ pub(super) fn rows_for(keys: usize) -> u32 {
 /// two in `room`.
 ///
 /// # Errors
-/// If they do not fit.
+/// If the keys do not fit into these rows.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
     let Some(most) = room.checked_ilog2().filter(|&most| most > 0) else { bail!(no_room(keys, room)) };
     let most = most.min(MOST_BITS);
@@ -89,8 +89,8 @@ impl Rows {
         Self { base: view.base, probes: keys.iter().map(of).collect(), keys: vec![FREE; 1 << view.bits] }
     }
 
-    /// Puts `key` into the first of its rows that is free. If none is, it displaces another key from one of them, which
-    /// then needs a row as well. `None`: this goes on for too long.
+    /// Puts `key` into the first of its rows that is free. If no row is free, it displaces another key from one of the
+    /// rows; that key then needs a row as well. `None`: too many keys were displaced.
     ///
     /// An occupied row stays occupied, so a key is never behind a free row of its own.
     fn insert(&mut self, mut key: u32) -> Option<()> {
@@ -142,7 +142,7 @@ mod tests {
             let used: HashSet<u32> = placement.rows.iter().copied().collect();
             prop_assert_eq!(used.len(), keys.len());
             for (key, row) in keys.iter().zip(&placement.rows) {
-                // The rows before it must be occupied, because a lookup stops at a free row.
+                // The rows before the key's row must be occupied, because a lookup stops at a free row.
                 let before: Vec<u32> = placement.view.rows(key).into_iter().take_while(|probe| probe != row).collect();
                 prop_assert!(before.len() < PROBES && before.iter().all(|row| used.contains(row)));
                 prop_assert!((base..base + room).contains(row));

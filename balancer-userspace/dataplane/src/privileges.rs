@@ -26,7 +26,7 @@ const KERNEL: (u32, u32) = (6, 1);
 /// Checks that the kernel is new enough and the process may load programs and attach them to interfaces.
 ///
 /// # Errors
-/// Says which capability is missing, or which kernel is needed.
+/// If a capability is missing, or the kernel is too old; the error says which capability or kernel is needed.
 pub fn check() -> anyhow::Result<()> {
     check_kernel(&kernel()?)?;
     let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
@@ -40,7 +40,7 @@ pub(super) fn in_user_namespace() -> bool {
     fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
-/// The running kernel's version, as in `uname -r`.
+/// The running kernel's version, as printed by `uname -r`.
 ///
 /// # Errors
 /// If `/proc` is missing.

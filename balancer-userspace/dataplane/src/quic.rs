@@ -1,5 +1,5 @@
-//! Formats and server IDs of QUIC connection IDs in the kernel. A row that packets may read is not rewritten: a service
-//! whose formats change gets another row.
+//! Formats and server IDs of QUIC connection IDs in the kernel. The controller never rewrites a row that packets may
+//! read: a service whose formats change gets another row.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -21,10 +21,10 @@ pub(super) struct QuicTable {
     rows: MappedArray<QuicRow>,
     servers: HashTable<MapData, QuicServer, u32>,
     stats: PerCpuArray<MapData, QuicStats>,
-    /// The row of each service in the directory, with its contents.
+    /// The row of each service in the directory, and the contents of the row.
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     written: HashMap<QuicServer, BackendId>,
-    /// Known clients that have migrated, by backend.
+    /// The number of known clients that have migrated, by backend.
     migrated: MappedArray<u64>,
 }
 
@@ -46,11 +46,11 @@ impl QuicTable {
         })
     }
 
-    /// Writes the rows that packets will use once `services` are published. Packets no longer read what was published
-    /// before the last time. Returns the rows by service.
+    /// Writes the rows that packets will use once `services` are published. Packets must no longer read the rows from
+    /// before the last publication. Returns the rows by service.
     ///
     /// # Errors
-    /// If there is no room, or the kernel refuses a write; what packets use now stays.
+    /// If there is no room, or the kernel refuses a write; the rows that packets use then stay unchanged.
     pub(super) fn prepare(&mut self, services: &[ServiceSpec]) -> anyhow::Result<Prepared> {
         let mut taken: HashSet<u8> = self.of.values().map(|(row, _)| *row).collect();
         let listed: HashSet<ServiceId> = quics(services).map(|(id, _)| id).collect();
@@ -132,7 +132,7 @@ impl QuicTable {
     }
 }
 
-/// Rows and server IDs that packets use once they are published.
+/// Rows and server IDs that packets will use after their publication.
 pub(super) struct Prepared {
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     servers: HashMap<QuicServer, BackendId>,
@@ -162,7 +162,7 @@ fn row(config: &QuicConfig) -> QuicRow {
     for ((number, Keyed { config: bits, key }), format) in (1..).zip(config.live()).zip(&mut row.formats) {
         *format = QuicFormat::new(config.server_id_length, config.nonce_length, key.map(|key| key.0));
         match config.format {
-            // The first byte is arbitrary.
+            // In this format, the first byte is arbitrary.
             Format::Nlb => row.format_of = [number; 8],
             Format::Draft => row.format_of[usize::from(*bits % 8)] = number,
         }

@@ -16,7 +16,7 @@ use super::{kernel_types, load::load_with};
 /// The programs, and the tracepoints that they attach to.
 const PROGRAMS: [(&str, &str); 2] = [("redirect_refused", "xdp_redirect_err"), ("redirect_lost", "xdp_devmap_xmit")];
 
-/// The values by which the programs recognize this balancer's frames.
+/// The values that the programs use to recognize this balancer's frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Whose {
     namespace: u64,
@@ -53,7 +53,7 @@ fn cookie() -> anyhow::Result<u64> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: a socket that is open, and room of the stated length.
+    // SAFETY: the socket is open, and the buffer has the stated length.
     let result = unsafe {
         libc::getsockopt(
             std::os::fd::AsRawFd::as_raw_fd(&socket),
@@ -94,7 +94,7 @@ impl RedirectErrors {
         Ok(Self { map: map.try_into()? })
     }
 
-    /// Number of such frames by the index of the target interface.
+    /// The number of failed redirects by the index of the target interface.
     ///
     /// # Errors
     /// If the kernel refuses the read.

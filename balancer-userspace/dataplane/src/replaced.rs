@@ -28,7 +28,7 @@ pub(super) struct Replaced(Vec<One>);
 
 struct One {
     name: &'static str,
-    /// The path of its pin.
+    /// The path of the map's pin.
     pin: PathBuf,
     /// The path at which the replacement is pinned first.
     new: PathBuf,
@@ -52,8 +52,9 @@ impl fmt::Display for Size {
 }
 
 impl Replaced {
-    /// The pinned maps that have another number of rows than `capacity` requires, or counters of fewer CPUs than are
-    /// online. Also returns the layouts of the maps of counters. CPUs with counters keep them while the maps exist.
+    /// The pinned maps whose number of rows differs from the one that `capacity` requires, or that have counters for
+    /// fewer CPUs than are online. Also returns the layouts of the maps of counters. CPUs with counters keep them while
+    /// the maps exist.
     pub(super) fn before_load(
         pins: Option<&Pins>,
         capacity: &Capacity,
@@ -82,7 +83,7 @@ impl Replaced {
         let mut all = Vec::new();
         for (name, before, rows) in replaced {
             let temporary = format!("NEW-{name}");
-            // A controller that was killed half way left it.
+            // A controller that was killed during a replacement left this pin.
             pins.make_anew(&temporary)?;
             if before != rows {
                 all.push(One { name, pin: pins.map(name), new: pins.map(&temporary), sizes: (before, rows) });

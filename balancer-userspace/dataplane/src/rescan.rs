@@ -1,8 +1,8 @@
-//! The work that a change leaves in the client table, done in parts: clients are forgotten, and ages are converted to
-//! ticks of another length.
+//! The work that a change leaves in the client table, done in parts: it forgets clients, and converts ages to ticks of
+//! another length.
 //!
-//! Until an entry is processed, its age is in the earlier ticks. The clock of such a service stands still meanwhile, so
-//! that packets write the age 0, which is the same in both.
+//! Until an entry is processed, its age is in the earlier ticks. Until then, the clock of such a service stands still,
+//! so that packets write the age 0, which is the same in both units.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +22,7 @@ use super::{
     memory::Memory,
 };
 
-/// An age in ticks above that of every remembered client.
+/// An age in ticks that is above the age of every remembered client.
 const OLDEST: u16 = 16_000;
 
 /// The effect of a change of one service on its clients.
@@ -37,7 +37,7 @@ pub(super) struct ServiceChange {
 /// A pass over the client table after a change.
 pub(super) struct Rescan {
     services: HashMap<ServiceId, ServiceChange>,
-    /// The grace period after which no packet in progress records its client in the old way.
+    /// The grace period after which no packet records its client by the earlier state.
     grace: Option<Grace>,
     /// Entries before this one are processed.
     next: usize,
@@ -65,7 +65,7 @@ impl Rescan {
         self.next >= clients.words().len()
     }
 
-    /// The services that the pass is for.
+    /// The services whose clients the pass processes.
     pub(super) fn services(&self) -> impl Iterator<Item = ServiceId> {
         self.services.keys().copied()
     }
@@ -110,10 +110,10 @@ impl Rescan {
 }
 
 impl ServiceChange {
-    /// Empties the entry of a client that is to be forgotten. Returns the effect if the client was known.
+    /// Empties the entry of a client that is to be forgotten. Counts the client if it was known.
     fn forget(&self, word: &AtomicU64, entry: Entry, after: Option<&Memory>) -> Option<Forgotten> {
         let forgets = self.forgets?;
-        // Ages are in ticks of the clock that exists.
+        // The ages are in ticks of the one clock that exists.
         let memory = after.filter(|after| after.clock.is_some()).unwrap_or(&self.before);
         let (clock, before) = (memory.clock?, self.before.clock?);
         let seen = |entry: Entry| seen(entry, memory.tick, clock);
@@ -128,7 +128,7 @@ impl ServiceChange {
     }
 }
 
-/// Converts an age to ticks of another clock, unless a packet has touched the entry meanwhile.
+/// Converts an age to ticks of another clock, unless a packet has changed the entry in the meantime.
 fn convert(word: &AtomicU64, entry: Entry, (old, new): (Clock, Clock), now: u16) {
     // Ages are rounded down, so that no client is forgotten early.
     let age = u64::from(entry.age(now)) * u64::from(old.tick_seconds) / u64::from(new.tick_seconds);

@@ -1,4 +1,4 @@
-//! The rows that the kernel program reads, made from the core's descriptions of services and backends.
+//! The rows that the kernel program reads, computed from the core's descriptions of services and backends.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,7 +27,7 @@ use bytemuck::Zeroable as _;
 /// Seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// An address as in the maps: network order, IPv4 in the first word.
+/// An address as stored in the maps: in network order, with an IPv4 address in the first word.
 #[must_use]
 pub(super) fn address_words(address: IpAddr) -> [u32; 4] {
     match address {
@@ -49,8 +49,8 @@ pub(super) fn key(address: SocketAddr, protocol: u8) -> ServiceKey {
     }
 }
 
-/// The checksum deltas of replacing `old` by `new`: of the address alone, and of address and port. A port of 0 on
-/// either side leaves the port alone.
+/// The checksum deltas of replacing `old` by `new`: of the address alone, and of address and port. If the port is 0 on
+/// either side, it stays unchanged.
 fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     let address = checksum::replace_address(&address_words(old.ip()), &address_words(new.ip()));
     let port = if old.port() == 0 || new.port() == 0 {
@@ -61,8 +61,8 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     (checksum::fold(address), checksum::fold(address + port))
 }
 
-/// The forwarding mode of the kernel program for a backend. Packets to this machine itself are not wrapped, and their
-/// connections need no address of the pool.
+/// The forwarding mode of the kernel program for a backend. Packets to this machine itself need no tunnel, and their
+/// connections no address of the pool.
 fn forwarding(spec: &BackendSpec) -> Forwarding {
     if !spec.next_hop.is_some_and(|hop| hop.local) {
         return spec.forwarding;
@@ -73,7 +73,7 @@ fn forwarding(spec: &BackendSpec) -> Forwarding {
     }
 }
 
-/// The row of a backend, and the word of it that is stored separately.
+/// The row of a backend, and its standing, which is stored separately.
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let forwarding = forwarding(spec);
@@ -170,8 +170,8 @@ pub(super) fn service(
     row
 }
 
-/// Seconds in which a client's entry is read once, in slots without exceptions. `None`: it is read with every packet,
-/// or never.
+/// The number of seconds in which packets read a client's entry only once, in slots without exceptions. `None`: every
+/// packet reads the entry, or none does.
 #[must_use]
 pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
     seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX), has_only_openers(spec))

@@ -1,4 +1,4 @@
-//! The filter of clients that rules may concern, updated as rules are added and removed.
+//! The filter of clients that rules may concern. The controller updates it whenever it adds or removes a rule.
 
 use std::sync::atomic::Ordering;
 

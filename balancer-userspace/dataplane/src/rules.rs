@@ -1,6 +1,7 @@
 //! Rules for client prefixes in the kernel: a longest-prefix-match trie, and counters.
 //!
-//! Both maps may come from an earlier controller. A rule that is requested again keeps its row of counters.
+//! Both maps may come from an earlier controller. A rule that is requested again keeps its row of counters in these
+//! maps.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -67,11 +68,11 @@ impl RuleTable {
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
             let (bits, key) = parts(key);
-            // The family of these rules is known only from their services.
+            // Only the services of these rules determine their family.
             let service = ServiceId(key.service);
             if denied::is_of_a_list(&row) {
                 let (_, keys) = left_lists.entry(service).or_insert_with(|| {
-                    // One entry is enough for all of these rules.
+                    // One entry in the filter is enough for all of these rules.
                     filter.add(service, None);
                     (row.counters, Vec::new())
                 });
@@ -173,7 +174,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Does up to `steps` steps of the remaining work on lists. Returns whether all are done.
+    /// Does up to `steps` steps of the remaining work on lists. Returns whether all lists are complete.
     pub(super) fn step(&mut self, steps: usize) -> anyhow::Result<bool> {
         for _ in 0..steps {
             let next =
@@ -241,7 +242,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// The number of prefixes of the service's list in the trie, and the number of packets that they denied.
+    /// The number of prefixes from the service's list that are in the trie, and the number of packets that they denied.
     pub(super) fn denied(&self, service: ServiceId) -> (usize, u64) {
         self.lists.get(&service).map_or((0, 0), |listed| (listed.len(), self.sum(listed.counters).packets))
     }
@@ -305,7 +306,7 @@ impl RuleTable {
         kept: &Kept,
     ) -> anyhow::Result<()> {
         let before = self.services.entry(service).or_default().fallbacks;
-        // This comes first, so that a controller that is killed in between does not decrease a counter.
+        // The fallbacks are stored first, so that no counter falls if the controller is killed in between.
         kept.keep_rule_fallbacks(service, before + self.sum(row.counters).fallbacks);
         let taken = match instead {
             Some(row) => self.trie.insert(&key, row, 0),
@@ -319,7 +320,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Takes a free row of counters, the longest unused first, because a packet in progress may still count there.
+    /// Takes a free row of counters, preferring the one that was unused for the longest time, because a packet in
+    /// progress may still count there.
     fn take_counters(&mut self) -> anyhow::Result<u32> {
         let counters = self.free.iter_mut().find_map(VecDeque::pop_front);
         let counters = counters.with_context(|| format!("more than {MAX_RULES} rules"))?;

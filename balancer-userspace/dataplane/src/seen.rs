@@ -8,7 +8,7 @@ use super::mapped::MappedArray;
 
 /// The shortest period.
 const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
-/// A period ends early if the filter hides one newcomer for this many clients seen in it.
+/// A period ends early if the filter hides more than one newcomer for this number of clients seen in the period.
 const HIDDEN: u64 = 1000;
 
 /// The mapped filter.
@@ -43,14 +43,14 @@ impl Seen {
         seen::salt(self.number)
     }
 
-    /// Sets the length of periods. Returns the new salt if that begins another period.
+    /// Sets the length of periods. Returns the new salt if the new length begins another period.
     pub(super) fn set_period(&mut self, seconds: Option<u32>, elapsed: Duration) -> Option<u64> {
         let period = seconds.map(|seconds| Duration::from_secs(seconds.into()));
         (std::mem::replace(&mut self.period, period) != period).then(|| self.next(elapsed))
     }
 
-    /// Returns the new salt if the period is over. `counted` are the counters of newcomers. `openers`: each newcomer is
-    /// recorded by the packet that opens its connection, unless too many come at once.
+    /// Returns the new salt if the period is over. `counted` are the counters of newcomers. `openers`: whether each
+    /// newcomer is recorded by the packet that opens its connection, unless too many come at once.
     pub(super) fn advance(&mut self, elapsed: Duration, counted: MemoryStats, openers: bool) -> Option<u64> {
         let period = self.period?;
         let lasted = elapsed.saturating_sub(self.since);
@@ -63,8 +63,8 @@ impl Seen {
         Some(self.next(elapsed))
     }
 
-    /// Whether too many newcomers are hidden, given the number recorded: other clients have set all their bits, so
-    /// their packets do not read the table, and they are not recorded in this period.
+    /// Whether the filter hides too many newcomers, given the number of recorded ones. A newcomer is hidden if other
+    /// clients have set all its bits: its packets then do not read the table, and it is not recorded in this period.
     fn hides(&self, newcomers: u64) -> bool {
         let words = self.words.words();
         let bits = u128::from(u64::BITS) * words.len() as u128;
@@ -88,7 +88,8 @@ impl Seen {
         }
     }
 
-    /// Clears the bits of a client's hash. Clients that share a bit with it are looked up once more as well.
+    /// Clears the bits of a client's hash. The program then also reads the entries of clients that share a bit with
+    /// this one once more.
     pub(super) fn forget(&self, hash: u64) {
         let (word, bits) = seen::place(hash, self.salt(), self.bucket_mask);
         if let Some(word) = self.words.words().get(word as usize) {

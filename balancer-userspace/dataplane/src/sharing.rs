@@ -1,4 +1,5 @@
-//! Clients that all members of a fleet know: exported from and imported into the client table that packets use.
+//! Clients that all members of a fleet know: the controller exports them from the client table that packets use, and
+//! imports them into it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,27 +24,27 @@ pub struct ImportedClients {
     pub new: u64,
     /// Clients that were already known at that backend.
     pub known: u64,
-    /// Clients that have moved.
+    /// Clients that moved to another backend.
     pub moved: u64,
-    /// Moves that this member has made as well, and that the reporting member counts: by service and index of the
-    /// cause.
+    /// Moves that both this member and the reporting member have made, and that only the reporting member counts, by
+    /// service and index of the cause.
     pub repeated: BTreeMap<(ServiceId, usize), u64>,
     /// Clients that were known at two backends.
     pub conflicts: u64,
-    /// Records that contained less than was known.
+    /// Records that contained less than this member knew.
     pub stale: u64,
     /// Clients without room in their buckets.
     pub full: u64,
     /// Records of backends that do not exist here, or of services without memory.
     pub strangers: u64,
-    /// Clients that were not seen for too long.
+    /// Clients that had not been seen for too long.
     pub expired: u64,
     /// Records that do not fit a table of this size.
     pub outside: u64,
 }
 
 impl ImportedClients {
-    /// Number of clients that are known, or known elsewhere, because of records.
+    /// Number of clients that records made known, or moved to another backend.
     #[must_use]
     pub const fn taken_over(&self) -> u64 {
         self.new + self.moved
@@ -116,8 +117,8 @@ impl KernelDataplane {
     }
 
     /// Returns the records to send to the other members in `epoch`: clients that they do not know, or no longer know.
-    /// Clients seen in only one tick are included if their slots are `changed`, by service; of the others at most
-    /// `newcomers`.
+    /// Clients seen in only one tick are included if their slots are `changed`, by service; of the other such clients,
+    /// at most `newcomers` are included.
     pub fn tell_clients(
         &mut self,
         epoch: u32,
@@ -155,17 +156,17 @@ impl KernelDataplane {
         sharing.dump(&Words(clients.words()), &AllFacts::of(clients, memories, backends), epoch)
     }
 
-    /// Assumes that other members may have forgotten what they were sent.
+    /// Assumes that other members may have lost the records that this member sent.
     pub fn doubt_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::doubt);
     }
 
-    /// Records that a member has sent everything that the others know.
+    /// Records that a member has sent all clients that the other members know.
     pub fn confirm_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::confirm);
     }
 
-    /// Imports another member's records, in `epoch`, by which these backends were `emptied`.
+    /// Imports another member's records in `epoch`. The clients of the backends in `emptied` were forgotten by then.
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
         self.rescan_all();
         let mut sum = ImportedClients::default();

@@ -30,8 +30,8 @@ struct Table {
     size: u32,
     /// The backends of its slots.
     slots: Arc<[u16]>,
-    /// The exception flags that the controller has set, by line. The kernel program sets flags as well, for clients that
-    /// a QUIC connection brings to another backend.
+    /// The exception flags that the controller has set, by line. The kernel program sets flags as well, for clients
+    /// that a QUIC connection brings to another backend.
     own: Vec<u64>,
     /// The number of flags in `own`.
     exceptions: u64,
@@ -60,7 +60,7 @@ impl Table {
         if is_set == has {
             return;
         }
-        // Packets set flags of the same line at the same time.
+        // Packets may set flags of the same line at the same time, so the change is atomic.
         if has {
             flags.fetch_or(bit, Ordering::Release)
         } else {
@@ -69,7 +69,7 @@ impl Table {
     }
 }
 
-/// The state on which the lines of a new table depend, besides its slots.
+/// The state, besides its slots, on which the lines of a new table depend.
 struct Before<'a> {
     /// The base table, if it has the same length.
     home: Option<&'a [u16]>,
@@ -90,9 +90,9 @@ pub(super) struct Tables {
 /// Reasons why clients may be known when a table is written.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
-    /// The service remembers its clients.
+    /// Whether the service remembers its clients.
     pub(super) remembers: bool,
-    /// An earlier controller may have left clients anywhere.
+    /// Whether an earlier controller may have left clients anywhere.
     pub(super) adopted: bool,
 }
 
@@ -220,7 +220,7 @@ impl Tables {
         let backends = &table[slots.clone()];
         let all = (1 << backends.len()) - 1;
         let refilled = home.map_or(all, |home| differing(backends, &home[slots.clone()]));
-        // Clients of a slot that changes stay where they are known, and clients of a flagged slot may be anywhere.
+        // The known clients of a changed slot stay at their backends, and clients of a flagged slot may be anywhere.
         let moved = same.map_or(0, |old| differing(backends, &old.slots[slots]));
         let elsewhere = if anywhere { all } else { moved };
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
@@ -244,7 +244,7 @@ impl Tables {
     }
 }
 
-/// The slots of a line whose backend differs from the one in `others`, one bit each; mostly none.
+/// The slots of a line whose backend differs from the one in `others`, one bit each. Usually no slot differs.
 fn differing(backends: &[u16], others: &[u16]) -> u64 {
     if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }

@@ -29,11 +29,11 @@ use crate::rows::{address_words, family};
 pub const PROGRAM: &str = "tell_and_steer";
 /// The maximum number of bytes reported of a frame.
 pub const MAX_SNAPLEN: u32 = MAX_KEPT;
-/// The maximum number of backends whose counters are compared before and after a packet.
+/// The maximum number of backends whose counters the program compares before and after a packet.
 pub const WATCHED: usize = MAX_WATCHED as usize;
 /// The number of pages in each CPU's ring: one MiB.
 const PAGES: usize = 256;
-/// The time for which the program goes on reporting without the controller.
+/// The time for which the program continues to report without the controller.
 const LEASE: Duration = Duration::from_secs(5);
 
 /// The packets to report.
@@ -108,7 +108,7 @@ impl AsRawFd for Ring {
 }
 
 impl Knobs {
-    /// Extends reporting by some seconds from now.
+    /// Lets the program report for some more seconds from now.
     ///
     /// # Errors
     /// If the kernel refuses the write.

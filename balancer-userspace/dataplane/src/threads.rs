@@ -2,7 +2,7 @@
 
 use std::{io, thread};
 
-/// Starts the threads that the data path cannot work without.
+/// A starter of the threads that the data path cannot work without.
 pub trait Threads {
     /// Starts a thread named `what` that does `work`.
     ///
@@ -11,7 +11,7 @@ pub trait Threads {
     fn start(&self, what: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 }
 
-/// Starts threads whose end is not reported.
+/// A starter of threads whose end nothing reports.
 pub(super) struct Unwatched;
 
 impl Threads for Unwatched {

@@ -78,7 +78,7 @@ pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) ->
     }
 }
 
-/// With `nat` and `snat`, the balancer changes the port.
+/// The port on which backends listen. With `nat` and `snat`, the balancer changes the port.
 const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => PORT,

@@ -24,7 +24,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts it; `config` must name `socket` as its control socket.
+    /// Starts the balancer; `config` must name `socket` as its control socket.
     ///
     /// # Errors
     /// If the program cannot be started.

@@ -106,7 +106,7 @@ impl Server {
         self.process.is_some()
     }
 
-    /// Starts the server with its stored data. It ends with the calling thread at the latest.
+    /// Starts the server with its stored data. The server ends with the calling thread at the latest.
     ///
     /// # Errors
     /// If it cannot be started.

@@ -89,7 +89,7 @@ pub enum Course {
 /// standard output is closed.
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
-    // Before threads or children exist, so that the signals end none of them.
+    // The demo handles signals before it starts threads or children, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     let started = Instant::now();
     let mut hosts = Hosts::start(options)?;

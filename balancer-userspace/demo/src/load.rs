@@ -79,13 +79,13 @@ pub(crate) struct Seen {
 /// The clients' observations of one backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SeenBackend {
-    /// Clients whose latest answer came from it.
+    /// Clients whose latest answer came from this backend.
     pub(crate) clients: u64,
-    /// Sessions that began on it.
+    /// Sessions that began on this backend.
     pub(crate) sessions: u64,
-    /// Clients that came to it from another backend.
+    /// Clients that came to this backend from another one.
     pub(crate) moved_in: u64,
-    /// Clients that went to another backend.
+    /// Clients that left this backend for another one.
     pub(crate) moved_out: u64,
 }
 

@@ -197,8 +197,8 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     for (namespace, interface) in [a, b] {
         namespace.ip(&format!("link set {interface} up"))?;
     }
-    // Only now: the driver allows redirects to an interface when its peer starts to poll, and that needs the peer to
-    // be up.
+    // This must happen last: the driver allows redirects to an interface when its peer starts to poll, which requires
+    // that the peer is up.
     for (namespace, interface) in [a, b] {
         namespace
             .offload(interface, &[(Offload::Transmit, false), (Offload::Receive, false), (Offload::Merging, true)])?;

@@ -1,5 +1,5 @@
-//! The facts from which the doctor derives findings. Facts that it could not find out are absent, and [`Facts::unseen`]
-//! says why.
+//! The facts from which the doctor derives findings. Facts that the doctor could not find out are absent, and
+//! [`Facts::unseen`] says why.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,11 +20,11 @@ pub struct Facts {
     pub controller: Option<Controller>,
     /// The network interfaces of the controller's network namespace.
     pub links: Vec<Link>,
-    /// The addresses of those interfaces.
+    /// The addresses of these interfaces.
     pub addresses: Vec<Address>,
     /// The backends of the requested services, once for each address.
     pub backends: Vec<Backend>,
-    /// The virtual addresses of those services.
+    /// The virtual addresses of the requested services.
     pub vips: Vec<Vip>,
     /// The chains of this machine's firewall that packets pass.
     pub firewall: Vec<Chain>,
@@ -39,7 +39,7 @@ pub struct Controller {
     pub before: StatusView,
     /// The controller's state when the examination ended.
     pub after: StatusView,
-    /// The health checks of its backends.
+    /// The health checks of the controller's backends.
     pub health: Vec<HealthView>,
     /// The rules for client prefixes.
     pub rules: Vec<RuleView>,
@@ -103,9 +103,9 @@ pub struct Link {
 /// Forwarding of an interface by address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forwards {
-    /// Whether it forwards IPv4.
+    /// Whether the kernel forwards IPv4.
     pub v4: Option<bool>,
-    /// Whether it forwards IPv6.
+    /// Whether the kernel forwards IPv6.
     pub v6: Option<bool>,
 }
 
@@ -134,7 +134,7 @@ pub struct Program {
 /// An address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The index of the interface that has it.
+    /// The index of the interface that has the address.
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
@@ -205,7 +205,7 @@ pub struct Direct {
     pub left: bool,
     /// Whether the doctor saw an answer arrive.
     pub came: bool,
-    /// Whether that answer's checksum was wrong.
+    /// Whether the checksum of this answer was wrong.
     pub checksum_wrong: bool,
 }
 
@@ -253,7 +253,7 @@ pub struct Vip {
     pub service: String,
     /// The address.
     pub address: IpAddr,
-    /// Hosts that answer ARP for it: the interface's index and the hardware address.
+    /// Hosts that answer ARP for the address: the interface's index and the hardware address.
     pub answered: Vec<(u32, Mac)>,
     /// Whether the doctor sent ARP requests.
     pub asked: bool,
@@ -275,13 +275,13 @@ pub struct Unsteered {
 }
 
 impl Backend {
-    /// Whether the backend has the VIP itself in its forwarding mode.
+    /// Whether backends have the VIP themselves in this forwarding mode.
     #[must_use]
     pub fn has_the_vip(&self) -> bool {
         matches!(self.forwarding.as_str(), "dsr" | "ipip" | "gue")
     }
 
-    /// Whether the backend's replies pass the balancer.
+    /// Whether the backend's replies pass through the balancer.
     #[must_use]
     pub fn answers_the_balancer(&self) -> bool {
         matches!(self.forwarding.as_str(), "nat" | "snat")

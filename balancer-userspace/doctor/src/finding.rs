@@ -9,7 +9,7 @@ pub struct Report {
     pub controller: bool,
     /// The causes of trouble, without their consequences.
     pub findings: Vec<Finding>,
-    /// The things that were examined and are right, a few words each.
+    /// The things that were examined and are in order, a few words each.
     pub looked_at: Vec<String>,
     /// The things that could not be examined, with the reasons.
     pub not_looked_at: Vec<Unseen>,
@@ -64,7 +64,7 @@ pub struct Cure {
 pub struct Step {
     /// The command's words.
     pub run: Vec<String>,
-    /// The command that undoes it.
+    /// The command that undoes the step.
     pub undo: String,
 }
 
@@ -103,12 +103,12 @@ pub enum Kind {
     Withdrawn,
     /// An interface that packets need is off or without carrier.
     Link,
-    /// The interface is in generic mode although the configuration does not ask for that and the driver has native
+    /// The interface is in generic mode although the configuration does not request that and the driver has native
     /// mode.
     Generic,
     /// An offload damages packets.
     Offload,
-    /// Another program than the balancer's is on an interface.
+    /// A program that is not the balancer's is on an interface.
     ForeignProgram,
     /// The program redirects frames to an interface that does not accept them.
     Redirect,

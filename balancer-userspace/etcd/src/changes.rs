@@ -1,4 +1,4 @@
-//! The watch: passes on every change once, in the order of revisions, also when servers fail.
+//! The watch, which passes on every change once, in the order of revisions, even when servers fail.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ pub(crate) struct Changes<'a> {
     keys: &'a Keys,
     prefix: &'a str,
     news: &'a NewsSender,
-    /// The driver has passed on all changes up to this revision.
+    /// The revision up to which the driver has passed on all changes.
     last: i64,
     sizes: Sizes,
 }
@@ -132,7 +132,7 @@ impl<'a> Changes<'a> {
                     self.sizes.delete(&key);
                     deleted.push(key);
                 }
-                // Treat the key as absent, like in a copy.
+                // The driver treats the key as absent, like in a copy.
                 (Event::PUT, Verdict::TooLong(key)) => {
                     skipped += 1;
                     self.sizes.delete(&key);
@@ -159,7 +159,8 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// Decides what a failure means for the watch. An answer that is too large would be as large from another server.
+/// Decides what a failure means for the watch. If an answer is too large, another server's answer would be as well, so
+/// the watch ends.
 fn stop(status: &Status) -> Stop {
     let words = words::status(status);
     if status.code() == Code::OutOfRange { Stop::Final(words) } else { Stop::Broken(words) }

@@ -60,7 +60,7 @@ struct Reading<'a> {
     from: Vec<u8>,
     /// The number of keys on a page.
     page: i64,
-    /// 0 until the first answer arrives.
+    /// The revision of the copy; 0 until the first answer arrives.
     revision: i64,
     entries: Vec<Entry>,
     total: usize,

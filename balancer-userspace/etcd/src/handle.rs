@@ -1,4 +1,4 @@
-//! The two ends of the queues. A request belongs to the session that its sender knew of.
+//! The two ends of the queues. A request belongs to the session that its sender knew when it sent the request.
 
 use std::sync::{
     Arc,

@@ -68,7 +68,7 @@ pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
             end[last] += 1;
             end
         }
-        // Without an end, the range has all further keys.
+        // If no end exists, the range includes all further keys.
         None => vec![0],
     }
 }

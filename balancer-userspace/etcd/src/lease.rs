@@ -1,4 +1,4 @@
-//! The lease, and the time for which it is certain.
+//! The lease, and the time until which it certainly has not expired.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
 /// The driver treats longer leases as if they had this length.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// The reason why etcd granted no lease.
+/// The reason why etcd did not grant a lease.
 #[derive(Debug)]
 pub(crate) enum NotGranted {
     /// Another server may grant it.
@@ -54,7 +54,8 @@ impl Lease {
     pub(crate) async fn keep(mut self, links: &Links) -> String {
         loop {
             let end = self.asked + self.ttl;
-            // A process that the system stopped for long notices here that its lease has expired, before it asks.
+            // If the system stopped the process for a long time, the process notices here that its lease has expired,
+            // before it asks.
             let renewing = async {
                 sleep_until(self.asked + self.ttl / 3).await;
                 self.renew(links).await

@@ -1,10 +1,10 @@
-//! The engine of a fleet: a driver of etcd, version 3.4 or newer, for what [`balancer_fleet::engine`] relies on.
+//! The engine of a fleet: a driver of etcd, version 3.4 or newer, with the properties of [`balancer_fleet::engine`].
 //!
-//! It stays connected to one of the endpoints, by two connections: one for the watch and the lease, the other for what
-//! may be large. A watch does not notice a server that dies silently. Therefore the driver asks the server for its
-//! status on the same connection, and notices a silent server within a third of the lease, or half a second. Then
-//! another endpoint takes its place. The session continues as long as the lease is certain and the history of changes
-//! is complete. [`follow`] reads the keys of others in the same way, without a lease.
+//! The driver stays connected to one of the endpoints by two connections: one for the watch and the lease, the other
+//! for answers that may be large. A watch does not notice a server that dies silently. Therefore the driver asks the
+//! server for its status on the same connection, and notices a silent server within a third of the lease, or half a
+//! second. Then another endpoint takes its place. The session continues as long as the lease is certain and the history
+//! of changes is complete. [`follow`] reads the keys of others in the same way, without a lease.
 
 mod calls;
 mod changes;
@@ -57,7 +57,7 @@ pub struct Settings {
     pub cert: Option<PathBuf>,
     /// The private key of `cert`, a file in PEM.
     pub key: Option<PathBuf>,
-    /// How long leased keys remain after this process has fallen silent. Rounded up to seconds; etcd's minimum is 2 s
+    /// How long leased keys remain after this process has fallen silent, rounded up to seconds; etcd's minimum is 2 s
     /// unless its election timeout differs.
     pub lease: Duration,
 }
@@ -103,7 +103,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts a driver on the current tokio runtime. It tries for ever; `facts` has the reason if it does not succeed.
+    /// Starts a driver on the current tokio runtime. The driver tries for ever; if it does not succeed, `facts` has the
+    /// reason.
     #[must_use]
     pub fn start(settings: Settings) -> Self {
         let (this, work) = Self::new(settings);

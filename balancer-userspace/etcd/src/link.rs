@@ -30,7 +30,7 @@ const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
 /// A connected endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    /// Each link has a different number.
+    /// The number of the link, which no other link has.
     pub(crate) number: u64,
     pub(crate) endpoint: String,
     /// The connection for the watch and the lease. Large answers do not delay it.

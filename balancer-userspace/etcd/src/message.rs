@@ -178,7 +178,7 @@ impl Event {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseGrantRequest {
-    /// Seconds.
+    /// The wanted time to live in seconds.
     #[prost(int64, tag = "1")]
     pub(crate) ttl: i64,
 }
@@ -187,7 +187,7 @@ pub(crate) struct LeaseGrantRequest {
 pub(crate) struct LeaseGrantResponse {
     #[prost(int64, tag = "2")]
     pub(crate) id: i64,
-    /// Seconds; possibly more than requested.
+    /// The granted time to live in seconds, possibly more than requested.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
     #[prost(string, tag = "4")]
@@ -211,7 +211,7 @@ pub(crate) struct LeaseKeepAliveRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseKeepAliveResponse {
-    /// Seconds; 0 if the lease does not exist.
+    /// The new time to live in seconds; 0 if the lease does not exist.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
 }
@@ -225,16 +225,16 @@ pub(crate) struct StatusResponse {
     pub(crate) header: Option<Header>,
     #[prost(string, tag = "2")]
     pub(crate) version: String,
-    /// Bytes on disk.
+    /// The size of the database on disk in bytes.
     #[prost(int64, tag = "3")]
     pub(crate) db_size: i64,
-    /// 0 if the server knows no leader.
+    /// The leader's number; 0 if the server knows no leader.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
     /// Errors of the server, such as `memberID:10501334649042878790 alarm:NOSPACE`.
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
-    /// Bytes that hold data. Only a defragmentation frees the others.
+    /// The size of the data in bytes. Only a defragmentation frees the rest of the database.
     #[prost(int64, tag = "9")]
     pub(crate) db_size_in_use: i64,
     /// The limit on the database's size; 0: etcd before 3.6 does not report it.
@@ -254,7 +254,7 @@ mod tests {
                 op: Some(Op::Put(PutRequest { key: b"c".to_vec(), value: b"d".to_vec(), lease: 9 })),
             }],
         };
-        // The output of `protoc --encode=etcdserverpb.TxnRequest`.
+        // The bytes are the output of `protoc --encode=etcdserverpb.TxnRequest`.
         let bytes = b"\x0a\x07\x10\x01\x1a\x01a\x28\x00\x0a\x07\x10\x02\x1a\x01b\x30\x07\x12\x0a\x12\x08\x0a\x01c\x12\x01d\x18\x09";
         assert_eq!(txn.encode_to_vec(), bytes);
     }

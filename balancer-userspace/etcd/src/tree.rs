@@ -157,7 +157,7 @@ impl Follower<'_> {
         self.facts.borrow().skipped
     }
 
-    /// Waits until another key or value could not be passed on.
+    /// Waits until the driver has skipped another key or value.
     async fn skips_more(&self, than: u64) {
         // The sender lives as long as `self.links`.
         let _ = self.facts.clone().wait_for(|facts| facts.skipped > than).await;

@@ -1,4 +1,4 @@
-//! Describes errors in words.
+//! Describes errors in words for users.
 
 use std::{error::Error, iter};
 
@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let errors = iter::successors(Some(error), |&error| error.source());
     let mut words: Vec<String> = Vec::new();
-    // These say only that something failed.
+    // These texts say only that something failed.
     let empty = ["transport error", "connection error"];
     for error in errors.map(ToString::to_string).filter(|error| !empty.contains(&error.as_str())) {
         if words.iter().all(|earlier| !earlier.contains(&error)) {
@@ -27,7 +27,7 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// Describes the status with which a call ended.
 pub(crate) fn status(status: &Status) -> String {
     match status.source() {
-        // The server said nothing: the connection failed.
+        // The server said nothing, so the connection failed.
         Some(source) => chain(source),
         None if status.message().is_empty() => format!("etcd answers: {}", status.code()),
         None => format!("etcd answers: {}", status.message().trim_start_matches("etcdserver: ")),
@@ -57,7 +57,7 @@ pub(crate) fn concerns_all_writes(status: &Status) -> bool {
     matches!(status.code(), Code::ResourceExhausted | Code::PermissionDenied | Code::Unauthenticated)
 }
 
-/// Adds an explanation where the TLS library's words do not say whose certificate is meant.
+/// Adds an explanation if the text of the TLS library does not say which end's certificate is meant.
 fn explained(words: String) -> String {
     let refused =
         ["received fatal alert: BadCertificate", "CertificateRequired", "alert: UnknownCA", "alert: Certificate"];

@@ -1,10 +1,11 @@
 //! Sharing known clients: which entries of its client table a member sends to the others, and which it takes over from
 //! them.
 //!
-//! Every entry of the table has a *shadow*: what the others were last told about it, or have told. An entry is sent
-//! when it differs from its shadow: at once if its client is new or has come to another backend, and again after a
-//! quarter of the time that it is remembered. Whether a newcomer seen in only one tick is sent is up to the caller,
-//! because a flood of sources that never return must not spread to all members.
+//! Every entry of the table has a *shadow*: the state of the entry that this member last sent to the others, or
+//! received from them. An entry is sent when it differs from its shadow: at once if its client is new or has come to
+//! another backend, and again after a quarter of the time that its client is remembered. The caller decides whether to
+//! send a new client that was seen in only one tick, because a flood of sources that never return must not spread to
+//! all members.
 
 mod place;
 mod shadows;
@@ -36,13 +37,13 @@ pub struct Facts {
     pub service: u16,
     /// The service's current tick.
     pub tick: u16,
-    /// Ticks after which a client is forgotten.
+    /// The number of ticks after which a silent client is forgotten.
     pub remember: u16,
-    /// Whether it keeps its known clients.
+    /// Whether the backend keeps its known clients.
     pub keeps: bool,
 }
 
-/// The facts about backends by id; `None`: there is no such backend, or its clients are not remembered.
+/// The facts about backends by id; `None` if no such backend exists, or if its clients are not remembered.
 pub trait Backends {
     /// Returns the facts about the backend with this id.
     fn facts(&self, id: u16) -> Option<Facts>;
@@ -59,15 +60,16 @@ impl<F: Fn(u16) -> Option<Facts>> Backends for F {
 pub enum Imported {
     /// The client was unknown here, and is known now.
     New,
-    /// It was known at that backend.
+    /// The client was already known at the backend of the record.
     Known,
-    /// It was known at that backend, after a move from this one that another member has made and counts as well.
+    /// The client was already known at the backend of the record, after a move from this backend that another member
+    /// has made and counts as well.
     Repeated(u16),
-    /// It was known at another backend, which it has left.
+    /// The client was known at another backend, which it has left.
     Moved,
-    /// It was known at another backend, where the other members never knew it.
+    /// The client was known at another backend, but the reporting member did not know it there.
     Conflict,
-    /// It is known at another backend, and that knowledge wins.
+    /// The client is known at another backend, and this member's knowledge outweighs the record.
     Stale,
     /// The client's bucket has no room.
     Full,
@@ -83,9 +85,10 @@ pub enum Imported {
 #[derive(Debug)]
 pub struct Sharing {
     shadows: Shadows,
-    /// Whether everything has been sent once. Before, the age of an entry's place is unknown.
+    /// Whether the member has sent everything once. Before that, it does not know since when clients are at their
+    /// places.
     begun: bool,
-    /// The epoch in which everything was last sent.
+    /// The epoch in which the member last sent everything.
     told_in: u32,
     /// Clients that have moved here recently, by their entries.
     moves: HashMap<usize, Move>,
@@ -93,21 +96,21 @@ pub struct Sharing {
     mutation: Option<crate::member::Mutation>,
 }
 
-/// A move that packets have made here, and that no other member is known to have made.
+/// A move of a client that packets have made here, and that no other member is known to have made.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     tag: u32,
     /// The backend that the client has left.
     from: u16,
-    /// The number of complete sends since.
+    /// The number of complete sends since the move.
     told: u8,
 }
 
-/// A move counts as made by another member as well if that member reports it within this number of complete sends from
-/// here; each member sends every second.
+/// If another member reports the same move within this number of complete sends from here, the move counts as made by
+/// both; each member sends every second.
 const REPEATED_WITHIN: u8 = 10;
 
-/// A consistent copy of a bucket.
+/// A copy of a bucket that is consistent in itself.
 struct Bucket([Entry; BUCKET_ENTRIES]);
 
 impl Bucket {
@@ -125,7 +128,7 @@ impl Entries for Bucket {
 }
 
 impl Sharing {
-    /// The state before anything was sent, for a table with this many entries.
+    /// The state of a table with this many entries before anything was sent.
     #[must_use]
     pub fn new(entries: usize) -> Self {
         Self {
@@ -143,7 +146,7 @@ impl Sharing {
         self.mutation = mutation;
     }
 
-    /// Records that everything has been sent in this epoch.
+    /// Records that the member has sent everything in this epoch.
     pub fn has_told(&mut self, epoch: u32) {
         (self.begun, self.told_in) = (true, epoch);
         self.moves.retain(|_, of| {
@@ -152,14 +155,14 @@ impl Sharing {
         });
     }
 
-    /// Frees a backend's id: clients that become known under it later have not been sent.
+    /// Frees a backend's id: the member has not yet sent clients that become known under this id later.
     pub fn forget_backend(&mut self, id: u16) {
         self.shadows.forget_backend(id);
         self.moves.retain(|_, of| of.from != id);
     }
 
-    /// Assumes that other members may have forgotten what they were sent: entries that none of them reports before the
-    /// next [`confirm`](Self::confirm) are sent again.
+    /// Assumes that other members may have forgotten what this member sent: entries that none of them reports before
+    /// the next [`confirm`](Self::confirm) are sent again.
     pub fn doubt(&mut self) {
         self.shadows.doubt();
     }
@@ -169,9 +172,9 @@ impl Sharing {
         self.shadows.confirm();
     }
 
-    /// Collects the records to send to the others in `epoch`. `at_once` tells which clients (by entry) are sent even if
-    /// they were seen in only one tick. Clients that an earlier process has left at a backend which keeps no clients
-    /// are not sent: a member that meets them steers them as if they were new.
+    /// Collects the records to send to the others in `epoch`. `at_once` returns whether to send a client (by entry)
+    /// even if it was seen in only one tick. The function skips clients that an earlier process has left at a backend
+    /// which keeps no clients: a member that receives their packets steers them as if they were new.
     pub fn collect(
         &mut self,
         table: &impl Table,
@@ -193,7 +196,7 @@ impl Sharing {
         records
     }
 
-    /// Returns the record of an entry if it is new for the others, and records that it was sent.
+    /// Returns the record of an entry if the other members do not know it yet, and records that it was sent.
     fn news_of(
         &mut self,
         index: usize,
@@ -236,7 +239,7 @@ impl Sharing {
         Some(Record { bucket, tag, backend, away, moved, age, epoch })
     }
 
-    /// All known clients, for a member that knows none.
+    /// The records of all known clients, for a member that knows none.
     #[must_use]
     pub fn dump(&self, table: &impl Table, backends: &impl Backends, epoch: u32) -> Vec<Record> {
         let known = |index: usize| {
@@ -255,8 +258,8 @@ impl Sharing {
         (0..table.entries()).filter_map(known).collect()
     }
 
-    /// Imports a record of another member. `flag` is called with service, tag and backend before an entry is written,
-    /// because its slot of the table then has a client elsewhere.
+    /// Imports a record of another member. Before it writes an entry, it calls `flag` with service, tag and backend,
+    /// because the entry's slot of the lookup table then has a client on another backend.
     pub fn import(
         &mut self,
         table: &impl Table,
@@ -293,10 +296,10 @@ impl Sharing {
             } else {
                 (ours, old.away() && (record.away || ours != theirs))
             };
-            // The others do not know what outweighs the record, unless they were told.
+            // The others do not know the place that outweighs the record, unless this member has told them.
             let holds = (place, away) != (theirs, record.away);
             let move_made_here = self.move_made_here(at, old).filter(|_| record.moved);
-            // Nor do they know that the client moved here as well, if they are to count that once.
+            // They do not know either that the client moved here as well, which they need to count the two moves once.
             let untold = move_made_here.is_some_and(|(_, is_told)| !is_told) && !precedes;
             let unheard = holds && !self.is_heard(at, old) || untold;
             let age = record.age.min(old.age(facts.tick));
@@ -315,14 +318,14 @@ impl Sharing {
         }
         let owner = backends.facts(old.backend());
         if owner.is_some_and(|owner| owner.service != facts.service) {
-            // A client of another service has this bucket and tag, which happens once in some million times.
+            // An entry of another service has the same bucket and tag, which happens once in some million times.
             return Imported::Full;
         }
         // Whether a backend keeps its clients now must not matter, because members look at different moments.
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
         let ours = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !theirs.holds_against(&ours, emptied) {
-            // The reporting member has an older state, so it gets the record once more.
+            // The reporting member has an older state, so this member sends it the record once more.
             self.shadows.mark_unheard(at);
             return Imported::Stale;
         }
@@ -331,8 +334,8 @@ impl Sharing {
         self.write(table, at, old, new, record, outcome)
     }
 
-    /// The epoch in which an unsent client came to its place; 0: unknown. A client came to a backend that keeps no
-    /// clients before that was so: a client that has left it since has moved later.
+    /// The epoch in which an unsent client came to its place; 0: unknown. If the backend keeps no clients, the client
+    /// came before the backend ceased to keep them: a client that has left it since has moved later.
     const fn came_in(&self, epoch: u32, keeps: bool) -> u32 {
         match (self.begun, keeps) {
             (false, _) => 0,
@@ -341,12 +344,12 @@ impl Sharing {
         }
     }
 
-    /// The place of an entry's client: it came there in this epoch if it was not sent yet.
+    /// The place of an entry's client. If the entry was not sent yet, the client came there in this epoch.
     fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> Place {
         let shadow = self.shadows.get(at);
         let (told, backend) = (Entry(shadow.told), entry.backend());
         if told.is_empty() || told.tag() != entry.tag() {
-            // An old place that keeps no clients, and that others do not know, does not count.
+            // An old place does not count if its backend keeps no clients and the other members do not know the place.
             let epoch = if self.begun || keeps { self.came_in(epoch, keeps) } else { Place::NONE };
             Place { backend, moved: false, epoch }
         } else if told.backend() != backend {
@@ -356,8 +359,9 @@ impl Sharing {
         }
     }
 
-    /// The backend that an entry's client has recently left by packets here, if no other member counts that move; and
-    /// whether this member has told the others, because another member's report of the same place is not enough.
+    /// The backend that an entry's client has recently left because of packets here, if no other member counts that
+    /// move; and whether this member has told the others, because another member's report of the same place is not
+    /// enough.
     fn move_made_here(&self, at: usize, entry: Entry) -> Option<(u16, bool)> {
         let told = Entry(self.shadows.get(at).told);
         if !told.is_empty() && told.tag() == entry.tag() && told.backend() != entry.backend() {
@@ -367,7 +371,7 @@ impl Sharing {
         self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, is_told))
     }
 
-    /// Whether others know the place of an entry's client, and since when.
+    /// Whether the other members know the place of an entry's client.
     fn is_heard(&self, at: usize, entry: Entry) -> bool {
         let shadow = self.shadows.get(at);
         let told = Entry(shadow.told);
@@ -386,7 +390,7 @@ impl Sharing {
         outcome: Imported,
     ) -> Imported {
         if !table.exchange(at, old, new) {
-            // A packet was faster; the next collection sends what it has written.
+            // A packet was faster; the next collection sends the entry that the packet has written.
             return Imported::Stale;
         }
         self.shadows.set(at, Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() });
@@ -397,11 +401,11 @@ impl Sharing {
 /// The circumstances in which a member's records are imported.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard<'a> {
-    /// Whether the other member counts a move that both have made.
+    /// Whether the other member counts a move that both members have made.
     pub precedes: bool,
-    /// The epoch applied here, to which the records belong.
+    /// The epoch that this member applies, to which the records belong.
     pub epoch: u32,
-    /// The backends that could not keep their clients by that epoch.
+    /// The backends that had to lose their clients up to that epoch.
     pub emptied: &'a Emptied,
 }
 

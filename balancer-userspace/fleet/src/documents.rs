@@ -14,7 +14,7 @@ const LARGEST: u64 = 64 << 20;
 /// Serializes a state for the store.
 ///
 /// # Errors
-/// One line; this does not happen with an exported state.
+/// One line; an exported state never causes this error.
 pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
     let bytes = pack(state, "the state")?;
     Ok(bytes.chunks(LONGEST_VALUE / 2).map(<[u8]>::to_vec).collect())
@@ -23,7 +23,7 @@ pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
 /// Parses a stored state.
 ///
 /// # Errors
-/// If it cannot be unpacked, or has a later version; the error is one line.
+/// If the state cannot be unpacked, or has a later version; the error is one line.
 pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, String> {
     let bytes: Vec<u8> = parts.flatten().copied().collect();
     let state: SavedState = unpack(&bytes, "the state")?;
@@ -36,10 +36,10 @@ pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, Str
     Ok(state)
 }
 
-/// Packs a value as deflated JSON. Errors mention `what` it is.
+/// Packs a value as deflated JSON. Errors call the value `what`.
 ///
 /// # Errors
-/// If it cannot be serialized.
+/// If the value cannot be serialized.
 pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     let json = serde_json::to_vec(value).map_err(|err| format!("cannot write {what}: {err}"))?;
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
@@ -50,7 +50,7 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
 /// Unpacks a value packed by [`pack`], possibly in another process.
 ///
 /// # Errors
-/// If it cannot be inflated, is too large, or is no JSON of this type; the error is one line.
+/// If the bytes cannot be inflated, are too large, or are not JSON of this type; the error is one line.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
     let mut json = Vec::new();
     let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The epochs in which backends last ceased to keep their known clients, by id. A client that came to such a backend in
-/// an earlier epoch is no longer there: it has gone elsewhere, or will as soon as it sends a packet, wherever it was
-/// seen since.
+/// an earlier epoch is no longer there: it has gone elsewhere, or will go with its next packet, wherever members have
+/// seen it since.
 ///
-/// This is part of the epoch, so that a member which was away judges its old knowledge as all others do.
+/// The record is part of the epoch, so that a member that was away judges its old knowledge as all others do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Emptied(BTreeMap<u16, u32>);
 
 impl Emptied {
-    /// The number of backends remembered, those of the latest epochs: about 12 bytes each in every written epoch.
+    /// The maximum number of backends to remember, those of the latest epochs: about 12 bytes each in every written
+    /// epoch.
     const MOST: usize = 1024;
 
     pub(crate) fn is_empty(&self) -> bool {

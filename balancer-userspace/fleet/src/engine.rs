@@ -1,19 +1,20 @@
 //! The interface to an engine (etcd), limited to the properties that the fleet relies on. The driver of the real engine
 //! and the simulated engine both use these types.
 //!
-//! - The store maps keys to values. Every transaction that changes something gets a revision, each higher than the one
-//!   before; all keys changed in it carry it.
-//! - A *session* is a lease, a copy of everything below [`LIVE`], and a watch from that copy's revision on. The watch
-//!   delivers every change below [`LIVE`] once, in the order of revisions, and all changes of a revision together.
-//! - Leased keys vanish when the lease expires, which can happen while its holder still runs and before it is notified.
-//! - The answer to a transaction may be lost although the transaction was made.
+//! - The store maps keys to values. Every transaction that changes something gets a revision, which is higher than all
+//!   earlier ones. All keys that the transaction changes carry this revision.
+//! - A *session* is a lease, a copy of everything below [`LIVE`], and a watch that begins at that copy's revision. The
+//!   watch delivers every change below [`LIVE`] once, in the order of revisions, and all changes of a revision
+//!   together.
+//! - Leased keys vanish when the lease expires, which can happen while its holder still runs and does not know it yet.
+//! - The answer to a transaction may be lost although the engine has made the transaction.
 //!
 //! Keys are given without the fleet's own prefix (`/balancer/<name>/`).
 
-/// Keys that a session copies and watches.
+/// The prefix of keys that a session copies and watches.
 pub const LIVE: &str = "live/";
 
-/// Keys that are read on demand, because they are too large to send to all members.
+/// The prefix of keys that are read on demand, because their values are too large to send to all members.
 pub const BULK: &str = "bulk/";
 
 /// The maximum size of a value. etcd accepts requests of 1.5 MiB.
@@ -26,20 +27,20 @@ pub struct Revision(pub i64);
 /// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Below [`LIVE`] or [`BULK`].
+    /// The key, which is below [`LIVE`] or [`BULK`].
     pub key: String,
-    /// At most [`LONGEST_VALUE`] bytes.
+    /// The value, which has at most [`LONGEST_VALUE`] bytes.
     pub value: Vec<u8>,
-    /// When the key was created; after a deletion it is another key.
+    /// The revision that created the key. A key that is deleted and written again counts as another key.
     pub created: Revision,
-    /// When the key was last written.
+    /// The revision that last wrote the key.
     pub modified: Revision,
 }
 
-/// A condition that must hold for a transaction to be made.
+/// A condition that must hold before the engine makes a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// There is no such key.
+    /// The key does not exist.
     Absent(String),
     /// The key exists and was created at this revision.
     Created(String, Revision),
@@ -56,10 +57,10 @@ pub enum Write {
         key: String,
         /// The value.
         value: Vec<u8>,
-        /// Whether it vanishes with the session's lease.
+        /// Whether the key vanishes with the session's lease.
         leased: bool,
     },
-    /// Removes a key, if it is there.
+    /// Removes a key, if it exists.
     Delete(String),
     /// Removes all keys with this prefix.
     DeletePrefix(String),
@@ -69,12 +70,14 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// A request to the engine. Requests are carried out in order; each gets one answer, or none if the session ends first.
+/// A request to the engine. The engine carries requests out in order and answers each of them once, unless the session
+/// ends first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Makes all writes at once if all conditions hold. At most 100 of both, each key at most once.
+    /// Makes all writes at once if all conditions hold. A transaction has at most 100 conditions and 100 writes, and
+    /// each key occurs at most once in either list.
     Transaction {
-        /// The number of the answer.
+        /// The number that the answer will carry.
         ticket: Ticket,
         /// The conditions, all of which must hold.
         conditions: Vec<Condition>,
@@ -83,13 +86,13 @@ pub enum Request {
     },
     /// Reads all keys with this prefix.
     Read {
-        /// The number of the answer.
+        /// The number that the answer will carry.
         ticket: Ticket,
-        /// Below [`BULK`].
+        /// The prefix, which is below [`BULK`].
         prefix: String,
     },
-    /// Ends the session: leased keys disappear as soon as the engine knows, or when the lease expires. It has no
-    /// answer; [`News::Lost`] follows.
+    /// Ends the session: leased keys disappear as soon as the engine knows of the end, or when the lease expires. The
+    /// request has no answer; [`News::Lost`] follows.
     End {
         /// The reason in a few words.
         reason: String,
@@ -99,15 +102,15 @@ pub enum Request {
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The transaction was made, and changed something at this revision.
+    /// The engine made the transaction, which changed something at this revision.
     Made(Revision),
-    /// A condition did not hold; nothing was changed.
+    /// A condition did not hold; the engine changed nothing.
     Refused,
-    /// The entries that were read.
+    /// The entries that the engine read.
     Read(Vec<Entry>),
-    /// The engine refused and has changed nothing; in its own words.
+    /// The engine refused the request and has changed nothing; the text is the engine's own.
     Denied(String),
-    /// It is unknown whether the request was carried out, because no answer came.
+    /// No answer came, so it is unknown whether the engine carried the request out.
     Unknown(String),
 }
 
@@ -118,19 +121,19 @@ pub enum News {
     Joined {
         /// The revision of the copy.
         revision: Revision,
-        /// Entries in the order of keys.
+        /// The entries, in the order of their keys.
         entries: Vec<Entry>,
     },
     /// Keys below [`LIVE`] changed at one revision.
     Changed {
-        /// The revision.
+        /// The revision of the change.
         revision: Revision,
         /// Keys that were written.
         put: Vec<Entry>,
         /// Keys that were deleted or have expired.
         deleted: Vec<String>,
     },
-    /// A request has ended.
+    /// The engine has finished a request.
     Answered(Ticket, Answer),
     /// The session has ended: leased keys may no longer exist. The next `Joined` begins another session; the engine
     /// retries by itself.

@@ -17,32 +17,32 @@
 //! bulk/tallies/NAME                   what a member has counted                            the member's lease
 //! ```
 
-/// The settings that all members must have in common.
+/// The key of the settings that all members must have in common.
 pub const FLEET: &str = "live/fleet";
 pub const LEADER: &str = "live/leader";
-/// The card of the current state.
+/// The key of the card of the current state.
 pub const EPOCH: &str = "live/epoch";
-/// The card of the state being prepared.
+/// The key of the card of the state being prepared.
 pub const NEXT: &str = "live/next";
-/// Members' cards.
+/// The prefix of the members' cards.
 pub const MEMBERS: &str = "live/members/";
-/// Batches of records.
+/// The prefix of batches of records.
 pub const RECORDS: &str = "live/records/";
-/// Requests for changes.
+/// The prefix of requests for changes.
 pub const REQUESTS: &str = "live/requests/";
-/// Changes that are too large for their requests.
+/// The prefix of changes that are too large for their requests.
 pub const PARTS: &str = "live/parts/";
-/// Outcomes of requests for changes.
+/// The prefix of the outcomes of requests for changes.
 pub const ANSWERS: &str = "live/answers/";
-/// The locations of dumps.
+/// The prefix of the locations of dumps.
 pub const DUMPS: &str = "live/dumps/";
-/// States.
+/// The prefix of states.
 pub const DOCUMENTS: &str = "live/documents/";
 
-/// Reported counters of members.
+/// The prefix of the members' reported counters.
 pub const TALLIES: &str = "bulk/tallies/";
 
-/// The key of a part of a state. Parts sort in their order.
+/// The key of a part of a state. Sorted keys list the parts in their order.
 #[must_use]
 pub fn document(name: &str, part: usize) -> String {
     format!("{DOCUMENTS}{name}/{part:04}")
@@ -66,7 +66,7 @@ pub fn records(asker: &str, number: u64) -> String {
     format!("{RECORDS}{asker}/{number:020}")
 }
 
-/// A process of a member; requests of another process with the same name are separate.
+/// The name of a member's process in keys; it keeps the requests of different processes with the same name apart.
 #[must_use]
 pub fn asker(member: &str, instance: u64) -> String {
     format!("{member}.{instance:016x}")

@@ -1,5 +1,5 @@
-//! The protocol by which several balancers agree. It has no I/O, clock or tokio: the engine's messages go in, requests
-//! to it come out.
+//! The protocol by which several balancers agree. It has no I/O, clock or tokio: it receives the engine's messages as
+//! inputs, and returns requests to the engine.
 
 pub mod clients;
 pub mod documents;

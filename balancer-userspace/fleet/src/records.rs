@@ -8,13 +8,13 @@
 //! ```
 //!
 //! Bucket and tag identify the client in every member's table, because all tables have the same number of buckets and
-//! the same key. In format 1 the bucket is the low bits of the hash, from which the tag tells the bucket of today. The
-//! age is that of the client's last recorded packet, in ticks of its service.
+//! the same key. In format 1 the bucket consists of the low bits of the hash; the reader derives the present bucket
+//! from them and the tag. The age is the time since the client's last recorded packet, in ticks of its service.
 
 use crate::engine::LONGEST_VALUE;
 
 const FORMAT: u8 = 2;
-/// The earliest format that is read.
+/// The earliest format that members can read.
 const EARLIEST: u8 = 1;
 const HEADER: usize = 8;
 const LENGTH: usize = 16;
@@ -30,27 +30,27 @@ pub const MOST: usize = (LONGEST_VALUE / 2 - HEADER) / LENGTH;
 pub struct Record {
     /// The client's bucket.
     pub bucket: u32,
-    /// The high half of its hash.
+    /// The high half of the client's hash.
     pub tag: u32,
-    /// Its backend's id.
+    /// The id of the client's backend.
     pub backend: u16,
-    /// Whether it is there because its home failed.
+    /// Whether the client is there because its home failed.
     pub away: bool,
-    /// Whether it came there from another backend. Otherwise it was new to the sending member.
+    /// Whether the client came there from another backend. Otherwise the client was new to the sending member.
     pub moved: bool,
-    /// Ticks since it was last seen, below 2^14.
+    /// The number of ticks since the client was last seen, below 2^14.
     pub age: u16,
-    /// The epoch in which it came there; 0: unknown.
+    /// The epoch in which the client came there; 0: unknown.
     pub epoch: u32,
 }
 
 /// Why a batch is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadBatch {
-    /// It has another version's format, or is garbage.
+    /// The batch has another version's format, or is garbage.
     #[error("format {0}, not {FORMAT}")]
     Format(u8),
-    /// It is cut off, or too long.
+    /// The batch is cut off, or too long.
     #[error("{0} bytes are no whole number of records")]
     Length(usize),
 }
@@ -78,7 +78,7 @@ fn batch(records: &[Record]) -> Vec<u8> {
 /// Parses a batch.
 ///
 /// # Errors
-/// [`BadBatch`]; no records are used then.
+/// Returns [`BadBatch`] without any record if the batch is malformed.
 pub fn read(bytes: &[u8]) -> Result<Vec<Record>, BadBatch> {
     let (header, rest) = bytes.split_at_checked(HEADER).ok_or(BadBatch::Length(bytes.len()))?;
     match header.first() {

@@ -1,4 +1,4 @@
-//! A session with the engine: its contents and the pending requests.
+//! A session with the engine: the contents of the store, and the pending requests.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,7 +20,7 @@ use balancer_control::state::SavedState;
 pub(crate) enum Purpose {
     /// Reading or writing the shared settings.
     Common,
-    /// Writing the member's own card.
+    /// Writing the member's own key in etcd.
     Card,
     /// Becoming the leader.
     Campaign,
@@ -28,13 +28,13 @@ pub(crate) enum Purpose {
     Barrier,
     /// The leader's writes.
     Lead,
-    /// A user's change request, by the user's number.
+    /// Writing a user's change request, by the user's number.
     ChangeRequest(u64),
     /// Deleting keys that no member waits for.
     Orphans,
-    /// Writing these records.
+    /// Writing the batch of records with this number.
     Records(u64),
-    /// Deleting the records up to these.
+    /// Deleting the batches of records up to this number.
     Forget(u64),
     /// Writing a part of a dump for another member.
     Dump,
@@ -44,7 +44,7 @@ pub(crate) enum Purpose {
     Other,
     /// Reading the clients dumped for this member.
     Clients,
-    /// Reading the members' counters, by the requester's number.
+    /// Reading the members' counters for the request with this number.
     Tallies(u64),
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Session {
     entries: BTreeMap<String, Entry>,
     /// The members with readable cards, by name.
     members: Arc<BTreeMap<String, Member>>,
-    /// Frequently used cards, parsed when they arrived.
+    /// Frequently used cards, parsed on arrival.
     common: Option<Result<Common, BadCard>>,
     epoch: Option<Result<StateCard, BadCard>>,
     next: Option<Result<StateCard, BadCard>>,
@@ -69,7 +69,7 @@ impl Session {
         session
     }
 
-    /// The revision up to which everything is known.
+    /// The revision up to which the session knows all changes.
     pub(crate) const fn revision(&self) -> Revision {
         self.revision
     }
@@ -104,7 +104,7 @@ impl Session {
         }
     }
 
-    /// Removes and returns records that arrive and are needed only once.
+    /// Removes and returns the entries below `prefix`, which are needed only once.
     pub(crate) fn take_below(&mut self, prefix: &str) -> Vec<Entry> {
         let keys: Vec<String> = self.below(prefix).map(|(_, entry)| entry.key.clone()).collect();
         keys.into_iter().filter_map(|key| self.entries.remove(&key)).collect()
@@ -151,7 +151,7 @@ impl Session {
         Arc::clone(&self.members)
     }
 
-    /// The state that a card names; `None`: parts of it are missing.
+    /// The state that a card names; `None` if parts of the state are missing.
     pub(crate) fn state(&self, card: &StateCard) -> Option<Result<SavedState, String>> {
         let prefix = keys::documents(&document_name(card.document));
         let parts: Vec<&[u8]> = self.below(&prefix).map(|(_, entry)| entry.value.as_slice()).collect();
@@ -181,12 +181,12 @@ impl Session {
         *last
     }
 
-    /// Returns the purpose of an answer with the answer; `None` if the request was made in another session.
+    /// Returns the purpose of a request with its answer; `None` if the request belongs to another session.
     pub(crate) fn answered(&mut self, ticket: Ticket, answer: Answer) -> Option<(Purpose, Answer)> {
         Some((self.asked.remove(&ticket)?, answer))
     }
 
-    /// Returns the numbers of the askers that wait for the members' counters.
+    /// Returns the numbers of the requests that wait for the members' counters.
     pub(crate) fn who_wait_for_tallies(&self) -> impl Iterator<Item = u64> {
         self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
     }

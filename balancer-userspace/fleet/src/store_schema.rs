@@ -1,5 +1,5 @@
-//! The documents in the store, as JSON. All of them are untrusted input: an unreadable document, or one of a later
-//! format, is refused as a whole.
+//! The documents in the store, as JSON. All of them are untrusted input: the reader refuses an unreadable document, or
+//! one of a later format, as a whole.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::emptied::Emptied;
 
-/// The format that is written. Later formats are refused.
+/// The format that this version writes. It refuses later formats.
 pub const FORMAT: u32 = 1;
 
-/// The maximum number of failures of each kind with their reasons in a ballot.
+/// The maximum number of failures of each kind that a ballot lists with their reasons.
 const REASONS: usize = 1000;
 
 /// Why a card is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCard {
-    /// It is no JSON, or not of this kind.
+    /// The card is not JSON, or is not of this kind.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// A later version of the balancer wrote it.
+    /// A later version of the balancer wrote the card.
     #[error("has format {0}; this balancer reads up to {FORMAT}: upgrade it")]
     Later(u32),
-    /// It contains numbers that no fleet can reach.
+    /// The card contains numbers that no fleet can reach.
     #[error("says what cannot be: {0}")]
     Impossible(&'static str),
 }
@@ -39,9 +39,9 @@ pub enum BadCard {
 /// The settings that all members must share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
-    /// [`FORMAT`].
+    /// The format of the document: [`FORMAT`].
     pub format: u32,
-    /// Buckets of the client table.
+    /// The number of buckets of the client table.
     pub buckets: u32,
     /// The fleet's hash key.
     pub key: HashKey,
@@ -50,44 +50,43 @@ pub struct Common {
 /// The card of the leader, the member that decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
-    /// [`FORMAT`].
+    /// The format of the card: [`FORMAT`].
     pub format: u32,
     /// The name of the leading member.
     pub member: String,
-    /// A random number of its process.
+    /// The random number of the leader's process.
     pub instance: u64,
 }
 
-/// The identity of an epoch. Numbers rise by one within a lineage. If the fleet's store
-/// is lost, a new lineage begins.
+/// The identity of an epoch. Numbers rise by one within a lineage. If the fleet loses its store, a new lineage begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
-    /// A number derived from one that the member which wrote the first epoch drew; it is unique.
+    /// A unique number. The member that wrote the lineage's first epoch derived it from a random number.
     pub lineage: u64,
-    /// The number, from 1.
+    /// The number of the epoch, from 1.
     pub number: u64,
 }
 
 /// A state in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCard {
-    /// [`FORMAT`].
+    /// The format of the card: [`FORMAT`].
     pub format: u32,
     /// The current or future epoch of the state.
     pub epoch: Epoch,
-    /// Time of the decision.
+    /// The time of the decision.
     pub at: Moment,
     /// The unique name of the state's document.
     pub document: u64,
-    /// The member that decided, whose clock dates the state's moments.
+    /// The member that decided. All times in the state are by its clock.
     #[serde(default)]
     pub by: String,
-    /// Time of the last change by a user, by the same clock.
+    /// The time of the last change by a user, by the same clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Moment>,
     /// The number of parts of the document.
     pub parts: usize,
-    /// The backends that could not keep their clients, and when.
+    /// The backends that could not keep their clients, with the epochs in which this happened.
     #[serde(default, skip_serializing_if = "Emptied::is_empty")]
     pub emptied: Emptied,
     /// Events, as lines for the log.
@@ -102,7 +101,7 @@ impl StateCard {
     /// Parses a stored card.
     ///
     /// # Errors
-    /// [`BadCard`]; no part of it is used then.
+    /// Returns [`BadCard`] and uses no part of the card.
     pub fn read(value: &[u8]) -> Result<Self, BadCard> {
         let card: Self = read(value)?;
         // Records store epochs in 32 bits.
@@ -124,7 +123,7 @@ impl StateCard {
 pub struct Line {
     /// Whether the line is a warning.
     pub warning: bool,
-    /// The affected service and backend, if any.
+    /// The service and backend that the line is about, if any.
     pub about: Option<(String, String)>,
     /// The text.
     pub message: String,
@@ -133,33 +132,33 @@ pub struct Line {
 /// The card of a member: its present state and activity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// [`FORMAT`].
+    /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The balancer's version.
+    /// The version of the member's balancer.
     pub version: String,
-    /// The fingerprint of its steering, see [`balancer_control::fingerprint`]; 0: unknown.
+    /// The fingerprint of the member's steering, see [`balancer_control::fingerprint`]; 0: unknown.
     #[serde(default)]
     pub steering: u32,
-    /// A random number of its process.
+    /// The random number of the member's process.
     pub instance: u64,
-    /// The epoch that it applies.
+    /// The epoch that the member applies.
     pub epoch: Option<Epoch>,
-    /// The document of the state for which it has sent its clients.
+    /// The document of the state for which the member has sent its clients.
     pub prepared: Option<u64>,
-    /// Whether it has the current epoch and all records.
+    /// Whether the member has the current epoch and all records.
     pub in_step: bool,
-    /// Whether it needs a dump of all clients.
+    /// Whether the member needs a dump of all clients.
     pub wants_clients: bool,
-    /// Its readiness: `ready`, `degraded`, `not_ready` or `withdrawn`.
+    /// The readiness of the member: `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub readiness: String,
-    /// Complete sweeps of its client table.
+    /// The number of complete sweeps of the member's client table.
     pub sweeps: u64,
-    /// Numbers of known clients of draining or leaving backends, without zeros.
+    /// The numbers of known clients of draining or leaving backends, without zeros.
     pub known: Vec<(BackendId, u64)>,
-    /// Complete counts of its connections; 0: none, as in earlier versions.
+    /// The number of complete counts of the member's connections; 0: none, as in earlier versions.
     #[serde(default)]
     pub flow_counts: u64,
-    /// Numbers of connections of backends whose drains wait for them, without zeros.
+    /// The numbers of connections of backends whose drains wait for them, without zeros.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<(BackendId, u64)>,
     /// The member's opinions of backends.
@@ -170,10 +169,10 @@ pub struct Member {
     /// The member's address as the engine sees it.
     #[serde(default)]
     pub address: String,
-    /// Time of writing, by its own clock.
+    /// The time of writing, by the member's own clock.
     #[serde(default)]
     pub wall: Option<Moment>,
-    /// Whether its configuration file lists other services than the fleet last applied.
+    /// Whether the member's configuration file lists services other than those that the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
 }
@@ -181,23 +180,23 @@ pub struct Member {
 /// A member's opinions of the backends in its epoch. Backends that are not listed are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ballot {
-    /// Backends whose path is not known yet.
+    /// Backends whose path the member does not know yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<BackendId>,
-    /// Backends without a verdict.
+    /// Backends on which the member has no verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<BackendId>,
     /// Backends that are down.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<(BackendId, FailureKind, String)>,
-    /// Backends without a path.
+    /// Backends to which no path leads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_way: Vec<(BackendId, String)>,
-    /// Backends whose latest checks failed, together with enough others of their service to look like an outage.
+    /// Backends whose latest checks failed together with so many others of their service that it looks like an outage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<BackendId>,
-    /// Backends that packets suspect, or whose latest check failed without a verdict yet: other members should check at
-    /// once. This is no vote.
+    /// Backends that packets make the member suspect, or whose latest check failed without a verdict yet: other members
+    /// should check them at once. The entry does not count as a vote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspected: Vec<BackendId>,
 }
@@ -211,7 +210,7 @@ impl Ballot {
         Self { failing, suspected, ..Self::of_opinions(opinions) }
     }
 
-    /// The backends that it doubts for any reason.
+    /// The backends that the member doubts for any reason.
     pub fn doubted(&self) -> impl Iterator<Item = BackendId> {
         let down = self.down.iter().map(|(id, ..)| *id).chain(self.no_way.iter().map(|(id, _)| *id));
         down.chain(self.failing.iter().copied()).chain(self.suspected.iter().copied())
@@ -228,13 +227,13 @@ impl Ballot {
                 Opinion::NoWay(why) => ballot.no_way.push((id, why)),
             }
         }
-        // With thousands down, the first reasons are enough, and the card stays small.
+        // With thousands of backends down, the first reasons are enough, and the card stays small.
         ballot.down.iter_mut().skip(REASONS).for_each(|(.., reason)| reason.clear());
         ballot.no_way.iter_mut().skip(REASONS).for_each(|(_, why)| why.clear());
         ballot
     }
 
-    /// Whether it reports that a backend's latest check failed.
+    /// Whether the member reports that a backend's latest check failed.
     #[must_use]
     pub fn fails(&self, id: BackendId) -> bool {
         self.failing.contains(&id)
@@ -265,7 +264,7 @@ impl Ballot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeRequest {
-    /// A change. Never [`Change::Reload`] or [`Change::Reset`].
+    /// A single change, never [`Change::Reload`] or [`Change::Reset`].
     Change(Change),
     /// The services of a member's configuration file.
     Services(Vec<ServiceConfig>),
@@ -276,28 +275,28 @@ pub enum ChangeRequest {
 /// A change request in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// [`FORMAT`].
+    /// The format of the request: [`FORMAT`].
     pub format: u32,
-    /// The requested change; `None`: it is packed under a separate key.
+    /// The requested change; `None` if it is packed under a separate key.
     // Members of earlier versions know it by this name.
     #[serde(rename = "wish", default, skip_serializing_if = "Option::is_none")]
     pub change_request: Option<ChangeRequest>,
-    /// The generation for which it was made.
+    /// The generation for which the user requested the change.
     pub if_generation: Option<u64>,
 }
 
 /// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// [`FORMAT`].
+    /// The format of the answer: [`FORMAT`].
     pub format: u32,
-    /// The change that was made, or why none was.
+    /// The change that was made, or the reason why none was made.
     pub done: Result<String, Denied>,
-    /// The epoch that contains it.
+    /// The epoch that contains the change.
     pub epoch: Epoch,
 }
 
-/// A serializable [`Refused`].
+/// A serializable form of [`Refused`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Denied {
@@ -340,9 +339,9 @@ impl From<Denied> for Refused {
 /// The location of a dump for a joining member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
-    /// [`FORMAT`].
+    /// The format of the dump's location: [`FORMAT`].
     pub format: u32,
-    /// The joining process that the dump is for.
+    /// The number of the joining process that gets the dump.
     pub instance: u64,
     /// The number of parts of the dump.
     pub parts: usize,
@@ -351,14 +350,14 @@ pub struct Dump {
 /// Serializes a card.
 #[must_use]
 pub fn write(card: &impl Serialize) -> Vec<u8> {
-    // Plain data with string keys cannot fail, and every reader refuses an empty value.
+    // Serializing plain data with string keys cannot fail, and every reader refuses an empty value.
     serde_json::to_vec(card).unwrap_or_default()
 }
 
 /// Parses a stored card.
 ///
 /// # Errors
-/// [`BadCard`]; no part of it is used then.
+/// Returns [`BadCard`] and uses no part of the card.
 pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, BadCard> {
     #[derive(Deserialize)]
     struct Format {

@@ -5,9 +5,9 @@ use balancer_control::{
     health::{FailureKind, Verdict},
 };
 
-/// Agrees on the path to a backend and its verdict from the members' opinions, each with the member's name, and from
-/// the previous path and verdict `before`. Only members that know something vote: more than half of them must see a
-/// backend down for it to go down, and more than half up for it to come up again; otherwise it stays as it was.
+/// Derives the fleet's path to a backend and its verdict from the members' opinions, each with the member's name, and
+/// from the path and verdict `before`. Only members that know something vote. A backend goes down if more than half of
+/// them see it down, and comes up again if more than half see it up; otherwise it keeps its state.
 #[must_use]
 pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, Verdict) {
     let knows = |opinion: &Opinion| !matches!(opinion, Opinion::Waiting);
@@ -16,7 +16,7 @@ pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, V
     let known = opinions.iter().filter(|(_, opinion)| knows(opinion)).count();
     let way = match closed.first() {
         Some(why) if closed.len() * 2 > known => Way::Closed(seen(why, closed.len(), known)),
-        // With exactly half, the path stays as it was.
+        // If exactly half of the members see it closed, the path stays as it was.
         Some(_) if closed.len() * 2 == known && matches!(before.0, Way::Closed(_)) => before.0.clone(),
         Some(_) | None => way,
     };

@@ -13,7 +13,7 @@ pub(crate) enum Host {
 }
 
 impl Host {
-    /// The address, if it is written.
+    /// The address, if the configuration has one instead of a name.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         match self {
             Self::At(address) => Some(*address),
@@ -21,7 +21,7 @@ impl Host {
         }
     }
 
-    /// In the notation of the file, with the port if it has one.
+    /// The host in the notation of the file, with the port if there is one.
     pub(crate) fn shown(&self, port: Option<u16>) -> String {
         match (self, port) {
             (Self::At(address), port) => shown(*address, port),
@@ -51,7 +51,7 @@ pub(crate) fn host(text: &str) -> Option<(Host, Option<u16>)> {
         return Some((Host::At(address), port));
     }
     let (name, port) = split(text);
-    // A name of one part is one of /etc/hosts or of a search domain, and both are not looked at.
+    // A name of one part comes from /etc/hosts or a search domain, and the importer uses neither.
     let name = host_name(name).ok().filter(|name| name.contains('.'))?;
     Some((Host::Named(name), port.map(number).transpose().ok()?))
 }
@@ -62,7 +62,7 @@ pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
     Some((host.parse().ok()?, port.map(number).transpose().ok()?))
 }
 
-/// The number of a port. `+1000`, which Rust would parse, is none: in HAProxy it is relative to the client's.
+/// The number of a port. `+1000`, which Rust would parse, is refused: in HAProxy it is relative to the client's port.
 fn number(port: &str) -> Result<u16, ()> {
     if port.starts_with('+') { Err(()) } else { port.parse().map_err(drop) }
 }
@@ -82,7 +82,7 @@ pub(crate) fn unspecified(is_v4: bool) -> IpAddr {
     if is_v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Makes a server name from its address.
+/// Makes a server's name from its address.
 pub(crate) fn as_name(text: &str) -> String {
     text.replace(['[', ']'], "").replace(':', "-")
 }
@@ -98,7 +98,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     }
 }
 
-/// An address with its port in the balancer's notation, or without the port if it has none.
+/// An address with its port in the balancer's notation, or without a port if there is none.
 pub(crate) fn shown(address: IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => SocketAddr::new(address, port).to_string(),

@@ -44,7 +44,7 @@ impl Dialect {
     /// All dialects, in the order of the documentation.
     pub const ALL: [Self; 4] = [Self::Nginx, Self::Haproxy, Self::Keepalived, Self::Ipvsadm];
 
-    /// Says that the text has nothing to convert.
+    /// The message that the text has nothing to convert.
     pub(crate) fn lacks(self) -> &'static str {
         match self {
             Self::Nginx => "it has no `server` that listens; give nginx.conf, or the output of `nginx -T`",

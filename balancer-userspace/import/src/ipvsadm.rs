@@ -54,7 +54,7 @@ enum Selector<'a> {
 }
 
 impl Selector<'_> {
-    /// The same key for the service's rule and the rules of its servers.
+    /// A key that is the same for the service's rule and the rules of its servers.
     fn key(self) -> String {
         match self {
             Self::Address { text, udp } => format!("{} {text}", if udp { "-u" } else { "-t" }),

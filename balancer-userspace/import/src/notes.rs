@@ -50,7 +50,8 @@ impl Conversion {
         self.notes.push(Note { place: place.clone(), directive, why, needs_you: false });
     }
 
-    /// The listeners that replace one on every address. Without an address the listener stays as it is, with a note.
+    /// The listeners that replace a listener on every address. If no addresses are known, the listener stays unchanged,
+    /// with a note.
     pub(crate) fn named_addresses(&mut self, place: &Place, directive: &str, listener: Listener) -> Vec<Listener> {
         let is_v4 = listener.address.is_ipv4();
         let named: Vec<_> = self.addresses.iter().filter(|address| address.is_ipv4() == is_v4).collect();

@@ -6,7 +6,7 @@ use crate::{address::Host, place::Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Listener {
-    /// The unspecified address means that the address is unknown.
+    /// The address; the unspecified address means that it is unknown.
     pub(crate) address: IpAddr,
     pub(crate) first: u16,
     pub(crate) last: u16,
@@ -32,7 +32,7 @@ impl Forwarding {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) verify: Option<bool>,
-    /// Used only if certificates are verified; `None`: the system's roots.
+    /// The file of trusted roots, used only if certificates are verified; `None`: the system's roots.
     pub(crate) ca_file: Option<String>,
     pub(crate) sni: Option<String>,
     /// The file of a certificate and its key.
@@ -46,7 +46,7 @@ pub(crate) struct Http {
     pub(crate) method: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) host: Option<String>,
-    /// Names and values.
+    /// The names and values of headers.
     pub(crate) headers: Option<Vec<(String, String)>>,
     pub(crate) status: Option<String>,
     pub(crate) body_regex: Option<String>,
@@ -84,26 +84,26 @@ pub(crate) struct Backend {
     pub(crate) weight: Option<u32>,
     pub(crate) backup: bool,
     pub(crate) disabled: bool,
-    /// `None`: no check.
+    /// The check; `None`: no check.
     pub(crate) check: Option<Check>,
 }
 
-/// Backends that DNS names.
+/// Backends that a DNS name lists.
 #[derive(Clone, Debug)]
 pub(crate) struct Discover {
     pub(crate) place: Place,
     /// The name of the servers in the converted configuration.
     pub(crate) name: String,
     pub(crate) records: Records,
-    /// `None`: no check.
+    /// The check; `None`: no check.
     pub(crate) check: Option<Check>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Records {
-    /// SRV records of this name.
+    /// The servers are in the SRV records of this name.
     Services(String),
-    /// Addresses of this name; without a port, the listener's.
+    /// The servers are the addresses of this name; without a port, they use the listener's.
     Addresses(String, Option<u16>),
 }
 
@@ -113,7 +113,7 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) forwarding: Forwarding,
-    /// A number of seconds.
+    /// How long to remember clients, in seconds.
     pub(crate) remember: Option<u64>,
     /// The lengths of a client's prefix, for IPv4 and IPv6.
     pub(crate) prefix: Option<(u8, u8)>,
@@ -153,7 +153,7 @@ impl Service {
         of_backends.chain(of_lists).filter_map(|(place, name, check)| Some((place, name, check.as_mut()?)))
     }
 
-    /// Whether nothing names a server.
+    /// Whether the service has no server.
     pub(crate) fn has_no_server(&self) -> bool {
         self.backends.is_empty() && self.discover.is_empty()
     }

@@ -1,4 +1,5 @@
-//! Backends that another controller has put into a balancer, whose file is on another machine or was lost.
+//! Backends that another controller has put into a balancer when that controller's file is on another machine or was
+//! lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,13 +16,13 @@ use crate::{
 /// Backends of this program's services that its part of the file does not have, by service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adopted {
-    /// By the names of services.
+    /// The backends, by the name of their service.
     pub backends: BTreeMap<String, Vec<BackendText>>,
-    /// Those that are drained, `SERVICE/BACKEND`.
+    /// The drained ones of these backends, as `SERVICE/BACKEND`.
     pub drained: BTreeSet<String>,
 }
 
-/// Finds the backends that `actual` has and `block` has not, but for those that were `added` at run time by hand.
+/// Finds the backends that `actual` has and `block` lacks, except those that an operator `added` at run time.
 #[must_use]
 pub fn adopted(block: &Block, actual: &[ServiceView], added: &BTreeSet<String>) -> Adopted {
     let mut adopted = Adopted::default();

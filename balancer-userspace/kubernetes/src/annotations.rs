@@ -7,11 +7,12 @@ use toml::{Table, Value};
 
 use crate::args::Target;
 
-/// Annotations that begin like this are for this program.
+/// The prefix of annotations for this program.
 pub const PREFIX: &str = "sticky.balancer/";
 
-/// Keys of a service in the balancer's configuration that an annotation may set; its value is what is behind the `=` there.
-/// Keys that touch the balancer's machine, such as `assign_vip` and `table_size`, are not for users of a cluster.
+/// Keys of a service in the balancer's configuration that an annotation may set; the annotation's value has the form of
+/// the text behind the `=`. Keys that touch the balancer's machine, such as `assign_vip` and `table_size`, are not for
+/// users of a cluster.
 pub const KEYS: [&str; 12] = [
     "agent",
     "bounded_load",
@@ -27,7 +28,8 @@ pub const KEYS: [&str; 12] = [
     "when_all_down",
 ];
 
-/// Keys of a check that an annotation may set. Programs, and files of the balancer's machine, are not for users of a cluster.
+/// Keys of a check that an annotation may set. Programs, and files of the balancer's machine, are not for users of a
+/// cluster.
 const CHECK_KEYS: [&str; 22] = [
     "expect",
     "expect_body",
@@ -56,15 +58,15 @@ const CHECK_KEYS: [&str; 22] = [
 /// Everything that annotations ask for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// The word; absent: the usual one.
+    /// The forwarding mode; absent: the default.
     pub forwarding: Option<String>,
-    /// The addresses that it is to have.
+    /// The addresses that the service shall have.
     pub addresses: Vec<IpAddr>,
     /// Keys of the service.
     pub keys: Table,
 }
 
-/// Reads the annotations of a Service, and says what is wrong with those that are left out.
+/// Reads the annotations of a Service, and describes the mistakes in those that it leaves out.
 #[must_use]
 pub fn read(annotations: Option<&BTreeMap<String, String>>, target: Target) -> (Settings, Vec<String>) {
     let (mut settings, mut wrong) = (Settings::default(), Vec::new());
@@ -102,14 +104,14 @@ fn unknown(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Addresses between commas or spaces.
+/// Parses addresses that are separated by commas or spaces.
 pub fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
     let words = text.split([',', ' ']).filter(|word| !word.is_empty());
     let address = |word: &str| word.parse().map_err(|_| format!("{} is not an IP address", value::quoted(word)));
     words.map(address).collect()
 }
 
-/// The value that an annotation gives to a key: a value of TOML, or a word or number that is short for it.
+/// The value that an annotation gives to a key: a value of TOML, or a word or number as its short form.
 fn setting(name: &str, text: &str) -> Result<Value, String> {
     let table = |key: &str, value: Value| Value::Table([(key.to_owned(), value)].into_iter().collect());
     let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut table| table.remove("value"));

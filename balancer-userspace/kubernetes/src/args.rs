@@ -69,7 +69,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The ways in which packets can reach such backends; the first is the usual one.
+    /// The forwarding modes that can reach such backends; the first one is the default.
     #[must_use]
     pub fn forwarding(self) -> Vec<&'static str> {
         match self {

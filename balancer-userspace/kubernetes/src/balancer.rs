@@ -25,28 +25,28 @@ impl Balancer {
     /// The balancer behind `socket`, whose configuration file is at `path`.
     #[must_use]
     pub fn new(socket: &Path, path: &Path) -> Self {
-        // A link stays a link: what it leads to is written.
+        // Writes replace the file behind a link, so that the link remains.
         Self { client: Client::new(socket), path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) }
     }
 
-    /// Where the file is.
+    /// The path of the configuration file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file.
+    /// The text of the configuration file.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If the file cannot be read.
     pub fn read(&self) -> Result<String, String> {
         fs::read_to_string(&self.path).map_err(|error| format!("{} cannot be read: {error}", self.path.display()))
     }
 
-    /// Replaces the file, if it is still as it was read.
+    /// Replaces the file, if it is unchanged since it was read.
     ///
     /// # Errors
-    /// When it cannot be written, or somebody has changed it.
+    /// If the file cannot be written, or another program or user has changed it.
     pub fn write(&self, read: &str, text: &str) -> Result<(), String> {
         let failed = |error: io::Error| format!("{} cannot be written: {error}", self.path.display());
         let directory = self.path.parent().unwrap_or(Path::new("/"));
@@ -63,10 +63,10 @@ impl Balancer {
         Ok(())
     }
 
-    /// Services that the balancer has, and backends that somebody has added to them at run time, `SERVICE/BACKEND`.
+    /// The services that the balancer has, and the backends that were added to them at run time, as `SERVICE/BACKEND`.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// If the balancer does not answer.
     pub async fn status(&self) -> Result<(Vec<ServiceView>, BTreeSet<String>), ClientError> {
         let status = self.client.status().await?;
         let changed = status.changed_at_run_time.into_iter();
@@ -74,7 +74,7 @@ impl Balancer {
         Ok((status.services, added.map(|change| change.name).collect()))
     }
 
-    /// Services that the balancer has.
+    /// The services that the balancer has.
     ///
     /// # Errors
     /// As [`status`](Self::status).
@@ -82,11 +82,11 @@ impl Balancer {
         self.client.services().await
     }
 
-    /// Has the balancer take over the file, whose contents are `text`, or with `dry_run` say whether it would; gives what
-    /// it says.
+    /// Makes the balancer apply the file, whose contents are `text`, or with `dry_run` only check it. Returns the
+    /// balancer's answer.
     ///
     /// # Errors
-    /// When it refuses, or does not answer.
+    /// If the balancer refuses, or does not answer.
     pub async fn apply(&self, text: String, dry_run: bool) -> Result<String, ClientError> {
         let configuration = ApplyConfiguration {
             file: self.path.display().to_string(),
@@ -100,7 +100,7 @@ impl Balancer {
         self.client.apply(&configuration).await.map(|applied| applied.message)
     }
 
-    /// Makes a change; gives what the balancer says.
+    /// Makes a change, and returns the balancer's answer.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
@@ -115,7 +115,7 @@ impl Balancer {
     }
 }
 
-/// Leaves the file to whom it belongs, as far as this program may: the balancer has to read it.
+/// Keeps the owner of the file, as far as this program has the permission, because the balancer has to read the file.
 fn keep_owner(metadata: &fs::Metadata, path: &Path) {
     use std::os::unix::fs::{MetadataExt as _, chown};
     if chown(path, Some(metadata.uid()), Some(metadata.gid())).is_err() {

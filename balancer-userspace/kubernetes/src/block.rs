@@ -1,6 +1,6 @@
 //! The part of the balancer's configuration file that belongs to this program: everything between two lines.
 //!
-//! The part outlives this program, so it is also its memory: which backends there were, and which of them it drains.
+//! This part outlives the program, so it also records which backends existed and which of them the program drains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,38 +10,38 @@ const BEGIN: &str = "# BEGIN balancer-kubernetes: it writes everything down to E
 const END: &str = "# END balancer-kubernetes";
 const DRAINED: &str = "# drained: ";
 
-/// A service that holds the place while there is none: the balancer takes no file without one. Nobody sends to an
-/// address of the discard prefix (RFC 6666).
+/// A placeholder while there are no services, because the balancer accepts no file without one. Its address is in the
+/// discard prefix (RFC 6666), to which no client sends.
 pub const PLACEHOLDER: (&str, &str) = ("k8s.none", "[100::1]:9/udp");
 
 /// The services of this program.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block {
-    /// In the order of their names.
+    /// The services, in the order of their names.
     pub services: Vec<ServiceText>,
-    /// Backends that this program has drained, `SERVICE/BACKEND`: it makes no other ready.
+    /// The backends that this program has drained, as `SERVICE/BACKEND`. It makes only these ready again.
     pub drained: BTreeSet<String>,
 }
 
-/// A service, as the configuration file has it.
+/// A service, as it is written in the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceText {
     /// The name of the service.
     pub name: String,
-    /// `ADDRESS:PORT`, with `/udp` behind it.
+    /// The listeners, each as `ADDRESS:PORT` with an optional `/udp`.
     pub listen: Vec<String>,
     /// The forwarding mode, such as `nat`.
     pub forwarding: String,
-    /// Keys that annotations set, and keys that follow from the Service.
+    /// Keys that annotations set, and keys that the Service determines.
     #[serde(flatten)]
     pub settings: toml::Table,
-    /// Where backends listen for ports of listeners.
+    /// The ports on which backends listen, by the port of the listener.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
-    /// Prefixes that are denied.
+    /// Rules that deny prefixes.
     #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleText>,
-    /// In the order of their names.
+    /// The backends, in the order of their names.
     #[serde(default, rename = "backend", skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<BackendText>,
 }
@@ -49,13 +49,13 @@ pub struct ServiceText {
 /// A rule for clients of a prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleText {
-    /// The clients that it is for.
+    /// The clients that the rule is for.
     pub prefix: String,
-    /// How they are treated, such as `deny`.
+    /// The action for these clients, such as `deny`.
     pub action: String,
 }
 
-/// A backend, as the configuration file has it.
+/// A backend, as it is written in the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackendText {
     /// The pod's UID, or the node's name.
@@ -73,20 +73,20 @@ struct Services {
     service: Vec<ServiceText>,
 }
 
-/// A configuration file: what others have written, and what is this program's.
+/// A configuration file: the text that others have written, and this program's part.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct File {
     before: String,
-    /// The part that is this program's.
+    /// This program's part of the file.
     pub block: Block,
     after: String,
 }
 
 impl File {
-    /// Takes a file apart.
+    /// Splits a file into both parts.
     ///
     /// # Errors
-    /// When a line that begins or ends the part is missing or there twice, or the part cannot be read.
+    /// If a line that begins or ends this program's part is missing or occurs twice, or the part cannot be read.
     pub fn read(text: &str) -> Result<Self, String> {
         let line_is = |line: &str, wanted: &str| line.trim_end() == wanted;
         let begins = text.split_inclusive('\n').filter(|line| line_is(line, BEGIN)).count();
@@ -115,13 +115,14 @@ impl File {
         Ok(Self { before, block, after })
     }
 
-    /// All that others have written.
+    /// The text that others have written.
     #[must_use]
     pub fn others(&self) -> String {
         format!("{}{}", self.before, self.after)
     }
 
-    /// The same file with another part of this program's; `alone`: nobody else has a service in it.
+    /// The same file with `block` as this program's part. `alone` says that there are no services of others in the
+    /// file.
     #[must_use]
     pub fn with(&self, block: &Block, alone: bool) -> String {
         let before = match self.before.ends_with('\n') || self.before.is_empty() {
@@ -149,7 +150,7 @@ impl Block {
         drained + &toml::to_string(&Services { service }).unwrap_or_default()
     }
 
-    /// A service of it.
+    /// A service of this part, by its name.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&ServiceText> {
         self.services.iter().find(|service| service.name == name)
@@ -157,7 +158,7 @@ impl Block {
 }
 
 impl ServiceText {
-    /// A file with nothing but this service, to find out whether the balancer would take it.
+    /// A file with only this service, to find out whether the balancer would accept it.
     #[must_use]
     pub fn alone(&self) -> String {
         let service = vec![self.clone()];

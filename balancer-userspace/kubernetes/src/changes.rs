@@ -1,4 +1,4 @@
-//! The differences between the balancer, once it has the file, and what it is to be.
+//! The differences between the balancer's state after it has applied the file, and the wanted state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +10,18 @@ use crate::{
     names,
 };
 
-/// A change of a backend that is to be asked for.
+/// A change of a backend to request from the balancer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// Set the administrative state.
     SetAdmin(BackendName, Admin),
-    /// Add a backend that somebody has removed at run time.
+    /// Add a backend that was removed at run time.
     Add(String, AddBackend),
 }
 
-/// The changes that it takes, where `draining` are to take no new clients.
+/// The required changes. The backends in `draining` shall take no new clients.
 ///
-/// A backend that somebody else has drained stays drained, and one in maintenance stays there.
+/// A backend that an operator has drained stays drained, and one in maintenance stays in maintenance.
 #[must_use]
 pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView]) -> Vec<Change> {
     let actual: BTreeMap<&str, &ServiceView> = actual.iter().map(|service| (service.name.as_str(), service)).collect();
@@ -54,7 +54,7 @@ pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView
     changes
 }
 
-/// The backends that this program drains, or has drained and not yet made ready again, given those of `before`.
+/// The backends that this program drains, or has drained and not yet made ready again, given the ones in `before`.
 #[must_use]
 pub fn drained(
     before: &BTreeSet<String>,
@@ -73,7 +73,7 @@ pub fn drained(
             let full = full(&service.name, &backend.name);
             let (was, admin) = (before.contains(&full), admin(&service.name, &backend.name));
             let drains = draining.contains(&full);
-            // Somebody else's drain is not taken over.
+            // The program does not take over the drain of an operator.
             let is_ours =
                 if drains { was || admin != Some("drain") } else { was && admin.is_none_or(|admin| admin == "drain") };
             marks.extend(is_ours.then_some(full));
@@ -82,13 +82,13 @@ pub fn drained(
     marks
 }
 
-/// Whether a service of the balancer is one of this program's, and holds no place only.
+/// Whether a service of the balancer belongs to this program and is not the placeholder.
 #[must_use]
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(names::PREFIX) && name != block::PLACEHOLDER.0
 }
 
-/// A backend as `SERVICE/BACKEND`.
+/// The name of a backend as `SERVICE/BACKEND`.
 #[must_use]
 pub fn full(service: &str, backend: &str) -> String {
     format!("{service}/{backend}")
@@ -126,7 +126,7 @@ mod tests {
         vec![serde_json::from_value(service).unwrap()]
     }
 
-    /// The change, and whether the drain is this program's afterwards.
+    /// The required change, and whether the drain belongs to this program afterwards.
     fn of(was: bool, drains: bool, admin: Option<&str>) -> (Option<Change>, bool) {
         let (before, draining) = (set(if was { &[NAME] } else { &[] }), set(if drains { &[NAME] } else { &[] }));
         let actual = actual(admin);
@@ -151,7 +151,7 @@ mod tests {
             (false, true, "drain", None, false),
             (true, true, "maint", None, true),
             (true, false, "maint", None, false),
-            // After `apply --reset`.
+            // The state after `apply --reset`.
             (true, true, "ready", set(Admin::Drain), true),
         ] {
             assert_eq!(of(was, drains, Some(admin)), (change, ours), "{was} {drains} {admin}");

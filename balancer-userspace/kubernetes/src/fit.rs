@@ -1,4 +1,4 @@
-//! Which services the balancer would take.
+//! Finds out which services the balancer would accept.
 
 use std::path::Path;
 
@@ -6,26 +6,26 @@ use balancer_config::file::{self, ConfigErrors};
 
 use crate::block::{Block, File, ServiceText};
 
-/// A service, or what is left of it, and why it is not as it was wanted.
+/// A service, or its valid parts, and the reason for any difference from the wanted one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fitted {
-    /// `None`: there is nothing that the balancer would take.
+    /// The service; `None`: the balancer would accept no part of it.
     pub service: Option<ServiceText>,
-    /// The mistake in the one that was wanted.
+    /// The mistake in the wanted service.
     pub wrong: Option<String>,
 }
 
-/// A service that the balancer has refused, and why.
+/// A service that the balancer has refused, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
-    /// The service as it was refused.
+    /// The service that the balancer refused.
     pub service: ServiceText,
-    /// The balancer's words.
+    /// The reason in the balancer's words.
     pub why: String,
 }
 
-/// `wanted`, if the balancer would take it and has not `refused` it; else with the settings that it had before, or as it
-/// was.
+/// Returns `wanted` if the balancer would accept it and has not `refused` it. Otherwise returns it with its earlier
+/// settings, or the earlier service.
 #[must_use]
 pub fn alone(wanted: ServiceText, before: Option<&ServiceText>, refused: Option<&Refusal>) -> Fitted {
     let refused = refused.filter(|refused| is_alike(&refused.service, &wanted));
@@ -45,8 +45,8 @@ pub fn alone(wanted: ServiceText, before: Option<&ServiceText>, refused: Option<
     Fitted { service: Some(if fits { milder } else { before.clone() }), wrong }
 }
 
-/// Those of `services` that the balancer would take beside what others have in the file, and why not the others.
-/// Those that were there before come first.
+/// Returns the `services` that the balancer would accept beside those of others in the file, and the reasons against
+/// the rest. Services that existed before take precedence.
 #[must_use]
 pub fn together(
     path: &Path,
@@ -74,7 +74,7 @@ pub fn together(
     (fitting, wrong)
 }
 
-/// Whether two texts of a service differ in their backends at most.
+/// Whether two texts of a service differ at most in their backends.
 fn is_alike(one: &ServiceText, other: &ServiceText) -> bool {
     let bare = |service: &ServiceText| ServiceText { backends: Vec::new(), ..service.clone() };
     bare(one) == bare(other)
@@ -84,7 +84,7 @@ fn taken(text: &str) -> Result<(), String> {
     file::parse("service".as_ref(), text.as_bytes()).map(drop).map_err(|errors| first(&errors))
 }
 
-/// The first mistake, without the line of a file that nobody sees.
+/// The first mistake, without its line number in a temporary file.
 fn first(errors: &ConfigErrors) -> String {
     errors.findings().first().map(|finding| finding.text.clone()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The Lease: of several controllers one acts.
+//! The Lease, which makes only one of several controllers act.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use tokio::{
 
 use crate::cluster::{Answer, Cluster, Failure, trouble::Trouble};
 
-/// How long a Lease holds after it was renewed.
+/// How long a Lease is valid after its renewal.
 const DURATION: Duration = Duration::from_secs(15);
 
-/// How often it is looked at, and renewed.
+/// The time between two checks or renewals of the Lease.
 const PACE: Duration = Duration::from_secs(3);
 
-/// The Lease, and who this controller is.
+/// The Lease, and the identity of this controller.
 #[derive(Clone, Debug)]
 pub struct Candidacy {
     /// The namespace of the Lease.
@@ -32,7 +32,7 @@ pub struct Candidacy {
     pub identity: String,
 }
 
-/// The Lease as it was last seen to change. Clocks of other machines count for nothing: only that it changes.
+/// The Lease at its last observed change. Only changes count, because the clocks of other machines may be wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     spec: LeaseSpec,
@@ -40,7 +40,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The Lease as it is seen now, after it was seen `before`.
+    /// The Lease as observed now, given the observation `before`.
     #[must_use]
     pub fn after(before: Option<Self>, spec: LeaseSpec, now: Instant) -> Self {
         match before {
@@ -49,7 +49,7 @@ impl Seen {
         }
     }
 
-    /// Whether `identity` may hold it.
+    /// Whether `identity` may take the Lease.
     #[must_use]
     pub fn is_free_for(&self, identity: &str, now: Instant) -> bool {
         let holder = self.spec.holder_identity.as_deref().unwrap_or_default();
@@ -74,7 +74,8 @@ impl Seen {
 }
 
 impl Candidacy {
-    /// Holds the Lease whenever it is free. `until` says until when it is held for sure; the past: it is not.
+    /// Takes the Lease whenever it is free, and renews it. `until` has the time until which this controller certainly
+    /// holds the Lease; a time in the past means that it does not.
     pub async fn run(self, cluster: Cluster, until: watch::Sender<Option<Instant>>) {
         let mut seen = None;
         let mut trouble = Trouble::new(&format!("Lease {}/{}", self.namespace, self.name));
@@ -85,7 +86,8 @@ impl Candidacy {
                 trouble.is_over();
             }
             match round {
-                // Others wait for as long since they saw it, which was later.
+                // Other controllers wait for the same time, but from the moment at which they saw the renewal, which is
+                // later.
                 Ok(true) => drop(until.send_replace(Some(asked + DURATION - PACE))),
                 Ok(false) => drop(until.send_replace(None)),
                 Err(failure) => trouble.say(&failure, "it is tried again"),
@@ -117,10 +119,10 @@ impl Candidacy {
         won(cluster.send::<Value>(Method::PUT, &self.path(), Some(&written)).await)
     }
 
-    /// Lets go of the Lease, so that another one need not wait.
+    /// Releases the Lease, so that another controller need not wait.
     ///
     /// # Errors
-    /// When the API server does not answer.
+    /// If the API server does not answer.
     pub async fn resign(&self, cluster: &Cluster) -> Answer<()> {
         let lease: Lease = cluster.get(&self.path()).await?;
         let spec = lease.spec.unwrap_or_default();
@@ -146,7 +148,7 @@ impl Candidacy {
     }
 }
 
-/// Whether a Lease was written before anybody else has.
+/// Whether this controller wrote the Lease before any other did.
 fn won(answer: Answer<Value>) -> Answer<bool> {
     match answer {
         Ok(_) => Ok(true),

@@ -1,7 +1,7 @@
 //! Services of Kubernetes with `type: LoadBalancer`, served by the balancer.
 //!
-//! The program compares what the cluster wants with what the balancer has, and asks the balancer for the difference. The
-//! comparison ([`round`]) is pure; the modules that it uses know neither clock nor network.
+//! The program compares what the cluster wants with what the balancer has, and asks the balancer for the difference.
+//! The comparison ([`round`]) is pure; the modules that it uses know neither clock nor network.
 
 pub mod adopted;
 pub mod annotations;

@@ -1,4 +1,4 @@
-//! The command `balancer-kubernetes`, in `lib.rs`.
+//! The entry point of `balancer-kubernetes`; the code is in `lib.rs`.
 
 use std::process::ExitCode;
 

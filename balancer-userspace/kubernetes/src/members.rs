@@ -1,4 +1,4 @@
-//! The backends of a service: what may serve it now, and what has served it and drains.
+//! The backends of a service: those that may serve it now, and former ones that drain.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,31 +13,31 @@ use crate::{
     pools::Family,
 };
 
-/// The backends that a service is to have.
+/// The backends that a service shall have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
-    /// In the order of their names.
+    /// The backends, in the order of their names.
     pub backends: Vec<BackendText>,
-    /// The names of those that take no new clients.
+    /// The names of the backends that take no new clients.
     pub draining: BTreeSet<String>,
-    /// Where backends listen, by port of the Service, if they have no port of their own.
+    /// The ports on which backends without a port of their own listen, by port of the Service.
     pub ports: BTreeMap<u16, u16>,
-    /// Why a candidate is left out.
+    /// Reasons why candidates are left out.
     pub wrong: Vec<String>,
 }
 
-/// The service as it was before.
+/// The earlier state of the service.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Before<'a> {
     /// The backends that the service had.
     pub backends: &'a [BackendText],
-    /// The service as the balancer has it; `None`: it does not have it.
+    /// The service as the balancer has it; `None`: the balancer does not have this service.
     pub actual: Option<&'a ServiceView>,
-    /// Whether the balancer did not answer, so that nothing is known of what it has.
+    /// Whether the balancer did not answer, so that its services are unknown.
     pub unknown: bool,
 }
 
-/// The backends for a service with listeners of these `families`, whose packets are sent by `forwarding`.
+/// The backends for a service with listeners of these `families`, with this forwarding mode.
 #[must_use]
 pub fn members(candidates: &Candidates, families: &BTreeSet<Family>, forwarding: &str, before: Before<'_>) -> Members {
     let tunnel = forwarding == "ipip";
@@ -73,7 +73,7 @@ pub fn members(candidates: &Candidates, families: &BTreeSet<Family>, forwarding:
     members
 }
 
-/// Where most candidates listen.
+/// The ports on which most candidates listen.
 fn usual_ports(candidates: &Candidates) -> BTreeMap<u16, u16> {
     let mut votes: BTreeMap<&BTreeMap<u16, u16>, usize> = BTreeMap::new();
     for candidate in candidates.values() {
@@ -97,7 +97,7 @@ fn strange_ports(candidate: &Candidate, usual: &BTreeMap<u16, u16>, tunnel: bool
         .then(|| "it listens on other ports than most, which is possible for Services with one port only".to_owned())
 }
 
-/// A backend as the file has it; `None` while it has no address of a family that the service needs.
+/// A backend as it is written in the file; `None` while it has no address of a family that the service needs.
 fn written(
     name: &str,
     candidate: &Candidate,
@@ -123,7 +123,7 @@ fn written(
     })
 }
 
-/// Whether a backend that is gone may still have clients.
+/// Whether a former backend may still have clients.
 fn is_still_needed(name: &str, before: Before<'_>) -> bool {
     if before.unknown {
         return true;

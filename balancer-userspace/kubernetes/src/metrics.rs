@@ -1,4 +1,4 @@
-//! Numbers that Prometheus asks for.
+//! The metrics for Prometheus.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +13,13 @@ use tokio::{net::TcpListener, time::Instant};
 
 use crate::pools::Family;
 
-/// After so many seconds without a complete comparison something is wrong.
+/// The number of seconds without a complete comparison that counts as a problem.
 const STALE: f64 = 180.0;
 
 /// The parts that can fail.
 const PARTS: [&str; 4] = ["balancer", "cluster", "conflict", "file"];
 
-/// The numbers, which all tasks change.
+/// The metrics, which all tasks update.
 #[derive(Debug)]
 pub struct Metrics {
     numbers: Mutex<Numbers>,
@@ -63,34 +63,34 @@ impl Metrics {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that something has failed.
+    /// Counts a failure of this part.
     pub fn failed(&self, what: &'static str) {
         *self.numbers().errors.entry(what).or_default() += 1;
     }
 
-    /// The cluster was listed.
+    /// Records that the cluster was listed.
     pub fn listed(&self) {
         self.numbers().listed = Some(Instant::now());
     }
 
-    /// The balancer was asked for a change.
+    /// Counts a change that was requested from the balancer.
     pub fn changed(&self) {
         self.numbers().changes += 1;
     }
 
-    /// Whether this controller is the one that acts.
+    /// Records whether this controller is the acting one.
     pub fn leads(&self, leader: bool) {
         self.numbers().leader = leader;
     }
 
-    /// A comparison came to its end without an error.
+    /// Records that a comparison ended without an error.
     pub fn compared(&self) {
         let mut numbers = self.numbers();
         numbers.compared = Some(Instant::now());
         numbers.comparisons += 1;
     }
 
-    /// Notes what there is: services, backends and those among them that drain, addresses left.
+    /// Records the numbers of services, backends, draining backends, and free addresses.
     pub fn counted(&self, services: usize, backends: usize, draining: usize, left: &BTreeMap<Family, f64>) {
         let mut numbers = self.numbers();
         numbers.services = services;
@@ -98,7 +98,7 @@ impl Metrics {
         numbers.left.clone_from(left);
     }
 
-    /// Whether it does what it is there for.
+    /// Whether the controller works as intended.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let numbers = self.numbers();
@@ -155,10 +155,10 @@ impl Metrics {
         text
     }
 
-    /// Serves the numbers at `/metrics`, and whether all is well at `/healthz`.
+    /// Serves the metrics at `/metrics`, and the state of the controller at `/healthz`.
     ///
     /// # Errors
-    /// When the address cannot be had.
+    /// If this process cannot listen at the address.
     pub async fn serve(self: Arc<Self>, address: SocketAddr) -> anyhow::Result<()> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("--metrics {address} cannot be used"))?;

@@ -13,22 +13,22 @@ use crate::{
     names,
 };
 
-/// Services that are not of this program.
+/// Services that do not belong to this program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others {
-    /// The names of them.
+    /// The names of these services.
     pub names: BTreeSet<String>,
-    /// Their addresses, with the name of one that has it.
+    /// The addresses of these services, each with the name of one service.
     pub addresses: BTreeMap<IpAddr, String>,
 }
 
 impl Others {
-    /// Those of a file.
+    /// Finds these services in a file.
     ///
     /// # Errors
-    /// When the balancer would not take what others have written there.
+    /// If the balancer would refuse the text that others have written there.
     pub fn of(path: &Path, file: &File) -> Result<Self, String> {
-        // The placeholder lets a file without a service pass.
+        // The placeholder makes a file without any service valid.
         let text = file.with(&Block::default(), true);
         let (config, _) = file::parse(path, text.as_bytes()).map_err(|errors| errors.to_string())?;
         let mut others = Self::default();
@@ -41,14 +41,14 @@ impl Others {
         Ok(others)
     }
 
-    /// Whether nobody else has a service.
+    /// Whether there are no services of others.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// Why applying the file would take away what somebody configured: a service that the balancer has, and that is
-    /// neither in the file nor of this program.
+    /// The reason why applying the file would remove a configured service: the balancer has it, but it is neither in
+    /// the file nor one of this program's.
     #[must_use]
     pub fn missing<'a>(&self, actual: impl IntoIterator<Item = &'a str>) -> Option<String> {
         let mut strangers =

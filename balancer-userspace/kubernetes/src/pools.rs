@@ -1,4 +1,4 @@
-//! Which addresses Services get.
+//! Assigns addresses from the pools to Services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// That of an address.
+    /// The family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -39,35 +39,35 @@ impl fmt::Display for Family {
 pub struct Claim {
     /// The namespace whose Services may share an address with it.
     pub namespace: String,
-    /// The Service as `NAMESPACE/NAME`.
+    /// The Service, as `NAMESPACE/NAME`.
     pub name: String,
-    /// One address of each.
+    /// The families of which the Service needs one address each.
     pub families: BTreeSet<Family>,
-    /// Addresses that it asks for.
+    /// Addresses that the Service requests.
     pub asked: Vec<IpAddr>,
-    /// Addresses that it had so far.
+    /// Addresses that the Service has had so far.
     pub held: Vec<IpAddr>,
-    /// The places where it listens: protocol and port.
+    /// The protocols and ports on which the Service listens.
     pub ports: BTreeSet<(String, u16)>,
 }
 
 /// The addresses that a Service gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// At most one of each family.
+    /// The addresses: at most one of each family.
     pub addresses: BTreeMap<Family, IpAddr>,
-    /// Why it does not get all that it needs.
+    /// The reasons why addresses are missing.
     pub problems: Vec<Problem>,
 }
 
 /// Why a Service does not get an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// All are in use, or there are none of the family.
+    /// All addresses are in use, or the pools have none of this family.
     Exhausted(Family, Vec<IpNet>),
-    /// It asks for one that is in no pool.
+    /// The requested address is in no pool.
     OfNoPool(IpAddr, Vec<IpNet>),
-    /// It asks for one that somebody else has.
+    /// The requested address belongs to another service.
     Taken(IpAddr, String),
 }
 
@@ -89,17 +89,17 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The pools, and who has which address of them.
+/// The pools, and the owners of their addresses.
 struct Book<'a> {
     pools: &'a [IpNet],
-    /// The claims, by number, that have an address.
+    /// The claims that have an address, by their numbers.
     owners: BTreeMap<IpAddr, Vec<usize>>,
-    /// Addresses of services that are none of Kubernetes', with their names.
+    /// Addresses of services outside Kubernetes, with the names of the services.
     others: &'a BTreeMap<IpAddr, String>,
     claims: &'a [Claim],
 }
 
-/// Gives addresses to the claims, of which earlier ones are older; `others` has addresses that are used elsewhere.
+/// Assigns addresses to the claims, the oldest of which comes first. `others` has addresses that other services use.
 ///
 /// Services keep their addresses before another one gets a new address.
 #[must_use]
@@ -111,7 +111,7 @@ pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, Str
         let asked = claim.asked.iter().filter(|asked| Family::of(**asked) == family).collect::<Vec<_>>();
         claim.families.contains(&family) && (asked.is_empty() || asked.contains(&&address))
     };
-    // What is held stays, unless something else is asked for now.
+    // A Service keeps its addresses, unless it now requests others.
     for (number, claim) in claims.iter().enumerate() {
         for &address in claim.held.iter().filter(|address| is_wanted(claim, **address)) {
             let _ = book.give(number, address, &mut grants);
@@ -142,7 +142,7 @@ pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, Str
     grants
 }
 
-/// How many addresses of the pools nobody has, by family.
+/// The number of free addresses in the pools, by family.
 #[must_use]
 pub fn left(pools: &[IpNet], used: &BTreeSet<IpAddr>) -> BTreeMap<Family, f64> {
     let mut left = BTreeMap::new();
@@ -183,7 +183,7 @@ impl Book<'_> {
         Ok(())
     }
 
-    /// The first address that nobody has or asks for.
+    /// The first address that no service has or requests.
     fn free(&self, family: Family) -> Option<IpAddr> {
         let asked = |address: &IpAddr| self.claims.iter().any(|claim| claim.asked.contains(address));
         let is_free = |address: &IpAddr| {

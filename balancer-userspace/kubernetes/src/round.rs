@@ -1,4 +1,5 @@
-//! One comparison of the cluster with the balancer: what the balancer is to have, and what its Services are to say.
+//! One comparison of the cluster with the balancer: computes the wanted state of the balancer and the changes of its
+//! Services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,42 +24,42 @@ use crate::{
     wanted::{self, Terms, Wanted, port_keys},
 };
 
-/// Keeps a Service until the balancer has let go of it.
+/// The finalizer, which keeps a Service until the balancer no longer serves it.
 pub const FINALIZER: &str = "sticky.balancer/cleanup";
 
-/// All that there is to see.
+/// The observed state, the input of a comparison.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {
     /// All Services of the cluster.
     pub services: &'a [Service],
     /// All slices of endpoints.
     pub slices: &'a [EndpointSlice],
-    /// All nodes, where they are backends.
+    /// All nodes, if nodes are backends.
     pub nodes: &'a [Node],
-    /// Where the file is, for messages.
+    /// The path of the file, for messages.
     pub path: &'a Path,
     /// The balancer's configuration file.
     pub file: &'a File,
-    /// The services of others in it.
+    /// The services of others in this file.
     pub others: &'a Others,
-    /// All that the balancer has; `None`: it does not answer.
+    /// All services that the balancer has; `None`: it does not answer.
     pub actual: Option<&'a [ServiceView]>,
-    /// Backends that somebody has added at run time, `SERVICE/BACKEND`.
+    /// Backends that were added at run time, as `SERVICE/BACKEND`.
     pub added: &'a BTreeSet<String>,
     /// Services that the balancer has refused, by name.
     pub refused: &'a BTreeMap<String, Refusal>,
 }
 
-/// The result: all that is to be.
+/// The result of a comparison: the wanted state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Round {
     /// This program's part of the file.
     pub block: Block,
-    /// Backends that are to take no new clients, `SERVICE/BACKEND`.
+    /// Backends that shall take no new clients, as `SERVICE/BACKEND`.
     pub draining: BTreeSet<String>,
-    /// All that Services are to say. Those that are none of this program's are left out.
+    /// The consequences for each Service of this program.
     pub outcomes: Vec<Outcome>,
-    /// Addresses that nobody has.
+    /// The numbers of free addresses.
     pub left: BTreeMap<Family, f64>,
 }
 
@@ -67,9 +68,9 @@ pub struct Round {
 pub struct Outcome {
     /// The Service as it was seen.
     pub object: Object,
-    /// The change of the Service that is due.
+    /// The change to make to the Service.
     pub step: Step,
-    /// News that the owner should have.
+    /// Notices that the owner shall get.
     pub notices: Vec<Notice>,
 }
 
@@ -80,37 +81,37 @@ pub struct Object {
     pub namespace: String,
     /// The name of the Service.
     pub name: String,
-    /// Unique over all Services that have ever been.
+    /// The UID, which no other Service has ever had.
     pub uid: String,
-    /// Which version of it was seen.
+    /// The version in which the Service was seen.
     pub version: String,
-    /// All finalizers that it has.
+    /// All finalizers of the Service.
     pub finalizers: Vec<String>,
 }
 
-/// A change of a Service that is due.
+/// A change to make to a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// No change is due.
     Nothing,
-    /// Add the finalizer: before anything is served.
+    /// Add the finalizer, before the balancer serves the Service.
     Finalize,
-    /// Write these addresses to its status, once they are served.
+    /// Write these addresses to its status, once the balancer serves them.
     Publish(Vec<IpAddr>),
-    /// Take finalizer and addresses away, once nothing is served any more.
+    /// Remove finalizer and addresses, once the balancer no longer serves the Service.
     Release,
 }
 
 /// An event for the owner of a Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Notice {
-    /// A word of CamelCase.
+    /// The reason, as a word in CamelCase.
     pub reason: &'static str,
-    /// The mistake, and what would be right.
+    /// The mistake, and how to correct it.
     pub message: String,
 }
 
-/// A Service that is to be served, on its way.
+/// A Service that shall be served, during the comparison.
 struct Job<'a> {
     service: &'a Service,
     wanted: Wanted,
@@ -120,7 +121,7 @@ struct Job<'a> {
 }
 
 impl Terms {
-    /// Works out what is to be, in this world.
+    /// Computes the wanted state from the observed one.
     #[must_use]
     pub fn round(&self, world: World<'_>) -> Round {
         let mut jobs = self.jobs(world);
@@ -156,7 +157,7 @@ impl Terms {
         });
         let mut wants: Vec<Wanted> = services.iter().map(|service| self.wanted(service)).collect();
         for wanted in wants.iter_mut().filter(|wanted| wanted.claim.held.is_empty()) {
-            // Served, but not yet written to the status.
+            // These addresses are in use, but not yet written to the status.
             wanted.claim.held = world.file.block.service(&wanted.name).map(addresses).unwrap_or_default();
         }
         let claims: Vec<_> = wants.iter().map(|wanted| wanted.claim.clone()).collect();
@@ -172,7 +173,7 @@ impl Terms {
         .collect()
     }
 
-    /// Works out what the balancer is to have for a Service.
+    /// Computes the service that the balancer shall have for a Service.
     fn work_out(&self, job: &mut Job<'_>, world: World<'_>, adopted: &Adopted, draining: &mut BTreeSet<String>) {
         let Job { service, wanted, grant, notices, text } = job;
         if grant.addresses.is_empty() || wanted.ports.is_empty() {
@@ -206,7 +207,7 @@ impl Terms {
         }
     }
 
-    /// The consequences for a Service that is not served: it is about to be, no longer, or never was.
+    /// The consequences for a Service that is not served now, because it is not served yet, no longer, or never.
     fn without(&self, service: &Service) -> Option<Outcome> {
         let step = match (self.include(service), is_finalized(service)) {
             (true, false) => Step::Finalize,

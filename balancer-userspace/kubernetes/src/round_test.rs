@@ -1,4 +1,4 @@
-//! Comparisons of clusters with balancers.
+//! Tests of comparisons between clusters and balancers.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The loop: something changes, or a minute is over, and everything is compared.
+//! The main loop: compares everything after each change, and at least once a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,10 +32,10 @@ use crate::{
 /// The longest time between two comparisons.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The time to the next one where something failed, or a drain is under way.
+/// The time until the next comparison after a failure, or during a drain.
 const SOON: Duration = Duration::from_secs(3);
 
-/// For how long changes are collected before they are looked at.
+/// The time for which changes are collected before a comparison.
 const COLLECT: Duration = Duration::from_millis(100);
 
 /// Everything that a comparison needs.
@@ -47,17 +47,17 @@ struct Controller {
     services: Arc<Mirror<Service>>,
     slices: Arc<Mirror<EndpointSlice>>,
     nodes: Arc<Mirror<Node>>,
-    /// Until when this controller is the one that acts; `None` in it: it is not.
+    /// The time until which this controller may act; `None`: it may not.
     until: watch::Receiver<Option<Instant>>,
-    /// The part of the file that the balancer has last taken over.
+    /// The part of the file that the balancer has applied last.
     applied: Option<Block>,
     /// Services that the balancer has refused, by name.
     refused: BTreeMap<String, Refusal>,
-    /// Notices that owners of Services have had.
+    /// Notices that owners of Services have already received.
     told: BTreeSet<(String, Notice)>,
 }
 
-/// Why a comparison did not come to its end.
+/// The reason why a comparison did not finish.
 #[derive(Debug)]
 struct Stopped {
     part: &'static str,
@@ -79,10 +79,10 @@ impl Stopped {
     }
 }
 
-/// Follows the cluster until a signal says that it is enough.
+/// Follows the cluster until a signal ends the program.
 ///
 /// # Errors
-/// When it cannot begin.
+/// If it cannot start.
 pub async fn run(args: Run) -> anyhow::Result<()> {
     let cluster = Cluster::new(args.kubeconfig.as_deref()).await?;
     let metrics = Arc::new(Metrics::default());
@@ -156,7 +156,7 @@ impl Controller {
         };
     }
 
-    /// Compares again and again.
+    /// Repeats comparisons forever.
     async fn act(&mut self, wake: &Notify) {
         let mut next = Instant::now();
         let mut until = self.until.clone();
@@ -170,7 +170,7 @@ impl Controller {
             let leads = self.leads();
             self.metrics.leads(leads);
             if !leads {
-                // Another one acts meanwhile, and nothing is known of what it does.
+                // Another controller acts now, so the state of the balancer is unknown.
                 self.applied = None;
                 next = Instant::now() + SOON;
                 continue;
@@ -182,7 +182,7 @@ impl Controller {
                 }
                 Err(Stopped { part, why }) => {
                     self.metrics.failed(part);
-                    // Once is enough, however often it is tried again.
+                    // Log the same failure only once, although the comparison is repeated.
                     if why != trouble {
                         tracing::warn!("{why}");
                     }
@@ -204,7 +204,7 @@ impl Controller {
         if self.leads() { Ok(()) } else { Err(gone()) }
     }
 
-    /// Compares once, and brings about what is to be. Gives whether there is nothing left to wait for.
+    /// Compares once, and makes the changes. Returns whether there is nothing left to wait for.
     async fn compare(&mut self) -> Result<bool, Stopped> {
         let Some(services) = self.services.objects() else { return Ok(false) };
         let (slices, nodes) = (self.slices.objects(), self.nodes.objects());
@@ -238,7 +238,7 @@ impl Controller {
         let actual = match actual {
             Ok((actual, _)) => actual,
             Err(error) => {
-                // It finds the file when it starts, and may take then what it has refused before.
+                // A balancer reads the file when it starts, and may then accept services that it has refused before.
                 self.refused.clear();
                 self.write(&text, &written)?;
                 return Err(Stopped::balancer(error));
@@ -250,7 +250,7 @@ impl Controller {
         }
         let there: BTreeSet<String> = actual.into_iter().map(|service| service.name).collect();
         self.apply(&round.block, &file, others.is_none(), &there).await?;
-        // Drains are marked in the file before they begin.
+        // The file records drains before they begin.
         self.write(&text, &written)?;
         let there = self.change(&round).await?;
         self.still_leads()?;
@@ -267,7 +267,7 @@ impl Controller {
         self.metrics.counted(round.block.services.len(), backends, round.draining.len(), &round.left);
     }
 
-    /// Adds finalizers, and tells owners what is wrong. Gives the last failure.
+    /// Adds finalizers, and informs owners about mistakes. Returns the last failure.
     async fn finalize(&mut self, outcomes: &[Outcome]) -> Option<Failure> {
         let mut failure = None;
         for outcome in outcomes {
@@ -299,7 +299,7 @@ impl Controller {
         if text == written { Ok(()) } else { self.balancer.write(text, written).map_err(Stopped::file) }
     }
 
-    /// Has the balancer take over the services, if it has not; `there` are those that it has.
+    /// Makes the balancer apply the services, unless it has done so; `there` are its current services.
     async fn apply(
         &mut self,
         block: &Block,
@@ -343,7 +343,7 @@ impl Controller {
         }
     }
 
-    /// Has backends drained and made ready; gives the names of the services that the balancer has.
+    /// Drains backends and makes them ready. Returns the names of the balancer's services.
     async fn change(&self, round: &Round) -> Result<BTreeSet<String>, Stopped> {
         let actual = self.balancer.services().await.map_err(Stopped::balancer)?;
         for change in changes::changes(&round.block, &round.draining, &actual) {
@@ -355,7 +355,8 @@ impl Controller {
         Ok(actual.into_iter().map(|service| service.name).collect())
     }
 
-    /// Writes addresses that are served, and lets Services go that are not. Gives the last failure.
+    /// Writes the addresses of served Services to their status, and releases Services that are no longer served.
+    /// Returns the last failure.
     async fn publish(&self, outcomes: &[Outcome], there: &BTreeSet<String>) -> Option<Failure> {
         let mut failure = None;
         for Outcome { object, step, .. } in outcomes {

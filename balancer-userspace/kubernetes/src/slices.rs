@@ -1,14 +1,14 @@
-//! `EndpointSlice` as both `discovery.k8s.io/v1` and `v1beta1` write it.
+//! The `EndpointSlice` of both `discovery.k8s.io/v1` and `v1beta1`.
 
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-/// Names the Service that a slice belongs to.
+/// The label that names the Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// A part of the endpoints of a Service: those of one address family that have one set of ports.
+/// A part of the endpoints of a Service: those of one address family with the same ports.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
@@ -21,52 +21,52 @@ pub struct EndpointSlice {
     /// The endpoints of this part.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub endpoints: Vec<Endpoint>,
-    /// The ports that all of them have.
+    /// The ports that all these endpoints have.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub ports: Vec<EndpointPort>,
 }
 
-/// A pod, or something else that serves.
+/// A pod, or another server.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// All of these are one endpoint; the first one counts.
+    /// The addresses of this one endpoint. The program uses the first.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// Whether it can be used.
+    /// The conditions that say whether the endpoint can be used.
     #[serde(default)]
     pub conditions: Conditions,
-    /// The pod, if it is one.
+    /// The pod, if the endpoint is one.
     #[serde(default)]
     pub target_ref: Option<TargetRef>,
 }
 
-/// Whether an endpoint can be used. An absent condition is unknown, and counts as its usual value.
+/// Whether an endpoint can be used. An absent condition is unknown, and has its usual value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Conditions {
-    /// It takes clients; false for one that terminates.
+    /// Whether the endpoint takes clients; false while it terminates.
     #[serde(default)]
     pub ready: Option<bool>,
-    /// It answers, whether it terminates or not.
+    /// Whether the endpoint answers, even while it terminates.
     #[serde(default)]
     pub serving: Option<bool>,
-    /// It is about to end.
+    /// Whether the endpoint is about to end.
     #[serde(default)]
     pub terminating: Option<bool>,
 }
 
 impl Conditions {
-    /// Whether it is to take new clients.
+    /// Whether the endpoint shall take new clients.
     #[must_use]
     pub fn is_eligible(self) -> bool {
         self.ready.unwrap_or(true) && self.serving.unwrap_or(true) && !self.terminating.unwrap_or(false)
     }
 }
 
-/// The object that an endpoint is.
+/// The object that an endpoint stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct TargetRef {
-    /// Unique over all objects that have ever been.
+    /// The UID, which no other object has ever had.
     #[serde(default)]
     pub uid: Option<String>,
 }
@@ -74,7 +74,7 @@ pub struct TargetRef {
 /// A port of endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct EndpointPort {
-    /// As of the Service's port.
+    /// The name of the Service's port.
     #[serde(default)]
     pub name: Option<String>,
     /// The number; absent: every port.
@@ -86,7 +86,7 @@ pub struct EndpointPort {
 }
 
 impl EndpointSlice {
-    /// The name of the Service that it belongs to.
+    /// The name of the Service that the slice belongs to.
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.metadata.labels.as_ref()?.get(SERVICE_NAME).map(String::as_str)
@@ -94,13 +94,13 @@ impl EndpointSlice {
 }
 
 impl Endpoint {
-    /// The address that counts, if it is one.
+    /// The address that the program uses, if it is valid.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.addresses.first()?.parse().ok()
     }
 
-    /// The name that tells it from all others: the pod's UID, or its address where nothing names a pod.
+    /// The name that identifies the endpoint: the pod's UID, or the address if the endpoint names no pod.
     #[must_use]
     pub fn identity(&self) -> Option<String> {
         let uid = self.target_ref.as_ref().and_then(|target| target.uid.clone());

@@ -1,4 +1,4 @@
-//! `loadBalancerSourceRanges`: who may come in, as prefixes of those who may not.
+//! Converts `loadBalancerSourceRanges`, the allowed prefixes, into denied prefixes.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 

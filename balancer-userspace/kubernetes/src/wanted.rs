@@ -1,4 +1,4 @@
-//! The wishes of a Service, apart from its backends.
+//! The requirements of a Service, apart from its backends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,46 +19,46 @@ use crate::{
     sources,
 };
 
-/// For how long clients of Services without affinity are remembered: for as long as a rollout needs.
+/// How long the balancer remembers clients of Services without affinity: as long as a rollout takes.
 const WITHOUT_AFFINITY: &str = "10m";
 
-/// For how long clients of Services with affinity are remembered, unless they say.
+/// How long, in seconds, the balancer remembers clients of Services with affinity, unless the Service sets a time.
 const AFFINITY_SECONDS: i32 = 10_800;
 
-/// Which Services are served, and how.
+/// Settings that determine which Services are served, and how.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// The loadBalancerClass of these Services.
+    /// The loadBalancerClass of the Services to serve.
     pub class: String,
-    /// Those without one as well.
+    /// Whether to serve Services without a class as well.
     pub default: bool,
     /// Whether backends are pods or nodes.
     pub target: Target,
-    /// `assign_vip` of all services.
+    /// The setting `assign_vip` of all services.
     pub assign_vip: Option<String>,
-    /// The pools with addresses for them.
+    /// The pools of addresses for the Services.
     pub pools: Vec<IpNet>,
 }
 
-/// The wishes of a Service.
+/// The requirements of a Service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// The name in the balancer.
+    /// The service's name in the balancer.
     pub name: String,
-    /// The ports that clients come to.
+    /// The ports that clients connect to.
     pub ports: Vec<Port>,
-    /// The settings that annotations make.
+    /// The settings from annotations.
     pub settings: Settings,
-    /// The addresses that it needs.
+    /// The addresses that the Service needs.
     pub claim: Claim,
     /// Prefixes of clients that are allowed; empty: all.
     pub ranges: Vec<IpNet>,
-    /// Mistakes in it, which are left out.
+    /// Mistakes in the Service; the parts with mistakes are left out.
     pub wrong: Vec<String>,
 }
 
 impl Terms {
-    /// Whether a Service is to be served.
+    /// Whether this program shall serve a Service.
     #[must_use]
     pub fn include(&self, service: &Service) -> bool {
         let Some(spec) = &service.spec else { return false };
@@ -69,7 +69,7 @@ impl Terms {
         spec.type_.as_deref() == Some("LoadBalancer") && is_ours && service.metadata.deletion_timestamp.is_none()
     }
 
-    /// Reads the wishes of a Service.
+    /// Reads the requirements of a Service.
     #[must_use]
     pub fn wanted(&self, service: &Service) -> Wanted {
         let (namespace, name) = key(service);
@@ -96,7 +96,7 @@ impl Terms {
         Wanted { name: names::service(&namespace, &name), ports, settings, claim, ranges, wrong }
     }
 
-    /// The way in which its packets reach backends.
+    /// The forwarding mode of a service.
     #[must_use]
     pub fn forwarding<'a>(&self, wanted: &'a Wanted) -> &'a str {
         wanted.settings.forwarding.as_deref().unwrap_or("nat")
@@ -117,19 +117,19 @@ impl Terms {
         }
     }
 
-    /// Keys that follow from the Service, which annotations may override.
+    /// Keys that the Service determines and annotations may override.
     fn usual(&self, service: &Service) -> toml::Table {
         let spec = service.spec.clone().unwrap_or_default();
         let mut keys = toml::Table::new();
         keys.insert("remember".to_owned(), remember(&spec).into());
-        // As kube-proxy answers where a Service has no endpoints.
+        // Like kube-proxy, reject packets if a Service has no endpoints.
         keys.insert("reject".to_owned(), true.into());
         if let Some(assign) = &self.assign_vip {
             let value = if assign == "true" { Value::Boolean(true) } else { assign.as_str().into() };
             keys.insert("assign_vip".to_owned(), value);
         }
         if let Some(port) = spec.health_check_node_port.filter(|port| *port > 0 && self.target == Target::Node) {
-            // A node without a pod of the Service answers 503: a soft failure, which drains it.
+            // A node without a pod of the Service answers 503, which is a soft failure and drains the node.
             let check = toml::toml! { type = "http" path = "/healthz" };
             let mut check = check;
             check.insert("port".to_owned(), Value::Integer(port.into()));
@@ -147,7 +147,7 @@ pub fn key(service: &Service) -> (String, String) {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// The addresses that its status says.
+/// The addresses in the status of a Service.
 #[must_use]
 pub fn held(service: &Service) -> Vec<IpAddr> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -179,7 +179,7 @@ fn ranges(spec: &ServiceSpec, wrong: &mut Vec<String>) -> Vec<IpNet> {
     }
     if ranges.is_empty() && spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
         wrong.push("loadBalancerSourceRanges has no prefix that makes sense: all clients are denied".to_owned());
-        // An address of documentation: nobody.
+        // An address for documentation, which no client has.
         ranges.extend("192.0.2.0/32".parse::<IpNet>());
     }
     ranges
@@ -202,7 +202,7 @@ fn rules(wanted: &Wanted, grant: &Grant) -> Vec<RuleText> {
     families.flat_map(|family| sources::denied(&wanted.ranges, *family == Family::V6)).map(rule).collect()
 }
 
-/// Keys of `ports` as the file has them.
+/// The keys of `ports`, as they are written in the file.
 #[must_use]
 pub fn port_keys(ports: &BTreeMap<u16, u16>) -> BTreeMap<String, u16> {
     ports.iter().map(|(port, to)| (port.to_string(), *to)).collect()

@@ -9,7 +9,7 @@ use super::{event::Event, row::Row};
 pub struct Sessions {
     /// The number of sessions at the beginning.
     pub total: u64,
-    /// Sessions whose counter increased with every answer to the end.
+    /// Sessions whose counter increased with every answer until the end.
     pub survived: u64,
     /// Sessions that a server no longer knew, or for which no server answered at the end.
     pub lost: u64,
@@ -28,7 +28,7 @@ impl Sessions {
 /// The result of an event for a row: the raw figures, from which all others are computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cell {
-    /// The strategy and the program in front of its servers.
+    /// The strategy of the servers, and the program in front of them.
     pub row: Row,
     /// The event that happened.
     pub event: Event,
@@ -44,8 +44,8 @@ pub struct Cell {
     pub failed: u64,
     /// The time from the SYN to the end of a successful answer.
     pub latency_ms: Latency,
-    /// The number of client addresses that moved from one backend to another, as the clients saw it; the number of
-    /// clients, unless the front is the balancer with memory.
+    /// The number of client addresses that moved from one backend to another, as the clients saw it. Unless the front
+    /// is the balancer with memory, this counts clients, not addresses.
     pub moved_seen: u64,
     /// The number of moves by the balancers' counters; `None` if the front has no counter.
     pub moved_counted: Option<u64>,
@@ -60,9 +60,9 @@ pub struct Cell {
 /// Latencies in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
-    /// Half of the answers came sooner.
+    /// The median: half of the answers came sooner.
     pub p50: f64,
-    /// 99 of 100 came sooner.
+    /// The 99th percentile: 99 of 100 answers came sooner.
     pub p99: f64,
 }
 

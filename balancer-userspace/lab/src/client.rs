@@ -80,7 +80,7 @@ pub(crate) struct Client {
     next: String,
     /// The last known counter; `None` without a session.
     count: Option<u64>,
-    /// The number of requests since then that the server may have counted.
+    /// The number of requests since that counter that the server may have counted.
     unanswered: u64,
     sent: u64,
     body: usize,

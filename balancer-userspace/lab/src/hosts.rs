@@ -65,7 +65,7 @@ impl Hosts {
     /// Creates hosts for this number of stores and servers with this forwarding mode.
     pub(crate) fn new(forwarding: Forwarding, servers: u16, stores: u8, outside: Outside) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
-        // Servers that do not run as root write files below it.
+        // Servers that do not run as root write files below this directory.
         fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
         let mut topology = Topology::new(Shape::Routed, forwarding, usize::from(servers))?;
         for _ in 1..BALANCERS {

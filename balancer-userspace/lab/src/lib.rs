@@ -108,7 +108,7 @@ pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
         return Ok(());
     }
     ensure!(nix::unistd::geteuid().is_root(), "the lab needs root, for network namespaces and XDP: run it with sudo");
-    // Before threads or children exist, so that the signals end none of them.
+    // The lab handles signals before it starts threads or children, so that the signals end none of them.
     interrupt::take_over()?;
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =

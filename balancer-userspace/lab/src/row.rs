@@ -73,7 +73,7 @@ impl Front {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat | Self::Spread)
     }
 
-    /// Whether it remembers clients by their addresses and counts their moves.
+    /// Whether the program remembers clients by their addresses and counts their moves.
     pub(crate) const fn remembers(self) -> bool {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat)
     }
@@ -93,7 +93,7 @@ impl Front {
 pub struct Row {
     /// The servers.
     pub strategy: Strategy,
-    /// The program in front of them.
+    /// The program in front of the servers.
     pub front: Front,
 }
 

@@ -5,8 +5,8 @@ use std::{
     str,
 };
 
-/// Reads an address, such as `203.0.113.7`, `2001:db8::7`, `[2001:db8::7]` or `fe80::1%eth0`. An IPv4 address that is written as
-/// an IPv6 address (`::ffff:203.0.113.7`) is the IPv4 address.
+/// Reads an address, such as `203.0.113.7`, `2001:db8::7`, `[2001:db8::7]` or `fe80::1%eth0`. An IPv4 address that is
+/// written as an IPv6 address (`::ffff:203.0.113.7`) is the IPv4 address.
 pub(crate) fn parse(text: &[u8]) -> Option<IpAddr> {
     if let Some(address) = v4(text) {
         return Some(IpAddr::V4(address.into()));

@@ -51,7 +51,7 @@ pub struct Unreadable {
 pub struct Tally {
     /// Lines that are not empty.
     pub lines: u64,
-    /// The number of unreadable lines among them.
+    /// The number of unreadable lines.
     pub unreadable: u64,
     /// The first unreadable line.
     pub first: Option<Unreadable>,
@@ -124,7 +124,7 @@ impl Census {
         self.times = Some((first.min(at), last.max(at)));
     }
 
-    /// All clients, in no order.
+    /// All clients, in no particular order.
     pub fn clients(&self) -> impl Iterator<Item = (IpAddr, Client)> {
         let v4 = self.v4.iter().map(|(&bits, &client)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), client));
         let v6 = self.v6.iter().map(|(&bits, &client)| (IpAddr::V6(Ipv6Addr::from_bits(bits)), client));

@@ -20,7 +20,7 @@ const LISTED: usize = 10;
 /// How long a client counts as active if the service remembers none: the usual time.
 const USUAL_REMEMBER: Duration = Duration::from_secs(3 * 3_600);
 
-/// Reports on a log, for a service and changes to it.
+/// Makes a report on a log for a service and for changes to this service.
 ///
 /// # Errors
 /// If the controller refuses a change.

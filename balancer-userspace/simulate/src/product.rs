@@ -171,7 +171,7 @@ impl Product {
     /// Makes a change.
     ///
     /// # Errors
-    /// If the controller refuses it; has the controller's message.
+    /// If the controller refuses it; the error has the controller's message.
     pub fn change(&self, change: &Change) -> Result<Changed, Impossible> {
         let made = self.core_change(change)?;
         let planned = self.controller.plan_and_make(made, self.now);

@@ -31,7 +31,7 @@ pub struct Report {
 pub struct Log {
     /// Lines that are not empty.
     pub lines: u64,
-    /// The unreadable lines among them.
+    /// The unreadable lines of the log.
     pub unreadable: u64,
     /// The requests of the readable lines.
     pub requests: u64,
@@ -39,7 +39,7 @@ pub struct Log {
     pub first: Option<String>,
     /// The log's last time.
     pub last: Option<String>,
-    /// Seconds between the two.
+    /// The seconds between the first and the last time.
     pub seconds: Option<u64>,
 }
 
@@ -66,9 +66,9 @@ pub struct Prefix {
     pub prefix: String,
     /// Addresses of the prefix in the log.
     pub addresses: u64,
-    /// The number of their requests.
+    /// The number of requests from these addresses.
     pub requests: u64,
-    /// Their part of all requests.
+    /// The part of these requests in all requests.
     pub share: f64,
 }
 
@@ -114,8 +114,8 @@ pub struct Shares {
     pub servers: Vec<Share>,
     /// The number of addresses without a fixed server, because the rule spreads their connections or takes turns.
     pub spread: u64,
-    /// Their requests, which servers get in proportion to their weights. Each server's requests include its part of
-    /// them.
+    /// The requests of these addresses. Servers get them in proportion to their weights, and each server's number of
+    /// requests includes its part.
     pub spread_requests: u64,
     /// The largest ratio, over all servers, of the actual to the expected part of the clients.
     pub largest_clients: f64,
@@ -128,7 +128,7 @@ pub struct Shares {
 pub struct Share {
     /// Name of the server.
     pub server: String,
-    /// The part of the clients that the server's weight entitles it to.
+    /// The part of the clients that the server should have by its weight.
     pub expected: f64,
     /// The number of addresses.
     pub clients: u64,
@@ -200,6 +200,6 @@ pub struct Pauses {
 pub struct Suggestion {
     /// A line of the configuration, or a command.
     pub line: String,
-    /// The reason for it.
+    /// The reason for the suggestion.
     pub why: String,
 }

@@ -14,11 +14,11 @@ const LARGEST_WEIGHT: u32 = 256;
 pub struct Server {
     /// Name of the server.
     pub name: String,
-    /// The weight, which determines its share of clients.
+    /// The weight, which determines the server's share of clients.
     pub weight: u16,
-    /// Whether it takes clients only when all others have failed.
+    /// Whether the server takes clients only when all others have failed.
     pub backup: bool,
-    /// Whether it takes clients.
+    /// Whether the server takes clients.
     pub up: bool,
 }
 
@@ -31,14 +31,14 @@ pub enum Change {
         name: String,
         /// The weight of the new server; `None` for the default.
         weight: Option<u16>,
-        /// Whether it is a backup.
+        /// Whether the new server is a backup.
         backup: bool,
     },
     /// Removes a server.
     Remove {
         /// The name of the server to remove.
         name: String,
-        /// Whether to remove it without a drain.
+        /// Whether to remove the server without a drain.
         force: bool,
     },
     /// Drains a server, makes it ready, or puts it into maintenance.
@@ -69,7 +69,7 @@ pub struct Servers(pub Vec<Server>);
 pub const USUAL_WEIGHT: u16 = 100;
 
 impl Servers {
-    /// The servers of a service, all of them in use.
+    /// The servers of a service, all of which are in use.
     #[must_use]
     pub fn of(service: &ServiceConfig) -> Self {
         let server = |backend: &balancer_config::config::BackendConfig| Server {

@@ -18,7 +18,7 @@ const MOST_SPREAD: usize = 10;
 /// A client is heavy if it has a quarter of the requests that a server should have.
 const HEAVY: f64 = 0.25;
 
-/// Round times that people would write.
+/// Round times, as people write them.
 const ROUND: [u64; 20] = [
     300, 600, 900, 1_200, 1_800, 2_400, 3_600, 5_400, 7_200, 10_800, 14_400, 21_600, 28_800, 43_200, 64_800, 86_400,
     172_800, 259_200, 604_800, 1_209_600,
@@ -78,7 +78,7 @@ fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
     Suggestion { line: format!("client_prefix = {{ v4 = {}, v6 = {} }}", prefix.v4, prefix.v6), why }
 }
 
-/// Suggests to remember clients for longer than all but a few pauses.
+/// Suggests a time for remembering clients that is longer than all but a few pauses.
 fn remember(census: &Census) -> Option<Suggestion> {
     let pause = census.gaps.longer_than(995)?;
     let round = ROUND.into_iter().find(|&round| round >= pause);

@@ -81,7 +81,7 @@ fn create(path: &Path) -> anyhow::Result<File> {
     options.open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes packets up to the count. Returns how many, and whether the file became too large.
+/// Writes packets up to the count. Returns their number, and whether the file became too large.
 async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Result<(u64, bool), Failure> {
     let mut packets = 0;
     while let Some(observation) = session.next().await? {

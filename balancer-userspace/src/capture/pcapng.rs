@@ -50,7 +50,7 @@ pub(super) struct Packet<'a> {
     pub(super) action: u32,
 }
 
-/// A file in the making.
+/// A writer of a capture file.
 pub(super) struct Writer<W> {
     to: W,
     snaplen: u32,

@@ -495,7 +495,7 @@ const fn dropped(reason: DropReason) -> &'static str {
 }
 
 impl Explanation {
-    /// Returns the explanation in one line, for the comment of a captured packet.
+    /// Returns the explanation in one line, as the comment of a captured packet.
     pub(crate) fn comment(&self) -> String {
         let mut text = format!("service {}", self.service.as_deref().unwrap_or("-"));
         if let Some(listener) = &self.listener {

@@ -137,7 +137,7 @@ mod tests {
             shown("a.log", 50 << 20, Some(200 << 20)),
             format!("[{}{}] 25% of 200 MiB, a.log", "#".repeat(10), ".".repeat(30))
         );
-        // The log grows meanwhile.
+        // The log grows while it is read.
         assert_eq!(shown("a.log", 3 << 20, Some(2 << 20)), format!("[{}] 100% of 2 MiB, a.log", "#".repeat(40)));
         assert_eq!(shown("standard input", 50 << 20, None), "50 MiB, standard input");
     }

@@ -127,7 +127,7 @@ fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<Stri
 /// Returns the changes to simulate by default.
 fn usual(service: &str, servers: &Servers) -> Vec<Change> {
     let mut changes = Vec::new();
-    // Choose the second backend: without the first or last one, the lists would stay more alike.
+    // The change removes the second backend: without the first or last one, the lists would stay more alike.
     let primaries = || servers.0.iter().filter(|server| !server.backup);
     let name = primaries().nth(1).or_else(|| primaries().next()).map(|server| server.name.clone());
     changes.extend(name.clone().map(|name| Change::Remove { name, force: true }));

@@ -35,7 +35,7 @@ struct Headers {
     /// Source port, destination port, and whether the packet opens a connection; for TCP and UDP except later
     /// fragments.
     ports: Option<Option<(u16, u16, bool)>>,
-    /// The connection ID of a datagram with ports, were it QUIC.
+    /// The connection ID of a datagram with ports, read as if the datagram were QUIC.
     connection_id: Option<Vec<u8>>,
 }
 
@@ -51,7 +51,8 @@ pub fn compare(bytes: &[u8]) {
     }
 }
 
-/// Checks that the fast path for common headers accepts only those and gives the same result as the full parser.
+/// Checks that the fast path for common headers accepts only common headers and gives the same result as the full
+/// parser.
 fn assert_short_way(bytes: &mut [u8]) {
     let frame = Packet::from_slice(bytes);
     let long = parse::ip(frame);

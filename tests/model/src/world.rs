@@ -56,7 +56,7 @@ pub struct World {
     backends: HashMap<[u8; 2], String>,
     /// The sum of the counters of removed backends.
     departed: Counters,
-    /// Ids of removed backends. Packets that were on their way at the removal still count afterwards.
+    /// Ids of removed backends. Packets that were in progress at the removal are still counted afterwards.
     retired: Vec<BackendId>,
     applied: Applied,
     /// The number of known clients that changes made unknown.
@@ -567,7 +567,7 @@ impl World {
         Some(self.dataplane.client(service, client.into())?.last_seen)
     }
 
-    /// Advances the time by `seconds`. Returns whether a sweep of the client table ended meanwhile.
+    /// Advances the time by `seconds`. Returns whether a sweep of the client table ended in this time.
     pub fn wait(&mut self, seconds: u64) -> bool {
         self.elapsed += Duration::from_secs(seconds);
         sweep(&mut self.dataplane, self.elapsed).is_some()

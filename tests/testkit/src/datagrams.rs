@@ -36,7 +36,7 @@ pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Res
 /// Sends `datagram` from each client, each from its own port. Returns the names in the answers.
 ///
 /// # Errors
-/// If no answer comes, or from elsewhere than `vip`.
+/// If no answer comes, or an answer comes from an address other than `vip`.
 pub fn ask(
     topology: &Topology,
     family: Family,

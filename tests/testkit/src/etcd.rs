@@ -40,11 +40,11 @@ pub struct Options {
 }
 
 impl EtcdCluster {
-    /// Starts a member at each address, in the namespace that has it, and waits until all are healthy. They end with
-    /// the calling thread at the latest.
+    /// Starts a member at each address, in the namespace that has this address, and waits until all are healthy. The
+    /// members end with the calling thread at the latest.
     ///
     /// # Errors
-    /// If a program cannot be started, or they do not agree within 30 s.
+    /// If a program cannot be started, or the members do not form a cluster within 30 s.
     pub fn start(places: &[(&Namespace, IpAddr)], options: &Options) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let addresses: Vec<IpAddr> = places.iter().map(|&(_, address)| address).collect();
@@ -121,7 +121,7 @@ impl EtcdCluster {
     /// Waits until a member reports that it can serve a linearizable read.
     ///
     /// # Errors
-    /// If it does not within 30 s.
+    /// If the member does not report this within 30 s.
     pub fn wait_until_well(&self, namespace: &Namespace, address: IpAddr) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -139,7 +139,7 @@ impl EtcdCluster {
     /// The leader's index.
     ///
     /// # Errors
-    /// If none says that it does.
+    /// If no member says that it leads.
     pub fn leader(&self, namespace: &Namespace) -> Result<usize> {
         let id = |value: &serde_json::Value| value.as_u64();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_started()) {

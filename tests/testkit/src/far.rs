@@ -26,7 +26,7 @@ pub struct Far {
 }
 
 impl Far {
-    /// Connects them to the segment of a topology, and adds routes to the far host.
+    /// Connects the far host and the routers to the segment of a topology, and adds routes to the far host.
     ///
     /// # Errors
     /// If the kernel refuses.

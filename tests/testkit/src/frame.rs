@@ -59,7 +59,7 @@ pub enum Transport {
     UdpWithoutChecksum,
     /// ICMP or ICMPv6: type, code and the rest of the header.
     Icmp(u8, u8, [u8; 4]),
-    /// None: `payload` follows the IP header, which names this protocol.
+    /// No header: `payload` follows the IP header, which names this protocol.
     Raw(u8),
 }
 

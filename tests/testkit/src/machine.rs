@@ -74,8 +74,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A copy of this machine's system for the network of `namespace`. What it writes is forgotten. It has `shared` as
-    /// [`SHARED`], and starts no services by itself.
+    /// A copy of this machine's system for the network of `namespace`. The files that it writes are lost. It has
+    /// `shared` as [`SHARED`], and starts no services by itself.
     ///
     /// # Errors
     /// If a directory cannot be made.
@@ -140,7 +140,7 @@ impl Machine {
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
         nspawn.process_group(0);
         if !Path::new("/run/systemd/system").exists() {
-            // No other program gives it a control group.
+            // No other program creates a control group for the machine.
             let cgroup = Cgroup::new(&self.name)?;
             let procs = cgroup.0.join("cgroup.procs");
             self.cgroup = Some(cgroup);
@@ -149,7 +149,7 @@ impl Machine {
             unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
         }
         if self.shared.is_some() {
-            // Options do not come after it.
+            // Options cannot follow this argument.
             nspawn.arg("systemd.unit=basic.target");
         }
         // SAFETY: the closure makes one system call between fork and exec.
@@ -181,7 +181,7 @@ impl Machine {
         if self.shared.is_none() {
             return Command::new("systemd-nspawn");
         }
-        // It refuses the root directory itself. The mount is in a mount namespace of its own.
+        // systemd-nspawn refuses the root directory itself. The mount is in a separate mount namespace.
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", "mount --bind / \"$0\" && exec \"$@\""]);
         command.arg(self.root()).arg("systemd-nspawn");
@@ -237,7 +237,7 @@ impl Machine {
             return remove(&self.directory);
         }
         let _ = fs::remove_file(self.directory.join("console.log"));
-        // Not what may be mounted there.
+        // This does not remove files that may be mounted there.
         fs::remove_dir(self.root()).and_then(|()| fs::remove_dir(&self.directory)).context("removing the directories")
     }
 }

@@ -118,9 +118,9 @@ pub struct Rig {
 impl Rig {
     /// Moves the thread into a new namespace, loads the program and configures `services`, each with one backend.
     /// Clients are `203.0.113.0/24`, `10.0.0.0/8` and `2001:db8:c::/48`, beyond a router whose MAC is [`ROUTER_MAC`];
-    /// the machine itself is `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that do not
-    /// answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and `2001:db8:d::/48`
-    /// are beyond the other interface.
+    /// this machine has the addresses `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that
+    /// do not answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and
+    /// `2001:db8:d::/48` are beyond the other interface.
     ///
     /// # Errors
     /// If the process is not root, or if the kernel refuses.
@@ -128,7 +128,7 @@ impl Rig {
         Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
     }
 
-    /// The same with a program that [logs](Self::log) unexpected packets.
+    /// Like [`Self::new`], with a program that [logs](Self::log) unexpected packets.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -136,7 +136,7 @@ impl Rig {
         Self::load(services, true, Budgets::here(), &small_pool(), 1 << 10)
     }
 
-    /// The same with other budgets for each CPU.
+    /// Like [`Rig::new`], with other budgets for each CPU.
     ///
     /// # Errors
     /// As [`Rig::new`].
@@ -144,7 +144,7 @@ impl Rig {
         Self::load(services, false, budgets, &small_pool(), 1 << 10)
     }
 
-    /// The same with a table for `flows` connections, for `snat`.
+    /// Like [`Rig::new`], with a table for `flows` connections, for `snat`.
     ///
     /// # Errors
     /// As [`Rig::new`].
@@ -199,7 +199,7 @@ impl Rig {
     /// Returns the kernel's information about the loaded program.
     ///
     /// # Errors
-    /// If it says nothing.
+    /// If the kernel returns none.
     pub fn info(&mut self) -> anyhow::Result<ProgramInfo> {
         Ok(self.dataplane.program()?.info()?)
     }
@@ -232,7 +232,7 @@ impl Rig {
         Ok(prog_run::run(self.program.as_fd(), frame, ifindex, 1)?)
     }
 
-    /// Sets the interfaces and those on top of them.
+    /// Sets the interfaces and the devices on top of them.
     pub fn set_layers(&mut self, layers: Layers) {
         self.dataplane.set_layers(layers);
     }
@@ -313,7 +313,7 @@ impl Rig {
     }
 
     /// Adds a backend to the service at `address`, in every second slot if it takes clients. Its number is `number`,
-    /// and its MAC address is [`backend_mac`] of that.
+    /// and its MAC address is the [`backend_mac`] of this number.
     ///
     /// # Errors
     /// If there is no such service, or the kernel refuses.

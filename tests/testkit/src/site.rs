@@ -291,7 +291,7 @@ impl Site {
     }
 
     /// The backend that answers each client. Checks that the backend saw the client's own address, or with `snat`
-    /// another one.
+    /// another address.
     ///
     /// # Errors
     /// If a connection fails.
@@ -328,7 +328,7 @@ impl Site {
     /// The slot and backend to which the controller says that a client is steered.
     ///
     /// # Errors
-    /// If it refuses, or says nothing but a drop.
+    /// If the controller refuses, or says that the client's packets are dropped.
     pub fn locate(&self, family: Family, client: u16) -> Result<(u32, String)> {
         let query = ClientQuery {
             address: self.topology.client_address(family, client),
@@ -350,7 +350,7 @@ impl Site {
     /// Runs a command line such as `["backend", "drain", "web/web2"]`, and returns its standard output.
     ///
     /// # Errors
-    /// If it fails; the error has its words.
+    /// If the command fails; the error contains its message.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let output = self.controller.cli(arguments)?;
         if !output.status.success() {
@@ -393,7 +393,7 @@ impl Site {
     /// Returns the metrics of `/metrics`.
     ///
     /// # Errors
-    /// If it does not answer, or not in numbers.
+    /// If the balancer does not answer, or a value is not a number.
     pub fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.metrics_text()?)
     }

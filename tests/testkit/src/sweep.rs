@@ -1,4 +1,4 @@
-//! Sweeps the client table for tests that do nothing else meanwhile.
+//! Sweeps the client table for tests that do nothing else at that time.
 
 use std::{thread, time::Duration};
 

@@ -40,8 +40,8 @@ const WINDOW: u64 = 32;
 /// How long to wait for a window's acknowledgement before sending the window again.
 const RESEND: Duration = Duration::from_millis(200);
 
-/// Adds services for TCP and UDP at [`PORT`], `tcp` and `udp` for IPv4, `tcp6` and `udp6` for IPv6, with the same
-/// backends as the settings'.
+/// Adds services for TCP and UDP at [`PORT`], `tcp` and `udp` for IPv4, `tcp6` and `udp6` for IPv6, with the backends
+/// of the settings.
 pub fn add_services(settings: &mut Settings, topology: &Topology) {
     let forwarding = forwarding_word(settings.forwarding);
     for family in Family::BOTH {
@@ -162,7 +162,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Checks the address that the backend sees: only with `snat` it differs from the client's.
+    /// Checks the address that the backend sees: it differs from the client's address only with `snat`.
     fn seen_as(&self, peer: IpAddr) -> Result<()> {
         let hidden = self.forwarding == Forwarding::Snat;
         ensure!((peer != self.source) == hidden, "{} was seen as {peer}", self.source);

@@ -20,7 +20,7 @@ use crate::{
 const FAMILY: Family = Family::V4;
 const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rule", "forgotten"];
 
-/// A session as its client knows it.
+/// A session from the client's point of view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
     /// The backend that has the session.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 /// Parses a variable as a decimal or `0x` number; `None` if it is not set.
 ///
 /// # Errors
-/// If it says something else.
+/// If the variable has another form.
 pub fn number(name: &str) -> Result<Option<u64>> {
     let Ok(text) = env::var(name) else { return Ok(None) };
     let number = text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16));

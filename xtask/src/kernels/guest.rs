@@ -14,7 +14,7 @@ use super::{debian::Kernel, outcome::Outcome};
 use crate::{arch::Arch, command::program};
 
 const MEMORY: &str = "4G";
-/// Two CPUs, and more that could be added, as in many virtual machines: the program must not size maps for those.
+/// Two CPUs, with room for more, as in many virtual machines: the program must not size maps for CPUs that are absent.
 const CPUS: &str = "2,maxcpus=64";
 /// The time limit of a guest.
 const LIMIT: &str = "7200";

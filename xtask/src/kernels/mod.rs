@@ -164,8 +164,8 @@ fn run(arch: Arch, wanted: &[Which<'_>], suites: &[Suite]) -> Result<()> {
     Ok(())
 }
 
-/// How often to start a machine that does not reach process 1. With several processors, qemu without virtualization
-/// sometimes runs into an instruction that the kernel is replacing (`Oops: int3`).
+/// The number of attempts to boot a machine until it reaches process 1. With several processors, qemu without
+/// virtualization sometimes runs into an instruction that the kernel is replacing (`Oops: int3`).
 const BOOTS: u32 = 3;
 
 fn on(kernel: &Kernel, tests: &Path, suites: &[Suite]) -> Result<Outcome> {

@@ -49,7 +49,7 @@ impl Outcome {
         self.seconds = after.as_secs();
     }
 
-    /// Whether its kernel reached process 1.
+    /// Whether the guest's kernel reached process 1.
     pub(super) const fn has_booted(&self) -> bool {
         self.heard
     }

@@ -17,21 +17,21 @@ use crate::{
 /// The suite that has the source package, and the compiler that it is built with.
 const SUITE: &str = "bookworm";
 
-/// The compiler: Kubernetes 1.20 is built in the way that it knows as GOPATH mode.
+/// The compiler. This project builds Kubernetes 1.20 in Go's GOPATH mode.
 const COMPILER: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
 
 /// The import path of the sources.
 const IMPORT: &str = "k8s.io/kubernetes";
 
-/// Marks types of which the server describes the fields to `kubectl`.
+/// The mark of types whose fields the server describes to `kubectl`.
 const MARK: &str = "+k8s:openapi-gen=";
 
-/// Directories of the sources in which marked types are, and those below them whose are none of the server's.
+/// Directories of the sources that contain marked types, each with subdirectories whose types the server does not use.
 const MARKED: [&str; 4] = ["pkg", "staging/src/k8s.io", "cmd", "plugin"];
 const UNMARKED: [&str; 2] = ["staging/src/k8s.io/code-generator", "staging/src/k8s.io/sample-apiserver"];
 
-/// A library in the sources that calls a function of the compiler's own as it was before Go 1.18: the server crashes after
-/// minutes. Later versions of the library have these lines.
+/// A library in the sources that calls an internal function of the compiler in its form before Go 1.18, so the server
+/// would crash after minutes. Later versions of the library contain these lines.
 const REFLECTION: &str = "vendor/github.com/modern-go/reflect2";
 const MENDED: [(&str, &str, &str); 3] = [
     (
@@ -50,7 +50,7 @@ const MENDED: [(&str, &str, &str); 3] = [
     ("unsafe_map.go", "mapiterinit(type2.rtype", "mapiteration(type2.rtype"),
 ];
 
-/// The directory with `kube-apiserver` and `kubectl`, which are made if they are not there.
+/// The directory with `kube-apiserver` and `kubectl`, which this function builds if they are missing.
 pub(crate) fn programs() -> Result<PathBuf> {
     let place = root().join("target/kubernetes");
     let bin = place.join("bin");
@@ -71,7 +71,7 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// Leaves nothing of `place` but the programs: sources, compiler and cache take gigabytes.
+/// Removes everything from `place` except the programs: sources, compiler and cache take gigabytes.
 fn tidy(place: &Path, bin: &Path) -> Result<()> {
     for entry in fs::read_dir(place).with_context(|| place.display().to_string())? {
         let path = entry?.path();
@@ -85,7 +85,7 @@ fn tidy(place: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks packages into a directory of their own, which is empty before.
+/// Unpacks packages into a separate directory, and empties this directory first.
 fn unpacked(apt: &Apt, place: &Path, name: &str, packages: &[&str]) -> Result<PathBuf> {
     let directory = place.join(name);
     let downloads = place.join(format!("{name}.packages"));
@@ -108,14 +108,14 @@ fn emptied(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())
 }
 
-/// The files of a directory whose names end so.
+/// The files of a directory whose names end with `ending`.
 fn files(directory: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
     let all = entries.flatten().map(|entry| entry.path());
     Ok(all.filter(|path| path.to_string_lossy().ends_with(ending)).collect())
 }
 
-/// Sources and a compiler.
+/// The sources, and a compiler for them.
 struct Build {
     place: PathBuf,
     compiler: PathBuf,
@@ -150,13 +150,13 @@ impl Build {
         self.place.join("gopath/src").join(IMPORT)
     }
 
-    /// A program, in the sources, with the compiler's environment.
+    /// A command that runs in the sources with the compiler's environment.
     fn command(&self, name: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = program(name);
         command.current_dir(self.sources());
         command.env("GOPATH", self.place.join("gopath")).env("GOCACHE", self.place.join("gocache"));
         command.env("GOROOT", &self.compiler).env("GO111MODULE", "off").env("CGO_ENABLED", "0");
-        // One at a time: some packages take a gigabyte.
+        // Compile one package at a time, because some need a gigabyte of memory.
         command.env("GOFLAGS", "-p=1").env("HOME", &self.place);
         let path = env::var_os("PATH").unwrap_or_default();
         let path = [self.compiler.join("bin")].into_iter().chain(env::split_paths(&path));
@@ -173,14 +173,14 @@ impl Build {
         run(&mut command)
     }
 
-    /// The version as the server says it: `v1.20.2`.
+    /// The version in the server's notation: `v1.20.2`.
     fn version(&self) -> Result<String> {
         let description = files(&self.place.join("source"), ".dsc")?.pop().context("no description of the package")?;
         let text = fs::read_to_string(&description).with_context(|| description.display().to_string())?;
         version(&text).with_context(|| format!("{} has no version", description.display()))
     }
 
-    /// Makes the description of all types, then the server.
+    /// Generates the description of all types, then builds the server.
     fn server(&self, to: &Path) -> Result<()> {
         println!("Building the API server of Kubernetes {} from Debian's sources.", self.version()?);
         let generator = self.place.join("openapi-gen");
@@ -191,7 +191,7 @@ impl Build {
         command.arg("-i").arg(self.marked()?.into_iter().collect::<Vec<_>>().join(","));
         command.arg("-r").arg(self.place.join("violations")).arg("-o").arg(self.place.join("gopath/src"));
         run(&mut command)?;
-        // Under its own name only once it is whole.
+        // The file gets its final name only when it is complete.
         let half = to.with_extension("new");
         self.go(&half, "cmd/kube-apiserver")?;
         fs::rename(&half, to).with_context(|| to.display().to_string())
@@ -204,7 +204,7 @@ impl Build {
     }
 }
 
-/// The import paths of the packages of these files, which are named from the top of the sources.
+/// The import paths of the packages of these files, whose names are relative to the root of the sources.
 fn packages(files: &str) -> BTreeSet<String> {
     let is_one = |file: &&str| !file.ends_with("_test.go") && !UNMARKED.iter().any(|tree| file.starts_with(tree));
     let directory = |file: &str| Some(Path::new(file).parent()?.to_str()?.replacen("staging/src/", "vendor/", 1));
@@ -212,7 +212,7 @@ fn packages(files: &str) -> BTreeSet<String> {
     directories.map(|directory| format!("{IMPORT}/{directory}")).collect()
 }
 
-/// The version of the sources of a Debian package: what `really` was packed.
+/// The version of the sources of a Debian package: the part after `really`, if there is one.
 fn version(description: &str) -> Option<String> {
     let whole = description.lines().find_map(|line| line.strip_prefix("Version: "))?;
     let upstream = whole.rsplit_once('-').map_or(whole, |(upstream, _)| upstream);

@@ -23,7 +23,7 @@ pub(crate) struct Options {
     clients: u16,
 }
 
-/// Sets up, builds the API server if it is not there, and plays all that can happen to a Service.
+/// Sets up, builds the API server if it is missing, and plays the events that can happen to a Service.
 pub(crate) fn lab(options: &Options) -> Result<()> {
     ensure_root("the lab of Kubernetes", "lab kubernetes")?;
     setup(Purpose::Test)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask release`: makes packages and archives for people who do not compile.
+//! `cargo xtask release`: makes packages and archives for users who do not compile the programs.
 //!
 //! Programs are linked statically with musl, so that they run on every distribution. The same sources, compiler and
 //! tools produce the same bytes in every directory.
@@ -31,8 +31,8 @@ const PROGRAMS: [&str; 2] = ["balancer", KUBERNETES];
 /// The version of the whole workspace.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Builds for each of `architectures`, or all, and puts packages, archives, bills of materials and checksums into
-/// `target/dist`; the checksums signed with `key`, if there is one.
+/// Builds for each of `architectures`, or for all. Puts packages, archives, bills of materials and checksums into
+/// `target/dist`, and signs the checksums with `key` if it is given.
 pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> {
     let key = key.map(signature::key).transpose()?;
     let architectures = if architectures.is_empty() { &Arch::ALL[..] } else { architectures };

@@ -44,7 +44,7 @@ impl Toolchain {
         if !this.compiler().exists() {
             println!("Downloading {} for {}", PACKAGES.join(", "), arch.name());
             this.download().with_context(|| format!("{} for {}", PACKAGES.join(", "), arch.debian()))?;
-            // Written last, as a sign that the toolchain is complete.
+            // The compiler is written last, as a sign that the toolchain is complete.
             this.write_compiler()?;
         }
         Ok(this)

@@ -107,7 +107,7 @@ fn reference(package: &Value) -> String {
     format!("pkg:cargo/{}@{}", text(&package["name"]), text(&package["version"]))
 }
 
-/// Whether the dependency is linked, and not only for building or tests.
+/// Whether the dependency is linked with the program, and not only needed for the build or tests.
 fn is_linked(edge: &Value) -> bool {
     items(&edge["dep_kinds"]).any(|kind| kind["kind"].is_null())
 }

@@ -1,7 +1,7 @@
 //! Finds a compiler and a linker for the kernel program, in one of two ways:
 //!
 //! 1. rustup's nightly of the date in `balancer-userspace/dataplane/nightly`, which compiles `core` for BPF from the
-//!    `rust-src` component; if it is not available, the installed nightly;
+//!    `rust-src` component; if that is not available, the installed nightly;
 //! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
 //!
 //! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, then the nightly of that date,
@@ -166,7 +166,7 @@ fn install_debian(installer: &mut Installer) -> Result<()> {
     }
     let version = output(program("/usr/bin/rustc").arg("--version").arg("--verbose")).context("no /usr/bin/rustc")?;
     install_linker(installer, llvm_major(&version).context("/usr/bin/rustc names no LLVM version")?)?;
-    // Last, because the linked toolchain hides nightly from the build.
+    // This is the last choice, because the linked toolchain hides nightly from the build.
     if !Compiler::Linked.exists() {
         let mut command = program("rustup");
         command.args(["toolchain", "link", Compiler::Linked.name(), DEBIAN_SYSROOT]);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::packages::{Manager, Tool};
 use crate::command::{cargo, installed, is_root, output, program, run, run_within, shown};
 
-/// Installs things, and announces each before.
+/// An installer of packages and programs, which announces each before it installs it.
 #[derive(Debug)]
 pub(super) struct Installer {
     manager: Option<Manager>,
@@ -43,7 +43,7 @@ impl Installer {
         self.without_starting(&packages)
     }
 
-    /// The same, for files that other systems have in an already installed package.
+    /// Like [`Self::files`], for files that other systems have in an already installed package.
     pub(super) fn debian_files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
         if self.manager == Some(Manager::Apt) { self.files(files) } else { Ok(()) }
     }
@@ -97,7 +97,7 @@ impl Installer {
         Ok(())
     }
 
-    /// Whether the system can install such a package.
+    /// Whether the system can install a package of this name.
     pub(super) fn package_exists(&mut self, package: &str) -> Result<bool> {
         self.refresh_lists()?;
         Ok(output(program("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty()))
@@ -127,7 +127,7 @@ impl Installer {
     /// Runs a command that installs `what`.
     pub(super) fn step(&mut self, what: &str, limit: Option<Duration>, command: &mut Command) -> Result<()> {
         announce(what, command);
-        // It would only clutter these programs' error messages.
+        // Backtraces would only clutter these programs' error messages.
         command.env_remove("RUST_BACKTRACE");
         match limit {
             Some(limit) => run_within(limit, command),
@@ -145,7 +145,7 @@ impl Installer {
     }
 }
 
-/// While this value exists, packages start no services, unless the system has its own policy.
+/// A temporary policy: while this value exists, packages start no services, unless the system has its own policy.
 struct Policy(Option<&'static Path>);
 
 impl Policy {

@@ -16,7 +16,7 @@ pub struct AddBackend {
     /// The weight, 0–65535; absent: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
-    /// Whether it is a backup.
+    /// Whether the backend is a backup.
     #[serde(default)]
     pub backup: bool,
     /// The number of known clients at which the backend stops taking new clients; absent: no limit.
@@ -33,7 +33,7 @@ pub struct AddBackend {
 pub struct SetAdmin {
     /// The administrative state: `ready`, `drain` or `maint`.
     pub admin: balancer_config::states::Admin,
-    /// With `drain`: a timeout in place of the service's, such as `5m`.
+    /// With `drain`: a timeout instead of the service's, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
 }

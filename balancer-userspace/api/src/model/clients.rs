@@ -21,9 +21,9 @@ pub struct ClientView {
     /// The rule that decides, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<ClientRule>,
-    /// Whether the client table contains it.
+    /// Whether the client table contains the client.
     pub known: bool,
-    /// Seconds since its last recorded packet; `None` when it is not known.
+    /// Seconds since its last recorded packet; `None` if the client is not known.
     pub last_seen_seconds_ago: Option<u64>,
 }
 
@@ -72,7 +72,7 @@ pub struct FlowView {
     pub address: String,
     /// The phase: `half_open`, `established` or `closing`.
     pub state: String,
-    /// Seconds since it began.
+    /// Seconds since the connection began.
     pub age_seconds: u64,
     /// Seconds since its last packet.
     pub idle_seconds: u64,
@@ -100,7 +100,7 @@ pub const MAX_IMPORTED: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportClients {
-    /// At most [`MAX_IMPORTED`] clients.
+    /// The clients, at most [`MAX_IMPORTED`].
     pub clients: Vec<ImportClient>,
 }
 
@@ -112,10 +112,10 @@ pub struct ImportClient {
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// Seconds since it was seen; absent: now.
+    /// Seconds since the client was seen; absent: now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<u64>,
-    /// In place of the age: seconds for which it is remembered from now on, limited to the service's time.
+    /// Instead of the age: seconds for which the service still remembers the client, at most the service's time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_seconds: Option<u64>,
 }
@@ -131,11 +131,11 @@ pub struct ImportedView {
     pub known: u64,
     /// Clients that were known at another backend before.
     pub moved: u64,
-    /// Clients not seen for longer than the service remembers; they were not recorded.
+    /// Clients that were not recorded because they had not been seen for longer than the service remembers clients.
     pub expired: u64,
-    /// Clients without room in the client table; they were not recorded.
+    /// Clients that were not recorded because the client table had no room.
     pub full: u64,
-    /// Clients of a family without a listener of the service; they were not recorded.
+    /// Clients that were not recorded because the service has no listener of their family.
     pub strangers: u64,
 }
 
@@ -162,7 +162,7 @@ pub struct KnownClientView {
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// Seconds since it was seen.
+    /// Seconds since the client was seen.
     pub age_seconds: u64,
 }
 

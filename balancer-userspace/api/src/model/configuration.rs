@@ -30,7 +30,7 @@ pub struct ApplyConfiguration {
     /// Undo all run-time changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reset: bool,
-    /// The file's path on the balancer's machine without links, which tells whether it is the balancer's own.
+    /// The file's path on the balancer's machine, with links resolved. It shows whether the file is the balancer's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }
@@ -40,7 +40,7 @@ pub struct ApplyConfiguration {
 pub struct Applied {
     /// The change that was made, or would be, in one line.
     pub message: String,
-    /// With `dry_run`: the differences between file and run time, and further consequences.
+    /// With `dry_run`: the differences between the file and the configuration in use, and further consequences.
     #[serde(default)]
     pub differences: Vec<String>,
     /// The run-time changes made before.

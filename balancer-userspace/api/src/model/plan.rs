@@ -90,7 +90,7 @@ pub struct PlanView {
     pub slots_moved: u32,
     /// The number of slots that move between backends with unchanged shares.
     pub needless_slots_moved: u32,
-    /// Known clients that would move at once. Each counts as moved when it comes back.
+    /// Known clients that would move at once. Each counts as moved when it returns.
     pub known_clients_moved: u64,
     /// Known clients that would stay with a draining backend until its deadline.
     pub known_clients_draining: u64,
@@ -130,9 +130,9 @@ pub struct PlanView {
 /// Slots and clients with the same old and new backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoveView {
-    /// The backend that loses them; `None`: they had none.
+    /// The backend that loses the slots and clients; `None`: they had no backend.
     pub from: Option<String>,
-    /// The backend that gets them; `None`: they would be dropped.
+    /// The backend that gets the slots and clients; `None`: their packets would be dropped.
     pub to: Option<String>,
     /// Slots of the live table.
     pub slots: u32,

@@ -15,16 +15,16 @@ pub struct RuleView {
     pub action: Action,
     /// Whether the configuration file contains the same rule; rules added or changed at run time are not in the file.
     pub in_file: bool,
-    /// Whether it has an effect at the moment.
+    /// Whether the rule has an effect at the moment.
     pub active: bool,
-    /// Why it has none; empty if it has.
+    /// The reason why the rule has no effect; empty if it has one.
     pub reason: String,
-    /// Seconds until it expires; absent: never.
+    /// Seconds until the rule expires; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u64>,
-    /// Packets that it decided about, except later fragments and ICMP errors.
+    /// Packets that the rule decided about, except later fragments and ICMP errors.
     pub packets: u64,
-    /// Packets steered as if it did not exist, because its backend took no clients.
+    /// Packets steered as if the rule did not exist, because its backend took no clients.
     pub fallbacks: u64,
 }
 
@@ -49,7 +49,7 @@ pub struct SetRule {
     /// With `pin`: the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// Time after which it expires, such as `5m`.
+    /// Time after which the rule expires, such as `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<String>,
 }

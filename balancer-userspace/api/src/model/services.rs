@@ -33,17 +33,17 @@ pub struct ServiceView {
     /// Packets that passed to the host because their clients are not steered.
     #[serde(default)]
     pub unsteered_packets: u64,
-    /// Packets of steered clients that passed to the host because they belong to one of its connections.
+    /// Packets of steered clients that passed to the host because they belong to one of the host's connections.
     #[serde(default)]
     pub host_connection_packets: u64,
-    /// How QUIC connection IDs encode its backends; absent: it has no QUIC listener.
+    /// How QUIC connection IDs encode the service's backends; absent: the service has no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicView>,
     /// A line about the current sharing of clients between balancer and host; absent if every client has been steered
     /// for long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<String>,
-    /// The duration of its outage, in which so many backends fail that known clients stay where they are.
+    /// The duration of the service's outage: so many backends have failed that known clients stay at their backends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_seconds: Option<u64>,
     /// Conditions that need attention, one line each, such as an outage or a client that is most of a backend's load.
@@ -72,12 +72,12 @@ pub struct DenyView {
     pub file: String,
     /// Number of denied prefixes.
     pub prefixes: u64,
-    /// Packets that they denied.
+    /// Packets that these prefixes denied.
     pub packets: u64,
     /// Time since the file was last read without an error; absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the current file is not in effect; absent: it is.
+    /// Why the current file is not in effect; absent: it is in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -85,7 +85,7 @@ pub struct DenyView {
 /// A list of targets that become backends of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoverView {
-    /// The file of the list, if it is one.
+    /// The file of the list, if the list is a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
     /// The name whose SRV records are the list.
@@ -106,7 +106,7 @@ pub struct DiscoverView {
     /// Time since that version was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the current version is not applied, or not completely; absent: it is.
+    /// Why the current version is not applied, or not completely; absent: it is applied completely.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -116,10 +116,10 @@ pub struct DiscoverView {
 pub struct ListenerView {
     /// `198.51.100.10:443/tcp`, as in `listen` of a configuration file.
     pub listener: String,
-    /// Packets with ports that arrived for it; absent if it is the only one.
+    /// Packets with ports that arrived for the listener; absent if it is the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets: Option<u64>,
-    /// TCP connections opened to it; absent if it is the only one, and for UDP.
+    /// TCP connections opened to the listener; absent if it is the only one, and for UDP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
 }
@@ -127,9 +127,9 @@ pub struct ListenerView {
 /// The part of a backend that belongs to one address family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyView {
-    /// The family of its clients: `IPv4` or `IPv6`.
+    /// The family of the clients: `IPv4` or `IPv6`.
     pub family: Family,
-    /// The address by which it is reached.
+    /// The backend's address in this family.
     pub address: String,
     /// `unknown`, `up` or `down`.
     pub health: String,
@@ -156,7 +156,7 @@ impl ServiceView {
 pub struct BackendView {
     /// The backend's name in the service.
     pub name: String,
-    /// The backend's address, with a port if it has one for all listeners.
+    /// The backend's address, with a port if the backend has one for all listeners.
     pub address: String,
     /// The parts that differ by address family, if the service has listeners of both. The backend's state is then the
     /// worse of the two, its slots are those of the first listener's family, and all counters cover both.
@@ -167,7 +167,7 @@ pub struct BackendView {
     /// The backend's agent; absent: its service queries none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentView>,
-    /// `bounded_load`: the slots that it gives away; absent: none.
+    /// `bounded_load`: the slots that the backend gives away; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<BoundView>,
     /// The number of known clients at which the backend stops taking new clients; absent: no limit.
@@ -176,13 +176,13 @@ pub struct BackendView {
     /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Whether it is at a limit and takes no new clients.
+    /// Whether the backend is at a limit and takes no new clients.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// Whether it is used only when no primary backend is eligible.
+    /// Whether the backend is used only when no primary backend is eligible.
     pub backup: bool,
-    /// `discover`: it comes from a list of targets; absent: it is from the configuration file, or was added at run
-    /// time.
+    /// `discover`: the list of targets that the backend comes from; absent: it is from the configuration file, or was
+    /// added at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// The administrative state: `ready`, `drain` or `maint`.
@@ -209,11 +209,11 @@ pub struct BackendView {
     pub packets: u64,
     /// Bytes forwarded.
     pub bytes: u64,
-    /// The packets, bytes and new connections sent to it per second, over the last ten seconds or slightly more;
-    /// absent: not known yet.
+    /// The packets, bytes and new connections sent to the backend per second, over the last ten seconds or slightly
+    /// more; absent: not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
-    /// Unfinished handshakes with it.
+    /// Unfinished handshakes with the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
 }
@@ -221,9 +221,9 @@ pub struct BackendView {
 /// The slots that a backend gives away because it has or had more than its share of load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundView {
-    /// The percentage of its own slots that it keeps, 10–90.
+    /// The percentage of its own slots that the backend keeps, 10–90.
     pub keeps_percent: u8,
-    /// The approximate number of slots that it gives away.
+    /// The approximate number of slots that the backend gives away.
     pub given_slots: u32,
     /// The ratio of its load to the expected load at the time of the decision.
     pub load_ratio: f64,
@@ -236,15 +236,16 @@ pub struct AgentView {
     pub says: String,
     /// The percentage of `weight` that is in effect, 0–100.
     pub weight_percent: u8,
-    /// The administrative state that it requests: `ready`, `drain` or `maint`.
+    /// The administrative state that the agent requests: `ready`, `drain` or `maint`.
     pub admin: String,
     /// The agent's reason why the backend is down; may be empty. Absent: it reports the backend up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<String>,
-    /// Seconds since its last answer; absent: no answer yet, it is silent, or another member of the fleet queries it.
+    /// Seconds since the agent's last answer; absent: no answer yet, the agent is silent, or another member of the
+    /// fleet queries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_seconds_ago: Option<f64>,
-    /// Why it is silent; absent: it is not.
+    /// The reason why the agent is silent; absent: it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent: Option<String>,
 }
@@ -252,7 +253,7 @@ pub struct AgentView {
 /// Handshakes with a backend that began since one was last completed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnansweredView {
-    /// Their number, including repeated ones.
+    /// The number of handshakes, including repeated ones.
     pub begun: u32,
     /// Waiting time of the first.
     pub seconds: f64,
@@ -273,7 +274,7 @@ pub struct BackendEntry {
 pub struct HealthView {
     /// The service's name.
     pub service: String,
-    /// The backend's name in it.
+    /// The backend's name in the service.
     pub backend: String,
     /// The address and port that are checked.
     pub target: String,
@@ -292,7 +293,7 @@ pub struct HealthView {
     /// The result of the last check: `passed`, `soft`, `hard`, or `hindered` if this machine could not check. `None`:
     /// none yet.
     pub last_result: Option<String>,
-    /// The reason for the result; empty if it passed.
+    /// The reason for the result; empty if the check passed.
     pub last_reason: String,
     /// Duration of the last check.
     pub last_duration_seconds: Option<f64>,

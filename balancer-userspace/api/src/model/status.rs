@@ -28,10 +28,10 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     /// Whether the operator has withdrawn its VIPs.
     #[serde(default)]
     pub withdrawn: bool,
-    /// The VIPs that it has assigned to its machine.
+    /// The VIPs that the balancer has assigned to its machine.
     #[serde(default)]
     pub vips: Vec<VipView>,
-    /// The fleet that it belongs to; `None`: none.
+    /// The fleet that the balancer belongs to; `None`: none.
     #[serde(default)]
     pub fleet: Option<FleetSnapshot>,
     /// The client table and its fill level.
@@ -45,7 +45,7 @@ pub struct StatusView<Services = Vec<ServiceView>> {
 /// The client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientTableView {
-    /// The number of known clients that it is sized for.
+    /// The number of known clients that the table is sized for.
     pub capacity: u64,
     /// Known clients at the last sweep.
     pub entries: u64,
@@ -80,7 +80,7 @@ pub struct InterfaceView {
 /// Packets by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
-    /// Sent by the interface on which they arrived.
+    /// Packets sent by the interface on which they arrived.
     pub tx: u64,
     /// Sent by another interface.
     pub redirect: u64,

@@ -11,7 +11,7 @@ use crate::{
 
 const DEFAULT_FACTOR: f64 = 1.25;
 
-/// Reads the section; `None` if it is invalid, which has been reported.
+/// Reads the section; `None` if it is invalid. Errors are reported.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Located<BoundedLoad>> {
     let at = section.at;
     section.require("by", "by = \"clients\", \"connections\", \"bytes\" or \"latency\"", findings);

@@ -1,4 +1,4 @@
-//! Reading files named in a configuration.
+//! Reads files that a configuration names.
 
 use std::{
     fs::File,
@@ -9,7 +9,7 @@ use std::{
 /// Reads a regular file of at most `largest` MiB.
 ///
 /// # Errors
-/// Why it cannot be read, as the continuation of a sentence that begins with the file's name.
+/// The reason why the file cannot be read, as the continuation of a sentence that begins with the file's name.
 pub fn read(path: &Path, largest: u64) -> Result<Vec<u8>, String> {
     let cannot = |error: io::Error| format!("cannot be read: {error}");
     // Opening a pipe would wait for a writer.

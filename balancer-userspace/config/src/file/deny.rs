@@ -14,14 +14,14 @@ pub(super) const LARGEST: u64 = 64;
 /// Reads a list.
 ///
 /// # Errors
-/// The first error in it.
+/// The first error in the list.
 pub fn load(path: &Path) -> Result<DenyList, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, LARGEST).map_err(|text| finding(None, text))?;
     DenyList::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the lists named in a configuration, and returns their total number of prefixes.
+/// Reads the lists that a configuration names, and returns their total number of prefixes.
 ///
 /// # Errors
 /// The first error in each invalid list.

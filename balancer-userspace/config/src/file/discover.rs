@@ -30,7 +30,7 @@ const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)
 const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
 const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
 
-/// Reads the sections of one service. `front` has its listeners and its forwarding mode, if those are valid.
+/// Reads the sections of one service. `front` has its listeners and its forwarding mode, if these are valid.
 pub(super) fn discover(
     sections: Vec<Section<'_>>,
     front: Option<(&[Listener], Forwarding)>,
@@ -67,7 +67,7 @@ pub(super) fn discover(
     lists
 }
 
-/// Reads the source of a list, which is given by one of four keys.
+/// Reads the source of a list; one of four keys determines it.
 fn source(
     section: &mut Section<'_>,
     front: Option<(&[Listener], Forwarding)>,
@@ -132,7 +132,7 @@ fn dns_source(
     Some(Located { at: name.at, value })
 }
 
-/// Reports addresses that the service's clients cannot be sent to.
+/// Reports addresses to which the service's clients cannot be sent.
 fn family_fits(
     records: &Records,
     family: Option<&Located<Family>>,
@@ -170,15 +170,15 @@ fn share(text: &str) -> Result<Floor, String> {
 /// Reads a list of targets.
 ///
 /// # Errors
-/// The first error in it.
+/// The first error in the list.
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
     target_list::parse(&text, Format::of(path)).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the files named in a configuration, and returns their total number of targets. It asks neither DNS nor etcd,
-/// because the answers here and now say little about the balancer.
+/// Reads the files that a configuration names, and returns their total number of targets. The function queries neither
+/// DNS nor etcd, because the answers on this machine at this moment say little about the balancer.
 ///
 /// # Errors
 /// The first error in each invalid list.

@@ -1,4 +1,4 @@
-//! A whole configuration file.
+//! Reads a whole configuration file.
 
 use std::{
     collections::HashSet,
@@ -34,7 +34,7 @@ const FLOW_TABLE_CAPACITY: u32 = 262_144;
 const MAX_FLOW_TABLE_CAPACITY: i64 = 1 << 23;
 const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 
-/// Makes a configuration from a text. Errors go to `findings`; `None` only if there are some.
+/// Makes a configuration from a text. Errors go to `findings`; the result is `None` only if there are errors.
 pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>) -> Option<Config> {
     if let Some((head, services)) = pieces::parse(text, known, findings) {
         let config = of_parts(Section::new("the file", 0, head), Some((services, &known.valid)), findings)?;
@@ -50,7 +50,7 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
     let mut lines = HashSet::new();
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
-        // Later errors on the same line are mostly consequences.
+        // Further errors on the same line are mostly consequences of the first.
         if lines.insert(findings.line(at)) {
             let hint = if error.message() == "duplicate key" { "; remove one" } else { "" };
             findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
@@ -63,8 +63,8 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
     of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
 }
 
-/// Makes a configuration from its parts. `services` are those of the file, if they are not in `root`, and the valid
-/// ones.
+/// Makes a configuration from its parts. `services` has the services of the file, if they are not in `root`, and the
+/// valid ones.
 fn of_parts(
     mut root: Section<'_>,
     services: Option<(Services, &Valid)>,
@@ -170,7 +170,7 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
     names
 }
 
-/// Checks services, each valid by itself, together; errors are reported.
+/// Checks services that are valid by themselves for conflicts with each other. Errors are reported.
 fn related(services: &[(usize, Arc<Placed>)], known: &Valid, findings: &mut Findings<'_>) -> Option<Valid> {
     let configs = services.iter().map(|(_, placed)| Arc::clone(&placed.service)).collect();
     let report = |problems: Vec<Problem>| {

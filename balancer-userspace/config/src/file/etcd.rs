@@ -1,4 +1,4 @@
-//! The keys of a section that say where etcd is.
+//! The keys of a section that say how to reach etcd.
 
 use http::Uri;
 

@@ -12,18 +12,18 @@ use crate::config::Config;
 /// The maximum number of errors reported for a file; the others are only counted.
 const MAX_ERRORS: usize = 100;
 
-/// One line for the user: `FILE:LINE: error; what would be right`.
+/// One line for the user: `FILE:LINE: error; advice`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The file, as named by the user.
+    /// The file, under the name that the user gave.
     pub file: PathBuf,
     /// The line, counted from 1; `None` if the error concerns the whole file.
     pub line: Option<usize>,
-    /// The error, and what would be right.
+    /// The error, and how to correct it.
     pub text: String,
 }
 
-/// Something that is allowed but probably not intended.
+/// A finding about something that is allowed but probably not intended.
 pub type Warning = Finding;
 
 impl fmt::Display for Finding {
@@ -35,7 +35,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Why a file is no valid configuration: at least one finding, in the order of lines.
+/// The reasons why a file is not a valid configuration: at least one finding, in the order of lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<Finding>);
 
@@ -75,13 +75,13 @@ impl std::error::Error for ConfigErrors {}
 pub(super) struct Findings<'i> {
     file: &'i Path,
     text: &'i str,
-    /// The starts of lines.
+    /// The positions at which lines start.
     line_starts: OnceCell<Vec<usize>>,
-    /// The start of the piece.
+    /// The position at which the piece starts.
     offset: usize,
-    /// The errors with their lines.
+    /// The errors, each with its line.
     errors: Vec<(usize, String)>,
-    /// The warnings with their positions in the text.
+    /// The warnings, each with its position in the text.
     warnings: Vec<(usize, String)>,
 }
 
@@ -90,7 +90,7 @@ impl<'i> Findings<'i> {
         Self { file, text, line_starts: OnceCell::new(), offset: 0, errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Starts a piece at `offset` of the text; positions are relative to it from now on.
+    /// Starts a piece at `offset` of the text; from now on, positions are relative to it.
     pub(super) fn begin_piece(&mut self, offset: usize) {
         self.offset = offset;
     }
@@ -116,7 +116,7 @@ impl<'i> Findings<'i> {
         self.warnings.push((self.offset + at, text));
     }
 
-    /// The warnings about the piece, with their positions in it.
+    /// The warnings about the piece, each with its position in the piece.
     pub(super) fn warnings_of_piece(&self) -> Vec<(usize, String)> {
         let begins = self.warnings.iter().rposition(|(at, _)| *at < self.offset).map_or(0, |before| before + 1);
         self.warnings.iter().skip(begins).map(|(at, text)| (at - self.offset, text.clone())).collect()

@@ -6,7 +6,7 @@ const KEY: &str = "spread_heavy";
 const SHARES: (f64, f64) = (0.01, 1.0);
 const EXAMPLE: &str = "0.2";
 
-/// Reads it as a number or a table with one; `None` if it is missing or invalid, which has been reported.
+/// Reads the key as a number, or as a table that contains one; `None` if it is missing or invalid. Errors are reported.
 pub(super) fn share(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<f64> {
     if !section.is_table(KEY) {
         return section.number(KEY, findings, SHARES, EXAMPLE).map(|share| share.value);

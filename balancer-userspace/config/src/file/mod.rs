@@ -1,7 +1,7 @@
-//! Reading a configuration from a file.
+//! Reads a configuration from a file.
 //!
 //! A file becomes a table with positions (`toml`). Each table becomes a `section::Section`, which tracks the keys that
-//! were read, and `document` makes a [`Config`] of them or reports the lines with errors.
+//! were read; `document` makes a [`Config`] of the sections or reports the lines with errors.
 
 mod agent;
 mod bounded;
@@ -32,7 +32,7 @@ pub use findings::{ConfigErrors, Finding, Warning};
 /// The maximum size of a configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 16 << 20;
 
-/// A configuration with its warnings, or the errors.
+/// A configuration with its warnings, or the errors that prevent it.
 pub type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
 
 /// Reads and validates a configuration file.
@@ -46,7 +46,7 @@ pub fn load(path: &Path) -> Parsed {
 /// Reads a configuration file; if it is too large, the result is longer than allowed.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -58,12 +58,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
 /// Validates the contents of a configuration file; `path` is for messages.
 ///
 /// # Errors
-/// As [`load`].
+/// The same errors as for [`load`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     Parser::default().parse(path, bytes)
 }
 
-/// Parses a file repeatedly. It skips services whose text has not changed since the last time.
+/// A parser for reading a file repeatedly. It skips services whose text has not changed since the last time.
 #[derive(Debug, Default)]
 pub struct Parser(pieces::Known);
 
@@ -71,7 +71,7 @@ impl Parser {
     /// Reads and validates a file.
     ///
     /// # Errors
-    /// As [`load`].
+    /// The same errors as for [`load`].
     pub fn load(&mut self, path: &Path) -> Parsed {
         self.parse(path, &read(path)?)
     }
@@ -79,7 +79,7 @@ impl Parser {
     /// Validates the contents of a file.
     ///
     /// # Errors
-    /// As [`load`].
+    /// The same errors as for [`load`].
     pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Parsed {
         if bytes.len() as u64 > MAX_FILE_SIZE {
             let what = "is larger than 16 MiB, the largest configuration; is it the right file?";

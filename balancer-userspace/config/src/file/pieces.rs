@@ -1,9 +1,9 @@
-//! Parsing a file in pieces, so that only changed pieces are parsed.
+//! Parses a file in pieces, so that only changed pieces are parsed.
 //!
 //! Each line that begins with `[[service]]` starts a piece. The parser first checks that the text before the first
-//! piece and every piece are valid TOML by themselves. Then no string goes on from one piece to the next, and the header of
-//! an array of tables means the same at any position. Therefore, the file means the same as its pieces one after the other.
-//! A file without this property, or with an error, is parsed as a whole.
+//! piece and every piece are valid TOML by themselves. In that case, no string extends from one piece to the next, and
+//! the header of an array of tables means the same at any position. Therefore, the file means the same as its pieces
+//! one after the other. A file without this property, or with an error, is parsed as a whole.
 
 use std::sync::Arc;
 
@@ -31,19 +31,19 @@ pub(super) struct Known {
     pub(super) valid: Valid,
 }
 
-/// The contents of a piece.
+/// The result of parsing a piece.
 #[derive(Debug)]
 struct Piece {
     service: Arc<Placed>,
-    /// The warnings with their positions in the piece.
+    /// The warnings, each with its position in the piece.
     warnings: Vec<(usize, String)>,
 }
 
 /// The services of a text, each with the start of its piece.
 pub(super) type Services = Vec<(usize, Arc<Placed>)>;
 
-/// Parses the text before the services, and the services. `None`: the text must be parsed as a whole; `findings` is
-/// unchanged then.
+/// Parses the text before the services, and the services. `None` if the text must be parsed as a whole; in that case
+/// `findings` is unchanged.
 pub(super) fn parse<'i>(
     text: &'i str,
     known: &mut Known,
@@ -79,7 +79,7 @@ pub(super) fn parse<'i>(
     Some((head, services))
 }
 
-/// The pieces with their start positions.
+/// The pieces of a text, with their start positions.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
     let begins_line = |&at: &usize| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n');
     let starts: Vec<usize> = memmem::find_iter(text.as_bytes(), HEADER).filter(begins_line).collect();
@@ -102,7 +102,7 @@ fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
     service(section, findings)
 }
 
-/// Whether a service's validity depends on something outside of the file: the account under which a program runs.
+/// Whether a service's validity depends on something outside of the file: on the account as which a program runs.
 fn depends_on_more(service: &ServiceConfig) -> bool {
     service.checks().any(|check| matches!(check.kind, CheckKind::Exec(_)))
 }
@@ -184,7 +184,7 @@ mod tests {
         assert!(known.pieces.is_empty());
     }
 
-    /// Parts for random files, including some that end a piece in the middle of something.
+    /// Parts for random files, including some that split a piece in the middle of something.
     fn part() -> impl Strategy<Value = String> {
         let odd = [
             "note = \"\"\"\n[[service]]\n\"\"\"\n",

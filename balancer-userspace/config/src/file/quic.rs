@@ -11,7 +11,7 @@ const MOST: u8 = 19;
 const NLB: (u8, u8) = (8, 7);
 const DEFAULT_LENGTH: u8 = 8;
 
-/// Reads the section. Invalid parts have been reported and count as missing.
+/// Reads the section. Invalid parts count as missing. Errors are reported.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> QuicConfig {
     let at = section.at;
     section.require("format", "format = \"nlb\" or \"draft\"", findings);

@@ -17,7 +17,7 @@ use crate::{
     value,
 };
 
-/// A rule with the positions for reporting conflicts with its service.
+/// A rule, with the positions that are needed for reporting conflicts with its service.
 pub(super) struct PlacedRule {
     rule: RuleConfig,
     prefix_at: usize,
@@ -31,7 +31,7 @@ enum Word {
     Deny,
 }
 
-/// Reads a rule; `None` if it is invalid, which has been reported.
+/// Reads a rule; `None` if it is invalid. Errors are reported.
 pub(super) fn rule(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<PlacedRule> {
     let at = section.at;
     section.require("prefix", "prefix = \"192.0.2.0/24\"", findings);
@@ -74,7 +74,7 @@ fn ttl(text: &str) -> Result<Duration, String> {
     Ok(ttl)
 }
 
-/// Adds the `rules` that fit to `service`, in the order of their prefixes, and reports the others.
+/// Adds those `rules` that fit to `service`, in the order of their prefixes, and reports the others.
 pub(super) fn put(rules: Vec<PlacedRule>, service: &mut ServiceConfig, findings: &mut Findings<'_>) {
     let mut first_at = HashMap::default();
     for PlacedRule { rule, prefix_at, backend_at } in rules {
@@ -94,7 +94,7 @@ pub(super) fn put(rules: Vec<PlacedRule>, service: &mut ServiceConfig, findings:
     service.rules.sort_by_key(|rule| rule.prefix);
 }
 
-/// Returns why the prefix is invalid in this service, if it is.
+/// Returns the reason why the prefix is invalid in this service; `None` if it is valid.
 fn unfit(rule: &RuleConfig, service: &ServiceConfig) -> Option<String> {
     let prefix: IpNet = rule.prefix;
     if let Some(text) = foreign(&service.name, &service.families(), prefix) {

@@ -1,4 +1,4 @@
-//! Reading a TOML table key by key. A key that was not read is unknown.
+//! Reads a TOML table key by key. A key that no getter has read is unknown.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) struct Located<T> {
     pub(super) value: T,
 }
 
-/// `true`, `false` or another value.
+/// The value `true` or `false`, or another value.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Either<T> {
     Boolean(bool),
@@ -28,12 +28,12 @@ pub(super) enum Given<'a> {
     File(&'a str),
 }
 
-/// A table of the file. Getters report a value of the wrong type or content and then return `None`, as for a missing
-/// key.
+/// A table of the file. A getter reports a value of the wrong type or with wrong content and then returns `None`, as
+/// for a missing key.
 #[derive(Debug)]
 pub(super) struct Section<'i> {
     title: &'static str,
-    /// The start of the table.
+    /// The position at which the table starts.
     pub(super) at: usize,
     entries: DeTable<'i>,
     known: Vec<&'static str>,
@@ -155,7 +155,7 @@ impl<'i> Section<'i> {
         self.number(key, findings, (0.0, 1.0), "0.5")
     }
 
-    /// Reads a number between `low` and `high`; `example` shows one.
+    /// Reads a number between `low` and `high`; `example` is a valid one for messages.
     pub(super) fn number(
         &mut self,
         key: &'static str,
@@ -192,7 +192,7 @@ impl<'i> Section<'i> {
         boolean.map(|boolean| boolean.value)
     }
 
-    /// Reads `true`, `false`, or a string with `parse`; `wanted` describes them.
+    /// Reads `true`, `false`, or a string with `parse`; `wanted` describes all of them.
     pub(super) fn boolean_or<T>(
         &mut self,
         key: &'static str,
@@ -210,7 +210,7 @@ impl<'i> Section<'i> {
         either.map(|either| either.value)
     }
 
-    /// Reads the table under `key`, called `title` in messages; `example` shows one.
+    /// Reads the table under `key`, which messages call `title`; `example` shows such a table.
     pub(super) fn table(
         &mut self,
         key: &'static str,
@@ -228,7 +228,7 @@ impl<'i> Section<'i> {
     }
 
     /// Reads the table under `key`, whose entries are texts or `{ file = "…" }`. Texts may be secrets, so no message
-    /// shows one. `parse` reports why it rejects an entry; its error is the whole message.
+    /// shows one. `parse` returns the reason why it rejects an entry, which is the whole message.
     pub(super) fn texts_or_files<T>(
         &mut self,
         key: &'static str,
@@ -307,7 +307,7 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// Reads the tables headed `title`, such as `[[service]]`.
+    /// Reads the tables with the heading `title`, such as `[[service]]`.
     pub(super) fn tables(
         &mut self,
         key: &'static str,
@@ -341,14 +341,14 @@ impl<'i> Section<'i> {
         ports
     }
 
-    /// Rejects a key that is meaningless here; `why` is the rest of the message.
+    /// Rejects a key that has no meaning here; `why` is the rest of the message.
     pub(super) fn refuse(&mut self, key: &'static str, why: &str, findings: &mut Findings<'_>) {
         if let Some(Located { at, .. }) = self.take(key) {
             findings.error(at, format!("{key:?} {why}"));
         }
     }
 
-    /// Ignores a known key.
+    /// Marks a known key as read without using it.
     pub(super) fn skip(&mut self, key: &'static str) {
         self.take(key);
     }

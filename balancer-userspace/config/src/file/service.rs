@@ -51,7 +51,7 @@ const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
 const MAX_WITHHOLD: Duration = Duration::from_secs(5);
 
-/// A service with the positions for reporting conflicts with other services.
+/// A service, with the positions that are needed for reporting conflicts with other services.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) service: Arc<ServiceConfig>,
@@ -62,7 +62,7 @@ pub(super) struct Placed {
     pub(super) backends_at: Vec<(usize, usize)>,
 }
 
-/// The parts of a service on which a backend's address depends.
+/// The parts of a service that determine the addresses of its backends.
 struct Front {
     listen: Vec<Listener>,
     ports: BTreeMap<u16, u16>,
@@ -70,14 +70,14 @@ struct Front {
 }
 
 impl Front {
-    /// The port that a check of a backend at `port` uses, if the check has none.
+    /// The port that a check of a backend at `port` uses if the check has no port of its own.
     fn check_port(&self, kind: &CheckKind, port: u16) -> u16 {
         let family = self.listen.first().map_or(Family::V4, Listener::family);
         if port == 0 { implied_check_port(&self.listen, &self.ports, family, kind.protocol()) } else { port }
     }
 }
 
-/// Reads a service; `None` if it is invalid, which has been reported.
+/// Reads a service; `None` if it is invalid. Errors are reported.
 pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
     let at = section.at;
     section.require("name", "name = \"…\"", findings);
@@ -183,7 +183,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         forwarding: forwarding.value,
     });
     let front = front.as_ref();
-    // UDP servers answer only their own kind of question, and port 0 cannot be connected to.
+    // UDP servers answer only questions of their own kind, and connections to port 0 are impossible.
     let connects = !known || listen.iter().any(|of| of.protocol == Protocol::Tcp && of.ports.single().is_some());
     let implied = Keys::implied(connects);
     let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
@@ -301,7 +301,7 @@ fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<
     Some(vec![Located { at, value: Listener::at(address, protocol) }])
 }
 
-/// Reads `renamed_from`; the current name has no effect there.
+/// Reads `renamed_from`; giving the current name there has no effect.
 fn renamed_from(
     section: &mut Section<'_>,
     name: Option<&Located<String>>,
@@ -383,7 +383,7 @@ fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {
     share.map_or_else(Outage::default, |share| Outage { share: share.value })
 }
 
-/// Warns about too few slots for the backends' weights.
+/// Warns if the table has too few slots for the backends' weights.
 fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findings<'_>) {
     let Located { at, value: TableSize::Fixed(size) } = size else { return };
     let enough = enough_slots(backends);
@@ -403,7 +403,7 @@ fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'
     }
 }
 
-/// Reports a check along clients' path if that path is the backend's own.
+/// Reports a check along the path of clients if that path is the backend's own.
 fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
     if check.value.via == Via::Service && matches!(forwarding, Forwarding::Nat | Forwarding::Snat) {
         let mode = forwarding_word(forwarding);
@@ -416,7 +416,7 @@ fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut
     }
 }
 
-/// Warns about checks that do not see what clients see.
+/// Warns about checks that do not test the path of clients.
 fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Findings<'_>) {
     let mode = match front.forwarding {
         Forwarding::Nat | Forwarding::Snat => return,
@@ -432,7 +432,7 @@ fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Fi
     }
 }
 
-/// A backend as read.
+/// A backend as it was read from the file.
 enum Read {
     Backend(PlacedBackend),
     Named(NamedBackend),
@@ -457,7 +457,7 @@ fn place(text: &str) -> Result<Place, String> {
     }
 }
 
-/// Reports duplicate names of backends if one of the two has a name as its address.
+/// Reports duplicate names of backends, if one of the two backends has a name as its address.
 fn distinct(backends: &[PlacedBackend], named: &[NamedBackend], findings: &mut Findings<'_>) {
     let mut taken: BTreeMap<&str, usize> =
         backends.iter().map(|backend| (backend.config.name.as_str(), backend.name_at)).collect();
@@ -542,7 +542,7 @@ fn backend(
     }))
 }
 
-/// Reads limits, with the line of one of them.
+/// Reads limits; also returns the position of one of them.
 fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Option<usize>) {
     let mut limit = |key| section.integer(key, findings, (1, u32::MAX.into()));
     let (clients, connections) = (limit("max_clients"), limit("max_connections"));
@@ -550,7 +550,7 @@ fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Op
     (Limits { clients: clients.map(|of| of.value), connections: connections.map(|of| of.value) }, at)
 }
 
-/// Reads the rest of a backend whose address is a name.
+/// Reads the remaining keys of a backend whose address is a name.
 fn named(
     mut section: Section<'_>,
     name: Option<Located<String>>,

@@ -11,15 +11,15 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns the source that reports the capacity of a backend. `None`: no source reports it, or the backend does not
-    /// exist.
+    /// Returns the source that reports the capacity of a backend; `None` if no source reports it, or if the backend
+    /// does not exist.
     #[must_use]
     pub fn words_of(&self, name: &BackendName) -> Option<WordsOf> {
         let service = self.legs(&name.service).next()?;
         service.words_of(service.backends().iter().find(|backend| backend.name() == name.backend)?)
     }
 
-    /// Returns what the agent of a backend has reported so far. `None`: it has no agent, or does not exist.
+    /// Returns what the agent of a backend has reported so far; `None` if it has no agent, or does not exist.
     #[must_use]
     pub fn agent_said(&self, name: &BackendName) -> Option<Said> {
         self.words_of(name)?;

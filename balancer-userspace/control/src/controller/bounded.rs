@@ -1,4 +1,4 @@
-//! Applying bounds to backends' loads.
+//! Applies bounds to the loads of backends.
 
 use std::{collections::BTreeMap, time::Instant};
 

@@ -24,12 +24,12 @@ use crate::{
     table::Tier,
 };
 
-/// The weight of a backend that is added without one.
+/// The weight of a backend that a user adds without one.
 const DEFAULT_WEIGHT: u16 = 100;
 
 impl Controller {
-    /// Makes a change completely or not at all. Returns one line that says what was done, and the commands.
-    /// Consequences beyond the named backend are among the commands as reports.
+    /// Makes a change completely or not at all. Returns one line that says what was done, and the commands. The
+    /// commands include reports of consequences beyond the named backend.
     ///
     /// # Errors
     /// [`Refused`] says why nothing was changed.
@@ -37,7 +37,7 @@ impl Controller {
         if let Change::Reload(config) | Change::Reset(config) = &change
             && self.is_follower()
         {
-            // The fleet decides about the services.
+            // In a fleet, the fleet decides about the services.
             return self.take_over_settings(Config::clone(config));
         }
         self.refuse_as_follower()?;
@@ -89,7 +89,7 @@ impl Controller {
                     )));
                 }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
-                    // The count of the last sweep may be seconds old.
+                    // The count of the last sweep may be some seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
                     let is_counted = self.role != Role::Decides;
                     let known = self.precomputed.known_clients.or_else(|| is_counted.then_some(swept));
@@ -120,7 +120,7 @@ impl Controller {
         }
     }
 
-    /// Applies a configuration file.
+    /// Applies the services and the settings of a configuration file.
     fn take_over_file(
         &mut self,
         mut config: Config,
@@ -155,14 +155,14 @@ impl Controller {
         self.reconcile(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
 
-    /// Starts draining a backend that is to be removed.
+    /// Starts to drain a backend that is to be removed.
     pub(super) fn leave(&mut self, name: &BackendName, known: Option<u64>, now: Instant) -> (String, Vec<Command>) {
         self.parts_mut(name).for_each(Backend::leave);
         let reconciled = self.reconcile_around(name, now);
         let message = self.done(name, "drains before it is removed", &reconciled);
         let mut commands = reconciled.commands;
         commands.extend(self.remove_those_that_left(now));
-        // A controller that decides for a fleet has no client table to count in.
+        // A controller that decides for a fleet has no client table in which it could count.
         let clients = known.map_or_else(
             || "its known clients leave first".to_owned(),
             |known| counted(known as usize, "known client"),
@@ -170,7 +170,8 @@ impl Controller {
         (format!("{message}; {clients} (--force does not wait for them)"), commands)
     }
 
-    /// Sets a weight. Any weight is valid beside any others, so the rest of the configuration is not validated.
+    /// Sets a weight. A weight is valid whatever the other weights are, so this does not validate the rest of the
+    /// configuration.
     fn set_weight(&mut self, name: &BackendName, weight: u16, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         let old = self.backend(name)?.weight();
         if old == weight {
@@ -228,7 +229,7 @@ impl Controller {
         Ok((self.done(name, &what, &reconciled), reconciled.commands))
     }
 
-    /// A copy of the current configuration to change, and the index of the service called `name`.
+    /// A copy of the current configuration that the caller can change, and the index of the service called `name`.
     pub(super) fn edit(&self, name: &str) -> Result<(Vec<Arc<ServiceConfig>>, usize), Refused> {
         let configs = self.present();
         let index = configs.iter().position(|service| service.name == name);
@@ -248,8 +249,8 @@ impl Controller {
         Ok((self.done(subject, what, &reconciled) + &resized, reconciled.commands))
     }
 
-    /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and anything
-    /// unusual about the service now.
+    /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, followed by
+    /// anything unusual about the service now.
     pub(super) fn done(&self, name: &BackendName, what: &str, reconciled: &Reconciled) -> String {
         let mut message = format!("backend {name} {what}");
         let none = Moves::default();

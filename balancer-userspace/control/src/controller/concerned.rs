@@ -7,7 +7,7 @@ use crate::{
     service::{Look, Service},
 };
 
-/// The services affected by events.
+/// The services that events affect.
 #[derive(Debug, Default)]
 pub(super) struct Concerned(HashMap<ServiceId, Option<Vec<usize>>>);
 
@@ -16,7 +16,7 @@ impl Concerned {
         self.0.is_empty()
     }
 
-    /// Adds a backend, by its place, whose check result has changed.
+    /// Adds a backend whose check result has changed, by its place.
     pub(super) fn add_checked(&mut self, service: ServiceId, place: usize) {
         if let Some(places) = self.0.entry(service).or_insert_with(|| Some(Vec::new())) {
             places.push(place);

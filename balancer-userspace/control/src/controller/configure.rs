@@ -48,7 +48,7 @@ impl Difference {
 
 impl Controller {
     /// Applies what has changed in the configuration file since it was last applied; with `reset`, every difference
-    /// from the current state.
+    /// between the file and the current state.
     pub(super) fn reload(
         &mut self,
         file: Valid,
@@ -143,8 +143,8 @@ impl Controller {
     }
 
     /// Returns the id of a removed backend with the same name and address that clients still know, and the number of
-    /// these clients. The backend that is added takes over the id, so its clients return without moving. Its next hop
-    /// is assumed unchanged until a new one is reported.
+    /// these clients. The added backend takes over the id, so that its clients return without moving. Its next hop is
+    /// assumed to be unchanged until a new one is reported.
     fn come_back(&mut self, service: &Service, wanted: &BackendConfig) -> Option<(BackendId, u64)> {
         let address = service.row_address_of(wanted);
         let is_same = |gone: &Gone| {
@@ -153,7 +153,7 @@ impl Controller {
                 && gone.name == wanted.name
                 && gone.row.address == address
         };
-        // If there are several, the most recently removed one is used.
+        // If several such backends exist, the function takes the one that was removed last.
         let gone = self.gone.remove(self.gone.iter().rposition(is_same)?);
         if let Some(hop) = gone.row.next_hop {
             self.hops.expect(gone.row.address.ip(), hop);
@@ -206,7 +206,7 @@ impl Controller {
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
-        // A removed service's id is not reused while clients are known at its backends.
+        // The id of a removed service is not reused while clients are known at its backends.
         let gone = self.gone.iter().map(|gone| gone.row.service);
         let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
@@ -273,7 +273,7 @@ impl Controller {
             self.services.push(Arc::new(service));
         }
         for service in old_services.values() {
-            // The rules of a removed part wait in the other part until its clients are served again.
+            // The rules of a removed part wait in the other part until the removed part's clients are served again.
             let heir = self.services.those_mut(|other| other.name() == service.name()).next();
             if let Some(heir) = heir.filter(|_| !service.rules().is_empty()) {
                 service.rules().iter().cloned().for_each(|rule| drop(heir.rules_mut().set(rule)));
@@ -302,7 +302,8 @@ impl Controller {
         configs.iter().filter(same).map(|config| config.name.as_str()).collect()
     }
 
-    /// Copies the operator's settings of backends that were `added` to one part of a service from its other part.
+    /// Copies the operator's settings of backends that were `added` to one part of a service from the same backends in
+    /// its other part.
     fn follow_twins(&mut self, added: &HashSet<BackendId>) {
         for index in 0..self.services.len() {
             let Some(service) = self.services.get(index).filter(|service| service.is_one_of_two()) else { continue };
@@ -321,8 +322,8 @@ impl Controller {
         }
     }
 
-    /// Moves every rule to the part of its service for its address family, if that exists. Returns the services whose
-    /// rules changed.
+    /// Moves every rule to the part of its service for its address family, if that part exists. Returns the services
+    /// whose rules changed.
     fn sort_rules(&mut self) -> Vec<ServiceId> {
         let mut touched = Vec::new();
         let place = |services: &Services, name: &str, family| {
@@ -371,7 +372,8 @@ impl Controller {
     }
 }
 
-/// The difference between `configs` and the `present` services; `renamed` maps new names of services to former ones.
+/// The difference between `configs` and the `present` services; `renamed` maps new names of services to their former
+/// names.
 fn difference(
     present: Vec<ServiceConfig>,
     renamed: &HashMap<String, String>,
@@ -410,12 +412,12 @@ pub(super) fn are_configured_as(parts: &[&Service], config: &Arc<ServiceConfig>)
     parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
 }
 
-/// One configured service for each family of its clients.
+/// The parts of a configured service: one for each family of its clients.
 fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfig>, Family)> {
     config.families().into_iter().map(move |family| (config, family))
 }
 
-/// Reports the undone changes instead of their consequences.
+/// Reports the changes that were undone instead of their consequences.
 fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     let follows = |line: &String| {
         changes.iter().any(|change| {

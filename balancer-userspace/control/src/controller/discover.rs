@@ -1,4 +1,4 @@
-//! Lists of targets: backends that are added, drained and re-added as a list names them.
+//! Lists of targets: adds, drains and re-adds backends as the targets of a list change.
 
 use std::{sync::Arc, time::Instant};
 
@@ -33,7 +33,7 @@ impl Controller {
     /// Returns the backends that result from the targets of a list; `None`: the list changes nothing.
     ///
     /// # Errors
-    /// Why the list cannot be applied.
+    /// One line that says why the list cannot be applied.
     pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
         let (services, index) = self.edit(service)?;
         let Some(config) = services.get(index) else { return Ok(None) };
@@ -41,7 +41,7 @@ impl Controller {
         Ok(pool.filter(|pool| pool.backends != config.backends))
     }
 
-    /// The DNS queries that services need.
+    /// The DNS queries whose answers services need.
     #[must_use]
     pub fn questions(&self) -> Questions {
         let mut lists = self.services.iter().flat_map(Service::discover);
@@ -52,7 +52,7 @@ impl Controller {
         }
     }
 
-    /// Returns why targets lack the addresses that a service needs.
+    /// Returns the reason why targets lack addresses that a service needs.
     #[must_use]
     pub fn unresolved(&self, service: &str, source: &Source, targets: &[Target]) -> Option<String> {
         let (services, index) = self.edit(service).ok()?;
@@ -121,7 +121,7 @@ impl Controller {
         Ok((format!("service {service} discovers: {summary}; {moved} slots moved, {needless} needless"), commands))
     }
 
-    /// Starts draining backends from lists that their services no longer have.
+    /// Starts to drain backends from lists that their services no longer have.
     pub(super) fn leave_lost_lists(&mut self, now: Instant) -> Vec<Command> {
         let mut lost = Vec::new();
         for service in self.services.iter().filter(|service| service.discover().is_empty()) {

@@ -1,5 +1,5 @@
-//! Controllers of a fleet: one member's controller *decides* by what all have agreed on, and the controllers of all
-//! members *follow* its state.
+//! Controllers of a fleet: one member's controller *decides* on the basis of what all members have agreed on, and the
+//! controllers of all members *follow* its state.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -43,7 +43,8 @@ impl Controller {
         self
     }
 
-    /// Announces everything as it was before a restart. It is called once, first, in place of [`start`](Self::start).
+    /// Announces everything as it was before a restart. The first call to a restored controller, in place of
+    /// [`start`](Self::start).
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
@@ -61,10 +62,10 @@ impl Controller {
         this
     }
 
-    /// A deciding controller that succeeds another.
+    /// A deciding controller that succeeds another one.
     ///
     /// # Errors
-    /// A contradiction in the state, in one line.
+    /// One line about a contradiction in the state.
     pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let config = Config { services: Valid::default(), ..config };
         let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
@@ -113,8 +114,8 @@ impl Controller {
         self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
-    /// Returns the state that other balancers follow, without what each member determines itself. Two states of the
-    /// same moment can be compared.
+    /// Returns the state that other balancers follow, without the parts that each member determines itself. Two states
+    /// of the same moment can be compared.
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
@@ -123,8 +124,8 @@ impl Controller {
         state
     }
 
-    /// Performs everything that is due, so that [`agreed_state`](Self::agreed_state) means the same to every reader as
-    /// of now.
+    /// Performs everything that is due, so that all readers of [`agreed_state`](Self::agreed_state) see the same state
+    /// as of now.
     pub fn decide_what_is_due(&mut self, now: Instant) -> Vec<Command> {
         let mut commands = self.handle_all([Event::Tick], now);
         commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
@@ -137,11 +138,11 @@ impl Controller {
         self.services.iter().any(|service| before.services.with_id(service.id()).is_some_and(|old| service.gives(old)))
     }
 
-    /// Follows a state that was decided at `clocks.wall`, now. A contradictory state, or one of another fleet, changes
-    /// nothing.
+    /// Follows, from now on, a state that was decided at `clocks.wall`. A contradictory state, or one of another fleet,
+    /// changes nothing.
     ///
     /// # Errors
-    /// The fault of the state, in one line.
+    /// One line about the fault of the state.
     pub fn follow(&mut self, state: SavedState, clocks: Clocks) -> Result<Vec<Command>, String> {
         if state.key_fingerprint != keys::fingerprint(self.key) {
             return Err("it was made under another hash key".to_owned());
@@ -160,8 +161,8 @@ impl Controller {
         Ok(commands)
     }
 
-    /// Continues from the previous controller, matching services and backends by their ids. Returns the commands for
-    /// what no longer exists.
+    /// Continues from the previous controller, matching services and backends by their ids. Returns the commands that
+    /// remove what no longer exists.
     fn succeed(&mut self, before: Self) -> Dropped {
         let mut dropped = Dropped::default();
         let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
@@ -174,7 +175,7 @@ impl Controller {
         dropped.last.extend(freed.map(Command::RetireBackend));
         for old in before.services {
             for backend in old.backends() {
-                // If the same id now belongs to another service's backend, the old backend's clients are not known
+                // If the same id now belongs to another service's backend, no clients of the old backend are known
                 // here.
                 let stays = self.owners.get(&backend.id()) == Some(&old.id());
                 self.leave_behind(backend, stays, needed.contains(&backend.id()), &mut dropped);
@@ -187,7 +188,7 @@ impl Controller {
         dropped
     }
 
-    /// Gives removed backends the next hops that this balancer knew, and makes returning backends start with theirs.
+    /// Gives removed backends the next hops that this balancer knew, and lets returning backends start with theirs.
     fn keep_next_hops(&mut self, before: &Self) {
         let present =
             before.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.as_ref());
@@ -222,7 +223,7 @@ impl Controller {
         }
     }
 
-    /// Sets whether the engine is unreachable, so that hard failures seen here count at once.
+    /// Sets whether the engine is unreachable, so that hard failures that this balancer sees count at once.
     pub fn set_alone(&mut self, alone: bool, now: Instant) -> Vec<Command> {
         if let Role::Follows { alone: before, .. } = &mut self.role {
             *before = alone;
@@ -247,19 +248,20 @@ impl Controller {
         reconciled.commands.into_iter().chain(reports).collect()
     }
 
-    /// The time at which [`Event::Tick`] is due for decisions that this balancer makes although another one decides for
-    /// the fleet.
+    /// The time at which [`Event::Tick`] is due for the decisions that this balancer makes itself although another one
+    /// decides for the fleet.
     pub(super) fn deadline_alone(&self) -> Option<Instant> {
         self.services.iter().filter_map(Service::deadline_alone).min()
     }
 
-    /// The backends whose latest check failed here, in services where enough fail to look like an outage.
+    /// The backends whose latest check by this balancer failed, in services where so many fail that it looks like an
+    /// outage.
     #[must_use]
     pub fn failing_in_numbers(&self) -> Vec<BackendId> {
         self.services.iter().flat_map(|service| service.failing_in_numbers(&self.hops)).collect()
     }
 
-    /// The backends whose latest check failed here and which are not down here yet.
+    /// The backends whose latest check by this balancer failed, but which it does not consider down yet.
     pub fn begin_to_fail(&self) -> impl Iterator<Item = BackendId> {
         let backends = self.services.iter().flat_map(Service::backends);
         backends.filter(|backend| backend.health().failing().is_some_and(|(failures, _)| failures > 0)).map(Backend::id)
@@ -272,7 +274,8 @@ impl Controller {
             .for_each(|service| service.note_failing(failing));
     }
 
-    /// Handles events as a follower: the results of checks and next hops are an opinion, and paths for packets.
+    /// Handles events as a follower: the results of checks and next hops form an opinion, and determine the paths of
+    /// packets.
     pub(super) fn witness_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         let mut reached_otherwise = HashSet::new();
         for event in events {
@@ -324,7 +327,7 @@ impl Controller {
         })
     }
 
-    /// A deciding copy, to find out the effect of a change.
+    /// A deciding copy, for finding out the effect of a change.
     pub(crate) fn as_one_that_decides(&self) -> Self {
         let role = if self.role.follows() { Role::Decides } else { self.role.clone() };
         Self { role, ..self.clone() }
@@ -342,13 +345,13 @@ impl Controller {
         self.key
     }
 
-    /// Whether this controller follows.
+    /// Whether this controller follows another one.
     #[must_use]
     pub const fn is_follower(&self) -> bool {
         self.role.follows()
     }
 
-    /// Refuses a change if this balancer follows, because then the fleet decides.
+    /// Refuses a change if this balancer follows, because in that case the fleet decides.
     pub(super) fn refuse_as_follower(&self) -> Result<(), Refused> {
         if self.role.follows() {
             return Err(Refused::Conflict("this balancer is one of a fleet, which decides".to_owned()));
@@ -357,11 +360,11 @@ impl Controller {
     }
 }
 
-/// Commands that remove backends and services missing from a new state.
+/// Commands that remove backends and services that are missing from a new state.
 #[derive(Default)]
 struct Dropped {
-    /// Commands before all others.
+    /// The commands that come before all others.
     first: Vec<Command>,
-    /// Commands after all others.
+    /// The commands that come after all others.
     last: Vec<Command>,
 }

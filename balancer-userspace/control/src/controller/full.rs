@@ -1,4 +1,4 @@
-//! Applying backends' limits.
+//! Applies the limits of backends.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -39,7 +39,7 @@ impl Controller {
         self.reconfigure(services, name, &format!("{old} → {limits}"), now)
     }
 
-    /// Sets the backends of a service that are full and take no new clients; all others take some.
+    /// Sets which backends of a service are full and take no new clients; all others take new clients.
     pub(super) fn fill(
         &mut self,
         name: &str,

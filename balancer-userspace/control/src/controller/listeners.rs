@@ -22,7 +22,7 @@ impl Controller {
             return Ok((format!("service {service} listens on {listener} already: nothing changed"), Vec::new()));
         }
         config.listen.push(listener);
-        // If two collide, the error must blame the requested listener and not the existing one.
+        // If two listeners collide, the error must blame the requested one and not the existing one.
         let mut asked_last = services.clone();
         asked_last[index..].rotate_left(1);
         validate::services(&asked_last, &self.file)?;

@@ -1,7 +1,8 @@
 //! The controller: events and changes in, commands out.
 //!
-//! Every configuration, the first one, a changed one and a single added backend, takes the same path (`configure.rs`):
-//! the wanted state is compared with what the shell was told (`reconcile.rs`), and the difference becomes commands.
+//! Every configuration takes the same path (`configure.rs`), whether it is the first one, a changed one, or has a
+//! single added backend: the controller compares the wanted state with the state that it has passed to the shell
+//! (`reconcile.rs`), and the difference becomes commands.
 
 mod agents;
 mod bounded;
@@ -63,7 +64,7 @@ pub use self::{
     services::{Iter, Services},
 };
 
-/// Decides what the data path does. See the [module](self).
+/// The controller, which decides what the data path does. See the [module](self).
 #[derive(Clone, Debug)]
 pub struct Controller {
     key: HashKey,
@@ -71,10 +72,10 @@ pub struct Controller {
     keeps_key: bool,
     /// The number of the kernel maps in use.
     instance: u64,
-    /// The number of changes by users.
+    /// The number of changes that users have made.
     generation: u64,
     settings: settings::Settings,
-    /// The services of the configuration file as last applied.
+    /// The services of the configuration file, as it was last applied.
     file: Valid,
     /// The services of the configuration file at the start; empty once `start` has applied them.
     first: Valid,
@@ -84,7 +85,7 @@ pub struct Controller {
     owners: HashMap<BackendId, ServiceId>,
     ids: Ids,
     hops: NextHops,
-    /// The directory of services as last published.
+    /// The directory of services, as it was last published.
     published: Option<Arc<Vec<ServiceSpec>>>,
     /// Removed backends that clients may still know.
     gone: Vec<Gone>,
@@ -94,14 +95,14 @@ pub struct Controller {
     precomputed: Precomputed,
 }
 
-/// A removed backend whose row and id are still needed because clients may still know it.
+/// A removed backend whose row and id must remain because clients may still know it.
 #[derive(Clone, Debug)]
 pub struct Gone {
     /// The backend's name in its former service.
     pub name: String,
     /// The backend's row, which keeps no clients.
     pub row: Arc<BackendSpec>,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub known: u64,
     empty_sweeps: u32,
 }
@@ -109,18 +110,18 @@ pub struct Gone {
 /// The services and ids for which maps must have room.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Largest {
-    /// Services at their largest size at any time.
+    /// The services, each at the largest size that it has at any time.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// Number of backend ids in use at the same time.
+    /// The number of backend ids in use at the same time.
     pub ids: usize,
-    /// The highest backend id already in use.
+    /// The highest backend id that is already in use.
     pub highest_id: u16,
-    /// The highest service id already in use.
+    /// The highest service id that is already in use.
     pub highest_service: u16,
 }
 
 impl Largest {
-    /// Adds the needs of an alternative.
+    /// Extends this value to what another alternative needs.
     pub fn extend(&mut self, other: Self) {
         self.services.extend(other.services);
         self.ids = self.ids.max(other.ids);
@@ -141,15 +142,15 @@ fn ids_of(services: &[Arc<ServiceConfig>]) -> usize {
 }
 
 impl Gone {
-    /// The number of sweeps in a row that must find no client before an id is free. The sweep in progress at the
-    /// removal may have passed a client; the second cannot. Packets that moved the last clients during the second sweep
-    /// have been counted and have left before the third begins.
+    /// The number of consecutive sweeps that must find no client before an id is free. The sweep that is in progress at
+    /// the removal may have passed a client; the second sweep cannot. Packets that moved the last clients during the
+    /// second sweep have been counted and have left before the third one begins.
     pub const ENOUGH_SWEEPS: u32 = 3;
 }
 
 impl Controller {
-    /// A controller for the services of `config`, which is valid, under the fleet's key `key`. Nothing is served before
-    /// [`start`](Self::start).
+    /// A controller for the services of `config`, which must be valid, under the fleet's key `key`. It serves nothing
+    /// before [`start`](Self::start).
     #[must_use]
     pub fn new(config: Config, key: HashKey) -> Self {
         Self {
@@ -179,8 +180,8 @@ impl Controller {
         &self.gone
     }
 
-    /// Returns the services and ids for which [`start`](Self::start) needs room, or more. Old services are announced
-    /// first and still exist while their replacements are added.
+    /// Returns the services and ids for which [`start`](Self::start) needs room, or more: the controller announces the
+    /// old services first, and they still exist while it adds their replacements.
     #[must_use]
     pub fn largest(&self) -> Largest {
         let services = self.largest_services();
@@ -193,8 +194,8 @@ impl Controller {
         }
     }
 
-    /// Limits backend ids to the number of rows in the maps of backends, a power of two. In a fleet, the fleet chooses
-    /// ids.
+    /// Limits backend ids to the number of rows in the maps of backends, a power of two. A member of a fleet uses the
+    /// ids that the fleet chooses.
     pub fn set_backend_rows(&mut self, rows: u32) {
         if !self.role.follows() {
             self.ids.set_rows(rows);
@@ -213,7 +214,7 @@ impl Controller {
                 continue;
             }
             if service.forwarding != now.forwarding {
-                // Another mode needs other maps.
+                // A service with another mode needs other maps.
                 services.push(now);
                 continue;
             }
@@ -238,7 +239,7 @@ impl Controller {
         self.restored
     }
 
-    /// The number of the kernel maps in use, which the shell draws when it makes them.
+    /// The number of the kernel maps in use, which the shell chooses at random when it creates them.
     #[must_use]
     pub const fn instance(&self) -> u64 {
         self.instance
@@ -255,8 +256,8 @@ impl Controller {
         self.generation
     }
 
-    /// Starts serving. It is called once, first. A restored controller announces its old state first, and then applies
-    /// what has changed in the configuration file.
+    /// Starts to serve. The first call to a controller. A restored controller announces its old state first, and then
+    /// applies what has changed in the configuration file.
     pub fn start(&mut self, now: Instant) -> Vec<Command> {
         let services = mem::take(&mut self.first);
         if !self.restored {
@@ -313,7 +314,8 @@ impl Controller {
         self.handle_all([event], now)
     }
 
-    /// Handles events that came together: each service's table changes at most once, whatever happened to its backends.
+    /// Handles events that arrived together: each service's table changes at most once, whatever has happened to its
+    /// backends.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         if self.role.follows() {
             return self.witness_all(events, now);
@@ -371,8 +373,8 @@ impl Controller {
         self.parts(name).any(|backend| backend.waits_for_next_hop(&self.hops))
     }
 
-    /// Returns the line about an added backend, given the numbers of moved slots of its service `before` the change
-    /// (required, needless).
+    /// Returns the line about an added backend. `before` has the numbers of slots of its service that had moved before
+    /// the change (required, needless).
     #[must_use]
     pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
         let Ok(backend) = self.backend(name) else { return format!("backend {name} added") };
@@ -395,14 +397,14 @@ impl Controller {
         )
     }
 
-    /// Returns to the state `before` a change. Check numbers that were used since are not reused.
+    /// Returns to the state `before` a change, without reusing the check numbers that were used since.
     pub fn undo(&mut self, before: Self) {
         let last_check = self.last_check;
         *self = Self { last_check, ..before };
     }
 
-    /// The latest time at which to send [`Event::Tick`]: the end of the next drain or rule, or the next step of a slow
-    /// start.
+    /// The latest time at which the caller must send [`Event::Tick`]: the end of the next drain or rule, or the next
+    /// step of a slow start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         if self.role.follows() {
@@ -434,9 +436,9 @@ impl Controller {
         self.settings.interfaces()
     }
 
-    /// The VIPs that the balancer should assign to its machine, with the interfaces; no interface means the first. If
-    /// another machine could take over (in a fleet, or where routing daemons announce assigned addresses), only VIPs of
-    /// services that can take clients are included, and only while this balancer is `ready`.
+    /// The VIPs that the balancer should assign to its machine, with their interfaces; a VIP without an interface goes
+    /// to the first one. If another machine could take over (in a fleet, or where routing daemons announce assigned
+    /// addresses), the set has only VIPs of services that can take clients, and only while this balancer is `ready`.
     #[must_use]
     pub fn assigned_vips(&self, ready: bool) -> BTreeSet<(Option<String>, IpAddr)> {
         let in_fleet = self.settings().fleet.is_some();
@@ -476,7 +478,7 @@ impl Controller {
         named.collect()
     }
 
-    /// The service called `name`.
+    /// The service that is called `name`.
     ///
     /// # Errors
     /// [`Refused::NotFound`] with the most similar name.
@@ -484,18 +486,18 @@ impl Controller {
         self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
     }
 
-    /// The part of the service called `name` for clients of `family`.
+    /// The part of the service `name` for clients of `family`.
     #[must_use]
     pub fn leg(&self, name: &str, family: Family) -> Option<&Service> {
         self.services.iter().find(|service| service.name() == name && service.family() == family)
     }
 
-    /// The parts of the service called `name`: one for each family of its listeners.
+    /// The parts of the service `name`: one for each family of its listeners.
     pub fn legs(&self, name: &str) -> impl Iterator<Item = &Service> {
         self.services.iter().filter(move |service| service.name() == name)
     }
 
-    /// The backend called `name`.
+    /// The backend that is called `name`.
     ///
     /// # Errors
     /// [`Refused::NotFound`] with the most similar name.
@@ -519,7 +521,7 @@ impl Controller {
         self.with_service(id).map(|(_, backend)| backend)
     }
 
-    /// Returns the name of a backend with that of its service; `None`: no backend has this id.
+    /// Returns the name of a backend together with that of its service; `None` if no backend has this id.
     pub fn full_name_of(&self, id: BackendId) -> Option<BackendName> {
         self.with_service(id).map(|(service, backend)| service.name_of(backend))
     }
@@ -541,7 +543,7 @@ impl Controller {
         legs.flat_map(Service::backends_mut).filter(|backend| backend.name() == name.backend)
     }
 
-    /// Whether a backend waits for the next hop in its own part of the service.
+    /// Whether a backend waits for its next hop in its own part of the service.
     #[cfg(test)]
     pub(crate) fn waits(&self, backend: &Backend) -> bool {
         backend.waits_for_next_hop(&self.hops)
@@ -574,7 +576,7 @@ impl Controller {
         self.services.iter().filter(has).map(Service::id).collect()
     }
 
-    /// The services with a backend at one of these addresses.
+    /// The services that have a backend at one of these addresses.
     fn services_reaching(&self, addresses: &HashSet<IpAddr>) -> Vec<ServiceId> {
         if addresses.is_empty() {
             return Vec::new();
@@ -582,7 +584,8 @@ impl Controller {
         self.services_with(|backend| addresses.contains(&backend.address().ip()))
     }
 
-    /// Records the number of known clients of each backend. Returns the services with a backend that is drained now.
+    /// Records the number of known clients of each backend. Returns the services with a backend whose drain is now
+    /// complete.
     fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| known.get(&backend.id()).copied().unwrap_or(0);
@@ -598,8 +601,8 @@ impl Controller {
         concerned
     }
 
-    /// Records the number of connections of each backend of `snat` services. Returns the services with a backend that
-    /// is drained now.
+    /// Records the number of connections of each backend of `snat` services. Returns the services with a backend whose
+    /// drain is now complete.
     fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);

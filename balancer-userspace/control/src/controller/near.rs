@@ -1,5 +1,5 @@
-//! Backends that may reply to some clients directly, bypassing this machine: those of `nat` services on one of its
-//! links, whose replies to clients on the same link need no router.
+//! Backends that may reply to some clients directly, bypassing this machine: backends of `nat` services on one of this
+//! machine's links, whose replies to clients on the same link need no router.
 
 use std::time::Instant;
 
@@ -16,15 +16,15 @@ use crate::{
 /// A backend that can reach clients without this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearBackend {
-    /// Index of its service.
+    /// The index of the backend's service.
     pub service: ServiceId,
-    /// Index of the backend's row.
+    /// The index of the backend's row.
     pub id: BackendId,
     /// The backend's name.
     pub name: BackendName,
-    /// The interface by which it is reached.
+    /// The interface through which this machine reaches the backend.
     pub ifindex: u32,
-    /// The time since which it has passed its checks.
+    /// The time since which the backend has passed its checks.
     pub up_since: Instant,
 }
 

@@ -1,5 +1,5 @@
-//! Results computed before a change is made: base tables from the copy of the controller that tried the change, and the
-//! number of known clients affected.
+//! Results that are computed before a change is made: base tables from the copy of the controller that tried the
+//! change, and the number of known clients that the change affects.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,9 +9,9 @@ use crate::{io::ServiceId, table::Made};
 /// Precomputed tables and the number of known clients for the next change.
 #[derive(Clone, Debug, Default)]
 pub struct Precomputed {
-    /// Precomputed tables by service. If they do not match, the tables are computed again.
+    /// The precomputed tables, by service. If they do not match, the controller computes the tables again.
     tables: HashMap<ServiceId, Arc<[Made]>>,
-    /// The number of known clients of the backend to be removed, counted shortly before; `None`: not counted.
+    /// The number of known clients of the backend to be removed, counted shortly before; `None`: they were not counted.
     pub(super) known_clients: Option<u64>,
 }
 
@@ -29,7 +29,7 @@ impl Precomputed {
 }
 
 impl Controller {
-    /// The tables of the services that have changed since they were shared with `before`.
+    /// The tables of services that have changed since this controller shared them with `before`.
     #[must_use]
     pub fn precomputed_since(&self, before: &Services) -> Precomputed {
         let touched = self.services.touched_since(before);

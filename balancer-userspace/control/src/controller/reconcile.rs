@@ -1,5 +1,5 @@
-//! Turning the difference between the wanted state and what the shell was told into commands, ordered by stage
-//! (`stage.rs`).
+//! Turns the difference between the wanted state and the state that was passed to the shell into commands, ordered by
+//! stage (`stage.rs`).
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,15 +23,16 @@ use crate::{
     service::{Backend, Look, Service},
 };
 
-/// The commands for a difference, and the slots that they move.
+/// The commands for a difference, and the slots that these commands move.
 pub(super) struct Reconciled {
     pub(super) commands: Vec<Command>,
     pub(super) moves: HashMap<ServiceId, Moves>,
 }
 
 impl Controller {
-    /// Makes the commands for the difference between the wanted state and what the shell was told, for the `concerned`
-    /// services; `removed` backends belong to no service any more. The state of `subject` needs no report.
+    /// Makes the commands for the difference between the wanted state and the one that was passed to the shell, for the
+    /// `concerned` services; the `removed` backends no longer belong to a service. No report is made about the state of
+    /// `subject`.
     pub(super) fn reconcile(
         &mut self,
         concerned: impl Fn(&Service) -> bool,
@@ -42,8 +43,8 @@ impl Controller {
         self.settle_looking(|service| concerned(service).then_some(Look::Whole), removed, subject, now)
     }
 
-    /// Makes the commands where `look` says which part of a service may have changed. The rest is as the shell was
-    /// told.
+    /// Makes the commands where `look` says which part of a service may have changed. Everything else is as it was
+    /// passed to the shell.
     pub(super) fn settle_looking<'a>(
         &mut self,
         look: impl Fn(&Service) -> Option<Look<'a>>,
@@ -78,7 +79,7 @@ impl Controller {
         for service in services.those_mut(|service| look(service).is_some()) {
             let look = look(service).unwrap_or(Look::Whole);
             let turn = if judges { service.judge_outage(hops, now) } else { Turn::default() };
-            // An outage may keep the clients of any backend, so all are evaluated.
+            // An outage may keep the clients of any backend, so all backends are evaluated.
             let look = if turn.changed { Look::Whole } else { look };
             let places = service.places(look, now);
             tell_checks(service, &places, last_check, &mut commands);
@@ -131,8 +132,8 @@ impl Controller {
             owners.remove(&id);
             match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
             {
-                // The row keeps its service id for its known clients until the last of them has moved or is forgotten.
-                // It keeps its next hop for packets in progress, and for the backend itself if it is added again.
+                // The row keeps its service id for its known clients until the last of them has moved or is forgotten,
+                // and keeps its next hop for packets in progress, and for the case that the backend is added again.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
                     let left =
@@ -166,7 +167,7 @@ impl Controller {
     }
 }
 
-/// Whether the shell was told everything about an affected service.
+/// Whether the shell knows everything about an affected service.
 fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
     service.is_assessed(hops, now)
         && service.told_rules == service.rule_specs()
@@ -177,7 +178,7 @@ fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
         })
 }
 
-/// Adds commands for rows of a service's backends, at these places, that differ from what the shell was told.
+/// Adds commands for the rows of a service's backends at these places that differ from what was passed to the shell.
 fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
@@ -192,7 +193,7 @@ fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands:
     }
 }
 
-/// Adds commands for checks of a service's backends, at these places, that differ from what the shell was told.
+/// Adds commands for the checks of a service's backends at these places that differ from what was passed to the shell.
 fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };

@@ -23,7 +23,7 @@ use crate::{
     state::{Clocks, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
-/// The highest valid counter in a state, so that counting can continue.
+/// The highest valid counter in a state, so that the controller can continue to count.
 const MOST_COUNTED: u64 = u64::MAX / 2;
 
 impl Controller {
@@ -102,11 +102,11 @@ impl Controller {
         self.gone.iter().map(saved).collect()
     }
 
-    /// Restores the controller that `state` was exported from, with the same ids and tables; [`start`](Self::start)
-    /// then applies what has changed in `config`. `key` is the key from the configuration or the state.
+    /// Restores the controller that exported `state`, with the same ids and tables; [`start`](Self::start) then applies
+    /// what has changed in `config`. `key` is the key from the configuration or from the state.
     ///
     /// # Errors
-    /// A contradiction in the state, in one line.
+    /// One line about a contradiction in the state.
     pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let mut this = Self::new(config, key);
         this.restored = true;
@@ -164,12 +164,13 @@ impl Controller {
     }
 }
 
-/// The configuration that these parts come from.
+/// The configuration from which these parts come.
 fn joined(parts: &[&Service]) -> Option<ServiceConfig> {
     let (first, others) = parts.split_first()?;
     let mut config = first.config();
     for part in others {
-        // A backend that was removed from one part of its service stays until it is removed from the other.
+        // A backend that was removed from one part of its service stays in the configuration until it is removed from
+        // the other.
         let known: HashSet<String> = config.backends.iter().map(|backend| backend.name.clone()).collect();
         let left = part.backends().iter().filter(|backend| !known.contains(backend.name()));
         config.backends.extend(left.map(|backend| backend.config().clone()));
@@ -187,7 +188,7 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
     ListChanges::new(names(before), names(now), changed)
 }
 
-/// Checks the properties that the controller relies on but a foreign file may lack. Returns the services of the
+/// Checks the properties on which the controller relies but which a foreign file may lack. Returns the services of the
 /// configuration file.
 fn consistent(state: &SavedState) -> Result<Valid, String> {
     if let Some(count) = state.counts().find(|count| *count > MOST_COUNTED) {

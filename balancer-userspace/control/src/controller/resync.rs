@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns the commands that take a shell from `applied` to the state it was told, in an order that is safe at every
-    /// step. Rows, tables, the directory and rules are written again in any case.
+    /// Returns the commands that take a shell from `applied` to the state that was passed to it, in an order that is
+    /// safe at every step. They write rows, tables, the directory and rules again in any case.
     #[must_use]
     pub fn resync(&mut self, applied: &Applied) -> Vec<Command> {
         let rows: Vec<Arc<BackendSpec>> = self.told_rows().collect();
@@ -57,7 +57,7 @@ impl Controller {
         commands.in_order()
     }
 
-    /// The rows that packets are forwarded by, including those of removed backends that still have clients. The flag
+    /// The rows by which packets are forwarded, including those of removed backends that still have clients. The flag
     /// says whether the backend still exists.
     pub fn rows(&self) -> impl Iterator<Item = (Arc<BackendSpec>, bool)> {
         self.told_rows().map(|row| {

@@ -1,4 +1,4 @@
-//! Rules for client prefixes: adding, removing, expiry and merging.
+//! Rules for client prefixes: adds, removes, expires and merges them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,7 +24,7 @@ use crate::{
 #[derive(Default)]
 pub(super) struct AllRules {
     merged: BTreeMap<String, MergedRules>,
-    /// The number of rules of services for which the file has no rules and had none.
+    /// The number of rules of services that have no rules in the file and had none there before.
     others: usize,
 }
 
@@ -104,7 +104,7 @@ impl Controller {
         commands
     }
 
-    /// The rules of services for which the file has or had rules: the rules of `file` merged into the current ones, and
+    /// The rules of services that have or had rules in the file: the rules of `file`, merged into the current ones, and
     /// the differences. `before` and `present` are the services under their old and new names.
     pub(super) fn merge_all_rules(
         &self,
@@ -144,9 +144,9 @@ impl Controller {
         if count > MAX_RULES as usize { Err(rules::too_many()) } else { Ok((all, differences)) }
     }
 
-    /// Gives services their merged rules, each part those of its family. The first part also stores rules of a family
-    /// for which the service has no listener. Returns the services with changed rules, and the numbers of rules added,
-    /// removed and changed.
+    /// Gives services their merged rules, and each part the rules of its family. The first part also stores rules of a
+    /// family for which the service has no listener. Returns the services with changed rules, and the numbers of rules
+    /// added, removed and changed.
     pub(super) fn set_rules(&mut self, all: &AllRules) -> (Vec<ServiceId>, [usize; 3]) {
         let (mut touched, mut counts) = (Vec::new(), [0; 3]);
         for (name, merged) in &all.merged {
@@ -169,15 +169,15 @@ impl Controller {
         (touched, counts)
     }
 
-    /// The rules of a service, of all its parts.
+    /// The rules of all parts of a service.
     pub(super) fn rules_of(&self, service: &str) -> Rules {
         let mut rules = Rules::default();
         self.legs(service).for_each(|leg| rules.extend(leg.rules()));
         rules
     }
 
-    /// The rules that contain the rule for a prefix: in the part for its family, or otherwise in the first part, where
-    /// it waits.
+    /// The set that contains the rule for a prefix: in the part for the prefix's family, or otherwise in the first
+    /// part, where the rule waits.
     fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
         let family = Family::of(prefix.addr());
         let about = self.services.iter().position(|other| other.name() == service && other.family() == family);
@@ -186,8 +186,8 @@ impl Controller {
     }
 }
 
-/// The rules to use as the previous file's, so that the new file wins for every rule: all current ones, and those that
-/// have expired.
+/// The rules to use in place of the previous file's rules, so that the new file wins for every rule: all current rules,
+/// and those that have expired.
 fn as_if_written(rules: &Rules, before: &[RuleConfig]) -> Vec<RuleConfig> {
     let ended = before.iter().filter(|rule| rules.has_ended(rule.prefix)).cloned();
     rules.iter().map(Rule::written).chain(ended).collect()

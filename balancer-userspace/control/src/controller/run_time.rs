@@ -20,7 +20,7 @@ use crate::{
 
 impl Controller {
     /// The differences between the services and the configuration file. Expired rules and withdrawn VIPs do not count
-    /// as such changes.
+    /// as differences.
     #[must_use]
     pub fn changed_at_run_time(&self) -> Vec<RunTimeChange> {
         let present = self.present();
@@ -43,7 +43,7 @@ impl Controller {
         changes
     }
 
-    /// Sets every backend to ready and to following its checks. Returns the affected services.
+    /// Makes every backend ready, and lets its checks decide. Returns the affected services.
     pub(super) fn reset_states(&mut self) -> HashSet<ServiceId> {
         let is_set = |backend: &Backend| {
             let is_unlisted = backend.is_leaving() && backend.config().discovered.is_some();
@@ -63,7 +63,7 @@ impl Controller {
     }
 }
 
-/// The states set by the operator, by backend.
+/// The states that the operator has set, by backend.
 fn states(service: &Service) -> BTreeMap<String, String> {
     let words = |backend: &Backend| {
         let admin = match backend.admin() {
@@ -83,8 +83,8 @@ fn states(service: &Service) -> BTreeMap<String, String> {
     service.backends().iter().filter_map(words).collect()
 }
 
-/// The services to use as the previous file's, so that the new file wins for everything: all current ones, without
-/// leaving backends that the `file` contains.
+/// The services to use in place of the previous file's services, so that the new file wins for everything: all current
+/// services, without leaving backends that the `file` contains.
 pub(super) fn as_if_written(
     present: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,

@@ -1,4 +1,4 @@
-//! The services of a controller, shared between its copies until one changes them.
+//! The services of a controller; copies of the controller share each service until one of them changes it.
 
 use std::{ops::Index, slice, sync::Arc};
 
@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashSet};
 
 use crate::{ids::place, io::ServiceId, service::Service};
 
-/// Services in configuration order. A copy costs one pointer for each.
+/// The services in configuration order. A copy costs one pointer for each service.
 #[derive(Clone, Debug, Default)]
 pub struct Services(Vec<Arc<Service>>);
 
@@ -82,7 +82,7 @@ impl Services {
         self.0.iter().filter(move |service| !others.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
 
-    /// Whether nothing has changed since these were shared with `before`.
+    /// Whether nothing has changed since these services were shared with `before`.
     pub(super) fn is_untouched_since(&self, before: &Self) -> bool {
         self.0.len() == before.0.len() && self.0.iter().zip(&before.0).all(|(now, before)| Arc::ptr_eq(now, before))
     }

@@ -14,9 +14,9 @@ use crate::io::{Command, Report, ReportLevel};
 /// The current settings.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// The settings as last read, without services.
+    /// The settings as they were last read, without services.
     config: Config,
-    /// The interfaces named on the command line, which override the file. Empty if the file decides.
+    /// The interfaces named on the command line, which override the file; empty if the file decides.
     named: Vec<String>,
     /// Whether memory was allocated for client memory, because some service remembers clients.
     memory: bool,
@@ -24,14 +24,14 @@ pub(super) struct Settings {
     flows: bool,
 }
 
-/// The differences to another configuration.
+/// The differences from another configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// Reasons to refuse the configuration, a line each.
+    /// The reasons to refuse the configuration, one line each.
     pub(super) refused: Vec<String>,
     /// The changed keys.
     pub(super) changed: Vec<&'static str>,
-    /// A line with old and new value for each.
+    /// The changes, one line each with the old and the new value.
     pub(super) lines: Vec<String>,
 }
 
@@ -54,12 +54,13 @@ impl Settings {
         if self.named.is_empty() { &self.config.interfaces } else { &self.named }
     }
 
-    /// Replaces the settings by those of `config`, which has no services.
+    /// Replaces the settings with those of `config`, which has no services.
     pub(super) fn take_over(&mut self, config: Config) {
         self.config = config;
     }
 
-    /// Compares the settings with those of `config`. The code names every key, so a forgotten key does not compile.
+    /// Compares the settings with those of `config`. The code names every key, so that it does not compile if a key is
+    /// forgotten.
     pub(super) fn differences(&self, config: &Config) -> Differences {
         let Config {
             interfaces,
@@ -74,7 +75,7 @@ impl Settings {
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
             fleet,
-            // The merge with run-time changes handles services.
+            // The merge with run-time changes handles the services.
             services: _,
         } = config;
         let old = &self.config;
@@ -144,7 +145,7 @@ impl Differences {
     }
 }
 
-/// A remote listener that comes or goes is a change of its address.
+/// Treats a remote listener that is added or removed as a change of its address.
 fn remotes(old: Option<&Remote>, new: Option<&Remote>, differences: &mut Differences) {
     let at = |remote: Option<&Remote>| remote.map_or_else(|| "off".to_owned(), |remote| remote.listen.to_string());
     differences.changes("control.listen", &at(old), &at(new));
@@ -168,7 +169,7 @@ pub(super) const fn noted(message: String) -> Command {
     Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })
 }
 
-/// Compares `[fleet]`, which cannot change while a member runs.
+/// Compares `[fleet]`, which cannot change while the member runs.
 fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Differences) {
     let (Some(old), Some(new)) = (old, new) else {
         return differences.restart("fleet", old.is_none() && new.is_none());

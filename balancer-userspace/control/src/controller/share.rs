@@ -1,4 +1,4 @@
-//! The share of a service's clients that are steered.
+//! The share of a service's clients that the balancer steers.
 
 use std::{sync::Arc, time::Instant};
 
@@ -35,7 +35,8 @@ impl Controller {
         Ok((told(service, before, steer), reconciled.commands))
     }
 
-    /// Stops looking for connections from before the last change of a service's share, once they have had their time.
+    /// Stops looking for connections that are older than the last change of a service's share, once that change is long
+    /// enough ago.
     pub(super) fn settle_shares(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();

@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use super::Services;
 use crate::{report, service::Service};
 
-/// The services before a change. While this exists, services are copied on change.
+/// The services before a change. While this value exists, a change copies the service that it changes.
 pub(super) struct Sizes(Services);
 
 impl Sizes {
@@ -16,13 +16,13 @@ impl Sizes {
         Self(services.clone())
     }
 
-    /// Returns the change in the size of one service's tables, as a part of a sentence; empty if there is none.
+    /// Returns the change in the size of one service's tables, as part of a sentence; empty if there is no change.
     pub(super) fn resized(&self, now: &Services, service: &str) -> String {
         let size = |of: &Services| of.iter().find(|of| of.name() == service).map_or(0, Service::slots_wanted);
         report::resized(size(&self.0), size(now))
     }
 
-    /// Returns the changes in table sizes of all services before or after the change.
+    /// Returns the changes in table sizes of all services that exist before or after the change.
     pub(super) fn all_resized(&self, now: &Services) -> String {
         let touched: BTreeMap<&str, u32> =
             now.touched_since(&self.0).map(|service| (service.name(), service.slots_wanted())).collect();

@@ -1,4 +1,4 @@
-//! The order of commands that is safe at every step.
+//! An order of commands that is safe at every step.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,34 +10,35 @@ use crate::{
     service::Service,
 };
 
-/// The position of a command in the order. Earlier stages come first; commands of one stage keep their order.
+/// The position of a command in the order. Earlier stages come first; commands of the same stage keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// Next hops to watch.
+    /// Watching next hops of backends.
     Watch,
-    /// Rows of backends, before a table names them.
+    /// Writing rows of backends, before a table names them.
     Rows,
-    /// Removal of a service's last rules, before the directory says that it has none.
+    /// Removing a service's last rules, before the directory says that it has none.
     LastRules,
-    /// Tables of services that are not published yet.
+    /// Writing tables of services that are not published yet.
     FirstTables,
-    /// The directory of services, if something was added: replies can be translated before packets are forwarded.
+    /// Publishing the directory of services if something was added: replies can be translated before packets are
+    /// forwarded.
     LargerDirectory,
-    /// Rows of backends with a new address: their replies come from there after the first packet.
+    /// Writing rows of backends with a new address: their replies come from the new address after the first packet.
     MovedRows,
-    /// Tables of the other services.
+    /// Writing tables of the other services.
     Tables,
-    /// The directory of services, if something was only removed.
+    /// Publishing the directory of services if something was only removed.
     SmallerDirectory,
-    /// Rules, once the directory says that the service has rules.
+    /// Writing rules, once the directory says that the service has rules.
     Rules,
-    /// Checks and rows of removed backends, which no table names any more.
+    /// Removing checks and rows of removed backends, which no table names any more.
     Removed,
-    /// Next hops that are no longer needed.
+    /// Releasing next hops that are no longer needed.
     Unwatch,
-    /// Health checks of other backends.
+    /// Starting health checks of other backends.
     Checks,
-    /// Lines for the operator.
+    /// Reporting lines to the operator.
     Reports,
 }
 
@@ -50,7 +51,7 @@ impl Staged {
         self.0.push((stage, command));
     }
 
-    /// Adds the table of a service that is `published` already or not yet.
+    /// Adds the table of a service that is either already `published` or not yet.
     pub(super) fn swap(&mut self, service: &Service, published: bool) {
         let (table, home) = service.tables();
         let stage = if published { Stage::Tables } else { Stage::FirstTables };
@@ -62,7 +63,7 @@ impl Staged {
         self.add(stage, Command::SetRules { service, rules });
     }
 
-    /// Adds the directory of services, which was `old` before.
+    /// Adds the directory of services, which was `old` before this change.
     pub(super) fn publish(&mut self, old: &[ServiceSpec], new: Vec<ServiceSpec>) {
         let stage = if grows(old, &new) { Stage::LargerDirectory } else { Stage::SmallerDirectory };
         self.add(stage, Command::PublishServices(new));
@@ -74,7 +75,7 @@ impl Staged {
     }
 }
 
-/// Whether `new` contains a service, backend or address that `old` does not.
+/// Whether `new` contains a service, backend or address that is not in `old`.
 fn grows(old: &[ServiceSpec], new: &[ServiceSpec]) -> bool {
     let old: HashMap<ServiceId, &ServiceSpec> = old.iter().map(|spec| (spec.id, spec)).collect();
     new.iter().any(|spec| {

@@ -1,4 +1,4 @@
-//! Merging the rules of a service: those of the old file, those at run time, and those of the new file.
+//! Merges the rules of a service: those of the old file, those at run time, and those of the new file.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -10,7 +10,7 @@ use crate::rules::{Rule, Rules};
 /// The result of merging one service's rules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedRules {
-    /// The rules to be.
+    /// The rules that result from the merge.
     pub rules: Rules,
     /// The numbers of rules added, removed and changed.
     pub counts: [usize; 3],
@@ -18,7 +18,7 @@ pub struct MergedRules {
     pub differences: Vec<String>,
 }
 
-/// Merges the rules of `service` in the `file` into the `present` ones, where `base` is the previous file's. An
+/// Merges the rules of `service` in the `file` into the `present` rules, where `base` is the previous file. An
 /// unchanged rule keeps its expiry.
 #[must_use]
 pub fn merge_rules(
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn when_the_file_is_read_again_then_it_wins_for_the_rules_that_it_has_changed() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // Each case: its name, [old file, run time, new file, result], and the reported differences.
+        // Each case has its name, [old file, run time, new file, result], and the reported differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["1 deny"], &["1 deny"], &["1 deny"], &["1 deny"]], &[]),
             ("added in the file", [&[], &[], &["1 deny"], &["1 deny"]], &[]),

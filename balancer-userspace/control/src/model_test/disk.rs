@@ -1,4 +1,4 @@
-//! A disk to which only changes are written: a start from it must find the same as a start from the whole state.
+//! A disk to which only changes are written: a start from it must yield the same state as a start from the whole state.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use crate::{
 
 pub(super) struct Disk {
     state: SavedState,
-    /// The controller as last written.
+    /// The controller as it was last written.
     written: Controller,
     begin: Instant,
 }

@@ -39,7 +39,7 @@ struct Drain {
     empty_sweeps: u32,
 }
 
-/// Whether a backend fails in an outage, or a suspected one, and keeps its clients.
+/// Whether a backend fails in a declared or suspected outage, and keeps its clients.
 fn held(service: &Service, backend: &Backend) -> bool {
     service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
@@ -68,7 +68,7 @@ struct Standing {
     takes_new: bool,
     keeps_known: bool,
     cause: MoveCause,
-    /// Whether it keeps clients although its drain is over.
+    /// Whether the backend keeps clients although its drain is over.
     beyond: bool,
 }
 
@@ -84,7 +84,7 @@ fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<Failu
 }
 
 impl Drains {
-    /// Starts a drain anew on the operator's request.
+    /// Restarts a drain on the operator's request.
     pub(super) fn ask(&mut self, id: BackendId, admin: Admin, timeout: Option<Duration>) {
         self.0.insert(id, Drain { admin, timeout, until: None, empty_sweeps: 0 });
     }
@@ -93,13 +93,13 @@ impl Drains {
     pub(super) fn swept(&mut self, known: &[(BackendId, u64)]) {
         for (id, drain) in &mut self.0 {
             let empty = drain.until.is_some() && !known.iter().any(|(other, known)| other == id && *known > 0);
-            // A drain that is over is not restarted by new clients.
+            // New clients do not restart a drain that is over.
             let over = drain.until.is_some() && drain.empty_sweeps >= 2;
             drain.empty_sweeps = if empty || over { drain.empty_sweeps + 1 } else { 0 };
         }
     }
 
-    /// Restarts the counts of sweeps after a restart, except for drains that are shown as over.
+    /// Resets the counts of sweeps after a restart, except for drains that are shown as over.
     pub(super) fn restarted(&mut self, controller: &Controller) {
         for backend in controller.services().iter().flat_map(Service::backends) {
             let over = backend.state() == BackendState::Drained
@@ -119,7 +119,7 @@ impl Drains {
                 present.insert(backend.id());
                 let admin = backend.admin();
                 let fresh = Drain { admin, timeout: None, until: None, empty_sweeps: 0 };
-                // A backend in one part of a service is treated as it was in the other.
+                // A backend that is new in one part of a service is treated as in the other part.
                 let name = service.name_of(backend);
                 let mut twins = controller.parts(&name);
                 let twin = twins.find(|twin| twin.id() != backend.id() && twin.admin() == Admin::Drain);
@@ -145,7 +145,7 @@ impl Drains {
         self.0.retain(|id, _| present.contains(id));
     }
 
-    /// The table in the manual: administrative state × health × memory.
+    /// The standing of a backend according to the table in the manual: administrative state × health × memory.
     fn standing(&self, service: &Service, backend: &Backend, plane: &DataPlane, waits: bool, now: Instant) -> Standing {
         let hop = &plane.watched[&backend.address().ip()];
         let config = &service.config();
@@ -157,7 +157,7 @@ impl Drains {
             && backend.effective_forced().is_none()
             && check.kind != CheckKind::None;
         let failed = failure(config, backend, hop);
-        // Without memory, a backend in an outage keeps its slots, as long as not all are down.
+        // Without memory, a backend in an outage keeps its slots, as long as some backend is not down.
         let keeps_slots = !remembers && anybody_stands(service, plane);
         let held = held(service, backend) && failed.is_some() && (remembers || keeps_slots);
         let (takes_new, keeps_known, cause) = match (backend.admin(), failed) {

@@ -13,7 +13,7 @@ struct Filler {
     id: u16,
     offset: u64,
     skip: u64,
-    /// Number of draws so far.
+    /// The number of draws so far.
     draws: u64,
 }
 
@@ -52,7 +52,8 @@ pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<
     Some(Plain { slots: table.into_iter().collect::<Option<_>>()?, next })
 }
 
-/// Returns the table `base` if only the members in `left` may have slots, by the description in [`crate::succession`].
+/// Returns the table `base` as it is if only the members in `left` may have slots, by the description in
+/// [`crate::succession`].
 pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> {
     let Plain { slots: base, next } = base;
     let alone = table(left, base.len() as u32, key).unwrap().slots;
@@ -66,13 +67,14 @@ pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> 
     base.iter().enumerate().map(|(slot, id)| if is_left(id) { *id } else { successor(slot) }).collect()
 }
 
-/// Returns `slots·w/Σw` for each weight: rounded down, and one more for the largest remainders, the first among equals.
+/// Returns `slots·w/Σw` for each weight: rounded down, and one more for the largest remainders (among equal ones, for
+/// the first).
 fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     let total: u64 = weights.iter().sum();
     let mut counts: Vec<u64> =
         weights.iter().map(|weight| (slots * weight).checked_div(total)).collect::<Option<_>>()?;
     for _ in counts.iter().sum::<u64>()..slots {
-        // The difference to the exact share, in parts of `total`.
+        // The difference from the exact share, in parts of `total`.
         let lack = |index: usize| (slots * weights[index]).saturating_sub(counts[index] * total);
         let most = (0..weights.len()).map(lack).max()?;
         let first = (0..weights.len()).find(|&index| lack(index) == most)?;
@@ -90,8 +92,8 @@ fn turns(counts: &[u64]) -> Vec<usize> {
         if turns.len() as u64 == counts.iter().sum::<u64>() {
             break;
         }
-        // A backend with at most a 2^c-th of the largest share takes part in each 2^c-th round, the largest shares
-        // first.
+        // A backend with at most a 2^c-th of the largest share takes part in each 2^c-th round, in the order of shares,
+        // the largest first.
         for class in (0..64).take_while(|class| round.is_multiple_of(1 << class)) {
             for (index, &count) in counts.iter().enumerate().filter(|of| *of.1 > 0 && (price / of.1).ilog2() == class) {
                 credits[index] += count << class;
@@ -113,14 +115,14 @@ impl Filler {
         (((draw >> 32) * u64::from(slots)) >> 32) as usize
     }
 
-    /// Becomes the runner-up (`next`) of a taken slot, unless the slot has one already.
+    /// Makes this backend the runner-up (in `next`) of a taken slot, unless the slot has one already.
     fn lose(&self, slot: usize, table: &[Option<u16>], next: &mut [Option<u16>]) {
         if table[slot] != Some(self.id) && next[slot].is_none() {
             next[slot] = Some(self.id);
         }
     }
 
-    /// The first slot of its draws that is free.
+    /// The first free slot among the backend's draws.
     fn drawn(&mut self, table: &[Option<u16>], next: &mut [Option<u16>]) -> usize {
         loop {
             let slot = self.draw(table.len() as u32);
@@ -131,7 +133,7 @@ impl Filler {
         }
     }
 
-    /// The free slot that ranks best for it.
+    /// The free slot that ranks best for the backend.
     fn ranked(&self, table: &[Option<u16>]) -> usize {
         let free = (0..table.len()).filter(|&slot| table[slot].is_none());
         let rank = |&slot: &usize| mixed(!self.offset.wrapping_add(self.skip.wrapping_mul(slot as u64)));

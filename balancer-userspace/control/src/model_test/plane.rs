@@ -1,4 +1,4 @@
-//! An in-memory data plane with clients, which refuses what the real one could not survive.
+//! An in-memory data plane with clients, which refuses commands that the real one could not survive.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,10 +22,10 @@ use crate::{
     next_hops::Hop,
 };
 
-/// A live table and a base table.
+/// A live table and, if there is one, a base table.
 pub(super) type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
-/// The data plane that the commands build, starting empty.
+/// The data plane that the commands build, which is empty at first.
 #[derive(Clone, Default)]
 pub(super) struct DataPlane {
     pub(super) rows: BTreeMap<BackendId, Arc<BackendSpec>>,
@@ -33,16 +33,16 @@ pub(super) struct DataPlane {
     pub(super) services: Vec<ServiceSpec>,
     /// The watched addresses with their next hops.
     pub(super) watched: BTreeMap<IpAddr, Hop>,
-    /// The running checks by backend.
+    /// The running checks, by backend.
     pub(super) checked: BTreeMap<BackendId, CheckSpec>,
     pub(super) last_check: CheckNumber,
-    /// Number of swaps that changed a live table.
+    /// The number of swaps that changed a live table.
     pub(super) swaps: HashMap<ServiceId, u64>,
     pub(super) rules: BTreeMap<ServiceId, Arc<[RuleSpec]>>,
     /// Known clients by the high half of their hashes.
     pub(super) clients: BTreeMap<(ServiceId, u32), Entry>,
     pub(super) applied: Applied,
-    /// Whether commands may repeat what was told before.
+    /// Whether commands may repeat what earlier ones said.
     pub(super) again: bool,
 }
 
@@ -72,7 +72,7 @@ impl DataPlane {
                     "packets go to {} before replies find back from there",
                     spec.address
                 );
-                // A removed backend that comes back has its earlier next hop.
+                // A removed backend that returns has its earlier next hop.
                 let is_published =
                     self.services.iter().any(|of| of.backends.iter().any(|backend| backend.0 == spec.id));
                 let before = before.filter(|before| !is_published && before.address == spec.address);
@@ -186,7 +186,7 @@ impl DataPlane {
         })
     }
 
-    /// Makes a connection of a client, and returns its backend.
+    /// Makes a connection of a client, and returns the client's backend.
     pub(super) fn connect(&mut self, spec: &ServiceSpec, tag: u32) -> Option<u16> {
         let steered = self.steer(spec, tag);
         let known = self
@@ -200,7 +200,7 @@ impl DataPlane {
         steered.backend
     }
 
-    /// Returns known clients by backend.
+    /// Returns the numbers of known clients by backend.
     pub(super) fn sweep(&self) -> Vec<(BackendId, u64)> {
         let mut known: BTreeMap<BackendId, u64> = BTreeMap::new();
         for entry in self.clients.values() {

@@ -9,7 +9,7 @@ use proptest::{prelude::*, sample::Index};
 pub(super) enum Step {
     Check(Index, u8, u8),
     NextHop(Index, bool),
-    /// Enough checks of several backends at once to make verdicts.
+    /// Several backends are checked at the same time, often enough for verdicts.
     Together(Vec<(Index, u8)>),
     Add {
         service: Index,
@@ -23,21 +23,21 @@ pub(super) enum Step {
     Admin(Index, Admin, Option<Duration>),
     Weight(Index, u16),
     Force(Index, Option<Forced>),
-    /// An agent's report: a percentage, and whether the backend is down.
+    /// An agent reports a percentage, and whether its backend is down.
     Agent(Index, u8, bool),
-    /// A backend gives slots away or not, and the service's others do not.
+    /// A backend gives slots away or not, and the other backends of its service do not.
     Bound(Index, Option<u8>),
-    /// A backend is full or has room, and the service's others have room.
+    /// A backend is full or has room, and the other backends of its service have room.
     Full(Index, bool),
-    /// A backend gets a limit of clients, or loses it.
+    /// A backend gets a limit on its clients, or loses it.
     Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
-    /// A service's list gets other targets: a part of the possible ones, beginning with this index, with this weight.
+    /// A service's list gets other targets: those of the possible ones that begin with this index, with this weight.
     Discover(u8, u8, u16),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
-    /// Clients connect: every client whose number is divisible by this.
+    /// Clients connect: every client whose number is divisible by this number.
     Connect(u32),
     Forget(u32),
     Sweep,
@@ -58,7 +58,7 @@ pub(super) enum Edit {
     DropService(Index),
     Resize(Index),
     Policy(Index, u16),
-    /// A service and its first backend are renamed; the flag leaves out the former names.
+    /// A service and its first backend are renamed; if the flag is set, without their former names.
     Rename(Index, u8, bool),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index),

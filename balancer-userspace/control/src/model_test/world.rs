@@ -42,11 +42,11 @@ use crate::{
     state::Clocks,
 };
 
-/// Number of possible known clients of a service, by the high half of their hashes.
+/// The number of possible known clients of a service, by the high half of their hashes.
 const CLIENTS: u32 = 30;
 
-/// Further addresses for listeners: some are for one service only, and the IPv6 ones for services whose backends have
-/// IPv6 addresses.
+/// Further addresses for listeners: some of them are for one service only, and the IPv6 ones for services whose
+/// backends have IPv6 addresses.
 const LISTENERS: [&str; 6] = [
     "198.51.100.10:443/tcp",
     "198.51.100.10:443/udp",
@@ -70,7 +70,8 @@ fn source() -> Source {
     Source::Dns(DnsSource { records: Records::Services, name, family: None, servers: Vec::new() })
 }
 
-/// `web` (a backup, memory) and `dns` (no memory, drops when all are down), which share addresses.
+/// Two services: `web` (with a backup and memory) and `dns` (without memory; drops when all are down), which share
+/// addresses.
 fn services() -> Vec<ServiceConfig> {
     let backends = ["web1 10.0.0.1:80", "web2 10.0.0.2:80", "web3 10.0.0.3:80", "web4 10.0.0.4:80"];
     let mut web = service("web", "198.51.100.10:80", Forwarding::Nat, &backends);
@@ -91,10 +92,10 @@ fn services() -> Vec<ServiceConfig> {
     vec![web, dns]
 }
 
-/// Configuration, generation, live table and states of the backends.
+/// The configuration, the generation, the live table, and the states of the backends.
 type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(BackendState, Admin)>);
 
-/// A move: from and to a backend, with slots and clients.
+/// A move between two backends, with its slots and clients.
 type Pair = (Option<String>, Option<String>, (u32, u64));
 
 pub(super) struct World {
@@ -131,14 +132,14 @@ impl World {
         self.disk.write(&self.controller, self.now);
     }
 
-    /// Lets a copy compute the tables for a change.
+    /// Lets a copy compute the tables for a change in advance.
     fn propose(&self, change: Change) -> Precomputed {
         let mut copy = self.controller.clone();
         let _ = copy.change(change, self.now);
         copy.precomputed_since(self.controller.services())
     }
 
-    /// Continues in another process with an empty data plane after one minute, unless something is due sooner.
+    /// Continues in another process with an empty data plane after one minute, or earlier if something is due.
     fn restart(&mut self) {
         self.event(Event::Tick);
         let clocks = Clocks { now: self.now, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
@@ -202,7 +203,7 @@ impl World {
         self.controller.services().iter().map(seen).collect()
     }
 
-    /// Slots moved, required and needless, by service.
+    /// The numbers of slots moved, required and needless, by service.
     fn moved(&self) -> BTreeMap<String, (u64, u64)> {
         self.controller.services().iter().map(|service| (service.label(), service.slots_moved())).collect()
     }
@@ -211,8 +212,8 @@ impl World {
         self.events(vec![event]);
     }
 
-    /// Handles events that come together. A single backend that fails or returns while all others are up moves no slot
-    /// between two others, and no service's table changes twice.
+    /// Handles events that arrive together. A single backend that fails or returns while all others are up moves no
+    /// slot between two others, and no service's table changes twice.
     fn events(&mut self, events: Vec<Event>) {
         for event in &events {
             match event {
@@ -242,7 +243,7 @@ impl World {
             let same_backends = before.config() == service.config();
             let changes = service.table_generation() - before.table_generation();
             assert!(changes <= 1 || !same_backends, "{changes} tables at once");
-            // A backend that waits for its next hop counts as not configured.
+            // A backend that waits for its next hop counts as if it were not configured.
             let waits = |controller: &Controller, service: &Service| -> Vec<bool> {
                 service.backends().iter().map(|backend| controller.waits(backend)).collect()
             };
@@ -275,7 +276,7 @@ impl World {
     }
 
     /// Makes the command at `place` fail. The controller then sends everything again, and the result must be the same
-    /// as without a failure.
+    /// as without the failure.
     fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
         let mut expected = self.plane.clone();
         commands.iter().cloned().for_each(|command| expected.apply(command));
@@ -302,7 +303,7 @@ impl World {
         self.plane.clients.clone_from(&expected.clients);
     }
 
-    /// Makes a change, and compares its effect with its plan.
+    /// Makes a change, and compares the effect with the change's plan.
     fn change(&mut self, change: Change) -> Result<String, Refused> {
         let before = self.seen();
         if self.failing.is_some() {
@@ -345,7 +346,7 @@ impl World {
         }
     }
 
-    /// Asserts that the plan of a change was right about slots and, once all clients return, about clients.
+    /// Asserts that the plan of a change was right about slots and, once all clients have returned, about clients.
     fn holds(&self, plan: Plan, old: &DataPlane) {
         let spec = |plane: &DataPlane, id: ServiceId| plane.services.iter().find(|spec| spec.id == id).cloned();
         let ids: Vec<ServiceId> = plan.services.iter().map(|of| of.id).collect();
@@ -418,7 +419,7 @@ impl World {
         }
     }
 
-    /// Makes the event of a finished check, also for a backend without checks.
+    /// Makes the event of a finished check; works for a backend without checks as well.
     fn checked(&self, backend: BackendId, outcome: u8) -> Event {
         let outcome = match outcome {
             0 => CheckOutcome::Passed,
@@ -644,7 +645,7 @@ impl World {
         self.look();
     }
 
-    /// Lets clients connect. Known clients stay where they are kept, and new ones never go to a backend that takes
+    /// Lets clients connect. Known clients stay where they are kept, and new clients never go to a backend that takes
     /// none.
     fn connect(&mut self, every: u32) {
         for spec in self.plane.services.clone().into_iter().filter(|spec| !spec.remember.is_zero()) {
@@ -730,7 +731,7 @@ impl World {
     }
 }
 
-/// Whether every backend that clients could be sent to takes new ones.
+/// Whether every backend to which clients could be sent takes new ones.
 fn all_there(service: &Service) -> bool {
     let primaries = service.backends().iter().filter(|backend| !backend.is_backup() && backend.effective_weight() > 0);
     service.backends().iter().all(|backend| backend.deadline().is_none())
@@ -772,7 +773,7 @@ fn edit_file(services: &mut Vec<ServiceConfig>, edit: Edit) {
         }
         Edit::Prefix(index) => {
             if let Some(place) = place(index) {
-                // The prefix becomes shorter than some rules' prefixes, or longer than all.
+                // The service's prefix becomes shorter than the prefixes of some rules, or longer than all of them.
                 services[place].client_prefix.v4 ^= 32 ^ 20;
             }
         }

@@ -1,9 +1,9 @@
-//! Joining plans: a service with both address families is two in the core, but its plan is shown as one.
+//! Joins plans: a service with both address families is two services in the core, but its plan is shown as one.
 
 use super::{Planned, PlannedMove, PlannedService};
 
 impl Planned {
-    /// Joins the neighbouring parts of each service. Slots and tables are added.
+    /// Joins the neighbouring parts of each service, adding up slots and tables.
     #[must_use]
     pub fn joined(self) -> Self {
         let mut services: Vec<PlannedService> = Vec::with_capacity(self.services.len());
@@ -18,7 +18,7 @@ impl Planned {
 }
 
 impl PlannedService {
-    /// Adds the other part of the service. Common facts about listeners stay.
+    /// Adds the other part of the service. The facts about listeners are the same in both parts and stay.
     fn add(&mut self, other: Self) {
         self.table_size_before += other.table_size_before;
         self.table_size += other.table_size;
@@ -119,7 +119,7 @@ mod tests {
         bench.controller.services().iter().map(of).sum()
     }
 
-    /// Listeners before, a change, and the listeners that it adds and removes.
+    /// The listeners before a change, the change, and the listeners that it adds and removes.
     type Case<'a> = (&'a [&'a str], Change, &'a [&'a str], &'a [&'a str]);
 
     fn reload(listen: &[&str]) -> Change {

@@ -1,4 +1,4 @@
-//! The effects of agents' reports. An agent lowers what the operator and the checks allow, and never raises it.
+//! The effects of agents' reports. An agent can lower what the operator and the checks allow, but never raise it.
 
 use balancer_config::{
     agent::Said,
@@ -13,12 +13,12 @@ use super::{Backend, Service};
 pub enum WordsOf {
     /// An agent that the balancer queries.
     Agents,
-    /// The answers to its HTTP checks, if they have the header.
+    /// The answers to the backend's HTTP checks, if they have the header.
     Checks,
 }
 
 impl Backend {
-    /// Returns the report of its agent that is in effect; `None`: nothing is reduced.
+    /// Returns the report of the backend's agent that is in effect; `None`: nothing is reduced.
     #[must_use]
     pub fn agent(&self) -> Option<&Said> {
         self.agent.as_deref()
@@ -28,7 +28,7 @@ impl Backend {
         self.agent = Some(said).filter(|said| !said.is_nothing()).map(Box::new);
     }
 
-    /// Returns the weight for its slots: the configured one, reduced by its agent.
+    /// Returns the weight that determines the backend's slots: the configured weight, reduced by its agent.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent().map_or(self.config.weight, |said| said.weight(self.config.weight))
@@ -47,7 +47,7 @@ impl Backend {
         self.forced.or_else(by_agent)
     }
 
-    /// Returns why it is down regardless of its checks.
+    /// Returns the reason why the backend is down regardless of its checks.
     pub(super) fn forced_down_by(&self) -> String {
         match self.agent().and_then(|said| said.down.as_deref()).filter(|_| self.forced.is_none()) {
             None => "forced down by operator".to_owned(),
@@ -56,7 +56,7 @@ impl Backend {
         }
     }
 
-    /// Why it takes fewer clients than the operator and its checks allow; empty if there is no reason.
+    /// Why the backend takes fewer clients than the operator and its checks allow; empty if there is no reason.
     pub(super) fn lowered(&self) -> String {
         let Some(said) = self.agent() else { return String::new() };
         if said.admin(self.admin) != self.admin {
@@ -70,8 +70,8 @@ impl Backend {
 }
 
 impl Service {
-    /// Returns the source of a backend's capacity reports; `None`: there is none. If agents are queried, other sources
-    /// are ignored.
+    /// Returns the source of a backend's capacity reports; `None` if it has no source. If the balancer queries agents,
+    /// it ignores other sources.
     #[must_use]
     pub fn words_of(&self, backend: &Backend) -> Option<WordsOf> {
         let has_answers = || matches!(self.check_config(backend).kind, CheckKind::Http(_));
@@ -86,7 +86,7 @@ impl Service {
         self.backends.iter_mut().for_each(|backend| backend.agent = None);
     }
 
-    /// Forgets the reports about backends without a source.
+    /// Forgets the reports about backends that have no source of reports.
     pub(crate) fn drop_words(&mut self) {
         let silent: Vec<bool> = self.backends.iter().map(|backend| self.words_of(backend).is_none()).collect();
         for (backend, _) in self.backends.iter_mut().zip(silent).filter(|(_, is_silent)| *is_silent) {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Service {
-    /// Assesses a backend from everything but its slow start.
+    /// Assesses a backend by everything but its slow start.
     pub(super) fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
         let checked = match backend.health.verdict() {
@@ -88,7 +88,7 @@ impl Service {
         Assessment { health, standing, drains: situation.drains(), beyond, reason }
     }
 
-    /// Whether the consequences are known for every backend.
+    /// Whether the recorded assessment of every backend is up to date.
     pub(crate) fn is_assessed(&self, hops: &NextHops, now: Instant) -> bool {
         self.backends.iter().all(|backend| {
             let mut assessment = self.assess(backend, hops, now);
@@ -105,9 +105,9 @@ impl Service {
         }
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
-            // A following controller receives slow starts from others.
+            // A following controller receives slow starts from the deciding one.
             let begins = backend.witness().is_none() && backend.begins(assessment);
-            // After an outage, all backends return equally new, so none starts slowly.
+            // After an outage, all backends return at the same time, so none of them starts slowly.
             let begins = begins && !self.outage.has_returned(backend.id);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
@@ -121,7 +121,8 @@ impl Service {
                     backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
                 })
             };
-            // Without other backends to take the clients there is no slow start, and it ends for all at the same time.
+            // Without other backends that could take the clients there is no slow start, and slow starts end for all
+            // backends at the same time.
             let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
             let through =
                 together().all(|(backend, _)| backend.slow_start.as_ref().is_none_or(|start| start.step == STEPS));

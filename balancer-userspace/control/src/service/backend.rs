@@ -31,26 +31,27 @@ use crate::{
 pub struct Backend {
     pub(super) id: BackendId,
     pub(super) config: BackendConfig,
-    /// The address by which it is reached; port 0: the ports of its service's listeners.
+    /// The address under which the balancer reaches the backend; port 0: the ports of its service's listeners.
     pub(super) reached: SocketAddr,
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) assessment: Option<Assessment>,
-    /// Start of the current state.
+    /// The start of the current state.
     pub(super) since: Instant,
     pub(super) slots: u32,
     pub(super) steered: bool,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     pub(super) known: u64,
-    /// Number of connections at the last count. `None`: connections are not counted.
+    /// The number of connections at the last count; `None`: connections are not counted.
     pub(super) flows: Option<u64>,
-    /// Whether its drains wait for connections rather than clients.
+    /// Whether the backend's drains wait for connections rather than clients.
     pub(super) waits_for_connections: bool,
     pub(super) drain: Drain,
     pub(super) slow_start: Option<Box<SlowStart>>,
-    /// Whether it is removed once drained.
+    /// Whether the backend is removed once it is drained.
     pub(super) leaving: bool,
-    /// Whether it (or its address) was added while the service was in use, so that new clients wait for its next hop.
+    /// Whether the backend (or its address) was added while the service was in use, so that new clients wait for its
+    /// next hop.
     pub(super) late: bool,
     pub(super) checks: [u64; 3],
     pub(super) last_check: Option<LastCheck>,
@@ -60,28 +61,28 @@ pub struct Backend {
     pub(super) forced: Option<Forced>,
     /// The agent's report that reduces something; `None`: nothing is reduced.
     pub(super) agent: Option<Box<Said>>,
-    /// The part of its slots that its load allows; `None`: all.
+    /// The part of the backend's slots that its load allows; `None`: all.
     pub(super) bound: Option<Bound>,
-    /// The limit (clients or connections) that keeps it from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
     pub(super) full: Option<Full>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
     /// Whether the prober must forget earlier results.
     checked_anew: bool,
-    /// The state in a fleet; `None`: there is no fleet.
+    /// The backend's state in a fleet; `None`: there is no fleet.
     pub(super) fleet: Option<Box<InFleet>>,
 }
 
 /// The additional state of a backend in a fleet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFleet {
-    /// The path on which the fleet has agreed; `None`: the own next hop decides.
+    /// The path on which the fleet has agreed; `None`: this balancer's own next hop decides.
     pub(super) agreed_way: Option<Way>,
     /// The results of this balancer's checks, if `health` holds the fleet's verdict.
     pub(super) witness: Option<Health>,
-    /// Why it counts as failed, regardless of what the fleet agreed on before this member lost contact.
+    /// Why the backend counts as failed, regardless of what the fleet agreed on before this member lost contact.
     pub(super) overruled: Option<String>,
-    /// Whether its latest checks failed according to most members.
+    /// Whether the backend's latest checks failed according to most members.
     pub(super) fails: bool,
 }
 
@@ -108,14 +109,14 @@ pub struct LastCheck {
     pub outcome: CheckOutcome,
     /// The duration.
     pub took: Duration,
-    /// The time of its end.
+    /// The time at which the check ended.
     pub ended: Instant,
 }
 
 /// The progress of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drain {
-    /// A timeout in place of the service's.
+    /// A timeout in place of the service's timeout.
     pub(super) timeout: Option<Duration>,
     /// The deadline of a drain in progress.
     pub(super) until: Option<Instant>,
@@ -124,7 +125,8 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    /// The sweep in progress at the start of a drain may have passed a client; the second cannot.
+    /// The number of empty sweeps that end a drain. The sweep in progress at its start may have passed a client; the
+    /// second cannot.
     pub(super) const ENOUGH_SWEEPS: u32 = 2;
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
@@ -136,14 +138,14 @@ impl Drain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlowStart {
     pub(super) since: Instant,
-    /// Total duration.
+    /// The total duration of the slow start.
     pub(super) lasts: Duration,
-    /// The step in the live table, from 1.
+    /// The current step in the live table, from 1.
     pub(super) step: u8,
 }
 
 impl SlowStart {
-    /// When a step begins: the first at once, the last at the end.
+    /// When a step begins: the first step at once, the last one at the end.
     fn step_begins(self, step: u8) -> Instant {
         self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
     }
@@ -159,13 +161,13 @@ impl SlowStart {
     }
 }
 
-/// The conclusions from all facts about a backend.
+/// The conclusions that follow from all facts about a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Assessment {
     pub(super) health: HealthFact,
     pub(super) standing: Standing,
     pub(super) drains: bool,
-    /// Whether it keeps clients although its drain is over.
+    /// Whether the backend keeps clients although its drain is over.
     pub(super) beyond: bool,
     pub(super) reason: String,
 }
@@ -203,7 +205,7 @@ impl Backend {
         }
     }
 
-    /// Returns the index of its row in the kernel's maps.
+    /// Returns the index of the backend's row in the kernel's maps.
     #[must_use]
     pub const fn id(&self) -> BackendId {
         self.id
@@ -221,7 +223,7 @@ impl Backend {
         &self.config
     }
 
-    /// The address by which it is reached; port 0: the ports of its service's listeners.
+    /// The address under which the balancer reaches the backend; port 0: the ports of its service's listeners.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.reached
@@ -233,7 +235,7 @@ impl Backend {
         self.config.weight
     }
 
-    /// Whether it is a backup.
+    /// Whether the backend is a backup.
     #[must_use]
     pub const fn is_backup(&self) -> bool {
         self.config.backup
@@ -245,13 +247,13 @@ impl Backend {
         self.admin
     }
 
-    /// `unknown`, `up` or `down`.
+    /// The word for the verdict: `unknown`, `up` or `down`.
     #[must_use]
     pub fn health_word(&self) -> &'static str {
         self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
     }
 
-    /// Returns the displayed state.
+    /// Returns the state that users see.
     #[must_use]
     pub fn state(&self) -> BackendState {
         self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
@@ -263,30 +265,30 @@ impl Backend {
         self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
     }
 
-    /// Returns the number of its slots in the live table.
+    /// Returns the number of the backend's slots in the live table.
     #[must_use]
     pub const fn slots(&self) -> u32 {
         self.slots
     }
 
-    /// Whether new clients are steered to it now. An idle backup gets none.
+    /// Whether new clients are steered to the backend now. An idle backup gets none.
     #[must_use]
     pub const fn takes_new_clients(&self) -> bool {
         self.steered
     }
 
-    /// Whether rules may pin clients to it; weight and backup status do not matter.
+    /// Whether rules may pin clients to the backend; weight and backup status do not matter.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {
         self.may_take_new()
     }
 
-    /// Whether its standing allows new clients.
+    /// Whether the backend's standing allows new clients.
     pub(crate) fn may_take_new(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
     }
 
-    /// Health checks: passed, failed softly, failed hard.
+    /// The numbers of health checks that passed, failed softly, and failed hard.
     #[must_use]
     pub const fn checks(&self) -> [u64; 3] {
         self.checks
@@ -313,22 +315,22 @@ impl Backend {
         self.fleet.as_ref()?.witness.as_ref()
     }
 
-    /// Returns the path on which its fleet has agreed.
+    /// Returns the path to the backend on which the fleet has agreed.
     pub(super) fn agreed_way(&self) -> Option<&Way> {
         self.fleet.as_ref()?.agreed_way.as_ref()
     }
 
-    /// Why it counts as failed, regardless of what its fleet has agreed on.
+    /// Why the backend counts as failed, regardless of what the fleet has agreed on.
     pub(super) fn overruled(&self) -> Option<&str> {
         self.fleet.as_ref()?.overruled.as_deref()
     }
 
-    /// Whether its latest checks failed according to most members of its fleet.
+    /// Whether the backend's latest checks failed according to most members of the fleet.
     pub(super) fn fails_for_the_fleet(&self) -> bool {
         self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
     }
 
-    /// Returns its state in its fleet, creating it if necessary.
+    /// Returns the backend's state in the fleet, creating it if necessary.
     pub(super) fn in_fleet(&mut self) -> &mut InFleet {
         self.fleet.get_or_insert_default()
     }
@@ -339,7 +341,7 @@ impl Backend {
         }
     }
 
-    /// When the verdict of its checks last changed.
+    /// When the verdict of the backend's checks last changed.
     #[must_use]
     pub const fn verdict_since(&self) -> Instant {
         self.verdict_since
@@ -375,13 +377,13 @@ impl Backend {
         }
     }
 
-    /// The number of times it entered each of [`BackendState::ALL`], without its first state.
+    /// The number of times the backend entered each of [`BackendState::ALL`], not counting its first state.
     #[must_use]
     pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
         self.transitions
     }
 
-    /// Applies another configuration. A new address means a new server, about which nothing is known.
+    /// Applies another configuration. A backend with a new address is a new server, about which nothing is known.
     pub(crate) fn configure(&mut self, config: BackendConfig, reached: SocketAddr) {
         let ports = [self.reached.port(), reached.port()];
         if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
@@ -402,7 +404,7 @@ impl Backend {
         self.config = config;
     }
 
-    /// Copies the operator's settings from its `twin`, the same backend in the other part of its service.
+    /// Copies the operator's settings from the backend's `twin`, the same backend in the other part of its service.
     pub(crate) fn follow(&mut self, twin: &Self) {
         self.admin = twin.admin;
         self.forced = twin.forced;
@@ -415,19 +417,19 @@ impl Backend {
         }
     }
 
-    /// Announces its check again under a new name of the backend or service; results continue to count.
+    /// Announces the backend's check again under a new name of the backend or service; results continue to count.
     pub(super) fn called_otherwise(&mut self) {
         self.checked_anew = true;
     }
 
-    /// Sets the operator's state; a drain takes `timeout` in place of the service's.
+    /// Sets the operator's state; a drain has `timeout` in place of the service's timeout.
     pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
         self.admin = admin;
         self.drain = Drain { timeout, ..Drain::default() };
         self.leaving &= admin == Admin::Drain;
     }
 
-    /// Marks it for removal once drained.
+    /// Marks the backend for removal once it is drained.
     pub(crate) fn leave(&mut self) {
         if self.admin != Admin::Drain {
             self.set_admin(Admin::Drain, None);
@@ -435,7 +437,7 @@ impl Backend {
         self.leaving = true;
     }
 
-    /// Cancels its removal, and restores the operator's state unless that has changed since.
+    /// Cancels the backend's removal, and restores the operator's state unless that state has changed since.
     pub(crate) fn stay(&mut self, admin: Admin) {
         if self.leaving && admin != Admin::Drain {
             self.set_admin(admin, None);
@@ -443,23 +445,23 @@ impl Backend {
         self.leaving = false;
     }
 
-    /// Whether it is to be removed and has no clients to keep.
+    /// Whether the backend is to be removed and has no clients to keep.
     pub(crate) fn has_left(&self) -> bool {
         self.leaving && !self.may_keep_known()
     }
 
-    /// Whether known clients would stay with it if another backend could take them.
+    /// Whether known clients would stay with the backend if another one could take them.
     pub(crate) fn may_keep_known(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
     }
 
-    /// The cause of its known clients' moves; `None` while they stay.
+    /// The cause of moves of the backend's known clients; `None` while they stay.
     pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
         let standing = self.assessment.as_ref()?.standing;
         (!standing.keeps_known).then_some(standing.cause)
     }
 
-    /// Whether it is to be removed once drained.
+    /// Whether the backend is removed once it is drained.
     pub(crate) const fn is_leaving(&self) -> bool {
         self.leaving
     }
@@ -469,36 +471,36 @@ impl Backend {
         self.known != known || self.drain.until.is_some() || self.drain.empty_sweeps > 0
     }
 
-    /// Records a complete sweep. True if it ends a drain.
+    /// Records a complete sweep. Returns true if the sweep ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
         !self.waits_for_connections && self.found(known)
     }
 
-    /// Whether a count of its connections changes anything. `waits`: drains wait for connections.
+    /// Whether a count of the backend's connections changes anything; `waits` says whether drains wait for connections.
     pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
         self.flows != Some(flows)
             || self.waits_for_connections != waits
             || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
     }
 
-    /// Records its number of connections. True if that ends a drain, which waits only for them.
+    /// Records the backend's number of connections. Returns true if that ends a drain that waits only for connections.
     pub(crate) fn flows(&mut self, flows: u64) -> bool {
         self.flows = Some(flows);
         self.waits_for_connections = true;
         self.found(flows)
     }
 
-    /// Returns the number of connections at the last count. `None`: connections are not counted.
+    /// Returns the number of connections at the last count; `None` if connections are not counted.
     #[must_use]
     pub const fn connections(&self) -> Option<u64> {
         self.flows
     }
 
-    /// Records the number of clients or connections that a drain waits for. True if that ends it.
+    /// Records the number of clients or connections for which a drain waits. Returns true if that ends the drain.
     fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
-            // The drain is over even if a client comes, which may happen in an open table without other backends.
+            // The drain stays over even if a client comes, which may happen in an open table without other backends.
             return false;
         }
         if self.drain.until.is_none() || known > 0 {
@@ -523,7 +525,7 @@ impl Backend {
     /// The deadline of a drain in progress.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
-        // A down backend that keeps clients does so beyond its deadline, because of an outage.
+        // If a down backend keeps clients beyond its deadline, the reason is an outage.
         let drains = self.assessment.as_ref().is_some_and(|assessment| {
             let keeps = assessment.standing.keeps_known && assessment.standing.state != BackendState::Down;
             keeps && !assessment.beyond
@@ -539,8 +541,8 @@ impl Backend {
             .min()
     }
 
-    /// Whether it starts taking new clients with the new `assessment`. At the balancer's start none does, because all
-    /// are there at once.
+    /// Whether the backend begins to take new clients with the new `assessment`. No backend does at the balancer's
+    /// start, because all of them are there at once.
     pub(super) fn begins(&self, assessment: &Assessment) -> bool {
         let before = self.assessment.as_ref().map(|before| before.standing);
         let absent = match before {
@@ -550,8 +552,8 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// Explains its state if nothing else does and it is full, starts slowly or has too much load: `slow start, step 3
-    /// of 10`.
+    /// Explains the backend's state if it has no other explanation and the backend is full, starts slowly or has too
+    /// much load: `slow start, step 3 of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
         if let Some(full) = self.full.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
             assessment.reason = format!("full: {full}");
@@ -565,7 +567,7 @@ impl Backend {
         }
     }
 
-    /// Whether it is this machine itself, as its row was told.
+    /// Whether the backend is this machine itself, according to the row that was passed to the shell.
     pub(crate) fn is_local(&self) -> bool {
         self.told.row.as_ref().and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
     }
@@ -578,13 +580,13 @@ impl Backend {
             }
     }
 
-    /// Whether known clients stay with it.
+    /// Whether known clients stay with the backend.
     #[must_use]
     pub fn keeps_known(&self) -> bool {
         self.told.row.as_ref().is_some_and(|row| row.keeps_known)
     }
 
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep.
     #[must_use]
     pub const fn known_clients(&self) -> u64 {
         self.known
@@ -597,7 +599,7 @@ impl Backend {
         self.checked_anew = true;
     }
 
-    /// Whether the check that the shell was told is the wanted one.
+    /// Whether the check that was passed to the shell is the wanted one.
     pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
         match (&self.told.check, wanted) {
             (None, None) => true,
@@ -608,7 +610,7 @@ impl Backend {
         }
     }
 
-    /// Starts the check `number`. Counts towards the next verdict continue unless the check asks something else.
+    /// Starts the check `number`. Counts towards the next verdict continue unless the new check asks something else.
     pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
         if self.told.check.as_deref().is_some_and(other) {
@@ -618,7 +620,7 @@ impl Backend {
         self.told.check = Some(Box::new(ToldCheck { number, target, config }));
     }
 
-    /// The running check.
+    /// The number of the running check.
     #[must_use]
     pub fn check_number(&self) -> Option<CheckNumber> {
         self.told.check.as_ref().map(|told| told.number)

@@ -10,13 +10,13 @@ use crate::table::STEPS;
 pub(super) const PERCENT_IN_A_STEP: u8 = 100 / STEPS;
 
 impl Backend {
-    /// Returns the part of its slots that its load allows; `None`: all.
+    /// Returns the part of the backend's slots that its load allows; `None`: all.
     #[must_use]
     pub const fn bound(&self) -> Option<Bound> {
         self.bound
     }
 
-    /// The current step of its slow start.
+    /// The current step of the backend's slow start.
     #[must_use]
     pub fn slow_start_step(&self) -> Option<u8> {
         self.slow_start.as_ref().map(|slow_start| slow_start.step)
@@ -24,7 +24,7 @@ impl Backend {
 }
 
 impl Service {
-    /// Returns the rule for bounded load; `None`: there is none.
+    /// Returns the rule for bounded load; `None` if there is none.
     #[must_use]
     pub const fn bounded_load(&self) -> Option<&BoundedLoad> {
         self.settings.bounded_load.as_ref()
@@ -37,7 +37,7 @@ impl Service {
         }
     }
 
-    /// Gives all backends their slots back if there is no bound any more.
+    /// Gives all backends their slots back if the service no longer bounds loads.
     pub(super) fn drop_bounds(&mut self) {
         if self.settings.bounded_load.is_none() {
             self.backends.iter_mut().for_each(|backend| backend.bound = None);

@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Service {
-    /// Continues from `before`, the same service in the previous state: takes over what the shell was told and what
-    /// only this balancer knows.
+    /// Continues from `before`, the same service in the previous state: takes over what was passed to the shell, and
+    /// the knowledge that only this balancer has.
     pub(crate) fn succeed(&mut self, before: Self) {
         self.told_rules = before.told_rules;
         self.outage_seen_alone = before.outage_seen_alone;
@@ -34,7 +34,8 @@ impl Service {
         }
     }
 
-    /// Makes each backend follow agreed judgements; `witness`: beside its own checks.
+    /// Makes each backend follow agreed judgements; with `witness`, it also keeps the results of its own checks
+    /// separately.
     pub(crate) fn is_agreed_on(&mut self, witness: bool) {
         for backend in &mut self.backends {
             let fleet = backend.in_fleet();
@@ -45,7 +46,7 @@ impl Service {
         }
     }
 
-    /// Applies a judgement; true if it is new.
+    /// Applies a judgement. Returns true if it is new.
     pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
         let place = self.position(judgement.backend);
         let Some(backend) = place.and_then(|place| self.backends.get_mut(place)) else { return false };
@@ -69,8 +70,8 @@ impl Service {
         }
     }
 
-    /// If no other member decides, counts a backend with a hard failure here as failed, unless so many fail that it is
-    /// an outage. Returns whether something changed, and news about an outage.
+    /// If no other member decides, counts a backend that fails hard for this balancer as failed, unless so many fail
+    /// that it is an outage. Returns whether something changed, and news about an outage.
     pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool, now: Instant) -> (bool, Option<Report>) {
         let report = if alone {
             let facts = self.facts_seen_here(hops);
@@ -111,8 +112,8 @@ impl Service {
         }
     }
 
-    /// Whether some slot leaves a backend that keeps its known clients. These clients must then be known at every
-    /// balancer that uses this table.
+    /// Whether some slot leaves a backend that keeps its known clients. Every balancer that uses this table must know
+    /// these clients first.
     pub(crate) fn gives(&self, before: &Self) -> bool {
         if !self.remembers() || !before.remembers() {
             return false;
@@ -131,7 +132,7 @@ impl Service {
                 .any(|(old, new)| old != new && keeps.get(usize::from(*old)).copied().unwrap_or(false))
     }
 
-    /// The slots that differ between `self` and `before`; all if their numbers differ.
+    /// Whether each slot differs between `self` and `before`; true for all slots if the tables differ in size.
     #[must_use]
     pub fn slots_changed_since(&self, before: &Self) -> Vec<bool> {
         if self.live.len() != before.live.len() {
@@ -171,7 +172,7 @@ impl Backend {
         (self.agreed_way().unwrap_or(&Way::Unknown), self.health.verdict())
     }
 
-    /// Returns why this balancer cannot use it although the fleet agrees that it can be used, if so.
+    /// Returns why this balancer cannot use the backend, if the fleet agrees that it can be used.
     #[must_use]
     pub fn unreachable_here(&self, opinion: &Opinion) -> Option<String> {
         let agreed = matches!(self.health.verdict(), Verdict::Up | Verdict::Unknown)

@@ -1,4 +1,4 @@
-//! Applying backends' limits within a service.
+//! Applies the limits of backends within a service.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use balancer_config::limits::{Full, WhenFull};
 use super::{Backend, Service};
 
 impl Backend {
-    /// Returns what it has too much of to take new clients; `None`: nothing.
+    /// Returns the limit (of clients or connections) that the backend has reached; `None`: it is not full.
     #[must_use]
     pub const fn full(&self) -> Option<Full> {
         self.full
@@ -21,20 +21,20 @@ impl Service {
         self.backends.iter().any(|backend| !backend.config.limits.is_none())
     }
 
-    /// Whether backends can be full: one has a limit, and clients or connections are counted.
+    /// Whether backends can be full: at least one has a limit, and clients or connections are counted.
     #[must_use]
     pub fn bounds_clients(&self) -> bool {
         self.keeps_clients() && self.has_limits()
     }
 
-    /// Clears the full backends if nothing is counted.
+    /// Marks all backends as not full if the service counts neither clients nor connections.
     pub(super) fn drop_full(&mut self) {
         if !self.keeps_clients() {
             self.backends.iter_mut().for_each(|backend| backend.full = None);
         }
     }
 
-    /// What happens to new clients when all backends are full.
+    /// The treatment of new clients when all backends are full.
     #[must_use]
     pub const fn when_full(&self) -> WhenFull {
         self.settings.when_full
@@ -60,7 +60,7 @@ impl Service {
         self.all_full
     }
 
-    /// Whether clients that no backend takes get a rejection.
+    /// Whether clients that no backend takes are rejected with an answer.
     pub(super) const fn rejects(&self) -> bool {
         match self.settings.when_full {
             WhenFull::Reject if self.all_full => true,

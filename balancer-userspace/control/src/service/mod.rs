@@ -62,12 +62,12 @@ fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
 #[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
-    /// The family of its clients; a configured service becomes one of these for each family.
+    /// The family of the service's clients; each configured service becomes one such service for each family.
     family: Family,
     listeners: Vec<(Listener, ListenerId)>,
     /// The service's configuration, without `backends`, which are stored below.
     settings: ServiceConfig,
-    /// The configuration it was last given, as long as service and backends match it.
+    /// The configuration that the service last got, as long as the service and its backends match it.
     configured_as: Option<Arc<ServiceConfig>>,
     fleet: HashKey,
     client_key: HashKey,
@@ -75,13 +75,13 @@ pub struct Service {
     backends: Vec<Backend>,
     rules: Rules,
     outage: Outage,
-    /// The outage by this balancer's own checks, while it is alone in its fleet.
+    /// The outage that this balancer's own checks show, while it is alone in its fleet.
     outage_seen_alone: Outage,
     /// The rules that were last passed to the shell.
     pub(crate) told_rules: Arc<[RuleSpec]>,
-    /// Whether one of its backends is being removed.
+    /// Whether one of the service's backends is being removed.
     has_leaving: bool,
-    /// The next due time of its backends, as of the last evaluation.
+    /// The time at which something about the backends is due next, as of the last evaluation.
     due: Option<Instant>,
     builder: Builder,
     live: Arc<[u16]>,
@@ -91,7 +91,8 @@ pub struct Service {
     generation: u64,
     required: u64,
     needless: u64,
-    /// Seconds in a tick of its memory. It stays while possible, so that ages need no conversion.
+    /// The number of seconds in a tick of the service's memory. It stays while possible, so that ages need no
+    /// conversion.
     tick_seconds: u32,
     share: SharedClients,
     /// Whether all backends that could take new clients are full.
@@ -130,7 +131,7 @@ impl Service {
         }
     }
 
-    /// Returns its index in the kernel's maps.
+    /// Returns the index of the service in the kernel's maps.
     #[must_use]
     pub const fn id(&self) -> ServiceId {
         self.id
@@ -142,30 +143,31 @@ impl Service {
         &self.settings.name
     }
 
-    /// The family of its clients.
+    /// The family of the service's clients.
     #[must_use]
     pub const fn family(&self) -> Family {
         self.family
     }
 
-    /// Returns `shop`, or `shop (IPv6)` if the service has both families.
+    /// Returns the name for messages: `shop`, or `shop (IPv6)` if the service has both families.
     #[must_use]
     pub fn label(&self) -> String {
         if self.is_one_of_two() { format!("{} ({})", self.name(), self.family) } else { self.name().to_owned() }
     }
 
-    /// Returns the family as a prefix of messages, such as `IPv6: `, if its service has both; otherwise nothing.
+    /// Returns the family as a prefix of messages, such as `IPv6: `, if the configured service has both families;
+    /// otherwise nothing.
     pub(crate) fn prefix(&self) -> String {
         if self.is_one_of_two() { format!("{}: ", self.family) } else { String::new() }
     }
 
-    /// Whether its service has listeners of the other family as well.
+    /// Whether the configured service has listeners of the other family as well.
     #[must_use]
     pub fn is_one_of_two(&self) -> bool {
         self.settings.listen.iter().any(|listener| listener.family() != self.family)
     }
 
-    /// Returns its listeners, all families' in configured order, with the ids of those of its own family.
+    /// Returns the listeners of all families in configured order, with the ids of those of this service's own family.
     pub fn listeners(&self) -> impl Iterator<Item = (Listener, Option<ListenerId>)> {
         self.settings.listen.iter().map(|&listener| (listener, self.listener_id(listener)))
     }
@@ -174,12 +176,12 @@ impl Service {
         self.listeners.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id)
     }
 
-    /// The ids of its listeners.
+    /// The ids of the service's listeners.
     pub(crate) fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
         self.listeners.iter().map(|&(_, id)| id)
     }
 
-    /// Gives each of its listeners an id: its earlier one, or one of `free`.
+    /// Gives each listener of the service an id: its earlier id, or one of `free`.
     pub(crate) fn name_listeners(&mut self, free: &mut impl Iterator<Item = ListenerId>) {
         let before = std::mem::take(&mut self.listeners);
         let known = |listener| before.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id);
@@ -188,12 +190,12 @@ impl Service {
             .collect();
     }
 
-    /// The address by which a backend is reached: see [`ServiceConfig::backend_address`].
+    /// The address under which the balancer reaches a backend: see [`ServiceConfig::backend_address`].
     pub(crate) fn reached(&self, backend: &BackendConfig) -> SocketAddr {
         self.settings.backend_address(backend, self.family).unwrap_or(backend.address)
     }
 
-    /// A backend's displayed address.
+    /// The address of a backend as users see it.
     #[must_use]
     pub fn shown_address(&self, backend: &Backend) -> String {
         self.settings.shown_address(&backend.config)
@@ -205,7 +207,7 @@ impl Service {
         self.settings.forwarding
     }
 
-    /// The port range that backends see as source, if it is configured.
+    /// The range of source ports that backends see, if it is configured.
     pub(crate) const fn snat_ports(&self) -> Option<(u16, u16)> {
         self.settings.snat.ports
     }
@@ -216,30 +218,31 @@ impl Service {
         self.settings.drains_until()
     }
 
-    /// Number of slots of the live table.
+    /// The number of slots of the live table.
     #[must_use]
     pub fn table_size(&self) -> u32 {
         if self.live.is_empty() { self.slots_wanted() } else { self.live.len() as u32 }
     }
 
-    /// Number of slots once all of its backends are reachable.
+    /// The number of slots once all backends of the service are reachable.
     pub(crate) fn slots_wanted(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len())
     }
 
-    /// Number of slots before a backend was added.
+    /// The number of slots before a backend was added.
     pub(crate) fn slots_wanted_before(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len().saturating_sub(1))
     }
 
-    /// Returns its current configuration, including backends added and without those removed at run time.
+    /// Returns the service's current configuration, with backends added at run time and without those removed at run
+    /// time.
     #[must_use]
     pub fn config(&self) -> ServiceConfig {
         let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
         ServiceConfig { backends, ..self.settings.clone() }
     }
 
-    /// Whether it matches `config`, including the order of backends.
+    /// Whether the service matches `config`, including the order of backends.
     pub(crate) fn is_configured_as(&self, config: &Arc<ServiceConfig>) -> bool {
         let is_so = || {
             self.settings.has_settings_of(config)
@@ -251,12 +254,12 @@ impl Service {
         is_known || is_so()
     }
 
-    /// Returns the configuration that it matches, if that is known without a comparison.
+    /// Returns the configuration that the service matches, if this is known without a comparison.
     pub(crate) const fn configured_as(&self) -> Option<&Arc<ServiceConfig>> {
         self.configured_as.as_ref()
     }
 
-    /// Records that it matches `config`.
+    /// Records that the service matches `config`.
     pub(crate) fn note_configured(&mut self, config: &Arc<ServiceConfig>) {
         self.configured_as = Some(Arc::clone(config));
     }
@@ -267,7 +270,7 @@ impl Service {
         self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
     }
 
-    /// Returns its backends in configuration order, those added at run time last.
+    /// Returns the service's backends in configuration order, those added at run time last.
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
         &self.backends
@@ -280,7 +283,7 @@ impl Service {
         all.iter().filter(|backend| backend.is_leaving())
     }
 
-    /// The next time at which something is due.
+    /// The next time at which something about the service is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         debug_assert_eq!(self.due, self.backends.iter().filter_map(Backend::deadline).min(), "{}", self.name());
         self.due
@@ -291,12 +294,12 @@ impl Service {
             .min()
     }
 
-    /// The next due time of decisions that this balancer makes although another one decides for the fleet.
+    /// The time of the next decision that this balancer makes itself although another one decides for the fleet.
     pub(crate) fn deadline_alone(&self) -> Option<Instant> {
         self.outage_seen_alone.deadline()
     }
 
-    /// Whether something about its backends is due.
+    /// Whether something about the service's backends is due.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.due.into_iter().chain(self.outage.deadline()).any(|due| due <= now)
     }
@@ -306,7 +309,7 @@ impl Service {
         place(&self.backends, id.0, |backend| backend.id.0)
     }
 
-    /// The live table: M backend ids, or `NO_BACKEND` or `ALL_DOWN`.
+    /// The live table: M entries, each a backend id, `NO_BACKEND` or `ALL_DOWN`.
     #[must_use]
     pub fn live_table(&self) -> &[u16] {
         &self.live
@@ -323,8 +326,8 @@ impl Service {
         self.settings.failback
     }
 
-    /// Whether it is worth sending clients to: some backend takes clients, or works and keeps known ones, or the
-    /// operator wants them steered regardless of checks.
+    /// Whether sending clients to the service makes sense: some backend takes clients, or works and keeps known ones,
+    /// or the operator wants clients steered regardless of checks.
     pub(crate) fn has_somebody(&self) -> bool {
         let keeps = |backend: &Backend| backend.keeps_known() && self.outage.holds(backend.id).is_none();
         let takes = |backend: &Backend| backend.takes_new_clients() || keeps(backend);
@@ -336,19 +339,19 @@ impl Service {
         &self.settings.assign_vip
     }
 
-    /// The lists of targets that become its backends.
+    /// The lists of targets that become the service's backends.
     #[must_use]
     pub fn discover(&self) -> &[DiscoverConfig] {
         &self.settings.discover
     }
 
-    /// The list of denied prefixes.
+    /// The list of prefixes that the service denies.
     #[must_use]
     pub const fn deny(&self) -> Option<&DenyConfig> {
         self.settings.deny.as_ref()
     }
 
-    /// The fraction of its bytes from which on a rule is suggested for a client.
+    /// The fraction of the service's bytes from which on a rule is suggested for a client.
     #[must_use]
     pub const fn spread_heavy(&self) -> Option<f64> {
         self.settings.spread_heavy
@@ -365,13 +368,13 @@ impl Service {
         self.remembers() || self.forwarding() == Forwarding::Snat
     }
 
-    /// The number of live tables so far, including the first.
+    /// The number of live tables so far, including the first one.
     #[must_use]
     pub const fn table_generation(&self) -> u64 {
         self.generation
     }
 
-    /// Slots moved since the start, required and needless (see [`Moves`]).
+    /// The numbers of slots moved since the start, required and needless (see [`Moves`]).
     #[must_use]
     pub const fn slots_moved(&self) -> (u64, u64) {
         (self.required, self.needless)
@@ -383,13 +386,13 @@ impl Service {
         Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
     }
 
-    /// Which kind of backends the live table steers to.
+    /// The kind of backends to which the live table steers.
     #[must_use]
     pub fn tier(&self) -> Tier {
         self.tier.unwrap_or(Tier::NoBackend)
     }
 
-    /// The client prefix length for its family.
+    /// The client prefix length for the family of this service's clients.
     #[must_use]
     pub const fn client_prefix(&self) -> u8 {
         match self.family {
@@ -404,20 +407,20 @@ impl Service {
         self.settings.client_prefix
     }
 
-    /// The address that the check of a backend would connect to, whether or not it runs.
+    /// The address to which the check of a backend connects, or would connect if it ran.
     #[must_use]
     pub fn check_target(&self, backend: &Backend) -> SocketAddr {
         let check = self.check_config(backend);
         self.settings.check_target(&backend.config, check, self.family).unwrap_or(backend.reached)
     }
 
-    /// The key of its client hash.
+    /// The key of the service's client hash.
     #[must_use]
     pub const fn client_key(&self) -> HashKey {
         self.client_key
     }
 
-    /// A backend's full name.
+    /// The full name of a backend.
     #[must_use]
     pub fn name_of(&self, backend: &Backend) -> BackendName {
         BackendName { service: self.settings.name.clone(), backend: backend.config.name.clone() }
@@ -444,7 +447,7 @@ impl Service {
         }
     }
 
-    /// How QUIC connection IDs encode its backends.
+    /// How QUIC connection IDs encode the service's backends.
     #[must_use]
     pub fn quic_spec(&self) -> Option<QuicSpec> {
         let config = self.settings.quic.clone()?;
@@ -502,7 +505,7 @@ impl Service {
     /// The row that a backend should have, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
-        // If the service treats backends as up, this one keeps its clients even as a backup or with weight 0.
+        // If the service treats backends as up, this backend keeps its clients even as a backup or with weight 0.
         let as_if_up =
             self.tier == Some(Tier::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
@@ -512,9 +515,9 @@ impl Service {
         BackendSpec {
             service: self.id,
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
-            // Without memory no client is moved, so a change of the cause needs no new row.
+            // Without memory no client moves, so a change of the cause needs no new row.
             cause: standing.filter(|_| self.keeps_clients()).map_or(MoveCause::Down, |standing| standing.cause),
-            // Services without pins do not rewrite rows for this flag.
+            // Services without pins do not rewrite rows because of this flag.
             takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
@@ -525,7 +528,7 @@ impl Service {
         }
     }
 
-    /// Returns the reaction to packets with signs of failure: `None` if no check could confirm a failure.
+    /// Returns the reaction to packets with signs of failure; `None` if no check could confirm a failure.
     fn passive(&self, backend: &Backend) -> Option<Passive> {
         let check = self.check_config(backend);
         (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
@@ -542,7 +545,8 @@ impl Service {
         obstacle.map_or_else(|| hop.clone(), Hop::Failed)
     }
 
-    /// The path to a backend that its standing depends on: the fleet's if there is one, or else its own.
+    /// The path that determines a backend's standing: the one on which the fleet has agreed, if there is one, or else
+    /// this balancer's own.
     fn judged_way(&self, backend: &Backend, hops: &NextHops) -> Way {
         if let Some(way) = backend.agreed_way() {
             return way.clone();
@@ -564,7 +568,7 @@ impl Service {
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        // A backend whose answers say `maint` is still checked, because otherwise it could not revoke that.
+        // A backend whose answers say `maint` is still checked, because otherwise it could not revoke this state.
         let admin = match self.words_of(backend) {
             Some(WordsOf::Checks) => backend.admin(),
             Some(WordsOf::Agents) | None => backend.effective_admin(),
@@ -573,7 +577,8 @@ impl Service {
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 
-    /// Why this machine could not make the last check of a backend, if it should have.
+    /// Why this machine could not make the last check of a backend; `None` if it could, or if there was nothing to
+    /// check.
     #[must_use]
     pub fn hindered<'a>(&self, backend: &'a Backend) -> Option<&'a str> {
         match &backend.last_check()?.outcome {
@@ -582,13 +587,13 @@ impl Service {
         }
     }
 
-    /// Returns where its backends' agents are queried; `None`: they are not.
+    /// Returns where the balancer queries the agents of the service's backends; `None` if it does not.
     #[must_use]
     pub const fn agents(&self) -> Option<&AgentConfig> {
         self.settings.agent.as_ref()
     }
 
-    /// The check of backends without their own.
+    /// The check of backends that have none of their own.
     #[must_use]
     pub const fn own_check(&self) -> &CheckConfig {
         &self.settings.check
@@ -606,13 +611,13 @@ impl Service {
         }
     }
 
-    /// The check of a backend: its own if it has one, or else the service's.
+    /// The check of a backend: its own check if it has one, or else the service's.
     #[must_use]
     pub fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_deref().unwrap_or(&self.settings.check)
     }
 
-    /// Records a check of the backend at `index`; true if the service should be evaluated again.
+    /// Records a check of the backend at `index`. Returns true if the service should be evaluated again.
     pub(crate) fn record(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Outages of a service: collecting the facts by which they are judged.
+//! Outages of a service: collects the facts that decide about them.
 
 use std::{
     collections::HashSet,
@@ -21,19 +21,19 @@ use crate::{
 };
 
 impl Service {
-    /// Judges all backends' failures together.
+    /// Judges the failures of all backends together.
     pub(crate) fn judge_outage(&mut self, hops: &NextHops, now: Instant) -> Turn {
         let facts = self.facts(hops);
         self.outage.judge(&facts, self.settings.outage, now)
     }
 
-    /// Whether a down backend belongs to an outage or a suspected one.
+    /// Whether a down backend belongs to a declared or suspected outage.
     #[cfg(test)]
     pub(crate) fn holds(&self, id: BackendId) -> bool {
         self.outage.holds(id).is_some()
     }
 
-    /// The duration of its outage as of `now`, also in words; `None` if there is none.
+    /// The duration of the service's outage as of `now`, also in words; `None` if there is none.
     #[must_use]
     pub fn outage(&self, now: Instant) -> Option<(Duration, String)> {
         let lasted = now.saturating_duration_since(self.outage.since().or(self.outage_seen_alone.since())?);
@@ -69,12 +69,13 @@ impl Service {
     }
 
     /// Whether a backend that is down in an outage may keep what it has: its clients if they are remembered, otherwise
-    /// its slots, unless all backends are down, for which [`WhenAllDown`](balancer_config::config::WhenAllDown) exists.
+    /// its slots. It may not keep slots if all backends are down, because
+    /// [`WhenAllDown`](balancer_config::config::WhenAllDown) is for this case.
     pub(super) fn may_be_held(&self, backend: &Backend) -> bool {
         is_judged_by_checks(backend) && (self.remembers() || self.outage.spares_some())
     }
 
-    /// Returns the facts about its backends by which outages are judged.
+    /// Returns the facts about the service's backends from which outages are derived.
     pub(super) fn facts(&self, hops: &NextHops) -> Facts {
         let judged = || self.backends.iter().filter(|backend| is_judged_by_checks(backend));
         let has_primaries = self.backends.iter().any(|backend| !backend.config.backup && may_serve(backend));
@@ -93,7 +94,7 @@ impl Service {
         Facts { backends: facts, relieved, round, return_takes }
     }
 
-    /// Returns the facts by this balancer's own checks and next hops, if other members have decided.
+    /// Returns the facts according to this balancer's own checks and next hops, if other members have decided.
     pub(super) fn facts_seen_here(&self, hops: &NextHops) -> Facts {
         let facts = self.facts(hops);
         let seen = |fact: Fact| {
@@ -114,7 +115,7 @@ impl Service {
         Facts { backends: facts.backends.into_iter().filter_map(seen).collect(), ..facts }
     }
 
-    /// The backends whose latest check failed here, if enough fail to look like an outage.
+    /// The backends whose latest check by this balancer failed, if so many fail that it looks like an outage.
     pub(crate) fn failing_in_numbers(&self, hops: &NextHops) -> Vec<BackendId> {
         let fails_here = |backend: &Backend| {
             fails(backend.health(), false) || matches!(self.opinion(backend, hops), Opinion::NoWay(_))
@@ -143,7 +144,7 @@ impl Service {
         }
     }
 
-    /// `primaries`: backups are not considered.
+    /// The facts about a backend; if `primaries`, a backup is not considered.
     fn fact(&self, backend: &Backend, primaries: bool, hops: &NextHops) -> Fact {
         let is_checked = self.check_config(backend).kind != CheckKind::None;
         let has_no_way = backend.overruled().is_some() || matches!(self.judged_way(backend, hops), Way::Closed(_));
@@ -174,12 +175,12 @@ fn fails(health: &Health, for_the_fleet: bool) -> bool {
     }
 }
 
-/// Whether only checks decide about its clients, because no operator or agent does.
+/// Whether only checks decide about the backend's clients, because no operator or agent does.
 fn is_judged_by_checks(backend: &Backend) -> bool {
     backend.effective_admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Whether it would get new clients if it worked.
+/// Whether the backend would get new clients if it worked.
 fn may_serve(backend: &Backend) -> bool {
     backend.effective_admin() == Admin::Ready
         && backend.effective_weight() > 0

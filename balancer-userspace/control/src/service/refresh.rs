@@ -1,4 +1,4 @@
-//! Evaluating a service: the consequences for its backends, and updating the live table.
+//! Evaluates a service: derives the consequences for its backends, and updates the live table.
 
 use std::{collections::BTreeSet, mem, sync::Arc, time::Instant};
 
@@ -20,17 +20,17 @@ use crate::{
 pub(crate) enum Look<'a> {
     /// Anything may have changed.
     Whole,
-    /// Checks only the results of the backends at these places.
+    /// Only the check results of the backends at these places may have changed.
     Checked(&'a [usize]),
 }
 
-/// The changes found by an evaluation.
+/// The changes that an evaluation has found.
 pub(crate) struct Refreshed {
     /// Whether the live table (or its base table) has changed.
     pub(crate) swap: bool,
     pub(crate) moves: Moves,
     pub(crate) transitions: Vec<Transition>,
-    /// The new tier if it has changed (at first: if it differs from primary backends).
+    /// The new tier, if it has changed (at first: if it is not that of primary backends).
     pub(crate) tier: Option<Tier>,
 }
 
@@ -57,7 +57,7 @@ impl Service {
         }
         for (&place, assessment) in places.iter().zip(&mut assessments) {
             if let Some(backend) = self.backends.get_mut(place) {
-                // Without clients it has no load.
+                // A backend without clients has no load.
                 let stays = assessment.standing.takes_new || assessment.standing.keeps_known;
                 backend.bound = backend.bound.filter(|_| stays);
                 backend.full = backend.full.filter(|_| stays);
@@ -86,7 +86,7 @@ impl Service {
         self.needless += u64::from(moves.needless());
         let swap = changed || self.remembers() && self.home != live.home;
         if swap {
-            // Without memory the home table is not needed; the data path receives it when it is.
+            // Without memory the home table is not needed; the data path receives it once it is.
             self.home = live.home;
         }
         if changed {
@@ -121,7 +121,7 @@ impl Service {
         let backend = self.backends.get(place)?;
         let assessment = self.assess(backend, hops, now);
         let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
-        // A drain by the operator ends at its time, whatever fails and recovers in between.
+        // A drain by the operator ends at its time, whatever fails and recovers before then.
         let drain = if assessment.drains || backend.effective_admin() == Admin::Drain && remembers {
             Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
         } else {

@@ -1,4 +1,4 @@
-//! Saving services and backends, and restoring them.
+//! Saves services and backends, and restores them.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -44,7 +44,7 @@ impl Service {
         }
     }
 
-    /// Whether a later start would find the same service as `before`, except for counters of checks and sweeps.
+    /// Whether a restart would find the same service as `before`, except for counters of checks and sweeps.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.id == before.id
             && self.family == before.family
@@ -60,7 +60,7 @@ impl Service {
             && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
     }
 
-    /// Restores a service. Its table, which follows from the rest, is built by a refresh.
+    /// Restores a service. A refresh builds its table, which follows from the rest.
     pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
         let family = state.family.unwrap_or(state.settings.first().family());
         let mut this = Self::new(state.id, family, state.settings, fleet);
@@ -92,8 +92,8 @@ impl Service {
         this
     }
 
-    /// Assesses a restored backend with the last displayed state `shown`. Changes since then, such as a drain that has
-    /// ended, count as transitions.
+    /// Assesses a restored backend whose last displayed state was `shown`. Changes since then, such as the end of a
+    /// drain, count as transitions.
     fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
         let Some(backend) = self.backends.get(index) else { return };
         let mut assessment = self.assess(backend, hops, now);
@@ -164,8 +164,8 @@ impl Backend {
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);
-        // A drained backend stays so. Other sweeps are counted anew, because one may have passed a client that came in
-        // between.
+        // A drained backend stays drained. Other sweeps are counted anew, because one may have passed a client that
+        // came in between.
         let drained = match state.state {
             BackendState::Drained => true,
             BackendState::Down => state.admin == Admin::Ready,

@@ -1,4 +1,4 @@
-//! A service's rules for client prefixes, and their effect given its backends.
+//! The rules of a service for client prefixes, and their effect given its backends.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Service {
-    /// Returns its rules for client prefixes.
+    /// Returns the service's rules for client prefixes.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
@@ -24,7 +24,7 @@ impl Service {
         &mut self.rules
     }
 
-    /// Why `rule` has no effect at the moment, if so.
+    /// Why `rule` has no effect at the moment; `None` if it has one.
     #[must_use]
     pub fn inactive(&self, rule: &Rule) -> Option<String> {
         if Family::of(rule.prefix.addr()) != self.family {
@@ -53,12 +53,12 @@ impl Service {
             && rule.prefix.prefix_len() > self.client_prefix()
     }
 
-    /// Why a pin of a part of a client is useless.
+    /// The reason why a pin of a part of a client is useless.
     pub(crate) fn less_than_a_client(&self, prefix: IpNet) -> String {
         less_than_a_client(self.name(), prefix, self.client_prefix()).unwrap_or_default()
     }
 
-    /// Removes the rules whose time is over.
+    /// Removes the rules that have expired.
     pub(crate) fn take_ended_rules(&mut self, now: Instant) -> Vec<Rule> {
         self.rules.take_ended(&self.settings.rules, now)
     }
@@ -69,7 +69,7 @@ impl Service {
         self.settings.rules.contains(&rule.written())
     }
 
-    /// Returns the specifications of its rules for the kernel.
+    /// Returns the specifications of the service's rules for the kernel.
     pub(crate) fn rule_specs(&self) -> Arc<[RuleSpec]> {
         let ours = self.rules.iter().filter(|rule| Family::of(rule.prefix.addr()) == self.family);
         let ours = ours.filter(|rule| !self.is_part_of_a_client(rule));

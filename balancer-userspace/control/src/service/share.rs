@@ -1,4 +1,4 @@
-//! The share of a service's steered clients, and connections from before it changed.
+//! The share of a service's clients that the balancer steers, and connections from before this share changed.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use balancer_common::share::{SETTLES_SECONDS, Share, WHOLE};
 use super::Service;
 use crate::state::{Clocks, SavedShare};
 
-/// The share of steered clients, now and recently.
+/// The share of clients that the balancer steers, now and recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedClients {
     share: Share,
@@ -48,13 +48,13 @@ impl SharedClients {
 }
 
 impl Service {
-    /// The share of its clients that are steered.
+    /// The share of the service's clients that the balancer steers.
     #[must_use]
     pub const fn share(&self) -> Share {
         self.share.share()
     }
 
-    /// Sets the share of steered clients to that of the settings.
+    /// Sets the share of clients that the balancer steers to that of the settings.
     pub(crate) fn share_as_configured(&mut self, now: Instant) {
         self.share.set(self.settings.steer, now);
     }
@@ -64,7 +64,7 @@ impl Service {
         self.share.settles.is_some_and(|settles| settles <= now)
     }
 
-    /// Stops considering connections from before the change of the share.
+    /// Stops looking for connections from before the change of the share.
     pub(crate) const fn settle_share(&mut self) {
         self.share = SharedClients::always(self.settings.steer);
     }

@@ -19,16 +19,15 @@ use crate::{
 };
 
 impl Service {
-    /// Returns `takes_new` for every backend that counts. `None`: the backend counts as not configured, so that slots
-    /// move only once, when it can serve them.
+    /// Returns `takes_new` for every backend that counts, and `None` for a backend that counts as not configured, so
+    /// that slots move only once, when it can serve them.
     pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));
         counts.zip(takes_new).map(|(counts, takes_new)| counts.then_some(takes_new)).collect()
     }
 
-    /// The live table, given by `takes_new` whether each backend takes new clients; `None`: the backend does not count
-    /// yet.
+    /// The live table. `takes_new` says whether each backend takes new clients; `None`: the backend does not count yet.
     pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
         let all_full = self.are_all_full(takes_new);
         let is_open = self.settings.when_full == WhenFull::Open;
@@ -58,7 +57,8 @@ impl Service {
         self.builder.made()
     }
 
-    /// Records that exactly these backends are steered to. Writes the changed rows or, if backends may be new, all.
+    /// Records that clients are steered to exactly these backends. Writes the changed rows or, if backends may be new,
+    /// all rows.
     pub(super) fn steer(&mut self, shares: Shares, all: bool) {
         let before = mem::replace(&mut self.shares, shares);
         if all {
@@ -74,7 +74,7 @@ impl Service {
         }
     }
 
-    /// Counts the slots of each backend: from the moves if the table has the same length, or else anew.
+    /// Counts the slots of each backend: from the moves if the table's length is the same, or else anew.
     pub(super) fn count_slots(&mut self, moves: Option<&Moves>) {
         let counts = match moves {
             Some(moves) => {

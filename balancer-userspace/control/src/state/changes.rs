@@ -1,4 +1,4 @@
-//! The differences between a state and the one written before.
+//! The differences between a state and the one that was written before.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
@@ -8,8 +8,9 @@ use super::{SavedClock, SavedCountersByService, SavedEpoch, SavedGone, SavedServ
 use crate::{io::ServiceId, next_hops::Hop};
 use balancer_config::config::ServiceConfig;
 
-/// Changes that turn an earlier state into a later one; absent parts are unchanged. Counters of checks and sweeps alone
-/// make no difference, so they are as old as the last whole state or the last other change of their service.
+/// Changes that turn an earlier state into a later one; parts that are absent are unchanged. Counters of checks and
+/// sweeps alone make no difference, so they are as old as the last whole state or as the last other change of their
+/// service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedChanges {
@@ -43,7 +44,7 @@ pub struct SavedChanges {
     /// See [`SavedState::epoch`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// See [`SavedState::clock`]; the earlier state's clock has continued as this one.
+    /// See [`SavedState::clock`]; the clock has run on steadily since the earlier state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
@@ -52,10 +53,10 @@ pub struct SavedChanges {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListChanges<K, T> {
-    /// The keys in order, if the set or the order has changed.
+    /// The keys in their order, if the set of keys or their order has changed.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub order: Option<Vec<K>>,
-    /// New and changed items.
+    /// The new and the changed items.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<T>,
 }
@@ -73,7 +74,7 @@ impl<K, T> ListChanges<K, T> {
 }
 
 impl<K: Eq + Hash, T> ListChanges<K, T> {
-    /// Compares the keys `before` and `now`; `changed` are the items that are new or different.
+    /// Compares the keys `before` and `now`; `changed` has the items that are new or different.
     pub(crate) fn new(before: Vec<K>, now: Vec<K>, changed: Vec<T>) -> Self {
         Self { order: (before != now).then_some(now), changed }
     }
@@ -94,7 +95,7 @@ impl<K: Eq + Hash, T> ListChanges<K, T> {
 }
 
 impl SavedChanges {
-    /// Whether a later start would find the same state without these changes.
+    /// Whether a restart would find the same state without these changes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self { clock: self.clock.clone(), ..Self::default() }
@@ -102,7 +103,7 @@ impl SavedChanges {
 }
 
 impl SavedState {
-    /// Applies changes to become the later state.
+    /// Applies changes that lead to the later state.
     pub fn apply(&mut self, changes: SavedChanges) {
         let SavedChanges {
             generation,

@@ -1,4 +1,4 @@
-//! The peer behind a request, and the condition on which it asks for a change.
+//! The peer that sent a request, and the condition under which it wants a change.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use balancer_api::IF_GENERATION;
@@ -7,11 +7,11 @@ use balancer_config::value;
 use super::{failure::Failure, peer::Peer};
 use crate::call::Calls;
 
-/// The peer that asks for a change, and its condition.
+/// The peer that requests a change, and its condition.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) uid: Option<u32>,
-    /// Only if the configuration is of this generation.
+    /// The generation that the configuration must have for the change to be made.
     pub(super) if_generation: Option<u64>,
 }
 

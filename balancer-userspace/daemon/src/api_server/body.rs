@@ -13,12 +13,13 @@ use tokio::time::timeout;
 
 use super::failure::Failure;
 
-/// How long the body of a request may take.
+/// The maximum time for receiving the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of a body that is too large is read and thrown away, so that the answer is not lost to a reset.
+/// The number of bytes of a body that is too large which the server reads and discards, so that a reset does not
+/// destroy the answer.
 const MAX_DISCARDED: usize = 16 << 20;
 
-/// Reads a JSON body; `shape` shows a right one.
+/// Reads a JSON body; `shape` shows a valid one for the error message.
 pub(super) async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body, shape: &str) -> Result<T, Failure> {
     read_up_to(MAX_REQUEST_BODY, headers, body, shape).await
 }
@@ -34,7 +35,7 @@ pub(super) async fn read_up_to<T: DeserializeOwned>(
         let text = format!("the body did not arrive within {} s; nothing was changed", BODY_TIMEOUT.as_secs());
         Err(Failure::new(StatusCode::REQUEST_TIMEOUT, text))
     })?;
-    // A list would pass for the fields in their order.
+    // A JSON list would be accepted as the fields in their order.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Failure::bad_request(format!("the body is not a JSON object; give {shape}")));
     }
@@ -42,7 +43,7 @@ pub(super) async fn read_up_to<T: DeserializeOwned>(
         .map_err(|error| Failure::bad_request(format!("the body is not right: {error}; give {shape}")))
 }
 
-/// Throws away a body that is not wanted, as far as it comes in time.
+/// Discards a body that the server does not need, as far as it arrives in time.
 pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
     if headers.contains_key(header::EXPECT) {
         return;
@@ -55,7 +56,7 @@ pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
             discarded += frame.data_ref().map_or(0, |data| data.len());
         }
     };
-    // Whoever takes longer may lose the answer.
+    // A peer that takes longer may lose the answer.
     let _ = timeout(BODY_TIMEOUT, all).await;
 }
 
@@ -64,7 +65,7 @@ async fn read_bytes(limit: usize, headers: &HeaderMap, mut body: Body) -> Result
     let mut discarded = 0;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let mut too_large = declared.is_some_and(|length| length > limit as u64);
-    // A peer that waits for leave to send the body is answered at once.
+    // A peer that waits for permission to send the body gets the answer at once.
     while !(too_large && (headers.contains_key(header::EXPECT) || discarded > MAX_DISCARDED)) {
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(|error| Failure::bad_request(format!("the body broke off: {error}")))?;

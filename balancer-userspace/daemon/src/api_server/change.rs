@@ -1,4 +1,5 @@
-//! Bodies of requests become changes, in the same way for one that is made and one that is planned.
+//! Converts bodies of requests into changes, in the same way for a change that is made and for one that is only
+//! planned.
 
 use balancer_api::model::{AddBackend, PlanRequest, SetAdmin, SetLimits};
 use balancer_config::{limits::Limits, names::BackendName, states::Admin, value};
@@ -6,9 +7,9 @@ use balancer_control::io::Change;
 
 use super::failure::Failure;
 
-/// A right [`AddBackend`].
+/// A valid example of an [`AddBackend`].
 pub(super) const ADD_SHAPE: &str = r#"{"name": "web4", "address": "192.0.2.4:8080", "weight": 100, "backup": false}"#;
-/// Right ones of [`SetAdmin`].
+/// Valid examples of a [`SetAdmin`].
 pub(super) const ADMIN_SHAPE: &str = r#"{"admin": "ready"}, {"admin": "drain", "timeout": "5m"} or {"admin": "maint"}"#;
 
 pub(super) fn add(
@@ -34,7 +35,7 @@ pub(super) const fn set_limits(name: BackendName, SetLimits { max_clients, max_c
     Change::SetLimits { name, limits: Limits { clients: max_clients, connections: max_connections } }
 }
 
-/// With the name of the service.
+/// The change that a plan is requested for, with the name of its service.
 pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure> {
     let of = |service: &String, backend: String| BackendName { service: service.clone(), backend };
     Ok(match request {

@@ -1,4 +1,4 @@
-//! Refusals as the API words them.
+//! Refusals in the words of the API.
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use axum::{
 use balancer_api::model::ApiError;
 use balancer_control::io::Refused;
 
-/// A refusal on its way out.
+/// A refusal to be sent as the answer to a request.
 #[derive(Debug)]
 pub(super) struct Failure {
     status: StatusCode,

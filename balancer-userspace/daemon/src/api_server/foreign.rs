@@ -1,5 +1,6 @@
-//! Programs and files of checks come from the balancer's own file. Members of the control socket's group may change services,
-//! and must not be able to run what they like as another user, or to have a file sent that only the balancer can read.
+//! Programs and files of checks come only from the balancer's own file. Members of the control socket's group may
+//! change services, but must not be able to run any program as another user, or to have a file sent that only the
+//! balancer can read.
 
 use std::{collections::HashSet, path::Path};
 
@@ -19,11 +20,11 @@ enum Taken<'a> {
     File(FileUse, &'a Path),
 }
 
-/// Refuses a configuration whose checks run a program, or read a file, which those of the balancer's own file do not run as
-/// that user, or read for that purpose.
+/// Refuses a configuration whose checks run a program as some user, or read a file for some purpose, unless a check in
+/// the balancer's own file does the same.
 ///
 /// # Errors
-/// When there is such a program or file.
+/// If the configuration has such a program or file.
 pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
     let mut wanted = all(config).peekable();
     if wanted.peek().is_none() {
@@ -36,11 +37,11 @@ pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> 
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
-/// Refuses a configuration with another `[control]` than the balancer's own file has: members of the control socket's group
-/// must not be able to let others in, or to have a file written.
+/// Refuses a configuration whose `[control]` differs from the one in the balancer's own file: members of the control
+/// socket's group must not be able to let others in, or to have a file written.
 ///
 /// # Errors
-/// When it has another one.
+/// If the configuration has another `[control]`.
 pub(super) async fn refuse_control(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
     if own(configurations).await.is_some_and(|own| own.control == config.control) {
         return Ok(());
@@ -50,7 +51,7 @@ pub(super) async fn refuse_control(configurations: &Configurations, config: &Con
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
-/// The configuration that the balancer's own file has now. `None`: there is no file, or it is not valid.
+/// The present configuration in the balancer's own file; `None` if there is no file, or if it is not valid.
 async fn own(configurations: &Configurations) -> Option<Config> {
     let path = configurations.own().map(Path::to_owned)?;
     configurations.load(path).await.ok()?.ok().map(|(config, _)| config)
@@ -75,7 +76,7 @@ fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
 }
 
 impl Taken<'_> {
-    /// That it is new, and what comes only from the own file.
+    /// The message that the program or file is new and may come only from the balancer's own file.
     fn told(&self) -> String {
         match self {
             Self::Program { command, user } => format!(
@@ -110,7 +111,7 @@ mod tests {
         )
     }
 
-    /// The refusal of a configuration with a check by a balancer whose file has the check `own`.
+    /// Returns the refusal of a configuration with the check `wanted` by a balancer whose file has the check `own`.
     async fn refused(own: Option<&str>, wanted: &str) -> Option<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("own.toml");

@@ -1,4 +1,5 @@
-//! Every request passes here: it goes on only if its peer may make it, and what asks for a change is told to the audit file.
+//! Guards all requests: a request goes on only if its peer may make it, and requests for changes are written to the
+//! audit file.
 
 use axum::{
     body::{Body, to_bytes},
@@ -18,21 +19,21 @@ use super::{
 };
 use crate::audit::{Audit, Entry};
 
-/// How much of a request's method and path is told, in characters.
+/// The maximum length of a request's method and path in messages, in characters.
 const LONGEST: usize = 500;
 
-/// An answer to a request that only asked what a change would do.
+/// Marks an answer: whether its request asked only what a change would do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned(pub(super) bool);
 
-/// The words of an answer.
+/// The texts that an answer may have.
 #[derive(Default, Deserialize)]
 struct Told {
     message: Option<String>,
     error: Option<String>,
 }
 
-/// Answers a request that takes `needs`, or refuses it.
+/// Answers a request that needs the right `needs`, or refuses it.
 pub(super) async fn guard(State(needs): State<Needs>, request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().cloned() else {
         return Failure::new(StatusCode::FORBIDDEN, "nobody knows who asks").into_response();
@@ -58,7 +59,7 @@ async fn refuse(peer: &Peer, needs: Needs, request: Request) -> Response {
     Failure::new(StatusCode::FORBIDDEN, why).into_response()
 }
 
-/// Tells of a request, with the words of its answer, which is in memory.
+/// Records a request, with the message of its answer, which is in memory.
 async fn tell(audit: Option<&Audit>, peer: &Peer, request: &str, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let Ok(bytes) = to_bytes(body, usize::MAX).await else {

@@ -1,4 +1,4 @@
-//! The peers that ask, and the requests that each of them may make.
+//! The peers that send requests, and the requests that each of them may make.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -8,37 +8,37 @@ use nix::unistd::{Group, geteuid};
 use super::remote::Names;
 use crate::audit::Who;
 
-/// The right that a request takes. Each includes those before it.
+/// The right that a request needs. Each right includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
-    /// It reads, and changes nothing.
+    /// The request reads, and changes nothing.
     Read,
-    /// It sets the administrative state or the weight of a backend.
+    /// The request sets the administrative state or the weight of a backend.
     Drain,
-    /// It changes something else.
+    /// The request changes something else.
     Change,
-    /// It reads a key.
+    /// The request reads a key.
     Keys,
 }
 
 /// The peer at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(super) enum Peer {
-    /// It is not known, and may do everything: a connection that has no other end.
+    /// The peer is unknown and may do everything: the connection has no other end.
     Unknown,
     /// A process that may open the control socket.
     Changer(Process),
-    /// A process that may open the socket that only reads.
+    /// A process that may open the socket for readers, which allows no changes.
     Reader {
         process: Process,
-        /// The socket that changes things.
+        /// The path of the socket that allows changes.
         changing: Arc<Path>,
     },
-    /// A program on another machine, which has shown a certificate.
+    /// A program on another machine that has shown a certificate.
     Remote { names: Names, role: Option<Role>, address: SocketAddr },
 }
 
-/// A process of this machine.
+/// A process on this machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Process {
     pub(super) uid: Option<u32>,
@@ -53,7 +53,7 @@ impl Peer {
         }
     }
 
-    /// The way that it comes, and who it is, for the audit file.
+    /// The kind of connection and the identity of the peer, for the audit file.
     pub(super) fn told(&self) -> (&'static str, Who) {
         let of = |process: &Process| Who { uid: process.uid, pid: process.pid, ..Who::default() };
         match self {
@@ -67,7 +67,7 @@ impl Peer {
         }
     }
 
-    /// The most that it may ask for; `None`: nothing.
+    /// The highest right that the peer has; `None`: it has none.
     pub(super) fn may(&self) -> Option<Needs> {
         match self {
             Self::Unknown => Some(Needs::Keys),
@@ -82,7 +82,7 @@ impl Peer {
         }
     }
 
-    /// Why it is refused what takes `needs`. Groups are looked up, which may take a while.
+    /// Why the peer is refused a request that needs `needs`. The function looks up groups, which may take a while.
     pub(super) fn refusal(&self, needs: Needs) -> String {
         match self {
             Self::Unknown | Self::Changer(_) => {
@@ -112,13 +112,13 @@ impl Peer {
 }
 
 impl Process {
-    /// Whether it could read everything that the balancer reads.
+    /// Whether the process could read everything that the balancer reads.
     fn is_owner(self) -> bool {
         self.uid.is_some_and(|uid| uid == 0 || uid == geteuid().as_raw())
     }
 }
 
-/// The users who may change something, by the socket's file.
+/// Describes the users who may change something, according to the socket's file.
 fn changers(socket: &Path) -> String {
     use std::os::unix::fs::MetadataExt as _;
     let at = socket.display();

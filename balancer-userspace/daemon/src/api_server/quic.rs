@@ -1,4 +1,4 @@
-//! `/v1/services/{service}/quic/…`.
+//! The requests `/v1/services/{service}/quic/…`.
 
 use axum::{Json, extract::State, http::StatusCode};
 use balancer_api::{model::Changed, quic::QuicServerConfig};

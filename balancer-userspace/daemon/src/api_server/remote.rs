@@ -1,4 +1,4 @@
-//! The control API for other machines: over TLS, to those who show a certificate.
+//! The control API for other machines: over TLS, for clients that show a certificate.
 
 mod handshakes;
 mod identity;
@@ -21,7 +21,7 @@ use crate::listener;
 /// Listens on `listen`.
 ///
 /// # Errors
-/// When the address is not this machine's, is taken, or needs privileges.
+/// If the address does not belong to this machine, is taken, or needs privileges.
 pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -33,11 +33,11 @@ pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Serves the control API to those who show a certificate, as far as their roles go, until `shutdown` completes and
-/// requests under way are answered, or had their time.
+/// Serves the control API to clients that show a certificate, within the limits of their roles, until `shutdown`
+/// completes and all pending requests are answered or out of time.
 ///
 /// # Errors
-/// When the listener is broken.
+/// If the listener is broken.
 pub(crate) async fn serve(
     listener: TcpListener,
     identity: Arc<Identity>,
@@ -53,7 +53,7 @@ pub(crate) async fn serve(
         router.clone().layer(Extension(Peer::Remote { names, role, address: arrived.address }))
     };
     let served = listener::serve(Arrivals::new(arrivals), LIMITS, of, shutdown);
-    // It ends with the other: nobody is there for whom to accept.
+    // Accepting ends together with serving, because no connection would be served after that.
     let (accepted, served) = tokio::join!(accept(listener, identity, sender), served);
     accepted.and(served)
 }

@@ -1,4 +1,4 @@
-//! The paths of the control API, and the call that each request becomes.
+//! The paths of the control API, and the calls to the controller that its requests become.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -51,13 +51,13 @@ use crate::{
     reload,
 };
 
-/// How long the controller may take to answer.
+/// The maximum time for an answer of the controller.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The description of this API.
+/// The machine-readable description of this API.
 const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
 
-/// Every method, its path, the right that it takes, and what answers it. `docs/openapi.json` describes each;
-/// `tests/openapi.rs` compares.
+/// Every method with its path, the right that it needs, and the function that answers it. `docs/openapi.json` describes
+/// each of them; `tests/openapi.rs` compares.
 fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
     vec![
         ("GET", "/v1/status", Needs::Read, get(status)),
@@ -107,7 +107,7 @@ fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
     ]
 }
 
-/// Every method and path there is.
+/// Every method and path of the API.
 #[must_use]
 pub fn routes() -> Vec<(&'static str, &'static str)> {
     table().into_iter().map(|(method, path, ..)| (method, path)).collect()
@@ -131,7 +131,7 @@ pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
         .with_state(calls)
 }
 
-/// How long a request that gives `wait` waits for news, at most `most`.
+/// How long a request with `wait` waits for news, at most `most`.
 pub(super) fn patience(wait: Option<&str>, most: Duration) -> Result<Duration, Failure> {
     let wait = wait.map(value::duration).transpose().map_err(Failure::bad_request)?.unwrap_or(Duration::ZERO);
     if wait > most {
@@ -142,7 +142,7 @@ pub(super) fn patience(wait: Option<&str>, most: Duration) -> Result<Duration, F
 
 pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
-/// The part of the URL that is not the body, checked; a rejection becomes JSON.
+/// The parameters in the path of a URL, checked; a rejection becomes JSON.
 pub(super) struct Names<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
@@ -154,7 +154,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
     }
 }
 
-/// The query string, checked; a rejection becomes JSON.
+/// The query string of a URL, checked; a rejection becomes JSON.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
@@ -184,7 +184,7 @@ pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) 
     })
 }
 
-/// Everything there is to see, with services that are put together as they are read.
+/// Returns a snapshot of everything, whose services are assembled while they are read.
 async fn coming(calls: &Calls) -> Result<Snapshot<Coming>, Failure> {
     ask(calls, |reply| Call::Snapshot { reply })
         .await?
@@ -215,7 +215,7 @@ pub(super) struct ServiceQuery {
     pub(super) service: Option<String>,
 }
 
-/// Nothing can be asked beyond the path.
+/// The query of a request that takes no parameters besides its path.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoQuery {}
@@ -270,7 +270,7 @@ fn find<T>(services: Vec<T>, name_of: impl Fn(&T) -> &str, name: &str) -> Result
     }
 }
 
-/// The service that was asked for, or all.
+/// The service that the request names, or all services.
 fn asked_for<T>(
     services: Vec<T>,
     name_of: impl Fn(&T) -> &str,
@@ -325,7 +325,7 @@ async fn forget(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExportQuery {
-    /// Prefixes, with commas between them; without them nobody is looked for.
+    /// Prefixes, separated by commas; without them, the search finds no clients.
     within: Option<String>,
 }
 
@@ -408,7 +408,7 @@ async fn set_steer(
 ) -> Outcome<Changed> {
     let SetSteer { steer } = read(&headers, body, r#"{"steer": 10}, 0 to 100"#).await?;
     let set = Change::SetSteer { service, steer };
-    // How many clients change sides only a plan counts.
+    // Only a plan counts the clients that change sides.
     let planned = ask(&calls, |reply| Call::Plan { change: set.clone(), reply }).await??;
     let Json(Changed { message }) = change(&calls, asker, set).await?;
     Ok(Json(Changed { message: message + &clients_changing_sides(&planned.services) }))
@@ -480,7 +480,7 @@ async fn apply(
     let config = Box::new(config);
     let reload = if reset { Change::Reset(config.clone()) } else { Change::Reload(config.clone()) };
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
-    // Of a fleet's member, services alone are taken over.
+    // A member of a fleet takes over only the services of the file.
     if config.fleet.is_none() && planned.reports.iter().any(|line| line.starts_with("control.")) {
         foreign::refuse_control(&configurations, &config).await?;
     }
@@ -512,7 +512,7 @@ async fn apply(
     Ok((Extension(Planned(dry_run)), Json(applied)))
 }
 
-/// As SIGHUP, with an answer.
+/// Handles a request that has the effect of SIGHUP, but gets an answer.
 async fn reread(State(calls): State<Calls>, Extension(configurations): Extension<Configurations>) -> Outcome<Changed> {
     let Some(file) = configurations.own() else {
         return Err(Failure::new(StatusCode::CONFLICT, "this balancer was started without a file"));
@@ -528,7 +528,7 @@ async fn reread(State(calls): State<Calls>, Extension(configurations): Extension
     }
 }
 
-/// Whether a file of this age is older than what was last changed in the fleet.
+/// Whether a file of this age is older than the last change in the fleet.
 async fn is_older(calls: &Calls, age_seconds: Option<f64>) -> Result<bool, Failure> {
     let Some(age) = age_seconds.and_then(|age| Duration::try_from_secs_f64(age).ok()) else { return Ok(false) };
     let changed = ask(calls, |reply| Call::FleetChanged { reply }).await?;
@@ -575,7 +575,7 @@ async fn rules(State(calls): State<Calls>, Asked(query): Asked<ServiceQuery>) ->
     Ok(Json(ask(&calls, |reply| Call::Rules { service, reply }).await??))
 }
 
-/// Connections that one answer has, at most.
+/// The maximum number of connections in one answer.
 const MOST_FLOWS: usize = 100_000;
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! The socket's file: made, taken over from the dead, removed.
+//! The file of the control socket: created, taken over from a controller that has ended, removed.
 
 use std::{
     fs, io,
@@ -14,10 +14,10 @@ use tracing::warn;
 
 use crate::listener::Listen;
 
-/// Connections that wait for one of those.
+/// The maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 128;
 
-/// A bound control socket. The file is removed when this is dropped.
+/// A bound control socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
@@ -25,20 +25,20 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds `path` with mode 0660, for the `group` (a name or a number) if one is given, making its directory where that
-    /// is missing. A file left by a controller that is no more is replaced.
+    /// Binds `path` with mode 0660, for the `group` (a name or a number) if one is given. Creates the directory if it
+    /// is missing, and replaces a file that an ended controller has left.
     ///
     /// # Errors
-    /// When there is no such group, when another controller serves the socket, when `path` is something else than a socket, and what the kernel
-    /// refuses.
+    /// If there is no such group, if another controller serves the socket, if `path` is something other than a socket,
+    /// or if the kernel refuses.
     pub async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
         Self::bind_for(path, group, Whose::Changers).await
     }
 
-    /// The same of the socket for readers beside the one at `changing`.
+    /// Binds the socket for readers that belongs to the one at `changing`.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind).
+    /// If [`bind`](Self::bind) would return an error.
     pub(crate) async fn bind_readers(changing: &Path, group: &str) -> anyhow::Result<Self> {
         Self::bind_for(&readers_socket(changing), Some(group), Whose::Readers).await
     }
@@ -57,7 +57,7 @@ impl ControlSocket {
         if let Some(group) = group {
             give_to(path, group)?;
         }
-        // Before listening: until then nobody can connect, whatever the umask.
+        // The mode is set before listening: until then no process can connect, whatever the umask is.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
         let listener = socket.listen(BACKLOG).with_context(cannot)?;
         Ok(Self { listener, _file: file })
@@ -75,9 +75,9 @@ impl Listen for ControlSocket {
 /// The users of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// Those who may change something.
+    /// Users who may change something.
     Changers,
-    /// Those who only read.
+    /// Users who may only read.
     Readers,
 }
 
@@ -98,18 +98,18 @@ fn resolve(group: &str, whose: Whose) -> anyhow::Result<Gid> {
     })
 }
 
-/// Gives the socket at `path` to another group; without one, to this process's.
+/// Gives the socket at `path` to another group; if `group` is `None`, to the group of this process.
 ///
 /// # Errors
-/// When there is no such group, or the socket cannot be given to it.
+/// If there is no such group, or if the socket cannot be given to it.
 pub(crate) fn give(path: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
     give_to(path, find(group, whose)?)
 }
 
-/// The id of the group that the socket would be given to.
+/// The id of the group to which the socket would be given.
 ///
 /// # Errors
-/// When there is no such group.
+/// If there is no such group.
 pub(crate) fn find(group: Option<&str>, whose: Whose) -> anyhow::Result<Gid> {
     group.map_or_else(|| Ok(getegid()), |group| resolve(group, whose))
 }
@@ -124,7 +124,7 @@ fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {
     })
 }
 
-/// Removes what a dead controller left at `path`.
+/// Removes a file that an ended controller has left at `path`.
 async fn clear(path: &Path) -> anyhow::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -148,7 +148,7 @@ async fn clear(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Removes the file it was made for, and no other that took its place.
+/// Removes the file for which it was made, but not another file that has taken its place.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,

@@ -1,4 +1,4 @@
-//! `/v1/stats` and `/v1/top`.
+//! The requests `/v1/stats` and `/v1/top`.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -23,9 +23,9 @@ use super::{
 };
 use crate::call::{Call, Calls, Tallies};
 
-/// Clients listed where nobody says how many.
+/// The number of clients listed if the request does not set it.
 const CLIENTS: usize = 10;
-/// Heavy clients listed in `/v1/stats`.
+/// The number of heavy clients listed in `/v1/stats`.
 const TOP_OF_STATS: usize = 5;
 
 #[derive(Deserialize)]
@@ -57,7 +57,8 @@ pub(crate) async fn tally(calls: &Calls) -> Option<Tally> {
     views(calls, None).await.ok().map(|views| Tally::of(&views))
 }
 
-/// Returns the statistics of a service, or of all. Whether the heaviest clients are known is not filled in.
+/// Returns the statistics of a service, or of all services, without the information whether the heaviest clients are
+/// known.
 async fn views(calls: &Calls, service: Option<&str>) -> Result<Vec<StatsView>, Failure> {
     let view = |service: &ServiceSnapshot| {
         let clients = heaviest(service, None, By::Bytes).take(TOP_OF_STATS).collect();
@@ -126,13 +127,13 @@ fn heaviest<'a>(
     })
 }
 
-/// Asks the client table about each.
+/// Looks up in the client table which of these clients are known.
 async fn look_up(calls: &Calls, clients: &mut [TopClient]) -> Result<(), Failure> {
     for client in clients {
         let address = client.client.split_once('/').and_then(|(address, _)| address.parse().ok());
         let Some(address) = address else { continue };
         let query = ClientQuery { address, service: Some(client.service.clone()) };
-        // A service that has gone meanwhile knows nobody.
+        // A service that was removed meanwhile knows no clients.
         let views = ask(calls, |reply| Call::Clients { query, reply }).await?.unwrap_or_default();
         client.known = views.iter().any(|view| view.known);
     }

@@ -1,4 +1,4 @@
-//! `/v1/trace`.
+//! The request `/v1/trace`.
 
 use axum::{
     Json,

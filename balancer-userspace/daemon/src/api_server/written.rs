@@ -1,4 +1,4 @@
-//! Answers that may be long, sent while they are being written.
+//! Answers that may be long, which the server sends while it writes them.
 
 use std::io::BufWriter;
 
@@ -12,19 +12,19 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use super::failure::Failure;
 use crate::pieces::Pieces;
 
-/// Answers up to this length are sent whole, and say how long they are.
+/// The size in bytes up to which an answer is sent as a whole, with its length.
 const WHOLE: usize = 1 << 20;
-/// How much is sent at a time, in bytes.
+/// The number of bytes sent at a time.
 const PIECE: usize = 64 << 10;
 
-/// `answer` as JSON, of which a few pieces are in memory at a time.
+/// Writes `answer` as JSON, with only a few pieces in memory at a time.
 pub(super) async fn written(answer: impl Serialize + Send + 'static) -> Result<Response, Failure> {
     let (begin, body) = oneshot::channel();
     spawn_blocking(move || {
-        // Whoever asked may be gone.
+        // The peer that asked may be gone.
         let pieces = Pieces::new(WHOLE, |body| drop(begin.send(body)));
         let mut text = BufWriter::with_capacity(PIECE, pieces);
-        // An answer that lacks its end says so.
+        // If the answer is cut off, the connection shows this to the client.
         if serde_json::to_writer(&mut text, &answer).is_ok()
             && let Ok(pieces) = text.into_inner()
         {

@@ -12,7 +12,7 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// A file that reaches this size in bytes becomes the previous file.
+/// The size in bytes at which the file becomes the previous file.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
 const EVENTS: Kind = Kind { name: "events", writer: "the writer of events", bytes: MAX_SIZE, lines: u64::MAX };
 
@@ -32,7 +32,7 @@ impl EventFile {
     }
 }
 
-/// Reads the last `limit` events of both files. Invalid lines, such as a torn last one, are skipped.
+/// Reads the last `limit` events of both files. Skips invalid lines, such as a torn last line.
 pub(super) fn read(path: &Path, limit: usize) -> VecDeque<EventView> {
     let mut events: VecDeque<EventView> = VecDeque::new();
     for line in lines::read(path, EVENTS) {

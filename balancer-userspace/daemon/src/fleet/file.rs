@@ -1,4 +1,4 @@
-//! Comparing the member's own configuration file with the one that the fleet last applied.
+//! Compares the member's own configuration file with the one that the fleet last applied.
 
 use std::{
     fs,
@@ -22,14 +22,14 @@ use crate::{
 
 /// See the [module](self).
 pub(super) struct OwnFile {
-    /// The file's path without links, if known.
+    /// The file's path without symbolic links, if known.
     path: Option<PathBuf>,
-    /// The services in the file, as last read.
+    /// The services in the file, as the member last read them.
     services: Valid,
-    /// The epoch whose file it was compared with.
+    /// The epoch with whose file the member compared its own.
     compared: Option<Epoch>,
     differs: bool,
-    /// Time of the last change by a user in the fleet, on this machine's clock.
+    /// The time of the last change by a user in the fleet, on this machine's clock.
     changed: Option<SystemTime>,
 }
 
@@ -49,9 +49,9 @@ impl OwnFile {
         self.changed = self.changed.max(changed);
     }
 
-    /// Records the file's contents. Returns whether they are newer than the fleet's.
+    /// Records the file's contents. Returns whether these are newer than the fleet's.
     fn read(&mut self, services: Valid, modified: Option<SystemTime>) -> bool {
-        // A file that was copied back is not an edit, however late.
+        // A file that was copied back is not an edit, however late this happens.
         let is_edited = services != self.services;
         self.services = services;
         self.compared = None;
@@ -64,24 +64,24 @@ fn is_newer(modified: Option<SystemTime>, changed: Option<SystemTime>) -> bool {
 }
 
 impl Fleet {
-    /// Time of the last change by a user in the fleet, on this machine's clock.
+    /// The time of the last change by a user in the fleet, on this machine's clock.
     pub(crate) const fn changed(&self) -> Option<SystemTime> {
         self.file.changed
     }
 
-    /// Sets the path of the own file.
+    /// Sets the path of the member's own file.
     pub(crate) fn set_file(&mut self, file: &Path) {
         self.file.path = fs::canonicalize(file).ok();
     }
 
-    /// Records that a file was applied here; if it is the own file, it counts as read.
+    /// Records that this member applied a file; if it is the member's own file, it counts as read.
     pub(crate) fn file_was_applied(&mut self, path: &Path, services: Valid) {
         if self.file.path.as_deref() == Some(path) {
             (self.file.services, self.file.compared) = (services, None);
         }
     }
 
-    /// Handles the file read again: its services become the fleet's if they are newer.
+    /// Handles the own file after it was read again: its services become the fleet's if they are newer.
     pub(crate) fn file_was_read(
         &mut self,
         config: Box<Config>,
@@ -105,7 +105,7 @@ impl Fleet {
         });
     }
 
-    /// Returns whether the file differs from the fleet's, if that has changed.
+    /// Returns whether the own file differs from the fleet's, if this has changed.
     pub(super) fn compare_file(&mut self, owner: &Owner<KernelDataplane>) -> Option<bool> {
         let epoch = self.member.epoch().filter(|_| self.member.is_in_step())?;
         let was_read = self.file.compared.is_none();

@@ -1,5 +1,5 @@
-//! The identity of the place where a process runs. A new process in the same place may take over the name of an ended
-//! one.
+//! The identity of the place where a process runs. A new process in the same place may take over the name of one that
+//! has ended there.
 
 use std::{
     fs,
@@ -8,8 +8,8 @@ use std::{
     path::Path,
 };
 
-/// Hashes boot id, network namespace and state file, a combination that two processes never have at the same time.
-/// Clones of a machine differ in the boot id.
+/// Hashes the boot id, the network namespace and the state file; two processes never have all three in common at the
+/// same time. Clones of a machine differ in the boot id.
 pub(super) fn of_this_process(state_file: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().hash(&mut hasher);
@@ -19,6 +19,6 @@ pub(super) fn of_this_process(state_file: &Path) -> u64 {
     // The file may not exist yet.
     state_file.parent().and_then(|folder| fs::canonicalize(folder).ok()).hash(&mut hasher);
     state_file.file_name().hash(&mut hasher);
-    // 0 stands for unknown.
+    // The value 0 means unknown.
     hasher.finish().max(1)
 }

@@ -22,16 +22,16 @@ use tokio::time::Instant;
 
 use crate::{clocks::wall, owner::Owner};
 
-/// The interval at which members are checked without an event.
+/// The interval at which the task looks at members without an event.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// Counters and measurements of a fleet for display only.
+/// Counters and measurements of a fleet, for display only.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     records: FleetRecords,
     commit: Option<Duration>,
     looked: Option<Instant>,
-    /// Members that apply an outdated epoch: which one, and since when.
+    /// The members that apply an outdated epoch: which epoch, and since when.
     behind: HashMap<String, (Option<Epoch>, Instant)>,
 }
 
@@ -48,7 +48,7 @@ impl Shown {
         self.records.conflicts += imported.conflicts;
     }
 
-    /// Records that the decision made at `at` is applied now.
+    /// Records that the member now applies the decision made at `at`.
     pub(super) fn applied(&mut self, at: Moment) {
         self.commit = Some(wall().duration_since(UNIX_EPOCH + at.0).unwrap_or_default());
     }
@@ -116,7 +116,8 @@ impl Shown {
     }
 }
 
-/// Backends for which a member's card differs from what is applied here. Ids are comparable only within an epoch.
+/// The backends for which a member's card differs from what this member applies. Ids are comparable only within an
+/// epoch.
 fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Vec<String> {
     if card.epoch.is_none() || card.epoch != member.epoch() {
         return Vec::new();
@@ -124,7 +125,7 @@ fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Ve
     let services = owner.controller().services().iter();
     let backends = services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
     let differing = backends.filter(|(_, backend)| differs(backend, &card.ballot.opinion(backend.id())));
-    // A service with both families counts as two here.
+    // A service with both families counts as two services here.
     let names: BTreeSet<String> = differing.map(|(service, backend)| service.name_of(backend).to_string()).collect();
     names.into_iter().collect()
 }
@@ -137,7 +138,7 @@ fn differs(backend: &Backend, opinion: &Opinion) -> bool {
     }
 }
 
-/// Why etcd refuses, without the name of the server.
+/// Why etcd refuses writes, without the name of the server.
 pub(super) fn in_its_words(why: &str) -> String {
     why.trim_start_matches("etcd answers: ").to_owned()
 }

@@ -1,4 +1,4 @@
-//! Exchanging counters in a fleet: this member's are sent to the others, and theirs are read.
+//! Exchanges counters in a fleet: sends this member's counters to the others, and reads theirs.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
     owner::Owner,
 };
 
-/// Sends this member's counters to the others every ten seconds, until the controller is gone.
+/// Sends this member's counters to the others every ten seconds, until the controller has ended.
 pub(crate) async fn tell(calls: Calls) {
     let mut step = interval(STEP);
     step.set_missed_tick_behavior(MissedTickBehavior::Delay);

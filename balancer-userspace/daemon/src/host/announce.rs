@@ -1,5 +1,5 @@
-//! Announcing addresses to neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisements
-//! (RFC 4861 section 7.2.6).
+//! Announces addresses to neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisements (RFC
+//! 4861 section 7.2.6).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use crate::{
     packet_socket::{self, link_address},
 };
 
-/// An announcement may be lost, especially when a link has just come up, so it is repeated after each of these pauses.
+/// The pauses after which an announcement is repeated, because it may be lost, especially when a link has just come up.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(2), Duration::from_secs(5)];
 
@@ -32,10 +32,10 @@ const BROADCAST: Mac = [0xff; 6];
 /// The Ethernet address of ff02::1, all nodes.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// The hop limit that proves that no router has forwarded the packet.
+/// The hop limit which proves that no router has forwarded the packet.
 const HOP_LIMIT: u8 = 255;
 
-/// Pending repetitions of announcements. Dropping this cancels them.
+/// Pending repetitions of announcements. Dropping this value cancels them.
 #[derive(Debug)]
 struct Repeats(AbortHandle);
 
@@ -59,7 +59,7 @@ impl Announcements {
         self.told.remove(&place);
     }
 
-    /// Announces what neighbours do not know yet: see [`plan::announcements`].
+    /// Announces the addresses that neighbours do not know yet: see [`plan::announcements`].
     pub(super) fn tell(
         &mut self,
         ours: &BTreeSet<Place>,
@@ -75,7 +75,7 @@ impl Announcements {
             })
             .collect();
         let due = plan::announcements(&self.told, ours, others, &signs);
-        // An address whose link is down is announced when the link is up again.
+        // An address whose link is down is announced once the link is up again.
         self.told
             .retain(|place, _| others.contains(place) || ours.contains(place) && signs.contains_key(&place.ifindex));
         self.repeats.retain(|place, _| self.told.contains_key(place));
@@ -105,7 +105,7 @@ impl Announcements {
     }
 }
 
-/// Sends announcements. One socket serves all, because closing one costs a grace period in the kernel.
+/// Sends announcements. All of them use one socket, because closing a socket costs a grace period in the kernel.
 #[derive(Clone, Debug, Default)]
 struct Announcer(Arc<Mutex<Option<Socket>>>);
 
@@ -135,7 +135,7 @@ impl Announcer {
     }
 }
 
-/// Makes an ARP request of the address for itself.
+/// Makes an ARP request for an address that has the same address as its sender.
 fn arp(mac: Mac, address: Ipv4Addr) -> io::Result<Vec<u8>> {
     let own = address.octets();
     let request = ArpEthIpv4Packet {
@@ -187,7 +187,7 @@ mod tests {
     fn when_an_ipv6_address_is_announced_then_the_checksum_is_right() {
         let frame = advertisement(MAC, "2001:db8::10".parse().unwrap()).unwrap();
         assert_eq!(frame.len(), 86);
-        // The pseudo-header's addresses, length and protocol, and the message sum up to all ones.
+        // The pseudo-header's addresses, length and protocol, and the message have a sum of all ones.
         let words = |bytes: &[u8]| -> u32 {
             bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
         };

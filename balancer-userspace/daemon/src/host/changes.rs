@@ -1,4 +1,4 @@
-//! Undoing changes to this machine.
+//! Undoes the balancer's changes to this machine.
 
 use std::{collections::BTreeSet, thread};
 
@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{plan, switches::Switches, vips};
 
-/// Undoes every change. Later changes by others stay.
+/// Undoes every change. Later changes by other programs stay.
 pub fn put_back(changes: HostChanges) {
     if !changes.vips_on.is_empty() {
         remove_vips(changes.vips_on);

@@ -1,7 +1,7 @@
 //! A helper process that removes VIPs when the balancer ends without doing so.
 //!
-//! If the data path ends with the process, a VIP that stays would make routers keep sending clients here in vain. The
-//! kernel detaches the program by itself, but does not remove addresses.
+//! If the data path ends with the process, a VIP that remains would make routers keep sending clients to this machine
+//! in vain. The kernel detaches the program by itself, but does not remove addresses.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use super::changes::remove_vips;
 
 /// The subcommand of the helper process.
 pub const VERB: &str = "guard-vips";
-/// The running program, even if its file has been replaced.
+/// The path of the running program, which works even if the program's file has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
 
 /// The helper process, while there are VIPs to guard.
@@ -29,7 +29,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Makes the helper remove VIPs that a balancer has added from the interfaces `on` if this process ends.
+    /// Makes the helper remove the VIPs that a balancer has added to the interfaces `on` if this process ends.
     ///
     /// # Errors
     /// If the helper cannot be started or informed.
@@ -67,10 +67,10 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// Tells the helper that the end is orderly: VIPs that had to go were removed.
+    /// Tells the helper that the end is orderly: the balancer has removed all VIPs that had to go.
     fn drop(&mut self) {
         let Some((mut child, mut input)) = self.running.take() else { return };
-        // A panic is no orderly end.
+        // A panic is not an orderly end.
         let told = if thread::panicking() { Ok(()) } else { input.write_all(b"\n") };
         drop(input);
         if told.is_ok() {
@@ -79,12 +79,12 @@ impl Drop for Guard {
     }
 }
 
-/// Starts the helper, which knows from the beginning what to guard.
+/// Starts the helper, which knows from the beginning what it has to guard.
 fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
     let mut command = Command::new(PROGRAM);
     command.arg(VERB).args(on.iter().map(u32::to_string)).stdin(Stdio::piped()).stdout(Stdio::null());
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    // SAFETY: between fork and exec only a system call is made; nothing is allocated or locked.
+    // SAFETY: between fork and exec the child makes only a system call; it allocates and locks nothing.
     unsafe {
         // Signals meant for the balancer must not end the helper.
         command.pre_exec(move || Ok(signals.thread_block()?));
@@ -95,9 +95,9 @@ fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
 }
 
 /// Runs the helper process: it starts with the indices of the interfaces `on`, and each line of its input replaces
-/// them. At the end of input it removes VIPs from the interfaces of the last line.
+/// these indices. At the end of its input it removes VIPs from the interfaces of the last line.
 pub fn guard_vips(mut on: BTreeSet<u32>) {
-    // The input ends with the balancer, for whatever reason.
+    // The input ends when the balancer ends, for whatever reason.
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         on = line.split_whitespace().filter_map(|index| index.parse().ok()).collect();
     }

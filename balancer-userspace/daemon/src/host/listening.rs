@@ -1,4 +1,4 @@
-//! A listener on an address, which may move to another one while it serves.
+//! A listener on an address, which may move to another address while it serves.
 
 use std::{
     net::{self, IpAddr, SocketAddr},
@@ -15,38 +15,38 @@ use tracing::{info, warn};
 
 use crate::supervisor::{Supervisor, Task};
 
-/// How long the address may take to be free after its listener is told to end.
+/// The maximum time for an address to become free after its listener was told to end.
 const RELEASE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A kind of listener.
 pub(super) trait Outlet: Send {
-    /// The settings of one.
+    /// The settings of such a listener.
     type Settings: Clone + PartialEq + Send + Sync;
-    /// The data that it needs besides its address.
+    /// The data that the listener needs besides its address.
     type Means: Clone + Send + Sync;
 
-    /// The task, as it is called when it ends.
+    /// The name of the listener's task, for messages about its end.
     const TASK: &str;
-    /// The thing served, in the plural, for the log.
+    /// The name of what the listener serves, in the plural, for the log.
     const WHAT: &str;
 
-    /// The address; `None`: it is off.
+    /// The address of the listener; `None`: it is off.
     fn at(settings: &Self::Settings) -> Option<SocketAddr>;
 
-    /// Looks for what it needs.
+    /// Gets the data that the listener needs.
     ///
     /// # Errors
-    /// When that is not there.
+    /// If this data is not available.
     fn means(&self, settings: &Self::Settings) -> impl Future<Output = anyhow::Result<Self::Means>> + Send;
 
-    /// Why it does not serve as it should, although it serves.
+    /// Why the listener does not serve as it should, although it serves.
     fn trouble(means: &Self::Means) -> impl Future<Output = Option<String>> + Send;
 
-    /// Listens on an address.
+    /// Starts to listen on an address.
     ///
     /// # Errors
-    /// When it cannot be used.
+    /// If the address cannot be used.
     fn bind(&self, at: SocketAddr) -> impl Future<Output = anyhow::Result<TcpListener>> + Send;
 
     /// Serves until `shutdown` ends.
@@ -59,20 +59,20 @@ pub(super) trait Outlet: Send {
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
 }
 
-/// The server, and what it is to become.
+/// The running server, and its prepared settings.
 pub(super) struct Listening<O: Outlet> {
     outlet: O,
     settings: O::Settings,
     serving: Option<Serving<O>>,
-    /// The listener for a change that is not made yet.
+    /// The listener for a change that has not been made yet.
     next: Option<Next<O>>,
-    /// Why nothing is served, or not as it should be, although it is wanted.
+    /// Why the wanted listener does not serve, or not as it should.
     trouble: Option<String>,
     supervisor: Supervisor,
 }
 
 struct Serving<O: Outlet> {
-    /// A second descriptor of the socket.
+    /// A second descriptor for the socket.
     socket: net::TcpListener,
     means: O::Means,
     stop: watch::Sender<()>,
@@ -85,7 +85,8 @@ struct Next<O: Outlet> {
 }
 
 impl<O: Outlet> Listening<O> {
-    /// Serves on `listener`, which was bound as `settings` say; without one, an address is [tried again](Self::retry).
+    /// Serves on `listener`, which was bound according to `settings`; without a listener, it [tries again](Self::retry)
+    /// later.
     pub(super) async fn start(
         outlet: O,
         settings: O::Settings,
@@ -106,7 +107,7 @@ impl<O: Outlet> Listening<O> {
         let listener = TcpListener::from_std(listener).context(O::TASK)?;
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error says that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which ends the server as well.
             let _ = stopped.changed().await;
         };
         let served = self.outlet.serve(listener, &self.settings, means.clone(), ended);
@@ -114,7 +115,7 @@ impl<O: Outlet> Listening<O> {
         Ok(Serving { socket, means, stop, task })
     }
 
-    /// Serves where that is wanted and could not be. Whether all is as it is wanted.
+    /// Starts the wanted server if that has failed before. Returns whether the listener is as wanted.
     pub(super) async fn retry(&mut self) -> bool {
         let trouble = match (&self.serving, O::at(&self.settings)) {
             (Some(serving), _) => O::trouble(&serving.means).await,
@@ -140,15 +141,15 @@ impl<O: Outlet> Listening<O> {
         self.serve(self.outlet.bind(at).await?, means)
     }
 
-    /// Why nothing is served, or not as it should be, although it is wanted.
+    /// Why the wanted listener does not serve, or not as it should.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
-    /// Binds what `wanted` says, beside the present listener where that is possible.
+    /// Binds the address of `wanted`, beside the present listener if possible.
     ///
     /// # Errors
-    /// When the address cannot be used. The present listener serves on.
+    /// If the address cannot be used. The present listener continues to serve.
     pub(super) async fn prepare(&mut self, wanted: &O::Settings) -> anyhow::Result<()> {
         if *wanted == self.settings {
             return Ok(());
@@ -166,7 +167,7 @@ impl<O: Outlet> Listening<O> {
                 TcpListener::from_std(socket).context(O::TASK)?
             }
             Some(_) if before.is_some_and(|before| overlap(before, at)) => {
-                // Both cannot be: the present one steps back for the moment.
+                // Both listeners cannot exist at once, so the present one stops for the moment.
                 self.stop().await;
                 match self.bind_soon(at).await {
                     Ok(listener) => listener,
@@ -182,7 +183,7 @@ impl<O: Outlet> Listening<O> {
         Ok(())
     }
 
-    /// Whether [`prepare`](Self::prepare) would find what it needs, as far as that can be told beforehand.
+    /// Checks whether [`prepare`](Self::prepare) would succeed, as far as this can be known beforehand.
     pub(super) async fn check(&self, wanted: &O::Settings) -> anyhow::Result<()> {
         let Some(at) = O::at(wanted).filter(|_| *wanted != self.settings) else { return Ok(()) };
         self.outlet.means(wanted).await?;
@@ -192,7 +193,7 @@ impl<O: Outlet> Listening<O> {
         self.outlet.bind(at).await.map(drop)
     }
 
-    /// The change is made.
+    /// Completes the prepared change of the listener.
     pub(super) async fn make(&mut self) {
         let Some(Next { settings, listener }) = self.next.take() else { return };
         let before = self.serving.take();
@@ -210,14 +211,14 @@ impl<O: Outlet> Listening<O> {
         }
     }
 
-    /// The change is not made.
+    /// Cancels the prepared change of the listener.
     pub(super) async fn undo(&mut self) {
         if self.next.take().is_some() && self.serving.is_none() {
             self.resume().await;
         }
     }
 
-    /// Ends it; requests under way have a moment.
+    /// Ends the server; pending requests get a moment to finish.
     pub(super) async fn end(mut self) {
         self.stop().await;
     }
@@ -259,7 +260,7 @@ impl<O: Outlet> Serving<O> {
     }
 }
 
-/// Whether two listeners cannot be at once.
+/// Whether two listeners cannot exist at the same time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let any = |address: IpAddr| address.is_unspecified();
     one.port() == other.port() && (one.ip() == other.ip() || any(one.ip()) || any(other.ip()))

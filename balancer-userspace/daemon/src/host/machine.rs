@@ -1,4 +1,4 @@
-//! This machine, and the balancer's changes to it.
+//! Manages this machine, and the balancer's changes to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,49 +32,49 @@ use crate::{
     interfaces::{self, Link},
 };
 
-/// Number of addresses added or removed at a time.
+/// The number of addresses added or removed at a time.
 const AT_ONCE: usize = 64;
-/// Number of addresses named in a line; the others are only counted.
+/// The maximum number of addresses named in a log line; the others are only counted.
 const NAMED: usize = 4;
 
-/// Everything that the balancer changes besides maps. Dropping it detaches the program and resets switches; only
-/// addresses need [`remove_vips`](Self::remove_vips).
+/// Everything that the balancer changes besides maps. Dropping this value detaches the program and resets switches;
+/// only addresses need [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
     announcements: Announcements,
     guard: Guard,
-    /// Addresses that a balancer has added, as last found.
+    /// The addresses that a balancer has added, as last found.
     vips: BTreeSet<(IpAddr, String)>,
     attacher: Attacher,
     attached: Vec<Attached>,
-    /// The pins, if anything outlives this process.
+    /// The pins, if the data path may outlive this process.
     pins: Option<Pins>,
     /// Whether the pins were made for a change that may still be undone.
     fresh_pins: bool,
-    /// The state file, by which pins are named.
+    /// The state file, whose path determines the names of pins.
     state_file: PathBuf,
     switches: Switches,
-    /// Interfaces that may have the balancer's addresses.
+    /// The interfaces that may have addresses of the balancer.
     vips_on: BTreeSet<u32>,
-    /// Interfaces whose receive offload an earlier process left off, until this one has settled.
+    /// The interfaces whose receive offload an earlier process left off, until this process has settled.
     receive_offload: Vec<String>,
-    /// Interfaces whose VLAN tag stripping an earlier process left off.
+    /// The interfaces whose VLAN tag stripping an earlier process left off.
     tag_stripping: Vec<String>,
-    /// Additional counters of interfaces from before they were attached to, by index.
+    /// The additional counters that interfaces had before the program was attached to them, by index.
     counted: BTreeMap<u32, BTreeSet<u32>>,
-    /// Own addresses that were [warned about](Self::warn_of_own).
+    /// This machine's own addresses of which the balancer has [warned](Self::warn_of_own).
     warned: BTreeSet<IpAddr>,
-    /// Addresses added before this process settled.
+    /// The addresses that were added before this process settled.
     fresh: Vec<Place>,
     notes: NotesWriter,
     events: Events,
-    /// Interfaces that disappeared.
+    /// The interfaces that have disappeared.
     missed: BTreeSet<String>,
-    /// Interfaces whose mode was changed for a change that may still be undone, with their earlier mode.
+    /// The interfaces whose mode was changed for a change that may still be undone, with their earlier mode.
     modes_before: Vec<(u32, XdpMode)>,
     /// Problems by subject. Each is reported once.
     troubles: BTreeMap<String, String>,
-    /// The problems of this round.
+    /// The problems found in this round.
     round: BTreeMap<String, String>,
 }
 
@@ -122,11 +122,11 @@ impl Machine {
         }
     }
 
-    /// Makes the additions that `target` needs, and removes nothing. The interfaces `must` have to exist; the earlier
-    /// mode was `mode_before`.
+    /// Makes the additions that `target` needs, and removes nothing. The interfaces in `must` have to exist;
+    /// `mode_before` is the earlier mode.
     ///
     /// # Errors
-    /// The first problem. What was done before it stays until [`settle`](Self::settle) changes it.
+    /// The first problem. Additions made before it stay until [`settle`](Self::settle) changes them.
     pub(super) async fn extend(
         &mut self,
         target: &Target,
@@ -148,7 +148,7 @@ impl Machine {
             let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
             self.events.note(&format!("{how} {name} in {mode} mode"));
         }
-        // This comes before attachments are reported, because packets arrive by members from the start.
+        // The members are recorded before attachments are reported, because packets arrive by members from the start.
         self.follow_parts(&links);
         let Places { all: wanted, announced } = self.places(target, &links);
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
@@ -174,7 +174,7 @@ impl Machine {
     /// The first round: waits for missing interfaces, as long as at least one exists.
     ///
     /// # Errors
-    /// As in [`extend`](Self::extend), and when the program is on no interface.
+    /// As in [`extend`](Self::extend), and if the program is attached to no interface.
     pub(super) async fn begin(&mut self, target: &Target) -> anyhow::Result<()> {
         self.extend(target, &[], target.mode).await?;
         let links = interfaces::links(&self.handle).await?;
@@ -202,7 +202,7 @@ impl Machine {
         }
     }
 
-    /// Completes the first round: this process takes over an earlier one's changes, and pins stay however it ends.
+    /// Completes the first round: this process takes over the changes of an earlier one, and pins stay however it ends.
     ///
     /// # Errors
     /// If a pin cannot be removed.
@@ -219,10 +219,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Pins the data path so that it can outlive this process, which [`keep`](Self::keep) makes final.
+    /// Pins the data path so that it can outlive this process; [`keep`](Self::keep) makes this final.
     ///
     /// # Errors
-    /// If it cannot be pinned; nothing is pinned then.
+    /// If the data path cannot be pinned; in that case no pins remain.
     pub(super) fn pin(&mut self) -> anyhow::Result<()> {
         if self.pins.is_some() {
             return Ok(());
@@ -254,7 +254,7 @@ impl Machine {
         }
     }
 
-    /// Removes pins that were made for a change that is not made.
+    /// Removes pins that were made for a change that was cancelled.
     pub(super) fn undo_pins(&mut self) {
         if mem::take(&mut self.fresh_pins)
             && let Err(error) = self.unpin()
@@ -273,14 +273,14 @@ impl Machine {
         self.pins.take().map_or(Ok(()), |mut pins| pins.remove())
     }
 
-    /// Checks whether the interfaces `attach` can be attached to and those in `there` exist.
+    /// Checks whether the program can be attached to the interfaces in `attach`, and whether those in `there` exist.
     pub(super) async fn check(&self, attach: &[String], there: &BTreeSet<String>) -> anyhow::Result<()> {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(attach, &links)?;
         there.iter().try_for_each(|name| interfaces::find(name, &links)).context("assign_vip")
     }
 
-    /// Brings the machine to the state of `target` as far as possible. Returns whether that worked completely.
+    /// Brings the machine to the state of `target` as far as possible. Returns whether this succeeded completely.
     pub(super) async fn settle(&mut self, target: &Target) -> bool {
         let links = match interfaces::links(&self.handle).await {
             Ok(links) => links,
@@ -343,7 +343,7 @@ impl Machine {
         }
     }
 
-    /// The interfaces by which packets arrive: the existing wanted ones, and their lower devices.
+    /// The interfaces by which packets arrive: the wanted ones that exist, and their lower devices.
     fn forwarding<'a>(&self, target: &Target, links: &'a [Link]) -> Vec<&'a str> {
         let wanted = |link: &&Link| {
             let attached = self.attached.iter().find(|attached| attached.at.ifindex == link.ifindex);
@@ -366,8 +366,8 @@ impl Machine {
         }
     }
 
-    /// Warns about addresses for which a service takes every port although they are this machine's own: connections of
-    /// its other programs would be steered as well.
+    /// Warns about addresses for which a service takes every port although they are this machine's own: the balancer
+    /// would steer connections of this machine's other programs as well.
     fn warn_of_own(&mut self, target: &Target, found: &[Found], links: &[Link]) {
         let own = found.iter().filter(|found| {
             let link = links.iter().find(|link| link.ifindex == found.place.ifindex);
@@ -385,7 +385,8 @@ impl Machine {
         self.warned = own.into_keys().collect();
     }
 
-    /// Reports an interface whose current name differs from the configured one, which the next start will look for.
+    /// Reports an interface whose current name differs from the configured one, because the next start will look for
+    /// the configured one.
     fn follow_names(&mut self, links: &[Link]) {
         let mut troubles = Vec::new();
         for attached in &mut self.attached {
@@ -435,7 +436,8 @@ impl Machine {
         }
     }
 
-    /// Forgets removed interfaces, records new names, and returns the interfaces to attach to.
+    /// Forgets interfaces that were removed, records new names, and returns the interfaces to which the program must be
+    /// attached.
     fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
         let (there, on) = (names(links), self.on());
         let plan::InterfacePlan { gone, leave: _, enter, renamed } =
@@ -463,17 +465,17 @@ impl Machine {
         Ok(adopted)
     }
 
-    /// Starts tracing.
+    /// Starts the tracing of packets.
     pub(super) fn trace(&mut self, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         block_in_place(|| self.attacher.tell(&mut self.attached, filter))
     }
 
-    /// Stops tracing.
+    /// Stops the tracing of packets.
     pub(super) fn trace_no_more(&mut self) {
         block_in_place(|| self.attacher.tell_no_more(&mut self.attached));
     }
 
-    /// Reattaches the program where its mode is wrong.
+    /// Reattaches the program to interfaces where its mode is wrong.
     fn change_modes(&mut self, mode: XdpMode, before: XdpMode) -> anyhow::Result<()> {
         let wrong = |attached: &Attached| plan::wrong_mode(attached.at.native, mode, before);
         let wrong: Vec<u32> =
@@ -504,12 +506,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Confirms changed modes.
+    /// Confirms the modes that were changed.
     pub(super) fn keep_modes(&mut self) {
         self.modes_before.clear();
     }
 
-    /// Restores earlier modes.
+    /// Restores the earlier modes of interfaces.
     pub(super) fn undo_modes(&mut self) {
         for (ifindex, mode) in mem::take(&mut self.modes_before) {
             if let Err(error) = self.change_mode(ifindex, mode) {
@@ -525,7 +527,7 @@ impl Machine {
         let before = self.vips_on.len();
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
         if before != self.vips_on.len() {
-            // The notes are written before any change that must be undone later.
+            // The balancer writes the notes before any change that must be undone later.
             self.write_notes()?;
         }
         if let Err(error) = self.guard(target) {
@@ -631,14 +633,14 @@ impl Machine {
         removed
     }
 
-    /// Makes the helper process remove the addresses if this process is killed.
+    /// Tells the helper process to remove the addresses if this process is killed.
     fn guard(&mut self, target: &Target) -> anyhow::Result<()> {
         let none = BTreeSet::new();
         let on = if target.guarded { &self.vips_on } else { &none };
         block_in_place(|| self.guard.watch(on))
     }
 
-    /// Removes every address that the balancer added.
+    /// Removes every address that the balancer has added.
     pub(super) async fn remove_vips(&mut self) {
         let removed = async {
             let links = interfaces::links(&self.handle).await?;
@@ -651,7 +653,7 @@ impl Machine {
         }
     }
 
-    /// Detaches the program from every interface, and undoes other changes.
+    /// Detaches the program from every interface, and undoes all other changes.
     pub(super) async fn detach(mut self) -> anyhow::Result<()> {
         self.remove_vips().await;
         let detached = self.attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and);
@@ -708,7 +710,7 @@ impl Machine {
 #[derive(Debug, Default)]
 struct Places {
     all: BTreeSet<Place>,
-    /// The places that are announced to neighbours.
+    /// The places that the balancer announces to neighbours.
     announced: BTreeSet<Place>,
 }
 

@@ -1,9 +1,9 @@
 //! The balancer's changes to its machine besides its own maps: attachments of the program, forwarding switches, receive
 //! offload and VIPs, with the notes about them.
 //!
-//! A separate task brings the machine to the wanted state again and again: when that changes, when the kernel reports a
-//! change, after a failure, and periodically. What a configuration change needs is done before the change is made
-//! ([`Host::prepare`]), so that the change can be refused.
+//! A separate task brings the machine to the wanted state again and again: when the wanted state changes, when the
+//! kernel reports a change, after a failure, and periodically. Before a configuration change is made, the task prepares
+//! the machine for it ([`Host::prepare`]), so that the change can be refused.
 
 mod announce;
 mod changes;
@@ -62,13 +62,13 @@ use super::{
     trace::Trace,
 };
 
-/// The interval at which everything is checked.
+/// The interval at which the task checks everything.
 const PERIOD: Duration = Duration::from_secs(10);
 /// The delay before a retry.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The part of [`Wanted`] that is enforced continuously. Each VIP has an explicit interface, so that two targets can be
-/// joined.
+/// The part of [`Wanted`] that the task enforces continuously. Each VIP has an explicit interface, so that two targets
+/// can be joined.
 #[derive(Clone, Debug)]
 struct Target {
     interfaces: Vec<String>,
@@ -76,11 +76,11 @@ struct Target {
     v4: bool,
     v6: bool,
     vips: BTreeSet<WantedVip>,
-    /// Addresses for which services take every port.
+    /// The addresses for which services take every port.
     whole: BTreeSet<IpAddr>,
-    /// Port ranges that the kernel must not assign to its own sockets.
+    /// The port ranges that the kernel must not assign to its own sockets.
     reserved: BTreeSet<(u16, u16)>,
-    /// Whether VIPs are removed however the process ends.
+    /// Whether VIPs are removed, however the process ends.
     guarded: bool,
 }
 
@@ -89,13 +89,13 @@ struct Target {
 struct WantedVip {
     interface: String,
     address: IpAddr,
-    /// Whether neighbours get announcements.
+    /// Whether the balancer announces the address to neighbours.
     announced: bool,
 }
 
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
-        // The other parts are applied once, when they change.
+        // The other parts are applied only once, when they change.
         let Wanted {
             interfaces,
             mode,
@@ -125,7 +125,7 @@ impl From<&Wanted> for Target {
 }
 
 impl Target {
-    /// Returns the union of both, with the mode of this one.
+    /// Returns the union of both targets, with the mode of this one.
     fn and(mut self, other: &Self) -> Self {
         let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
         self.interfaces.extend(more);
@@ -140,17 +140,17 @@ impl Target {
 }
 
 enum Ask {
-    /// This state is wanted from now on.
+    /// Enforce this state from now on.
     Want(Wanted),
-    /// Prepare this state beside the current one, because it may be wanted soon.
+    /// Prepare this state in addition to the current one, because it may be wanted soon.
     Prepare(Wanted, oneshot::Sender<anyhow::Result<()>>),
     /// Check whether this state could be prepared, as far as that is possible without changes.
     Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
-    /// The prepared state is not wanted after all.
+    /// Discard the prepared state, which is not wanted after all.
     Cancel,
-    /// Start a trace.
+    /// Start to trace packets.
     Trace(Filter, oneshot::Sender<anyhow::Result<Arc<Trace>>>),
-    /// A trace has ended.
+    /// Stop tracing, because the trace has ended.
     TraceEnded,
     End {
         leave: bool,
@@ -158,17 +158,17 @@ enum Ask {
     },
 }
 
-/// The resources of the task.
+/// The resources that the task needs.
 pub struct Surroundings {
-    /// The data path's ends for this task.
+    /// The ends of the data path that this task uses.
     pub ends: HostEnds,
-    /// The state file, by which pins are named.
+    /// The state file, whose path determines the names of pins.
     pub state_file: PathBuf,
     /// The changes that an earlier process made.
     pub inherited: HostChanges,
-    /// The history for reports.
+    /// The history, for the task's reports.
     pub events: Events,
-    /// The channel for scrapes' requests.
+    /// The channel for requests of the metrics listener.
     pub calls: Calls,
     /// The metrics listener, if it is wanted and could be bound.
     pub metrics: Option<TcpListener>,
@@ -182,7 +182,7 @@ pub struct Surroundings {
     pub supervisor: Supervisor,
 }
 
-/// The running task. It must be [ended](Self::end), because otherwise addresses stay behind.
+/// The running task. The caller must [end](Self::end) it, because otherwise addresses stay behind.
 pub struct Host {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
@@ -191,13 +191,13 @@ pub struct Host {
     task: Task<()>,
 }
 
-/// The machine is prepared for a change. Dropping this without calling [`made`](Self::made) undoes the preparation.
+/// A preparation of the machine for a change. Dropping it without calling [`made`](Self::made) undoes the preparation.
 #[must_use]
 #[derive(Debug)]
 pub struct Prepared(Option<mpsc::UnboundedSender<Ask>>);
 
 impl Prepared {
-    /// Confirms that the change is made; the wanted state follows.
+    /// Confirms that the change is made; the caller sets the wanted state next.
     pub fn made(mut self) {
         self.0 = None;
     }
@@ -206,7 +206,7 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(asks) = self.0.take() {
-            // The end of the task undoes it as well.
+            // The end of the task undoes the preparation as well.
             let _ = asks.send(Ask::Cancel);
         }
     }
@@ -222,7 +222,7 @@ impl Checker {
     /// Checks whether `wanted` could be prepared, as far as that is possible without changes.
     ///
     /// # Errors
-    /// The problem.
+    /// The problem that prevents the preparation.
     pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
         if wanted == self.wanted {
             return Ok(());
@@ -234,10 +234,10 @@ impl Checker {
 }
 
 impl Host {
-    /// Brings the machine to the wanted state, and keeps it there.
+    /// Brings the machine to the wanted state, and starts the task that keeps it there.
     ///
     /// # Errors
-    /// The problem. Nothing is changed then, and changes of an earlier process stay.
+    /// The problem that prevents this. Nothing is changed in that case, and changes of an earlier process stay.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings {
             ends,
@@ -271,7 +271,7 @@ impl Host {
                 machine.begin(&target).await?;
                 machine.take_over()?;
                 let scrapes = Scrapes::start(Metrics(calls), now.metrics, metrics, watched.clone()).await?;
-                // Bound with what is settled first.
+                // The listener is bound together with what is settled first.
                 let control = Control(answering.clone());
                 anyhow::Ok((scrapes, Distant::start(control, now.remote.clone(), None, watched.clone()).await?))
             };
@@ -321,7 +321,7 @@ impl Host {
         self.present.borrow_and_update().clone()
     }
 
-    /// Returns the state that the machine is to have.
+    /// Returns the state that the machine should have.
     #[must_use]
     pub const fn wanted(&self) -> &Wanted {
         &self.wanted
@@ -331,15 +331,15 @@ impl Host {
     pub fn want(&mut self, wanted: Wanted) {
         if self.wanted != wanted {
             self.wanted = wanted.clone();
-            // The receiver is missing only at the end.
+            // The receiver is missing only when the process ends.
             let _ = self.asks.send(Ask::Want(wanted));
         }
     }
 
-    /// Prepares what `wanted` needs beside the current state.
+    /// Prepares the machine for `wanted` in addition to the current state.
     ///
     /// # Errors
-    /// The problem. Nothing has changed then.
+    /// The problem that prevents this. Nothing has changed in that case.
     pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
         let asks = self.asks.clone();
         async move {
@@ -350,11 +350,11 @@ impl Host {
         }
     }
 
-    /// Starts a trace that lasts until it is no longer polled. The counters of the backends in `hops` explain each
-    /// packet's destination.
+    /// Starts a trace that lasts until its future is no longer polled. The counters of the backends in `hops` explain
+    /// the destination of each packet.
     ///
     /// # Errors
-    /// The problem: another trace, or the kernel.
+    /// If another trace is running, or the kernel refuses.
     pub fn trace(
         &self,
         filter: Filter,
@@ -374,19 +374,19 @@ impl Host {
         }
     }
 
-    /// Returns the trace with this number if it is running.
+    /// Returns the trace with this number, if it is running.
     #[must_use]
     pub fn traced(&self, number: u64) -> Option<Arc<Trace>> {
         let present = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
         present.clone().filter(|trace| trace.number == number && !trace.has_ended())
     }
 
-    /// Returns a handle that tells whether the machine could be made ready for a change.
+    /// Returns a handle for checking whether the machine could be prepared for a change.
     pub fn checker(&self) -> Checker {
         Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
     }
 
-    /// Ends the task. Undoes everything, unless it is left for the next controller.
+    /// Ends the task. Undoes all changes, unless they are left for the next controller.
     ///
     /// # Errors
     /// The first interface from which the program could not be detached.
@@ -421,7 +421,7 @@ impl Tracing {
         let prepared = machine.trace(filter)?;
         let asks = self.asks.clone();
         let gone = move || {
-            // At the end of the process the receiver is gone.
+            // At the end of the process, the receiver is gone.
             if let Some(asks) = asks.upgrade() {
                 let _ = asks.send(Ask::TraceEnded);
             }
@@ -436,7 +436,7 @@ impl Tracing {
     }
 }
 
-/// The state of the task.
+/// The state of the task that keeps the machine in the wanted state.
 struct Keeping {
     machine: Machine,
     scrapes: Scrapes,
@@ -447,7 +447,7 @@ struct Keeping {
     audit: Audit,
     wanted: Wanted,
     target: Target,
-    /// The wanted state and the target of a prepared change.
+    /// The wanted state of a prepared change, and its target.
     soon: Option<(Wanted, Target)>,
     /// Whether everything is as wanted.
     well: bool,
@@ -523,7 +523,7 @@ impl Keeping {
         present
     }
 
-    /// Prepares what `wanted` needs beside the current state, or changes nothing.
+    /// Prepares the machine for `wanted` in addition to the current state, or changes nothing.
     async fn prepare(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
         let target = Target::from(wanted);
         let (must, vip_interfaces) = self.new_interfaces(wanted);
@@ -563,13 +563,13 @@ impl Keeping {
         spawn_blocking(find).await?
     }
 
-    /// The interfaces to attach to, and those that may get VIPs.
+    /// The interfaces to which the program is to be attached, and those that may get VIPs.
     fn new_interfaces(&self, wanted: &Wanted) -> (Vec<String>, BTreeSet<String>) {
         let interfaces = wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned();
         (interfaces.collect(), &wanted.vip_interfaces - &self.wanted.vip_interfaces)
     }
 
-    /// Completes a change.
+    /// Completes a prepared change.
     async fn make(&mut self, wanted: Wanted) {
         self.soon = None;
         self.machine.keep_modes();
@@ -586,7 +586,7 @@ impl Keeping {
         self.wanted = wanted;
     }
 
-    /// Cancels a change.
+    /// Cancels a prepared change.
     async fn cancel(&mut self) {
         let Some((wanted, _)) = self.soon.take() else { return };
         self.machine.undo_modes();
@@ -614,7 +614,7 @@ impl Keeping {
     }
 }
 
-/// Sets the group of a socket. Group names are resolved by the system's usual means.
+/// Sets the group of a socket. The system's usual functions resolve group names.
 async fn give(socket: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
     let (socket, group) = (socket.to_owned(), group.map(str::to_owned));
     spawn_blocking(move || socket::give(&socket, group.as_deref(), whose)).await?

@@ -1,5 +1,6 @@
 //! Notifications of the kernel about changes on this machine: links (names, MAC addresses, carriers and offloads),
-//! addresses, and forwarding. The changed state is read anew, so the contents of notifications do not matter.
+//! addresses, and forwarding. The receiver reads the changed state anew, so the contents of notifications do not
+//! matter.
 
 use std::{io, time::Duration};
 
@@ -21,7 +22,7 @@ const GROUPS: [MulticastGroup; 5] = [
 const TOGETHER: Duration = Duration::from_millis(20);
 /// The delay before a broken socket is reopened.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Longer than the kernel's longest datagram (32 KiB).
+/// The size of the buffer, which exceeds the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 
 /// A socket for change notifications.
@@ -29,7 +30,7 @@ pub(crate) struct News {
     /// The socket; `None` after it broke, until it is reopened.
     socket: Option<TokioSocket>,
     buffer: BytesMut,
-    /// Whether a notification came that [`next`](Self::next) has not returned for.
+    /// Whether a notification has arrived for which [`next`](Self::next) has not returned yet.
     heard: bool,
 }
 
@@ -38,7 +39,7 @@ impl News {
         Ok(Self { socket: Some(socket()?), buffer: BytesMut::new(), heard: false })
     }
 
-    /// Waits for a change and a little longer, because changes often come together. Cancelling it loses nothing.
+    /// Waits for a change and a little longer, because changes often come together. Cancelling the wait loses nothing.
     pub(crate) async fn next(&mut self) {
         if !self.heard {
             self.hear().await;
@@ -49,7 +50,7 @@ impl News {
         self.heard = false;
     }
 
-    /// Receives one datagram. Losing some counts as a notification as well.
+    /// Receives one datagram. Lost datagrams count as a notification as well.
     async fn hear(&mut self) {
         let Some(socket) = &mut self.socket else { return self.reopen().await };
         self.buffer.clear();
@@ -63,7 +64,7 @@ impl News {
         }
     }
 
-    /// Reopens the socket, however many attempts that takes. Periodic checks find changes missed in between.
+    /// Reopens the socket, however many attempts this takes. Periodic checks find changes that were missed in between.
     async fn reopen(&mut self) {
         loop {
             sleep(AGAIN).await;

@@ -1,4 +1,4 @@
-//! Comparing the wanted state of this machine with the actual one, to derive the steps to take. Pure.
+//! Compares the wanted state of this machine with the actual one, and derives the steps to take. Pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,28 +7,28 @@ use balancer_config::config::XdpMode;
 
 use super::vips::{Found, Place};
 
-/// An interface with the program.
+/// An interface to which the program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct On<'a> {
     pub(super) name: &'a str,
     pub(super) ifindex: u32,
 }
 
-/// The steps that attach the program to the wanted interfaces and detach it from others.
+/// The steps that attach the program to the wanted interfaces and detach it from all others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterfacePlan<'a> {
-    /// Indices that no longer exist.
+    /// The indices of interfaces that no longer exist.
     pub(super) gone: Vec<u32>,
-    /// Indices of interfaces that are no longer wanted.
+    /// The indices of interfaces that are no longer wanted.
     pub(super) leave: Vec<u32>,
-    /// Interfaces to attach to, with their names and indices.
+    /// The interfaces to which the program must be attached, with their names and indices.
     pub(super) enter: Vec<On<'a>>,
-    /// Interfaces that are wanted by their new name.
+    /// The interfaces that are wanted under their new names.
     pub(super) renamed: Vec<On<'a>>,
 }
 
-/// `there`: every interface of the network namespace. An attached interface is identified by its index, whatever its
-/// current name; a configured name counts when the program is attached.
+/// Derives the steps; `there` has every interface of the network namespace. An attached interface is identified by its
+/// index, whatever its current name is; a configured name counts when the program is attached.
 pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> InterfacePlan<'a> {
     let mut plan = InterfacePlan::default();
     let exists = |ifindex: u32| there.iter().any(|&(_, other)| other == ifindex);
@@ -45,7 +45,7 @@ pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(Stri
         match by_index(ifindex) {
             None => plan.enter.push(On { name, ifindex }),
             Some(known) if wanted.iter().any(|name| name == known.name) => {
-                // The interface is also wanted by its earlier name.
+                // The interface is also wanted under its earlier name.
             }
             Some(known) => {
                 stays.insert(known.ifindex);
@@ -70,8 +70,8 @@ pub(super) struct Addresses {
     pub(super) remove: Vec<Place>,
 }
 
-/// `own`: the interfaces that this balancer is or was on. Marked addresses elsewhere belong to another balancer, and
-/// unmarked ones to the operator.
+/// Derives the addresses to add and remove; `own` has the interfaces that this balancer uses or has used. Marked
+/// addresses on other interfaces belong to another balancer, and unmarked ones to the operator.
 pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSet<u32>) -> Addresses {
     let there: BTreeSet<Place> = found.iter().map(|found| found.place).collect();
     let unwanted =
@@ -84,22 +84,22 @@ pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place>
     found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
 }
 
-/// The facts that require a new announcement when they change, because neighbours would send elsewhere or a switch has
-/// forgotten the port.
+/// The facts that require a new announcement when they change, because neighbours would send packets elsewhere, or a
+/// switch has forgotten the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sign {
     pub(super) mac: Mac,
-    /// Number of times that the carrier came up.
+    /// The number of times that the carrier came up.
     pub(super) carrier_ups: u32,
-    /// Whether the driver runs the program; changing that may take the link down for a moment.
+    /// Whether the driver runs the program; a change may take the link down for a moment.
     pub(super) native: Option<bool>,
 }
 
 /// The addresses to announce, because they are new or their sign differs from the `told` one.
 ///
 /// `ours` are announced at once. `others` belong to the operator, and the kernel or another program announced them;
-/// they matter only when the MAC address changes, which the kernel does not announce. `signs`: those of interfaces
-/// whose link is up.
+/// they matter only when the MAC address changes, which the kernel does not announce. `signs` has the signs of
+/// interfaces whose link is up.
 pub(super) fn announcements(
     told: &BTreeMap<Place, Sign>,
     ours: &BTreeSet<Place>,
@@ -115,12 +115,12 @@ pub(super) fn announcements(
     new.chain(moved).copied().collect()
 }
 
-/// Whether the program must be reattached for `mode`, which was `before`.
+/// Whether the program must be reattached to get `mode`, if `before` was the earlier mode.
 pub(super) fn wrong_mode(native: bool, mode: XdpMode, before: XdpMode) -> bool {
     match mode {
         XdpMode::Native => !native,
         XdpMode::Generic => native,
-        // If the driver has no native mode, that was tried before.
+        // If the driver has no native mode, attaching in this mode has failed before.
         XdpMode::Auto => !native && before == XdpMode::Generic,
     }
 }
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn when_interfaces_come_go_return_or_are_renamed_then_the_plan_follows() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, u32)], &'a [(&'a str, u32)], [&'a [u32]; 4]);
-        // Each case: its name, wanted, attached, existing, [gone, leave, enter, renamed].
+        // Each case has its name, wanted, attached, existing, [gone, leave, enter, renamed].
         let cases: &[Case<'_>] = &[
             ("the first time", &["a", "b"], &[], &[("lo", 1), ("a", 2), ("b", 3)], [&[], &[], &[2, 3], &[]]),
             ("nothing to do", &["a"], &[("a", 2)], &[("a", 2), ("b", 3)], [&[], &[], &[], &[]]),
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn when_addresses_are_planned_then_only_marked_ones_on_own_interfaces_are_removed() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, bool)], &'a [&'a str], &'a [&'a str]);
-        // Each case: its name, wanted, found (marked?), added, removed. Interfaces 2 and 3 are the balancer's.
+        // Each case has its name, wanted, found (marked?), added, removed. Interfaces 2 and 3 are the balancer's.
         let cases: &[Case<'_>] = &[
             ("new", &["2 192.0.2.1", "2 2001:db8::1"], &[], &["2 192.0.2.1", "2 2001:db8::1"], &[]),
             ("there", &["2 192.0.2.1"], &[("2 192.0.2.1", true)], &[], &[]),

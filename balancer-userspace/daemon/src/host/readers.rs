@@ -1,4 +1,4 @@
-//! The socket that only reads, which may come, change its group, and go while the balancer runs.
+//! The socket for readers, which may appear, change its group, and disappear while the balancer runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,17 +15,17 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// The server, and what it is to become.
+/// The running server, and its prepared change.
 pub(super) struct Readers {
-    /// The socket that changes things.
+    /// The path of the socket that allows changes.
     changing: Arc<Path>,
     path: PathBuf,
     answering: Answering,
     supervisor: Supervisor,
-    /// The group that it is for, while it is served.
+    /// The group of the socket, while it is served.
     group: Option<String>,
     serving: Option<Serving>,
-    /// A change that is not made yet.
+    /// A change that has not been made yet.
     next: Option<Next>,
 }
 
@@ -36,13 +36,13 @@ struct Serving {
 
 enum Next {
     Begin(String, ControlSocket),
-    /// It has been given to this group.
+    /// The socket already belongs to this group.
     Given(String),
     End,
 }
 
 impl Readers {
-    /// Serves the `bound` socket, which is of a group, beside the socket `changing`.
+    /// Serves the `bound` socket with its group, beside the socket `changing`.
     pub(super) fn start(
         changing: &Path,
         bound: Option<(String, ControlSocket)>,
@@ -62,7 +62,7 @@ impl Readers {
         info!("members of the group {group} may read by {}", self.path.display());
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error says that the sender is gone, which is the end as well.
+            // An error means that the sender is gone, which ends the server as well.
             let _ = stopped.changed().await;
         };
         let served = api_server::serve_readers(socket, Arc::clone(&self.changing), self.answering.clone(), ended);
@@ -70,10 +70,10 @@ impl Readers {
         (self.group, self.serving) = (Some(group), Some(Serving { stop, task }));
     }
 
-    /// Has ready what readers of the group `wanted` take.
+    /// Prepares a socket for readers of the group `wanted`.
     ///
     /// # Errors
-    /// When there is no such group, or the socket cannot be made or given to it. Nothing has changed then.
+    /// If there is no such group, or if the socket cannot be created or given to it. Nothing has changed in that case.
     pub(super) async fn prepare(&mut self, wanted: Option<&str>) -> anyhow::Result<()> {
         self.next = match (self.group.as_deref(), wanted) {
             (before, wanted) if before == wanted => None,
@@ -89,7 +89,7 @@ impl Readers {
         Ok(())
     }
 
-    /// The change is made.
+    /// Completes the prepared change of the socket.
     pub(super) fn make(&mut self) {
         match self.next.take() {
             Some(Next::Begin(group, socket)) => self.begin(group, socket),
@@ -102,9 +102,9 @@ impl Readers {
         }
     }
 
-    /// The change is not made.
+    /// Cancels the prepared change of the socket.
     pub(super) async fn undo(&mut self) {
-        // A socket that was bound goes with it.
+        // Dropping the change also removes a socket that was bound for it.
         if let Some(Next::Given(_)) = self.next.take()
             && let Err(error) = give(&self.path, self.group.as_deref(), Whose::Readers).await
         {
@@ -112,7 +112,7 @@ impl Readers {
         }
     }
 
-    /// Ends it; requests under way have a moment.
+    /// Ends the server; pending requests get a moment to finish.
     pub(super) async fn end(mut self) {
         if let Some(task) = self.stop() {
             let _ = task.ended().await;

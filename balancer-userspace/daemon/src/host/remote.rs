@@ -12,7 +12,7 @@ use crate::api_server::{
     remote::{self, Identity},
 };
 
-/// The control API, served to other machines.
+/// The listener that serves the control API to other machines.
 pub(super) type Distant = Listening<Control>;
 
 /// The kind of listener.

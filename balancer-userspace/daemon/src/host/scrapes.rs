@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use super::listening::{Listening, Outlet};
 use crate::{call::Calls, host_state::Listen, metrics};
 
-/// The metrics, served.
+/// The listener that serves the metrics.
 pub(super) type Scrapes = Listening<Metrics>;
 
 /// The kind of listener.
@@ -131,7 +131,7 @@ mod tests {
         assert!(!scrapes.retry().await);
         let trouble = scrapes.trouble().unwrap();
         assert!(trouble.contains("another program listens there"), "{trouble}");
-        // An unchanged address blocks no change.
+        // An unchanged address does not prevent a change.
         scrapes.prepare(&listen).await.unwrap();
         drop(taken);
         assert!(scrapes.retry().await && scrapes.trouble().is_none());

@@ -1,5 +1,5 @@
-//! The kernel's switches: forwarding, and reserved ports for `snat`. `nat` and `snat` replies look up the path to the
-//! client in the kernel's routing tables, which answer only for interfaces with forwarding on.
+//! Switches of the kernel: forwarding, and reserved ports for `snat`. For a reply of `nat` or `snat`, the program looks
+//! up the path to the client in the kernel's routing tables, which answer only for interfaces with forwarding on.
 
 use std::{
     collections::BTreeSet,
@@ -14,16 +14,16 @@ const PROC_SYS: &str = "/proc/sys";
 /// Ports of both families that the kernel does not assign to its own sockets.
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
-/// Changed switches, to be reset when they are no longer wanted or when this is dropped.
+/// The changed switches, which are reset when they are no longer wanted or when this value is dropped.
 #[derive(Debug)]
 #[must_use = "dropping this switches forwarding off again"]
 pub(super) struct Switches {
     root: PathBuf,
-    /// Changes in the order made.
+    /// The changes, in the order in which they were made.
     changes: Vec<SwitchChange>,
-    /// The number of changes by an earlier process, which are not reset before this one has [settled](Self::settle).
+    /// The number of changes by an earlier process, which stay until this process has [settled](Self::settle).
     inherited: usize,
-    /// Reserved port ranges.
+    /// The reserved port ranges.
     reserved: BTreeSet<(u16, u16)>,
 }
 
@@ -38,10 +38,10 @@ impl Switches {
     }
 
     /// Keeps the kernel from assigning these port ranges to its own sockets; reservations of other programs stay. An
-    /// empty set releases all.
+    /// empty set releases all ranges.
     ///
     /// # Errors
-    /// If the switch cannot be read or written; the error gives the command to run by hand.
+    /// If the switch cannot be read or written; the error gives the command for running it by hand.
     pub(super) fn reserve(&mut self, ports: &BTreeSet<(u16, u16)>) -> anyhow::Result<()> {
         let made = self.changes.iter().position(|change| change.key == RESERVED);
         if made.is_none() && ports.is_empty() {
@@ -51,7 +51,7 @@ impl Switches {
         let before = match made.map(|place| &self.changes[place]) {
             Some(change) if change.after == present && self.reserved == *ports => return Ok(()),
             Some(change) if change.after == present => change.before.clone(),
-            // Another program has changed it.
+            // Another program has changed the switch.
             Some(_) | None => present,
         };
         let ranges = ports.iter().map(|(first, last)| format!("{first}-{last}"));
@@ -62,7 +62,7 @@ impl Switches {
         fs::write(&path, &wanted).with_context(|| {
             format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED))
         })?;
-        // The kernel joins and sorts the ranges.
+        // The kernel joins and sorts the ranges that it is given.
         let after = self.read(RESERVED)?;
         match made {
             Some(place) if ports.is_empty() => {
@@ -80,12 +80,12 @@ impl Switches {
     }
 
     /// Switches forwarding on for `interfaces`, for IPv4 (`v4`), IPv6 (`v6`) or both, and resets switches that are no
-    /// longer wanted. With IPv6, interfaces that accept router advertisements continue to do so, so that the host keeps
-    /// its routers.
+    /// longer wanted. With IPv6, interfaces that accept router advertisements continue to accept them, so that the host
+    /// keeps its routers.
     ///
     /// # Errors
-    /// If a switch cannot be read or written; the error gives the command to run by hand. Switches changed by this
-    /// call are reset.
+    /// If a switch cannot be read or written; the error gives the command for running it by hand. The function resets
+    /// switches that this call has changed.
     pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
         let wanted = interfaces.iter().flat_map(|name| keys(name, v4, v6)).chain([RESERVED.to_owned()]);
         let wanted: Vec<String> = wanted.collect();
@@ -115,12 +115,12 @@ impl Switches {
         switched
     }
 
-    /// Returns the changes in the order made.
+    /// Returns the changes, in the order in which they were made.
     pub(super) fn changes(&self) -> &[SwitchChange] {
         &self.changes
     }
 
-    /// Allows changes of an earlier process to be reset as well.
+    /// Allows the balancer to reset changes of an earlier process as well.
     pub(super) const fn settle(&mut self) {
         self.inherited = 0;
     }
@@ -155,8 +155,8 @@ impl Switches {
                 due.extend(self.due(accept_ra(name), "1", "2")?);
                 off.extend(self.due(forwarding("ipv6", name), "0", "1")?);
             }
-            // Switching it on for any interface makes the kernel forget the advertised routers of all interfaces,
-            // except where accept_ra is 2. Therefore the others are set to 2 for that moment.
+            // Switching forwarding on for any interface makes the kernel forget the advertised routers of all
+            // interfaces, except where accept_ra is 2. Therefore the other interfaces get 2 for that moment.
             if !off.is_empty() {
                 keeps_routers = self.interfaces_v6();
                 keeps_routers.retain(|name| !interfaces.contains(&name.as_str()));
@@ -181,10 +181,10 @@ impl Switches {
         Ok(is_due.then(|| SwitchChange { key, before: before.to_owned(), after: after.to_owned() }))
     }
 
-    /// Makes all these changes.
+    /// Makes all of these changes.
     ///
     /// # Errors
-    /// If some cannot be made; the error gives the command for all of them.
+    /// If some change cannot be made; the error gives the commands for all of them.
     fn write_all(&mut self, changes: Vec<SwitchChange>) -> anyhow::Result<()> {
         let mut first = None;
         let mut by_hand = String::new();
@@ -239,7 +239,7 @@ fn restore(root: &Path, change: &SwitchChange) -> anyhow::Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    // Later changes by others stay.
+    // Later changes by other programs stay.
     let present = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     if present.trim() == change.after {
         fs::write(&path, &change.before).with_context(|| path.display().to_string())?;
@@ -255,7 +255,7 @@ fn accept_ra(interface: &str) -> String {
     format!("net/ipv6/conf/{interface}/accept_ra")
 }
 
-/// The switches of an interface that translation needs, for these families.
+/// The switches of an interface that translation needs for these families.
 fn keys(interface: &str, v4: bool, v6: bool) -> impl Iterator<Item = String> {
     let v4 = v4.then(|| forwarding("ipv4", interface));
     let v6 = v6.then(|| [forwarding("ipv6", interface), accept_ra(interface)]);
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
         switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,30000-30999");
-        // An earlier controller has reserved them.
+        // An earlier controller has reserved these ports.
         let inherited = switches.changes().to_vec();
         switches.leave();
         let mut switches = Switches::below(tree.0.path().to_owned(), inherited);
@@ -372,7 +372,7 @@ mod tests {
                 (eth0.map(Into::into), wan0.map(Into::into)),
                 "{names:?}"
             );
-            // Repeating it records nothing twice.
+            // Repeating the call does not record anything twice.
             let changes = switches.changes().to_vec();
             switches.set(names, v4, v6).unwrap();
             assert_eq!(switches.changes(), changes);
@@ -448,7 +448,7 @@ mod tests {
     #[test]
     fn when_several_switches_cannot_be_written_then_all_are_named_at_once() {
         let tree = Tree::new();
-        // A directory cannot be written to, not even by root.
+        // Not even root can write to a directory.
         let change = |key: &str| SwitchChange { key: key.to_owned(), before: "0".to_owned(), after: "1".to_owned() };
         let mut switches = tree.switches();
         let error = switches

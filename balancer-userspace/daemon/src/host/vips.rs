@@ -1,5 +1,5 @@
-//! VIPs that the balancer assigns to its machine (`assign_vip`). The addresses carry a protocol number of the balancer
-//! (`IFA_PROTO`), which distinguishes them from an operator's addresses for every reader and at any time.
+//! VIPs that the balancer assigns to its machine (`assign_vip`). These addresses carry a protocol number of the
+//! balancer (`IFA_PROTO`), which distinguishes them from an operator's addresses for every reader at any time.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 /// The maximum time for an answer of the kernel.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// `ip address` shows it as `proto 0xb1`.
+/// The protocol number of the balancer's addresses; `ip address` shows it as `proto 0xb1`.
 const MARK: AddressProtocol = AddressProtocol::Other(0xb1);
 
 /// An address on an interface.
@@ -29,11 +29,11 @@ pub(super) struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) place: Place,
-    /// Whether a balancer has added it.
+    /// Whether a balancer has added the address.
     pub(super) ours: bool,
-    /// Whether the address certainly belongs to this machine and to no other one on the link.
+    /// Whether the address certainly belongs to this machine and to no other machine on the link.
     pub(super) settled: bool,
-    /// Whether it comes with a subnet, like a machine's own address.
+    /// Whether the address has a subnet, like a machine's own address.
     pub(super) subnet: bool,
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn add(handle: &Handle, place: Place) -> anyhow::Result<()> {
         .with_context(|| format!("adding {address}"))
 }
 
-/// Removes an address. A missing address is no error.
+/// Removes an address. A missing address is not an error.
 pub(super) async fn remove(handle: &Handle, place: Place) -> anyhow::Result<()> {
     let address = place.address;
     let removed = timeout(TIMEOUT, handle.address().del(message(place)).execute())
@@ -100,7 +100,7 @@ fn message(Place { ifindex, address }: Place) -> AddressMessage {
     };
     message.attributes.push(AddressAttribute::Protocol(MARK));
     if address.is_ipv6() {
-        // Backends with dsr have the address as well, and duplicate detection would find them.
+        // Backends with dsr have the address as well, so duplicate detection would report them.
         message.header.flags |= AddressHeaderFlags::Nodad;
     }
     message

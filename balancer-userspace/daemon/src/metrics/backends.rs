@@ -6,7 +6,7 @@ use balancer_control::snapshot::{BackendSnapshot, ServiceSnapshot};
 
 use super::text::{Text, Written, counters, gauges};
 
-/// A backend with its labels.
+/// A backend together with its labels.
 pub(super) type Labelled<'a> = (Written, &'a BackendSnapshot);
 
 pub(super) fn backends(services: &[ServiceSnapshot]) -> Vec<Labelled<'_>> {

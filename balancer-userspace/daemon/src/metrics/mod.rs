@@ -1,4 +1,4 @@
-//! The metrics listener: `/metrics` for Prometheus, and a page for people.
+//! The metrics listener: `/metrics` for Prometheus, and a page for browsers.
 
 mod backends;
 mod fleet;
@@ -37,11 +37,11 @@ use super::{
 };
 pub use render::render;
 
-/// The maximum length of texts that are sent as a whole, because not every scraper understands chunks.
+/// The maximum length of texts that the listener sends as a whole, because not every scraper understands chunks.
 const WHOLE: usize = 16 << 20;
 /// The content type of the text that [`render()`] writes.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// How long a scrape waits for the controller; less than Prometheus' default of 10 s.
+/// How long a scrape waits for the controller, which is less than Prometheus' default of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LIMITS: Limits = Limits {
     connections: 64,
@@ -50,13 +50,13 @@ const LIMITS: Limits = Limits {
     lifetime: Duration::from_secs(60),
     farewell: Duration::from_secs(1),
 };
-/// The maximum number of concurrent answers: each keeps a snapshot in memory until it is written.
+/// The maximum number of concurrent answers: each keeps a snapshot in memory until it is written completely.
 const ANSWERS: usize = 4;
 
 /// Listens on `listen`.
 ///
 /// # Errors
-/// If the address is not this machine's, is taken, or needs privileges.
+/// If the address does not belong to this machine, is taken, or needs privileges.
 pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -68,14 +68,14 @@ pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The channel to the owner, and the permits for answers.
+/// The channel to the owner, and the permits for concurrent answers.
 #[derive(Clone, Debug)]
 struct Pages {
     calls: Calls,
     answers: Arc<Semaphore>,
 }
 
-/// Answers scrapes, and with `page` also browsers, until `shutdown` completes.
+/// Answers scrapes and, if `page`, also browsers, until `shutdown` completes.
 ///
 /// # Errors
 /// If the listener is broken.
@@ -93,7 +93,7 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceQuery {
-    /// Restricts the answer to this service.
+    /// The service to which the answer is restricted; `None`: all services.
     service: Option<String>,
 }
 
@@ -116,7 +116,7 @@ struct ReadyQuery {
     announced: bool,
 }
 
-/// Answers 200 if clients may be sent here, else 503, with the state and a line for each reason.
+/// Answers 200 if clients may be sent to this balancer, otherwise 503, with the state and a line for each reason.
 async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Query<ReadyQuery>) -> Response {
     let readiness = async {
         let (reply, readiness) = oneshot::channel();
@@ -165,7 +165,7 @@ fn unavailable(why: &'static str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
 }
 
-/// The channel for an answer.
+/// The sending end for an answer.
 struct Reply(oneshot::Sender<anyhow::Result<Response>>);
 
 impl Reply {
@@ -177,7 +177,7 @@ impl Reply {
 
 impl Pages {
     /// Answers with a view that `show` makes of a snapshot and of the requested service, or with the reason why there
-    /// is none. `show` runs on a thread that it may block.
+    /// is no such view. `show` runs on a thread that it may block.
     async fn answer(
         &self,
         service: Option<String>,
@@ -209,11 +209,11 @@ impl Pages {
         };
         let shown = match timeout(PATIENCE, snapshot).await {
             Ok(Some(Ok(snapshot))) => {
-                // It is released when the last byte has left this process.
+                // The permit is released when the last byte has left this process.
                 let permit = Arc::new(permit);
                 let writing = Arc::clone(&permit);
                 let (reply, shown) = oneshot::channel();
-                // With ten thousand backends the text has megabytes, so it must not block other tasks.
+                // With ten thousand backends, the text has megabytes, so rendering it must not block other tasks.
                 tokio::task::spawn_blocking(move || {
                     let _writing = writing;
                     show(snapshot.whole(), Reply(reply));
@@ -328,7 +328,7 @@ mod tests {
         }
     }
 
-    /// A snapshot that makes 46 MB of text.
+    /// A snapshot whose text has 46 MB.
     fn large() -> anyhow::Result<Snapshot> {
         let mut large = snapshot();
         let backends = large.services[0].backends.clone();
@@ -369,7 +369,7 @@ mod tests {
         slow.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
-        // The missing last chunk tells the reader that the answer is incomplete.
+        // The missing last chunk shows the reader that the answer is incomplete.
         let mut rest = Vec::new();
         let _ = slow.read_to_end(&mut rest).await;
         assert!(rest.len() < 32 << 20 && !rest.ends_with(b"0\r\n\r\n"), "{}", rest.len());
@@ -378,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn when_answers_are_not_read_then_their_number_and_time_are_bounded() {
         let (address, _stop, _server) = serving(large).await;
-        // This is far more than sockets buffer, and it is not read.
+        // The answer has far more bytes than sockets buffer, and the client does not read it.
         let mut stuck = Vec::new();
         for _ in 0..ANSWERS + 8 {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -396,7 +396,7 @@ mod tests {
         assert!(heads.iter().all(|head| head.ends_with("200") || head.ends_with("503")), "{heads:?}");
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("too many ask at once"), "{head} {body}");
-        // Requests without such large answers work as before, and so do the others once a reader is gone.
+        // Requests for small answers work as before, and requests for large ones work once a reader is gone.
         assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
         drop(stuck);
         let (head, body) = http(address, "GET", "/metrics").await;
@@ -417,7 +417,7 @@ mod tests {
         let (head, numbers) = http(address, "GET", "/numbers").await;
         assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
         assert!(numbers.contains("<main") && !numbers.contains("<script"), "{numbers}");
-        // Each answer marks its own script.
+        // Each answer has a nonce of its own for the script.
         assert!(!http(address, "GET", "/").await.0.contains(policy));
 
         let (calls, _asked) = mpsc::channel(1);
@@ -428,7 +428,7 @@ mod tests {
         assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
     }
 
-    /// Services with these names, each like that of [`snapshot`].
+    /// Services with these names, each like the service of [`snapshot`].
     fn several<const N: usize>(names: [&str; N]) -> Snapshot {
         let mut several = snapshot();
         let one = several.services.remove(0);

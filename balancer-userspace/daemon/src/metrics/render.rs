@@ -7,8 +7,8 @@ use super::{
     text::{Text, gauges},
 };
 
-/// The text of `snapshot` with every name prefixed by `balancer_`. `full` takes its pieces as they are written, and the
-/// last piece is returned.
+/// The text of `snapshot`, in which every name has the prefix `balancer_`. `full` receives the pieces as they are
+/// written; the function returns the last piece.
 pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
     let mut text = Text::new(full);
     let encoder = &mut text;

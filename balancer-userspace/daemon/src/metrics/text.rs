@@ -11,9 +11,9 @@ pub(super) enum Kind {
     Gauge,
 }
 
-/// A sample's labels.
+/// The labels of a sample.
 pub(super) trait Labels {
-    /// Appends the labels as they stand between braces.
+    /// Appends the labels in the form in which they stand between braces.
     fn write(&self, text: &mut String);
 }
 
@@ -31,7 +31,7 @@ impl<const N: usize> Labels for [(&'static str, &str); N] {
     }
 }
 
-/// Labels shared by many samples, formatted once.
+/// Labels that many samples share, formatted once.
 #[derive(Debug)]
 pub(super) struct Written(String);
 
@@ -49,7 +49,7 @@ impl Labels for &Written {
     }
 }
 
-/// Shared labels, followed by others.
+/// Shared labels, followed by other labels.
 impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
     fn write(&self, text: &mut String) {
         self.0.write(text);
@@ -58,7 +58,7 @@ impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
     }
 }
 
-/// A sample's value.
+/// The value of a sample.
 pub(super) trait Value {
     /// Appends the value.
     fn write(self, text: &mut String);
@@ -88,14 +88,14 @@ const PIECE: usize = 256 * 1024;
 /// An upper estimate for the length of a sample.
 const SAMPLE: usize = 1024;
 
-/// The text since its last full piece.
+/// The text since the last full piece.
 pub(super) struct Text<'a> {
     text: String,
     full: &'a mut dyn FnMut(String),
 }
 
 impl<'a> Text<'a> {
-    /// A text whose pieces are passed to `full`, except for the last.
+    /// A text that passes its pieces to `full`, except for the last one.
     pub(super) fn new(full: &'a mut dyn FnMut(String)) -> Self {
         Self { text: String::new(), full }
     }
@@ -110,7 +110,7 @@ impl<'a> Text<'a> {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// Appends a sample of that family.
+    /// Appends a sample of the family that was started last.
     pub(super) fn sample(&mut self, name: &str, labels: &impl Labels, value: impl Value) {
         self.text.push_str(name);
         let bare = self.text.len();
@@ -131,7 +131,7 @@ impl<'a> Text<'a> {
         }
     }
 
-    /// Returns the last piece.
+    /// Returns the last piece of the text.
     pub(super) fn end(self) -> String {
         self.text
     }
@@ -152,7 +152,7 @@ fn push_label_value(text: &mut String, value: &str) {
     }
 }
 
-/// Writes counters, whose names get `balancer_` and `_total`.
+/// Writes counters; their names get the prefix `balancer_` and the suffix `_total`.
 pub(super) fn counters<L: Labels>(
     encoder: &mut Text<'_>,
     name: &str,
@@ -164,7 +164,7 @@ pub(super) fn counters<L: Labels>(
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-/// Writes gauges, whose names get `balancer_`.
+/// Writes gauges; their names get the prefix `balancer_`.
 pub(super) fn gauges<L: Labels, V: Value>(
     encoder: &mut Text<'_>,
     name: &str,

@@ -1,4 +1,4 @@
-//! A DNS query: its records, and the addresses of the hosts that they name.
+//! A DNS query: asks for records, and for the addresses of the hosts that these name.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use super::servers::{Resolver, Servers};
 
 /// The maximum time for a whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The number of hosts of one answer that are queried at a time.
+/// The number of hosts in one answer whose addresses are queried at a time.
 const HOSTS_AT_ONCE: usize = 16;
 
 /// Performs one query repeatedly.
@@ -38,7 +38,7 @@ pub(super) struct Asker {
     dns: DnsSource,
     families: BTreeSet<Family>,
     servers: Servers,
-    /// The addresses of hosts while they are valid.
+    /// The addresses of hosts, as long as they are valid.
     hosts: HashMap<(String, Family), Held>,
 }
 
@@ -51,7 +51,7 @@ struct Held {
 /// The targets in an answer.
 pub(super) struct Answer {
     pub(super) targets: Vec<Target>,
-    /// The validity of the whole answer.
+    /// How long the whole answer is valid.
     pub(super) valid: Duration,
 }
 
@@ -74,7 +74,7 @@ impl Asker {
     /// Performs the query.
     ///
     /// # Errors
-    /// Why there is no answer, or no target in it.
+    /// One line that says why there is no answer, or no target in it.
     pub(super) async fn ask(&mut self) -> Result<Answer, String> {
         let told = |error| format!("{}: {error}", self.dns);
         let resolver = self.servers.resolver().map_err(told)?;
@@ -95,7 +95,7 @@ impl Asker {
         answer.map_err(|error| format!("{}: {error}", self.dns))
     }
 
-    /// Queries the addresses of a name, each of which is a target.
+    /// Queries the addresses of a name; each address is a target.
     async fn ask_addresses(
         &self,
         resolver: &Resolver,
@@ -191,11 +191,11 @@ async fn addresses(resolver: &Resolver, name: Name, family: Family, deadline: In
     }
 }
 
-/// Why there are no records.
+/// Why the query found no records.
 enum Missing {
-    /// A server reports that there are none.
+    /// A server reports that no records exist.
     NoRecords(String),
-    /// No server answers.
+    /// No server answers the query.
     NoAnswer(String),
 }
 
@@ -239,7 +239,7 @@ fn missing(error: &NetError, kind: RecordType, servers: &str) -> Missing {
     }))
 }
 
-/// The usual word for a server's refusal.
+/// The usual word for a refusal with this code.
 fn refusal(code: ResponseCode) -> &'static str {
     if code == ResponseCode::ServFail {
         "SERVFAIL"

@@ -1,5 +1,5 @@
-//! DNS queries whose answers are lists of targets. Each is repeated when its answer is no longer valid, and separately,
-//! so that a query without an answer delays no other.
+//! DNS queries whose answers are lists of targets. Each query is repeated when its answer is no longer valid. The
+//! queries are independent, so a query without an answer delays no other.
 
 mod asker;
 mod servers;
@@ -25,11 +25,11 @@ use crate::{
 
 /// The minimum and maximum time between two queries.
 const BETWEEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// The maximum time between two queries while there is no answer.
+/// The maximum time between two queries while no answer arrives.
 const BACK_OFF: Duration = Duration::from_secs(30);
 /// The fraction by which a wait may be longer. It is never shorter, because a cache would give the same answer.
 const JITTER: f64 = 0.1;
-/// The maximum number of concurrent queries. Others wait.
+/// The maximum number of concurrent queries. Further queries wait.
 const AT_ONCE: usize = 64;
 
 /// Performs all queries once, and returns the answers that arrive within `patience`.
@@ -77,7 +77,7 @@ async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
     }
 }
 
-/// The time until the next query, after this many incomplete or missing answers in a row.
+/// The time until the next query, after this number of consecutive incomplete or missing answers.
 fn wait(valid: Option<Duration>, failures: u32) -> Duration {
     let (least, most) = BETWEEN;
     let patience = match failures.checked_sub(1) {

@@ -1,4 +1,4 @@
-//! The DNS servers to query: those that are configured, or those of the system.
+//! The DNS servers to query: the configured ones, or those of the system.
 
 use std::{
     fs,
@@ -20,12 +20,12 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const PATIENCE: Duration = Duration::from_secs(2);
 const PORT: u16 = 53;
 
-/// The current servers to query.
+/// The servers that are queried at present.
 #[derive(Default)]
 pub(super) struct Servers {
-    /// The configured servers; empty: those of the system.
+    /// The configured servers; if empty, those of the system are used.
     named: Vec<SocketAddr>,
-    /// The resolver, and the version of the system's file that it was made from.
+    /// The resolver, and the version of the system's file from which it was made.
     present: Option<(Version, Resolver)>,
 }
 
@@ -42,10 +42,10 @@ impl Servers {
         Self { named, present: None }
     }
 
-    /// Returns the resolver. It follows changes of the system's file.
+    /// Returns the resolver, taking changes of the system's file into account.
     ///
     /// # Errors
-    /// If the file names no server.
+    /// If the system's file names no server.
     pub(super) fn resolver(&mut self) -> Result<Resolver, String> {
         let version = if self.named.is_empty() { version(Path::new(RESOLV_CONF)) } else { None };
         if let Some((at, resolver)) = &self.present
@@ -70,7 +70,7 @@ fn of_system() -> Result<Vec<SocketAddr>, String> {
     Ok(servers.into_iter().map(|ip| SocketAddr::new(ip, PORT)).collect())
 }
 
-/// The servers in the text of `resolv.conf`.
+/// The servers in the text of a `resolv.conf`.
 fn listed(text: &str) -> Vec<IpAddr> {
     let server = |line: &str| {
         let mut words = line.split_whitespace();
@@ -95,7 +95,7 @@ fn build(servers: &[SocketAddr]) -> Result<Resolver, String> {
     options.use_hosts_file = ResolveHosts::Never;
     options.edns0 = true;
     options.preserve_intermediates = true;
-    // The system chooses ports outside of those reserved for `snat` connections.
+    // The system chooses ports outside of those that are reserved for `snat` connections.
     options.os_port_selection = true;
     let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
     let asks = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())

@@ -1,4 +1,4 @@
-//! Interfaces to which XDP cannot simply send frames. Pure.
+//! Interfaces to which XDP cannot simply send frames. Pure functions.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,11 @@ use netlink_packet_route::link::InfoKind;
 use super::features::Accepts;
 use crate::interfaces::Link;
 
-/// Kinds of interfaces known to accept frames that XDP sends from other interfaces. Hardware has no kind.
+/// The kinds of interfaces that are known to accept frames from XDP on other interfaces. Hardware has no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];
 
-/// Returns the known properties of `links`. `said`: the frames that drivers accept, if the kernel tells. Kernels that do
-/// not tell (before Linux 6.3) redirect no frame in several buffers.
+/// Returns the known properties of `links`. `said` has the frames that drivers accept, if the kernel reports them.
+/// Kernels that do not report them (before Linux 6.3) redirect no frame in several buffers.
 pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, Accepts>>) -> Devices {
     let mut devices = Devices::new();
     if said.is_none() {

@@ -11,7 +11,7 @@ use nix::sys::{
 
 /// `NETDEV_XDP_ACT_NDO_XMIT`: the driver accepts frames that XDP sends from another interface.
 const TAKES_FRAMES: u64 = 1 << 2;
-/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: the driver accepts such frames also in several buffers.
+/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: the driver also accepts such frames if they have several buffers.
 const TAKES_PARTS: u64 = 1 << 6;
 
 const CONTROLLER: u16 = 0x10;
@@ -34,21 +34,21 @@ const DONE: u16 = 3;
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
-/// The maximum time for an answer; the kernel answers within the call that asks.
+/// The maximum time for an answer; the kernel answers during the call that sends the query.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Buffer size for one notification.
+/// The size of the buffer for one notification.
 const DATAGRAM: usize = 4096;
 
-/// The frames that an interface accepts from XDP on another one.
+/// The frames that an interface accepts from XDP on another interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepts {
     None,
-    /// Frames in one buffer.
+    /// Only frames in one buffer.
     Whole,
     All,
 }
 
-/// The frames that each interface accepts from XDP on another one. `None`: this kernel does not tell.
+/// The frames that each interface accepts from XDP on another interface; `None` if this kernel does not report them.
 pub(super) fn accepted() -> Option<HashMap<u32, Accepts>> {
     ask().map_err(|error| tracing::debug!("XDP features of interfaces: {error}")).ok()
 }
@@ -81,7 +81,7 @@ fn connect() -> io::Result<Socket> {
 #[derive(Debug, PartialEq, Eq)]
 struct Family {
     id: u16,
-    /// The multicast group of its changes.
+    /// The multicast group in which the family reports changes.
     changes: Option<u32>,
 }
 
@@ -104,14 +104,14 @@ impl Family {
 }
 
 /// Notifications of changed XDP features: many drivers accept frames only while a program is attached to their own
-/// interface, and no link notification accompanies that.
+/// interface, and no link notification accompanies such a change.
 pub(super) struct Changes {
     socket: TokioSocket,
     buffer: BytesMut,
 }
 
 impl Changes {
-    /// Opens the socket; `None`: this kernel does not notify.
+    /// Opens the socket; `None` if this kernel sends no notifications.
     pub(super) fn open() -> Option<Self> {
         let open = || {
             let family = Family::of(&mut connect()?)?;
@@ -124,7 +124,7 @@ impl Changes {
         open().map_err(|error| tracing::debug!("changes of XDP features: {error}")).ok()
     }
 
-    /// Waits for a change; pending ones behind it count as the same. Cancelling it loses nothing.
+    /// Waits for a change; further pending changes count as the same one. Cancelling the wait loses nothing.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
@@ -161,7 +161,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Type and body of each message in a datagram.
+/// The type and the body of each message in a datagram.
 fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -176,7 +176,7 @@ fn kinds(datagram: &[u8]) -> impl Iterator<Item = u16> {
     parts(datagram).map(|(kind, _)| kind)
 }
 
-/// The attribute bytes of each answer in a datagram.
+/// The attributes of each answer in a datagram, as bytes.
 fn messages(datagram: &[u8]) -> io::Result<impl Iterator<Item = &[u8]>> {
     for (kind, body) in parts(datagram) {
         let code = body.get(..4).and_then(|code| code.try_into().ok()).map_or(0, i32::from_ne_bytes);
@@ -203,7 +203,7 @@ fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// Reads a datagram: interfaces by index, and the frames that their drivers accept.
+/// Reads a datagram: returns interfaces by index, with the frames that their drivers accept.
 pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, Accepts)>> {
     Ok(messages(datagram)?.filter_map(device))
 }

@@ -1,4 +1,4 @@
-//! Processing of the kernel's datagrams without a kernel, for fuzz targets.
+//! Processes the kernel's datagrams without a kernel, for fuzz targets.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -17,7 +17,7 @@ use super::{
 use crate::layers;
 
 /// Processes two datagrams, one of rtnetlink and one with drivers' features, while next hops of `addresses` are
-/// watched. Returns the numbers of neighbours that would be queried and of changes reported.
+/// watched. Returns the number of neighbours that would be queried and the number of changes reported.
 #[must_use]
 pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, usize) {
     let begin = Instant::now();
@@ -25,7 +25,7 @@ pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, u
     for &address in addresses {
         tracker.watch(address, begin);
     }
-    // The answer to a route query is a message like the others.
+    // The answer to a route query is a message like all others.
     let mut known: Option<Route> = None;
     if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(changes)
         && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) = message.payload

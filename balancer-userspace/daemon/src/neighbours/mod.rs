@@ -1,7 +1,9 @@
-//! Next hops: how frames reach an address, kept up to date while the kernel's routes, links and neighbours change.
+//! Next hops: how frames reach an address. They are kept up to date when the kernel's routes, links and neighbours
+//! change.
 //!
-//! One task owns the netlink sockets. `resolve` turns tables into next hops, `tracker` decides what to report and which
-//! neighbours to query; both are pure. `netlink` queries the kernel, `monitor` receives its notifications.
+//! One task owns the netlink sockets. `resolve` turns tables into next hops, and `tracker` decides which changes to
+//! report and which neighbours to query; both are pure. `netlink` queries the kernel, and `monitor` receives its
+//! notifications.
 
 mod devices;
 mod features;
@@ -33,15 +35,15 @@ use crate::supervisor::{Supervisor, Task};
 #[cfg(test)]
 pub(super) use resolve::tests::link as test_link;
 
-/// The maximum number of clients' neighbours waiting to be resolved; further ones are dropped, and return with the
+/// The maximum number of clients' neighbours that wait to be resolved; further ones are dropped, and return with the
 /// client's next packet.
 const WANTED: usize = 256;
 
-/// Callers' requests that the task has not taken yet. No request is lost, and memory is bounded by the number of
-/// addresses.
+/// Requests of callers that the task has not taken yet. No request is lost, and the number of addresses limits the
+/// memory.
 #[derive(Debug, Default)]
 struct Wishes {
-    /// The last request for each address that the task has not taken yet: whether to watch it.
+    /// The last request for each address that the task has not taken yet: whether the address is to be watched.
     untaken: Mutex<HashMap<IpAddr, bool>>,
     changed: Notify,
 }
@@ -61,7 +63,7 @@ impl Wishes {
     }
 }
 
-/// An address that has answered on an interface's link.
+/// An address that has answered on the link of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Near {
     pub ifindex: u32,
@@ -74,12 +76,12 @@ struct NearAsked {
     reply: oneshot::Sender<Vec<Near>>,
 }
 
-/// Knows which addresses are on this machine's links.
+/// A handle that tells which addresses are on this machine's links.
 #[derive(Clone, Debug)]
 pub struct NearAddresses(mpsc::Sender<NearAsked>);
 
 impl NearAddresses {
-    /// Returns the addresses on the links of some interfaces, up to a thousand; empty if the task is gone.
+    /// Returns the addresses on the links of some interfaces, up to a thousand; empty if the task has ended.
     pub async fn on(&self, ifindexes: BTreeSet<u32>) -> Vec<Near> {
         let (reply, answer) = oneshot::channel();
         match self.0.send(NearAsked { ifindexes, reply }).await {
@@ -89,7 +91,7 @@ impl NearAddresses {
     }
 }
 
-/// The watched next hops. Watching ends when this is dropped.
+/// The watched next hops. Dropping this value ends the watching.
 #[derive(Debug)]
 pub struct Neighbours {
     wishes: Arc<Wishes>,
@@ -108,8 +110,8 @@ impl Drop for Neighbours {
 }
 
 impl Neighbours {
-    /// Starts watching on the current tokio runtime, in the network namespace of the calling thread. Changes arrive at
-    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest for each address is
+    /// Starts the task on the current tokio runtime, in the network namespace of the calling thread. Changes arrive at
+    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest one for each address is
     /// sent.
     ///
     /// # Errors
@@ -137,19 +139,20 @@ impl Neighbours {
         Ok(Self { wishes, wanted, layers, devices, tunnels, near: NearAddresses(near), task })
     }
 
-    /// This machine's network devices: empty until they are first listed, then updated on change.
+    /// The network devices of this machine: empty until the task has first listed them, then updated when they change.
     pub fn layers(&self) -> watch::Receiver<Layers> {
         self.layers.clone()
     }
 
-    /// The interfaces to which XDP cannot simply send frames, updated on change. They are known soon after the start.
+    /// The interfaces to which XDP cannot simply send frames, updated when they change. They are known soon after the
+    /// start.
     #[must_use]
     pub fn devices(&self) -> watch::Receiver<Devices> {
         self.devices.clone()
     }
 
-    /// Tracks the next hop of `address`: an event as soon as it is resolved (or after about 2.5 s, why it is not), and
-    /// one at each change. Watching an address again repeats the event. Never blocks.
+    /// Tracks the next hop of `address`: sends an event as soon as it is resolved (or, after about 2.5 s, with the
+    /// reason why it is not), and one at each change. Watching an address again repeats the event. Never blocks.
     pub fn watch(&self, address: IpAddr) {
         self.wishes.wish(address, true);
     }
@@ -165,21 +168,21 @@ impl Neighbours {
         self.near.clone()
     }
 
-    /// Sets which tunnels lead to watched addresses, so that routers' errors about their packets are received. Never
-    /// blocks.
+    /// Sets which tunnels lead to watched addresses, so that the task receives routers' errors about their packets.
+    /// Never blocks.
     pub fn set_tunnels(&self, tunnels: Tunnels) {
         self.tunnels.send_if_modified(|known| std::mem::replace(known, tunnels) != tunnels);
     }
 
-    /// Makes the kernel resolve a neighbour that a `nat` reply needs. This is limited to once a second for each
-    /// neighbour and a hundred times a second in total; more requests are dropped. Never blocks.
+    /// Makes the kernel resolve a neighbour that a `nat` reply needs, at most once a second for each neighbour and a
+    /// hundred times a second in total; further requests are dropped. Never blocks.
     pub fn want(&self, wanted: &NeighbourWanted) {
         let address = match u8::try_from(wanted.family) {
             Ok(FAMILY_V4) => IpAddr::V4(Ipv4Addr::from(wanted.address[0].to_ne_bytes())),
             Ok(FAMILY_V6) => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(wanted.address))),
             _ => return,
         };
-        // A full queue enforces the limit.
+        // The full queue enforces the limit.
         let _ = self.wanted.try_send(NeighbourKey { ifindex: wanted.ifindex, address });
     }
 }

@@ -1,4 +1,4 @@
-//! The kernel's notifications about links, neighbours, routes, rules and addresses.
+//! The notifications of the kernel about links, neighbours, routes, rules and addresses.
 
 use std::io;
 
@@ -23,14 +23,15 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
-    // These are next hops that routes name by id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0`, replacing one
-    // causes no notification about routes.
+    // The group is about next hops that routes name by id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0`,
+    // replacing such a next hop causes no notification about routes.
     MulticastGroup::Nexthop,
 ];
 
-/// Buffer for bursts, in bytes; if it overflows, notifications are lost and the loss is reported.
+/// The size of the buffer for bursts, in bytes; if the buffer overflows, notifications are lost and the kernel reports
+/// the loss.
 const RECEIVE_BUFFER: usize = 1 << 20;
-/// Longer than the kernel's longest datagram (32 KiB).
+/// The size of the buffer for one datagram, which exceeds the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 const HEADER: usize = 16;
 
@@ -45,8 +46,7 @@ pub(super) enum Lost {
     Broken(io::Error),
 }
 
-/// A socket for notifications. At most one datagram is buffered here, so a burst is bounded by the socket's receive
-/// buffer.
+/// A socket for notifications. The task buffers at most one datagram, so the socket's receive buffer limits a burst.
 pub(super) struct Monitor {
     socket: TokioSocket,
     buffer: BytesMut,
@@ -61,7 +61,7 @@ impl Monitor {
         Ok(Self { socket, buffer: BytesMut::new() })
     }
 
-    /// Returns the next changes. Cancelling it loses nothing.
+    /// Returns the next changes. Cancelling the wait loses nothing.
     pub(super) async fn next(&mut self) -> Result<Vec<Update>, Lost> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
@@ -73,8 +73,8 @@ impl Monitor {
     }
 }
 
-/// The changes in a datagram of one or more messages. An unreadable message may be of any kind, including messages
-/// about next hops.
+/// The changes in a datagram of one or more messages. An unreadable message may be of any kind, and may concern next
+/// hops.
 pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
     let mut updates = Vec::new();
     while datagram.len() >= HEADER {
@@ -95,7 +95,7 @@ pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
 #[expect(clippy::wildcard_enum_match_arm, reason = "rtnetlink has dozens of messages that say nothing about routes")]
 fn update(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Update> {
     let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
-    // Messages of a bridge about its ports look like those about links.
+    // Messages of a bridge about its ports look like messages about links.
     let of_link = |family: AddressFamily| family == AddressFamily::Unspec;
     match message {
         RouteNetlinkMessage::NewLink(link) if of_link(link.header.interface_family) => {
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn when_a_next_hop_object_changes_then_any_route_may_have_changed() {
-        // The number is from linux/rtnetlink.h.
+        // The number comes from linux/rtnetlink.h.
         const RTM_NEWNEXTHOP: u16 = 104;
         let mut message = bytes(vec![RouteNetlinkMessage::NewRoute(RouteMessage::default())]);
         message[4..6].copy_from_slice(&RTM_NEWNEXTHOP.to_ne_bytes());

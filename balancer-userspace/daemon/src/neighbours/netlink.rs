@@ -27,10 +27,10 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The maximum time for listing all routes: some machines have a million.
 const LISTING: Duration = Duration::from_secs(10);
-/// The maximum number of gateways; few machines have more than a handful.
+/// The maximum number of gateways; most machines have only a handful.
 const MAX_GATEWAYS: usize = 256;
 
-/// A connection for requests; answers arrive in the order of the requests.
+/// A connection for requests; the kernel answers them in their order.
 pub(super) struct Netlink {
     handle: Handle,
     connection: AbortHandle,
@@ -109,8 +109,8 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). It must not be
-    /// called for a permanent entry, which the kernel would turn into an ordinary one.
+    /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). Do not call it for a
+    /// permanent entry, which the kernel would turn into an ordinary one.
     pub(super) async fn ask(&self, key: NeighbourKey) -> anyhow::Result<()> {
         let request = self
             .handle
@@ -170,7 +170,7 @@ fn way(attributes: &[RouteAttribute]) -> Way {
     way
 }
 
-/// The MTU of a route, or of the path behind it while the kernel remembers a router's refusal of larger packets.
+/// The MTU of a route, or of the path behind it while the kernel remembers that a router refused larger packets.
 fn mtu(metric: &RouteMetric) -> Option<u32> {
     if let RouteMetric::Mtu(mtu) = metric { Some(*mtu).filter(|&mtu| mtu > 0) } else { None }
 }
@@ -202,7 +202,7 @@ fn route_address(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The prefix that a route message is about.
+/// The prefix of the route in a message.
 pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     let destination = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
@@ -218,7 +218,7 @@ pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     ipnet::IpNet::new(address, message.header.destination_prefix_length).ok()
 }
 
-/// The entry in a neighbour message; `None` if it is not about IP (a bridge's forwarding database).
+/// The entry in a neighbour message; `None` if the message is not about IP (but about a bridge's forwarding database).
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;

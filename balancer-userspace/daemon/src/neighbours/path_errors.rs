@@ -1,8 +1,8 @@
-//! Errors of routers on the path to tunnel endpoints that report packets as too big.
+//! Errors from routers on the path to tunnel endpoints which say that packets are too big.
 //!
 //! The kernel learns a path's MTU from such an error only if a socket of this machine may have sent the quoted packet.
-//! XDP sends tunnel packets without a socket, so a raw socket of each outer protocol represents it. The kernel then
-//! stores the MTU with the route, and forgets it after a while.
+//! XDP sends tunnel packets without a socket, so a raw socket of each outer protocol stands in for the sender. The
+//! kernel then stores the MTU with the route, and forgets it after a while.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -24,20 +24,20 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// How long errors are collected.
+/// How long the task collects errors before it reports them.
 const PAUSE: Duration = Duration::from_millis(50);
-/// `return 0` of classic BPF: the socket receives nothing.
+/// A filter `return 0` in classic BPF, with which the socket receives nothing.
 const NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
-/// IPv4 and IPv6, as protocols in IP.
+/// The protocol numbers of IPv4 and IPv6 inside IP.
 const IP_IN_IP: [i32; 2] = [libc::IPPROTO_IPIP, libc::IPPROTO_IPV6];
 const UDP: [i32; 1] = [libc::IPPROTO_UDP];
 
-/// Kinds of tunnels that lead to backends.
+/// The kinds of tunnels that lead to backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
-    /// IP in IP.
+    /// Whether tunnels of IP in IP exist.
     pub ipip: bool,
-    /// IP in UDP.
+    /// Whether tunnels of IP in UDP exist.
     pub gue: bool,
 }
 
@@ -49,7 +49,7 @@ impl Tunnels {
         Self { ipip: any(Forwarding::Ipip), gue: any(Forwarding::Gue) }
     }
 
-    /// The protocols of their outer headers.
+    /// The protocols of the tunnels' outer headers.
     fn protocols(self) -> impl Iterator<Item = i32> {
         let ipip = if self.ipip { &IP_IN_IP[..] } else { &[] };
         let gue = if self.gue { &UDP[..] } else { &[] };
@@ -61,7 +61,7 @@ impl Tunnels {
 #[derive(Default)]
 pub(super) struct PathErrors {
     sockets: BTreeMap<(i32, i32), AsyncFd<Socket>>,
-    /// The time until which errors are collected.
+    /// The time until which the task collects errors.
     pause: Option<Instant>,
 }
 
@@ -69,7 +69,7 @@ impl PathErrors {
     /// Listens for errors about exactly these tunnels.
     ///
     /// # Errors
-    /// If this process lacks the permission.
+    /// If this process lacks the necessary permission.
     pub(super) fn listen(&mut self, tunnels: Tunnels) -> io::Result<()> {
         let both = |protocol| [(libc::AF_INET, protocol), (libc::AF_INET6, protocol)];
         let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();
@@ -88,7 +88,7 @@ impl PathErrors {
         Ok(())
     }
 
-    /// Returns destinations of packets that some router has refused. Cancelling it loses nothing.
+    /// Returns the destinations of packets that some router has refused. Cancelling the wait loses nothing.
     pub(super) async fn next(&mut self) -> Vec<IpAddr> {
         if self.sockets.is_empty() {
             return future::pending().await;
@@ -101,7 +101,7 @@ impl PathErrors {
         self.pause = Some(Instant::now() + PAUSE);
         match ready {
             Ok(mut ready) => {
-                // This comes first, so that an error arriving meanwhile is not missed.
+                // The flag is cleared first, so that an error that arrives meanwhile is not missed.
                 ready.clear_ready();
                 refused(ready.get_inner())
             }
@@ -124,7 +124,7 @@ fn open((domain, protocol): (i32, i32)) -> io::Result<AsyncFd<Socket>> {
     unsafe { AsyncFd::register_with_interest(socket, Interest::ERROR) }.map_err(io::Error::other)
 }
 
-/// Reads all pending errors; their number is limited by the socket's buffer.
+/// Reads all pending errors; the socket's buffer limits their number.
 fn refused(socket: &Socket) -> Vec<IpAddr> {
     let mut quoted = [MaybeUninit::uninit(); 1];
     let mut next = || socket.recv_from_with_flags(&mut quoted, libc::MSG_ERRQUEUE).ok();

@@ -1,4 +1,4 @@
-//! Deriving a next hop from a route, links and neighbour entries, or the reason why there is none. Pure.
+//! Derives a next hop, or the reason why there is none, from a route, links and neighbour entries. Pure functions.
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
@@ -13,7 +13,7 @@ use crate::interfaces::Link;
 pub(super) struct Route {
     pub(super) kind: RouteType,
     pub(super) ifindex: u32,
-    /// The gateway, possibly of the other family than the address (IPv4 via an IPv6 gateway).
+    /// The gateway, whose family may differ from that of the address (IPv4 via an IPv6 gateway).
     pub(super) gateway: Option<IpAddr>,
     /// This machine's source address for the route.
     pub(super) source: Option<IpAddr>,
@@ -58,7 +58,7 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// The MAC, if it is usable now.
+    /// The MAC address, if it is usable now.
     pub(super) fn usable_mac(&self) -> Option<Mac> {
         let usable = matches!(
             self.state,
@@ -82,24 +82,24 @@ pub(super) struct Tables {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
-    /// Packets can be sent.
+    /// Packets can be sent to the address.
     Known { next_hop: NextHop, neighbour: NeighbourKey },
-    /// The address is this machine's.
+    /// The address belongs to this machine.
     Local(NextHop),
-    /// The neighbour's MAC is unknown.
+    /// The MAC address of the neighbour is unknown.
     Unanswered {
         neighbour: NeighbourKey,
-        /// The kernel has queried the neighbour and given up.
+        /// Whether the kernel has queried the neighbour and given up.
         failed: bool,
-        /// The reason to report if it stays unknown.
+        /// The reason to report if the MAC address stays unknown.
         reason: String,
     },
-    /// Packets cannot be sent, and querying neighbours would not help.
+    /// Packets cannot be sent, and queries to neighbours would not help.
     Impossible(String),
 }
 
 /// Resolves the next hop of `address`, given its `route`. `last_egress` is the interface of its last route: if the
-/// route disappeared with that interface, the reason names the interface.
+/// route disappeared together with that interface, the reason names the interface.
 pub(super) fn resolve(
     address: IpAddr,
     route: &Result<Route, NoRoute>,

@@ -28,17 +28,17 @@ use super::{
 };
 use crate::layers;
 
-/// The interval at which links, neighbours and some routes are read again, in case a notification is missing, and
-/// unconfirmed neighbours are confirmed.
+/// The interval at which the task reads links, neighbours and some routes again, in case a notification is missing, and
+/// has unconfirmed neighbours confirmed.
 const RESYNC: Duration = Duration::from_secs(10);
-/// The interval at which routes are searched for gateways; there may be very many routes.
+/// The interval at which the task searches routes for gateways; there may be very many routes.
 const GATEWAYS: Duration = Duration::from_secs(60);
-/// The maximum number of addresses returned for links.
+/// The maximum number of addresses returned for the links of interfaces.
 const NEAR: usize = 1000;
-/// The delay after a failure before everything is read again.
+/// The delay after a failure before the task reads everything again.
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// The channel on which findings about this machine's devices are published.
+/// The channels on which the task publishes findings about this machine's devices.
 pub(super) struct Told {
     pub(super) layers: watch::Sender<Layers>,
     pub(super) devices: watch::Sender<Devices>,
@@ -56,18 +56,18 @@ pub(super) struct Task {
     callers: WantedBy,
     events: mpsc::Sender<Event>,
     told: Told,
-    /// Interfaces already reported as those on which the kernel sends frames to backends.
+    /// The interfaces that the task has reported as those on which the kernel sends frames to backends.
     by_kernel: BTreeSet<u32>,
     netlink: Netlink,
     /// The socket; `None` after it broke, until it is reopened.
     monitor: Option<Monitor>,
-    /// Notifications of changed XDP features of drivers; also `None` if the kernel does not notify.
+    /// The notifications of changed XDP features of drivers; also `None` if the kernel sends none.
     changes: Option<Changes>,
     path_errors: PathErrors,
     tracker: Tracker,
     limiter: Limiter,
     resync_at: Instant,
-    /// Whether changes may have been missed since everything was last read.
+    /// Whether changes may have been missed since the task last read everything.
     missed: bool,
     gateways_at: Instant,
 }
@@ -163,7 +163,7 @@ impl Task {
             Ok(updates) => {
                 for update in updates {
                     if matches!(&update, Update::Routes(Some(prefix)) if prefix.prefix_len() == 0) {
-                        // There may be another default gateway.
+                        // The default gateway may have changed.
                         self.gateways_at = now;
                         self.resync_at = self.resync_at.min(now + RECOVERY);
                     }
@@ -184,7 +184,7 @@ impl Task {
         }
     }
 
-    /// Reads the tables again and has unconfirmed neighbours confirmed.
+    /// Reads the tables again, and asks the kernel to confirm unconfirmed neighbours.
     async fn resync(&mut self) {
         self.resync_at = Instant::now() + RESYNC;
         if self.monitor.is_none() {
@@ -214,12 +214,12 @@ impl Task {
         }
         self.tracker.resync(links, neighbours, std::mem::take(&mut self.missed), Instant::now());
         self.tell_layers();
-        // A change of devices may have been missed as well.
+        // The task may have missed a change of devices as well.
         self.tell_devices();
         Ok(())
     }
 
-    /// Publishes changed links. Returns whether there were any.
+    /// Publishes links that have changed. Returns whether there were any.
     fn tell_layers(&mut self) -> bool {
         let changed = self.tracker.take_links_changed();
         if changed {
@@ -232,7 +232,7 @@ impl Task {
         tell(&self.told.devices, devices(self.tracker.links(), accepted().as_ref()));
     }
 
-    /// Reports an interface with backends behind it when XDP cannot send to it, and when it can again.
+    /// Reports that XDP cannot send to an interface with backends behind it, and later that it can again.
     fn tell_of_devices(&mut self) {
         let devices = self.told.devices.borrow();
         let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
@@ -278,7 +278,7 @@ impl Task {
         }
     }
 
-    /// Starts afresh with a new connection, after a pause.
+    /// Starts anew with a new connection, after a pause.
     fn recover(&mut self, error: &anyhow::Error) {
         tracing::warn!("next hops are not up to date: {error:#}; trying again in {RECOVERY:?}");
         let at = Instant::now() + RECOVERY;
@@ -334,7 +334,7 @@ impl Limiter {
         let earned = now.duration_since(self.filled).as_secs_f64() * Self::PER_SECOND;
         self.tokens = (self.tokens + earned).min(Self::PER_SECOND);
         self.filled = now;
-        // Its size is bounded by what the bucket admits during a pause.
+        // The tokens of the bucket during a pause limit the size of this set.
         self.recent.retain(|_, &mut asked| now.duration_since(asked) < Self::PAUSE);
         if self.tokens < 1.0 || self.recent.contains_key(&key) {
             return false;

@@ -1,4 +1,5 @@
-//! Watched next hops, the last report about each, and when to query which neighbours. Pure: time is an argument.
+//! The watched next hops, the last report about each, and when to query which neighbours. Pure functions: time is an
+//! argument.
 //!
 //!
 //! ```text
@@ -31,9 +32,9 @@ use crate::interfaces::Link;
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// How long a neighbour may leave the first queries unanswered.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
-/// The number of routes looked up at a time without a notification: about 10 µs each.
+/// The number of routes that are looked up at a time without a notification: about 10 µs each.
 const AGAIN: usize = 4096;
-/// How long a change waits for others.
+/// How long a change waits for further changes.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// A change reported by the kernel.
@@ -43,7 +44,7 @@ pub(super) enum Update {
     LinkGone(u32),
     Neighbour(NeighbourKey, Neighbour),
     NeighbourGone(NeighbourKey),
-    /// Routes to this prefix changed; `None`: any route may have.
+    /// Routes to this prefix changed; `None`: any route may have changed.
     Routes(Option<IpNet>),
     /// A router has refused a packet to this address.
     PathError(IpAddr),
@@ -55,10 +56,10 @@ struct Watch {
     route: Option<Result<Route, NoRoute>>,
     /// The interface of the last existing route.
     egress: Option<u32>,
-    /// The current next hop or why there is none, and the neighbour that it depends on.
+    /// The current next hop, or the reason why there is none, and the neighbour on which it depends.
     current: Option<Result<NextHop, String>>,
     through: Option<NeighbourKey>,
-    /// The last reported result.
+    /// The result that was reported last.
     told: Option<Result<NextHop, String>>,
     asking: Option<Box<Asking>>,
 }
@@ -67,36 +68,36 @@ struct Watch {
 struct Asking {
     neighbour: NeighbourKey,
     since: Instant,
-    /// Time of the last query; `None`: not queried yet.
+    /// The time of the last query; `None`: the neighbour was not queried yet.
     last: Option<Instant>,
 }
 
-/// The watched addresses, and the tables by which they are resolved.
+/// The watched addresses, and the tables with which they are resolved.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     tables: Tables,
-    /// Boxed, because a tree reserves more room than it uses.
+    /// The watches are boxed, because a tree reserves more room than it uses.
     watches: BTreeMap<IpAddr, Box<Watch>>,
-    /// Addresses whose route must be looked up.
+    /// The addresses whose route must be looked up.
     stale_routes: BTreeSet<IpAddr>,
-    /// The address up to which routes were last looked up again.
+    /// The address up to which routes were looked up again without a notification.
     again: Option<IpAddr>,
-    /// Addresses that may have news.
+    /// The addresses about which a change may have to be reported.
     news: BTreeSet<IpAddr>,
-    /// Neighbours that next hops depend on or wait for, and gateways.
+    /// The neighbours on which next hops depend or for which they wait, and the gateways.
     relevant: HashSet<NeighbourKey>,
-    /// This machine's gateways, which replies to clients may need at any time, and the time of each one's last query.
+    /// This machine's gateways, which replies to clients may need at any time, with the time of the last query of each.
     gateways: BTreeMap<NeighbourKey, Option<Instant>>,
     /// Whether links may have changed.
     links_changed: bool,
-    /// When the changes seen so far must be processed.
+    /// The time at which the changes seen so far must be processed.
     due: Option<Instant>,
-    /// When some neighbour must be queried again or given up.
+    /// The time at which some neighbour must be queried again or given up.
     retry: Option<Instant>,
 }
 
 impl Tracker {
-    /// Watches `address` from scratch: the current result is reported even if it was reported before.
+    /// Watches `address` from the beginning: the current result is reported even if it was reported before.
     pub(super) fn watch(&mut self, address: IpAddr, now: Instant) {
         self.watches.insert(address, Box::default());
         self.stale_routes.insert(address);
@@ -158,9 +159,9 @@ impl Tracker {
         self.due.get_or_insert(now + DEBOUNCE);
     }
 
-    /// Replaces the tables by fresh copies of the kernel's. Every route is looked up again if changes were `missed` or
-    /// links differ from the notifications; otherwise some routes are, different ones each time, because not every
-    /// change that affects a route is notified.
+    /// Replaces the tables with new copies of the kernel's tables. If changes were `missed` or links differ from the
+    /// notifications, every route is looked up again; otherwise only some routes, different ones each time, because the
+    /// kernel does not notify of every change that affects a route.
     pub(super) fn resync(
         &mut self,
         links: Vec<Link>,
@@ -201,7 +202,7 @@ impl Tracker {
         usable.map(|(key, _)| Near { ifindex: key.ifindex, address: key.address }).take(most).collect()
     }
 
-    /// This machine's network devices.
+    /// The network devices of this machine.
     pub(super) fn links(&self) -> impl Iterator<Item = &Link> + Clone {
         self.tables.links.values()
     }
@@ -284,7 +285,7 @@ impl Tracker {
                         watch.current = Some(Err(reason));
                     }
                     let wake = if now < given_up { given_up.min(last + RETRY) } else { last + RETRY };
-                    // Neighbours queried at different moments then share a round.
+                    // This lets neighbours that were queried at different moments share a round.
                     let wake = wake.max(now + DEBOUNCE);
                     self.retry = Some(self.retry.map_or(wake, |retry| retry.min(wake)));
                 }
@@ -296,8 +297,8 @@ impl Tracker {
         ask.into_iter().collect()
     }
 
-    /// Gateways without a MAC that were not queried recently. A silent gateway is queried again when the kernel gives
-    /// it up, and with every resync.
+    /// The gateways without a MAC that were not queried recently. A silent gateway is queried again when the kernel
+    /// gives it up, and with every resync.
     fn unanswered_gateways(&mut self, now: Instant) -> HashSet<NeighbourKey> {
         let unknown: Vec<NeighbourKey> = self.gateways.keys().copied().filter(|&key| self.is_unknown(key)).collect();
         let mut ask = HashSet::new();
@@ -312,7 +313,7 @@ impl Tracker {
         ask
     }
 
-    /// Watched neighbours whose entries are usable but no longer confirmed.
+    /// The watched neighbours whose entries are usable but no longer confirmed.
     pub(super) fn unconfirmed(&self) -> Vec<NeighbourKey> {
         let stale = |key: &&NeighbourKey| {
             self.tables.neighbours.get(key).is_some_and(|entry| entry.state == NeighbourState::Stale)
@@ -337,7 +338,7 @@ impl Tracker {
         !self.news.is_empty()
     }
 
-    /// The next change to report: the current state, without intermediate ones.
+    /// The next change to report: the current state, without intermediate states.
     pub(super) fn next_news(&mut self) -> Option<Event> {
         while let Some(address) = self.news.pop_first() {
             let Some(watch) = self.watches.get_mut(&address) else { continue };

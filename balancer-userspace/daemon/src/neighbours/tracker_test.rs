@@ -14,7 +14,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Starts with a watched `ADDRESS` on the link of eth0 (2), which has been queried; eth1 (3) exists too.
+    /// Starts with a watched `ADDRESS` on the link of eth0 (2), whose neighbour has been queried; eth1 (3) exists too.
     fn new() -> Self {
         let mut bench = Self { tracker: Tracker::default(), now: Instant::now() };
         bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), true, bench.now);
@@ -50,7 +50,7 @@ impl Bench {
         self.tracker.evaluate(self.now)
     }
 
-    /// Lets the debounce time pass and evaluates.
+    /// Lets the debounce time pass, and evaluates the changes.
     fn settle(&mut self) -> Option<Result<NextHop, String>> {
         self.now += DEBOUNCE;
         self.evaluate();
@@ -65,7 +65,7 @@ impl Bench {
         })
     }
 
-    /// Advances to the next deadline; returns the neighbours queried then.
+    /// Advances to the next deadline; returns the neighbours that are queried at that time.
     fn next(&mut self) -> Vec<NeighbourKey> {
         self.now = self.tracker.deadline().unwrap();
         self.evaluate()

@@ -1,4 +1,4 @@
-//! Agents of backends: which ones to query, and the use of their answers.
+//! Agents of backends: decides which ones to query, and uses their answers.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -24,36 +24,36 @@ pub(super) struct Heard(BTreeMap<BackendName, Last>);
 
 #[derive(Debug)]
 struct Last {
-    /// Time of the last valid answer, or otherwise of the first query.
+    /// The time of the last valid answer or, if there is none, of the first query.
     at: Instant,
-    /// Why there has been no valid answer since.
+    /// Why there has been no valid answer since then.
     silent: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The agents to query. `asks`: whether this balancer queries them; in a fleet only the leader does.
+    /// The agents to query; none unless `asks`: in a fleet only the leader queries agents.
     pub fn agents(&self, asks: bool) -> Agents {
         let mut agents = Agents::new();
         for service in self.controller.services().iter().filter(|_| asks) {
             let Some(config) = service.agents() else { continue };
             for backend in service.backends() {
                 let at = SocketAddr::new(backend.address().ip(), config.port);
-                // In a service with both families, an agent is queried once, at the address of the first.
+                // In a service with both families, an agent is queried once, at the address of the first family.
                 agents.entry(service.name_of(backend)).or_insert(Agent { at, interval: config.interval });
             }
         }
         agents
     }
 
-    /// Records the `X-Load` header of a check's answer, or its absence. Returns the resulting change. If agents are
-    /// queried, only their reports count.
+    /// Records the `X-Load` header of a check's answer, or its absence. Returns the change that results. If the
+    /// balancer queries agents, only the agents' reports count.
     pub fn load_said(&mut self, name: BackendName, words: Option<&[u8]>) -> Option<Change> {
         if self.controller.words_of(&name) != Some(WordsOf::Checks) {
             return None;
         }
         match words.map(Answer::parse) {
             Some(Ok(answer)) => self.agent_answered(name, Ok(answer)),
-            // It may be another header with that name.
+            // The header may have this name but another meaning.
             Some(Err(_)) if !self.heard.0.contains_key(&name) => None,
             Some(Err(why)) => self.agent_answered(name, Err(format!("its X-Load {why}"))),
             None => {
@@ -64,7 +64,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Records an answer, or why there is none. Returns the resulting change.
+    /// Records an answer, or the reason why there is none. Returns the change that results.
     pub fn agent_answered(&mut self, name: BackendName, answer: Result<Answer, String>) -> Option<Change> {
         let Some(before) = self.controller.agent_said(&name) else {
             self.heard.0.remove(&name);
@@ -91,7 +91,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Forgets agents that are no longer queried.
+    /// Forgets agents that the balancer no longer queries.
     pub fn forget_agents(&mut self, wanted: &Agents) {
         let Self { heard, controller, .. } = self;
         let is_heard = |name: &BackendName| controller.words_of(name) == Some(WordsOf::Checks);

@@ -1,4 +1,4 @@
-//! The first commands of a controller: they are computed, and next hops requested, before there is a data path.
+//! The first commands of a controller: they are computed, and next hops are requested, before the data path exists.
 
 use balancer_control::{applied::Applied, controller::Controller, io::Command};
 use tokio::time::Instant;
@@ -8,9 +8,9 @@ use crate::neighbours::Neighbours;
 /// A started controller with its first commands.
 pub struct Beginning {
     pub(super) controller: Controller,
-    /// Commands to be carried out.
+    /// The commands that are still to be carried out.
     pub(super) commands: Vec<Command>,
-    /// The effect of the commands about next hops, which were carried out already.
+    /// The effect of the commands about next hops, which have already been carried out.
     pub(super) applied: Applied,
     at: Instant,
 }

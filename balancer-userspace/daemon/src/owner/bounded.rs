@@ -1,4 +1,4 @@
-//! Loads of backends: which ones give slots away, and which are full.
+//! Loads of backends: decides which backends give slots away, and which are full.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ use super::Owner;
 #[derive(Debug, Default)]
 pub(super) struct Watches(BTreeMap<String, Watch>);
 
-/// For each service with limits, when its backends became full.
+/// The times at which backends became full, for each service with limits.
 #[derive(Debug, Default)]
 pub(super) struct Fullness(BTreeMap<String, full::Watch>);
 
 impl<D: Dataplane> Owner<D> {
-    /// Records the loads. Returns the resulting changes if this balancer `decides`; in a fleet only the leader does.
+    /// Records the loads. Returns the changes that result if this balancer `decides`; in a fleet only the leader does.
     pub fn look_at_loads(&mut self, decides: bool) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, dataplane, watches, .. } = self;
@@ -36,7 +36,7 @@ impl<D: Dataplane> Owner<D> {
             let name = service.name();
             let legs = || services.iter().filter(|of| of.name() == name);
             if legs().next().is_some_and(|first| first.id() != service.id()) {
-                // It is the other family of a service.
+                // The part belongs to a service whose other family was evaluated already.
                 continue;
             }
             let watch = watches.0.entry(name.to_owned()).or_insert_with(|| Watch::new(rule.by));
@@ -55,7 +55,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// Evaluates the backends with limits. Returns the resulting changes.
+    /// Evaluates the backends that have limits. Returns the changes that result.
     pub fn look_at_limits(&mut self) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, fullness, .. } = self;
@@ -78,7 +78,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The known clients of backends, or their counters, over all address families.
+/// The numbers of known clients of backends, or their counters, over all address families.
 fn loads<'a, D: Dataplane>(dataplane: &D, by: Load, legs: impl Iterator<Item = &'a Service>) -> BTreeMap<&'a str, f64> {
     let counters = dataplane.backend_counters();
     let mut loads = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Deny lists: which ones are known, and which ones the data path should have.
+//! Deny lists: records which lists are known, and which ones the data path should have.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -22,7 +22,7 @@ pub(super) struct Denied {
     lists: HashMap<PathBuf, Known>,
     /// The lists that were last passed to the data path.
     told: HashMap<ServiceId, (Family, Arc<DenyList>)>,
-    /// Whether the data path has not finished yet.
+    /// Whether the data path still has work to do.
     going: bool,
     /// Why the data path refused the lists.
     refused: Option<String>,
@@ -31,19 +31,19 @@ pub(super) struct Denied {
 /// The last state of a deny list file.
 #[derive(Debug, Default)]
 struct Known {
-    /// The last valid list, and when it was read.
+    /// The last valid list, with the time at which it was read.
     list: Option<(Arc<DenyList>, Instant)>,
     /// Why the file is no longer valid.
     error: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The files named by services.
+    /// The deny list files that services name.
     pub fn deny_files(&self) -> BTreeSet<PathBuf> {
         self.controller.services().iter().filter_map(Service::deny_file).map(Path::to_owned).collect()
     }
 
-    /// Handles a file that was read. An invalid file changes only what is reported.
+    /// Handles a file that was read. An invalid file changes only the reported error.
     pub fn deny_file_was_read(&mut self, file: PathBuf, read: Result<Arc<DenyList>, String>) {
         let known = self.denied.lists.entry(file).or_default();
         match read {
@@ -66,7 +66,7 @@ impl<D: Dataplane> Owner<D> {
         self.tell_lists();
     }
 
-    /// Passes the lists named by services to the data path.
+    /// Passes the lists that services name to the data path.
     pub fn tell_lists(&mut self) {
         let wanted: HashMap<ServiceId, (Family, &Path)> = self
             .controller
@@ -106,7 +106,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Whether work on lists is left.
+    /// Whether work on the lists is left.
     pub const fn has_list_steps(&self) -> bool {
         self.denied.going
     }
@@ -121,15 +121,15 @@ impl<D: Dataplane> Owner<D> {
             }
             Ok(false) => {}
             Err(error) => {
-                // It is retried when a list changes.
+                // The owner retries when a list changes.
                 self.denied.going = false;
                 self.note_lists(Err(error));
             }
         }
     }
 
-    /// Completes the work on lists. Lists that an earlier controller left for services whose files could not be read
-    /// stay.
+    /// Completes the work on lists. Lists that an earlier controller left stay for services whose files could not be
+    /// read.
     pub fn begin_lists(&mut self) {
         self.tell_lists();
         while self.denied.going {
@@ -157,7 +157,7 @@ impl<D: Dataplane> Owner<D> {
         is_well
     }
 
-    /// Returns the problems of lists, one sentence each.
+    /// Returns the problems with lists, one sentence each.
     pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
         errors.sort_unstable();
@@ -165,7 +165,7 @@ impl<D: Dataplane> Owner<D> {
         errors.chain(self.denied.refused.clone())
     }
 
-    /// Returns the size and packets of a service's list, its age, and its error; `None`: the service has none.
+    /// Returns the size, packets, age and error of a service's list; `None` if the service has none.
     pub(super) fn denied_snapshot(&self, service: &Service) -> Option<DeniedSnapshot> {
         let file = service.deny_file()?;
         let known = self.denied.lists.get(file);
@@ -179,7 +179,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// Applies the list to the location of a client.
+    /// Applies the service's list to the location of a client.
     pub(super) fn deny_located(&self, service: &Service, address: IpAddr, located: &mut Located) {
         let list = self.denied.told.get(&service.id());
         let Some(prefix) = list.and_then(|(_, list)| list.longest(address)) else { return };

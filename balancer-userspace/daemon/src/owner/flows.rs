@@ -14,7 +14,7 @@ use super::Owner;
 use crate::flow_look::FlowLook;
 
 impl<D: Dataplane> Owner<D> {
-    /// Access to the connections of a `snat` service, or of all.
+    /// Access to the connections of one `snat` service, or of all.
     ///
     /// # Errors
     /// If the requested service does not exist or has no flows.
@@ -36,7 +36,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// The state of the flow table. `None`: there is none.
+    /// The state of the flow table; `None` if there is none.
     pub(super) fn flows_snapshot(&self) -> Option<FlowsSnapshot> {
         let capacity = u64::from(self.dataplane.flows().capacity());
         (capacity > 0).then_some(FlowsSnapshot { capacity, entries: self.flow_counts.entries })
@@ -55,7 +55,7 @@ impl<D: Dataplane> Owner<D> {
         self.flows_counted
     }
 
-    /// Connections of backends whose drains wait for them. `None`: there is no such drain.
+    /// The connections of backends whose drains wait for them; `None` if no drain does.
     pub(crate) fn connections_waited_for(&self) -> Option<Vec<(BackendId, u64)>> {
         let services = self.controller.services().iter();
         let services = services.filter(|service| service.drains_until() == DrainUntil::Connections);
@@ -68,7 +68,7 @@ impl<D: Dataplane> Owner<D> {
         Some(drained.map(of).filter(|&(_, connections)| connections > 0).collect())
     }
 
-    /// Warns once about each backend that few ports are left for it.
+    /// Warns once about each backend that has few free ports left.
     fn warn_of_full_pools(&self, counts: &FlowCounts) {
         for id in counts.fullest.keys().filter(|id| full(&self.flow_counts, **id).is_none()) {
             if let (Some(part), Some(name)) = (full(counts, *id), self.controller.full_name_of(*id)) {
@@ -91,7 +91,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The fraction of a backend's ports in use, if it is large.
+/// The fraction of a backend's ports that are in use, if it is large.
 fn full(counts: &FlowCounts, id: BackendId) -> Option<f64> {
     const LARGE: f64 = 0.8;
     counts.fullest.get(&id).copied().filter(|&part| part >= LARGE)

@@ -1,4 +1,4 @@
-//! Forgetting known clients on request: a single client, or all clients of a backend.
+//! Forgets known clients on request: a single client, or all clients of a backend.
 
 use balancer_api::model::{ClientQuery, ForgottenView};
 use balancer_common::{
@@ -19,11 +19,11 @@ use crate::events::Events;
 /// A pass over the client table that forgets a backend's clients.
 #[derive(Debug)]
 pub struct Forgetting {
-    /// The backend in each part of its service that is not processed yet.
+    /// The parts of the service that are not processed yet, each with the id of the backend.
     parts: Vec<(ServiceId, BackendId)>,
     name: BackendName,
     uid: Option<u32>,
-    /// The position in the client table for the last of them.
+    /// The position in the client table for the last of these parts.
     next: usize,
     sum: Forgotten,
 }

@@ -1,4 +1,5 @@
-//! Joining services: a service with both address families is two in the core and the data path, but shown as one.
+//! Joins services: a service with both address families is two services in the core and the data path, but shown as
+//! one.
 
 use std::iter;
 
@@ -103,7 +104,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     }
 }
 
-/// Ranks states: of two, the higher one is shown, because a user should see it first.
+/// Ranks states. Of two states the one with the higher rank is shown, because users should see it first.
 const fn severity(state: BackendState) -> u8 {
     match state {
         BackendState::Up => 0,

@@ -1,4 +1,4 @@
-//! Importing known clients from elsewhere, and exporting them.
+//! Imports known clients from elsewhere, and exports them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,7 +24,7 @@ pub struct Searching {
     service: String,
     prefixes: ClientPrefix,
     legs: Vec<(ServiceId, Hashing)>,
-    /// Names of backends by their ids.
+    /// The names of backends by their ids.
     names: HashMap<BackendId, (ServiceId, String)>,
     known: Option<KnownClients>,
 }
@@ -33,7 +33,7 @@ impl Owner<KernelDataplane> {
     /// Records clients of a service at the named backends.
     ///
     /// # Errors
-    /// If there is no such service or backend, or the service has no memory. Nothing is changed then.
+    /// If there is no such service or backend, or if the service has no memory. Nothing is changed in that case.
     pub fn import_clients(
         &mut self,
         service: &str,
@@ -98,7 +98,7 @@ impl Owner<KernelDataplane> {
     /// Returns the known clients of a service for [`Searching::search`].
     ///
     /// # Errors
-    /// If there is no such service, or it has no memory.
+    /// If there is no such service, or if it has no memory.
     pub fn export_clients(&mut self, service: &str) -> Result<Searching, Refused> {
         if !self.controller.service(service)?.remembers() {
             let text = format!("service {service} has no memory of clients (remember = \"0s\"): nobody is known");
@@ -121,10 +121,10 @@ impl Owner<KernelDataplane> {
 }
 
 impl Searching {
-    /// Searches for clients with addresses `within` these prefixes. It takes up to a second.
+    /// Searches for clients with addresses `within` these prefixes. The search takes up to a second.
     ///
     /// # Errors
-    /// If the prefixes contain more clients than can be examined.
+    /// If the prefixes contain more clients than one search can examine.
     pub fn search(self, within: &[IpNet]) -> Result<KnownClientsView, Refused> {
         let Self { service, prefixes, legs, names, known } = self;
         let mut clients: Vec<KnownClientView> = Vec::new();

@@ -1,4 +1,4 @@
-//! Snapshots: state that only the owner knows is copied; shared state is assembled by the requester.
+//! Snapshots: the owner copies the state that only it knows; the requester assembles shared state.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,7 +20,7 @@ use super::{
     show::{Aside, Passive, show},
 };
 
-/// The material for a snapshot of one moment.
+/// The material for a snapshot as of one moment.
 pub struct Counting {
     now: std::time::Instant,
     services: Services,
@@ -40,7 +40,7 @@ impl Counting {
         self
     }
 
-    /// Makes the snapshot, service by service; the time depends on the numbers of backends and CPUs.
+    /// Makes the snapshot, service by service; the duration depends on the numbers of backends and CPUs.
     #[must_use]
     pub fn finish(self) -> Snapshot<Coming> {
         let Self { now, services, aside, gone, counters, rest } = self;
@@ -54,7 +54,8 @@ impl Counting {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Stores counters that only the controller updates, so that displayed values survive any end of this process.
+    /// Stores counters that only the controller updates, so that their displayed values survive however this process
+    /// ends.
     fn keep_histories(&self) {
         for service in self.controller.services() {
             let (slots_moved_required, slots_moved_needless) = service.slots_moved();
@@ -74,7 +75,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the parts of a snapshot of this moment.
+    /// Returns the parts of a snapshot as of this moment.
     ///
     /// # Errors
     /// If a counter cannot be read.
@@ -151,7 +152,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the listeners of a service; those of the other family without counters.
+    /// Returns the listeners of a service; those of the other family have no counters.
     fn listeners(&self, service: &Service) -> anyhow::Result<Vec<ListenerSnapshot>> {
         let several = service.listeners().count() > 1;
         service
@@ -164,7 +165,7 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// The errors by interface name; a removed interface is named by its index.
+    /// The redirect errors by interface name; a removed interface has its index as name.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let name = |index| {
             let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());

@@ -23,15 +23,15 @@ pub(super) struct Member {
     withdrawn: bool,
     /// The facts about the fleet; `None`: there is no fleet.
     fleet: Option<FleetFacts>,
-    /// VIPs of the machine that a balancer has added.
+    /// The VIPs of the machine that a balancer has added.
     vips: BTreeSet<(IpAddr, String)>,
     /// The problems of the machine, one sentence each.
     troubles: Vec<String>,
-    /// The last reported readiness.
+    /// The readiness that was last reported.
     told: Option<Readiness>,
 }
 
-/// Whether the balancer takes clients, and whether it is leaving, so that others should get its VIPs.
+/// Whether the balancer takes clients, and whether it is leaving, so that other balancers should get its VIPs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     takes_clients: bool,
@@ -50,7 +50,7 @@ impl Place {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Whether it is fit to receive clients.
+    /// Whether the balancer is fit to receive clients.
     pub fn readiness(&self) -> Announcement {
         Announcement { readiness: self.verdict(), withdrawn: self.member.withdrawn }
     }
@@ -74,8 +74,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// A backend that this machine cannot check, and why. The text contains no number, so that it stays the same while
-    /// the problem does.
+    /// A backend that this machine cannot check, and the reason. The text contains no number, so that it does not
+    /// change while the problem lasts.
     fn hindered(&self) -> Option<String> {
         let services = self.controller.services().iter();
         let mut backends =
@@ -96,18 +96,18 @@ impl<D: Dataplane> Owner<D> {
         Place { takes_clients: self.takes_clients(), leaves }
     }
 
-    /// Whether this machine may have VIPs that another one could take over. The host adds them after attaching the
-    /// program, so a balancer without a fleet need not wait for that.
+    /// Whether this machine may have VIPs that another one could take over. The host adds VIPs after attaching the
+    /// program, so a balancer without a fleet need not wait for the attachment.
     fn takes_clients(&self) -> bool {
         match self.member.stage {
             Stage::Starting => self.member.fleet.is_none(),
-            // Problems degrade a balancer, but it still serves.
+            // Problems degrade a balancer, but it still serves clients.
             Stage::Serving | Stage::Leaving => self.facts(Vec::new()).readiness().state.serves(),
         }
     }
 
-    /// Whether clients can be sent elsewhere before it ends: in a fleet, and with routing daemons. A balancer that
-    /// leaves the kernel steering and has no substitute keeps its clients instead.
+    /// Whether clients can be sent elsewhere before the balancer ends: in a fleet, and with routing daemons. A balancer
+    /// that has no substitute and leaves the kernel steering keeps its clients instead.
     pub fn gives_way(&self) -> bool {
         let settings = self.controller.settings();
         let keeps = settings.on_exit == OnExit::Keep;
@@ -128,7 +128,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Continues the withdrawn state of an ended process.
+    /// Continues the withdrawn state that an ended process has left.
     pub const fn take_over_withdrawn(&mut self, withdrawn: bool) {
         self.member.withdrawn = withdrawn;
     }
@@ -138,7 +138,7 @@ impl<D: Dataplane> Owner<D> {
         self.member.withdrawn
     }
 
-    /// Whether the machine has no VIP from a balancer any more.
+    /// Whether the machine no longer has any VIP that a balancer has added.
     pub fn has_no_vips(&self) -> bool {
         self.member.vips.is_empty()
     }
@@ -162,7 +162,7 @@ impl<D: Dataplane> Owner<D> {
         Changed { message }
     }
 
-    /// Reports a changed readiness.
+    /// Reports the readiness if it has changed.
     pub fn tell_readiness(&mut self) {
         let readiness = self.verdict();
         let ready = Readiness { state: Fitness::Ready, reasons: Vec::new() };

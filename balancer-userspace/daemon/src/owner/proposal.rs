@@ -1,4 +1,4 @@
-//! Computing the consequences of a request on a copy, so that the owner goes on handling events.
+//! Computes the consequences of a request on a copy, so that the owner continues to handle events.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub struct Proposing {
     change_request: ChangeRequest,
     state: Restorable,
     place: Place,
-    /// The backend whose clients the request concerns, if it does.
+    /// The backend whose clients the request concerns, if there is one.
     clients: Option<(BackendName, KnownClients)>,
 }
 
@@ -35,7 +35,7 @@ pub struct Proposal {
 }
 
 impl Proposing {
-    /// Computes the consequences, which takes as long as building the tables and scanning the client table.
+    /// Computes the consequences, which takes as long as it takes to build the tables and scan the client table.
     ///
     /// # Errors
     /// If the change is refused.
@@ -83,7 +83,7 @@ pub struct Draft {
 }
 
 impl Planning {
-    /// Computes the plan, and the required state of this machine if this balancer decides.
+    /// Computes the plan and, if this balancer decides, the required state of this machine.
     ///
     /// # Errors
     /// If the change would be refused.
@@ -114,7 +114,7 @@ pub fn not_worked_out(error: JoinError) -> Refused {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Starts computing what a restart would have to preserve after a change, and the required state of this machine.
+    /// Starts to compute what a restart would have to preserve after a change, and the required state of this machine.
     ///
     /// # Errors
     /// If the configuration has another generation.
@@ -131,7 +131,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Proposing { change_request, state: self.restorable(), place: self.place(), clients })
     }
 
-    /// Starts computing what a change would move.
+    /// Starts to compute which slots and clients a change would move.
     pub fn plan(&mut self, change: Change) -> Planning {
         Planning {
             controller: self.controller.clone(),

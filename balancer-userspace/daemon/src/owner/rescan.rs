@@ -1,5 +1,5 @@
-//! The work that a change leaves in the client table, done in parts between other tasks. The requester is answered at
-//! the end, with the number of forgotten clients.
+//! The work that a change leaves in the client table, done in parts between other tasks. The requester gets the answer
+//! at the end, with the number of forgotten clients.
 
 use std::{collections::HashSet, thread};
 
@@ -16,11 +16,11 @@ use super::{Owner, PAUSE};
 
 /// The remaining work of the last change.
 pub(super) struct Rescan {
-    /// Every replaced directory.
+    /// The directories that the change has replaced.
     pub(super) before: Vec<ServiceSpec>,
     /// The report to make at the end.
     pub(super) report: Option<Report>,
-    /// Time of the next part.
+    /// The time of the next part of the work.
     pub(super) at: Instant,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Report {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// When to continue the work of a change in the client table, if there is any.
+    /// The time at which to continue the work of a change in the client table, if there is any.
     pub fn rescans_at(&self) -> Option<Instant> {
         self.rescan.as_ref().map(|rescan| rescan.at)
     }
@@ -53,7 +53,7 @@ impl<D: Dataplane> Owner<D> {
         };
         let Some(Rescan { before, report, .. }) = self.rescan.take() else { return };
         self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
-        // This makes a restart continue with the counts.
+        // The flag makes a restart continue with these counts.
         self.changed |= !forgotten.is_empty();
         for (backend, forgotten) in forgotten {
             let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
@@ -97,7 +97,8 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The service that gets the clients of `service` now: itself, or the one with its address. `None`: no service does.
+/// The service that gets the clients of `service` now: `service` itself, or one that has one of its listeners. `None`:
+/// no service does.
 fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
     if now.iter().any(|spec| spec.id == service) {
         return Some(service);

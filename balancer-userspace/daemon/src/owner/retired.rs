@@ -1,12 +1,12 @@
-//! Recently retired backends. Packets in progress may still count for them, so their counters are read once more before
-//! their ids count for other backends.
+//! Recently retired backends. Packets in progress may still count for them, so the owner reads their counters once more
+//! before other backends get their ids.
 
 use std::time::{Duration, Instant};
 
 use balancer_common::map_types::BackendStats;
 use balancer_control::io::{BackendId, ServiceId};
 
-/// The maximum time of a packet in the program, and more.
+/// A time that is longer than any packet stays in the program.
 const PACKETS_ARE_OVER: Duration = Duration::from_millis(100);
 
 /// See the [module](self).
@@ -28,12 +28,12 @@ impl RecentlyRetired {
         self.0.push(retired);
     }
 
-    /// Takes the backends for which no packet can count any more.
+    /// Removes and returns the backends for which no packet can count any more.
     pub(super) fn take_final(&mut self, now: Instant) -> Vec<Retired> {
         self.0.extract_if(.., |of| now.saturating_duration_since(of.at) >= PACKETS_ARE_OVER).collect()
     }
 
-    /// Takes the backend with an id that now goes to another one.
+    /// Removes and returns the backend whose id now goes to another one.
     pub(super) fn take_id(&mut self, id: BackendId) -> Option<Retired> {
         let place = self.0.iter().position(|of| of.id == id)?;
         Some(self.0.swap_remove(place))

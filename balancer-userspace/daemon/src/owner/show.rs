@@ -1,4 +1,4 @@
-//! A service in a snapshot.
+//! Shows a service in a snapshot.
 
 use std::{
     sync::Arc,
@@ -23,12 +23,12 @@ use balancer_control::{
 
 use super::suspects::Counts;
 
-/// Signs of failure of a backend, from packets or other members.
+/// The signs of failure of a backend, from packets or from other members.
 pub(super) struct Passive {
-    /// The number of withheld resets.
+    /// The number of resets that were withheld from clients.
     pub(super) withheld: u64,
     pub(super) signals: Counts,
-    /// Unfinished handshakes.
+    /// The unfinished handshakes with the backend.
     pub(super) unanswered: Option<Unanswered>,
 }
 
@@ -47,19 +47,19 @@ pub(super) struct Aside {
     pub(super) passive: Vec<Passive>,
     /// The counters of backends removed for good, by name.
     pub(super) removed_backends: Vec<(String, BackendStats)>,
-    /// Moves that other members of the fleet count, by cause.
+    /// The moves that other members of the fleet count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
     /// Conditions that need attention.
     pub(super) warnings: Vec<String>,
 }
 
-/// A service at the moment `now`, with its own backends among those that are `gone`; counters are still zero.
+/// A service at the moment `now`, with those of the `gone` backends that were its own; all counters are still zero.
 pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant) -> ServiceSnapshot {
     let (slots_moved_required, slots_moved_needless) = service.slots_moved();
     let (live, base) = service.tables();
     let gone = gone.iter().filter(|gone| gone.row.service == service.id());
-    // Nearly all backends share their service's check, and formatting it takes time.
+    // Nearly all backends share the check of their service, and formatting it takes time.
     let check: Arc<str> = service.own_check().to_string().into();
     ServiceSnapshot {
         ids: vec![service.id()],

@@ -1,4 +1,4 @@
-//! Backends that may have failed according to packets or other members of a fleet.
+//! Backends that may have failed, according to packets or to other members of a fleet.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,27 +15,27 @@ use super::Owner;
 
 /// The time after which a suspicion without a check expires.
 const LAPSES: Duration = Duration::from_secs(10);
-/// After a backend has passed a check, other members are not told for this time that packets suspect it; otherwise a
-/// client that keeps trying a closed port would cause endless reports.
+/// After a backend has passed a check, this balancer does not tell other members for this time that packets suspect it;
+/// otherwise a client that keeps trying a closed port would cause endless reports.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Signs of a backend by kind.
+/// The numbers of a backend's signs of failure, by kind.
 pub(super) type Counts = [u64; Signal::COUNT];
 
 #[derive(Debug)]
 struct Suspect {
     signal: Signal,
     since: Instant,
-    /// Whether a check has failed since.
+    /// Whether a check has failed since the suspicion.
     fails: bool,
 }
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    /// Suspected backends that have not passed a check since.
+    /// The suspected backends that have not passed a check since.
     suspects: HashMap<BackendId, Suspect>,
-    /// When other backends last passed.
+    /// The times at which other backends last passed a check.
     passed: HashMap<BackendId, Instant>,
     counts: HashMap<BackendId, Counts>,
 }
@@ -43,7 +43,7 @@ pub(super) struct Suspects {
 /// The check result of a suspect.
 pub(super) enum Answer {
     Works(BackendId),
-    /// Its first check has failed.
+    /// The first check of the suspect has failed.
     Fails(BackendId, Signal, String),
 }
 
@@ -58,11 +58,11 @@ impl Suspects {
         }
     }
 
-    /// Records a check, and returns its meaning for a suspect.
+    /// Records a check, and returns what it means for a suspect.
     pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
         let Event::Checked { backend, outcome, asked, .. } = event else { return None };
         match outcome {
-            // A check that had started before, or is reported later, may have passed before the backend died.
+            // A check that started earlier, or is reported late, may have passed before the backend died.
             CheckOutcome::Passed if !asked => None,
             CheckOutcome::Passed => {
                 self.suspects.remove(backend)?;
@@ -80,7 +80,7 @@ impl Suspects {
         }
     }
 
-    /// Suspects from packets of this balancer that other members should hear about.
+    /// The suspects from this balancer's packets that other members should know about.
     fn to_tell(&self, now: Instant) -> impl Iterator<Item = BackendId> {
         let is_news = move |(id, suspect): &(&BackendId, &Suspect)| {
             let is_calm = self.passed.get(id).is_some_and(|at| now.saturating_duration_since(*at) < CALM);
@@ -96,13 +96,13 @@ impl Suspects {
         self.counts.remove(&id);
     }
 
-    /// Signs of a backend since this process began, by kind.
+    /// The numbers of a backend's signs of failure since this process began, by kind.
     pub(super) fn counts(&self, id: BackendId) -> Counts {
         self.counts.get(&id).copied().unwrap_or_default()
     }
 }
 
-/// Returns the meaning of a sign as the end of a sentence.
+/// Returns the meaning of a sign of failure as the end of a sentence.
 const fn words(signal: Signal) -> &'static str {
     match signal {
         Signal::Refused => "it refuses connections",
@@ -119,7 +119,7 @@ pub(super) fn report(name: BackendName, signal: Signal, why: &str) -> Report {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Makes a backend that may have failed be checked at once.
+    /// Has a backend that may have failed checked at once.
     pub fn suspect(&mut self, id: BackendId, signal: Signal) {
         let Some(backend) = self.controller.backend_with_id(id) else { return };
         let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
@@ -127,8 +127,8 @@ impl<D: Dataplane> Owner<D> {
         self.prober.suspect(id);
     }
 
-    /// Backends that other members of a fleet should check at once: those suspected by packets, and those that begin to
-    /// fail their checks here.
+    /// The backends that other members of a fleet should check at once: those that packets suspect, and those that
+    /// begin to fail this balancer's checks.
     pub(crate) fn suspected(&self) -> Vec<BackendId> {
         let mut all: Vec<BackendId> = self.suspects.to_tell(Instant::now()).collect();
         all.extend(self.controller.begin_to_fail());

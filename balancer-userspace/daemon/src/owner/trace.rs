@@ -1,4 +1,4 @@
-//! Facts about services and backends that a trace needs.
+//! The facts about services and backends that a trace needs.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use balancer_dataplane::{Dataplane, telling::Filter};
 use super::Owner;
 
 impl<D: Dataplane> Owner<D> {
-    /// The filter for the wanted packets.
+    /// The filter that selects the wanted packets.
     ///
     /// # Errors
     /// If there is no such service, or the client or the length is invalid.

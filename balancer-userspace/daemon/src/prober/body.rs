@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::Body;
 
-/// The number of bytes of a body that are examined.
+/// The number of bytes of a body that a check examines.
 pub(super) const BODY: usize = 64 * 1024;
 
 /// Whether `text` occurs in the first [`BODY`] bytes of `body`.
@@ -12,7 +12,7 @@ pub(super) async fn contains<B: Body<Data = Bytes> + Unpin>(mut body: B, text: &
     let mut read: Vec<u8> = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        // The part searched already can only contain the start of a match.
+        // The part that was searched already can contain only the start of a match.
         let from = read.len().saturating_sub(text.len() - 1);
         read.extend_from_slice(&data[..data.len().min(BODY - read.len())]);
         if read[from..].windows(text.len()).any(|window| window == text) {

@@ -1,4 +1,4 @@
-//! A health check: it connects, asks, and judges the answer.
+//! A health check, which connects, asks, and judges the answer.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -22,9 +22,9 @@ use super::{
     service_path::Ways,
 };
 
-/// Buffer between a question and its connection, in bytes.
+/// The size of the buffer between a question and its connection, in bytes.
 const PIPE: usize = 64 * 1024;
-/// The number of characters reported of a text from a server or a program.
+/// The maximum number of characters that a report quotes from a server or a program.
 pub(super) const TOLD: usize = 200;
 
 /// The backend to check.
@@ -37,12 +37,12 @@ pub(super) struct Whom {
     pub(super) hearer: Hearer,
 }
 
-/// A check with everything prepared that stays the same.
+/// A check, with everything prepared that does not change between its runs.
 pub(super) struct Check {
     target: SocketAddr,
     timeout: Duration,
     what: What,
-    /// The backend and its paths, if the check takes the way of clients' packets.
+    /// The backend and its paths, if the check takes the path of clients' packets.
     through: Option<(BackendId, Ways)>,
 }
 
@@ -57,7 +57,7 @@ impl Check {
     /// Makes the check of a backend.
     ///
     /// # Errors
-    /// If this machine lacks the means.
+    /// If this machine lacks the resources.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
         let Whom { backend, name, target, ways, hearer } = whom;
         let words = || Some(Words::new(name.clone(), hearer.clone()));
@@ -73,13 +73,15 @@ impl Check {
         Ok(Self { target: *target, timeout: config.timeout, what, through })
     }
 
-    /// Checks once. It takes at most the check's timeout, plus at most the same time to read the needed files.
+    /// Runs the check once. It takes at most the check's timeout, plus at most the same time for reading the needed
+    /// files.
     ///
     /// # Errors
-    /// If this machine lacks the means (file descriptors, memory, ports, the program, a file), which says nothing
+    /// If this machine lacks the resources (file descriptors, memory, ports, the program, a file), which says nothing
     /// about the backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
-        // Tens of thousands of these may exist and mostly wait, so data that only some need is not part of all.
+        // Tens of thousands of these futures may exist and mostly wait, so they do not contain data that only some of
+        // them need.
         let deadline = || Instant::now() + self.timeout;
         let asks = match &self.what {
             What::Program(program) => return Box::pin(program.run(deadline(), self.timeout)).await,
@@ -88,7 +90,7 @@ impl Check {
             What::Answer(question) => Some((&**question, Box::pin(self.means(question)).await?)),
         };
         let deadline = deadline();
-        // To itself, this machine connects in the usual way.
+        // This machine connects to itself in the usual way.
         if let Some((backend, ways)) = &self.through
             && !ways.lead_here(*backend)
         {
@@ -110,7 +112,7 @@ impl Check {
         timeout(self.timeout, question.means()).await.map_err(late)?
     }
 
-    /// Checks along the way of clients' packets.
+    /// Runs the check along the path of clients' packets.
     async fn run_through(
         &self,
         ways: &Ways,
@@ -148,14 +150,14 @@ impl Check {
     async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
         let socket = socket(self.target)?;
         if asks {
-            // The handshake's last acknowledgement is sent together with the question, as in HAProxy's smart connect.
+            // The handshake's last acknowledgement is sent together with the question, like in HAProxy's smart connect.
             SockRef::from(&socket).set_tcp_quickack(false)?;
         }
         socket.connect(self.target).await
     }
 }
 
-/// A socket for one question to `target`. It is closed by a reset, because otherwise the kernel would remember each
+/// A socket for one question to `target`. Closing it sends a reset, because otherwise the kernel would remember each
 /// check for a minute.
 pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -163,7 +165,7 @@ pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// The outcome if there was no answer in time.
+/// The outcome of a check without an answer in time.
 pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
     CheckOutcome::Hard(too_late(what, timeout))
 }
@@ -172,14 +174,14 @@ fn too_late(what: &str, timeout: Duration) -> String {
     format!("{what}: timeout after {}", humantime::format_duration(timeout))
 }
 
-/// Whether an error is caused by this machine.
+/// Whether this machine has caused an error.
 pub(super) fn is_local(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL]
         .into_iter()
         .any(|code| error.raw_os_error() == Some(code))
 }
 
-/// Describes an error of a connection in a word or two.
+/// Describes an error of a connection in one or two words.
 pub(super) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => "refused".to_owned(),

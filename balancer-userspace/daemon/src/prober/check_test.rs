@@ -1,4 +1,4 @@
-//! `tcp` and `http` checks against servers that behave and servers that misbehave.
+//! The `tcp` and `http` checks against servers that behave and servers that misbehave.
 
 use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -324,7 +324,7 @@ async fn when_https_is_checked_then_any_certificate_will_do_unless_verification_
     assert_eq!(outcome(unavailable, https(false), LONG).await, soft("status 503"));
     match check(target, &config(CheckKind::Http(https(true)), LONG)).await {
         Ok(CheckOutcome::Soft(reason)) => assert!(reason.starts_with("tls: invalid peer certificate"), "{reason}"),
-        // A machine without root certificates reports that, which says nothing about the backend.
+        // A machine without root certificates reports this fact, which says nothing about the backend.
         Err(error) => assert!(error.to_string().contains("no root certificates"), "{error}"),
         outcome => panic!("{outcome:?}"),
     }
@@ -345,7 +345,7 @@ async fn when_a_server_does_not_speak_tls_then_the_failure_tells_if_it_answered(
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// Makes a check that trusts the roots of a file.
+/// Makes a check that trusts the root certificates in a file.
 fn trusting(ca_file: &Path) -> HttpCheck {
     let tls = Tls { verify: true, ca_file: Some(ca_file.to_owned()), sni: None, client: None };
     HttpCheck { tls: Some(tls), ..https(true) }
@@ -416,14 +416,14 @@ async fn when_there_is_a_server_name_then_tls_has_it_and_the_header_has_the_host
         let tls = Tls { verify: true, ca_file: Some(path.clone()), sni: Some(sni.to_owned()), client: None };
         HttpCheck { tls: Some(tls), host: Some(host.to_owned()), ..http() }
     };
-    // The server compares both names.
+    // The server checks both names.
     assert_eq!(outcome(target, named("www.example.com", "www.example.com:8443"), LONG).await, CheckOutcome::Passed);
     assert_eq!(outcome(target, named("www.example.com", "web.example"), LONG).await, soft("status 421"));
     let misnamed = outcome(target, named("other.example.com", "www.example.com:8443"), LONG).await;
     assert!(matches!(&misnamed, CheckOutcome::Soft(reason) if reason.contains("not valid for name")), "{misnamed:?}");
 }
 
-/// Starts a server that accepts every request, and returns the requests.
+/// Starts a server that accepts every request, and returns the requests to the test.
 async fn listening() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! The `udp` and `dns` checks: a datagram and its answer.
+//! The `udp` and `dns` checks: they send a datagram and wait for its answer.
 
 use std::{
     io,
@@ -36,7 +36,7 @@ impl Datagram {
     /// Queries `target` once.
     ///
     /// # Errors
-    /// If this machine lacks the means.
+    /// If this machine lacks the resources.
     pub(super) async fn ask(
         &self,
         target: SocketAddr,
@@ -61,7 +61,7 @@ impl Datagram {
             Ok(socket) => socket,
             Err(error) => return failed(error),
         };
-        // The reason why no answer in time was the expected one.
+        // The reason why no answer that arrived in time was the expected one.
         let mut other = None;
         loop {
             let answer = match timeout_at(deadline, receive(&socket)).await {
@@ -99,7 +99,7 @@ impl Datagram {
 
 enum Judged {
     Answered(CheckOutcome),
-    /// The answer to another question, late or forged: the right one may still come.
+    /// An answer to another question, late or forged: the right one may still arrive.
     Other(&'static str),
 }
 
@@ -140,11 +140,11 @@ async fn connect(target: SocketAddr, question: &[u8]) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Receives the next datagram, or the ICMP error that came instead.
+/// Receives the next datagram, or the ICMP error that arrived instead.
 async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     loop {
         socket.ready(Interest::READABLE | Interest::ERROR).await?;
-        // The buffer is allocated late, because checks mostly wait.
+        // The buffer is allocated only now, because checks spend most of their time waiting.
         let mut buffer = vec![0; LONGEST];
         match socket.try_recv(&mut buffer) {
             Ok(length) => {
@@ -161,7 +161,7 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether an error is caused by this machine, such as a firewall that blocks outgoing packets.
+/// Whether this machine has caused an error, such as by a firewall that blocks outgoing packets.
 fn is_own(error: &io::Error) -> bool {
     is_local(error) || error.raw_os_error() == Some(libc::EPERM)
 }

@@ -1,4 +1,4 @@
-//! `udp` and `dns` checks against servers that behave and servers that misbehave.
+//! The `udp` and `dns` checks against servers that behave and servers that misbehave.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -45,7 +45,7 @@ fn hard(reason: &str) -> CheckOutcome {
     CheckOutcome::Hard(reason.to_owned())
 }
 
-/// Starts a server that replies with the datagrams that `answer` makes of each question.
+/// Starts a server that answers each question with the datagrams that `answer` makes of it.
 async fn server_at(address: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let socket = UdpSocket::bind(address).await.unwrap();
     let target = socket.local_addr().unwrap();

@@ -1,16 +1,16 @@
-//! DNS messages as far as a check needs them: a query, and the header and question of an answer.
+//! DNS messages, as far as a check needs them: a query, and the header and question of an answer.
 
 use balancer_config::config::{DnsCheck, Rcode};
 
 const HEADER: usize = 12;
-/// The flag that requests recursion. A server without recursion answers nevertheless.
+/// The flag that requests recursion. A server without recursion answers all the same.
 const RECURSION_DESIRED: u16 = 1 << 8;
 const IS_ANSWER: u8 = 1 << 7;
 const OPCODE: u8 = 0x78;
 const CODE: u8 = 0x0f;
 const INTERNET: u16 = 1;
 
-/// A query, and the part of it that an answer repeats.
+/// A query, and the part of it that an answer has to repeat.
 pub(super) struct Query {
     message: Vec<u8>,
 }
@@ -22,7 +22,7 @@ pub(super) enum Answer {
     Code(u8, Option<Rcode>),
     /// A DNS message that does not answer the query.
     Other,
-    /// Bytes that are no DNS message.
+    /// Bytes that are not a DNS message.
     Malformed,
 }
 
@@ -48,7 +48,7 @@ impl Query {
         &self.message
     }
 
-    /// Parses an answer. A server that does not understand the query may leave the question out.
+    /// Parses an answer. A server that does not understand the query may omit the question.
     pub(super) fn read(&self, answer: &[u8]) -> Answer {
         let (Some((header, rest)), Some((asked, question))) =
             (answer.split_first_chunk::<HEADER>(), self.message.split_first_chunk::<HEADER>())

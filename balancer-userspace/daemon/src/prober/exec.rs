@@ -43,10 +43,10 @@ impl Program {
     /// Makes the program that checks backend `name` at `target`.
     ///
     /// # Errors
-    /// If it cannot run as its configured user.
+    /// If the program cannot run as its configured user.
     pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
         let user = exec.user.clone();
-        // User data may come from another machine, so the lookup may block.
+        // The data about users may come from another machine, so the lookup may block.
         let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
         Ok(Self::run_as(account, name, target, exec))
     }
@@ -62,10 +62,10 @@ impl Program {
         Self { command: exec.command.clone(), account, environment }
     }
 
-    /// Runs the program until it ends, or until `deadline`. Its descendants are killed with it.
+    /// Runs the program until it ends, or until `deadline`. Its descendants are killed together with it.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the program cannot be started.
     pub(super) async fn run(&self, deadline: Instant, timeout: Duration) -> io::Result<CheckOutcome> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(io::Error::other("no program"));
@@ -76,13 +76,13 @@ impl Program {
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         command.process_group(0).kill_on_drop(true);
         let account = self.account;
-        // SAFETY: between fork and exec it only makes system calls on its own values.
+        // SAFETY: between fork and exec, the closure makes only system calls on its own values.
         unsafe { command.pre_exec(move || account.assume()) };
         let cannot_start = |error| io::Error::other(format!("cannot start {program:?}: {error}"));
         let mut child = command.spawn().map_err(cannot_start)?;
-        // This closes its ends of the pipe.
+        // Dropping the command closes this process's copies of the pipe's ends.
         drop(command);
-        // It is declared after the child, so it is dropped while the child's id is still valid.
+        // The group is declared after the child, so it is dropped while the child's id is still valid.
         let _group = Group::of(child.id());
         let mut output = Receiver::from_owned_fd(output.into())?;
         let mut line = FirstLine::default();
@@ -119,11 +119,11 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account of `user`.
+    /// Looks up the account of `user`.
     ///
     /// # Errors
-    /// If there is no such user, when it is root or the balancer's own user, which could change the balancer, and
-    /// when this process cannot run a program as another user and end it.
+    /// If there is no such user, if it is root, the balancer's own user or another one that could change the balancer,
+    /// or if this process cannot run a program as another user and end it.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
         if let Some(whose) = powerful(found.uid, found.gid, geteuid(), getegid()) {
@@ -144,10 +144,11 @@ impl Account {
         Ok(Self::from(&found))
     }
 
-    /// Makes the calling process this user's, without its earlier privileges and without any means to gain new ones.
+    /// Makes the calling process run as this user, without its earlier privileges and without any means to gain new
+    /// ones.
     fn assume(self) -> io::Result<()> {
         for capability in 0..64 {
-            // SAFETY: takes a number, and refuses unknown numbers and those it may not drop.
+            // SAFETY: the call takes a number, and refuses unknown numbers and those that it may not drop.
             unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         }
         if self.sheds_groups {
@@ -161,7 +162,7 @@ impl Account {
         for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Permitted] {
             caps::clear(None, set).map_err(refused)?;
         }
-        // If the bounding set could not be dropped, this blocks capabilities of files and of root.
+        // If the bounding set could not be dropped, this setting blocks capabilities of files and of root.
         Ok(prctl::set_no_new_privs()?)
     }
 }
@@ -173,8 +174,8 @@ impl From<&User> for Account {
     }
 }
 
-/// The one who could change the balancer, or read what it reads, if that is what a user and his group are: `own_user` and
-/// `own_group` are the balancer's.
+/// Names the account that could change the balancer, or read what the balancer reads, if the user or the group has this
+/// power. `own_user` and `own_group` are the balancer's own.
 fn powerful(user: Uid, group: Gid, own_user: Uid, own_group: Gid) -> Option<&'static str> {
     match () {
         () if user.is_root() => Some("root"),
@@ -198,7 +199,7 @@ fn judge(status: ExitStatus, line: &str) -> CheckOutcome {
     CheckOutcome::Soft(if line.is_empty() { what } else { format!("{what}: {line}") })
 }
 
-/// The first line of output, as far as it is reported.
+/// The first line of the output, up to the length that is reported.
 #[derive(Default)]
 struct FirstLine {
     bytes: Vec<u8>,
@@ -225,8 +226,8 @@ impl FirstLine {
     }
 }
 
-/// A process group that is killed when this is dropped, even if its leader has ended: ids are assigned in turn, so no
-/// other process can have this one yet.
+/// A process group that is killed when this value is dropped, even if its leader has ended: the kernel assigns ids in
+/// turn, so no other process can have this id yet.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -238,7 +239,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // An error means that no process is left.
+            // An error means that no process of the group is left.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }

@@ -1,4 +1,4 @@
-//! `exec` checks with programs that end well, badly, or not at all.
+//! Tests of `exec` checks with programs that end well, badly, or not at all.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use super::exec::{Account, Program};
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Returns another user if possible.
+/// Returns a user other than the current one, if possible.
 fn user() -> User {
     if geteuid().is_root() { User::from_name("nobody") } else { User::from_uid(geteuid()) }.unwrap().unwrap()
 }
@@ -21,7 +21,7 @@ async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     run_as(&user(), command, timeout).await
 }
 
-/// Runs without checking which users are allowed, because a test may not be able to change its user.
+/// Runs a program without checking whether the user is allowed, because a test may not be able to change its user.
 async fn run_as(user: &User, command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     let exec = ExecCheck { port: None, command, user: user.name.clone() };
@@ -63,7 +63,7 @@ async fn when_a_program_runs_then_its_environment_names_the_backend_and_nothing_
         panic!("it passed")
     };
     let names: Vec<&str> = all.trim_start_matches("exit code 1: ").split(' ').collect();
-    // Shells set these themselves.
+    // Shells set these variables themselves.
     let names: Vec<&str> = names.into_iter().filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
     assert_eq!(names, ["BALANCER_ADDRESS", "BALANCER_BACKEND", "BALANCER_PORT", "BALANCER_SERVICE", "PATH"]);
 }
@@ -98,7 +98,8 @@ async fn when_a_program_runs_then_it_has_its_user_without_groups_and_capabilitie
     }
 }
 
-/// This also covers a balancer that runs as root, which would regain all capabilities with each program it starts.
+/// The test also covers a balancer that runs as root, which would regain all capabilities with each program that it
+/// starts.
 #[tokio::test]
 async fn when_the_user_is_root_then_the_program_has_no_capabilities_either() {
     let user = User::from_uid(geteuid()).unwrap().unwrap();
@@ -148,7 +149,7 @@ async fn when_a_program_ends_then_its_descendants_end_with_it() {
     assert_eq!(sh(&started("exit 1"), LONG).await, soft("exit code 1"));
     gone(&fs::read_to_string(&file).unwrap()).await;
 
-    // The check is cancelled.
+    // The next check is cancelled while it runs.
     fs::remove_file(&file).unwrap();
     let script = started("wait");
     let check = tokio::spawn(async move { sh(&script, LONG).await });

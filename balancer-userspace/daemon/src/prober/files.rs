@@ -1,4 +1,4 @@
-//! Small files that checks need: each is read once for all checks, and again when it changes.
+//! Small files that checks need: each file is read once for all checks, and again when it changes.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +13,12 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::followed_files::{Version, version};
 
-/// The maximum age of the known state of a file.
+/// The maximum age of what is known about a file.
 const LOOK: Duration = Duration::from_secs(1);
 /// The maximum size of a file, in MiB.
 const LARGEST: u64 = 1;
 
-/// Parses a file's bytes; its error continues the sentence after the file's name.
+/// Parses the bytes of a file; an error continues the sentence that begins with the file's name.
 type Parse<T> = fn(Vec<u8>) -> Result<T, String>;
 
 /// The files of one kind that checks currently need.
@@ -32,7 +32,7 @@ impl<T: Clone + Send + Sync + 'static> Shelf<T> {
         Self { parse, files: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Returns the file at `path`, which is kept while it is in use.
+    /// Returns the file at `path`, which stays known while it is in use.
     pub(super) fn file(&self, path: &Path) -> Arc<Watched<T>> {
         // A panicking thread did not hold the lock during a change.
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,10 +65,10 @@ struct Known<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Watched<T> {
-    /// Returns the contents of the file now or a second ago.
+    /// Returns the contents of the file, which are at most one second old.
     ///
     /// # Errors
-    /// The file, and why it has no contents.
+    /// The file, and the reason why it has no usable contents.
     pub(super) async fn contents(&self) -> io::Result<T> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
         if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
@@ -85,9 +85,9 @@ impl<T: Clone + Send + Sync + 'static> Watched<T> {
 }
 
 impl<T> Known<T> {
-    /// Reads the file if its version has changed or there was none.
+    /// Reads the file if its version has changed or none was read yet.
     fn look(&mut self, path: &Path, parse: Parse<T>) {
-        // The version is taken before the read, so that a write in between leads to another read.
+        // The version is determined before the read, so that a write in between leads to another read.
         let version = version(path);
         if self.contents.is_err() || version != self.version {
             self.contents = contents::read(path, LARGEST).and_then(parse);
@@ -112,7 +112,7 @@ mod tests {
         String::from_utf8(bytes).map_err(|_| "is no text".to_owned())
     }
 
-    /// It is a single test because it counts how often files are parsed.
+    /// The cases are in a single test because it counts how often files are parsed.
     #[tokio::test]
     async fn when_a_file_changes_then_it_is_read_again_once_for_all() {
         static SHELF: Shelf<String> = Shelf::new(parse);

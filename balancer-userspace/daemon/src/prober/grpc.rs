@@ -1,4 +1,4 @@
-//! The `grpc` and `grpcs` checks, by the protocol `grpc.health.v1`.
+//! The `grpc` and `grpcs` checks, which use the protocol `grpc.health.v1`.
 
 use std::net::SocketAddr;
 
@@ -21,7 +21,7 @@ use super::{
 
 /// The maximum length of an answer, in bytes.
 const ANSWER: usize = 64 * 1024;
-/// The length of the head of a message: a flag and the message's length.
+/// The length of the header of a message: a flag and the message's length.
 const HEAD: usize = 5;
 
 /// The names of gRPC's status codes, from 0 on.
@@ -48,25 +48,25 @@ const OK: u32 = 0;
 const NOT_FOUND: u32 = 5;
 const UNIMPLEMENTED: u32 = 12;
 
-/// `grpc.health.v1.HealthCheckRequest`.
+/// The message type `grpc.health.v1.HealthCheckRequest`.
 #[derive(prost::Message)]
 struct HealthCheckRequest {
     #[prost(string, tag = "1")]
     service: String,
 }
 
-/// `grpc.health.v1.HealthCheckResponse`.
+/// The message type `grpc.health.v1.HealthCheckResponse`.
 #[derive(prost::Message)]
 struct HealthCheckResponse {
-    /// A `ServingStatus`.
+    /// The state, a `ServingStatus`.
     #[prost(int32, tag = "1")]
     status: i32,
 }
 
-/// The service that a server is asked about; empty: the server as a whole.
+/// The service about which the check asks a server; empty: the server as a whole.
 pub(super) struct Service(String);
 
-/// The request of `check` to `target`, without the metadata that it configures.
+/// The request that `check` sends to `target`, without the metadata that `check` configures.
 pub(super) fn request(target: SocketAddr, check: &GrpcCheck) -> Result<Request<()>, hyper::http::Error> {
     let is_secure = check.tls.is_some();
     let host = check.host.clone().unwrap_or_else(|| host(target, is_secure));
@@ -109,7 +109,7 @@ impl Service {
         framed.freeze()
     }
 
-    /// The fault that a whole answer reports; none if the service is serving.
+    /// The fault that a whole answer reports; no error if the service is serving.
     async fn judge(&self, answer: Response<RecvStream>) -> Result<Result<(), String>, h2::Error> {
         let (head, mut body) = answer.into_parts();
         // An answer without a message has the status in its headers.
@@ -137,7 +137,7 @@ impl Service {
         Ok(self.status(&status).and_then(|()| self.state(message(&read)?)))
     }
 
-    /// The fault in the status of the request.
+    /// The fault that the status of the request reports.
     fn status(&self, status: &Status) -> Result<(), String> {
         let what = match status.code {
             OK => return Ok(()),
@@ -151,7 +151,7 @@ impl Service {
         Err(if status.message.is_empty() { what } else { format!("{what}: {}", status.message) })
     }
 
-    /// The fault in the state of the service.
+    /// The fault that the state of the service reports.
     fn state(&self, message: &[u8]) -> Result<(), String> {
         let shown = self.shown();
         match HealthCheckResponse::decode(message).map(|answer| answer.status) {
@@ -169,7 +169,7 @@ impl Service {
     }
 }
 
-/// Whether a content type is one of gRPC, such as `application/grpc+proto`.
+/// Whether a content type belongs to gRPC, such as `application/grpc+proto`.
 fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
     let rest = content_type.and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
@@ -191,20 +191,20 @@ fn message(read: &[u8]) -> Result<&[u8], String> {
 /// The status of a request.
 struct Status {
     code: u32,
-    /// The explanation, as it can be shown.
+    /// The explanation in a form that can be shown.
     message: String,
 }
 
 impl Status {
     fn of(headers: &HeaderMap) -> Option<Self> {
-        // A number that is none is as good as the code UNKNOWN.
+        // A value that is not a number counts as the code UNKNOWN.
         let code = headers.get("grpc-status")?.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(2);
         let message = headers.get("grpc-message").map(|message| told(&decoded(message.as_bytes())));
         Some(Self { code, message: message.unwrap_or_default() })
     }
 }
 
-/// A text with percent-encoded bytes.
+/// Decodes a text with percent-encoded bytes.
 fn decoded(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,4 +1,4 @@
-//! Pages that `http` and `https` checks ask for. Redirects are not followed.
+//! Pages for which `http` and `https` checks ask. The checks do not follow redirects.
 
 use std::{io, net::SocketAddr, pin::pin};
 
@@ -29,11 +29,11 @@ pub(super) const USER_AGENT: &str = concat!("balancer/", env!("CARGO_PKG_VERSION
 pub(super) struct Page {
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
-    /// The receiver of `X-Load`.
+    /// The receiver of the `X-Load` headers.
     words: Option<Words>,
 }
 
-/// The request of `check` to `target`, without the headers that it configures.
+/// The request that `check` sends to `target`, without the headers that `check` configures.
 pub(super) fn request(target: SocketAddr, check: &HttpCheck) -> Result<Request<()>, hyper::http::Error> {
     let is_secure = check.tls.is_some();
     let host = check.host.clone().unwrap_or_else(|| host(target, is_secure));
@@ -56,7 +56,7 @@ impl Page {
         Self { expect_status: check.expect_status.clone(), expect_body: check.expect_body.clone(), words }
     }
 
-    /// Asks for the page by HTTP/1.1, and judges the answer.
+    /// Asks for the page over HTTP/1.1, and judges the answer.
     pub(super) async fn ask(
         &self,
         scheme: &str,
@@ -75,14 +75,14 @@ impl Page {
         let (mut sender, connection) =
             http1::Builder::new().max_buf_size(HEADERS).handshake(TokioIo::new(stream)).await?;
         let judged = pin!(async { self.judge(sender.send_request(request).await?).await });
-        // The connection moves the bytes; its end also shows in the answer.
+        // Polling the connection moves the bytes; its end also shows in the answer.
         match future::select(judged, pin!(connection)).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right((_, judged)) => judged.await,
         }
     }
 
-    /// Asks for the page by HTTP/2, and judges the answer.
+    /// Asks for the page over HTTP/2, and judges the answer.
     pub(super) async fn ask_http2(
         &self,
         scheme: &str,
@@ -141,7 +141,7 @@ fn failure(scheme: &str, error: &hyper::Error) -> CheckOutcome {
     }
 }
 
-/// The host of an address, as in a header or URL.
+/// The host of an address, in the form for a header or URL.
 pub(super) fn host(target: SocketAddr, is_secure: bool) -> String {
     let default_port = if is_secure { 443 } else { 80 };
     match target {

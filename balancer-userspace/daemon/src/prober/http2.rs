@@ -1,4 +1,4 @@
-//! One request over HTTP/2, without a task of its own for the connection.
+//! One request over HTTP/2, without a separate task for the connection.
 
 use std::{
     io,
@@ -18,15 +18,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::check::reason;
 
-/// The name of the protocol in TLS.
+/// The name of the protocol HTTP/2 in TLS.
 pub(super) const ALPN: &[u8] = b"h2";
 /// The maximum total length of the headers of an answer, in bytes.
 const HEADERS: u32 = 64 * 1024;
 
-/// Sends `request` with a message, if there is one, over `stream`, and has the answer judged.
+/// Sends `request`, with a message if there is one, over `stream`, and has the answer judged.
 ///
 /// # Errors
-/// If the answer is not complete, or not one of HTTP/2.
+/// If the answer is incomplete, or is not one of HTTP/2.
 pub(super) async fn exchange<Judged: Future<Output = Result<CheckOutcome, h2::Error>>>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<()>,
@@ -44,7 +44,7 @@ pub(super) async fn exchange<Judged: Future<Output = Result<CheckOutcome, h2::Er
         }
         judge(answer.await?).await
     });
-    // The connection moves the bytes; its end also shows in the answer.
+    // Polling the connection moves the bytes; its end also shows in the answer.
     match future::select(judged, pin!(connection)).await {
         Either::Left((outcome, _)) => outcome,
         Either::Right((_, judged)) => judged.await,
@@ -70,12 +70,12 @@ impl Body for Received {
     }
 }
 
-/// The meaning of an incomplete answer: an invalid answer and a refusal are soft failures, silence a hard one.
+/// The meaning of an incomplete answer: an invalid answer and a refusal are soft failures, silence is a hard one.
 pub(super) fn failure(scheme: &str, error: &h2::Error) -> CheckOutcome {
     match (error.get_io(), error.reason()) {
-        // TLS reports its own errors so.
+        // TLS reports its own errors in this form.
         (Some(error), _) if error.kind() == io::ErrorKind::InvalidData => CheckOutcome::Soft(format!("tls: {error}")),
-        // The library reports the connection's end so.
+        // The library reports the end of the connection in this form.
         (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {
             CheckOutcome::Hard(format!("{scheme}: connection closed"))
         }

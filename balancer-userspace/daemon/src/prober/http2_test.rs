@@ -1,4 +1,5 @@
-//! Checks by HTTP/2 and gRPC, and checks that show a certificate, against servers that behave and servers that do not.
+//! Checks over HTTP/2 and gRPC, and checks that show a certificate, against servers that behave and servers that
+//! misbehave.
 
 use std::{
     fs, io,
@@ -62,7 +63,7 @@ fn soft(reason: &str) -> CheckOutcome {
     CheckOutcome::Soft(reason.to_owned())
 }
 
-/// Kinds of checks, as a short form.
+/// Short forms of the kinds of checks.
 struct Http(HttpCheck);
 struct Grpc(GrpcCheck);
 
@@ -100,10 +101,10 @@ fn any_certificate() -> Tls {
     Tls { verify: false, ca_file: None, sni: None, client: None }
 }
 
-/// An answer of a server.
+/// An answer that the server gives.
 enum Answer {
     Page(Response<&'static str>),
-    /// Headers, a message, and trailers.
+    /// An answer with headers, a message, and trailers.
     Message(Response<Bytes>, Option<HeaderMap>),
     Reset(Reason),
 }
@@ -112,7 +113,7 @@ fn status(code: u16, body: &'static str) -> Answer {
     Answer::Page(Response::builder().status(code).body(body).unwrap())
 }
 
-/// Serves requests by HTTP/2 on one connection until its end.
+/// Serves requests over HTTP/2 on one connection until its end.
 async fn serve<F: Fn(&Parts, &[u8]) -> Answer + Clone + Send + 'static>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     answer: F,
@@ -133,7 +134,7 @@ async fn serve_one<F: Fn(&Parts, &[u8]) -> Answer>(
     while let Some(Ok(data)) = body.data().await {
         message.extend_from_slice(&data);
     }
-    // A check closes the connection when it has heard enough.
+    // A check closes the connection when it has received enough.
     let _ = match answer(&head, &message) {
         Answer::Page(page) => {
             let (head, text) = page.into_parts();
@@ -158,7 +159,7 @@ async fn serve_one<F: Fn(&Parts, &[u8]) -> Answer>(
     };
 }
 
-/// Starts a server that treats each connection so.
+/// Starts a server that handles each connection with `serve`.
 async fn listening<F: Future<Output = ()> + Send + 'static>(
     treat: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> SocketAddr {
@@ -205,14 +206,14 @@ fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A certificate and its key, in PEM.
+/// A certificate that the authority has signed, and its key, in PEM.
 fn signed(authority: &Authority) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap();
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-/// A server that offers `alpn`. With `clients` it asks for a certificate that the authority signed.
+/// Settings of a server that offers `alpn`. With `clients`, it asks for a certificate that this authority has signed.
 fn settings(authority: &Authority, clients: Option<&Authority>, alpn: &[&str]) -> ServerConfig {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -348,7 +349,7 @@ fn grpc(message: &'static [u8], trailers: Option<HeaderMap>) -> Answer {
     Answer::Message(head.body(Bytes::from_static(message)).unwrap(), trailers)
 }
 
-/// An answer that is a status alone.
+/// An answer that consists of a status alone.
 fn refusal(code: &str, message: &str) -> Answer {
     let mut answer = Response::builder().header("content-type", "application/grpc").body(Bytes::new()).unwrap();
     answer.headers_mut().extend(trailers(code, message));
@@ -358,7 +359,7 @@ fn refusal(code: &str, message: &str) -> Answer {
 const SERVING: &[u8] = b"\0\0\0\0\x02\x08\x01";
 const NOT_SERVING: &[u8] = b"\0\0\0\0\x02\x08\x02";
 
-/// A health service that knows the server as a whole, and some services.
+/// A health service that knows the server as a whole and some services.
 fn health_service(head: &Parts, message: &[u8]) -> Answer {
     let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap());
     assert_eq!((head.method.as_str(), head.uri.path()), ("POST", "/grpc.health.v1.Health/Check"));
@@ -415,7 +416,7 @@ async fn when_a_server_has_no_health_service_then_the_reason_is_its_answer() {
     }
 }
 
-/// A server that asks clients for certificates, and the files of one.
+/// A server that asks clients for certificates, with the files of a valid client certificate.
 struct Asking {
     directory: tempfile::TempDir,
     clients: Authority,
@@ -425,7 +426,7 @@ struct Asking {
 impl Asking {
     async fn start() -> Self {
         let (servers, clients) = (authority("servers"), authority("clients"));
-        // It answers HTTP/1.1 to those who choose that.
+        // The server answers with HTTP/1.1 if the client chooses it.
         let acceptor = TlsAcceptor::from(Arc::new(settings(&servers, Some(&clients), &["h2", "http/1.1"])));
         let target = listening(move |stream| {
             let accepted = acceptor.accept(stream);
@@ -452,7 +453,7 @@ impl Asking {
         path
     }
 
-    /// Checks of all kinds that show the certificate of these files.
+    /// Checks of all kinds, which show the certificate in these files.
     fn checks(client: Option<ClientFiles>) -> [CheckKind; 3] {
         let tls = Some(Tls { client, ..any_certificate() });
         let http1 = HttpCheck { http2: false, ..page(tls.clone()) };

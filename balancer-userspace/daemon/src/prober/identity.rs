@@ -7,10 +7,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObj
 
 use super::files::{Shelf, Watched};
 
-/// A certificate, and those that lead from it to a root.
+/// A certificate, followed by the certificates that lead from it to a root.
 pub(super) type Chain = Arc<Vec<CertificateDer<'static>>>;
 
-/// The files of a certificate and its key.
+/// The files with a certificate and its key.
 pub(super) struct Identity {
     cert: Arc<Watched<Chain>>,
     key: Arc<Watched<Key>>,
@@ -21,7 +21,7 @@ pub(super) struct Identity {
 #[derive(Clone)]
 pub(super) struct Key(Arc<PrivateKeyDer<'static>>);
 
-/// A certificate and a key as the files have them. They may not belong together.
+/// A certificate and a key as they are in the files. They may not belong together.
 #[derive(Clone)]
 pub(super) struct Pair {
     pub(super) chain: Chain,
@@ -33,7 +33,7 @@ impl Pair {
         self.key.0.clone_key()
     }
 
-    /// Whether both are of one reading of the files.
+    /// Whether both pairs come from the same reading of the files.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.chain, &other.chain) && Arc::ptr_eq(&self.key.0, &other.key.0)
     }
@@ -50,7 +50,7 @@ impl Identity {
     /// Returns the current contents of the files.
     ///
     /// # Errors
-    /// The missing or invalid file.
+    /// An error about the missing or invalid file.
     pub(super) async fn pair(&self) -> io::Result<Pair> {
         let named = |what: &'static str| move |error| io::Error::other(format!("the {what} {error}"));
         let chain = self.cert.contents().await.map_err(named("client_cert"))?;

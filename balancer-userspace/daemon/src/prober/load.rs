@@ -1,4 +1,4 @@
-//! `X-Load`: agents' reports in the answers to HTTP checks.
+//! The header `X-Load`: agents' reports in the answers to HTTP checks.
 
 use std::sync::{
     Arc, OnceLock,
@@ -11,15 +11,15 @@ use hyper::{HeaderMap, header::HeaderName};
 use crate::call::{Call, Calls};
 
 const X_LOAD: HeaderName = HeaderName::from_static("x-load");
-/// A missing header is reported again after this many answers, because another balancer may have become the decider.
+/// The number of answers after which a missing header is reported again, because another balancer may decide now.
 const REMIND: u32 = 30;
 
-/// The receiver of the reports, once it exists.
+/// The receiver of all reports, once it exists.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hearer(Arc<OnceLock<Calls>>);
 
 impl Hearer {
-    /// Sets the receiver.
+    /// Sets the receiver of reports.
     pub(super) fn set(&self, calls: Calls) {
         // The first receiver stays as long as there are checks.
         let _ = self.0.set(calls);
@@ -31,7 +31,7 @@ impl Hearer {
 pub(super) struct Words {
     name: BackendName,
     hearer: Hearer,
-    /// The number of answers without the header since the last report about one.
+    /// The number of answers without the header since the last report about a missing header.
     untold: AtomicU32,
 }
 
@@ -40,8 +40,8 @@ impl Words {
         Self { name, hearer, untold: AtomicU32::new(REMIND) }
     }
 
-    /// Reports the header of an answer, or its absence if the check `passed`. If the receiver is busy, the next answer
-    /// is reported.
+    /// Reports the header of an answer or, if the check `passed`, its absence. If the receiver is busy, the next answer
+    /// is reported instead.
     pub(super) fn note(&self, headers: &HeaderMap, passed: bool) {
         let words = headers.get(X_LOAD).map(|words| {
             let words = words.as_bytes();

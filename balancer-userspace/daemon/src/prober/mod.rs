@@ -1,4 +1,4 @@
-//! Health checks, on a separate thread, which reports the outcome of every check.
+//! Health checks, which run on a separate thread. The thread reports the outcome of every check.
 
 mod body;
 mod check;
@@ -55,10 +55,10 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// Runs a check by HTTP or gRPC over `stream`, a connection to `target`, and judges the answer.
+/// Runs a check over HTTP or gRPC on `stream`, a connection to `target`, and judges the answer.
 ///
 /// # Errors
-/// If this machine lacks the means, or the check is of another kind.
+/// If this machine lacks the resources, or the check is of another kind.
 pub(crate) async fn ask_over(
     target: SocketAddr,
     check: &CheckKind,
@@ -74,8 +74,8 @@ pub(crate) async fn ask_over(
     Ok(question.ask(question.means().await?, stream).await)
 }
 
-/// Checks may use at most one of this many of the process's open files. Whole racks may be silent, and all other work
-/// needs files as well, including those of check programs.
+/// Checks may use at most one in this many of the files that the process may open. Whole racks may be silent, and all
+/// other work needs files as well, including that of check programs.
 const SHARE: u64 = 4;
 
 /// The maximum number of concurrent checks.
@@ -84,7 +84,7 @@ fn at_once() -> io::Result<usize> {
     Ok(usize::try_from(files / SHARE).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS))
 }
 
-/// The running health checks. Dropping this ends them.
+/// The running health checks. Dropping this value ends them.
 #[derive(Debug)]
 pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
@@ -104,30 +104,31 @@ impl Drop for Prober {
 }
 
 impl Prober {
-    /// Starts without checks. Outcomes go to `events` as [`Event::Checked`]: at once if the controller may have to act,
-    /// within 100 ms if it only counts. When the channel is full, checks wait.
+    /// Starts the thread without any checks. Outcomes go to `events` as [`Event::Checked`]: at once if the controller
+    /// may have to act, within 100 ms if it only counts them. When the channel is full, checks wait.
     ///
     /// # Errors
-    /// If the thread cannot be started, or the kernel does not tell the limit of open files.
+    /// If the thread cannot be started, or the kernel does not report the limit of open files.
     pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
-        // All sockets and timers are on one thread: a check wakes only itself, and a slow handshake delays no change.
+        // All sockets and timers are on one thread: an outcome wakes only its own check, and a slow handshake delays no
+        // change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
         let hearer = Hearer::default();
         let rounds = Rounds::new(events, (ways.clone(), hearer.clone()), at_once()?);
         let thread = supervisor.thread("the health checks", move || {
-            // The serving code reports missing precedence.
+            // The code that serves reports that precedence is missing.
             let _ = precedence::take();
             runtime.block_on(rounds.follow(given));
         })?;
         Ok(Self { orders: Some(orders), thread: Some(thread), ways, hearer })
     }
 
-    /// Starts checking a backend in place of an earlier check of it, continuing its counts. The first check comes at a
-    /// random moment of the first 500 ms (or `interval`, if that is shorter), so that many backends are not checked at
-    /// once. Each further check comes `interval` (`fast_interval` while a verdict is pending) ± 10% after the start of
-    /// the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
+    /// Starts to check a backend in place of any earlier check of it, and continues its counts. The first check comes
+    /// at a random moment of the first 500 ms (or of `interval`, if that is shorter), so that the checks of many
+    /// backends do not coincide. Each further check comes `interval` (`fast_interval` while a verdict is pending) ± 10%
+    /// after the start of the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
             CheckKind::None => self.stop(spec.backend),
@@ -150,18 +151,18 @@ impl Prober {
         self.ways.remove(backend);
     }
 
-    /// Reports the `X-Load` headers of answers to HTTP checks to `calls` from now on.
+    /// From now on, reports the `X-Load` headers of answers to HTTP checks to `calls`.
     pub fn tell_words(&self, calls: Calls) {
         self.hearer.set(calls);
     }
 
-    /// Sets all VIPs. No check uses one as source, because backends have these addresses as well.
+    /// Sets all VIPs. No check uses a VIP as its source, because backends have these addresses as well.
     pub fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.ways.set_vips(vips);
     }
 
-    /// Checks a suspected backend at once and then every 50 ms, until `fall` checks in a row have failed or one has
-    /// passed; at most once in a second.
+    /// Checks a suspected backend at once and then every 50 ms, until `fall` consecutive checks have failed or one has
+    /// passed. Such a series starts at most once a second.
     pub fn suspect(&self, backend: BackendId) {
         self.order(Order::Suspect(backend));
     }
@@ -173,7 +174,7 @@ impl Prober {
 
     fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Without the thread there are no checks, so the process ends.
+            // Without the thread there are no checks, but then the process ends anyway.
             let _ = orders.send(order);
         }
     }
@@ -253,7 +254,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // With an hour between checks, only the fast ones come at all.
+        // With an hour between regular checks, only the fast checks take place at all.
         let hour = Duration::from_secs(3600);
         let check = CheckConfig {
             interval: hour,
@@ -278,7 +279,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // Only a check of a pending verdict follows another one soon.
+        // Only a check during a pending verdict follows another one soon.
         let check = CheckConfig { interval: Duration::from_secs(3600), fall: 4, ..tcp() };
         let mut health = Health::default();
         (0..2).for_each(|_| health.record(&CheckOutcome::Hard("connect: refused".to_owned()), &check));

@@ -1,4 +1,4 @@
-//! The timing of checks.
+//! Determines the times of checks.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// The longest wait before the first check.
 const FIRST: Duration = Duration::from_millis(500);
-/// Checks that are due within this time share one wake-up.
+/// The time within which due checks share one wake-up.
 const TOGETHER: Duration = Duration::from_millis(5);
 
 /// The timing of one backend's checks.
@@ -35,7 +35,7 @@ impl Pace {
         self.shared(last + wait)
     }
 
-    /// The next common wake-up.
+    /// The next wake-up that is common to all backends.
     fn shared(&self, moment: Instant) -> Instant {
         let since = moment.saturating_duration_since(self.origin).as_nanos();
         let over = u64::try_from(since % TOGETHER.as_nanos()).unwrap_or(0);
@@ -74,8 +74,8 @@ mod tests {
             let delay = pace.first(now, Duration::from_secs(2)) - now;
             by_tenth[usize::try_from(delay.as_millis() * 10 / FIRST.as_millis()).unwrap()] += 1;
         }
-        // Each tenth should get 100; the limit is five standard deviations of 9.5. Checks in the last 5 ms come at the
-        // very end.
+        // Each tenth should get 100 checks; the limit is five standard deviations of 9.5. Checks in the last 5 ms come
+        // at the very end.
         by_tenth[9] += by_tenth[10];
         assert!(by_tenth[..10].iter().all(|&count| count.abs_diff(100) < 48), "{by_tenth:?}");
         assert!(pace.first(now, Duration::from_millis(100)) <= now + Duration::from_millis(100));

@@ -1,4 +1,4 @@
-//! Checks that ask for something over a connection, by HTTP or gRPC.
+//! Checks that send a request over a connection, with HTTP or gRPC.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -30,7 +30,7 @@ const HTTP1: &[u8] = b"http/1.1";
 /// A request, and the expected answer.
 pub(super) struct Question {
     request: Request<()>,
-    /// Headers whose values are in files.
+    /// The headers whose values are in files.
     headers: Vec<(HeaderName, Arc<Watched<HeaderValue>>)>,
     tls: Option<Security>,
     wanted: Wanted,
@@ -42,11 +42,11 @@ enum Wanted {
     Page(Page),
     /// A page over HTTP/2.
     Page2(Page),
-    /// The state of a service.
+    /// The state of a gRPC service.
     Service(Service),
 }
 
-/// Resources of this machine that a request needs, as of now.
+/// The resources of this machine that a request needs, as of now.
 #[derive(Default)]
 pub(super) struct Means {
     tls: Option<TlsConnector>,
@@ -54,7 +54,7 @@ pub(super) struct Means {
 }
 
 impl Question {
-    /// Makes the request of `check` to `target`. `words` receives the `X-Load` headers of answers.
+    /// Makes the request that `check` sends to `target`. `words` receives the `X-Load` headers of answers.
     ///
     /// # Errors
     /// If the request is invalid, which validation of the configuration prevents.
@@ -65,7 +65,7 @@ impl Question {
         Self::new(target, check.host.as_deref(), check.tls.as_ref(), &check.headers, request, wanted)
     }
 
-    /// Makes the request of `check` to `target`.
+    /// Makes the request that `check` sends to `target`.
     ///
     /// # Errors
     /// If the request is invalid, which validation of the configuration prevents.
@@ -109,7 +109,7 @@ impl Question {
     /// Returns the current contents of the needed files.
     ///
     /// # Errors
-    /// The missing or invalid file; or that this machine cannot verify certificates.
+    /// An error about the missing or invalid file, or because this machine cannot verify certificates.
     pub(super) async fn means(&self) -> io::Result<Means> {
         let tls = match &self.tls {
             Some(security) => Some(security.connector().await?),
@@ -169,7 +169,8 @@ impl Wanted {
         }
     }
 
-    /// Whether a server that chose this protocol will understand the request. Only HTTP/1.1 needs no choice.
+    /// Whether a server that chose this protocol will understand the request. HTTP/1.1 is understood even without a
+    /// choice.
     fn is_understood(&self, chosen: Option<&[u8]>) -> bool {
         matches!(self, Self::Page(_)) || chosen == Some(http2::ALPN)
     }
@@ -177,7 +178,7 @@ impl Wanted {
 
 static HEADERS_IN_FILES: Shelf<HeaderValue> = Shelf::new(in_file);
 
-/// The value in a file, without its line end.
+/// The header value in a file, without its line end.
 fn in_file(mut bytes: Vec<u8>) -> Result<HeaderValue, String> {
     while let Some(b'\n' | b'\r') = bytes.last() {
         bytes.pop();

@@ -1,4 +1,4 @@
-//! The checks of all backends, one task each, and the delivery of their outcomes to the controller.
+//! The checks of all backends, with one task for each, and the delivery of their outcomes to the controller.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,21 +27,21 @@ use super::{
     service_path::Ways,
 };
 
-/// How long a routine outcome may wait for others, so that the controller is woken once for all.
+/// How long a routine outcome may wait for others, so that the controller wakes only once for all of them.
 const HELD: Duration = Duration::from_millis(100);
-/// The maximum number of waiting outcomes; beyond that, checks wait.
+/// The maximum number of outcomes that wait; beyond that, checks wait.
 const FOUND: usize = 1024;
 
-/// Notifies the checks of a service when one backend begins to fail, so that an outage of all is detected before the
-/// first verdict.
+/// Notifies the checks of a service when one of its backends begins to fail, so that an outage of all is detected
+/// before the first verdict.
 type Alarm = watch::Sender<Option<Instant>>;
 
-/// An instruction for the checks.
+/// An instruction to the checks.
 #[derive(Debug)]
 pub(super) enum Order {
     Start(Box<CheckSpec>),
     Stop(BackendId),
-    /// Packets suggest that the backend may have failed.
+    /// Packets make it likely that the backend has failed.
     Suspect(BackendId),
 }
 
@@ -61,28 +61,28 @@ pub(super) struct Found {
     pub(super) took: Duration,
     /// Whether a suspicion triggered the check.
     pub(super) asked: bool,
-    /// Whether it may change the controller's view of the backend.
+    /// Whether the result may change the controller's view of the backend.
     pub(super) matters: bool,
 }
 
-/// The tasks, and results that the controller has not received yet.
+/// The tasks, and the results that the controller has not received yet.
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
     hearer: Hearer,
     permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, Checks>,
-    /// Alarms by service.
+    /// The alarms of services, by name.
     alarms: HashMap<String, Weak<Alarm>>,
     running: JoinSet<()>,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
-    /// When held results must be delivered.
+    /// The time at which held results must be delivered.
     due: Option<Instant>,
 }
 
 impl Rounds {
-    /// Starts without tasks. At most `at_once` checks run at a time; others wait.
+    /// Starts without tasks. At most `at_once` checks run at the same time; further checks wait.
     pub(super) fn new(events: mpsc::Sender<Event>, (ways, hearer): (Ways, Hearer), at_once: usize) -> Self {
         let (tasks, alarms, held) = (HashMap::new(), HashMap::new(), VecDeque::new());
         let permits = Arc::new(Semaphore::new(at_once));
@@ -90,7 +90,7 @@ impl Rounds {
         Self { events, ways, hearer, permits, tasks, alarms, running: JoinSet::new(), origin, held, due: None }
     }
 
-    /// Follows orders until the sender is gone. A panic of a task is propagated, because a backend without checks would
+    /// Follows orders until the sender is gone. Passes on a panic of a task, because a backend without checks would
     /// keep its state forever.
     pub(super) async fn follow(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let (found_in, mut found) = mpsc::channel(FOUND);
@@ -159,7 +159,7 @@ impl Rounds {
         }
     }
 
-    /// The alarm of a service, which lives while one of its backends is checked.
+    /// The alarm of a service, which exists while one of its backends is checked.
     fn alarm(&mut self, service: &str) -> Arc<Alarm> {
         if let Some(alarm) = self.alarms.get(service).and_then(Weak::upgrade) {
             return alarm;
@@ -181,7 +181,7 @@ impl Rounds {
     }
 }
 
-/// Events that trigger an earlier check.
+/// Events that cause an earlier check.
 struct News {
     alarm: Arc<Alarm>,
     suspected: Arc<Notify>,
@@ -210,7 +210,7 @@ async fn run(
     loop {
         let Ok(permit) = permits.acquire().await else { return };
         let mut start = Instant::now();
-        // A check that runs into its timeout is abandoned in favour of a series.
+        // A check that runs into its timeout gives way to a series.
         let outcome = tokio::select! {
             biased;
             outcome = once(&mut check, &whom, &count.config) => Some(outcome),
@@ -253,19 +253,19 @@ pub(super) struct Count {
     number: CheckNumber,
     name: BackendName,
     pub(super) config: CheckConfig,
-    /// The controller gets the same outcomes and counts them in the same way.
+    /// The verdict and counts. The controller gets the same outcomes and counts them in the same way.
     pub(super) health: Health,
     hindered: bool,
     found: mpsc::Sender<Found>,
     alarm: Arc<Alarm>,
 }
 
-/// The receiver of results is gone.
+/// An error: the receiver of results is gone.
 pub(super) struct Ended;
 
 impl Count {
-    /// Counts a check that began at `start`, and reports it: at once if the controller may act on it or the check was
-    /// `asked` for.
+    /// Counts a check that began at `start`, and reports it: at once if the controller may have to act on it, or if the
+    /// check was `asked` for.
     pub(super) async fn add(
         &mut self,
         outcome: io::Result<CheckOutcome>,
@@ -298,7 +298,7 @@ impl Count {
     }
 }
 
-/// Triggers checks of the service's other backends, at most once in an `interval`, so that a flapping backend does not
+/// Causes checks of the service's other backends, at most once in an `interval`, so that a flapping backend does not
 /// cause constant checks.
 fn raise(alarm: &Alarm, interval: Duration) {
     let now = Instant::now();
@@ -311,7 +311,7 @@ fn raise(alarm: &Alarm, interval: Duration) {
     });
 }
 
-/// Runs a check, preparing it if that was not possible before.
+/// Runs a check; prepares it first if this was not possible before.
 async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> io::Result<CheckOutcome> {
     let check = match check {
         Some(check) => check,
@@ -342,7 +342,8 @@ pub(super) mod tests {
         CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
     }
 
-    /// The servers accept connections and stay silent, so checks wait, and no check has more connections than allowed.
+    /// The servers accept connections and stay silent, so checks wait, and together they have no more connections than
+    /// allowed.
     #[tokio::test]
     async fn when_checks_wait_for_servers_then_only_so_many_run_at_once() {
         const AT_ONCE: usize = 2;
@@ -381,7 +382,7 @@ pub(super) mod tests {
                         while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
                         open.fetch_sub(1, Ordering::SeqCst);
                     });
-                    // The end of one may be noticed after the next has begun.
+                    // The test may notice the end of one check after the next one has begun.
                     tokio::time::sleep(interval / 5).await;
                     assert!(count.load(Ordering::SeqCst) <= AT_ONCE, "more than {AT_ONCE} at once");
                 }
@@ -394,7 +395,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A backend of three begins to fail; the others are checked long before their next regular check.
+    /// One of three backends begins to fail; the others are checked long before their next regular check.
     #[tokio::test]
     async fn when_one_of_a_service_begins_to_fail_then_the_others_are_checked_soon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -441,11 +442,11 @@ pub(super) mod tests {
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!(next().await, Some(true));
         drop(listener);
-        // A second series must not begin before a second is over.
+        // A second series must not begin until a second has passed.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!([next().await, next().await, next().await], [Some(false); 3]);
-        // The verdict has been reached, and there is nothing left to find out.
+        // The verdict has been reached, so no further series is needed.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(500), next()).await.is_err());

@@ -1,4 +1,4 @@
-//! Series of checks of a suspected backend: one at once, and then one every 50 ms until there is a verdict.
+//! Series of checks of a suspected backend: the first check at once, and then one every 50 ms until there is a verdict.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -25,19 +25,19 @@ const MOST: u32 = 20;
 /// The start times of a backend's series.
 pub(super) struct Series {
     suspected: Arc<Notify>,
-    /// Whether a series is requested and not started.
+    /// Whether a series is requested but not started.
     is_asked: bool,
     last: Option<Instant>,
 }
 
 impl Series {
-    /// Series that `suspected` requests.
+    /// Makes the record of series that `suspected` requests.
     pub(super) const fn new(suspected: Arc<Notify>) -> Self {
         Self { suspected, is_asked: false, last: None }
     }
 
-    /// Waits until a series is requested and may start. Cancelling it loses nothing: a backend that dies right after it
-    /// was found working is checked a moment later.
+    /// Waits until a series is requested and may start. Cancelling the wait loses nothing: a backend that dies right
+    /// after a check has found it working is checked a moment later.
     pub(super) async fn asked(&mut self) {
         if !self.is_asked {
             self.suspected.notified().await;
@@ -50,7 +50,7 @@ impl Series {
     }
 }
 
-/// Checks until `fall` checks in a row have failed or one has passed. Against a dead machine, checks run into their
+/// Checks until `fall` consecutive checks have failed or one has passed. If a machine is dead, checks run into their
 /// timeouts side by side, because a check does not wait for the one before.
 pub(super) async fn run(whom: &Whom, count: &mut Count, permits: &Arc<Semaphore>) -> Result<(), Ended> {
     if matches!(count.health.verdict(), Verdict::Down { .. }) {
@@ -122,7 +122,7 @@ mod tests {
         let first = Instant::now();
         series.asked().await;
         suspected.notify_one();
-        // The wait is cancelled repeatedly, as by checks that end meanwhile.
+        // The wait is cancelled repeatedly, like by checks that end meanwhile.
         for _ in 0..4 {
             assert!(timeout(Duration::from_millis(200), series.asked()).await.is_err());
         }

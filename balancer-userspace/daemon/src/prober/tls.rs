@@ -1,4 +1,4 @@
-//! TLS under the `https` and `grpcs` checks.
+//! TLS for the `https` and `grpcs` checks.
 
 use std::{
     io,
@@ -30,17 +30,17 @@ use super::{
 
 type Verifier = Arc<dyn ServerCertVerifier>;
 
-/// The settings of connections, made when a check needs them, and again when a file has changed.
+/// The settings of connections, which are made when a check needs them, and again when a file has changed.
 pub(super) struct Security {
     trust: Trust,
     identity: Option<Identity>,
     server: ServerName<'static>,
-    /// The protocol above TLS, as it is named there.
+    /// The name in TLS of the protocol above it.
     alpn: &'static [u8],
     made: Mutex<Option<Made>>,
 }
 
-/// Settings, and the contents of files that they were made of.
+/// Settings, and the contents of the files from which they were made.
 struct Made {
     verifier: Verifier,
     pair: Option<Pair>,
@@ -70,10 +70,10 @@ impl Security {
         self.server.clone()
     }
 
-    /// The settings with the current contents of the needed files.
+    /// The settings, with the current contents of the needed files.
     ///
     /// # Errors
-    /// If certificates must be verified but there are no roots, or a file is missing or invalid.
+    /// If certificates must be verified but no root certificates exist, or if a file is missing or invalid.
     pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
         let verifier = self.trust.verifier().await?;
         let pair = match &self.identity {
@@ -105,24 +105,24 @@ impl Security {
             _ => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![self.alpn.to_vec()];
-        // Each check is a connection like that of a new client.
+        // Each check makes a connection like that of a new client.
         config.resumption = Resumption::disabled();
         Ok(TlsConnector::from(Arc::new(config)))
     }
 }
 
-/// How certificates are judged.
+/// How a check judges certificates.
 enum Trust {
-    /// Every certificate is accepted.
+    /// The check accepts every certificate.
     Any,
-    /// Certificates are verified by the system's roots.
+    /// The check verifies certificates with the system's roots.
     System,
-    /// Certificates are verified by the roots of a file.
+    /// The check verifies certificates with the roots in a file.
     File(Arc<Watched<Verifier>>),
 }
 
 impl Trust {
-    /// The trust that a check configures.
+    /// The trust that the configuration of a check demands.
     fn of(tls: &Tls) -> Self {
         static FILES: Shelf<Verifier> = Shelf::new(of_file);
         match &tls.ca_file {
@@ -132,10 +132,10 @@ impl Trust {
         }
     }
 
-    /// The judge of certificates, made once for all checks with the same roots, which are up to date.
+    /// The verifier of certificates, made once for all checks with the same roots, which are up to date.
     ///
     /// # Errors
-    /// If certificates must be verified but there are no roots.
+    /// If certificates must be verified but no root certificates exist.
     async fn verifier(&self) -> io::Result<Verifier> {
         static CAREFUL: Roots = Roots::new(careful);
         static CURIOUS: OnceLock<Verifier> = OnceLock::new();
@@ -147,7 +147,7 @@ impl Trust {
     }
 }
 
-/// Reads the roots, off the thread of the checks.
+/// Reads the roots; it runs outside of the checks' thread.
 type Read = fn() -> Result<Verifier, String>;
 
 /// The system's roots, which may change.
@@ -159,12 +159,13 @@ struct Roots {
 #[derive(Clone, Default)]
 struct Known {
     verifier: Option<Verifier>,
-    /// When they were read, or when the attempt was made.
+    /// When the roots were read, or when the last attempt was made.
     at: Option<Instant>,
 }
 
 impl Roots {
-    /// The maximum age of roots. A check uses the known ones, and later checks get newer ones.
+    /// The age at which roots are read again. The check that notices this uses the known roots, and later checks get
+    /// newer ones.
     const FRESH: Duration = Duration::from_secs(60);
 
     const fn new(read: Read) -> Self {
@@ -192,7 +193,7 @@ impl Roots {
         }
     }
 
-    /// Reads the roots again. They replace the old ones, unless there are none.
+    /// Reads the roots again. The new roots replace the old ones, unless there are none.
     fn read_again(&self) -> Result<Verifier, String> {
         let read = (self.read)();
         match &read {
@@ -211,7 +212,7 @@ impl Roots {
     }
 }
 
-/// Verifies certificates by the system's roots.
+/// Makes a verifier that checks certificates against the system's roots.
 fn careful() -> Result<Verifier, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -222,7 +223,7 @@ fn careful() -> Result<Verifier, String> {
     verifying(roots)
 }
 
-/// Verifies certificates by the roots of a PEM file.
+/// Makes a verifier that checks certificates against the roots in a PEM file.
 fn of_file(bytes: Vec<u8>) -> Result<Verifier, String> {
     let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
@@ -240,7 +241,7 @@ fn verifying(roots: RootCertStore) -> Result<Verifier, String> {
     }
 }
 
-/// Accepts every certificate, because only the server's answer matters.
+/// Makes a verifier that accepts every certificate, because only the server's answer matters.
 fn curious() -> Verifier {
     Arc::new(Unverified)
 }
@@ -324,7 +325,7 @@ mod tests {
 
     static READ: AtomicU32 = AtomicU32::new(0);
 
-    /// Returns no roots first, then some, then none again, then others.
+    /// Returns first no roots, then some, then none again, then others.
     fn changing() -> Result<Verifier, String> {
         match READ.fetch_add(1, Ordering::Relaxed) {
             0 | 2 => Err("no roots".to_owned()),

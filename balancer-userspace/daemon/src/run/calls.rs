@@ -1,4 +1,4 @@
-//! Answering calls to the owner.
+//! Answers calls to the owner.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -110,7 +110,7 @@ pub(super) fn answer(
             }
         }
         Call::LoadSaid { name, words } => {
-            // In a fleet each member checks, and only the leader decides.
+            // In a fleet, each member makes checks, and only the leader decides.
             let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
                 lower(change, owner, fleet, persistence);
@@ -149,8 +149,8 @@ pub(super) fn answer(
     }
 }
 
-/// Returns the effects of a change, or why it would be refused. Other threads build tables and scan the client table,
-/// so that no other caller has to wait.
+/// Returns the effects of a change, or the reason why it would be refused. Other threads build tables and scan the
+/// client table, so that no other caller has to wait.
 async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
     let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(not_worked_out)??;
     if let Some(wanted) = wanted {
@@ -159,8 +159,8 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
 }
 
-/// Requests a change from the decider: the fleet if there is one and the request is about services, otherwise the
-/// persistence.
+/// Passes a change to the part that decides: to the fleet if there is one and the request is about services, otherwise
+/// to the persistence.
 fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     match (fleet, &request.change_request) {
         (Some(fleet), ChangeRequest::Change(_)) => fleet.change_request(request, owner),
@@ -170,7 +170,7 @@ fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     }
 }
 
-/// Requests the change that follows from an agent's answer or a load. After a refusal, the next answer requests it
+/// Requests the change that follows from an agent's answer or a load. If it is refused, the next answer requests it
 /// again.
 fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let (reply, answer) = oneshot::channel();
@@ -183,7 +183,8 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     });
 }
 
-/// Requests the changes that follow from backends' loads. After a refusal, the next evaluation requests them again.
+/// Requests the changes that follow from the loads of backends. If one is refused, the next evaluation requests it
+/// again.
 pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
     let mut changes = owner.look_at_loads(decides);
@@ -210,14 +211,14 @@ pub(super) fn discover(
         ask(request, owner, fleet.as_deref_mut(), persistence);
         let calls = calls.clone();
         tokio::spawn(async move {
-            // A dropped channel means that the controller ends.
+            // A dropped channel means that the controller is about to end.
             let Ok(done) = answer.await else { return };
             let _ = calls.send(Call::Discovered { service, source, refused: done.err() }).await;
         });
     }
 }
 
-/// Makes a change that is on disk already.
+/// Makes a change that has already been written to disk.
 pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, ready: Ready) {
     let Ready { request, prepared, precomputed } = ready;
     let Request { change_request, uid, reply, .. } = request;
@@ -250,7 +251,7 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     }
 }
 
-/// A pass that forgets a backend's clients, and its requester.
+/// A pass that forgets the clients of a backend, and the channel to its requester.
 pub(super) struct ForgettingPass {
     forgetting: Forgetting,
     reply: oneshot::Sender<Result<ForgottenView, Refused>>,
@@ -267,12 +268,12 @@ pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDe
     }
 }
 
-/// Completed changes whose answers wait for their consequences.
+/// Completed changes whose answers have to wait for their consequences.
 #[derive(Default)]
 pub(super) struct Joining {
     /// Added backends that wait for their next hops.
     joins: Vec<Join>,
-    /// Requesters of changes whose clients are being forgotten, in the order of the changes.
+    /// The requesters of changes whose clients are being forgotten, in the order of the changes.
     forgetting: VecDeque<oneshot::Sender<Result<Changed, Refused>>>,
 }
 
@@ -289,7 +290,7 @@ impl Joining {
         self.joins.iter().map(|join| join.until).min()
     }
 
-    /// Answers requests whose wait or time is over.
+    /// Answers requests whose consequences are known or whose time is over.
     pub(super) fn answer(&mut self, owner: &mut Owner<KernelDataplane>) {
         while let Some(changed) = owner.take_told() {
             if let Some(reply) = self.forgetting.pop_front() {

@@ -1,4 +1,4 @@
-//! A graceful end: VIPs are removed first, and clients are steered until routers send them elsewhere.
+//! A graceful end: the balancer removes VIPs first, and steers clients until routers send them elsewhere.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};
 
-/// How long removing VIPs may take.
+/// The maximum time for removing VIPs.
 const VIPS_GO: Duration = Duration::from_secs(3);
 
 /// A balancer that was asked to end and still steers.
@@ -18,13 +18,13 @@ pub(super) struct Leaving {
     /// The signal that asked it to end.
     pub(super) signal: ShutdownSignal,
     linger: Duration,
-    /// The time of its end.
+    /// The time at which the balancer ends.
     pub(super) until: Instant,
     vips_gone: bool,
 }
 
 impl Leaving {
-    /// Starts, unless no other balancer could take over: `None` then.
+    /// Starts the graceful end; returns `None` if no other balancer could take over.
     pub(super) fn begin(
         signal: ShutdownSignal,
         owner: &mut Owner<KernelDataplane>,
@@ -46,7 +46,7 @@ impl Leaving {
         Some(this)
     }
 
-    /// Checks whether the VIPs are gone, at which point its time starts.
+    /// Checks whether the VIPs are gone, because the remaining time begins then.
     pub(super) fn look(&mut self, owner: &Owner<KernelDataplane>) {
         if !self.vips_gone && owner.has_no_vips() {
             self.vips_gone = true;

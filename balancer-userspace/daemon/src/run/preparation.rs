@@ -1,4 +1,5 @@
-//! Preparations at a start that run while the kernel verifies the program, which takes a processor most of the time.
+//! Preparations at the start that run while the kernel verifies the program, which keeps one processor busy most of the
+//! time.
 
 use anyhow::Context as _;
 use balancer_control::{controller::Controller, io::Event};
@@ -17,28 +18,28 @@ use crate::{
     supervisor::{Supervisor, panicked},
 };
 
-/// A program being loaded into the kernel.
+/// A program that is being loaded into the kernel.
 pub(super) struct Loading(JoinHandle<anyhow::Result<KernelDataplane>>);
 
-/// Everything that needs no program.
+/// Everything that can be prepared without the program.
 pub(super) struct Prepared {
     pub(super) beginning: Beginning,
     pub(super) neighbours: Neighbours,
     pub(super) prober: Prober,
     pub(super) events: mpsc::Receiver<Event>,
-    /// Events that arrived meanwhile.
+    /// The events that arrived meanwhile.
     pub(super) found: Vec<Event>,
 }
 
 impl Loading {
-    /// Starts loading on a separate thread.
+    /// Starts to load the program on a separate thread.
     pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
         let (supervisor, tells) = (supervisor.clone(), kernel_log::wanted());
         Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
     }
 
-    /// Prepares `controller` until the program is loaded. It does not return earlier, even after an error, so that the
-    /// caller can undo what was made in the kernel.
+    /// Prepares `controller` until the program is loaded. The function does not return earlier, even after an error, so
+    /// that the caller can undo everything that was made in the kernel.
     pub(super) async fn meanwhile(
         mut self,
         controller: Controller,

@@ -1,8 +1,8 @@
-//! A clean end.
+//! The clean end of the balancer.
 
 use super::running::{End, Running};
 
-/// Everything that served until the end, to be taken down in an order that loses nothing.
+/// Everything that served until the end, which must be taken down in an order that loses nothing.
 pub(super) struct Shutdown {
     running: Running,
     end: End,
@@ -13,10 +13,10 @@ impl Shutdown {
         Self { running, end }
     }
 
-    /// Saves the state, detaches the program or leaves it, and completes the last answers.
+    /// Saves the state, detaches the program or leaves it attached, and completes the last answers.
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
-        // Fields not named here are dropped last.
+        // Fields that are not named here are dropped last.
         let Running {
             manager,
             persistence,

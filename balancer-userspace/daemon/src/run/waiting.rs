@@ -1,4 +1,4 @@
-//! The wait for an interface to attach to, when a start finds none and a service manager expects the program to become
+//! Waits for an interface to attach to, if a start finds none and a service manager expects the program to become
 //! ready. Without a service manager such a start fails, because a person who mistyped a name waits for the answer.
 
 use std::{iter, path::PathBuf, time::Duration};
@@ -18,28 +18,28 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long the rest of the start may take once an interface is there.
+/// The maximum duration of the rest of the start once an interface exists.
 const REST_OF_START: Duration = Duration::from_mins(1);
 
-/// A configuration as it was read, and where.
+/// A configuration as it was read, and the file from which it was read.
 pub(super) struct AsRead<'a> {
     pub(super) config: &'a Config,
     pub(super) file: &'a PathBuf,
     pub(super) configurations: &'a Configurations,
 }
 
-/// The indices of the interfaces among `names` that exist, and of their members, as soon as there are any. `None`: a
-/// signal came first.
+/// Returns the indices of the interfaces among `names` that exist, and of their members, as soon as at least one
+/// exists; `None` if a signal came first.
 ///
 /// # Errors
-/// If an interface exists and cannot be attached to; without a service manager also if none exists; if the file changes
-/// meanwhile, because the service manager's next start reads it.
+/// If an interface exists but cannot be attached to; without a service manager, also if none exists; if the file
+/// changes meanwhile, because the service manager's next start will read it.
 pub(super) async fn interfaces(
     names: &[String],
     as_read: AsRead<'_>,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<Vec<u32>>> {
-    // Notifications are subscribed to before the first look, so that none is missed.
+    // The socket subscribes to notifications before the first search, so that none is missed.
     let mut news = News::open().context("opening a netlink socket")?;
     let mut pauses = pauses();
     let mut told = String::new();
@@ -78,7 +78,7 @@ fn waiting(absence: &anyhow::Error, names: &[String]) -> String {
     }
 }
 
-/// Times after which to look without a notification, in case one was lost.
+/// The times after which to search without a notification, in case one was lost.
 fn pauses() -> impl Iterator<Item = Duration> {
     iter::successors(Some(FIRST_PAUSE), |pause| Some((*pause * 2).min(LONGEST_PAUSE)))
 }

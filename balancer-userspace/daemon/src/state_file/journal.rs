@@ -1,8 +1,8 @@
-//! Changes since a state was written as a whole, one line each.
+//! The changes since a state was written as a whole, one line each.
 //!
-//! Every line names its state by the checksum, and has the next number, so that lines of another state and missing
-//! lines are detected. A line that was being written when the machine failed is incomplete: its change was not
-//! confirmed to any caller.
+//! Every line names its state by the state's checksum, and has the next number, so that lines of another state and
+//! missing lines are detected. A line that was being written when the machine failed is incomplete: no caller has got a
+//! confirmation of its change.
 
 use std::{
     fs::{self, File},
@@ -18,27 +18,27 @@ use super::{
     with_suffix,
 };
 
-/// The maximum journal size in bytes that is read, far above the largest written.
+/// The maximum size in bytes of a journal that the balancer reads, far above the largest that it writes.
 const MAX_SIZE: u64 = 256 << 20;
 
-/// A line. For writing, its changes are borrowed.
+/// A line of the journal. For writing, it borrows its changes.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record<C> {
-    /// The checksum of its state.
+    /// The checksum of the line's state.
     of: String,
     /// The number of the line, from 1.
     number: u64,
     changes: C,
 }
 
-/// A journal being written.
+/// A journal to which changes are written.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    /// The checksum of its state.
+    /// The checksum of the journal's state.
     of: String,
-    /// The file with its lines, once it exists.
+    /// The file with the journal's lines, once it exists.
     file: Option<File>,
     pub(super) length: u64,
     records: u64,
@@ -59,7 +59,7 @@ impl Journal {
     /// Appends a line durably before it returns.
     ///
     /// # Errors
-    /// If the kernel refuses. The journal may be torn then, so a whole state must be written next.
+    /// If the kernel refuses. The journal may then end in a torn line, so the caller must write a whole state next.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         match &mut self.file {
             Some(file) => {
@@ -90,8 +90,8 @@ pub(super) fn of_state(state_file: &Path) -> PathBuf {
     with_suffix(state_file, "journal")
 }
 
-/// Applies the journal to `state`, which was in `state_file` under this checksum. Returns the problem that prevents it,
-/// if any.
+/// Applies the journal to `state`, which was in `state_file` under this checksum. If a problem prevents this, returns
+/// it.
 pub(super) fn replay(state: &mut SavedState, state_file: &Path, checksum: &str) -> Result<(), String> {
     let path = of_state(state_file);
     let mut bytes = Vec::new();
@@ -103,14 +103,14 @@ pub(super) fn replay(state: &mut SavedState, state_file: &Path, checksum: &str) 
     replay_lines(state, checksum, &bytes).map_err(|why| format!("{}: {why}", path.display()))
 }
 
-/// Like [`replay`], for the contents of a journal.
+/// Does the same as [`replay`], for the contents of a journal.
 pub(crate) fn replay_lines(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     for (number, line) in (1..).zip(bytes.split_inclusive(|&byte| byte == b'\n')) {
         let wrong = |why: &str| format!("line {number} is of no use: {why}");
         let Some(line) = line.strip_suffix(b"\n") else { return Ok(()) };
         let record = read(line).map_err(|bad| wrong(&bad.to_string()))?;
         if record.of != checksum {
-            // The journal is left over from an earlier state, unless its beginning belonged to this one.
+            // The journal is left from an earlier state, unless its beginning belonged to this one.
             return if number == 1 { Ok(()) } else { Err(wrong("it belongs to another state")) };
         }
         if record.number != number {

@@ -1,4 +1,4 @@
-//! Upgrading state files of earlier versions.
+//! Upgrades state files of earlier versions.
 
 use balancer_control::state::VERSION;
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ pub(super) fn upgrade(version: u32, body: &mut Value) {
     }
 }
 
-/// Version 1: a service had an `address` and a `protocol`, and a backend without its own port had the service's.
+/// Upgrades version 1, in which a service had an `address` and a `protocol`, and a backend without its own port had the
+/// service's.
 fn one_listener_each(body: &mut Value) {
     for service in array(body.get_mut("file")) {
         let port = listen(service);
@@ -35,7 +36,7 @@ fn array(value: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
     value.and_then(Value::as_array_mut).into_iter().flatten()
 }
 
-/// Gives a service `listen`; returns its port.
+/// Gives a service the key `listen`; returns its port.
 fn listen(service: &mut Value) -> Option<String> {
     let service = service.as_object_mut()?;
     let address = service.remove("address")?.as_str()?.to_owned();
@@ -44,7 +45,7 @@ fn listen(service: &mut Value) -> Option<String> {
     address.rsplit_once(':').map(|(_, port)| port.to_owned())
 }
 
-/// Sets a backend's port to 0, which means the listener's, if it equals that.
+/// Sets a backend's port to 0, which stands for the listener's port, if the two are equal.
 fn leave_out(backend: &mut Value, port: Option<&str>) {
     let address = backend.get("address").and_then(Value::as_str).map(str::to_owned);
     if let Some((host, own)) = address.as_deref().and_then(|address| address.rsplit_once(':'))

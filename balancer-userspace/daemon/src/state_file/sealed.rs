@@ -1,4 +1,4 @@
-//! A body of JSON under a version and a checksum.
+//! Bodies of JSON that are sealed with a version and a checksum.
 
 use std::{
     fs::File,
@@ -24,12 +24,12 @@ struct Envelope<'a> {
 /// The parts of a sealed line with a valid checksum.
 pub(super) struct Opened<'a> {
     pub(super) version: u32,
-    /// The checksum, by which other data refers to the body.
+    /// The checksum, with which other data refers to the body.
     pub(super) checksum: &'a str,
     pub(super) body: &'a str,
 }
 
-/// Why a file is unusable.
+/// The reason why a file is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Bad {
     #[error("there is none")]
@@ -40,14 +40,14 @@ pub(crate) enum Bad {
     Broken(String),
 }
 
-/// The number of bytes of a body kept in memory while it is written.
+/// The number of bytes of a body that are in memory while it is written.
 const PIECE: usize = 64 << 10;
 /// A placeholder for a checksum that is not known yet.
 const UNKNOWN: &str = "00000000";
 /// The text after the body.
 const END: &str = "}\n";
 
-/// The CRC-32 of a version, to be continued with the body.
+/// Begins the CRC-32 of a version and its body.
 fn begin_checksum(version: u32) -> crc32fast::Hasher {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&version.to_le_bytes());
@@ -64,7 +64,7 @@ fn checksum(version: u32, body: &str) -> String {
     end_checksum(hasher)
 }
 
-/// Returns the text before the checksum, and the text between it and the body.
+/// Returns the text before the checksum, and the text between the checksum and the body.
 fn head(version: u32) -> (String, &'static str) {
     (format!("{{\"balancer_state\":{version},\"checksum\":\""), "\",\"body\":")
 }
@@ -75,7 +75,7 @@ pub(crate) fn sealed(version: u32, body: &str) -> String {
     [&before, &checksum(version, body), after, body, END].concat()
 }
 
-/// Writes the line [`sealed`] of `body` into an empty file, in pieces; returns its checksum and its size in bytes.
+/// Writes `body` as a [`sealed`] line into an empty file, in pieces; returns the line's checksum and its size in bytes.
 pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io::Result<(String, u64)> {
     let (before, after) = head(version);
     file.write_all([&before, UNKNOWN, after].concat().as_bytes())?;
@@ -88,7 +88,7 @@ pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io:
     Ok((checksum, file.stream_position()?))
 }
 
-/// A file, and the checksum of what was written.
+/// A file, and the checksum of the bytes written to it.
 struct Summed<'a> {
     file: &'a File,
     hasher: crc32fast::Hasher,

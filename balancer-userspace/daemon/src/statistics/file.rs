@@ -1,5 +1,5 @@
 //! Past counts in a file beside the state file, so that the figures of the last minute and hour continue as long as the
-//! kernel's counters do. Each line is a moment in JSON.
+//! kernel's counters do. Each line describes a moment in JSON.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,22 +18,22 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// A file holds more than an hour, unless there are very many services.
+/// The kind of the file, which holds more than an hour, unless there are very many services.
 const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statistics", bytes: 16 << 20, lines: 400 };
 
 /// The writing end.
 #[derive(Debug)]
 pub(super) struct HistoryFile(LineFile);
 
-/// The counts of a moment, by service.
+/// The counts of one moment, by service.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Moment {
-    /// Milliseconds since the machine's start.
+    /// The number of milliseconds since the machine was started.
     pub(super) at: u64,
     pub(super) services: BTreeMap<String, Counted>,
-    /// The shares of the minute that ends now, if one does: the kind of load, and each backend's share in parts of
-    /// 65,535.
+    /// The shares of the minute that ends at this moment, if one does: the kind of load, and each backend's share in
+    /// parts of 65,535.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }
@@ -51,8 +51,8 @@ impl HistoryFile {
     }
 }
 
-/// Reads the histories beside `state_file` up to `now`, by service. Invalid lines, such as a torn last one, are
-/// skipped.
+/// Reads the histories in the file beside `state_file` up to `now`, by service. Skips invalid lines, such as a torn
+/// last line.
 pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     let mut histories: HashMap<String, Past> = HashMap::new();
     for line in lines::read(&path(state_file), MOMENTS) {
@@ -73,7 +73,7 @@ pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     histories
 }
 
-/// Removes the file beside `state_file`, because it was counted in other maps.
+/// Removes the file beside `state_file`, because its counts come from other maps.
 pub(super) fn forget(state_file: &Path) {
     let path = path(state_file);
     if let Err(error) = lines::remove(&path) {
@@ -116,7 +116,7 @@ mod tests {
         torn.write_all(b"{\"at\": 1020, \"ser").unwrap();
         let mut file = HistoryFile::open(&state, &Supervisor::default());
         moment(&mut file, 1030, 3);
-        // This line is from another boot, so its time is unknown.
+        // The line comes from another boot, so its time is unknown.
         moment(&mut file, 5000, 9);
         drop(file);
 

@@ -1,9 +1,9 @@
-//! Carrying over the connections of an earlier controller's table, if that has another size.
+//! Carrying over the connections of an earlier controller's table if this table has another size.
 //!
-//! The earlier program opens connections in its table until it is replaced. Therefore everything is copied at the start;
-//! shortly before the replacement the empty rows of the former table are blocked, so that it takes no more connections,
-//! and the changes are copied; what still changes until the replacement is copied afterwards. A client whose connection
-//! finds no row meanwhile sends its SYN again after a second.
+//! The earlier program opens connections in its table until it is replaced. The controller therefore copies in three
+//! passes. At the start, it copies everything. Shortly before the replacement, it blocks the empty rows of the former
+//! table, so that this table takes no more connections, and copies the changes. After the replacement, it copies the
+//! changes made in between. A client whose connection finds no row in the meantime sends its SYN again after a second.
 
 use std::{
     fs, io,
@@ -49,7 +49,7 @@ struct Source {
     rows: MappedArray<FlowRow>,
 }
 
-/// The pin of a map, and that of the map that replaces it.
+/// The pin of a map, and the pin of the map that replaces it.
 struct Renaming {
     name: &'static str,
     last: PathBuf,
@@ -65,7 +65,7 @@ struct Copied {
     row: Option<u32>,
 }
 
-/// The number of connections that a pass has copied, and of those that found no room.
+/// The number of connections that a pass has copied, and the number of those for which there was no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Outcome {
     copied: u64,
@@ -76,7 +76,7 @@ struct Outcome {
 type Sizes = [Option<u32>; 3];
 
 impl FormerFlows {
-    /// The pinned table, if it has another size than `capacity` requires.
+    /// The pinned table, if its size differs from the one that `capacity` requires.
     ///
     /// # Errors
     /// If a pin cannot be opened, renamed or removed.
@@ -86,7 +86,7 @@ impl FormerFlows {
         let interrupted = renamings.iter().any(|one| one.new.exists());
         let there = sizes(&renamings, |one| &one.last)?;
         if interrupted && !is_whole(there) {
-            // A controller was killed while it replaced them.
+            // A controller was killed while it replaced the pins.
             renamings.iter().filter(|one| one.new.exists()).try_for_each(Renaming::rename)?;
         }
         for one in &renamings {
@@ -203,7 +203,7 @@ impl Drop for FormerFlows {
         if self.is_replaced {
             return;
         }
-        // A start that fails leaves the table as it was. The next start removes what is left.
+        // A failed start restores the table. The next start removes any pins that remain.
         if self.is_blocked {
             self.table.unblock();
         }
@@ -263,7 +263,7 @@ impl Renaming {
 
     fn rename(&self) -> anyhow::Result<()> {
         match fs::rename(&self.new, &self.last) {
-            // All pins were removed, because this controller is to keep nothing.
+            // All pins were removed, because this controller shall keep nothing.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.with_context(|| format!("replacing the pinned map {}", self.last.display())),
         }
@@ -315,7 +315,8 @@ impl FlowTable {
         u32::try_from(index).ok()
     }
 
-    /// Takes an empty row of the two buckets, the first if more than half of it is empty. Packets do not find the row yet.
+    /// Takes an empty row of the two buckets, preferring the first if more than half of it is empty. Packets do not
+    /// find the row yet.
     fn take_row(&self, ends: u64, word: FlowWord) -> Option<usize> {
         const ENOUGH: usize = PER_LINE / 2 + 1;
         let buckets = u32::try_from(self.lines.len()).ok()?;
@@ -330,7 +331,8 @@ impl FlowTable {
             .find(|&row| self.word(row).compare_exchange(0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
-    /// Takes an entry in the index of replies. `None`: another connection has the address and port, or there is no room.
+    /// Takes an entry in the index of replies. `None`: another connection has the address and port, or there is no
+    /// room.
     fn take_return(&self, row: &FlowRow, index: usize) -> Option<usize> {
         let ends = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;
         let hash = return_hash(&row.pool, &row.backend, ends, row.protocol);
@@ -348,14 +350,15 @@ impl FlowTable {
         let free = |word: &AtomicU64| word.compare_exchange(0, entry.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let place = places.iter().position(free)?;
         if places.iter().filter(|word| has_tag(word)).count() > 1 {
-            // The program has taken the same address and port meanwhile.
+            // The program has taken the same address and port in the meantime.
             let _ours = places[place].compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed);
             return None;
         }
         Some(begin + place)
     }
 
-    /// Records that the connection in `row`, copied when its word was `was`, has gone on to `now`.
+    /// Updates the connection in `row`, which was copied when its word was `was` and whose word is `now` in the former
+    /// table.
     fn continues(&self, row: usize, was: u64, now: FlowWord) {
         const SAID: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
         let _kept = self.word(row).fetch_update(Ordering::AcqRel, Ordering::Acquire, |there| {

@@ -5,9 +5,9 @@ use std::fs;
 use anyhow::Context as _;
 
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// Lower ports are reserved for servers.
+/// The lowest port of a pool; lower ports are reserved for servers.
 const LOWEST: u16 = 10_240;
-/// A smaller pool is of little use.
+/// The smallest useful number of ports in a pool.
 const FEWEST: u16 = 1024;
 
 /// The longer of the two port ranges that the kernel does not assign to its own sockets.

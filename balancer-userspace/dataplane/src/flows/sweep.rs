@@ -21,12 +21,12 @@ use super::{FlowTable, address, idle_ticks};
 /// The result of a sweep of the flow table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
-    /// Number of connections of each backend that has any, without closed ones that are still in the table.
+    /// Number of connections of each backend that has any. Closed connections that are still in the table do not count.
     pub of_backends: BTreeMap<BackendId, u64>,
     /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
-    /// For each backend, the fraction of ports in use (by connections and by resting ports) at the pool address where
-    /// it is highest.
+    /// For each backend, the fraction of ports in use (by connections and by resting ports) at the pool address with
+    /// the highest fraction.
     pub fullest: BTreeMap<BackendId, f64>,
 }
 
@@ -82,13 +82,14 @@ impl FlowTimes {
 
     fn of_row(&self, row: &FlowRow) -> IdleTicks {
         let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.idle);
-        // A removed service has no times, so its remaining flows end by the defaults.
+        // A removed service has no limits, so its remaining flows end after the default times.
         known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
     }
 }
 
 impl FlowTable {
-    /// Sweeps all flows: removes those that have ended, and counts the others. It takes about 2 ms for 100,000 rows.
+    /// Sweeps all flows: removes those that have ended, and counts the others. A sweep takes about 2 ms for 100,000
+    /// rows.
     #[must_use]
     pub fn sweep(&self) -> FlowCounts {
         let (now, times) = (now(), self.times());
@@ -124,7 +125,8 @@ impl FlowTable {
         self.times.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Removes a flow as the kernel program does when it needs the row. `false`: a packet was faster.
+    /// Removes a flow as the kernel program does when it needs the row. `false`: a packet has used the flow in the
+    /// meantime.
     pub(super) fn give_up(&self, index: usize, seen: FlowWord, now: u32) -> bool {
         let word = self.word(index);
         let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);

@@ -66,7 +66,7 @@ impl KernelDataplane {
         self.settle();
     }
 
-    /// Records that all ages are in ticks of their services' clocks.
+    /// Records that all ages are now in ticks of their services' clocks.
     fn settle(&mut self) {
         let Some(rescan) = &self.rescan else { return };
         for service in rescan.services() {

@@ -55,12 +55,13 @@ struct Numbers<'a> {
     interfaces: usize,
     interface_multiplier: u32,
     handover_key: u64,
-    /// Whether the program logs rare and unexpected events.
+    /// Whether the kernel program logs rare and unexpected events.
     tells: bool,
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes maps that end with this process. Nothing is attached yet, and no packet is touched.
+    /// Loads the program and makes maps that end with this process. The program is not attached yet, so no packet is
+    /// affected.
     ///
     /// # Errors
     /// If the kernel refuses the program or a map.
@@ -68,8 +69,8 @@ impl KernelDataplane {
         Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
     }
 
-    /// Loads the program. The maps that outlive a controller are taken from `pins`, or pinned there. Whether the
-    /// program `tells` of rare and unexpected events cannot be changed later.
+    /// Loads the program. The maps that outlive a controller come from `pins`, or are pinned there. `tells` says
+    /// whether the program logs rare and unexpected events; this cannot be changed later.
     ///
     /// # Errors
     /// If the kernel refuses the program or a map.
@@ -225,7 +226,7 @@ impl Numbers<'_> {
     }
 }
 
-/// The indices of all interfaces in this network namespace; empty if the kernel does not tell.
+/// The indices of all interfaces in this network namespace; empty if they cannot be read.
 fn all_interfaces() -> Vec<u32> {
     let all = nix::net::if_::if_nameindex().ok();
     all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()

@@ -1,4 +1,5 @@
-//! Known clients, and the tables that would send them elsewhere: state for which packets, swaps and sweeps race.
+//! Known clients, and the tables that would send them elsewhere: state that packets, swaps and sweeps change at the
+//! same time.
 //!
 //! A slot without an exception is steered from the live table alone. The flag is set before a client of the slot can be
 //! elsewhere; [`super::sweep`] says when it is cleared.
@@ -18,7 +19,7 @@ use super::{
     tables::{Known, Tables},
 };
 
-/// The number of a sweep's findings processed at a time: less than a tenth of a millisecond's work.
+/// The number of a sweep's findings processed at a time: less than a tenth of a millisecond of work.
 const AT_ONCE: usize = 4096;
 
 #[cfg(test)]
@@ -50,8 +51,8 @@ impl Stickiness {
         Self { tables, clients, sweep, scanner, memories: HashMap::new(), grace_periods, next_pass: None }
     }
 
-    /// Makes `table` a service's live table, calling `publish` if the service is published. `adopted`: an earlier
-    /// controller may have left clients anywhere. A service without memory gets the result of `begin`.
+    /// Makes `table` a service's live table, calling `publish` if the service is published. `adopted` says whether an
+    /// earlier controller may have left clients anywhere. A service without memory gets the result of `begin`.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
@@ -77,7 +78,7 @@ impl Stickiness {
         }
     }
 
-    /// Assumes that clients of a service may come to be elsewhere, as after a swap.
+    /// Assumes that packets may still record clients of a service at other backends, as after a swap.
     pub(super) fn distrust(&mut self, service: ServiceId) {
         self.wait_for_packets();
         if let Some(memory) = self.memories.get_mut(&service) {
@@ -91,8 +92,8 @@ impl Stickiness {
     }
 
     /// Continues the sweep in parts of `words` entries: starts the next scan, or processes the findings of the last.
-    /// Flags of services for which `keep` is true are not cleared. `migrated` counts the clients of a service that packets
-    /// have recorded elsewhere; each of these packets counts before it sets a flag.
+    /// Flags of services for which `keep` is true are not cleared. `migrated` counts the clients of a service that
+    /// packets have recorded elsewhere; each such packet updates this counter before it sets a flag.
     pub(super) fn sweep(
         &mut self,
         words: usize,
@@ -145,7 +146,8 @@ impl Stickiness {
         Swept::Ends(pass.known)
     }
 
-    /// Takes over the clients that came to the earlier program after its table was copied. That program is replaced.
+    /// Takes over the clients that came to the earlier program after its table was copied. That program has already
+    /// been replaced.
     pub(super) fn catch_up(&mut self, former: FormerClients) -> anyhow::Result<()> {
         let Self { tables, clients, sweep, memories, .. } = self;
         let memory = |entry: Entry| {

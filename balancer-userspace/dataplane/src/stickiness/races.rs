@@ -1,8 +1,8 @@
 //! Races of packets against swaps, sweeps, failures and forgetting, in orders chosen by a scheduler (`shuttle`).
 //!
-//! The controller's half is the real code. Packets take the steps of `balancer-ebpf/src/steer.rs` with the shared code
-//! of `balancer-common`; between any two accesses to shared data, other threads may run. `RACES=100000` runs more
-//! schedules, `SHUTTLE_RANDOM_SEED` those of one seed.
+//! The controller's half is the real code. Simulated packets take the steps of `balancer-ebpf/src/steer.rs` with the
+//! shared code of `balancer-common`; between any two accesses to shared data, other threads may run. `RACES=100000`
+//! runs more schedules, `SHUTTLE_RANDOM_SEED` those of one seed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -46,7 +46,7 @@ const BUCKETS: usize = 2;
 const REMEMBER: u16 = 4096;
 /// The number of entries in one part of a sweep; four parts make a pass.
 const PART: usize = 4;
-/// The number of slots of all tables, except where it matters.
+/// The number of slots of all tables, except in tests that depend on it.
 const SIZE: usize = 4;
 
 /// A client by its hash, chosen so that it falls into a given bucket and slot.
@@ -73,7 +73,7 @@ impl Client {
     }
 }
 
-/// Packets that have begun and not ended.
+/// Packets that have entered the program and not left it.
 #[derive(Default)]
 struct OnTheirWay {
     begun: u64,
@@ -85,7 +85,7 @@ struct Packets {
     slots: MappedArray<SlotLine>,
     buckets: MappedArray<Bucket>,
     table: AtomicU64,
-    /// The first slot of the newest table before it is published. Accessing it is no separate step.
+    /// The first slot of the newest table before it is published. Access to it is no separate step for the scheduler.
     announced: std::sync::atomic::AtomicU16,
     /// The first slot of the last published table.
     published: AtomicU16,
@@ -94,7 +94,7 @@ struct Packets {
     keeps_known: [AtomicBool; BACKENDS],
     /// Known clients moved from each backend, as packets count them.
     moved_from: [AtomicU64; BACKENDS],
-    /// The number of steps that a packet leaves to others between a move and counting it.
+    /// The number of steps that other threads run between a packet's move and its counting.
     counts_after: AtomicU64,
     /// Clients that a QUIC connection has brought to another backend, as packets count them.
     migrated: AtomicU64,
@@ -106,9 +106,9 @@ struct Packets {
 #[derive(Clone, Copy, Debug)]
 struct Steered {
     backend: u16,
-    /// The number of steps of other threads between a packet's move and its counting.
+    /// Whether the client has an entry after this packet.
     is_known: bool,
-    /// The newest table that was announced when it looked into its own.
+    /// The first slot of the newest table that was announced when the packet read its own table.
     newest: u16,
 }
 
@@ -177,7 +177,7 @@ impl Packets {
         Steered { backend: answer.backend.expect("every slot has a backend"), is_known, newest }
     }
 
-    /// Records the client, counts that, and flags its slot, in this order.
+    /// Records the client, counts it as migrated, and flags its slot, in this order.
     fn follow_connection(&self, client: Client, backend: u16) {
         let table = LiveTable::from_word(self.table.load(SeqCst));
         self.step();
@@ -312,7 +312,7 @@ impl Controller {
         }
     }
 
-    /// Finishes a pass, or makes one. Returns whether no client was found at a backend.
+    /// Finishes the current pass, or makes a complete one. Returns whether the pass found no client at a backend.
     fn sweep_finds_nobody_at(&mut self, backend: BackendId) -> bool {
         loop {
             match self.sweep() {
@@ -329,8 +329,8 @@ impl Controller {
         }
     }
 
-    /// Makes up to `most` parts, if passes may begin and scans complete. The findings of a scan that is in progress at
-    /// the end are processed after the next event.
+    /// Makes up to `most` parts of a sweep, as far as passes may begin and scans are complete. The findings of a scan
+    /// that is in progress at the end are processed after the next event.
     fn sweep_parts(&mut self, most: usize) {
         for _ in 0..thread_rng().gen_range(0..2 * most) {
             if self.sweep() == Swept::GoesOn && thread_rng().gen_bool(0.7) {
@@ -419,7 +419,7 @@ fn when_tables_are_swapped_and_swept_then_a_known_client_stays() {
         });
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
-        // Once clients are home, none is an exception.
+        // Once all clients are at the table's backends, none is an exception.
         controller.swap(&HERE);
         controller.forget(comes_and_goes);
         controller.sweep_passes(4);
@@ -462,7 +462,7 @@ fn when_threads_race_then_a_client_elsewhere_is_in_a_flagged_slot() {
 fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_flagged() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
-        // Sweeps clear flags of a service only if it has some.
+        // Sweeps clear flags of a service only if the service has flagged slots.
         controller.packets.migrate(Client::new(1, 3, 0), 2);
         controller.sweep_passes(1);
         let threads = [Client::new(0, 0, 0), Client::new(1, 1, 0)].map(|client| {
@@ -477,7 +477,7 @@ fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_
         controller.disturb(Controller::advance);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
-        // Once clients are home, none is an exception.
+        // Once all clients are at the table's backends, none is an exception.
         controller.swap(&THERE);
         controller.sweep_passes(4);
         assert_eq!(controller.exceptions(), 0);
@@ -531,7 +531,7 @@ fn when_a_failure_is_announced_then_no_packet_goes_to_the_failed_backend() {
             })
         });
         controller.sweep_part();
-        // Its clients may be released before or after the table stops naming it.
+        // The backend may release its clients before or after the table stops naming it.
         if thread_rng().gen_bool(0.5) {
             controller.swap(&[1, 3, 1, 3]);
             controller.packets.keeps_known[usize::from(FAILED)].store(false, SeqCst);

@@ -1,15 +1,16 @@
 //! Sweeps: passes over the client table, in parts, that count clients, forget expired ones, and clear exception flags.
 //!
 //! A separate thread scans each part and changes nothing. The owner of the table processes the findings a little at a
-//! time, so that nothing waits for a sweep. The state may change after the scan, so an entry is emptied only if that is
-//! right by the current state. An unnecessary flag, such as one for a slot of the previous table, does no harm.
+//! time, so that no other work waits for a sweep. The state may change after the scan, so the owner empties an entry
+//! only if the current state requires it. An unnecessary flag, such as one for a slot of the previous table, does no
+//! harm.
 //!
 //! A slot's exception flag may be cleared when no client of the slot is at another backend than the table's. One scan
 //! is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a table
-//! that has been swapped since. So clearing takes two complete passes in a row without a swap in between, and without a
-//! client that a QUIC connection has brought to another backend: the packet flags its slot, perhaps behind the scan. Each pass
-//! begins only after every packet has left that was in progress at the end of the previous pass or saw the old table.
-//! In every case, an entry found elsewhere has its slot flagged.
+//! that has been swapped since. Clearing therefore takes two complete passes in a row. Between them there must be no
+//! swap, and no QUIC connection may bring a client to another backend, because its packet may flag a slot behind the
+//! scan. Each pass begins only after every packet has left that was in progress at the end of the previous pass or saw
+//! the old table. In every case, the sweep flags the slot of an entry that it finds at another backend.
 
 mod scan;
 mod scanner;
@@ -61,7 +62,7 @@ impl SlotSet {
     }
 }
 
-/// The slots of a service with some client elsewhere.
+/// The slots of a service that have some client at another backend.
 #[derive(Clone, Debug)]
 struct Elsewhere {
     /// The number of the service's swaps when the pass began.
@@ -72,14 +73,15 @@ struct Elsewhere {
 }
 
 impl Elsewhere {
-    /// Whether nothing but scanned entries has come to be elsewhere since the pass began.
+    /// Whether the pass has seen all clients that are elsewhere: no swap or migration has happened since it began.
     const fn is_current(&self, memory: &Memory) -> bool {
         self.swaps == memory.swaps && self.migrated == memory.migrated
     }
 }
 
-/// Clients that have been forgotten. A packet in progress may have written such an entry again. An entry that names the
-/// earlier backend, although the table has named another one all the time, is therefore no newcomer's.
+/// Clients that have been forgotten. A packet in progress may have written the entry of such a client again. If an
+/// entry names the earlier backend although the table has named another one all the time, it is therefore not the entry
+/// of a newcomer.
 #[derive(Debug, Default)]
 struct Again {
     /// The backend and the number of the service's swaps, by bucket and tag.
@@ -153,7 +155,7 @@ impl Sweep {
         matches!(self.stage, Stage::Rests)
     }
 
-    /// Whether a scan is in progress.
+    /// Whether a scan is currently in progress.
     pub(super) const fn looks(&self) -> bool {
         matches!(self.stage, Stage::Looks)
     }
@@ -163,19 +165,19 @@ impl Sweep {
         self.next == 0
     }
 
-    /// Records that a client of this slot is elsewhere, in a part that the pass may have left already.
+    /// Records that a client of this slot is elsewhere, in a part that the pass may already have scanned.
     pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
         if let Some(pass) = self.this_pass.get_mut(&service) {
             pass.slots.insert(slot);
         }
     }
 
-    /// Records that a client of this hash has been forgotten. The next pass checks it again.
+    /// Records that a client of this hash has been forgotten. The next pass checks this client again.
     pub(super) fn forgot(&mut self, bucket: usize, entry: Entry, swaps: u64) {
         self.forgotten.clients.insert((bucket, entry.tag()), (entry.backend(), swaps));
     }
 
-    /// Records that all clients of a backend have been forgotten. The next pass checks them again.
+    /// Records that all clients of a backend have been forgotten. The next pass checks these clients again.
     pub(super) fn forgot_all(&mut self, backend: BackendId, swaps: u64) {
         self.forgotten.backends.insert(backend.0, swaps);
     }
@@ -223,7 +225,7 @@ impl Sweep {
         elsewhere
     }
 
-    /// Ends the pass if that was its last part. If no slot of a service `is_flagged`, none of its slots needs clearing.
+    /// Ends the pass if the last part is done. If no slot of a service `is_flagged`, none of its slots needs clearing.
     pub(super) fn end(
         &mut self,
         clients: &ClientTable,
@@ -269,7 +271,8 @@ impl Sweep {
         self.this_pass.get_mut(&service).is_some_and(|pass| pass.slots.insert(slot))
     }
 
-    /// Counts a client, or forgets it if it is not remembered. Returns its slot if that must be flagged.
+    /// Counts a client, or forgets it if it is not remembered. Returns the client's slot if the caller must flag this
+    /// slot.
     fn look_again(
         &mut self,
         index: usize,
@@ -282,7 +285,7 @@ impl Sweep {
         if entry.is_empty() {
             return None;
         }
-        // This applies only if no packet has touched the entry since.
+        // The entry is emptied only if no packet has changed it since the scan.
         let forget = || {
             let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
         };

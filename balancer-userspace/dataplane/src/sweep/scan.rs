@@ -34,7 +34,7 @@ pub(in super::super) struct Scanned {
     pub(super) known: Vec<(u16, u64)>,
     /// Slots with a client elsewhere, each once.
     pub(super) elsewhere: Vec<(ServiceId, u32)>,
-    /// Entries that may have to be emptied, which the owner must check by the current state.
+    /// Entries that may have to be emptied, which the owner must check against the current state.
     pub(super) doubtful: Vec<usize>,
 }
 
@@ -92,7 +92,7 @@ impl Scan {
         Scanned { end: self.entries.end, known, elsewhere, doubtful }
     }
 
-    /// The service that an entry belongs to, if that remembers the client.
+    /// The service that an entry belongs to, if the service still remembers the client.
     fn memory(&self, entry: Entry) -> Option<(ServiceId, &Memory)> {
         let service = self.services.get(usize::from(entry.backend())).copied().flatten()?;
         let memory = self.memories.get(usize::from(service.0))?.as_ref()?;

@@ -11,7 +11,7 @@ use shuttle::sync::mpsc::{Receiver, Sender, channel};
 use super::scan::{Scan, Scanned};
 use crate::threads::Threads;
 
-/// The thread, which ends when this is dropped.
+/// The scanning thread, which ends when this value is dropped.
 pub(in super::super) struct Scanner {
     wanted: Sender<Scan>,
     found: Receiver<Scanned>,

@@ -94,7 +94,7 @@ impl Kind {
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
     needs::programs(&options.kind.programs())?;
-    // Before threads or children exist, so that the signals end none of them.
+    // The lab handles signals before it starts threads or children, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     if !options.json {
         let kind = options.kind;

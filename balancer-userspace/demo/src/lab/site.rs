@@ -157,7 +157,7 @@ impl Lab {
                 self.start_birds(balancers)?;
                 patience.until(|| self.what_routing_lacks())
             }
-            // One after the other, so that the first balancer gets the VIP.
+            // The balancers start one after the other, so that the first one gets the VIP.
             Kind::Standby => (0..self.kind.balancers()).try_for_each(|index| {
                 self.start_keepalived(index)?;
                 patience.until(|| self.what_routing_lacks())

@@ -9,8 +9,8 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// From this number on, unfinished handshakes count as a problem, if their age in seconds is in this range. The cause
-/// of older ones may already be fixed.
+/// At least this number of unfinished handshakes counts as a problem, if their age in seconds is in the range below.
+/// The cause of older handshakes may already be fixed.
 const UNANSWERED: u32 = 3;
 const WAITED: std::ops::Range<f64> = 1.0..600.0;
 
@@ -71,7 +71,7 @@ fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) 
     Finding { kind, service, backend, what, seen, cure }
 }
 
-/// If this machine is the backend, untranslated packets reach it for the VIP.
+/// A finding if this machine is the backend and lacks the VIP, because untranslated packets reach it for the VIP.
 fn without_the_vip(facts: &Facts, backend: &Backend) -> Option<Finding> {
     let vip = backend.vip.filter(|vip| backend.has_the_vip() && !facts.is_own(vip.ip()))?.ip();
     let place = if vip.is_ipv4() { format!("{vip}/32 dev lo") } else { format!("{vip}/128 dev lo") };
@@ -214,8 +214,8 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
     }
 }
 
-/// Replies of `nat` and `snat` backends pass the program, which loses the kernel's mark of an unfinished checksum. This
-/// machine's own connections keep the mark.
+/// Replies of `nat` and `snat` backends pass through the program, which loses the kernel's mark of an unfinished
+/// checksum. This machine's own connections keep the mark.
 fn checksum(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let Way::Known { ifindex, .. } = backend.way else { return None };
     let native = controller.after.interfaces.iter().any(|view| view.ifindex == ifindex && view.xdp_mode == "native");
@@ -254,7 +254,7 @@ fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<Strin
     commands
 }
 
-/// Findings about the probe to the VIP, which takes the way of clients' packets.
+/// Findings about the probe to the VIP, which takes the path of clients' packets.
 fn service(backend: &Backend) -> Option<Finding> {
     let probe = backend.service_probe.as_ref()?;
     let ServiceProbe { echo, bare_echo, tcp, refused_outer } = probe;
@@ -305,7 +305,7 @@ fn service(backend: &Backend) -> Option<Finding> {
             );
             Some(about(backend, Kind::VipMissing, what, seen, Cure::elsewhere(&machine(backend), &commands)))
         }
-        // For a service without TCP, a ping alone shows nothing.
+        // For a service without TCP, a ping alone proves nothing.
         None => None,
     }
 }

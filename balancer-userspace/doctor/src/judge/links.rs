@@ -9,13 +9,13 @@ use crate::{
 /// The names of the balancer's programs, and of the program on backends.
 const OWN: [&str; 3] = ["balancer", "tell_and_steer", "decap"];
 
-/// Interfaces that packets need but that are broken, with a finding each.
+/// Interfaces that packets need but that are broken, each with a finding.
 pub(super) fn broken(facts: &Facts, controller: &Controller) -> Vec<(u32, Finding)> {
     let broken = needed(facts, controller).into_iter().filter(|link| !(link.up && link.carrier));
     broken.map(|link| (link.ifindex, passes_nothing(link))).collect()
 }
 
-/// The interfaces that packets arrive on, and those towards backends.
+/// The interfaces that packets arrive on, and the interfaces towards backends.
 fn needed<'a>(facts: &'a Facts, controller: &Controller) -> Vec<&'a Link> {
     let attached = controller.after.interfaces.iter().map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| match backend.way {
@@ -87,7 +87,8 @@ fn foreign_program(link: &Link, name: &str, id: u32) -> Finding {
     )
 }
 
-/// Generic mode is several times slower. A driver with native mode refuses it if an offload is in conflict.
+/// A finding about generic mode, which is several times slower. A driver with native mode refuses native mode if it
+/// conflicts with an offload.
 fn generic(link: &Link, unasked: bool) -> Option<Finding> {
     let could = link.xdp.is_some_and(|features| features.runs_programs);
     let name = &link.name;

@@ -69,7 +69,7 @@ fn out_of_memory(kills: u64) -> Finding {
     )
 }
 
-/// The table is too small if it forgets known clients or has no room for new ones.
+/// A finding about the client table, which is too small if it forgets known clients or has no room for new ones.
 fn client_table(controller: &Controller) -> Option<Finding> {
     let table = controller.after.client_table;
     let lost = table.evictions + table.unrecorded;

@@ -34,7 +34,7 @@ fn no_backends(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// The operator or an agent has taken every backend out of use. A failed backend has its own finding.
+/// A finding if operator or agents have taken every backend out of use. A failed backend has its own finding.
 fn none_eligible(service: &ServiceView) -> Option<Finding> {
     let name = &service.name;
     let by_agent = |agent: &AgentView| agent.weight_percent == 0 || agent.admin != "ready" || agent.down.is_some();

@@ -198,7 +198,7 @@ fn after(facts: &mut Facts) -> &mut StatusView {
 
 fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
     facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
-    // The probe takes the way of clients' packets and fails as well.
+    // The probe takes the path of clients' packets and fails as well.
     if let Some(probe) = &mut facts.backends[0].service_probe {
         *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
     }
@@ -452,7 +452,7 @@ fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_l
         }
     };
     expect(&MODES, Kind::Replies, wait(3, 4.0));
-    // Too few, too recent, too old, or from before the backend came up.
+    // These handshakes are too few, too recent, too old, or from before the backend came up.
     for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
         let mut facts = healthy("nat");
         wait(begun, seconds)(&mut facts);

@@ -32,7 +32,7 @@ const ATTRIBUTE_HEADER: usize = 4;
 /// The time limit for the kernel, which answers within the system call.
 const PATIENCE: i64 = Duration::from_secs(1).as_millis() as i64;
 
-/// The features of every interface.
+/// The XDP features of every interface.
 ///
 /// # Errors
 /// If this kernel does not report them.

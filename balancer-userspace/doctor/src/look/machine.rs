@@ -66,7 +66,7 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
         None => None,
     };
     let path = path.ok_or_else(|| io::Error::other("its command line names no file"))?;
-    // Relative to the working directory of the process.
+    // The path is relative to the working directory of the process.
     let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
     let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
     Ok(config.xdp_mode == XdpMode::Generic)

@@ -300,7 +300,7 @@ fn own_address(facts: &Facts, ifindex: u32, v4: bool, preferred: Option<IpAddr>)
     preferred.into_iter().chain(near.chain(&facts.addresses).map(|own| own.address)).find(usable)
 }
 
-/// The IPv4 VIPs to ask neighbours for, on attached interfaces and those towards backends.
+/// The IPv4 VIPs to ask neighbours for, on attached interfaces and on interfaces towards backends.
 fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
     let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces).map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| Target::way(backend).map(|(ifindex, _)| ifindex));

@@ -72,7 +72,7 @@ impl Outer {
         }
     }
 
-    /// The number of bytes that it adds on the way to a backend of this family.
+    /// The number of bytes that the outer header adds on the way to a backend of this family.
     pub(super) const fn length(self, backend_v4: bool) -> usize {
         let ip = if backend_v4 { V4 } else { V6 };
         match self {
@@ -90,7 +90,7 @@ impl Outer {
             Self::Ipip => ip(source, backend, inner, packet),
             Self::Gue => {
                 let length = (UDP + packet.len()) as u16;
-                // No checksum, because the inner packet has its own.
+                // The header has no checksum, because the inner packet has its own.
                 let header = [port, GUE_PORT, length, 0].map(u16::to_be_bytes);
                 ip(source, backend, PROTO_UDP, &[header.as_flattened(), packet].concat())
             }
@@ -212,7 +212,7 @@ pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
             const REPLY_V6: u8 = 129;
             const UNREACHABLE: u8 = 3;
             const UNREACHABLE_V6: u8 = 1;
-            /// An IPv6 host answers so to an unknown header.
+            /// The ICMPv6 type with which a host answers to an unknown header.
             const PARAMETER_V6: u8 = 4;
             match (header.protocol, *payload.first()?) {
                 (ICMP, REPLY) | (ICMPV6, REPLY_V6) => Some(Heard::Echo {

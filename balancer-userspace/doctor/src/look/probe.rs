@@ -61,7 +61,7 @@ pub(super) struct Target {
     pub(super) direct: bool,
     /// Whether to probe the VIP on the backend, and whether also by TCP.
     pub(super) vip: Option<(SocketAddr, bool)>,
-    /// The largest packet that clients may send on this way.
+    /// The largest packet that clients may send on this path.
     pub(super) largest: u32,
 }
 
@@ -343,7 +343,7 @@ impl Probe<'_> {
             if size <= passed {
                 break;
             }
-            // Numbers above those of all targets.
+            // These numbers are above the numbers of all targets.
             let number = (u16::MAX - try_number as u16).wrapping_sub(number as u16 * HALVINGS as u16);
             if self.passes(target, backend, number, size).await { passed = size } else { lost = size }
         }

@@ -91,7 +91,7 @@ impl Wire {
             match read {
                 Ok(Ok(_)) if notes.len() >= MOST => {}
                 Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
-                // An error about a removed interface; the next packets are not affected.
+                // This is an error about a removed interface, which does not affect later packets.
                 Ok(Err(_)) => {}
                 Err(_would_block) => return,
             }

@@ -6,23 +6,24 @@ use crate::{emptied::Emptied, records::Record};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) backend: u16,
-    /// Whether it came there from another backend.
+    /// Whether the client came there from another backend.
     pub(super) moved: bool,
-    /// The epoch in which it came there; 0: unknown.
+    /// The epoch in which the client came there; 0: unknown.
     pub(super) epoch: u32,
 }
 
 impl Place {
-    /// The epoch of a place that does not count, above all numbers of epochs.
+    /// The epoch of a place that does not count; it is higher than every epoch's number.
     pub(super) const NONE: u32 = u32::MAX;
 
     pub(super) const fn of(record: &Record) -> Self {
         Self { backend: record.backend, moved: record.moved, epoch: record.epoch }
     }
 
-    /// Whether this reported place wins against another one. It does if the client came here after it could not stay
-    /// there; else if it has moved here, and later than there if it has moved there as well; else if it is the older
-    /// place. The result depends only on the records and the epoch, so all members reach the same one.
+    /// Whether this reported place wins against the other one. A place wins if the client came there after it could no
+    /// longer stay at the other place. Otherwise a place to which the client has moved wins (the later one, if it moved
+    /// to both), and else the older place. The result depends only on the records and the epoch, so all members reach
+    /// the same result.
     pub(super) fn holds_against(&self, other: &Self, emptied: &Emptied) -> bool {
         if other.epoch == Self::NONE || self.follows(other, emptied) {
             return true;
@@ -49,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Backend 4 could keep no client in epoch 5.
+    /// Backend 4 had to give up its clients in epoch 5.
     fn emptied() -> Emptied {
         let mut emptied = Emptied::default();
         emptied.note([4], 5);
@@ -75,7 +76,7 @@ mod tests {
             (at(3, 9), moved(4, 2)),
             (moved(3, 9), at(4, 2)),
             (at(4, 5), at(4, 2)),
-            // The client came to 4 after that.
+            // The client came to 4 after it had been at 3.
             (at(4, 5), at(3, 6)),
             (at(3, 6), at(4, 7)),
             // The client was at 3 before, and has left it for 4.

@@ -1,19 +1,19 @@
-//! What other members know about each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
+//! The other members' knowledge about each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
-/// What other members know about an entry.
+/// The other members' knowledge about an entry.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shadow {
-    /// The entry as others know it; 0: unknown.
+    /// The entry as the other members know it; 0: unknown.
     pub(super) told: u64,
-    /// The epoch in which its client came to that place.
+    /// The epoch in which the entry's client came to its place.
     pub(super) epoch: u32,
     /// See [`Record::moved`](crate::records::Record::moved).
     pub(super) moved: bool,
-    /// Whether others may have forgotten it.
+    /// Whether the other members may have forgotten the entry.
     pub(super) doubtful: bool,
-    /// Whether it must be sent again as it is.
+    /// Whether the entry must be sent again even if it does not change.
     pub(super) unheard: bool,
 }
 
@@ -55,7 +55,7 @@ impl Shadows {
         }
     }
 
-    /// Returns the shadow of an entry; beyond the end it is empty.
+    /// Returns the shadow of an entry; an empty one if the index is beyond the end.
     pub(super) fn get(&self, index: usize) -> Shadow {
         let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
         Shadow {
@@ -78,12 +78,12 @@ impl Shadows {
         set(&mut self.unheard, index, shadow.unheard);
     }
 
-    /// Marks an entry to be sent again as it is.
+    /// Marks an entry to be sent again even if it does not change.
     pub(super) fn mark_unheard(&mut self, index: usize) {
         set(&mut self.unheard, index, true);
     }
 
-    /// Whether the others know this bucket as it is, so that nothing of it must be sent.
+    /// Whether the others know this bucket in its present state, so that none of its entries must be sent.
     pub(super) fn agree(&self, bucket: usize, entries: &[Entry; BUCKET_ENTRIES]) -> bool {
         self.unheard.get(bucket) == Some(&0) && self.told.get(bucket) == Some(&entries.map(|entry| entry.0))
     }
@@ -99,7 +99,7 @@ impl Shadows {
         }
     }
 
-    /// Marks that others may have forgotten what they were told.
+    /// Records that the other members may have forgotten all entries.
     pub(super) fn doubt(&mut self) {
         for (doubtful, told) in self.doubtful.iter_mut().zip(&self.told) {
             *doubtful |= (0..BUCKET_ENTRIES).filter(|&at| told[at] != 0).fold(0, |bits, at| bits | bit(at));

@@ -139,10 +139,10 @@ fn when_others_do_not_know_an_entry_then_it_is_told_even_if_they_tell_the_same_p
     assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
-    // The others know it now, however late the report.
+    // The other members know the client now, however late the report arrives.
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), []);
-    // The other members may have forgotten it.
+    // The other members may have forgotten the client.
     sharing.doubt();
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
@@ -154,7 +154,7 @@ fn when_a_place_from_before_keeps_no_client_then_it_does_not_count() {
     let drained = |id| backends(id).map(|facts| Facts { keeps: id != 3, ..facts });
     table.put(0, established(7, 3, 0));
     table.put(1, established(8, 3, 0));
-    // A member that did not know the client has sent it on meanwhile.
+    // Meanwhile a member that did not know the client has passed the record on.
     let sent = sharing.import(&table, &record(7, 2, 5), heard(5), &drained, |_, _, _| {});
     assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
     assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);

@@ -1,4 +1,4 @@
-//! The member's own card, its sign of life for all others.
+//! The member's own card, which shows all other members that the member is alive.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     store_schema::{self, Ballot, FORMAT, Member as Card},
 };
 
-/// Suspicions result from packets that anyone can send, so they are not written more often than this.
+/// The minimum interval between writes of suspicions, because anyone can send packets that cause suspicions.
 const SUSPECTS_EVERY: Duration = Duration::from_millis(200);
 
 fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
@@ -26,26 +26,26 @@ fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct OwnCard {
-    /// The card in the last write request; `None`: it must be written.
+    /// The card in the last write request; `None`: the card must be written.
     written: Option<Card>,
-    /// When this process last wrote it; `None`: unknown.
+    /// The revision at which this process last wrote the card; `None`: unknown.
     revision: Option<Revision>,
-    /// When it was last written only because of suspicions.
+    /// When the card was last written only because of suspicions.
     suspected: Option<Instant>,
-    /// Since when this session's card is in the store.
+    /// When the card of this session reached the store.
     since: Option<Instant>,
     denial: Option<Denial>,
 }
 
-/// The engine answers but does not write the card.
+/// A period in which the engine answers but does not write the card.
 #[derive(Debug)]
 struct Denial {
     since: Instant,
     /// The reason in the engine's words.
     why: String,
-    /// Whether the engine has refused, rather than not answered.
+    /// Whether the engine has refused the card, rather than not answered.
     is_certain: bool,
-    /// Whether it has lasted as long as a lease.
+    /// Whether the denial has lasted as long as a lease.
     lasts: bool,
 }
 
@@ -55,17 +55,17 @@ impl OwnCard {
         self.denial.as_ref().is_some_and(|denial| denial.lasts)
     }
 
-    /// Why the engine refuses this member's writes, as far as known.
+    /// Why the engine refuses this member's writes, if known.
     pub(super) fn denial(&self) -> Option<&str> {
         self.denial.as_ref().filter(|denial| denial.is_certain || denial.lasts).map(|denial| denial.why.as_str())
     }
 
-    /// Writes the card again to find out whether that works.
+    /// Writes the card again to find out whether the engine accepts it.
     pub(super) fn probe(&mut self) {
         self.written = None;
     }
 
-    /// Since when others can see this member.
+    /// The time since which others can see this member.
     pub(super) const fn since(&self) -> Option<Instant> {
         self.since
     }
@@ -107,7 +107,7 @@ impl Member {
             }
             self.card.suspected = Some(clocks.now);
         }
-        // Another process of this name, which may have come at the same moment, must not be overwritten.
+        // The condition protects the card of another process with the same name that started at the same moment.
         let condition = match (self.card.revision, session.get(&key)) {
             (Some(revision), _) => Condition::Modified(key.clone(), revision),
             (None, Some(entry)) => Condition::Modified(key.clone(), entry.modified),
@@ -123,7 +123,7 @@ impl Member {
         self.card.written = Some(card);
     }
 
-    /// Why this process may not have its name: another process has it elsewhere.
+    /// Why this process may not use its name: another process uses it elsewhere.
     pub(super) fn name_is_taken(&self) -> Option<String> {
         let (members, settings) = (self.cards(), &self.settings);
         let other = members.get(&settings.name).filter(|other| other.instance != settings.instance)?;
@@ -142,7 +142,7 @@ impl Member {
     pub(super) fn card_answered(&mut self, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         let (why, is_certain) = match answer {
             Answer::Made(revision) => return self.card_is_written(revision, now, outputs),
-            // Another process has written one, which this one is about to receive.
+            // Another process has written a card, which this process is about to receive.
             Answer::Refused | Answer::Read(_) => {
                 self.card.written = None;
                 self.card.revision = None;
@@ -174,9 +174,9 @@ impl Member {
         }
     }
 
-    /// Handles a denial: a member whose card is not written for the length of its lease is alone, like one that cannot
-    /// reach the engine. Its keys must disappear from the store, because the others would wait for it and count its old
-    /// votes.
+    /// Handles a denial: a member whose card the engine has not written for the length of its lease is alone, like one
+    /// that cannot reach the engine. Its keys must disappear from the store, because otherwise the others would wait
+    /// for it and count its old votes.
     pub(super) fn see_to_denial(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let lease = self.settings.lease;
         let Some(denial) = self.card.denial.as_mut().filter(|denial| !denial.lasts && denial.since + lease <= now)

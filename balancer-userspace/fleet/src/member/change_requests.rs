@@ -1,4 +1,4 @@
-//! Changes of the fleet that this member's users request.
+//! Changes of the fleet that users request from this member.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,16 +18,15 @@ use crate::{
     store_schema::{self, Answer, ChangeRequest, Epoch, FORMAT, Member as Card, Request},
 };
 
-/// The size in bytes from which on a request is packed. Smaller ones can be read by members of versions without
-/// packing.
+/// Requests of at least this size in bytes are packed. Members of versions without packing can read smaller ones.
 const LARGE: usize = 256 << 10;
 
-/// The maximum time for the leader's answer.
+/// The maximum time to wait for the leader's answer.
 const PATIENCE: Duration = Duration::from_secs(7);
 /// The maximum time for members to apply a granted request.
 const LAG: Duration = Duration::from_secs(2);
 
-/// How long an answer stays whose request may still arrive: longer than etcd works on one, 7 s.
+/// How long an answer whose request may still arrive stays in the store: longer than 7 s, etcd's limit for a request.
 const ANSWER_STAYS: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -37,16 +36,16 @@ struct Waiting {
     /// The part of the change that does not fit into the request.
     part: Option<Vec<u8>>,
     until: Instant,
-    /// Whether it was sent more than once.
+    /// Whether the request was sent more than once.
     repeated: bool,
-    /// Why it must be sent again, if it must.
+    /// Why the request must be sent again; `None` if it need not be.
     lost: Option<String>,
     granted: Option<(String, Epoch)>,
 }
 
 impl Waiting {
-    /// Sends it to the leader. It is handled once however often it arrives: the store refuses it while the request
-    /// waits or its answer exists.
+    /// Sends the request to the leader. The leader handles it once however often it arrives: the store refuses a copy
+    /// while the request waits or its answer exists.
     fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
         let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
@@ -55,11 +54,11 @@ impl Waiting {
     }
 }
 
-/// Unanswered requests by users' numbers.
+/// The unanswered requests, by the users' numbers.
 #[derive(Debug, Default)]
 pub(super) struct ChangeRequests {
     waiting: BTreeMap<u64, Waiting>,
-    /// Answers that stay for a while, and until when.
+    /// Answers that stay in the store for a while, with the end of that time.
     staying: VecDeque<(String, Instant)>,
     last: u64,
 }
@@ -115,12 +114,12 @@ impl Member {
             engine::Answer::Denied(why) => {
                 let repeated = self.change_requests.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
                 self.pauses.succeeded(Errand::ChangeRequest(id));
-                // An earlier attempt may have been written.
+                // The store may contain an earlier attempt.
                 let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
                 let why = format!("{end}: the fleet's engine does not take the request: {why}");
                 outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why)) });
             }
-            // For example, a server of the engine has failed: it is unknown whether the request was written.
+            // The outcome is unknown, for example because a server of the engine has failed.
             engine::Answer::Unknown(why) => {
                 if let Some(waiting) = self.change_requests.waiting.get_mut(&id) {
                     (waiting.repeated, waiting.lost) = (true, Some(why));
@@ -212,7 +211,7 @@ impl Member {
     }
 }
 
-/// Serializes a request, with the part that is too large for it.
+/// Serializes a request; returns a part that is too large for the request separately.
 fn written(change_request: ChangeRequest, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
     let request =
         store_schema::write(&Request { format: FORMAT, change_request: Some(change_request.clone()), if_generation });

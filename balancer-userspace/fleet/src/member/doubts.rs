@@ -1,4 +1,4 @@
-//! Backends that other members doubt: this member checks them at once, so that all reach a verdict together.
+//! Backends that other members doubt: this member checks them at once, so that all members reach a verdict together.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,7 +11,7 @@ use super::{Member, Output};
 pub(super) struct Doubts(BTreeMap<String, HashSet<BackendId>>);
 
 impl Member {
-    /// Makes backends that another member has begun to doubt be checked.
+    /// Requests checks of backends that another member has begun to doubt.
     pub(super) fn see_to_doubts(&mut self, outputs: &mut Vec<Output>) {
         let new = self.new_doubts();
         #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How a joining member gets to know the clients of all others.
+//! How a joining member learns the clients of all other members.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::{
     store_schema::{self, Dump, FORMAT, Member as Card},
 };
 
-/// The maximum number of parts being written. The others wait here rather than in the engine's queue.
+/// The maximum number of parts being written. The other parts wait here rather than in the engine's queue.
 const UNDER_WAY: usize = 8;
 
 impl Member {
@@ -31,7 +31,7 @@ impl Member {
             outputs.push(Output::Ask(session.read(&mut self.last_ticket, Purpose::Clients, prefix)));
             return;
         }
-        // If no member is in step, none knows more than the leader.
+        // If no member is in step, no member knows more than the leader.
         let somebody = session.members().values().any(|member| member.in_step);
         if !somebody && matches!(self.leading, Leading::Leads(_)) {
             self.clients = Clients::Known;
@@ -43,15 +43,15 @@ impl Member {
         let name = &self.settings.name;
         let dump = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
         if dump.is_none_or(|dump| dump.instance != self.settings.instance || dump.parts != entries.len()) {
-            // Another dump is made.
+            // This dump is incomplete or outdated, so the member requests a new one.
             self.clients = Clients::Wanted;
             self.pauses.failed(Errand::Clients, now);
             let delete = vec![Write::Delete(keys::dump(name))];
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
             return;
         }
-        // The dumping member may have joined after earlier records were sent, so other members know only the records in
-        // the dump.
+        // The dumping member may have joined after others had sent earlier records, so other members know only the
+        // records in the dump.
         outputs.push(Output::Doubt);
         for entry in entries {
             self.take_over(entry, outputs);
@@ -63,7 +63,7 @@ impl Member {
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
     }
 
-    /// Dumps its clients for joining members, if it is the first member in step.
+    /// Dumps the clients of this member for joining members, if it is the first member in step.
     pub(super) fn dump(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         if !self.in_step {

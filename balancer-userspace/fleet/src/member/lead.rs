@@ -1,8 +1,9 @@
-//! The leader, the one member at a time that decides for all.
+//! The leader: at any time one member, which decides for all.
 //!
-//! The leader has two controllers: the *committed* and the *decided* state. A decision that *takes* (a backend that
-//! most members see down) is applied to both and written at once. All others are applied only to the second. If the
-//! difference *gives*, it is prepared first, and no further decisions are made until it is committed.
+//! The leader has two controllers: the *committed* and the *decided* state. A decision that *takes* (for example, that
+//! a backend is down according to most members) is applied to both states and written at once. All other decisions are
+//! applied only to the decided state. If the difference between the states *gives*, the leader has it prepared first,
+//! and makes no further decisions until it is committed.
 
 mod election;
 mod writing;
@@ -37,66 +38,67 @@ use crate::{
 /// The progress of becoming the leader.
 #[derive(Debug, Default)]
 pub(super) enum Leading {
-    /// Another member leads, or none.
+    /// Another member leads, or no member does.
     #[default]
     No,
-    /// It may have become the leader.
+    /// The member has asked to become the leader, and may have succeeded.
     Stands,
-    /// It is the leader, but does not know the outcome of its earlier writes.
+    /// The member is the leader, but does not know the outcome of its earlier writes.
     Doubts,
-    /// It confirms its leadership; when that is answered, all earlier requests have ended or are refused.
+    /// The member confirms its leadership; when the engine has answered, all earlier requests have ended or are
+    /// refused.
     Asks,
-    /// It is elected as of this revision, and waits until it has seen everything up to there.
+    /// The member is elected as of this revision, and waits until it has seen all changes up to it.
     Elected(Revision),
-    /// It leads.
+    /// The member is the leader.
     Leads(Box<Lead>),
 }
 
 /// The state of a leader.
 #[derive(Debug)]
 pub(super) struct Lead {
-    /// When the leader's key was last written: the condition of every write. A leader that does not know the outcome of
-    /// a write writes the key once more, after which all pending writes are refused.
+    /// The revision at which the leader's key was last written, which is the condition of every write. A leader that
+    /// does not know the outcome of a write writes the key once more, and the engine then refuses all pending writes.
     fence: Revision,
-    /// The current epoch, and when it was written.
+    /// The current epoch, with the revision that wrote it.
     epoch: Option<(Epoch, Revision)>,
     lineage: u64,
-    /// The number of the first epoch that it writes.
+    /// The number of the first epoch that this leader writes.
     first: u64,
     committed: Controller,
     decided: Controller,
-    /// Whether each backend keeps its clients in the current epoch, by id; and the backends that could not.
+    /// Whether each backend keeps its clients in the current epoch, by id. `emptied` lists the backends that could not.
     keeping: Vec<bool>,
     emptied: Emptied,
-    /// Whether the committed state has lost something since it was written.
+    /// Whether a decision that takes has changed the committed state since the leader last wrote it.
     taken: bool,
     /// The state being prepared.
     prepared: Option<StateCard>,
     /// The write in progress.
     writing: Option<Writing>,
-    /// Outcomes of requests, to be written with the decided state.
+    /// The outcomes of requests, to be written together with the decided state.
     answers: Vec<(String, Result<String, store_schema::Denied>)>,
-    /// Handled requests.
+    /// The requests that the leader has handled.
     seen: HashSet<String>,
     lines: Vec<Line>,
-    /// Documents that are no longer needed, and the last one made.
+    /// The documents that are no longer needed. `document` is the number of the last one made.
     garbage: Vec<u64>,
     document: u64,
-    /// The epoch from which on ballots are about the current backend, by id.
+    /// The first epoch whose ballots are about the current backend, by id.
     since: HashMap<BackendId, u64>,
     since_all: u64,
-    /// Sweeps and counts of connections that were handled.
+    /// The sweeps that the leader has handled. `flow_counts` is the same for counts of connections.
     sweeps: Counted,
     flow_counts: Counted,
     deadline: Option<Instant>,
     name: String,
-    /// Time of the last change by a user.
+    /// The time of the last change by a user.
     changed: Instant,
     #[cfg(test)]
     mutation: Option<super::Mutation>,
 }
 
-/// The maximum number of requests handled at a time: each needs two writes in a transaction.
+/// The maximum number of requests handled at once: each needs two writes in a transaction.
 const REQUESTS_AT_ONCE: usize = 32;
 
 impl Leading {
@@ -158,7 +160,7 @@ impl Member {
 }
 
 impl Lead {
-    /// Applies the members' reports: decisions that take at once, and others while nothing is being prepared.
+    /// Applies the members' reports: decisions that take at once, and others while no state is being prepared.
     fn listen(&mut self, members: &BTreeMap<String, Card>, clocks: Clocks) {
         if self.epoch.is_none() {
             return;
@@ -182,7 +184,7 @@ impl Lead {
         }
     }
 
-    /// Splits `downs` into those after which a backend keeps no clients, and those after which it still does.
+    /// Splits `downs` into those after which a backend keeps no clients, and those after which it still keeps them.
     fn that_take(&self, downs: Vec<Judgement>, now: Instant) -> (Vec<Judgement>, Vec<Judgement>) {
         if downs.is_empty() {
             return (downs, Vec::new());
@@ -193,7 +195,7 @@ impl Lead {
         downs.into_iter().partition(|judgement| !keeping[usize::from(judgement.backend.0)])
     }
 
-    /// Backends whose latest checks failed according to more than half of the voting members.
+    /// The backends whose latest checks failed according to more than half of the voting members.
     fn failing(&self, members: &BTreeMap<String, Card>) -> HashSet<BackendId> {
         let votes = |card: &&Card| card.in_step && card.epoch.is_some_and(|epoch| epoch.lineage == self.lineage);
         let ballots: Vec<_> = members.values().filter(votes).map(|card| &card.ballot).collect();
@@ -202,7 +204,7 @@ impl Lead {
         named.into_iter().filter(|&id| by(id) * 2 > ballots.len()).collect()
     }
 
-    /// Returns the verdicts that follow from the members' opinions and are new.
+    /// Returns the new verdicts that follow from the members' opinions.
     fn judgements(&self, members: &BTreeMap<String, Card>) -> Vec<Judgement> {
         let voters: Vec<(&str, &Card, u64)> = members
             .iter()
@@ -262,7 +264,7 @@ impl Lead {
         if self.decided.agreed_state(clocks) == self.committed.agreed_state(clocks) {
             let mut writes = self.take_answers(epoch);
             if session.get(keys::NEXT).is_some() && session.revision() >= written {
-                // It belongs to another leader and was never committed.
+                // The card belongs to another leader, which never committed it.
                 writes.push(Write::Delete(keys::NEXT.to_owned()));
             }
             if !writes.is_empty() {
@@ -291,7 +293,7 @@ impl Lead {
         self.lines.extend(lines(commands));
     }
 
-    /// Adds up the connections of all members, because each member has its own.
+    /// Adds up the connections of all members, because each connection belongs to one member.
     fn count_flows(&mut self, members: &BTreeMap<String, Card>, now: Instant) {
         if !self.flow_counts.all_have_more(members, |card| card.flow_counts) {
             return;
@@ -347,17 +349,17 @@ impl Lead {
     }
 }
 
-/// The members that count.
+/// The members whose reports count: those that apply an epoch of the current lineage.
 fn current(members: &BTreeMap<String, Card>) -> impl Iterator<Item = (&String, &Card)> {
     members.iter().filter(|(_, card)| card.in_step)
 }
 
-/// How often each member had done something when that was last handled. Another process of a member starts anew.
+/// Counters of an activity of each process of a member, as of the last time the leader handled them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counted(BTreeMap<(String, u64), u64>);
 
 impl Counted {
-    /// Whether all members have done it again since then; records that if so.
+    /// Whether every member has a higher counter than last time; if so, records the new counters.
     fn all_have_more(&mut self, members: &BTreeMap<String, Card>, count: impl Fn(&Card) -> u64) -> bool {
         let now: BTreeMap<(String, u64), u64> =
             current(members).map(|(name, card)| ((name.clone(), card.instance), count(card))).collect();
@@ -380,7 +382,7 @@ fn change_request(request: &Request, session: &Session, key: &str) -> Result<Cha
     documents::unpack(&packed.value, "the request").map_err(store_schema::Denied::Invalid)
 }
 
-/// Deletes answers whose requesters are gone.
+/// Returns deletions of answers whose requesters are gone.
 fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     if session.below(keys::ANSWERS).next().is_none() {
         return Vec::new();
@@ -404,7 +406,7 @@ fn is_down(judgement: &Judgement) -> bool {
     matches!(judgement.way, Way::Closed(_)) || matches!(judgement.verdict, Verdict::Down { .. })
 }
 
-/// The log lines among a controller's commands. The other commands are ignored, because followers carry them out.
+/// The log lines among a controller's commands. Followers carry out the other commands, so this function ignores them.
 fn lines(commands: Vec<Command>) -> Vec<Line> {
     let line = |command| match command {
         Command::Report(report) => Some(Line {

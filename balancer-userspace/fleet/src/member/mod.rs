@@ -1,13 +1,13 @@
 //! One member of a fleet.
 //!
-//! Every member keeps a copy of the store (`session.rs`) and works towards what follows from it: applies the current
-//! epoch, sends the clients of its table, and reports about its backends. One member leads (`lead.rs`): it decides by
-//! all ballots and users' requests, and writes epochs on condition that it is still the leader and that the previous
-//! epoch is the one it knows.
+//! Every member keeps a copy of the store (`session.rs`) and acts on it: it applies the current epoch, sends the
+//! clients of its table, and reports about its backends. One member leads (`lead.rs`): it decides on the basis of all
+//! ballots and users' requests, and writes epochs on condition that it is still the leader and that the previous epoch
+//! is the one it knows.
 //!
-//! An epoch that *gives*, which means that it takes slots from backends that keep their known clients, is prepared
-//! first: every member sends the clients in slots that are about to change, and notes that on its card. Cards and
-//! records have one order for all members, so a member that sees the epoch has seen all records sent for it.
+//! An epoch *gives* if it takes slots from backends that keep their known clients. Such an epoch is prepared first:
+//! every member sends the clients in slots that are about to change, and then says so on its card. All members receive
+//! cards and records in the same order, so a member that sees the epoch has seen all records sent for it.
 
 mod card;
 mod change_requests;
@@ -55,60 +55,63 @@ use time::{Heard, Skews};
 pub struct Settings {
     /// The member's unique name.
     pub name: String,
-    /// A random number drawn at its start.
+    /// A random number drawn when the member starts.
     pub instance: u64,
-    /// The balancer's version.
+    /// The version of the member's balancer.
     pub version: String,
-    /// The fingerprint of its steering: [`balancer_control::fingerprint`].
+    /// The fingerprint of the member's steering: [`balancer_control::fingerprint`].
     pub steering: u32,
-    /// Buckets of its client table.
+    /// The number of buckets of the member's client table.
     pub buckets: u32,
     /// The member's configuration, which also becomes the fleet's if this is the first member.
     pub config: Config,
-    /// The hash key that it brings; a configured key that differs from the fleet's is refused.
+    /// The member's own hash key; the fleet refuses a configured key that differs from its own.
     pub key: HashKey,
     /// Whether the key is configured.
     pub key_is_configured: bool,
     /// Whether known clients are shared.
     pub share_clients: bool,
-    /// How long the engine keeps leased keys of a silent member.
+    /// How long the engine keeps the leased keys of a silent member.
     pub lease: Duration,
-    /// The place of its process: a process that starts in the same place takes over from one that has ended there.
+    /// The place of the member's process: a process that starts in the same place takes over from one that has ended
+    /// there.
     pub home: u64,
 }
 
 /// An input of the protocol.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A message of the engine.
+    /// A message from the engine.
     News(News),
-    /// The state of an [`Output::Follow`] was applied, with the member's ballot on its backends; or why it was not.
+    /// The outcome of [`Output::Follow`]: the member's ballot on the backends of the applied state, or why the state
+    /// was not applied.
     Applied(Epoch, Result<Ballot, String>),
     /// The answer to [`Output::Tell`]: batches of records.
     Told {
-        /// The document, as requested.
+        /// The document for which the records were collected; `None`: the regular collection.
         document: Option<u64>,
-        /// Empty if there is nothing to send.
+        /// The batches; empty if there is nothing to send.
         batches: Vec<Vec<u8>>,
     },
     /// The answer to [`Output::Dump`]: records of all known clients, in batches.
     Dumped {
         /// The name of the member that requested the dump.
         to: String,
-        /// The process number of that member.
+        /// The process number of the requesting member.
         instance: u64,
         /// The batches in order.
         batches: Vec<Vec<u8>>,
     },
     /// The member's opinions of backends have changed.
     Ballot(Ballot),
-    /// A sweep of its client table is complete: known clients of draining or leaving backends.
+    /// A sweep of the member's client table is complete: the known clients of draining or leaving backends.
     Swept(Vec<(BackendId, u64)>),
-    /// The member's `snat` connections were counted while some drain waits for them: the counts of these backends.
+    /// A count of the member's `snat` connections is complete, while some drain waits for them: the counts of these
+    /// backends.
     FlowsCounted(Vec<(BackendId, u64)>),
     /// The member's own readiness: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
-    /// Whether its configuration file lists other services than the fleet last applied.
+    /// Whether the member's configuration file lists services other than those that the fleet last applied.
     FileDiffers(bool),
     /// A user's request.
     ChangeRequest {
@@ -116,10 +119,10 @@ pub enum Input {
         id: u64,
         /// The change that the user wants.
         change_request: ChangeRequest,
-        /// The generation for which it was made.
+        /// The generation of the state for which the user made the request.
         if_generation: Option<u64>,
     },
-    /// The member's counters for others to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
+    /// The member's counters, for other members to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
     Tally(Vec<u8>),
     /// A request for all members' counters, answered by [`Output::Tallies`].
     AskTallies(u64),
@@ -127,51 +130,52 @@ pub enum Input {
     Tick,
 }
 
-/// A task, to be done in the given order.
+/// A task for the caller. Tasks must be done in the given order.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// Send this request to the engine.
     Ask(Request),
-    /// The fleet's key, before the first epoch.
+    /// The fleet's key, sent before the first epoch.
     Key(HashKey),
-    /// Follow this state, again if another one was followed meanwhile. Answered by [`Input::Applied`].
+    /// Follow this state, even if the caller followed another one meanwhile. Answered by [`Input::Applied`].
     Follow {
-        /// The epoch.
+        /// The epoch of the state.
         epoch: Epoch,
         /// The state itself, as it was at the moment `at`.
         state: Box<SavedState>,
-        /// The moment of the state, by the deciding member's clock.
+        /// The moment of the state, by the clock of the member that decided.
         at: Moment,
         /// The age of the decision.
         age: Duration,
-        /// Time since a user's last change, if known.
+        /// The time since the last change by a user, if known.
         changed: Option<Duration>,
         /// Events, as lines for the log.
         lines: Vec<Line>,
     },
-    /// Collect the clients that others do not know. Answered by [`Input::Told`].
+    /// Collect the clients that the other members do not know. Answered by [`Input::Told`].
     Tell {
-        /// The document that they are for; `None`: the regular collection.
+        /// The document for which the clients are collected; `None`: the regular collection.
         document: Option<u64>,
         /// Include clients seen only once, in slots that this state changes.
         state: Option<(Box<SavedState>, Moment)>,
     },
     /// Import another member's records.
     Import {
-        /// The records, with the sending member's circumstances.
+        /// The records, with what is needed to import them.
         told: Told,
-        /// The backends that could not keep their clients by the current epoch.
+        /// The backends that could not keep their clients up to the current epoch.
         emptied: Arc<Emptied>,
     },
-    /// Others may have forgotten what they were told. Their knowledge is imported next.
+    /// Other members may have forgotten what this member sent. Their knowledge is imported next.
     Doubt,
-    /// The knowledge of others has been imported: the next [`Output::Tell`] includes entries that they do not know.
+    /// The knowledge of other members has been imported: the next [`Output::Tell`] includes entries that they do not
+    /// know.
     Confirm,
     /// Dump all clients for another member. Answered by [`Input::Dumped`].
     Dump {
-        /// The receiving member.
+        /// The name of the receiving member.
         to: String,
-        /// Its process.
+        /// The process number of the receiving member.
         instance: u64,
     },
     /// Check these backends at once, because another member doubts them.
@@ -180,16 +184,16 @@ pub enum Output {
     Alone(bool),
     /// The outcome of a user's request.
     Answer {
-        /// The number, as given.
+        /// The number of the request, as given.
         id: u64,
-        /// The change with the members that apply it, or why none was made.
+        /// The change with the members that apply it, or the reason why none was made.
         result: Result<Done, Refused>,
     },
     /// The members' counters, by member name.
     Tallies {
-        /// The number, as given.
+        /// The number of the request, as given.
         id: u64,
-        /// The counters, or why they are unknown.
+        /// The counters, or the reason why they are unknown.
         result: Result<Vec<(String, Vec<u8>)>, String>,
     },
     /// A line for the log.
@@ -206,7 +210,7 @@ pub enum Output {
 pub struct Told {
     /// The records.
     pub records: Vec<Record>,
-    /// Whether the other member counts a move that both have made, because its name comes first.
+    /// Whether the other member counts a move that both members have made, because its name comes first.
     pub precedes: bool,
 }
 
@@ -215,24 +219,24 @@ pub struct Told {
 pub struct Done {
     /// The message that says what was done.
     pub message: String,
-    /// The number of members that apply it.
+    /// The number of members that apply the change.
     pub applied: usize,
     /// The number of members present.
     pub members: usize,
-    /// The members that do not apply it yet.
+    /// The members that do not apply the change yet.
     pub lagging: Vec<String>,
 }
 
 /// The progress of learning all clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clients {
-    /// It needs a dump.
+    /// The member needs a dump.
     Wanted,
-    /// It is reading its dump.
+    /// The member is reading its dump.
     Reading,
-    /// It has read its dump.
+    /// The member has read its dump.
     Read,
-    /// It knows all clients.
+    /// The member knows all clients.
     Known,
 }
 
@@ -243,31 +247,31 @@ pub struct Member {
     session: Option<Session>,
     joined: Option<Instant>,
     last_ticket: Ticket,
-    /// Why it does not take part, if it does not.
+    /// The reason why the member does not take part; `None` if it takes part.
     refused: Option<String>,
     /// The fleet's key, once it is known.
     key: Option<HashKey>,
     /// The applied epoch with its state.
     applied: Option<(Epoch, SavedState, Moment)>,
-    /// When it received the current epoch.
+    /// When the member received the current epoch.
     heard: Option<Heard>,
     skews: Skews,
-    /// The backends that could not keep their clients by the last known epoch.
+    /// The backends that could not keep their clients up to the last known epoch.
     emptied: Arc<Emptied>,
     /// The epoch being applied.
     applying: Option<Epoch>,
     incoming: Option<(Epoch, SavedState, Moment)>,
     /// An epoch that could not be applied, and why.
     failed: Option<(Epoch, String)>,
-    /// Members that steer differently.
+    /// Members that steer clients differently from this one.
     others: BTreeSet<String>,
-    /// The document whose clients it has sent.
+    /// The document for which the member has sent its clients.
     prepared: Option<u64>,
-    /// The document whose clients it is writing to the store.
+    /// The document for which the member is writing its clients to the store.
     preparing: Option<Preparing>,
     /// Whether clients are being collected, and for which document.
     telling: Option<Option<u64>>,
-    /// When it last collected.
+    /// When the member last collected clients.
     told: Option<Instant>,
     /// Sent batches, oldest first.
     batches: VecDeque<Batch>,
@@ -275,12 +279,12 @@ pub struct Member {
     clients: Clients,
     /// Records that arrived before their epoch was applied.
     early: Vec<Told>,
-    /// Whether it has been in step in this session, so that it is not alone.
+    /// Whether the member has been in step in this session, so that it is not alone.
     in_step: bool,
-    /// Whether it has been in step in any session.
+    /// Whether the member has been in step in any session.
     been_in_step: bool,
     alone: bool,
-    /// Members for which it dumps, with their processes.
+    /// The members for which this member makes dumps, with their processes.
     dumping: BTreeMap<String, (u64, Instant)>,
     /// Dumped records to be written to the store.
     dumps: VecDeque<Write>,
@@ -295,60 +299,60 @@ pub struct Member {
     readiness: String,
     /// The member's address as the engine sees it.
     address: String,
-    /// Whether its configuration file lists other services than the fleet last applied.
+    /// Whether the member's configuration file lists services other than those that the fleet last applied.
     file_differs: bool,
     /// The member's last reported counters.
     tally: Option<Vec<u8>>,
-    /// Whether the store was asked to take them and has not refused.
+    /// Whether the member has asked the store to take these counters, and the store has not refused.
     tally_is_told: bool,
     change_requests: ChangeRequests,
     leading: Leading,
-    /// Why the engine does not write its decisions.
+    /// Why the engine does not write this leader's decisions.
     lead_denial: Option<String>,
-    /// The number of lineages it has begun; each has a different name, because the store may have been lost right
-    /// afterwards.
+    /// The number of lineages that the member has begun. Each gets a different number, because the store may lose
+    /// everything right after the member has begun one.
     founded: u64,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
 
-/// A deliberate mistake that the simulation must find.
+/// A deliberate fault that the simulation must find.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// New clients are sent only when something is prepared.
+    /// A member sends new clients only while a state is being prepared.
     TellsNothingByItself,
     /// Joining members get no clients.
     JoinsWithoutClients,
-    /// A leader writes without checking that it still leads and which epoch is current.
+    /// A leader writes without checking that it still leads and that it knows the current epoch.
     WritesUnconditionally,
     /// Ballots count for backends that are newer than their epoch.
     VotesForOtherEpochs,
-    /// Changes that give are written before the others have sent their known clients.
+    /// A leader commits changes that *give* before the other members have sent their known clients.
     CommitsWithoutWaiting,
-    /// Cards stay after their members are gone.
+    /// Cards stay in the store after their members are gone.
     StaysWithoutLease,
-    /// Clients are sent once, however long they stay.
+    /// A member sends each client only once, however long the client stays.
     TellsOnce,
-    /// Moves of clients are not reported.
+    /// The member does not report that clients have moved.
     ForgetsMoves,
-    /// The record of backends that could not keep their clients is missing.
+    /// Epochs lack the record of backends that could not keep their clients.
     ForgetsWhoHadToLeave,
-    /// Backends that others suspect are not checked at once.
+    /// The member does not immediately check backends that other members suspect.
     KeepsDoubtsToItself,
 }
 
 impl Member {
-    /// The interval of sending new clients.
+    /// The interval at which a member sends new clients.
     pub const TELLS_EVERY: Duration = Duration::from_secs(1);
     /// How long sent records stay in the store for slow members: longer than a lease.
     const BATCH_STAYS: Duration = Duration::from_secs(90);
-    /// The time after which a missing dump is made again.
+    /// The time after which a member requests a missing dump again.
     const DUMP_TAKES: Duration = Duration::from_secs(10);
-    /// How long a member stays alone after it has reconnected, so that failures can be agreed on meanwhile.
+    /// How long a member stays alone after it has reconnected, so that members can agree on failures meanwhile.
     const HOLDS: Duration = Duration::from_secs(2);
 
-    /// A member that applies `held`, an earlier epoch, or nothing yet.
+    /// Creates a member that applies `held`, an earlier epoch, or nothing yet.
     #[must_use]
     pub fn new(settings: Settings, held: Option<(Epoch, SavedState, Moment)>) -> Self {
         let pauses = Pauses::new(settings.instance);
@@ -422,7 +426,7 @@ impl Member {
         self.mutation == Some(mistake)
     }
 
-    /// Handles an input, and returns what to do.
+    /// Handles an input, and returns the tasks that follow.
     pub fn handle(&mut self, input: Input, clocks: Clocks) -> Vec<Output> {
         let mut outputs = Vec::new();
         match input {
@@ -452,7 +456,7 @@ impl Member {
         outputs
     }
 
-    /// Sets its address as the engine sees it.
+    /// Sets the member's address as the engine sees it.
     pub fn note_address(&mut self, address: String) {
         self.address = address;
     }
@@ -476,61 +480,61 @@ impl Member {
         &self.settings.name
     }
 
-    /// The epoch that it applies.
+    /// The epoch that the member applies.
     #[must_use]
     pub fn epoch(&self) -> Option<Epoch> {
         self.applied.as_ref().map(|(epoch, ..)| *epoch)
     }
 
-    /// Returns the applied state, to be saved for a restart.
+    /// Returns the applied state, which the caller saves for a restart.
     #[must_use]
     pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
         self.applied.as_ref()
     }
 
-    /// Whether it has the current epoch and all clients.
+    /// Whether the member has the current epoch and all clients.
     #[must_use]
     pub const fn is_in_step(&self) -> bool {
         self.in_step
     }
 
-    /// Whether it has been in step since it was started.
+    /// Whether the member has been in step since it was started.
     #[must_use]
     pub const fn has_been_in_step(&self) -> bool {
         self.been_in_step
     }
 
-    /// Whether it can reach the engine.
+    /// Whether the member can reach the engine.
     #[must_use]
     pub const fn is_connected(&self) -> bool {
         self.session.is_some()
     }
 
-    /// Why it does not take part although it reaches the engine.
+    /// Why the member does not take part although it reaches the engine.
     #[must_use]
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }
 
-    /// Why the reachable engine refuses its writes, in the engine's words.
+    /// Why the reachable engine refuses the member's writes, in the engine's words.
     #[must_use]
     pub fn denial(&self) -> Option<&str> {
         self.card.denial()
     }
 
-    /// Whether it decides.
+    /// Whether the member is the leader.
     #[must_use]
     pub const fn leads(&self) -> bool {
         matches!(self.leading, Leading::Leads(_))
     }
 
-    /// The current epoch, as last received.
+    /// The current epoch, as the member last received it.
     #[must_use]
     pub fn holding(&self) -> Option<Epoch> {
         self.session.as_ref()?.holding()
     }
 
-    /// The leader, as last received.
+    /// The name of the leader, as the member last received it.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
         let card = self.session.as_ref()?.card::<Leader>(keys::LEADER)?;
@@ -558,7 +562,7 @@ impl Member {
             .collect()
     }
 
-    /// The members' cards by name, as last received.
+    /// The members' cards by name, as this member last received them.
     #[must_use]
     pub fn cards(&self) -> Arc<BTreeMap<String, Card>> {
         self.session.as_ref().map(Session::members).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Pauses before failed requests to the engine are repeated.
+//! Pauses before the member repeats failed requests to the engine.
 
 use std::{
     collections::BTreeMap,
@@ -10,29 +10,29 @@ const SHORTEST: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST: Duration = Duration::from_secs(4);
 
-/// A request that is repeated until the engine carries it out. Each kind has its own pace.
+/// A request that the member repeats until the engine carries it out. Each kind has its own pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Errand {
     /// Writing the shared settings.
     Common,
-    /// Writing the member's own card.
+    /// Writing the member's own key in etcd.
     Card,
     /// Becoming the leader, and writing as the leader.
     Lead,
     /// Sending clients.
     Records,
-    /// Reading dumped clients.
+    /// Reading the clients that were dumped for this member.
     Clients,
-    /// Deleting what no member waits for.
+    /// Deleting keys that no member waits for.
     Orphans,
-    /// Passing on a user's request, by its number.
+    /// Passing on the user's request with this number.
     ChangeRequest(u64),
 }
 
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Pauses {
-    /// A seed that differs between members, so that they do not retry together.
+    /// A seed that differs between members, so that they do not retry at the same time.
     seed: u64,
     by_errand: BTreeMap<Errand, Pause>,
 }

@@ -1,4 +1,4 @@
-//! The steps of every member.
+//! The steps that every member takes.
 
 use std::{
     mem,
@@ -18,12 +18,12 @@ use crate::{
     store_schema::{self, Ballot, Common, Epoch, FORMAT, Line},
 };
 
-/// The number of clients that a table with this many buckets is sized for.
+/// The number of clients for which a table with this many buckets is sized.
 fn clients(buckets: u32) -> u64 {
     u64::from(buckets) * BUCKET_ENTRIES as u64
 }
 
-/// The maximum number of records waiting for their epoch: about 100 MB.
+/// The maximum number of records that wait for their epoch: about 100 MB.
 const MOST_EARLY: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 impl Member {
@@ -32,7 +32,7 @@ impl Member {
             News::Joined { revision, entries } => {
                 self.join(Session::new(revision, entries), clocks.now, outputs);
                 self.note_epoch(false, clocks);
-                // A starting member checks everything anyway.
+                // A starting member checks all backends anyway.
                 let _ = self.new_doubts();
             }
             News::Changed { revision, put, deleted } => {
@@ -112,12 +112,12 @@ impl Member {
         self.hear_of_clients(&batches, outputs);
     }
 
-    /// Imports the clients that others have sent, once their epoch is applied.
+    /// Imports the clients that other members have sent, once this member has applied the epoch of those records.
     fn hear_of_clients(&mut self, batches: &[Entry], outputs: &mut Vec<Output>) {
         if !self.settings.share_clients {
             return;
         }
-        // Records of an earlier process with this name are news.
+        // Records of an earlier process with this name are imported like those of other members.
         let own = format!("{}{}/", keys::RECORDS, self.asker());
         for batch in batches.iter().filter(|batch| !batch.key.starts_with(&own)) {
             self.take_over(batch, outputs);
@@ -128,7 +128,7 @@ impl Member {
         }
     }
 
-    /// Forgets records for an epoch that is not applied here, because it is unknown when it will be.
+    /// Discards records for an epoch that this member does not apply, because it may never apply it.
     fn ask_for_clients_again(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let writes = without_dump(&self.settings.name).into();
@@ -170,7 +170,7 @@ impl Member {
 
     fn answered(&mut self, purpose: Purpose, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         if matches!((&purpose, &answer), (Purpose::Records(_) | Purpose::Dump | Purpose::Tally, Answer::Denied(_))) {
-            // Possibly none of this member's writes succeed any more.
+            // The engine may refuse all further writes of this member.
             self.card.probe();
         }
         if let (Purpose::Lead, Answer::Denied(why)) = (&purpose, &answer) {
@@ -224,7 +224,7 @@ impl Member {
         }
     }
 
-    /// Handles an engine that does not write decisions: the member's own card may still be written.
+    /// Handles an engine that does not write this leader's decisions; it may still write the member's own card.
     fn lead_is_denied(&mut self, why: &str, outputs: &mut Vec<Output>) {
         if self.lead_denial.as_deref() != Some(why) {
             let message = format!("what this balancer decides for the fleet is not written: {why}");
@@ -233,7 +233,7 @@ impl Member {
         self.lead_denial = Some(why.to_owned());
     }
 
-    /// Performs everything that follows from the known facts.
+    /// Performs everything that follows from the facts known so far.
     pub(super) fn step(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         if self.session.is_none() {
             return;
@@ -359,19 +359,19 @@ impl Member {
         let incoming = self.incoming.take();
         match result {
             Ok(ballot) => {
-                // It is written together with the epoch: an earlier ballot would report new backends as up.
+                // The ballot is written together with the epoch: an earlier ballot would report new backends as up.
                 self.ballot = ballot;
                 self.failed = None;
                 self.applied = incoming;
-                // Records sent before this epoch are known; newer ones are sent now.
+                // The other members know the records sent before this epoch; newer records are sent now.
                 self.told = None;
             }
             Err(why) => self.cannot_apply(epoch, why, outputs),
         }
     }
 
-    /// Whether it has the current epoch and all clients. Once it has, it stays in step while the session lasts, because
-    /// it receives everything that follows.
+    /// Whether the member has the current epoch and all clients. After that it stays in step while the session lasts,
+    /// because it receives everything that follows.
     fn is_in_step_now(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let holds = session.holding();

@@ -5,12 +5,13 @@ use std::time::Instant;
 use super::{Member, Output, pauses::Errand, steps::put};
 use crate::{engine::Write, keys, session::Purpose};
 
-/// The maximum number of batches being written. The others wait here rather than in the engine's queue.
+/// The maximum number of batches being written. The other batches wait here rather than in the engine's queue.
 const UNDER_WAY: usize = 8;
-/// The number of batches deleted by a transaction.
+/// The maximum number of batches that one transaction deletes.
 const DELETED_AT_ONCE: usize = 50;
 
-/// Sent records, kept until every member has seen them: a reconnecting member resends its latest records.
+/// Sent records, kept until every member has seen them: after a reconnection, the member sends its latest records
+/// again.
 #[derive(Debug)]
 pub(super) struct Batch {
     number: u64,
@@ -20,15 +21,15 @@ pub(super) struct Batch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BatchState {
-    /// It must be written to the store.
+    /// The batch must be written to the store.
     Waits,
-    /// The write was requested.
+    /// The member has requested the write.
     Asked,
-    /// The store has it since then.
+    /// The store has held the batch since this time.
     Kept(Instant),
 }
 
-/// The document for which the records were sent. The card names it once all of them are in the store.
+/// The document for which the records were sent. The member's card names it once all of these records are in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Preparing {
     pub(super) document: u64,
@@ -51,7 +52,7 @@ impl Member {
         match next.filter(|next| told_for != Some(next.document)) {
             Some(next) => {
                 let Some(state) = session.state(next) else { return };
-                // An unreadable state cannot be applied, so it needs no preparation here.
+                // This member cannot apply an unreadable state, so it needs no preparation for it.
                 let state = state.ok().map(|state| (Box::new(state), next.at));
                 let document = Some(next.document);
                 self.telling = Some(document);
@@ -79,7 +80,7 @@ impl Member {
         }
     }
 
-    /// Writes batches to the store, some at a time, and deletes those that every member has seen.
+    /// Writes batches to the store, a few at a time, and deletes those that every member has seen.
     pub(super) fn put_batches(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let asker = self.asker();
         let Some(session) = &mut self.session else { return };
@@ -104,7 +105,7 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
         }
-        // The card that mentions it is written after all batches are in the store.
+        // The member writes the card that names the document after all batches are in the store.
         let is_there = |preparing: &mut Preparing| {
             let mut told = self.batches.iter().take_while(|batch| batch.number <= preparing.last_batch);
             told.all(|batch| matches!(batch.state, BatchState::Kept(_)))
@@ -120,7 +121,7 @@ impl Member {
             self.pauses.succeeded(Errand::Records);
             BatchState::Kept(now)
         } else {
-            // The batch is sent again, which is harmless.
+            // The member sends the batch again, which is harmless.
             self.pauses.failed(Errand::Records, now);
             BatchState::Waits
         };
@@ -136,8 +137,8 @@ impl Member {
         while self.batches.pop_front_if(|batch| batch.number <= last).is_some() {}
     }
 
-    /// Marks all batches to be sent again: they may have reached no member before the session ended, and have vanished
-    /// with it.
+    /// Marks all batches to be sent again: they have vanished with the session, possibly before any member received
+    /// them.
     pub(super) fn tell_again(&mut self) {
         self.batches.iter_mut().for_each(|batch| batch.state = BatchState::Waits);
     }

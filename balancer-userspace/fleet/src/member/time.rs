@@ -1,4 +1,4 @@
-//! Ages of decisions, although members' clocks differ.
+//! The ages of decisions, computed although members' clocks differ.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,9 +14,9 @@ use crate::{
     store_schema::{self, Epoch, Member as Card},
 };
 
-/// The difference in seconds from which on a clock is reported.
+/// The difference in seconds from which on the member warns of a clock.
 const WARNED_OF: f64 = 2.0;
-/// The number of a member's cards by which its clock is compared.
+/// The number of a member's cards from which its clock is estimated.
 const SAMPLES: usize = 4;
 
 /// When a member received an epoch.
@@ -25,7 +25,7 @@ pub(super) struct Heard {
     epoch: Epoch,
     at: Instant,
     wall: SystemTime,
-    /// Whether it was decided just then, rather than before the session began.
+    /// Whether the member received the epoch when it was decided, rather than at the start of the session.
     live: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Heard {
 #[derive(Debug, Default)]
 pub(super) struct Skews {
     samples: BTreeMap<String, VecDeque<f64>>,
-    /// The members whose clocks were reported.
+    /// The members of whose clocks this member has warned.
     warned: BTreeMap<String, f64>,
 }
 
@@ -53,7 +53,7 @@ impl Skews {
 }
 
 impl Member {
-    /// Records what changes tell about clocks and about the time of the current epoch's decision.
+    /// Records what changed keys reveal about clocks and about the time of the current epoch's decision.
     pub(super) fn note_time(&mut self, put: &[Entry], clocks: Clocks) {
         let own = keys::member(&self.settings.name);
         for entry in put.iter().filter(|entry| entry.key != own) {
@@ -70,7 +70,7 @@ impl Member {
         }
     }
 
-    /// The age of an epoch whose leader, `by`, dates it `at` by its own clock.
+    /// The age of an epoch to which the leader `by` gave the time `at` by its own clock.
     pub(super) fn age_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Duration {
         let heard = self.heard.filter(|heard| heard.epoch == epoch);
         let Some(Heard { at: heard, wall, live, .. }) = heard else { return since(at, clocks.wall) };
@@ -82,13 +82,13 @@ impl Member {
         known + since(at, shifted(wall, ahead))
     }
 
-    /// Both clocks at the decision of an epoch; the wall clock is its leader's.
+    /// Both clocks at the decision of an epoch; the wall clock is that of the epoch's leader.
     pub(super) fn as_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Clocks {
         let age = self.age_of(epoch, at, by, clocks);
         Clocks { now: clocks.now.checked_sub(age).unwrap_or(clocks.now), wall: UNIX_EPOCH + at.0 }
     }
 
-    /// Seconds by which a member's clock is ahead of this one's, if known.
+    /// The number of seconds by which a member's clock is ahead of this one's, if known.
     #[must_use]
     pub fn clock_ahead(&self, name: &str) -> Option<f64> {
         self.skews.ahead(name)

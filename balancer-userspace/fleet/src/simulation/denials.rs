@@ -24,7 +24,7 @@ fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     (0..CLIENTS).map(|client| world.packet_at(member, client)).collect()
 }
 
-/// The numbers of clients that moved, and of those that were at a dead backend.
+/// The number of clients that moved, and the number of those that were at a dead backend.
 fn moved(before: &[Option<u16>], after: &[Option<u16>]) -> usize {
     before.iter().zip(after).filter(|(before, after)| before != after).count()
 }
@@ -62,7 +62,7 @@ fn when_the_store_takes_no_writes_then_members_act_on_what_they_see_and_ask_seld
         let calm = busiest_second(&mut world, 5);
         world.store.full = true;
         world.dead.insert(DEAD);
-        // Clients known before are sent: 25 new clients a second at each member.
+        // The members send clients that were known before: 25 new clients a second at each member.
         let busiest = (0..20)
             .map(|second| {
                 (0..75).for_each(|client| {
@@ -98,7 +98,7 @@ fn when_one_member_may_not_write_then_the_others_go_on_and_it_follows() {
         for denied in 0..3 {
             let tables_before = tables(&world);
             world.store.lines[denied].may_not_write = true;
-            // This is longer than a sweep, after which the member writes its card, and twice the lease.
+            // The time is longer than a sweep, after which the member writes its card, and than twice the lease.
             world.pass(22_000);
             assert!(is_alone(&world, denied), "lb{denied}, lb{leader} leads");
             assert!(troubles(&world, denied).contains("permission denied"), "{}", troubles(&world, denied));
@@ -106,7 +106,7 @@ fn when_one_member_may_not_write_then_the_others_go_on_and_it_follows() {
             assert!(!world.store.keys().any(|key| key == card), "the others wait for it");
             let calm = busiest_second(&mut world, 10);
             assert!(calm < 25, "{calm} requests in a second");
-            // The backends fail for the others as well, and their decision is followed.
+            // The backends fail for the other members as well, so the fleet decides that they are down.
             world.dead.insert(DEAD);
             world.pass(6000);
             let after = tables(&world);

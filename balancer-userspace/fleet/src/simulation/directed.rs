@@ -1,4 +1,4 @@
-//! Directed scenarios: failures that need several events at one moment, staged at that moment.
+//! Directed scenarios: failures that need several events at the same moment, which the tests stage exactly then.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,7 +23,7 @@ use crate::{keys, member::Mutation};
 
 /// A backend of the first service.
 const STARTS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// A backend that is added.
+/// The backend that users add.
 const ADDED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const CLIENTS: u32 = 300;
 
@@ -49,13 +49,13 @@ fn web() -> ServiceConfig {
     service("web", "198.51.100.1:80", Failback::Stay)
 }
 
-/// A user asks the leader for one more backend.
+/// A user asks the leader to add a backend.
 fn ask_for_one_more(world: &mut World) {
     let leader = world.leader();
     world.ask(leader, add());
 }
 
-/// Three members in agreement, with a service whose backends start slowly.
+/// A fleet of three members that agree, with a service whose backends start slowly.
 fn fleet(seed: u64, slow_start: Duration) -> World {
     let mut web = web();
     web.slow_start = slow_start;
@@ -68,7 +68,7 @@ fn agreeing(seed: u64, web: ServiceConfig, mutation: Option<Mutation>) -> World 
     world
 }
 
-/// Two members other than the leader.
+/// The two members that do not lead.
 fn followers(world: &World) -> [usize; 2] {
     let leader = world.leader();
     [(leader + 1) % 3, (leader + 2) % 3]
@@ -111,7 +111,7 @@ fn when_no_member_led_for_a_while_then_the_next_leader_writes_what_is_due() {
     let mut world = fleet(2, Duration::from_secs(10));
     let before = tables(&world);
     begin_slowly(&mut world);
-    // All of its time passes without a leader.
+    // The whole slow start passes without a leader.
     world.store.down = true;
     world.pass(15_000);
     world.settle();
@@ -120,7 +120,7 @@ fn when_no_member_led_for_a_while_then_the_next_leader_writes_what_is_due() {
 
 #[test]
 fn when_a_member_was_alone_then_it_forgets_its_own_slow_starts() {
-    // The start has ten steps, so nothing is written meanwhile.
+    // The slow start has ten steps, so the leader writes nothing meanwhile.
     let mut world = fleet(3, Duration::from_secs(600));
     let lonely = (world.leader() + 1) % 3;
     begin_slowly(&mut world);
@@ -138,7 +138,7 @@ fn when_a_member_was_alone_then_it_forgets_its_own_slow_starts() {
     assert_eq!(tables(&world), begun);
 }
 
-/// Returns whether an added backend that no member reaches is considered up.
+/// Returns whether the fleet considers an added backend up although no member reaches it.
 fn holds_up_what_nobody_reaches(mutation: Option<Mutation>) -> bool {
     let setup = Setup { members: 3, failback: false, two_services: false, spread: true };
     let mut world = World::new(4, &setup, mutation);
@@ -160,8 +160,8 @@ fn when_a_backend_is_new_then_it_is_not_up_before_a_member_has_seen_it_up() {
     assert!(holds_up_what_nobody_reaches(Some(Mutation::VotesForOtherEpochs)));
 }
 
-/// New clients reach a member that cannot report at once while a backend is requested, and another member as soon as
-/// the backend is in its table. Returns the number that moved.
+/// New clients reach a member that cannot report at once while a user requests a backend, and another member as soon as
+/// the backend is in its table. Returns the number of clients that moved.
 fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(6, web(), mutation);
     let [one, other] = followers(&world);
@@ -184,7 +184,7 @@ fn when_a_member_has_newcomers_then_another_that_applies_a_change_knows_them() {
     assert!(moved_by_a_change(Some(Mutation::CommitsWithoutWaiting)) > 20);
 }
 
-/// Returns whether the others start using a backend although a member is gone for good.
+/// Returns whether the remaining members start using a backend although one member is gone for good.
 fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
     let mut world = agreeing(7, web(), mutation);
     let [one, _] = followers(&world);
@@ -202,8 +202,8 @@ fn when_a_member_is_gone_then_the_others_do_not_wait_for_it() {
     assert!(!goes_on_without_one(Some(Mutation::StaysWithoutLease)));
 }
 
-/// Clients talk only through one member for longer than a silent client is remembered; then that member's machine
-/// disappears. Returns the number that moved.
+/// Clients send packets only through one member for longer than a silent client is remembered; then that member's
+/// machine disappears. Returns the number of clients that moved.
 fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.remember = Duration::from_secs(60);
@@ -226,8 +226,9 @@ fn when_clients_keep_talking_to_one_member_then_the_others_know_them() {
     assert!(moved_after_a_long_time(Some(Mutation::TellsOnce)) > 20);
 }
 
-/// All clients of a failed backend become known elsewhere and return home through one member once it is back. Another
-/// backend is added, which gets some of their slots. Returns the number not at home when they reach another member.
+/// All clients of a failed backend become known elsewhere and return home through one member once the backend is up
+/// again. Another backend is added, which gets some of their slots. Returns the number of clients that are not at home
+/// when they reach another member.
 fn moved_home(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.failback = Failback::Return;
@@ -254,8 +255,8 @@ fn when_a_client_moves_home_then_the_others_know() {
     assert!(moved_home(Some(Mutation::ForgetsMoves)) > 5);
 }
 
-/// A member is deaf while a backend fails and returns; meanwhile the machines of all others are replaced and know no
-/// clients. Returns the number of clients that the member moves back to where it knows them.
+/// A member receives nothing while a backend fails and returns; meanwhile the machines of all others are replaced and
+/// know no clients. Returns the number of clients that the member moves back to the backend where it knew them.
 fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(12, web(), mutation);
     let ([one, away], leader) = (followers(&world), world.leader());
@@ -266,7 +267,7 @@ fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     world.dead.insert(STARTS);
     world.pass(4000);
     [one, leader].iter().for_each(|&index| world.kill(index, true));
-    // Their records disappear with their leases.
+    // The records of these members disappear with their leases.
     world.pass(8000);
     [one, leader].iter().for_each(|&index| world.start(index));
     world.pass(10_000);
@@ -285,8 +286,8 @@ fn when_a_member_was_away_then_it_moves_no_client_back_to_a_backend_that_has_fai
     assert!(moved_by_one_who_was_away(Some(Mutation::ForgetsWhoHadToLeave)) > 50);
 }
 
-/// All clients of a failed backend reach all three members before any has reported their moves. Returns the numbers of
-/// clients and of counted moves.
+/// All clients of a failed backend reach all three members before any member has reported their moves. Returns the
+/// number of clients and the number of counted moves.
 fn count_moves() -> (usize, u64) {
     let mut world = agreeing(10, web(), None);
     let [one, _] = followers(&world);

@@ -12,7 +12,7 @@ const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 /// The time from a signal to the applied epoch: four trips to a store with up to 40 ms delay each way, and the checks.
 const VERDICT: u64 = 600;
 
-/// Members in agreement whose next regular check is an hour away.
+/// A fleet whose members agree, and whose next regular check is an hour away.
 fn world(seed: u64, mutation: Option<Mutation>) -> World {
     let mut world = World::of_three(seed, service("web", "198.51.100.1:80", Failback::Stay), mutation);
     world.settle();
@@ -25,7 +25,7 @@ fn victim(world: &World) -> BackendId {
     node.plane.rows.values().find(|row| row.address.ip() == VICTIM).expect("a row").id
 }
 
-/// The number of members that consider it down, as the fleet has agreed.
+/// The number of members that apply the fleet's decision that the backend is down.
 fn hold_down(world: &World, id: BackendId) -> usize {
     let agreed = |node: &&super::node::Node| {
         let mut backends = node.controller.services().iter().flat_map(Service::backends);

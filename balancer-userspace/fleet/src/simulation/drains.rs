@@ -21,7 +21,7 @@ fn fleet(forwarding: Forwarding) -> World {
     world
 }
 
-/// A fleet before any event.
+/// A fleet to which nothing has happened yet.
 fn young_fleet(forwarding: Forwarding) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     (web.forwarding, web.drain_timeout) = (forwarding, DRAIN);
@@ -40,7 +40,7 @@ fn drained(world: &World) -> Vec<&Backend> {
     backends.filter(|backend| backend.name() == "b1" && backend.admin() == Admin::Drain).collect()
 }
 
-/// Whether all members drain it and the drain has not ended.
+/// Whether all members drain the backend and its drain has not ended.
 fn lasts(world: &World) -> bool {
     let backends = drained(world);
     backends.len() == 3 && backends.iter().all(|backend| backend.keeps_known())
@@ -63,14 +63,14 @@ fn with_clients(world: &mut World) -> BackendId {
     backend.id()
 }
 
-/// The backend as the first member has it.
+/// The backend as the first member knows it.
 fn backend(world: &World) -> &Backend {
     let node = world.nodes[0].as_ref().unwrap();
     let mut backends = node.controller.services().iter().flat_map(Service::backends);
     backends.find(|backend| backend.name() == "b1").unwrap()
 }
 
-/// Sweeps count for a process: those of an ended one say nothing about the next.
+/// Sweeps count for a process: those of a process that has ended say nothing about the next one.
 #[test]
 fn when_a_member_restarts_then_a_drain_still_ends_with_its_last_client() {
     let mut world = fleet(Forwarding::Dsr);

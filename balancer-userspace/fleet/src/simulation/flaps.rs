@@ -13,7 +13,7 @@ use super::world::{World, service};
 const WEB: ServiceId = ServiceId(0);
 /// The backend that flaps.
 const FLAPPING: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// Clients that keep connecting: with every other flap one stays away, and another one comes.
+/// The number of clients that keep connecting: with every other flap one client stays away, and another one comes.
 const CLIENTS: u32 = 120;
 
 /// The number of flaps. `FLEET_FLAPS=1000` makes a long run.
@@ -38,7 +38,7 @@ fn cut(world: &mut World, members: &[usize]) {
     world.cut = members.iter().map(|&member| (member, FLAPPING)).collect();
 }
 
-/// Flaps as seen by one member, by two, and by all three. Returns how often clients moved.
+/// A backend flaps as seen by one member, by two, and by all three. Returns how often each client moved.
 fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
     world.settle();
     let flapping = id(world);
@@ -57,7 +57,7 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             *moves.entry(client).or_default() += u32::from(leaves);
         }
         cut(world, &[]);
-        // A returning backend is prepared for, so all members know what clients did meanwhile.
+        // The fleet prepares for a returning backend, so all members know what clients did meanwhile.
         world.pass(4000);
         let after = places(world, clients.clone());
         for client in clients {
@@ -65,7 +65,7 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             assert_eq!(after[&client], wanted, "client {client} after round {round}");
             *moves.entry(client).or_default() += u32::from(after[&client] != during[&client]);
         }
-        // A client that reaches another member before that knows of its move is counted there as well.
+        // A client that reaches another member before that member knows of the move is counted there as well.
         world.pass(2000);
     }
     let sum: u32 = moves.values().sum();

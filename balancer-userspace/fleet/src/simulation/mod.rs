@@ -1,6 +1,7 @@
-//! Random simulations of whole fleets: members with data paths, a store, users, clients, and every possible failure.
+//! Random simulations of whole fleets: members with data paths, a store, users, clients, and all kinds of failures.
 //!
-//! `cargo xtask soak` runs a hundred thousand of them, and `FLEET_FIRST_SEED=… FLEET_SEEDS=1` a single one by its seed.
+//! `cargo xtask soak` runs a hundred thousand simulations, and `FLEET_FIRST_SEED=… FLEET_SEEDS=1` a single one by its
+//! seed.
 
 mod clocks;
 mod denials;
@@ -23,7 +24,7 @@ use crate::member::Mutation;
 use story::{Setup, Story};
 use world::World;
 
-/// The number of tests that share the seeds, so that all processors are busy.
+/// The number of tests that divide the seeds among themselves, so that all processors are busy.
 const TESTS: u64 = 4;
 
 /// The number of simulated fleets, unless `FLEET_SEEDS` sets another.
@@ -33,7 +34,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Fails with the story of the first fleet in which something goes wrong, made as short as possible.
+/// Fails with the story of the first fleet in which something goes wrong, shortened as far as possible.
 fn members_agree_and_nobody_moves_without_a_cause(test: u64) {
     let first = number("FLEET_FIRST_SEED").unwrap_or(0);
     let seeds = first..first + number("FLEET_SEEDS").unwrap_or(SEEDS);
@@ -89,7 +90,7 @@ fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_
     members_agree_and_nobody_moves_without_a_cause(3);
 }
 
-/// Seeds outside of every run's range with which something went wrong once.
+/// Seeds outside the range of every run with which something went wrong once.
 const FOUND: [u64; 10] = [1082, 1772, 21153, 21960, 32117, 32159, 34153, 36394, 37466, 702_645];
 
 #[test]
@@ -101,8 +102,8 @@ fn when_a_fleet_went_wrong_once_then_it_agrees_now() {
     }
 }
 
-/// The member that began a lineage begins another one if the store has lost everything that other members wrote
-/// meanwhile.
+/// The member that began a lineage begins another one if the store has lost everything that other members have written
+/// since.
 #[test]
 fn when_a_fleets_store_is_lost_then_it_goes_on_under_another_name() {
     for seed in 0..8 {

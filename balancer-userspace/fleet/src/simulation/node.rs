@@ -24,13 +24,13 @@ use crate::{
     store_schema::{Ballot, Epoch},
 };
 
-/// An event at a node that concerns the world.
+/// An event at a node that matters to the world.
 pub(crate) enum Happened {
     Answered(u64, Result<String, String>),
     Applied,
 }
 
-/// The remains of an ended process: the tables in the kernel, and its saved state.
+/// The remains of an ended process: the tables in the kernel, and the process's saved state.
 pub(crate) type Left = (Plane, Option<(Epoch, SavedState, Moment)>);
 
 pub(crate) struct Node {
@@ -39,30 +39,30 @@ pub(crate) struct Node {
     pub(crate) controller: Controller,
     pub(crate) plane: Plane,
     sharing: Sharing,
-    /// The start of its clock; members' clocks differ.
+    /// The start of the node's clock; members' clocks differ.
     begin: Instant,
     pub(crate) skew: Duration,
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
-    /// Backends suspected by packets.
+    /// Backends that packets have made the node suspect.
     suspected: Vec<BackendId>,
-    /// Connections of `snat` services. `None`: they are not counted, as in earlier versions.
+    /// The connections of `snat` services. `None`: the node does not count them, like earlier versions.
     pub(crate) flows: Option<BTreeMap<BackendId, u64>>,
     /// Backends to check at once because another member doubts them.
     pub(crate) asked: Vec<BackendId>,
     pub(crate) stopped_from: Time,
     pub(crate) stopped_until: Time,
     pub(crate) alone: bool,
-    /// When it was last alone or out of step.
+    /// When the node was last alone or out of step.
     pub(crate) astray: Time,
     pub(crate) born: Time,
-    /// When it last sent its clients, and the epochs in which it did.
+    /// When the node last sent its clients, and a log of the epochs in which it sent them.
     pub(crate) told: Time,
     pub(crate) log: Vec<String>,
-    /// Moves that it has made and others count.
+    /// The number of moves that the node has made and that other members count.
     pub(crate) repeated: u64,
-    /// Events of sending and receiving about clients, by tag.
+    /// The events in which the node sent or received records of clients, by tag.
     heard: HashMap<u32, Vec<String>>,
 }
 
@@ -79,7 +79,7 @@ fn hop() -> NextHop {
 }
 
 impl Node {
-    /// `before`: the remains of an earlier process of this member.
+    /// Starts a member's process; `before` is what an earlier process of this member left.
     pub(crate) fn start(
         (index, name): (usize, usize),
         instance: u64,
@@ -139,7 +139,7 @@ impl Node {
         this
     }
 
-    /// Returns the node's clocks; its wall clock is wrong by some seconds.
+    /// Returns the node's clocks; its wall clock is some seconds off.
     pub(crate) fn clocks(&self, now: Time) -> Clocks {
         let elapsed = Duration::from_millis(now);
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) + self.skew + elapsed;
@@ -164,7 +164,7 @@ impl Node {
             for output in self.member.handle(input, self.clocks(now)) {
                 self.obey(output, now, (store, rng), &mut inputs, &mut happened);
             }
-            // The inputs are in order of arrival.
+            // Reversed, so that the loop handles the inputs in order of arrival.
             inputs.reverse();
         }
         if self.alone || !self.member.is_in_step() {
@@ -276,7 +276,7 @@ impl Node {
         }
     }
 
-    /// Describes the node's knowledge of a client, for people.
+    /// Describes the node's knowledge of a client, for human readers.
     pub(crate) fn trace(&self, service: ServiceId, client: u32) -> String {
         let Some(hash) = self.plane.hash(service, client) else { return String::new() };
         let (entry, keeps) = self.plane.entry(hash);
@@ -284,7 +284,7 @@ impl Node {
         format!("lb{} {entry:?} keeps {keeps:?} {}", self.index, heard.join(", "))
     }
 
-    /// The backend at which it knows a client.
+    /// The backend at which the node knows a client.
     pub(crate) fn backend_of(&self, service: ServiceId, client: u32) -> Option<u16> {
         self.plane.entry(self.plane.hash(service, client)?).0.map(|(backend, _)| backend)
     }
@@ -295,7 +295,7 @@ impl Node {
         Ballot::of(&self.controller, suspected)
     }
 
-    /// Runs the node's checks once: `reaches` tells which addresses it reaches.
+    /// Runs the node's checks once; `reaches` tells which addresses the node reaches.
     pub(crate) fn check(
         &mut self,
         now: Time,
@@ -316,7 +316,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Simulates signs of failure in packets.
+    /// Simulates packets that show signs of a failure.
     pub(crate) fn suspect(
         &mut self,
         id: BackendId,
@@ -329,7 +329,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Reports its opinions of backends if they have changed.
+    /// Reports the node's opinions of backends if they have changed.
     fn vote(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let ballot = self.ballot_now();
         if ballot == self.ballot {
@@ -363,7 +363,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Sweeps its client table.
+    /// Sweeps the node's client table.
     pub(crate) fn sweep(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let known = self.plane.known();
         let mut all: Vec<(BackendId, u64)> = known.iter().map(|(&id, &count)| (BackendId(id), count)).collect();
@@ -373,7 +373,7 @@ impl Node {
         self.handle(Input::Swept(all), now, store, rng)
     }
 
-    /// Counts its connections.
+    /// Counts the node's connections.
     pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let Some(of) = self.flows.clone() else { return Vec::new() };
         let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();

@@ -64,7 +64,7 @@ fn when_one_member_is_cut_off_from_all_backends_then_there_is_no_outage() {
     world.pass(20_000);
     assert_eq!(places(&mut world), before);
     let starts = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    // A backend that the other members find down is down at once, regardless of this member's view.
+    // A backend that the other members find down is down at once, whatever this member sees.
     world.cut.extend([(0, starts), (2, starts)]);
     world.pass(4_000);
     let gone =

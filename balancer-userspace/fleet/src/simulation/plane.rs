@@ -1,4 +1,4 @@
-//! The data path of a simulated member: real entries under the real memory rule.
+//! The data path of a simulated member: real entries, with the real rule of client memory.
 
 use std::{cell::Cell, collections::HashMap, sync::Arc};
 
@@ -50,7 +50,7 @@ impl Table for Words {
     }
 }
 
-/// A live table and a base table.
+/// A live table and, where it differs, a base table.
 type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
 /// Everything that a packet depends on.
@@ -59,7 +59,7 @@ pub(crate) struct Plane {
     pub(crate) rows: HashMap<u16, Arc<BackendSpec>>,
     tables: HashMap<ServiceId, Tables>,
     services: Vec<ServiceSpec>,
-    /// Whether its lookup tables are another version's.
+    /// Whether the lookup tables are those of another version.
     turned: bool,
 }
 
@@ -141,12 +141,12 @@ impl Plane {
         Some(Facts { service: row.service.0, tick, remember: clock.remember, keeps: row.keeps_known })
     }
 
-    /// The hash of a client under a service's key.
+    /// The hash of a client under the key of a service.
     pub(crate) fn hash(&self, service: ServiceId, client: u32) -> Option<u64> {
         Some(hash_v4(self.service(service.0)?.hash_key, client.to_be()))
     }
 
-    /// The backend of a client's connection; `looks`: without changing anything.
+    /// The backend that gets a client's connection; if `looks`, the call changes nothing.
     pub(crate) fn packet(&self, service: ServiceId, client: u32, now: Time, looks: bool) -> Option<Answer> {
         let spec = self.service(service.0)?;
         let clock = spec.clock()?;
@@ -181,7 +181,7 @@ impl Plane {
 
     pub(crate) fn collect(&self, sharing: &mut Sharing, epoch: u32, now: Time) -> Vec<Record> {
         let facts = |id| self.facts(id, now);
-        // The number is below any budget of newcomers.
+        // The number of clients is below any budget for new clients.
         sharing.collect(&self.words, &facts, epoch, |_| true)
     }
 
@@ -204,7 +204,7 @@ impl Plane {
         )
     }
 
-    /// Numbers of known clients by backend.
+    /// The number of known clients of each backend.
     pub(crate) fn known(&self) -> HashMap<u16, u64> {
         let mut known = HashMap::new();
         for cell in self.words.0.iter().filter(|cell| cell.get() != 0) {

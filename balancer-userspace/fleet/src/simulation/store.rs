@@ -25,7 +25,7 @@ struct Stored {
 #[derive(Default)]
 pub(crate) struct Line {
     lease: Option<u64>,
-    /// When its lease expires, as the member sees it.
+    /// When the connection's lease expires, as the member sees it.
     lost_at: Time,
     /// Requests on their way to the store, and answers and changes on their way back.
     up: VecDeque<(Time, Request)>,
@@ -53,15 +53,15 @@ pub(crate) struct Store {
     /// The number of answered requests.
     pub(crate) asked: u64,
     pub(crate) lease_time: Time,
-    /// One in this many requests gets no answer; 0: all get one.
+    /// One in this many requests gets no answer; 0: every request gets one.
     pub(crate) loses_answers: u32,
-    /// The next transaction that writes this key gets no answer, and arrives this much later.
+    /// The next transaction that writes this key gets no answer, and arrives at the store this much later.
     pub(crate) delays: Option<(&'static str, Time)>,
-    /// Abandoned transactions that were made when they arrived.
+    /// The number of abandoned transactions that the store made when they arrived.
     pub(crate) late_made: u64,
     pub(crate) slowest: Time,
     pub(crate) writes: u64,
-    /// All answers ever given to users' requests.
+    /// All answers that users' requests have ever got.
     granted: BTreeSet<String>,
 }
 
@@ -101,7 +101,7 @@ impl Store {
         line.answers.clear();
         line.changes.clear();
         line.joined = false;
-        // The lease expires by itself.
+        // The member's lease expires later by itself.
     }
 
     pub(crate) fn ask(&mut self, member: usize, request: Request, now: Time, rng: &mut fastrand::Rng) {
@@ -110,7 +110,7 @@ impl Store {
         line.up.push_back((at, request));
     }
 
-    /// Carries out everything that is due up to `now`, and returns the messages to members.
+    /// Handles everything that is due up to `now`, and returns the messages to members.
     pub(crate) fn run(&mut self, now: Time, running: &[bool], rng: &mut fastrand::Rng) -> Vec<(usize, News)> {
         let mut news = Vec::new();
         for (member, runs) in running.iter().enumerate() {
@@ -186,8 +186,8 @@ impl Store {
         }
     }
 
-    /// Ends the member's session. Its leased keys disappear at once, unless the member may not write at all: then they
-    /// disappear with the lease.
+    /// Ends the member's session. Its leased keys disappear at once, unless the member may not write at all: in that
+    /// case they disappear when the lease expires.
     fn end_session(&mut self, member: usize, now: Time) {
         let line = &mut self.lines[member];
         line.lost_at = now;
@@ -246,7 +246,7 @@ impl Store {
         }
     }
 
-    /// Records granted requests: each one that changes the epoch may be done only once.
+    /// Records granted requests: each request that changes the epoch may be carried out only once.
     fn note_granted(&mut self, writes: &[Write]) {
         let puts =
             || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });
@@ -289,7 +289,7 @@ impl Store {
         }
     }
 
-    /// Expires leases together with their keys.
+    /// Expires leases, and deletes their keys.
     fn expire(&mut self, now: Time, rng: &mut fastrand::Rng) {
         if self.down {
             return;

@@ -1,4 +1,4 @@
-//! Stories: histories of a fleet as lists of steps that can be shortened.
+//! Stories: histories of a fleet as lists of steps, which can be shortened.
 
 use std::{
     cell::Cell,
@@ -9,10 +9,10 @@ use std::{
 use super::{store::Time, world::World};
 use crate::member::Mutation;
 
-/// Everything that a seed leads to.
+/// Everything that follows from a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Story {
-    /// The seed, also of all delays in the store.
+    /// The seed, which also determines all delays in the store.
     pub(crate) seed: u64,
     pub(crate) setup: Setup,
     steps: Vec<Step>,
@@ -22,7 +22,7 @@ pub(crate) struct Story {
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) members: usize,
-    /// Whether clients return to a backend that is back.
+    /// Whether clients return to their former backend when it is up again.
     pub(crate) failback: bool,
     pub(crate) two_services: bool,
     /// Whether a client's connections reach all members.
@@ -31,14 +31,14 @@ pub(crate) struct Setup {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A connection of this client.
+    /// This client opens a connection.
     Packet(u32),
-    /// A user's request that follows from this number.
+    /// A user makes a request that follows from this number.
     ChangeRequest(u64),
-    /// Something breaks or is repaired.
+    /// Something breaks or is repaired, depending on this number.
     Disturb(u64),
     Pass(Time),
-    /// Everything works again, and all members must come to agree.
+    /// All faults are repaired, and all members must come to agree.
     Settle,
 }
 
@@ -47,11 +47,11 @@ pub(crate) struct End {
     pub(crate) world: World,
     /// The failure, if one was found.
     pub(crate) wrong: Option<String>,
-    /// The number of started steps.
+    /// The number of steps that were started.
     steps: usize,
 }
 
-/// The maximum number of runs for shortening.
+/// The maximum number of runs for shortening a story.
 const ATTEMPTS: usize = 400;
 
 thread_local! {
@@ -59,7 +59,7 @@ thread_local! {
 }
 
 impl Story {
-    /// Makes rounds of trouble and calm.
+    /// Creates a story with rounds of trouble and calm.
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let setup =
@@ -99,7 +99,7 @@ impl Story {
         end
     }
 
-    /// Returns the shortest failing story that can be found in some time, and its failure.
+    /// Returns the shortest failing story that the attempts find, and its failure.
     pub(crate) fn shrunk(mut self, mutation: Option<Mutation>) -> (Self, End) {
         let mut end = self.tell(mutation);
         let mut attempts = ATTEMPTS;
@@ -135,7 +135,7 @@ impl Story {
         (self, end)
     }
 
-    /// Replaces this story by the other if that fails as well.
+    /// Replaces this story with the other one if that fails as well.
     fn replace(&mut self, other: Self, mutation: Option<Mutation>, end: &mut End, attempts: &mut usize) -> bool {
         if *attempts == 0 {
             return false;

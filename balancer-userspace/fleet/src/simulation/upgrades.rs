@@ -20,19 +20,19 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// The backend of each client whose connections reach one member.
+/// The backend of each client whose connections reach this member.
 fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     CLIENTS.map(|client| world.packet_at(member, client)).collect()
 }
 
-/// The members that a member reports as steering differently.
+/// The members that, according to this member, steer differently.
 fn others(world: &World, member: usize) -> Vec<String> {
     let troubles = world.nodes[member].as_ref().map(|node| node.member.troubles()).unwrap_or_default();
     let names = troubles.iter().filter(|trouble| trouble.contains("computes other lookup tables"));
     names.filter_map(|trouble| trouble.split(' ').next().map(str::to_owned)).collect()
 }
 
-/// Clients of a fleet that reach all members.
+/// Makes clients known in the fleet whose connections reach all members.
 fn known(world: &mut World) -> Vec<Option<u16>> {
     let first = answers(world, 0);
     world.pass(3000);

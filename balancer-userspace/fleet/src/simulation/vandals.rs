@@ -48,7 +48,7 @@ fn strange(at: usize) -> Value {
     all[at % all.len()].clone()
 }
 
-/// All positions in a value, from outside in.
+/// All positions in a value, from the outside in.
 fn places(value: &Value, path: &str, into: &mut Vec<String>) {
     into.push(path.to_owned());
     match value {
@@ -133,18 +133,18 @@ proptest! {
         world.settle();
         for act in acts {
             let mut all: Vec<String> = world.store.keys().map(str::to_owned).collect();
-            // All members act on these.
+            // All members act on these keys.
             let state = all.iter().filter(|key| **key == keys::EPOCH || key.starts_with(keys::DOCUMENTS));
             all.extend(state.cloned().cycle().take(all.len()).collect::<Vec<_>>());
             let key = &all[act.key % all.len()];
             let value = world.store.get(key).unwrap_or_default().to_vec();
-            // The name belongs to no member.
+            // The name of this key belongs to no member.
             let foreign = act.kind == 8;
             let name = if foreign { format!("{key}/{}", act.at) } else { key.clone() };
             let value = changed(key, &value, &act);
             world.vandalize(name, value);
             world.pass(700);
-            // A new member reads it all at once.
+            // A new member reads all damaged keys at once.
             world.kill(act.at % 3, act.at % 2 == 0);
             world.start(act.at % 3);
             world.pass(2500);

@@ -26,7 +26,7 @@ use crate::{
     store_schema::ChangeRequest,
 };
 
-/// The time after which every member has a record: it is sent within a second, and then delivered.
+/// The time after which every member has a record: a member sends it within a second, and the store then delivers it.
 const SPREADS: Time = 1000 + 250 + 500;
 
 /// The last backend that answered a client.
@@ -35,8 +35,8 @@ struct Place {
     backend: u16,
     since: Time,
     by: usize,
-    /// Whether the answering member could not report it, or there was such an answer before: members have not agreed
-    /// yet which place wins.
+    /// Whether the answering member could not report the client, or the client had such an answer before: members have
+    /// not agreed yet which place wins.
     unheard: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) nodes: Vec<Option<Node>>,
     begin: Instant,
-    /// The remains of each node that does not run.
+    /// The remains of each node that is not running.
     left: Vec<Option<Left>>,
     config: Config,
     places: HashMap<(ServiceId, u32), Place>,
@@ -59,14 +59,14 @@ pub(crate) struct World {
     change_requests: HashMap<u64, (usize, Time)>,
     last_wish: u64,
     instances: u64,
-    /// Members that have the name of another.
+    /// Members that use the name of another member.
     pub(crate) names: HashMap<usize, usize>,
-    /// Whether there are regular checks.
+    /// Whether the members make regular checks.
     pub(crate) checks: bool,
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
     pub(crate) moved: u64,
-    /// Moves as members count them.
+    /// The number of moves that members have counted.
     pub(crate) counted: u64,
     pub(crate) packets: u64,
     pub(crate) granted: u64,
@@ -96,11 +96,11 @@ impl World {
             api.slow_start = Duration::from_secs(10);
             services.push(api);
         }
-        // The numbers differ from the story's.
+        // These random numbers differ from the story's.
         Self::with(fastrand::Rng::with_seed(!seed), setup.members, services, setup.spread, mutation)
     }
 
-    /// Three members, one service, and clients whose connections reach all members.
+    /// Creates three members, one service, and clients whose connections reach all members.
     pub(crate) fn of_three(seed: u64, service: ServiceConfig, mutation: Option<Mutation>) -> Self {
         Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, mutation)
     }
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// Replaces a member's process by one of a version with other lookup tables.
+    /// Replaces a member's process with one of a version with other lookup tables.
     pub(crate) fn upgrade(&mut self, index: usize) {
         self.kill(index, false);
         if let Some((plane, _)) = &mut self.left[index] {
@@ -189,7 +189,7 @@ impl World {
         self.start(index);
     }
 
-    /// Marks the recent places of clients that this member saw last, because the others may never hear of them.
+    /// Marks the recent places of clients that this member saw last, because the other members may never learn of them.
     fn cannot_tell(&mut self, index: usize) {
         for place in self.places.values_mut().filter(|place| place.by == index) {
             place.unheard |= place.since + SPREADS > self.now;
@@ -231,7 +231,7 @@ impl World {
                 if self.checks && self.now % 500 == (index as u64) * 10 {
                     self.check(index);
                 }
-                // The first check of a series has an answer after this time.
+                // The first check of a series has its answer after this time.
                 if self.now.is_multiple_of(50) && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty())
                 {
                     self.check_asked(index);
@@ -337,7 +337,7 @@ impl World {
         self.nodes[index].as_ref()?.plane.packet(ServiceId(0), client, self.now, false)?.backend
     }
 
-    /// Whether routers send packets to a member: to ready ones, and to those that lost the engine.
+    /// Whether routers send packets to a member: to ready members, and to those that lost the engine.
     fn takes_packets(&self, index: usize) -> bool {
         self.nodes[index].as_ref().is_some_and(|node| {
             node.member.epoch().is_some() && (node.member.is_in_step() || !node.member.is_connected())
@@ -376,7 +376,7 @@ impl World {
                     && node.member.is_in_step()
                     && !node.alone
                     && node.astray + SPREADS <= now
-                    // A stopped member does not report clients that come meanwhile.
+                    // A stopped member does not report clients that come while it is stopped.
                     && (node.stopped_until + SPREADS <= now || in_step_since < node.stopped_from)
                     && node.backend_of(service, client) == Some(place.backend)
             };
@@ -402,7 +402,7 @@ impl World {
         self.places.insert(key, Place { backend, since: now, by: index, unheard });
     }
 
-    /// Asserts that once members agree, unreported clients are known, or known to no member.
+    /// Asserts that once members agree, each unreported client is known to all members, or to none.
     fn all_is_heard(&mut self) {
         let Some(node) = self.nodes.iter().flatten().next() else { return };
         for ((service, client), place) in self.places.iter_mut().filter(|(_, place)| place.unheard) {
@@ -549,7 +549,7 @@ impl World {
         self.store.lose_everything();
     }
 
-    /// Writes something as an outsider.
+    /// Writes a value into the store as an outsider.
     pub(crate) fn vandalize(&mut self, key: String, value: Vec<u8>) {
         self.note(format!("{key} is vandalized: {}", String::from_utf8_lossy(&value)));
         let write = Write::Put { key, value, leased: false };
@@ -563,7 +563,7 @@ impl World {
         self.nodes.iter().position(leads).expect("somebody leads after a calm")
     }
 
-    /// Lets everything work in peace for a while; then all members must agree, with nothing left to do.
+    /// Lets everything work undisturbed for a while; then all members must agree, with nothing left to do.
     pub(crate) fn settle(&mut self) {
         self.note("calm".to_owned());
         self.store.down = false;
@@ -585,7 +585,7 @@ impl World {
         self.all_is_heard();
     }
 
-    /// F1: all members in step steer alike.
+    /// Property F1: all members in step steer alike.
     pub(crate) fn agree(&self) {
         let nodes: Vec<&Node> = self.nodes.iter().flatten().collect();
         let fail = |what: String| {

@@ -23,7 +23,7 @@ pub(super) struct Options {
     sni: Option<String>,
     check_sni: Option<String>,
     crt: Option<String>,
-    /// The protocols of connections and of checks: those that TLS offers, and the one that is set.
+    /// The protocols of connections and of checks: the ones that TLS offers, and the one that is set.
     alpn: Option<String>,
     check_alpn: Option<String>,
     proto: Option<String>,
@@ -138,7 +138,7 @@ impl Options {
         Ok(())
     }
 
-    /// The TLS settings of checks: those of connections, unless options differ or checks go to another port.
+    /// The TLS settings of checks: the settings of connections, unless options differ or checks go to another port.
     fn check_tls(&self) -> Option<Tls> {
         if !self.check_tls.unwrap_or(self.tls && self.check.port.is_none()) {
             return None;
@@ -148,7 +148,7 @@ impl Options {
         Some(Tls { verify: self.verify, ca_file, sni, client_cert: self.crt.clone() })
     }
 
-    /// Whether checks speak HTTP/2 alone: it is set, or TLS offers nothing else.
+    /// Whether checks speak only HTTP/2, because the configuration says so or TLS offers nothing else.
     fn speaks_http2(&self, over_tls: bool) -> bool {
         let alpn = self.check_alpn.as_ref().or(self.alpn.as_ref()).filter(|_| over_tls);
         match self.check_proto.as_ref().or(self.proto.as_ref()) {

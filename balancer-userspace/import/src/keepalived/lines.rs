@@ -89,7 +89,7 @@ impl Reader<'_> {
             self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
             return Ok(());
         }
-        // A parameter with several lines, which may define other parameters.
+        // The value of a parameter may have several lines, which may define other parameters.
         if text.contains('\n') {
             if depth >= DEEPEST {
                 return Err(NotUnderstood::at(place, "parameters stand for each other too deeply"));

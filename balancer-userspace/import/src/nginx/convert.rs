@@ -43,7 +43,7 @@ pub(crate) fn convert(
     for directive in &top {
         match directive.name() {
             "http" | "stream" => context(conversion, directive.children(), directive.name() == "stream"),
-            // A single file of conf.d.
+            // The text is a single file of conf.d.
             "upstream" | "server" => {}
             "events" => directive.children().iter().for_each(|each| other(conversion, each)),
             _ => other(conversion, directive),
@@ -139,7 +139,7 @@ fn target(pass: &Directive) -> &str {
     rest.split('/').next().unwrap_or_default()
 }
 
-/// Converts one server, and returns the name of the upstream that it uses.
+/// Converts one server, and returns the name of the upstream that the server uses.
 fn server<'a>(
     conversion: &mut Conversion,
     server: &Directive,

@@ -50,7 +50,7 @@ fn parse(text: &str, options: &[String]) -> Result<Listener, &'static str> {
     }
     let (host, port) = split(text);
     let (host, port) = match (host.parse::<IpAddr>(), port) {
-        // A port or a range alone.
+        // The text is only a port or a range.
         (Err(_), None) if host.starts_with(|c: char| c.is_ascii_digit()) => ("*", host),
         (_, port) => (host, port.unwrap_or("80")),
     };

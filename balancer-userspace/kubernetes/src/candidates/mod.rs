@@ -10,13 +10,13 @@ use k8s_openapi::api::core::v1::Service;
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Empty where it has none.
+    /// The name of the port; empty if it has none.
     pub name: String,
     /// The protocol: `TCP` or `UDP`.
     pub protocol: String,
-    /// The port that clients come to.
+    /// The port that clients connect to.
     pub port: u16,
-    /// The port of nodes.
+    /// The NodePort, if there is one.
     pub node_port: Option<u16>,
 }
 
@@ -27,13 +27,13 @@ pub struct Candidate {
     pub v4: Option<IpAddr>,
     /// The IPv6 address, if any.
     pub v6: Option<IpAddr>,
-    /// Where it listens for each of the Service's ports.
+    /// The port on which the candidate listens, by the port of the Service.
     pub ports: BTreeMap<u16, u16>,
-    /// Whether it takes new clients.
+    /// Whether the candidate takes new clients.
     pub eligible: bool,
 }
 
-/// By the names that they have as backends.
+/// The candidates, by their names as backends.
 pub type Candidates = BTreeMap<String, Candidate>;
 
 impl Candidate {
@@ -45,7 +45,7 @@ impl Candidate {
     }
 }
 
-/// The ports of a Service, and what is wrong with those that are left out.
+/// The ports of a Service, and the mistakes in those that are left out.
 #[must_use]
 pub fn ports(service: &Service) -> (Vec<Port>, Vec<String>) {
     let (mut ports, mut wrong) = (Vec::new(), Vec::new());

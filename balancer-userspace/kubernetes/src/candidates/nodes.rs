@@ -5,10 +5,10 @@ use k8s_openapi::api::core::v1::Node;
 use super::{Candidate, Candidates, Port};
 use crate::names;
 
-/// Says that a node is not to serve.
+/// The label of a node that shall not serve.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
-/// Says that a node is about to go.
+/// The taint of a node that is about to be removed.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// All nodes that may serve.

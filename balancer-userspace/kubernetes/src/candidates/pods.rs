@@ -1,11 +1,11 @@
-//! Pods, as slices of endpoints have them.
+//! Pods, as described by slices of endpoints.
 
 use std::net::IpAddr;
 
 use super::{Candidates, Port};
 use crate::{names, slices::EndpointSlice};
 
-/// The pods of a Service. A pod that is in several slices is one, and can be used if one of them says so.
+/// The pods of a Service. A pod in several slices is one candidate, which is usable if one of them says so.
 pub fn candidates<'a>(
     (namespace, name): (&str, &str),
     ports: &[Port],

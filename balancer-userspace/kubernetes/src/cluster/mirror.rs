@@ -1,6 +1,6 @@
 //! All objects of a kind, as the API server has them: listed once a minute, and watched in between.
 //!
-//! Nothing depends on a watch: what it misses or says twice, the next list puts right.
+//! Nothing depends on a watch: the next list corrects what a watch misses or reports twice.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +24,22 @@ use tokio::{
 use super::{Answer, Cluster, Failure, trouble::Trouble};
 use crate::{metrics::Metrics, slices::EndpointSlice};
 
-/// How long a list is good for.
+/// How long a list stays current.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// The pause after a failure, which doubles up to the longest.
+/// The pause after a failure, which doubles with each further failure, up to a limit.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// Objects in one answer.
+/// The number of objects in one answer.
 const PAGE: usize = 500;
 
 /// An object of the cluster.
 pub trait Object: Clone + DeserializeOwned + Send + Sync + 'static {
-    /// Paths of the kind, the newest version first.
+    /// The paths of the kind, the newest version first.
     const PATHS: &'static [&'static str];
 
-    /// Namespace, name and version of it.
+    /// The object's namespace, name and version.
     fn metadata(&self) -> &ObjectMeta;
 }
 
@@ -111,7 +111,7 @@ impl<T: Object> Mirror<T> {
         };
     }
 
-    /// Follows the objects for ever; `wake` is told of each change.
+    /// Follows the objects forever, and notifies `wake` of each change.
     pub async fn follow(self: Arc<Self>, cluster: Cluster, wake: Arc<Notify>, metrics: Arc<Metrics>) {
         let mut pause = PAUSE;
         let mut trouble = Trouble::new(T::PATHS[0]);
@@ -134,7 +134,7 @@ impl<T: Object> Mirror<T> {
         }
     }
 
-    /// Lists all objects; gives the path at which they are, and the version of the list.
+    /// Lists all objects. Returns their path, and the version of the list.
     async fn list(&self, cluster: &Cluster) -> Answer<(&'static str, String)> {
         let mut last = Failure::NotFound("no path".to_owned());
         for path in T::PATHS {
@@ -150,7 +150,7 @@ impl<T: Object> Mirror<T> {
         Err(last)
     }
 
-    /// Watches until the next list is due, or the API server no longer knows what came after `version`.
+    /// Watches until the next list is due, or the API server no longer has the events after `version`.
     async fn watch(&self, cluster: &Cluster, path: &str, mut version: String, wake: &Notify) {
         let end = Instant::now() + FRESH;
         while Instant::now() < end {
@@ -168,7 +168,7 @@ impl<T: Object> Mirror<T> {
             loop {
                 let event = match timeout_at(end, events.next()).await {
                     Ok(Some(Ok(event))) => event,
-                    // It was cut: the next one begins where it ended.
+                    // The watch was cut off: the next one begins where it ended.
                     Ok(Some(Err(_)) | None) => break,
                     Err(_) => return,
                 };
@@ -182,7 +182,7 @@ impl<T: Object> Mirror<T> {
         }
     }
 
-    /// Takes over an event; gives the version that it leads to. `None`: all is to be listed again.
+    /// Applies an event, and returns the version after it. `None`: all objects must be listed again.
     fn take(&self, event: WatchEvent<T>) -> Option<String> {
         let (object, is_there) = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, true),

@@ -1,4 +1,4 @@
-//! The API server: requests, and how they fail.
+//! Requests to the API server, and the ways in which they fail.
 
 pub mod mirror;
 pub mod trouble;
@@ -24,22 +24,22 @@ pub struct Cluster {
     client: Client,
 }
 
-/// Why a request came to nothing.
+/// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The object is not there, or the API server does not know the kind.
+    /// The object does not exist, or the API server does not know the kind.
     #[error("{0}")]
     NotFound(String),
     /// Another client has changed the object.
     #[error("{0}")]
     Conflict(String),
-    /// The version that was asked for is too old.
+    /// The requested version is too old.
     #[error("{0}")]
     Gone(String),
-    /// The API server refuses, for another reason.
+    /// The API server refuses the request for another reason.
     #[error("{0}")]
     Refused(String),
-    /// There is no answer.
+    /// The API server does not answer.
     #[error("the API server does not answer: {0}")]
     Away(String),
 }
@@ -60,7 +60,7 @@ impl Failure {
     fn of_status(code: u16, message: &str) -> Self {
         let message = format!("the API server says {code}: {message}");
         match code {
-            // Another object has the name by now.
+            // Another object has this name now.
             422 if message.contains("metadata.uid") => Self::Conflict(message),
             404 => Self::NotFound(message),
             409 => Self::Conflict(message),
@@ -75,7 +75,7 @@ impl Cluster {
     /// The cluster of a kubeconfig, or the one that this program runs in.
     ///
     /// # Errors
-    /// When the file, or the service account, cannot be read.
+    /// If the file or the service account cannot be read.
     pub async fn new(kubeconfig: Option<&Path>) -> anyhow::Result<Self> {
         let mut config = match kubeconfig {
             Some(path) => {
@@ -88,7 +88,7 @@ impl Cluster {
                 .context("there is no service account here; outside a cluster give --kubeconfig FILE")?,
         };
         config.connect_timeout = Some(PATIENCE / 2);
-        // This program has its own patience.
+        // This program has its own retries.
         config.default_retry = false;
         Ok(Self { client: Client::try_from(config).context("the API server cannot be asked")? })
     }
@@ -96,7 +96,7 @@ impl Cluster {
     /// Sends a request.
     ///
     /// # Errors
-    /// When the API server refuses, or does not answer.
+    /// If the API server refuses, or does not answer.
     pub async fn send<T: DeserializeOwned>(
         &self,
         method: http::Method,
@@ -116,7 +116,7 @@ impl Cluster {
         }
     }
 
-    /// Reads something.
+    /// Reads the object or list at a path.
     ///
     /// # Errors
     /// As [`send`](Self::send).

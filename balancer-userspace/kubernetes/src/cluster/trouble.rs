@@ -1,8 +1,8 @@
-//! Failures that are tried again and again: each is said once.
+//! Failures of repeated attempts, each of which is logged once.
 
 use super::Failure;
 
-/// A thing that may go on failing.
+/// A task that may fail repeatedly.
 #[derive(Debug)]
 pub struct Trouble {
     what: String,
@@ -10,20 +10,20 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// Nothing has failed yet.
+    /// A task that has not failed yet.
     #[must_use]
     pub fn new(what: &str) -> Self {
         Self { what: what.to_owned(), last: String::new() }
     }
 
-    /// Says that it failed, and what follows, unless that is known.
+    /// Logs the failure and its consequence, unless the last one was the same.
     pub fn say(&mut self, failure: &Failure, then: &str) {
         if let Some(text) = self.news(failure) {
             tracing::warn!("{}: {text}; {then}", self.what);
         }
     }
 
-    /// Says that all is well again, if it was not.
+    /// Logs that the task works again, if it had failed.
     pub fn is_over(&mut self) {
         if !std::mem::take(&mut self.last).is_empty() {
             tracing::info!("{}: the API server answers again", self.what);

@@ -1,4 +1,4 @@
-//! All that this program writes into the cluster: finalizers, addresses, events.
+//! All writes to the cluster: finalizers, addresses, events.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,10 @@ use crate::{
 };
 
 impl Cluster {
-    /// Adds the finalizer to a Service, if nobody has changed it since it was seen.
+    /// Adds the finalizer to a Service, if the Service is unchanged since it was seen.
     ///
     /// # Errors
-    /// When the API server refuses, or does not answer.
+    /// If the API server refuses, or does not answer.
     pub async fn finalize(&self, object: &Object) -> Answer<()> {
         let mut finalizers = object.finalizers.clone();
         finalizers.push(FINALIZER.to_owned());
@@ -30,12 +30,12 @@ impl Cluster {
     pub async fn publish(&self, object: &Object, addresses: &[IpAddr]) -> Answer<()> {
         let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
         let ingress = if ingress.is_empty() { Value::Null } else { ingress.into() };
-        // With its UID, the patch is not for another Service of that name.
+        // The UID excludes another Service of the same name.
         let patch = json!({"metadata": {"uid": object.uid}, "status": {"loadBalancer": {"ingress": ingress}}});
         self.patch(object, "/status", &patch).await
     }
 
-    /// Takes addresses and finalizer away from a Service. One that is gone already is as it should be.
+    /// Removes addresses and finalizer from a Service. Succeeds if the Service no longer exists.
     ///
     /// # Errors
     /// As [`finalize`](Self::finalize).
@@ -46,19 +46,19 @@ impl Cluster {
             Err(Failure::NotFound(_)) => Ok(()),
             answer => answer,
         };
-        // Without the finalizer nothing of this program would come back for the addresses.
+        // If the finalizer went first, this program would not return to remove the addresses.
         let metadata: Value = match self.get(&path(object, "")).await {
             Ok(metadata) => metadata,
             Err(failure) => return is_gone(Err(failure)),
         };
         if !metadata["status"]["loadBalancer"]["ingress"].is_null() {
-            // The watch tells of the change, and the finalizer goes with the next comparison.
+            // The watch reports the change, and the next comparison removes the finalizer.
             return is_gone(self.publish(object, &[]).await);
         }
         is_gone(self.patch(object, "", &patch).await)
     }
 
-    /// Tells the owner of a Service something, under a name that is the same for the same notice.
+    /// Sends the owner of a Service a notice, as an event. Equal notices get the same name.
     ///
     /// # Errors
     /// As [`finalize`](Self::finalize).
@@ -76,7 +76,7 @@ impl Cluster {
         let answer =
             self.send::<Value>(Method::POST, &format!("/api/v1/namespaces/{namespace}/events"), Some(&event)).await;
         match answer {
-            // It was told before this program was started again.
+            // An earlier run of this program has already sent this notice.
             Ok(_) | Err(Failure::Conflict(_)) => Ok(()),
             Err(failure) => Err(failure),
         }

@@ -1,4 +1,4 @@
-//! The controller between a cluster and a balancer that are stand-ins.
+//! Tests of the controller between stand-ins for a cluster and a balancer.
 
 mod manuals;
 mod services;

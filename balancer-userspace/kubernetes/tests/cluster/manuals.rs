@@ -1,4 +1,4 @@
-//! What the book and the manifests say is so.
+//! Tests of statements in the book and the manifests.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,19 +11,19 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)).unwrap()
 }
 
-/// The documents of a manifest.
+/// The documents in a manifest file.
 fn manifest(file: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&read(file)).unwrap()
 }
 
-/// The Service that the book shows.
+/// The Service in the book's example.
 fn shown() -> Value {
     let book = read("docs/src/kubernetes.md");
     let block = book.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     serde_saphyr::from_str(block).unwrap()
 }
 
-/// `VERB GROUP/RESOURCE`, as roles grant it.
+/// The granted rights, as `VERB GROUP/RESOURCE`.
 fn granted() -> BTreeSet<String> {
     let mut granted = BTreeSet::new();
     for document in manifest("contrib/kubernetes/rbac.yaml") {

@@ -1,4 +1,4 @@
-//! The controller between a cluster that fails and a balancer.
+//! Tests of the controller between a failing cluster and a balancer.
 
 use crate::support::{FINALIZER, OTHERS, World, service, slice};
 use serde_json::json;
@@ -267,7 +267,7 @@ fn when_a_service_has_both_families_then_pods_have_both_addresses() {
     six["endpoints"][0]["addresses"] = json!(["fd00::1"]);
     world.cluster.put("endpointslices", six);
     world.wait("it has the pod", |world| world.balancer.backends(WEB).len() == 1);
-    // The controller writes the file after the balancer has applied it.
+    // The controller writes the file only after the balancer has applied its contents.
     world.wait("the file has it too", |world| world.balancer.file().contains("address6 = \"fd00::1\""));
 }
 

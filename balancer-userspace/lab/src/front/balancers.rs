@@ -96,7 +96,7 @@ impl Balancers {
         for index in 0..kind.balancers() {
             let namespace = balancers_host(hosts, index)?;
             let files = hosts.directory(&format!("lb{}", index + 1))?;
-            // The balancer would restore the state of an earlier one.
+            // The balancer would restore the state that an earlier balancer left in this file.
             drop(fs::remove_file(files.join("state.json")));
             let text = config(&hosts.topology, row, (kind, index), &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
@@ -170,7 +170,7 @@ impl Balancers {
         })
     }
 
-    /// Whether the balancers are of this kind and all running.
+    /// Whether the balancers are of this kind and all of them run.
     pub(crate) fn suits(&self, kind: FrontOf) -> bool {
         self.kind == kind && kind == FrontOf::One
     }
@@ -273,7 +273,7 @@ fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
 /// Starts three etcd servers, and waits until each is healthy.
 fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
     let addresses = Hosts::engine_addresses();
-    // Data of an earlier front.
+    // Servers of an earlier front may have left data here.
     drop(fs::remove_dir_all(hosts.files().join("etcd")));
     let directory = hosts.directory("etcd")?;
     let mut engines = servers(&addresses, None, &directory, &["--unsafe-no-fsync".to_owned()]);

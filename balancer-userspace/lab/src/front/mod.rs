@@ -53,7 +53,7 @@ impl Front {
         })
     }
 
-    /// The number of moves that it has counted; `None` if it has no counter or does not answer.
+    /// The number of moves that the front has counted; `None` if the front has no counter or does not answer.
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         match self {
             Self::Balancers(balancers) => balancers.moves(hosts),

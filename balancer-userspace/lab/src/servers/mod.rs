@@ -54,7 +54,7 @@ impl Servers {
         for number in 1..=count {
             this.spawn(hosts, number)?;
             if strategy.home() == Home::Servers {
-                // A starting server asks the others for their sessions, also those that are starting.
+                // A starting server asks the others for their sessions, including those that are still starting.
                 this.wait(hosts, number)?;
             }
         }

@@ -64,7 +64,7 @@ struct Inside<'p, 'f, 'c> {
     found: &'f mut Found<'c>,
 }
 
-/// Compares a key with the path and does not keep it.
+/// A key that is compared with the path and not stored.
 struct Key<'p> {
     path: &'p str,
     is_outermost: bool,
@@ -201,7 +201,7 @@ impl Found<'_> {
     }
 }
 
-/// Some programs write milliseconds. Read as seconds, they would be 1,000 years later.
+/// Some programs write milliseconds, which would be times in the distant future if read as seconds.
 const fn seconds(number: f64) -> i64 {
     (if number >= 1e11 { number / 1000.0 } else { number }) as i64
 }

@@ -6,12 +6,12 @@ pub mod nginx;
 #[cfg(test)]
 pub(crate) mod measured;
 
-/// A server, as these rules see it.
+/// A server, with the properties that these rules use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// The weight in the configuration.
     pub weight: u32,
-    /// Whether it takes clients.
+    /// Whether the server takes clients.
     pub up: bool,
 }
 

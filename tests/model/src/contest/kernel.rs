@@ -88,7 +88,7 @@ impl Kernel {
             ranges: 128,
             returns: 512,
             backends: BACKEND_ROWS,
-            // For half of the rows, CPUs share the counters.
+            // CPUs share the counters of half of the rows.
             counted: BACKEND_ROWS / 2,
             clients,
             flows: 0,
@@ -147,7 +147,7 @@ impl Kernel {
     }
 
     fn set_rules(&mut self, service: usize, rules: &[RuleSpec]) -> anyhow::Result<()> {
-        // The data path flags slots itself; here the scene and packets say which are.
+        // The data path flags slots itself; here the scene and the packets determine the flags.
         let slots = self.read_slots(service)?;
         let placed = &mut self.scene[service];
         placed.rules = rules.iter().map(|rule| rule.prefix).collect();
@@ -228,7 +228,7 @@ impl Player for Kernel {
             self.dataplane.retire_backend(id)?;
         }
         for Placed { id, .. } in std::mem::take(&mut self.scene) {
-            // Their counters start again with their next rules.
+            // The counters of these rules start again with the service's next rules.
             self.dataplane.set_rules(id, &[])?;
         }
         for backend in &scene.backends {

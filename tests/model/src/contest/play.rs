@@ -50,7 +50,7 @@ pub trait Player {
 pub struct Disagreement {
     /// The index of the last step before the difference was noticed.
     pub step: usize,
-    /// The difference in words.
+    /// A description of the difference.
     pub what: String,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::generate::Step;
 
-/// The largest number of runs. A case that takes longer is shown as it is then.
+/// The largest number of runs. After that, the result is shown in its current form.
 const RUNS: usize = 1500;
 
 /// Finds the fewest and simplest of `steps` that still `fail`. The given steps must fail.
@@ -53,7 +53,7 @@ fn fewer(steps: &[Step], fails: &mut Fails<'_>) -> anyhow::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Undoes the mutation of the packet at `index`, then shortens it and clears its bytes.
+/// Undoes the mutation of the packet at `index`, then shortens the packet and clears its bytes.
 fn simpler(steps: &mut [Step], index: usize, fails: &mut Fails<'_>) -> anyhow::Result<()> {
     let Step::Packet { frame, unbroken, .. } = &steps[index] else { return Ok(()) };
     let (mut best, unbroken) = (frame.clone(), unbroken.clone());
@@ -182,14 +182,14 @@ mod tests {
     fn when_single_packets_are_wrong_then_the_case_is_one_short_packet() {
         let small = small(false);
         let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
-        // The remaining bytes: types, lengths, an address and a port, and perhaps those of a quoted packet.
+        // The remaining bytes: types, lengths, an address and a port, and perhaps the same fields of a quoted packet.
         assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
     }
 
     #[test]
     fn when_clocks_stand_still_then_the_case_is_one_tick_and_one_packet() {
         let small = small(true);
-        // The clients that must be known for it may be a step as well.
+        // A step that makes the required clients known may also remain.
         let is_other = |step: &&Step| !matches!(step, Step::Clients(_));
         let steps: Vec<&Step> = small.iter().filter(is_other).collect();
         assert!(matches!(steps.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");

@@ -1,4 +1,4 @@
-//! Makes random client addresses. They are few, so that they repeat.
+//! Makes random client addresses. There are few of them, so that they repeat.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

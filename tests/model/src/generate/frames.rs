@@ -54,7 +54,7 @@ impl<'a> Source<'a> {
         padded(rng, frame.bytes())
     }
 
-    /// A service, mostly.
+    /// A random service of the scene.
     pub(super) fn service(&self, rng: &mut Rng) -> &'a Service {
         &self.scene.services[rng.usize(..self.scene.services.len())]
     }
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
         between(rng, SocketAddr::new(backend.ip(), port), client, of.listener.protocol)
     }
 
-    /// A packet that is almost for a service.
+    /// A packet whose destination differs slightly from a service's.
     fn past(&self, rng: &mut Rng) -> Frame {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         match rng.u32(..5) {
@@ -130,7 +130,7 @@ impl<'a> Source<'a> {
         payload.iter_mut().zip(&frame.payload).for_each(|(byte, of)| *byte = *of);
         frame.payload = payload;
         let size = one_of(rng, &[8, 24, 64, 512, 1400]).max(frame.payload.len() / 40 * 8 + 8);
-        // Few identifications, so that datagrams can be confused.
+        // There are few identifications, so that datagrams can be confused.
         let mut parts = frame.fragments(size, rng.u32(..500));
         if once_in(rng, 6) {
             parts.remove(0);
@@ -206,7 +206,8 @@ pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr
     frame
 }
 
-/// A packet of `source`'s family with random values in all secondary fields. The caller sets source and destination.
+/// A packet of the family of `source`, with random values in all secondary fields. The caller sets source and
+/// destination.
 pub(super) fn dressed(rng: &mut Rng, source: IpAddr, transport: Transport) -> Frame {
     let v4 = source.is_ipv4();
     let payload = match rng.u32(..20) {
@@ -239,7 +240,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
             0..3 if index == 0 => frame::options(HOP_BY_HOP, rng.usize(1..4)),
             0..3 => frame::routing(0),
             3 => frame::routing(rng.u8(..2)),
-            // A datagram in a single fragment, sometimes in a real one.
+            // A datagram in a single fragment, sometimes the first of several.
             4 => frame::fragment(0, once_in(rng, 3), rng.u32(..500)),
             5 if once_in(rng, 4) => long_options(rng.u8(100..170)),
             6 if once_in(rng, 4) => frame::options(HOP_BY_HOP, 1),
@@ -267,7 +268,7 @@ pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Varies the link layer: to several stations, or with bytes after the packet.
+/// Varies the link layer: frames to several stations, or bytes after the packet.
 fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     if once_in(rng, 100) {
         frame[0] |= 1;
@@ -279,7 +280,7 @@ fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Frames without IP.
+/// Frames that contain no IP packet.
 fn noise(rng: &mut Rng) -> Vec<u8> {
     let length = rng.usize(14..80);
     let mut frame = bytes(rng, length);

@@ -40,7 +40,7 @@ fn error(rng: &mut Rng, mut about: Frame) -> Frame {
     match rng.u32(..4) {
         0 => {}
         1 => quote.truncate(rng.usize(..=quote.len())),
-        // Old routers quote this much.
+        // Old routers quote only this much.
         2 => quote.truncate(about.options.len() + if v4 { 28 } else { 48 }),
         _ => quote.truncate(rng.usize(..60)),
     }
@@ -48,7 +48,7 @@ fn error(rng: &mut Rng, mut about: Frame) -> Frame {
     let kinds: &[u8] = if v4 { &[3, 3, 3, 11, 12] } else { &[1, 2, 3, 4] };
     let transport = Transport::Icmp(one_of(rng, kinds), rng.u8(..6), [0, 0, rng.u8(..), rng.u8(..)]);
     let router = if once_in(rng, 4) { about.destination.ip() } else { clients::address(rng, v4) };
-    // Rarely to a host other than the sender.
+    // In rare cases, the error goes to a host other than the sender.
     let to = if once_in(rng, 30) { clients::address(rng, v4) } else { about.source.ip() };
     message(rng, router, to, transport, quote)
 }

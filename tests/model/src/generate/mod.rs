@@ -82,7 +82,7 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
     (scene, steps)
 }
 
-/// Addresses a frame to `station`, unless it is for several stations; rarely to another station.
+/// Addresses a frame to `station`, unless the frame is for several stations; in rare cases, to another station.
 fn address(rng: &mut Rng, frame: &mut [u8], station: Mac) {
     if frame[0] & 1 == 0 {
         frame[..6].copy_from_slice(&station);

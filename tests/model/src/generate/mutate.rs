@@ -7,7 +7,7 @@ use super::{once_in, one_of};
 /// The shortest frame that the kernel accepts.
 const SHORTEST: usize = 14;
 
-/// The frame; one in four is damaged.
+/// The frame, which is damaged in one of four cases.
 pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if !once_in(rng, 4) {

@@ -175,7 +175,7 @@ impl Scene {
         }
     }
 
-    /// A random client table: empty, or full of clients that are known for long, or anything between.
+    /// A random client table: empty, or full of clients that have been known for a long time, or anything in between.
     pub(super) fn random_clients(&self, rng: &mut Rng) -> Vec<[u64; BUCKET_ENTRIES]> {
         let mut buckets = vec![[0; BUCKET_ENTRIES]; BUCKETS];
         let crowded = once_in(rng, 4);
@@ -219,7 +219,7 @@ impl Scene {
     }
 }
 
-/// The share of steered clients: mostly all of them.
+/// The share of steered clients: usually all of them.
 fn random_share(rng: &mut Rng) -> Share {
     if !once_in(rng, 4) {
         return Share::ALL;
@@ -235,7 +235,7 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
     let mut listeners = Vec::new();
     for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
         let range = |first, last| PortRange { first, last };
-        // Separate ranges, or one within the other.
+        // Separate ranges, or one range within the other.
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
@@ -257,7 +257,7 @@ fn backend_id(row: u16) -> BackendId {
     BackendId(if row.is_multiple_of(2) { row } else { BACKEND_ROWS as u16 - row })
 }
 
-/// Whether replies of a backend differ from all others.
+/// Reserves the source of a backend's replies. Returns whether these replies differ from all others.
 fn take_ways(
     target: SocketAddr,
     row: u16,

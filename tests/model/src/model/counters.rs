@@ -16,7 +16,7 @@ pub struct Counters {
     pub verdicts: BTreeMap<u32, [u64; Verdict::COUNT]>,
     /// The dropped packets by reason.
     pub drops: [u64; DROP_COUNTERS],
-    /// For each backend; absent backends have counted nothing.
+    /// For each backend, its counters; absent backends have counted nothing.
     pub backends: BTreeMap<u16, BackendStats>,
     /// For each listener, packets and TCP connections; absent listeners have counted nothing.
     pub listeners: BTreeMap<u16, (u64, u64)>,
@@ -32,11 +32,11 @@ pub struct Counters {
     pub too_big: u64,
     /// Packets that no backend takes and whose sender was informed.
     pub rejected: u64,
-    /// For each service and prefix of an existing rule; absent rules have counted nothing.
+    /// For each service and prefix of an existing rule, the rule's counters; absent rules have counted nothing.
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
-    /// For each service, packets steered as without the rule, including those of removed rules.
+    /// For each service, packets steered as if the rule did not exist, including those of removed rules.
     pub fallbacks: BTreeMap<u16, u64>,
-    /// For each service, what connection IDs did; absent services have counted nothing.
+    /// For each service, the counters of connection IDs; absent services have counted nothing.
     pub quic: BTreeMap<u16, QuicStats>,
     /// For each backend, clients that moved to another one together with their connections.
     pub migrated: BTreeMap<u16, u64>,
@@ -47,11 +47,11 @@ pub struct Counters {
 /// The decisions of rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ruled {
-    /// Sent to the pinned backend.
+    /// Clients that were sent to the pinned backend.
     pub pinned: u64,
-    /// Pinned, but the backend takes no clients.
+    /// Pinned clients whose backend takes no clients.
     pub fallen_back: u64,
-    /// Spread by port.
+    /// Clients whose connections were spread by port.
     pub spread: u64,
     /// Dropped.
     pub denied: u64,
@@ -62,11 +62,11 @@ pub struct Ruled {
 pub struct Newcomers {
     /// Recorded.
     pub inserted: u64,
-    /// Recorded in place of another client.
+    /// Clients recorded in place of another client.
     pub evicted: u64,
-    /// Not recorded, because the bucket is full.
+    /// Clients not recorded because the bucket was full.
     pub full: u64,
-    /// Not recorded, because of the rate limit.
+    /// Clients not recorded because of the rate limit.
     pub limited: u64,
 }
 

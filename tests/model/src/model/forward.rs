@@ -47,12 +47,12 @@ pub(super) enum Way {
     Handed,
     /// The kernel handles the packet.
     Kernel,
-    /// The packet must not be longer than this.
+    /// The path is narrow: the packet must not be longer than this.
     Narrow(usize),
 }
 
 impl Hop {
-    /// Sends `frame` on this way.
+    /// Sends `frame` along this path.
     pub(super) fn leave(self, mut frame: Vec<u8>, ingress: u32) -> Fate {
         write_macs(&mut frame, self.destination_mac, self.source_mac);
         Fate::sent(frame, ingress, self.ifindex)
@@ -134,10 +134,10 @@ impl State {
             Route::Kernel => Ok(Way::Kernel),
             _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
-            // A choice: the neighbour counts as possibly about to answer. The program limits this time by the clock;
-            // tests do not.
+            // A choice: the model assumes that the neighbour may still answer. The program limits this time by the
+            // clock; tests do not.
             Route::NoNeighbour => one_hop_is_left(packet).map(|()| Way::Handed),
-            // A choice: the check of the size comes before the one of the last hop.
+            // A choice: the check of the size comes before the check of the last hop.
             Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {
                 one_hop_is_left(packet)?;
@@ -222,8 +222,8 @@ pub(super) fn renew_header(before: &[u8], after: &mut [u8], packet: &Packet) {
     after[packet.start + 10..][..2].copy_from_slice(&check.to_be_bytes());
 }
 
-/// Updates the checksum of a TCP or UDP segment (up to byte `end`) after one end has changed. UDP's may be absent (0)
-/// and stays so. Therefore, a result of 0 is written as 0xffff (RFC 768).
+/// Updates the checksum of a TCP or UDP segment (up to byte `end`) after one end has changed. A UDP checksum may be
+/// absent (0), and then stays absent. Therefore, a result of 0 is written as 0xffff (RFC 768).
 pub(super) fn renew_segment(before: &[u8], after: &mut [u8], packet: &Packet, new: New, end: usize) {
     let check_at = match packet.protocol {
         TCP => 16,

@@ -99,7 +99,8 @@ impl State {
                 }
             };
         }
-        // A backend also has packets of its own. If a packet is not certainly a reply, it is treated as none.
+        // A backend also has packets of its own. If a packet is not certainly a reply, the program does not treat it as
+        // one.
         match self.only_way_back(packet.source, packet.protocol) {
             Portless::Only(way) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             Portless::Nothing | Portless::Several => Ok(Fate::Pass),

@@ -56,8 +56,8 @@ impl State {
         Fate::Tx(out)
     }
 
-    /// An error about a packet that a backend sent with the VIP as its source: goes to the backend of that packet's
-    /// client.
+    /// An error about a packet that a backend sent with the VIP as its source: the error goes to the backend of that
+    /// packet's client.
     fn error_to_vip(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let vip = packet.destination;
         let Some(inner) = parse::quoted(arrival.frame, packet) else { return self.refused(vip, DropReason::Malformed) };
@@ -77,13 +77,13 @@ impl State {
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
-        // The client's end, if it is quoted.
+        // The client's end is known only if it is quoted.
         let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
         let segment = inner.protocol == TCP && port.is_some();
         let came = match self.treated(service, inner.destination) {
             Treated::Steered { came } => came,
             Treated::Left if segment => {
-                // A choice, like for packets.
+                // This is a choice, as for packets.
                 self.rule(service, inner.destination, true);
                 return Ok(self.left(service));
             }
@@ -131,8 +131,8 @@ impl State {
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    /// An error about a packet that was translated on its way to a `nat` backend: goes from the VIP to the client that
-    /// sent the packet.
+    /// An error about a packet that was translated on its way to a `nat` backend: the error goes from the VIP to the
+    /// client that sent the packet.
     fn error_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let Some(inner) = parse::quoted(arrival.frame, packet).filter(|inner| is_ours(packet, inner)) else {
             return Ok(Fate::Pass);

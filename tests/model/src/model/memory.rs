@@ -54,28 +54,29 @@ impl Known {
     }
 }
 
-/// A packet for which the program asks the memory.
+/// A packet for which the program asks the client memory.
 pub(super) struct Asked {
     /// Half of the client's hash.
     pub(super) tag: u32,
     pub(super) service: ServiceId,
-    /// The backend in the live table, or of a rule.
+    /// The backend that the live table or a rule names.
     pub(super) live: Option<u16>,
-    /// A rule names the backend.
+    /// Whether a rule names the backend.
     pub(super) pinned: bool,
-    /// With `pinned`: the backend is not a rule's, but that of a connection that the client brought from another address.
+    /// With `pinned`: the backend comes not from a rule, but from a connection that the client brought from another
+    /// address.
     pub(super) migrates: bool,
-    /// The table would name the backend if nothing had failed.
+    /// Whether the table would name the same backend if nothing had failed.
     pub(super) is_home: bool,
-    /// The packet is a SYN.
+    /// Whether the packet is a SYN.
     pub(super) opens: bool,
     pub(super) datagram: bool,
-    /// `failback = "return"`.
+    /// Whether the service has `failback = "return"`.
     pub(super) failback: bool,
     pub(super) now: u16,
     /// The number of ticks after which a client is forgotten.
     pub(super) remember: u16,
-    /// The number of silent ticks after which a datagram opens a connection.
+    /// The number of ticks without a packet after which a datagram opens a connection.
     pub(super) idle: u16,
 }
 
@@ -91,17 +92,17 @@ pub(super) enum Newcomer {
     Limited,
 }
 
-/// The answer to a packet that asks the memory.
+/// The answer to a packet that asks the client memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// `None` if no backend takes the client.
+    /// The backend; `None` if no backend takes the client.
     pub(super) backend: Option<u16>,
-    /// Present if the packet opens a connection.
+    /// The decision, if the packet opens a connection.
     pub(super) decision: Option<Decision>,
-    /// A known client leaves this backend, for this reason.
+    /// The backend that a known client leaves, and the reason.
     pub(super) moved: Option<(u16, MoveCause)>,
     pub(super) newcomer: Option<Newcomer>,
-    /// The client's place is up to date, and the client was seen in two ticks or sends datagrams.
+    /// Whether the client's entry is up to date, and the client was seen in two ticks or sends datagrams.
     pub(super) settled: bool,
 }
 
@@ -139,7 +140,7 @@ pub(super) fn ask<'a>(
                     bucket[place] = new.write();
                     Newcomer::Recorded { forgets_another: false }
                 }
-                // A client of another service has the same tag in this bucket: it stays.
+                // A client of another service has the same tag in this bucket. The entry of that client stays.
                 (Some(_), None) => Newcomer::Full,
                 (None, None) if !may_record() => Newcomer::Limited,
                 (None, None) => record(bucket, new, asked, is_ours),
@@ -167,7 +168,7 @@ pub(super) fn ask<'a>(
     };
     let (to, moved) = match goes {
         Goes::Nowhere => (None, None),
-        // Too many at once: it goes there all the same.
+        // Too many clients came at once: this one goes to the backend without being recorded.
         Goes::Moves { to, .. } if asked.migrates && !may_record() => {
             return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, settled: false };
         }

@@ -26,7 +26,7 @@ pub(crate) struct Packet {
     pub(crate) length: usize,
     /// The length of all headers before layer 4.
     pub(crate) headers: usize,
-    /// In units of eight bytes.
+    /// The fragment's offset, in units of eight bytes.
     pub(crate) fragment_offset: u16,
     pub(crate) more_fragments: bool,
     pub(crate) id: u32,
@@ -66,7 +66,7 @@ impl Packet {
 }
 
 pub(crate) enum Parsed {
-    /// The frame has no IP, or too little of it to know its destination.
+    /// The frame has no IP, or too little of the packet to know its destination.
     NotIp,
     /// The packet has a source route that does not end here.
     Waypoint,

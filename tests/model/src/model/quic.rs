@@ -24,7 +24,8 @@ const LONGEST: usize = 20;
 const UDP_HEADER: usize = 8;
 
 impl State {
-    /// The backend that a datagram's connection ID names, if that keeps connections. It is remembered of its client.
+    /// The backend that a datagram's connection ID names, if that backend keeps connections. The client is recorded at
+    /// that backend.
     pub(super) fn by_connection_id(
         &mut self,
         arrival: Arrival<'_>,
@@ -43,7 +44,7 @@ impl State {
             self.counters.quic.entry(spec.id.0).or_default().unknown += 1;
             return None;
         };
-        // Anybody can write a readable one.
+        // Any host can forge an unencrypted connection ID.
         let learns = is_encrypted && quic.config.learns();
         let keeps = self.backends.get(&backend.0).is_some_and(|of| of.keeps_known && of.service == spec.id);
         if !keeps || self.reachable(backend.0).is_none() {
@@ -55,14 +56,15 @@ impl State {
         }
         let id = self.services[index].spec.id.0;
         self.counters.quic.entry(id).or_default().steered += 1;
-        // A choice: a client of a rule is not remembered.
+        // A choice: a client to which a rule applies is not recorded.
         if rule.is_none() {
             self.remember_connection(index, packet, backend.0, learns);
         }
         Some(Choice { backend: backend.0, decision: None })
     }
 
-    /// A client that has brought a connection is known at its backend from now on; or only seen, unless it `learns`.
+    /// Records a client at the backend of the connection that it has brought; without `learns`, only records that the
+    /// client was seen.
     fn remember_connection(&mut self, index: usize, packet: &Packet, backend: u16, learns: bool) {
         let service = &self.services[index];
         let Some(clock) = service.clock() else { return };
@@ -104,20 +106,21 @@ impl State {
     }
 }
 
-/// The bytes behind the UDP header, which is there. A choice: its length is not looked at.
+/// The bytes behind the UDP header, which must be present. A choice: the length in this header does not matter.
 pub(crate) fn payload<'a>(frame: &'a [u8], packet: &Packet) -> &'a [u8] {
     let end = frame.len().min(packet.start + packet.length);
     frame.get(packet.l4() + UDP_HEADER..end).unwrap_or_default()
 }
 
-/// The connection ID of a datagram, if its receiver has made it, as far as it is there.
+/// The connection ID of a datagram, if its receiver has issued it, as far as the datagram contains it.
 pub(crate) fn connection_id(datagram: &[u8]) -> Option<&[u8]> {
     let first = *datagram.first()?;
     let id = if first & 0x80 == 0 {
         datagram.get(1..)?
     } else {
         let version = u32::from_be_bytes(datagram.get(1..5)?.try_into().ok()?);
-        // Initial and 0-RTT packets of the versions that are known; and no client negotiates versions.
+        // In Initial and 0-RTT packets of known versions, the client has chosen the ID. No client sends version
+        // negotiation packets.
         let of_client: &[u8] = match version {
             0 => &[0, 1, 2, 3],
             1 => &[0, 1],
@@ -134,7 +137,7 @@ pub(crate) fn connection_id(datagram: &[u8]) -> Option<&[u8]> {
     (!id.is_empty()).then(|| &id[..id.len().min(LONGEST)])
 }
 
-/// The server ID that a connection ID has, under the format that its first bits name, and whether it is encrypted.
+/// The server ID in a connection ID, by the format that the first bits name, and whether the ID is encrypted.
 fn server_id(config: &QuicConfig, id: &[u8]) -> Option<(Vec<u8>, bool)> {
     let keyed = match config.format {
         Format::Nlb => &config.current,

@@ -27,7 +27,7 @@ pub enum Route {
     Kernel,
     /// The kernel does not know the neighbour yet.
     NoNeighbour,
-    /// The route forbids it.
+    /// The route forbids the destination.
     Forbidden,
 }
 

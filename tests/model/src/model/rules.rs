@@ -9,9 +9,9 @@ use super::State;
 /// The decision of a rule about a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// Sends to this backend, which takes clients.
+    /// The rule sends the client to this backend, which takes clients.
     Pin(u16),
-    /// Spreads by the port as well.
+    /// The rule spreads the client's connections by port as well.
     Spread,
     /// Drops.
     Deny,
@@ -29,7 +29,8 @@ impl State {
         self.counters.rules.retain(|&(of, prefix), _| of != id || there(prefix));
     }
 
-    /// Returns the decision of a service's rules about the client at `source`. Does not count it if it only `peeks`.
+    /// Returns the decision of a service's rules about the client at `source`. Does not count the packet if it only
+    /// `peeks`.
     pub(super) fn rule(&mut self, index: usize, source: IpAddr, peeks: bool) -> Option<Rule> {
         let service = &self.services[index];
         let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));

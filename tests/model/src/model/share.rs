@@ -10,13 +10,13 @@ use super::{Arrival, Fate, State, client_hash, parse::Packet, steer::Choice};
 /// How packets of a client are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Treated {
-    /// They are steered; `came` says whether the client may have connections to the host.
+    /// The packets are steered; `came` says whether the client may have connections to the host.
     Steered { came: bool },
-    /// They go to the host, but the client may have connections to backends.
+    /// The packets go to the host, but the client may have connections to backends.
     Left,
-    /// They go to the host.
+    /// The client's packets go to the host.
     Host,
-    /// They go to the host, and are counted as if they were steered.
+    /// The packets go to the host, and are counted as if they were steered.
     Watched,
 }
 
@@ -46,8 +46,8 @@ impl State {
         self.left(service)
     }
 
-    /// Passes a packet of a client that is no longer steered, from a connection to which the host may belong. A choice:
-    /// later fragments do not follow it.
+    /// Passes a packet of a client that is no longer steered, whose connection may belong to the host. A choice: later
+    /// fragments do not follow this packet.
     pub(super) fn left(&mut self, service: usize) -> Fate {
         *self.counters.unsteered.entry(self.services[service].spec.id.0).or_default() += 1;
         Fate::Pass

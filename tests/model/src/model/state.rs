@@ -29,14 +29,14 @@ pub struct Service {
     pub spec: ServiceSpec,
     /// The service's live table.
     pub slots: Vec<TableSlot>,
-    /// The current tick of its clock.
+    /// The current tick of the service's clock.
     pub tick: u16,
     /// The rules of the service.
     pub rules: Vec<RuleSpec>,
 }
 
 impl Service {
-    /// The clock of its memory; `None` if it remembers nothing.
+    /// The clock of the service's memory; `None` if the service remembers no clients.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = self.spec.remember.as_secs() as u32;
@@ -73,14 +73,14 @@ impl Seen {
 pub struct Newcomers {
     /// The limit of each service.
     pub own: u32,
-    /// The limit of all services together, beyond their own limits.
+    /// The limit of all services together, beyond the limit of each service.
     pub common: u32,
     used_own: BTreeMap<u16, u32>,
     used_common: u32,
 }
 
 impl Newcomers {
-    /// Creates the limits: `own` for each service, and `common` beyond those.
+    /// Creates the limits: `own` for each service, and `common` for all services together beyond that.
     #[must_use]
     pub const fn new(own: u32, common: u32) -> Self {
         Self { own, common, used_own: BTreeMap::new(), used_common: 0 }
@@ -128,7 +128,7 @@ pub struct State {
 pub(super) struct WayBack {
     pub(super) service: usize,
     pub(super) listener: usize,
-    /// The backend's port; 0: every port, or every port that a listener has.
+    /// The backend's port; 0: every port, or every port with a listener.
     pub(super) port: u16,
     pub(super) backend: u16,
 }
@@ -221,7 +221,7 @@ impl State {
         self.listener(address, port, protocol).map(|(service, _)| service)
     }
 
-    /// The port of `backend` for packets to a VIP's port; 0 if it stays.
+    /// The port of `backend` for packets to a VIP's port; 0 if the port stays unchanged.
     pub(super) fn backend_port(&self, backend: &BackendSpec, address: IpAddr, port: u16, protocol: u8) -> u16 {
         if backend.address.port() != 0 {
             return backend.address.port();

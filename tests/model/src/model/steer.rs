@@ -25,11 +25,12 @@ const IDLE_SECONDS: u32 = 30;
 pub(super) struct Opening {
     /// The client's port.
     pub(super) port: u16,
-    /// The packet opens a connection.
+    /// Whether the packet opens a connection.
     pub(super) opens: bool,
-    /// The packet is a datagram, which may open a connection.
+    /// Whether the packet is a datagram, which may open a connection.
     pub(super) datagram: bool,
-    /// The packet goes to a backend only if its client is known there, where the program asks the memory.
+    /// Whether, in cases in which the program asks the client memory, the packet goes to a backend only if its client
+    /// is known there.
     pub(super) known_alone: bool,
 }
 
@@ -111,7 +112,7 @@ impl State {
         self.choose(service, client, port, None, known_alone)
     }
 
-    /// `opening` is `None` to peek.
+    /// Chooses a backend; `opening` is `None` for a packet that only quotes the client's.
     fn choose(
         &mut self,
         index: usize,
@@ -172,7 +173,7 @@ impl State {
         self.ask(hash, &asked, opening.is_none(), !always).ok_or(nobody)
     }
 
-    /// Asks the memory. `marks`: the client's next packets need not ask.
+    /// Asks the client memory. `marks` says whether the client's next packets need not ask if the entry is up to date.
     fn ask(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> Option<Choice> {
         let answer = self.answer(hash, asked, peeks, marks);
         if !peeks {

@@ -14,8 +14,8 @@ pub(super) const TTL: u8 = 64;
 const PRECEDENCE: u8 = 0xc0;
 
 impl State {
-    /// Answers `packet` with frag-needed or packet-too-big, regardless of its DF bit, because nothing here fragments.
-    /// Drops it if its sender cannot be informed, or already was with the first fragment.
+    /// Answers `packet` with frag-needed or packet-too-big, regardless of its DF bit, because the program never
+    /// fragments. Drops the packet if its sender cannot be informed, or was already informed about the first fragment.
     pub(super) fn tell_too_big(
         &mut self,
         arrival: Arrival<'_>,

@@ -16,8 +16,8 @@ const GUE_PORT: u16 = 6080;
 const OUTER_TTL: u8 = 64;
 
 impl State {
-    /// The frame in an outer packet, without its link-layer addresses. `Err` inside: the packet is too big; has the
-    /// largest size.
+    /// The frame in an outer packet, without its link-layer addresses. The inner `Err` means that the packet is too
+    /// big, and has the largest possible size.
     pub(super) fn wrap(
         &mut self,
         arrival: Arrival<'_>,
@@ -91,13 +91,13 @@ impl State {
         if gue {
             out.extend(udp.to_bytes());
         }
-        // A choice: bytes that the link has added after the packet stay.
+        // A choice: padding of the link after the packet stays.
         out.extend(&inner[packet.start..]);
         Ok(Ok(out))
     }
 
-    /// The identification of an outer packet that may be fragmented. A choice: a counter from 1, low byte first, on the
-    /// first CPU.
+    /// The identification of an outer packet that may be fragmented. A choice: the first CPU counts from 1, low byte
+    /// first.
     fn next_id(&mut self) -> u16 {
         self.outer_packets = self.outer_packets.wrapping_add(1);
         self.outer_packets.swap_bytes()

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 const VERSIONS: [(&str, &str); 2] =
     [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
 
-/// The kernel kills a process in this group as soon as it allocates more memory. Dropping the value removes the group,
-/// and needs the process to have ended.
+/// A control group without memory to spare: the kernel kills a process in it that allocates more memory. Dropping the
+/// value removes the group, which is possible only after the process has ended.
 #[derive(Debug)]
 pub struct NoMemory(PathBuf);
 

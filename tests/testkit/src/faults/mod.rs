@@ -28,10 +28,10 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Creates them below `place`, for `program`.
+    /// Creates the faults below `place`, for `program`.
     ///
     /// # Errors
-    /// Without a C compiler, or without root.
+    /// If there is no C compiler, or the process is not root.
     pub fn new(place: &Path, program: &Path) -> Result<Self> {
         let (source, shim) = (place.join("shim.c"), place.join("shim.so"));
         fs::write(&source, SHIM)?;

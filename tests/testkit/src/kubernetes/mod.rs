@@ -28,7 +28,7 @@ struct Shared {
     news: Condvar,
 }
 
-/// The stand-in. It ends with the process. After it is dropped, it answers no requests.
+/// The stand-in for an API server, which ends with the process. After this value is dropped, it answers no requests.
 pub struct Kubernetes {
     shared: Arc<Shared>,
     address: SocketAddr,

@@ -39,7 +39,7 @@ const ADMIN_TOKEN: &str = "the-token-of-the-administrator";
 /// The name of its service account's user.
 pub const ACCOUNT: &str = "system:serviceaccount:kube-system:balancer-kubernetes";
 
-/// The server. Dropping it ends all of it.
+/// The API server with its etcd. Dropping this value ends both.
 pub struct ApiServer {
     server: Option<Process>,
     etcd: EtcdCluster,
@@ -49,10 +49,10 @@ pub struct ApiServer {
     certificates: Certificates,
 }
 
-/// A request that the server has answered, as its audit log has it.
+/// A request that the server has answered, as its audit log records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audited {
-    /// As roles name it: `patch`.
+    /// The verb in the notation of roles: `patch`.
     pub verb: String,
     /// The path, with its query.
     pub uri: String,
@@ -64,7 +64,7 @@ impl ApiServer {
     /// Starts etcd and the server, and waits until it is ready.
     ///
     /// # Errors
-    /// When a program is missing, or does not come up.
+    /// If a program is missing or does not start.
     pub fn start() -> Result<Self> {
         let programs = env::var_os(PROGRAMS).map(PathBuf::from);
         let programs = programs.with_context(|| format!("{PROGRAMS} is not set: `cargo xtask lab kubernetes` does"))?;
@@ -94,7 +94,7 @@ impl ApiServer {
         self.files.path().join(name)
     }
 
-    /// Where it can be reached.
+    /// The namespace in which the server can be reached.
     #[must_use]
     pub const fn namespace(&self) -> &Namespace {
         &self.namespace
@@ -141,10 +141,10 @@ impl ApiServer {
         .into()
     }
 
-    /// Kills the server. What etcd has stays.
+    /// Kills the server. The data in etcd stays.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn go_away(&mut self) -> Result<()> {
         self.server.take().map_or(Ok(()), |mut server| server.kill().map(drop))
     }
@@ -152,7 +152,7 @@ impl ApiServer {
     /// Starts the server, and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not come up.
+    /// If the server does not start.
     pub fn come_back(&mut self) -> Result<()> {
         let mut command = self.namespace.command(self.programs.join("kube-apiserver"));
         command.args(self.arguments());
@@ -169,10 +169,10 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Has it accept no token any more that it has given to a service account, once it is started again.
+    /// Makes all tokens of service accounts invalid, once the server is started again.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// If a file cannot be written.
     pub fn invalidate_tokens(&self) -> Result<()> {
         let accounts = KeyPair::generate()?;
         self.write("accounts.key", &accounts.serialize_pem())?;
@@ -199,18 +199,18 @@ impl ApiServer {
         command
     }
 
-    /// Runs `kubectl` of the administrator; gives what it prints.
+    /// Runs `kubectl` as the administrator, and returns its output.
     ///
     /// # Errors
-    /// When it fails; the error has its words.
+    /// If the command fails; the error contains its message.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.kubectl_with(arguments, "")
     }
 
-    /// The same, with an input.
+    /// Like [`Self::kubectl`], with an input.
     ///
     /// # Errors
-    /// When it fails; the error has its words.
+    /// If the command fails; the error contains its message.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = self.client();
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -225,25 +225,25 @@ impl ApiServer {
     /// Creates an object or changes it, as `kubectl apply` does.
     ///
     /// # Errors
-    /// When the server refuses it.
+    /// If the server refuses the object.
     pub fn apply(&self, object: &Value) -> Result<String> {
         self.kubectl_with(&["apply", "-f", "-"], &object.to_string())
     }
 
-    /// An object as the server has it; `None`: it is not there.
+    /// An object as the server has it; `None`: the object does not exist.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// If the server does not answer.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
         let text = self.kubectl(&["get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found"])?;
         if text.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&text)?)) }
     }
 
-    /// Writes what the kubelet gives a pod of the controller's service account into `directory`: a token for an hour, the
-    /// authority and the namespace.
+    /// Writes the files that the kubelet gives to a pod of the controller's service account into `directory`: a token
+    /// for an hour, the certificate authority and the namespace.
     ///
     /// # Errors
-    /// When the account is not there, or a file cannot be written.
+    /// If the account does not exist, or a file cannot be written.
     pub fn service_account(&self, directory: &Path) -> Result<()> {
         let path = "/api/v1/namespaces/kube-system/serviceaccounts/balancer-kubernetes/token";
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});

@@ -75,7 +75,7 @@ pub(super) fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": ""})
 }
 
-/// The answer while it has not yet read the roles.
+/// The answer of a server that has not yet read the roles.
 pub(super) fn forbidden(path: &str) -> Value {
     status(403, &format!("User \"it\" cannot get path \"{path}\""))
 }

@@ -8,7 +8,7 @@ use crate::{
 
 const MAX_SERVICE: usize = 255;
 
-/// Reads the keys of a check by gRPC. Errors are reported.
+/// Reads the keys of a gRPC check. Errors are reported.
 pub(super) fn grpc(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let service = section.text("service", findings, service);
     keys.service = service.map(|service| service.value).or(keys.service.take());

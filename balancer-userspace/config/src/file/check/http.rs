@@ -1,4 +1,4 @@
-//! The keys of `http` and `https` checks, and those that they share with checks by gRPC.
+//! The keys of `http` and `https` checks, and the keys that these share with gRPC checks.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Fi
     }
 }
 
-/// Reads the keys about the request that HTTP and gRPC share. Errors are reported.
+/// Reads the keys about the request that HTTP and gRPC checks share. Errors are reported.
 pub(super) fn request(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let (secure, http2) = (keys.kind.is_secure(), keys.speaks_http2());
     let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
@@ -77,7 +77,7 @@ pub(super) fn request(section: &mut Section<'_>, keys: &mut Keys, findings: &mut
     }
 }
 
-/// Reads further headers. A backend's headers replace all of its service's.
+/// Reads further headers. A backend's headers replace all headers of its service.
 fn headers(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Header>> {
     const WANTED: &str = "headers = { X-Probe = \"balancer\", Authorization = { file = \"/etc/balancer/token\" } }";
     let at = section.at;
@@ -112,7 +112,7 @@ fn pattern(text: &str) -> Result<Regex, String> {
         let why = if let regex::Error::CompiledTooBig(_) = error {
             "it is too large".to_owned()
         } else {
-            // The last line contains the error; the lines before show its position.
+            // The last line contains the error; the lines before it show its position.
             error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
         };
         format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
@@ -149,7 +149,7 @@ fn host(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
 }
 
-/// Checks that HTTP/2 can name a host.
+/// Checks that a host can be named in HTTP/2.
 fn authority(host: String) -> Result<String, String> {
     match host.parse::<Authority>() {
         Ok(authority) if !authority.as_str().contains('@') => Ok(host),
@@ -171,7 +171,7 @@ fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The host of `HOST` or `HOST:PORT`.
+/// The host in `HOST` or `HOST:PORT`.
 pub fn without_port(host: &str) -> &str {
     let bare = match host.rsplit_once(':') {
         Some((bare, port)) if !bare.contains(':') || bare.ends_with(']') && port.parse::<u16>().is_ok() => bare,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Reads the TLS keys. A check's own `ca_file` implies verification, its own `tls_verify = false` makes the service's
-/// `ca_file` irrelevant, and its own `client_cert` takes the place of the service's and of its key.
+/// `ca_file` irrelevant, and its own `client_cert` replaces both the certificate and the key of the service.
 pub(super) fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let verify = section.boolean("tls_verify", findings);
     let ca_file = section.text("ca_file", findings, value::absolute_path);

@@ -1,4 +1,5 @@
-//! Connections from other machines, which count once TLS is spoken. Those that take their time make room for others.
+//! Connections from other machines, which count once their TLS handshake is complete. Slow handshakes make room for
+//! others.
 
 use std::{
     collections::VecDeque,
@@ -24,12 +25,12 @@ use tracing::{debug, warn};
 use super::{identity::Identity, names::Names};
 use crate::listener::{Listen, is_passing};
 
-/// How long a handshake may take.
+/// The maximum duration of a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes under way at once; for one more, the oldest is given up.
+/// The maximum number of concurrent handshakes; for a further one, the balancer gives up the oldest.
 const HANDSHAKES: usize = 64;
 
-/// How long after one refusal others are not told of.
+/// How long the balancer does not log further refusals after it has logged one.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// A connection whose other end has shown a certificate.
@@ -39,7 +40,7 @@ pub(super) struct Arrived {
     pub(super) address: SocketAddr,
 }
 
-/// The connections that have arrived.
+/// The connections whose handshakes are complete.
 pub(super) struct Arrivals(Mutex<mpsc::Receiver<Arrived>>);
 
 impl Arrivals {
@@ -52,15 +53,15 @@ impl Listen for Arrivals {
     type Stream = Arrived;
 
     async fn accept(&self) -> io::Result<Arrived> {
-        // Whoever accepts has said why there are no more.
+        // The task that accepts connections has already logged why there are no more.
         self.0.lock().await.recv().await.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 }
 
-/// Accepts connections, and sends those that have shown a certificate, as long as somebody takes them.
+/// Accepts connections, and sends those that have shown a certificate, as long as the receiver exists.
 ///
 /// # Errors
-/// When the listener is broken.
+/// If the listener is broken.
 pub(super) async fn accept(
     listener: TcpListener,
     identity: Arc<Identity>,
@@ -109,12 +110,12 @@ async fn shake_hands(
     let stream = timeout(HANDSHAKE, handshake).await.map_err(late)??;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let names = shown.map(Names::of).ok_or_else(|| "it shows no certificate".to_owned())?;
-    // An error says that nobody is served any more.
+    // An error means that connections are no longer served.
     let _ = arrivals.send(Arrived { stream, names, address }).await;
     Ok(())
 }
 
-/// Those who get no connection. Anybody can be one, so that the log has only one at a time.
+/// Logs refused connections. Anyone can cause refusals, so the log gets only one in a while.
 #[derive(Default)]
 struct Refusals(std::sync::Mutex<Option<Instant>>);
 

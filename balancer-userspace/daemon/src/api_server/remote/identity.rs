@@ -1,4 +1,5 @@
-//! The certificates by which both ends of a connection are known. Files are read again when they change.
+//! The certificates by which both ends of a connection are identified. The balancer reads their files again when they
+//! change.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -22,13 +23,13 @@ use tracing::{info, warn};
 use super::names::Names;
 use crate::followed_files::{Version, version};
 
-/// How old what is known of the files may be when somebody connects.
+/// The maximum age of the knowledge about the files when a client connects.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long whoever wants to use the files waits for them.
+/// How long a caller that needs the files waits for them.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long whoever asks for the fault in them waits.
+/// How long a caller that asks for a fault in the files waits.
 const SOON: Duration = Duration::from_millis(500);
-/// The largest file, in MiB.
+/// The maximum size of a file, in MiB.
 const LARGEST: u64 = 1;
 
 /// The balancer's certificate, and the authority and roles of its clients.
@@ -42,9 +43,9 @@ pub(crate) struct Identity {
 struct Known {
     looked: Option<Instant>,
     versions: Option<[Version; 3]>,
-    /// As they were when they were right.
+    /// The settings from the files when they were last valid.
     settings: Option<Arc<ServerConfig>>,
-    /// The fault in what the files have now.
+    /// The fault in the present contents of the files.
     fault: Option<String>,
 }
 
@@ -53,15 +54,16 @@ impl Identity {
         Self { remote, known: Arc::default() }
     }
 
-    /// The settings by the files as they are now, or were when they were last right.
+    /// Returns the settings from the present files, or from the time when they were last valid.
     ///
     /// # Errors
-    /// The key of the configuration whose file has a fault, and the fault, if they have never been right.
+    /// The configuration key of the file that has a fault, and the fault, if the files have never been valid.
     pub(crate) async fn settings(&self) -> Result<Arc<ServerConfig>, String> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
         if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             let remote = self.remote.clone();
-            // It goes on where nobody waits for it any more: a file system that does not answer holds one thread only.
+            // The read goes on even if no caller waits for it any more: a file system that does not answer holds only
+            // one thread.
             let look = spawn_blocking(move || {
                 known.look(&remote);
                 known
@@ -71,16 +73,17 @@ impl Identity {
         known.settings.clone().ok_or_else(|| known.fault.clone().unwrap_or_default())
     }
 
-    /// The same, soon.
+    /// Works like [`settings`](Self::settings), but returns soon.
     ///
     /// # Errors
-    /// As [`settings`](Self::settings), and when the files are not read in time.
+    /// As for [`settings`](Self::settings), and if the files cannot be read in time.
     pub(crate) async fn check(&self) -> Result<(), String> {
         let late = |_| "cert, key and client_ca are not read in time".to_owned();
         timeout(PATIENCE, self.settings()).await.map_err(late)?.map(drop)
     }
 
-    /// The fault in the files, while what they had before is used. Returns soon, also where they are not read.
+    /// Returns the fault in the files while the balancer uses their earlier contents. Returns soon, even if the files
+    /// cannot be read.
     pub(crate) async fn trouble(&self) -> Option<String> {
         let fault = async {
             let _ = self.settings().await;
@@ -93,16 +96,16 @@ impl Identity {
         Some(format!("the control listener goes on with the certificates that it had before: [control] {fault}"))
     }
 
-    /// The role of whoever goes by these names.
+    /// The role of the client whose certificate has these names.
     pub(super) fn role(&self, names: &Names) -> Option<Role> {
         self.remote.role(names.all())
     }
 }
 
 impl Known {
-    /// Reads the files if one is another one, or had a fault.
+    /// Reads the files if one of them is new, or had a fault.
     fn look(&mut self, remote: &Remote) {
-        // The versions are those before the read, so that a write meanwhile makes another one.
+        // The versions are taken before the read, so that a write in between leads to another read.
         let versions = [&remote.cert, &remote.key, &remote.client_ca].map(|path| version(path));
         if self.fault.is_some() || self.versions != Some(versions) {
             match load(remote) {
@@ -145,7 +148,7 @@ fn load(remote: &Remote) -> Result<ServerConfig, String> {
         .with_single_cert(cert, key)
         .map_err(|error| of("cert", &remote.cert)(format!("and key {} do not fit: {error}", remote.key.display())))?;
     settings.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Everybody shows a certificate each time, which is verified as of then.
+    // Every client shows its certificate each time, and the balancer verifies it at that time.
     settings.session_storage = Arc::new(NoServerSessionStorage {});
     settings.send_tls13_tickets = 0;
     Ok(settings)

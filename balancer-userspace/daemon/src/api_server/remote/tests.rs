@@ -1,4 +1,4 @@
-//! Clients of other machines, with all sorts of certificates.
+//! Clients on other machines, with various certificates.
 
 use std::{fs, future::pending, path::PathBuf, sync::Arc, time::Duration};
 
@@ -45,7 +45,7 @@ fn signed(authority: &Authority, name: &str, adapt: impl FnOnce(&mut Certificate
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-/// A control listener whose controller answers nothing.
+/// A control listener whose controller answers no calls.
 struct Served {
     directory: TempDir,
     identity: Arc<Identity>,
@@ -75,7 +75,7 @@ impl Served {
         self.directory.path().join(name)
     }
 
-    /// Has it take the certificates of an authority for right.
+    /// Makes the listener accept certificates of this authority.
     fn write(&self, authority: &Authority) {
         let (cert, key) = signed(&self.authority, "server", |_| {});
         for (name, text) in [("cert", cert), ("key", key), ("ca", authority.pem())] {
@@ -83,7 +83,7 @@ impl Served {
         }
     }
 
-    /// The status of the answer to somebody who shows a certificate, or none; nothing where there is no answer.
+    /// Returns the status of the answer to a client that shows a certificate, or none; empty if there is no answer.
     async fn ask(&self, shown: Option<&Pair>, request: &str) -> String {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).unwrap()).unwrap();
@@ -136,7 +136,7 @@ async fn when_a_client_shows_no_right_certificate_then_it_gets_no_answer() {
 async fn when_a_certificate_has_a_role_then_requests_beyond_it_are_refused() {
     let served = Served::start().await;
     let drain = "PUT /v1/services/web/backends/web1/admin";
-    // The controller is away: what is let through is answered with 503, or with 400 where it lacks a body.
+    // The controller is away: requests that are let through are answered with 503, or with 400 if they lack a body.
     for (name, [read, drains, changes, keys]) in [
         ("stranger", ["403", "403", "403", "403"]),
         ("reader", ["503", "403", "403", "403"]),
@@ -161,7 +161,7 @@ async fn when_others_never_finish_their_handshakes_then_a_client_is_answered() {
     let mut idle = Vec::new();
     for number in 0..300 {
         let mut stream = TcpStream::connect(("127.0.0.1", served.port)).await.unwrap();
-        // Every other one says something that is not TLS, or only its beginning.
+        // Every other client sends something that is not TLS, or only the beginning of TLS.
         if number % 2 == 0 {
             stream.write_all(&[0x16, 0x03, 0x01, 0x01]).await.unwrap();
         } else if number % 3 == 0 {
@@ -170,7 +170,7 @@ async fn when_others_never_finish_their_handshakes_then_a_client_is_answered() {
         idle.push(stream);
     }
     assert_eq!(served.reads("reader").await, "200");
-    // And those are closed after their time.
+    // The listener closes these connections when their time is over.
     for mut stream in idle {
         let mut rest = Vec::new();
         let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");

@@ -1,16 +1,16 @@
-//! Assigning colours to backends, the same in all charts of a service.
+//! Assigns colours to backends, the same in all charts of a service.
 
 use std::collections::HashMap;
 
 use balancer_control::snapshot::ServiceSnapshot;
 use maud::{Markup, html};
 
-/// The number of backends with their own colour, those with the largest shares; the others share one.
+/// The number of backends with their own colour, which have the largest shares; the others share one colour.
 const OWN: usize = 8;
 
-/// Backends with their own colour.
+/// The backends that have their own colour.
 pub(super) struct Colours<'a> {
-    /// Backends in the order of their appearance, so that no colour changes when another backend comes or goes.
+    /// The backends in the order of their appearance, so that no colour changes when another backend comes or goes.
     own: Vec<&'a str>,
     others: bool,
 }
@@ -34,7 +34,7 @@ impl<'a> Colours<'a> {
         }
         let others = all.len() > OWN;
         let mut greatest: Vec<(usize, (&str, f64))> = all.into_iter().enumerate().collect();
-        // Among equal ones the first wins, because sorting keeps their order.
+        // Among equal backends the first one wins, because sorting keeps their order.
         greatest.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
         greatest.truncate(OWN);
         greatest.sort_by_key(|&(place, _)| place);
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn when_backends_are_many_then_the_greatest_have_colours() {
         let names: Vec<String> = (0..12).map(|index| format!("b{index}")).collect();
-        // The last has the largest share; b2 to b10 are equal.
+        // The last backend has the largest share; b2 to b10 have equal shares.
         let loads: Vec<(&str, u64)> =
             names.iter().map(String::as_str).zip([0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 90]).collect();
         let mut service = service(&[&loads]);

@@ -1,4 +1,4 @@
-//! The whole document.
+//! The whole HTML document of the page.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,7 +26,7 @@ const SCRIPT: &str = include_str!("live.js");
 /// The number of events shown.
 const SHOWN: usize = 12;
 
-/// The number of backends named in the summary; the others are counted.
+/// The maximum number of backends named in the summary; the others are only counted.
 const NAMED: usize = 4;
 
 /// The document as a browser first loads it; `nonce` authorizes its style and its script.
@@ -80,7 +80,7 @@ fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) ->
     }
 }
 
-/// Shows the selected service, all services if they are few, or an overview of many.
+/// Shows the selected service, all services if they are few, or otherwise an overview.
 fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], now: SystemTime) -> Markup {
     let all = &snapshot.services;
     html! {
@@ -94,7 +94,7 @@ fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventVi
     }
 }
 
-/// Backends that are not up, as `service/name`.
+/// The backends that are not up, as `service/name`.
 fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapshot)> {
     snapshot.services.iter().flat_map(|service| {
         let down = service
@@ -116,7 +116,7 @@ fn title(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// Tells that the balancer is withdrawn, degraded or not ready; empty if it is none of these.
+/// Shows that the balancer is withdrawn, degraded or not ready; empty if it is none of these.
 fn member(member: &MemberSnapshot) -> String {
     let MemberSnapshot { readiness, withdrawn, vips: _ } = member;
     let mut text = String::new();
@@ -131,7 +131,8 @@ fn member(member: &MemberSnapshot) -> String {
     text + &format!("{state}: {}. ", readiness.reasons.join("; "))
 }
 
-/// The most important news in a sentence. It changes only when something happens, because screen readers read it aloud.
+/// The most important news in a sentence. The text changes only when something happens, because screen readers read it
+/// aloud.
 fn summary(snapshot: &Snapshot) -> String {
     let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
     let troubled: Vec<String> = troubled(snapshot)
@@ -158,8 +159,8 @@ fn services(snapshot: &Snapshot) -> String {
     counted(snapshot.services.len(), "service")
 }
 
-/// The last events about backends, only those of the selected service if there is one. Other events may name clients,
-/// so they are left out.
+/// The last events about backends; if a service is selected, only its events. Other events may name clients, so the
+/// page omits them.
 fn history(selected: Option<&str>, events: &[EventView]) -> Markup {
     let shown = |event: &&EventView| {
         event.backend.is_some() && selected.is_none_or(|name| event.service.as_deref() == Some(name))

@@ -1,4 +1,4 @@
-//! The fleet on the page.
+//! The part of the page about the fleet.
 
 use balancer_config::words::grouped;
 use balancer_control::fleet::{FleetMember, FleetSnapshot};

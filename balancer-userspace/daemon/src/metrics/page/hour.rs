@@ -1,5 +1,5 @@
-//! A chart of a service's last hour, or of the observed part of it: its backends' shares as a stacked band, its events,
-//! and the known clients that moved, on one time axis.
+//! A chart of a service's last hour, or of the part that was observed: the shares of its backends as a stacked band,
+//! its events, and the known clients that moved, on one time axis.
 
 use std::{
     fmt::Write as _,
@@ -19,16 +19,16 @@ use super::{
     colours::Colours,
 };
 
-/// A minute whose sample came later than this is assumed to start one minute before the sample; what came before that
-/// is unknown.
+/// If a minute's sample came later than this, the minute is assumed to start one minute before the sample; what
+/// happened before is unknown.
 const LATE: Duration = Duration::from_secs(90);
 const MINUTE: Duration = Duration::from_secs(60);
-/// The number of events by which moves are named.
+/// The maximum number of events to which moves are attributed by name.
 const NAMED: usize = 3;
 /// The gap between the parts of two backends, in units of the band's [`HEIGHT`].
 const GAP: f64 = 0.6;
 
-/// The band, the events of the service at `now`, the moves, and the axis.
+/// The band, the events of the service up to `now`, the moves, and the axis.
 pub(super) fn hour(service: &ServiceSnapshot, colours: &Colours<'_>, events: &[EventView], now: SystemTime) -> Markup {
     let axis = Axis::of(service);
     let columns = columns(service, colours, &axis);
@@ -118,7 +118,7 @@ fn by_event<'a>(
 /// A minute of the band.
 #[derive(Debug, PartialEq)]
 struct Column {
-    /// Start and end before now.
+    /// The start of the column, as a time before now. The next field has its end.
     from: Duration,
     to: Duration,
     /// The end of each colour's part, 0 to 1, by the colour's index.
@@ -136,7 +136,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
         let from = ago(began.unwrap_or(minute.at.saturating_sub(MINUTE)));
         columns.extend(column(colours, from, ago(minute.at), minute.shares()));
     }
-    // Known clients are current; connections are counted for a minute, and this one is not over.
+    // Known clients are counted now; connections are counted per minute, and this minute is not over.
     if let (Load::Clients, Some(last)) = (service.load_kind(), before) {
         let shares = service.backends.iter().zip(service.shares());
         let shares = shares.filter_map(|(backend, (share, _))| Some((backend.name.as_str(), share?)));
@@ -146,7 +146,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
     columns
 }
 
-/// Makes a column; `None`: there was no load.
+/// Makes a column; `None` if there was no load.
 fn column<'a>(
     colours: &Colours<'_>,
     from: Duration,
@@ -167,7 +167,7 @@ fn column<'a>(
     (sum > 0.0).then_some(Column { from, to, ends })
 }
 
-/// The part of one colour: a rectangle for all minutes in which it is equal.
+/// The part of one colour: a rectangle for each series of minutes in which it is equal.
 fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     let mut path = String::new();
     let mut open: Option<(f64, f64, [String; 2])> = None;
@@ -180,7 +180,7 @@ fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     for column in columns {
         let end = |place: usize| column.ends.get(place).copied().unwrap_or(0.0) * HEIGHT;
         let (top, bottom) = (place.checked_sub(1).map_or(0.0, end), end(place));
-        // The gap is taken from the part itself, unless that would hide it.
+        // The gap is taken from the part itself, unless this would hide the part.
         let bottom = if bottom - top > 2.0 * GAP { bottom - GAP } else { bottom };
         let sides = [top, bottom].map(|y| format!("{y:.1}"));
         let (left, right) = (axis.x(column.from).max(0.0), axis.x(column.to));
@@ -206,7 +206,7 @@ fn marks<'a>(
     let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
     let marks = own.filter_map(|event| {
         let at = humantime::parse_rfc3339(&event.time).ok()?;
-        // If the clock was set back, past events are shown as now.
+        // If the clock was set back, the chart shows past events as now.
         let ago = now.duration_since(at).unwrap_or_default();
         (ago <= axis.span()).then_some((ago, event))
     });
@@ -228,8 +228,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A service with memory, `now` seconds after the machine's start, with known clients of web1 and web2 at some
-    /// earlier seconds, and 60 and 20 of them now.
+    /// A service with memory, `now` seconds after the machine's start, with the numbers of known clients of web1 and
+    /// web2 at some earlier seconds, and 60 and 20 of them now.
     fn service(now: u64, past: &[(u64, u64, u64)]) -> ServiceSnapshot {
         let mut service = snapshot().services.remove(0);
         service.remembers = true;
@@ -256,7 +256,8 @@ mod tests {
     #[test]
     fn when_minutes_are_equal_then_they_are_one_rectangle() {
         let text = drawn(&service(3630, &[(3480, 3, 1), (3540, 3, 1), (3600, 1, 1)]), &[]);
-        // From 210 s ago, in pixels of six seconds: equal until 90 s ago, half until 30 s ago, and then as now.
+        // The values begin 210 s ago, in pixels of six seconds: equal until 90 s ago, half until 30 s ago, and then as
+        // now.
         let (first, second) = ("M565.0 0.0H585.0V74.4H565.0z", "M565.0 75.0H585.0V99.4H565.0z");
         assert!(
             text.contains(&format!("<path class=\"c0\" d=\"{first}M585.0 0.0H595.0V49.4H585.0zM595.0 0.0")),
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn when_a_time_is_not_known_then_it_is_left_empty() {
-        // There are no samples between 100 and 3,000 s; older ones than an hour do not count.
+        // There are no samples between 100 and 3,000 s; samples that are older than an hour do not count.
         let mut past = service(3700, &[(50, 1, 0), (110, 1, 0), (3600, 1, 0)]);
         past.backends.clear();
         let colours = Colours::of(&past);

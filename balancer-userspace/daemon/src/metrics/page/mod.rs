@@ -1,7 +1,7 @@
-//! The page for people at `/`: a self-contained document, rendered here, so that the numbers are visible without
-//! scripts. Its script polls the page and merges changes.
+//! The page for browsers at `/`: a self-contained document, rendered by the balancer so that the numbers are visible
+//! without scripts. Its script polls the page and merges changes.
 //!
-//! Everyone who may scrape may see the page, so it shows shares and ranks of clients but never an address.
+//! Every client that may scrape may see the page, so it shows shares and ranks of clients but never an address.
 
 mod chart;
 mod colours;
@@ -21,7 +21,7 @@ use balancer_api::events::EventView;
 use balancer_control::snapshot::Snapshot;
 use maud::Markup;
 
-/// The number of events searched for those to show.
+/// The number of events among which the page finds those to show.
 pub(super) const EVENTS: usize = 100;
 
 /// Headers of every answer.
@@ -33,15 +33,15 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// The page with `snapshot`; only with the `selected` service if there is one.
+/// The page for `snapshot`; only with the `selected` service if there is one.
 ///
 /// # Errors
-/// If the system has no random numbers.
+/// If the system provides no random numbers.
 pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
-    // Only style and script with the nonce are allowed, and the script may only request the page itself.
+    // The policy allows only the style and the script with the nonce, and the script may only request the page itself.
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -12,7 +12,7 @@ use super::{
     service::{NONE, imbalance, known_clients, listeners, rate, stickiness},
 };
 
-/// Up to this many services are shown below each other; more get an overview, with a page for each.
+/// The number of services up to which the page shows all of them; more get an overview, with a page for each.
 pub(super) const FEW: usize = 3;
 
 pub(super) fn overview(snapshot: &Snapshot) -> Markup {
@@ -44,7 +44,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
     html! {
         tr role="row" id=(format!("row-{}", service.name)) {
             th role="rowheader" scope="row" {
-                // Names consist of letters, digits and characters without a meaning in URLs.
+                // Names consist of letters, digits and characters that have no meaning in URLs.
                 a href=(format!("/?service={}", service.name)) { (service.name) } " " span.quiet { (listeners(service)) }
                 @if service.is_watched() { " watched" } @else if service.share.now < 100 { " steer " (service.share.now) "%" }
             }

@@ -28,7 +28,7 @@ use super::{
 const RANKS: usize = 5;
 /// The number of listeners shown.
 const SHOWN_LISTENERS: usize = 4;
-/// Stands for an unknown value.
+/// The sign that the page shows for an unknown value.
 pub(super) const NONE: &str = "–";
 
 pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: SystemTime) -> Markup {
@@ -61,7 +61,7 @@ pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: Syst
     }
 }
 
-/// Its listeners: `198.51.100.10:80 tcp`, and the number of others.
+/// The service's listeners: `198.51.100.10:80 tcp`, and the number of others.
 pub(super) fn listeners(service: &ServiceSnapshot) -> String {
     let all = &service.listeners;
     let shown = all.iter().take(SHOWN_LISTENERS).map(|of| format!("{} {}", of.listener.place(), of.listener.protocol));
@@ -74,7 +74,7 @@ pub(super) fn known_clients(service: &ServiceSnapshot) -> u64 {
     service.backends.iter().map(|backend| backend.known_clients).sum()
 }
 
-/// Connections of returning clients: to the backend that knows them, and to another one.
+/// The connections of returning clients: to the backend that knows them, and to another backend.
 fn returns(service: &ServiceSnapshot) -> (u64, u64) {
     let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
     (count(Decision::Kept), count(Decision::Moved))
@@ -90,7 +90,7 @@ pub(super) fn imbalance(service: &ServiceSnapshot) -> String {
     service.imbalance().map_or_else(|| NONE.to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
-/// Recent connections per second.
+/// The recent number of connections per second.
 pub(super) fn rate(stretches: &[Stretch]) -> String {
     stretches.last().map_or_else(|| NONE.to_owned(), |last| format!("{:.1}", per_second(last)))
 }
@@ -229,7 +229,7 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
     }
 }
 
-/// New connections per second, and below them their traffic.
+/// The new connections per second, and below them the backend's traffic per second.
 fn a_second(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Markup {
     html! {
         @if let Some(rates) = service.rates_of(backend) {
@@ -263,7 +263,7 @@ fn state(backend: &BackendSnapshot) -> Markup {
     }
 }
 
-/// A backend's slots, followed by those that it gives away.
+/// A backend's slots, followed by those that the backend gives away.
 fn band(slots: u32, given: u32) -> Markup {
     let kept = 100.0 * f64::from(slots) / f64::from(slots.saturating_add(given).max(1));
     html! {
@@ -288,7 +288,7 @@ fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     }
 }
 
-/// The counts of the last minute, of the last hour, and since the start; `None` if unknown.
+/// The counts of the last minute, of the last hour, and since the start; `None` if they are unknown.
 fn periods(service: &ServiceSnapshot) -> [Option<Counted>; 3] {
     let (statistics, now) = (&service.statistics, service.counted());
     let since = |moment: &Option<(Duration, Counted)>| moment.as_ref().map(|(_, then)| now.since(then));

@@ -1,4 +1,4 @@
-//! A chart of the lookup table: which backend owns which slot.
+//! A chart of the lookup table, which shows the backend of each slot.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -10,7 +10,7 @@ use super::colours::Colours;
 
 /// The number of squares in a row.
 const ROW: usize = 64;
-/// The maximum number of squares; larger tables are sampled.
+/// The maximum number of squares; the chart shows a sample of larger tables.
 const SQUARES: usize = 16 * ROW;
 
 /// A chart of each address family's table.
@@ -42,7 +42,7 @@ fn every(slots: usize) -> usize {
     slots.div_ceil(SQUARES).max(1)
 }
 
-/// Tells how many of the slots are shown.
+/// Says how many of the slots the chart shows.
 fn shown(slots: usize) -> String {
     let every = every(slots);
     let part = slots.div_ceil(every);
@@ -55,9 +55,9 @@ fn shown(slots: usize) -> String {
 /// A square, which stands for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Square {
-    /// The index of its owner's colour.
+    /// The index of the colour of the slot's owner.
     owner: Option<usize>,
-    /// Whether it belongs to another backend while all take new clients.
+    /// Whether the slot belongs to another backend while all backends take new clients.
     stands_in: bool,
 }
 

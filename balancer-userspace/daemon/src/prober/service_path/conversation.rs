@@ -25,7 +25,7 @@ use super::{
     wire::{Port, Wire},
 };
 
-/// Buffer size for each direction, in bytes.
+/// The size of the buffer for each direction, in bytes.
 const WINDOW: usize = 16 * 1024;
 /// The smallest MTU that IPv6 allows.
 const SMALLEST_MTU: usize = 1280;
@@ -46,7 +46,7 @@ impl Conversation {
     /// Makes a connection from `own` to `vip` on the backend of `row`, without sending anything yet.
     ///
     /// # Errors
-    /// If this machine lacks the means.
+    /// If this machine lacks the resources.
     pub(super) fn new(wire: &Arc<Wire>, row: Arc<BackendSpec>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let next_hop = row.next_hop.ok_or_else(|| io::Error::other("the way to the backend is not known"))?;
         let port = wire.port(own, vip)?;
@@ -57,7 +57,7 @@ impl Conversation {
         config.random_seed = fastrand::u64(..);
         let mut interface = Interface::new(config, &mut packets, time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // The list has room for several.
+            // The list has room for several addresses.
             let _ = addresses.push(IpCidr::new(own.into(), if own.is_ipv4() { 32 } else { 128 }));
         });
         let buffer = || tcp::SocketBuffer::new(vec![0; WINDOW]);
@@ -70,10 +70,10 @@ impl Conversation {
         Ok(Self { interface, sockets, handle, packets, begun: Instant::now(), port, row, next_hop })
     }
 
-    /// Connects.
+    /// Establishes the connection to the VIP.
     ///
     /// # Errors
-    /// If the connection is refused, or nothing can be sent.
+    /// If the backend refuses the connection, or nothing can be sent.
     pub(in super::super) async fn connect(&mut self) -> io::Result<()> {
         loop {
             let wake = self.turn()?;
@@ -103,7 +103,7 @@ impl Conversation {
             while self.socket().can_recv() {
                 let length = self.socket().recv_slice(&mut buffer).unwrap_or(0);
                 stream.write_all(&buffer[..length]).await?;
-                // The window has opened.
+                // The window has opened, so the next turn may send.
                 wake = self.turn()?;
             }
             if !told && !self.socket().may_recv() {
@@ -119,7 +119,7 @@ impl Conversation {
                 packet = self.port.answers.recv() => self.packets.came.extend(packet),
                 read = stream.read(&mut buffer[..room]), if open && room > 0 => match read? {
                     0 => open = false,
-                    // There is room for all of it.
+                    // The buffer has room for all of the data.
                     length => {
                         let sent = self.socket().send_slice(&buffer[..length]);
                         sent.map_err(|error| io::Error::other(error.to_string()))?;
@@ -134,7 +134,7 @@ impl Conversation {
         self.sockets.get_mut(self.handle)
     }
 
-    /// Processes received packets and sends those that are due. Returns when to do so again.
+    /// Processes received packets and sends those that are due. Returns the time at which to do this again.
     fn turn(&mut self) -> io::Result<Option<time::Duration>> {
         let micros = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
         let now = time::Instant::from_micros(micros);
@@ -152,7 +152,7 @@ impl Conversation {
 impl Drop for Conversation {
     fn drop(&mut self) {
         self.socket().abort();
-        // This is the last packet; a peer that misses it gives up by itself.
+        // The packet is the last one; a peer that misses it gives up by itself.
         let _ = self.turn();
     }
 }
@@ -164,7 +164,7 @@ async fn pause(wake: Option<time::Duration>) {
     }
 }
 
-/// IP packets between the connection and the wire.
+/// The IP packets between the connection and the wire.
 struct Packets {
     mtu: usize,
     came: VecDeque<Vec<u8>>,

@@ -1,10 +1,10 @@
-//! Checks along the path of clients: a connection to a service's VIP whose packets reach one backend as clients'
-//! packets do, by the same row.
+//! Checks along the path of clients: a connection to a service's VIP whose packets reach one backend in the same way as
+//! clients' packets, by the same row.
 //!
-//! The kernel's TCP cannot do this. A VIP is often an address of this machine, so the kernel would connect to itself
-//! and drop the answers as martian; and it would send by its own routes. Therefore the balancer makes and parses a
-//! check's packets itself (`conversation.rs`), wraps them (`outer.rs`) and passes them to the interface (`wire.rs`). No
-//! trace of this is left on the machine when the process ends, however it ends.
+//! The kernel's TCP cannot make such checks. A VIP is often an address of this machine, so the kernel would connect to
+//! itself and drop the answers as martian packets; and it would send by its own routes. Therefore the balancer makes
+//! and parses a check's packets itself (`conversation.rs`), wraps them (`outer.rs`) and passes them to the interface
+//! (`wire.rs`). However the process ends, no trace of this stays on the machine.
 
 mod conversation;
 mod outer;
@@ -25,10 +25,10 @@ use tokio::time::{Instant, sleep};
 pub(super) use self::conversation::Conversation;
 use self::wire::Wire;
 
-/// The polling interval for a path that is not known yet.
+/// The interval for polling a path that is not known yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How the data path reaches each backend, as its owner last wrote it.
+/// The paths of the data path to each backend, as the owner last wrote them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ways {
     known: Arc<Mutex<Known>>,
@@ -50,12 +50,12 @@ impl Ways {
         self.known().rows.remove(&id);
     }
 
-    /// Whether a backend is this machine.
+    /// Whether a backend is this machine itself.
     pub(super) fn lead_here(&self, id: BackendId) -> bool {
         self.known().rows.get(&id).and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
     }
 
-    /// Sets the addresses of services. No check uses one as source, because backends have them as well.
+    /// Sets the addresses of services. No check uses one of them as its source, because backends have them as well.
     pub(super) fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.known().vips = vips;
     }
@@ -63,7 +63,7 @@ impl Ways {
     /// Prepares a connection to `vip` on the backend. Waits until `deadline` for a path.
     ///
     /// # Errors
-    /// If this machine lacks the means.
+    /// If this machine lacks the resources.
     pub(super) async fn connect(
         &self,
         backend: BackendId,
@@ -85,7 +85,7 @@ impl Ways {
         Conversation::new(&wire, row, own, vip)
     }
 
-    /// The sockets, which are opened for the first check that needs them.
+    /// The sockets, which the first check that needs them opens.
     fn wire(&self) -> io::Result<Arc<Wire>> {
         let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
         match &*wire {
@@ -94,8 +94,8 @@ impl Ways {
         }
     }
 
-    /// An address that belongs only to this machine and that the backend can answer: the source address of the path if
-    /// it has the VIP's family, else one of the interface, else any.
+    /// An address that belongs only to this machine and to which the backend can reply: the source address of the path
+    /// if it has the VIP's family, otherwise one of the interface's addresses, otherwise any.
     fn own_address(&self, row: &BackendSpec, v4: bool) -> io::Result<IpAddr> {
         let known = self.known();
         let usable = |address: &IpAddr| {
@@ -135,7 +135,7 @@ impl Ways {
     }
 }
 
-/// The source address that the kernel would choose; nothing is sent.
+/// The source address that the kernel would choose; the function sends nothing.
 fn source_to(address: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;

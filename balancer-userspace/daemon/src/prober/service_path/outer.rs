@@ -33,7 +33,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
         Forwarding::Ipip => PROTOCOL_IPV6,
         Forwarding::Gue => {
             let length = (UDP + packet.len()) as u16;
-            // There is no checksum, because the inner packet has its own.
+            // The outer header has no checksum, because the inner packet has its own.
             payload.extend([port, GUE_PORT, length, 0].map(u16::to_be_bytes).as_flattened());
             PROTOCOL_UDP
         }

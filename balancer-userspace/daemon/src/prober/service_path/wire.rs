@@ -1,5 +1,5 @@
-//! Packet sockets: send packets to an interface bypassing the kernel's routes, and receive answers before the kernel
-//! judges them.
+//! Packet sockets: they send packets to an interface bypassing the kernel's routes, and receive answers before the
+//! kernel processes them.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,14 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, task::AbortHandle};
 
 use crate::packet_socket::{self, link_address};
 
-/// The maximum number of waiting packets of one connection.
+/// The maximum number of packets that wait for one connection.
 const WAITING: usize = 256;
-/// The size of the port block that checks use, so that a filter in the kernel recognizes their answers: a power of two.
+/// The number of ports in the block that checks use, a power of two, so that a filter in the kernel can recognize their
+/// answers.
 const PORTS: u16 = 1024;
 /// The range of possible blocks.
 const BLOCKS: std::ops::RangeInclusive<u16> = 32..=62;
-/// The maximum packet size, including packets merged by the kernel.
+/// The maximum size of a packet, including those that the kernel has merged.
 const PACKET: usize = 65_600;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
@@ -46,7 +47,7 @@ impl Wire {
     /// Opens the sockets, and starts to listen.
     ///
     /// # Errors
-    /// If this process lacks the permission.
+    /// If this process lacks the necessary permission.
     pub(super) fn open() -> io::Result<Arc<Self>> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
@@ -64,7 +65,7 @@ impl Wire {
         let mut listening = Vec::new();
         for (protocol, filter) in [(ETH_P_IP, &answers_v4(first_port)[..]), (ETH_P_IPV6, &answers_v6(first_port)[..])] {
             let socket = open().map_err(explain)?;
-            // It receives nothing before it is bound.
+            // The socket receives nothing before it is bound.
             socket.attach_filter(filter)?;
             socket.bind(&link_address(protocol, 0, None))?;
             // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
@@ -80,10 +81,10 @@ impl Wire {
         self.listening.get().is_some_and(|tasks| !tasks.iter().any(AbortHandle::is_finished))
     }
 
-    /// Sends a packet by an interface.
+    /// Sends a packet through an interface.
     ///
     /// # Errors
-    /// If the interface refuses the packet. A lost packet is no error.
+    /// If the interface refuses the packet. A lost packet is not an error.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
         let protocol = if v4 { ETH_P_IP } else { ETH_P_IPV6 };
@@ -94,10 +95,10 @@ impl Wire {
         }
     }
 
-    /// Reserves a port of `own` for a connection to `peer`, and starts receiving its answers.
+    /// Reserves a port of `own` for a connection to `peer`, and starts to receive the answers to it.
     ///
     /// # Errors
-    /// If there is none left.
+    /// If no port is left in the block.
     pub(super) fn port(self: &Arc<Self>, own: IpAddr, peer: SocketAddr) -> io::Result<Port> {
         let begin = fastrand::u16(..PORTS);
         let mut waiting = self.waiting();
@@ -114,7 +115,7 @@ impl Wire {
         Err(io::Error::other("no port is left for the check"))
     }
 
-    /// Delivers a packet to its connection. A packet that comes too fast is lost, as on any network.
+    /// Delivers a packet to its connection. If packets arrive too fast, they are lost, like on any network.
     fn deliver(&self, packet: &[u8]) {
         let Some((source, port)) = ends(packet) else { return };
         let waiting = self.waiting();
@@ -144,8 +145,9 @@ impl Drop for Port {
     }
 }
 
-/// Reserves a port so that no other socket can take it. If the VIP is no address of this machine, its TCP also sees the
-/// answers; with a socket that accepts nothing, it does not reset connections unknown to it.
+/// Reserves a port so that no other socket can take it. If the VIP is not an address of this machine, the kernel's TCP
+/// also receives the answers; while a socket that accepts nothing has the port, it does not reset these connections
+/// that it does not know.
 fn silent(at: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
@@ -168,7 +170,7 @@ async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
     }
 }
 
-/// The source of a TCP packet, and its destination port.
+/// The source of a TCP packet, and the port to which it is addressed.
 fn ends(packet: &[u8]) -> Option<(SocketAddr, u16)> {
     let version = packet.first()? >> 4;
     let (source, header): (IpAddr, usize) = if version == 4 {
@@ -192,13 +194,13 @@ const IF_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
 const TCP: u32 = 6;
 
-/// A filter for whole TCP packets to a port of the block.
+/// A filter for whole TCP packets whose destination port is in the block.
 fn answers_v4(first_port: u16) -> [SockFilter; 10] {
     [
         SockFilter::new(LOAD_BYTE, 0, 0, 9),
         SockFilter::new(IF_EQUAL, 0, 7, TCP),
         SockFilter::new(LOAD_HALF, 0, 0, 6),
-        // It has an offset, or more fragments follow.
+        // The packet has a fragment offset, or more fragments follow.
         SockFilter::new(IF_ANY_BIT, 5, 0, 0x3fff),
         SockFilter::new(HEADER_LENGTH, 0, 0, 0),
         SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 2),

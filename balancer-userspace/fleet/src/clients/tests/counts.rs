@@ -17,7 +17,7 @@ fn facts(id: u16) -> Option<Facts> {
 enum Step {
     /// A packet of the client reaches this member.
     Packet(usize),
-    /// This member sends what the others do not know.
+    /// This member sends all records that the other members do not know.
     Tell(usize),
     /// This member does not know whether its last batch was written, and writes it again.
     TellAgain(usize),
@@ -37,7 +37,7 @@ struct Member {
     counted: i32,
 }
 
-/// Members in the order of their names, all of which know the client's old place, and everything sent since.
+/// Members in the order of their names, with all batches that were sent. All members know the client's old place.
 struct Group {
     members: Vec<Member>,
     told: Vec<(usize, Record)>,

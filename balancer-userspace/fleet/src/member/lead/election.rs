@@ -1,4 +1,4 @@
-//! How a member becomes the leader, and its initial knowledge.
+//! How a member becomes the leader, and what it knows at first.
 
 use std::collections::{HashMap, HashSet};
 
@@ -44,8 +44,8 @@ impl Member {
                 let somebody = members.values().any(|member| member.in_step);
                 let waits = self.joined.is_none_or(|joined| joined + Self::HOLDS / 2 > clocks.now);
                 let best = members.iter().max_by_key(|(name, member)| (member.epoch.map(|epoch| epoch.number), *name));
-                // If no member is in step, the one with the latest epoch leads, after the others have had time to join
-                // as well.
+                // If no member is in step, the member with the latest epoch leads, after the other members have had
+                // time to join.
                 let best = best.is_some_and(|(name, _)| *name == self.settings.name);
                 if self.in_step || !somebody && best && !waits {
                     self.leading = Leading::Stands;
@@ -87,10 +87,12 @@ impl Member {
         }
     }
 
-    /// The leader's initial knowledge: the epoch in the store, or else the one it applied last, or else its file.
+    /// The leader's initial knowledge: the epoch in the store, or else the epoch that the member applied last, or else
+    /// the member's file.
     fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
         let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
-        // The state is as it was written: the first step decides and writes what has become due since.
+        // The state is unchanged since it was written: the first step decides and writes what has become due since
+        // then.
         let from = |state: SavedState, epoch: Epoch, at: Moment, by: &str| {
             Controller::decider_from(config.clone(), key, state, self.as_of(epoch, at, by, clocks))
         };
@@ -111,7 +113,7 @@ impl Member {
                     Some((epoch, state, at)) => from(state.clone(), *epoch, *at, "")?,
                     None => Controller::decider(config, key, clocks.now),
                 };
-                // The result is far from the lineages of other processes.
+                // The result is far from the lineages that other processes begin.
                 let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 (controller, None, None, Emptied::clone(&self.emptied), lineage)
             }

@@ -25,7 +25,7 @@ use crate::{
     store_schema::{self, Answer, Epoch, FORMAT, Line, StateCard},
 };
 
-/// Transactions to be made in order, and the resulting state.
+/// Transactions to be made in order, and the state that results from them.
 #[derive(Debug)]
 pub(super) struct Writing {
     transactions: VecDeque<Transaction>,
@@ -41,13 +41,13 @@ pub(super) enum Then {
 
 type Transaction = (Vec<Condition>, Vec<Write>);
 
-/// The number of bytes of documents in a transaction.
+/// The number of bytes of documents from which on they need a transaction of their own.
 const LARGE: usize = LONGEST_VALUE / 2 + 1;
 
 /// The maximum size of an epoch's log lines, in bytes.
 const TOLD: usize = 128 << 10;
 
-/// The number of documents deleted in a transaction.
+/// The maximum number of documents deleted in a transaction.
 const MOST_GARBAGE: usize = 8;
 
 impl Lead {
@@ -82,7 +82,7 @@ impl Lead {
         self.write(transactions, Then::Committed(card, Box::new(controller)));
     }
 
-    /// Makes all members prepare for the decided state.
+    /// Asks all members to prepare for the decided state.
     pub(super) fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
         let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
         let writes = vec![put(keys::NEXT, store_schema::write(&card), false)];
@@ -131,7 +131,7 @@ impl Lead {
         emptied
     }
 
-    /// Puts large parts first, one transaction each.
+    /// Puts large parts into transactions of their own, which come first.
     fn in_transactions(&self, parts: Vec<Write>, last: Transaction) -> Vec<Transaction> {
         let (conditions, mut writes) = last;
         let size: usize = parts.iter().map(size).sum();
@@ -191,7 +191,7 @@ impl Lead {
         }
     }
 
-    /// Records that ballots of members in earlier epochs say nothing about new or moved backends.
+    /// Records that ballots from earlier epochs do not apply to new or moved backends.
     fn note_changed_backends(&mut self, next: &Controller, number: u64) {
         let before = targets(&self.committed);
         let after = targets(next);
@@ -205,7 +205,7 @@ impl Lead {
     }
 }
 
-/// Limits lines to an epoch's card: a change of thousands of backends has as many lines.
+/// Limits the lines to the size of an epoch's card, because a change of thousands of backends has as many lines.
 pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
     let mut total = 0;
     let mut fits = |line: &Line| {

@@ -1,4 +1,4 @@
-//! A balancer as the control socket shows it: it takes over files, and keeps what was changed at run time.
+//! A stand-in for a balancer behind a control socket: it applies files, and keeps changes made at run time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 pub(crate) struct Backend {
     pub(crate) address: String,
     pub(crate) admin: String,
-    /// Absent: it follows from the administrative state.
+    /// The health state; absent: the administrative state determines it.
     pub(crate) state: Option<String>,
 }
 
 #[derive(Default)]
 struct State {
     services: BTreeMap<String, BTreeMap<String, Backend>>,
-    /// `SERVICE/BACKEND` of the file that was last taken over.
+    /// The backends in the last applied file, as `SERVICE/BACKEND`.
     base: BTreeSet<String>,
     applied: usize,
     told: Vec<String>,
@@ -38,7 +38,7 @@ pub(crate) struct Balancer {
 }
 
 impl Balancer {
-    /// Starts one with a file of these contents.
+    /// Starts a stand-in with a file of these contents.
     pub(crate) fn start(directory: &Path, text: &str) -> Self {
         let file = directory.join("balancer.toml");
         fs::write(&file, text).unwrap();
@@ -71,7 +71,7 @@ impl Balancer {
         self.state.lock().unwrap().services.get(service).cloned().unwrap_or_default()
     }
 
-    /// The names of backends with their administrative states.
+    /// The names of backends, with their administrative states.
     pub(crate) fn admins(&self, service: &str) -> Vec<(String, String)> {
         self.backends(service).into_iter().map(|(name, backend)| (name, backend.admin)).collect()
     }
@@ -80,18 +80,18 @@ impl Balancer {
         change(self.state.lock().unwrap().services.get_mut(service).unwrap().get_mut(backend).unwrap());
     }
 
-    /// Adds a backend at run time, as an operator may.
+    /// Adds a backend at run time, like an operator.
     pub(crate) fn add(&self, service: &str, backend: &str, address: &str) {
         let mut state = self.state.lock().unwrap();
         state.services.get_mut(service).unwrap().insert(backend.to_owned(), ready(address.to_owned()));
     }
 
-    /// Removes a backend at run time, as an operator may.
+    /// Removes a backend at run time, like an operator.
     pub(crate) fn remove(&self, service: &str, backend: &str) {
         self.state.lock().unwrap().services.get_mut(service).unwrap().remove(backend);
     }
 
-    /// Applies another file, as an operator may.
+    /// Applies another file, like an operator.
     pub(crate) fn apply(&self, text: &str) {
         apply(&mut self.state.lock().unwrap(), text).unwrap();
     }
@@ -100,12 +100,12 @@ impl Balancer {
         self.state.lock().unwrap().away = away;
     }
 
-    /// How many files it has taken over.
+    /// The number of files that the stand-in has applied.
     pub(crate) fn applied(&self) -> usize {
         self.state.lock().unwrap().applied
     }
 
-    /// The changes that it was asked for.
+    /// The changes that were requested from the stand-in.
     pub(crate) fn told(&self) -> String {
         self.state.lock().unwrap().told.join("\n")
     }
@@ -166,7 +166,7 @@ fn ready(address: String) -> Backend {
     Backend { address, admin: "ready".to_owned(), state: None }
 }
 
-/// Takes over a file: administrative states of backends that stay are kept.
+/// Applies a file, and keeps the administrative states of backends that remain.
 fn apply(state: &mut State, text: &str) -> Result<(), String> {
     let (config, _) = file::parse("balancer.toml".as_ref(), text.as_bytes()).map_err(|errors| errors.to_string())?;
     let mut before = std::mem::take(&mut state.services);

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use fake::Balancer;
 
-/// How long anything may take.
+/// How long each step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The part of the file that others have written.
@@ -35,7 +35,7 @@ pub(crate) struct World {
     files: TempDir,
 }
 
-/// A program that is killed at its end.
+/// A controller process, which is killed when this value is dropped.
 pub(crate) struct Controller(Child);
 
 impl Drop for Controller {
@@ -46,7 +46,7 @@ impl Drop for Controller {
 }
 
 impl World {
-    /// A cluster and a balancer; no controller yet.
+    /// A cluster and a balancer, without a controller.
     pub(crate) fn new() -> Self {
         let files = tempfile::tempdir().unwrap();
         let balancer = Balancer::start(files.path(), OTHERS);
@@ -55,14 +55,14 @@ impl World {
         Self { cluster, balancer, controllers: Vec::new(), files }
     }
 
-    /// The same, with a controller.
+    /// A cluster and a balancer, with a controller.
     pub(crate) fn with_controller() -> Self {
         let mut world = Self::new();
         world.start(&[]);
         world
     }
 
-    /// Starts a controller; without a Lease, unless `more` names one.
+    /// Starts a controller; it uses no Lease, unless `more` names one.
     pub(crate) fn start(&mut self, more: &[&str]) {
         let path = |name: &str| self.files.path().join(name).into_os_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_balancer-kubernetes"));
@@ -82,7 +82,7 @@ impl World {
         self.controllers.clear();
     }
 
-    /// Waits until it is so.
+    /// Waits until the condition is true.
     #[track_caller]
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let start = Instant::now();
@@ -95,7 +95,7 @@ impl World {
         }
     }
 
-    /// All that controllers have said.
+    /// The log of all controllers.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
     }
@@ -118,13 +118,13 @@ impl World {
         answer
     }
 
-    /// All that owners of Services were told.
+    /// All events that owners of Services got.
     pub(crate) fn events(&self) -> Vec<String> {
         let events = self.cluster.all("events");
         events.iter().map(|event| format!("{}: {}", event["reason"], event["message"])).collect()
     }
 
-    /// Says which pods a Service has: `ready`, `unready` or `terminating`.
+    /// Sets the pods of a Service, each `ready`, `unready` or `terminating`.
     pub(crate) fn pods(&self, service: &str, pods: &[(u8, &str)]) {
         self.cluster.put("endpointslices", slice(service, pods));
     }
