@@ -2,8 +2,8 @@
 //!
 //! The kernel's per-CPU arrays allocate each row separately, for every CPU that the machine could ever have, which
 //! takes longer than all other work on maps at a start. In this module, each CPU that was online at the start has a
-//! block of rows, and the first block is CPU 0's. CPUs that came online later, and rows beyond a block's end, count in
-//! an array that all CPUs share.
+//! block of rows, and the first block is CPU 0's. CPUs that came online later use an array that all CPUs share, and so
+//! do ids beyond the rows of a block.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, maps::Array};
 

@@ -38,7 +38,7 @@ mod entry {
     /// its own.
     #[inline(always)]
     fn steer(context: &XdpContext) -> u32 {
-        // SAFETY: the kernel's context.
+        // SAFETY: the kernel passes a valid context.
         let ingress = unsafe { Ingress::new(context.ctx) };
         let end = process(ingress);
         let (action, verdict) = match end.outcome() {
@@ -97,7 +97,7 @@ mod entry {
     /// Strips the tunnel headers of one frame.
     #[xdp(frags)]
     fn decap(context: XdpContext) -> u32 {
-        // SAFETY: the kernel's context.
+        // SAFETY: the kernel passes a valid context.
         match decap::process(unsafe { Ingress::new(context.ctx) }) {
             Decapsulated::Stripped | Decapsulated::Passed => XDP_PASS,
             Decapsulated::Refused | Decapsulated::Malformed => XDP_DROP,

@@ -89,7 +89,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
 }
 
 /// Whether the packet is whole and in one buffer. Frames in several buffers are few and large, and some interfaces do
-/// not accept them, so the rare steps send them.
+/// not accept them, so the steps for rare packets send them.
 #[inline(always)]
 fn is_whole(ip: &Ip<'_>) -> bool {
     ip.header.holds(ip.length)

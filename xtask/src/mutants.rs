@@ -59,9 +59,9 @@ enum Finder {
     Valid,
     /// Replies whose next hops were recently cached.
     Packets,
-    /// The positions of keys of listeners and ways back.
+    /// The positions of the keys of listeners and of return rows.
     Placement,
-    /// Listeners and ways back in almost full tables.
+    /// Listeners and return rows in almost full tables.
     Tables,
 }
 

@@ -15,7 +15,7 @@ const LIFETIME: u64 = 1 << 24;
 pub(crate) struct CachedHop {
     source: [u32; 4],
     destination: [u32; 4],
-    /// Time of the answer by the kernel's coarse clock.
+    /// The time of the kernel's answer, by the coarse clock.
     asked: u64,
     ingress: u32,
     /// The egress interface.

@@ -25,7 +25,7 @@ pub(crate) fn decided(choice: Choice, end: Step) -> Step {
 /// The kind of host that a packet's source address belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// A client; this many bytes of outer headers precede its packet.
+    /// The sender is a client; `added` bytes of outer headers precede the packet.
     Client { added: usize },
     /// A router that reports an error about a packet of a backend.
     Other,

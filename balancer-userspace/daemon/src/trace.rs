@@ -30,7 +30,8 @@ use tracing::warn;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The interval at which this is checked and the program's time is extended.
 const LOOK: Duration = Duration::from_secs(1);
-/// How much later an earlier packet may arrive, because each CPU has a buffer of its own.
+/// The maximum delay by which the report of an earlier packet may follow that of a later one: each CPU has a buffer of
+/// its own.
 const BETWEEN_CPUS: Duration = Duration::from_millis(20);
 /// The maximum number of waiting packets. The next constant limits the bytes of their frames.
 const MOST_WAITING: usize = 16_384;

@@ -13,7 +13,7 @@ use balancer_common::{
 use balancer_config::config::{Config, ServiceConfig};
 use balancer_control::controller::Largest;
 
-/// The maximum number of backends of a `snat` service that are this machine.
+/// The maximum number of a `snat` service's backends whose address belongs to this machine.
 const MOST_LOCAL: usize = 64;
 
 /// The sizes of the maps, which cannot grow while the program runs.

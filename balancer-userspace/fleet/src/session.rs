@@ -119,7 +119,7 @@ impl Session {
         self.common.as_ref()
     }
 
-    /// The card of the current state.
+    /// The current state's card, as read from the store; `None` if the store has none.
     pub(crate) const fn epoch(&self) -> Option<&Result<StateCard, BadCard>> {
         self.epoch.as_ref()
     }

@@ -403,7 +403,7 @@ fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'
     }
 }
 
-/// Reports a check along the path of clients if that path is the backend's own.
+/// Reports `via = "service"` for `nat` and `snat`, where clients' packets go to the backend's own address.
 fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
     if check.value.via == Via::Service && matches!(forwarding, Forwarding::Nat | Forwarding::Snat) {
         let mode = forwarding_word(forwarding);

@@ -41,7 +41,7 @@ type Alarm = watch::Sender<Option<Instant>>;
 pub(super) enum Order {
     Start(Box<CheckSpec>),
     Stop(BackendId),
-    /// Packets make it likely that the backend has failed.
+    /// Clients' packets suggest that the backend has failed; check it at once.
     Suspect(BackendId),
 }
 

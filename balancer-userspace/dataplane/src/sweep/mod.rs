@@ -5,10 +5,10 @@
 //! only if the current state requires it. An unnecessary flag, such as one for a slot of the previous table, does no
 //! harm.
 //!
-//! A slot's exception flag may be cleared when no client of the slot is at another backend than the table's. One scan
-//! is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a table
-//! that has been swapped since. Clearing therefore takes two complete passes in a row. Between them there must be no
-//! swap, and no QUIC connection may bring a client to another backend, because its packet may flag a slot behind the
+//! A slot's exception flag may be cleared when no client of the slot is at another backend than the slot names. One
+//! scan is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a
+//! table that has been swapped since. Clearing therefore takes two complete passes in a row. Between them there must be
+//! no swap, and no QUIC connection may bring a client to another backend, because its packet may flag a slot behind the
 //! scan. Each pass begins only after every packet has left that was in progress at the end of the previous pass or saw
 //! the old table. In every case, the sweep flags the slot of an entry that it finds at another backend.
 

@@ -30,7 +30,7 @@ pub(super) struct OwnCard {
     written: Option<Card>,
     /// The revision at which this process last wrote the card; `None`: unknown.
     revision: Option<Revision>,
-    /// When the card was last written only because of suspicions.
+    /// The time of the last write of the card whose only reason was a change of suspicions.
     suspected: Option<Instant>,
     /// When the card of this session reached the store.
     since: Option<Instant>,

@@ -53,7 +53,7 @@ impl Skews {
 }
 
 impl Member {
-    /// Records what changed keys reveal about clocks and about the time of the current epoch's decision.
+    /// Reads the changed keys, and records how far the other members' clocks are ahead of this one's.
     pub(super) fn note_time(&mut self, put: &[Entry], clocks: Clocks) {
         let own = keys::member(&self.settings.name);
         for entry in put.iter().filter(|entry| entry.key != own) {

@@ -5,7 +5,7 @@ use crate::{notes::Conversion, tree::Directive};
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run nginx on several machines and make them the backends";
 const OWN: &str = "it concerns nginx's own process or connections; nothing to do";
 
-/// Directives of layer 7. Each also stands for all names that begin with it and `_`.
+/// Directives of layer 7. Each name also stands for all names that begin with this name and `_`.
 const LAYER_7: [&str; 32] = [
     "sub_filter",
     "rewrite",
