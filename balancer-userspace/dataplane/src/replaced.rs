@@ -121,7 +121,7 @@ impl Replaced {
 }
 
 /// The number of entries of a pinned map; `None`: it does not exist.
-fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
+pub(super) fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
     let pin = pins.map(name);
     if !pin.exists() {
         return Ok(None);

@@ -26,6 +26,7 @@ use crate::{
     capacity::Capacity,
     mapped::MappedArray,
     pins::{Pins, open},
+    replaced::entries,
 };
 
 const PER_LINE: usize = FLOWS_PER_LINE as usize;
@@ -84,7 +85,7 @@ impl FormerFlows {
         let Some(pins) = pins else { return Ok(None) };
         let renamings: Vec<Renaming> = FLOW_MAPS.into_iter().map(|name| Renaming::of(pins, name)).collect();
         let interrupted = renamings.iter().any(|one| one.new.exists());
-        let there = sizes(&renamings, |one| &one.last)?;
+        let there = sizes(pins)?;
         if interrupted && !is_whole(there) {
             // A controller was killed while it replaced the pins.
             renamings.iter().filter(|one| one.new.exists()).try_for_each(Renaming::rename)?;
@@ -92,7 +93,7 @@ impl FormerFlows {
         for one in &renamings {
             pins.make_anew(&one.new_name())?;
         }
-        let there = sizes(&renamings, |one| &one.last)?;
+        let there = sizes(pins)?;
         if there == [None; 3] {
             return Ok(None);
         }
@@ -275,15 +276,9 @@ fn new_name(name: &str) -> String {
 }
 
 /// The numbers of entries of pinned maps.
-fn sizes(pins: &[Renaming], path: impl Fn(&Renaming) -> &PathBuf) -> anyhow::Result<Sizes> {
-    let mut sizes = [None; 3];
-    for (size, pin) in sizes.iter_mut().zip(pins) {
-        let path = path(pin);
-        if path.exists() {
-            *size = Some(open(path)?.info().context("reading the map's description")?.max_entries());
-        }
-    }
-    Ok(sizes)
+fn sizes(pins: &Pins) -> anyhow::Result<Sizes> {
+    let [lines, rows, returns] = FLOW_MAPS.map(|name| entries(pins, name));
+    Ok([lines?, rows?, returns?])
 }
 
 /// Whether the maps belong to one table.
