@@ -3,14 +3,17 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::map_types::{BackendStats, DropStats, MemoryStats, ReplyStats};
+use crate::{
+    map_types::{BackendStats, DropStats, MemoryStats, ReplyStats},
+    verdict::{Decision, MOVE_COUNTERS},
+};
 
 /// The maximum number of bytes reported of a frame: a jumbo frame.
 pub const MAX_KEPT: u32 = 9216;
 /// Number of bytes of a frame in which the program looks for addresses.
 pub const SCANNED: usize = 128;
 /// The maximum number of backends whose counters the program compares before and after a packet.
-pub const MAX_WATCHED: u32 = 64;
+pub const MAX_WATCHED: u32 = 1024;
 /// The maximum number of virtual addresses that the program distinguishes.
 pub const MAX_VIPS: u32 = 4096;
 
@@ -155,6 +158,57 @@ pub const QUIC_NAMED: u8 = 4;
 /// `Head::quic`: the same, and the program has recorded the client's address at that backend.
 pub const QUIC_TAUGHT: u8 = 5;
 
+/// The number of bits of each counter in a [`digest`].
+const DIGIT: usize = 4;
+
+const _: () = assert!((1 + Decision::COUNT + MOVE_COUNTERS) * DIGIT <= u64::BITS as usize);
+
+/// Sums a backend's counters into one word, so that [`Risen`] can tell from two such words which counters have risen.
+/// The result wraps around.
+#[inline(always)]
+#[must_use]
+pub fn digest(stats: &BackendStats) -> u64 {
+    let counters = stats.decisions.iter().chain(&stats.moves);
+    let sum = |sum: u64, (at, counter): (usize, &u64)| sum.wrapping_add(counter << (DIGIT * (at + 1)));
+    counters.enumerate().fold(stats.packets, sum)
+}
+
+/// The counters of a backend that have risen between two digests, none of them more than 15 times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Risen(u64);
+
+impl Risen {
+    /// Compares the digests from before and after a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn between(before: u64, after: u64) -> Self {
+        Self(after.wrapping_sub(before))
+    }
+
+    /// Adds the decision, the move and the forwarded packet that this backend has counted.
+    #[inline(always)]
+    pub fn describe(self, backend: u16, head: &mut Head) {
+        if self.digit(0) != 0 {
+            (head.backend, head.forwarded) = (backend, 1);
+        }
+        for index in 0..Decision::COUNT {
+            if self.digit(1 + index) != 0 {
+                (head.backend, head.decision) = (backend, index as u8 + 1);
+            }
+        }
+        for index in 0..MOVE_COUNTERS {
+            if self.digit(1 + Decision::COUNT + index) != 0 {
+                (head.moved_from, head.cause) = (backend, index as u8 + 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    const fn digit(self, at: usize) -> u64 {
+        self.0 >> (DIGIT * at) & ((1 << DIGIT) - 1)
+    }
+}
+
 const _: () = assert!(size_of::<Head>() == 48 && size_of::<BackendStats>() == 128);
 
 #[cfg(feature = "user")]
@@ -163,4 +217,34 @@ mod user {
     unsafe impl aya::Pod for super::Settings {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Address {}
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn when_counters_rise_then_their_digests_tell_which(
+            counters: [u64; 16], forwarded: bool, decision in 0..=Decision::COUNT, cause in 0..=MOVE_COUNTERS
+        ) {
+            let before: BackendStats = bytemuck::cast(counters);
+            let mut after = before;
+            after.packets = after.packets.wrapping_add(forwarded.into());
+            if let Some(index) = decision.checked_sub(1) {
+                after.decisions[index] = after.decisions[index].wrapping_add(1);
+            }
+            if let Some(index) = cause.checked_sub(1) {
+                after.moves[index] = after.moves[index].wrapping_add(1);
+            }
+            prop_assert_eq!(digest(&before) == digest(&after), !forwarded && decision == 0 && cause == 0);
+            let mut head = Head::default();
+            Risen::between(digest(&before), digest(&after)).describe(7, &mut head);
+            prop_assert_eq!((head.forwarded, head.decision, head.cause), (forwarded.into(), decision as u8, cause as u8));
+            prop_assert_eq!(head.backend, if forwarded || decision > 0 { 7 } else { 0 });
+            prop_assert_eq!(head.moved_from, if cause > 0 { 7 } else { 0 });
+        }
+    }
 }

@@ -11,12 +11,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use balancer_common::{
-    map_types::{BackendStats, FAMILY_V4, FAMILY_V6},
+    map_types::{FAMILY_V4, FAMILY_V6},
     tracing::{
-        ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, Address, CAME, Draft, Found, Head, LEFT, MAX_KEPT,
-        MAX_VIPS, MAX_WATCHED, MEMORY_EVICTED, MEMORY_FULL, MEMORY_LIMITED, MEMORY_RECORDED, SCANNED, Settings,
+        self, ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, Address, CAME, Draft, Found, Head, LEFT, MAX_KEPT,
+        MAX_VIPS, MAX_WATCHED, MEMORY_EVICTED, MEMORY_FULL, MEMORY_LIMITED, MEMORY_RECORDED, Risen, SCANNED, Settings,
     },
-    verdict::{Decision, DropReason, MOVE_COUNTERS},
+    verdict::DropReason,
 };
 
 use crate::{ingress::Ingress, quic, stats};
@@ -35,8 +35,9 @@ static TRACE_WATCHED: Array<u32> = Array::with_max_entries(MAX_WATCHED, 0);
 #[map]
 static TRACE_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
+/// The digests of the watched backends' counters when the packet arrived.
 #[map]
-static TRACE_BACKENDS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_WATCHED, 0);
+static TRACE_BACKENDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_WATCHED, 0);
 
 /// A ring for each CPU, read by the controller. No ring exists while no user traces.
 #[map]
@@ -92,7 +93,7 @@ fn came(context: *mut xdp_md) -> Option<()> {
     each_watched(draft.watched, |place, _, now| {
         if let Some(place) = TRACE_BACKENDS.get_ptr_mut(place) {
             // SAFETY: a row of this CPU.
-            unsafe { *place = *now };
+            unsafe { place.write(now) };
         }
     });
     clear(&raw mut draft.head);
@@ -111,8 +112,25 @@ fn came(context: *mut xdp_md) -> Option<()> {
 #[inline(always)]
 fn left(context: *mut xdp_md, action: u32) -> Option<()> {
     let settings = TRACE_SETTINGS.get(0)?;
+    let draft = TRACE_DRAFT.get_ptr_mut(0)?;
+    // SAFETY: as above. `balancer_risen` gets no reference while this one is in use.
+    let watched = describe(context, action, settings, unsafe { &mut *draft })?;
+    each_watched(watched, |place, id, now| {
+        if let Some(&then) = TRACE_BACKENDS.get(place)
+            && then != now
+        {
+            balancer_risen(u64::from(id), then, now);
+        }
+    });
     // SAFETY: as above.
-    let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
+    tell(context, settings, unsafe { &mut (*draft).head });
+    Some(())
+}
+
+/// Describes the departing packet without what backends have counted. Returns the number of watched backends; `None`:
+/// the packet is not reported.
+#[inline(always)]
+fn describe(context: *mut xdp_md, action: u32, settings: &Settings, draft: &mut Draft) -> Option<u32> {
     if draft.begun == 0 {
         return None;
     }
@@ -129,15 +147,7 @@ fn left(context: *mut xdp_md, action: u32) -> Option<()> {
     draft.head.stage = LEFT;
     draft.head.action = action;
     compare(draft)?;
-    let head = &mut draft.head;
-    each_watched(draft.watched, |place, id, now| {
-        if let Some(then) = TRACE_BACKENDS.get_ptr(place) {
-            // SAFETY: a row of this CPU.
-            compare_backend(id, unsafe { &*then }, now, head);
-        }
-    });
-    tell(context, settings, &mut draft.head);
-    Some(())
+    Some(draft.watched)
 }
 
 /// Sends the head and the beginning of the frame to the controller.
@@ -270,38 +280,34 @@ impl Scanned {
     }
 }
 
-/// Calls `look` with each watched backend's position, id and counters on this CPU.
+/// Calls `look` with each watched backend's position, its id, and the digest of its counters on this CPU.
 #[inline(always)]
-fn each_watched(watched: u32, mut look: impl FnMut(u32, u32, &BackendStats)) {
+fn each_watched(watched: u32, mut look: impl FnMut(u32, u32, u64)) {
     for place in 0..MAX_WATCHED {
         if place >= watched {
             break;
         }
         let Some(&id) = TRACE_WATCHED.get(place) else { break };
-        if let Some(now) = stats::of_backend(id as u16) {
-            look(place, id, now);
-        }
+        look(place, id, balancer_digest(u64::from(id)));
     }
 }
 
-#[inline(always)]
-fn compare_backend(id: u32, then: &BackendStats, now: &BackendStats, head: &mut Head) {
-    if now.packets != then.packets {
-        head.backend = id as u16;
-        head.forwarded = 1;
-    }
-    for index in 0..Decision::COUNT {
-        if now.decisions[index] != then.decisions[index] {
-            head.backend = id as u16;
-            head.decision = index as u8 + 1;
-        }
-    }
-    for index in 0..MOVE_COUNTERS {
-        if now.moves[index] != then.moves[index] {
-            head.moved_from = id as u16;
-            head.cause = index as u8 + 1;
-        }
-    }
+/// The digest of a backend's counters. As a global function it is verified once, and not for each watched backend.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_digest(backend: u64) -> u64 {
+    stats::of_backend(backend as u16).map_or(0, tracing::digest)
+}
+
+/// Adds the counters of a backend that have risen to this CPU's draft.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_risen(backend: u64, before: u64, after: u64) -> u64 {
+    let Some(draft) = TRACE_DRAFT.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a row of this CPU. `left` uses no reference to it during the call.
+    let head = unsafe { &mut (*draft).head };
+    Risen::between(before, after).describe(backend as u16, head);
+    1
 }
 
 /// Records the counters of this CPU that have risen since the packet arrived.

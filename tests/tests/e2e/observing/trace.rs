@@ -207,3 +207,28 @@ fn when_it_is_asked_for_what_is_not_there_then_it_says_so() {
         assert!(said.contains(words), "{arguments:?}: {said}");
     }
 }
+
+#[test]
+fn when_the_balancer_has_hundreds_of_backends_then_the_decision_for_the_last_one_is_told() {
+    const OTHERS: u16 = 300;
+    let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, topology| {
+        settings.remember = "10m";
+        let vip = topology.vip(Family::V4);
+        let mut lines =
+            format!("[[service]]\nname = \"others\"\nforwarding = \"dsr\"\nlisten = [\"{vip}:81\"]\ncheck = {{ type = \"none\" }}\n");
+        for number in 0..OTHERS {
+            let address = format!("10.0.{}.{}", 100 + number / 200, 1 + number % 200);
+            lines += &format!("[[service.backend]]\nname = \"b{number}\"\naddress = \"{address}\"\n");
+        }
+        settings.lines = lines;
+        Ok(())
+    })
+    .unwrap();
+    let client = site.topology().client_address(Family::V4, 1);
+    let mut trace = watch::start(&site, "trace", &["trace", &client.to_string(), "--json"]);
+    let home = site.homes(Family::V4, [1]).unwrap()[&1].clone();
+    let first = opening(&trace);
+    assert_eq!((&first["backend"], &first["decision"]), (&home.as_str().into(), &"new".into()), "{first}");
+    trace.interrupt();
+    assert!(site.status().unwrap().services.iter().any(|service| service.backends.len() == usize::from(OTHERS)));
+}
