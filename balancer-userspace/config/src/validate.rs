@@ -8,7 +8,10 @@ mod returns;
 
 use std::{iter::repeat_n, ops::Deref, sync::Arc};
 
-use balancer_common::map_types::{LAST_BACKEND, MAX_RULES};
+use balancer_common::{
+    map_types::{LAST_BACKEND, MAX_RULES},
+    quic::MAX_QUIC_SERVICES,
+};
 use foldhash::{HashMap, HashSet};
 
 pub(crate) use self::backends::enough_slots;
@@ -159,6 +162,7 @@ impl Problems<'_> {
             let text = format!("more than {} rules over all services; remove some", grouped(MAX_RULES));
             self.add(Place::Name(index), Fault::Invalid(text));
         }
+        self.quic_services();
         let room = usize::from(LAST_BACKEND);
         if services.iter().map(|service| service.backend_ids()).sum::<usize>() <= room {
             return;
@@ -172,6 +176,18 @@ impl Problems<'_> {
             let each = if twice { ", those of services of both address families counted twice" } else { "" };
             let text = format!("more than {room} backends over all services{each}; remove some");
             self.add(excess, Fault::Invalid(text));
+        }
+    }
+
+    fn quic_services(&mut self) {
+        let with_quic = self.services.iter().enumerate().filter(|(_, service)| service.quic.is_some());
+        let mut each = with_quic.flat_map(|(index, service)| repeat_n(index, service.families().len()));
+        if let Some(excess) = each.nth(MAX_QUIC_SERVICES) {
+            let text = format!(
+                "more than {MAX_QUIC_SERVICES} services with quic, those of both address families counted twice; \
+                 remove some"
+            );
+            self.add(Place::Name(excess), Fault::Invalid(text));
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     fixture::{backend, service, web},
     listeners::{Listener, PortRange},
     protocol::Protocol,
+    quic::{Format, Keyed, QuicConfig},
     service::BackendConfig,
     shared::shared,
 };
@@ -82,6 +83,29 @@ fn when_listeners_are_too_many_then_they_are_refused() {
     assert_eq!(refusal(&all), "more than 65535 listeners over all services; remove some");
     all.last_mut().unwrap().listen.pop();
     assert_eq!(refusal(&all), "");
+}
+
+#[test]
+fn when_services_with_quic_are_too_many_then_they_are_refused() {
+    let quic = QuicConfig {
+        format: Format::Nlb,
+        server_id_length: 8,
+        nonce_length: 7,
+        current: Keyed { config: 0, key: None },
+        before: None,
+        learn: false,
+    };
+    let all: Vec<ServiceConfig> = (0..=MAX_QUIC_SERVICES as u16)
+        .map(|index| {
+            let mut one = dsr(&format!("s{index}"), &format!("198.51.{index}.10:443"), "10.0.0.1:443");
+            one.listen.push(Listener { protocol: Protocol::Quic, ..one.listen[0] });
+            one.quic = Some(quic.clone());
+            one
+        })
+        .collect();
+    let said = "more than 127 services with quic, those of both address families counted twice; remove some";
+    assert_eq!(refusal(&all), said);
+    assert_eq!(refusal(&all[..MAX_QUIC_SERVICES]), "");
 }
 
 #[test]
