@@ -4,9 +4,10 @@ use std::{
     fmt::Write as _,
     io::{self, Write as _},
     path::Path,
+    time::{Duration, Instant},
 };
 
-use balancer_api::client::Client;
+use balancer_api::{client::Client, model::HealthView};
 use balancer_config::words::counted;
 use balancer_doctor::{
     cure,
@@ -14,8 +15,13 @@ use balancer_doctor::{
     judge::judge,
     look::look,
 };
+use tokio::time::sleep;
 
 use super::{Failure, output};
+
+/// The longest time to wait for checks after a repair.
+const CHECKS: Duration = Duration::from_secs(20);
+const BETWEEN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -38,6 +44,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     };
     let mut report = examine(client, socket, args).await?;
     if args.fix && mend(socket, &report)? {
+        checked_since(client, Instant::now()).await?;
         report = examine(client, socket, args).await?;
     }
     if args.json {
@@ -54,6 +61,22 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
 
 async fn examine(client: &Client, socket: &Path, args: &Args) -> Result<Report, Failure> {
     Ok(judge(&look(client, socket, args.service.as_deref()).await?))
+}
+
+/// Waits until no verdict of a health check is based on results from before `repair`, at most [`CHECKS`].
+async fn checked_since(client: &Client, repair: Instant) -> Result<(), Failure> {
+    while repair.elapsed() < CHECKS {
+        let since = repair.elapsed().as_secs_f64();
+        let is_old = |view: &HealthView| {
+            let passes = view.last_result.as_deref() == Some("passed");
+            view.verdict == "down" && (passes || view.last_seconds_ago.is_none_or(|ago| ago > since))
+        };
+        if !client.health(None).await?.iter().any(is_old) {
+            return Ok(());
+        }
+        sleep(BETWEEN).await;
+    }
+    Ok(())
 }
 
 /// Carries out the cures that can be undone. Returns whether there were any.
@@ -84,17 +107,16 @@ fn render(report: &Report) -> String {
     for (number, finding) in report.findings.iter().enumerate() {
         paragraph(&mut text, number + 1, finding);
     }
-    let unseen = match report.not_looked_at.len() {
-        0 => String::new(),
-        some => format!("; {} could not be looked at, see --json", counted(some, "thing")),
-    };
     let looked = counted(report.looked_at.len(), "thing");
     let without = if report.controller { "" } else { ", without a controller" };
     // Writing to a string cannot fail.
     let _ = match report.findings.len() {
-        0 => writeln!(text, "no findings: looked at {looked}{without}{unseen}"),
-        some => writeln!(text, "{}: looked at {looked}{without}{unseen}", counted(some, "finding")),
+        0 => writeln!(text, "no findings: looked at {looked}{without}"),
+        some => writeln!(text, "{}: looked at {looked}{without}", counted(some, "finding")),
     };
+    for unseen in &report.not_looked_at {
+        let _ = writeln!(text, "not looked at: {} ({})", unseen.what, unseen.why);
+    }
     if report.findings.iter().any(|finding| !finding.cure.fix.is_empty()) {
         text.push_str("`balancer doctor --fix` carries out what is marked with *\n");
     }

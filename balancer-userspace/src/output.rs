@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use balancer_api::model::{BackendView, DenyView, DiscoverView, Rates, ServiceView};
+use balancer_api::model::{BackendView, DenyView, DiscoverView, Rates, ServiceView, UnansweredView};
 use balancer_config::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
@@ -98,6 +98,16 @@ pub(super) fn service(service: &ServiceView) -> String {
     }
     text.push_str(&table.render());
     text.extend(service.silence.as_ref().map(|what| format!("{what}\n")));
+    let waiting = |backend: &BackendView| backend.unanswered.filter(UnansweredView::is_trouble);
+    for (backend, UnansweredView { begun, seconds }) in
+        service.backends.iter().filter_map(|backend| Some((&backend.name, waiting(backend)?)))
+    {
+        text.push_str(&format!(
+            "clients began {begun} handshakes with {backend} in the last {seconds:.0} s and completed none: \
+             `balancer doctor {}` looks for the cause\n",
+            service.name
+        ));
+    }
     for warning in &service.warnings {
         text.push_str(&format!("WARNING: {warning}\n"));
     }

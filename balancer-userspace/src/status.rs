@@ -101,7 +101,9 @@ fn render(status: &StatusView) -> String {
         text.push_str(&format!("{}\n", ready::line(&status.ready)));
     }
     if status.withdrawn {
-        text.push_str("withdrawn: its VIPs are taken away until `balancer announce`\n");
+        text.push_str(
+            "withdrawn until `balancer announce`: no VIPs of `assign_vip`, and `balancer ready --announced` fails\n",
+        );
     }
     if let Some(changed) = summary(&status.changed_at_run_time) {
         text.push_str(&format!("changed at run time: {changed}\n"));

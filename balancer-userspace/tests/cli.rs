@@ -601,7 +601,7 @@ async fn when_a_user_withdraws_then_the_command_waits_until_no_vip_is_left() {
     let socket = fake.socket();
     assert_eq!(stdout(&at(&socket, &["withdraw"]).await), "done\n");
     let status = stdout(&at(&socket, &["status"]).await);
-    assert!(status.starts_with("generation 2\nwithdrawn: its VIPs are taken away"), "{status}");
+    assert!(status.starts_with("generation 2\nwithdrawn until `balancer announce`: no VIPs"), "{status}");
     assert!(status.contains("\nVIPs on this machine: 198.51.100.10 (lo)\n"), "{status}");
     assert_eq!(stdout(&at(&socket, &["withdraw", "--wait"]).await), "done\nno VIP is left\n");
     assert_eq!(stdout(&at(&socket, &["ready", "--strict"]).await), "ready\n");

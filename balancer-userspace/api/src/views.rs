@@ -17,8 +17,8 @@ use balancer_control::snapshot::{
 
 use crate::{
     model::{
-        AgentView, BackendView, BoundView, ClientTableView, DenyView, DiscoverView, FamilyView, HealthView,
-        InterfaceView, ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
+        AgentView, BackendView, BoundView, ClientTableView, DenyView, DiscoverView, FamilyView, FlowTableView,
+        HealthView, InterfaceView, ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
     },
     one_by_one::OneByOne,
 };
@@ -55,6 +55,11 @@ impl<Services> StatusView<Services> {
                 evictions: snapshot.memory.stats.evicted,
                 unrecorded: snapshot.memory.stats.full,
             },
+            flow_table: snapshot.flows.map(|flows| FlowTableView {
+                capacity: flows.capacity,
+                entries: flows.entries,
+                full_pools: flows.full_pools.into_iter().map(|(name, part)| (name.to_string(), part)).collect(),
+            }),
             drops: drops(&snapshot.drops),
         }
     }

@@ -25,6 +25,7 @@ use balancer_config::{
     discover::Source,
     limits::{Full, Limits},
     listeners::{Family, Listener},
+    names::BackendName,
     quic::{QuicConfig, ServerId},
     states::{Admin, BackendState, Forced},
     words::counted,
@@ -173,12 +174,14 @@ pub struct MemorySnapshot {
 }
 
 /// The state of the flow table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowsSnapshot {
     /// The number of connections for which the table is sized.
     pub capacity: u64,
     /// The number of rows in use, by connections or by their resting ports.
     pub entries: u64,
+    /// The backends for which at least four fifths of the ports are taken, with the taken fraction.
+    pub full_pools: Vec<(BackendName, f64)>,
 }
 
 /// An interface to which the program is attached.

@@ -169,6 +169,7 @@ mod tests {
             vips: Vec::new(),
             fleet: None,
             client_table: balancer_api::model::ClientTableView::default(),
+            flow_table: None,
             drops: std::collections::BTreeMap::new(),
             interfaces: Vec::new(),
             redirect_errors: BTreeMap::new(),

@@ -159,6 +159,8 @@ pub struct Backend {
     pub way: Way,
     /// This machine's source address for packets to the backend.
     pub source: Option<IpAddr>,
+    /// The MTU of the route to the backend; `None`: the interface's MTU applies.
+    pub route_mtu: Option<u32>,
     /// The answer of the neighbour on the way to the backend; `None` if the doctor did not ask it.
     pub neighbour: Option<Neighbour>,
     /// The result of a TCP connection to the backend's own address; `None` if not tried.

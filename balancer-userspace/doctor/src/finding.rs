@@ -156,6 +156,10 @@ pub enum Kind {
     Replies,
     /// The client table loses known clients.
     ClientTable,
+    /// The table of connections is full.
+    FlowTable,
+    /// A backend's pool has few free ports left.
+    Ports,
     /// The clock of a fleet member is wrong.
     Clock,
 }

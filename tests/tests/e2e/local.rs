@@ -22,7 +22,10 @@ use balancer_testkit::{
 };
 use tempfile::TempDir;
 
-use crate::support::{homes, requests, wait_for};
+use crate::{
+    doctor,
+    support::{homes, requests, wait_for},
+};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
@@ -89,6 +92,7 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
         assert!(local(&site) >= 3 * own as u64);
         let metrics = site.metrics().unwrap();
         assert!(metrics.sum("packets_seen_total", &["verdict=\"local\""]).unwrap() >= 3.0 * own as f64);
+        assert_eq!(doctor::found(&site), Vec::<String>::new(), "{forwarding:?} {family:?}");
     }
 }
 

@@ -16,7 +16,7 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-use crate::support::wait_for;
+use crate::{doctor, support::wait_for};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const BACKENDS: u16 = 3;
@@ -131,7 +131,7 @@ fn when_ports_are_named_then_backends_see_those_and_the_kernel_gives_them_to_nob
 }
 
 #[test]
-fn when_four_fifths_of_a_backends_ports_are_taken_then_status_and_log_say_so() {
+fn when_four_fifths_of_a_backends_ports_are_taken_then_status_log_and_doctor_say_so() {
     let site = site(Shape::TwoLegged, "snat = { ports = \"40000-40049\" }");
     let client = *CLIENTS.start();
     let said = |site: &Site| site.status().unwrap().services[0].warnings.clone();
@@ -144,6 +144,7 @@ fn when_four_fifths_of_a_backends_ports_are_taken_then_status_and_log_say_so() {
     wait_for(PATIENCE, "it is not said", || matches!(&said(&site)[..], [only] if only.starts_with(&line)));
     let log = std::fs::read_to_string(site.files().join("balancer.log")).unwrap();
     assert_eq!(log.matches("of the ports under which backend").count(), 1, "{log}");
+    assert_eq!(doctor::found(&site), ["ports"]);
     drop((few, more));
 }
 

@@ -259,6 +259,14 @@ pub struct UnansweredView {
     pub seconds: f64,
 }
 
+impl UnansweredView {
+    /// Whether so many handshakes wait that something is wrong. The cause of older handshakes may already be mended.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        self.begun >= 3 && (1.0..600.0).contains(&self.seconds)
+    }
+}
+
 /// An element of `GET /v1/backends`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendEntry {

@@ -37,6 +37,9 @@ pub struct StatusView<Services = Vec<ServiceView>> {
     /// The client table and its fill level.
     #[serde(default)]
     pub client_table: ClientTableView,
+    /// The table of `snat` connections; absent: no service was `snat` when the balancer started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow_table: Option<FlowTableView>,
     /// Dropped packets, by reason; reasons without packets are left out.
     #[serde(default)]
     pub drops: BTreeMap<String, u64>,
@@ -53,6 +56,18 @@ pub struct ClientTableView {
     pub evictions: u64,
     /// Newcomers that found no room.
     pub unrecorded: u64,
+}
+
+/// The table of `snat` connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTableView {
+    /// The number of connections that the table is sized for.
+    pub capacity: u64,
+    /// Connections, and ports that rest after a connection.
+    pub entries: u64,
+    /// Backends for which at least 80% of the ports of the pool are taken, with the taken fraction.
+    #[serde(default)]
+    pub full_pools: BTreeMap<String, f64>,
 }
 
 /// A VIP that the balancer has assigned to the machine.

@@ -74,7 +74,7 @@ pub(super) fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     gauges(encoder, "assigned_vips", "VIPs that the machine has from the balancer.", one(member.vips.len() as u64));
 }
 
-pub(super) fn flow_table(encoder: &mut Text<'_>, flows: FlowsSnapshot) {
+pub(super) fn flow_table(encoder: &mut Text<'_>, flows: &FlowsSnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     let text = "Rows of the table of connections that are taken, by connections or by what is left of them.";
     gauges(encoder, "flow_table_entries", text, one(flows.entries));

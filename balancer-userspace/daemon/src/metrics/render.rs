@@ -15,7 +15,7 @@ pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
     host::build(encoder);
     host::interfaces(encoder, snapshot);
     host::client_table(encoder, &snapshot.memory);
-    if let Some(flows) = snapshot.flows {
+    if let Some(flows) = &snapshot.flows {
         host::flow_table(encoder, flows);
     }
     host::member(encoder, &snapshot.member);

@@ -160,7 +160,7 @@ pub(super) fn snapshot() -> Snapshot {
             fragments_not_remembered: 7,
             rejected: 8,
         },
-        flows: Some(FlowsSnapshot { capacity: 1024, entries: 3 }),
+        flows: Some(FlowsSnapshot { capacity: 1024, entries: 3, full_pools: Vec::new() }),
         memory: MemorySnapshot::default(),
         member: MemberSnapshot {
             readiness: Readiness { state: Fitness::Degraded, reasons: vec!["eth1".to_owned()] },

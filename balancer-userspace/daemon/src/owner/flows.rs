@@ -39,7 +39,12 @@ impl<D: Dataplane> Owner<D> {
     /// The state of the flow table; `None` if there is none.
     pub(super) fn flows_snapshot(&self) -> Option<FlowsSnapshot> {
         let capacity = u64::from(self.dataplane.flows().capacity());
-        (capacity > 0).then_some(FlowsSnapshot { capacity, entries: self.flow_counts.entries })
+        let pool = |id: &BackendId| Some((self.controller.full_name_of(*id)?, full(&self.flow_counts, *id)?));
+        (capacity > 0).then(|| FlowsSnapshot {
+            capacity,
+            entries: self.flow_counts.entries,
+            full_pools: self.flow_counts.fullest.keys().filter_map(pool).collect(),
+        })
     }
 
     /// Records the numbers of connections of `snat` services.

@@ -220,6 +220,7 @@ mod tests {
         fleet.engine.reachable = reachable;
         StatusView {
             client_table: balancer_api::model::ClientTableView::default(),
+            flow_table: None,
             drops: std::collections::BTreeMap::new(),
             generation: 0,
             changed_at_run_time: Vec::new(),

@@ -9,11 +9,6 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// At least this number of unfinished handshakes counts as a problem, if their age in seconds is in the range below.
-/// The cause of older handshakes may already be fixed.
-const UNANSWERED: u32 = 3;
-const WAITED: std::ops::Range<f64> = 1.0..600.0;
-
 pub(super) fn findings(facts: &Facts, controller: &Controller, broken: &[u32]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for finding in facts.backends.iter().filter_map(|backend| of(facts, controller, broken, backend)) {
@@ -54,7 +49,7 @@ fn of(facts: &Facts, controller: &Controller, broken: &[u32], backend: &Backend)
         .or_else(|| direct(facts, backend))
         .or_else(|| checksum(backend, controller))
         .or_else(|| service(backend))
-        .or_else(|| path(backend, interface))
+        .or_else(|| path(facts, backend, (ifindex, next_hop)))
         .or_else(|| unhealthy(backend, controller))
 }
 
@@ -122,30 +117,33 @@ fn neighbour(backend: &Backend, interface: &str, next_hop: IpAddr) -> Option<Fin
         if next_hop == backend.address.ip() { format!("backend {}", name(backend)) } else { "the gateway".to_owned() };
     if answered.is_empty() {
         return (!is_alive(backend)).then(|| {
-            let cure =
-                ["check that it runs, and that its cable, VLAN and address are right: ip link set dev INTERFACE up"
-                    .to_owned()];
+            let is_gateway = next_hop != backend.address.ip();
+            let cure = [
+                format!("# check that {next_hop} runs, and that its cable, switch port, VLAN and address are right"),
+                "# to see its addresses and interfaces: ip -br address; to switch one on: ip link set dev INTERFACE up"
+                    .to_owned(),
+            ];
+            let on = if is_gateway { next_hop.to_string() } else { machine(backend) };
             let finding = about(
                 backend,
                 Kind::Neighbour,
                 format!("{what} ({next_hop}) does not answer on {interface}"),
-                format!("asked by ARP on {interface} who has {next_hop}, nobody answered"),
-                Cure::elsewhere(&next_hop.to_string(), &cure),
+                format!("no machine answered ARP requests for {next_hop} on {interface}"),
+                Cure::elsewhere(&format!("{on}, or on the switch between"), &cure),
             );
-            let is_gateway = next_hop != backend.address.ip();
             if is_gateway { Finding { service: None, backend: None, ..finding } } else { finding }
         });
     }
     let mac = known.filter(|known| !answered.contains(known))?;
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let right = answered.first()?.map(|byte| format!("{byte:02x}")).join(":");
-    let how = if *permanent { "an entry that was written by hand" } else { "the entry" };
+    let how = if *permanent { "a permanent entry" } else { "the entry" };
     let undo = format!("ip neigh replace {next_hop} lladdr {mac} dev {interface} nud permanent");
     Some(about(
         backend,
         Kind::NeighbourEntry,
         format!("packets for {what} ({next_hop}) go to the wrong hardware address, {mac}"),
-        format!("{how} of the neighbour table says {mac}, and {right} answers ARP for it"),
+        format!("the neighbour table has {how} with {mac}, and {right} answers ARP requests for {next_hop}"),
         Cure::fixable(&format!("ip neigh del {next_hop} dev {interface}"), &undo),
     ))
 }
@@ -177,8 +175,8 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
             Cure::elsewhere(
                 &machine(backend),
                 &[
-                    format!("start the server that listens on {address}"),
-                    format!("ss -ltn 'sport = :{}'", address.port()),
+                    format!("# start the server that listens on {address}"),
+                    format!("# to see what listens: ss -ltn 'sport = :{}'", address.port()),
                 ],
             ),
         )),
@@ -190,12 +188,12 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
         Outcome::Silent if *came && *checksum_wrong => Some(unfinished(backend)),
         Outcome::Silent if *came => Some(firewall(
             format!("a firewall of this machine drops what comes back from {address} of backend {name}"),
-            format!("the answer of {address} arrived, and the connection did not come about"),
+            format!("{address} answered a request to connect, and this machine's kernel did not get the answer"),
             "input",
         )),
         Outcome::Silent if !*left => Some(firewall(
             format!("a firewall of this machine drops packets to {address} of backend {name}"),
-            format!("a connection to {address} was begun, and no packet left by an interface"),
+            format!("this machine began a connection to {address}, and no packet left by an interface"),
             "output",
         )),
         Outcome::Silent => Some(about(
@@ -206,7 +204,7 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
             Cure::elsewhere(
                 &machine(backend),
                 &[format!(
-                    "check that the server runs, and that no firewall there drops {address}: ss -ltn 'sport = :{}'; nft list ruleset",
+                    "# check that the server runs, and that no firewall there drops packets to {address}: ss -ltn 'sport = :{}'; nft list ruleset",
                     address.port()
                 )],
             ),
@@ -250,7 +248,7 @@ fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<Strin
             _ => format!("{tables} -I OUTPUT -d {to} -j ACCEPT"),
         });
     }
-    commands.push("nft list ruleset; iptables-save".to_owned());
+    commands.push("# to see all rules: nft list ruleset; iptables-save".to_owned());
     commands
 }
 
@@ -273,8 +271,8 @@ fn service(backend: &Backend) -> Option<Finding> {
             Cure::elsewhere(
                 &machine(backend),
                 &[
-                    format!("have the server listen on {vip} as well, or on all addresses"),
-                    format!("ss -ltn 'sport = :{}'", vip.port()),
+                    format!("# make the server listen on {vip} as well, or on all addresses"),
+                    format!("# to see what listens: ss -ltn 'sport = :{}'", vip.port()),
                 ],
             ),
         )),
@@ -283,7 +281,10 @@ fn service(backend: &Backend) -> Option<Finding> {
             Kind::Server,
             format!("backend {name} has the VIP and does not answer on {vip}"),
             format!("the VIP answered a ping by the way of clients' packets, and a probe to {vip} was not answered"),
-            Cure::elsewhere(&machine(backend), &[format!("nft list ruleset; ss -ltn 'sport = :{}'", vip.port())]),
+            Cure::elsewhere(
+                &machine(backend),
+                &[format!("# to see rules and listeners: nft list ruleset; ss -ltn 'sport = :{}'", vip.port())],
+            ),
         )),
         Some(Outcome::Silent | Outcome::NotSent(_)) => {
             let length = if ip.is_ipv4() { "32 dev lo" } else { "128 dev lo nodad" };
@@ -327,21 +328,30 @@ fn no_decap(backend: &Backend, probe: &ServiceProbe) -> Finding {
     )
 }
 
-fn path(backend: &Backend, interface: &str) -> Option<Finding> {
+/// The cure is on the narrow side. A smaller MTU of this machine's own interface would also drop large packets for all
+/// other backends; a route's MTU concerns one backend alone.
+fn path(facts: &Facts, backend: &Backend, (ifindex, next_hop): (u32, IpAddr)) -> Option<Finding> {
     let path = backend.path.filter(|path| path.passed < path.wanted)?;
-    let name = name(backend);
+    let (name, address) = (name(backend), backend.address.ip());
+    let interface = facts.link(ifindex).map_or("INTERFACE", |link| link.name.as_str());
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    let via = if next_hop == address { String::new() } else { format!(" via {next_hop}") };
+    let here = format!("ip route replace {address}/{length}{via} dev {interface} mtu {}", path.passed);
     Some(about(
         backend,
         Kind::Mtu,
         format!(
-            "large packets do not reach backend {name}: those of {} bytes are lost, of {} arrive",
+            "large packets do not reach backend {name}: packets of {} bytes are lost, packets of {} bytes arrive",
             path.wanted, path.passed
         ),
-        format!("pings of these sizes to {}, which must not be fragmented", backend.address.ip()),
-        Cure::here(&[
-            format!("ip link set dev {interface} mtu {}", path.passed),
-            format!("or raise the MTU on the way and on {} to {}", machine(backend), path.wanted),
-        ]),
+        format!("pings of these sizes to {address}, which must not be fragmented"),
+        Cure::elsewhere(
+            &format!("{}, or on a router before it", machine(backend)),
+            &[
+                format!("ip link set dev INTERFACE mtu {}", path.wanted),
+                format!("# or, if the smaller MTU is wanted, on this machine: {here}"),
+            ],
+        ),
     ))
 }
 
@@ -356,7 +366,10 @@ fn unhealthy(backend: &Backend, controller: &Controller) -> Option<Finding> {
         format!("{} of {}", view.check, view.target),
         Cure::elsewhere(
             &machine(backend),
-            &["look at the server's own log".to_owned(), format!("balancer health show {}", backend.service)],
+            &[
+                "# look at the server's own log".to_owned(),
+                format!("# to see the checks, on the balancer: balancer health show {}", backend.service),
+            ],
         ),
     ))
 }
@@ -373,27 +386,33 @@ pub(super) fn lost_replies(facts: &Facts, controller: &Controller) -> Vec<Findin
 fn lost_reply(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let service = controller.after.services.iter().find(|service| service.name == backend.service)?;
     let view: &BackendView = service.backends.iter().find(|view| view.name == backend.name)?;
-    let UnansweredView { begun, seconds } = view.unanswered?;
+    let UnansweredView { begun, seconds } = view.unanswered.filter(UnansweredView::is_trouble)?;
     // Handshakes from before a backend came up are no sign of a current problem.
     let checked = controller.health.iter().filter(|view| is_of(view, backend));
     let was_up = checked.map(|view| view.verdict_seconds).fold(f64::INFINITY, f64::min) >= seconds;
-    if begun < UNANSWERED || !WAITED.contains(&seconds) || !was_up {
+    if !was_up {
         return None;
     }
     let name = name(backend);
     let clients = controller.clients.map_or_else(|| "default".to_owned(), |prefix| prefix.to_string());
     let seen = format!(
-        "{begun} handshakes of clients in the last {seconds:.0} s, and no client has ended one; this machine is answered"
+        "clients began {begun} handshakes in the last {seconds:.0} s and completed none, while connections from this machine succeed"
     );
     let commands = match backend.source {
-        Some(source) => vec![format!("ip route replace {clients} via {source}"), "ip route get CLIENT".to_owned()],
-        None => vec!["ip route get CLIENT".to_owned()],
+        Some(source) => vec![
+            format!("ip route replace {clients} via {source}"),
+            "# to see the route of replies: ip route get CLIENT".to_owned(),
+        ],
+        None => vec!["# to see the route of replies: ip route get CLIENT".to_owned()],
     };
     let (what, commands) = if backend.forwarding == "nat" {
         (format!("replies of backend {name} do not come back through the balancer"), commands)
     } else {
         let filter = "sysctl -w net.ipv4.conf.all.rp_filter=0".to_owned();
-        (format!("replies of backend {name} do not reach the clients"), vec!["ip route get CLIENT".to_owned(), filter])
+        (
+            format!("replies of backend {name} do not reach the clients"),
+            vec!["# to see the route of replies: ip route get CLIENT".to_owned(), filter],
+        )
     };
     Some(about(backend, Kind::Replies, what, seen, Cure::elsewhere(&machine(backend), &commands)))
 }

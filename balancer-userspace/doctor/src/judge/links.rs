@@ -36,7 +36,10 @@ fn passes_nothing(link: &Link) -> Finding {
             Kind::Link,
             format!("interface {name} has no carrier"),
             format!("`ip link show dev {name}` says NO-CARRIER"),
-            Cure::elsewhere(other, &["connect the cable, or switch the port on: ip link set dev PORT up".to_owned()]),
+            Cure::elsewhere(
+                other,
+                &["# connect the cable, or switch the port on:".to_owned(), "ip link set dev PORT up".to_owned()],
+            ),
         );
     }
     general(
@@ -81,9 +84,11 @@ fn foreign_program(link: &Link, name: &str, id: u32) -> Finding {
         Kind::ForeignProgram,
         format!("interface {interface} has another tool's XDP program (number {id}, name `{name}`)"),
         format!("`ip -details link show dev {interface}`"),
-        Cure::here(&[format!(
-            "ip link set dev {interface} xdp off xdpgeneric off; if it answers `Can't replace active BPF XDP link`, end the process that holds it"
-        )]),
+        Cure::here(&[
+            format!("ip link set dev {interface} xdp off xdpgeneric off"),
+            "# if the kernel answers `Can't replace active BPF XDP link`, end the process that holds the link"
+                .to_owned(),
+        ]),
     )
 }
 
@@ -99,7 +104,7 @@ fn generic(link: &Link, unasked: bool) -> Option<Finding> {
             "`balancer status` says generic, and the configuration does not ask for it".to_owned(),
             Cure::here(&[
                 format!("ethtool -K {name} lro off rx-gro-hw off"),
-                "restart the balancer; its log says why the driver refuses".to_owned(),
+                "# restart the balancer; its log says why the driver refuses".to_owned(),
             ]),
         )
     })
@@ -152,7 +157,7 @@ fn not_taken(name: &str, frames: u64) -> Finding {
         format!("{frames} frames were redirected to {name} during the examination, and it did not take them"),
         "`balancer status` counts them".to_owned(),
         Cure::here(&[format!(
-            "name {name} in `interfaces` of the configuration; on a veth pair: ethtool -K PEER gro on, at its other end"
+            "# name {name} in `interfaces` of the configuration; on a veth pair: ethtool -K PEER gro on, at its other end"
         )]),
     )
 }

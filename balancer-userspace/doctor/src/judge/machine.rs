@@ -1,6 +1,7 @@
 //! Findings about the machine and the controller as a whole.
 
-use balancer_api::model::{Fitness, FleetSnapshot};
+use balancer_api::model::{Fitness, FleetSnapshot, FlowTableView};
+use balancer_common::verdict::DropReason;
 
 use super::general;
 use crate::{
@@ -20,7 +21,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
             Kind::Kernel,
             format!("Linux {} is too old: Linux 6.1 or newer is needed", facts.kernel),
             "uname -r".to_owned(),
-            Cure::here(&["install a newer kernel, and boot it".to_owned()]),
+            Cure::here(&["# install a newer kernel, and boot it".to_owned()]),
         )
     });
     finding.into_iter().collect()
@@ -42,20 +43,22 @@ pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Find
                 Kind::NotReady,
                 format!("the balancer is {}: {reason}", ready.state.word().replace('_', " ")),
                 "`balancer ready` says so".to_owned(),
-                Cure::here(&["balancer ready".to_owned(), "balancer events --since 1h".to_owned()]),
+                Cure::here(&["# to see more: balancer ready; balancer events --since 1h".to_owned()]),
             )
         }));
     }
     if controller.after.withdrawn {
         findings.push(general(
             Kind::Withdrawn,
-            "the VIPs are taken away until somebody announces them".to_owned(),
-            "`balancer withdraw` was called, and not taken back".to_owned(),
+            "the operator has withdrawn this balancer: it has no VIPs of `assign_vip`, and tells routers not to send it clients".to_owned(),
+            "`balancer withdraw` was called, and `balancer announce` was not called since".to_owned(),
             Cure::here(&["balancer announce".to_owned()]),
         ));
     }
     findings.extend(controller.oom_kills.filter(|&kills| kills > 0).map(out_of_memory));
     findings.extend(client_table(controller));
+    findings.extend(flow_table(controller));
+    findings.extend(controller.after.flow_table.iter().flat_map(ports));
     findings.extend(controller.after.fleet.iter().flat_map(clocks));
     findings
 }
@@ -80,10 +83,45 @@ fn client_table(controller: &Controller) -> Option<Finding> {
             format!("the client table is too small: it has lost, or had no room for, {lost} clients"),
             format!("{} of {} places are taken", table.entries, table.capacity),
             Cure::here(&[format!(
-                "set capacity = {} below [client_table] in the configuration, and restart the balancer",
+                "# set capacity = {} below [client_table] in the configuration, and restart the balancer",
                 table.capacity.saturating_mul(2)
             )]),
         )
+    })
+}
+
+/// A finding if packets were dropped because the table of connections was full, and it is still nearly full.
+fn flow_table(controller: &Controller) -> Option<Finding> {
+    let table = controller.after.flow_table.as_ref()?;
+    let lost = controller.after.drops.get(DropReason::FlowTableFull.label()).copied().unwrap_or(0);
+    let is_full = table.entries.saturating_mul(10) >= table.capacity.saturating_mul(9);
+    (lost > 0 && is_full).then(|| {
+        general(
+            Kind::FlowTable,
+            format!("the table of connections is too small: {lost} packets of new connections were dropped"),
+            format!("{} of {} places are taken", table.entries, table.capacity),
+            Cure::here(&[format!(
+                "# set capacity = {} below [flow_table] in the configuration, and restart the balancer",
+                table.capacity.saturating_mul(2)
+            )]),
+        )
+    })
+}
+
+/// Findings about backends that soon can take no new connections, because the ports of their pool are taken.
+fn ports(table: &FlowTableView) -> impl Iterator<Item = Finding> {
+    table.full_pools.iter().map(|(name, part)| {
+        let (service, backend) = name.split_once('/').unwrap_or((name, ""));
+        let cure = "# give the service more addresses or a wider range of ports, \
+                    snat = { addresses = [\"ADDRESS\", …], ports = \"20000-59999\" }, and apply the file";
+        Finding {
+            kind: Kind::Ports,
+            service: Some(service.to_owned()),
+            backend: Some(backend.to_owned()),
+            what: format!("the pool of backend {name} has few free ports left for new connections"),
+            seen: format!("{:.0}% of the ports are taken", part * 100.0),
+            cure: Cure::here(&[cure.to_owned()]),
+        }
     })
 }
 

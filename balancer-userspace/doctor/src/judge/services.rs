@@ -71,7 +71,7 @@ fn denied(service: &ServiceView, controller: &Controller) -> Vec<Finding> {
             service,
             Kind::DeniesAll,
             format!("a rule of service {} denies every client of {}", service.name, rule.prefix),
-            "`balancer rule list`",
+            &format!("`balancer rule list`: the rule has matched {} packets", rule.packets),
             Cure::here(&[format!("balancer rule remove {} {}", service.name, rule.prefix)]),
         )
     })

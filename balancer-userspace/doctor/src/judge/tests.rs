@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use balancer_api::model::{
-    Action, AgentView, BackendView, ClientTableView, Fitness, HealthView, InterfaceView, ListenerView, Readiness,
-    RuleView, ServiceView, StatusView, UnansweredView, Verdicts,
+    Action, AgentView, BackendView, ClientTableView, Fitness, FlowTableView, HealthView, InterfaceView, ListenerView,
+    Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts,
 };
 
 use super::judge;
@@ -16,7 +16,7 @@ use crate::{
     finding::Kind,
 };
 
-const MODES: [&str; 4] = ["dsr", "nat", "ipip", "gue"];
+const MODES: [&str; 5] = ["dsr", "nat", "snat", "ipip", "gue"];
 const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const WEB1: Mac = [2, 0, 0, 0, 0, 11];
 
@@ -89,6 +89,7 @@ fn status(forwarding: &str) -> StatusView {
         vips: Vec::new(),
         fleet: None,
         client_table: ClientTableView { capacity: 1000, entries: 10, evictions: 0, unrecorded: 0 },
+        flow_table: None,
         drops: BTreeMap::new(),
     }
 }
@@ -129,7 +130,7 @@ fn healthy(forwarding: &str) -> Facts {
         xdp: Some(XdpFeatures { runs_programs: true, takes_frames: true }),
         carries_vlans: false,
         offloads: Some(Offloads { lro: false, gro: true, strips_tags: true }),
-        forwards: Forwards { v4: Some(forwarding == "nat"), v6: Some(false) },
+        forwards: Forwards { v4: Some(matches!(forwarding, "nat" | "snat")), v6: Some(false) },
     };
     let probe = ServiceProbe {
         echo: true,
@@ -145,9 +146,10 @@ fn healthy(forwarding: &str) -> Facts {
         vip: Some("10.2.0.10:80".parse().unwrap()),
         way: Way::Known { ifindex: 2, next_hop: "10.0.0.11".parse().unwrap() },
         source: Some("10.0.0.1".parse().unwrap()),
+        route_mtu: None,
         neighbour: Some(Neighbour { known: Some(WEB1), permanent: false, answered: vec![WEB1] }),
         direct: Some(Direct { outcome: Outcome::Connected, left: true, came: true, checksum_wrong: false }),
-        service_probe: (forwarding != "nat").then_some(probe),
+        service_probe: (!matches!(forwarding, "nat" | "snat")).then_some(probe),
         path: Some(Path { wanted: 1500, passed: 1500 }),
     };
     let address = |address: &str, length| Address { ifindex: 2, address: address.parse().unwrap(), length };
@@ -251,7 +253,7 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     }
     // If a connection succeeds, the checksum does not matter, unless such packets pass the program.
     let unfinished = |facts: &mut Facts| facts.backends[0].direct.as_mut().unwrap().checksum_wrong = true;
-    expect(&["nat"], Kind::Checksum, unfinished);
+    expect(&["nat", "snat"], Kind::Checksum, unfinished);
     let mut offloaded = healthy("dsr");
     unfinished(&mut offloaded);
     assert_eq!(kinds(&offloaded), []);
@@ -268,8 +270,10 @@ fn when_a_firewall_drops_what_several_backends_answer_then_it_is_one_finding() {
     assert_eq!(kinds(&facts), [Kind::Firewall]);
     let finding = &judge(&facts).findings[0];
     assert!(finding.backend.is_none() && finding.what.ends_with("of backend web/web1; the same of web/web2"));
-    let expected =
-        ["nft insert rule inet filter in ct state established,related accept", "nft list ruleset; iptables-save"];
+    let expected = [
+        "nft insert rule inet filter in ct state established,related accept",
+        "# to see all rules: nft list ruleset; iptables-save",
+    ];
     assert_eq!(finding.cure.commands, expected);
 }
 
@@ -487,6 +491,14 @@ fn when_the_controller_is_in_trouble_then_that_is_said() {
     });
     expect(&MODES, Kind::ClientTable, |facts| {
         after(facts).client_table = ClientTableView { capacity: 1000, entries: 990, evictions: 5, unrecorded: 0 };
+    });
+    expect(&["snat"], Kind::FlowTable, |facts| {
+        after(facts).flow_table = Some(FlowTableView { capacity: 1000, entries: 950, full_pools: BTreeMap::new() });
+        after(facts).drops = BTreeMap::from([("flow_table_full".to_owned(), 3)]);
+    });
+    expect(&["snat"], Kind::Ports, |facts| {
+        let full_pools = BTreeMap::from([("web/web1".to_owned(), 0.85)]);
+        after(facts).flow_table = Some(FlowTableView { capacity: 1000, entries: 10, full_pools });
     });
     expect(&MODES, Kind::Memory, |facts| facts.controller.as_mut().unwrap().oom_kills = Some(2));
     expect(&MODES, Kind::Kernel, |facts| facts.kernel = "5.10.0".to_owned());

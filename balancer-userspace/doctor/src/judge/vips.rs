@@ -42,7 +42,9 @@ fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> 
                 Kind::NotAttached,
                 format!("clients' packets for {address} come in by {name}, where the program is not"),
                 format!("{packets} requests to connect were seen on {name}"),
-                Cure::here(&[format!("add {name:?} to `interfaces` in the configuration, and: balancer apply FILE")]),
+                Cure::here(&[format!(
+                    "# add {name:?} to `interfaces` in the configuration, then: balancer apply FILE"
+                )]),
             ));
         }
     }
@@ -108,7 +110,10 @@ fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
     );
     let what = format!("{machine} answers ARP for the VIP {address}, beside or instead of this one");
     let seen = format!("asked who has {address}, {mac} answered");
-    let cure = Cure::elsewhere(&machine, &[format!("ip addr del {address}/32 dev INTERFACE")]);
+    let find = format!("# to find the machine, ask the switches for its port: bridge fdb show | grep {mac}");
+    let find = backend.is_none().then_some(find);
+    let commands: Vec<String> = find.into_iter().chain([format!("ip addr del {address}/32 dev INTERFACE")]).collect();
+    let cure = Cure::elsewhere(&machine, &commands);
     finding(vip, Kind::VipDuplicate, what, seen, cure)
 }
 

@@ -72,18 +72,20 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
     Ok(config.xdp_mode == XdpMode::Generic)
 }
 
-/// How often the kernel has killed processes of that process's control group because of memory.
+/// How often the kernel has killed processes of that process's control group because of memory; `None` without version 2
+/// of control groups, or if the group does not count its memory.
 ///
 /// # Errors
-/// If the count is not available, such as without version 2 of control groups.
-pub(super) fn oom_kills(pid: i32) -> io::Result<u64> {
+/// If the files of the process or the group cannot be read.
+pub(super) fn oom_kills(pid: i32) -> io::Result<Option<u64>> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    let group = group.ok_or_else(|| io::Error::other("no control groups of version 2"))?;
+    let Some(group) = groups.lines().find_map(|line| line.strip_prefix("0::/")) else { return Ok(None) };
     let path = PathBuf::from("/sys/fs/cgroup").join(group).join("memory.events");
-    let events = fs::read_to_string(path)?;
-    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.parse().ok());
-    count.ok_or_else(|| io::Error::other("the control group does not count them"))
+    let events = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        events => events?,
+    };
+    Ok(events.lines().find_map(|line| line.strip_prefix("oom_kill ")).and_then(|count| count.parse().ok()))
 }
 
 /// Whether the kernel forwards packets from an interface.

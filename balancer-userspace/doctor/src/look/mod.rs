@@ -106,7 +106,7 @@ fn enter(socket: &Path, facts: &mut Facts) {
     match machine::oom_kills(pid) {
         Ok(count) => {
             if let Some(controller) = &mut facts.controller {
-                controller.oom_kills = Some(count);
+                controller.oom_kills = count;
             }
         }
         Err(error) => facts.unseen.push(Unseen::new("the memory of the controller's control group", error.to_string())),
@@ -190,6 +190,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
                 vip: vip.map(|vip| SocketAddr::new(vip.address, vip.ports.first)),
                 way: Way::None("not looked up".to_owned()),
                 source: None,
+                route_mtu: None,
                 neighbour: None,
                 direct: None,
                 service_probe: None,
@@ -229,7 +230,8 @@ fn vips(service: &ServiceView) -> Vec<Vip> {
 async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
     let netlink = Netlink::connect()?;
     for backend in &mut facts.backends {
-        (backend.way, backend.source) = netlink.way(backend.address.ip()).await?;
+        let route = netlink.way(backend.address.ip()).await?;
+        (backend.way, backend.source, backend.route_mtu) = (route.way, route.source, route.mtu);
     }
     Ok(())
 }
@@ -270,6 +272,7 @@ fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usi
     let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces);
     let widest = attached.filter_map(|view| facts.link(view.ifindex)).map(|link| link.mtu).max().unwrap_or(link.mtu);
     let largest = widest.saturating_add(outer.length(own.is_ipv4()) as u32).min(link.mtu);
+    let largest = largest.min(backend.route_mtu.unwrap_or(u32::MAX));
     Some(Target {
         index,
         ifindex,

@@ -10,7 +10,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{Error, Handle};
 use tokio::task::AbortHandle;
@@ -82,12 +82,12 @@ impl Netlink {
     ///
     /// # Errors
     /// If the kernel does not answer.
-    pub(super) async fn way(&self, to: IpAddr) -> anyhow::Result<(Way, Option<IpAddr>)> {
+    pub(super) async fn way(&self, to: IpAddr) -> anyhow::Result<Route> {
         let message = match self.route(to, false).await? {
             Ok(message) => message,
-            Err(error) => return Ok((Way::None(error.to_string()), None)),
+            Err(error) => return Ok(Route { way: Way::None(error.to_string()), source: None, mtu: None }),
         };
-        let (mut ifindex, mut next_hop, mut source) = (None, to, None);
+        let (mut ifindex, mut next_hop, mut source, mut mtu) = (None, to, None, None);
         for attribute in &message.attributes {
             if let RouteAttribute::Oif(index) = attribute {
                 ifindex = Some(*index);
@@ -97,6 +97,10 @@ impl Netlink {
                 next_hop = (*address).into();
             } else if let RouteAttribute::PrefSource(address) = attribute {
                 source = route_address(address);
+            } else if let RouteAttribute::Metrics(metrics) = attribute {
+                mtu = metrics
+                    .iter()
+                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
             }
         }
         let way = match (message.header.kind, ifindex) {
@@ -104,7 +108,7 @@ impl Netlink {
             (_, Some(ifindex)) => Way::Known { ifindex, next_hop },
             (_, None) => Way::None("the route names no interface".to_owned()),
         };
-        Ok((way, source))
+        Ok(Route { way, source, mtu })
     }
 
     /// The prefix of the route to an address.
@@ -141,6 +145,16 @@ impl Netlink {
             None => bail!("looking up the route to {to}: the netlink socket was closed"),
         }
     }
+}
+
+/// The kernel's route to an address.
+pub(super) struct Route {
+    /// The next hop.
+    pub(super) way: Way,
+    /// This machine's source address for packets on this route.
+    pub(super) source: Option<IpAddr>,
+    /// The MTU of the route; `None`: the interface's MTU applies.
+    pub(super) mtu: Option<u32>,
 }
 
 fn route_address(address: &RouteAddress) -> Option<IpAddr> {

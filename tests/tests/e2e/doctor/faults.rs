@@ -19,7 +19,8 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-use super::fault::{ALL, Beside, DIRECT, Fault, Mend, NAT, TUNNELS, examine, lab};
+use super::fault::{ALL, Beside, DIRECT, Fault, Mend, NAT, TRANSLATED, TUNNELS, lab};
+use super::found;
 use crate::support::wait;
 
 const VIP: &str = "10.2.0.10/32";
@@ -80,7 +81,7 @@ const FAULTS: &[Fault] = &[
         modes: ALL,
         seed: |site, _| drop(site.topology().switch().ip(&format!("addr add {VIP} dev br0")).unwrap()),
         breaks: false,
-        mend: Mend::Commands(1, &[("INTERFACE", "br0")]),
+        mend: Mend::Commands(2, &[("INTERFACE", "br0")]),
         after: nothing,
     },
     Fault {
@@ -128,7 +129,7 @@ const FAULTS: &[Fault] = &[
         modes: ALL,
         seed: |site, _| drop(site.topology().switch().ip("link set balancer down").unwrap()),
         breaks: true,
-        mend: Mend::Commands(1, &[("connect the cable, or switch the port on: ", ""), ("PORT", "balancer")]),
+        mend: Mend::Commands(2, &[("PORT", "balancer")]),
         after: nothing,
     },
     Fault {
@@ -143,7 +144,7 @@ const FAULTS: &[Fault] = &[
     Fault {
         kind: "checksum",
         backend: Some("web1"),
-        modes: NAT,
+        modes: TRANSLATED,
         // The bridge's last port also leaves them unfinished, as if the pair joined the two hosts.
         seed: |site, _| {
             site.topology().backends()[0].offload("eth0", &[(Offload::Transmit, true)]).unwrap();
@@ -159,11 +160,8 @@ const FAULTS: &[Fault] = &[
         modes: ALL,
         seed: |site, _| drop(site.topology().backends()[0].ip("link set eth0 mtu 1400").unwrap()),
         breaks: false,
-        mend: Mend::Commands(1, &[]),
-        after: |site| {
-            site.topology().backends()[0].ip("link set eth0 mtu 1500").unwrap();
-            site.topology().balancer().ip("link set eth0 mtu 1500").unwrap();
-        },
+        mend: Mend::Commands(1, &[("INTERFACE", "eth0")]),
+        after: nothing,
     },
     Fault {
         kind: "replies",
@@ -257,6 +255,11 @@ fn when_a_fault_is_seeded_in_a_nat_site_then_the_doctor_names_it_and_its_cure_wo
 }
 
 #[test]
+fn when_a_fault_is_seeded_in_an_snat_site_then_the_doctor_names_it_and_its_cure_works() {
+    all_are_found(Forwarding::Snat);
+}
+
+#[test]
 fn when_a_fault_is_seeded_in_an_ipip_site_then_the_doctor_names_it_and_its_cure_works() {
     all_are_found(Forwarding::Ipip);
 }
@@ -278,8 +281,7 @@ fn when_the_client_table_is_too_small_then_the_doctor_says_so() {
     for first in [1, 101, 201, 301] {
         site.homes(Family::V4, first..=first + 99).unwrap();
     }
-    let found = || examine(&site, &[]).1.findings.into_iter().map(|finding| finding.kind).collect::<Vec<_>>();
-    wait("the table is not found too small", || found() == ["client-table"]);
+    wait("the table is not found too small", || found(&site) == ["client-table"]);
 }
 
 /// Returns the findings of the doctor while clients keep trying.
@@ -293,7 +295,7 @@ fn found_while_clients_try(site: &Site) -> Vec<String> {
                 site.ask(Family::V4, 1..=2, limit).unwrap();
             }
         });
-        examine(site, &[]).1.findings.into_iter().map(|finding| finding.kind).collect()
+        found(site)
     })
 }
 
@@ -330,4 +332,16 @@ fn when_clients_send_to_another_hardware_address_then_the_doctor_says_so() {
     assert_eq!(site.homes(Family::V4, 1..=12).unwrap().len(), 12);
     site.wait_state(1, &["up"]).unwrap();
     assert_eq!(found_while_clients_try(&site), Vec::<String>::new());
+}
+
+#[test]
+fn when_the_route_to_a_backend_has_the_smaller_mtu_then_the_doctor_finds_nothing() {
+    for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
+        let site = lab(Shape::OneLegged, forwarding, &[Family::V4]);
+        let link = |mtu: &str| drop(site.topology().backends()[0].ip(&format!("link set eth0 mtu {mtu}")).unwrap());
+        link("1400");
+        assert_eq!(found(&site), ["mtu"], "{forwarding:?}");
+        site.topology().balancer().ip("route replace 10.0.0.11/32 dev eth0 mtu 1400").unwrap();
+        assert_eq!(found(&site), Vec::<String>::new(), "{forwarding:?}");
+    }
 }

@@ -37,6 +37,11 @@ fn when_a_nat_site_is_healthy_then_nothing_is_found() {
 }
 
 #[test]
+fn when_an_snat_site_is_healthy_then_nothing_is_found() {
+    nothing_is_found(Forwarding::Snat);
+}
+
+#[test]
 fn when_an_ipip_site_is_healthy_then_nothing_is_found() {
     nothing_is_found(Forwarding::Ipip);
 }

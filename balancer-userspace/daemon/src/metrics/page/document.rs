@@ -10,7 +10,7 @@ use balancer_config::{
 };
 use balancer_control::{
     readiness::Fitness,
-    snapshot::{BackendSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
+    snapshot::{BackendSnapshot, FlowsSnapshot, MemberSnapshot, MemorySnapshot, Snapshot},
 };
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -74,6 +74,7 @@ fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) ->
                 (interfaces(snapshot))
                 (drops(snapshot))
                 (client_table(&snapshot.memory))
+                @if let Some(flows) = &snapshot.flows { (flow_table(flows)) }
             }
             p.quiet { "As of " time datetime=(shown) { (shown.replace('T', " ").replace('Z', " UTC")) } }
         }
@@ -267,6 +268,16 @@ fn client_table(memory: &MemorySnapshot) -> Markup {
         section aria-labelledby="clients" {
             h2 #clients { "Client table" }
             (counts("Of all services", ["Clients", "Number"], rows))
+        }
+    }
+}
+
+fn flow_table(flows: &FlowsSnapshot) -> Markup {
+    let rows = [("open, or with a resting port", flows.entries), ("room for", flows.capacity)];
+    html! {
+        section aria-labelledby="connections" {
+            h2 #connections { "Connections" }
+            (counts("Of all snat services", ["Connections", "Number"], rows))
         }
     }
 }
