@@ -9,7 +9,7 @@ use balancer_testkit::{
     far::{Far, NARROW},
     namespace::{Namespace, join},
     site::Site,
-    topology::{Family, Shape},
+    topology::{Family, Shape, Topology},
     transfer::{Transfer, add_services},
 };
 
@@ -44,6 +44,11 @@ fn own_address(site: &Site, forwarding: Forwarding, family: Family, number: u16)
     }
 }
 
+/// Returns the address to which a backend sends its answers: with `snat` the balancer's own.
+fn answers_to(forwarding: Forwarding, family: Family, client: IpAddr) -> IpAddr {
+    if forwarding == Forwarding::Snat { Topology::balancer_address(family).0 } else { client }
+}
+
 fn adapts_behind_routers(shape: Shape, forwarding: Forwarding) {
     let site = site(shape, forwarding);
     let far = Far::join(site.topology(), forwarding).unwrap();
@@ -54,12 +59,13 @@ fn adapts_behind_routers(shape: Shape, forwarding: Forwarding) {
         assert_ne!(number, transfer.home("tcp", Far::router(family)).unwrap(), "by its address it would go elsewhere");
         let backend = &site.topology().backends()[usize::from(number) - 1];
         let own = own_address(&site, forwarding, family, number);
-        assert_eq!((learnt(far.host(), client, vip), learnt(backend, own, client)), (None, None));
+        let to = answers_to(forwarding, family, client);
+        assert_eq!((learnt(far.host(), client, vip), learnt(backend, own, to)), (None, None));
 
         let took = transfer.tcp(BYTES, BYTES).unwrap();
         println!("{shape:?} {forwarding:?} {family:?}: {} MB up and down in {took:?}", BYTES >> 20);
         assert_eq!(learnt(far.host(), client, vip), Some(NARROW), "{forwarding:?} {family:?}: the client");
-        assert_eq!(learnt(backend, own, client), Some(NARROW), "{forwarding:?} {family:?}: the backend");
+        assert_eq!(learnt(backend, own, to), Some(NARROW), "{forwarding:?} {family:?}: the backend");
     }
 }
 
@@ -71,6 +77,11 @@ fn when_a_router_has_a_smaller_mtu_with_dsr_then_transfers_adapt() {
 #[test]
 fn when_a_router_has_a_smaller_mtu_with_nat_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Nat);
+}
+
+#[test]
+fn when_a_router_has_a_smaller_mtu_with_snat_then_transfers_adapt() {
+    adapts_behind_routers(Shape::OneLegged, Forwarding::Snat);
 }
 
 #[test]
@@ -96,7 +107,7 @@ fn adapts_to_the_balancers_link(forwarding: Forwarding, narrow: &str, client_lea
         transfer.tcp(up, down).unwrap();
         let learnt = (
             learnt(site.topology().client(), client, vip),
-            learnt(&site.topology().backends()[usize::from(number) - 1], own, client),
+            learnt(&site.topology().backends()[usize::from(number) - 1], own, answers_to(forwarding, family, client)),
         );
         let expected = |learns: bool| learns.then_some(NARROW);
         assert_eq!(learnt, (expected(client_learns), expected(backend_learns)), "{forwarding:?} {family:?}");
@@ -114,8 +125,18 @@ fn when_the_balancers_link_to_the_backends_is_narrow_with_nat_then_transfers_ada
 }
 
 #[test]
+fn when_the_balancers_link_to_the_backends_is_narrow_with_snat_then_transfers_adapt() {
+    adapts_to_the_balancers_link(Forwarding::Snat, "eth1", true, false);
+}
+
+#[test]
 fn when_the_balancers_link_to_the_clients_is_narrow_with_nat_then_transfers_adapt() {
     adapts_to_the_balancers_link(Forwarding::Nat, "eth0", false, true);
+}
+
+#[test]
+fn when_the_balancers_link_to_the_clients_is_narrow_with_snat_then_transfers_adapt() {
+    adapts_to_the_balancers_link(Forwarding::Snat, "eth0", false, true);
 }
 
 /// A router on the balancer's segment, on the way to the backends, with a smaller MTU.

@@ -16,6 +16,7 @@ use balancer_testkit::{
 };
 
 use crate::{
+    doctor,
     listeners::{BACKENDS, PORTS, ask, backends, serve},
     observing::watch,
     support::wait,
@@ -168,6 +169,7 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
     assert_eq!(sum("quic_unknown_id_total", &["service=\"shop\""]), quic.unknown_id);
     assert_eq!(sum("quic_migrated_total", &["service=\"shop\""]), quic.migrated);
     assert_eq!(sum("moves_total", &["service=\"shop\"", "cause=\"migrated\""]), 2);
+    assert_eq!(doctor::found(&scene.site), Vec::<String>::new(), "{forwarding:?}");
 
     // A drained backend keeps its connections, and a backend in maintenance loses them.
     let (family, client, (backend, id)) = (Family::V4, 70, &ids[1]);
@@ -259,10 +261,10 @@ fn when_server_ids_are_readable_then_they_steer_and_teach_nothing() {
 }
 
 /// The report of trace or capture on datagrams from a client: the word, the backend, and the reason.
-fn traced(scene: &Scene, name: &str, client: u16, datagram: &[u8]) -> (String, String, String) {
-    let address = scene.site.topology().client_address(Family::V4, client).to_string();
+fn traced(scene: &Scene, name: &str, family: Family, client: u16, datagram: &[u8]) -> (String, String, String) {
+    let address = scene.site.topology().client_address(family, client).to_string();
     let mut trace = watch::start(&scene.site, name, &["trace", &address, "--service", "shop", "--json"]);
-    let home = scene.at(Family::V4, client, datagram);
+    let home = scene.at(family, client, datagram);
     wait("no packet is seen", || !trace.packets().is_empty());
     trace.interrupt();
     let packets = trace.packets();
@@ -272,33 +274,53 @@ fn traced(scene: &Scene, name: &str, client: u16, datagram: &[u8]) -> (String, S
     (word("connection_id"), home, word("why"))
 }
 
-#[test]
-fn when_datagrams_are_traced_then_it_is_told_whether_the_connection_id_decided() {
-    let scene = Scene::start(Forwarding::Dsr, DRAFT);
+fn each_trace_says_whether_the_connection_id_decided(forwarding: Forwarding, family: Family) {
+    let scene = Scene::start(forwarding, DRAFT);
     let id = scene.id(2);
-    let home = scene.by_tcp(Family::V4, 1);
-    let (word, at, why) = traced(&scene, "initial", 1, &long(0, &id));
+    let home = scene.by_tcp(family, 1);
+    let traced = |name, client, datagram: &[u8]| traced(&scene, name, family, client, datagram);
+    let (word, at, why) = traced("initial", 1, &long(0, &id));
     assert_eq!((word.as_str(), at.as_str()), ("none", home.as_str()), "{why}");
-    let (word, at, why) = traced(&scene, "unknown", 1, &short(&foreign(&id)));
+    let (word, at, why) = traced("unknown", 1, &short(&foreign(&id)));
     assert_eq!((word.as_str(), at.as_str()), ("unknown", home.as_str()), "{why}");
     assert!(why.ends_with("; its connection ID names no server"), "{why}");
-    let (word, at, why) = traced(&scene, "taught", 30, &short(&id));
+    let (word, at, why) = traced("taught", 30, &short(&id));
     assert_eq!((word.as_str(), at.as_str()), ("taught", "web2"), "{why}");
-    let (word, at, why) = traced(&scene, "named", 30, &short(&id));
+    let (word, at, why) = traced("named", 30, &short(&id));
     assert_eq!((word.as_str(), at.as_str()), ("named", "web2"), "{why}");
     assert!(why.starts_with("its connection ID names this backend"), "{why}");
 
     // A capture has the same words in its comments.
     let file = scene.site.files().join("named.pcapng");
     let mut capture = watch::start(&scene.site, "capture", &["capture", "-w", file.to_str().unwrap()]);
-    scene.at(Family::V4, 30, &short(&id));
+    scene.at(family, 30, &short(&id));
     let said = "backend web2: its connection ID names this backend";
     let has = || std::fs::read(&file).unwrap().windows(said.len()).any(|bytes| bytes == said.as_bytes());
     wait("no comment says it", has);
     capture.interrupt();
 
     scene.site.cli(&["backend", "maint", "shop/web2"]).unwrap();
-    let (word, at, why) = traced(&scene, "gone", 30, &short(&id));
+    let (word, at, why) = traced("gone", 30, &short(&id));
     assert_eq!(word, "gone", "{why}");
     assert_ne!(at, "web2", "{why}");
+}
+
+#[test]
+fn when_datagrams_of_dsr_are_traced_then_it_is_told_whether_the_connection_id_decided() {
+    each_trace_says_whether_the_connection_id_decided(Forwarding::Dsr, Family::V4);
+}
+
+#[test]
+fn when_datagrams_of_nat_are_traced_then_it_is_told_whether_the_connection_id_decided() {
+    each_trace_says_whether_the_connection_id_decided(Forwarding::Nat, Family::V6);
+}
+
+#[test]
+fn when_datagrams_of_snat_are_traced_then_it_is_told_whether_the_connection_id_decided() {
+    each_trace_says_whether_the_connection_id_decided(Forwarding::Snat, Family::V4);
+}
+
+#[test]
+fn when_datagrams_of_ipip_are_traced_then_it_is_told_whether_the_connection_id_decided() {
+    each_trace_says_whether_the_connection_id_decided(Forwarding::Ipip, Family::V6);
 }

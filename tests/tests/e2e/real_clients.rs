@@ -46,7 +46,17 @@ fn server_program(site: &Site, program: &str, number: u16, log: &str, arguments:
 /// The addresses of the servers of `web{number}`, first those for clients, then those for checks if they differ.
 fn served(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> Vec<IpAddr> {
     let own = topology.backend_address(family, number - 1);
-    if forwarding == Forwarding::Nat { vec![own] } else { vec![topology.vip(family), own] }
+    if translates(forwarding) { vec![own] } else { vec![topology.vip(family), own] }
+}
+
+/// Whether backends get packets for their own addresses.
+const fn translates(forwarding: Forwarding) -> bool {
+    matches!(forwarding, Forwarding::Nat | Forwarding::Snat)
+}
+
+/// The address that backends see for a client: with `snat` the balancer's own.
+fn seen_as(forwarding: Forwarding, client: IpAddr) -> IpAddr {
+    if forwarding == Forwarding::Snat { Topology::balancer_address(family(client)).0 } else { client }
 }
 
 /// A service `shop` with `backends` and each of `listeners`, such as `443/udp`, at the VIPs of both families.
@@ -149,7 +159,7 @@ http {
 
 /// The servers' ports for the ports 80 and 443.
 const fn web_ports(forwarding: Forwarding) -> [u16; 2] {
-    if matches!(forwarding, Forwarding::Nat) { [8080, 8443] } else { [80, 443] }
+    if translates(forwarding) { [8080, 8443] } else { [80, 443] }
 }
 
 /// Starts nginx with HTTP and HTTPS on the host of `web{number}`.
@@ -207,9 +217,9 @@ fn datagram(site: &Site, client: IpAddr) -> String {
     answer.unwrap().unwrap()
 }
 
-/// The backend of each of `clients`. Checks that it is the same for HTTP, HTTPS and datagrams, and sees the client's
+/// The backend of each of `clients`. Checks that it is the same for HTTP, HTTPS and datagrams, and sees the expected
 /// address.
-fn shoppers(site: &Site, clients: std::ops::Range<u16>) -> Homes {
+fn shoppers(site: &Site, forwarding: Forwarding, clients: std::ops::Range<u16>) -> Homes {
     let authority = site.files().join("certificate.pem").display().to_string();
     let mut homes = Homes::new();
     for family in Family::BOTH {
@@ -225,7 +235,8 @@ fn shoppers(site: &Site, clients: std::ops::Range<u16>) -> Homes {
             answers += &datagram(site, client);
             let lines: Vec<Vec<&str>> = answers.lines().map(|line| line.split(' ').collect()).collect();
             let home = lines[0][0];
-            let expected = ["HTTP/1.1", "HTTP/2.0", "h3"].map(|protocol| vec![home, &address, protocol]);
+            let seen = seen_as(forwarding, client).to_string();
+            let expected = ["HTTP/1.1", "HTTP/2.0", "h3"].map(|protocol| vec![home, &seen, protocol]);
             assert_eq!(lines, expected, "{client}");
             homes.insert(client, home.to_owned());
         }
@@ -234,7 +245,7 @@ fn shoppers(site: &Site, clients: std::ops::Range<u16>) -> Homes {
 }
 
 fn shop(topology: &Topology, forwarding: Forwarding, backends: u16) -> String {
-    let ports = if forwarding == Forwarding::Nat { "ports = { 80 = 8080, 443 = 8443 }\n" } else { "" };
+    let ports = if translates(forwarding) { "ports = { 80 = 8080, 443 = 8443 }\n" } else { "" };
     let check =
         "check = { type = \"http\", path = \"/\", interval = \"300ms\", timeout = \"250ms\", fall = 3, rise = 2 }\n";
     service(topology, forwarding, &["80", "443", "443/udp"], &format!("{ports}{check}"), backends)
@@ -253,7 +264,7 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     let mut servers: Vec<Process> = (1..=4).map(|number| start_nginx(&site, forwarding, number)).collect();
     (1..=4).for_each(|number| answer_datagrams(&site, forwarding, number));
     (1..=3).for_each(|number| wait_both(&mut site, number, "up"));
-    let homes = shoppers(&site, KNOWN);
+    let homes = shoppers(&site, forwarding, KNOWN);
     for number in 1..=3 {
         assert!(!of(&homes, number).is_empty(), "nobody is on web{number}: {homes:?}");
     }
@@ -263,28 +274,28 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     let lines = shop(site.topology(), forwarding, 4);
     site.apply(|settings| settings.lines = lines).unwrap();
     wait_both(&mut site, 4, "up");
-    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
-    let new = shoppers(&site, NEW);
+    assert_eq!(moved(&homes, &shoppers(&site, forwarding, KNOWN)), NOBODY);
+    let new = shoppers(&site, forwarding, NEW);
     assert!(!of(&new, 4).is_empty(), "{new:?}");
 
     // A draining backend keeps its clients, and gets no new ones.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
-    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
-    assert_eq!(of(&shoppers(&site, 25..31), 1), NOBODY);
+    assert_eq!(moved(&homes, &shoppers(&site, forwarding, KNOWN)), NOBODY);
+    assert_eq!(of(&shoppers(&site, forwarding, 25..31), 1), NOBODY);
 
     // The controller restarts.
     site.restart(|_| {}).unwrap();
-    assert_eq!(moved(&homes, &shoppers(&site, KNOWN)), NOBODY);
-    assert_eq!(moved(&new, &shoppers(&site, NEW)), NOBODY);
+    assert_eq!(moved(&homes, &shoppers(&site, forwarding, KNOWN)), NOBODY);
+    assert_eq!(moved(&new, &shoppers(&site, forwarding, NEW)), NOBODY);
 
     // The clients of a failed backend move together, and then stay.
     servers[1].stop().unwrap();
     wait_both(&mut site, 2, "down");
-    let after = shoppers(&site, KNOWN);
+    let after = shoppers(&site, forwarding, KNOWN);
     assert_eq!(moved(&homes, &after), of(&homes, 2));
     servers[1] = start_nginx(&site, forwarding, 2);
     wait_both(&mut site, 2, "up");
-    assert_eq!(moved(&after, &shoppers(&site, KNOWN)), NOBODY);
+    assert_eq!(moved(&after, &shoppers(&site, forwarding, KNOWN)), NOBODY);
     let metrics = site.metrics().unwrap();
     assert_eq!(metrics.sum("moves_total", &["service=\"shop\""]).unwrap(), of(&homes, 2).len() as f64);
 }
@@ -292,6 +303,11 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
 #[test]
 fn when_a_client_uses_http_https_and_datagrams_with_nat_then_it_has_one_backend() {
     http_https_and_datagrams_agree(Forwarding::Nat);
+}
+
+#[test]
+fn when_a_client_uses_http_https_and_datagrams_with_snat_then_it_has_one_backend() {
+    http_https_and_datagrams_agree(Forwarding::Snat);
 }
 
 #[test]
@@ -326,8 +342,14 @@ fn control_and_data_agree(forwarding: Forwarding) {
         for client in 1..=3 {
             let address = site.topology().client_address(family, client);
             let source = address.to_string();
+            let line = format!("Accepted connection from {},", seen_as(forwarding, address));
+            let count = |server: &Process| server.tail(1000).unwrap().matches(&line).count();
+            let accepted = |servers: &[(u16, Process)]| -> Vec<usize> {
+                servers.iter().map(|(_, server)| count(server)).collect()
+            };
+            let before = accepted(&servers);
             let iperf = ["-c", &vip, "-B", &source, "--json", "-n", "64K", "-b", "4M", "-l", "1K"];
-            for (more, sum) in [(&[][..], "sum_received"), (&["-u"][..], "sum")] {
+            for (more, sum) in [(&[][..], "sum_received"), (&["-R"][..], "sum_received"), (&["-u"][..], "sum")] {
                 let arrives = || {
                     let report = client_program(&site, "iperf3", &[&iperf[..], more].concat());
                     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
@@ -337,10 +359,10 @@ fn control_and_data_agree(forwarding: Forwarding) {
                 // On a busy machine, a server may not count data that it has not read before the transfer ends.
                 assert!((0..5).any(|_| arrives()), "{source} {more:?}: nothing arrives");
             }
-            // Both are only in the log of the backend that the controller names.
-            let accepted = format!("Accepted connection from {source},");
-            let logs = servers.iter().filter(|(_, server)| server.tail(1000).unwrap().contains(&accepted));
-            let numbers: Vec<String> = logs.map(|(number, _)| format!("web{number}")).collect();
+            // Only the log of the backend that the controller names has new lines about them.
+            let now = accepted(&servers);
+            let more = servers.iter().zip(now.iter().zip(&before)).filter(|(_, (now, before))| now > before);
+            let numbers: Vec<String> = more.map(|((number, _), _)| format!("web{number}")).collect();
             assert_eq!(numbers, [located(&site, address)], "{source}");
         }
         // A control connection for each transfer, and a data connection for TCP.
@@ -357,13 +379,18 @@ fn when_iperf3_runs_with_nat_then_control_and_data_reach_one_backend() {
 }
 
 #[test]
+fn when_iperf3_runs_with_snat_then_control_and_data_reach_one_backend() {
+    control_and_data_agree(Forwarding::Snat);
+}
+
+#[test]
 fn when_iperf3_runs_with_dsr_then_control_and_data_reach_one_backend() {
     control_and_data_agree(Forwarding::Dsr);
 }
 
 /// A name server on the host of `web{number}`. Its answers begin with its name; one is too long for a datagram.
 fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
-    let port = if forwarding == Forwarding::Nat { 5353 } else { 53 };
+    let port = if translates(forwarding) { 5353 } else { 53 };
     let name = format!("web{number}");
     let long = vec!["x".repeat(250); 16].join(",");
     let mut arguments =
@@ -402,7 +429,7 @@ fn askers(site: &Site) -> Homes {
 /// Name servers: a client gets answers over UDP and TCP from the same server, also when a server fails.
 fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
     let mut site = start(forwarding, 3, |settings, topology| {
-        let ports = if forwarding == Forwarding::Nat { "ports = { 53 = 5353 }\n" } else { "" };
+        let ports = if translates(forwarding) { "ports = { 53 = 5353 }\n" } else { "" };
         let check = "check = { type = \"tcp\", interval = \"300ms\", timeout = \"250ms\", fall = 3, rise = 2 }\n";
         settings.lines = service(topology, forwarding, &["53/udp", "53"], &format!("{ports}{check}"), 3);
     });
@@ -428,6 +455,11 @@ fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
 #[test]
 fn when_a_client_uses_dns_over_udp_and_tcp_with_nat_then_it_has_one_backend() {
     names_over_udp_and_tcp_agree(Forwarding::Nat);
+}
+
+#[test]
+fn when_a_client_uses_dns_over_udp_and_tcp_with_snat_then_it_has_one_backend() {
+    names_over_udp_and_tcp_agree(Forwarding::Snat);
 }
 
 #[test]

@@ -269,7 +269,7 @@ pub(super) fn rewrite_notes(site: &Site, from: &str, to: &str) {
 }
 
 /// Starts the balancer, which must refuse; returns its message.
-fn refusal(site: &Site) -> String {
+pub(super) fn refusal(site: &Site) -> String {
     let mut command = site.topology().balancer().command(balancer_testkit::binaries::balancer().unwrap());
     let output = command.arg("run").arg("--config").arg(site.config()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
