@@ -1,15 +1,17 @@
-//! How likely the filter of recently seen clients makes the balancer forget a known client that sends few packets.
+//! Measures how likely the filter of recently seen clients makes the balancer forget a known client that sends few
+//! packets.
 //!
-//! The benchmark measures the worst phase: the client under test sends last in each period, after every other client
-//! has sent a packet. A period is lost for the client if other clients have set its bits. It is forgotten after losing
-//! as many periods in a row as it sends packets in `remember`: eight, if it sends one in each eighth. Every client is
-//! tested.
+//! The benchmark measures the worst order: the client under test sends last in each period, after every other client
+//! has sent a packet. The client under test loses a period if other clients have set its filter bits in that period.
+//! The balancer forgets the client after as many consecutive lost periods as the client sends packets in `remember`:
+//! eight, if the client sends one packet in each eighth of `remember`. The benchmark makes every client the client
+//! under test.
 
 use balancer_common::seen;
 
-/// Packets that a client sends within `remember`, each in its own period.
+/// The number of packets that a client sends within `remember`, each in a different period.
 const PACKETS: [u64; 4] = [2, 4, 8, 16];
-/// The minimum number of clients tested for a line of output.
+/// The minimum number of clients that the benchmark tests for a line of output.
 const TRIED: u64 = 1 << 24;
 
 fn main() {
@@ -46,7 +48,7 @@ fn line(clients: u64, made_for: u64) {
             let salt = seen::salt(round * longest + packet);
             owners.fill(0);
             let bits = |client: u64| {
-                // The salt function ends like a hash, so its result looks random.
+                // The salt function ends like a hash function, so its result looks random.
                 let (word, bits) = seen::place(seen::salt(client) ^ client & 1, salt, buckets - 1);
                 let [first, second] = [bits.trailing_zeros(), 63 - bits.leading_zeros()];
                 let second = (second != first).then_some(second);

@@ -1,12 +1,13 @@
-//! AES-128 (FIPS 197) with tables, for single blocks: the kernel program has no other cipher. Secret bytes select table
-//! entries, so another process on the same CPU may learn about the key from the cache.
+//! AES-128 (FIPS 197) with lookup tables, for single blocks: the kernel program has no other implementation of a
+//! cipher. Secret bytes select table entries, so another process on the same CPU may learn about the key from the
+//! cache.
 
 const ROUNDS: usize = 10;
 
-/// The round keys of one direction: four words before the ten rounds, and four for each round.
+/// The round keys of encryption or of decryption: four words before the ten rounds, and four words for each round.
 pub type RoundKeys = [[u32; 4]; ROUNDS + 1];
 
-/// Round keys of a format without a key.
+/// The round keys for a connection ID format that has no key.
 pub const NO_KEYS: RoundKeys = [[0; 4]; ROUNDS + 1];
 
 /// A block; its columns are big-endian, as in the standard.
@@ -16,12 +17,12 @@ const SBOX: [u8; 256] = sbox();
 const INVERSE_SBOX: [u8; 256] = inverse(&SBOX);
 /// SubBytes and MixColumns of a byte, for each row of a column.
 static ENCRYPT: [[u32; 256]; 4] = tables(&SBOX, [2, 1, 1, 3]);
-/// InvSubBytes and InvMixColumns of a byte, for each row of a column.
+/// The inverse of MixColumns and SubBytes for a byte, for each row of a column.
 static DECRYPT: [[u32; 256]; 4] = tables(&INVERSE_SBOX, [14, 9, 13, 11]);
 static LAST_ENCRYPT: [u8; 256] = SBOX;
 static LAST_DECRYPT: [u8; 256] = INVERSE_SBOX;
 
-/// Multiplies two elements of the field.
+/// Multiplies two elements of the finite field.
 const fn product(a: u8, b: u8) -> u8 {
     let (mut a, mut b, mut sum) = (a, b, 0);
     while b != 0 {
@@ -37,7 +38,8 @@ const fn product(a: u8, b: u8) -> u8 {
 
 const fn sbox() -> [u8; 256] {
     let mut sbox = [0; 256];
-    // Powers of a generator and of its inverse visit all elements, so each element is met together with its inverse.
+    // Powers of a generator and of its inverse visit all nonzero elements, so the loop meets each element together with
+    // its inverse.
     let (mut p, mut q) = (1u8, 1u8);
     loop {
         p = product(p, 3);
@@ -97,7 +99,7 @@ fn substituted(sbox: &[u8; 256], columns: [u32; 4]) -> u32 {
     u32::from_be_bytes([sbox[byte(a, 0)], sbox[byte(b, 1)], sbox[byte(c, 2)], sbox[byte(d, 3)]])
 }
 
-/// Runs the rounds. Each column takes its rows from later columns at the given distances.
+/// Runs the ten rounds of the cipher. In each round, a column takes its rows from later columns at the given distances.
 #[inline(always)]
 fn rounds(
     (tables, sbox): (&[[u32; 256]; 4], &[u8; 256]),
@@ -137,7 +139,7 @@ pub fn decrypt(keys: &RoundKeys, block: Block) -> Block {
     rounds((&DECRYPT, &LAST_DECRYPT), keys, block, [3, 2, 1])
 }
 
-/// The round keys to encrypt with.
+/// The round keys for encryption under a cipher key.
 #[must_use]
 pub fn encryption_keys(key: [u8; 16]) -> RoundKeys {
     let mut keys = NO_KEYS;
@@ -157,7 +159,7 @@ pub fn encryption_keys(key: [u8; 16]) -> RoundKeys {
     keys
 }
 
-/// The round keys to decrypt with: the keys of the equivalent inverse cipher, in the order of its rounds.
+/// The round keys for decryption: the keys of the equivalent inverse cipher, in the order of its rounds.
 #[must_use]
 pub fn decryption_keys(key: [u8; 16]) -> RoundKeys {
     let forward = encryption_keys(key);
@@ -167,7 +169,7 @@ pub fn decryption_keys(key: [u8; 16]) -> RoundKeys {
             return keys;
         }
         keys.map(|word| {
-            // The decryption tables include InvSubBytes; applying SubBytes first cancels it.
+            // The decryption tables include InvSubBytes; applying SubBytes first cancels InvSubBytes.
             let through = |row| u32::from(SBOX[byte(word, row)]) << (24 - 8 * row);
             mixed(&DECRYPT, [through(0) | through(1) | through(2) | through(3); 4])
         })

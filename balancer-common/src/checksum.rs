@@ -1,7 +1,7 @@
 //! Incremental Internet checksums: RFC 1624, equation 3, `HC' = ~(~HC + ~m + m')`.
 //!
-//! All 16-bit words are in memory order (as loaded from the packet); one's complement sums do not depend on byte
-//! order as long as every word and the checksum are loaded the same way.
+//! All 16-bit words are in memory order (as loaded from the packet); one's complement sums do not depend on byte order
+//! as long as all words and the checksum are loaded in the same order.
 
 /// Folds a sum of 16-bit words into 16 bits with end-around carry.
 #[inline(always)]
@@ -10,24 +10,24 @@ pub const fn fold(sum: u64) -> u16 {
     fold_short((sum & 0xffff_ffff) + (sum >> 32))
 }
 
-/// Like [`fold`], for a sum below 2^48, in two instructions. The highest of the four words of the product is the sum of
-/// the three words of `sum` plus the carry of the word below, which is the end-around carry.
+/// Like [`fold`], but in two instructions and only for a sum below 2^48. The highest word of the product is the sum of
+/// the three words of `sum`, plus the carry out of the product's next lower word, which is the end-around carry.
 #[inline(always)]
 const fn fold_short(sum: u64) -> u16 {
     debug_assert!(sum < 1 << 48);
     (sum.wrapping_mul(0x0001_0001_0001_0001) >> 48) as u16
 }
 
-/// The amount that replacing the word `old` by `new` adds to the complemented checksum, unfolded.
+/// The amount, unfolded, that replacing the word `old` by `new` adds to the complemented checksum.
 #[inline(always)]
 #[must_use]
 pub const fn replace_u16(old: u16, new: u16) -> u64 {
     (!old) as u64 + new as u64
 }
 
-/// The amount that replacing the 32-bit field `old` by `new` adds to the complemented checksum, unfolded.
+/// The amount, unfolded, that replacing the 32-bit field `old` by `new` adds to the complemented checksum.
 ///
-/// Both are in memory order; the field must start at an even offset of the checksummed data.
+/// `old` and `new` are in memory order; the field must start at an even offset of the checksummed data.
 #[inline(always)]
 #[must_use]
 pub const fn replace_u32(old: u32, new: u32) -> u64 {
@@ -45,14 +45,15 @@ pub const fn replace_address(old: &[u32; 4], new: &[u32; 4]) -> u64 {
         + replace_u32(old[3], new[3])
 }
 
-/// The checksum field after a change worth `delta` (a sum of `replace_*` values), below 2^47.
+/// The checksum field after a change that adds `delta` (a sum of `replace_*` results, below 2^47) to the complemented
+/// checksum.
 #[inline(always)]
 #[must_use]
 pub const fn apply(check: u16, delta: u64) -> u16 {
     !fold_short((!check) as u64 + delta)
 }
 
-/// [`apply`] for a UDP checksum field: 0 (no checksum) stays 0, and a computed 0 is sent as all ones (RFC 768).
+/// Like [`apply`], for a UDP checksum field: 0 (no checksum) stays 0, and a computed 0 is sent as all ones (RFC 768).
 #[inline(always)]
 #[must_use]
 pub const fn apply_udp(check: u16, delta: u64) -> u16 {
@@ -65,8 +66,8 @@ pub const fn apply_udp(check: u16, delta: u64) -> u16 {
     }
 }
 
-/// The word of TTL, protocol and checksum of an IPv4 header, in memory order, after one hop (RFC 1624, equation 3, as
-/// RFC 1141 simplifies it for a hop). The TTL must be above 0.
+/// The word that consists of TTL, protocol and checksum of an IPv4 header, in memory order, after one hop (RFC 1624,
+/// equation 3, as RFC 1141 simplifies this equation for a hop). The TTL before the hop must be above 0.
 #[inline(always)]
 #[must_use]
 pub const fn one_hop_less(word: u32) -> u32 {
@@ -91,7 +92,7 @@ pub const fn sum_address(address: &[u32; 4]) -> u64 {
     sum_u32(address[0]) + sum_u32(address[1]) + sum_u32(address[2]) + sum_u32(address[3])
 }
 
-/// The unfolded sum of `data` as 16-bit words in memory order, an odd last byte padded with zero.
+/// The unfolded sum of `data` as 16-bit words in memory order; an odd last byte is padded with zero.
 #[must_use]
 pub fn sum(data: &[u8]) -> u64 {
     let mut chunks = data.chunks_exact(2);
@@ -114,7 +115,7 @@ mod tests {
         !fold(sum(data))
     }
 
-    /// Folds as the definition says, one carry at a time.
+    /// Folds a sum by the definition, one carry at a time.
     fn around(mut sum: u64) -> u16 {
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);

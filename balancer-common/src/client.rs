@@ -1,8 +1,8 @@
-//! The conversion of a source address into a client, a keyed hash and a slot.
+//! Converts a source address into a client, the client into a keyed hash, and the hash into a slot.
 //!
 //! The hash is SipHash-1-3 (Aumasson, Bernstein: "SipHash: a fast short-input PRF") over the masked address, under a
-//! key derived for each service from the fleet's key and the service's name. An outsider cannot compute collisions, and
-//! every balancer with the same key agrees on every client.
+//! key that is derived for each service from the fleet's key and the service's name. An outsider cannot compute
+//! collisions of the hash, and every balancer with the same key computes the same hash for a client.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -32,7 +32,7 @@ const C2: u64 = 0x6c79_6765_6e65_7261;
 const C3: u64 = 0x7465_6462_7974_6573;
 
 impl HashKey {
-    /// The state of a hash under this key before any message.
+    /// The state of SipHash under this key before any message.
     #[inline(always)]
     #[must_use]
     pub const fn begun(self) -> BegunHash {
@@ -43,8 +43,8 @@ impl HashKey {
     }
 }
 
-/// The state of SipHash under a key before any message: the key mixed with the constants, and the first addition of the
-/// first round, which does not involve the message.
+/// The state of SipHash under a key before any message: the state is the key mixed with the constants, after the first
+/// addition of the first round. The first addition of the first round does not involve the message.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct BegunHash {
@@ -55,7 +55,7 @@ pub struct BegunHash {
 }
 
 impl BegunHash {
-    /// The key of this hash.
+    /// The key under which this hash begins.
     #[inline(always)]
     #[must_use]
     pub const fn key(&self) -> HashKey {
@@ -96,7 +96,7 @@ struct SipState {
 }
 
 impl SipState {
-    /// The beginning of a round, which involves only `v0` and `v1`.
+    /// The beginning of a SipHash round, which involves only `v0` and `v1`.
     #[inline(always)]
     const fn first_addition(&mut self) {
         self.v0 = self.v0.wrapping_add(self.v1);
@@ -138,14 +138,14 @@ impl SipState {
     }
 }
 
-/// Hashes as [`BegunHash::v4`] does, under a key.
+/// Hashes an IPv4 address under a key, as [`BegunHash::v4`] does.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v4(key: HashKey, address: u32) -> u64 {
     key.begun().v4(address)
 }
 
-/// Hashes as [`BegunHash::v6`] does, under a key.
+/// Hashes an IPv6 address under a key, as [`BegunHash::v6`] does.
 #[inline(always)]
 #[must_use]
 pub const fn hash_v6(key: HashKey, address: [u64; 2]) -> u64 {
@@ -164,18 +164,20 @@ pub const fn hash_connection(key: HashKey, address: [u64; 2], port: u16) -> u64 
 }
 
 /// The slot of a client hash in a table of `table_size` slots: the high 32 bits scaled to the size (Lemire's
-/// multiply-shift reduction). The tag alone therefore determines the slot. The bias is below `table_size` / 2^32.
+/// multiply-shift reduction). The tag, which is the high half of the hash, therefore determines the slot. The
+/// probabilities of two slots differ by less than a fraction `table_size` / 2^32.
 #[inline(always)]
 #[must_use]
 pub const fn slot(hash: u64, table_size: u32) -> u32 {
     (((hash >> 32) * table_size as u64) >> 32) as u32
 }
 
-/// A source port by which routers and receive queues spread clients over paths: 14 bits of a hash of the source address
-/// (network order, IPv4 in the first word), with the two highest bits set as in an ephemeral port.
+/// A source port for outer headers, by which routers and receive queues distribute the clients over paths. The port
+/// consists of 14 bits of a hash of the source address (network order, IPv4 in the first word); the two highest bits of
+/// the port are set, as in an ephemeral port.
 ///
-/// The client's port is left out, so that the fragments of a datagram, which carry no port, take the same path as the
-/// first one.
+/// The hash leaves out the client's port, so that the later fragments of a datagram, which carry no port, take the path
+/// of the first fragment.
 #[inline(always)]
 #[must_use]
 pub const fn entropy(source: &[u32; 4]) -> u16 {
@@ -270,7 +272,7 @@ mod tests {
     fn when_clients_are_tunnelled_then_their_source_ports_differ_and_are_ephemeral() {
         let v4: HashSet<u16> = (0..4096u32).map(|host| entropy(&[(0xcb00_0000 + host).to_be(), 0, 0, 0])).collect();
         let v6: HashSet<u16> = (0..4096u32).map(|host| entropy(&[0xb80d_0120, host, 0, 0x0100_0000])).collect();
-        // 4,096 values in 16,384 places should give 3,624 different ones.
+        // With random ports, 4,096 addresses should hit 3,624 of the 16,384 ports.
         assert!(v4.len() > 3500 && v6.len() > 3500, "{} {}", v4.len(), v6.len());
         assert!(v4.iter().chain(&v6).all(|&port| port >= 0xc000));
     }
@@ -283,7 +285,7 @@ mod tests {
         for address in 0..160_000u32 {
             counts[slot(hash_v4(key, address.to_be()), 16) as usize] += 1;
         }
-        // Each slot should get 10,000; the limit is five standard deviations of 97.
+        // Each slot should get 10,000 clients; the limit is five standard deviations of 97 clients.
         assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 485), "{counts:?}");
     }
 }

@@ -1,41 +1,40 @@
-//! The client table: which backend a client was last steered to.
+//! The client table records for each client the backend that the balancer last chose for the client.
 //!
-//! The table is one array of 64-byte buckets. Each has eight entries of one 64-bit word, so readers never see half an
-//! entry:
-//!
+//! The table is one array of 64-byte buckets. Each bucket has eight entries of one 64-bit word, so readers never see a
+//! half-written entry:
 //!
 //! ```text
 //! bits  63…32 tag | 31…16 backend id | 15 away | 14 established | 13…0 last seen, in ticks        0 = empty
 //! ```
 //!
-//! The tag is the high half of the client's hash. It names the client within its bucket and, scaled to the table size,
-//! its slot. Backend ids are unique over all services, so an entry names its service as well.
+//! The tag is the high half of the client's hash. The tag identifies the client within its bucket; the tag scaled to
+//! the size of the lookup table gives the client's slot. Backend ids are unique over all services, so an entry names
+//! its service as well.
 //!
-//! The low eight bits of a bucket's index are the low bits of the hash, and all others come from the tag. An entry and
-//! its bucket therefore determine the client's bucket in a table of any other size, if the table has
-//! [`PORTABLE_BUCKETS`] or becomes smaller. Within a bucket, clients differ in the 32 bits of the tag, except those
-//! that are part of the bucket's index.
+//! The low eight bits of a bucket's index are the low bits of the hash; the other bits of the index come from the tag.
+//! An entry and its bucket therefore determine the client's bucket in another table if the present table has at least
+//! [`PORTABLE_BUCKETS`] buckets or the other table is smaller. Within a bucket, the tag distinguishes clients by those
+//! of its 32 bits that are not part of the bucket's index.
 //!
-//! *Eviction*: if a bucket is full, a newcomer replaces the first of these entries that exists:
+//! *Eviction*: if a bucket is full, a new client replaces the first of the following entries that exists in the bucket:
 //!
-//!
-//! 1. an empty entry, or an expired one of the newcomer's service (other services have clocks of other speeds);
+//! 1. an empty entry, or an expired entry of the new client's service (other services have clocks of different speeds);
 //! 2. the oldest entry that is not *established* and not *young*; a client becomes established when it is seen again in
 //!    a later tick;
-//! 3. the oldest established entry of the newcomer's service that is *stale*: not seen for an eighth of the time that
+//! 3. the oldest established entry of the new client's service that is *stale*: not seen for an eighth of the time that
 //!    clients are remembered for;
 //! 4. a *young* entry.
 //!
-//! A flood of sources that are each seen once therefore replaces only its own entries (scan resistance, as the A1 queue
-//! of 2Q: Johnson, Shasha 1994). A flood that becomes established keeps its entries for at most an eighth of the time
-//! that clients are remembered for.
+//! A flood of sources that send only one packet each therefore replaces only its own entries (scan resistance, as the
+//! A1 queue of 2Q: Johnson, Shasha 1994). A flood of sources that become established keeps its entries for at most an
+//! eighth of the time that clients are remembered for.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Number of entries in a bucket.
+/// The number of entries in a bucket.
 pub const BUCKET_ENTRIES: usize = 8;
 
-/// Bits of a bucket's index that are bits of the hash below its high half.
+/// The number of bits of a bucket's index that are bits of the low half of the hash.
 const HASH_BITS: u32 = PORTABLE_BUCKETS.trailing_zeros();
 
 /// The minimum number of buckets of a table that can grow without forgetting its clients.
@@ -48,8 +47,8 @@ pub const fn bucket(hash: u64, mask: u32) -> u32 {
     bucket_of(hash as u32, (hash >> 32) as u32, mask)
 }
 
-/// Like [`bucket`], for a client with this tag whose bucket in another table is `other`. If that table has fewer than
-/// [`PORTABLE_BUCKETS`], its size must be at least that of this table.
+/// Like [`bucket`], but for a client with this tag whose bucket in another table is `other`. If the other table has
+/// fewer than [`PORTABLE_BUCKETS`] buckets, it must have at least as many buckets as this table.
 #[inline(always)]
 #[must_use]
 pub const fn bucket_of(other: u32, tag: u32, mask: u32) -> u32 {
@@ -62,31 +61,31 @@ pub const TICK_MASK: u16 = 0x3fff;
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
-/// A bucket, which fills one cache line.
+/// A bucket of the client table, which fills one cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Bucket {
-    /// Entries in any order; 0 is empty.
+    /// The entries in any order; 0 marks an empty entry.
     pub entries: [u64; BUCKET_ENTRIES],
 }
 
-/// The entry of a client.
+/// The entry of a client in the client table.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
 impl Entry {
-    /// The word of an empty entry.
+    /// The 64-bit word that stands for an empty entry.
     pub const EMPTY: Self = Self(0);
 
-    /// An entry of a client seen for the first time, at `tick`.
+    /// The entry of a client that the balancer sees for the first time, at `tick`.
     #[inline(always)]
     #[must_use]
     pub const fn new(tag: u32, backend: u16, tick: u16) -> Self {
         Self((tag as u64) << 32 | (backend as u64) << 16 | (tick & TICK_MASK) as u64)
     }
 
-    /// The entry of an established client that another balancer reported and that was last seen `age` ticks before
+    /// The entry of an established client that another balancer reported; the client was last seen `age` ticks before
     /// `now`.
     #[inline(always)]
     #[must_use]
@@ -108,14 +107,14 @@ impl Entry {
         (self.0 >> 32) as u32
     }
 
-    /// The backend's id.
+    /// The id of the backend.
     #[inline(always)]
     #[must_use]
     pub const fn backend(self) -> u16 {
         (self.0 >> 16) as u16
     }
 
-    /// Whether the client was moved here because its home failed.
+    /// Whether the balancer moved the client to this backend because the client's home backend failed.
     #[inline(always)]
     #[must_use]
     pub const fn away(self) -> bool {
@@ -129,15 +128,15 @@ impl Entry {
         self.0 & ESTABLISHED != 0
     }
 
-    /// The tick of the last recorded packet.
+    /// The tick in which a packet of the client was last recorded.
     #[inline(always)]
     #[must_use]
     pub const fn last_seen(self) -> u16 {
         self.0 as u16 & TICK_MASK
     }
 
-    /// Ticks since the last recorded packet. If another CPU wrote the entry after `now` was read, the difference wraps
-    /// around to a very large age, which counts as 0.
+    /// The number of ticks since a packet of the client was last recorded. If another CPU wrote the entry after `now`
+    /// was read, the difference wraps around to a very large age, which counts as 0.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u16) -> u16 {
@@ -145,14 +144,14 @@ impl Entry {
         if age > TICK_MASK - 8 { 0 } else { age }
     }
 
-    /// The entry of a client last seen `age` ticks before `now`.
+    /// The entry with the client last seen `age` ticks before `now`.
     #[inline(always)]
     #[must_use]
     pub const fn aged(self, age: u16, now: u16) -> Self {
         Self(self.0 & !(TICK_MASK as u64) | (now.wrapping_sub(age) & TICK_MASK) as u64)
     }
 
-    /// The entry after a packet in tick `now`: a client seen in a later tick than before is established.
+    /// The entry after a packet in tick `now`: a client that was already seen in an earlier tick is now established.
     #[inline(always)]
     #[must_use]
     pub const fn touched(self, now: u16) -> Self {
@@ -162,7 +161,8 @@ impl Entry {
         Self(self.0 & !(TICK_MASK as u64) | ESTABLISHED | (now & TICK_MASK) as u64)
     }
 
-    /// The entry after its client was moved to `backend`; `away` says whether the client moved because its home failed.
+    /// The entry after its client was moved to `backend`; `away` says whether the reason is that the client's home
+    /// backend failed.
     #[inline(always)]
     #[must_use]
     pub const fn moved(self, backend: u16, away: bool, now: u16) -> Self {
@@ -177,8 +177,8 @@ pub trait Entries {
     fn load(&self, index: usize) -> Entry;
     /// Replaces the entry at `index`.
     fn store(&self, index: usize, entry: Entry);
-    /// Returns `number`. In the kernel it hides the number's origin from the verifier, which then checks the code
-    /// behind this call once and not once for each possible value.
+    /// Returns `number` unchanged. In the kernel program, the function hides the number's origin from the verifier,
+    /// which then checks the code after the call once instead of once for each possible value.
     #[inline(always)]
     fn forget(&self, number: u64) -> u64 {
         number
@@ -200,21 +200,20 @@ pub fn find(bucket: &impl Entries, tag: u32) -> Option<(usize, Entry)> {
     None
 }
 
-/// The age in ticks from which an established entry may be replaced. If a client sends a packet in each eighth of
-/// `remember`, its entry never reaches this age, although a period (after which the entry is refreshed) takes up to a
-/// 32nd.
+/// The age in ticks from which a new client may replace an established entry. The entry of a client that sends a packet
+/// in each eighth of `remember` never reaches this age, although a refresh period takes up to a 32nd of `remember`.
 #[inline(always)]
 #[must_use]
 pub const fn stale_after(remember: u16) -> u16 {
     remember / 8 + remember / 32 + 1
 }
 
-/// For this many ticks, an entry that was seen once is protected from other newcomers.
+/// The number of ticks for which an entry that was seen once is protected from other new clients.
 pub const YOUNG: u16 = 4;
 
-/// The position of the entry that a newcomer replaces, and whether the replacement forgets a client. The function
-/// maximizes one packed score. `None`: every entry is established and not stale. `now` and `remember` do not apply to
-/// entries of backends that are not `ours`.
+/// The position of the entry that a new client replaces, and whether this replacement makes the balancer forget another
+/// client. The function chooses the entry with the highest packed score. `None`: every entry of the bucket is
+/// established and not stale. `now` and `remember` do not apply to entries of backends that are not `ours`.
 #[inline(always)]
 #[must_use]
 pub fn victim(bucket: &impl Entries, now: u16, remember: u16, ours: impl Fn(u16) -> bool) -> Option<(usize, bool)> {
@@ -256,7 +255,7 @@ pub(crate) mod tests {
 
     use core::cell::Cell;
 
-    /// A bucket on the host.
+    /// A bucket of the client table in host memory.
     pub(crate) struct Cells([Cell<u64>; BUCKET_ENTRIES]);
 
     impl Cells {

@@ -1,32 +1,33 @@
-//! The clock of a service's memory: ticks, and the number of ticks for which a client is remembered.
+//! The clock of a service's client memory: the tick, and the number of ticks for which the balancer remembers a client.
 
-/// Number of ticks in `remember`, so that an entry's age stays far below the wrap-around.
+/// The number of ticks in `remember`, chosen so that the age of an entry stays far below the wrap-around.
 pub const TICKS_PER_REMEMBER: u32 = 4096;
 
-/// The maximum number of ticks for `remember` after it has grown: a sweep must find an entry before its age wraps
-/// around.
+/// The maximum number of ticks in `remember` after the user has increased `remember`: a sweep must find an entry before
+/// the entry's age wraps around.
 const MOST_TICKS: u32 = 12_000;
-/// The minimum number of ticks for `remember` after it has shrunk.
+/// The minimum number of ticks in `remember` after the user has decreased `remember`.
 const FEWEST_TICKS: u32 = 64;
 
 /// The clock of a service that remembers clients for `seconds` (at least 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
-    /// Seconds in a tick.
+    /// The number of seconds in a tick.
     pub tick_seconds: u32,
-    /// Ticks after which an entry is expired.
+    /// The number of ticks after which an entry is expired.
     pub remember: u16,
 }
 
 impl Clock {
-    /// The coarsest clock that is fine enough for the time: ticks of `seconds` / 4096, at least one second.
+    /// The coarsest clock with enough precision for `seconds`: its ticks last `seconds` / 4096, at least one second.
     #[must_use]
     pub const fn new(seconds: u32) -> Self {
         Self::with_ticks(seconds, seconds.div_ceil(TICKS_PER_REMEMBER))
     }
 
-    /// The tick length for a service that is to remember clients for `seconds` and has recorded clients in ticks of
-    /// `tick_seconds` (0: no clients yet). The length stays the same as long as it gives a suitable number of ticks.
+    /// The length of a tick in a service that remembers clients for `seconds`, and that has so far recorded clients in
+    /// ticks of `tick_seconds` (0: the service has no clients yet). The length of a tick stays the same as long as the
+    /// resulting number of ticks in `seconds` is suitable.
     #[must_use]
     pub const fn tick_after(tick_seconds: u32, seconds: u32) -> u32 {
         if tick_seconds > 0 {

@@ -1,22 +1,21 @@
-//! Connections of `snat` services: how they are stored, how long they live, and which port the backend sees.
+//! Connections of `snat` services: the storage of connections, their lifetime, and the port that the backend sees.
 //!
-//! A flow has a row in one of two buckets, which the hash of its endpoints determines, so that a flow finds a place
-//! until the table is nearly full (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). Everything that changes
-//! while the flow lives is in one word:
-//!
+//! The hash of a flow's endpoints determines two buckets; the flow has a row in one of these buckets. A flow therefore
+//! finds a free row until the table is nearly full (Azar, Broder, Karlin, Upfal: "Balanced Allocations", 1994). One
+//! word contains all data that changes during the lifetime of the flow:
 //!
 //! ```text
 //! bits  63…32 tag | 31…8 last seen, in ticks | 7…0 state        0 = empty
 //! ```
 //!
-//! *Eviction*: if both buckets are full, a new flow replaces a flow that has ended, or else the half-open flow that has
-//! been silent the longest. An answered flow is never evicted.
+//! *Eviction*: if both buckets of a new flow are full, the new flow replaces a flow that has ended; without such a
+//! flow, it replaces the half-open flow that has been silent the longest. An answered flow is never evicted.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::client::HashKey;
 
-/// A tick is 2^30 ns (1.07 s).
+/// The length of a tick is 2^30 ns (1.07 s).
 pub const TICK_SHIFT: u32 = 30;
 const TICK_MASK: u32 = 0x00ff_ffff;
 
@@ -33,96 +32,97 @@ pub const fn seconds(ticks: u32) -> u64 {
     ((ticks as u64) << TICK_SHIFT) / 1_000_000_000
 }
 
-/// The longest age that can be told from a time in the future: 99 days.
+/// The longest age that the program can distinguish from a time in the future: 99 days.
 const MOST_TICKS: u32 = TICK_MASK / 2;
 
-/// The time for which an address and port of the pool are not used again for the same backend after a connection has
-/// ended. A server keeps the connections that it has closed for the same time (RFC 9293, TIME-WAIT; the length is that
-/// of Linux).
+/// After a connection has ended, its address and port of the pool are not used for the same backend during this time. A
+/// server keeps a connection that it has closed in TIME-WAIT (RFC 9293), on Linux for 60 seconds.
 pub const REST_TICKS: u32 = ticks(60);
 
-/// The flow has a row.
+/// `FLOW_*` flag: the flow has a row.
 pub const FLOW_TAKEN: u8 = 1;
-/// The backend has answered.
+/// `FLOW_*` flag: the backend has answered.
 pub const FLOW_ANSWERED: u8 = 2;
-/// The client has continued after the answer.
+/// `FLOW_*` flag: the client has sent another packet after the answer.
 pub const FLOW_ESTABLISHED: u8 = 4;
-/// The client has sent FIN.
+/// `FLOW_*` flag: the client has sent FIN.
 pub const FLOW_CLIENT_ENDS: u8 = 8;
-/// The backend has sent FIN.
+/// `FLOW_*` flag: the backend has sent FIN.
 pub const FLOW_BACKEND_ENDS: u8 = 16;
-/// One end has sent RST, and no segment followed it.
+/// `FLOW_*` flag: one end has sent RST, and no segment has followed this RST.
 pub const FLOW_RESET: u8 = 32;
-/// The flow carries datagrams.
+/// `FLOW_*` flag: the flow carries datagrams.
 pub const FLOW_DATAGRAMS: u8 = 64;
-/// Packets no longer find the flow, but its address and port are still taken.
+/// `FLOW_*` flag: packets no longer find the flow, but the flow's address and port are still taken.
 pub const FLOW_RESTS: u8 = 128;
 
-/// The part of a flow that changes while it lives.
+/// The data of a flow that changes during the flow's lifetime, packed into one word.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowWord(pub u64);
 
-/// Ticks without a packet after which a flow ends, by phase.
+/// The number of ticks without a packet after which a flow ends, for each phase of a flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct IdleTicks {
-    /// For an established connection.
+    /// The idle time of an established connection.
     pub tcp: u32,
-    /// For datagrams.
+    /// The idle time of a flow of datagrams.
     pub udp: u32,
-    /// For a flow that the backend has not answered, or with which the client has not continued.
+    /// The idle time of a flow that the backend has not answered, or in which the client has sent no packet after the
+    /// answer.
     pub half_open: u32,
-    /// For a connection that both ends have closed or one has reset.
+    /// The idle time of a connection that both ends have closed or that one end has reset.
     pub closing: u32,
 }
 
-/// The phase of a flow.
+/// The phase in the lifetime of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The backend has not answered, or the client has not continued after the answer.
+    /// The backend has not answered, or the client has sent no packet after the answer.
     HalfOpen,
     /// The connection carries data.
     Open,
-    /// Both ends have closed the connection, or one has reset it.
+    /// Both ends have closed the connection, or one end has reset it.
     Closing,
-    /// Packets no longer find the flow, but its address and port are still taken.
+    /// Packets no longer find the flow, but the flow's address and port are still taken.
     Rests,
 }
 
 impl FlowWord {
-    /// The word of an empty place.
+    /// The state word that stands for an empty row.
     pub const EMPTY: Self = Self(0);
 
-    /// A flow with this tag, last seen at `now`.
+    /// A new flow with this tag, last seen at `now`.
     #[inline(always)]
     #[must_use]
     pub const fn new(tag: u32, state: u8, now: u32) -> Self {
         Self((tag as u64) << 32 | ((now & TICK_MASK) as u64) << 8 | state as u64)
     }
 
-    /// The high half of the hash of the endpoints.
+    /// The tag: the high half of the hash of the flow's endpoints.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// `FLOW_*` bits.
+    /// The flags: `FLOW_*` bits.
     #[inline(always)]
     #[must_use]
     pub const fn state(self) -> u8 {
         self.0 as u8
     }
 
-    /// The tick of the last packet; the word keeps its low bits.
+    /// The tick of the flow's last packet, of which the word contains only the low bits.
     #[inline(always)]
     #[must_use]
     pub const fn seen(self) -> u32 {
         (self.0 >> 8) as u32 & TICK_MASK
     }
 
-    /// Ticks since the last packet. If another CPU wrote the word after `now` was read, the age counts as 0.
+    /// The number of ticks since the flow's last packet. If another CPU wrote the state word after `now` was read, the
+    /// age counts as 0.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u32) -> u32 {
@@ -182,7 +182,7 @@ impl FlowWord {
         }
     }
 
-    /// Whether another flow may take the row, the address and the port.
+    /// Whether another flow may take this flow's row, address and port.
     #[inline(always)]
     #[must_use]
     pub const fn may_go(self, now: u32, idle: &IdleTicks) -> bool {
@@ -192,7 +192,7 @@ impl FlowWord {
         }
     }
 
-    /// Whether the connection has ended, so that a SYN from the same port begins a new one.
+    /// Whether the connection has ended, so that a SYN from the same client port begins a new connection.
     #[inline(always)]
     #[must_use]
     pub const fn has_ended(self, now: u32, idle: &IdleTicks) -> bool {
@@ -200,8 +200,8 @@ impl FlowWord {
     }
 }
 
-/// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits hold its place.
-/// 0: the flow must stay.
+/// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits of a score are
+/// the position of the row. The score 0 means that the flow must stay.
 #[inline(always)]
 #[must_use]
 pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) -> u32 {
@@ -226,24 +226,24 @@ pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) 
 /// The properties of a packet that change its flow's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// Whether the client sent the packet; otherwise the backend did.
+    /// Whether the client sent the packet; if not, the backend sent it.
     pub by_client: bool,
-    /// Whether the packet is a datagram; the other fields are then false.
+    /// Whether the packet is a datagram; for a datagram, all other fields except the sender are false.
     pub datagram: bool,
-    /// SYN.
+    /// Whether the segment has the flag SYN.
     pub syn: bool,
-    /// FIN.
+    /// Whether the segment has the flag FIN.
     pub fin: bool,
-    /// RST.
+    /// Whether the segment has the flag RST.
     pub rst: bool,
-    /// ACK.
+    /// Whether the segment has the flag ACK.
     pub ack: bool,
 }
 
-/// The state after a packet.
+/// The flow's state after a packet.
 ///
-/// A reset alone ends nothing: if another segment follows it, the peer did not accept the reset (RFC 5961), and the
-/// connection continues.
+/// A reset alone does not end the connection: if another segment follows the reset, the peer did not accept it (RFC
+/// 5961), and the connection continues.
 #[inline(always)]
 #[must_use]
 pub const fn next(state: u8, said: Said) -> u8 {
@@ -261,7 +261,7 @@ pub const fn next(state: u8, said: Said) -> u8 {
     }
 }
 
-/// An entry of the index that finds flows by their replies.
+/// An entry of the index that finds the flow of a reply.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReturnWord(pub u64);
@@ -274,14 +274,14 @@ impl ReturnWord {
         Self((tag as u64) << 32 | (row as u64 + 1))
     }
 
-    /// The high half of the hash of the endpoints.
+    /// The tag: the high half of the hash of the flow's endpoints.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// The row; an empty entry gives a number that is no row.
+    /// The number of the flow's row; for an empty entry, the result is no valid row number.
     #[inline(always)]
     #[must_use]
     pub const fn row(self) -> u32 {
@@ -294,7 +294,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// A hash of two words under a key. Two rounds multiply by odd numbers that the key determines, so that a client
 /// without the key cannot choose ports that collide (Dietzfelbinger and others: "A Reliable Randomized Algorithm for
 /// the Closest-Pair Problem", 1997, section 2). A third round multiplies by a constant to mix bits that the first two
-/// leave equal.
+/// rounds do not mix.
 #[inline(always)]
 #[must_use]
 pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
@@ -304,7 +304,7 @@ pub const fn hash(key: HashKey, first: u64, second: u64) -> u64 {
     state ^ state >> 32
 }
 
-/// The hash of both endpoints as a backend sees them. It needs no key, because clients choose neither of them.
+/// The hash of both endpoints as a backend sees them. The hash needs no key, because clients choose neither endpoint.
 #[inline(always)]
 #[must_use]
 pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protocol: u8) -> u64 {
@@ -320,30 +320,30 @@ pub const fn return_hash(pool: &[u32; 4], backend: &[u32; 4], ports: u32, protoc
     state ^ state >> 32
 }
 
-/// The first bucket of a hash, out of `count`: the low half scaled (Lemire's multiply-shift reduction). The high half
-/// of the hash is the tag.
+/// The first of a flow's two buckets, out of `count`: the low half of the hash scaled to `count` (Lemire's
+/// multiply-shift reduction). The high half of the hash is the flow's tag.
 #[inline(always)]
 #[must_use]
 pub const fn first_bucket(hash: u64, count: u32) -> u32 {
     (((hash & 0xffff_ffff) * count as u64) >> 32) as u32
 }
 
-/// The second bucket of a hash, out of `count`.
+/// The second of a flow's two buckets, out of `count`.
 #[inline(always)]
 #[must_use]
 pub const fn second_bucket(hash: u64, count: u32) -> u32 {
     first_bucket((hash ^ hash >> 32).wrapping_mul(MULTIPLIER) >> 32, count)
 }
 
-/// Number of addresses and ports tried for a flow.
+/// The number of addresses and ports that the program tries for a flow.
 pub const PORT_TRIES: u32 = 256;
-/// From this attempt on, an unanswered flow may be evicted.
+/// From this attempt on, the program may evict an unanswered flow.
 pub const PATIENT_TRIES: u32 = 32;
 
-/// The address (as an index) and port (host order) to try at this attempt, out of `addresses` × (`last` − `first` + 1),
-/// both at least 1. The sequence begins at a random `start`. A small pool is tried completely. In a large pool, the
-/// step between attempts is random as well: with neighbouring ports, taken ports would form growing runs (Knuth, The
-/// Art of Computer Programming, volume 3, section 6.4).
+/// The address (as an index) and port (host order) to try in the given attempt, out of `addresses` × (`last` − `first`
+/// + 1), both at least 1. The sequence of attempts begins at a random `start`. In a small pool, the attempts try every
+/// address and port. In a large pool, the step between attempts is random as well: if attempts took neighbouring ports,
+/// taken ports would form growing clusters (Knuth, The Art of Computer Programming, volume 3, section 6.4).
 #[inline(always)]
 #[must_use]
 pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {

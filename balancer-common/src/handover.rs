@@ -1,27 +1,29 @@
-//! Frames handed over: the kernel sends the frames that the XDP program cannot send itself. The XDP program rewrites
-//! the packet as usual, writes a mark in place of the MAC addresses, and passes the frame. A second program, at the
-//! kernel's ingress, recognizes the mark and has the kernel send the frame.
+//! Frames that the kernel sends because the XDP program cannot send them. For such a frame, the XDP program rewrites
+//! the packet as usual, writes a mark in place of the MAC addresses, and passes the frame to the kernel. A second
+//! program, at the kernel's ingress, recognizes this mark and has the kernel send the frame.
 
 use crate::map_types::Mac;
 
-/// The recipient of a frame that is handed over.
+/// The recipient of a frame that the kernel sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handed {
-    /// The client: the kernel finds and resolves its next hop.
+    /// The recipient is the client: the kernel finds and resolves the next hop.
     Client,
-    /// The backend with this id; its row holds interface and link-layer addresses.
+    /// The recipient is the backend with this id; the backend's row contains the interface and the link-layer
+    /// addresses.
     Backend(u16),
 }
 
 const CLIENT: u8 = 1;
 const BACKEND: u8 = 2;
-/// The first byte of the mark: a locally administered address, which no device has.
+/// The first byte of the mark, which makes the destination MAC a locally administered address that no device has.
 const LOCAL: u8 = 2;
-/// A bit that is always set in the key: no frame has a group address as its source.
+/// A bit that is always set in the key of the mark. This bit makes the source MAC a group address, which no frame has
+/// as its source.
 const GROUP: u64 = 1 << 40;
 
 impl Handed {
-    /// The mark that replaces the destination MAC.
+    /// The part of the mark that replaces the destination MAC.
     #[inline(always)]
     #[must_use]
     pub const fn destination(self) -> Mac {
@@ -34,7 +36,7 @@ impl Handed {
         }
     }
 
-    /// Reads a mark from a destination MAC.
+    /// Reads the recipient from a destination MAC that may be a mark.
     #[inline(always)]
     #[must_use]
     pub const fn of(destination: Mac) -> Option<Self> {
@@ -47,8 +49,8 @@ impl Handed {
     }
 }
 
-/// The address that replaces the source MAC. It contains a key that only this pair of programs knows, so no frame from
-/// outside can carry it.
+/// The part of the mark that replaces the source MAC. This address contains a key that only the two kernel programs
+/// know, so no frame from outside can carry the address.
 #[inline(always)]
 #[must_use]
 pub const fn source(key: u64) -> Mac {

@@ -1,7 +1,8 @@
-//! The code that the kernel program and the controller share: map layouts, client hashing, checksum arithmetic,
+//! The code that the kernel program and the controller share: map layouts, client hashes, checksum arithmetic,
 //! verdicts.
 //!
-//! Everything that both sides must agree on exists here once, is free of I/O and is tested on the host.
+//! This crate defines once everything that the kernel program and the controller must agree on; its code does no I/O
+//! and is tested on the host.
 
 #![cfg_attr(not(test), no_std)]
 

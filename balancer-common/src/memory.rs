@@ -1,5 +1,5 @@
-//! The memory rule: given what is known about a packet's client, it determines the packet's backend and what is
-//! recorded about the client afterwards.
+//! The memory rule, which determines a packet's backend and the client's new record from the facts about the packet and
+//! its client.
 
 use crate::{
     client_table::{Entries, Entry, find, victim},
@@ -11,44 +11,45 @@ use crate::{
 const RULE: CauseIndex = CauseIndex(MoveCause::Rule as u8);
 const FAILBACK: CauseIndex = CauseIndex(MoveCause::Failback as u8);
 
-/// The facts about a packet that is steered by client memory.
+/// The facts about a packet that the client memory steers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steering {
-    /// The live table's backend for the client's slot; `None`: no backend takes new clients.
+    /// The backend of the client's slot in the live table; `None`: no backend takes new clients.
     pub live: Option<u16>,
-    /// Whether a rule names the backend: `live` is then that backend, and every client goes there.
+    /// Whether a rule names the backend: `live` is the backend of the rule, and every client of the rule goes to it.
     pub pinned: bool,
-    /// Whether the live table's backend equals the base table's.
+    /// Whether the backend in the live table equals the backend in the base table.
     pub live_is_home: bool,
-    /// The client's entry, unless it has expired or names another service's backend.
+    /// The client's entry, unless this entry has expired or names a backend of another service.
     pub entry: Option<Entry>,
-    /// Whether the entry's backend still keeps known clients.
+    /// Whether the backend in the entry still keeps known clients.
     pub keeps_known: bool,
-    /// The reason for which the entry's backend gives up known clients, if it does.
+    /// The reason why the backend in the entry gives up known clients, if the backend gives them up.
     pub cause: CauseIndex,
     /// Whether the packet opens a connection.
     pub opens: bool,
-    /// Whether the service has `failback = "return"`.
+    /// Whether the service has the setting `failback = "return"`.
     pub failback: bool,
-    /// The service's tick.
+    /// The current tick of the service.
     pub now: u16,
 }
 
-/// The destination of a packet, and the new state of its client.
+/// The backend for a packet, and the new state of the packet's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Steered {
     /// The backend; `None`: no backend takes the client.
     pub backend: Option<u16>,
     /// How the backend was chosen, if the packet opens a connection.
     pub decision: Decision,
-    /// The reason of the move, if the packet moves a known client.
+    /// The reason for the move, if the packet moves a known client.
     pub moved: Option<CauseIndex>,
-    /// The entry to write if it differs from the one found. If none was found, the caller records a newcomer.
+    /// The entry to write, if this entry differs from the entry found. If no entry was found, the caller records a new
+    /// client.
     pub entry: Option<Entry>,
 }
 
-/// The memory rule: a known client stays at its backend as long as that backend keeps known clients; every other client
-/// follows the live table.
+/// The memory rule: a known client stays at its backend as long as the backend keeps known clients; every other client
+/// goes to the backend in the live table.
 #[inline(always)]
 #[must_use]
 pub const fn steer(packet: &Steering) -> Steered {
@@ -69,7 +70,7 @@ pub const fn steer(packet: &Steering) -> Steered {
     let cause = if packet.keeps_known { FAILBACK } else { packet.cause };
     match packet.live {
         None => Steered { backend: None, decision: Decision::Kept, moved: None, entry: None },
-        // The live table names this backend because no other takes clients (an "open" table), so the client stays.
+        // The live table names this backend because no backend takes clients (an "open" table), so the client stays.
         Some(live) if live == entry.backend() => {
             let kept = Some(entry.touched(packet.now));
             Steered { backend: packet.live, decision: Decision::Kept, moved: None, entry: kept }
@@ -82,7 +83,8 @@ pub const fn steer(packet: &Steering) -> Steered {
     }
 }
 
-/// Steers a client that a rule pins to `packet.live`: the client goes there, and that backend becomes its recorded one.
+/// Steers a client that a rule pins to `packet.live`: the client goes to this backend, and the client's entry names
+/// this backend afterwards.
 #[inline(always)]
 const fn steer_pinned(packet: &Steering) -> Steered {
     let pinned = Steered { backend: packet.live, decision: Decision::Pinned, moved: None, entry: None };
@@ -103,32 +105,32 @@ const fn steer_pinned(packet: &Steering) -> Steered {
 /// The facts about a backend that the memory rule uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendFacts {
-    /// The backend's service.
+    /// The service of the backend.
     pub service: u16,
     /// Whether the backend keeps known clients.
     pub keeps_known: bool,
-    /// The reason for which the backend gives up known clients, if it does.
+    /// The reason why the backend gives up known clients, if the backend gives them up.
     pub cause: CauseIndex,
 }
 
-/// The result of recording a newcomer.
+/// The result of recording a new client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Recorded {
-    /// The client was known already.
+    /// The client was known already, so the program recorded nothing.
     Known,
-    /// The client got an entry.
+    /// The client got an entry, and no other client lost its entry.
     Inserted,
-    /// The client got an entry, and another client lost its own.
+    /// The client got an entry, and another client lost its entry.
     Evicted,
     /// The client got no entry: its bucket is full of established clients, or a client of another service has its tag.
     Full,
-    /// The client got no entry: too many newcomers came at once.
+    /// The client got no entry: too many new clients came at once.
     Limited,
 }
 
 impl Recorded {
-    /// The inverse of `as u8`; [`Self::Known`] for any other number.
+    /// The inverse of the cast `as u8`; [`Self::Known`] for a number that is no variant.
     #[inline(always)]
     #[must_use]
     pub const fn of_number(number: u8) -> Self {
@@ -142,7 +144,7 @@ impl Recorded {
     }
 }
 
-/// The answer to a [`Query`].
+/// The answer to a [`Query`] to the client table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The backend; `None`: no backend takes the client.
@@ -151,18 +153,19 @@ pub struct Answer {
     pub decision: Option<Decision>,
     /// The backend that a known client leaves with this packet; [`NO_BACKEND`]: no client moves.
     pub moved_from: u16,
-    /// The reason of the move.
+    /// The reason for the move.
     pub cause: CauseIndex,
-    /// The result of recording a newcomer.
+    /// The result of recording a new client.
     pub recorded: Recorded,
-    /// Whether the client's next packets in this period need not read its entry: it is up to date, and is either
-    /// established or the entry of a datagram client, whose periods are short.
+    /// Whether the client's next packets in this period need not read its entry: the entry is up to date, and is either
+    /// established or belongs to a client that sends datagrams, whose periods are short.
     pub settled: bool,
 }
 
-/// Steers one packet by client memory and updates the memory.
+/// Steers one packet by the client memory, and updates the memory.
 ///
-/// `backend` returns the facts about a backend; `may_record` says whether another newcomer may be recorded now.
+/// `backend` returns the facts about a backend; `may_record` says whether the program may record another new client
+/// now.
 #[inline(always)]
 pub fn consult(
     bucket: &impl Entries,
@@ -174,8 +177,9 @@ pub fn consult(
     consult_with(bucket, query, &backend, || true, record)
 }
 
-/// Like [`consult`], but `newcomer` records a client without an entry at the given backend, and `may_migrate` says
-/// whether a known client may be recorded elsewhere because it has moved a connection to a new address.
+/// Like [`consult`], but `newcomer` records at the given backend a client that has no entry in the client table.
+/// `may_migrate` says whether the program may record a known client at another backend because the client has moved a
+/// connection to a new address.
 #[inline(always)]
 pub fn consult_with(
     bucket: &impl Entries,
@@ -184,7 +188,7 @@ pub fn consult_with(
     may_migrate: impl FnOnce() -> bool,
     newcomer: impl FnOnce(u16) -> Recorded,
 ) -> Answer {
-    // An `Option` would be copied with undefined content if it is `None`, which the verifier rejects.
+    // The compiler would copy an `Option` that is `None` with undefined content, which the verifier rejects.
     let (index, old) = match find(bucket, query.tag()) {
         Some(found) => found,
         None => (0, Entry::EMPTY),
@@ -206,7 +210,7 @@ pub fn consult_with(
         || query.datagram
             && match entry {
                 Some(entry) => entry.age(query.now) >= query.idle,
-                // A client without an entry would have each of its datagrams count as a first one.
+                // Without an entry, each datagram of the client would count as the client's first one.
                 None => false,
             };
     let steered = steer(&Steering {
@@ -245,9 +249,9 @@ pub fn consult_with(
             bucket.store(index, Entry::new(query.tag(), live, query.now));
             Recorded::Inserted
         } else if !old.is_empty() {
-            // A client of another service has the same bucket and tag, which is rare. This service's clock cannot tell
-            // whether that entry has expired, but the sweep can. Until the sweep removes it, the newcomer follows the
-            // table.
+            // A client of another service has the same bucket and the same tag as this client, which is rare. This
+            // service's clock cannot tell whether the other client's entry has expired, but the sweep can tell. Until
+            // the sweep removes the other client's entry, the new client goes to the backend in the live table.
             Recorded::Full
         } else {
             newcomer(live)
@@ -261,7 +265,7 @@ pub fn consult_with(
     Answer { backend: steered.backend, decision, moved_from, cause, recorded, settled }
 }
 
-/// Records a client without an entry at the backend `live`.
+/// Records at the backend `live` a client that has no entry in the client table.
 #[inline(always)]
 pub fn record(
     bucket: &impl Entries,
@@ -325,7 +329,7 @@ mod tests {
             );
             let entry = steered.entry.expect("an entry");
             assert_eq!((entry.backend(), entry.away()), (5, true));
-            // After the move, the client is known at its new backend.
+            // After the move, the client's entry names the new backend.
             let again = steer(&Steering { keeps_known: true, entry: Some(entry), ..packet });
             assert_eq!((again.backend, again.decision, again.moved), (Some(5), Decision::Kept, None));
         }
@@ -425,7 +429,7 @@ mod tests {
     #[test]
     fn when_another_services_client_has_the_same_tag_then_its_entry_stays() {
         let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
-        // By the clock of the newcomer's service, the first entry is still valid and the second has expired.
+        // By the clock of the new client's service, the first entry is still valid and the second entry has expired.
         for seen in [990, 10] {
             let bucket = Cells::of([0; BUCKET_ENTRIES]);
             let theirs = Entry::new(77, 2, seen).touched(seen + 5);
@@ -463,8 +467,8 @@ mod tests {
 
     #[test]
     fn when_a_newcomers_clock_is_faster_then_established_clients_of_another_service_stay() {
-        // The established clients were seen in tick 10 of a service that remembers for days; the newcomer's clock is at
-        // 1000, and its service forgets after 500.
+        // The established clients were seen in tick 10 of a service that remembers for days; the clock of the new
+        // client's service is at 1000, and this service forgets clients after 500 ticks.
         let of = |id| Some(BackendFacts { service: id, keeps_known: true, cause: MoveCause::Down.into() });
         let query = Query { live: Some(1), ..QUERY };
         let bucket = Cells::of(core::array::from_fn(|i| Entry::new(i as u32, 2, 5).touched(10).0));

@@ -1,4 +1,4 @@
-//! The query that a packet makes to the client table.
+//! The query about a packet's client to the client table.
 
 use crate::map_types::ALL_DOWN;
 
@@ -11,41 +11,42 @@ const PINNED: u64 = 1 << 53;
 const MARKS: u64 = 1 << 54;
 const MIGRATES: u64 = 1 << 55;
 
-/// A packet's query to the client table.
+/// A query to the client table about a packet's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// The client's hash.
+    /// The hash of the client.
     pub hash: u64,
     pub service: u16,
-    /// The live table's backend for the client's slot; `None`: no backend takes new clients.
+    /// The backend of the client's slot in the live table; `None`: no backend takes new clients.
     pub live: Option<u16>,
-    /// Whether the live table's backend equals the base table's.
+    /// Whether the backend in the live table equals the backend in the base table.
     pub live_is_home: bool,
-    /// Whether a rule names the backend, which is `live`.
+    /// Whether a rule names the backend; if so, `live` is the backend of the rule.
     pub pinned: bool,
-    /// With `pinned`: whether a connection that the client has moved from another address determines the backend.
+    /// If `pinned` is set: whether a connection that the client has moved from another address determines the backend.
     pub migrates: bool,
     /// Whether the packet is a TCP segment that opens a connection.
     pub opens: bool,
-    /// Whether the packet is a datagram. The first one, or the first after `idle` ticks, counts as a new connection.
+    /// Whether the packet is a datagram. A client's first datagram, or the first datagram after `idle` ticks without
+    /// one, counts as a new connection.
     pub datagram: bool,
-    /// Whether the service has `failback = "return"`.
+    /// Whether the service has the setting `failback = "return"`.
     pub failback: bool,
-    /// Whether the packet only quotes a packet of the client, as an ICMP error does: the program then records and
-    /// counts nothing.
+    /// Whether the packet only quotes a packet of the client, as an ICMP error does: for such a packet, the program
+    /// records nothing and counts nothing.
     pub peeks: bool,
     /// Whether to set the client's bits in the filter of [`crate::seen`] if the client is known.
     pub marks: bool,
-    /// The service's tick.
+    /// The current tick of the service.
     pub now: u16,
-    /// Ticks after which an entry is expired.
+    /// The number of ticks after which an entry is expired.
     pub remember: u16,
-    /// Ticks after which a datagram opens a connection; at least 1.
+    /// The number of ticks after which a datagram opens a connection; at least 1.
     pub idle: u16,
 }
 
 impl Query {
-    /// The part of the hash that the client's entry stores: the high half.
+    /// The part of the client's hash that the client's entry stores: the high half.
     #[inline(always)]
     #[must_use]
     pub const fn tag(&self) -> u32 {
@@ -72,35 +73,35 @@ impl Query {
     }
 }
 
-/// A [`Query`] in three words. `live`, `service` and `now` are in the low 48 bits of the second, the flags above them;
-/// `remember` and `idle` in the third.
+/// A [`Query`] in three words. The low 48 bits of the second word hold `live`, `service` and `now`, and the bits above
+/// hold the flags; the third word holds `remember` and `idle`.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedQuery(pub [u64; 3]);
 
 impl PackedQuery {
-    /// [`Query::peeks`].
+    /// The value of [`Query::peeks`].
     #[inline(always)]
     #[must_use]
     pub const fn peeks(self) -> bool {
         self.0[1] & PEEKS != 0
     }
 
-    /// [`Query::marks`].
+    /// The value of [`Query::marks`].
     #[inline(always)]
     #[must_use]
     pub const fn marks(self) -> bool {
         self.0[1] & MARKS != 0
     }
 
-    /// [`Query::migrates`].
+    /// The value of [`Query::migrates`].
     #[inline(always)]
     #[must_use]
     pub const fn migrates(self) -> bool {
         self.0[1] & MIGRATES != 0
     }
 
-    /// The same query for a packet that goes to a backend only if that backend knows its client.
+    /// The query for a packet that goes to a backend only if the packet's client is recorded at this backend.
     #[inline(always)]
     #[must_use]
     pub const fn of_known_alone(self) -> Self {
@@ -108,7 +109,7 @@ impl PackedQuery {
         Self([hash, first & !(PINNED | MIGRATES) | ALL_DOWN as u64, second])
     }
 
-    /// Unpacks the query.
+    /// Unpacks the query from its arguments.
     #[inline(always)]
     #[must_use]
     pub fn unpacked(self) -> Query {

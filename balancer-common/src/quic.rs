@@ -11,55 +11,56 @@ mod issue;
 pub const MAX_ID: usize = 20;
 /// The longest server ID, in bytes.
 pub const MAX_SERVER: usize = 15;
-/// The maximum number of formats of connection IDs that a service can use at a time.
+/// The maximum number of connection ID formats that a service can use at a time.
 pub const LIVE_FORMATS: usize = 2;
-/// Number of rows for services with QUIC listeners; no service has the first row.
+/// The number of rows for services with QUIC listeners; no service uses the first row.
 pub const QUIC_ROWS: u32 = 256;
-/// The maximum number of services with QUIC listeners: each needs a second row while its formats change.
+/// The maximum number of services with QUIC listeners: each service needs a second row while its formats change.
 pub const MAX_QUIC_SERVICES: usize = QUIC_ROWS as usize / 2 - 1;
 
 /// The description of how to read the connection IDs of a service.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicRow {
-    /// The format of a connection ID by its first three bits, counted from 1; 0: none.
+    /// The index of a connection ID's format by the ID's first three bits, counted from 1; 0: no format.
     pub format_of: [u8; 8],
-    /// Index of the service's counters.
+    /// The index of the service's QUIC counters.
     pub counters: u32,
-    /// `QUIC_*` bits.
+    /// The flags: `QUIC_*` bits.
     pub flags: u32,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: [u64; 6],
-    /// The formats in use.
+    /// The connection ID formats in use.
     pub formats: [QuicFormat; LIVE_FORMATS],
 }
 
-/// `QuicRow::flags`: if an encrypted connection ID names a client's backend, the client is recorded there.
+/// `QuicRow::flags`: if an encrypted connection ID names a client's backend, the program records the client at this
+/// backend.
 pub const QUIC_LEARNS: u32 = 1;
 
 /// The description of how to read a server ID from a connection ID.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicFormat {
-    /// `CIPHER_*`.
+    /// One of the constants `CIPHER_*`.
     pub cipher: u8,
-    /// Bytes of a server ID.
+    /// The number of bytes of the server ID.
     pub server: u8,
-    /// Bytes of server ID and nonce together.
+    /// The number of bytes of server ID and nonce together.
     pub length: u8,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: [u8; 5],
     /// The bits of a block that hold the server ID.
     pub server_mask: [u64; 2],
-    /// The bits of a block that hold the left half, and the right half.
+    /// The bits of a block that contain the left half of the plaintext, and the bits that contain the right half.
     pub half_masks: [[u64; 2]; 2],
-    /// Zero.
+    /// This field is always zero.
     pub unused: [u64; 1],
     /// Round keys for encryption.
     pub encrypt: RoundKeys,
     /// Round keys for decryption.
     pub decrypt: RoundKeys,
-    /// Zero.
+    /// This field is always zero.
     pub padding: [u64; 4],
 }
 
@@ -67,36 +68,36 @@ pub struct QuicFormat {
 pub const CIPHER_NONE: u8 = 0;
 /// `QuicFormat::cipher`: server ID and nonce are encrypted as one block.
 pub const CIPHER_BLOCK: u8 = 1;
-/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes three of them.
+/// `QuicFormat::cipher`: encryption takes four passes; to read the server ID, the program undoes three passes.
 pub const CIPHER_THREE: u8 = 2;
-/// `QuicFormat::cipher`: encryption takes four passes; reading the server ID undoes all of them.
+/// `QuicFormat::cipher`: encryption takes four passes; to read the server ID, the program undoes all four passes.
 pub const CIPHER_FOUR: u8 = 3;
 
-/// The lookup key of a server.
+/// The key by which the program looks up the server ID of a connection ID.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct QuicServer {
-    /// The server ID, padded with zeros; big-endian.
+    /// The server ID in big-endian order, padded with zeros.
     pub id: [u64; 2],
     /// Index of the service.
     pub service: u16,
-    /// Bytes of the server ID.
+    /// The number of bytes of the server ID.
     pub length: u16,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u32,
 }
 
-/// Per-CPU counters of a service.
+/// QUIC counters of a service on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct QuicStats {
-    /// Packets that were steered by their connection ID.
+    /// The number of packets steered by their connection ID.
     pub steered: u64,
-    /// Packets whose connection ID has a known format but names no server.
+    /// The number of packets whose connection ID has a known format but names no server.
     pub unknown: u64,
-    /// Addresses recorded at a backend because of a connection ID.
+    /// The number of client addresses recorded at a backend because of a connection ID.
     pub migrated: u64,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u64,
 }
 
@@ -113,7 +114,7 @@ const _: () = {
     assert!(size_of::<QuicFormat>() == 448 && size_of::<QuicServer>() == 24 && size_of::<QuicStats>() == 32);
 };
 
-/// The first bytes of a connection ID, big endian: eight, eight and four.
+/// The first bytes of a connection ID as three big-endian words of eight, eight and four bytes.
 pub type IdWords = [u64; 3];
 
 /// A mask of the first `bits` bits of a block.
@@ -130,8 +131,8 @@ const fn masked([a, b]: [u64; 2], [c, d]: [u64; 2]) -> [u64; 2] {
 }
 
 impl QuicFormat {
-    /// A format with server IDs and nonces of these lengths. The nonce has at least four bytes, and both together have
-    /// at most 19.
+    /// A format for connection IDs with a server ID and a nonce of these lengths. The nonce has at least four bytes,
+    /// and server ID and nonce together have at most 19.
     #[must_use]
     pub fn new(server: u8, nonce: u8, key: Option<[u8; 16]>) -> Self {
         let length = server + nonce;
@@ -157,18 +158,18 @@ impl QuicFormat {
         }
     }
 
-    /// The number of bytes that a connection ID must have at least.
+    /// The minimum number of bytes of a connection ID in this format.
     #[inline(always)]
     #[must_use]
     pub const fn id_length(&self) -> usize {
         self.length as usize + 1
     }
 
-    /// Reads the server ID of a connection ID that is long enough.
+    /// Reads the server ID from a connection ID that is long enough.
     #[inline(always)]
     #[must_use]
     pub fn server_of(&self, [a, b, c]: IdWords) -> [u64; 2] {
-        // The text begins after the first byte.
+        // The encrypted bytes begin after the first byte of the connection ID.
         let text = [a << 8 | b >> 56, b << 8 | c >> 56, c << 8];
         let [first, second, _] = text;
         let plain = match self.cipher {
@@ -179,11 +180,11 @@ impl QuicFormat {
         masked(plain, self.server_mask)
     }
 
-    /// Undoes as many of the four passes as reading the server ID requires.
+    /// Undoes those of the four encryption passes that hide the server ID.
     #[inline(always)]
     fn unmixed(&self, [a, b, c]: [u64; 3]) -> [u64; 2] {
         let [left_mask, right_mask] = self.half_masks;
-        // The right half begins with this byte; if the length is odd, both halves share it.
+        // The right half begins with this byte; if the length is odd, this byte belongs to both halves.
         let shift = u32::from(self.length / 2) * 8 % 128;
         let right = if shift < 64 {
             [a << (shift & 63) | carried(b, shift), b << (shift & 63) | carried(c, shift)]
@@ -205,7 +206,7 @@ impl QuicFormat {
             masks = (masks.1, masks.0);
             pass -= 1;
         }
-        // The last pass that is undone restores the left half, or with a fourth pass the right half.
+        // The last undone pass restores the left half, or the right half if all four passes are undone.
         let (left, right) = if last == 1 { (onto, from) } else { (from, [0, 0]) };
         let [high, low] = right;
         let shifted = if shift < 64 {
@@ -230,7 +231,7 @@ const fn uncarried(word: u64, shift: u32) -> u64 {
 }
 
 impl QuicRow {
-    /// The format of a connection ID with this first byte.
+    /// The format of a connection ID that begins with this byte.
     #[inline(always)]
     #[must_use]
     pub fn format(&self, first: u8) -> Option<&QuicFormat> {
@@ -242,18 +243,18 @@ impl QuicRow {
     }
 }
 
-/// The position of the receiver's connection ID in a datagram (RFC 8999).
+/// The position in a datagram of the connection ID that belongs to the receiver (RFC 8999).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Offset of the connection ID's first byte.
+    /// The offset of the connection ID's first byte in the datagram.
     pub at: usize,
-    /// Length in bytes; `None`: the packet does not contain it.
+    /// The length of the connection ID in bytes; `None`: the packet does not state the length.
     pub length: Option<u8>,
 }
 
-/// The position of the connection ID that a server has issued to its client. `None`: there is none, or the client may
-/// have chosen it, as in the Initial and 0-RTT packets of known QUIC versions. `version` and `length` are fields of a
-/// long header.
+/// The position in a datagram of the connection ID that a server has issued to its client. `None`: the datagram has no
+/// such ID, or the client may have chosen the ID, as in the Initial and 0-RTT packets of known QUIC versions. The
+/// arguments `version` and `length` are fields of a long header.
 #[inline(always)]
 #[must_use]
 pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
@@ -263,7 +264,7 @@ pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
     }
     let kind = first >> 4 & 3;
     let by_client = match version {
-        // Only servers send version negotiation packets.
+        // Only servers send packets for version negotiation.
         0 => true,
         VERSION_1 => kind == 0 || kind == 1,
         VERSION_2 => kind == 1 || kind == 2,
@@ -276,7 +277,7 @@ pub const fn place(first: u8, version: u32, length: u8) -> Option<Place> {
 pub const VERSION_1: u32 = 1;
 /// The number of QUIC version 2 (RFC 9369).
 pub const VERSION_2: u32 = 0x6b33_43cf;
-/// Offset of the receiver's connection ID in a long header.
+/// The offset of the receiver's connection ID in a long header.
 pub const LONG_ID_AT: usize = 6;
 
 #[cfg(test)]
@@ -309,7 +310,7 @@ mod tests {
         let example = Some(bytes("fdf726a9893ec05c0632d3956680baf0").try_into().unwrap());
         for (key, first, id, nonce, connection) in [
             (None, 0x07, "c4605e", "4504cc4f", "07c4605e4504cc4f"),
-            // The draft prints 350d28b420 and 3487d970b, the same bytes shifted by half a byte.
+            // The draft prints server ID and nonce as 350d28b420 and 3487d970b: the same bytes, shifted by half a byte.
             (None, 0x20, "a350d28b42", "03487d970b", "20a350d28b4203487d970b"),
             (key, 0x07, "ed793a", "ee080dbf", "0720b1d07b359d3c"),
             (key, 0x2f, "ed793a51d49b8f5fab65", "ee080dbf48", "2fcc381bc74cb4fbad2823a3d1f8fed2"),

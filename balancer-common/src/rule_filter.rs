@@ -1,22 +1,24 @@
-//! A filter that shows for most clients, without a lookup, that no rule concerns them.
+//! A filter that shows for most clients, without a rule lookup, that no rule matches them.
 //!
-//! The filter has a bit for each *place* of a service's clients: the first 16 bits of an IPv4 address, or a hash of the
-//! first 48 bits of an IPv6 address. Services share the bits, and each permutes them differently. A rule for a larger
-//! prefix sets the bit of every place inside it (IPv4), or one bit for all clients of the service.
+//! A client's *place* is the first 16 bits of its IPv4 address, or a hash of the first 48 bits of its IPv6 address; the
+//! filter has one bit for each place. Services share the bits, and each service permutes them differently. For IPv4, a
+//! rule for a prefix shorter than 16 bits sets the bit of every place inside the prefix; for IPv6, a rule for a prefix
+//! shorter than 48 bits sets one bit that covers all clients of the service.
 
 use crate::map_types::FAMILY_V4;
 
-/// Number of places.
+/// The number of places in the filter.
 pub const PLACES: u32 = 1 << 16;
-/// Words of the filter: a bit for each place, then one for each service.
+/// The number of words of the filter: a bit for each place, then a bit for each service.
 pub const WORDS: u32 = 2 * PLACES / u64::BITS;
 
-/// Bits of an IPv4 address that name its place.
+/// The number of bits of an IPv4 address that determine its place.
 pub const PREFIX_V4: u8 = 16;
-/// Bits of an IPv6 address that name its place.
+/// The number of bits of an IPv6 address that determine its place.
 pub const PREFIX_V6: u8 = 48;
 
-/// The place of a client of a service, below [`PLACES`]. `address` is in memory order, IPv4 in the first word.
+/// The place of a service's client in the filter, below [`PLACES`]. `address` is in memory order, IPv4 in the first
+/// word.
 #[inline(always)]
 #[must_use]
 pub const fn place(service: u16, family: u8, address: &[u32; 4]) -> u32 {
@@ -30,14 +32,14 @@ pub const fn place(service: u16, family: u8, address: &[u32; 4]) -> u32 {
     (client ^ service.wrapping_mul(MULTIPLIER as u16)) as u32
 }
 
-/// The word of a place, and the bit in it.
+/// The filter word that contains a place's bit, and the bit in this word.
 #[inline(always)]
 #[must_use]
 pub const fn bit(place: u32) -> (u32, u64) {
     (place / u64::BITS, 1 << (place % u64::BITS))
 }
 
-/// The word and the bit for all clients of a service.
+/// The filter word that contains the bit for all clients of a service, and the bit in this word.
 #[inline(always)]
 #[must_use]
 pub const fn every(service: u16) -> (u32, u64) {
@@ -73,7 +75,7 @@ mod tests {
         }
         let v6_places: HashSet<u32> =
             (0..4096u32).map(|site| place(3, FAMILY_V6, &[0xb80d_0120, site, 0, 0])).collect();
-        // 4,096 values in 65,536 places should give 3,971 different ones.
+        // With random places, 4,096 clients should hit 3,971 of the 65,536 places.
         assert!(v6_places.len() > 3800, "{}", v6_places.len());
     }
 }

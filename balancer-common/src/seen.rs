@@ -1,41 +1,47 @@
-//! A filter of the known clients that were seen in this period: a Bloom filter whose blocks are words, with two bits
-//! for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
+//! A filter of the known clients that have sent a packet in this period: a Bloom filter whose blocks are words, with
+//! two bits for each client (Putze, Sanders, Singler: "Cache-, Hash- and Space-Efficient Bloom Filters", 2007).
 //!
-//! A packet in a slot without exceptions needs its client's entry only to refresh it. The client's first packet in a
-//! period refreshes the entry and sets the client's bits; later packets find these bits set and read nothing more. A
-//! TCP client whose entry is not yet *established* sets no bits, because its next packets may establish it. At the
-//! start of each period, seconds or a few minutes long, the controller clears all bits and draws a new *salt*, so
-//! clients that share bits in one period share none in the next. A client whose bits were all set by others is not
-//! refreshed in that period. It is forgotten only if this happens in every period in which it sends a packet, for as
-//! long as it is remembered. Only clients with an entry set bits, so unknown sources cannot fill the filter.
+//! For a packet in a slot without exceptions, the program reads the client's entry only to refresh the entry. The
+//! client's first packet in a period refreshes the entry and sets the client's filter bits; for later packets, the
+//! program finds these bits set and does not read the entry. A TCP client whose entry is not yet *established* sets no
+//! filter bits, because its next packets may establish the entry. At the start of each period, which lasts seconds or a
+//! few minutes, the controller clears all bits of the filter and draws a new *salt*. Clients that share bits in one
+//! period therefore share no bits in the next period. If other clients have set both bits of a client, the program does
+//! not refresh this client's entry in that period. The balancer forgets such a client only if, for the whole time for
+//! which it remembers clients, no period in which the client sends a packet refreshes the entry. Only clients with an
+//! entry set bits, so unknown sources cannot fill the filter.
 
-/// Bits for each bucket of the client table: four for each client that the table is sized for.
+/// The number of filter bits for each bucket of the client table: four for each client for which the table is sized.
 const BITS_PER_BUCKET: u32 = 8;
-/// Buckets whose share of the bits is one word.
+/// The number of buckets whose filter bits make up one word.
 const BUCKETS_PER_WORD: u32 = u64::BITS / BITS_PER_BUCKET;
 
-/// The shortest memory with periods, in seconds. With a shorter one, every packet reads the entry.
+/// The shortest time for remembering clients that allows refresh periods, in seconds. If clients are remembered for a
+/// shorter time, the program reads the entry for every packet.
 pub const SHORTEST_MEMORY: u32 = 16;
 
-/// The minimum number of periods in `remember`: that gives four within the time in which a client must send a packet.
+/// The minimum number of refresh periods in `remember`: four of these periods fit into the time in which a client must
+/// send a packet.
 const PERIODS_PER_REMEMBER: u32 = 32;
-/// The longest period in seconds if datagrams are among the packets. Datagrams have no connections: the age of an entry
-/// determines when the next one begins, and a newcomer whose bits other clients have set waits this long for its entry.
+/// The longest refresh period in seconds for services that receive datagrams. Datagrams have no connections, so the age
+/// of a client's entry determines when the client's next connection begins. A new client waits this long for its entry
+/// if other clients have set its filter bits.
 const LONGEST_OF_DATAGRAMS: u32 = 8;
-/// The number of periods in `remember` if each connection begins with a packet that opens it. That gives eight within
-/// the time in which a client must send a packet, because more clients share bits in a longer period.
+/// The number of refresh periods in `remember` if each connection begins with a packet that opens it. Eight of these
+/// periods fit into the time in which a client must send a packet, because a longer period would make more clients
+/// share bits.
 const LONG_PERIODS_PER_REMEMBER: u32 = 64;
-/// The longest period in seconds. The recorded age of an entry may be wrong by this time.
+/// The longest refresh period in seconds. The recorded age of an entry may be too high or too low by up to this time.
 const LONGEST_PERIOD: u32 = 300;
 
-/// Number of 64-bit words in the filter for a client table of `buckets`, a power of two.
+/// The number of 64-bit words in the filter for a client table of `buckets`, which is a power of two.
 #[must_use]
 pub const fn words(buckets: u32) -> u32 {
     buckets.div_ceil(BUCKETS_PER_WORD)
 }
 
-/// A client's word under `salt`, and its two bits in that word, which may coincide. `bucket_mask` is the number of
-/// buckets less one.
+/// The index of a client's filter word under `salt`, and the client's two bits in that word, which may coincide.
+/// `bucket_mask` is the number of buckets less one.
 #[inline(always)]
 #[must_use]
 pub const fn place(hash: u64, salt: u64, bucket_mask: u32) -> (u32, u64) {
@@ -54,8 +60,8 @@ pub const fn salt(period: u64) -> u64 {
     state ^ state >> 31 | 1
 }
 
-/// Length of a period in seconds if clients are remembered for `remember` seconds; `openers` says whether each
-/// connection begins with a packet that opens it. `None`: every packet reads the entry.
+/// The length of a refresh period in seconds if the balancer remembers clients for `remember` seconds; `openers` says
+/// whether each connection begins with a packet that opens it. `None`: the program reads the entry for every packet.
 #[must_use]
 pub fn period_seconds(remember: u32, openers: bool) -> Option<u32> {
     if remember < SHORTEST_MEMORY {
@@ -104,7 +110,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "statistics: minutes under Miri")]
     fn when_two_clients_share_bits_then_it_is_by_chance_and_not_in_the_next_period() {
-        // 64 buckets give 8 words.
+        // With 64 buckets, the filter has 8 words.
         let hash = |client: u64| salt(client.wrapping_mul(77));
         let place = |client: u64, period: u64| place(hash(client), salt(period), 63);
         let (mut once, mut twice) = (0u32, 0u32);
@@ -120,8 +126,9 @@ mod tests {
                 }
             }
         }
-        // Of 398,000 pairs, one in 8 shares a word, and in one of 1,024 of these both bits are among the other's two.
-        // Expected: 48.6 with standard deviation 7; twice in a row: 0.006.
+        // Of 398,000 pairs of clients, one in 8 shares a word; in one of 1,024 pairs that share a word, both bits of
+        // one client are among the bits of the other. The test expects 48.6 pairs with standard deviation 7, and 0.006
+        // pairs that share bits twice in a row.
         assert!((20..77).contains(&once) && twice == 0, "{once} {twice}");
     }
 

@@ -1,35 +1,36 @@
-//! The open-addressed tables of services and `nat` returns. A lookup reads at most [`PROBES`] rows: a pair of
-//! neighbouring rows at each of two places that the key determines (cuckoo hashing with buckets of two: Pagh and
+//! The open-addressed tables of listeners and of `nat` returns. A lookup reads at most [`PROBES`] rows: one pair of
+//! neighbouring rows at each of two positions that the key determines (cuckoo hashing with buckets of two: Pagh and
 //! Rodler, 2001; Dietzfelbinger and Weidling, 2007).
 //!
-//! The controller builds a whole table in the unused half of the map, tries hash factors until every key has a row, and
-//! then publishes the table with one 64-bit store.
+//! The controller builds a whole table in the unused half of the map, tries hash factors until the table has a row for
+//! every key, and then publishes the table with one 64-bit store.
 
 use crate::map_types::ServiceKey;
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 const OTHER_MULTIPLIER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
-/// Number of rows read for a key.
+/// The maximum number of rows that a lookup of a key reads.
 pub const PROBES: usize = 4;
 
-/// Number of bits in a row number.
+/// The number of bits of a row number.
 const ROW_BITS: u32 = 24;
 const ROWS: u32 = (1 << ROW_BITS) - 1;
 
-/// The part of the map that is in use: base row, size and hash factor in one word, which the controller stores.
+/// The active part of the map: base row, size and hash factor in one word, which the controller replaces with one
+/// store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableView {
-    /// First row; a multiple of the number of rows, below 2^24.
+    /// The first row of the table; a multiple of the number of rows, below 2^24.
     pub base: u32,
-    /// Binary logarithm of the number of rows, 1 to 23.
+    /// The binary logarithm of the table's number of rows, 1 to 23.
     pub bits: u8,
-    /// Factor of the hash that [`TableView::rows`] uses, see [`factor`].
+    /// The factor of the hash in [`TableView::rows`], see [`factor`].
     pub factor: u32,
 }
 
 impl TableView {
-    /// Packs the view into the published word.
+    /// Packs the view into the word that the controller publishes.
     #[must_use]
     pub const fn to_word(self) -> u64 {
         let shift = 32 - self.bits as u64;
@@ -45,25 +46,25 @@ impl TableView {
     }
 }
 
-/// A published [`TableView`] word.
+/// The 64-bit word of a published [`TableView`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PublishedView(pub u64);
 
 impl PublishedView {
-    /// [`TableView::base`].
+    /// The value of [`TableView::base`].
     #[must_use]
     pub const fn base(self) -> u32 {
         self.0 as u32 & ROWS
     }
 
-    /// The rows at which the lookup of `key` starts.
+    /// The rows at which the lookup of `key` starts in each pair.
     #[inline(always)]
     #[must_use]
     pub const fn home(self, key: &ServiceKey) -> Home {
         self.home_of(KeyWords::of(key))
     }
 
-    /// The rows at which the lookup of a key starts, given the key as words.
+    /// The rows at which the lookup of a key starts in each pair, given the key as words.
     #[inline(always)]
     #[must_use]
     pub const fn home_of(self, key: KeyWords) -> Home {
@@ -72,19 +73,19 @@ impl PublishedView {
     }
 }
 
-/// A key in three words, which fit registers.
+/// A lookup key as three words, each of which fits a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyWords {
     /// The first half of the address.
     pub low: u64,
     /// The second half of the address.
     pub high: u64,
-    /// Everything but the address.
+    /// All fields of the key except the address.
     pub rest: u32,
 }
 
 impl KeyWords {
-    /// The words of `key`.
+    /// Splits `key` into its three words.
     #[inline(always)]
     #[must_use]
     pub const fn of(key: &ServiceKey) -> Self {
@@ -93,20 +94,20 @@ impl KeyWords {
     }
 }
 
-/// A key's first row, and the bits that determine its other rows, in one word because the kernel program has few
+/// A key's first row, and the bits that determine the key's other rows, in one word because the kernel program has few
 /// registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Home(u32);
 
 impl Home {
-    /// The first row of the lookup; the second is `first() ^ 1`.
+    /// The first row of the lookup; the second row is `first() ^ 1`.
     #[inline(always)]
     #[must_use]
     pub const fn first(self) -> u32 {
         self.0 & ROWS
     }
 
-    /// The third row of the lookup of the key with this home; the fourth row is `third() ^ 1`.
+    /// The third row of the lookup; the fourth row is `third() ^ 1`.
     #[inline(always)]
     #[must_use]
     pub const fn third(self, key: KeyWords) -> u32 {
@@ -115,24 +116,26 @@ impl Home {
     }
 }
 
-/// The hash factor to try after `tried` others. It is always odd.
+/// The hash factor to try after `tried` other factors. The factor is always odd.
 #[must_use]
 pub const fn factor(tried: u32) -> u32 {
     tried.wrapping_mul(0x2545_f491).wrapping_add(0x85eb_ca6b) | 1
 }
 
-/// A hash of a service key; callers use its high bits. It adds multiply-shift hashes (Dietzfelbinger et al., 1997) of
-/// the address and of the other fields. Keys come from the configuration, not from outsiders.
+/// A hash of a service key; callers use the high bits of the hash. The function adds two multiply-shift hashes
+/// (Dietzfelbinger et al., 1997): one of the address and one of the other fields. Keys come from the configuration, not
+/// from outsiders.
 #[inline(always)]
 #[must_use]
 const fn hash(factor: u32, key: KeyWords) -> u32 {
     let KeyWords { low, high, rest } = key;
-    // Host order: multiplication carries bits only upwards, and consecutive hosts differ in their last byte.
+    // The address is in host order, because multiplication carries bits only upwards, and addresses of consecutive
+    // hosts differ in their last byte.
     let address = (u64::from_be(high).wrapping_add(low).wrapping_mul(MULTIPLIER) >> 32) as u32;
     address.wrapping_mul(factor).wrapping_add(rest.wrapping_mul(0x9e37_79b1))
 }
 
-/// Another hash, without a factor.
+/// A second hash of a service key, which depends on no factor.
 #[inline(always)]
 #[must_use]
 const fn other_hash(key: KeyWords) -> u32 {
@@ -145,7 +148,8 @@ const fn halves(address: &[u32; 4]) -> (u64, u64) {
     (address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32)
 }
 
-/// The bit of an address in the word that shows for most addresses that they are no VIP.
+/// The bit that stands for an address in a word with one bit for each VIP; for most addresses, a clear bit shows that
+/// the address is no VIP.
 #[inline(always)]
 #[must_use]
 pub const fn vip_bit(address: &[u32; 4]) -> u64 {

@@ -1,34 +1,36 @@
-//! Partial steering: which clients of a service the program steers if it does not steer all. Each client has a place in
-//! a fixed order, and clients whose place is below the share are steered.
+//! Partial steering: the choice of the clients that the program steers if it steers only some clients of a service.
+//! Each client has a position in a fixed order, and the program steers the clients whose position is below the share.
 //!
-//! The place follows from the tag, the high half of a client's hash, so an entry of the client table determines its
-//! client's side. The order never changes: a larger share adds clients and removes none.
+//! The position follows from the tag, which is the high half of a client's hash, so an entry of the client table shows
+//! whether the program steers the entry's client. The order never changes: a larger share adds clients and removes no
+//! client.
 
-/// A share of all clients, in percent.
+/// The share, in percent, that means all clients.
 pub const WHOLE: u8 = 100;
 
-/// The time in seconds after a change for which connections may still be open on the clients' earlier side: one hour.
+/// The time in seconds after a change of the share for which clients may still have connections that began before the
+/// change: one hour.
 pub const SETTLES_SECONDS: u64 = 3600;
 
-/// The share of a service's steered clients in percent, now and recently.
+/// The share of a service's clients that the program steers, in percent, now and in the recent past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Share {
-    /// The share now.
+    /// The present value of the share.
     pub now: u8,
-    /// The smallest share within the time for which connections are expected to last; at most `now`.
+    /// The smallest value of the share within the time for which connections are expected to last; at most `now`.
     pub least: u8,
-    /// The largest share within that time; at least `now`.
+    /// The largest value of the share within the time for which connections are expected to last; at least `now`.
     pub most: u8,
 }
 
-/// The side of a client.
+/// How a client is served: the program steers the client to a backend, or the host serves the client.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The client's packets are steered.
+    /// The program steers the client's packets.
     Steered = 0,
-    /// The client's packets are steered, but it may still have connections to the host.
+    /// The program steers the client's packets, but the client may still have connections to the host.
     Came = 1,
     /// The host serves the client, but the client may still have connections to a backend.
     Left = 2,
@@ -37,22 +39,22 @@ pub enum Side {
 }
 
 impl Share {
-    /// Every client is steered, and has been for long.
+    /// The program steers every client, and has done so for a long time.
     pub const ALL: Self = Self { now: WHOLE, least: WHOLE, most: WHOLE };
 
-    /// A share that has never changed.
+    /// The share of a service whose share has never changed.
     #[must_use]
     pub const fn always(percent: u8) -> Self {
         Self { now: percent, least: percent, most: percent }
     }
 
-    /// Whether every client is steered and none has a connection to the host.
+    /// Whether the program steers every client and no client has a connection to the host.
     #[must_use]
     pub const fn is_all(self) -> bool {
         self.least >= WHOLE
     }
 
-    /// The side of a client with this tag (the high half of its hash).
+    /// Whether the program or the host serves a client with this tag (the high half of the client's hash).
     #[inline(always)]
     #[must_use]
     pub const fn side(self, tag: u32) -> Side {
@@ -66,7 +68,7 @@ impl Share {
         }
     }
 
-    /// The share after a change to `percent`, for the time in which earlier connections may still be open.
+    /// The share after a change to `percent`, during the time in which earlier connections may still be open.
     #[must_use]
     pub const fn changed(self, percent: u8) -> Self {
         let least = if percent < self.least { percent } else { self.least };
@@ -75,8 +77,8 @@ impl Share {
     }
 }
 
-/// A client's place in the order of steering, below [`WHOLE`]. Clients with neighbouring tags, and therefore those of
-/// neighbouring slots, are far apart in this order.
+/// A client's position in the order of steering, below [`WHOLE`]. Clients with neighbouring tags, and therefore clients
+/// of neighbouring slots, are far apart in this order.
 #[inline(always)]
 #[must_use]
 pub const fn place(tag: u32) -> u8 {
@@ -142,7 +144,7 @@ mod tests {
             let slot = (u64::from(state) * u64::from(SLOTS)) >> 32;
             steered[slot as usize] += u32::from(is_steered(Share::always(30).side(state)));
         }
-        // Each slot should get 3,000; the limit is five standard deviations of 46.
+        // Each slot should get 3,000 clients; the limit is five standard deviations of 46 clients.
         assert!(steered.iter().all(|&count| count.abs_diff(3000) < 230), "{steered:?}");
     }
 }

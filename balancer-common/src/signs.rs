@@ -1,39 +1,42 @@
-//! Signs of a backend's failure in packets: handshakes that stay unanswered, and connections that the backend refuses.
+//! Signs in packets that a backend may have failed: handshakes that stay unanswered, and connections that the backend
+//! refuses.
 //!
-//! A sign does not prove a failure. It only makes the controller check the backend at once, so a forged sign does no
-//! harm.
+//! A sign does not prove a failure. A sign only makes the controller check the backend immediately, so a forged sign
+//! does no harm.
 
 /// The time unit of a [`Handshake`] as a power of two of coarse-clock nanoseconds: 17 ms.
 pub const HANDSHAKE_UNIT_BITS: u32 = 24;
-/// The maximum number of handshakes watched at a time.
+/// The maximum number of handshakes that the program watches at a time.
 pub const HANDSHAKES: u32 = 1 << HANDSHAKE_BITS;
 const HANDSHAKE_BITS: u32 = 12;
-/// The time in units after which a SYN counts as repeated: 0.9 s. Clients repeat it after one second, and again after
-/// two more.
+/// The time in units after which a second SYN counts as a repetition: 0.9 s. Clients repeat a SYN after one second, and
+/// again after two more seconds.
 const AGAIN_AFTER: u16 = (900_000_000 >> HANDSHAKE_UNIT_BITS) as u16;
-/// The minimum number of waiting handshakes that counts as a sign.
+/// The minimum number of waiting handshakes that counts as a sign of failure.
 const ENOUGH: u32 = 3;
-/// The time for which these handshakes must wait if the backend usually answers at once: 0.2 s.
+/// The time for which `ENOUGH` handshakes must wait before they count as a sign, if the backend usually answers
+/// immediately: 0.2 s.
 const LONG: u64 = 200_000_000;
-/// A number of waiting handshakes that cannot be a coincidence; so many handshakes need not wait as long.
+/// A number of waiting handshakes that cannot be a coincidence; if so many handshakes wait, a shorter wait counts as a
+/// sign.
 const MANY: u32 = 8;
-/// The time for which so many handshakes must wait: 0.05 s.
+/// The time for which `MANY` handshakes must wait before they count as a sign: 0.05 s.
 const NOT_LONG: u64 = 50_000_000;
-/// A handshake is overdue after this multiple of the usual time.
+/// A handshake is overdue after this multiple of the usual duration.
 const LONGER: u64 = 4;
-/// Weight of a new handshake in the smoothed time, as a negative power of two.
+/// The weight of a new handshake in the smoothed duration, as a negative power of two.
 const SMOOTHING_BITS: u32 = 3;
-/// After this time without a reset, resets are withheld again.
+/// After this time without a reset from the backend, the program withholds resets again.
 pub const QUIET: u64 = 10_000_000_000;
 
-/// The place of a client's handshake and its tag, both derived from the mixed address and port. Clients that share a
-/// place overwrite each other.
+/// The table index of a client's handshake and the client's tag, both derived from the mixed address and port.
+/// Handshakes of two clients with the same index overwrite each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshaker(u64);
 
 impl Handshaker {
-    /// Mixes an address (network order, IPv4 in the first word) and a port. An outsider who chooses address and port
-    /// can at worst hide a sign or cause a check.
+    /// Mixes the bits of an address (network order, IPv4 in the first word) and of a port. An outsider who chooses
+    /// address and port can at worst hide a sign or cause an unnecessary check.
     #[inline(always)]
     #[must_use]
     pub const fn new(address: &[u32; 4], port: u16) -> Self {
@@ -49,14 +52,14 @@ impl Handshaker {
         self.0
     }
 
-    /// Reads the value that [`Self::word`] gives.
+    /// Reads the value that [`Self::word`] has packed.
     #[inline(always)]
     #[must_use]
     pub const fn of_word(word: u64) -> Self {
         Self(word)
     }
 
-    /// The place of the handshake, below [`HANDSHAKES`].
+    /// The table index of the handshake, below [`HANDSHAKES`].
     #[inline(always)]
     #[must_use]
     pub const fn place(self) -> u32 {
@@ -69,15 +72,16 @@ impl Handshaker {
     }
 }
 
-/// A SYN on its way to a backend: the client's tag, the backend and the time, in one word. 0: empty.
+/// A SYN on its way to a backend: the client's tag, the backend and the time, in one word. The word 0 means that no
+/// handshake is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake(pub u64);
 
 impl Handshake {
-    /// An empty place.
+    /// The word that means no handshake.
     pub const NONE: Self = Self(0);
 
-    /// A handshake that begins `now` (coarse ns).
+    /// A handshake that begins at `now` (coarse ns).
     #[inline(always)]
     #[must_use]
     pub const fn new(client: Handshaker, backend: u16, now: u64) -> Self {
@@ -89,7 +93,7 @@ impl Handshake {
         (now >> HANDSHAKE_UNIT_BITS) as u16
     }
 
-    /// Whether the handshake is this client's.
+    /// Whether the handshake belongs to this client.
     #[inline(always)]
     #[must_use]
     pub const fn is_of(self, client: Handshaker) -> bool {
@@ -102,14 +106,14 @@ impl Handshake {
         (self.0 >> 16) as u16
     }
 
-    /// Time units since the handshake began.
+    /// The number of time units since the handshake began.
     #[inline(always)]
     #[must_use]
     pub const fn age(self, now: u64) -> u16 {
         Self::units(now).wrapping_sub(self.0 as u16)
     }
 
-    /// Whether another SYN of the same connection is a repetition, which the client sends because it got no answer.
+    /// Whether a new SYN of the same connection is a repetition, which the client sends because it got no answer.
     #[inline(always)]
     #[must_use]
     pub const fn comes_again(self, now: u64) -> bool {
@@ -120,17 +124,17 @@ impl Handshake {
 /// The unfinished handshakes with one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Start of the first handshake after the last one that ended, coarse ns; 0: none.
+    /// The time at which the first handshake began since a handshake last ended, in coarse ns; 0: none.
     pub since: u64,
-    /// Number of handshakes that began since that time.
+    /// The number of handshakes that began since the time in `since`.
     pub begun: u32,
     /// Eight times the smoothed duration of a handshake, in units.
     pub usual: u32,
 }
 
 impl Waiting {
-    /// Counts a handshake that begins, or begins `again`. The second value says whether this is a sign that the backend
-    /// does not answer.
+    /// Counts a handshake that begins; `again` says whether its SYN is a repetition. The second value of the result
+    /// says whether the handshake is a sign that the backend does not answer.
     #[inline(always)]
     #[must_use]
     pub const fn begin(self, now: u64, again: bool) -> (Self, bool) {
@@ -145,7 +149,7 @@ impl Waiting {
         (Self { begun, ..self }, is_long && (again || begun >= ENOUGH))
     }
 
-    /// Counts a handshake that ended after `took` units: the backend answers.
+    /// Counts a handshake that ended after `took` units, which shows that the backend answers.
     #[inline(always)]
     #[must_use]
     pub const fn end(self, took: u16) -> Self {
@@ -154,18 +158,20 @@ impl Waiting {
     }
 }
 
-/// The treatment of resets by which a backend refuses connections.
+/// The state that determines whether the program withholds the resets by which a backend refuses connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// Time since which the program withholds resets, coarse ns; 0: resets pass.
+    /// The time since which the program withholds resets, in coarse ns; 0: resets pass.
     pub since: u64,
-    /// Time of the last reset that passed, or of the last check that found the backend working; 0: never.
+    /// The time of the last reset that passed, or of the last check that found the backend working, in coarse ns; 0:
+    /// never.
     pub passed: u64,
 }
 
 impl Refusals {
-    /// Counts a refused connection. The second value says whether to withhold the reset, for at most `withhold` ns.
-    /// Resets of a working backend pass, except for the first ones: see [`Self::works`].
+    /// Counts a connection that the backend refused. The second value of the result says whether the program must
+    /// withhold the reset, for at most `withhold` ns. Resets of a working backend pass, except for the first resets
+    /// after a pause: see [`Self::works`].
     #[inline(always)]
     #[must_use]
     pub const fn refuse(self, now: u64, withhold: u64) -> (Self, bool) {
@@ -181,7 +187,7 @@ impl Refusals {
         }
     }
 
-    /// Records that a check has found the backend working, so the backend refuses connections on purpose.
+    /// Records that a check has found the backend working, which means that the backend refuses connections on purpose.
     #[inline(always)]
     #[must_use]
     pub const fn works(self, now: u64) -> Self {
@@ -258,7 +264,7 @@ mod tests {
     fn when_clients_are_far_away_then_it_takes_longer() {
         let mut waiting = Waiting::default();
         for _ in 0..100 {
-            // The handshake takes 300 ms.
+            // In this test, a handshake takes 300 ms.
             waiting = waiting.begin(T, false).0.end(18);
         }
         for begun in 0..100 {

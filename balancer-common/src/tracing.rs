@@ -1,5 +1,5 @@
-//! Data that the tracing program shares with the controller. The program is attached only while `balancer trace` or
-//! `balancer capture` runs, and no data is left afterwards.
+//! Data that the tracing program shares with the controller. The tracing program is attached only while `balancer
+//! trace` or `balancer capture` runs, and leaves no data behind.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -8,44 +8,48 @@ use crate::{
     verdict::{Decision, MOVE_COUNTERS},
 };
 
-/// The maximum number of bytes reported of a frame: a jumbo frame.
+/// The maximum number of bytes that the program reports of a frame: the length of a jumbo frame.
 pub const MAX_KEPT: u32 = 9216;
-/// Number of bytes of a frame in which the program looks for addresses.
+/// The number of bytes at the start of a frame in which the program looks for addresses.
 pub const SCANNED: usize = 128;
 /// The maximum number of backends whose counters the program compares before and after a packet.
 pub const MAX_WATCHED: u32 = 1024;
 /// The maximum number of virtual addresses that the program distinguishes.
 pub const MAX_VIPS: u32 = 4096;
 
-/// The packets to report.
+/// The packets that the tracing program must report.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
-    /// Time on the monotonic clock, in nanoseconds, at which reporting stops; the controller keeps postponing it.
+    /// The time on the monotonic clock, in nanoseconds, at which reporting stops; the controller keeps postponing this
+    /// time.
     pub until: u64,
-    /// The client's prefix, network order; IPv4 in the first word.
+    /// The address prefix of the clients to report, network order; IPv4 in the first word.
     pub client: [u32; 4],
-    /// The significant bits of `client`.
+    /// The number of significant bits of `client`.
     pub mask: [u32; 4],
-    /// [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: every client.
+    /// The family: [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: every
+    /// client.
     pub family: u32,
-    /// 1: only packets from or to an address in the map of VIPs; 0: all packets that the program handles.
+    /// 1: the program reports only packets from or to an address in the map of VIPs; 0: it reports all packets that it
+    /// handles.
     pub only_vips: u32,
-    /// The number of bytes to report of each frame, up to [`MAX_KEPT`].
+    /// The number of bytes that the program reports of each frame, up to [`MAX_KEPT`].
     pub snaplen: u32,
-    /// Number of backends in the map of watched backends.
+    /// The number of backends in the map of watched backends.
     pub watched: u32,
 }
 
-/// An address in the map of VIPs.
+/// A virtual address in the map of VIPs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Address {
-    /// Network order; IPv4 in the first word.
+    /// The address in network order; an IPv4 address is in the first word.
     pub words: [u32; 4],
-    /// [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: no address.
+    /// The family: [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: no
+    /// address.
     pub family: u32,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u32,
 }
 
@@ -53,109 +57,114 @@ pub struct Address {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Found {
-    /// The sender.
+    /// The address of the frame's sender.
     pub source: Address,
-    /// The receiver.
+    /// The address of the frame's receiver.
     pub destination: Address,
-    /// The destination in the packet that an ICMP error quotes.
+    /// The destination of the packet that an ICMP error in the frame quotes.
     pub quoted: Address,
 }
 
-/// A packet inside the program, and the counters of its CPU before it.
+/// A packet that the program is processing, and the counters of its CPU before the packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Draft {
-    /// The part that is reported.
+    /// The data that the program reports to the controller.
     pub head: Head,
-    /// 1: the packet arrived, and its outcome is awaited.
+    /// 1: the packet has arrived, and its outcome is not known yet.
     pub begun: u32,
-    /// Whether the arriving packet concerns the client and the VIPs. If not, the program examines the departing packet.
+    /// Whether the packet, on arrival, matches the client and the VIPs to report. If this field is 0, the program
+    /// examines the packet again on departure.
     pub matches: u32,
-    /// Whether the packet is from or for a VIP.
+    /// Whether the packet comes from a VIP or is addressed to a VIP.
     pub vip: u32,
-    /// Number of watched backends that are compared.
+    /// The number of watched backends whose counters the program compares.
     pub watched: u32,
-    /// Drop counters before the packet.
+    /// The drop counters before the packet.
     pub drops: DropStats,
-    /// Reply counters before the packet.
+    /// The counters of answers before the packet.
     pub replies: ReplyStats,
-    /// Memory counters before the packet.
+    /// The counters of the client table before the packet.
     pub memory: MemoryStats,
-    /// The addresses of the current frame. They are stored here because the verifier does not allow whole words at
-    /// unaligned places of the stack.
+    /// The addresses in the current frame. The addresses are stored in this structure because the verifier does not
+    /// allow whole words at unaligned places of the stack.
     pub found: Found,
     /// The first bytes of the current frame.
     pub scanned: [u64; SCANNED / 8],
 }
 
-/// A packet on arrival or departure; the padded bytes of the frame follow.
+/// A report about a packet on arrival or departure; the frame's bytes follow, padded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Head {
-    /// Time in nanoseconds of the monotonic clock.
+    /// The time in nanoseconds of the monotonic clock.
     pub time: u64,
-    /// `CAME` or `LEFT`. An arrival without a departure directly after it on the same CPU is ignored.
+    /// The stage of the packet: `CAME` or `LEFT`. The controller ignores an arrival that no departure on the same CPU
+    /// directly follows.
     pub stage: u32,
     /// The interface by which the packet arrived.
     pub ifindex: u32,
-    /// The receive queue.
+    /// The receive queue of the packet.
     pub queue: u32,
-    /// The length of the frame.
+    /// The length of the whole frame.
     pub length: u32,
-    /// Number of bytes that follow.
+    /// The number of frame bytes that follow this structure.
     pub kept: u32,
-    /// The XDP action. This field and those below have a value only on departure.
+    /// The XDP action that the program returned. This field and the fields below have a value only on departure.
     pub action: u32,
-    /// The drop reason: a [`DropReason`](crate::verdict::DropReason) index counted from 1; 0: not dropped.
+    /// The drop reason: a [`DropReason`](crate::verdict::DropReason) index counted from 1; 0: the packet was not
+    /// dropped.
     pub drop: u8,
-    /// `ANSWERED_*`, or 0.
+    /// The kind of answer: one of `ANSWERED_*`, or 0.
     pub answered: u8,
-    /// `MEMORY_*` bits.
+    /// The flags: `MEMORY_*` bits.
     pub memory: u8,
-    /// How the backend was chosen: a [`Decision`](crate::verdict::Decision) index counted from 1; 0: not counted.
+    /// How the program chose the backend: a [`Decision`](crate::verdict::Decision) index counted from 1; 0: no decision
+    /// was counted.
     pub decision: u8,
-    /// Id of the watched backend that counted the packet or the decision; 0: none.
+    /// The id of the watched backend that counted the packet or the decision; 0: none.
     pub backend: u16,
     /// The id of the backend that the client was moved from; 0: none.
     pub moved_from: u16,
-    /// The cause of the move: a [`MoveCause`](crate::verdict::MoveCause) index counted from 1; 0: no move.
+    /// The cause of the client's move: a [`MoveCause`](crate::verdict::MoveCause) index counted from 1; 0: no move.
     pub cause: u8,
-    /// 1: the backend counted the packet as forwarded.
+    /// 1: the backend's counters count the packet as forwarded.
     pub forwarded: u8,
-    /// `QUIC_*`, or 0: the packet is not for a listener of QUIC.
+    /// The result of reading the QUIC connection ID: one of `QUIC_*`; 0: the packet is not for a QUIC listener.
     pub quic: u8,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: [u8; 5],
 }
 
 /// `Head::stage`: the packet arrives.
 pub const CAME: u32 = 1;
-/// `Head::stage`: the packet departs, with its outcome.
+/// `Head::stage`: the packet departs with its outcome.
 pub const LEFT: u32 = 2;
-/// `Head::answered`: an echo request was answered.
+/// `Head::answered`: the program answered an echo request.
 pub const ANSWERED_ECHO: u8 = 1;
-/// `Head::answered`: the sender was told that the packet is too big.
+/// `Head::answered`: the program told the sender that the packet is too big.
 pub const ANSWERED_TOO_BIG: u8 = 2;
-/// `Head::answered`: the packet was rejected.
+/// `Head::answered`: the program rejected the packet.
 pub const ANSWERED_REJECTED: u8 = 3;
-/// `Head::memory`: the client was recorded.
+/// `Head::memory`: the program recorded the client.
 pub const MEMORY_RECORDED: u8 = 1;
-/// `Head::memory`: another client was forgotten to make room.
+/// `Head::memory`: the program forgot another client to make room.
 pub const MEMORY_EVICTED: u8 = 2;
-/// `Head::memory`: there was no room to record the client.
+/// `Head::memory`: the client table had no room to record the client.
 pub const MEMORY_FULL: u8 = 4;
-/// `Head::memory`: too many newcomers came at once, so the client was not recorded.
+/// `Head::memory`: the program did not record the client, because too many new clients came at once.
 pub const MEMORY_LIMITED: u8 = 8;
 
-/// `Head::quic`: the packet has no connection ID that a server has given.
+/// `Head::quic`: the packet has no connection ID that a server has issued.
 pub const QUIC_NO_ID: u8 = 1;
 /// `Head::quic`: the connection ID has a known format but names no server.
 pub const QUIC_UNKNOWN: u8 = 2;
-/// `Head::quic`: the connection ID names a backend that keeps no clients, or cannot be reached.
+/// `Head::quic`: the connection ID names a backend that keeps no clients or cannot be reached.
 pub const QUIC_GONE: u8 = 3;
-/// `Head::quic`: the connection ID names the backend that the packet goes to.
+/// `Head::quic`: the connection ID names the backend to which the packet goes.
 pub const QUIC_NAMED: u8 = 4;
-/// `Head::quic`: the same, and the program has recorded the client's address at that backend.
+/// `Head::quic`: the connection ID names the packet's backend, and the program has recorded the client's address at
+/// this backend.
 pub const QUIC_TAUGHT: u8 = 5;
 
 /// The number of bits of each counter in a [`digest`].
@@ -213,9 +222,11 @@ const _: () = assert!(size_of::<Head>() == 48 && size_of::<BackendStats>() == 12
 
 #[cfg(feature = "user")]
 mod user {
-    // SAFETY: `bytemuck::Pod` is derived: no padding, every bit pattern valid.
+    // SAFETY: the type derives `bytemuck::Pod`, which checks that it has no padding and that every bit pattern is
+    // valid.
     unsafe impl aya::Pod for super::Settings {}
-    // SAFETY: as above.
+    // SAFETY: the type derives `bytemuck::Pod`, which checks that it has no padding and that every bit pattern is
+    // valid.
     unsafe impl aya::Pod for super::Address {}
 }
 

@@ -1,6 +1,7 @@
-//! The possible outcomes of a packet. Each kind is one enum that defines counter indices and metric labels.
+//! The possible outcomes of a packet in the kernel program. Each kind of outcome is one enum that defines counter
+//! indices and metric labels.
 
-/// Declares a field-less enum with its counter index and its metric label.
+/// Declares an enum without fields whose variants have a counter index and a metric label.
 macro_rules! labelled {
     ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $label:literal,)+ }) => {
         $(#[$outer])*
@@ -10,19 +11,19 @@ macro_rules! labelled {
         pub enum $name { $($(#[$inner])* #[cfg_attr(feature = "user", serde(rename = $label))] $variant,)+ }
 
         impl $name {
-            /// Every variant, in the order of the counter index.
+            /// Every variant of the enum, in the order of the counter index.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
             /// The number of variants, which is the number of counters.
             pub const COUNT: usize = Self::ALL.len();
 
-            /// The label in metrics and JSON.
+            /// The label of the variant in metrics and JSON.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label,)+ }
             }
 
-            /// The position in an array of counters.
+            /// The position of the variant in an array of counters.
             #[inline(always)]
             #[must_use]
             pub const fn index(self) -> usize {
@@ -35,65 +36,69 @@ macro_rules! labelled {
 labelled! {
     /// The XDP action taken, as counted in `balancer_packets_seen_total`.
     Verdict {
-        /// Sent back by the interface on which the packet arrived.
+        /// The program sends the packet back out of the interface on which it arrived.
         Tx = "tx",
-        /// Sent out of another interface.
+        /// The program sends the packet out of another interface than the one on which it arrived.
         Redirect = "redirect",
-        /// Handed to the kernel unchanged.
+        /// The program hands the packet to the kernel unchanged.
         Pass = "pass",
-        /// Dropped; [`DropReason`] says why.
+        /// The program drops the packet; [`DropReason`] says why.
         Drop = "drop",
-        /// The program failed. Never counted on purpose.
+        /// The program failed to process the packet. The program never counts this verdict intentionally.
         Aborted = "aborted",
-        /// Handed to the kernel for sending: the neighbour is not resolved yet, or the interface accepts no frames from
-        /// XDP.
+        /// The program hands the packet to the kernel for sending: the neighbour is not resolved yet, or the interface
+        /// accepts no frames from XDP.
         Handed = "handed",
-        /// Passed to this machine, which is the backend.
+        /// The program passes the packet to this machine, which is the backend.
         Local = "local",
     }
 }
 
 labelled! {
-    /// Why a packet was dropped, as counted in `balancer_drops_total`.
+    /// Why the program dropped a packet, as counted in `balancer_drops_total`.
     DropReason {
-        /// Shorter than its headers say, or headers that contradict themselves.
+        /// The packet is shorter than its headers say, or its headers contradict each other.
         Malformed = "malformed",
-        /// The service has no backend configured.
+        /// The configuration of the service has no backend.
         NoBackend = "no_backend",
-        /// Every backend is down and the service says `when_all_down = "drop"`, or every backend is in maintenance.
+        /// Every backend of the service is down and the service has the setting `when_all_down = "drop"`, or every
+        /// backend is in maintenance.
         AllDown = "all_down",
-        /// A later fragment that cannot be matched to a service.
+        /// The packet is a later fragment that the program cannot match to a service.
         FragmentUnknown = "fragment_unknown",
-        /// TTL or hop limit exhausted in a routed mode.
+        /// The TTL or hop limit of the packet is exhausted in a routed mode.
         TtlExceeded = "ttl_exceeded",
         /// The backend's link-layer address or egress interface is unknown.
         NoNextHop = "no_next_hop",
-        /// A reply of a `nat` backend: the route to its client forbids it, or forwarding is off on the interface.
+        /// The packet is a reply of a `nat` backend: the route to the client forbids the packet, or forwarding is off
+        /// on the interface.
         NoRoute = "no_route",
-        /// A reply of a `nat` backend: the neighbour towards its client has not answered for seconds.
+        /// The packet is a reply of a `nat` backend: the neighbour towards the client has not answered for seconds.
         NoNeighbour = "no_neighbour",
-        /// Too big for its path, and its sender cannot be informed: it allows fragmentation, is itself an ICMP error,
-        /// has no single sender, or too many senders were informed at once.
+        /// The packet is too big for its path, and the program cannot inform the sender: the packet allows
+        /// fragmentation, is itself an ICMP error or has no single sender, or the program informed too many senders at
+        /// once.
         TooBig = "too_big",
-        /// The driver leaves no room in front of the frame for an outer header.
+        /// The driver leaves no room for an outer header in front of the frame.
         NoHeadroom = "no_headroom",
-        /// A rule denies the client.
+        /// A rule denies packets of the client.
         Denied = "denied",
-        /// A reply of a `nat` backend that arrived by another interface than the one towards its next hop.
+        /// The packet is a reply of a `nat` backend that did not arrive by the interface of the backend's next hop.
         WrongInterface = "wrong_interface",
-        /// A packet for a service from an address that no client can have: loopback, multicast, unspecified, broadcast,
-        /// a VIP.
+        /// The packet is for a service, and its source is an address that no client can have: loopback, multicast,
+        /// unspecified, broadcast, a VIP.
         Martian = "martian",
-        /// An echo request to a VIP, beyond the limit for such requests.
+        /// The packet is an echo request to a VIP beyond the limit for echo requests.
         EchoLimited = "echo_limited",
-        /// A reset by which a `nat` backend refuses a connection while the backend is being checked.
+        /// The packet is a reset by which a `nat` backend refuses a connection while the controller is checking this
+        /// backend.
         Withheld = "withheld",
-        /// A packet for a `snat` service that belongs to no known connection and opens none.
+        /// The packet is for a `snat` service, belongs to no known connection and opens no connection.
         FlowUnknown = "flow_unknown",
-        /// A packet that would open a connection of a `snat` service, but all addresses and ports of the pool are taken
+        /// The packet would open a connection of a `snat` service, but all addresses and ports of the pool are taken
         /// for the backend.
         NoPort = "no_port",
-        /// A packet that would open a connection of a `snat` service, but the table of connections is full.
+        /// The packet would open a connection of a `snat` service, but the table of connections is full.
         FlowTableFull = "flow_table_full",
     }
 }
@@ -103,7 +108,7 @@ labelled! {
     Signal {
         /// The backend refuses a connection with a reset.
         Refused = "refused",
-        /// The backend, or a router on the way, reports that it cannot be reached.
+        /// The backend, or a router on the path to it, reports that the backend cannot be reached.
         Unreachable = "unreachable",
         /// Clients do not continue connections that they have begun.
         Unanswered = "unanswered",
@@ -113,25 +118,26 @@ labelled! {
 }
 
 labelled! {
-    /// How the backend of a new connection was chosen, as counted in `balancer_decisions_total`.
+    /// How the program chose the backend of a new connection, as counted in `balancer_decisions_total`.
     Decision {
-        /// A known client stayed where it was.
+        /// A known client stayed at its backend.
         Kept = "kept",
-        /// A known client was steered elsewhere.
+        /// The program steered a known client to another backend than before.
         Moved = "moved",
-        /// A client that was not known before.
+        /// The client was not known before this connection.
         New = "new",
-        /// A rule named the backend.
+        /// A rule named the backend for the client.
         Pinned = "pinned",
-        /// The lookup table alone decided: the service remembers nothing, or a rule spreads the client's connections.
+        /// The lookup table alone determined the backend: the service remembers no clients, or a rule spreads the
+        /// client's connections.
         Stateless = "stateless",
     }
 }
 
 labelled! {
-    /// Why a known client was moved, as counted in `balancer_moves_total`.
+    /// Why the program moved a known client, as counted in `balancer_moves_total`.
     MoveCause {
-        /// The client's backend failed.
+        /// The backend of the client failed.
         Down = "down",
         /// The drain deadline of the client's backend passed.
         Drain = "drain",
@@ -139,24 +145,24 @@ labelled! {
         Maint = "maint",
         /// The client's backend was removed.
         Removed = "removed",
-        /// The client's home backend came back.
+        /// The client's home backend works again.
         Failback = "failback",
-        /// A rule steers the client elsewhere.
+        /// A rule steers the client to another backend.
         Rule = "rule",
-        /// The client was forgotten on request.
+        /// A user made the balancer forget the client.
         Forgotten = "forgotten",
     }
 }
 
-/// Number of counters by [`MoveCause`].
+/// The number of counters for variants of [`MoveCause`].
 pub const MOVE_COUNTERS: usize = MoveCause::COUNT;
 
-/// A [`MoveCause`] as the kernel program carries it: the bare index.
+/// A [`MoveCause`] as the kernel program stores it: only the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CauseIndex(pub u8);
 
 impl CauseIndex {
-    /// Index of the counter.
+    /// The index of the counter.
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> usize {
@@ -170,15 +176,16 @@ impl From<MoveCause> for CauseIndex {
     }
 }
 
-/// Number of counters by [`DropReason`]: a power of two.
+/// The number of counters for variants of [`DropReason`], which is a power of two.
 pub const DROP_COUNTERS: usize = 32;
 
-/// A [`DropReason`] as the kernel program carries it: the bare index, masked right before counting.
+/// A [`DropReason`] as the kernel program stores it: only the index, which the program masks immediately before it
+/// counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropIndex(pub u8);
 
 impl DropIndex {
-    /// A position below [`DROP_COUNTERS`].
+    /// The index of the counter, below [`DROP_COUNTERS`].
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> usize {
@@ -192,7 +199,7 @@ impl From<DropReason> for DropIndex {
     }
 }
 
-/// An optional [`Decision`] as the kernel program carries it: the index counted from 1, or 0.
+/// An optional [`Decision`] as the kernel program stores it: the index counted from 1, or 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecisionIndex(pub u8);
 
@@ -200,7 +207,7 @@ impl DecisionIndex {
     /// The packet opens no connection.
     pub const NONE: Self = Self(0);
 
-    /// The position in an array of counters by [`Decision`].
+    /// The position in an array of counters for variants of [`Decision`].
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> Option<usize> {

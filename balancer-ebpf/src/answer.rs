@@ -1,4 +1,4 @@
-//! Code that all packets answered by the program share.
+//! The shared code for every packet that the program sends back as an answer.
 
 use balancer_common::map_types::{FAMILY_V4, Mac};
 

@@ -1,4 +1,4 @@
-//! The rows of backends.
+//! The map of backend rows.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -12,11 +12,11 @@ use balancer_common::{
 
 use crate::shared::{Shared, word};
 
-/// The controller sets the real number of rows when it loads the program.
+/// The controller sets the real number of rows of this map when it loads the program.
 #[map]
 static BACKENDS: Array<BackendRows> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The facts about a backend that the memory rule uses.
+/// The facts about a backend that determine whether a known client may stay at it.
 #[inline(always)]
 pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
     let BackendStanding { service, cause, flags } = standing(rows(backend)?);
@@ -39,7 +39,7 @@ fn standing(rows: Shared<BackendRows>) -> BackendStanding {
     BackendStanding::from_word(word!(rows, rows[0].standing))
 }
 
-/// A reachable backend, as its row was when it was read.
+/// A reachable backend, with its row as the program read it.
 #[derive(Clone, Copy)]
 pub(crate) struct Reachable {
     pub(crate) row: &'static BackendRow,
@@ -54,8 +54,8 @@ pub(crate) fn reachable(backend: u16) -> Option<Reachable> {
     if flags & BACKEND_REACHABLE == 0 {
         return None;
     }
-    // SAFETY: a map value, at the offset of one of its rows. The controller writes to a row only after the row was
-    // unused for a grace period, which is longer than any packet takes.
+    // SAFETY: the pointer points into a map value, at the start of one of the rows in this value. The controller writes
+    // to an unused row only after a grace period, which is longer than the program needs for any packet.
     let row = unsafe { &*rows.pointer().byte_add(usize::from(flags & BACKEND_SECOND)).cast::<BackendRow>() };
     Some(Reachable { row, flags, service })
 }

@@ -1,4 +1,4 @@
-//! Budgets of this CPU for work that outsiders can cause: a number of times in each period of 2^30 ns.
+//! Limits for each CPU on the work that outsiders can cause: a maximum number of actions in each period of 2^30 ns.
 
 use aya_ebpf::{Global, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::PerCpuArray};
 use balancer_common::map_types::{BUDGETS, Budget};
@@ -8,8 +8,8 @@ const PERIOD_BITS: u32 = 30;
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(BUDGETS, 0);
 
-/// The number of "too big" errors that may be sent in a period. Here and below, the controller divides the machine's
-/// limit by the number of CPUs.
+/// The number of "too big" errors that may be sent in a period. The controller divides this limit of the machine, and
+/// each of the limits below, by the number of CPUs.
 #[unsafe(no_mangle)]
 static ERROR_BUDGET: Global<u32> = Global::new(1000);
 
@@ -21,7 +21,7 @@ static ECHO_BUDGET: Global<u32> = Global::new(1000);
 #[unsafe(no_mangle)]
 static FRAGMENT_BUDGET: Global<u32> = Global::new(1000);
 
-/// The number of replies that may wait for their neighbour in a period.
+/// The number of replies in a period that may wait until the kernel resolves a neighbour.
 #[unsafe(no_mangle)]
 static WAITING_BUDGET: Global<u32> = Global::new(1000);
 
@@ -29,14 +29,14 @@ static WAITING_BUDGET: Global<u32> = Global::new(1000);
 #[unsafe(no_mangle)]
 static REJECTION_BUDGET: Global<u32> = Global::new(1000);
 
-/// Whether this CPU may send another "too big" error. A flood at a service that rejects packets does not use up this
-/// budget, because path MTU discovery of all services depends on it.
+/// Whether this CPU may send another "too big" error. Rejected packets do not count against the limit of "too big"
+/// errors, because path MTU discovery of all services depends on these errors.
 #[inline(always)]
 pub(crate) fn may_send_error() -> bool {
     spend(&BUDGET, 0, ERROR_BUDGET.load())
 }
 
-/// Whether this CPU may reject another packet with an answer.
+/// Whether this CPU may reject another packet with a reset or an "unreachable" error.
 #[inline(always)]
 pub(crate) fn may_reject() -> bool {
     spend(&BUDGET, 4, REJECTION_BUDGET.load())
@@ -54,20 +54,20 @@ pub(crate) fn may_remember_fragment() -> bool {
     spend(&BUDGET, 2, FRAGMENT_BUDGET.load())
 }
 
-/// Whether this CPU may let another reply wait for its neighbour.
+/// Whether this CPU may let another reply wait until the kernel resolves a neighbour.
 #[inline(always)]
 pub(crate) fn may_wait() -> bool {
     spend(&BUDGET, 3, WAITING_BUDGET.load())
 }
 
-/// Uses a budget once. Returns whether this CPU has done the work fewer than `limit` times in this period, counted in
-/// row `kind` of `budgets`.
+/// Counts one action against a limit of this CPU. Returns whether this CPU has done the action fewer than `limit` times
+/// in this period; row `kind` of `budgets` counts the actions.
 #[inline(always)]
 pub(crate) fn spend(budgets: &PerCpuArray<Budget>, kind: u32, limit: u32) -> bool {
     let Some(budget) = budgets.get_ptr_mut(kind) else { return false };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let budget = unsafe { &mut *budget };
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     let period = unsafe { bpf_ktime_get_coarse_ns() } >> PERIOD_BITS;
     if budget.period != period {
         budget.period = period;

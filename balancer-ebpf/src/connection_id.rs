@@ -5,8 +5,8 @@ use network_types::udp::UdpHdr;
 
 use crate::{packet::Packet, parse::Ip};
 
-/// The connection ID that the receiver of a datagram has given to its sender, and the number of its bytes that were
-/// read, at most [`MAX_ID`]. `None`: the datagram has no connection ID, or its sender may have made it up.
+/// The connection ID that the receiver of a datagram has issued to the sender, and the number of ID bytes read, at most
+/// [`MAX_ID`]. `None`: the datagram has no connection ID, or the sender may have invented the ID.
 #[inline(always)]
 #[must_use]
 pub fn read(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
@@ -22,7 +22,7 @@ pub fn read(ip: &Ip<'_>) -> Option<(IdWords, usize)> {
     let place = place(first, version, said)?;
     let id = if place.at == 1 { payload.skip(1) } else { payload.skip(LONG_ID_AT) };
     let length = place.length.map_or(MAX_ID, usize::from);
-    // Bytes behind the datagram are padding of the link.
+    // Bytes after the end of the datagram are link-layer padding.
     let (end, at) = (ip.l4_length(), UdpHdr::LEN + place.at);
     let room = end.saturating_sub(at);
     first_bytes(id, if length < room { length } else { room })
@@ -40,7 +40,7 @@ fn first_bytes(id: Packet<'_>, length: usize) -> Option<(IdWords, usize)> {
         let [.., e, f, g, h] = words;
         return Some(([word(0), word(8), u64::from(u32::from_be_bytes([e, f, g, h])) << 32], length));
     }
-    // The datagram ends before the longest possible ID would.
+    // The datagram is shorter than the longest possible ID.
     let (mut words, mut there) = ([0; 3], 0);
     for at in 0..MAX_ID {
         let Some(byte) = id.load::<u8>(at) else { break };

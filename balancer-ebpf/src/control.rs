@@ -1,4 +1,4 @@
-//! The words that the controller publishes.
+//! Values that the controller publishes to the kernel program.
 
 use core::ptr;
 
@@ -13,10 +13,10 @@ pub(crate) fn words() -> Option<&'static Control> {
     CONTROL.get(0)
 }
 
-/// The active half of the table of listeners. Each packet reads the word once, because the controller may activate the
-/// other half at any time with one store.
+/// The active half of the listener table. The program reads this value once per packet, because the controller may
+/// activate the other half at any time with one store.
 #[inline(always)]
 pub(crate) fn listeners(control: &'static Control) -> PublishedView {
-    // SAFETY: a reference is valid for reads.
+    // SAFETY: a Rust reference is always valid for reads.
     PublishedView(unsafe { ptr::read_volatile(&raw const control.listeners) })
 }

@@ -1,8 +1,8 @@
-//! Rare and unexpected events, logged at level debug: states that a controller never causes, or causes only for a
-//! moment. Other counters count all these events; the log adds details.
+//! Rare and unexpected events, logged at level debug: the controller never causes these states, or causes them only for
+//! a moment. Counters record all these events; the log only adds details.
 //!
-//! Logging is off unless the controller sets `AYA_LOG_LEVEL` when it loads the program. The verifier then knows the
-//! result of `wanted` and removes the code behind it.
+//! Logging is off unless the controller sets `AYA_LOG_LEVEL` when it loads the program. If logging is off, the verifier
+//! knows that `wanted` returns false, and removes the code that depends on this result.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use aya_log_ebpf::{
@@ -13,31 +13,32 @@ use balancer_common::map_types::Budget;
 
 use crate::budget;
 
-/// An event that is logged together with a number.
+/// An event in the debug log, each with a number that gives details.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Oddity {
-    /// The steps of a packet led to no outcome; the number is the last step.
+    /// The program's steps for a packet led to no outcome; the number is the last step.
     NoOutcome,
-    /// The kernel accepts no redirect to an interface; the number is its index.
+    /// The kernel accepts no redirect to an interface; the number is the interface's index.
     Redirect,
-    /// A table, a fragment or a rule names a backend whose next hop is unknown; the number is the backend.
+    /// A lookup table, a stored fragment or a rule names a backend whose next hop is unknown; the number is the
+    /// backend's id.
     NoNextHop,
-    /// A service's table exceeds the map of tables; the number is the slot.
+    /// A service's lookup table extends beyond the map of tables; the number is the slot.
     BeyondTables,
-    /// A client's bucket is beyond the client table; the number is the bucket.
+    /// A client's bucket is beyond the end of the client table; the number is the bucket's index.
     BeyondClients,
-    /// A reply's client has no route; the number is the result of the kernel's lookup.
+    /// The kernel has no route to the client of a reply; the number is the result of the kernel's route lookup.
     NoRoute,
-    /// The destination of a first fragment could not be stored; the number is the error.
+    /// The program could not store the destination of a first fragment; the number is the error code.
     Fragment,
-    /// There is no room for an outer header; the number is the header's length.
+    /// The driver leaves no room for an outer header; the number is the length of this header.
     NoHeadroom,
 }
 
 const ODDITIES: u32 = 8;
 
-/// The maximum number of lines about each event that a CPU writes in a period of 2^30 ns.
+/// The maximum number of log lines about each event that a CPU writes in a period of 2^30 ns.
 const LINES_PER_PERIOD: u32 = 8;
 
 #[map]
@@ -56,7 +57,7 @@ fn wanted() -> bool {
     level_enabled(Level::Debug)
 }
 
-/// This is a global function: the verifier checks it once, and its callers stay short.
+/// This is a global function: the verifier checks it only once, and its callers need fewer instructions.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_tell(oddity: u64, number: u64) -> u64 {

@@ -1,7 +1,7 @@
-//! The program of `balancer decap`: on a backend, it removes the outer headers of `ipip` and `gue` packets and hands
-//! the inner packet to the kernel.
+//! The program of `balancer decap` runs on a backend: the program removes the outer headers of `ipip` and `gue` packets
+//! and hands the inner packets to the kernel.
 //!
-//! Outer fragments pass to the kernel, which reassembles them if it has a tunnel device of its own.
+//! Outer fragments pass to the kernel, which reassembles them if the kernel has a tunnel device of its own.
 
 use core::{mem::offset_of, ptr};
 
@@ -33,16 +33,17 @@ use crate::{
     rules,
 };
 
-/// The local addresses with their kinds: `DECAP_*`.
+/// The machine's local addresses, each with its kind: `DECAP_*`.
 #[map]
 static DECAP_ADDRESSES: HashMap<DecapKey, u32> = HashMap::with_max_entries(MAX_DECAP_ADDRESSES, 0);
 
-/// If [`DECAP_FROM_SOME`] is set, the prefixes from which the program accepts tunnels. The values in this map have no
-/// meaning.
+/// The source prefixes from which the program accepts tunnel packets if [`DECAP_FROM_SOME`] is set. Only the keys of
+/// this map have a meaning; its values do not.
 #[map]
 static DECAP_FROM: LpmTrie<DecapPrefix, u32> = LpmTrie::with_max_entries(MAX_DECAP_PREFIXES, 0);
 
-/// Whether tunnels are accepted from some prefixes only. The controller sets this word when it loads the program.
+/// Whether the program accepts tunnel packets only from some source prefixes. The controller sets this value when it
+/// loads the program.
 #[unsafe(no_mangle)]
 static DECAP_FROM_SOME: Global<u32> = Global::new(0);
 
@@ -52,26 +53,27 @@ static DECAP_STATS: PerCpuArray<DecapStats> = PerCpuArray::with_max_entries(1, 0
 const IP_IN_IP: u8 = IpProto::Ipv4 as u8;
 const IPV6_IN_IP: u8 = IpProto::Ipv6 as u8;
 
-/// The outcome of a frame.
+/// The result of processing a frame that may be a tunnel packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decapsulated {
     /// The program removed the outer headers and handed the packet to the kernel.
     Stripped,
-    /// The program handed the frame to the kernel unchanged: it is no tunnel packet, or its tunnel does not end here.
+    /// The program handed the frame to the kernel unchanged: the frame is no tunnel packet, or its tunnel ends on
+    /// another machine.
     Passed,
-    /// Dropped: the inner destination is no local VIP, the source may not send tunnel packets, or the outer header
-    /// signals congestion that the inner sender does not understand.
+    /// The program dropped the packet: the inner destination is no local VIP, the source may not send tunnel packets,
+    /// or the outer header signals congestion that the inner sender does not understand.
     Refused,
-    /// Dropped: a tunnel packet whose headers contradict each other.
+    /// The program dropped a tunnel packet whose headers contradict each other.
     Malformed,
 }
 
-/// Removes the outer headers of one frame.
+/// Removes the outer headers of a tunnel packet.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Decapsulated {
     let decapsulated = decapsulate(ingress);
     if let Some(stats) = DECAP_STATS.get_ptr_mut(0) {
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         let stats = unsafe { &mut *stats };
         match decapsulated {
             Decapsulated::Stripped => stats.stripped += 1,
@@ -93,7 +95,7 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     let is_tunnel = outer.protocol == IP_IN_IP
         || outer.protocol == IPV6_IN_IP
         || outer.protocol == UDP && outer.l4.load(offset_of!(UdpHdr, dst)) == Some(GUE_PORT.to_be());
-    // Tunnels that end on other machines pass.
+    // Tunnel packets for other machines pass to the kernel.
     if !is_tunnel || !is_local(&outer.destination, outer.family, DECAP_OWN) {
         return Decapsulated::Passed;
     }
@@ -137,15 +139,15 @@ fn decapsulate(ingress: Ingress) -> Decapsulated {
     }
 }
 
-/// Whether `address` is a local address of that kind.
+/// Whether `address` is a local address of the given kind.
 #[inline(always)]
 fn is_local(address: &[u32; 4], family: u8, kind: u32) -> bool {
     let key = DecapKey { address: *address, family: u32::from(family), reserved: 0 };
-    // SAFETY: a map value, an aligned word.
+    // SAFETY: the pointer points to a map value, which is an aligned word.
     DECAP_ADDRESSES.get_ptr(key).is_some_and(|kinds| unsafe { kinds.read_volatile() } & kind != 0)
 }
 
-/// Whether tunnels from `address` are accepted.
+/// Whether the program accepts tunnel packets from the source `address`.
 #[inline(always)]
 fn may_come_from(address: &[u32; 4], family: u8) -> bool {
     if DECAP_FROM_SOME.load() == 0 {
@@ -173,7 +175,8 @@ extern "C" fn balancer_decap_from(low: u64, high: u64, family: u64) -> u64 {
     u64::from(DECAP_FROM.get(key).is_some())
 }
 
-/// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: another variant, or no packet.
+/// The family of the IP packet directly behind the UDP header (GUE variant 1). `None`: the datagram uses another GUE
+/// variant, or contains no IP packet.
 #[inline(always)]
 fn gue_family(outer: &Ip<'_>) -> Option<u8> {
     let length = order::length(outer.l4.load(offset_of!(UdpHdr, len))?);
@@ -193,7 +196,7 @@ const CAPABLE_1: u8 = 1;
 const CAPABLE_0: u8 = 2;
 const CONGESTED: u8 = 3;
 
-/// The inner traffic class after decapsulation (RFC 6040, figure 4). `None`: drop the packet.
+/// The inner traffic class after decapsulation (RFC 6040, figure 4). `None`: the program must drop the packet.
 #[inline(always)]
 #[must_use]
 pub const fn congestion(outer: u8, inner: u8) -> Option<u8> {
@@ -220,7 +223,7 @@ fn set_traffic_class(ip: &Ip<'_>, class: u8) -> Option<()> {
     }
 }
 
-/// Removes `by` bytes behind the link-layer headers.
+/// Removes `by` bytes directly behind the link-layer headers of a frame.
 #[inline(always)]
 fn strip(ingress: Ingress, frame: Packet<'_>, l3_offset: usize, by: usize, family: u8) -> Option<()> {
     link::relocate(frame, 0, by, l3_offset, family)?;

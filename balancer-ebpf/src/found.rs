@@ -1,4 +1,4 @@
-//! A frame whose layer-4 header has been found, and the packet that an ICMP error quotes.
+//! A frame in which the layer-4 header has been found; also the packet that an ICMP error quotes.
 
 use crate::{
     ingress::Ingress,
@@ -8,20 +8,20 @@ use crate::{
     scratch::{self, Row},
 };
 
-/// Length of source and destination port.
+/// Length of the source port and the destination port together.
 const PORTS_LEN: usize = 4;
 
-/// The position of a packet's headers, stored for later steps.
+/// The position of a packet's headers, stored for later steps of the packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Kept {
     place: u64,
-    /// The identification of the packet's fragment.
+    /// The identification field of the packet, if the packet is a fragment.
     fragment: u32,
     reserved: u32,
 }
 
-/// Stores the position of a packet's headers for [`Found::again`].
+/// Stores the position of a packet's headers, which [`Found::again`] reads.
 #[inline(always)]
 pub(crate) fn keep(ip: &Ip<'_>) {
     balancer_keep(ip.place(), ip.fragment.id.into());
@@ -32,7 +32,7 @@ pub(crate) fn keep(ip: &Ip<'_>) {
 #[unsafe(no_mangle)]
 extern "C" fn balancer_keep(place: u64, fragment: u64) -> u64 {
     if let Some(kept) = scratch::place::<Kept>(Row::Kept) {
-        // SAFETY: a row of this CPU, as below.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { kept.write(Kept { place, fragment: fragment as u32, reserved: 0 }) };
     }
     0
@@ -60,7 +60,7 @@ impl Found {
     #[inline(always)]
     pub(crate) fn plain(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
-        // In an IPv6 fragment, ports may still follow a header of another kind.
+        // In an IPv6 fragment, ports may still follow another extension header.
         let plain = |ip: Ip<'static>| {
             let has_ports = ip.protocol == TCP || ip.protocol == UDP;
             if has_ports {
@@ -75,11 +75,11 @@ impl Found {
         }
     }
 
-    /// Reads the position that an earlier step has [kept](keep).
+    /// Reads the position of the headers that an earlier step has [stored](keep).
     #[inline(always)]
     pub(crate) fn again(ingress: Ingress) -> Option<Self> {
         let frame = ingress.frame();
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         let Kept { place, fragment, .. } = unsafe { scratch::place::<Kept>(Row::Kept)?.read() };
         let ip = Ip::kept(frame, place, fragment)?;
         Some(Self { ingress, frame, ip })

@@ -1,4 +1,4 @@
-//! Memory of first fragments: later fragments have no ports and go where the first went.
+//! Destinations of first fragments; later fragments have no ports and follow their first fragment.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_coarse_ns,
@@ -20,7 +20,8 @@ use crate::{
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(MAX_FRAGMENTS, 0);
 
-/// A key and a row for the map. They are not on the stack, because the callers leave little room there.
+/// A key and a row for the map of fragments. Key and row are in a scratch map, because the callers leave little room on
+/// the stack.
 #[repr(C)]
 struct Noted {
     key: FragmentKey,
@@ -30,15 +31,15 @@ struct Noted {
 #[map]
 static NOTED: PerCpuArray<Noted> = PerCpuArray::with_max_entries(1, 0);
 
-/// The destination of a datagram.
+/// The destination of a datagram's fragments.
 #[derive(Clone, Copy)]
 pub(crate) enum Way {
     /// The fragments pass to the kernel.
     Passed,
     /// The fragments go to the backend with this id.
     Backend(u16),
-    /// The fragments go from a `nat` backend to its client; the numbers are port and protocol of the backend's row in
-    /// the return table.
+    /// The fragments go from a `nat` backend to its client; the numbers are the port and the protocol of the backend's
+    /// row in the return table.
     Client(u16, u8),
     /// The fragments go to the backend of the flow with this name.
     Flow(u32),
@@ -60,12 +61,13 @@ fn key(ip: &Ip<'_>) -> FragmentKey {
 
 #[inline(always)]
 fn now() -> u64 {
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
-/// Remembers the destination of `ip`, a first fragment. If the map has no room, or if too many first fragments come at
-/// once (each takes a lock that all CPUs share), the program treats their later fragments as unknown.
+/// Stores the destination of `ip`, a first fragment. If the map has no room, the program treats the later fragments of
+/// the datagram as unknown. The program also does so if too many first fragments arrive at once, because each store
+/// takes a lock that all CPUs share.
 #[inline(always)]
 pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     if !budget::may_remember_fragment() {
@@ -80,7 +82,7 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
         Way::FlowBack(row) => (FRAGMENT_BACK_OF_FLOW, row),
     };
     let Some(noted) = NOTED.get_ptr_mut(0) else { return };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let noted = unsafe { &mut *noted };
     noted.key = key(ip);
     noted.row = FragmentRow { seen: now(), way, value, protocol: ip.protocol, reserved: 0 };
@@ -91,11 +93,13 @@ pub(crate) fn remember(ip: &Ip<'_>, way: Way) {
     }
 }
 
-/// The destination of the first fragment of `ip`'s datagram. `None`: the program has not seen the first fragment.
+/// The destination of the first fragment of the datagram to which `ip` belongs. `None`: the program has not seen the
+/// first fragment.
 #[inline(always)]
 pub(crate) fn recall(ip: &Ip<'_>) -> Option<Way> {
     let row = FRAGMENTS.get_ptr(key(ip))?;
-    // SAFETY: a map value; a row that another CPU replaces at the same time belongs to the same datagram.
+    // SAFETY: the pointer points to a map value; if another CPU replaces the row at the same time, the new row belongs
+    // to the same datagram.
     let FragmentRow { seen, way, value, protocol, .. } = unsafe { row.read() };
     if now().wrapping_sub(seen) > FRAGMENT_LIFETIME {
         return None;

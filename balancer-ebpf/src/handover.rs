@@ -1,7 +1,8 @@
-//! Frames that XDP cannot send and the kernel sends instead. `forward::mark` is the XDP program's part; [`process`]
-//! handles the frame at the kernel's ingress, before firewall, routing and source address checks.
+//! Frames that XDP cannot send, so the kernel sends them. In `forward::mark`, the XDP program marks the frame;
+//! [`process`] handles the frame at the kernel's ingress, before firewall, routing and source address checks.
 //!
-//! The kernel's transmit path resolves neighbours, keeps packets in the meantime, and knows every kind of interface.
+//! The kernel's transmit path resolves neighbours, keeps packets until they are resolved, and supports every kind of
+//! interface.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_redir_neigh},
@@ -28,7 +29,8 @@ use crate::{
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-/// Sends a frame if it is marked; otherwise the kernel handles the frame. The result is a `TC_ACT_*`.
+/// Sends a frame if the frame is marked; otherwise the kernel handles the frame as usual. The result is one of the
+/// `TC_ACT_*` codes.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let mut word = marked(frame(skb)).unwrap_or(0);
@@ -38,20 +40,20 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     if word == 0 { TC_ACT_UNSPEC } else { sent(skb, word).unwrap_or(TC_ACT_SHOT) }
 }
 
-/// The recipient of a marked frame: the first four bytes of its destination, which are not 0. `None`: the frame is not
-/// marked. The result is a number because, for an enum, the compiler would read parts that are not set.
+/// The recipient of a marked frame: the first four bytes of the destination MAC, which are not 0. `None`: the frame is
+/// not marked. The result is a number because, for an enum, the compiler would read fields that are not set.
 #[inline(always)]
 fn marked(frame: Packet<'_>) -> Option<u32> {
     let source: Mac = frame.load(size_of::<Mac>())?;
     if source == mark::own_source() { frame.load(0) } else { None }
 }
 
-/// A link-layer header. It is not on the stack, where the verifier requires aligned words.
+/// The bytes of a link-layer header. This header is not on the stack, where the verifier requires aligned words.
 #[map]
 static HEADER: PerCpuArray<[u8; EthHdr::LEN]> = PerCpuArray::with_max_entries(1, 0);
 
 /// If generic XDP has copied the frame, the kernel forgets the length of its link-layer header, and the frame begins
-/// with the IP header (seen in Linux 6.18). This function restores the header of a marked frame.
+/// with the IP header (seen in Linux 6.18). This function restores the link-layer header of a marked frame.
 #[inline(always)]
 fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     const MAC_HEADER: u32 = 0;
@@ -61,11 +63,12 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     }
     let place = HEADER.get_ptr_mut(0)?;
     let length = EthHdr::LEN as u32;
-    // SAFETY: the context is the kernel's, and the place is a map value of this CPU that holds this many bytes.
+    // SAFETY: the context is the kernel's, and the target is a map value of this CPU that holds this many bytes.
     if unsafe { bpf_skb_load_bytes_relative(skb.cast(), 0, place.cast(), length, MAC_HEADER) } != 0 {
         return None;
     }
-    // SAFETY: as above; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the target is a map value of this CPU; programs on one CPU do not interrupt each other in the receive
+    // path.
     let [a, b, c, d, _, _, g, h, i, j, k, l, m, n] = unsafe { &*place };
     if [*g, *h, *i, *j, *k, *l] != mark::own_source() {
         return None;
@@ -80,11 +83,11 @@ fn with_header(skb: *mut __sk_buff) -> Option<u32> {
     Some(u32::from_ne_bytes([*a, *b, *c, *d]))
 }
 
-/// The linear part of the frame. Earlier views become invalid when a helper changes the frame.
+/// The linear part of the frame. Views of the frame become invalid when a helper changes the frame.
 #[inline(always)]
 pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
     // SAFETY: the context is the kernel's, and only this program uses the frame, from `data` to `data_end`. The program
-    // reads each word separately, because the verifier requires it.
+    // reads each word separately, because the verifier requires separate reads.
     unsafe {
         let start = (&raw const (*skb).data).read_volatile();
         let end = (&raw const (*skb).data_end).read_volatile();
@@ -94,7 +97,7 @@ pub(crate) fn frame(skb: *mut __sk_buff) -> Packet<'static> {
 
 #[inline(always)]
 fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
-    // The program removes all tags, because the egress interface writes its own.
+    // The program removes all VLAN tags, because the egress interface writes its own tag.
     for _ in 0..MAX_VLAN_TAGS {
         // SAFETY: the context is the kernel's.
         if unsafe { bpf_skb_vlan_pop(skb) } != 0 {
@@ -112,24 +115,24 @@ fn sent(skb: *mut __sk_buff, word: u32) -> Option<i32> {
 fn to_backend(skb: *mut __sk_buff, id: u16) -> Option<i32> {
     let row = backends::reachable(id)?.row;
     rewrite::macs_to(frame(skb), row)?;
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     Some(unsafe { bpf_redirect(row.ifindex, 0) } as i32)
 }
 
-/// The next hop of the frame. It is not on the stack, where the verifier requires 64-bit words to be aligned.
+/// The next hop of the frame, for the kernel's helper. This value is not on the stack, where the verifier requires
+/// 64-bit words to be aligned.
 #[map]
 static REDIRECTED: PerCpuArray<bpf_redir_neigh> = PerCpuArray::with_max_entries(1, 0);
 
 #[inline(always)]
 fn to_client(skb: *mut __sk_buff) -> Option<i32> {
-    // An IPv4 frame may be shorter than the requested length.
-    // SAFETY: the context is the kernel's.
+    // A frame with an IPv4 packet may be shorter than the requested length. SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, (EthHdr::LEN + Ipv6Hdr::LEN) as u32) };
     let ip = parse::ip(frame(skb))?;
     // SAFETY: the context is the kernel's.
     let ifindex = unsafe { (&raw const (*skb).ifindex).read_volatile() };
     let hop = neighbour::way(skb.cast(), ifindex, &ip)?;
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let neighbour = unsafe { &mut *REDIRECTED.get_ptr_mut(0)? };
     neighbour.nh_family = if hop.family == u32::from(FAMILY_V4) { AF_INET } else { AF_INET6 };
     // An IPv4 address is stored in the first word.

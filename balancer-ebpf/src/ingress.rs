@@ -1,4 +1,4 @@
-//! The driver's side of a frame: memory, ingress interface, and changes of the length.
+//! Access to a received frame through the driver: memory, ingress interface, and changes of the frame's length.
 
 use core::ffi::c_void;
 
@@ -9,7 +9,8 @@ use aya_ebpf::{
 
 use crate::{packet::Packet, parse::Ip, stats};
 
-/// The context that the kernel passed to the program, and the interface, which takes three loads to find.
+/// The context that the kernel passed to the program, and the index of the ingress interface, which takes three loads
+/// to find.
 #[derive(Clone, Copy, Debug)]
 pub struct Ingress {
     context: *mut xdp_md,
@@ -28,7 +29,7 @@ impl Ingress {
         Self { context, ifindex, row: stats::row(ifindex) }
     }
 
-    /// The index of the interface's row in maps that have one row for each interface.
+    /// The row index of the interface in maps that have one row for each interface.
     #[inline(always)]
     #[must_use]
     pub const fn row(self) -> u32 {
@@ -42,7 +43,7 @@ impl Ingress {
         self.context
     }
 
-    /// The context for helper functions that accept any program's context.
+    /// The context for helper functions that accept the context of any program type.
     #[inline(always)]
     pub(crate) const fn untyped(self) -> *mut c_void {
         self.context.cast()
@@ -55,12 +56,12 @@ impl Ingress {
         self.ifindex
     }
 
-    /// The linear part of the frame. `grow_head` and `cut_tail` invalidate earlier views.
+    /// The linear part of the frame. Calls of `grow_head` and `cut_tail` invalidate earlier views of the frame.
     #[inline(always)]
     #[must_use]
     pub fn frame(self) -> Packet<'static> {
         // SAFETY: the context is the kernel's, and only this program uses the frame, from `data` to `data_end`. The
-        // program reads each word separately, because the verifier requires it.
+        // program reads each word separately, because the verifier requires separate reads.
         unsafe {
             let start = (&raw const (*self.context).data).read_volatile();
             let end = (&raw const (*self.context).data_end).read_volatile();
@@ -76,28 +77,28 @@ impl Ingress {
         unsafe { bpf_xdp_get_buff_len(self.context) as usize }
     }
 
-    /// Whether the frame is in several buffers, of which [`Ingress::frame`] is the first.
+    /// Whether the frame is in several buffers; [`Ingress::frame`] is the first of them.
     #[inline(always)]
     #[must_use]
     pub(crate) fn is_in_parts(self) -> bool {
         self.frame_length() > self.frame().len()
     }
 
-    /// Whether the frame, in its linear part or in total, is at least as long as an IP header in it says.
+    /// Whether the linear part of the frame, or the whole frame, is at least as long as the IP header says.
     #[inline(always)]
     pub(crate) fn holds_all(self, ip: &Ip<'_>) -> bool {
         ip.header.holds(ip.length) || ip.l3_offset + ip.length <= self.frame_length()
     }
 
-    /// Adds `by` bytes in front of the frame, or removes them if negative. `None`: there is no room, and nothing has
-    /// changed.
+    /// Adds `by` bytes in front of the frame, or removes bytes if `by` is negative. `None`: the driver has no room, and
+    /// the frame is unchanged.
     #[inline(always)]
     pub(crate) fn grow_head(self, by: i32) -> Option<()> {
         // SAFETY: the context is the kernel's.
         (unsafe { bpf_xdp_adjust_head(self.context, -by) } == 0).then_some(())
     }
 
-    /// Removes `by` bytes from the end of the frame. `None`: the frame is shorter than that.
+    /// Removes `by` bytes from the end of the frame. `None`: the frame is shorter than `by` bytes.
     #[inline(always)]
     pub(crate) fn cut_tail(self, by: usize) -> Option<()> {
         // SAFETY: the context is the kernel's.

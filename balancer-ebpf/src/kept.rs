@@ -1,5 +1,5 @@
-//! Maps that a controller leaves to its successor. No packet touches them; this module declares them because the object
-//! file creates all maps.
+//! Maps in which a controller leaves data for its successor. The kernel program does not use these maps; this module
+//! declares them because the object file creates all maps.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::kept::{BackendHistory, FEWEST_SERVICE_HISTORIES, NotesRow, ServiceHistory};
@@ -7,7 +7,7 @@ use balancer_common::kept::{BackendHistory, FEWEST_SERVICE_HISTORIES, NotesRow, 
 #[map]
 static NOTES: Array<NotesRow> = Array::with_max_entries(1, 0);
 
-/// The controller sets the real number of rows when it loads the program.
+/// The controller sets the real number of rows of this map when it loads the program.
 #[map]
 static BACKEND_HISTORY: Array<BackendHistory> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 

@@ -1,6 +1,6 @@
-//! The data path: parse, find the service, choose the backend, forward.
+//! The packet path in the kernel: parse the frame, find the service, choose the backend, forward the packet.
 //!
-//! Functions take a [`packet::Packet`], so that code without maps also runs on the host over a byte slice.
+//! Functions take a [`packet::Packet`], so that code without maps also runs on the development host, over a byte slice.
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]

@@ -1,4 +1,4 @@
-//! Adding an IP header in front of a packet, or removing one: the link-layer headers move, including VLAN tags.
+//! Adds an IP header in front of a packet, or removes one, and moves the link-layer headers, including VLAN tags.
 
 use core::mem::offset_of;
 
@@ -21,7 +21,7 @@ pub(crate) fn store_ethernet(frame: Packet<'_>, row: &BackendRow, family: u8) ->
     frame.store(0, Ethernet { macs_start: row.macs_start, macs_end: row.macs_end, ether_type: ether_type(family) })
 }
 
-/// The link-layer header, split into words of the sizes in which it is written.
+/// The link-layer header as words of the sizes that the program writes.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Ethernet {
@@ -43,7 +43,7 @@ const TAG_LEN: usize = 4;
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
     let ether_type = ether_type(family);
-    // The function reads all bytes before it writes any, because the two places may overlap.
+    // The function reads all bytes before it writes any, because the old and the new position may overlap.
     let macs: [u32; 3] = frame.load(from)?;
     let first: u32 = frame.load(from + MACS_LEN)?;
     let second: u32 = frame.load(from + MACS_LEN + TAG_LEN)?;
@@ -65,13 +65,13 @@ pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usi
 pub(crate) struct V4 {
     pub(crate) tos: u8,
     pub(crate) length: usize,
-    /// `None`: the packet must not be fragmented, so it needs no identification (RFC 6864).
+    /// `None`: routers must not fragment the packet, so it needs no identification (RFC 6864).
     pub(crate) id: Option<u16>,
     pub(crate) ttl: u8,
     pub(crate) protocol: u8,
-    /// Network order.
+    /// The source address in network order.
     pub(crate) source: u32,
-    /// Network order.
+    /// The destination address in network order.
     pub(crate) destination: u32,
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn store_v4(at: Packet<'_>, header: &V4) -> Option<()> {
     store_v4_between(at, header, checksum::sum_u32(header.source) + checksum::sum_u32(header.destination))
 }
 
-/// Writes an IPv4 header without options; the caller knows the sum of both addresses.
+/// Writes an IPv4 header without options, for which the caller gives the sum of both addresses.
 #[inline(always)]
 #[must_use]
 pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> Option<()> {
@@ -97,7 +97,7 @@ pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> O
     at.store(0, WholeV4 { a, b, c, d, e, check, source: header.source, destination: header.destination })
 }
 
-/// The IPv4 header, split into words of the sizes in which it is written.
+/// The IPv4 header as words of the sizes that the program writes.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV4 {
@@ -117,7 +117,7 @@ const _: () = assert!(size_of::<WholeV4>() == Ipv4Hdr::LEN && offset_of!(WholeV4
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct V6 {
     pub(crate) traffic_class: u8,
-    /// Below 2^20.
+    /// The flow label, below 2^20.
     pub(crate) flow_label: u32,
     pub(crate) payload_length: usize,
     pub(crate) next_header: u8,
@@ -150,7 +150,7 @@ const fn halves(address: &[u32; 4]) -> [u64; 2] {
     [address[0] as u64 | (address[1] as u64) << 32, address[2] as u64 | (address[3] as u64) << 32]
 }
 
-/// The IPv6 header, split into words of the sizes in which it is written.
+/// The IPv6 header as words of the sizes that the program writes.
 #[repr(C, packed)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct WholeV6 {

@@ -1,5 +1,5 @@
-//! The check whether a frame is for this machine, by its destination MAC. Frames that a switch floods, or that an
-//! interface in promiscuous mode receives, belong to others.
+//! Checks by the destination MAC whether a frame is for this machine. Frames that a switch floods, or that an interface
+//! in promiscuous mode receives, belong to other machines.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_md},
@@ -15,11 +15,11 @@ use crate::{
     stats,
 };
 
-/// The accepted MACs of each interface. The controller writes the map one word at a time.
+/// The MACs that each interface accepts. The controller writes this map one word at a time.
 #[map]
 static INTERFACES: Array<InterfaceRow> = Array::with_max_entries(MAX_INTERFACES, BPF_F_MMAPABLE);
 
-/// Whether a frame is for this machine, or for a group.
+/// Whether a frame's destination MAC is one of this machine or a group address.
 #[inline(always)]
 pub(crate) fn is_ours(ingress: Ingress, frame: Packet<'_>) -> bool {
     let Some(destination) = destination(frame) else { return true };
@@ -32,7 +32,8 @@ fn destination(frame: Packet<'_>) -> Option<u64> {
     Some(frame.load::<u64>(0)? & MAC_MASK)
 }
 
-/// Checks a frame that is not for the interface's own MAC. It is a global function because such frames are rare.
+/// Checks a frame that is not addressed to the interface's own MAC. This is a global function because frames to other
+/// MACs are rare.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_is_ours(context: *mut xdp_md) -> u64 {
@@ -57,15 +58,16 @@ pub(crate) fn is_attached(ifindex: u32) -> bool {
     Shared::at(&INTERFACES, stats::row(ifindex)).is_some_and(|row| word!(row, ifindex) == ifindex)
 }
 
-/// The row of the ingress interface. `None`: the controller has not written this row.
+/// The ingress interface's row in the map of accepted MACs. `None`: the controller has not written a row for this
+/// interface.
 #[inline(always)]
 fn known(ingress: Ingress) -> Option<Shared<InterfaceRow>> {
     let row = Shared::at(&INTERFACES, ingress.row())?;
     (word!(row, ifindex) == ingress.ifindex()).then_some(row)
 }
 
-/// Whether the frame arrived by one of `interfaces`, which has a bit for each row. The result is true if `interfaces`
-/// is 0 or the ingress interface is unknown.
+/// Whether the frame arrived by one of `interfaces`, a mask with one bit for each interface row. The result is true if
+/// `interfaces` is 0 or the ingress interface is unknown.
 #[inline(always)]
 pub(crate) fn came_by(ingress: Ingress, interfaces: u64) -> bool {
     interfaces == 0 || known(ingress).is_none() || interfaces >> (ingress.row() & 63) & 1 != 0

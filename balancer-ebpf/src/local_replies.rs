@@ -1,6 +1,6 @@
-//! Replies of servers on this machine that received `nat` packets. A traffic-control classifier writes the VIP into
-//! these replies as their source. It sees the packets that the host sends by the attached interfaces, after firewall
-//! and routing.
+//! Replies to `nat` packets from servers on this machine. A traffic-control classifier replaces the source of these
+//! replies by the VIP. The classifier sees the packets that the host sends out of the attached interfaces, after
+//! firewall and routing.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -27,8 +27,8 @@ use crate::{
 /// The maximum length of a frame's headers without options.
 const HEADERS: u32 = 14 + 40 + 20;
 
-/// Translates a frame that is a reply of a `nat` backend on this machine. Later programs see every frame. The result is
-/// a `TC_ACT_*`.
+/// Translates a frame that is a reply of a `nat` backend on this machine. Traffic-control programs that follow this one
+/// still see every frame. The result is one of the `TC_ACT_*` codes.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
@@ -47,16 +47,15 @@ pub fn process(skb: *mut __sk_buff) -> i32 {
     if translated(skb, &ip, row, carries_ports).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
-/// The linear part of the frame, extended to hold all headers of a reply.
+/// The linear part of the frame, extended to contain all headers of a reply.
 #[inline(always)]
 fn with_headers(skb: *mut __sk_buff) -> Packet<'static> {
-    // Shorter frames are complete already.
-    // SAFETY: the context is the kernel's.
+    // A shorter frame is already completely in its linear part. SAFETY: the context is the kernel's.
     let _shorter = unsafe { bpf_skb_pull_data(skb, HEADERS) };
     frame(skb)
 }
 
-/// The return row of a packet from a backend that is this machine.
+/// The return table's row for a packet from a backend that is this machine.
 #[inline(always)]
 fn of_local_backend(control: &'static Control, ip: &Ip<'_>) -> Option<&'static ReturnRow> {
     let row = if ip.fragment.is_later() {
@@ -82,11 +81,11 @@ fn translated(skb: *mut __sk_buff, ip: &Ip<'_>, row: &ReturnRow, carries_ports: 
         };
         let old_port: u16 = ip.l4.load(0)?;
         let flags = u64::from(BPF_F_PSEUDO_HDR) | zero_stays;
-        // The helper accepts the sum of the address change in place of a checksum difference.
-        // SAFETY: the context is the kernel's.
+        // The kernel's helper accepts the sum of the address change in place of a checksum difference. SAFETY: the
+        // context is the kernel's.
         ok(unsafe { bpf_l4_csum_replace(skb, check, 0, u64::from(row.address_delta), flags) })?;
         if let Some(port) = row.port() {
-            // SAFETY: as above, and the port lives through the call.
+            // SAFETY: the context is the kernel's, and the port lives through the call.
             unsafe {
                 ok(bpf_l4_csum_replace(skb, check, u64::from(old_port), u64::from(port), 2 | zero_stays))?;
                 ok(bpf_skb_store_bytes(skb, l4, (&raw const port).cast(), 2, 0))?;
@@ -95,13 +94,13 @@ fn translated(skb: *mut __sk_buff, ip: &Ip<'_>, row: &ReturnRow, carries_ports: 
     }
     let (place, length) = if is_v4 {
         let check = l3 + offset_of!(Ipv4Hdr, check) as u32;
-        // SAFETY: as above.
+        // SAFETY: the context is the kernel's.
         ok(unsafe { bpf_l3_csum_replace(skb, check, u64::from(source), u64::from(row.vip[0]), 4) })?;
         (l3 + offset_of!(Ipv4Hdr, src_addr) as u32, 4)
     } else {
         (l3 + offset_of!(Ipv6Hdr, src_addr) as u32, 16)
     };
-    // SAFETY: as above; the address is a map value of 16 bytes.
+    // SAFETY: the context is the kernel's; the address is a map value of 16 bytes.
     ok(unsafe { bpf_skb_store_bytes(skb, place, (&raw const row.vip).cast(), length, 0) })
 }
 

@@ -20,7 +20,7 @@ mod entry {
         tracing,
     };
 
-    /// The XDP program: steers a frame.
+    /// The XDP program, which steers a frame.
     #[xdp(frags)]
     #[inline(always)]
     fn balancer(context: XdpContext) -> u32 {
@@ -34,8 +34,8 @@ mod entry {
         tracing::around(context.ctx, || steer(&context))
     }
 
-    /// Steers a frame. The compiler inlines it into the entry points, because a separate function would have a stack of
-    /// its own.
+    /// Steers a frame. The compiler inlines this function into the entry points, because a separate function would have
+    /// a stack of its own.
     #[inline(always)]
     fn steer(context: &XdpContext) -> u32 {
         // SAFETY: the kernel passes a valid context.
@@ -45,7 +45,7 @@ mod entry {
             Outcome::Pass => (XDP_PASS, Verdict::Pass),
             Outcome::Tx => (XDP_TX, Verdict::Tx),
             Outcome::Redirect => {
-                // SAFETY: a plain helper call; the kernel drops the frame if the interface no longer exists.
+                // SAFETY: the helper takes no pointer; the kernel drops the frame if the interface no longer exists.
                 match unsafe { bpf_redirect(end.egress(), 0) } as u32 {
                     XDP_REDIRECT => (XDP_REDIRECT, Verdict::Redirect),
                     _ => {
@@ -68,33 +68,33 @@ mod entry {
         action
     }
 
-    /// Counts redirects that the kernel refused.
+    /// Counts frames whose redirection the kernel refused.
     #[raw_tracepoint]
     fn redirect_refused(context: RawTracePointContext) -> i32 {
         redirects::refused(&context);
         0
     }
 
-    /// Counts redirected frames that the driver did not accept.
+    /// Counts redirected frames that the driver of the egress interface did not accept.
     #[raw_tracepoint]
     fn redirect_lost(context: RawTracePointContext) -> i32 {
         redirects::lost(&context);
         0
     }
 
-    /// Sends frames that the XDP program has handed over.
+    /// Sends the frames that the XDP program has handed to the kernel.
     #[classifier]
     fn handover(context: TcContext) -> i32 {
         handover::process(context.skb.skb)
     }
 
-    /// Gives replies of servers on this machine the VIP as source.
+    /// Writes the VIP as the source of replies that servers on this machine send.
     #[classifier]
     fn local_replies(context: TcContext) -> i32 {
         local_replies::process(context.skb.skb)
     }
 
-    /// Strips the tunnel headers of one frame.
+    /// Removes the tunnel headers of a frame.
     #[xdp(frags)]
     fn decap(context: XdpContext) -> u32 {
         // SAFETY: the kernel passes a valid context.
@@ -106,7 +106,8 @@ mod entry {
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-        // SAFETY: the program contains no code that can panic; the verifier would have rejected an endless loop.
+        // SAFETY: the program contains no code that can panic; the verifier would have rejected an endless loop at
+        // load.
         unsafe { core::hint::unreachable_unchecked() }
     }
 }

@@ -8,7 +8,7 @@ use balancer_common::{
 use crate::{control, parse::Ip, service};
 
 /// Whether the source of `ip` is loopback, multicast, unspecified, broadcast or equal to the destination. Each test
-/// takes one or two comparisons, because the program checks every packet for a service.
+/// takes only one or two comparisons, because the program tests every packet for a service.
 #[inline(always)]
 pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
     is_nobodys(&ip.source, ip.family) || is_same(&ip.source, &ip.destination, ip.family)
@@ -19,11 +19,11 @@ const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
     let [a, b, c, d] = *source;
     if family == FAMILY_V4 {
         let [first, ..] = a.to_ne_bytes();
-        // The first byte decides for most addresses.
+        // The first byte suffices to decide for most addresses.
         if first != 127 && first.wrapping_sub(1) < 223 {
             return false;
         }
-        // 0.0.0.0 and 255.255.255.255 are neighbours when wrapping around.
+        // In wrapping arithmetic, 0.0.0.0 directly follows 255.255.255.255.
         first == 127 || first & 0xf0 == 224 || a.wrapping_add(1) <= 1
     } else {
         const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
@@ -40,11 +40,11 @@ const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the source of `ip` is the VIP of any service. The program checks packets that open a connection or may open
-/// one. For most addresses, one word shows that they are no VIP.
+/// Whether the source of `ip` is the VIP of any service. The program makes this check for packets that open a
+/// connection or may open one. For most addresses, one 64-bit word shows that the address is no VIP.
 #[inline(always)]
 pub(crate) fn is_vip(control: &'static Control, ip: &Ip<'_>) -> bool {
-    // SAFETY: a reference is valid for reads; the controller replaces the word with one store.
+    // SAFETY: a Rust reference is always valid for reads; the controller replaces the word with one store.
     if unsafe { (&raw const control.vips).read_volatile() } & vip_bit(&ip.source) == 0 {
         return false;
     }

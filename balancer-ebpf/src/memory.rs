@@ -19,46 +19,46 @@ use crate::{
     step::{Choice, Step, Unchosen},
 };
 
-/// Number of buckets, a power of two; the controller sets it when it loads the program.
+/// Number of buckets of the client table, a power of two; the controller sets this number when it loads the program.
 #[map]
 static KNOWN_CLIENTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The number of buckets less one.
+/// The number of buckets of the client table, less one.
 #[unsafe(no_mangle)]
 static CLIENT_BUCKET_MASK: Global<u32> = Global::new(0);
 
-/// The filter of [`balancer_common::seen`]; the controller sets the real size when it loads the program.
+/// The filter of [`balancer_common::seen`]; the controller sets the filter's real size when it loads the program.
 #[map]
 static SEEN: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// The word of the filter that holds a client's bits, and the mask of these bits.
 #[inline(always)]
 fn seen_place(control: &'static Control, hash: u64) -> Option<(*mut u64, u64)> {
-    // SAFETY: a reference is valid for reads; the controller replaces the word with one store.
+    // SAFETY: a Rust reference is always valid for reads; the controller replaces the word in one store.
     let salt = unsafe { (&raw const control.seen_salt).read_volatile() };
     let (word, bits) = seen::place(hash, salt, CLIENT_BUCKET_MASK.load());
     Some((SEEN.get_ptr_mut(word)?, bits))
 }
 
-/// Whether a known client has been seen in this period.
+/// Whether the filter shows that a known client has sent a packet in this period.
 #[inline(always)]
 pub(crate) fn seen(control: &'static Control, hash: u64) -> bool {
-    // SAFETY: a map value; other CPUs and the controller replace it in one store.
+    // SAFETY: the word is a map value that other CPUs and the controller replace in one store.
     seen_place(control, hash).is_some_and(|(word, bits)| unsafe { word.read_volatile() } & bits == bits)
 }
 
-/// Records that a known client has been seen. A concurrent write by another CPU may undo this change, and this change
-/// may undo the controller's clearing. Then the program reads an entry once more, or the filter keeps bits that
-/// belonged to a client under the earlier salt.
+/// Records in the filter that a known client has sent a packet. A concurrent write by another CPU may undo this change
+/// of the filter, and this change may undo a concurrent clearing by the controller. As a result, the program may read
+/// an entry once more than necessary, or the filter may keep bits that belonged to a client under the earlier salt.
 #[inline(always)]
 fn mark(control: &'static Control, hash: u64) {
     if let Some((word, bits)) = seen_place(control, hash) {
-        // SAFETY: as in `seen`.
+        // SAFETY: the word is a map value that other CPUs and the controller replace in one store.
         unsafe { word.write_volatile(word.read_volatile() | bits) };
     }
 }
 
-/// A bucket that other CPUs and the controller also write, one word at a time.
+/// A bucket of the client table; other CPUs and the controller also write to it, one word at a time.
 struct Shared {
     entries: *mut [u64; BUCKET_ENTRIES],
     read_only: bool,
@@ -75,7 +75,7 @@ impl Shared {
             debug_log::tell(Oddity::BeyondClients, index);
             return None;
         };
-        // SAFETY: a map value of this type.
+        // SAFETY: the pointer points to a map value of this type.
         Some(Self { entries: unsafe { &raw mut (*bucket).entries }, read_only, hash })
     }
 }
@@ -90,7 +90,7 @@ impl Entries for Shared {
     #[inline(always)]
     fn store(&self, index: usize, entry: Entry) {
         if !self.read_only {
-            // SAFETY: as above.
+            // SAFETY: the pointer points to a map value, and the index is masked to lie within it.
             unsafe { (&raw mut (*self.entries)[index & (BUCKET_ENTRIES - 1)]).write_volatile(entry.0) };
         }
     }
@@ -101,7 +101,7 @@ impl Entries for Shared {
     }
 }
 
-/// Chooses a packet's backend by client memory. `None`: no backend takes the client.
+/// Chooses the backend of a packet by client memory. `None`: no backend takes the client.
 #[inline(always)]
 pub(crate) fn consult(query: &Query) -> Option<Choice> {
     answered(query.packed())
@@ -118,7 +118,8 @@ fn choice(answer: u64) -> Option<Choice> {
     (backend != NO_BACKEND).then_some(Choice { backend, decision: DecisionIndex((answer >> 16) as u8) })
 }
 
-/// A query postponed until [`resume`], so that the stack of the lookup does not add to the stack of the step that asks.
+/// A query to the client table, postponed until [`resume`], so that the stack of the lookup does not add to the stack
+/// of the step that asks.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pending {
@@ -129,24 +130,24 @@ struct Pending {
     note: u64,
 }
 
-/// A flag in the answer to a query: the client's entry is new, or names another backend now.
+/// A flag in the answer to a query: the client's entry is new, or now names another backend than before.
 const CHANGED: u64 = 1 << 32;
 
-/// Postpones a query. The packet continues at `step` with the chosen backend, or at `nobody` if no backend takes the
-/// client.
+/// Postpones a query to the client table. The packet continues at `step` with the chosen backend, or at `nobody` if no
+/// backend takes the client.
 #[inline(always)]
 pub(crate) fn consult_later(query: &Query, step: Unchosen, nobody: Step) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     unsafe { pending.write(Pending { query: query.packed(), step, nobody, note: 0 }) };
     Some(Step::CONSULT)
 }
 
-/// Restricts the postponed query to known clients: packets of other clients pass.
+/// Restricts the postponed query to known clients: packets of unknown clients pass to the host.
 #[inline(always)]
 pub(crate) fn ask_for_known() {
     if let Some(pending) = scratch::place::<Pending>(Row::Pending) {
-        // SAFETY: as in `consult_later`.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe {
             (*pending).query = (*pending).query.of_known_alone();
             (*pending).nobody = Step::PASS;
@@ -154,23 +155,24 @@ pub(crate) fn ask_for_known() {
     }
 }
 
-/// Postpones a query about a client whose connection names its backend. Whatever the answer is, `step` sends the packet
-/// to that backend. If the query records the client at that backend, [`resume`] returns `note`, which is not 0.
+/// Postpones a query about a client whose connection ID names a backend. Whatever the answer is, `step` sends the
+/// packet to the backend that the connection ID names. If the query records the client at this backend, [`resume`]
+/// returns `note`, which is not 0.
 #[inline(always)]
 pub(crate) fn remember_later(query: &Query, step: Step, note: u64) -> Option<Step> {
     let pending = scratch::place::<Pending>(Row::Pending)?;
     let query = if query.migrates { query.packed() } else { query.packed().of_known_alone() };
-    // SAFETY: as in `consult_later`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     unsafe { pending.write(Pending { query, step: Unchosen::NONE, nobody: step, note }) };
     Some(Step::CONSULT)
 }
 
-/// Answers the postponed query. After [`consult_later`], returns its step with the chosen backend, or its step
-/// `nobody`. After [`remember_later`], returns its step, with its note or 0.
+/// Answers the postponed query. After [`consult_later`], this function returns that call's `step` with the chosen
+/// backend, or `nobody`. After [`remember_later`], this function returns that call's `step`, with `note` or 0.
 #[inline(always)]
 pub(crate) fn resume() -> (Step, u64) {
     let Some(pending) = scratch::place::<Pending>(Row::Pending) else { return (Step::drop(DropReason::NoBackend), 0) };
-    // SAFETY: as in `consult_later`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let Pending { query, step, nobody, note } = unsafe { pending.read() };
     if note != 0 {
         let PackedQuery([hash, first, second]) = query;
@@ -183,8 +185,8 @@ pub(crate) fn resume() -> (Step, u64) {
     }
 }
 
-/// Consults the client table. This is a global function: the verifier checks it once, independently of the callers, and
-/// makes no assumption about the result.
+/// Consults the client table. This is a global function: the verifier checks it only once, independently of the
+/// callers, and makes no assumption about the result.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
@@ -218,8 +220,8 @@ extern "C" fn balancer_consult(hash: u64, first: u64, second: u64) -> u64 {
         | if recorded || answer.moved_from != NO_BACKEND { CHANGED } else { 0 }
 }
 
-/// Records a newcomer at `live`. It is a separate function, because the lookup of known clients took a tenth longer
-/// when it included this search for a place.
+/// Records a new client at backend `live`. This is a separate function, because the lookup of known clients took a
+/// tenth longer when it also contained this search for a free entry.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_record(hash: u64, first: u64, second: u64, live: u64) -> u64 {

@@ -1,8 +1,8 @@
 //! Hiding values from the verifier.
 //!
-//! The verifier follows every path through the headers separately, with what it knows about each offset, and repeats
-//! the check of all code that follows. It knows nothing about a number that the program reads back from a map, so the
-//! paths join again at that point.
+//! The verifier follows every path through the header parser separately, with its knowledge about each offset, and
+//! checks all following code again for each path. The verifier knows nothing about a number that the program reads back
+//! from a map, so after such a read, the verifier no longer distinguishes the paths.
 
 use crate::{
     packet::Packet,
@@ -14,20 +14,20 @@ use crate::{
 #[inline(always)]
 pub(crate) fn number(number: u64) -> Option<u64> {
     let place = scratch::place::<u64>(Row::Opaque)?;
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     unsafe {
         place.write_volatile(number);
         Some(place.read_volatile())
     }
 }
 
-/// Returns `number`; the verifier knows as little about the result as about `unknown`.
+/// Returns `number` unchanged; the verifier knows as little about the result as about `unknown`.
 #[inline(always)]
 pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     let number = {
         let mut number = number;
-        // SAFETY: two instructions that change only their operand and together restore its value.
+        // SAFETY: the two instructions change only their operand and together restore the operand's value.
         unsafe {
             core::arch::asm!(
                 "{0} ^= {1}",
@@ -44,7 +44,7 @@ pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     number
 }
 
-/// Calls [`parse::follow`], hiding offsets from the verifier.
+/// Calls [`parse::follow`] in such a form that the verifier does not know the offsets.
 #[inline(always)]
 pub(crate) fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>) -> Result<(), Stopped> {
     parse::follow(frame, ip, number)

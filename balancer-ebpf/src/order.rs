@@ -1,16 +1,16 @@
 //! Network byte order.
 
-/// Converts a length from network order. The verifier knows that the result has 16 bits.
+/// Converts a length from network order. The verifier knows that the result is below 2^16.
 ///
-/// Verifiers up to Linux 6.18.15 know nothing about a number after a byte swap, and the compiler removes a mask that
-/// changes nothing unless the program hides the mask from the compiler.
+/// Verifiers up to Linux 6.18.15 know nothing about a number after a byte swap. The program hides the mask from the
+/// compiler, which would otherwise remove a mask that never changes the value.
 #[inline(always)]
 pub(crate) fn length(field: u16) -> usize {
     let swapped = u64::from(u16::from_be(field));
     #[cfg(target_arch = "bpf")]
     let swapped = {
         let mut swapped = swapped;
-        // SAFETY: one instruction, which changes only its operand.
+        // SAFETY: this single instruction changes only its operand.
         unsafe {
             core::arch::asm!("{0} &= 0xffff", inout(reg) swapped, options(pure, nomem, nostack, preserves_flags));
         }

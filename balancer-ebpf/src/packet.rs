@@ -1,10 +1,10 @@
-//! A bounds-checked view of a frame. All unsafe code that touches packet memory is here.
+//! A bounds-checked view of a frame. All unsafe code that touches packet memory is in this module.
 
 use core::marker::PhantomData;
 
 use bytemuck::Pod;
 
-/// The bytes from `start` to `end`. Each access is preceded directly by a check against `end`, in the form that the
+/// The frame's bytes from `start` to `end`. A check against `end` directly precedes each access, in the form that the
 /// kernel's verifier recognizes.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
@@ -17,21 +17,22 @@ impl<'a> Packet<'a> {
     /// A view of the memory from `start` to `end`.
     ///
     /// # Safety
-    /// The memory must be readable and writable for `'a`, and only views made from this one may access it.
+    /// The memory must be readable and writable for `'a`, and the program may access it only through views made from
+    /// this view.
     #[inline(always)]
     #[must_use]
     pub const unsafe fn new(start: usize, end: usize) -> Self {
         Self { start, end, bytes: PhantomData }
     }
 
-    /// A view of a slice.
+    /// A view of a byte slice.
     #[must_use]
     pub fn from_slice(bytes: &'a mut [u8]) -> Self {
         let range = bytes.as_mut_ptr_range();
         Self { start: range.start as usize, end: range.end as usize, bytes: PhantomData }
     }
 
-    /// The number of bytes; 0 if a [`Packet::skip`] went beyond the end.
+    /// The number of bytes in the view; 0 if a [`Packet::skip`] went beyond the end.
     #[inline(always)]
     #[must_use]
     pub fn len(self) -> usize {
@@ -52,8 +53,8 @@ impl<'a> Packet<'a> {
         beyond(self.start, bytes) <= self.end
     }
 
-    /// The view without its first `by` bytes. A view that begins beyond the end is an error only if something is loaded
-    /// from it.
+    /// The view without its first `by` bytes. A view that begins beyond the end is valid; only a load from such a view
+    /// is an error.
     #[inline(always)]
     #[must_use]
     pub fn skip(self, by: usize) -> Self {
@@ -66,7 +67,7 @@ impl<'a> Packet<'a> {
         if beyond(start, size_of::<T>()) > self.end { None } else { Some(start as *mut T) }
     }
 
-    /// The value at offset `at`, in memory order, at any alignment; `None` beyond the end.
+    /// The value at offset `at`, in memory order, at any alignment; `None`: the value extends beyond the end.
     #[inline(always)]
     #[must_use]
     pub fn load<T: Pod>(self, at: usize) -> Option<T> {
@@ -76,8 +77,8 @@ impl<'a> Packet<'a> {
         Some(unsafe { pointer.read_unaligned() })
     }
 
-    /// Writes `value` at offset `at`, in memory order, at any alignment. `None`: the place is beyond the end, and
-    /// nothing was written.
+    /// Writes `value` at offset `at`, in memory order, at any alignment. `None`: the value would extend beyond the end,
+    /// and nothing was written.
     #[inline(always)]
     #[must_use]
     pub fn store<T: Pod>(self, at: usize, value: T) -> Option<()> {
@@ -88,8 +89,8 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Adds `by` to an address. Because the sum cannot wrap around, the compiler can drop a comparison with the end that an
-/// earlier comparison implies.
+/// Adds `by` to an address in a frame. Because the sum cannot wrap around, the compiler can drop a comparison with the
+/// end that an earlier comparison implies.
 #[inline(always)]
 fn beyond(address: usize, by: usize) -> usize {
     // SAFETY: frames lie far below the highest addresses, and every length in them has 16 bits or fewer.

@@ -1,8 +1,8 @@
 //! Parses the headers of a frame: Ethernet with up to two VLAN tags, IPv4 with options, IPv6 with extension headers,
 //! TCP and UDP.
 //!
-//! Errors are reported only after the destination is known, because a frame that is not for a VIP passes even if it is
-//! broken. [`ip`] reads the headers that every packet has; [`follow`] reads those that few packets have.
+//! The parser reports errors only after the destination is known, because a frame that is not for a VIP passes even if
+//! the frame is malformed. [`ip`] reads the headers that every packet has; [`follow`] reads the rarer headers.
 
 use core::mem::offset_of;
 
@@ -20,7 +20,7 @@ use network_types::{
 use crate::{order, packet::Packet};
 
 const VLAN_TAG_LEN: usize = 4;
-/// The maximum number of VLAN tags read.
+/// The maximum number of VLAN tags that the parser reads.
 pub const MAX_VLAN_TAGS: usize = 2;
 
 /// The IANA number of TCP.
@@ -31,7 +31,7 @@ pub const UDP: u8 = IpProto::Udp as u8;
 pub const ICMP: u8 = IpProto::Icmp as u8;
 /// The IANA number of ICMPv6.
 pub const ICMP_V6: u8 = IpProto::Ipv6Icmp as u8;
-/// Length of the fixed ICMP header; in an error the quoted packet follows.
+/// Length of the fixed ICMP header; in an ICMP error, the quoted packet follows this header.
 pub const ICMP_HEADER_LEN: usize = 8;
 /// Offset of the checksum in the ICMP header.
 pub const ICMP_CHECK: usize = 2;
@@ -41,23 +41,23 @@ const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
 const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 
-/// The maximum number of IPv6 extension headers; a packet with more is malformed.
+/// The maximum number of IPv6 extension headers; a packet with more extension headers is malformed.
 const MAX_EXTENSION_HEADERS: usize = 8;
-/// The limit for the length of the headers before layer 4; a packet with longer headers is malformed.
+/// The maximum length of the headers before layer 4; a packet with longer headers is malformed.
 const MAX_HEADERS_LENGTH: usize = 2048;
 
 const HEADERS_LENGTH_MASK: u64 = MAX_HEADERS_LENGTH as u64 - 1;
-/// The mask of the offset of an IP header. The packet that an ICMP error quotes begins within the first 4096 bytes of
-/// the frame.
+/// The mask that limits the offset of an IP header. The packet that an ICMP error quotes begins within the first 4096
+/// bytes of the frame.
 pub(crate) const L3_OFFSET_MASK: u64 = 4095;
 
 /// The fragmentation fields of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// The offset in units of eight bytes and [`Fragment::MORE`], as in IPv4, in one number that is 0 for a whole
-    /// packet.
+    /// The offset in units of eight bytes and [`Fragment::MORE`], as in IPv4, in one number, which is 0 for an
+    /// unfragmented packet.
     field: u16,
-    /// The identification in the byte order of the packet. [`ip`] leaves it 0.
+    /// The identification in the packet's byte order. The function [`ip`] leaves this field 0.
     pub id: u32,
 }
 
@@ -65,38 +65,38 @@ impl Fragment {
     const MORE: u16 = 0x2000;
     const FIELD_MASK: u16 = 0x3fff;
 
-    /// The value for a whole packet.
+    /// The value for an unfragmented packet.
     pub(crate) const NONE: Self = Self { field: 0, id: 0 };
 
-    /// The offset in units of eight bytes.
+    /// The fragment's offset in units of eight bytes.
     #[inline(always)]
     #[must_use]
     pub const fn offset(self) -> u16 {
         self.field & !Self::MORE
     }
 
-    /// Whether more fragments follow.
+    /// Whether more fragments of the packet follow.
     #[inline(always)]
     #[must_use]
     pub const fn more(self) -> bool {
         self.field & Self::MORE != 0
     }
 
-    /// Whether this is not a whole packet.
+    /// Whether the packet is a fragment.
     #[inline(always)]
     #[must_use]
     pub const fn is_part(self) -> bool {
         self.field != 0
     }
 
-    /// Whether this is a fragment other than the first, so that no layer-4 header follows.
+    /// Whether the packet is a later fragment, which contains no layer-4 header.
     #[inline(always)]
     #[must_use]
     pub const fn is_later(self) -> bool {
         self.offset() != 0
     }
 
-    /// Whether this is the first of several fragments.
+    /// Whether the packet is the first of several fragments.
     #[inline(always)]
     #[must_use]
     pub const fn is_first(self) -> bool {
@@ -104,26 +104,26 @@ impl Fragment {
     }
 }
 
-/// An IP header whose addresses could be read.
+/// The fields of an IP header whose addresses could be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Ip<'a> {
-    /// The frame from the IP header on.
+    /// The frame, beginning with the IP header.
     pub header: Packet<'a>,
-    /// The frame from the layer-4 header on.
+    /// The frame, beginning with the layer-4 header.
     pub l4: Packet<'a>,
-    /// Bytes before the IP header.
+    /// The number of bytes before the IP header.
     pub l3_offset: usize,
-    /// [`FAMILY_V4`] or [`FAMILY_V6`].
+    /// The family: [`FAMILY_V4`] or [`FAMILY_V6`].
     pub family: u8,
-    /// The layer-4 protocol.
+    /// The layer-4 protocol of the packet.
     pub protocol: u8,
-    /// The fragmentation fields; 0 in a whole packet.
+    /// The fragmentation fields; 0 in an unfragmented packet.
     pub fragment: Fragment,
-    /// Whether the header is consistent with itself and with the length of the frame.
+    /// Whether the fields of the header are consistent with each other and with the length of the frame.
     pub well_formed: bool,
     /// Length of the IP packet in bytes, as the header says.
     pub length: usize,
-    /// Bytes of the headers before layer 4.
+    /// The number of header bytes from the IP header to layer 4.
     pub headers_length: usize,
     /// The source address in network order; an IPv4 address is in the first word.
     pub source: [u32; 4],
@@ -141,7 +141,7 @@ impl<'a> Ip<'a> {
         self.family == FAMILY_V4 && u16::from_be(flags) & DONT_FRAGMENT == 0
     }
 
-    /// TTL or hop limit. This function reads it from the packet, because most packets do not need it.
+    /// TTL or hop limit. This function reads the value from the packet, because most packets do not need the value.
     #[inline(always)]
     #[must_use]
     pub fn ttl(&self) -> u8 {
@@ -162,9 +162,10 @@ impl<'a> Ip<'a> {
         Some(if self.family == FAMILY_V4 { second } else { first << 4 | second >> 4 })
     }
 
-    /// The family as the packet itself says. When the family was a constant of each path on the stack, Linux 6.18.15
-    /// took the IPv4 branch on all paths; the verifier knows nothing about a value that is read from the packet. The
-    /// function reads two bytes because Linux 6.1 does not understand the check of one byte against the end.
+    /// The address family according to the version field of the packet. When the family was a constant of each path on
+    /// the stack, Linux 6.18.15 took the IPv4 branch on all paths; the verifier makes no assumption about a value that
+    /// the program reads from the packet. The function reads two bytes because Linux 6.1 does not understand a bounds
+    /// check of a single byte.
     #[inline(always)]
     #[must_use]
     pub fn version(&self) -> Option<u8> {
@@ -172,7 +173,7 @@ impl<'a> Ip<'a> {
         Some(first >> 4)
     }
 
-    /// The positions of the headers and the result of [`follow`], as a number for [`Ip::put`].
+    /// The positions of the headers and the result of [`follow`], packed into a number for [`Ip::put`].
     #[inline(always)]
     #[must_use]
     pub const fn place(&self) -> u64 {
@@ -182,8 +183,8 @@ impl<'a> Ip<'a> {
             | (self.fragment.field as u64) << 40
     }
 
-    /// The whole packet in `frame` that [`Ip::place`] described by `place`, with the fields that rewriting needs.
-    /// Addresses and length are missing.
+    /// The unfragmented packet in `frame`, rebuilt from `place`, the result of [`Ip::place`], with the fields that
+    /// rewriting needs. In the result, addresses and length are missing.
     #[inline(always)]
     #[must_use]
     pub fn placed(frame: Packet<'a>, place: u64) -> Option<Self> {
@@ -205,7 +206,8 @@ impl<'a> Ip<'a> {
         Some(ip)
     }
 
-    /// The packet that [`Ip::place`] described, with addresses, length and the identification of its fragment.
+    /// The packet rebuilt from the result of [`Ip::place`], with its addresses, its length and its fragment
+    /// identification.
     #[inline(always)]
     #[must_use]
     pub fn kept(frame: Packet<'a>, place: u64, fragment: u32) -> Option<Self> {
@@ -223,7 +225,7 @@ impl<'a> Ip<'a> {
         Some(ip)
     }
 
-    /// Sets the positions that [`Ip::place`] returned for this packet in `frame`.
+    /// Sets the header positions of this packet in `frame` from the result of [`Ip::place`].
     #[inline(always)]
     pub fn put(&mut self, frame: Packet<'a>, place: u64) {
         let headers_length = (place >> 16 & HEADERS_LENGTH_MASK) as usize;
@@ -235,8 +237,8 @@ impl<'a> Ip<'a> {
         self.fragment.field = (place >> 40) as u16 & Fragment::FIELD_MASK;
     }
 
-    /// The same packet in `frame`, which is another view of its frame. The program then keeps fewer values on the
-    /// stack.
+    /// The same packet in `frame`, which is another view of the packet's frame. With such a view, the program keeps
+    /// fewer values on the stack.
     #[inline(always)]
     #[must_use]
     pub fn again(&self, frame: Packet<'a>) -> Self {
@@ -244,7 +246,7 @@ impl<'a> Ip<'a> {
         Self { header, l4: header.skip(self.headers_length), ..*self }
     }
 
-    /// Offset of layer 4 in the frame.
+    /// The offset of the layer-4 header in the frame.
     #[inline(always)]
     #[must_use]
     pub const fn l4_offset(&self) -> usize {
@@ -262,15 +264,15 @@ impl<'a> Ip<'a> {
 /// The ports of a TCP or UDP header, and the flags that the program uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports {
-    /// Both ports as one word of the packet, which the compiler keeps in one register.
+    /// Both ports as one word in the packet's byte order; the compiler keeps this word in one register.
     ends: u32,
-    /// SYN, RST and ACK as in a TCP header, or [`Ports::DATAGRAM`]. For a boolean, the compiler would compute the value
-    /// early, for every packet.
+    /// The flags SYN, RST and ACK as in a TCP header, or [`Ports::DATAGRAM`]. If the field were a boolean, the compiler
+    /// would compute the value early, for every packet.
     opening: u32,
 }
 
 impl Ports {
-    /// Network order.
+    /// The source port in network order.
     #[inline(always)]
     #[must_use]
     pub const fn source(&self) -> u16 {
@@ -278,7 +280,7 @@ impl Ports {
         u16::from_ne_bytes([a, b])
     }
 
-    /// Network order.
+    /// The destination port in network order.
     #[inline(always)]
     #[must_use]
     pub const fn destination(&self) -> u16 {
@@ -298,14 +300,14 @@ impl Ports {
         self.opening & Self::HANDSHAKE == Self::OPENS
     }
 
-    /// Whether the packet is a TCP segment that ends a connection, or refuses one.
+    /// Whether the packet is a TCP segment that ends or refuses a connection.
     #[inline(always)]
     #[must_use]
     pub const fn resets(&self) -> bool {
         self.opening & Self::RESETS != 0
     }
 
-    /// Both ports as one word of the packet.
+    /// Both ports as one 32-bit word in the packet's byte order.
     #[inline(always)]
     #[must_use]
     pub const fn ends(&self) -> u32 {
@@ -342,15 +344,15 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
     }
 }
 
-/// Calls `then` with the header of a whole, well-formed packet over IPv4 without options or over IPv6. The compiler
-/// compiles `then` for each family, so constants that depend on the family cost nothing at run time. `otherwise` is the
-/// result for any other IP frame. `None`: the frame is not IP.
+/// Calls `then` with the header of an unfragmented, well-formed IPv6 packet or IPv4 packet without options. The
+/// compiler compiles `then` for each family separately, so constants that depend on the family cost nothing at run
+/// time. For any other IP frame, the result is `otherwise`. `None`: the frame is not IP.
 #[inline(always)]
 #[must_use]
 pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
     let mut l3_offset = EthHdr::LEN;
     let mut ether_type: u16 = frame.load(offset_of!(EthHdr, ether_type))?;
-    // In this order, most frames need only one comparison.
+    // With the tests in this order, most frames need only one comparison.
     if ether_type != EtherType::Ipv4 as u16 && ether_type != EtherType::Ipv6 as u16 {
         (l3_offset, ether_type) = ethernet(frame)?;
     }
@@ -369,7 +371,8 @@ pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then,
     Some(otherwise)
 }
 
-/// Length of the link-layer headers and the type of what follows (in memory order, as the variants of [`EtherType`]).
+/// The length of the link-layer headers, and the type of the header that follows them (in memory order, as the variants
+/// of [`EtherType`]).
 #[inline(always)]
 fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
     let mut offset = EthHdr::LEN;
@@ -384,7 +387,7 @@ fn ethernet(frame: Packet<'_>) -> Option<(usize, u16)> {
     Some((offset, ether_type))
 }
 
-/// Like [`ipv4`], for a whole packet without options.
+/// Like [`ipv4`], for an unfragmented packet without options.
 #[inline(always)]
 fn plain_ipv4(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     // The mask covers version, header length and fragmentation.
@@ -461,22 +464,22 @@ fn ipv6(header: Packet<'_>, l3_offset: usize) -> Option<Ip<'_>> {
     })
 }
 
-/// The reason why [`follow`] reached no layer-4 header.
+/// The reason why [`follow`] found no layer-4 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The extension headers exceed the packet, number more than eight, or exceed 2047 bytes.
+    /// The extension headers extend beyond the packet, number more than eight, or are longer than 2047 bytes.
     Malformed,
-    /// A routing header has segments left, so the destination address is not the final one.
+    /// A routing header has segments left, so the packet's destination address is not the final destination.
     Waypoint,
 }
 
-/// Finds the layer-4 header of a packet within `frame`, behind IPv6 extension headers, and the identification of a
-/// fragment. The protocol of a later fragment may still be that of an extension header.
+/// Finds in `frame` the layer-4 header of a packet, behind IPv6 extension headers, and the identification of a
+/// fragment. In a later fragment, the protocol may still be that of an extension header.
 ///
-/// `forget` returns its argument, which in the kernel becomes a number that is unknown to the verifier.
+/// `forget` returns its argument unchanged; in the kernel program, it makes the number unknown to the verifier.
 ///
 /// # Errors
-/// See [`Stopped`].
+/// An error is one of the variants of [`Stopped`].
 #[inline(always)]
 pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Option<u64>) -> Result<(), Stopped> {
     if ip.family == FAMILY_V4 {
@@ -516,9 +519,9 @@ pub fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>, forget: impl Fn(u64) -> Op
     Err(Stopped::Malformed)
 }
 
-/// The IP header at offset `l3_offset` of `frame`, inside another packet or quoted in an ICMP error. Its lengths are
-/// those in the header, which may exceed the frame. `None`: the frame is too short, or the header is not of that
-/// family.
+/// The IP header at offset `l3_offset` of `frame`; its packet lies inside another packet or is quoted in an ICMP error.
+/// The lengths come from this header and may exceed the frame. `None`: the frame is too short, or the header is not of
+/// the given family.
 #[inline(always)]
 #[must_use]
 pub fn inner(frame: Packet<'_>, l3_offset: usize, family: u8) -> Option<Ip<'_>> {
@@ -534,7 +537,7 @@ pub(crate) const RST: u8 = 0x04;
 /// The ACK bit of a TCP header.
 pub(crate) const ACK: u8 = 0x10;
 
-/// The properties of a packet with known [`ports`] that change its flow's state.
+/// The properties of a packet with known [`ports`] that change the state of the packet's flow.
 #[inline(always)]
 #[must_use]
 pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
@@ -544,13 +547,13 @@ pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
     Said { by_client, datagram: ip.protocol == UDP, syn: has(SYN), fin: has(FIN), rst: has(RST), ack: has(ACK) }
 }
 
-/// The ports of a TCP or UDP packet. `None`: another protocol, or a missing or inconsistent header.
+/// The ports of a TCP or UDP packet. `None`: the packet has another protocol, or its header is missing or inconsistent.
 #[inline(always)]
 #[must_use]
 pub fn ports(ip: &Ip<'_>) -> Option<Ports> {
     let first_fragment = ip.fragment.is_first();
     if ip.protocol == TCP {
-        // The whole fixed header must be present, because the checksum may have to be rewritten.
+        // The whole fixed header must be present, because the program may have to rewrite the checksum.
         let [ends, _, _, control, _]: [[u8; 4]; 5] = ip.l4.load(0)?;
         let [offset, control, ..] = control;
         let header_length = (offset >> 4) as usize * 4;

@@ -1,5 +1,5 @@
-//! The path of most packets: find the service, choose the backend, forward. All other cases, such as rules, are behind
-//! one branch, in [`crate::steps`].
+//! The path of most packets: find the service, choose the backend, forward the packet. One branch leads to all other
+//! cases, such as services with rules; [`crate::steps`] handles them.
 
 use balancer_common::{
     map_types::{
@@ -20,7 +20,7 @@ use crate::{
     steps,
 };
 
-/// Decides about a frame, and rewrites it if it is forwarded.
+/// Decides about a frame, and rewrites the frame if the program forwards it.
 #[inline(always)]
 pub fn process(ingress: Ingress) -> Step {
     let frame = ingress.frame();
@@ -28,7 +28,7 @@ pub fn process(ingress: Ingress) -> Step {
         return Step::PASS;
     }
     let step = plain(ingress, frame);
-    // Inside this branch, the compiler knows the result, which is a constant.
+    // In this branch, the compiler knows that the result is a constant.
     if step == Step::TX {
         return Step::TX;
     }
@@ -88,8 +88,8 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     }
 }
 
-/// Whether the packet is whole and in one buffer. Frames in several buffers are few and large, and some interfaces do
-/// not accept them, so the steps for rare packets send them.
+/// Whether the packet is unfragmented and its frame is in one buffer. Frames in several buffers are few and large, and
+/// some interfaces do not accept them, so the steps for rare packets send these frames.
 #[inline(always)]
 fn is_whole(ip: &Ip<'_>) -> bool {
     ip.header.holds(ip.length)
@@ -102,6 +102,6 @@ fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, p
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
-    // A reset may have to be withheld, so this packet takes the longer path.
+    // The program may have to withhold a reset, so a reset takes the longer path.
     if ports.resets() { step } else { forward::nat::to_client_again(ingress, ip, row, step) }
 }

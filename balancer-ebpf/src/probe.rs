@@ -1,4 +1,4 @@
-//! Looking up a key in the active half of an open-addressed array.
+//! Looks up a key in the active half of an open-addressed array.
 
 use core::ops::ControlFlow;
 
@@ -42,7 +42,8 @@ pub(crate) fn find<Row: Keyed>(
     }
 }
 
-/// Like [`find`], but inlines the lookup in the second place, because some callers leave little room on the stack.
+/// Like [`find`], but the lookup in the second pair of rows is inlined, because some callers leave little room on the
+/// stack.
 #[inline(always)]
 pub(crate) fn find_whole<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -95,7 +96,8 @@ fn in_second_pair<Row: Keyed>(rows: &'static Array<Row>, home: Home, key: KeyWor
     pair(rows, home.third(key), |row| KeyWords::of(row) == key).break_value().flatten()
 }
 
-/// Looks for a key in a row and its neighbour. Breaks once it is clear whether the table has the key.
+/// Looks for a key in a row and in the neighbouring row. Breaks as soon as it is clear whether the table contains the
+/// key.
 #[inline(always)]
 fn pair<Row: Keyed>(
     rows: &'static Array<Row>,
@@ -107,7 +109,7 @@ fn pair<Row: Keyed>(
         if is_wanted(row.key()) {
             return ControlFlow::Break(Some(row));
         }
-        // The controller puts a key into the first free one of the key's rows.
+        // The controller stores a key in the first free row among the key's rows.
         if row.key().family == 0 {
             return ControlFlow::Break(None);
         }
@@ -115,7 +117,7 @@ fn pair<Row: Keyed>(
     ControlFlow::Continue(())
 }
 
-/// Whether a row has the wanted key.
+/// Whether a row contains the key that the lookup wants.
 #[inline(always)]
 fn is_same(row: &ServiceKey, key: &ServiceKey) -> bool {
     row.rest() == key.rest() && row.address == key.address

@@ -1,5 +1,5 @@
-//! QUIC: if a server has given a connection ID to its client, this ID determines the backend of the client's packets,
-//! whatever their source address.
+//! QUIC: if a server has issued a connection ID to its client, this ID determines the backend of the client's packets,
+//! whatever source address the packets have.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -27,41 +27,41 @@ use crate::{
     step::{Carries, Choice, OpenFlow, Packed, Quic, QuicNamed, Step, ToBackend, Watch},
 };
 
-/// By [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
+/// The formats of QUIC connection IDs, by [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
 #[map]
 static QUIC: Array<QuicRow> = Array::with_max_entries(QUIC_ROWS, BPF_F_MMAPABLE);
 
-/// The backends, by the server IDs that connection IDs contain. The controller sets the real number of rows when it
-/// loads the program.
+/// The ids of backends, by the server IDs in connection IDs. The controller sets the real number of rows of this map
+/// when it loads the program.
 #[map]
 static QUIC_SERVERS: HashMap<QuicServer, u32> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 #[map]
 static QUIC_STATS: PerCpuArray<QuicStats> = PerCpuArray::with_max_entries(MAX_QUIC_SERVICES as u32 + 1, 0);
 
-/// A connection ID that one step stores for the next.
+/// A connection ID that one step stores for the packet's next step.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Asked {
     id: IdWords,
-    /// Number of its bytes in the datagram; 0: the datagram has no ID that a server has given.
+    /// The number of the ID's bytes in the datagram; 0: the datagram has no ID that a server has issued.
     length: u32,
-    /// As [`Quic::service`].
+    /// The row of the service, as in [`Quic::service`].
     service: u32,
-    /// As [`Quic::port`].
+    /// The backend's port, as in [`Quic::port`].
     port: u16,
-    /// [`ServiceRow::id`](balancer_common::map_types::ServiceRow::id).
+    /// The value of [`ServiceRow::id`](balancer_common::map_types::ServiceRow::id).
     service_id: u16,
-    /// [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
+    /// The value of [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
     row: u8,
-    /// The result of reading the ID so far, for a trace: `QUIC_*` of [`balancer_common::tracing`], or 0.
+    /// The result of reading the ID so far, which a packet trace shows: `QUIC_*` of [`balancer_common::tracing`], or 0.
     said: u8,
     reserved: [u8; 2],
 }
 
 const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
 
-/// Stores the connection ID of a datagram for the next step, if a server has given this ID to its client.
+/// Stores the connection ID of a datagram for the packet's next step, if a server has issued this ID to its client.
 #[inline(always)]
 pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
     let Quic { service, port, unchecked } = packed.get();
@@ -72,19 +72,19 @@ pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
     let (id, length) = connection_id::read(&found.ip).unwrap_or(([0; 3], 0));
     let (length, service_id, row) = (length as u32, row.id, row.quic);
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     unsafe { asked.write(Asked { id, length, service, port, service_id, row, said: QUIC_NO_ID, reserved: [0; 2] }) };
     if length == 0 { Step::to(NONE) } else { Step::QUIC_SERVER }
 }
 
-/// Finds the backend that the stored connection ID names. Counts an ID that names no backend.
+/// Finds the backend that the stored connection ID names. Counts a connection ID that names no backend.
 #[inline(always)]
 pub(crate) fn find(ingress: Ingress) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::to(NONE) };
-    // SAFETY: as in `read`; nothing writes the value while this reference exists.
+    // SAFETY: the row belongs to this CPU, and nothing writes the value while this reference exists.
     let asked = unsafe { &*asked };
-    // This condition is never true. Without an access to the frame, the compiler leaves the argument out, and the
-    // verifier refuses the call.
+    // This condition on the frame is never true. Without an access to the frame, the compiler would leave out the
+    // argument, and the verifier would refuse the call.
     if ingress.frame().is_empty() {
         return Step::to(NONE);
     }
@@ -94,7 +94,7 @@ pub(crate) fn find(ingress: Ingress) -> Step {
         say(QUIC_UNKNOWN);
         return Step::to(NONE);
     };
-    // A backend that is down, or that has drained, keeps no clients.
+    // A backend that is down or has drained keeps no clients.
     let keeps =
         backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service_id);
     if keeps && backends::reachable(named.backend).is_some() {
@@ -108,7 +108,7 @@ pub(crate) fn find(ingress: Ingress) -> Step {
 #[inline(always)]
 fn say(word: u8) {
     if let Some(asked) = scratch::place::<Asked>(Row::Quic) {
-        // SAFETY: as in `read`.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { (&raw mut (*asked).said).write(word) };
     }
 }
@@ -118,7 +118,7 @@ fn say(word: u8) {
 #[inline(always)]
 pub(crate) fn said() -> u8 {
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return 0 };
-    // SAFETY: as in `read`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let word = unsafe { (&raw const (*asked).said).read() };
     say(0);
     word
@@ -133,17 +133,18 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
     }
     let id = format.server_of(asked.id);
     let key = QuicServer { id, service: asked.service_id, length: u16::from(format.server), reserved: 0 };
-    // SAFETY: the value is copied at once.
+    // SAFETY: the program copies the value immediately.
     let backend = *unsafe { QUIC_SERVERS.get(key) }? as u16;
     Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
 }
 
-/// Sends a datagram to the backend that its connection ID names, or steers it by its source address.
+/// Sends a datagram to the backend that its connection ID names; without a named backend, steers the datagram by its
+/// source address.
 #[inline(always)]
 pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let ip = &found.ip;
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
-    // SAFETY: as in `read`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let (service, port) = unsafe { ((*asked).service, (*asked).port) };
     let Some(service) = service::at(service) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
@@ -159,7 +160,7 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     count(service.quic, |stats| stats.steered += 1);
     say(QUIC_NAMED);
     let step = if treated.is_watched() { Watch::unchosen() } else { step };
-    // The connection ID shows that the client which opens this flow is known.
+    // The connection ID shows that a known client opens this flow.
     let decision = if flows { Some(Decision::Kept) } else { None };
     let step = step.chosen(Choice { backend, decision: DecisionIndex::from(decision) });
     if service.flags & SERVICE_REMEMBERS == 0 || !ruled.is_none() {
@@ -168,7 +169,7 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let hash = steer::client_hash(service, ip.family, &ip.source);
     let Some((place, slot)) = steer::placed_slot(service, hash) else { return step };
     let unlike = slot.backend != backend;
-    // The entry of a known client need not be read if the client can only be at the backend that the ID names.
+    // The program need not read the entry of a known client that can only be at the backend named by the ID.
     let is_settled = !proven || !unlike && !steer::has_exceptions(service, slot);
     if is_settled && memory::seen(control, hash) {
         return step;
@@ -194,15 +195,16 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
 
 const EXCEPTION: u64 = 1 << 62;
 
-/// The word for [`note`] when a client is recorded at the backend of its connection. It holds the row of formats, the
-/// client's slot, and whether the slot needs an `exception`. It is not 0.
+/// The value that the program passes to [`note`] after it has recorded a client at the backend of the client's
+/// connection. The value contains the row of formats, the client's slot, and whether the slot needs an `exception`.
+/// This value is never 0.
 #[inline(always)]
 fn migration(row: u8, place: SlotPlace, exception: bool) -> u64 {
     let exception = if exception { EXCEPTION } else { 0 };
     1 << 63 | exception | u64::from(place.line) | u64::from(place.index & 31) << 32 | u64::from(row) << 40
 }
 
-/// Counts a client that was recorded at the backend of its connection.
+/// Counts a client that the program has recorded at the backend of the client's connection.
 #[inline(always)]
 pub(crate) fn note(migration: u64) {
     balancer_migrated(migration);
@@ -220,13 +222,13 @@ extern "C" fn balancer_migrated(migration: u64) -> u64 {
     0
 }
 
-/// Changes the counters of the service that a row of formats belongs to.
+/// Changes the QUIC counters of the service that uses a row of formats.
 #[inline(always)]
 fn count(row: u8, change: impl FnOnce(&mut QuicStats)) {
     if let Some(row) = QUIC.get(u32::from(row))
         && let Some(stats) = QUIC_STATS.get_ptr_mut(row.counters)
     {
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         change(unsafe { &mut *stats });
     }
 }

@@ -19,21 +19,21 @@ use crate::{
     step::{Carries, Choice, FlowPart, Quic, Step, ToBackend, ToClient, Toward},
 };
 
-/// The data that every decision about a frame needs.
+/// The data that every decision about a packet needs.
 struct Tables {
     control: &'static Control,
 }
 
 impl Tables {
-    /// The active half of the table of listeners. The program reads this word again for each lookup because the stack
-    /// is small; the controller does not write to a half that packets may still read.
+    /// The active half of the listener table. The program reads this value again for each lookup because the stack is
+    /// small; the controller does not write to a half that the program may still read.
     #[inline(always)]
     fn listeners(&self) -> PublishedView {
         control::listeners(self.control)
     }
 }
 
-/// Decides about a frame that is not plain.
+/// Decides about a frame that the path of most packets cannot handle.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress) -> Step {
     let bytes = ingress.frame();
@@ -59,7 +59,7 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
     }
 }
 
-/// Decides about a broken packet: the program drops it if it is for a VIP.
+/// Decides about a malformed packet: the program drops the packet if its destination is a VIP.
 #[inline(always)]
 pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
     match service::vip(listeners, ip) {
@@ -68,7 +68,7 @@ pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
     }
 }
 
-/// Decides about a packet with ports.
+/// Decides about a packet that has ports.
 #[inline(always)]
 fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     let Some(ports) = parse::ports(ip) else { return malformed(tables.listeners(), ip) };
@@ -80,7 +80,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     }
     listener.count(ports);
     let treated = Treated::of(listener.service, ip.family, &ip.source);
-    // A connection that is still open at a backend stays at that backend.
+    // A packet of a connection that is still open at a backend goes to that backend.
     if treated.is_hosts() || treated.has_left() && (ports.opens() || ip.protocol == UDP) {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::Passed);
@@ -112,7 +112,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
         }
         return to_client(row.key.port, ip.protocol, Carries::Header);
     }
-    // The packet's later fragments must not go to another service of the same address.
+    // The later fragments of this packet must not go to another service with the same address.
     let mistakable = service::vip(tables.listeners(), ip).is_some()
         || replies && returns::portless(tables.control, &ip.source, ip.family, ip.protocol) != PortlessMatch::None;
     if ip.fragment.is_first() && mistakable {
@@ -121,7 +121,7 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
     if tables.control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK }
 }
 
-/// Decides about a packet without ports. The packet goes where its first fragment went, or to the only service of its
+/// Decides about a packet that has no ports. The packet follows its first fragment, or goes to the only service of its
 /// address and protocol.
 #[inline(always)]
 fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
@@ -171,7 +171,8 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
     if tables.control.flags & CONTROL_RETURNS == 0 {
         return Step::PASS;
     }
-    // A backend also sends packets of its own, so the program translates only packets that are clearly replies.
+    // A backend also sends packets that are no replies, so the program translates only packets that are clearly
+    // replies.
     match returns::portless(tables.control, &ip.source, ip.family, ip.protocol) {
         PortlessMatch::Only(port) => to_client(port, ip.protocol, Carries::Nothing),
         PortlessMatch::None | PortlessMatch::Ambiguous => Step::PASS,

@@ -1,4 +1,4 @@
-//! Telling clients at once that no backend takes their packets, with a reset or an ICMP error.
+//! Rejections: a reset or an ICMP error tells a client immediately that no backend takes its packet.
 
 use balancer_common::{checksum, map_types::FAMILY_V4};
 use network_types::{
@@ -17,12 +17,12 @@ use crate::{
     step::{IcmpError, Packed, Payload as _, Reject, Step},
 };
 
-/// The shortest frame on a link, without its check sequence.
+/// The length of the shortest frame on a link, without the frame check sequence.
 const SHORTEST: usize = 60;
 /// The number of bytes between the end of the shortest answer and the end of the shortest frame.
 const PADDING: usize = 6;
 
-/// Rejects a packet with a TCP or UDP header that no backend takes.
+/// Rejects a packet that has a TCP or UDP header and that no backend takes.
 #[inline(always)]
 pub(crate) fn answer(found: &Found, packed: Packed<Reject>) -> Step {
     if found.ip.protocol != TCP {
@@ -37,14 +37,14 @@ pub(crate) fn answer(found: &Found, packed: Packed<Reject>) -> Step {
     }
 }
 
-/// The values of the segment that the answer needs. They are copied because the views of the frame become invalid.
+/// The values of the segment that the reset needs, copied because the views of the frame become invalid.
 struct Segment {
-    /// Source and destination port in the byte order of the packet, like the fields below.
+    /// Source and destination port in the packet's byte order, like the fields below.
     ports: [u16; 2],
     sequence: u32,
     acknowledgement: u32,
     flags: u8,
-    /// The number of sequence numbers that the segment uses.
+    /// The number of sequence numbers that the segment occupies.
     length: u32,
 }
 
@@ -53,7 +53,7 @@ impl Segment {
     fn of(ip: &Ip<'_>) -> Option<Self> {
         let [ends, sequence, acknowledgement, control, _]: [u32; 5] = ip.l4.load(0)?;
         let [offset, flags, ..]: [u8; 4] = bytemuck::cast(control);
-        // A header that is longer than its segment gets no answer.
+        // A segment whose header is longer than the segment gets no answer.
         let bytes = ip.l4_length().checked_sub(usize::from(offset >> 4) * 4)?;
         let length = bytes as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
         Some(Self { ports: bytemuck::cast(ends), sequence, acknowledgement, flags, length })
@@ -71,7 +71,8 @@ impl Segment {
     }
 }
 
-/// Turns a segment into its reset. `None`: the program cannot answer, and the frame may be half rewritten.
+/// Turns a segment into the reset that answers it. `None`: the program cannot answer the segment, and the frame may be
+/// half rewritten.
 #[inline(always)]
 fn reset(found: &Found) -> Option<()> {
     let Found { ingress, frame, ip } = found;
@@ -93,7 +94,7 @@ fn reset(found: &Found) -> Option<()> {
     ingress.cut_tail(there.checked_sub(kept)?)?;
     let frame = ingress.frame();
     if kept == SHORTEST {
-        // The answer's headers do not overwrite these bytes, so they are cleared here.
+        // The answer's headers do not overwrite these bytes, so this store sets them to zero.
         frame.store(SHORTEST - PADDING, [0u8; PADDING])?;
     }
     swap_macs(frame)?;

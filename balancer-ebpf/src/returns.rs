@@ -1,4 +1,4 @@
-//! Finding the `nat` backend that sent a packet.
+//! Finds the `nat` backend that sent a packet.
 
 use core::ptr;
 
@@ -10,17 +10,19 @@ use balancer_common::{
 
 use crate::{control, parse::Ip, probe, service};
 
-/// The return table in two halves, one of which is active. The controller sets the real size when it loads the program.
+/// The return table in two halves, one of which is active. The controller sets the real size of the return table when
+/// it loads the program.
 #[map]
 static RETURNS: Array<ReturnRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The return row of a packet from the source of `ip` and `port`, if a `nat` backend has this address and port.
+/// The return table's row for a packet from the source of `ip` and `port`, if a `nat` backend has this address and
+/// port.
 #[inline(always)]
 pub(crate) fn find(control: &'static Control, ip: &Ip<'_>, port: u16) -> Option<&'static ReturnRow> {
     of_key(control, &ServiceKey { address: ip.source, port, protocol: ip.protocol, family: ip.family })
 }
 
-/// The row of `key`; an exact match takes precedence over a row for every port.
+/// The return table's row for `key`; an exact match takes precedence over a row for every port.
 #[inline(always)]
 pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     if let Some(row) = exact(control, key) {
@@ -30,7 +32,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
         return None;
     }
     let row = probe::find_apart(&RETURNS, view(control), &ServiceKey { port: 0, ..*key })?;
-    // All other ports are for the backend's own services.
+    // Other ports of this backend belong to services on the backend itself.
     if row.listeners_only != 0
         && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
     {
@@ -39,21 +41,21 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     Some(row)
 }
 
-/// The row that matches `key` exactly. Port 0 in `key` finds a row for every port.
+/// The return table's row that matches `key` exactly. If the port in `key` is 0, the result is a row for every port.
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
     probe::find(&RETURNS, view(control), key)
 }
 
-/// The active half of the return table. Each lookup reads the word once, because the controller may activate the other
-/// half at any time with one store.
+/// The active half of the return table. Each lookup reads the view of the table once, because the controller may
+/// activate the other half at any time with one store.
 #[inline(always)]
 fn view(control: &'static Control) -> PublishedView {
-    // SAFETY: a reference is valid for reads.
+    // SAFETY: a Rust reference is always valid for reads.
     PublishedView(unsafe { ptr::read_volatile(&raw const control.returns) })
 }
 
-/// The possible VIPs of a fragment without ports from a backend's `address`.
+/// The VIPs that a fragment without ports from the backend's `address` may belong to.
 #[inline(always)]
 pub(crate) fn portless(control: &'static Control, address: &[u32; 4], family: u8, protocol: u8) -> PortlessMatch {
     let marker = ServiceKey { address: *address, port: 0, protocol: 0, family };

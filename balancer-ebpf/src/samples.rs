@@ -1,7 +1,7 @@
 //! Samples of forwarded packets; the controller uses them to find heavy clients.
 //!
-//! For each packet, the program compares a number in a counter row that it updates anyway. The gap to the next sample
-//! is random, so that periodic traffic is represented fairly.
+//! For each packet, the program only compares a number in a counter row that the program updates anyway. The gap to the
+//! next sample is random, so that periodic traffic is represented fairly.
 
 use core::mem::offset_of;
 
@@ -16,7 +16,7 @@ use crate::{control, ingress::Ingress, packet::Packet, parse, stats};
 #[map]
 static SAMPLES: RingBuf = RingBuf::with_byte_size(512 * 1024, 0);
 
-/// The controller polls the buffer four times a second, because waking it for each sample would cost more than the
+/// The controller polls the buffer four times a second, because a wakeup for each sample would cost more than the
 /// sample itself.
 const BPF_RB_NO_WAKEUP: u64 = 1;
 
@@ -38,22 +38,23 @@ fn source(header: Packet<'_>, family: u8) -> Option<[u32; 4]> {
     }
 }
 
-/// This is a global function: the verifier checks it once, and its caller stays short. It reads the source address
-/// again, because most packets no longer need this address at this point.
+/// This is a global function: the verifier checks it only once, and its caller needs fewer instructions. The function
+/// reads the source address from the packet again, because most packets no longer need this address after the choice of
+/// the backend.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_sample(context: *mut xdp_md, which: u64, bytes: u64) -> u64 {
     let Some(control) = control::words() else { return 0 };
-    // SAFETY: a reference is valid for reads; the controller writes the word in one store.
+    // SAFETY: a Rust reference is always valid for reads; the controller writes the word in one store.
     let interval = unsafe { (&raw const control.sample_interval).read_volatile() };
     let backend = (which >> 16) as u16;
     if interval == 0 {
-        // The interval is checked again later, because the controller may have changed it.
+        // The program reads the interval again some packets later, because the controller may have changed the interval
+        // by then.
         stats::sample_after(backend, 1 << 16);
         return 0;
     }
-    // The gap is uniform from 1 to 2n - 1, with mean n.
-    // SAFETY: a plain helper call.
+    // The gap between samples is uniform from 1 to 2n - 1, with mean n. SAFETY: the helper takes no pointer.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
     let spread = u64::from(interval) * 2 - 1;
     let gap = 1 + ((random * spread) >> 32) as u32;

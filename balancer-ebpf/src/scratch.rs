@@ -1,9 +1,9 @@
-//! Scratch space: a few words for each CPU that one step of a packet leaves to the next, or that do not fit on the
-//! stack. All uses share one map because the kernel allows a program only 64 maps.
+//! Scratch space for each CPU: values that one step of a packet leaves to the next step, or that do not fit on the
+//! stack. All modules share one map because the kernel allows a program only 64 maps.
 
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 
-/// The rows, each named after the module that uses it.
+/// The scratch rows, each named after the module that uses the row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Row {
@@ -28,7 +28,7 @@ type Words = [u64; 8];
 #[map]
 static SCRATCH: PerCpuArray<Words> = PerCpuArray::with_max_entries(ROWS, 0);
 
-/// A row of this CPU. Programs on one CPU do not interrupt each other in the receive path.
+/// A scratch row of this CPU. Programs on one CPU do not interrupt each other in the receive path.
 #[inline(always)]
 pub(crate) fn place<T>(row: Row) -> Option<*mut T> {
     const { assert!(size_of::<T>() <= size_of::<Words>() && align_of::<T>() <= align_of::<Words>()) }

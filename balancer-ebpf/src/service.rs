@@ -14,12 +14,12 @@ use crate::{
     probe, stats,
 };
 
-/// The table of listeners in two halves, one of which is active. The controller sets the real size when it loads the
-/// program.
+/// The table of listeners in two halves, one of which is active. The controller sets the real size of this map when it
+/// loads the program.
 #[map]
 static LISTENERS: Array<ListenerRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Ranges of ports in two halves; the active half is the same as in the table of listeners.
+/// Port ranges in two halves; the active half is the same as in the table of listeners.
 #[map]
 static RANGES: Array<RangeRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -27,7 +27,7 @@ static RANGES: Array<RangeRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static SERVICES: Array<ServiceRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A service, and the listener by which the program found it.
+/// A service, and the listener through which the program found the service.
 #[derive(Clone, Copy)]
 pub(crate) struct Listener {
     pub(crate) service: &'static ServiceRow,
@@ -37,7 +37,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Counts a packet for the listener if its service has several.
+    /// Counts a packet for the listener if its service has several listeners.
     #[inline(always)]
     pub(crate) fn count(self, ports: Ports) {
         if self.listening.flags & LISTENER_COUNTS != 0 {
@@ -46,14 +46,14 @@ impl Listener {
     }
 }
 
-/// The listener at `ip`'s destination and `port`; an exact match takes precedence over a listener for every port or a
-/// range.
+/// The listener at the destination of `ip` and `port`; an exact match takes precedence over a listener for every port
+/// or for a range.
 #[inline(always)]
 pub(crate) fn of_port(control: &'static Control, view: PublishedView, ip: &Ip<'_>, port: u16) -> Option<Listener> {
     of_key(control, view, ServiceKey { address: ip.destination, port, protocol: ip.protocol, family: ip.family })
 }
 
-/// The listener of `key`; an exact match takes precedence over a listener for every port or a range.
+/// The listener of `key`; an exact match takes precedence over a listener for every port or for a range.
 #[inline(always)]
 pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: ServiceKey) -> Option<Listener> {
     let port = u16::from_be(key.port);
@@ -85,8 +85,8 @@ pub(crate) fn at(row: u32) -> Option<&'static ServiceRow> {
     SERVICES.get(row)
 }
 
-/// The row of the range that contains `port` (host order), among `count` rows from `first`; a value beyond 32 bits
-/// means that there is no such range. This is a global function, so the verifier checks it only once.
+/// The row of the range that contains `port` (host order), among `count` rows from `first`; a result beyond 32 bits
+/// means that no range contains the port. This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
@@ -109,13 +109,13 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
     }
 }
 
-/// The VIP marker of `ip`'s destination, if the destination is a VIP.
+/// The VIP marker for the destination of `ip`, if this destination is a VIP.
 #[inline(always)]
 pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
     probe::find(&LISTENERS, view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
-/// Whether the table has the VIP marker `key`, so that its address is a VIP.
+/// Whether the table contains the VIP marker `key`, so that the address in `key` is a VIP.
 #[inline(always)]
 pub(crate) fn is_vip(view: PublishedView, key: &ServiceKey) -> bool {
     probe::find_whole(&LISTENERS, view, KeyWords::of(key)).is_some()

@@ -1,8 +1,9 @@
 //! Services that share their clients with the host: the program passes packets of some clients to the host, and steers
-//! packets of the others.
+//! packets of the other clients.
 //!
-//! A client's place in a fixed order determines its side ([`balancer_common::share`]). When a client has changed sides,
-//! its open TCP connections stay on their side; the program finds the host's connections by their sockets.
+//! A client's position in a fixed order determines whether the program or the host serves the client
+//! ([`balancer_common::share`]). When a client moves from the program to the host or back, its open TCP connections do
+//! not move; the program recognizes the host's connections by their sockets.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -21,7 +22,7 @@ use crate::{
     step::{Kind, Step},
 };
 
-/// Counters by index of the service.
+/// Packet counters, by index of the service.
 #[map]
 static SHARE_STATS: Array<ShareStats> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -32,10 +33,10 @@ pub(crate) struct Treated(u64);
 const WATCHED: u64 = 1 << 8;
 
 impl Treated {
-    /// The program steers the packets as in any other service.
+    /// The program steers the client's packets as in any other service.
     pub(crate) const STEERED: Self = Self(Side::Steered as u64);
 
-    /// The treatment of a client of `service`.
+    /// How the program treats a client of `service`.
     #[inline(always)]
     pub(crate) fn of(service: &ServiceRow, family: u8, client: &[u32; 4]) -> Self {
         if service.flags & SERVICE_SHARED == 0 {
@@ -57,13 +58,13 @@ impl Treated {
         self.0 & 0xff == side as u64
     }
 
-    /// The packets pass to the host, and the program counts the decision that it would have made.
+    /// The client's packets pass to the host, and the program counts the decision that it would have made.
     #[inline(always)]
     pub(crate) const fn is_watched(self) -> bool {
         self.0 & WATCHED != 0
     }
 
-    /// All packets pass to the host.
+    /// All packets of the client pass to the host.
     #[inline(always)]
     pub(crate) const fn is_hosts(self) -> bool {
         self.is(Side::Host) && !self.is_watched()
@@ -81,15 +82,15 @@ impl Treated {
         self.is(Side::Left)
     }
 
-    /// The client may have connections on its earlier side.
+    /// The client may have connections that are older than its move from the program to the host or back.
     #[inline(always)]
     pub(crate) const fn has_changed(self) -> bool {
         self.is(Side::Came) || self.is(Side::Left)
     }
 }
 
-/// The side of a client. `share` holds the service's share, with the family in the bits above. This is a global
-/// function, so the verifier checks it only once.
+/// Whether the program or the host serves a client. `share` contains the service's share, and in the bits above it the
+/// address family. This is a global function, so the verifier checks it only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -> u64 {
@@ -106,11 +107,11 @@ extern "C" fn balancer_side(k0: u64, k1: u64, low: u64, high: u64, share: u64) -
     Side::Host as u64 | if now == 0 { WATCHED } else { 0 }
 }
 
-/// Passes a packet of a client that the host serves.
+/// Passes a packet of a client that the host serves to the host.
 #[inline(always)]
 pub(crate) fn unsteered(service: u16) -> Step {
     count(service, |stats| {
-        // SAFETY: a field of a map value.
+        // SAFETY: the field belongs to a map value.
         unsafe { &raw mut (*stats).unsteered }
     });
     Step::PASS
@@ -119,45 +120,48 @@ pub(crate) fn unsteered(service: u16) -> Step {
 #[inline(always)]
 fn count(service: u16, field: impl Fn(*mut ShareStats) -> *mut u64) {
     if let Some(stats) = SHARE_STATS.get_ptr_mut(u32::from(service)) {
-        // SAFETY: a word of a map value.
+        // SAFETY: the pointer points to a word of a map value.
         unsafe { cpu_rows::add_shared(field(stats), 1) };
     }
 }
 
-/// Decides about a packet to the VIP of `marker` that belongs to no service: the program drops it, unless the host
-/// serves clients of this VIP.
+/// Decides about a packet to the VIP of `marker` that belongs to no service: the program drops the packet, unless the
+/// host serves clients of this VIP.
 #[inline(always)]
 pub(crate) fn refused(marker: &ListenerRow, reason: DropReason) -> Step {
     if marker.is_shared() { Step::PASS } else { Step::drop(reason) }
 }
 
-/// The connection to look up among the host's sockets.
+/// The connection that the program looks up among the host's sockets.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Asked {
     service: u16,
-    /// The client has moved from the service to the host.
+    /// Whether the client has moved from the service to the host.
     left: bool,
 }
 
-/// Stores which connection to look up if the chosen step depends on [whether the host has it](Step::unless_hosts).
+/// Stores the connection to look up if the chosen step depends on [whether the host has the
+/// connection](Step::unless_hosts).
 #[inline(always)]
 pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
     if let Some(asked) = scratch::place::<Asked>(Row::Shared) {
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         unsafe { asked.write(Asked { service: service.id, left: treated.has_left() }) };
     }
 }
 
-/// Uses the host's sockets to decide about a segment that opens no connection, from a client that has changed sides.
-/// The segment passes if the host has its connection; otherwise the packet continues with `next`.
+/// Uses the host's sockets to decide about a TCP segment that opens no connection; the client has moved from the
+/// program to the host or back. The segment passes if the host has the segment's connection; otherwise the packet
+/// continues with `next`.
 ///
-/// If the host has no socket for the VIP's port (because it forwards, or IPVS does), the sockets show nothing. Then the
-/// program treats connections of unknown clients as the host's.
+/// If the host has no socket for the VIP's port (because the host forwards the packets, possibly by IPVS), the sockets
+/// do not show the host's connections. In this case, the program treats a connection of an unknown client as a
+/// connection of the host.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Shared) else { return Step::PASS };
-    // SAFETY: as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let Asked { service, left } = unsafe { asked.read() };
     let socket = sockets::of_host(ingress);
     if socket == HostSocket::Connection || socket == HostSocket::None && left {
@@ -175,7 +179,7 @@ fn hosts(service: u16, left: bool) -> Step {
         return unsteered(service);
     }
     count(service, |stats| {
-        // SAFETY: a field of a map value.
+        // SAFETY: the field belongs to a map value.
         unsafe { &raw mut (*stats).host_connections }
     });
     Step::PASS

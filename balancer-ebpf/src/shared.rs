@@ -1,10 +1,10 @@
-//! Rows that the controller writes while the program reads them for packets.
+//! Rows that the controller may write while the program reads them.
 
 use aya_ebpf::maps::Array;
 
-/// A row of a map. The controller replaces each changing word in one store, and [`word`] reads it once in one load, so
-/// that a decision never mixes two states of the word. The other words are written only while no packet can read them:
-/// in an unused half or copy, after a grace period.
+/// A row of a map. The controller replaces each changing word in one store, and [`word`] reads a word in one load, so
+/// that a decision never mixes two states of a word. The controller writes all other words of a row only while the
+/// program cannot read them: in an unused half or copy, after a grace period.
 pub(crate) struct Shared<Row: 'static>(*const Row);
 
 impl<Row> Clone for Shared<Row> {
@@ -23,7 +23,7 @@ impl<Row> Shared<Row> {
         rows.get_ptr(index).map(Self)
     }
 
-    /// The pointer for [`word`].
+    /// The pointer to the row, as an argument for [`word`].
     #[inline(always)]
     pub(crate) const fn pointer(self) -> *const Row {
         self.0
@@ -34,8 +34,8 @@ impl<Row> Shared<Row> {
 macro_rules! word {
     ($row:expr, $($field:tt)+) => {{
         let row = $crate::shared::Shared::pointer($row);
-        // SAFETY: a map value, which lives as long as the program, within its bounds and aligned; the controller
-        // replaces the word in one store.
+        // SAFETY: the pointer points to a map value, which lives as long as the program, within its bounds and aligned;
+        // the controller replaces the word in one store.
         unsafe { (&raw const (*row).$($field)+).read_volatile() }
     }};
 }

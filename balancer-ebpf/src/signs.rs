@@ -1,5 +1,5 @@
-//! Signs that a backend may have failed: see [`balancer_common::signs`]. On a sign, the controller checks the backend
-//! at once.
+//! Signs that a backend may have failed: see [`balancer_common::signs`]. On such a sign, the controller immediately
+//! checks the backend.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -18,22 +18,24 @@ use crate::{
     parse::{Ip, Ports},
 };
 
-/// The signs of each backend, by backend id. The controller sets the real number of rows when it loads the program.
+/// The signs of each backend, by backend id. The controller sets the real number of rows of this map when it loads the
+/// program.
 #[map]
 static SIGNS: Array<Signs> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, 0);
 
-/// Signs sent to the controller. If the buffer is full, the next packet reports the sign again.
+/// The buffer of signs that the program sends to the controller. If the buffer is full, the program reports the sign
+/// again with the next packet.
 #[map]
 static SUSPECTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 
-/// Whether the program watches the handshakes of a segment's client. Under heavy traffic, it watches only a part of the
-/// clients.
+/// Whether the program watches the handshakes of the client that sent a segment. Under heavy traffic, the program
+/// watches only some of the clients.
 #[inline(always)]
 pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
+    // SAFETY: a Rust reference is always valid for reads; the controller replaces the word in one store.
     let unsampled = unsafe { (&raw const control.unsampled).read_volatile() };
     u32::from(ports.source()) & unsampled == 0
 }
@@ -48,13 +50,13 @@ pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
     balancer_watch(client.word(), u64::from(backend) | u64::from(ports.opens()) << 16);
 }
 
-/// This is a global function: the verifier checks it once, and its callers stay short.
+/// This is a global function: the verifier checks it only once, and its callers need fewer instructions.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
     let client = Handshaker::of_word(client);
     let Some(place) = HANDSHAKES.get_ptr_mut(client.place()) else { return 0 };
-    // SAFETY: a map value, which other CPUs replace in one store.
+    // SAFETY: the pointer points to a map value, which other CPUs replace in one store.
     let handshake = Handshake(unsafe { place.read_volatile() });
     let is_there = handshake.is_of(client);
     let opens = what >> 16 != 0;
@@ -64,7 +66,7 @@ extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
     let now = now();
     let new = if opens { Handshake::new(client, what as u16, now) } else { Handshake::NONE };
     if !opens {
-        // SAFETY: as above.
+        // SAFETY: the pointer points to a map value, which other CPUs replace in one store.
         unsafe { place.write_volatile(new.0) };
         answered(handshake.backend(), handshake.age(now));
         return 0;
@@ -72,7 +74,7 @@ extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
     let same = is_there && handshake.backend() == new.backend();
     let again = same && handshake.comes_again(now);
     if !same {
-        // SAFETY: as above.
+        // SAFETY: the pointer points to a map value, which other CPUs replace in one store.
         unsafe { place.write_volatile(new.0) };
     }
     begun(new.backend(), now, again);
@@ -82,9 +84,10 @@ extern "C" fn balancer_watch(client: u64, what: u64) -> u64 {
 #[inline(always)]
 fn begun(backend: u16, now: u64, again: bool) {
     let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return };
-    // SAFETY: a map value; other CPUs write the same words, and the next packet repeats what one of them overwrites.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     let (waiting, is_sign) = unsafe { signs.read_volatile() }.waiting().begin(now, again);
-    // SAFETY: as above.
+    // SAFETY: the pointer points to a map value, whose words other CPUs write as well.
     unsafe {
         (&raw mut (*signs).waiting_since).write_volatile(waiting.since);
         (&raw mut (*signs).begun).write_volatile(waiting.begun);
@@ -97,9 +100,11 @@ fn begun(backend: u16, now: u64, again: bool) {
 #[inline(always)]
 fn answered(backend: u16, took: u16) {
     let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return };
-    // SAFETY: as in `begun`.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     let waiting = unsafe { signs.read_volatile() }.waiting().end(took);
-    // SAFETY: as in `begun`.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     unsafe {
         (&raw mut (*signs).waiting_since).write_volatile(waiting.since);
         (&raw mut (*signs).begun).write_volatile(waiting.begun);
@@ -107,7 +112,8 @@ fn answered(backend: u16, took: u16) {
     }
 }
 
-/// A `nat` backend has refused a connection with a reset. Returns whether to withhold the reset from the client.
+/// Records that a `nat` backend has refused a connection by a reset. Returns whether the program must withhold the
+/// reset from the client.
 #[inline(always)]
 pub(crate) fn withholds(backend: u16) -> bool {
     balancer_refused(backend.into()) != 0
@@ -119,10 +125,11 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
     let backend = backend as u16;
     let Some(signs) = SIGNS.get_ptr_mut(backend.into()) else { return 0 };
     let now = now();
-    // SAFETY: as in `begun`.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     let row = unsafe { signs.read_volatile() };
     let (refusals, withheld) = row.refusals().refuse(now, row.withhold);
-    // SAFETY: as in `begun`; one instruction increments the counter.
+    // SAFETY: the pointer points to a map value; one instruction increments the counter.
     unsafe {
         (&raw mut (*signs).refused_since).write_volatile(refusals.since);
         (&raw mut (*signs).passed).write_volatile(refusals.passed);
@@ -134,7 +141,7 @@ extern "C" fn balancer_refused(backend: u64) -> u64 {
     withheld.into()
 }
 
-/// An ICMP error has reported that the backend cannot be reached.
+/// Records that the backend cannot be reached, as an ICMP error says.
 #[inline(always)]
 pub(crate) fn unreachable(backend: u16) {
     balancer_unreachable(backend.into());
@@ -150,16 +157,18 @@ extern "C" fn balancer_unreachable(backend: u64) -> u64 {
     0
 }
 
-/// Reports to the controller, at most once in a period for each backend.
+/// Reports a sign to the controller, at most once in a period for each backend.
 #[inline(always)]
 fn tell(signs: *mut Signs, backend: u16, signal: Signal, now: u64) {
-    // SAFETY: as in `begun`.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     let (tells, told) =
         unsafe { ((&raw const (*signs).tells).read_volatile(), (&raw const (*signs).told).read_volatile()) };
     if tells == 0 || now.wrapping_sub(told) < SIGN_PERIOD {
         return;
     }
-    // SAFETY: as in `begun`.
+    // SAFETY: the pointer points to a map value; other CPUs write the same words, and the next packet repeats a value
+    // that one of them overwrites.
     unsafe { (&raw mut (*signs).told).write_volatile(now) };
     if let Some(mut entry) = SUSPECTS.reserve::<Sign>(0) {
         entry.write(Sign { backend, signal: signal as u16 });
@@ -169,6 +178,6 @@ fn tell(signs: *mut Signs, backend: u16, signal: Signal, now: u64) {
 
 #[inline(always)]
 fn now() -> u64 {
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     unsafe { bpf_ktime_get_coarse_ns() }
 }

@@ -30,8 +30,8 @@ use crate::{
 #[map]
 static SLOTS: Array<SlotLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The backend of the client that sent `ip`, for a service without rules. If there is none, [`NO_BACKEND`] or
-/// [`ALL_DOWN`] takes its place; neither can be reached: see [`unreachable`].
+/// The backend of the client that sent `ip`, for a service without rules. If no backend takes the client, the result is
+/// [`NO_BACKEND`] or [`ALL_DOWN`]; neither can be reached: see [`unreachable`].
 #[inline(always)]
 pub(crate) fn choose(
     control: &'static Control,
@@ -74,8 +74,9 @@ pub(crate) fn choose_later(
     if packet.hosts { next.unless_hosts() } else { next }
 }
 
-/// Sends an error by `step` to the backend that would get a packet of `client` from `port` (if the port is known) that
-/// opens nothing. The program records and counts nothing. The connection of a TCP `segment` may be the host's.
+/// Sends an error by `step` to the backend that would get a packet of `client` which opens no connection; `port` is the
+/// client's port, if known. The program records and counts nothing. If the error is about a TCP `segment`, the host may
+/// have the segment's connection.
 #[inline(always)]
 pub(crate) fn peek_later(
     control: &'static Control,
@@ -160,11 +161,11 @@ fn end(service: &'static ServiceRow, packet: Opening, step: Unchosen, reason: Dr
 /// The connection-related properties of a packet.
 #[derive(Clone, Copy)]
 struct Opening {
-    /// The client's port; a fragment may have none.
+    /// The client's port; a fragment may have no port.
     port: Option<u16>,
     /// Whether the packet opens a connection.
     opens: bool,
-    /// It may.
+    /// Whether the packet is a datagram, which may open a connection.
     datagram: bool,
     /// Whether the packet only quotes a packet of the client, who did not send it: the program then records and counts
     /// nothing.
@@ -262,17 +263,17 @@ pub(crate) fn now(service: &'static ServiceRow) -> u16 {
     unsafe { ptr::read_volatile(&raw const service.tick) as u16 }
 }
 
-/// The slot of a client's hash. Other bits of its flags belong to other slots.
+/// The slot of a client's hash. The other bits of the flags belong to other slots.
 #[inline(always)]
 fn live_slot(service: &'static ServiceRow, hash: u64) -> Option<TableSlot> {
     placed_slot(service, hash).map(|(_, slot)| slot)
 }
 
-/// The slot of a client's hash, and its place.
+/// The slot of a client's hash, and the slot's place.
 #[inline(always)]
 pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(SlotPlace, TableSlot)> {
-    // The program reads this word once, because the controller replaces the table with one store to it.
-    // SAFETY: a reference is valid for reads.
+    // The program reads this word once, because the controller replaces the table with one store to this word. SAFETY:
+    // a reference is valid for reads.
     let table = LiveTable::from_word(unsafe { ptr::read_volatile(&raw const service.table) });
     let place = table.place(client::slot(hash, table.size));
     let Some(line) = SLOTS.get(place.line) else {
@@ -288,7 +289,7 @@ pub(crate) fn placed_slot(service: &'static ServiceRow, hash: u64) -> Option<(Sl
     Some((place, TableSlot { backend, flags: flags >> index }))
 }
 
-/// Whether known clients of a slot may be at backends other than the one in the table.
+/// Whether known clients of a slot may be at backends other than the backend in the table.
 #[inline(always)]
 pub(crate) const fn has_exceptions(service: &ServiceRow, slot: TableSlot) -> bool {
     (slot.flags as u16 | service.flags) & SERVICE_READS_ALWAYS != 0
@@ -298,7 +299,7 @@ pub(crate) const fn has_exceptions(service: &ServiceRow, slot: TableSlot) -> boo
 #[inline(always)]
 pub(crate) fn except(line: u32, index: u32) {
     if let Some(line) = SLOTS.get_ptr_mut(line) {
-        // SAFETY: a map value; other CPUs and the controller change single bits of its flags.
+        // SAFETY: the pointer points to a map value; other CPUs and the controller change single bits of its flags.
         unsafe { cpu_rows::set_shared(&raw mut (*line).flags, SLOT_EXCEPTIONS << (index & 31)) };
     }
 }

@@ -1,4 +1,4 @@
-//! Steps: the outcome of a packet, or the next function for it.
+//! Steps: each is the outcome for a packet, or the next function for the packet.
 
 use core::marker::PhantomData;
 
@@ -6,32 +6,32 @@ use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
 
 use crate::service::Listener;
 
-/// The decision about a packet; `main.rs` turns it into an XDP action and a counter. Further data is in the [`Step`],
-/// so that the compiler can merge the branches that make an outcome with those that read it.
+/// The decision about a packet; `main.rs` turns this decision into an XDP action and a counter. Further data is in the
+/// [`Step`], so that the compiler can merge the branches that make an outcome with the branches that read this outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The frame passes to the kernel, unchanged.
+    /// The frame passes to the kernel unchanged.
     Pass,
-    /// The frame leaves by the interface on which it arrived: forwarded, or turned into an answer to its sender.
+    /// The frame leaves by the interface on which it arrived, either forwarded or turned into an answer to its sender.
     Tx,
     /// The frame leaves by another interface: see [`Step::egress`].
     Redirect,
-    /// The frame passes to the kernel, rewritten and marked, and the kernel sends it: see [`crate::handover`].
+    /// The kernel receives the rewritten and marked frame, and sends it: see [`crate::handover`].
     Handed,
-    /// The frame is dropped: see [`Step::reason`].
+    /// The program drops the frame: see [`Step::reason`].
     Drop,
-    /// The program failed.
+    /// The program failed to process the frame.
     Abort,
 }
 
-/// A backend and how it was chosen, if the packet opens a connection.
+/// A backend, and how the program chose it if the packet opens a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) backend: u16,
     pub(crate) decision: DecisionIndex,
 }
 
-/// The data behind a packet's IP header, on its way to a backend or back.
+/// The kind of data that follows a packet's IP header, on the way to a backend or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Carries {
     /// A TCP or UDP header.
@@ -40,17 +40,17 @@ pub(crate) enum Carries {
     Nothing,
 }
 
-/// Whether the packet's sender may get an error about it: an ICMP error never causes another one.
+/// Whether the packet's sender may get an ICMP error about the packet: an ICMP error never causes another ICMP error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answerable {
     Yes,
     No,
 }
 
-/// The next step for a packet: an outcome, or a step of `steps` with its `Payload`.
+/// The next step for a packet: an outcome, or a step of `steps` with the step's `Payload`.
 ///
-/// A step is a number, because a global function can return nothing else. Bits 0–7 hold the kind, the others the
-/// payload.
+/// A step is encoded as a number, because a global function can return nothing else. Bits 0–7 hold the kind, and the
+/// other bits hold the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(u64);
 
@@ -82,16 +82,16 @@ pub(crate) enum Kind {
     ErrorToBackend,
     ToClient,
     ErrorToClient,
-    /// Pass the packet to the host, but count it as if sent to a backend.
+    /// Pass the packet to the host, but count the packet as if the program had sent it to a backend.
     Watch,
-    /// Pass the packet to this machine itself, or drop it.
+    /// Pass the packet to this machine itself, or drop the packet.
     Own,
     Encapsulate,
     Reject,
     IcmpError,
 }
 
-/// The argument of a step. It leaves bits 0–7 of its word free.
+/// The argument of a step function. The payload leaves bits 0–7 of its word free.
 pub(crate) trait Payload: Copy {
     const KIND: Kind;
 
@@ -99,14 +99,14 @@ pub(crate) trait Payload: Copy {
 
     fn of_word(word: u64) -> Self;
 
-    /// The outcome if the step cannot handle the packet.
+    /// The outcome if the step function cannot handle the packet.
     #[inline(always)]
     fn given_up(self) -> Step {
         Step::PASS
     }
 }
 
-/// A step's payload, packed into one word until a step needs it.
+/// The payload of a step, packed into one word until a step function needs it.
 #[derive(Clone, Copy)]
 pub(crate) struct Packed<What>(u64, PhantomData<What>);
 
@@ -122,16 +122,16 @@ impl<What: Payload> Packed<What> {
     }
 }
 
-/// A packet to a backend. The program remembers the destination of a first fragment.
+/// The payload of a packet on its way to a backend. The program remembers the destination of a first fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToBackend {
     pub(crate) choice: Choice,
     pub(crate) carries: Carries,
-    /// The backend's port for the packet's listener (network order); 0: the same port as the packet's.
+    /// The backend's port for the packet's listener (network order); 0: the packet keeps its own port.
     pub(crate) port: u16,
 }
 
-/// A packet to a backend that is the first of a flow.
+/// The payload of a packet to a backend that is the first packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFlow {
     pub(crate) choice: Choice,
@@ -139,15 +139,15 @@ pub(crate) struct OpenFlow {
     pub(crate) port: u16,
 }
 
-/// A flow that has a row and needs an address and a port.
+/// The payload of a flow that has a row and still needs an address and a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPort(pub(crate) Going);
 
-/// A packet of a flow on its way to the backend.
+/// The payload of a flow's packet on its way to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowThere(pub(crate) Going);
 
-/// The flow of a packet, and how its backend was chosen if the packet opens the flow.
+/// The flow of a packet, and how the program chose the flow's backend if the packet opens the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Going {
     /// The flow's row, below [`MAX_FLOW_ROWS`](balancer_common::map_types::MAX_FLOW_ROWS).
@@ -155,46 +155,46 @@ pub(crate) struct Going {
     pub(crate) decision: DecisionIndex,
 }
 
-/// A reply on its way to the client of its flow.
+/// The payload of a reply on its way to the client of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowReturn {
-    /// The flow's row.
+    /// The row number of the flow.
     pub(crate) row: u32,
 }
 
-/// The direction of a flow's packet.
+/// The direction of a flow's packet: to the backend or to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Toward {
     Backend,
     Client,
 }
 
-/// A later fragment of a packet of a flow.
+/// The payload of a later fragment of a flow's packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowPart {
-    /// The name of the flow: its row and a part of its tag.
+    /// The name of the flow: the flow's row number and some bits of its tag.
     pub(crate) flow: u32,
     pub(crate) toward: Toward,
 }
 
-/// An ICMP error about a packet of a flow.
+/// The payload of an ICMP error about a packet of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowError {
-    /// The flow's row.
+    /// The row number of the flow.
     pub(crate) row: u32,
-    /// The receiver of the packet that the error is about.
+    /// The receiver of the packet that the ICMP error quotes.
     pub(crate) toward: Toward,
 }
 
-/// An ICMP error about a packet of a backend, on its way to that backend.
+/// The payload of an ICMP error about a backend's packet, on the way to this backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToBackend {
     pub(crate) choice: Choice,
-    /// The port, as in [`ToBackend::port`], for the packet that the error is about.
+    /// The port, as in [`ToBackend::port`], for the packet that the ICMP error quotes.
     pub(crate) port: u16,
 }
 
-/// A reply of a `nat` backend on its way to its client.
+/// The payload of a `nat` backend's reply on its way to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ToClient {
     /// The port of the row in the return table (network order).
@@ -204,67 +204,67 @@ pub(crate) struct ToClient {
     pub(crate) carries: Carries,
 }
 
-/// An ICMP error about a packet to a `nat` backend, on its way to the client.
+/// The payload of an ICMP error about a packet to a `nat` backend, on the way to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToClient {
     /// The port of the packet's row in the return table (network order).
     pub(crate) port: u16,
 }
 
-/// A packet that passes to the host unchanged and is counted as if forwarded.
+/// The payload of a packet that passes to the host unchanged and is counted as if it had been forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Watch {
     pub(crate) choice: Choice,
 }
 
-/// A packet that goes to a backend in an outer packet.
+/// The payload of a packet that goes to a backend inside an outer packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Encapsulate {
     pub(crate) choice: Choice,
     pub(crate) answerable: Answerable,
 }
 
-/// A packet that returns to its sender with the information that no backend takes it. If no answer is possible, the
-/// program drops it for this reason.
+/// The payload of a rejected packet: the program tells the sender that no backend takes the packet. If no answer is
+/// possible, the program drops the packet with this drop reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reject {
     pub(crate) reason: DropIndex,
 }
 
-/// An ICMP error that returns to the sender of a packet.
+/// The reason for an ICMP error that the program sends to the sender of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum IcmpError {
     /// The packet is too big; the number is the MTU in bytes.
     TooBig(u32),
-    /// No backend takes the packet; if no answer is possible, the program drops it for this reason.
+    /// No backend takes the packet; if no answer is possible, the program drops the packet with this drop reason.
     Unreachable(DropIndex),
 }
 
-/// A datagram of a QUIC listener; its connection ID may name a backend.
+/// The payload of a datagram of a QUIC listener; the datagram's connection ID may name a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Quic {
     /// The row of the service, see [`crate::service::at`].
     pub(crate) service: u32,
-    /// As [`ToBackend::port`].
+    /// The port, as in [`ToBackend::port`].
     pub(crate) port: u16,
-    /// Whether the datagram may be a martian; otherwise an earlier step has excluded that.
+    /// Whether the datagram's source may be a martian address; if not, an earlier step has made the check.
     pub(crate) unchecked: bool,
 }
 
-/// The backend named by the connection ID; 0: none.
+/// The id of the backend that the connection ID names; 0: none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QuicNamed {
     pub(crate) backend: u16,
-    /// Whether the ID cannot be forged.
+    /// Whether the client cannot have forged the connection ID.
     pub(crate) proven: bool,
 }
 
-/// A step to a backend that is not chosen yet.
+/// A step that sends a packet to a backend that is not chosen yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unchosen(u64);
 
 const FLAG: u64 = 1 << 8;
-/// A bit in the byte of the kind that no kind uses.
+/// A bit that no kind uses, in the byte of the kind.
 const UNLESS_HOSTS: u64 = 1 << 7;
 
 #[inline(always)]
@@ -313,7 +313,7 @@ impl OpenFlow {
 }
 
 impl Going {
-    /// Bits 32–47 are free for a [`Choice`].
+    /// Bits 32–47 of the payload are free for a [`Choice`].
     #[inline(always)]
     const fn word(self) -> u64 {
         (self.decision.0 as u64) << 16 | ((self.row & 0xff) as u64) << 24 | ((self.row >> 8) as u64) << 48
@@ -329,8 +329,8 @@ impl Going {
 }
 
 impl FlowThere {
-    /// The step after consulting the client memory, for a packet that opens nothing; the backend in the answer is
-    /// ignored.
+    /// The step after a query to the client memory for a packet that opens no connection; this step ignores the backend
+    /// in the answer.
     #[inline(always)]
     pub(crate) fn unchosen(row: u32) -> Unchosen {
         Unchosen(Step::to(Self(Going { row, decision: DecisionIndex::NONE })).0)
@@ -367,7 +367,7 @@ impl Unchosen {
     /// A step that is never taken.
     pub(crate) const NONE: Self = Self(0);
 
-    /// Whether the packet passes to the host, whichever backend is chosen.
+    /// Whether the packet passes to the host, whichever backend the program chooses.
     #[inline(always)]
     pub(crate) const fn watches(self) -> bool {
         self.0 & 0xff == Kind::Watch as u64
@@ -380,13 +380,13 @@ impl Unchosen {
 }
 
 impl Quic {
-    /// The step for datagrams of a listener that are no martians.
+    /// The step for a listener's datagrams whose source is no martian address.
     #[inline(always)]
     pub(crate) const fn of(listener: Listener) -> Self {
         Self { service: listener.row, port: listener.listening.port, unchecked: false }
     }
 
-    /// The step for datagrams of a listener that may be martians.
+    /// The step for a listener's datagrams whose source may be a martian address.
     #[inline(always)]
     pub(crate) const fn unchecked(listener: Listener) -> Self {
         Self { unchecked: true, ..Self::of(listener) }
@@ -636,27 +636,27 @@ impl Payload for IcmpError {
 }
 
 impl Step {
-    /// Pass to the kernel, unchanged.
+    /// Pass the packet to the kernel unchanged.
     pub(crate) const PASS: Self = Self(Kind::Pass as u64);
-    /// Send by the interface on which the packet arrived.
+    /// Send the packet out of the interface on which it arrived.
     pub(crate) const TX: Self = Self(Kind::Tx as u64);
-    /// Hand to the kernel, which sends the packet.
+    /// Hand the packet to the kernel, which sends it.
     pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
-    /// The packet is not plain: see [`crate::rare`].
+    /// The path of most packets cannot handle the packet: see [`crate::rare`].
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// The packet is an ICMP message: see [`crate::icmp`].
     pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
     /// The packet is for a `snat` service: see [`crate::flows`].
     pub(crate) const FLOW: Self = Self(Kind::Flow as u64);
-    /// The packet is the first of a flow, whose backend is not chosen yet.
+    /// The packet is the first of a flow, and the program has not chosen the backend yet.
     pub(crate) const FLOW_NEW: Self = Self(Kind::FlowNew as u64);
-    /// The packet's QUIC connection ID was stored: see [`crate::quic`].
+    /// An earlier step has stored the packet's QUIC connection ID: see [`crate::quic`].
     pub(crate) const QUIC_SERVER: Self = Self(Kind::QuicServer as u64);
     /// The packet may be a reply of a `snat` backend: see [`crate::flows`].
     pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
-    /// The packet is for this machine itself, or is to be dropped: see [`crate::forward::sockets`].
+    /// The packet is for this machine itself, or the program must drop the packet: see [`crate::forward::sockets`].
     pub(crate) const OWN: Self = Self(Kind::Own as u64);
-    /// Send to the backend that the client memory names: see [`crate::memory`].
+    /// Send the packet to the backend that the client memory names: see [`crate::memory`].
     pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
 
     #[inline(always)]
@@ -669,19 +669,20 @@ impl Step {
         Self(Kind::Drop as u64 | (reason.0 as u64) << 32)
     }
 
-    /// Send by `egress`, for a packet that arrived by `ingress`.
+    /// Send the packet out of `egress`; the packet arrived by `ingress`.
     #[inline(always)]
     pub(crate) const fn send(ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::TX } else { Self(Kind::Redirect as u64 | (egress as u64) << 32) }
     }
 
-    /// The same step, unless the host has the connection: see [`crate::share::decide`].
+    /// This step, unless the connection belongs to the host: see [`crate::share::decide`].
     #[inline(always)]
     pub(crate) const fn unless_hosts(self) -> Self {
         Self(self.0 | UNLESS_HOSTS)
     }
 
-    /// The step to take if the host does not have the connection, if this step [depends on that](Self::unless_hosts).
+    /// If this step [depends on the host](Self::unless_hosts): the step to take if the connection does not belong to
+    /// the host.
     #[inline(always)]
     pub(crate) const fn if_not_hosts(self) -> Option<Self> {
         if self.0 & UNLESS_HOSTS == 0 { None } else { Some(Self(self.0 & !UNLESS_HOSTS)) }
@@ -693,13 +694,13 @@ impl Step {
         Self(What::KIND as u64 | packed.word())
     }
 
-    /// The number that is passed to and returned from global functions.
+    /// The number by which global functions take and return this step.
     #[inline(always)]
     pub(crate) const fn word(self) -> u64 {
         self.0
     }
 
-    /// The step of [`Step::word`].
+    /// The step that [`Step::word`] encoded in this number.
     #[inline(always)]
     pub(crate) const fn of_word(word: u64) -> Self {
         Self(word)
@@ -710,20 +711,20 @@ impl Step {
         self.0 & 0xff == kind as u64
     }
 
-    /// Whether the packet is sent.
+    /// Whether the step sends the packet.
     #[inline(always)]
     pub(crate) const fn sends(self) -> bool {
         let kind = self.0 & 0xff;
         Kind::Tx as u64 <= kind && kind <= Kind::Handed as u64
     }
 
-    /// Whether no step is left.
+    /// Whether the step is final.
     #[inline(always)]
     pub(crate) const fn is_last(self) -> bool {
         self.0 & 0xff <= Kind::Drop as u64
     }
 
-    /// The outcome of the packet, if no step is left.
+    /// The outcome of the packet, if the step is final.
     #[inline(always)]
     #[must_use]
     pub const fn outcome(self) -> Outcome {
@@ -742,7 +743,7 @@ impl Step {
         }
     }
 
-    /// The kind of the step, for finding out why no step was taken.
+    /// The kind of the step, which shows why no step function handled the packet.
     #[inline(always)]
     #[must_use]
     pub const fn kind(self) -> u32 {

@@ -1,5 +1,5 @@
 //! The steps that only few packets need. Each step is a global function: the verifier checks it once, and its stack
-//! does not add to that of the others.
+//! does not add to that of the other steps.
 
 use aya_ebpf::bindings::xdp_md;
 
@@ -16,10 +16,11 @@ use crate::{
     },
 };
 
-/// Declares steps. Each step is a global function. It gets the frame (`Ingress`: as it arrived; `Found`: with its
-/// layer-4 header; `Plain`: like `Found`, but faster for most packets; `Again`: like `Found`, after a step that has
-/// found the header) and, with `packed`, its [`Payload`] as [`Packed`]. The function in the first line runs the steps
-/// in this order; each step leads only to later ones.
+/// Declares the step functions and the function that runs them. Each step is a global function. Each step function
+/// takes the frame in one of four forms (`Ingress`: as it arrived; `Found`: with its layer-4 header; `Plain`: like
+/// `Found`, but faster for most packets; `Again`: like `Found`, after a step that has found the header) and, with
+/// `packed`, the step's [`Payload`] as [`Packed`]. The function in the first line runs the steps in the order of their
+/// declaration; each step leads only to later steps.
 macro_rules! steps {
     ($take:ident: $($kind:ident => $global:ident($frame:ident $(, $packed:ident)?) $run:path;)*) => {
         $(
@@ -105,7 +106,7 @@ steps! {
     IcmpError => balancer_icmp_error(Found, packed) too_big::answer;
 }
 
-/// Continues with `next`, unless the host has the connection.
+/// Continues with the step `next`, unless the connection belongs to the host.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_unless_hosts(context: *mut xdp_md, next: u64) -> u64 {

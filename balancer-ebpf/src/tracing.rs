@@ -1,5 +1,5 @@
-//! Reports packets on arrival and on departure, with the counters that changed in between. Only the program that is
-//! attached while a user traces or captures packets contains this code.
+//! Reports packets on arrival and on departure, with the counters that changed between the two reports. Only the
+//! tracing program, which is attached while a user traces or captures packets, contains this code.
 
 use core::{hint::black_box, mem::offset_of};
 
@@ -24,7 +24,7 @@ use crate::{ingress::Ingress, quic, stats};
 #[map]
 static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
-/// The virtual addresses; the values have no meaning.
+/// The virtual addresses, as keys of this map; the values have no meaning.
 #[map]
 static TRACE_VIPS: HashMap<Address, u32> = HashMap::with_max_entries(MAX_VIPS, BPF_F_NO_PREALLOC);
 
@@ -39,11 +39,12 @@ static TRACE_DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static TRACE_BACKENDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(MAX_WATCHED, 0);
 
-/// A ring for each CPU, read by the controller. No ring exists while no user traces.
+/// A ring buffer for each CPU, which the controller reads. No ring buffer exists while no user traces packets.
 #[map]
 static TRACE_EVENTS: PerfEventArray<Head> = PerfEventArray::new(0);
 
-/// Reports an arriving packet. As a global function it is verified separately and has its own stack.
+/// Reports an arriving packet. This is a global function, so it has its own stack, and the verifier checks it
+/// separately.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_came(context: *mut xdp_md) -> u64 {
@@ -57,7 +58,7 @@ extern "C" fn balancer_left(context: *mut xdp_md, action: u64) -> u64 {
     u64::from(left(context, action as u32).is_some())
 }
 
-/// Runs `program` between the two reports.
+/// Runs `program` between the report of the arrival and the report of the outcome.
 #[inline(always)]
 pub fn around(context: *mut xdp_md, program: impl FnOnce() -> u32) -> u32 {
     balancer_came(context);
@@ -69,10 +70,10 @@ pub fn around(context: *mut xdp_md, program: impl FnOnce() -> u32) -> u32 {
 #[inline(always)]
 fn came(context: *mut xdp_md) -> Option<()> {
     let settings = TRACE_SETTINGS.get(0)?;
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
     draft.begun = 0;
-    // SAFETY: a plain helper call; the controller writes the word in one store.
+    // SAFETY: the helper takes no pointer; the controller writes the word in one store.
     let (now, until) = unsafe { (bpf_ktime_get_ns(), (&raw const settings.until).read_volatile()) };
     if now >= until {
         return None;
@@ -80,7 +81,8 @@ fn came(context: *mut xdp_md) -> Option<()> {
     scan(context, draft);
     draft.matches = u32::from(concerns(&draft.found, settings));
     draft.vip = u32::from(is_vip(&draft.found.destination));
-    // A reply may carry the client's address only on departure; a packet for a VIP already carries it on arrival.
+    // A reply may carry the client's address only on departure, whereas a packet for a VIP already carries it on
+    // arrival.
     if draft.vip != 0 && draft.matches == 0 {
         return None;
     }
@@ -97,7 +99,7 @@ fn came(context: *mut xdp_md) -> Option<()> {
         }
     });
     clear(&raw mut draft.head);
-    // SAFETY: the kernel's context.
+    // SAFETY: the context is the kernel's.
     unsafe {
         draft.head.ifindex = (*context).ingress_ifindex;
         draft.head.queue = (*context).rx_queue_index;
@@ -142,7 +144,7 @@ fn describe(context: *mut xdp_md, action: u32, settings: &Settings, draft: &mut 
     if draft.vip == 0 && !is_vip(&draft.found.source) && (settings.only_vips != 0 || action == XDP_PASS) {
         return None;
     }
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     draft.head.time = unsafe { bpf_ktime_get_ns() };
     draft.head.stage = LEFT;
     draft.head.action = action;
@@ -150,10 +152,10 @@ fn describe(context: *mut xdp_md, action: u32, settings: &Settings, draft: &mut 
     Some(draft.watched)
 }
 
-/// Sends the head and the beginning of the frame to the controller.
+/// Sends the packet report and the beginning of the frame to the controller.
 #[inline(always)]
 fn tell(context: *mut xdp_md, settings: &Settings, head: &mut Head) {
-    // SAFETY: the kernel's context.
+    // SAFETY: the context is the kernel's.
     let length = unsafe { Ingress::new(context) }.frame_length() as u32;
     head.length = length;
     head.kept = length.min(settings.snaplen).min(MAX_KEPT);
@@ -183,22 +185,22 @@ fn is_vip(address: &Address) -> bool {
     address.family != 0 && TRACE_VIPS.get_ptr(address).is_some()
 }
 
-/// Finds the addresses of a frame.
+/// Finds the source and destination addresses of a frame.
 #[inline(always)]
 fn scan(context: *mut xdp_md, draft: &mut Draft) {
     clear(&raw mut draft.found);
     clear(&raw mut draft.scanned);
-    // SAFETY: the kernel's context.
+    // SAFETY: the context is the kernel's.
     let length = black_box(unsafe { Ingress::new(context) }.frame_length().min(SCANNED));
     if length == 0 || length > SCANNED {
         return;
     }
     let bytes = (&raw mut draft.scanned).cast::<u8>();
-    // SAFETY: within the row; the helper reads no further than the end of the frame.
+    // SAFETY: the address lies within the row; the helper reads no further than the end of the frame.
     if unsafe { bpf_xdp_load_bytes(context, 0, bytes.cast(), length as u32) } != 0 {
         return;
     }
-    // Bytes beyond the frame are 0, which matches no address.
+    // Bytes beyond the end of the frame are 0, which matches no address.
     let packet = Scanned(bytes);
     let mut at = 12;
     for _ in 0..2 {
@@ -218,7 +220,7 @@ fn scan(context: *mut xdp_md, draft: &mut Draft) {
 #[inline(always)]
 fn clear<T>(place: *mut T) {
     for index in 0..size_of::<T>() / 4 {
-        // SAFETY: within the value, for which every bit pattern is valid.
+        // SAFETY: the address lies within the value, for which every bit pattern is valid.
         unsafe { place.cast::<u32>().add(index).write_volatile(0) };
     }
 }
@@ -242,26 +244,26 @@ fn v6(packet: Scanned, ip: usize, found: &mut Found) {
     }
 }
 
-/// The first [`SCANNED`] bytes of a frame. No caller reads beyond these bytes.
+/// The first [`SCANNED`] bytes of a frame. No caller reads beyond the first [`SCANNED`] bytes.
 #[derive(Clone, Copy)]
 struct Scanned(*const u8);
 
 impl Scanned {
     #[inline(always)]
     fn u8(self, at: usize) -> u8 {
-        // SAFETY: within the row.
+        // SAFETY: the address lies within the row.
         unsafe { self.0.add(at).read() }
     }
 
     #[inline(always)]
     fn u16(self, at: usize) -> u16 {
-        // SAFETY: within the row.
+        // SAFETY: the address lies within the row.
         u16::from_be(unsafe { self.0.add(at).cast::<u16>().read_unaligned() })
     }
 
     #[inline(always)]
     fn u32(self, at: usize) -> u32 {
-        // SAFETY: within the row.
+        // SAFETY: the address lies within the row.
         unsafe { self.0.add(at).cast::<u32>().read_unaligned() }
     }
 

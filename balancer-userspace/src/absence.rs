@@ -1,4 +1,4 @@
-//! Lets commands survive restarts of the controller.
+//! Makes commands wait while the controller restarts.
 
 use std::{
     io::{self, Write as _},
@@ -10,13 +10,13 @@ use tokio::time::{Instant, sleep};
 
 use super::Failure;
 
-/// How long a restart may take if the user has set no limit.
+/// The maximum time to wait for a restart of the controller if the user has set no limit.
 pub(super) const RESTART: Duration = Duration::from_secs(60);
-/// How often to try to reach a controller that has gone away.
+/// The time between two attempts to reach an absent controller.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Repeats a request until the controller answers, even across restarts. With a `limit`, an absence longer than that is
-/// an error.
+/// Repeats a request until the controller answers, even if the controller restarts. If the controller is absent for
+/// longer than `limit`, the function fails.
 pub(super) async fn answered<T>(
     limit: Option<Duration>,
     mut ask: impl AsyncFnMut() -> Answer<T>,

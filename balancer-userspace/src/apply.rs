@@ -1,4 +1,4 @@
-//! `balancer apply`.
+//! The command `balancer apply`.
 
 use std::{
     fs::{self, File},
@@ -20,17 +20,17 @@ use super::{Failure, output, plan};
 pub(super) struct Args {
     /// Configuration file
     file: PathBuf,
-    /// Have the balancer read its own file again, as SIGHUP does, and print the result; FILE is checked first, and
-    /// names the control socket
+    /// Have the balancer read its own file again, as SIGHUP does, and print the result; the command first checks FILE,
+    /// which names the control socket
     #[arg(long, conflicts_with_all = ["dry_run", "reset", "force"])]
     reread: bool,
-    /// Change nothing; show what would change and which slots would move
+    /// Change nothing; show the changes and the slots that would move
     #[arg(long)]
     dry_run: bool,
-    /// Undo what was changed at run time: backends, weights, listeners, rules, shares, drains, forced health
+    /// Undo all run-time changes: backends, weights, listeners, rules, shares, drains, forced health
     #[arg(long)]
     reset: bool,
-    /// In a fleet, take the file over although it is older than the newest change
+    /// In a fleet, apply the file even if it is older than the newest change
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -48,11 +48,11 @@ pub(super) async fn run(
         .with_context(|| format!("{} cannot be read", file.display()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => text,
-        // If the file cannot be sent, this process can say what is wrong with it.
+        // If the file is unreadable or invalid, the command itself reports the fault.
         Ok(text) => return Err(refuse(&file, text.as_bytes())),
         Err(error) => return Err(refuse(&file, error.as_bytes())),
     };
-    // A pipe or another special file counts as new.
+    // The balancer treats a pipe or another special file as new, because it has no meaningful modification time.
     let age =
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
     let age_seconds = age.map(|age| age.as_secs_f64());
@@ -65,7 +65,8 @@ pub(super) async fn run(
     Ok(output::print(&render(&applied, dry_run))?)
 }
 
-/// The control socket of the balancer that should read its own file again, if the user requests that.
+/// The control socket of the balancer that should reread its own configuration file; `None` if the user has not
+/// requested a reread.
 pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
     if !args.reread {
         return Ok(None);
@@ -78,7 +79,7 @@ pub(super) fn own_socket(args: &Args) -> Result<Option<PathBuf>, Failure> {
     Ok(Some(config.control.socket))
 }
 
-/// Makes the balancer read its own file again.
+/// Makes the balancer reread its own configuration file.
 pub(super) async fn reread(client: &Client, args: Args) -> Result<(), Failure> {
     let changed = client.reread().await?;
     if args.json {

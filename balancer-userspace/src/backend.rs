@@ -1,4 +1,4 @@
-//! `balancer backend …`.
+//! The commands `balancer backend …`.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,7 +18,7 @@ use super::{
     wait::{self, Goal, Reached, Undrained},
 };
 
-/// How long to wait beyond the longest possible time of the drain.
+/// The time that the command waits beyond the longest possible duration of the drain.
 const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
@@ -36,23 +36,23 @@ pub(super) enum Verb {
     Change(BackendChange),
 }
 
-/// Changes of a backend that the command can make or only plan.
+/// Changes of a backend, which the command makes or only plans.
 #[derive(Debug, Subcommand)]
 pub(super) enum BackendChange {
     /// Add a backend
     Add {
         #[command(flatten)]
         backend: Subject,
-        /// Its address; without a port, the listeners'
+        /// The backend's address; default port: the listener's
         #[arg(value_name = "ADDR[:PORT]", value_parser = address)]
         address: String,
-        /// Its IPv6 address, where the service has listeners of both families
+        /// The backend's IPv6 address, if the service has listeners of both families
         #[arg(long, value_name = "ADDR", value_parser = value::ipv6)]
         address6: Option<IpAddr>,
         /// Share of new clients, 0 to 65535 [default: 100]
         #[arg(long, value_name = "N")]
         weight: Option<u16>,
-        /// Use it only when no other backend is eligible
+        /// Use the backend only when no other backend is eligible
         #[arg(long)]
         backup: bool,
         #[command(flatten)]
@@ -62,7 +62,7 @@ pub(super) enum BackendChange {
     Remove {
         #[command(flatten)]
         backend: Subject,
-        /// Do not drain it first
+        /// Do not drain the backend first
         #[arg(long)]
         force: bool,
     },
@@ -70,29 +70,29 @@ pub(super) enum BackendChange {
     Drain {
         #[command(flatten)]
         backend: Subject,
-        /// How long it keeps the clients it has, such as 5m [default: the service's drain timeout]
+        /// How long the backend keeps its known clients, such as 5m [default: the service's drain timeout]
         #[arg(long, value_name = "D", value_parser = value::duration)]
         timeout: Option<Duration>,
-        /// Wait until it is drained; Ctrl-C ends the waiting, not the drain
+        /// Wait until the backend is drained; Ctrl-C ends the wait, not the drain
         #[arg(long)]
         wait: bool,
-        /// With --wait: give up after this long, with exit code 4 [default: 10s after the drain's end]
+        /// With --wait: give up after this long, with exit code 4 [default: 10s after the drain's deadline]
         #[arg(long, value_name = "D", value_parser = value::duration, requires = "wait")]
         wait_timeout: Option<Duration>,
     },
     /// Put a backend into use
     Ready(Subject),
-    /// Take a backend out of use at once, and do not check it
+    /// Take a backend out of use at once, and stop its health checks
     Maint(Subject),
     /// Set a backend's share of new clients
     Weight {
         #[command(flatten)]
         backend: Subject,
-        /// 0 to 65535; 0 takes no new clients
+        /// The weight, 0 to 65535; with 0, the backend takes no new clients
         #[arg(value_name = "N")]
         weight: u16,
     },
-    /// Set how many clients or connections a backend takes at most, or without an option, that it takes any number
+    /// Limit the clients or connections of a backend; without an option, remove the limits
     Limit {
         #[command(flatten)]
         backend: Subject,
@@ -103,10 +103,10 @@ pub(super) enum BackendChange {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Most {
-    /// Known clients with which it takes no new ones
+    /// Number of known clients at which the backend takes no new clients
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_clients: Option<u32>,
-    /// Connections with which it takes no new ones, with forwarding = "snat"
+    /// Number of connections at which the backend takes no new connections, with forwarding = "snat"
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: Option<u32>,
 }
@@ -124,7 +124,7 @@ pub(super) struct Subject {
     name: BackendName,
 }
 
-/// Checks an address, in the notation of the API.
+/// Checks that the text is an address in the notation of the API.
 fn address(text: &str) -> Result<String, String> {
     value::address(text).map(|address| match address {
         (ip, Some(port)) => SocketAddr::new(ip, port).to_string(),
@@ -162,7 +162,7 @@ async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
 }
 
 impl BackendChange {
-    /// Returns the request for a plan of this change.
+    /// Returns the request that plans this change.
     pub(super) fn plan(self) -> PlanRequest {
         let admin = |backend: Subject, admin| PlanRequest::Admin {
             service: backend.name.service,
@@ -229,7 +229,8 @@ async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), 
     Ok(output::print(&table.render())?)
 }
 
-/// Waits until the backend has no clients left. Waits for at most `limit`, or a little longer than the drain may take.
+/// Waits until the backend has no clients. The function waits at most `limit`, or, without a limit, slightly longer
+/// than the drain may take.
 async fn drained(client: &Client, name: &BackendName, limit: Option<Duration>) -> Result<(), Failure> {
     let limit = match limit {
         Some(limit) => limit,

@@ -1,4 +1,4 @@
-//! `balancer check`.
+//! The command `balancer check`.
 
 mod notes;
 

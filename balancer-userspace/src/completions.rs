@@ -1,4 +1,4 @@
-//! `balancer completions`.
+//! The command `balancer completions`.
 
 use clap::{Command, CommandFactory as _, ValueEnum};
 use clap_complete::{generate, shells};
@@ -31,9 +31,9 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(output::print(&String::from_utf8_lossy(&script))?)
 }
 
-/// The command line, with the topics as arguments of `help`.
+/// Returns the command line, with the topics as possible arguments of `help`.
 fn with_topics(mut command: Command) -> Command {
-    // Only `build` adds the `help` command.
+    // The command `help` exists only after `build`.
     command.build();
     let topics = CHAPTERS.iter().map(|chapter| {
         let name = format!("balancer help {}", chapter.name);

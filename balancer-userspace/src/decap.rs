@@ -1,4 +1,4 @@
-//! `balancer decap`.
+//! The command `balancer decap`.
 
 use std::net::IpAddr;
 
@@ -15,23 +15,23 @@ use super::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Interface that tunnel packets come in by; may be repeated
+    /// Interface on which tunnel packets arrive; may be repeated
     #[arg(long = "interface", value_name = "IF", required = true, value_parser = value::interface)]
     interfaces: Vec<String>,
-    /// VIP to serve besides this machine's own addresses on its other interfaces, such as lo; may be repeated
+    /// VIP to serve in addition to this machine's addresses on its other interfaces, such as lo; may be repeated
     #[arg(long = "vip", value_name = "ADDR", value_parser = vip)]
     vips: Vec<IpAddr>,
-    /// Prefix of the addresses that tunnels come from, those of the balancers; may be repeated. Without it: all
-    /// addresses
+    /// Prefix of the tunnels' source addresses, which are the balancers' addresses; may be repeated [default: all
+    /// addresses]
     #[arg(long = "from", value_name = "PREFIX", value_parser = prefix)]
     from: Vec<IpNet>,
-    /// XDP mode: native, generic, or auto: native first and generic if the driver has none
+    /// XDP mode: native, generic, or auto: native, or generic if the driver has no native mode
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     xdp_mode: Mode,
-    /// Form of the log on standard error
+    /// Format of the log on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Least serious lines to log
+    /// Lowest level of lines to log
     #[arg(long, value_enum, default_value_t = LogLevel::Info)]
     log_level: LogLevel,
 }

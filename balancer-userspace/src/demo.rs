@@ -1,4 +1,4 @@
-//! `balancer demo`.
+//! The command `balancer demo`.
 
 use std::{
     env,
@@ -27,11 +27,11 @@ pub(super) struct Args {
     /// How many client addresses send requests
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CLIENTS)))]
     clients: u16,
-    /// How long clients are remembered; 0s: not at all, the lookup table alone decides
+    /// How long the balancer remembers clients; 0s: it remembers no clients, so the lookup table alone decides
     #[arg(long, value_name = "DURATION", default_value = "3h", value_parser = value::duration)]
     remember: Duration,
-    /// Run the tour as fast as its steps take, print a line for each, and end; so it is where standard output is no
-    /// terminal, unless --no-tour or --seconds says otherwise
+    /// Run the tour as fast as possible, print a line for each step, and end. This is the default if standard output is
+    /// no terminal, unless --no-tour or --seconds is given
     #[arg(long, conflicts_with_all = ["no_tour", "seconds"])]
     once: bool,
     /// Show only the table, without the tour
@@ -40,14 +40,16 @@ pub(super) struct Args {
     /// End after this number of seconds
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
-    /// Several balancers that are one fleet, behind a router with BIRD, on three etcds; commands to break it are printed
+    /// Run a fleet of several balancers behind a router with BIRD, with three etcd servers, and print commands that
+    /// break it
     #[arg(long, value_name = "N", group = "lab", conflicts_with_all = ["once", "no_tour", "forwarding"],
           value_parser = clap::value_parser!(u16).range(2..=i64::from(lab::MAX_MEMBERS)))]
     fleet: Option<u16>,
-    /// Two balancers of which one stands by, with keepalived, on three etcds
+    /// Run an active and a standby balancer with keepalived, with three etcd servers
     #[arg(long, group = "lab", conflicts_with_all = ["once", "no_tour", "forwarding"])]
     standby: bool,
-    /// With --fleet or --standby: a line of JSON each second instead of the table, the commands in the first one
+    /// With --fleet or --standby: print a line of JSON each second instead of the table; the first line has the
+    /// commands
     #[arg(long, requires = "lab")]
     json: bool,
     /// Show this balancer instead of this program
@@ -57,10 +59,11 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Be one of the web servers: count each session's requests, answer /healthz, fail it after POST /fail?mode=503
+    /// Run one of the web servers: count each session's requests, and answer /healthz, with a failure after POST
+    /// /fail?mode=503
     Server(ServerArgs),
-    /// Show which way of keeping sessions survives what: real servers and stores behind the balancer, and all that can
-    /// happen to them
+    /// Show which events sessions survive under each strategy: real servers and stores behind the balancer, and all
+    /// events that can affect them
     Sessions(Box<balancer_lab::Options>),
 }
 
@@ -100,7 +103,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     .map_err(shown)
 }
 
-/// Puts an error into one line, because a log may quote it.
+/// Joins the lines of an error, because a log may quote the error.
 fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     if error.downcast_ref::<io::Error>().is_some() {
         return error;
@@ -109,7 +112,7 @@ fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     anyhow!(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
-/// Classifies the error that ended the demo: a broken pipe means that the reader has closed the output.
+/// Classifies an error that has ended the demo: a broken pipe means that the reader has closed the output.
 fn shown(error: anyhow::Error) -> Failure {
     match error.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(kind @ io::ErrorKind::BrokenPipe) => Failure::Output(kind.into()),

@@ -1,4 +1,4 @@
-//! `balancer detach`.
+//! The command `balancer detach`.
 
 use std::io::{self, Write as _};
 
@@ -9,8 +9,8 @@ use balancer_dataplane::{AllPins, Pins, privileges};
 
 use super::Failure;
 
-/// Detaches programs that outlived their controllers from the interfaces of this network namespace, or of all
-/// namespaces if `all`, and removes their maps.
+/// Detaches programs that have outlived their controllers, and removes their maps, in this network namespace or, if
+/// `all`, in all network namespaces.
 pub(super) fn run(all: bool) -> Result<(), Failure> {
     privileges::check()?;
     let AllPins { free, held } = Pins::all(all)?;
@@ -18,11 +18,11 @@ pub(super) fn run(all: bool) -> Result<(), Failure> {
     let (mut interfaces, directories) = (0, free.len());
     for mut pins in free {
         match pins.notes() {
-            // This process cannot reach the settings and addresses of another network namespace, or these disappeared
-            // with the namespace.
+            // For other network namespaces, nothing is restored: this process cannot reach their settings and
+            // addresses, or the namespace no longer exists.
             Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
             Ok(_) => {}
-            // Another version pinned these maps, and only it knows what to restore.
+            // Another version has pinned these maps, and only that version knows which settings to restore.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,
         }
         interfaces += pins.detach()?;

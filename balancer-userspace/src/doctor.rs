@@ -1,4 +1,4 @@
-//! `balancer doctor`.
+//! The command `balancer doctor`.
 
 use std::{
     fmt::Write as _,
@@ -25,18 +25,19 @@ const BETWEEN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only this service [default: all]
+    /// Examine only this service [default: all]
     #[arg(value_name = "SVC")]
     service: Option<String>,
-    /// Print JSON, with everything that was examined and everything that could not be
+    /// Print JSON, with all subjects that were examined and all that could not be examined
     #[arg(long)]
     json: bool,
-    /// Mend what can be mended on this machine and be taken back; says first what that is
+    /// Carry out the cures on this machine that can be undone; prints each step first
     #[arg(long)]
     fix: bool,
 }
 
-/// Exit codes: 0 healthy; 1 findings; 3 no controller, even if the doctor found something without it.
+/// Runs the doctor, with these exit codes: 0 if all is well; 1 if there are findings; 3 if there is no controller, even
+/// if there are findings.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Some(socket) = client.socket() else {
         let text = "doctor looks at the machine that it runs on: run it there, without --server";
@@ -53,7 +54,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         output::print(&render(&report))?;
     }
     if !report.controller {
-        // Fails with the reason why the controller is not reachable.
+        // Without a controller, this call fails with the reason why it is not reachable.
         client.status().await?;
     }
     if report.findings.is_empty() { Ok(()) } else { Err(Failure::Told) }

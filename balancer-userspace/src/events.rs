@@ -1,4 +1,4 @@
-//! `balancer events`.
+//! The command `balancer events`.
 
 use std::{
     io::{self, Write as _},
@@ -13,18 +13,18 @@ use balancer_config::value;
 
 use super::{Failure, absence, fleet, output};
 
-/// The number of earlier events that `--follow` shows first.
+/// The number of past events that `--follow` shows first.
 const TAIL: usize = 10;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Go on with new events until interrupted, also over restarts of the controller
+    /// Continue with new events until interrupted, even across restarts of the controller
     #[arg(long, short)]
     follow: bool,
-    /// Only events not older than this, such as 10m [default: all stored events; with --follow, the last 10]
+    /// Only events of this maximum age, such as 10m [default: all stored events; with --follow, the last 10]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     since: Option<Duration>,
-    /// Print JSON: a list; with --follow, one object a line
+    /// Print JSON: a list; with --follow, one object per line
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Shows all events up to now.
+/// Shows all stored events, up to the present.
 async fn all(client: &Client, mut found: EventsView, json: bool) -> Result<(), Failure> {
     let mut events = Vec::new();
     loop {

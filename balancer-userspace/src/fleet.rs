@@ -1,4 +1,4 @@
-//! `balancer fleet`.
+//! The command `balancer fleet`.
 
 use balancer_api::{
     client::{Client, ClientError},
@@ -29,7 +29,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Returns the fleet, if this balancer is in one.
+/// Returns the state of the fleet, if this balancer belongs to one.
 pub(super) async fn found(client: &Client) -> Result<Option<FleetSnapshot>, Failure> {
     match client.fleet().await {
         Ok(fleet) => Ok(Some(fleet)),
@@ -38,7 +38,7 @@ pub(super) async fn found(client: &Client) -> Result<Option<FleetSnapshot>, Fail
     }
 }
 
-/// Returns a line such as `fleet site1: this is lb1, epoch 12, 3 of 3 members ready`.
+/// Formats a line such as `fleet site1: this is lb1, epoch 12, 3 of 3 members ready`.
 pub(super) fn line(fleet: &FleetSnapshot) -> String {
     let ready = fleet.members.iter().filter(|member| member.ready == "ready").count();
     let epoch = fleet.epoch.map_or_else(|| "no epoch yet".to_owned(), |epoch| format!("epoch {}", grouped(epoch)));

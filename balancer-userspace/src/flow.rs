@@ -1,4 +1,4 @@
-//! `balancer flow …`.
+//! The commands `balancer flow …`.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -13,12 +13,12 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// List the connections of a service with forwarding = "snat", or of all
+    /// List the connections of one service with forwarding = "snat", or of all such services
     List {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: Option<String>,
-        /// Only connections of this client
+        /// List only connections of this client
         #[arg(long, value_name = "ADDR")]
         client: Option<IpAddr>,
         /// Print JSON

@@ -1,4 +1,4 @@
-//! `balancer health …`.
+//! The commands `balancer health …`.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Show how backends are checked, and what the checks find
+    /// Show the health checks of backends and their results
     Show {
-        /// The service's name; without one, all services
+        /// The service's name [default: all services]
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Say what a backend's health is, whatever its checks find, until `auto`
+    /// Override the health of a backend, whatever its checks find, until `auto`
     Force {
         /// Service and backend, such as web/web1
         #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
@@ -38,7 +38,7 @@ pub(super) enum Verb {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum Said {
-    /// Keep it up
+    /// Keep the backend up
     Up,
     /// Treat the backend as if it did not answer
     Down,

@@ -1,4 +1,5 @@
-//! `balancer help TOPIC`: shows chapters of the book. clap writes the help of commands.
+//! The command `balancer help TOPIC`, which shows a chapter of the book. The crate clap writes the help texts of
+//! commands.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -12,22 +13,23 @@ use ratatui::crossterm::terminal;
 use super::{Cli, Failure, output};
 use crate::book::{self, CHAPTERS, Chapter};
 
-/// The width of the text, in columns, if the output is no terminal.
+/// The width of the text in columns, if the output is not a terminal.
 const WIDTH: u16 = 80;
 
-/// Returns the text below the list of commands.
+/// Returns the text that follows the list of commands.
 pub(super) fn topics() -> String {
     let width = CHAPTERS.iter().map(|chapter| chapter.name.len()).max().unwrap_or_default();
     let lines = CHAPTERS.iter().map(|Chapter { name, about, .. }| format!("\n  {name:width$}  {about}"));
     format!("Topics (balancer help TOPIC):{}", lines.collect::<String>())
 }
 
-/// Returns the text below the help of a command.
+/// Returns the text that follows the help of a command.
 pub(super) fn see(topic: &str) -> String {
     format!("See also: balancer help {topic}")
 }
 
-/// Answers `help TOPIC`, which clap reports as an unknown command. Otherwise reports clap's error.
+/// Answers `help TOPIC`, which clap reports as an error about an unknown command. For any other error, the function
+/// prints clap's message.
 pub(super) fn or(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     match arguments {
         [_, help, topic] if error.kind() == ErrorKind::InvalidSubcommand && help == "help" => show(topic),

@@ -1,5 +1,5 @@
-//! Writes to standard error if it is systemd's journal. The journal reads a line's priority from `<N>` at its
-//! beginning, as `sd-daemon(3)` says.
+//! Formats messages for standard error if standard error is connected to systemd's journal. The journal reads the
+//! priority of a line from `<N>` at the beginning of the line, see `sd-daemon(3)`.
 
 use std::{
     env, fmt,
@@ -14,21 +14,21 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-/// Whether standard error is the stream that `JOURNAL_STREAM` names. The variable alone does not show that, because a
-/// child's output may go elsewhere.
+/// Whether standard error is the stream that `JOURNAL_STREAM` names. The existence of the variable proves nothing,
+/// because the output of a child process may go elsewhere.
 pub(super) fn is_standard_error() -> bool {
     let Ok(named) = env::var("JOURNAL_STREAM") else { return false };
     let own = io::stderr().as_fd().try_clone_to_owned().and_then(|stream| File::from(stream).metadata());
     own.is_ok_and(|own| named == format!("{}:{}", own.dev(), own.ino()))
 }
 
-/// Returns `text` with the priority of an error at the beginning of each line.
+/// Returns `text` with an error's priority at the beginning of each line.
 pub(super) fn error(text: &str) -> String {
     let lines: Vec<String> = text.lines().map(|line| format!("<{}>{line}", priority(Level::ERROR))).collect();
     lines.join("\n")
 }
 
-/// Formats lines like another format, with the priority at their beginning.
+/// A log format that adds the priority to the beginning of each line of another format.
 pub(super) struct WithPriority<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
@@ -43,7 +43,7 @@ where
     }
 }
 
-/// The priority, numbered like in `syslog(3)`.
+/// The priority of a level, as a number of `syslog(3)`.
 const fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

@@ -1,6 +1,6 @@
-//! The command line of the balancer. Each group of commands has a file; `book` is the manual.
+//! The command line of the balancer. Each group of commands has its own file, and `book` contains the manual.
 //!
-//! Exit codes: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
+//! The exit codes of commands: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
 
 mod absence;
 mod apply;
@@ -52,7 +52,7 @@ use balancer_common::map_types::LAYOUT_VERSION;
 use balancer_config::{file::ConfigErrors, value};
 use clap::{CommandFactory as _, Parser, Subcommand};
 
-/// `packaging/debian/preinst` reads the second line before an upgrade.
+/// The script `packaging/debian/preinst` reads the second line of this text before an upgrade.
 static LONG_VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{}\nlayout of kept maps: {LAYOUT_VERSION}", env!("CARGO_PKG_VERSION")));
 
@@ -66,12 +66,12 @@ const WAIT_TIMED_OUT: u8 = 4;
 #[command(name = "balancer", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true)]
 #[command(after_help = help::topics())]
 struct Cli {
-    /// Control socket; with `run`, instead of the configuration's [default: /run/balancer/balancer.sock]
+    /// Control socket; with `run`, this path overrides the configuration [default: /run/balancer/balancer.sock]
     #[arg(long, global = true, env = "BALANCER_SOCKET", value_name = "PATH", value_parser = socket)]
     socket: Option<PathBuf>,
     #[command(flatten)]
     server: server::Args,
-    /// With a verb that changes something: only if the configuration is of this generation, as `status` shows it
+    /// Make a change only if the configuration has this generation, which `status` shows
     #[arg(long, global = true, value_name = "N")]
     if_generation: Option<u64>,
     #[command(subcommand)]
@@ -86,28 +86,30 @@ enum Verb {
     /// Validate a configuration file
     #[command(after_help = help::see("configuration"))]
     Check(check::Args),
-    /// Have a configuration file taken over by the running controller
+    /// Make the running controller apply a configuration file
     #[command(after_help = help::see("configuration"))]
     Apply(apply::Args),
     /// Show interfaces, services and backends
     Status(status::Args),
-    /// Find out why nothing flows: look at this machine, follow probes, and name causes with their cures. Exit code 0:
+    /// Find out why no packets flow: examine this machine, send probes, and name causes with their cures. Exit code 0:
     /// healthy, 1: findings, 3: no controller
     #[command(after_help = help::see("troubleshooting"))]
     Doctor(doctor::Args),
-    /// Show each packet's way, live: service, client, why this backend, next hop, or why it is dropped
+    /// Show the path of each packet, live: service, client, backend with the reason, and next hop, or the reason for
+    /// the drop
     #[command(after_help = help::see("troubleshooting"))]
     Trace(trace::Args),
-    /// Write packets into a file for Wireshark, as they came and as they left, each with a comment that says why
+    /// Write packets into a file for Wireshark, as they came and as they left; a comment explains each decision
     #[command(after_help = help::see("troubleshooting"))]
     Capture(capture::Args),
-    /// Say whether clients can be sent to this balancer: exit code 0 ready or degraded, 1 not ready
+    /// Report whether this balancer can take clients: exit code 0 ready or degraded, 1 not ready
     #[command(after_help = help::see("several-balancers"))]
     Ready(ready::Args),
-    /// Show the members of the fleet, its etcd, and what members tell each other
+    /// Show the members of the fleet, its etcd, and the traffic between members
     #[command(after_help = help::see("several-balancers"))]
     Fleet(fleet::Args),
-    /// Take this balancer's VIPs away, and steer on: routers send clients elsewhere. It stays so over restarts
+    /// Withdraw this balancer's VIPs, so that routers send clients elsewhere; the balancer continues to steer. The
+    /// withdrawal survives restarts
     #[command(after_help = help::see("several-balancers"))]
     Withdraw(withdraw::Args),
     /// Bring this balancer's VIPs back
@@ -116,23 +118,23 @@ enum Verb {
     /// Look at services
     #[command(subcommand)]
     Service(service::Verb),
-    /// Show how connection IDs of QUIC name backends, and change their key
+    /// Show how QUIC connection IDs name backends, and change the IDs' key
     #[command(subcommand)]
     Quic(quic::Verb),
     /// Look at and change backends
     #[command(subcommand, after_help = help::see("operations"))]
     Backend(backend::Verb),
-    /// Show what a change would move, and change nothing
+    /// Show the clients and slots that a change would move, without making the change
     #[command(subcommand)]
     Plan(plan::Verb),
     /// Wait until a backend is in a state
     Wait(wait::Args),
-    /// Show what happened: changes of state, changes by users
+    /// Show past events: changes of state, and changes by users
     Events(events::Args),
-    /// Look at clients, and forget them
+    /// Look at clients, and make the balancer forget clients
     #[command(subcommand, after_help = help::see("memory"))]
     Client(client::Verb),
-    /// Look at health checks, and override them
+    /// Look at health checks, and override their verdicts
     #[command(subcommand, after_help = help::see("health-checks"))]
     Health(health::Verb),
     /// Look at and change rules for client prefixes
@@ -144,32 +146,34 @@ enum Verb {
     /// Show how well clients stick, and how evenly they are spread
     #[command(after_help = help::see("statistics"))]
     Stats(stats::Args),
-    /// Show from an access log where its clients would go, and which of them changes would move; needs no controller
+    /// Show the servers that the clients of an access log would get, and the clients that changes would move; needs no
+    /// controller
     #[command(after_help = help::see("simulation"))]
     Simulate(simulate::Args),
-    /// Convert a configuration of nginx, HAProxy, keepalived or ipvsadm; needs no controller. Exit code 1: something needs a
-    /// human, 2: not understood
+    /// Convert a configuration of nginx, HAProxy, keepalived or ipvsadm; needs no controller. Exit code 1: an operator
+    /// has to convert some lines, 2: not understood
     #[command(after_help = help::see("moving"))]
     Import(import::Args),
     /// On a backend: strip the headers of ipip and gue packets in XDP, in the foreground
     #[command(after_help = help::see("forwarding"))]
     Decap(decap::Args),
-    /// See it at work between network namespaces of its own: a tour of who moves when; needs root and ip
+    /// Show the balancer at work in its own network namespaces: a tour of the events that move clients; needs root and
+    /// ip
     #[command(after_help = help::see("getting-started"))]
     Demo(demo::Args),
-    /// Take off the interfaces what a controller left there (on_exit = "keep"), and remove its pinned maps
+    /// Detach the programs that a controller left on interfaces (on_exit = "keep"), and remove its pinned maps
     #[command(after_help = help::see("restarts"))]
     Detach {
-        /// In every network namespace of this machine, also in those that are gone
+        /// In every network namespace of this machine, including deleted namespaces
         #[arg(long)]
         all: bool,
     },
     /// Print a completion script for a shell
     Completions(completions::Args),
-    /// Take VIPs away when the balancer that started this has ended
+    /// Remove VIPs when the balancer that started this process has ended
     #[command(hide = true, name = balancer_daemon::host::GUARD_VIPS)]
     GuardVips {
-        /// The indices of their interfaces; lines of standard input replace them
+        /// The indices of the VIPs' interfaces; each line of standard input replaces the list
         interfaces: Vec<u32>,
     },
 }
@@ -183,12 +187,13 @@ enum Failure {
     Config(#[from] ConfigErrors),
     #[error("{0}")]
     Usage(String),
-    /// A text of another program cannot be parsed. The message begins with file and line.
+    /// The text of another program's configuration cannot be parsed. The message begins with the file name and the line
+    /// number.
     #[error("{0}")]
     NotUnderstood(String),
     #[error("{0}")]
     WaitTimedOut(String),
-    /// The output already says what is wrong, so no message follows.
+    /// The output has already described the fault, so no message is printed.
     #[error("no")]
     Told,
     #[error("cannot write the output: {0}")]
@@ -197,7 +202,7 @@ enum Failure {
     Other(#[from] anyhow::Error),
 }
 
-/// Parses the process's arguments, runs the command and reports errors on standard error.
+/// Parses the arguments of the process, runs the command, and reports errors on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
@@ -263,13 +268,13 @@ fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Fail
     }
 }
 
-/// Runs a command to its end, in this thread.
+/// Runs the future of a command in this thread until it completes.
 fn wait_for(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(verb)
 }
 
-/// The whole command line, for manual pages.
+/// Returns the whole command line, from which the manual pages are made.
 #[must_use]
 pub fn command() -> clap::Command {
     Cli::command()
@@ -277,10 +282,10 @@ pub fn command() -> clap::Command {
 
 fn report(failure: &Failure) -> ExitCode {
     let (code, text) = match failure {
-        // The reader of the pipe has closed it.
+        // The output is a pipe, and its reader has closed it.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Told => return ExitCode::from(FAILED),
-        // The text already has the form FILE:LINE: what, as editors expect it.
+        // The text already has the form FILE:LINE: what, which editors can parse.
         Failure::Config(errors) => (FAILED, errors.to_string()),
         Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {
             (FAILED, message.clone())

@@ -1,4 +1,4 @@
-//! Prints tables for people, and JSON for programs.
+//! Prints tables for human readers, and JSON for programs.
 
 use std::io::{self, Write as _};
 
@@ -7,7 +7,7 @@ use balancer_config::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
 
-/// A table without borders. Columns of numbers are flush right.
+/// A table that is printed without borders. Columns of numbers are aligned to the right.
 #[derive(Debug)]
 pub(super) struct Table(comfy_table::Table);
 
@@ -29,18 +29,18 @@ impl Table {
         self.0.add_row(cells);
     }
 
-    /// Adds a row when the number of columns is not known in advance.
+    /// Adds a row; for tables whose number of columns is not constant.
     pub(super) fn cells(&mut self, cells: impl IntoIterator<Item = String>) {
         self.0.add_row(cells);
     }
 
-    /// Returns the table's lines, each with a newline.
+    /// Returns the lines of the table, each with a newline.
     pub(super) fn render(&self) -> String {
         self.0.lines().map(|line| format!("{}\n", line.trim_end())).collect()
     }
 }
 
-/// Formats `part` of `whole` in percent.
+/// Formats `part` as a percentage of `whole`.
 pub(super) fn percent(part: u32, whole: u32) -> String {
     match whole {
         0 => "-".to_owned(),
@@ -48,19 +48,19 @@ pub(super) fn percent(part: u32, whole: u32) -> String {
     }
 }
 
-/// Writes to standard output and flushes it.
+/// Writes a text to standard output, and flushes it.
 pub(super) fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// Writes `value` as indented JSON.
+/// Writes `value` to standard output as indented JSON.
 pub(super) fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
-/// Describes a service: a line about it, and a table of its backends.
+/// Describes a service in lines, and its backends in a table.
 pub(super) fn service(service: &ServiceView) -> String {
     let mut text = format!(
         "service {}  {}  {}  {} slots, generation {}\n",
@@ -81,7 +81,7 @@ pub(super) fn service(service: &ServiceView) -> String {
         ));
         text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
     }
-    // A name that resolves to the address of one backend needs a line only in case of an error.
+    // A DNS name that serves as the address of one backend needs a line only if there is an error.
     let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
     for DiscoverView { file, dns, dns_a, etcd, address, targets, error, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
@@ -114,7 +114,7 @@ pub(super) fn service(service: &ServiceView) -> String {
     text
 }
 
-/// Formats like `12.5 connections, 1,204 packets, 830,112 bytes a second`.
+/// Formats rates as `12.5 connections, 1,204 packets, 830,112 bytes a second`.
 fn rates_words(rates: &Rates) -> String {
     let Rates { packets, bytes, connections } = rates;
     format!("{connections:.1} connections, {} packets, {} bytes a second", whole(*packets), whole(*bytes))
@@ -125,7 +125,7 @@ fn whole(rate: f64) -> String {
     grouped(rate.round() as u64)
 }
 
-/// Formats like `tcp 198.51.100.10:80`, with commas between several.
+/// Formats the listeners of a service as `tcp 198.51.100.10:80`, separated by commas.
 fn places(service: &ServiceView) -> String {
     if service.listeners.len() < 2 {
         return format!("{} {}", service.protocol, service.address);
@@ -139,7 +139,7 @@ fn places(service: &ServiceView) -> String {
     .join(", ")
 }
 
-/// Returns the protocols of a service, each once.
+/// Returns the protocols of a service without duplicates.
 pub(super) fn protocols(service: &ServiceView) -> String {
     let mut words: Vec<&str> =
         service.listeners.iter().filter_map(|of| of.listener.rsplit_once('/')).map(|(_, protocol)| protocol).collect();
@@ -148,7 +148,7 @@ pub(super) fn protocols(service: &ServiceView) -> String {
     words.join(", ")
 }
 
-/// Returns the first address of a service, and how many more it has.
+/// Returns the first address of a service, and the number of further addresses.
 pub(super) fn addresses(service: &ServiceView) -> String {
     match service.listeners.len() {
         0 | 1 => service.address.clone(),
@@ -156,7 +156,7 @@ pub(super) fn addresses(service: &ServiceView) -> String {
     }
 }
 
-/// Creates a table of backends with the first column headed `name`.
+/// Creates a table of backends, in which `name` is the heading of the first column.
 pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
     let headings = [
         name,
@@ -183,10 +183,10 @@ pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
     Table::new(&headings)
 }
 
-/// The index of the column of active connections, if the table has it.
+/// The index of the column with active connections, if the table has this column.
 const ACTIVE: usize = 9;
 
-/// Adds a backend of a service with `table_size` slots.
+/// Adds a row for a backend of a service whose lookup table has `table_size` slots.
 pub(super) fn add_backend(
     table: &mut Table,
     name: String,
@@ -221,7 +221,7 @@ pub(super) fn add_backend(
     table.cells(cells);
 }
 
-/// Formats like `100`, or `100 × 75%` if the backend's agent reports a share.
+/// Formats the weight of a backend as `100`, or as `100 × 75%` if the backend's agent has lowered it.
 fn weight(backend: &BackendView) -> String {
     match backend.agent.as_ref().map(|agent| agent.weight_percent) {
         None | Some(100) => backend.weight.to_string(),
@@ -229,7 +229,8 @@ fn weight(backend: &BackendView) -> String {
     }
 }
 
-/// The state. While the backend drains, also how many clients are left and for how long.
+/// Formats the state of a backend. For a draining backend, the function adds the number of remaining clients and the
+/// remaining time.
 fn state(backend: &BackendView) -> String {
     match backend.drain_seconds_left {
         Some(left) => {
@@ -240,7 +241,7 @@ fn state(backend: &BackendView) -> String {
     }
 }
 
-/// Formats like `3m12s`.
+/// Formats a duration as `3m12s`.
 fn minutes(seconds: u64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string().replace(' ', "")
 }

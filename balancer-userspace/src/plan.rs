@@ -1,4 +1,4 @@
-//! `balancer plan …`.
+//! The commands `balancer plan …`.
 
 use balancer_api::{client::Client, model::PlanView};
 use balancer_config::words::{counted, grouped};
@@ -12,7 +12,7 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// What a change of a backend would move
+    /// Show the clients and slots that a change of a backend would move
     Backend {
         /// Print JSON
         #[arg(long, global = true)]
@@ -20,7 +20,7 @@ pub(super) enum Verb {
         #[command(subcommand)]
         change: backend::BackendChange,
     },
-    /// What a change of a service would move
+    /// Show the clients and slots that a change of a service would move
     Service {
         /// Print JSON
         #[arg(long, global = true)]
@@ -42,7 +42,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     Ok(output::print(&text(&plan))?)
 }
 
-/// Formats a plan for one service.
+/// Formats the plan for one service.
 pub(super) fn text(plan: &PlanView) -> String {
     let clients = |number: u64| counted(number as usize, "known client");
     let mut text = if plan.removed {
@@ -58,7 +58,7 @@ pub(super) fn text(plan: &PlanView) -> String {
         )
     };
     let before = plan.table_size_before;
-    // Earlier versions of the balancer do not report the size.
+    // Earlier versions of the balancer do not report the size of the lookup table before the change.
     if before > 0 && before != plan.table_size && !plan.removed {
         let how = if before < plan.table_size { "grow" } else { "shrink" };
         text += &format!("the table would {how} from {} to {} slots\n", grouped(before), grouped(plan.table_size));

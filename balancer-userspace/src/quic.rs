@@ -1,4 +1,4 @@
-//! `balancer quic …`.
+//! The commands `balancer quic …`.
 
 use balancer_api::{
     client::Client,
@@ -24,7 +24,7 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Print what the server of a backend needs to make its connection IDs, the key among it
+    /// Print the settings, including the key, with which a backend's server makes its connection IDs
     ServerConfig {
         /// The backend
         #[arg(value_name = "SVC/NAME", value_parser = value::backend_name)]
@@ -40,7 +40,7 @@ pub(super) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
-    /// Make a new key under the next number; connection IDs under the present one are understood as well
+    /// Make a new key with the next configuration number; connection IDs with the present number stay valid
     Rotate {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]

@@ -1,4 +1,4 @@
-//! `balancer ready`.
+//! The command `balancer ready`.
 
 use std::time::Duration;
 
@@ -8,15 +8,16 @@ use tokio::time::timeout;
 
 use super::{Failure, output};
 
-/// The time limit for the controller. A caller that wants to send clients elsewhere should not wait long.
+/// The time limit for the controller's answer. The limit is short, because the caller may have to send clients to
+/// another balancer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Degraded does not count as ready
+    /// Treat a degraded balancer as not ready
     #[arg(long)]
     strict: bool,
-    /// Withdrawn does not count as ready: for VRRP and the like, where VIPs are not the balancer's
+    /// Treat a withdrawn balancer as not ready: for VRRP and other programs that own the VIPs
     #[arg(long)]
     announced: bool,
     /// Print JSON
@@ -46,7 +47,7 @@ fn not_ready(reason: String) -> Readiness {
     Readiness { state: Fitness::NotReady, reasons: vec![reason] }
 }
 
-/// Formats like `ready`, or `degraded: etcd is out of reach: changes are refused`.
+/// Formats the readiness as `ready`, or as `degraded: etcd is out of reach: changes are refused`.
 pub(super) fn line(readiness: &Readiness) -> String {
     let word = readiness.state.word().replace('_', " ");
     if readiness.reasons.is_empty() { word } else { format!("{word}: {}", readiness.reasons.join("; ")) }

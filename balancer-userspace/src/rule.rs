@@ -1,4 +1,4 @@
-//! `balancer rule …`.
+//! The commands `balancer rule …`.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Add a rule for a client prefix, or replace it; the longest prefix that holds a client's address decides
+    /// Add or replace the rule for a client prefix; the longest prefix that contains a client's address decides
     Add {
         #[command(flatten)]
         rule: RuleKey,
@@ -49,7 +49,7 @@ pub(super) struct RuleKey {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RuleVerb {
-    /// Send them to one backend, while it takes clients (whatever its weight)
+    /// Send these clients to one backend while it takes clients, whatever its weight
     Pin {
         /// The backend's name in the service
         #[arg(value_name = "NAME", value_parser = value::name)]
@@ -57,15 +57,15 @@ pub(super) enum RuleVerb {
         #[command(flatten)]
         end: RuleEnd,
     },
-    /// Spread their connections: the source port enters the hash
+    /// Spread the connections of these clients: the hash includes the source port
     Spread(RuleEnd),
-    /// Drop their packets
+    /// Drop the packets of these clients
     Deny(RuleEnd),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RuleEnd {
-    /// After which the rule ends by itself, such as 5m [default: never]
+    /// Time after which the rule expires, such as 5m [default: never]
     #[arg(long, value_name = "D", value_parser = value::duration)]
     ttl: Option<Duration>,
 }

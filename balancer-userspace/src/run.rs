@@ -1,4 +1,4 @@
-//! `balancer run`.
+//! The command `balancer run`.
 
 use std::{
     fmt,
@@ -24,9 +24,10 @@ use super::{
     journal::{self, WithPriority},
 };
 
-/// The number of threads. The kernel forwards packets; this process has one task and its sockets.
+/// The number of threads of the tokio runtime. Two threads are enough: the kernel forwards packets, and this process
+/// mainly runs one task and its sockets.
 const WORKER_THREADS: usize = 2;
-/// How long remaining work may take when the process ends.
+/// The maximum time for which unfinished work delays the end of the process.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
@@ -34,13 +35,13 @@ pub(super) struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Interface to attach to, instead of the configuration's; may be repeated
+    /// Interface to attach to, which overrides the configuration; may be repeated
     #[arg(long = "interface", value_name = "IF", value_parser = value::interface)]
     interfaces: Vec<String>,
-    /// Form of the log on standard error
+    /// Format of the log on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Least serious lines to log
+    /// Lowest level of lines to log
     #[arg(long, value_enum, default_value_t = LogLevel::Info)]
     log_level: LogLevel,
 }
@@ -109,7 +110,7 @@ fn serve(args: Args, socket: Option<PathBuf>) -> Result<(), Failure> {
         configurations: Configurations::new(parser),
     };
     let ended = runtime.block_on(balancer_daemon::run::run(launch));
-    // A pending read of a file may never finish.
+    // The time limit is needed because a pending read of a file may never finish.
     runtime.shutdown_timeout(FAREWELL);
     Ok(ended?)
 }
@@ -128,7 +129,7 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     }
     match (format, journal::is_standard_error()) {
         (LogFormat::Text, false) => log.fmt_fields(debug_fn(text_field)).with_target(false).try_init(),
-        // The journal adds the time.
+        // The format contains no time, because the journal adds the time.
         (LogFormat::Text, true) => log
             .fmt_fields(debug_fn(text_field))
             .with_target(false)
@@ -143,7 +144,7 @@ pub(super) fn start_log(format: LogFormat, level: LogLevel) -> anyhow::Result<()
     Ok(())
 }
 
-/// Logs a panic as a normal log line, so that a reader of the log can report it.
+/// Logs a panic as a normal log line, so that programs that read the log can report it.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let (thread, place) = (thread::current(), panic.location().map(ToString::to_string).unwrap_or_default());
     tracing::error!(
@@ -153,12 +154,12 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-/// Writes a field of a log line, unless the message already has its text.
+/// Writes a field of a log line, unless the message already contains the field's text.
 fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     match field.name() {
         "message" => write!(writer, "{value:?}"),
         "service" | "backend" => Ok(()),
-        // The origin of another crate's log line.
+        // These fields tell where another crate has logged the line, and are left out.
         name if name.starts_with("log.") => Ok(()),
         name => write!(writer, " {name}={value:?}"),
     }

@@ -1,4 +1,4 @@
-//! The options for a balancer on another machine.
+//! The options that name a balancer on another machine.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,22 @@ use super::Failure;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Balancer on another machine, instead of the control socket; it takes --ca, --cert and --key
+    /// Balancer on another machine, instead of the control socket; requires --ca, --cert and --key
     #[arg(long, global = true, env = "BALANCER_SERVER", value_name = "https://HOST:PORT")]
     server: Option<String>,
-    /// With --server: certificates that the balancer's is signed by
+    /// With --server: the certificates that sign the balancer's certificate
     #[arg(long, global = true, env = "BALANCER_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// With --server: the certificate to show
+    /// With --server: the client certificate
     #[arg(long, global = true, env = "BALANCER_CERT", value_name = "FILE")]
     cert: Option<PathBuf>,
-    /// With --server: the key of that certificate
+    /// With --server: the private key of the client certificate
     #[arg(long, global = true, env = "BALANCER_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
 }
 
 impl Args {
-    /// The balancer that the options name, if it is on another machine.
+    /// Returns the balancer on another machine that the options name, if they name one.
     pub(super) fn server(&self) -> Result<Option<Server>, Failure> {
         let Self { server, ca, cert, key } = self;
         let Some(url) = server else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! `balancer service …`.
+//! The commands `balancer service …`.
 
 use balancer_api::{client::Client, model::PlanRequest};
 use balancer_config::{listeners::Listener, value, words::grouped};
@@ -30,18 +30,18 @@ pub(super) enum Verb {
     },
 }
 
-/// Changes to a service that the command can make or only plan.
+/// Changes to a service, which the command makes or only plans.
 #[derive(Debug, Subcommand)]
 pub(super) enum ServiceChange {
     /// Add or remove a listener
     #[command(subcommand)]
     Listen(Listen),
-    /// Set the share of clients that are steered; the others pass to the host
+    /// Set the share of steered clients; the host serves the others
     Steer {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: String,
-        /// In percent, from 0 (watch) to 100 (all)
+        /// The share in percent, from 0 (watch) to 100 (all)
         #[arg(value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
         steer: u8,
     },
@@ -51,7 +51,7 @@ pub(super) enum ServiceChange {
 pub(super) enum Listen {
     /// Listen on one more address, port or range of ports; no client moves
     Add(Which),
-    /// Stop listening on it; no client moves
+    /// Stop listening on an address and port; no client moves
     Remove(Which),
 }
 
@@ -60,13 +60,14 @@ pub(super) struct Which {
     /// The service's name
     #[arg(value_name = "SVC", value_parser = value::name)]
     service: String,
-    /// Such as 198.51.100.10:443, 198.51.100.10:443/udp, [2001:db8::10]:443, 198.51.100.10:10000-10100/udp
+    /// The listener, such as 198.51.100.10:443, 198.51.100.10:443/udp, [2001:db8::10]:443,
+    /// 198.51.100.10:10000-10100/udp
     #[arg(value_name = "ADDRESS")]
     listener: Listener,
 }
 
 impl ServiceChange {
-    /// Returns the request for a plan of this change.
+    /// Returns the request that plans this change.
     pub(super) fn plan(self) -> PlanRequest {
         match self {
             Self::Steer { service, steer } => PlanRequest::Steer { service, steer },

@@ -1,4 +1,4 @@
-//! `balancer status`.
+//! The command `balancer status`.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -20,7 +20,8 @@ use super::{
 };
 
 const REDRAW: Duration = Duration::from_secs(1);
-/// ANSI: erase the screen; cursor home; erase the rest of the line; erase all below.
+/// The ANSI sequences to erase the screen, to move the cursor home, to erase the rest of the line, and to erase
+/// everything below.
 const CLEAR: &str = "\x1b[2J";
 const HOME: &str = "\x1b[H";
 const END_OF_LINE: &str = "\x1b[K";
@@ -31,7 +32,7 @@ pub(super) struct Args {
     /// Show again every second until interrupted
     #[arg(long)]
     watch: bool,
-    /// Print JSON; with --watch, one line a second
+    /// Print JSON; with --watch, one line per second
     #[arg(long)]
     json: bool,
 }
@@ -54,7 +55,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Updates the screen until interrupted, also while the controller is away.
+/// Updates the screen until interrupted, even while the controller is absent.
 async fn watch(client: &Client) -> Result<(), Failure> {
     let mut text = render(&client.status().await?);
     let mut trouble = None;
@@ -70,10 +71,10 @@ async fn watch(client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// Returns the part of `text` that fits a terminal of this size, to be drawn over the old contents. `trouble` comes
-/// last and is always visible.
+/// Returns the beginning of `text` that fits a terminal of this size, for drawing over the previous contents. The last
+/// line shows `trouble`, which is therefore always visible.
 fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> String {
-    // The cursor stays on the last line.
+    // The last line stays free, because the cursor is there.
     let rows = rows.saturating_sub(1);
     let lines: Vec<&str> = text.lines().collect();
     let fits = lines.len() + usize::from(trouble.is_some()) <= rows;
@@ -86,7 +87,7 @@ fn screen(text: &str, trouble: Option<&str>, columns: usize, rows: usize) -> Str
 
 fn render(status: &StatusView) -> String {
     let counts = [">TX", ">REDIRECT", ">HANDED", ">PASS", ">DROP", ">ABORTED"];
-    // Few machines are their own backends.
+    // The column is optional, because only few machines are backends of their own balancer.
     let local: &[&str] = if status.interfaces.iter().any(|one| one.packets_seen.local > 0) { &[">LOCAL"] } else { &[] };
     let mut table = Table::new(&[["INTERFACE", ">INDEX", "XDP MODE"].as_slice(), &counts, local].concat());
     for interface in &status.interfaces {

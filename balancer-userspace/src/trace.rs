@@ -1,4 +1,4 @@
-//! `balancer trace`.
+//! The command `balancer trace`.
 
 use std::{
     collections::HashMap,
@@ -25,21 +25,22 @@ use super::{
     output,
 };
 
-/// Enough for all headers, also those of a packet in a tunnel and of a packet quoted in an ICMP error.
+/// The number of bytes that the trace reports per frame: enough for all headers, including those of a packet in a
+/// tunnel and those that an ICMP error quotes.
 const SNAPLEN: u32 = 256;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The client's address, or the prefix of several
+    /// The client's address, or a prefix of several clients
     #[arg(value_name = "CLIENT", value_parser = observe::client, required_unless_present = "service")]
     client: Option<IpNet>,
-    /// Packets of this service, of every client or of CLIENT
+    /// Show only packets of this service, from every client or from CLIENT
     #[arg(long, value_name = "SVC")]
     service: Option<String>,
     /// End after this number of packets [default: until Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 }
@@ -70,31 +71,32 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The controller's answers about clients, each from the time of the client's last packet.
+/// The controller's last answer about each client, with the time of the query.
 struct Memories<'a> {
     api: &'a Client,
     last: HashMap<(String, IpAddr), (ClientView, Instant)>,
 }
 
 impl<'a> Memories<'a> {
-    /// The largest number of clients to remember.
+    /// The maximum number of clients whose answers are kept.
     const MOST: usize = 10_000;
 
     fn new(api: &'a Client) -> Self {
         Self { api, last: HashMap::new() }
     }
 
-    /// Asks about a client before its packets come, so that the trace knows the state before them.
+    /// Queries the controller about a client before packets of the client arrive, so that the trace knows the client's
+    /// earlier state.
     async fn remember(&mut self, address: IpAddr, service: Option<&str>) {
         let query = ClientQuery { address, service: service.map(str::to_owned) };
         let asked = Instant::now();
-        // If the address is no client of a service, the trace continues.
+        // If the address is not a client of any service, the trace continues without an answer.
         for view in self.api.client(&query).await.unwrap_or_default() {
             self.last.insert((view.service.clone(), address), (view, asked));
         }
     }
 
-    /// Adds the rule, the slot and the client's entry before the packet.
+    /// Adds to an explanation the rule, the slot, and the client's entry before the packet.
     async fn add(&mut self, of: &mut Explanation) {
         let (Some(service), Some(address)) = (of.service.clone(), of.client) else { return };
         if of.direction == Direction::ToClient {
@@ -110,7 +112,8 @@ impl<'a> Memories<'a> {
         let view = now.or(before.as_ref().map(|(view, _)| view));
         of.slot = view.map(|view| view.slot);
         of.rule = view.and_then(|view| view.rule.clone());
-        // If another packet came between the answer and this packet, the decision is more reliable.
+        // The decision is more reliable than the answer, because another packet may have arrived between the answer and
+        // this packet.
         of.memory = match (decided(of), before.map(|(view, asked)| memory(&view, asked))) {
             (Some(decided), Some(seen)) if decided.known == seen.known => Some(seen),
             (decided, seen) => decided.or(seen),
@@ -121,13 +124,13 @@ impl<'a> Memories<'a> {
 fn memory(view: &ClientView, asked: Instant) -> Memory {
     Memory {
         known: view.known,
-        // A known client's backend is the one it is steered to, unless a rule decides.
+        // The backend in the view is the backend at which the client is known, unless a rule decides.
         backend: view.backend.clone().filter(|_| view.known && view.why == "known"),
         last_seen_seconds_ago: view.last_seen_seconds_ago.map(|ago| ago + asked.elapsed().as_secs()),
     }
 }
 
-/// Derives the client's entry before the packet from the decision.
+/// Derives the client's entry before the packet from the decision about the packet.
 fn decided(of: &Explanation) -> Option<Memory> {
     let (known, backend) = match of.decision? {
         "kept" => (true, of.backend.clone()),
@@ -148,7 +151,7 @@ fn json(time: &str, explanation: &Explanation) -> Result<String, io::Error> {
     Ok(format!("{}\n", serde_json::to_string(&Line { time, explanation })?))
 }
 
-/// Formats a line for the packet and a line for each decision.
+/// Formats a line about the packet, and a line about each decision.
 fn text(time: &str, of: &Explanation) -> String {
     let packet = of.packet.as_ref().map_or_else(|| "no packet of IP".to_owned(), ToString::to_string);
     let mut text = format!("{time} {} {packet}, {} bytes\n", of.interface, of.length);

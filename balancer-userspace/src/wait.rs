@@ -1,4 +1,4 @@
-//! `balancer wait`, and the waiting of `backend drain --wait`.
+//! The command `balancer wait`, and the waiting of `backend drain --wait`.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Failure, absence, output};
 
-/// How often to ask for the backend's state.
+/// The interval at which the command queries the state of the backend.
 const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
@@ -35,16 +35,16 @@ pub(super) struct Args {
     timeout: Option<Duration>,
 }
 
-/// A state that can be waited for.
+/// A state of a backend for which the command can wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Goal {
-    /// Takes clients; also a backend without checks
+    /// The backend, which may have no checks, takes clients
     Up,
-    /// Has no clients left, as the operator wants; removed after that as well
+    /// The operator has drained the backend, and it has no clients left; also if the backend was then removed
     Drained,
-    /// Failed
+    /// The backend has failed
     Down,
-    /// In maintenance
+    /// The backend is in maintenance
     Maint,
 }
 
@@ -62,10 +62,12 @@ impl Goal {
 
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Args { name, state, timeout } = args;
-    // A missing backend is a mistake. One that disappears later has been removed.
+    // If the backend does not exist at the start, the user has made a mistake. If the backend disappears later, it was
+    // removed.
     find(client, name).await?;
     let deadline = timeout.map(|limit| Instant::now() + limit);
-    // With a limit, an operator may still begin the drain. Without a limit, the wait might never end.
+    // With a time limit, the command waits, because an operator may still begin the drain. Without a time limit, the
+    // command refuses, because the wait might never end.
     let unasked = if timeout.is_some() { Undrained::Wait } else { Undrained::Refuse };
     match reach(client, name, *state, deadline, unasked).await? {
         Reached::Yes => Ok(output::print(&format!("backend {name} {}\n", state.word()))?),
@@ -78,23 +80,24 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// How to proceed if the backend should be drained but no operator has started that.
+/// The behaviour if no operator has begun the drain for which the command waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Undrained {
     Wait,
     Refuse,
 }
 
-/// The result of waiting.
+/// The result of waiting for a state.
 pub(super) enum Reached {
     Yes,
     /// The backend no longer exists.
     Removed,
-    /// The time limit has passed; has the backend's state.
+    /// The time limit has passed. The text contains the state of the backend.
     NotYet(String),
 }
 
-/// Waits until the backend is in the state `wanted`, at most until `deadline`, also over restarts of the controller.
+/// Waits until the backend is in the state `wanted`, at most until `deadline`; the controller may restart during the
+/// wait.
 pub(super) async fn reach(
     client: &Client,
     name: &BackendName,
@@ -130,7 +133,7 @@ pub(super) async fn reach(
     }
 }
 
-/// Formats like `draining, 214 clients left` or `down (connect: refused)`.
+/// Formats the state of a backend as `draining, 214 clients left` or `down (connect: refused)`.
 fn describe(backend: &BackendView) -> String {
     let mut text = backend.state.clone();
     if !backend.reason.is_empty() {
@@ -151,7 +154,8 @@ async fn find(client: &Client, name: &BackendName) -> Result<(), Failure> {
     Err(anyhow!("there is no backend {name}; {}", value::hint(&name.backend, &names, "backends")).into())
 }
 
-/// Returns the backend, if it exists. The controller may be away, for at most `absence` if there is a limit.
+/// Returns the view of a backend, if the backend exists. The function waits for an absent controller, at most for
+/// `absence` if the caller sets this limit.
 pub(super) async fn present(
     client: &Client,
     name: &BackendName,

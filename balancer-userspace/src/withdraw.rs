@@ -1,4 +1,4 @@
-//! `balancer withdraw` and `balancer announce`.
+//! The commands `balancer withdraw` and `balancer announce`.
 
 use std::{
     io::{self, Write as _},
@@ -11,14 +11,14 @@ use tokio::time::sleep;
 
 use super::{Failure, absence, output};
 
-/// How often to ask for the VIPs.
+/// The interval at which the command queries the VIPs.
 const POLL: Duration = Duration::from_millis(100);
-/// After this number of polls, the command says what it waits for.
+/// The number of polls after which the command reports the VIPs for which it waits.
 const LONG: u32 = 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Return when the machine has none of them any more
+    /// Return only after the machine has lost the VIPs
     #[arg(long)]
     wait: bool,
 }
@@ -29,7 +29,7 @@ pub(super) async fn withdraw(client: &Client, args: &Args) -> Result<(), Failure
     if args.wait { gone(client).await } else { Ok(()) }
 }
 
-/// Waits until the machine has no VIP left, also over restarts of the controller.
+/// Waits until no VIP is left on the machine; the controller may restart during the wait.
 async fn gone(client: &Client) -> Result<(), Failure> {
     let mut looks = 0;
     loop {

@@ -1,4 +1,4 @@
-//! Tests the control socket with a real server, a real client and real sockets.
+//! Tests of the control socket with a real server, a real client and real sockets.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -41,12 +41,12 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// Whether a file of the socket exists.
+/// Whether the file of a socket exists.
 fn exists(socket: &Path) -> bool {
     socket.symlink_metadata().is_ok()
 }
 
-/// Sends raw bytes; returns the answer's status and error.
+/// Sends raw bytes to the socket, and returns the status and the error in the answer.
 async fn raw(socket: &Path, request: impl AsRef<[u8]>) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     stream.write_all(request.as_ref()).await.unwrap();
@@ -247,7 +247,7 @@ async fn when_a_body_is_over_64_kib_then_it_is_refused_and_discarded() {
     chunked.extend_from_slice(b"0\r\n\r\n");
     assert_eq!(raw(&fake.socket(), chunked).await.0, 413);
 
-    // A client that sends `Expect` need not send the body.
+    // The client sends the header `Expect`, so it need not send the body before the server answers.
     let head = format!(
         "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: 10485760\r\n\r\n"
     );
@@ -293,7 +293,7 @@ async fn when_no_process_serves_the_socket_then_the_error_differs_from_a_refusal
     let missing = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(missing, ClientError::Unreachable { .. }), "{missing:?}");
 
-    // A socket file whose process has ended.
+    // The process that created this socket file has ended.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let stale = Client::new(&path).status().await.unwrap_err();
     assert!(matches!(stale, ClientError::Unreachable { .. }), "{stale:?}");
@@ -333,7 +333,7 @@ async fn when_a_client_asks_for_later_events_then_it_gets_them_or_waits() {
         ("configuration applied", Some(1000), 2)
     );
 
-    // The number of waiting requests is limited.
+    // The server limits the number of requests that wait for events.
     let client = Client::new(&fake.socket());
     let mut waiting = JoinSet::new();
     for _ in 0..30 {
@@ -353,7 +353,7 @@ async fn when_a_group_is_configured_then_the_socket_belongs_to_it() {
     assert!(refused.starts_with("there is no group \"no-such-group\" for the control socket; make it ("), "{refused}");
     assert!(!exists(&path));
 
-    // The process's own group, by its number, needs no privilege.
+    // Without privileges, a process may use only its own group, which this test gives by number.
     let own = fs::metadata(directory.path()).unwrap().gid();
     let socket = ControlSocket::bind(&path, Some(&own.to_string())).await.unwrap();
     let metadata = fs::metadata(&path).unwrap();

@@ -1,4 +1,5 @@
-//! Checks the documents: all links work, the program accepts all examples, and nothing is missing.
+//! Checks the documents: all links work, the program accepts all examples, and the book covers all commands and all
+//! drop reasons.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "Markdown has much that is of no interest here")]
@@ -17,7 +18,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The Markdown files, relative to the root.
+/// Returns the Markdown files, relative to the root of the repository.
 fn documents() -> Vec<PathBuf> {
     let chapters = fs::read_dir(root().join("docs/src")).unwrap().map(|entry| entry.unwrap().file_name());
     let chapters = chapters.map(|name| Path::new("docs/src").join(name));
@@ -34,7 +35,7 @@ fn events(text: &str) -> Parser<'_> {
     Parser::new_ext(text, Options::ENABLE_TABLES)
 }
 
-/// The targets of links and pictures.
+/// Returns the targets of links and pictures in a text.
 fn targets(text: &str) -> Vec<String> {
     let targets = events(text).filter_map(|event| match event {
         Event::Start(Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. }) => Some(dest_url.to_string()),
@@ -43,7 +44,7 @@ fn targets(text: &str) -> Vec<String> {
     targets.collect()
 }
 
-/// The anchors of the headings.
+/// Returns the anchors of the headings in a text.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let mut heading = None;
@@ -67,7 +68,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// The code blocks, each with its language.
+/// Returns the code blocks in a text, each with its language.
 fn blocks(text: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut inside = false;
@@ -89,7 +90,7 @@ fn blocks(text: &str) -> Vec<(String, String)> {
     blocks
 }
 
-/// Removes `.` and `..` from `path`.
+/// Removes the components `.` and `..` from a path.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -122,7 +123,7 @@ fn when_a_document_has_a_link_then_its_target_exists() {
     assert!(wrong.is_empty(), "links that lead nowhere: {wrong:#?}");
 }
 
-/// The directory in which `cargo xtask book` writes the pages.
+/// The directory to which `cargo xtask book` writes the HTML pages.
 const BUILT: &str = "docs/book";
 
 #[test]
@@ -152,7 +153,7 @@ fn when_a_page_exists_then_the_table_of_contents_lists_it_once() {
     assert_eq!(listed, chapters);
 }
 
-/// The README is the first page that people see, so it has to be short.
+/// The README must be short, because it is the first page that people see.
 #[test]
 fn when_a_reader_opens_the_readme_then_it_is_short_and_shows_how_to_start() {
     let readme = read("README.md");
@@ -210,7 +211,7 @@ fn when_a_command_exists_then_the_chapter_on_the_command_line_has_it() {
         for command in &commands {
             look(chapter, command, &format!("{path} {}", command.get_name()));
         }
-        // `plan backend` accepts the same as `backend`, and a rule's action follows its prefix.
+        // `plan backend` accepts the same arguments as `backend`, and the action of a rule follows the prefix.
         let is_short = path.starts_with("balancer plan") || path.starts_with("balancer rule add ");
         if commands.is_empty() && !is_short {
             let is_there = chapter.lines().any(|line| line == path || line.starts_with(&format!("{path} ")));

@@ -1,4 +1,4 @@
-//! Runs `balancer check` on valid and invalid files.
+//! Tests that run `balancer check` on valid and invalid files.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,7 +25,7 @@ fn configs(directory: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Writes `contents` into a temporary directory, which is removed when the first returned value is dropped.
+/// Writes `contents` to a file in a temporary directory, which is removed when the first returned value is dropped.
 fn written(contents: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("balancer.toml");

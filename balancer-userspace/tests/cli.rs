@@ -1,4 +1,4 @@
-//! Runs the command line as a process.
+//! Tests that run the command line as a process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -379,7 +379,7 @@ async fn when_a_user_waits_for_a_drain_then_the_wait_ends_drained_or_at_its_limi
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "1h"]).await;
     assert_eq!(stdout(&output), "done\nbackend web/web1 drained\n");
 
-    // Too short for a single poll.
+    // The time limit is too short for a single poll.
     let output = at(&socket, &["backend", "drain", "web/web1", "--wait", "--wait-timeout", "0s"]).await;
     assert_eq!(output.status.code(), Some(4));
     let words = stderr(&output);
@@ -503,7 +503,7 @@ async fn when_events_are_shown_then_they_have_their_time_and_the_user() {
     assert_eq!(stdout(&at(&socket, &["events", "--since", "1h"]).await), shown);
 }
 
-/// Reads lines of a running `events --follow`, each within a time limit.
+/// The test reads each line of a running `events --follow` within a time limit.
 #[tokio::test]
 async fn when_events_are_followed_then_new_events_are_shown() {
     let fake = Fake::start().await;

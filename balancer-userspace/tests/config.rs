@@ -1,4 +1,4 @@
-//! Checks that the parser returns what a configuration file says.
+//! Tests that the parser returns what a configuration file says.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -66,7 +66,7 @@ fn when_control_says_who_may_do_what_then_the_configuration_has_it() {
     let roles = "\"b.example\" = \"all\"";
     assert_eq!(control(&format!("{listen}roles = {{ {roles}, \"c d\" = \"read\" }}")), expected);
     assert_eq!(control(&format!("{listen}[control.roles]\n{roles}\n\"c d\" = \"read\"")), expected);
-    // Switched off, the other keys may stay.
+    // If the listener is off, the configuration may still contain the other keys.
     let off = listen.replace("[::]:9661", "off");
     assert_eq!(control(&off), Control { remote: None, ..expected });
 }
@@ -272,7 +272,7 @@ fn when_a_check_speaks_http2_or_grpc_then_backends_take_its_keys_over() {
     assert_eq!(target.map(|target| target.to_string()).as_deref(), Some("[2001:db8::12]:9090"));
 }
 
-/// A state file of a balancer that knew neither HTTP/2 nor client certificates.
+/// The state file is from a version that supported neither HTTP/2 nor client certificates in checks.
 #[test]
 fn when_a_check_was_saved_without_the_newer_keys_then_it_means_the_same_as_before() {
     let saved = r#"{"type":"http","port":null,"tls":{"verify":true,"sni":"a.example"},"method":"GET","path":"/",
@@ -372,7 +372,7 @@ fn when_every_key_is_set_then_all_are_read() {
     assert_eq!(web.check, check);
     let [web1, web2] = web.backends.as_slice() else { panic!("{:?}", web.backends) };
     assert_eq!((web1.weight, web1.backup, &web1.check), (0, false, &None));
-    // Without a port, the listener's port applies.
+    // If a backend's address has no port, the backend uses the port of the listener.
     assert_eq!(web.backend_address(web2, Family::V4), Some(address("10.0.0.12:80")));
     assert_eq!((web2.address, web2.weight, web2.backup), (address("10.0.0.12:0"), 65_535, true));
     assert_eq!(web2.check.as_ref().map(|check| &check.kind), Some(&CheckKind::None));
@@ -469,7 +469,7 @@ fn when_a_service_has_several_listeners_then_all_are_read() {
     let at = |family| shop.backend_address(web1, family).unwrap();
     assert_eq!([at(Family::V4), at(Family::V6)], [address("10.0.0.11:0"), address("[fd00::11]:0")]);
     assert_eq!(shop.shown_address(web1), "10.0.0.11");
-    // One check, for the first listener that accepts connections.
+    // Each backend has only one check, which uses the first listener that accepts connections.
     let target = |family| shop.check_target(web1, &shop.check, family).unwrap();
     assert_eq!([target(Family::V4), target(Family::V6)], [address("10.0.0.11:8080"), address("[fd00::11]:8443")]);
 

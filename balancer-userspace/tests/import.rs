@@ -1,4 +1,4 @@
-//! Runs `balancer import` as a process.
+//! Tests that run `balancer import` as a process.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -123,7 +123,7 @@ fn when_a_file_includes_others_then_they_are_found_beside_it_and_named() {
     ] {
         assert!(result.contains(line), "no {line} in {result}");
     }
-    // The output of `nginx -T` contains all files.
+    // The text imitates the output of `nginx -T`, which contains all files.
     let dump = format!(
         "# configuration file /etc/nginx/nginx.conf:\nhttp {{\ninclude conf.d/*.conf;\n}}\n\n\
          # configuration file /etc/nginx/conf.d/web.conf:\n{server}\n"
@@ -146,7 +146,7 @@ fn chapter() -> String {
     fs::read_to_string(root.join("docs/src/moving.md")).unwrap()
 }
 
-/// Returns the text of the code block that begins with `head`.
+/// Returns the text of the code block whose first line is `head`.
 fn block(chapter: &str, head: &str) -> String {
     let (_, rest) = chapter.split_once(head).expect(head);
     rest.split_once("```").unwrap().0.to_owned()
@@ -159,7 +159,7 @@ fn when_the_books_examples_are_converted_then_the_results_are_the_books() {
     let mut typed = 0;
     for command in chapter.lines().filter_map(|line| line.strip_prefix("$ balancer ")) {
         let args: Vec<&str> = command.split_whitespace().collect();
-        // Other tests check the output of `simulate`.
+        // Other tests already check the output of `simulate`.
         if args.first() == Some(&"simulate") {
             continue;
         }

@@ -1,4 +1,5 @@
-//! Checks `docs/openapi.json` against the server: every route is described and answers as described.
+//! Checks `docs/openapi.json` against the server: the document describes every route, and the server answers each route
+//! as described.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +21,7 @@ fn description() -> Value {
     serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap()
 }
 
-/// The method, path and description of every operation.
+/// Returns the method, the path and the description of every operation.
 fn operations(description: &Value) -> Vec<(String, String, Value)> {
     let mut operations = Vec::new();
     for (path, item) in description["paths"].as_object().unwrap() {
@@ -44,9 +45,9 @@ async fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (String, Va
     (head.split(' ').nth(1).unwrap().to_owned(), serde_json::from_str(body).unwrap())
 }
 
-/// Asserts that `value` matches `schema` of the description.
+/// Asserts that `value` matches `schema` in the description.
 fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
-    // References are relative to the whole document.
+    // The references in the schema are relative to the whole document.
     let mut document = schema.clone();
     document["components"] = description["components"].clone();
     let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
@@ -77,7 +78,7 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
     let description = description();
     for (method, path, operation) in operations(&description) {
         let fake = Fake::start().await;
-        // An event with all possible fields.
+        // The test adds an event that has all possible fields.
         let about = BackendName { service: "web".to_owned(), backend: "web1".to_owned() };
         let moves = Moved { slots: 1, needless: 0, known_clients: Some(1) };
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
@@ -97,13 +98,14 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
         let schema = &operation["responses"]["200"]["content"]["application/json"]["schema"];
         assert_valid(&description, schema, &answer, &format!("the answer to {method} {path}"));
 
-        // Plans change nothing, and known clients are not part of the configuration.
+        // These requests leave the configuration unchanged: plans change nothing, and known clients are not in the
+        // configuration.
         let harmless =
             method == "GET" || path.ends_with("/plan") || path.contains("/clients") || path.contains("/trace");
         let harmless = harmless || content["example"]["dry_run"] == true;
         assert_eq!(fake.change_requests().is_empty(), harmless, "{method} {path}: {:?}", fake.changes());
 
-        // The server refuses undescribed fields, as described.
+        // The server refuses fields that are not described, as the description says.
         let wrong = if body.is_empty() { None } else { Some(json!({"nonsense": true}).to_string()) };
         let (wrong_path, wrong_body) = match wrong {
             Some(body) => (path.clone(), body),
@@ -145,7 +147,7 @@ fn when_an_operation_is_described_then_it_has_an_id_and_a_summary() {
     }
 }
 
-/// Requests that only read are open to readers, and no other requests are.
+/// Users of the read-only socket may only make requests that read.
 #[tokio::test]
 async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused() {
     let fake = Fake::start().await;
@@ -170,6 +172,6 @@ async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused(
     assert!(refused.contains(&("GET", "/v1/services/{service}/quic/{backend}")), "it has a key");
     assert_eq!(refused.len() + open, routes().len());
     let reads = routes().iter().filter(|(method, _)| *method == "GET").count();
-    // Without those of traces and of keys, and with plans.
+    // Users of the read-only socket may not read traces and keys, but may request plans.
     assert_eq!(open, reads - 2 + 1);
 }

@@ -1,4 +1,4 @@
-//! Checks the package: the unit, the default configuration, and every file that it names.
+//! Checks the Debian package: the systemd unit, the default configuration, and all files that they name.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -102,7 +102,8 @@ fn when_the_default_configuration_is_used_then_traffic_flows_and_its_examples_ar
     assert!(text.lines().any(|line| line == "on_exit = \"keep\""));
 }
 
-/// systemd checks the unit, if it is installed. `tests/tests/e2e/service_manager.rs` tests the capabilities.
+/// If systemd is installed, it verifies the unit. `tests/tests/e2e/service_manager.rs` tests the capabilities in the
+/// unit.
 #[test]
 fn when_systemd_verifies_the_unit_then_it_accepts_it() {
     let unit = packaging("balancer.service");
@@ -113,7 +114,7 @@ fn when_systemd_verifies_the_unit_then_it_accepts_it() {
         "User=balancer",
         "CapabilityBoundingSet=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
         "AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
-        // The last one is for announcing VIPs.
+        // The balancer needs `AF_PACKET`, the last family in this line, to announce VIPs.
         "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET",
     ] {
         assert!(unit.lines().any(|other| other == line), "{line}");

@@ -1,4 +1,4 @@
-//! Runs `balancer simulate` as a process.
+//! Tests that run `balancer simulate` as a process.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A log of one day: 4,935 addresses in 358 networks, and a crawler.
+/// Makes a log of one day with 4,935 addresses in 358 networks, and a crawler.
 fn access_log() -> String {
     let mut log = String::new();
     let mut state = 1u64;
@@ -85,7 +85,7 @@ fn when_the_books_log_is_simulated_then_the_report_is_the_books() {
     assert!(shown == text, "docs/src/simulation.md should show:\n{text}");
 }
 
-/// The names of all fields, at any depth.
+/// Collects the names of all fields in a JSON value, at any depth.
 fn fields(value: &Value, all: &mut BTreeSet<String>) {
     if let Some(object) = value.as_object() {
         for (name, value) in object {
@@ -255,10 +255,10 @@ fn when_a_configuration_has_several_services_then_a_name_or_a_change_chooses_one
     assert_eq!(shares.len(), 6, "nginx, HAProxy, /16, /32, /24, and /16 with spread");
     for shares in shares {
         let part = |place: usize| shares["servers"][place]["client_share"].as_f64().unwrap();
-        // A log has few /16 networks, so their shares are uneven.
+        // The log contains few /16 networks, so the shares of the servers are uneven.
         assert!((0.6..0.95).contains(&part(0)) && part(2) == 0.0, "{shares}");
     }
-    // The service remembers no clients, so only the table moves them.
+    // The service remembers no clients, so only changes of the lookup table move them.
     let moves = report["changes"][0]["rules"].as_array().unwrap();
     assert!(moves.iter().all(|moves| moves["moved"] == moves["by_table"] && moves["draining"] == 0), "{moves:?}");
     let report = json(directory.path(), &[&args[..], &["--service", "web"]].concat());

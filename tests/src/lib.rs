@@ -1,3 +1,3 @@
-//! The fuzz targets. The privileged tests are in `tests/tests`.
+//! Contains the fuzz targets of this package. The privileged tests are in `tests/tests`.
 
 pub mod fuzz;

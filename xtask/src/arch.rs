@@ -1,4 +1,4 @@
-//! Processors.
+//! The processor architectures that releases support.
 
 use std::env::consts::ARCH;
 
@@ -33,7 +33,7 @@ impl Arch {
         }
     }
 
-    /// The name of the architecture in Debian.
+    /// Debian's name of the architecture.
     pub(crate) const fn debian(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
@@ -41,7 +41,7 @@ impl Arch {
         }
     }
 
-    /// The name of the architecture for compilers.
+    /// The name of the architecture in compilers' targets.
     pub(crate) const fn processor(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",

@@ -23,9 +23,9 @@ pub(crate) use self::{
 /// The subject of a benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Benchmark {
-    /// Building a lookup table, and a failure.
+    /// The time to build a lookup table, and to handle a failure.
     Table,
-    /// How probably a known client with sparse packets is forgotten.
+    /// The probability that the balancer forgets a known client that sends rarely.
     Memory,
     /// A thousand health checks every 2 s.
     Checks,
@@ -33,7 +33,7 @@ pub(crate) enum Benchmark {
     Path,
     /// Real frames over veth pairs, compared with a program that only sends them back; needs root.
     Live,
-    /// Starts, changes and memory with 1,000 services of 16 backends each; needs root.
+    /// The cost of starts and changes, and memory, with 1,000 services of 16 backends each; needs root.
     Scale,
     /// A scrape of 100 services with 100 backends each; needs root.
     Metrics,
@@ -41,22 +41,23 @@ pub(crate) enum Benchmark {
     Failover,
     /// 32 members of a fleet that know a million clients, on a real etcd; needs root and etcd-server.
     Fleet,
-    /// The clients that a change of the servers moves, by nginx, HAProxy and the balancer: the README's table; installs
-    /// the two; needs root.
+    /// The clients that nginx, HAProxy and the balancer move when servers change: the README's table; installs nginx
+    /// and HAProxy; needs root.
     Sticky,
-    /// A simulated day of uneven clients, with and without `bounded_load`, and by HAProxy's rules.
+    /// A simulated day of clients with uneven load, with and without `bounded_load`, and by HAProxy's rules.
     Even,
-    /// New clients' waits if one of four CPU-bound servers is slow, with and without `bounded_load` by latency; needs root.
+    /// The delays of new clients if one of four CPU-bound servers is slow, with and without `bounded_load` by latency;
+    /// needs root.
     Slow,
     /// The cost of a connection through the balancer, HAProxy, nginx and nftables, and without any of them; installs
-    /// the three; needs root.
+    /// HAProxy, nginx and nftables; needs root.
     Proxy,
 }
 
 /// The program that measures the kernel program.
 pub(crate) const PATH: &str = "bench-path";
 
-/// Benchmarks that are separate programs and need root, with the arguments that select them.
+/// Benchmarks that are separate programs and need root, each with the argument that selects the benchmark.
 const BINARIES: [(Benchmark, &str, &[&str]); 10] = [
     (Benchmark::Path, PATH, &[]),
     (Benchmark::Live, PATH, &["--live"]),
@@ -70,21 +71,22 @@ const BINARIES: [(Benchmark, &str, &[&str]); 10] = [
     (Benchmark::Slow, "bench-slow", &[]),
 ];
 
-/// Benchmarks that cargo runs: package and name.
+/// The package and the name of each benchmark that `cargo bench` runs.
 const BENCHES: [(Benchmark, [&str; 2]); 3] = [
     (Benchmark::Table, ["balancer-control", "maglev"]),
     (Benchmark::Memory, ["balancer-common", "seen"]),
     (Benchmark::Checks, ["balancer-daemon", "checks"]),
 ];
 
-/// Returns `cargo bench` for one of them.
+/// Returns the `cargo bench` command for a benchmark.
 fn cargo_bench([package, name]: [&str; 2]) -> Command {
     let mut command = cargo();
     command.args(["bench", "--locked", "--package", package, "--bench", name]);
     command
 }
 
-/// Installs the balancers for comparisons, if possible. A comparison reports and skips missing ones.
+/// Installs the load balancers with which benchmarks compare this balancer, if possible. A benchmark reports and skips
+/// load balancers that are missing.
 fn install_classics() {
     if let Err(error) = classics() {
         eprintln!("{error:#}; what is missing is left out");
@@ -112,12 +114,12 @@ pub(crate) fn bench(only: Option<Benchmark>, against: Option<&str>, page: &Page,
     if matches!(only, Benchmark::Proxy | Benchmark::Sticky) {
         install_classics();
     }
-    // Include the balancer, which the benchmark may run.
+    // Also build the balancer, because the benchmark may run it.
     programs(&["balancer", binary], Aim::Release)?;
     run(program(built("release")?.join(binary)).args(*what).args(options))
 }
 
-/// Measures this tree's kernel program and another commit's in turns.
+/// Measures the kernel program of this tree and the kernel program of another commit alternately.
 fn beside(other: &Against, options: &[String]) -> Result<()> {
     ensure_root("a benchmark of the kernel program", "bench path --against REV")?;
     setup(Purpose::Run)?;

@@ -7,16 +7,16 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The product's programs.
+/// The programs that users install, except the program for Kubernetes clusters.
 pub(crate) const PRODUCT: &[&str] = &["balancer"];
 
-/// The program for clusters, and its package.
+/// The name of the program for Kubernetes clusters, and of the program's package.
 pub(crate) const KUBERNETES: &str = "balancer-kubernetes";
 
 /// The purpose of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
-    /// A quick look: the build is the fastest. The kernel program is optimised in every build.
+    /// A quick look, with the fastest build. Every build optimises the kernel program.
     Demo,
     /// Tests, which run long simulations and start many balancers.
     Test,
@@ -24,7 +24,7 @@ pub(crate) enum Aim {
     Release,
 }
 
-/// The packages that Cargo.toml optimises for tests.
+/// The packages that the test profile in Cargo.toml optimises.
 const OPTIMISED: [&str; 8] = [
     "balancer-common",
     "balancer-control",
@@ -57,7 +57,7 @@ impl Aim {
         }
     }
 
-    /// The folder of the target directory that the program is in.
+    /// The subdirectory of the target directory for the built programs.
     const fn folder(self) -> &'static str {
         match self {
             Self::Demo | Self::Test => "debug",
@@ -88,7 +88,7 @@ pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
     run(&mut command)
 }
 
-/// The package of a program that is not the product.
+/// The package of a program that users do not install.
 fn package(program: &str) -> &'static str {
     match program {
         KUBERNETES => KUBERNETES,

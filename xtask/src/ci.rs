@@ -22,25 +22,25 @@ use crate::{
     try_package::{SUITE, try_package},
 };
 
-/// The beginning of a line that names skipped checks.
+/// The beginning of an output line that names skipped checks.
 const NOT_RUN: &str = "Not run: ";
 
 /// A part of the checks that a change must pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// Checks of the code, loading on older kernels, and Miri.
+    /// The checks of the code, the loading on older kernels, and Miri.
     Checks,
-    /// The package, with the tests' programs, because those of a release would need minutes of all processors.
+    /// The package with the programs of the tests, because release programs would need minutes of all processors.
     Package,
-    /// The kernel program for comparing the speed.
+    /// The baseline's kernel program, for the comparison of speed.
     Baseline,
-    /// Checks that run the program.
+    /// The tests, which run the program.
     Tests,
 }
 
-/// Runs all checks that a change must pass. Tests mostly wait, so the other checks use the remaining processor time.
-/// They begin when everything is built, because two builds would wait for each other. The trial of the package also
-/// mostly waits.
+/// Runs all checks that a change must pass. Tests mostly wait, so all remaining checks run at the same time, in the
+/// processor time that the tests leave. The remaining checks begin when everything is built, because two builds at once
+/// would wait for each other. Like the tests, the trial of the package mostly waits.
 pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     ensure_root("the test suite", "ci")?;
     setup(Purpose::Ci)?;
@@ -62,11 +62,11 @@ pub(crate) fn ci(part: Option<Part>) -> Result<()> {
     let tested = tests.run();
     let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
     tested.and(checked).and(packed).and(built)?;
-    // Nothing else runs at this time.
+    // The comparison of speed runs alone, after all other checks.
     check_paths()
 }
 
-/// Runs quick checks, which find most mistakes early.
+/// Runs the quick checks, which find most mistakes early.
 fn quick_checks() -> Result<()> {
     each(&[&["fmt", "--all", "--check"], &["machete"], &["deny", "--locked", "check", "bans", "licenses", "sources"]])?;
     let mut typos = program(typos()?);
@@ -103,7 +103,7 @@ fn each(all: &[&[&str]]) -> Result<()> {
     Ok(())
 }
 
-/// A separate process with a low priority.
+/// A separate process that runs a part of the checks at low priority.
 struct Beside {
     what: &'static str,
     log: PathBuf,
@@ -116,7 +116,7 @@ impl Beside {
         let name = part.to_possible_value().context("every part has a name")?;
         let path = built(&format!("ci-{}.log", name.get_name()))?;
         let log = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        // Building the tests may have replaced this program, so that the running one has no path any more.
+        // The build of the tests may have replaced this program's file, so the running program uses its /proc entry.
         let own = format!("/proc/{}/exe", process::id());
         let mut command = program("nice");
         command.args(["-n", "19"]).arg(own).args(["ci", "--only", name.get_name()]);
@@ -126,7 +126,7 @@ impl Beside {
         Ok(Self { what, log: path, process, begin: Instant::now() })
     }
 
-    /// Waits for the processes, and shows the output of failed ones.
+    /// Waits for the process to end, and shows the output of a failed process.
     fn end(mut self) -> Result<()> {
         let what = self.what;
         let status = self.process.wait().with_context(|| format!("waiting for {what}"))?;
@@ -144,7 +144,7 @@ impl Beside {
 
 #[cfg(test)]
 mod tests {
-    /// Older compilers than the one that builds everything are untested.
+    /// No test uses an older compiler than rust-toolchain.toml names, so the promised version must be that version.
     #[test]
     fn when_a_compiler_version_is_promised_then_it_is_the_one_in_use() {
         let value = |text: &'static str, key: &str| {

@@ -25,7 +25,7 @@ pub(crate) fn root() -> &'static Path {
     own.parent().unwrap_or(own)
 }
 
-/// The directory of cargo's outputs for `profile`, `debug` or `release`, including this program.
+/// The directory with cargo's outputs for `profile` (`debug` or `release`); this program is in such a directory.
 pub(crate) fn built(profile: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     let target =
@@ -40,7 +40,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// The cargo of a rustup toolchain.
+/// Returns a command for the cargo of a rustup toolchain.
 pub(crate) fn cargo_of(toolchain: &str) -> Command {
     let mut command = program("rustup");
     command.args(["run", toolchain, "cargo"]);
@@ -48,9 +48,9 @@ pub(crate) fn cargo_of(toolchain: &str) -> Command {
     command
 }
 
-/// Removes the variables in which cargo describes this program's package. Some build scripts (ring's) read such
-/// variables, and cargo would rebuild them and all their dependents. `cargo machete` misunderstands a name as a
-/// directory.
+/// Removes the variables in which cargo describes this program's package. Some build scripts (ring's) read these
+/// variables, and cargo would rebuild the crates of these scripts and all dependent crates. `cargo machete` would
+/// mistake a package name for a directory.
 fn forget_own_package(command: &mut Command) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| OWN_PACKAGE.iter().any(|prefix| name.starts_with(prefix))) {
@@ -59,21 +59,21 @@ fn forget_own_package(command: &mut Command) {
     }
 }
 
-/// A command that runs in the root directory and without input.
+/// Returns a command that runs in the root directory, without input.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root()).stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end, with its output on this program's.
+/// Runs a command and waits for its end; the command writes to this program's output.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", shown(command)))?;
     ensure!(status.success(), "`{}` failed ({status})", shown(command));
     Ok(())
 }
 
-/// Like [`run`], but kills the command after `limit`.
+/// Works like [`run`], but kills the command after `limit`.
 pub(crate) fn run_within(limit: Duration, command: &mut Command) -> Result<()> {
     let deadline = Instant::now() + limit;
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", shown(command)))?;
@@ -91,13 +91,13 @@ pub(crate) fn run_within(limit: Duration, command: &mut Command) -> Result<()> {
     }
 }
 
-/// Returns the output of a command; `None` if it fails or does not exist.
+/// Returns the output of a command, or `None` if the command fails or does not exist.
 pub(crate) fn output(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Formats a command like a user would type it.
+/// Formats a command as a user would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| {
         value.map(|value| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
@@ -131,7 +131,7 @@ pub(crate) fn is_root() -> bool {
 mod tests {
     use super::{cargo, cargo_of};
 
-    /// A build once replaced the programs of running tests.
+    /// This test guards against a fault that has occurred: a build replaced the programs of running tests.
     #[test]
     fn when_any_cargo_is_started_then_its_environment_is_the_same() {
         for command in [cargo(), cargo_of("nightly")] {

@@ -14,22 +14,22 @@ use crate::command::{output, program, run};
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LISTS_ARE_FRESH: Duration = Duration::from_secs(12 * 3600);
 
-/// A directory with its own lists and downloads.
+/// A directory with package lists and downloads of its own.
 pub(crate) struct Apt {
     directory: PathBuf,
     configuration: PathBuf,
 }
 
 impl Apt {
-    /// Fetches lists of these suites from this machine's mirrors, at most twice a day, for Debian's `architecture` or
-    /// for this machine's.
+    /// Fetches the package lists of these suites from this machine's mirrors, at most twice a day, for Debian's
+    /// `architecture` or for this machine's architecture.
     pub(crate) fn new(directory: &Path, suites: &[&str], architecture: Option<&str>) -> Result<Self> {
         let this = Self::configured(directory, architecture)?;
         this.refresh(suites, &["deb"])?;
         Ok(this)
     }
 
-    /// Like [`Self::new`] for this machine's architecture, also with lists of source packages.
+    /// Works like [`Self::new`] for this machine's architecture, but also fetches the lists of source packages.
     pub(crate) fn with_sources(directory: &Path, suites: &[&str]) -> Result<Self> {
         let this = Self::configured(directory, None)?;
         this.refresh(suites, &["deb", "deb-src"])?;
@@ -50,7 +50,8 @@ impl Apt {
              Acquire::Retries \"3\"; APT::Sandbox::User \"root\";\n"
         );
         if let Some(architecture) = architecture {
-            // The installed packages are of another architecture and do not matter for the downloads.
+            // The packages installed on this machine may have a different architecture, so apt must ignore the
+            // installed packages.
             fs::write(directory.join("status"), "")?;
             settings += &format!(
                 "APT::Architecture \"{architecture}\"; APT::Architectures {{ \"{architecture}\"; }};\n\
@@ -77,7 +78,7 @@ impl Apt {
             output(program("apt-get").args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]));
         let mirrors = mirrors.context("`apt-get indextargets` failed")?;
         fs::write(self.directory.join("sources.list"), sources(&mirrors, suites, kinds)?)?;
-        // A mirror that lacks a suite is no failure: the search reports missing packages.
+        // A mirror may lack a suite: `search` reports missing packages later.
         run(self.command("apt-get").args(["-qq", "update"]).stderr(std::process::Stdio::null())).or_else(|_| {
             println!("Some of Debian's suites are not on this machine's mirrors.");
             Ok::<(), anyhow::Error>(())
@@ -86,7 +87,7 @@ impl Apt {
         Ok(())
     }
 
-    /// The names of packages that match the regular expression.
+    /// The names of the packages that match a regular expression.
     pub(crate) fn search(&self, pattern: &str) -> Result<Vec<String>> {
         let found = output(self.command("apt-cache").args(["search", "--names-only", pattern]))
             .context("`apt-cache search` failed")?;
@@ -107,7 +108,7 @@ impl Apt {
         run(self.command("apt-get").args(["-qq", "--download-only", "source", package]).current_dir(directory))
     }
 
-    /// Downloads packages and their dependencies, unless they are there. Returns the files.
+    /// Downloads packages and their dependencies, unless the files exist. Returns the paths of the downloaded files.
     pub(crate) fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let mut command = self.command("apt-get");
         command.args(["-qq", "--yes", "--no-install-recommends", "--download-only", "install"]).args(packages);
@@ -119,7 +120,7 @@ impl Apt {
     }
 }
 
-/// The apt sources for `suites` on `mirrors`, of these kinds of packages: `deb`, `deb-src`.
+/// Returns the apt sources for `suites` on `mirrors`, for the given kinds of packages (`deb`, `deb-src`).
 fn sources(mirrors: &str, suites: &[&str], kinds: &[&str]) -> Result<String> {
     let mirrors: Vec<&str> = mirrors.lines().filter(|mirror| mirror.starts_with("http")).collect();
     let find = |security| mirrors.iter().find(|mirror| mirror.contains("security") == security).copied();

@@ -13,13 +13,13 @@ use crate::{
     setup::{Purpose, cargo_fuzz, nightly, setup},
 };
 
-/// The limits on a corpus in the repository: the number of files, and the bytes of each.
+/// The limits on a corpus in the repository: the number of files, and the bytes of each file.
 const FILES: usize = 200;
 const LONGEST: u64 = 4096;
 
-/// Runs fuzz targets for this number of minutes each, and stops at the first failure. libFuzzer prints the path of the
-/// failing input. New inputs stay below the target directory. With `keep`, they are reduced to a few small ones, which
-/// replace the corpus in the repository.
+/// Runs each fuzz target for this number of minutes, and stops at the first failure. libFuzzer prints the path of the
+/// failing input. libFuzzer stores new inputs below the target directory. With `keep`, a few small inputs with the
+/// coverage of all inputs replace the corpus in the repository.
 pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
     ensure_root("the kernel program among the targets", "fuzz")?;
     setup(Purpose::Build)?;
@@ -28,7 +28,7 @@ pub(crate) fn fuzz(only: Option<&str>, minutes: u64, keep: bool) -> Result<()> {
     let all = targets()?;
     let targets: Vec<&String> = all.iter().filter(|name| only.is_none_or(|only| only == *name)).collect();
     ensure!(!targets.is_empty(), "there is no target {:?}; there are {}", only.unwrap_or_default(), all.join(", "));
-    // Use the same versions as the other builds; cargo adds missing ones.
+    // Use the crate versions of the workspace's lock file; cargo adds missing crates.
     fs::copy(root().join("Cargo.lock"), root().join("fuzz/Cargo.lock")).context("cannot copy Cargo.lock")?;
     let work = built("fuzz")?;
     for name in targets {
@@ -52,7 +52,7 @@ fn cargo_fuzz_run(nightly: &str, work: &Path, target: &str) -> Command {
     command
 }
 
-/// The names of targets.
+/// The names of the fuzz targets.
 fn targets() -> Result<Vec<String>> {
     let directory = root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
@@ -64,7 +64,7 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Replaces the first of `corpora` with the fewest inputs that have the same coverage as all corpora together.
+/// Replaces the first corpus of `corpora` by the fewest inputs that have the same coverage as all corpora together.
 fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> Result<()> {
     let few = work.join("few").join(target);
     if few.exists() {
@@ -85,7 +85,7 @@ fn keep_few(nightly: &str, work: &Path, target: &str, corpora: &[&PathBuf]) -> R
     fs::create_dir_all(corpus)?;
     let total = files.len();
     if total > FILES {
-        // Choose files of all lengths.
+        // Choose files of all lengths evenly.
         files = (0..FILES).map(|index| files[index * total / FILES].clone()).collect();
     }
     for (_, file) in &files {

@@ -37,9 +37,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Install everything that is needed to build, run and test; names what it installs.
+    /// Install everything that is needed to build, run and test; the command names what it installs.
     Setup {
-        /// Also install what only `ci` needs.
+        /// Also install the requirements of `ci`.
         #[arg(long)]
         ci: bool,
     },
@@ -53,17 +53,17 @@ enum Chore {
     Run(run::Options),
     /// Set up, then run every test, from unit tests to network namespaces; needs root.
     Test(kernels::Options),
-    /// Set up, then send packets from several processors against a busy controller, wear out a whole site under traffic, play
-    /// a hundred thousand random sequences of events against the controller's model, and the lives of as many simulated
-    /// fleets; needs root.
+    /// Set up, then run the long tests: packets from several processors against a busy controller, random faults in a
+    /// whole site under traffic, a hundred thousand random sequences of events against the controller's model, and as
+    /// many simulated fleets; needs root.
     Soak {
-        /// How many fleets: about 20 a second on each processor.
+        /// How many fleets to simulate; each processor runs about 20 a second.
         #[arg(long, default_value_t = 100_000)]
         seeds: u64,
-        /// The number of the first one's seed.
+        /// The seed of the first fleet.
         #[arg(long, default_value_t = 0)]
         first: u64,
-        /// For how long a whole site is worn out (20), and after how long no more fleets are begun (never).
+        /// How many minutes a whole site runs (20), and after how many minutes no more fleets start (never).
         #[arg(long)]
         minutes: Option<u64>,
     },
@@ -76,70 +76,71 @@ enum Chore {
         #[arg(long, value_name = "SANITIZER")]
         only: Option<sanitize::Sanitizer>,
     },
-    /// Give parsers, kernel program and controller inputs that coverage leads to (libFuzzer), until one fails; installs a
+    /// Fuzz parsers, kernel program and controller with coverage feedback (libFuzzer), until an input fails; installs a
     /// nightly compiler and cargo-fuzz; needs root.
     Fuzz {
-        /// Only this target, one of those in fuzz/fuzz_targets.
+        /// Run only this target, a file name in fuzz/fuzz_targets.
         target: Option<String>,
         /// The minutes for each target.
         #[arg(long, default_value_t = 10)]
         minutes: u64,
-        /// Then make the corpora in fuzz/corpus the fewest inputs that cover as much.
+        /// Then replace each corpus in fuzz/corpus by the fewest inputs with the same coverage.
         #[arg(long)]
         keep: bool,
     },
-    /// Set up, then make the rules of steering wrong, one at a time and in a copy, and see that tests find it; needs root.
+    /// Set up, then break the rules of steering, one at a time and in a copy, and check that tests find each mistake;
+    /// needs root.
     Mutants {
-        /// Only mutations with this in their names.
+        /// Run only mutations whose names contain this text.
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run one benchmark; or, with --all or without a name, all but memory and fleet, and put figures and
-    /// pictures in target/bench; needs root.
+    /// Set up, then run one benchmark. With --all or without a name, run all benchmarks but memory and fleet, and put
+    /// figures and pictures in target/bench. Needs root.
     Bench {
         /// Run only this benchmark, and print its figures.
         only: Option<bench::Benchmark>,
         #[command(flatten)]
         page: bench::Page,
-        /// With `path`: measure in turns with the kernel program of this commit, and fail if a path has become more than 7%
-        /// slower, twice.
+        /// With `path`: compare with the kernel program of this commit, in turns, and fail if a path is more than 7%
+        /// slower in two comparisons.
         #[arg(long, value_name = "REV", requires = "only")]
         against: Option<String>,
-        /// Options of the benchmark's program, such as --json; --help lists them.
+        /// Options of the benchmark's program, such as --json; its --help lists all.
         #[arg(last = true, requires = "only")]
         options: Vec<String>,
     },
-    /// Set up, then try things with other people's software; needs root.
+    /// Set up, then run a lab with third-party software; needs root.
     Lab {
         /// The lab to run.
         #[command(subcommand)]
         lab: lab::Lab,
     },
-    /// Make HTML of the book in `docs/src`, in `docs/book`; installs mdbook if it is missing.
+    /// Build the book of `docs/src` as HTML in `docs/book`; installs mdbook if it is missing.
     Book,
     /// Set up, build for release, and make a Debian package with manual pages, completions and the systemd unit.
     Package {
-        /// Then install, run, upgrade and purge it on a machine of its own, booted by systemd; needs root.
+        /// Then install, run, upgrade and purge the package on a separate machine, booted by systemd; needs root.
         #[arg(long = "try")]
         attempt: bool,
-        /// Debian's release on that machine.
+        /// The Debian release of the separate machine.
         #[arg(long, requires = "attempt", default_value = try_package::SUITE)]
         suite: String,
     },
     /// Run the demo and make a moving picture of its kill step, `docs/src/kill.svg`; needs root and `script`.
     Recording,
-    /// Set up, and make the files for download: static programs in Debian packages and archives, bills of materials,
-    /// checksums.
+    /// Set up, then make the files for download: static programs in Debian packages and archives, bills of materials,
+    /// and checksums.
     Release {
-        /// Only for these processors.
+        /// Build only for these processors.
         #[arg(long)]
         arch: Vec<Arch>,
-        /// Sign the checksums with this SSH key, private, or public if the agent has the private one.
+        /// Sign the checksums with this private SSH key, or with this public key if the agent has its private key.
         #[arg(long, value_name = "KEY")]
         sign: Option<PathBuf>,
     },
-    /// Everything a change must pass: format, spelling, lints, docs, licences and dependencies, loading on older kernels, Miri, the
-    /// package, tests, the kernel program's speed.
+    /// Run all checks that a change must pass: format, spelling, lints, docs, licences and dependencies, loading on
+    /// older kernels, Miri, the package, tests, and the kernel program's speed.
     Ci {
         /// Run only one part: the checks of the code (also with Miri and on older kernels), the package, or the tests.
         #[arg(long, value_name = "PART")]

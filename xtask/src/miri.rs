@@ -13,7 +13,7 @@ pub(crate) struct Miri {
 }
 
 impl Miri {
-    /// Installs it if it is missing.
+    /// Installs a toolchain with Miri if it is missing.
     pub(crate) fn install() -> Result<Self> {
         let nightly = nightly()?;
         run(program("rustup").args(["component", "add", "--toolchain", &nightly, "miri"]))
@@ -22,12 +22,12 @@ impl Miri {
     }
 
     /// Interprets the unit tests of the code that kernel program and controller share, and of the kernel program's
-    /// parser. It finds undefined behaviour even if that has no effect.
+    /// parser. Miri finds undefined behaviour even if the behaviour has no effect.
     pub(crate) fn run(&self) -> Result<()> {
         let mut command = cargo_of(&self.nightly);
         command.args(["miri", "test", "--locked", "--lib", "-p", "balancer-common", "-p", "balancer-ebpf"]);
-        // Frames are at integer addresses, like those of the kernel. Random cases are few, because each takes a
-        // hundred times as long.
+        // The kernel program gets the addresses of frames as integers, so the tests' frames also have integer
+        // addresses. The tests run few random cases under Miri, because Miri takes a hundred times as long.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-permissive-provenance").env("PROPTEST_CASES", "4");
         run(command.env("PROPTEST_FAILURE_PERSISTENCE", "off"))
     }

@@ -1,5 +1,5 @@
-//! `cargo xtask mutants`: breaks the central rules, one at a time, in a copy of the checkout. The tests must find each
-//! mutation.
+//! `cargo xtask mutants`: breaks the central rules of steering, one at a time, in a copy of the checkout. The tests
+//! must find each mutation of the code.
 
 use std::{
     collections::HashSet,
@@ -19,11 +19,11 @@ use crate::{
 
 const LIST: &str = "tests/mutations.json";
 
-/// A single mutation.
+/// A single mutation of the code.
 struct Mutation {
     name: String,
     file: PathBuf,
-    /// The text to replace, which occurs once in the file.
+    /// The text that the mutation replaces; the text occurs once in the file.
     find: String,
     replace: String,
     by: Finder,
@@ -43,25 +43,27 @@ impl Mutation {
 /// The tests that must find the mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Finder {
-    /// The kernel program against its model.
+    /// The comparison of the kernel program with its model.
     Contest,
-    /// The controller's core against its model, drains and outages step by step.
+    /// The comparison of the controller's core with its model, and the tests of drains and outages step by step.
     Core,
-    /// The merge of a file with changes at run time, against a second implementation.
+    /// The comparison of two implementations that merge a file with changes at run time.
     Merge,
-    /// Several CPUs at once.
+    /// Tests that process packets on several CPUs at once.
     Contention,
-    /// Packets against the controller, in orders that a scheduler chooses, and changes between a read and its effect.
+    /// Races of packets with the controller, whose order a scheduler chooses, and changes between the reading of a
+    /// value and the use of this value.
     Races,
-    /// Events between two parts of a pass over the client table that a change needs.
+    /// Events that occur between two parts of a pass over the client table, while the pass carries out a change.
     Rescan,
-    /// The partial validation of a configuration that shares services with a valid one, against the full validation.
+    /// The comparison of full validation with partial validation, for a configuration that shares services with a valid
+    /// one.
     Valid,
-    /// Replies whose next hops were recently cached.
+    /// Packet tests of replies with cached next hops.
     Packets,
-    /// The positions of the keys of listeners and of return rows.
+    /// Tests of the positions of the keys of listeners and of return rows.
     Placement,
-    /// Listeners and return rows in almost full tables.
+    /// Tests of listeners and return rows in almost full tables.
     Tables,
 }
 
@@ -100,7 +102,7 @@ impl Finder {
     }
 }
 
-/// Applies each mutation whose name contains `only`, and fails if the tests do not find one.
+/// Applies each mutation whose name contains `only`, and fails if the tests miss a mutation.
 pub(crate) fn mutants(only: &str) -> Result<()> {
     ensure_root("the contest with the kernel program", "mutants")?;
     setup(Purpose::Test)?;
@@ -167,7 +169,7 @@ impl Copy {
             let (path, copy) = (root().join(file), tree.join(file));
             let Ok(bytes) = fs::read(&path) else { continue };
             store(&copy, &bytes)?;
-            // The build runs scripts.
+            // Also copy the files' permissions, because the build executes scripts.
             fs::set_permissions(&copy, fs::metadata(&path)?.permissions())?;
             copies.insert(copy);
         }
@@ -182,14 +184,15 @@ impl Copy {
         command.current_dir(&self.tree).env("CARGO_TARGET_DIR", &self.target).env("BALANCER_MODEL_PACKETS", "200000");
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.output().context("cannot start `cargo nextest`")?;
-        // A mutation that does not compile was not found by a test.
+        // Fail if a mutation does not compile, because no test has found the mutation.
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(text.contains("Summary ["), "no test ran: {text}");
         Ok((output.status.success(), text))
     }
 
-    /// Checks that these tests pass without a mutation. After a failure, stores the output and says whether a second
-    /// run fails as well, because a test that fails by chance would seem to find mutations.
+    /// Checks that these tests pass without a mutation, because a test that fails by chance would seem to find
+    /// mutations. After the tests have failed, stores the output and reports whether a second run of the tests fails as
+    /// well.
     fn passes_as_it_is(&self, finder: Finder) -> Result<()> {
         let (passes, text) = self.tested(finder)?;
         if passes {
@@ -212,7 +215,8 @@ impl Copy {
     }
 }
 
-/// Removes files below `directory` that are not among `files`, because Cargo would build files that have since moved.
+/// Removes files below `directory` that are not among `files`, because Cargo would otherwise also build files at their
+/// former paths.
 fn remove_others(directory: &Path, files: &HashSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let entry = entry?;

@@ -25,7 +25,8 @@ pub(crate) fn package() -> Result<()> {
     Ok(())
 }
 
-/// Builds the contents of a package with programs for `aim`, the packaging tool, and programs of the tests.
+/// Builds everything that a package of programs for `aim` needs, including the packaging tool, and programs of the
+/// tests.
 pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
     setup(Purpose::Build)?;
     if aim == Aim::Release {
@@ -35,13 +36,13 @@ pub(crate) fn contents(aim: Aim, programs: &[&str]) -> Result<()> {
 }
 
 /// Generates manual pages and completions below `target/package`, and installs the packaging tool. Also builds
-/// `programs`, like tests.
+/// `programs`, with the same settings as the tests.
 pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
     let mut command = cargo();
     command.args(["build", "--locked", "--workspace", "--example", "man-pages", "--bin", "balancer"]);
     if aim == Aim::Test {
-        // The tests' programs exist already, and their dependencies have features that would otherwise need a
-        // rebuild.
+        // Build with the tests, whose programs exist already: without the tests, the dependencies would have different
+        // features, and cargo would rebuild them.
         command.arg("--tests");
     }
     run(command.args(programs.iter().flat_map(|name| ["--bin", name])))?;
@@ -49,7 +50,7 @@ pub(crate) fn accompany(aim: Aim, programs: &[&str]) -> Result<()> {
 
     let directory = root().join("target/package");
     let man = directory.join("man");
-    // The package would also contain pages of removed commands.
+    // Remove old manual pages, because the package would otherwise contain the pages of removed commands.
     if man.exists() {
         fs::remove_dir_all(&man).with_context(|| man.display().to_string())?;
     }
@@ -71,13 +72,14 @@ pub(crate) fn stripped(package: &str, aim: Aim) -> Command {
     let mut command = deb(package);
     command.args(["--strip", "--profile", aim.profile()]);
     if aim == Aim::Test {
-        // This package is not for download, and good compression of two packages took a minute.
+        // Do not compress a trial's packages well: nobody downloads them, and good compression of two packages would
+        // take a minute.
         command.arg("--fast");
     }
     command
 }
 
-/// Returns the command that makes a crate's package of the existing files.
+/// Returns the command that makes a crate's package from the existing files.
 pub(crate) fn deb(package: &str) -> Command {
     let mut command = cargo();
     command.args(["deb", "--quiet", "--package", package, "--no-build", "--locked"]);

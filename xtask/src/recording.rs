@@ -10,35 +10,36 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The path of the animation.
+/// The path of the animation's file.
 const FILE: &str = "docs/src/kill.svg";
 
-/// The beginning of the current step's line for the recorded step, and for the next one.
+/// How the screen's line with the current step begins, during the recorded step and during the next step.
 const SHOWN: [&str; 2] = [" ► web1 is killed", " ► web1 is back"];
 
-/// The number of frames before that step.
+/// The number of frames that the animation shows before the recorded step.
 const BEFORE: usize = 2;
 
-/// The height of a line in pixels.
+/// The height of a text line in pixels.
 const LINE: usize = 17;
 const LETTER: f64 = 7.8;
 const MARGIN: usize = 12;
 
-/// Runs the demo up to the kill, and writes the last frames, one per second.
+/// Runs the demo until a server has been killed, and writes the last frames, one per second.
 pub(crate) fn recording() -> Result<()> {
     ensure_root("the demo", "recording")?;
     setup(Purpose::Run)?;
     programs(PRODUCT, Aim::Demo)?;
     let balancer = built("debug")?.join("balancer");
     println!("Running the demo for a minute");
-    // Use a terminal, because only there the demo draws every second. Without keys, which would end the tour.
+    // Use a terminal, because the demo draws every second only on a terminal. The demo's input is empty, because a key
+    // press would end the tour.
     let command = format!("exec {} demo --seconds 54 < /dev/null", balancer.display());
     let text = output(program("script").args(["--quiet", "--return", "--command", &command, "/dev/null"]));
     let frames = frames(&text.context("the demo failed, or there is no `script`")?);
     let found = SHOWN.map(|line| frames.iter().position(|frame| frame.contains(line)));
     let [Some(begin), Some(end)] = found else { anyhow::bail!("the demo did not show the step") };
     ensure!(begin >= BEFORE, "the demo showed nothing before the step");
-    // Leave out the first frame of the next step, which shows no effect yet.
+    // Leave out the first frame of the next step, because this frame shows no effect of the step yet.
     fs::write(root().join(FILE), svg(&frames[begin - BEFORE..end])).context(FILE)?;
     println!("{FILE}: {} pictures", end - begin + BEFORE);
     Ok(())

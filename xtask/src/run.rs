@@ -11,7 +11,7 @@ use crate::{
     setup::{self, Purpose, setup},
 };
 
-/// Without --config: the demo. With it: the balancer on this machine's interfaces.
+/// Without --config, run the demo; with --config, run the balancer on this machine's interfaces.
 #[derive(Args)]
 pub(crate) struct Options {
     /// An interface to attach to; may be given several times, and overrides the configuration.
@@ -25,7 +25,8 @@ pub(crate) struct Options {
     demo: Vec<String>,
 }
 
-/// Sets up and builds. Then replaces this process by the demo or the balancer, so that signals reach it.
+/// Sets up the machine and builds the balancer. Then replaces this process by the demo or the balancer, so that signals
+/// reach the demo or the balancer.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = if let Some(config) = &options.config {
         let config = config.canonicalize().with_context(|| config.display().to_string())?;

@@ -10,8 +10,8 @@ use crate::{
     setup::{Purpose, nightly, setup},
 };
 
-/// Crates whose unit tests load no BPF program. `balancer-ebpf` is not among them: `aya-ebpf` gives its tests a
-/// `memcpy` that replaces the sanitizer's, and Miri interprets them.
+/// Crates whose unit tests load no BPF program. The list lacks `balancer-ebpf`: `aya-ebpf` gives that crate's tests a
+/// `memcpy` that replaces the sanitizer's, and Miri interprets these tests.
 const CRATES: [&str; 8] = [
     "balancer-common",
     "balancer-config",
@@ -26,7 +26,7 @@ const CRATES: [&str; 8] = [
 /// The sanitizers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sanitizer {
-    /// Finds memory accesses out of bounds or after the free, and leaks.
+    /// Finds leaks, and memory accesses out of bounds or after a free.
     Address,
     /// Finds data races.
     Thread,
@@ -43,19 +43,19 @@ impl Sanitizer {
         }
     }
 
-    /// Parts of the names of tests to skip.
+    /// Tests with one of these texts in their names are skipped.
     const fn skipped(self) -> &'static [&'static str] {
         match self {
-            // These tests run hundreds of fleets until a deliberate mistake shows; other tests run the same code.
-            // The scheduler of race tests has its own stacks, which neither sanitizer knows.
+            // The skipped tests run hundreds of fleets until a deliberate mistake shows; the remaining tests run the
+            // same code. The scheduler of race tests has its own stacks, which neither sanitizer knows.
             Self::Address => &[
                 "simulation::when_a_mistake_is_made_on_purpose_then_the_simulation_finds_it",
                 "simulation::when_a_story_goes_wrong_then_it_is_made_short",
                 "races::",
                 "grace::",
             ],
-            // A simulation, even one of races, has only one thread. Snapshots of 20,000 backends take so long on a busy
-            // machine that the server's limits of 5 s for a request and 20 s for its answer expire.
+            // A simulation runs in only one thread, even a simulation of races. Snapshots of 20,000 backends take so
+            // long on a busy machine that the server's limits of 5 s for a request and 20 s for its answer expire.
             Self::Thread => &[
                 "simulation::",
                 "races::",
@@ -66,7 +66,7 @@ impl Sanitizer {
     }
 }
 
-/// Runs the unit tests under one sanitizer, or under both in turn.
+/// Runs the unit tests under one sanitizer, or under both sanitizers one after the other.
 pub(crate) fn sanitize(only: Option<Sanitizer>) -> Result<()> {
     // The data path's crate embeds the kernel program.
     setup(Purpose::Build)?;
@@ -81,12 +81,13 @@ pub(crate) fn sanitize(only: Option<Sanitizer>) -> Result<()> {
 fn tests(nightly: &str, sanitizer: Sanitizer) -> Result<Command> {
     let mut command = cargo_of(nightly);
     command.args(["test", "--locked", "--lib", "--no-fail-fast"]).args(CRATES.map(|name| format!("--package={name}")));
-    // ThreadSanitizer must also see the synchronization in the standard library. With an explicit target, build
-    // scripts and macros are not instrumented.
+    // Build the standard library as well, because ThreadSanitizer must also see the synchronization in the standard
+    // library. Name the target explicitly, so that cargo does not instrument build scripts and macros.
     command.args(["-Z", "build-std", "--target", &format!("{ARCH}-unknown-linux-gnu")]);
     command.arg("--").args(sanitizer.skipped().iter().map(|name| format!("--skip={name}")));
     command.env("CARGO_TARGET_DIR", built("sanitize")?).env("RUSTFLAGS", format!("-Zsanitizer={}", sanitizer.name()));
-    // Few random cases: memory errors depend on the code rather than on rare inputs, and instrumented code is slow.
+    // Few random cases suffice, because memory errors depend on the code rather than on rare inputs, and instrumented
+    // code is slow.
     command.env("PROPTEST_CASES", "32").env("FLEET_SEEDS", "20").env("PROPTEST_FAILURE_PERSISTENCE", "off");
     Ok(command)
 }

@@ -16,7 +16,8 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Sets up and runs every test, and builds a program in the same step. The test runner's summary is printed last.
+/// Sets up the machine, builds the tests and the program `beside` in one step, and runs every test. The test runner
+/// prints its summary last.
 pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
@@ -24,13 +25,14 @@ pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     build(beside)?.run()
 }
 
-/// All tests except those in documentation, already built. They run without cargo, which would wait for other builds.
+/// All tests except the tests in documentation, already built. nextest runs the tests without cargo, because cargo
+/// would wait for other builds.
 pub(crate) struct Tests {
     programs: PathBuf,
     packages: PathBuf,
 }
 
-/// Builds the tests, and in the same step a program that is needed later.
+/// Builds the tests, and in the same step a program that the caller needs later.
 pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
     let directory = built("tests")?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -52,7 +54,7 @@ impl Tests {
         let mut command = cargo();
         command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
         if env::var_os(AT_ONCE).is_none() {
-            // The tests mostly wait.
+            // The tests mostly wait, so nextest runs more tests at once than the machine has processors.
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
             command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
         }
@@ -66,10 +68,10 @@ const WHOLE_SYSTEM: u64 = 20;
 /// The number of fleets between two lines of progress.
 const FLEETS_AT_ONCE: u64 = 2_000;
 
-/// Runs the long tests. Several processors send packets of the same clients for ten minutes, during all actions of a
-/// controller. A whole site is worn out for `minutes`, or 20. A hundred thousand random sequences of events run against
-/// the controller's model, with optimisation. Then `seeds` simulated fleets run. The first failure ends the run and
-/// prints its story.
+/// Runs the long tests. For ten minutes, several processors process packets of the same clients, while a controller
+/// carries out all its actions. A whole site runs under random faults for `minutes`, or for 20 minutes. A hundred
+/// thousand random sequences of events run against the controller's model, with optimisation. Finally, `seeds`
+/// simulated fleets run. The first failure ends the run and prints the steps that led to the failure.
 pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     ensure_root("the kernel program under packets", "soak")?;
     setup(Purpose::Test)?;
@@ -80,7 +82,7 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     run(cargo().args(["build", "--locked", "--quiet", "-p", "balancer-userspace"]))?;
     let wear = ["test", "--locked", "--quiet", "-p", "balancer-tests", "--test", "e2e", "wear::"];
     run(cargo().args(wear).args(["--", "--nocapture", "--include-ignored"]).env("SOAK_SECONDS", seconds))?;
-    // Four tests with this number of cases each.
+    // Four tests run this number of cases each.
     let model = ["nextest", "run", "--locked", "--release", "-p", "balancer-control", "--lib", "model_test::"];
     run(cargo().args(model).env("PROPTEST_CASES", "25000"))?;
     let (begin, mut lived) = (Instant::now(), 0);

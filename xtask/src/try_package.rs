@@ -15,8 +15,8 @@ const TRIAL: &str = "try-package";
 /// The default Debian release for trying the package.
 pub(crate) const SUITE: &str = "bookworm";
 
-/// Makes the package of programs for `aim` and a later version of it, and tries both on a machine with Debian's `suite`
-/// and systemd.
+/// Makes the package of programs for `aim`, and a package with a later version, and tries both packages on a machine
+/// with Debian's `suite` and systemd.
 pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     ensure_root("trying the package", "package --try")?;
     contents(aim, &[TRIAL, KUBERNETES])?;
@@ -27,7 +27,7 @@ pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     run(stripped(BALANCER, aim).args(["--deb-revision", "2", "--output"]).arg(&upgrade))?;
     let kubernetes = directory.join("kubernetes.deb");
     run(stripped(KUBERNETES, aim).arg("--output").arg(&kubernetes))?;
-    // Last, because each step replaces the previous package.
+    // Make this package last, because each packaging step replaces the previous package.
     run(&mut stripped(BALANCER, aim))?;
     let mut made = fs::read_dir(root().join("target/debian"))?.flatten().map(|entry| entry.path());
     let package = made.find(|path| is_the_balancers(path));
@@ -37,7 +37,7 @@ pub(crate) fn try_package(suite: &str, aim: Aim) -> Result<()> {
     run(command.args(["--suite", suite]).arg("--directory").arg(directory.join("machine")))
 }
 
-/// Whether a file is a package of the balancer, and not of what belongs to it.
+/// Whether a file is the balancer's own package, rather than a related package.
 fn is_the_balancers(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("balancer_"))
         && path.extension().is_some_and(|extension| extension == "deb")

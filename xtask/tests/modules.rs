@@ -1,5 +1,5 @@
-//! Checks that modules use each other in one direction: no two modules of a crate's top level need each other, directly
-//! or in a circle.
+//! Checks that modules use each other in one direction: no two modules of a crate's top level depend on each other,
+//! directly or in a circle.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,18 +38,18 @@ const CRATES: [&str; 21] = [
     "xtask",
 ];
 
-/// For each module of the top level, the other modules that it names.
+/// Each module of a crate's top level, with the top-level modules that the module names.
 type Names = BTreeMap<String, BTreeSet<String>>;
 
 /// Collects the top-level modules that a file names.
 struct Paths<'a> {
-    /// The file's module path from the crate's root.
+    /// The path of the file's module from the crate's root.
     module: Vec<String>,
     named: &'a mut BTreeSet<String>,
 }
 
 impl Paths<'_> {
-    /// The top-level module in `path`; `None` if the path leads to another crate or an imported name.
+    /// The top-level module in `path`, or `None` if the path leads to another crate or an imported name.
     fn top(&self, path: &[String]) -> Option<String> {
         let (base, rest) = match path.first()?.as_str() {
             "crate" => (&[][..], &path[1..]),
@@ -146,8 +146,8 @@ fn modules(sources: &Path) -> Names {
     names
 }
 
-/// Repeatedly removes modules that name none of the remaining ones. Returns the rest: circles, and the modules that
-/// name them.
+/// Repeatedly removes each module that names none of the remaining modules. Returns the modules that are left: circles,
+/// and the modules that depend on a circle.
 fn circles(mut names: Names) -> Names {
     loop {
         let done: BTreeSet<String> =

@@ -1,4 +1,4 @@
-//! Ratchets: limits on bad patterns in the text of this tree, which may only become lower.
+//! Limits on bad patterns in the text of this repository. A limit may only become lower.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -7,14 +7,15 @@ use std::{
     process::Command,
 };
 
-/// The limit on doc comments of a thousand that begin with a word that stands for a noun, rounded up. Lower it when
-/// there are fewer.
+/// The largest allowed number of doc comments, per thousand, that begin with a pronoun. Lower the limit when the number
+/// has fallen.
 const PRONOUNS: usize = 5;
-/// The limit on doc comments of a thousand with fewer than four words. Lower it when there are fewer.
+/// The largest allowed number of doc comments, per thousand, with fewer than four words. Lower the limit when the
+/// number has fallen.
 const SHORT: usize = 71;
-/// The largest number of words on a page of the book.
+/// The largest allowed number of words on a page of the book.
 const PAGE: usize = 4000;
-/// The largest number of characters in a commit's title.
+/// The largest allowed number of characters in a commit's title.
 const TITLE: usize = 72;
 
 fn root() -> PathBuf {
@@ -27,7 +28,7 @@ fn git(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The doc comments of a file, each as one line.
+/// Returns the doc comments of a file, each joined into one line.
 fn doc_comments(text: &str) -> Vec<String> {
     let mut comments = Vec::new();
     let mut open: Option<String> = None;

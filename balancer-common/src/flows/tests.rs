@@ -67,7 +67,7 @@ fn when_a_flow_is_idle_for_its_time_then_it_ends_and_its_port_rests() {
         (FLOW_TAKEN | FLOW_RESET, 10, REST_TICKS),
         (FLOW_TAKEN | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS, 10, REST_TICKS),
     ] {
-        // The second start lies just before the wrap-around.
+        // The second start lies just before the tick counter wraps around.
         for begin in [100, TICK_MASK - 20] {
             let word = FlowWord::new(7, state, begin);
             let at = |age: u32| begin.wrapping_add(age);

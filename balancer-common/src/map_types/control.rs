@@ -1,39 +1,41 @@
-//! Words that every packet reads.
+//! Values that the kernel program reads for every packet.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Words that the controller publishes and the kernel program reads on every packet.
+/// Values that the controller publishes and the kernel program reads for every packet.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Control {
-    /// The active table of listeners, a [`crate::service_table::TableView`].
+    /// The view of the active table of listeners, a [`crate::service_table::TableView`].
     pub listeners: u64,
-    /// The active return table, a [`crate::service_table::TableView`].
+    /// The view of the active return table, a [`crate::service_table::TableView`].
     pub returns: u64,
-    /// The salt that chooses a client's bits in the filter, see [`crate::seen`].
+    /// The salt that determines a client's bits in the filter of seen clients, see [`crate::seen`].
     pub seen_salt: u64,
-    /// `CONTROL_*` bits.
+    /// The flags: `CONTROL_*` bits.
     pub flags: u32,
-    /// [`LAYOUT_VERSION`](super::LAYOUT_VERSION).
+    /// The value of [`LAYOUT_VERSION`](super::LAYOUT_VERSION).
     pub layout_version: u32,
-    /// The number of newcomers of one service that may be recorded in a period, no matter what other services do: see
-    /// [`NewcomerBudget`](super::NewcomerBudget).
+    /// The number of new clients of one service that the program may record in a period, no matter how many clients
+    /// other services have: see [`NewcomerBudget`](super::NewcomerBudget).
     pub newcomers_own: u32,
-    /// The number of newcomers of all services together that may be recorded in a period beyond these shares.
+    /// The number of new clients of all services together that the program may record in a period beyond the services'
+    /// own limits.
     pub newcomers_common: u32,
-    /// On average, one of this many forwarded packets is sampled; 0: none.
+    /// On average, the program samples one of this many forwarded packets; 0: none.
     pub sample_interval: u32,
     /// The program does not watch handshakes from client ports that have one of these bits set (network order): see
     /// [`crate::signs`].
     pub unsampled: u32,
-    /// Bit `ifindex % 64`: the map of devices may have a row for that interface that applies to frames in one buffer,
-    /// see `DEVICE_*`.
+    /// Bit `ifindex % 64`: the map of devices may have a row for an interface with this index, and that row applies to
+    /// frames in a single buffer; see `DEVICE_*`.
     pub devices: u64,
     /// A bit for each VIP, see [`crate::service_table::vip_bit`].
     pub vips: u64,
 }
 
-/// `Control::flags`: some listener has port 0 or a range, so the program looks up a missing key a second time.
+/// `Control::flags`: some listener has port 0 or a range, so the program looks up a key again if the first lookup
+/// fails.
 pub const CONTROL_PORT_WILDCARD: u32 = 1;
 /// `Control::flags`: some service is `nat`, so the program looks up packets without a listener in the return table.
 pub const CONTROL_RETURNS: u32 = 2;
@@ -41,7 +43,8 @@ pub const CONTROL_RETURNS: u32 = 2;
 pub const CONTROL_RETURN_WILDCARD: u32 = 4;
 /// `Control::flags`: some service is `snat`, so the program looks up packets to the ports of a pool among the flows.
 pub const CONTROL_FLOWS: u32 = 8;
-/// `Control::flags`: this machine is a backend of some `dsr` service, so others may send it packets of that service.
+/// `Control::flags`: this machine is a backend of some `dsr` service, so the other backends of this service may send
+/// packets to this machine.
 pub const CONTROL_PEERS: u32 = 16;
 
 const _: () = assert!(size_of::<Control>() == 64);

@@ -1,4 +1,4 @@
-//! Counters and samples.
+//! Counters of packets, and samples of packets.
 
 use core::mem::offset_of;
 
@@ -6,35 +6,36 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{verdict::DROP_COUNTERS, verdict::Decision, verdict::MOVE_COUNTERS, verdict::Verdict};
 
-/// Per-CPU counters of one interface.
+/// Counters of one interface on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct InterfaceStats {
-    /// Packets by [`Verdict`].
+    /// The number of packets, by [`Verdict`].
     pub verdicts: [u64; Verdict::COUNT],
 }
 
-/// Counters of one backend on one CPU, in two cache lines. A packet that opens no connection touches only the second.
+/// Counters of one backend on one CPU, in two cache lines. A packet that opens no connection changes only the second
+/// line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendStats {
-    /// Known clients moved away from here, by [`crate::verdict::MoveCause`].
+    /// The number of known clients moved away from this backend, by [`crate::verdict::MoveCause`].
     pub moves: [u64; MOVE_COUNTERS],
-    /// New connections by [`Decision`], including those that could not be forwarded.
+    /// The number of new connections by [`Decision`], including connections that the program could not forward.
     pub decisions: [u64; Decision::COUNT],
-    /// New connections (TCP SYN) forwarded to the backend.
+    /// The number of new connections (TCP SYN) forwarded to the backend.
     pub connections: u64,
-    /// Packets forwarded to the backend.
+    /// The number of packets forwarded to the backend.
     pub packets: u64,
-    /// Bytes of those packets, from the Ethernet header on.
+    /// The number of bytes in the forwarded packets, from the Ethernet header on.
     pub bytes: u64,
-    /// The next packet to sample, by its number in `packets`; 0: not chosen yet. The number applies only to this row's
-    /// CPU.
+    /// The next packet to sample, as a value of `packets`; 0: the program has not chosen this packet yet. This number
+    /// applies only to the CPU of this row.
     pub next_sample: u64,
 }
 
 impl core::ops::AddAssign<&Self> for BackendStats {
-    /// Adds the counters, but not `next_sample`, which applies only to its own CPU.
+    /// Adds up two rows of counters except `next_sample`, which applies only to its own CPU.
     fn add_assign(&mut self, other: &Self) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -47,7 +48,7 @@ impl core::ops::AddAssign<&Self> for BackendStats {
 }
 
 impl BackendStats {
-    /// The difference to the `earlier` counters.
+    /// The increase of the counters since the `earlier` counters.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut later = *self;
@@ -62,81 +63,83 @@ impl BackendStats {
     }
 }
 
-/// A sampled packet that was forwarded to a backend. The controller uses these samples to find heavy clients.
+/// A sampled packet that was forwarded to a backend. The controller finds heavy clients in these samples.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sample {
     /// The source address, unmasked; network order, IPv4 in the first word.
     pub source: [u32; 4],
-    /// Length in bytes, from the Ethernet header on.
+    /// The packet's length in bytes, from the Ethernet header on.
     pub bytes: u32,
     /// Index of the service.
     pub service: u16,
-    /// The backend's id.
+    /// The id of the backend.
     pub backend: u16,
-    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    /// The family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u32,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u32,
 }
 
-/// Per-CPU counters of samples.
+/// Counters of samples on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SampleStats {
-    /// Samples sent to the controller.
+    /// The number of samples sent to the controller.
     pub sent: u64,
-    /// Samples lost because the controller was too slow.
+    /// The number of samples lost because the controller was too slow.
     pub lost: u64,
 }
 
-/// The default interval: one of this many forwarded packets is sampled.
+/// The default sampling interval: the program samples one of this many forwarded packets.
 pub const SAMPLE_INTERVAL: u32 = 1024;
 
-/// Per-CPU counters of the client table.
+/// Counters of the client table on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct MemoryStats {
-    /// Clients recorded.
+    /// The number of clients recorded.
     pub inserted: u64,
-    /// Clients forgotten to make room for others.
+    /// The number of clients forgotten to make room for new clients.
     pub evicted: u64,
-    /// Newcomers not recorded because their bucket was full of established clients.
+    /// The number of new clients not recorded because their bucket was full of established clients.
     pub full: u64,
-    /// Newcomers not recorded because too many came at once.
+    /// The number of new clients not recorded because too many new clients came at once.
     pub limited: u64,
 }
 
-/// Per-CPU counters of packets of a service that pass to the host because the host serves some of its clients.
+/// Counters of a service on one CPU, for packets that pass to the host because the host serves some of the service's
+/// clients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ShareStats {
-    /// Packets of clients that are not steered.
+    /// The number of packets of clients that the program does not steer.
     pub unsteered: u64,
-    /// Packets of connections that steered clients still have to the host.
+    /// The number of packets of steered clients whose connection is still with the host.
     pub host_connections: u64,
 }
 
-/// Per-CPU counters of dropped packets.
+/// Counters of dropped packets on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DropStats {
-    /// Packets by [`crate::verdict::DropReason`].
+    /// The number of packets, by [`crate::verdict::DropReason`].
     pub reasons: [u64; DROP_COUNTERS],
 }
 
-/// Per-CPU counters of packets that the program answers itself (with the verdict `tx`), and of fragments that it does
-/// not remember.
+/// Counters on one CPU: packets that the program answers itself (with the verdict `tx`), and fragments that it does not
+/// remember.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ReplyStats {
-    /// Echo requests to a VIP that were answered.
+    /// The number of echo requests to a VIP that the program answered.
     pub echo: u64,
-    /// Packets too big for their path that were answered with fragmentation-needed or packet-too-big.
+    /// The number of packets too big for their path that the program answered with fragmentation-needed or
+    /// packet-too-big.
     pub too_big: u64,
-    /// First fragments that were forwarded but not remembered, because too many came at once.
+    /// The number of first fragments that the program forwarded but did not remember, because too many came at once.
     pub fragments_not_remembered: u64,
-    /// Packets without a listener or backend that were answered with a reset or "unreachable".
+    /// The number of packets without a listener or backend that the program answered with a reset or "unreachable".
     pub rejected: u64,
 }
 

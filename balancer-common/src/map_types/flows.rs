@@ -1,116 +1,123 @@
-//! Connections of `snat` services, one row each: see [`crate::flows`].
+//! Connections of `snat` services; each connection has one row: see [`crate::flows`].
 
 use bytemuck::{Pod, Zeroable};
 
-/// Rows of a bucket.
+/// The number of rows in a bucket.
 pub const FLOWS_PER_LINE: u32 = 8;
 /// The maximum number of rows: row numbers have 24 bits.
 pub const MAX_FLOW_ROWS: u32 = 1 << 24;
 /// The maximum number of pool addresses of a service and family.
 pub const MAX_POOL: usize = 8;
 
-/// The changing words of the flows in a bucket: one [`crate::flows::FlowWord`] for each row; 0: empty.
+/// The changing words of the flows in a bucket: one [`crate::flows::FlowWord`] for each row; 0: the row is empty.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowLine {
-    /// The words, in any order.
+    /// The words of the rows, in any order.
     pub words: [u64; FLOWS_PER_LINE as usize],
 }
 
-/// A bucket of the index that finds flows by their replies: [`crate::flows::ReturnWord`]s; 0: empty.
+/// A bucket of the index that finds flows by their replies: each word is a [`crate::flows::ReturnWord`]; 0: the entry
+/// is empty.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowReturns {
-    /// The words, in any order.
+    /// The index entries, in any order.
     pub words: [u64; FLOWS_PER_LINE as usize],
 }
 
-/// The part of a flow that does not change while it lives, and its counters. Two cache lines.
+/// The data of a flow that does not change during the flow's lifetime, and the flow's counters. One row fills two cache
+/// lines.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowRow {
-    /// The client's address, network order like all fields below.
+    /// The client's address, in network order like all fields below.
     pub client: [u32; 4],
-    /// The address that the client connects to.
+    /// The address to which the client connects.
     pub vip: [u32; 4],
-    /// The backend's address.
+    /// The address of the backend.
     pub backend: [u32; 4],
-    /// The address that the backend sees.
+    /// The address that the backend sees as the packet's source.
     pub pool: [u32; 4],
-    /// The client's port, network order like all ports below.
+    /// The client's port, in network order like all ports below.
     pub client_port: u16,
-    /// The listener's port.
+    /// The port of the listener.
     pub vip_port: u16,
-    /// The port that the backend listens on.
+    /// The port on which the backend listens.
     pub backend_port: u16,
-    /// The port that the backend sees as source.
+    /// The port that the backend sees as the packet's source port.
     pub pool_port: u16,
-    /// IANA protocol number.
+    /// The IANA number of the protocol.
     pub protocol: u8,
-    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    /// The family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u8,
-    /// The backend's id.
+    /// The id of the backend.
     pub backend_id: u16,
     /// Index of the service.
     pub service: u16,
-    /// The amount that the change of addresses adds to a complemented checksum towards the backend, folded.
+    /// The amount, folded to 16 bits, that the change of addresses adds to a complemented checksum in packets to the
+    /// backend.
     pub there_addresses: u16,
-    /// The amount that the change of addresses and ports adds towards the backend, folded.
+    /// The amount, folded to 16 bits, that the change of addresses and ports adds to a complemented checksum in packets
+    /// to the backend.
     pub there_all: u16,
-    /// The amount that the change of addresses adds towards the client, folded.
+    /// The amount, folded to 16 bits, that the change of addresses adds to a complemented checksum in packets to the
+    /// client.
     pub back_addresses: u16,
-    /// The amount that the change of addresses and ports adds towards the client, folded.
+    /// The amount, folded to 16 bits, that the change of addresses and ports adds to a complemented checksum in packets
+    /// to the client.
     pub back_all: u16,
-    /// Index of the address in the pool.
+    /// The index of the flow's address in the pool.
     pub pool_index: u16,
-    /// The client's hash, as [`crate::client`] makes it.
+    /// The hash of the client, as [`crate::client`] computes it.
     pub hash: u64,
-    /// Position of this flow's [`FlowReturns`] word, counted in words.
+    /// The position of this flow's [`FlowReturns`] word in the index, counted in words.
     pub returns: u32,
-    /// Start of the flow, in [`crate::flows::ticks`].
+    /// The start time of the flow, in [`crate::flows::ticks`].
     pub begun: u32,
-    /// Bytes of IP packets to the backend.
+    /// The number of bytes of IP packets to the backend.
     pub bytes_there: u64,
-    /// Bytes of IP packets to the client.
+    /// The number of bytes of IP packets to the client.
     pub bytes_back: u64,
-    /// The hash of both endpoints as the client sees them; the flow's word has its high half.
+    /// The hash of both endpoints that the client sees; the flow's state word contains the high half of this hash.
     pub ends: u64,
 }
 
-/// The pool of a service, and the idle times of its flows.
+/// The address pool of a service, and the idle times of the service's flows.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowPool {
-    /// Addresses for IPv4 backends, each in the first word, then addresses for IPv6 backends. Network order.
+    /// Addresses for IPv4 backends, each in the first word, then addresses for IPv6 backends, all in network order.
     pub addresses: [[[u32; 4]; MAX_POOL]; 2],
-    /// Number of addresses for each family; 0: [`BackendRow::tunnel_source`](super::BackendRow::tunnel_source) is the
-    /// only one.
+    /// The number of addresses for each family; 0: the pool has only the address
+    /// [`BackendRow::tunnel_source`](super::BackendRow::tunnel_source).
     pub count: [u16; 2],
-    /// The first port, host order.
+    /// The first port of the pool in host order.
     pub first_port: u16,
-    /// The last port, host order.
+    /// The last port of the pool in host order.
     pub last_port: u16,
-    /// Ticks without a packet after which a flow ends, see [`crate::flows::IdleTicks`].
+    /// The number of ticks without a packet after which a flow ends, see [`crate::flows::IdleTicks`].
     pub idle: crate::flows::IdleTicks,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: [u32; 10],
 }
 
-/// Settings common to all flows. The map has one row.
+/// The settings that all flows share. The map has one row.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowControl {
-    /// The lowest port of all pools, host order.
+    /// The lowest port of all pools in host order.
     pub first_port: u32,
-    /// The highest port of all pools, host order.
+    /// The highest port of all pools in host order.
     pub last_port: u32,
-    /// Number of buckets of rows.
+    /// The number of buckets of rows.
     pub lines: u32,
-    /// Number of buckets in the index of replies.
+    /// The number of buckets in the index that finds flows by their replies.
     pub returns: u32,
-    /// The longest idle times of all services: an older flow has ended in every service.
+    /// The longest idle times of any service: a flow that was idle for longer has ended, whichever service it belongs
+    /// to.
     pub idle: crate::flows::IdleTicks,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: [u32; 8],
 }
 

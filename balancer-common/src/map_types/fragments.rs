@@ -1,22 +1,23 @@
-//! Memory of first fragments, by which later fragments without ports are forwarded.
+//! Destinations of first fragments; the program forwards later fragments, which have no ports, to these destinations.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The fields that all fragments of a datagram share. The protocol is one of them, except in IPv6 (RFC 8200).
+/// The header fields that all fragments of a datagram have in common. In IPv4, all fragments of a datagram also have
+/// the same protocol; in IPv6, the protocols may differ (RFC 8200).
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FragmentKey {
-    /// Network order.
+    /// The source address in network order.
     pub source: [u32; 4],
-    /// Network order.
+    /// The destination address in network order.
     pub destination: [u32; 4],
-    /// The identification, in the byte order of the packet.
+    /// The identification of the datagram, in the packet's byte order.
     pub id: u32,
     /// IANA protocol number; 0 for IPv6.
     pub protocol: u8,
-    /// [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    /// The family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u8,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u16,
 }
 
@@ -24,15 +25,15 @@ pub struct FragmentKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FragmentRow {
-    /// Time of the first fragment, in nanoseconds of the kernel's monotonic clock.
+    /// The arrival time of the first fragment, in nanoseconds of the kernel's monotonic clock.
     pub seen: u64,
-    /// A backend's id, a port or the name of a flow, depending on `way`.
+    /// A backend's id, a port, or the name of a flow, depending on the field `way`.
     pub value: u32,
-    /// `FRAGMENT_*`.
+    /// One of the constants `FRAGMENT_*`.
     pub way: u16,
-    /// The layer-4 protocol, which later IPv6 fragments need not carry.
+    /// The layer-4 protocol, which later IPv6 fragments need not contain.
     pub protocol: u8,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u8,
 }
 
@@ -47,10 +48,10 @@ pub const FRAGMENT_TO_CLIENT: u16 = 3;
 pub const FRAGMENT_OF_FLOW: u16 = 4;
 /// `FragmentRow::way`: the fragments go to the client of the flow with this name.
 pub const FRAGMENT_BACK_OF_FLOW: u16 = 5;
-/// The maximum number of datagrams whose fragments are remembered; new ones replace the oldest.
+/// The maximum number of datagrams whose fragments the program remembers; new datagrams replace the oldest.
 pub const MAX_FRAGMENTS: u32 = 8192;
-/// The time in nanoseconds for which fragments are remembered: receivers wait the same time for the rest (60 s, RFC
-/// 8200 section 4.5).
+/// The time in nanoseconds for which the program remembers a datagram's destination: receivers wait the same time for
+/// the remaining fragments (60 s, RFC 8200 section 4.5).
 pub const FRAGMENT_LIFETIME: u64 = 60_000_000_000;
 
 const _: () = {

@@ -1,7 +1,7 @@
-//! Keys and values of the kernel maps. Every layout is defined only here.
+//! Keys and values of the kernel maps. No other module defines layouts of maps.
 //!
-//! Addresses, ports and masks are in memory (network) order; everything else is native. An IPv4 address occupies the
-//! first word of its four, the other words are zero.
+//! Addresses, ports and masks are in memory (network) order; all other fields are in native order. An IPv4 address
+//! occupies the first of its four words; the other words are zero.
 
 mod backends;
 mod budgets;
@@ -22,10 +22,11 @@ pub use self::{
     rules::*, services::*, signs::*, tables::*,
 };
 
-/// Version of every layout in this module. See [`ADOPTED_LAYOUTS`].
+/// The version of the map layouts in this module. The list [`ADOPTED_LAYOUTS`] names the layouts that this program can
+/// take over.
 pub const LAYOUT_VERSION: u32 = 14;
 
-/// The layouts whose kept maps this program can take over.
+/// The versions of layouts whose pinned maps this program can take over.
 pub const ADOPTED_LAYOUTS: [u32; 2] = [13, LAYOUT_VERSION];
 
 /// `ServiceKey::family` of IPv4.
@@ -39,7 +40,8 @@ mod user {
 
     macro_rules! pod {
         ($($type:ty),+ $(,)?) => {$(
-            // SAFETY: `bytemuck::Pod` is derived: no padding, every bit pattern valid.
+            // SAFETY: the type derives `bytemuck::Pod`, which checks that it has no padding and that every bit pattern
+            // is valid.
             unsafe impl aya::Pod for $type {}
         )+};
     }

@@ -1,57 +1,58 @@
-//! Rules for client prefixes.
+//! Rules that decide about clients by their address prefix.
 
 use bytemuck::{Pod, Zeroable};
 
 /// The maximum number of rules of all services together.
 pub const MAX_RULES: u32 = 65_536;
-/// Number of rules with counters on each CPU: those with the lowest counter rows. CPUs share the counters of the
-/// others.
+/// The number of rules that have counters on each CPU; these rules have the lowest indexes of counters. All CPUs share
+/// the counters of the other rules.
 pub const RULE_COUNTERS: u32 = 4096;
 
-/// The lookup key of a rule, service and client prefix: the data of a key in a longest-prefix-match trie, whose length
-/// counts from [`RULE_PREFIX_BASE`].
+/// The lookup key of a rule, which consists of service and client prefix: the data of a key in a longest-prefix-match
+/// trie. The prefix length of the key includes the [`RULE_PREFIX_BASE`] bits before the address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct RuleKey {
-    /// Index of the service; its VIP determines the address family.
+    /// Index of the service; the service's VIP determines the address family.
     pub service: u16,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u16,
-    /// The client's address or the prefix, network order; IPv4 in the first word.
+    /// The client's address or the prefix of a rule, network order; IPv4 in the first word.
     pub address: [u32; 4],
 }
 
-/// Bits of a [`RuleKey`] before its address.
+/// The number of bits of a [`RuleKey`] before the address.
 pub const RULE_PREFIX_BASE: u32 = 32;
-/// Bits of a whole [`RuleKey`].
+/// The number of bits of a whole [`RuleKey`].
 pub const RULE_KEY_BITS: u32 = RULE_PREFIX_BASE + 128;
 
-/// The action of a rule.
+/// The action of a rule, and the data that the action needs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct RuleRow {
-    /// `RULE_*`.
+    /// One of the constants `RULE_*`.
     pub action: u16,
-    /// [`RULE_PIN`]: the backend's id, or [`NO_BACKEND`](super::NO_BACKEND) while no backend has the rule's name.
+    /// [`RULE_PIN`]: the backend's id, or [`NO_BACKEND`](super::NO_BACKEND) while no backend has the name that the rule
+    /// gives.
     pub backend: u16,
     /// Index of the rule's counters, below [`MAX_RULES`].
     pub counters: u32,
 }
 
-/// `RuleRow::action`: steer clients to one backend as long as it takes clients.
+/// `RuleRow::action`: steer clients to one backend as long as this backend takes clients.
 pub const RULE_PIN: u16 = 1;
 /// `RuleRow::action`: steer each connection separately, by source address and port.
 pub const RULE_SPREAD: u16 = 2;
 /// `RuleRow::action`: drop the packets.
 pub const RULE_DENY: u16 = 3;
 
-/// Per-CPU counters of one rule.
+/// Counters of one rule on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct RuleStats {
-    /// Packets that the rule decided about, except fragments without ports and ICMP errors.
+    /// The number of packets that the rule decided about, except fragments without ports and ICMP errors.
     pub packets: u64,
-    /// Packets steered as if the rule did not exist, because its backend took no clients.
+    /// The number of packets steered as if the rule did not exist, because the rule's backend took no clients.
     pub fallbacks: u64,
 }
 

@@ -5,17 +5,17 @@ use bytemuck::{Pod, Zeroable};
 use super::SLOT_EXCEPTIONS;
 use crate::{client::BegunHash, share::Share};
 
-/// How packets reach the backends of a service. Modes with an outer header come last.
+/// How packets reach the backends of a service. The modes with an outer header have the highest values.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Forwarding {
-    /// The program rewrites the destination MAC; the reply goes straight to the client.
+    /// The program rewrites the destination MAC; the backend's reply goes directly to the client.
     Dsr = 1,
-    /// The program rewrites the destination address and port; the reply passes through the balancer.
+    /// The program rewrites the destination address and port; the backend's reply passes through the balancer.
     Nat = 2,
-    /// The program rewrites source and destination: the backend sees an address of the balancer and replies to it. See
-    /// [`crate::flows`].
+    /// The program rewrites source and destination; the backend sees an address of the balancer as the source, and
+    /// replies to this address. Connections of such services are flows, see [`crate::flows`].
     Snat = 3,
     /// The program wraps the packet in an IP packet of the backend's family (RFC 2003, RFC 2473, RFC 4213).
     Ipip = 4,
@@ -32,30 +32,32 @@ pub const GUE_PORT: u16 = 6080;
 pub struct ServiceRow {
     /// Index of the service, below the number of services.
     pub id: u16,
-    /// `SERVICE_*` bits.
+    /// The flags: `SERVICE_*` bits.
     pub flags: u16,
-    /// The service's clock, in ticks modulo 2^14. The controller advances it with one store.
+    /// The service's current tick, modulo 2^14. The controller advances this tick with one store.
     pub tick: u32,
-    /// The live table, as a [`LiveTable`](super::LiveTable) word. The controller replaces it with one store.
+    /// The live table, as a [`LiveTable`](super::LiveTable) word. The controller replaces this 64-bit word with one
+    /// store.
     pub table: u64,
-    /// The hash state under the service's key.
+    /// The initial state of client hashes under the service's key.
     pub hash: BegunHash,
-    /// Ticks after which a client is forgotten.
+    /// The number of ticks after which a client is forgotten.
     pub remember: u16,
-    /// Ticks after which a datagram counts as a new connection.
+    /// The number of ticks after which a datagram counts as a new connection.
     pub idle: u16,
-    /// Index of the [`crate::quic::QuicRow`] of the service's QUIC listeners; 0: none.
+    /// Index of the [`crate::quic::QuicRow`] for the service's QUIC listeners; 0: the service has none.
     pub quic: u8,
-    /// The [`Share`] of steered clients, in a [shared](SERVICE_SHARED) service.
+    /// The [`Share`] of steered clients, if the service is [shared](SERVICE_SHARED) with the host.
     pub steer: [u8; 3],
-    /// The client prefix as a mask of one word of an address, in memory order. It applies to the first word (for IPv4,
-    /// to its first four bytes), or to the second word if the prefix is longer than 64 bits.
+    /// The client prefix as a mask of one word of an address, in memory order. The mask applies to the first 64-bit
+    /// word of an address (for IPv4, to its first four bytes), or to the second word if the prefix is longer than 64
+    /// bits.
     pub client_mask: u64,
 }
 
 impl ServiceRow {
-    /// Sets the prefix that distinguishes clients, given as a mask of both words of an address; an IPv4 mask is in the
-    /// first four bytes.
+    /// Sets the prefix length by which the service distinguishes clients; the mask covers both words of an address, and
+    /// an IPv4 mask is in the first four bytes.
     pub const fn set_client_mask(&mut self, [first, second]: [u64; 2]) {
         self.flags = self.flags & !SERVICE_LONG_PREFIX | if second == 0 { 0 } else { SERVICE_LONG_PREFIX };
         self.client_mask = if second == 0 { first } else { second };
@@ -78,14 +80,14 @@ impl ServiceRow {
         Share { now, least, most }
     }
 
-    /// The client of an IPv4 packet, given the first word of its source address.
+    /// The client that sent an IPv4 packet, given the first word of the packet's source address.
     #[inline(always)]
     #[must_use]
     pub const fn masked_v4(&self, address: u32) -> u32 {
         address & self.client_mask as u32
     }
 
-    /// The client of a packet, given both words of its source address.
+    /// The client that sent a packet, given both words of the packet's source address.
     #[inline(always)]
     #[must_use]
     pub const fn masked(&self, [first, second]: [u64; 2]) -> [u64; 2] {
@@ -99,17 +101,19 @@ impl ServiceRow {
 
 /// `ServiceRow::flags`: the service remembers its clients.
 pub const SERVICE_REMEMBERS: u16 = 8;
-/// `ServiceRow::flags`: clients that were moved away return home with their next new connection.
+/// `ServiceRow::flags`: clients that were moved away from their home backend return to it with their next new
+/// connection.
 pub const SERVICE_FAILBACK: u16 = 2;
 /// `ServiceRow::flags`: the service has rules for client prefixes.
 pub const SERVICE_RULES: u16 = 4;
-/// `ServiceRow::flags`: the memory is so short that every packet reads its client's entry. The same bit flags a slot,
-/// so the program tests both at once.
+/// `ServiceRow::flags`: the service remembers clients for so short a time that every packet reads its client's entry.
+/// This bit also flags a slot, so one test covers the service and the slot.
 pub const SERVICE_READS_ALWAYS: u16 = SLOT_EXCEPTIONS as u16;
-/// `ServiceRow::flags`: the program answers packets that no backend takes with a rejection.
+/// `ServiceRow::flags`: if no backend takes a packet, the program answers with a rejection.
 pub const SERVICE_REJECTS: u16 = 16;
 
-/// `ServiceRow::flags`: the program does not steer all clients, or steers some only since recently.
+/// `ServiceRow::flags`: the program does not steer all clients of the service, or has begun only recently to steer some
+/// of them.
 pub const SERVICE_SHARED: u16 = 32;
 /// `ServiceRow::flags`: the service's connections are flows, see [`crate::flows`].
 pub const SERVICE_FLOWS: u16 = 64;

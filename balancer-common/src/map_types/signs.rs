@@ -1,38 +1,38 @@
-//! Signs of failing backends in packets: see [`crate::signs`].
+//! Signs in packets that a backend may have failed: see [`crate::signs`].
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::signs::{Refusals, Waiting};
 
-/// The signs of a backend. CPUs write them without a lock: if one CPU overwrites another's value, the next packet
-/// repeats it.
+/// The signs that a backend may have failed. CPUs write the signs without a lock: if one CPU overwrites another CPU's
+/// value, the next packet repeats that value.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Signs {
-    /// [`Waiting::since`].
+    /// The value of [`Waiting::since`].
     pub waiting_since: u64,
-    /// [`Waiting::begun`].
+    /// The value of [`Waiting::begun`].
     pub begun: u32,
-    /// [`Waiting::usual`].
+    /// The value of [`Waiting::usual`].
     pub usual: u32,
-    /// [`Refusals::since`].
+    /// The value of [`Refusals::since`].
     pub refused_since: u64,
-    /// [`Refusals::passed`].
+    /// The value of [`Refusals::passed`].
     pub passed: u64,
-    /// Time at which the controller was last told about this backend, coarse ns.
+    /// The time of the last report about this backend to the controller, in nanoseconds of the coarse clock.
     pub told: u64,
-    /// Number of resets withheld from clients.
+    /// The number of resets withheld from clients.
     pub withheld: u64,
-    /// Time in ns for which resets are withheld; 0: never. The controller writes this field.
+    /// The time in ns for which the program withholds resets; 0: never. The controller writes this field.
     pub withhold: u64,
-    /// 1: report signs to the controller. The controller writes this field.
+    /// 1: the program reports signs to the controller. The controller writes this field.
     pub tells: u32,
-    /// Zero.
+    /// This field is always zero.
     pub reserved: u32,
 }
 
 impl Signs {
-    /// The handshakes that wait for an answer.
+    /// The state of handshakes that wait for the backend's answer.
     #[inline(always)]
     #[must_use]
     pub const fn waiting(&self) -> Waiting {
@@ -47,20 +47,21 @@ impl Signs {
     }
 }
 
-/// A sign that is sent to the controller, which then has the backend checked.
+/// A sign that the program sends to the controller, so that the controller checks the backend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Sign {
-    /// The backend's id.
+    /// The id of the backend.
     pub backend: u16,
     /// A [`crate::verdict::Signal`].
     pub signal: u16,
 }
 
-/// The program reports a backend to the controller at most once in this many ns.
+/// The program reports a sign about a backend at most once in this many ns.
 pub const SIGN_PERIOD: u64 = 1_000_000_000;
 
-/// [`super::Control::unsampled`] if no handshake is watched: every client port has one of these bits set.
+/// The value of [`super::Control::unsampled`] if the program watches no handshake: every client port has one of these
+/// bits set.
 pub const WATCH_NO_HANDSHAKE: u32 = 0xffff;
 
 const _: () = assert!(size_of::<Signs>() == 64);

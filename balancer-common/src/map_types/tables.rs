@@ -2,51 +2,53 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A table entry without a backend: the service has no backends. No backend has this id, so its row is never reachable.
+/// A slot without a backend, because the service has no backends. No backend has this id, so the row of this id is
+/// never reachable.
 pub const NO_BACKEND: u16 = 0;
-/// A table entry without a backend: all backends are down and the service drops packets. No backend has this id.
+/// A slot without a backend, because all backends are down and the service drops packets. No backend has the id with
+/// this value.
 pub const ALL_DOWN: u16 = u16::MAX;
 
-/// The location of a live table in the map of slots.
+/// The location of a service's live table in the map of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveTable {
-    /// The table's first line.
+    /// The index of the table's first line.
     pub first: u32,
-    /// Number of slots, M.
+    /// The number of slots of the table, M.
     pub size: u32,
 }
 
 impl LiveTable {
-    /// Packs the location into the word of [`ServiceRow::table`](super::ServiceRow::table).
+    /// Packs the location into the word that [`ServiceRow::table`](super::ServiceRow::table) contains.
     #[must_use]
     pub const fn to_word(self) -> u64 {
         (self.size as u64) << 32 | self.first as u64
     }
 
-    /// Unpacks the word.
+    /// Unpacks the location from its 64-bit word.
     #[inline(always)]
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
         Self { first: word as u32, size: (word >> 32) as u32 }
     }
 
-    /// The location of `slot` (below 2^27).
+    /// The location of `slot` (below 2^27) of this table.
     #[inline(always)]
     #[must_use]
     pub const fn place(self, slot: u32) -> SlotPlace {
-        // Multiplication replaces the division (Granlund and Montgomery, 1994), which takes dozens of cycles in BPF.
+        // The multiplication replaces a division (Granlund and Montgomery, 1994), which takes dozens of cycles in BPF.
         const RECIPROCAL: u64 = (1u64 << 32).div_ceil(SLOTS_PER_LINE as u64);
         let line = ((slot as u64 * RECIPROCAL) >> 32) as u32;
         SlotPlace { line: self.first.wrapping_add(line), index: slot.wrapping_sub(line.wrapping_mul(SLOTS_PER_LINE)) }
     }
 }
 
-/// The location of a slot in the map of slots.
+/// The location of one slot in the map of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotPlace {
-    /// Index of the line.
+    /// The index of the slot's line.
     pub line: u32,
-    /// Position within the line.
+    /// The slot's position within the line.
     pub index: u32,
 }
 
@@ -55,14 +57,14 @@ pub struct SlotPlace {
 pub struct TableSlot {
     /// Backend id, [`NO_BACKEND`] or [`ALL_DOWN`].
     pub backend: u16,
-    /// `SLOT_*` bits.
+    /// The flags: `SLOT_*` bits.
     pub flags: u64,
 }
 
-/// `TableSlot::flags`: some known client of this slot may be at another backend, so packets must read the client's
-/// entry.
+/// `TableSlot::flags`: some known client of this slot may be recorded at a backend other than the slot's, so the
+/// program must read the client's entry for each packet.
 pub const SLOT_EXCEPTIONS: u64 = 1;
-/// `TableSlot::flags`: the slot's backend differs from the one in the base table.
+/// `TableSlot::flags`: the slot's backend differs from the backend in the base table.
 pub const SLOT_REFILLED: u64 = 1 << 32;
 /// Number of slots in one element of the map of slots (a cache line).
 pub const SLOTS_PER_LINE: u32 = 28;
@@ -71,9 +73,10 @@ pub const SLOTS_PER_LINE: u32 = 28;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct SlotLine {
-    /// The slots' backends, which do not change while packets may read them.
+    /// The backends of the slots, which do not change while the program may read them.
     pub backends: [u16; SLOTS_PER_LINE as usize],
-    /// The flags of all slots, each shifted by its index. Each change is one store.
+    /// The flags of all slots in the line; the flags of each slot are shifted by the slot's index. Each change of the
+    /// flags is one store.
     pub flags: u64,
 }
 

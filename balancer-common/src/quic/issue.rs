@@ -1,14 +1,14 @@
-//! Makes connection IDs as servers do.
+//! Makes connection IDs in the same formats as servers do.
 
 use super::{CIPHER_BLOCK, CIPHER_NONE, MAX_ID, QuicFormat, masked};
 use crate::aes::{self, Block};
 
-/// The bytes of a connection ID after the first one, padded with zeros.
+/// The bytes of a connection ID after the first byte, padded with zeros.
 type Text = [u8; 24];
 
 impl QuicFormat {
     /// A connection ID that begins with the byte `first` and names a server, padded with zeros. Server ID and nonce
-    /// have the lengths of the format.
+    /// must have the lengths of the format.
     #[must_use]
     pub fn id(&self, first: u8, server: &[u8], nonce: &[u8]) -> [u8; MAX_ID] {
         let mut text: Text = [0; 24];
@@ -47,13 +47,13 @@ impl QuicFormat {
     }
 }
 
-/// The block at an offset; zeros follow the text.
+/// The block at an offset of the text; if the text ends within the block, zeros follow.
 fn block_at(text: &Text, at: usize) -> Block {
     let word = |at: usize| (at..at + 8).fold(0, |word, at| word << 8 | u64::from(text.get(at).copied().unwrap_or(0)));
     [word(at), word(at + 8)]
 }
 
-/// Replaces the masked bits of the block at an offset.
+/// Replaces the masked bits of the block at an offset of the text.
 fn put(text: &mut Text, at: usize, block: Block, mask: Block) {
     let [bytes, mask] = [block, mask].map(|[a, b]| (u128::from(a) << 64 | u128::from(b)).to_be_bytes());
     for (byte, (new, mask)) in text.iter_mut().skip(at).zip(bytes.into_iter().zip(mask)) {

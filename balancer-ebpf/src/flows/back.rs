@@ -1,4 +1,4 @@
-//! Replies of `snat` backends.
+//! Finds the flow of a reply from a `snat` backend, and sends the reply to its client.
 
 use balancer_common::{
     flows::return_hash,
@@ -21,7 +21,7 @@ use crate::{
     step::{Carries, FlowReturn, Packed, Step, ToClient, Toward},
 };
 
-/// The flow of a packet between these endpoints, as the backend sees them.
+/// The flow of a packet with these endpoints, which are the endpoints that the backend sees.
 #[inline(always)]
 pub(super) fn find(pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, protocol: u8) -> Option<Flow> {
     let hash = return_hash(pool, backend, ends, protocol);
@@ -36,7 +36,8 @@ fn is_of(row: &FlowRow, pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: 
     differ(&row.pool, pool) | differ(&row.backend, backend) | (own ^ ends) | kinds == 0
 }
 
-/// Finds the flow or the `nat` backend that a reply belongs to. A packet that belongs to neither is for this machine.
+/// Finds the flow or the `nat` backend that a reply belongs to. A packet from a backend that belongs to no flow and to
+/// no `nat` backend is for this machine.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { ip, .. } = found;
@@ -80,14 +81,14 @@ pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
     send(found, &flow, way)
 }
 
-/// Finds the path of a reply to its client.
+/// Finds the network path from this machine to the client of a reply.
 #[inline(always)]
 pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
     let way = neighbour::route(found.ingress, &found.ip, &row.vip, &row.client);
     if way.sends() && found.ip.ttl() <= 1 { Step::drop(DropReason::TtlExceeded) } else { way }
 }
 
-/// Rewrites and sends a reply.
+/// Rewrites a reply and sends it to its client.
 #[inline(always)]
 pub(super) fn send(found: &Found, flow: &Flow, way: Step) -> Step {
     if !rewriting::rewrite(found.ingress, &found.ip, flow, Toward::Client) {

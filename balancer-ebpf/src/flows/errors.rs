@@ -1,4 +1,4 @@
-//! ICMP errors about packets of flows, from both sides (RFC 5508).
+//! ICMP errors about packets of flows, in both directions (RFC 5508).
 
 use balancer_common::{
     map_types::{CONTROL_FLOWS, Control, ServiceRow},
@@ -19,7 +19,7 @@ use crate::{
     step::{Choice, FlowError, Kind, Packed, Step, Toward},
 };
 
-/// Sends an error about a packet that the VIP sent to a client to the flow's backend.
+/// Sends to a flow's backend an error about a packet that the VIP sent to a client.
 #[inline(always)]
 pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     if inner.fragment.is_later() {
@@ -38,7 +38,7 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     }
 }
 
-/// Sends an error about a packet that a pool address sent to a backend to the flow's client.
+/// Sends to a flow's client an error about a packet that a pool address sent to a backend.
 #[inline(always)]
 pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
     if control.flags & CONTROL_FLOWS == 0 || inner.fragment.is_later() {
@@ -52,7 +52,7 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
     }
 }
 
-/// Sends an error to the endpoint whose packet it quotes.
+/// Sends an ICMP error to the endpoint that sent the quoted packet.
 #[inline(always)]
 pub(crate) fn send(found: &Found, packed: Packed<FlowError>) -> Step {
     let FlowError { row, toward } = packed.get();
@@ -69,7 +69,7 @@ fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
     if let Err(end) = there::leaves(found, backend) {
-        // An error must not cause another error.
+        // An ICMP error must not cause another ICMP error.
         return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
     }
     if rewriting::translate_error(ip, inner, flow.row(), Toward::Backend).is_none() {
@@ -82,7 +82,7 @@ fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
 fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     let way = back::way(found, flow.row());
     if way.is(Kind::IcmpError) {
-        // An error must not cause another error.
+        // An ICMP error must not cause another ICMP error.
         return Step::drop(DropReason::TooBig);
     }
     if !way.sends() {

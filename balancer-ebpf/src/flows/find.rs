@@ -20,8 +20,8 @@ use crate::{
     step::{FlowThere, Going, Reject, Step},
 };
 
-/// The hash of a flow's endpoints as the client sees them. It uses the service's key, because clients choose their
-/// endpoint.
+/// The hash of a flow's endpoints as the client sees them. The hash uses the service's key, because clients choose
+/// their own endpoint.
 #[inline(always)]
 pub(super) fn hash(
     service: &ServiceRow,
@@ -53,7 +53,7 @@ pub(super) const fn differ(one: &[u32; 4], other: &[u32; 4]) -> u32 {
     (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3])
 }
 
-/// Decides about a packet with ports for a `snat` service.
+/// Decides about a packet that has ports and is for a `snat` service.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { ip, .. } = found;
@@ -71,7 +71,7 @@ pub(crate) fn decide(found: &Found) -> Step {
             Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
             Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
-            // Without a rejection, the client would wait for an answer.
+            // If the program did not reject the packet, the client would wait for an answer.
             Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
         };
     }
@@ -86,7 +86,7 @@ fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow>
     is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
 }
 
-/// Decides about a packet that belongs to no flow yet.
+/// Decides about a packet that belongs to no existing flow.
 #[inline(always)]
 fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
     // Connections to this machine itself have no flow.
@@ -101,11 +101,11 @@ fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stands {
     GoesOn,
-    /// The flow is alive, and this is its first packet in this tick.
+    /// The flow is alive, and the packet is the first of this flow in the current tick.
     SeenAgain,
-    /// The flow is over; the packet may open another.
+    /// The flow has ended, so the packet may open another flow.
     Ended,
-    /// The flow's backend has failed or was removed.
+    /// The backend of the flow has failed or was removed.
     Lost,
 }
 
@@ -124,8 +124,9 @@ fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
     }
 }
 
-/// Judges the flow of a packet. `what` says whether the packet may open a flow, and for which service. This is a global
-/// function, so the verifier checks it only once.
+/// Determines whether the flow of a packet is alive, has ended or has lost its backend. `what` says whether the packet
+/// may open a flow, and for which service the flow would be. This is a global function, so the verifier checks it only
+/// once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
@@ -139,7 +140,7 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
     let row = flow.row();
     let facts = backends::facts(row.backend_id);
     if facts.is_some_and(|facts| facts.keeps_known && facts.service == service) {
-        // A backend whose next hop is unknown at the moment may still be the backend of the flow.
+        // A flow keeps its backend while the next hop of this backend is temporarily unknown.
         let elsewhere = |backend: backends::Reachable| differ(&backend.row.address, &row.backend) != 0;
         if !backends::reachable(row.backend_id).is_some_and(elsewhere) {
             return if flow.see(now) { SEEN_AGAIN } else { GOES_ON };
@@ -170,7 +171,8 @@ fn goes_on(
     Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))
 }
 
-/// Records in the client table that the client is active at the backend in its entry, or at the flow's backend.
+/// Records in the client table that the client is active at a backend: the one in the client's entry, or the one of the
+/// flow.
 #[inline(always)]
 fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
     let query = Query {

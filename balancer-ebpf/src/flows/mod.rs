@@ -1,6 +1,7 @@
 //! Connections of `snat` services: see [`balancer_common::flows`].
 //!
-//! Packets to these services and to ports of a pool leave the path of most packets and take steps of their own.
+//! Packets to `snat` services and to the ports of an address pool take separate steps instead of the path of most
+//! packets.
 
 pub(crate) mod back;
 pub(crate) mod errors;

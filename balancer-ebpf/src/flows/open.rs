@@ -1,4 +1,4 @@
-//! Opening a flow with its first packet.
+//! Opens a flow for the first packet of a connection.
 
 use balancer_common::{map_types::LISTENER_QUIC, verdict::DropReason};
 
@@ -13,7 +13,7 @@ use crate::{
     step::{Carries, FlowPort, Going, OpenFlow, Packed, Quic, Step, ToBackend},
 };
 
-/// Chooses the backend of a new flow as for other services.
+/// Chooses the backend of a new flow by the same rules as in services of other modes.
 #[inline(always)]
 pub(crate) fn choose(found: &Found) -> Step {
     let ip = &found.ip;
@@ -28,8 +28,8 @@ pub(crate) fn choose(found: &Found) -> Step {
     steer::choose_later(control, listener.service, ip, ports, Treated::STEERED, step)
 }
 
-/// Takes a row for a new flow to the chosen backend. If this machine itself is the backend, the program translates the
-/// packets as in `nat`, without a flow.
+/// Takes a free row for a new flow to the chosen backend. If this machine itself is the backend, the program translates
+/// the packets as in `nat` mode, without a flow.
 #[inline(always)]
 pub(crate) fn begin(found: &Found, packed: Packed<OpenFlow>) -> Step {
     let OpenFlow { choice, port } = packed.get();
@@ -57,7 +57,7 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
     let now = table::now();
     let index = place::take(hash, now).map_err(Step::drop)?;
     let pointer = table::pointer(index).ok_or(Step::drop(DropReason::FlowTableFull))?;
-    // SAFETY: a map value; the row belongs to this CPU, because no packet finds it yet.
+    // SAFETY: the pointer points to a map value; only this CPU uses the row, because no packet can find the row yet.
     let row = unsafe { &mut *pointer };
     row.client = ip.source;
     row.vip = ip.destination;

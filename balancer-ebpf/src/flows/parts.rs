@@ -1,4 +1,4 @@
-//! Later fragments, which carry no ports and go where their first fragment went.
+//! Later fragments, which carry no ports; the program sends them to the destination of the first fragment.
 
 use balancer_common::verdict::{DecisionIndex, DropReason};
 

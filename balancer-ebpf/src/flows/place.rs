@@ -11,7 +11,8 @@ use crate::{
     opaque,
 };
 
-/// Takes a row for the flow with this hash. Packets do not find this row yet.
+/// Takes a row for the flow with the given hash. The program cannot find this row for a packet until the flow is
+/// published.
 #[inline(always)]
 pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
     match balancer_flow_take(hash, now.into()) {
@@ -20,7 +21,7 @@ pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
     }
 }
 
-/// Takes the best row of both buckets, and retries a few times if other CPUs take it first.
+/// Takes the best row of both candidate buckets, and retries a few times if other CPUs take this row first.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
@@ -41,8 +42,8 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     NONE
 }
 
-/// The best row out of two buckets that begin at these rows. Lookups read the first bucket first, so this function
-/// prefers that bucket unless it is nearly full and the second has more room.
+/// The best row in two buckets, given the first row of each. Lookups read the first bucket first, so this function
+/// prefers a row of the first bucket unless this bucket is nearly full and the second bucket has more empty rows.
 #[inline(always)]
 fn best(first: u64, second: u64, now: u64) -> u64 {
     const ENOUGH: u64 = 3;
@@ -56,7 +57,8 @@ fn best(first: u64, second: u64, now: u64) -> u64 {
     (begin as u32).wrapping_add(chosen as u32 & 15).into()
 }
 
-/// The best row of a bucket by [`expendable`] in the low half, and the number of empty rows in the high half.
+/// The best row of a bucket according to [`expendable`] in the low half of the result, and the number of empty rows in
+/// the high half.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
@@ -76,13 +78,14 @@ extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
     best | empty << 32
 }
 
-/// Takes a row from its flow if that flow may go. Returns whether the caller now owns the row.
+/// Takes a row away from its present flow if this flow may be removed. Returns whether the row now belongs to the
+/// caller.
 #[inline(always)]
 pub(super) fn empty(row: u32, now: u32) -> bool {
     balancer_flow_empty(row.into(), now.into()) != 0
 }
 
-/// Returns 1 if the caller now owns the row.
+/// Returns 1 if the row now belongs to the caller.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
@@ -92,7 +95,7 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
     if expendable(was, 0, now, &control.idle) == 0 {
         return 0;
     }
-    // The inverted tag shows a packet that found the old flow that this flow is gone.
+    // The inverted tag tells a CPU that still holds the old flow that this flow is gone.
     let taken = FlowWord::new(!was.tag(), FLOW_TAKEN | FLOW_RESTS, now);
     if !word.swap(was.0, taken.0) {
         return 0;
@@ -103,11 +106,11 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
     1
 }
 
-/// Removes a row's entry from the index of replies.
+/// Removes the entry of a row from the index that finds flows by their replies.
 #[inline(always)]
 fn give_back(row: u32) {
     let Some(pointer) = table::pointer(row) else { return };
-    // SAFETY: a map value, and the row belongs to the caller.
+    // SAFETY: the pointer points to a map value, and the row belongs to the caller.
     let place = unsafe { (&raw const (*pointer).returns).read_volatile() };
     let Some(word) = Word::of_return(place) else { return };
     let there = word.load();
@@ -116,7 +119,7 @@ fn give_back(row: u32) {
     }
 }
 
-/// Releases a row for which no address and port were found.
+/// Releases a flow's row if no free address and port were found for this flow.
 #[inline(always)]
 pub(super) fn give_up(row: u32) {
     if let Some(word) = Word::of_row(row) {

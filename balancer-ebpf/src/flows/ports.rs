@@ -1,4 +1,4 @@
-//! Finding an address and a port for a new flow.
+//! Finds an address and a port of the pool for a new flow.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use balancer_common::{
@@ -22,13 +22,13 @@ use crate::{
     step::{Choice, FlowPort, FlowThere, Packed, Step},
 };
 
-/// Finds an address and a port for a flow that has a row, and publishes the flow to packets.
+/// Finds an address and a port of the pool for a flow that has a row, and lets packets find the flow.
 #[inline(always)]
 pub(crate) fn find(ingress: Ingress, packed: Packed<FlowPort>) -> Step {
-    // The compiler drops an unused argument, but the verifier requires it.
+    // The compiler would drop an unused argument, but the verifier requires this argument.
     let _ = ingress.frame();
     let FlowPort(going) = packed.get();
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     let start = unsafe { bpf_get_prandom_u32() };
     let now = table::now();
     if balancer_flow_port(going.row.into(), start.into(), now.into()) != 0
@@ -41,13 +41,13 @@ pub(crate) fn find(ingress: Ingress, packed: Packed<FlowPort>) -> Step {
     decided(Choice { backend, decision: going.decision }, Step::drop(DropReason::NoPort))
 }
 
-/// Publishes a row to packets. It is a separate function, so that its stack does not add to the stack of the search.
-/// Returns 1 on success.
+/// Publishes a flow's row, so that the program finds it for packets. This is a separate function, so that its stack
+/// does not add to the stack of the search for a port. Returns 1 on success.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_publish(index: u64, now: u64) -> u64 {
     let (Some(pointer), Some(word)) = (table::pointer(index as u32), Word::of_row(index as u32)) else { return 0 };
-    // SAFETY: a map value, and the row belongs to this CPU.
+    // SAFETY: the pointer points to a map value, and the row belongs to this CPU.
     let row = unsafe { &mut *pointer };
     let [there, back] = rewriting::deltas(row);
     row.there_addresses = there.addresses;
@@ -72,8 +72,8 @@ extern "C" fn balancer_flow_port(row: u64, start: u64, now: u64) -> u64 {
     0
 }
 
-/// Tries one address and port for a row. The low half of `attempt` is the number of the attempt, and the high half is
-/// the time; `start` is the random start of the sequence.
+/// Tries one address and port for a flow's row. The low half of `attempt` is the number of the attempt, and the high
+/// half is the time; `start` is the random start of the sequence of attempts.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
@@ -82,7 +82,7 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     if !choose(row, start as u32, attempt as u32) {
         return 0;
     }
-    // SAFETY: a map value, and the row belongs to the caller.
+    // SAFETY: the pointer points to a map value, and the row belongs to the caller.
     let (hash, bucket) = unsafe {
         let hash = reply_hash(&*row);
         (hash, first_bucket(hash, control.returns))
@@ -99,20 +99,20 @@ extern "C" fn balancer_flow_try(row: u64, start: u64, attempt: u64) -> u64 {
     if !word.swap(0, new.0) {
         return 0;
     }
-    // Two CPUs may have taken the same address and port in different places at the same time. Both CPUs see this and
-    // give up the address and port.
+    // Two CPUs may have taken the same address and port at the same time, with two different entries of the index. Both
+    // CPUs detect this conflict and give up the address and port.
     let again = table::scan(bucket, tag);
     if again.taken != Some(place) {
         word.swap(new.0, 0);
         return 0;
     }
-    // SAFETY: as above.
+    // SAFETY: the pointer points to a map value, and the row belongs to the caller.
     unsafe { (*row).returns = place };
     1
 }
 
-/// Frees the address and port of the flow at a place of the index if that flow may be removed; in later attempts, an
-/// unanswered flow may be removed as well. Returns 1 if the address and port are free.
+/// Frees the address and port of the flow at a position of the index if this flow may be removed; later attempts may
+/// also remove an unanswered flow. Returns 1 if the address and port are free now.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
@@ -128,10 +128,11 @@ extern "C" fn balancer_flow_leaves(place: u64, attempt: u64) -> u64 {
     1
 }
 
-/// Writes the address and port of an attempt to the row. `false`: the pool has no such address and port.
+/// Writes the address and port of an attempt to the flow's row. `false`: the pool has no address and port for this
+/// attempt.
 #[inline(always)]
 fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
-    // SAFETY: a map value, and the row belongs to the caller.
+    // SAFETY: the pointer points to a map value, and the row belongs to the caller.
     let row = unsafe { &mut *row };
     let Some(pool) = pool::of_service(row.service) else { return false };
     let family = usize::from(row.family != FAMILY_V4);
@@ -153,7 +154,7 @@ fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
     true
 }
 
-/// The hash of the endpoints that the backend's replies carry.
+/// The hash of the endpoints in the backend's replies.
 #[inline(always)]
 fn reply_hash(row: &FlowRow) -> u64 {
     let ends = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;

@@ -1,4 +1,4 @@
-//! Rewriting both endpoints of a packet.
+//! Rewrites both endpoints of a flow's packet.
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{checksum, map_types::FlowRow};
@@ -11,14 +11,14 @@ use crate::{
     step::Toward,
 };
 
-/// An endpoint as the other side sees it, in network order.
+/// An endpoint as the other end of the connection sees it, in network order.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     address: &'a [u32; 4],
     port: u16,
 }
 
-/// The new source and destination of a flow's packet in this direction.
+/// The new source and new destination of a flow's packet in this direction.
 #[inline(always)]
 const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     match toward {
@@ -31,13 +31,13 @@ const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     }
 }
 
-/// The amounts, folded, that a flow's translation adds to complemented checksums.
+/// The amounts that a flow's translation adds to complemented checksums, folded to 16 bits.
 pub(super) struct Deltas {
     pub(super) addresses: u16,
     pub(super) all: u16,
 }
 
-/// The deltas of a row: towards the backend, then towards the client.
+/// The checksum differences of a flow's row: for packets to the backend first, then for packets to the client.
 #[inline(always)]
 pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
     let old = checksum::sum_address(&row.client) + checksum::sum_address(&row.vip);
@@ -48,7 +48,7 @@ pub(super) fn deltas(row: &FlowRow) -> [Deltas; 2] {
     [delta(old, new, old_ports, new_ports), delta(new, old, new_ports, old_ports)]
 }
 
-/// The complements of the old words add up to a multiple of 0xffff minus the sum of these words.
+/// The complements of the old 16-bit words add up to a multiple of 0xffff minus the sum of these words.
 #[inline(always)]
 fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
     const COMPLEMENT: u64 = 0xffff * 64;
@@ -58,8 +58,8 @@ fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
     }
 }
 
-/// Replaces both endpoints of a flow's packet and lowers its TTL by one. `false`: a header is missing, or the row has
-/// passed to another flow. In both cases the packet may be half rewritten.
+/// Replaces both endpoints of a flow's packet and lowers the packet's TTL by one. `false`: a header is missing, or the
+/// row now belongs to another flow. If the call fails, the packet may be half rewritten.
 #[inline(always)]
 #[must_use]
 pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward) -> bool {
@@ -101,7 +101,8 @@ fn addresses_of(ip: &Ip<'_>, from: Place<'_>, to: Place<'_>, delta: u64) -> Opti
     rewrite::address(ip, End::Destination, to.address)
 }
 
-/// Replaces the addresses of an ICMP error about a flow's packet, so that the sender of that packet recognizes it.
+/// Replaces the addresses of an ICMP error about a flow's packet, so that the sender of this packet recognizes the
+/// error.
 #[inline(always)]
 #[must_use]
 pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
@@ -111,7 +112,7 @@ pub(super) fn translate_error(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward
         + checksum::sum_address(from.address)
         + checksum::sum_address(to.address);
     addresses_of(ip, from, to, outer)?;
-    // The quoted packet went the other way: its source is the error's destination.
+    // The quoted packet travelled in the opposite direction: its source is the error's destination.
     let later = inner.fragment.is_later();
     let source = translation(inner, End::Source, to, if later { 0 } else { inner.l4.load(0)? })?;
     rewrite::translate_quoted(ip, inner, outer, &source)?;

@@ -1,4 +1,4 @@
-//! The table of flows, and the index for finding the flow of a reply.
+//! The table of flows, and the index that finds the flow of a reply.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
@@ -8,11 +8,11 @@ use balancer_common::{
 
 use crate::{cpu_rows::swap_shared, opaque};
 
-/// The controller sets the real size of this and the next two maps when it loads the program.
+/// The controller sets the real sizes of this map and the next two maps when it loads the program.
 #[map]
 static FLOW_LINES: Array<FlowLine> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// [`FLOWS_PER_LINE`] rows for each of [`FLOW_LINES`].
+/// [`FLOWS_PER_LINE`] rows for each line of [`FLOW_LINES`].
 #[map]
 static FLOWS: Array<FlowRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -24,7 +24,7 @@ static FLOW_CONTROL: Array<FlowControl> = Array::with_max_entries(1, BPF_F_MMAPA
 
 const ROW_BITS: u32 = MAX_FLOW_ROWS.trailing_zeros();
 
-/// A number that is no row.
+/// A number that is no valid row number.
 pub(super) const NONE: u64 = u64::MAX;
 
 /// The settings common to all flows.
@@ -36,28 +36,28 @@ pub(super) fn control() -> Option<&'static FlowControl> {
 /// The current tick of the kernel's clock.
 #[inline(always)]
 pub(super) fn now() -> u32 {
-    // SAFETY: a plain helper call.
+    // SAFETY: the helper takes no pointer.
     (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
 }
 
-/// A word that other CPUs and the controller replace in one store.
+/// A 64-bit word that other CPUs and the controller replace in one store.
 #[derive(Clone, Copy)]
 pub(super) struct Word(*mut u64);
 
 impl Word {
-    /// The word of a row's flow.
+    /// The state word of the flow in a row.
     #[inline(always)]
     pub(super) fn of_row(row: u32) -> Option<Self> {
         let line = FLOW_LINES.get_ptr_mut(row / FLOWS_PER_LINE)?;
-        // SAFETY: a map value, and the index is masked to lie within it.
+        // SAFETY: the pointer points to a map value, and the index is masked to lie within it.
         Some(Self(unsafe { &raw mut (*line).words[(row % FLOWS_PER_LINE) as usize] }))
     }
 
-    /// A word of the index of replies, by its position.
+    /// A word of the index of replies, by the position of the word.
     #[inline(always)]
     pub(super) fn of_return(place: u32) -> Option<Self> {
         let line = FLOW_RETURNS.get_ptr_mut(place / FLOWS_PER_LINE)?;
-        // SAFETY: as above.
+        // SAFETY: the pointer points to a map value, and the index is masked to lie within it.
         Some(Self(unsafe { &raw mut (*line).words[(place % FLOWS_PER_LINE) as usize] }))
     }
 
@@ -69,19 +69,19 @@ impl Word {
 
     #[inline(always)]
     pub(super) fn store(self, word: u64) {
-        // SAFETY: as above.
+        // SAFETY: the pointer points to a map value.
         unsafe { self.0.write_volatile(word) };
     }
 
-    /// Replaces the word if it is still `old`. Returns whether the word was replaced.
+    /// Replaces the word atomically if it still equals `old`. Returns whether this call has replaced the word.
     #[inline(always)]
     pub(super) fn swap(self, old: u64, new: u64) -> bool {
-        // SAFETY: as above; map values are aligned.
+        // SAFETY: the pointer points to a map value, and map values are aligned.
         unsafe { swap_shared(self.0, old, new) == old }
     }
 }
 
-/// A flow with its row, and the value of its word when the flow was found.
+/// A flow with its row number, and the flow's state word as read when the flow was found.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
     pub(super) index: u32,
@@ -91,7 +91,7 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// The flow in a row. `None`: the row is empty, or its flow rests.
+    /// The flow in a row. `None`: the row is empty, or packets no longer find its flow.
     #[inline(always)]
     pub(super) fn at(index: u32) -> Option<Self> {
         let word = Word::of_row(index)?;
@@ -104,42 +104,44 @@ impl Flow {
 
     #[inline(always)]
     pub(super) fn row(&self) -> &'static FlowRow {
-        // SAFETY: a map value. A CPU writes to it only while no flow has the row; a packet whose row now belongs to
-        // another flow detects this by `is_still`.
+        // SAFETY: the pointer points to a map value. A CPU writes to a row only while no flow has this row; `is_still`
+        // detects that a packet's row now belongs to another flow.
         unsafe { &*self.row }
     }
 
-    /// The name by which later fragments find the flow: its row and a part of its tag, which distinguishes this flow
-    /// from later ones in the same row.
+    /// The name by which later fragments find the flow: the flow's row number and some bits of its tag, which
+    /// distinguish this flow from later flows in the same row.
     #[inline(always)]
     pub(super) fn name(&self) -> u32 {
         self.index | self.was.tag() << ROW_BITS
     }
 
-    /// The flow of this [`name`](Self::name).
+    /// The flow with this [`name`](Self::name).
     #[inline(always)]
     pub(super) fn named(name: u32) -> Option<Self> {
         Self::at(name & (MAX_FLOW_ROWS - 1)).filter(|flow| flow.name() == name)
     }
 
-    /// Whether the row still belongs to the flow that was found.
+    /// Whether the row still belongs to the flow that was found in it.
     #[inline(always)]
     pub(super) fn is_still(&self) -> bool {
         let now = FlowWord(self.word.load());
         now.tag() == self.was.tag() && now.state() & FLOW_TAKEN != 0
     }
 
-    /// Stores the flow's new state.
+    /// Stores the new state of the flow.
     #[inline(always)]
     pub(super) fn put(&self, state: u8, now: u32) {
         let new = self.was.with(state, now);
         if new != self.was {
-            // A lost race loses this packet's information; the next packet repeats it.
+            // If another CPU writes the state first, the information from this packet is lost; the next packet repeats
+            // the information.
             self.word.swap(self.was.0, new.0);
         }
     }
 
-    /// Records that a packet of the flow was seen. Returns whether this packet is the first in this tick.
+    /// Records that a packet of the flow has arrived. Returns whether this packet is the first of its flow in this
+    /// tick.
     #[inline(always)]
     pub(super) fn see(&self, now: u32) -> bool {
         let first = self.was.with(self.was.state(), now) != self.was;
@@ -149,7 +151,7 @@ impl Flow {
         first
     }
 
-    /// Stores the state after a packet if it differs from the stored one.
+    /// Stores the flow's state after a packet if this state differs from the stored one.
     #[inline(always)]
     pub(super) fn goes_on(&self, said: Said) {
         let state = flows::next(self.was.state(), said);
@@ -158,36 +160,36 @@ impl Flow {
         }
     }
 
-    /// Stores the state after a packet and the time of the packet in one write. A second write would find a word other
-    /// than `was` and would fail.
+    /// Stores the flow's state after a packet and the time of this packet in one write. A second write would fail,
+    /// because the word would no longer equal `was`.
     #[inline(always)]
     pub(super) fn hear(&self, said: Said, now: u32) {
         self.put(flows::next(self.was.state(), said), now);
     }
 
-    /// Hides the flow from packets; its address and port stay in use for a while.
+    /// Hides the flow from packets; the flow's address and port stay in use for a while.
     #[inline(always)]
     pub(super) fn rest(&self, now: u32) {
         self.put(self.was.state() | FLOW_RESTS, now);
     }
 
-    /// Counts a packet of this many bytes to the backend. If two CPUs count at the same time, one packet may not be
-    /// counted.
+    /// Counts a packet of this many bytes that goes to the flow's backend. If two CPUs count at the same time, the
+    /// counter may miss one packet.
     #[inline(always)]
     pub(super) fn count_there(&self, bytes: usize) {
-        // SAFETY: a map value.
+        // SAFETY: the pointer points to a map value.
         unsafe { (*self.row).bytes_there = (*self.row).bytes_there.wrapping_add(bytes as u64) };
     }
 
-    /// Counts a packet of this many bytes to the client.
+    /// Counts a packet of this many bytes that goes to the flow's client.
     #[inline(always)]
     pub(super) fn count_back(&self, bytes: usize) {
-        // SAFETY: a map value.
+        // SAFETY: the pointer points to a map value.
         unsafe { (*self.row).bytes_back = (*self.row).bytes_back.wrapping_add(bytes as u64) };
     }
 }
 
-/// A pointer to a row, for the CPU that owns it.
+/// A pointer to a row, for the CPU that owns the row.
 #[inline(always)]
 pub(super) fn pointer(index: u32) -> Option<*mut FlowRow> {
     FLOWS.get_ptr_mut(index)
@@ -198,13 +200,15 @@ pub(super) fn row(index: u32) -> Option<&'static FlowRow> {
     FLOWS.get(index)
 }
 
-/// The row whose flow has this hash of the client's and the VIP's endpoints. Only the hash is compared.
+/// The row whose flow has this hash of the client's endpoint and the VIP's endpoint. The function compares only the
+/// hash, not the endpoints.
 #[inline(always)]
 pub(super) fn find(hash: u64) -> Option<u32> {
     index(balancer_flow_find(hash))
 }
 
-/// The row whose flow has this hash of the pool's and the backend's endpoints. Only the hash is compared.
+/// The row whose flow has this hash of the pool's endpoint and the backend's endpoint. The function compares only the
+/// hash, not the endpoints.
 #[inline(always)]
 pub(super) fn find_reply(hash: u64) -> Option<u32> {
     index(balancer_flow_reply(hash))
@@ -233,7 +237,7 @@ fn in_line(bucket: u32, tag: u32, unknown: u64) -> u64 {
     let Some(line) = FLOW_LINES.get_ptr(bucket) else { return NONE };
     let mut index = 0;
     while index < FLOWS_PER_LINE {
-        // SAFETY: a map value, and the index is below its length.
+        // SAFETY: the pointer points to a map value, and the index is below its length.
         let word = FlowWord(unsafe { (&raw const (*line).words[index as usize]).read_volatile() });
         if word.is_found_by(tag) {
             return opaque::mixed(u64::from(bucket) * u64::from(FLOWS_PER_LINE) + u64::from(index), unknown);
@@ -261,17 +265,17 @@ extern "C" fn balancer_flow_reply(hash: u64) -> u64 {
 const TAKEN_SHIFT: u32 = 0;
 const FREE_SHIFT: u32 = 32;
 
-/// Reads a place from the result of [`balancer_flow_scan`].
+/// Extracts a position from the result of [`balancer_flow_scan`].
 #[inline(always)]
 const fn place(scanned: u64, shift: u32) -> Option<u32> {
     ((scanned >> shift) as u32).checked_sub(1)
 }
 
-/// The places for a tag in a bucket of the index of replies.
+/// The positions that matter for a tag in a bucket of the index of replies.
 pub(super) struct Scanned {
-    /// The place that holds the tag.
+    /// The position of the entry with the tag.
     pub(super) taken: Option<u32>,
-    /// An empty place.
+    /// The position of an empty entry.
     pub(super) free: Option<u32>,
 }
 
@@ -281,8 +285,8 @@ pub(super) fn scan(bucket: u32, tag: u32) -> Scanned {
     Scanned { taken: place(scanned, TAKEN_SHIFT), free: place(scanned, FREE_SHIFT) }
 }
 
-/// The place of `tag` in a bucket is in the low half of the result, and an empty place in the high half, both counted
-/// from 1; 0 means none.
+/// Returns the position of `tag` in a bucket in the low half of the result, and the position of an empty entry in the
+/// high half, both counted from 1; 0 means none.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {
@@ -291,7 +295,7 @@ extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {
     let (mut taken, mut free) = (0u64, 0u64);
     let mut index = 0;
     while index < FLOWS_PER_LINE {
-        // SAFETY: a map value, and the index is below its length.
+        // SAFETY: the pointer points to a map value, and the index is below its length.
         let word = ReturnWord(unsafe { (&raw const (*line).words[index as usize]).read_volatile() });
         if word.0 == 0 {
             free = u64::from(begin.wrapping_add(index));

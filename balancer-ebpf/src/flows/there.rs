@@ -1,4 +1,4 @@
-//! Packets of flows to their backends.
+//! Sends the packets of flows to their backends.
 
 use balancer_common::verdict::DropReason;
 
@@ -36,7 +36,7 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     }
 }
 
-/// Whether a packet can be sent to its backend.
+/// Whether the program can send a packet to its backend.
 #[inline(always)]
 pub(super) fn leaves(found: &Found, backend: Reachable) -> Result<(), Step> {
     let Found { ingress, ip, .. } = found;

@@ -1,5 +1,5 @@
 //! Direct server return. The program changes the link-layer addresses and lowers the TTL by one, so that a packet
-//! cannot circulate endlessly between balancers.
+//! cannot circulate endlessly between two balancers.
 
 use balancer_common::{map_types::BackendRow, verdict::DropReason};
 

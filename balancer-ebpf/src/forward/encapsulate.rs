@@ -1,4 +1,4 @@
-//! Tunnels for packets that need more than the plain path offers.
+//! Tunnels for packets that the path of most packets cannot handle.
 
 use balancer_common::verdict::DropReason;
 
@@ -13,7 +13,7 @@ use crate::{
     step::{Answerable, Encapsulate, IcmpError, Packed, Step},
 };
 
-/// Wraps a packet in an outer packet to its backend and sends it.
+/// Wraps a packet in an outer packet to the backend, and sends the outer packet.
 #[inline(always)]
 pub(crate) fn to_backend(ingress: Ingress, packed: Packed<Encapsulate>) -> Step {
     match sent(ingress, packed) {

@@ -1,4 +1,4 @@
-//! A backend that is this machine: the program passes its packets to the host.
+//! Packets of a backend that is this machine: the program passes such packets to the host.
 
 use aya_ebpf::{macros::map, maps::HashMap};
 use balancer_common::{
@@ -18,8 +18,8 @@ use crate::{
     step::{Carries, Choice, Step},
 };
 
-/// The `dsr` backends of services of which this machine is also a backend, with [`peer`] as the key; the value is this
-/// machine's backend id.
+/// The `dsr` backends of services of which this machine is also a backend, by the key that [`peer`] makes; each value
+/// is this machine's backend id.
 #[map]
 static PEERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
 
@@ -38,22 +38,23 @@ pub(super) fn pass(
     Ok(passed(found, backend, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet that came from another balancer, which is a backend of the same service. If this balancer sent the
-/// packet on, two balancers that disagree could send it back and forth forever. `None`: the packet comes from a client.
+/// Passes a packet that another balancer sent; the other balancer is also a backend of the service. If this balancer
+/// forwarded the packet again, two balancers that disagree could send the packet back and forth forever. `None`: the
+/// packet comes from a client.
 #[inline(always)]
 pub(super) fn from_peer(found: &Found, chosen: Reachable, choice: Choice) -> Option<Step> {
     if control::words()?.flags & CONTROL_PEERS == 0 {
         return None;
     }
     let sender: u64 = found.frame.load(size_of::<Mac>())?;
-    // SAFETY: a map value of one word.
+    // SAFETY: the pointer points to a map value of one word.
     let local = unsafe { PEERS.get_ptr(peer(sender, chosen.service))?.read_volatile() } as u16;
     let choice = Choice { backend: local, ..choice };
     Some(passed(found, reachable(local)?, choice, Sender::Client { added: 0 }))
 }
 
-/// Passes a packet to this machine and counts it. The program also counts it as passed, so that its last part need not
-/// treat these packets separately; the controller subtracts them.
+/// Passes a packet to this machine and counts it. The program also counts the packet as passed, so that its last step
+/// need not treat such packets separately; the controller subtracts these packets from the passed packets.
 #[inline(always)]
 pub(super) fn passed(found: &Found, backend: Reachable, choice: Choice, sender: Sender) -> Step {
     sent::count(found.ingress, &found.ip, backend, choice, sender);

@@ -1,4 +1,4 @@
-//! Sending a packet to its backend, and a `nat` reply to its client.
+//! Sends packets to their backends, and `nat` replies to their clients.
 
 mod dsr;
 pub(crate) mod encapsulate;
@@ -38,7 +38,7 @@ pub(crate) fn no_way_to(choice: Choice) -> Step {
 }
 
 /// Rewrites a whole packet for its backend and sends it. `port` is the backend's port for the packet's listener
-/// (network order); 0: the same port as the packet's.
+/// (network order); 0: the packet keeps its own port.
 #[inline(always)]
 pub(crate) fn to_backend(
     ingress: Ingress,
@@ -108,8 +108,8 @@ fn is_tunnel(row: &BackendRow) -> bool {
     row.mode() > Forwarding::Snat as u8
 }
 
-/// Does the same as [`to_backend`] for a packet whose layer-4 header may be anywhere and which the kernel may have to
-/// send. Remembers the destination of a first fragment.
+/// Like [`to_backend`], for a packet whose layer-4 header may be anywhere and which the kernel may have to send. Stores
+/// the destination of a first fragment, so that later fragments follow it.
 #[inline(always)]
 pub(crate) fn any_to_backend(found: &Found, packed: Packed<ToBackend>) -> Step {
     if found.ip.fragment.is_first() {
@@ -141,7 +141,7 @@ fn sent_by_any(found: &Found, packed: Packed<ToBackend>) -> Result<Step, Step> {
     Ok(finish_by_any(*ingress, *frame, ip, backend, choice(), Sender::Client { added: 0 }))
 }
 
-/// Sends an ICMP error about a packet from a VIP to the backend that the packet came from.
+/// Sends an ICMP error about a packet from a VIP to the backend that sent this packet.
 #[inline(always)]
 pub(crate) fn error_to_backend(found: &Found, packed: Packed<ErrorToBackend>) -> Step {
     let Found { ingress, frame, ip } = found;
@@ -173,13 +173,13 @@ pub(crate) fn error_to_backend(found: &Found, packed: Packed<ErrorToBackend>) ->
     finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other)
 }
 
-/// Counts a flow's packet before it is rewritten, so that a sample shows its client.
+/// Counts a flow's packet before the program rewrites it, so that a sample shows the client's address.
 #[inline(always)]
 pub(crate) fn finish_flow(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice) -> Step {
     finish(ingress, ip, backend, choice, Sender::Client { added: 0 })
 }
 
-/// Finishes a flow's packet that has been rewritten from its IP header on.
+/// Finishes a flow's packet whose IP header and ports have been rewritten.
 #[inline(always)]
 pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step: Step) -> Step {
     match rewrite::macs_to(found.frame, backend.row) {
@@ -195,7 +195,8 @@ pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> S
     hand_flow(found, backend, choice, step)
 }
 
-/// Passes a packet that is only watched, and counts it as if the program had forwarded it to its backend.
+/// Passes a packet to the host in a service that is only watched, and counts the packet as if the program had forwarded
+/// it to its backend.
 #[inline(always)]
 pub(crate) fn watch(found: &Found, packed: Packed<Watch>) -> Step {
     let Found { ingress, ip, .. } = found;
@@ -210,8 +211,8 @@ pub(crate) fn watch(found: &Found, packed: Packed<Watch>) -> Step {
     Step::PASS
 }
 
-/// Whether a packet that keeps its length fits the egress interface. A packet always fits the interface by which it
-/// arrived (only merged segments can be longer).
+/// Whether a packet that does not change its length fits the MTU of the egress interface. A packet always fits the
+/// interface by which it arrived, unless the interface has merged segments into a longer packet.
 #[inline(always)]
 pub(crate) fn fits(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow) -> bool {
     row.ifindex == ingress.ifindex() || ip.length <= row.mtu as usize

@@ -1,5 +1,5 @@
 //! Stateless network address translation: backend rows contain the translation of packets to backends, and the return
-//! table that of replies.
+//! table contains the translation of replies.
 
 use core::mem::offset_of;
 
@@ -28,8 +28,8 @@ use crate::{
     step::{Carries, ErrorToClient, Kind, Packed, Step, ToClient},
 };
 
-/// The translation of one end of `ip`, a VIP with port `old` (network order), to the backend. `port` is the backend's
-/// port for the packet's listener; 0: unchanged.
+/// The new address and port for one end of `ip`: the end is a VIP with port `old` (network order), and the backend
+/// replaces it. `port` is the backend's port for the packet's listener; 0: the port stays unchanged.
 #[inline(always)]
 fn there(backend: Reachable, ip: &Ip<'_>, end: End, old: u16, port: u16) -> Option<Translation> {
     let row = backend.row;
@@ -93,10 +93,10 @@ pub(super) fn to_this_machine(ip: &Ip<'_>, carries: Carries, backend: Reachable,
         .ok_or(DropReason::Malformed)
 }
 
-/// Sends a reply as [`to_client`] does if its next hop is cached; otherwise returns `otherwise`.
+/// Like [`to_client`] for a reply whose next hop is cached; returns `otherwise` for other replies.
 #[inline(always)]
 pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static ReturnRow, otherwise: Step) -> Step {
-    // SAFETY: as in `way_back`.
+    // SAFETY: a Rust reference is always valid for reads; the controller replaces the word in one store.
     let expected = local_mac::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     if !expected || ip.ttl() <= 1 {
         return otherwise;
@@ -107,7 +107,7 @@ pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static Retur
     }
 }
 
-/// This is a separate function, so that its stack does not add to the stack of the path's steps.
+/// This is a separate function, so that its stack does not add to the stack of the steps on the path of most packets.
 #[inline(never)]
 extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'static CachedHop, place: u64) -> u64 {
     // SAFETY: the function above passes the program's context.
@@ -125,7 +125,7 @@ extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'s
     step.word()
 }
 
-/// Turns a backend's reply into the VIP's reply and sends it to the client along the kernel's route.
+/// Replaces the source of a backend's reply by the VIP, and sends the reply to the client along the kernel's route.
 #[inline(always)]
 pub(crate) fn to_client(found: &Found, packed: Packed<ToClient>) -> Step {
     let Found { ingress, frame, ip } = found;
@@ -144,7 +144,7 @@ pub(crate) fn to_client(found: &Found, packed: Packed<ToClient>) -> Step {
     send(way, *frame, written)
 }
 
-/// Sends an ICMP error about a packet from the VIP to the backend that the packet came from.
+/// Sends an ICMP error about a packet from the VIP to the backend that sent this packet.
 #[inline(always)]
 pub(super) fn error_to_backend(
     frame: Packet<'_>,
@@ -166,9 +166,9 @@ pub(super) fn error_to_backend(
         .ok_or(DropReason::Malformed)
 }
 
-/// Sends an ICMP error about a translated packet to the client, as if the packet had gone to the VIP. The error's
-/// source becomes the VIP whichever host on the backends' side sent it (RFC 5508, REQ-5), because that host may have no
-/// route to the client.
+/// Sends an ICMP error about a translated packet to the client, as if the error were about the client's packet to the
+/// VIP. The VIP becomes the error's source, no matter which host sent the error (RFC 5508, REQ-5), because this host
+/// may have no route to the client.
 #[inline(always)]
 pub(crate) fn error_to_client(found: &Found, packed: Packed<ErrorToClient>) -> Step {
     let ErrorToClient { port } = packed.get();
@@ -179,7 +179,7 @@ pub(crate) fn error_to_client(found: &Found, packed: Packed<ErrorToClient>) -> S
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let way = way_back(*ingress, ip, row);
     if way.is(Kind::IcmpError) {
-        // An error must not cause another error.
+        // An ICMP error must not cause another ICMP error.
         return Step::drop(DropReason::TooBig);
     }
     if !way.sends() {
@@ -196,7 +196,7 @@ pub(crate) fn error_to_client(found: &Found, packed: Packed<ErrorToClient>) -> S
 }
 
 /// Whether a segment refuses a connection. A reset that answers a segment without ACK has sequence number 0 (RFC 9293,
-/// 3.10.7.1), and a reset that ends a connection has no ACK.
+/// 3.10.7.1), whereas a reset that ends a connection has no ACK flag.
 #[inline(always)]
 pub(crate) fn refuses(ip: &Ip<'_>) -> bool {
     if ip.protocol != TCP {
@@ -206,22 +206,23 @@ pub(crate) fn refuses(ip: &Ip<'_>) -> bool {
     flags & (SYN | RST | ACK) == RST | ACK && ip.l4.load::<u32>(offset_of!(TcpHdr, seq)) == Some(0)
 }
 
-/// Whether an ICMP error says that its packet cannot be delivered at all, rather than that it is too big.
+/// Whether an ICMP error says that the quoted packet cannot be delivered, rather than that this packet is too big.
 #[inline(always)]
 pub(crate) fn says_unreachable(ip: &Ip<'_>) -> bool {
     let Some([message, code]) = ip.l4.load::<[u8; 2]>(0) else { return false };
     if ip.family == FAMILY_V4 { message == 3 && code != 4 } else { message == 1 }
 }
 
-/// Finds the path of a reply to its client, before anything is rewritten. A packet for this machine itself (the answer
-/// to a health check) must pass unchanged, and an error about a packet that is too big must quote the packet as its
-/// sender sent it. (The kernel cannot send that error: it forwards IPv6 only if forwarding is on for all interfaces.)
+/// Finds the path of a reply to its client, before the program rewrites the reply. A packet for this machine itself
+/// (the answer to a health check) must pass unchanged. An ICMP error about a packet that is too big must quote the
+/// packet as its sender sent it. (The kernel cannot send the "too big" error, because it forwards IPv6 only if
+/// forwarding is on for all interfaces.)
 ///
-/// A packet that arrived by another interface than the backend's is dropped, because its sender may only pretend to be
+/// The program drops a packet that did not arrive by the backend's interface, because the sender may only pretend to be
 /// the backend.
 #[inline(always)]
 fn way_back(ingress: Ingress, ip: &Ip<'_>, row: &ReturnRow) -> Step {
-    // SAFETY: a reference is valid for reads; the controller replaces the word in one store.
+    // SAFETY: a Rust reference is always valid for reads; the controller replaces the word in one store.
     let expected = local_mac::came_by(ingress, unsafe { (&raw const row.interfaces).read_volatile() });
     let way = neighbour::route(ingress, ip, &row.vip, &ip.destination);
     if way.is(Kind::Pass) || way.is(Kind::Own) {

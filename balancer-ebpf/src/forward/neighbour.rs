@@ -1,4 +1,4 @@
-//! Finding the path to a client with the kernel's routes and neighbours.
+//! Finds the path to a client in the kernel's routes and neighbours.
 
 use core::{ffi::c_void, mem, ptr};
 
@@ -33,12 +33,12 @@ use crate::{
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// The lookup in progress. On the stack, it would take an eighth of the space, and the verifier would forbid unaligned
-/// reads of its MAC words.
+/// The parameters of the route lookup in progress. On the stack, these parameters would take an eighth of the space,
+/// and the verifier would forbid unaligned reads of the MAC words.
 #[map]
 static QUERY: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 
-/// Asks the kernel for the path of a packet from `source` to `destination` that arrived by `ifindex`.
+/// Asks the kernel for the route of a packet from `source` to `destination` that arrived by `ifindex`.
 #[inline(always)]
 fn ask(
     context: *mut c_void,
@@ -48,8 +48,8 @@ fn ask(
     destination: &[u32; 4],
 ) -> Option<(u32, *const FibLookup)> {
     let place = QUERY.get_ptr_mut(0)?;
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. It is a plain C
-    // structure without invalid bit patterns.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path. The row
+    // is a plain C structure without invalid bit patterns.
     let query = unsafe {
         place.write(mem::zeroed());
         &mut *place
@@ -70,15 +70,15 @@ fn ask(
     Some((answer as u32, ptr::from_ref(query)))
 }
 
-/// The neighbour that a reply needs. As above, this value is too big for the stack.
+/// The neighbour that the kernel must resolve before a reply can be sent. This value is too big for the stack.
 #[map]
 static NEEDED: PerCpuArray<NeighbourWanted> = PerCpuArray::with_max_entries(1, 0);
 
-/// The next hop in the result of a lookup. The lookup has replaced the destination, and possibly the family, in
-/// `query`.
+/// The next hop in the result of a route lookup. The kernel has replaced the destination, and possibly the family, in
+/// `query` by those of the next hop.
 #[inline(always)]
 fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
-    // SAFETY: as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let needed = unsafe { &mut *NEEDED.get_ptr_mut(0)? };
     needed.ifindex = query.ifindex;
     if query.family == AF_INET {
@@ -87,8 +87,8 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
         needed.address = [unsafe { query.__bindgen_anon_4.ipv4_dst }, 0, 0, 0];
     } else {
         needed.family = u32::from(FAMILY_V6);
-        // SAFETY: as above. The program reads the words one by one, because a copy of the whole array would call a
-        // function with a stack of its own.
+        // SAFETY: the family says which member of the union the kernel has written. The program reads the words one by
+        // one, because a copy of the whole array would call a function that needs a stack frame.
         let [a, b, c, d] = unsafe { &query.__bindgen_anon_4.ipv6_dst };
         needed.address = [*a, *b, *c, *d];
     }
@@ -104,9 +104,9 @@ pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option
     is_good.then_some(hop)
 }
 
-/// Finds the path of a packet from `source` to `destination`: a step that sends the packet to [`macs`], which this call
-/// determines, or another outcome. A packet that the kernel would deliver locally passes; if the kernel's answer leaves
-/// that open, a further step finds out.
+/// Finds the route of a packet from `source` to `destination`. Returns a step that sends the packet to the addresses
+/// that [`macs`] gives after this call, or another outcome. A packet that the kernel would deliver locally passes; if
+/// the kernel's answer does not say whether it would, `Step::OWN` decides.
 #[inline(always)]
 pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destination: &[u32; 4]) -> Step {
     let Some((answer, query)) = ask(ingress.untyped(), ingress.ifindex(), ip, source, destination) else {
@@ -114,13 +114,13 @@ pub(crate) fn route(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4], destinatio
     };
     match answer {
         BPF_FIB_LKUP_RET_SUCCESS => {
-            // SAFETY: a row of this CPU, as in `ask`. A successful lookup leaves the path's MTU here, or 0 (kernels
-            // before 5.12).
+            // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+            // A successful lookup writes the path's MTU to this field, or 0 (kernels before 5.12).
             let (egress, mtu) = unsafe { ((*query).ifindex, (*query).__bindgen_anon_1.mtu_result) };
             if devices::kernel_sends(ingress, ip, egress) {
                 return handed_if_it_fits(ingress, ip, egress, mtu);
             }
-            // SAFETY: as above.
+            // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
             let (source_mac, destination_mac) = unsafe { ((*query).smac, (*query).dmac) };
             Question { ingress: ingress.ifindex(), ip, source }.answered(
                 destination,
@@ -165,38 +165,38 @@ fn handed_if_it_fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> St
     }
 }
 
-/// Whether a packet fits its path's MTU (0: unknown).
+/// Whether a packet fits the MTU of its path (0: the MTU is unknown).
 #[inline(always)]
 fn fits(ingress: Ingress, ip: &Ip<'_>, egress: u32, mtu: u16) -> bool {
     mtu == 0 || ip.length <= usize::from(mtu) || egress == ingress.ifindex()
 }
 
-/// The MAC addresses for the frame, destination first, after [`route`] has found its path. For a frame that is handed
-/// over, these addresses are its mark.
+/// The MAC addresses for a frame whose path [`route`] has found, destination first. For a frame that the program hands
+/// to the kernel, these addresses are the frame's mark.
 #[inline(always)]
 pub(crate) fn macs() -> Option<(Mac, Mac)> {
-    // SAFETY: as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let query = unsafe { &*QUERY.get_ptr(0)? };
     Some((query.dmac, query.smac))
 }
 
-/// Replaces the MAC addresses from the lookup with a mark. It is a separate function, so that the verifier checks the
-/// following code only once.
+/// Replaces the MAC addresses from the lookup with the mark of a frame that the kernel must send. This is a separate
+/// function, so that the verifier checks the code after the call only once.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over() -> u64 {
     let Some(place) = QUERY.get_ptr_mut(0) else { return 0 };
-    // SAFETY: as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     mark(unsafe { &mut *place });
     1
 }
 
-/// Like [`balancer_hand_over`], after a lookup that found no neighbour, if the neighbour may still answer.
+/// Like [`balancer_hand_over`], for a frame whose next hop is an unresolved neighbour that may still answer.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_hand_over_waiting() -> u64 {
     let Some(place) = QUERY.get_ptr_mut(0) else { return 0 };
-    // SAFETY: as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let query = unsafe { &mut *place };
     match next_hop(query) {
         Some(neighbour) if waiting::may_wait(neighbour) => {
@@ -213,11 +213,11 @@ fn mark(query: &mut FibLookup) {
     query.dmac = Handed::Client.destination();
 }
 
-/// Looks up the path of a packet that the kernel has taken in, even if the MAC of the next hop is unknown.
+/// Looks up the route of a packet that the kernel has received, even if the MAC of the next hop is unknown.
 #[inline(always)]
 pub(crate) fn way(context: *mut c_void, ifindex: u32, ip: &Ip<'_>) -> Option<&'static NeighbourWanted> {
     let (answer, query) = ask(context, ifindex, ip, &ip.source, &ip.destination)?;
-    // SAFETY: a row of this CPU, as in `ask`.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let query = unsafe { &*query };
     if matches!(answer, BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH) { next_hop(query) } else { None }
 }

@@ -1,41 +1,41 @@
-//! A cache of clients' next hops. A question to the kernel takes two to five times as long as all other work on a
-//! reply, and most replies come in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a tick
-//! of the kernel's clock, whether or not a controller runs.
+//! A cache of clients' next hops. A route lookup by the kernel takes two to five times as long as all other work on a
+//! reply, and most replies arrive in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a
+//! tick of the kernel's clock, whether or not a controller runs.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::map_types::{CACHED_HOPS_OF_CPU, Mac};
 
 use crate::{cpu_rows, forward::rewrite, parse::Ip};
 
-/// Lifetime of an entry in ns: 17 ms.
+/// Lifetime of a cached next hop in ns: 17 ms.
 const LIFETIME: u64 = 1 << 24;
 
-/// An answer of the kernel together with its question, in one cache line.
+/// The key and the result of a route lookup by the kernel, in one cache line.
 #[repr(C)]
 pub(crate) struct CachedHop {
     source: [u32; 4],
     destination: [u32; 4],
-    /// The time of the kernel's answer, by the coarse clock.
+    /// The time of the kernel's route lookup, by the coarse clock.
     asked: u64,
     ingress: u32,
-    /// The egress interface.
+    /// The egress interface of the path.
     pub(super) egress: u32,
     pub(super) source_mac: Mac,
     pub(super) destination_mac: Mac,
     protocol: u8,
     family: u8,
-    /// MTU of the path in bytes; 0: the kernel did not report it.
+    /// MTU of the path in bytes; 0: the kernel did not report the MTU.
     pub(super) mtu: u16,
 }
 
 const _: () = assert!(size_of::<CachedHop>() == 64);
 
-/// [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel each time. The flag
-/// aligns rows to cache lines.
+/// [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel for each packet.
+/// The flag aligns the rows to cache lines.
 #[map]
 static NEXT_HOP_CACHE: Array<CachedHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// A question to the kernel.
+/// The key of a route lookup by the kernel.
 #[derive(Clone, Copy)]
 pub(super) struct Question<'a> {
     pub(super) ingress: u32,
@@ -44,7 +44,8 @@ pub(super) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// The place in the cache for the answer to this question. Questions that share a place overwrite each other.
+    /// The index of the cache row for the result of this lookup. Two lookups with the same cache row overwrite each
+    /// other's results.
     #[inline(always)]
     fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut CachedHop> {
         let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
@@ -61,20 +62,20 @@ impl Question<'_> {
         differ(&hop.destination, destination) | differ(&hop.source, source) | (hop.ingress ^ ingress) | kinds == 0
     }
 
-    /// The cached answer, if it is still valid.
+    /// The cached result of this lookup, if the result is still valid.
     #[inline(always)]
     pub(super) fn recent(&self) -> Option<&'static CachedHop> {
-        // The program reads the destination from the packet again, so that it does not occupy the stack from parsing
-        // until here.
+        // The program reads the destination from the packet again, so that the destination does not occupy the stack
+        // between parsing and this lookup.
         let destination = rewrite::destination(self.ip)?;
-        // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         let hop = unsafe { &*self.place(destination)? };
-        // SAFETY: a plain helper call.
+        // SAFETY: the helper takes no pointer.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
         (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, &destination)).then_some(hop)
     }
 
-    /// Stores the answer in the cache.
+    /// Stores the result of the lookup in the cache.
     #[inline(always)]
     pub(super) fn answered(
         &self,
@@ -86,9 +87,9 @@ impl Question<'_> {
     ) {
         let Some(place) = self.place(*destination) else { return };
         let Self { ingress, ip, source } = *self;
-        // SAFETY: a row of this CPU, as above.
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         let hop = unsafe { &mut *place };
-        // SAFETY: a plain helper call.
+        // SAFETY: the helper takes no pointer.
         hop.asked = unsafe { bpf_ktime_get_coarse_ns() };
         hop.source = *source;
         hop.destination = *destination;

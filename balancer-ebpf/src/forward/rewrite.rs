@@ -1,5 +1,5 @@
-//! Rewriting addresses, ports and TTL with incremental checksums (RFC 1624). The program never changes or sums the
-//! payload.
+//! Rewriting addresses, ports and TTL with incremental checksums (RFC 1624). The program never changes the payload and
+//! never adds it up.
 
 use core::mem::offset_of;
 
@@ -20,29 +20,30 @@ use crate::{
     step::Carries,
 };
 
-/// The end of a packet that is replaced.
+/// The end of a packet that the program replaces: source or destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Source,
     Destination,
 }
 
-/// The new address and port of one end of a packet, and their effect on checksums.
+/// The new address and port of one end of a packet, and their effects on the checksums.
 #[derive(Clone, Copy, Debug)]
 pub struct Translation {
-    /// The end that is replaced.
+    /// The end that is replaced, source or destination.
     pub end: End,
     /// The new address in network order; an IPv4 address is in the first word.
     pub address: [u32; 4],
     /// The new port in network order; `None` leaves the port unchanged.
     pub port: Option<u16>,
-    /// The amount that the change of address adds to a complemented checksum; below 2^34.
+    /// The amount that the change of the address adds to a complemented checksum; below 2^34.
     pub address_delta: u64,
-    /// The amount that the changes of address and port add together; below 2^34.
+    /// The sum of the amounts that the changes of the address and of the port add to a complemented checksum; below
+    /// 2^34.
     pub l4_delta: u64,
 }
 
-/// Writes both link-layer addresses. `None`: the frame is too short.
+/// Writes the source and destination MAC of a frame. `None`: the frame is too short.
 #[inline(always)]
 #[must_use]
 pub fn macs(frame: Packet<'_>, destination: Mac, source: Mac) -> Option<()> {
@@ -51,7 +52,7 @@ pub fn macs(frame: Packet<'_>, destination: Mac, source: Mac) -> Option<()> {
     frame.store(0, [a, b, c, d, e, f, g, h, i, j, k, l])
 }
 
-/// Writes the link-layer addresses of frames to a backend. `None`: the frame is too short.
+/// Writes the link-layer addresses of a frame to a backend. `None`: the frame is too short.
 #[inline(always)]
 #[must_use]
 pub(crate) fn macs_to(frame: Packet<'_>, row: &BackendRow) -> Option<()> {
@@ -65,8 +66,8 @@ struct Macs {
     end: u32,
 }
 
-/// Replaces one end of a TCP or UDP packet and lowers its TTL by one. `None`: a header is missing; the packet may be
-/// half rewritten and must be dropped. The caller has checked that the TTL is above 1.
+/// Replaces one end of a TCP or UDP packet and lowers the packet's TTL by one. `None`: a header is missing; the packet
+/// may be half rewritten and must be dropped. The caller has checked that the packet's TTL is above 1.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Option<()> {
@@ -77,7 +78,7 @@ pub(crate) fn translate(ip: &Ip<'_>, carries: Carries, new: &Translation) -> Opt
     }
 }
 
-/// Replaces one address of the IP header and lowers the TTL by one.
+/// Replaces one address of the IP header and lowers the packet's TTL by one.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_delta: u64) -> Option<()> {
@@ -90,7 +91,7 @@ pub(crate) fn translate_ip(ip: &Ip<'_>, end: End, address: &[u32; 4], address_de
     }
 }
 
-/// Replaces one address of the IP header but changes nothing else.
+/// Replaces one address of the IP header and changes nothing else.
 #[inline(always)]
 #[must_use]
 pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
@@ -101,9 +102,9 @@ pub(crate) fn address(ip: &Ip<'_>, end: End, address: &[u32; 4]) -> Option<()> {
     }
 }
 
-/// The sum of the complemented 32-bit words of one address of the IP header; it folds to the same value as the sum of
-/// their 16-bit words. A new address removes this amount from a checksum. The program reads the address from the packet
-/// again, so that it does not occupy the stack from parsing until here.
+/// The sum of the complemented 32-bit words of one address of the IP header; this sum folds to the same 16 bits as the
+/// sum of the complemented 16-bit words. Replacing the address removes this amount from a checksum. The program reads
+/// the address from the packet again, so that the address does not occupy the stack between parsing and this function.
 #[inline(always)]
 #[must_use]
 pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
@@ -115,8 +116,8 @@ pub(crate) fn leaving(ip: &Ip<'_>, end: End) -> Option<u64> {
     }
 }
 
-/// The packet's destination in network order; an IPv4 address is in the first word. The program reads it from the
-/// packet again, for the reason above.
+/// The packet's destination in network order; an IPv4 address is in the first word. The program reads the destination
+/// from the packet again to save stack space.
 #[inline(always)]
 #[must_use]
 pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
@@ -127,7 +128,7 @@ pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
     }
 }
 
-/// Lowers the TTL by one.
+/// Lowers the packet's TTL by one.
 #[inline(always)]
 #[must_use]
 pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
@@ -143,8 +144,8 @@ pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
 fn v4_one_hop_less(ip: &Ip<'_>, address_delta: u64) -> Option<()> {
     const TTL: usize = offset_of!(Ipv4Hdr, ttl);
     const CHECK: usize = offset_of!(Ipv4Hdr, check);
-    /// One hop in the word of TTL and protocol. The TTL is above 0, so the subtraction borrows nothing from the
-    /// protocol.
+    /// The amount by which one hop lowers the word that consists of TTL and protocol. The TTL is above 0, so the
+    /// subtraction borrows nothing from the protocol.
     const HOP: u16 = u16::from_ne_bytes([1, 0]);
     let ttl_protocol: u16 = ip.header.load(TTL)?;
     let delta = address_delta + checksum::replace_u16(HOP, 0);
@@ -185,7 +186,7 @@ const fn port(end: End) -> usize {
 const TCP_CHECK: usize = offset_of!(TcpHdr, check);
 const UDP_CHECK: usize = offset_of!(UdpHdr, check);
 
-/// Replaces one port of the TCP or UDP header, unless it is unchanged.
+/// Replaces one port of the TCP or UDP header, unless the new port equals the old port.
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u64) -> Option<()> {
@@ -199,9 +200,9 @@ pub(crate) fn translate_l4(ip: &Ip<'_>, end: End, number: Option<u16>, delta: u6
     }
 }
 
-/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: its address, its port and those of its
-/// checksums that are in the quote. It also updates the error's own checksum. `outer_delta` is the amount that the
-/// change of the error's own addresses adds to a checksum that covers them (ICMPv6).
+/// Replaces one end of the packet `inner` that the ICMP error `ip` quotes: the address, the port, and those checksums
+/// of `inner` that the error quotes. This function also updates the checksum of the ICMP error itself. `outer_delta` is
+/// the amount that the change of the ICMP error's own addresses adds to a checksum that covers them (ICMPv6).
 #[inline(always)]
 #[must_use]
 pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, new: &Translation) -> Option<()> {
@@ -218,7 +219,7 @@ pub(crate) fn translate_quoted(ip: &Ip<'_>, inner: &Ip<'_>, outer_delta: u64, ne
         inner.header.store(v6_address(new.end), new.address)?;
     }
     if !inner.fragment.is_later() {
-        // The quote ends with the error; padding of the link may follow.
+        // The quote ends with the error; link-layer padding may follow.
         let quoted = ip.l4_length().wrapping_sub(ICMP_HEADER_LEN).wrapping_sub(inner.headers_length);
         if let Some(number) = new.port {
             let old: u16 = inner.l4.load(port(new.end))?;

@@ -1,4 +1,4 @@
-//! The last work on a packet, whether or not it reaches its backend.
+//! The last step of a packet, which counts the packet whether or not the packet reaches its backend.
 
 use balancer_common::{handover::Handed, verdict::DropReason};
 
@@ -14,20 +14,20 @@ use crate::{
     step::{Choice, Step},
 };
 
-/// The last step `end` for a packet that does not reach its chosen backend. The program counts the decision
-/// nevertheless.
+/// The last step, which is `end`, of a packet that does not reach its chosen backend. The program counts the choice of
+/// the backend nevertheless.
 #[inline(always)]
 pub(crate) fn decided(choice: Choice, end: Step) -> Step {
     stats::count_decided(choice.backend, choice.decision);
     end
 }
 
-/// The kind of host that a packet's source address belongs to.
+/// The kind of host that sent a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sender {
-    /// The sender is a client; `added` bytes of outer headers precede the packet.
+    /// The sender is a client; `added` is the number of bytes of outer headers before the client's packet.
     Client { added: usize },
-    /// A router that reports an error about a packet of a backend.
+    /// The sender is a router that reports an error about a packet of a backend.
     Other,
 }
 
@@ -37,7 +37,7 @@ pub(super) fn finish(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: 
     Step::send(ingress.ifindex(), backend.row.ifindex)
 }
 
-/// Counts a packet for its backend, and samples it if its turn has come.
+/// Counts a packet for its backend, and samples the packet if the packet is next in the sampling sequence.
 #[inline(always)]
 pub(super) fn count(ingress: Ingress, ip: &Ip<'_>, backend: Reachable, choice: Choice, sender: Sender) {
     let bytes = ip.l3_offset + ip.length;
@@ -61,7 +61,7 @@ pub(super) fn finish_by_any(
     by_kernel_perhaps(ingress, frame, ip, backend, choice, step)
 }
 
-/// Returns `step`, or hands the packet to the kernel if the kernel must send it.
+/// Returns `step`, or hands the packet to the kernel if only the kernel can send this packet.
 #[inline(always)]
 pub(super) fn by_kernel_perhaps(
     ingress: Ingress,

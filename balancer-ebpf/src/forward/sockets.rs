@@ -1,4 +1,4 @@
-//! Finding out which packets are for this machine if the kernel's lookup cannot tell because forwarding is off.
+//! Finds out which packets are for this machine if the kernel's route lookup cannot tell because forwarding is off.
 
 use core::{mem, ptr};
 
@@ -20,15 +20,16 @@ use crate::{
 /// A value of the kernel's `enum tcp_states`.
 const TCP_TIME_WAIT: u32 = 6;
 const TCP_LISTEN: u32 = 10;
-/// Selects the network namespace of the ingress interface.
+/// Selects the network namespace of the ingress interface for a socket lookup.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
-/// The endpoints for the lookup of a socket. They are not on the stack, because the steps leave too little room there.
+/// The endpoints for the lookup of a socket. The endpoints are in a map, because the steps leave too little room on the
+/// stack.
 #[map]
 static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 
-/// Decides about a backend's packet, or an error about a packet to a backend, that belongs to no client: it passes if a
-/// socket of this machine waits for it, such as a health check's.
+/// Decides about a packet that belongs to no client: a backend's packet, or an ICMP error about a packet to a backend.
+/// The packet passes if a socket of this machine waits for it, for example the socket of a health check.
 #[inline(always)]
 pub(crate) fn pass(ingress: Ingress) -> Step {
     match of_host(ingress) {
@@ -37,18 +38,18 @@ pub(crate) fn pass(ingress: Ingress) -> Step {
     }
 }
 
-/// A socket of this machine for a packet.
+/// The kind of this machine's socket for a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostSocket {
-    /// No socket exists.
+    /// No socket matches the packet.
     None,
-    /// A socket that waits for connections or datagrams, or one in TIME-WAIT.
+    /// A socket that waits for connections or datagrams, or a socket in TIME-WAIT.
     Listener,
     /// The socket of a connection.
     Connection,
 }
 
-/// The socket for a packet to this machine, or for a packet from it that an ICMP error quotes.
+/// The kind of socket for a packet to this machine, or for a packet from this machine that an ICMP error quotes.
 #[inline(always)]
 pub(crate) fn of_host(ingress: Ingress) -> HostSocket {
     match balancer_socket(ingress.context()) {
@@ -95,8 +96,8 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         Direction::Here => (source, destination),
         Direction::FromHere => (destination, source),
     };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path. Either member of
-    // the union has no invalid bit patterns.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path. Neither
+    // member of the union has invalid bit patterns.
     let length = unsafe {
         if ip.family == FAMILY_V4 {
             let ends = &mut (*place).__bindgen_anon_1.ipv4;
@@ -111,8 +112,8 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         }
     };
     let context = ingress.untyped();
-    // The verifier distinguishes sockets of the two protocols, so the program examines each socket in the branch that
-    // found it.
+    // The verifier distinguishes TCP and UDP sockets, so the program examines each socket in the branch that found the
+    // socket.
     let (socket, found): (*mut bpf_sock, _) = match ip.protocol {
         TCP => {
             // SAFETY: the context is the kernel's, and the endpoints have the given length.
@@ -126,7 +127,7 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
             (socket, if state == TCP_LISTEN || state == TCP_TIME_WAIT { LISTENER } else { CONNECTION })
         }
         UDP => {
-            // SAFETY: as above.
+            // SAFETY: the context is the kernel's, and the endpoints have the given length.
             let socket = unsafe { bpf_sk_lookup_udp(context, place, length, THIS_NAMESPACE, 0) };
             (socket, LISTENER)
         }

@@ -1,10 +1,11 @@
 //! `ipip` and `gue`: the program lowers the packet's TTL and sends the packet, otherwise unchanged, to the backend
 //! behind an outer header.
 //!
-//! The outer header copies the traffic class with its congestion bits (RFC 6040, normal mode) and "don't fragment" (RFC
-//! 2003; always set for an inner IPv6 packet, which routers never fragment). GUE is variant 1: the IP packet directly
-//! follows the UDP header, which has no checksum, even over IPv6 (RFC 6935, RFC 6936: the inner packet has its own).
-//! The UDP source port, or the IPv6 flow label (RFC 6438), spreads clients over paths.
+//! The outer header copies "don't fragment" (RFC 2003; always set for an inner IPv6 packet, which routers never
+//! fragment) and the traffic class with its congestion bits (RFC 6040, normal mode). GUE is variant 1: the IP packet
+//! directly follows the UDP header. The UDP header has no checksum, even over IPv6, because the inner packet has its
+//! own checksum (RFC 6935, RFC 6936). The UDP source port, or the IPv6 flow label (RFC 6438), differs between clients,
+//! so that routers spread clients over paths.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, macros::map, maps::PerCpuArray};
 use balancer_common::{
@@ -35,7 +36,7 @@ const IPIP: u8 = Forwarding::Ipip as u8;
 const GUE: u8 = Forwarding::Gue as u8;
 pub(super) const MALFORMED: Step = Step::drop(DropReason::Malformed);
 
-/// The number of outer IPv4 packets that may be fragmented and that this CPU has sent.
+/// The number of outer IPv4 packets without "don't fragment" that this CPU has sent.
 #[map]
 static IDS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
@@ -48,7 +49,8 @@ pub(super) fn wrap_plain(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> O
         return None;
     }
     let ip = &Ip { l3_offset: EthHdr::LEN, ..*ip };
-    // Each kind of tunnel is compiled separately, so constants that depend on the kind cost nothing at run time.
+    // The compiler compiles each kind of tunnel separately, so constants that depend on the kind cost nothing at run
+    // time.
     let v6 = backend.flags & BACKEND_V6 != 0;
     match row.mode() {
         IPIP if v6 => wrap_fitting(ingress, ip, row, Tunnel { gue: false, v6: true }),
@@ -65,7 +67,7 @@ fn wrap_fitting(ingress: Ingress, ip: &Ip<'_>, row: &BackendRow, tunnel: Tunnel)
     if ip.length + tunnel.overhead() <= longest { Some(wrap(ingress, ip, ip.family, row, tunnel)) } else { None }
 }
 
-/// The headers in front of a backend's packets.
+/// The outer headers that precede the packets to a backend.
 #[derive(Clone, Copy)]
 pub(super) struct Tunnel {
     gue: bool,
@@ -78,7 +80,7 @@ impl Tunnel {
         Self { gue: backend.row.mode() == Forwarding::Gue as u8, v6: backend.flags & BACKEND_V6 != 0 }
     }
 
-    /// The length of these headers in bytes.
+    /// The length of the outer headers in bytes.
     #[inline(always)]
     pub(super) const fn overhead(self) -> usize {
         let ip = if self.v6 { Ipv6Hdr::LEN } else { Ipv4Hdr::LEN };
@@ -95,8 +97,8 @@ impl Tunnel {
     }
 }
 
-/// Wraps a packet of this `family` in an outer packet, and returns the number of bytes added. Earlier views of the
-/// frame become invalid.
+/// Wraps a packet of this `family` in an outer packet, and returns the number of bytes added. Views of the frame that
+/// were created before the call become invalid.
 #[inline(always)]
 pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, tunnel: Tunnel) -> Result<usize, Step> {
     let inner = Inner::of(ip, family).ok_or(MALFORMED)?;
@@ -110,7 +112,7 @@ pub(super) fn wrap(ingress: Ingress, ip: &Ip<'_>, family: u8, row: &BackendRow, 
     Ok(overhead)
 }
 
-/// The values of the inner headers that the outer headers need. They are copied because the views of the frame become
+/// The values of the inner headers that the outer headers need; they are copied because the views of the frame become
 /// invalid.
 struct Inner {
     l3_offset: usize,
@@ -135,7 +137,7 @@ impl Inner {
     }
 }
 
-/// Writes the link-layer and outer headers into the new space.
+/// Writes the link-layer header and the outer headers into the space added in front of the packet.
 #[inline(always)]
 fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Option<()> {
     let family = if tunnel.v6 { FAMILY_V6 } else { FAMILY_V4 };
@@ -176,12 +178,12 @@ fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Op
     l4.store(0, [inner.entropy.to_be(), GUE_PORT.to_be(), length.to_be(), 0u16])
 }
 
-/// The identification of the next outer packet that may be fragmented. Each CPU counts from its own start, so that two
-/// CPUs use the same number as far apart in time as possible.
+/// The identification of the next outer IPv4 packet that may be fragmented. Each CPU counts from its own start value,
+/// so that two CPUs use the same number as far apart in time as possible.
 #[inline(always)]
 fn next_id() -> u16 {
     let Some(count) = IDS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: a row of this CPU; programs on one CPU do not interrupt each other in the receive path.
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let (count, cpu) = unsafe {
         *count += 1;
         (*count, bpf_get_smp_processor_id())

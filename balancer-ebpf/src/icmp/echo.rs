@@ -14,7 +14,7 @@ use crate::{
     step::Step,
 };
 
-/// Turns an echo request to a VIP into its reply.
+/// Turns an echo request to a VIP into an echo reply.
 #[inline(always)]
 pub(super) fn answer(frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     if is_group(frame) || !is_one_host(&ip.source, ip.family) {
@@ -56,7 +56,7 @@ fn turn_round(frame: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
     let check: u16 = ip.l4.load(ICMP_CHECK)?;
     ip.l4.store(0, new)?;
     let check = match checksum::apply(check, checksum::replace_u16(old, new)) {
-        // As checksums, 0 and 0xffff are equivalent, but a reply of only zeros must carry 0xffff.
+        // As checksums, 0 and 0xffff are equivalent, but a reply that consists only of zeros must carry 0xffff.
         0 if ip.family == FAMILY_V4 => 0xffff,
         check => check,
     };

@@ -1,5 +1,5 @@
-//! ICMP errors about packets of services. An error belongs to the flow whose packet it quotes, no matter which router
-//! sent the error.
+//! ICMP errors about packets of services. An ICMP error belongs to the flow whose packet it quotes, no matter which
+//! router sent the error.
 
 use balancer_common::{
     map_types::{Control, ListenerRow, PortlessMatch, SERVICE_FLOWS, ServiceKey},
@@ -15,8 +15,8 @@ use crate::{
     step::{ErrorToBackend, ErrorToClient, Step},
 };
 
-/// Sends an error about a packet from a VIP to the backend of the client that the packet went to. The program records
-/// nothing and counts no decision.
+/// Sends an ICMP error about a packet from the VIP to a client; the error goes to the client's backend. For this error,
+/// the program records no client and counts no decision.
 #[inline(always)]
 pub(super) fn about_vip(
     found: &Found,
@@ -57,7 +57,7 @@ pub(super) fn about_vip(
     )
 }
 
-/// Sends to the client an error about a packet that the program translated on the packet's way to a `nat` backend.
+/// Sends to the client an ICMP error about a packet that the program had translated for a `nat` backend.
 #[inline(always)]
 pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'static Control) -> Step {
     let Some(inner) = inner else { return Step::PASS };
@@ -79,7 +79,7 @@ pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'
     }
 }
 
-/// Whether the error went to the sender of the quoted packet, which may belong to a service.
+/// Whether the ICMP error is addressed to the sender of the quoted packet, which may belong to a service.
 #[inline(always)]
 fn is_ours(ip: &Ip<'_>, inner: &Ip<'_>) -> bool {
     inner.source == ip.destination && (inner.protocol == TCP || inner.protocol == UDP)

@@ -17,14 +17,15 @@ use crate::{
     step::Step,
 };
 
-/// The meaning of an ICMP message for the program.
+/// How the program treats an ICMP message.
 enum Kind {
     EchoRequest,
     Error,
     Other,
 }
 
-/// RFC 792: destination unreachable, time exceeded, parameter problem. RFC 4443: these and packet too big.
+/// The errors of RFC 792 are destination unreachable, time exceeded and parameter problem; RFC 4443 adds packet too
+/// big.
 #[inline(always)]
 const fn kind(family: u8, message: u8) -> Kind {
     if family == FAMILY_V4 {

@@ -1,5 +1,5 @@
-//! Errors to the senders of packets. They report the MTU if a packet is too big for its path (RFC 792 and 1191, RFC
-//! 4443), or "unreachable" if no backend takes a datagram (RFC 1812 section 5.2.7.1).
+//! Errors to the senders of packets. These errors report the MTU if a packet is too big for its path (RFC 792 and 1191,
+//! RFC 4443), or "unreachable" if no backend takes a datagram (RFC 1812 section 5.2.7.1).
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
@@ -76,7 +76,7 @@ fn is_denied(reason: DropIndex) -> bool {
     reason == DropIndex(DropReason::Denied as u8)
 }
 
-/// Writes the error. `None`: the sender is not informed, and the frame may be half rewritten.
+/// Writes the ICMP error. `None`: the sender is not informed, and the frame may be half rewritten.
 #[inline(always)]
 fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     let Found { ingress, frame, ip } = *found;
@@ -93,7 +93,7 @@ fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     let (header, most) =
         if ip.family == FAMILY_V4 { (Ipv4Hdr::LEN, MAX_QUOTE_V4) } else { (Ipv6Hdr::LEN, MAX_QUOTE_V6) };
     // The error quotes a short packet completely. Linux requires eight bytes behind the IP header; even an empty
-    // datagram has them, because of its UDP header.
+    // datagram has eight bytes there, because of its UDP header.
     let quote = frame.len().wrapping_sub(ip.l3_offset).min(ip.length).min(most);
     let added = header + ICMP_HEADER_LEN;
     ingress.cut_tail(ingress.frame_length().checked_sub(ip.l3_offset + quote)?)?;

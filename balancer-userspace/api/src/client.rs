@@ -1,4 +1,4 @@
-//! The client of the control API: HTTP/1.1 over a unix socket, or over TLS, one connection for each request.
+//! The client of the control API: HTTP/1.1 over a unix socket, or over TLS, with a new connection for each request.
 
 use std::{
     fmt, io,
@@ -36,20 +36,20 @@ use super::{
     trace::{BeginTrace, TraceBegun, TraceEnded, TraceView},
 };
 
-/// The maximum duration of a request including the connection; longer than the server's own limit.
+/// The maximum duration of a request, including the connection setup; longer than the server's own limit.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// The maximum size of an answer in bytes: enough for every possible backend.
+/// The maximum size of an answer in bytes: enough for a list of as many backends as possible.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Why a request has no answer.
+/// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No process serves the API there.
+    /// No process serves the API at the address `at`.
     #[error("no controller reachable at {at}: {reason}")]
     Unreachable {
         /// The path of the socket, or the address of the server.
         at: String,
-        /// The error of the operating system, in words.
+        /// The text of the operating system's error.
         reason: String,
     },
     /// The controller refused the request.
@@ -57,7 +57,7 @@ pub enum ClientError {
     Refused {
         /// The HTTP status.
         status: StatusCode,
-        /// The controller's words.
+        /// The controller's reason for the refusal.
         message: String,
     },
     /// The controller's answer was incomplete or invalid.
@@ -65,14 +65,14 @@ pub enum ClientError {
     Broken {
         /// The socket or the URL of the controller that answered.
         at: String,
-        /// The fault in the answer.
+        /// The fault in the controller's answer.
         reason: String,
     },
 }
 
 impl ClientError {
-    /// Whether the error is typical of a restarting controller: no controller is there, it ended in the middle of an
-    /// answer, or it is about to end.
+    /// Whether the error is typical of a restarting controller: absent, ended in the middle of an answer, or about to
+    /// end.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         match self {
@@ -82,14 +82,15 @@ impl ClientError {
     }
 }
 
-/// A client of a controller. A user without access to the control socket uses the read-only socket beside it.
+/// A client of a controller. A user without access to the control socket uses the read-only socket beside the control
+/// socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     place: Place,
     if_generation: Option<u64>,
 }
 
-/// The place where a controller can be reached.
+/// The location of a controller: a socket on this machine, or a server on another machine.
 #[derive(Clone, Debug)]
 enum Place {
     Here(PathBuf),
@@ -109,25 +110,26 @@ impl fmt::Display for Place {
 pub type Answer<T> = Result<T, ClientError>;
 
 impl Client {
-    /// A client of the controller at `socket`. This function does not connect yet.
+    /// A client of the controller at `socket`. This function does not open a connection.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self { place: Place::Here(socket.to_owned()), if_generation: None }
     }
 
-    /// The controller on another machine. Nothing is connected yet.
+    /// A client of the controller on another machine. This function does not open a connection.
     #[must_use]
     pub const fn remote(server: Server) -> Self {
         Self { place: Place::There(server), if_generation: None }
     }
 
-    /// The same client, for changes that the controller makes only if the configuration has this generation.
+    /// Returns the client, with one difference: the controller makes a change only if the configuration has this
+    /// generation.
     #[must_use]
     pub fn if_generation(self, generation: Option<u64>) -> Self {
         Self { if_generation: generation, ..self }
     }
 
-    /// The path of the controller's socket; `None`: the controller is on another machine.
+    /// The path of the controller's socket; `None` if the controller is on another machine.
     #[must_use]
     pub fn socket(&self) -> Option<&Path> {
         match &self.place {
@@ -136,26 +138,27 @@ impl Client {
         }
     }
 
-    /// Returns interfaces and services.
+    /// Returns the status of the balancer with interfaces and services.
     ///
     /// # Errors
-    /// As [`ClientError`] says, here and for every request.
+    /// Fails with a [`ClientError`], like every request.
     pub async fn status(&self) -> Answer<StatusView> {
         self.get("/v1/status").await
     }
 
-    /// Returns whether the balancer is fit to receive clients; with `announced`, a withdrawn one is not.
+    /// Returns whether the balancer is fit to receive clients; with `announced`, a balancer with withdrawn VIPs is not
+    /// fit.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn ready(&self, announced: bool) -> Answer<Readiness> {
         self.get(&format!("/v1/ready?announced={announced}")).await
     }
 
-    /// Returns the fleet of the balancer.
+    /// Returns the fleet that the balancer belongs to.
     ///
     /// # Errors
-    /// As [`Client::status`]; refused without a fleet.
+    /// See [`Client::status`]; the controller also refuses the request if the controller belongs to no fleet.
     pub async fn fleet(&self) -> Answer<FleetSnapshot> {
         self.get("/v1/fleet").await
     }
@@ -163,48 +166,48 @@ impl Client {
     /// Withdraws or restores the VIPs.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_withdrawn(&self, withdrawn: bool) -> Answer<Changed> {
         let method = if withdrawn { Method::PUT } else { Method::DELETE };
         self.send(method, "/v1/withdrawn", None::<&()>).await
     }
 
-    /// All services.
+    /// Returns all services of the balancer.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn services(&self) -> Answer<Vec<ServiceView>> {
         self.get("/v1/services").await
     }
 
-    /// One service.
+    /// Returns the service with this name.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn service(&self, service: &str) -> Answer<ServiceView> {
         self.get(&format!("/v1/services/{service}")).await
     }
 
-    /// Backends of one service, or of all.
+    /// Returns the backends of one service, or of all services.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn backends(&self, service: Option<&str>) -> Answer<Vec<BackendEntry>> {
         self.get(&format!("/v1/backends{}", service_query(service))).await
     }
 
-    /// Returns the backend of a client, one view for each matching service.
+    /// Returns the backend of a client, with one view for each service that matches the query.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn client(&self, query: &ClientQuery) -> Answer<Vec<ClientView>> {
         self.get(&format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()))).await
     }
 
-    /// Forgets a client, in every service with memory or in one.
+    /// Forgets a client in one service, or in every service that remembers clients.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn forget(&self, query: &ClientQuery) -> Answer<ForgottenView> {
         let path = format!("/v1/clients/{}{}", query.address, service_query(query.service.as_deref()));
         self.send(Method::DELETE, &path, None::<&()>).await
@@ -213,32 +216,33 @@ impl Client {
     /// Forgets every client of a backend.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn forget_all(&self, name: &BackendName) -> Answer<ForgottenView> {
         self.send(Method::DELETE, &format!("{}/clients", backend_path(name)), None::<&()>).await
     }
 
-    /// Returns a part of the history: the events after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`), waiting
-    /// up to `wait` if there are none.
+    /// Returns the events after `since` (`since=NUMBER`, `since=AGE` or `last=COUNT`). If no such event exists, the
+    /// controller waits up to `wait` for an event.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn events(&self, since: &str, wait: Duration) -> Answer<EventsView> {
         self.get(&format!("/v1/events?{since}&wait={}s", wait.as_secs())).await
     }
 
-    /// Starts a trace, which continues while [`traced`](Self::traced) is called every few seconds.
+    /// Starts a trace, which the controller ends unless [`traced`](Self::traced) is called every few seconds.
     ///
     /// # Errors
-    /// As [`Client::status`]; also while another trace runs.
+    /// See [`Client::status`]; the controller also refuses the request while another trace runs.
     pub async fn trace(&self, wanted: &BeginTrace) -> Answer<TraceBegun> {
         self.send(Method::POST, "/v1/trace", Some(wanted)).await
     }
 
-    /// Returns the packets of a trace since the last call, waiting up to `wait` if there are none.
+    /// Returns the packets of a trace since the last call. If no packet has arrived, the controller waits up to `wait`
+    /// for a packet.
     ///
     /// # Errors
-    /// As [`Client::status`]; also after the trace has ended.
+    /// See [`Client::status`]; the request also fails after the trace has ended.
     pub async fn traced(&self, trace: u64, wait: Duration) -> Answer<TraceView> {
         self.get(&format!("/v1/trace/{trace}?wait={}s", wait.as_secs())).await
     }
@@ -246,32 +250,32 @@ impl Client {
     /// Ends a trace.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn end_trace(&self, trace: u64) -> Answer<TraceEnded> {
         self.send(Method::DELETE, &format!("/v1/trace/{trace}"), None::<&()>).await
     }
 
-    /// Stickiness and balance of one service, or of all.
+    /// Returns the statistics of stickiness and balance for one service, or for all services.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
         self.get(&format!("/v1/stats{}", service_query(service))).await
     }
 
-    /// Returns stickiness and balance of all members of the fleet together.
+    /// Returns the statistics of stickiness and balance, summed over all members of the fleet.
     ///
     /// # Errors
-    /// As [`Client::status`]; also without a fleet, or if its engine is unreachable.
+    /// See [`Client::status`]; the request also fails without a fleet, or if the fleet's engine is unreachable.
     pub async fn fleet_stats(&self, service: Option<&str>) -> Answer<Vec<StatsView>> {
         let service = service.map(|service| format!("&service={service}")).unwrap_or_default();
         self.get(&format!("/v1/stats?fleet=true{service}")).await
     }
 
-    /// The heaviest clients.
+    /// Returns the clients that cause the most load.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn top(&self, query: &TopQuery) -> Answer<Vec<TopClient>> {
         let by = match query.by {
             By::Bytes => "bytes",
@@ -294,23 +298,23 @@ impl Client {
     /// Adds a backend to a service.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn add_backend(&self, service: &str, backend: &AddBackend) -> Answer<Changed> {
         self.send(Method::POST, &format!("/v1/services/{service}/backends"), Some(backend)).await
     }
 
-    /// Removes a backend, after draining it unless `force`.
+    /// Removes a backend; unless `force` is set, the controller drains the backend first.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn remove_backend(&self, name: &BackendName, force: bool) -> Answer<Changed> {
         self.send(Method::DELETE, &format!("{}?force={force}", backend_path(name)), None::<&()>).await
     }
 
-    /// Sets the administrative state.
+    /// Sets the administrative state of a backend.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_admin(&self, name: &BackendName, admin: &SetAdmin) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/admin", backend_path(name)), Some(admin)).await
     }
@@ -318,31 +322,31 @@ impl Client {
     /// Sets the limits of a backend.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_limits(&self, name: &BackendName, limits: &SetLimits) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/limits", backend_path(name)), Some(limits)).await
     }
 
-    /// Sets the weight.
+    /// Sets the weight of a backend.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_weight(&self, name: &BackendName, weight: u16) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/weight", backend_path(name)), Some(&SetWeight { weight })).await
     }
 
-    /// Returns the effects of a change without making it.
+    /// Returns the effects of a change without making the change.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn plan(&self, change: &PlanRequest) -> Answer<PlanView> {
         self.send(Method::POST, "/v1/plan", Some(change)).await
     }
 
-    /// Returns how the backends of one service, or of all, are checked.
+    /// Returns the health checks of the backends of one service, or of all services.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn health(&self, service: Option<&str>) -> Answer<Vec<HealthView>> {
         self.get(&format!("/v1/health{}", service_query(service))).await
     }
@@ -350,23 +354,24 @@ impl Client {
     /// Overrides the verdict of a backend's checks.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn force_health(&self, name: &BackendName, force: Force) -> Answer<Changed> {
         self.send(Method::PUT, &format!("{}/health", backend_path(name)), Some(&ForceHealth { force })).await
     }
 
-    /// Rules for client prefixes, of one service or of all.
+    /// Returns the rules of one service, or of all services.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn rules(&self, service: Option<&str>) -> Answer<Vec<RuleView>> {
         self.get(&format!("/v1/rules{}", service_query(service))).await
     }
 
-    /// The connections of `snat` services, of one service or of all, of one client or of all; at most 100,000.
+    /// Returns at most 100,000 connections of `snat` services. `service` and `client` restrict the answer to
+    /// connections of this service or client.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn flows(&self, service: Option<&str>, client: Option<IpAddr>) -> Answer<Vec<FlowView>> {
         let asked = service.map(|name| format!("service={name}")).into_iter();
         let asked: Vec<_> = asked.chain(client.map(|address| format!("client={address}"))).collect();
@@ -374,28 +379,28 @@ impl Client {
         self.get(&format!("/v1/flows{query}")).await
     }
 
-    /// Records clients at backends.
+    /// Makes the service remember each of these clients at the given backend.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn import_clients(&self, service: &str, clients: Vec<ImportClient>) -> Answer<ImportedView> {
         self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients })).await
     }
 
-    /// Returns the known clients of a service with addresses in these prefixes.
+    /// Returns the known clients of a service whose addresses are in these prefixes.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn export_clients(&self, service: &str, within: &[IpNet]) -> Answer<KnownClientsView> {
         let within: Vec<String> = within.iter().map(ToString::to_string).collect();
         let query = if within.is_empty() { String::new() } else { format!("?within={}", within.join(",")) };
         self.get(&format!("/v1/services/{service}/clients{query}")).await
     }
 
-    /// Sets the share of a service's steered clients, in percent.
+    /// Sets the percentage of the service's clients that the balancer steers.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_steer(&self, service: &str, steer: u8) -> Answer<Changed> {
         self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
     }
@@ -403,7 +408,7 @@ impl Client {
     /// Returns the settings that a backend's server needs for its QUIC connection IDs.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn quic_server(&self, backend: &BackendName) -> Answer<QuicServerConfig> {
         self.get(&format!("/v1/services/{}/quic/{}", backend.service, backend.backend)).await
     }
@@ -411,7 +416,7 @@ impl Client {
     /// Gives a service a new key for QUIC connection IDs.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn rotate_quic_key(&self, service: &str) -> Answer<Changed> {
         self.send(Method::POST, &format!("/v1/services/{service}/quic/key"), None::<&()>).await
     }
@@ -419,7 +424,7 @@ impl Client {
     /// Adds a listener to a service.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn add_listener(&self, service: &str, listener: Listener) -> Answer<Changed> {
         self.send(Method::PUT, &listener_path(service, listener), None::<&()>).await
     }
@@ -427,15 +432,15 @@ impl Client {
     /// Removes a listener from a service.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn remove_listener(&self, service: &str, listener: Listener) -> Answer<Changed> {
         self.send(Method::DELETE, &listener_path(service, listener), None::<&()>).await
     }
 
-    /// Adds a rule, or replaces it.
+    /// Adds a rule, or replaces the existing rule for the same prefix.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn set_rule(&self, service: &str, prefix: IpNet, rule: &SetRule) -> Answer<Changed> {
         self.send(Method::PUT, &rule_path(service, prefix), Some(rule)).await
     }
@@ -443,7 +448,7 @@ impl Client {
     /// Removes a rule.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn remove_rule(&self, service: &str, prefix: IpNet) -> Answer<Changed> {
         self.send(Method::DELETE, &rule_path(service, prefix), None::<&()>).await
     }
@@ -451,7 +456,7 @@ impl Client {
     /// Makes the balancer reread its own configuration file.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn reread(&self) -> Answer<Changed> {
         self.send(Method::POST, "/v1/configuration/reread", None::<&()>).await
     }
@@ -459,7 +464,7 @@ impl Client {
     /// Applies the contents of a configuration file.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// See [`Client::status`].
     pub async fn apply(&self, configuration: &ApplyConfiguration) -> Answer<Applied> {
         self.send(Method::POST, "/v1/configuration", Some(configuration)).await
     }
@@ -516,7 +521,7 @@ impl Client {
     ) -> Answer<(StatusCode, Bytes)> {
         let broken = |error: hyper::Error| self.broken(chain(&error));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // The task ends with the response, or when this future, which owns the sender, is dropped.
+        // The task ends after the response, or when the caller drops this future, which owns the sender.
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken)?;
         let status = response.status();
@@ -538,7 +543,7 @@ impl Client {
     }
 }
 
-/// A connection to a socket, or to the read-only socket beside it.
+/// Connects to the socket at `socket`, or, if access is denied, to the read-only socket beside it.
 async fn connect(socket: &Path) -> io::Result<UnixStream> {
     match UnixStream::connect(socket).await {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -548,7 +553,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// The reason why no controller is reached by a socket.
+/// Describes why a connection to the controller's socket failed.
 fn reason(error: &io::Error) -> String {
     let words = [
         (io::ErrorKind::NotFound, "the socket does not exist"),

@@ -1,4 +1,4 @@
-//! The JSON of the control socket, for both ends: views made from the core's facts, and a client that requests them.
+//! The JSON of the control API: views made from snapshots of the core, and a client that requests these views.
 
 #![warn(missing_docs)]
 
@@ -15,9 +15,11 @@ mod views;
 
 /// The maximum size of a request body in bytes, except for bodies with a configuration or clients.
 pub const MAX_REQUEST_BODY: usize = 64 << 10;
-/// The maximum size of a request body with a configuration, in bytes: a text of 16 MiB, mostly escaped.
+/// The maximum size in bytes of a request body with a configuration: enough for a text of 16 MiB, even if JSON escapes
+/// most characters.
 pub const MAX_CONFIGURATION_BODY: usize = 40 << 20;
 /// The maximum size of a request body with clients, in bytes.
 pub const MAX_CLIENTS_BODY: usize = 1 << 20;
-/// The header of a change that is made only if the configuration has this generation.
+/// The request header that names a generation: the controller makes the change only if the configuration has this
+/// generation.
 pub const IF_GENERATION: &str = "if-generation";

@@ -1,10 +1,10 @@
-//! Lists that are too long to be kept in memory.
+//! Lists that are serialized without being held in memory as a whole.
 
 use std::cell::Cell;
 
 use serde::{Serialize, Serializer};
 
-/// A list that is serialized once: each item is made when its turn comes.
+/// A list that can be serialized once. The serializer takes each item from the iterator only when it writes the item.
 pub struct OneByOne<Item>(Cell<Option<Box<dyn Iterator<Item = Item> + Send>>>);
 
 impl<Item> OneByOne<Item> {

@@ -4,14 +4,14 @@ use balancer_config::quic::{Keyed, QuicConfig};
 use balancer_control::snapshot::QuicSnapshot;
 use serde::{Deserialize, Serialize};
 
-/// How QUIC connection IDs encode the backends of a service. The view contains no key.
+/// The encoding of a service's backends in QUIC connection IDs. The view contains no key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicView {
     /// The format: `nlb` or `draft`.
     pub format: String,
-    /// The configuration number that servers should use.
+    /// The configuration number that servers should use for new connection IDs.
     pub config: u8,
-    /// The previous number, whose connection IDs are still understood.
+    /// The previous configuration number; the program still decodes connection IDs with this number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_before: Option<u8>,
     /// Length of a server ID in bytes.
@@ -20,13 +20,13 @@ pub struct QuicView {
     pub nonce_length: u8,
     /// Whether server IDs are encrypted.
     pub encrypted: bool,
-    /// Whether an address is recorded at the backend of a connection that moved to it.
+    /// Whether the program records the new address of a migrated connection at the backend of the connection.
     pub learns: bool,
-    /// Packets that were steered by their connection ID.
+    /// The number of packets that were steered by their connection ID.
     pub steered: u64,
-    /// Packets whose connection ID named no backend, steered by their address.
+    /// The number of packets that were steered by their source address, because their connection ID named no backend.
     pub unknown_id: u64,
-    /// Addresses recorded at a backend because of a connection ID.
+    /// The number of client addresses that the program recorded at a backend because of a connection ID.
     pub migrated: u64,
     /// The server IDs of the backends.
     pub servers: Vec<ServerView>,
@@ -41,7 +41,8 @@ pub struct ServerView {
     pub server_id: String,
 }
 
-/// The answer to `GET /v1/services/{service}/quic/{backend}`: the settings that a server needs for its connection IDs.
+/// The answer to `GET /v1/services/{service}/quic/{backend}`: the settings that a backend's server needs for its
+/// connection IDs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicServerConfig {
     /// The name of the service.
@@ -89,7 +90,7 @@ impl From<QuicSnapshot> for QuicView {
 }
 
 impl QuicServerConfig {
-    /// Selects the data for the server of a backend; `None`: there is no such backend.
+    /// Selects the data for the server of a backend; `None` if the service has no such backend.
     #[must_use]
     pub fn of(service: &str, snapshot: &QuicSnapshot, backend: &str) -> Option<Self> {
         let (_, id, _) = snapshot.servers.iter().find(|(name, ..)| name == backend)?;

@@ -1,4 +1,4 @@
-//! A controller on another machine, and the certificates by which both ends identify each other.
+//! A controller on another machine, and the certificates by which client and server identify themselves.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use tokio_rustls::{
     },
 };
 
-/// The port of control listeners if a URL names none.
+/// The port of a control listener, if the URL names no port.
 pub const DEFAULT_PORT: u16 = 9661;
 
 /// The control listener of a balancer.
@@ -32,11 +32,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// The server at `url`. Its certificate must be signed by one in the file `ca`; the client shows the certificate in
-    /// the file `cert`, with its `key`. The files are read for each connection.
+    /// Makes the description of the server at `url`. A certificate authority in the file `ca` must have signed the
+    /// server's certificate. The client presents the certificate in the file `cert`; the file `key` has the private
+    /// key. The client reads all three files again for each connection.
     ///
     /// # Errors
-    /// If `url` is not the URL of a control listener.
+    /// Fails if `url` is not the URL of a control listener.
     pub fn new(url: &str, ca: &Path, cert: &Path, key: &Path) -> Result<Self, String> {
         let wrong = || {
             format!(
@@ -54,10 +55,10 @@ impl Server {
         Ok(Self { host, port, ca: ca.to_owned(), cert: cert.to_owned(), key: key.to_owned() })
     }
 
-    /// A connection to it.
+    /// Connects to the server.
     ///
     /// # Errors
-    /// The reason why there is no connection.
+    /// Fails with the reason why the connection was not established.
     pub(crate) async fn connect(&self) -> Result<TlsStream<TcpStream>, String> {
         let connector = self.connector()?;
         let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
@@ -83,7 +84,7 @@ impl Server {
     }
 }
 
-/// Prints the server as it is written in the URL.
+/// Formats the server in the same way as in the URL.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, .. } = self;

@@ -10,32 +10,34 @@ use serde::{Deserialize, Serialize};
 pub struct StatsView {
     /// The service's name.
     pub service: String,
-    /// The share of steered clients, in percent.
+    /// The percentage of the service's clients that the balancer steers.
     #[serde(default = "all")]
     pub steer: u8,
-    /// Whether every packet passes to the host and all figures show what would have happened.
+    /// Whether the service is only watched: the host gets every packet, and all figures only show the effects that
+    /// steering would have had.
     #[serde(default)]
     pub watched: bool,
-    /// The ratio of kept to kept plus moved among new connections of known clients, since the start; `None` before the
-    /// first.
+    /// The stickiness since the start, as a ratio of known clients' new connections: kept / (kept + moved). `None`
+    /// before the first connection of a known client.
     pub stickiness_ratio: Option<f64>,
-    /// The largest ratio of actual to expected share among the backends.
+    /// The largest ratio of actual to expected share among the service's backends.
     pub imbalance_ratio: Option<f64>,
-    /// How unevenly clients load the service, 0 to 1: a lower bound for the Gini coefficient of recent bytes.
+    /// A measure of how unevenly clients load the service, 0 to 1: a lower bound for the Gini coefficient of recent
+    /// bytes.
     pub client_gini: Option<f64>,
-    /// The last minute, the last hour, and the time since the start.
+    /// The counts for the last minute, the last hour, and the time since the start.
     pub periods: Vec<PeriodView>,
     /// The shares of the backends, in configuration order.
     pub backends: Vec<BackendShare>,
     /// The service's heaviest clients by bytes.
     pub top_clients: Vec<TopClient>,
-    /// The lookup table.
+    /// The lookup table of the service.
     pub table: TableView,
     /// Conditions that need attention, one line each.
     pub warnings: Vec<String>,
 }
 
-/// The default share: every client, in percent.
+/// The default percentage of steered clients: all clients.
 const fn all() -> u8 {
     100
 }
@@ -45,15 +47,15 @@ const fn all() -> u8 {
 pub struct PeriodView {
     /// The period: `minute`, `hour` or `start`.
     pub period: String,
-    /// The exact length of the period; `None` with `start`.
+    /// The exact length of the period in seconds; `None` for the period `start`.
     pub seconds: Option<u64>,
-    /// The ratio as in [`StatsView`], but for this period.
+    /// The stickiness as in [`StatsView`], but for this period.
     pub stickiness_ratio: Option<f64>,
-    /// New connections.
+    /// The number of new connections in the period.
     pub connections: u64,
-    /// New connections by how their backend was chosen.
+    /// The number of new connections, by how the program chose the backend.
     pub decisions: BTreeMap<String, u64>,
-    /// Known clients that moved, by cause.
+    /// The number of known clients that moved, by cause.
     pub moves: BTreeMap<String, u64>,
 }
 
@@ -62,57 +64,58 @@ pub struct PeriodView {
 pub struct BackendShare {
     /// The name of the backend.
     pub name: String,
-    /// The state, as in `status`.
+    /// The state of the backend, as in `status`.
     pub state: String,
-    /// The backend's share of known clients, or of connections if the service remembers no clients; `None` before the
-    /// first one.
+    /// The backend's share of the service's known clients, or of its connections if the service remembers no clients;
+    /// `None` before the first client or connection.
     pub share: Option<f64>,
-    /// The backend's weight divided by the total weight of backends that take new clients; `None` while none does.
+    /// The backend's weight divided by the total weight of backends that take new clients; `None` while no backend
+    /// takes new clients.
     pub expected_share: Option<f64>,
-    /// Entries in the client table.
+    /// The number of the backend's entries in the client table.
     pub known_clients: u64,
-    /// New connections since the start.
+    /// The number of new connections since the start.
     pub connections: u64,
 }
 
 /// The lookup table of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableView {
-    /// Number of slots.
+    /// The number of slots of the lookup table.
     pub size: u32,
-    /// The number of tables so far.
+    /// The number of lookup tables that the service has used so far.
     pub generation: u64,
-    /// The last change that moved slots; `None`: none since the start.
+    /// The last change that moved slots; `None` if no slot has moved since the start.
     pub last_change: Option<ChangeView>,
 }
 
-/// A change that moved slots of a table.
+/// A change that moved slots of a lookup table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ChangeView {
-    /// The change in one line.
+    /// A description of the change in one line.
     pub message: String,
-    /// Slots that changed backend.
+    /// The number of slots that got another backend.
     pub slots_moved: u64,
-    /// The number of these slots for which neither the old nor the new backend had changed.
+    /// The number of moved slots for which neither the old nor the new backend had changed.
     pub needless_slots_moved: u64,
     /// Seconds since the change.
     pub seconds_ago: u64,
 }
 
-/// An element of `GET /v1/top`: a recently heavy client, estimated from samples.
+/// An element of `GET /v1/top`: a client with much recent traffic, estimated from samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopClient {
-    /// The masked address with the prefix length.
+    /// The client's masked address with the prefix length.
     pub client: String,
     /// The service's name.
     pub service: String,
-    /// The backend of the client's last sampled packet; `None`: it was removed.
+    /// The backend of the client's last sampled packet; `None` if the backend was removed.
     pub backend: Option<String>,
-    /// The client's share of the service's bytes, or packets.
+    /// The client's share of the service's bytes or packets.
     pub share: f64,
-    /// The approximate packet rate.
+    /// The client's approximate packet rate.
     pub packets_per_second: f64,
-    /// The approximate byte rate.
+    /// The client's approximate byte rate.
     pub bytes_per_second: f64,
     /// Whether the client table contains the client.
     pub known: bool,
@@ -122,16 +125,16 @@ pub struct TopClient {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TopQuery {
-    /// Restricts the answer to this service.
+    /// Restricts the list of clients to this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Restricts the answer to clients of this backend.
+    /// Restricts the list of clients to clients of this backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// The maximum number of clients; absent: 10.
+    /// The maximum number of listed clients; absent: 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<usize>,
-    /// The order: `bytes` (default) or `packets`.
+    /// The quantity by which the clients are sorted: `bytes` (default) or `packets`.
     #[serde(default)]
     pub by: By,
 }

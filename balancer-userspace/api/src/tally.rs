@@ -1,4 +1,4 @@
-//! Adding up the counters of a fleet's members.
+//! Adds up the counters of a fleet's members.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::statistics::{BackendShare, PeriodView, StatsView, TopClient};
 
-/// The format of [`Tally`] that is written and read.
+/// The version of the [`Tally`] format that this crate writes and reads.
 const FORMAT: u32 = 1;
 
-/// The counters of one member, as sent to the others.
+/// The counters of one member, in the format that members exchange.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     format: u32,
@@ -42,8 +42,8 @@ impl Tally {
     }
 }
 
-/// Adds the reports of `others`, by name, to one member's views, or records why a report is unusable. If members share
-/// clients (`shared`), every member knows all known clients, so the sum is the largest number.
+/// Adds the other members' tallies to one member's views; if a tally is unusable, records the reason. If members share
+/// clients (`shared`), every member knows all known clients, so the largest number replaces the sum.
 #[must_use]
 pub fn add_up(
     mut views: Vec<StatsView>,
@@ -101,7 +101,7 @@ fn add_period(of: &mut PeriodView, more: &PeriodView) {
     }
 }
 
-/// Recomputes values that cannot be added.
+/// Recomputes the values that are not sums, such as ratios.
 fn conclude(view: &mut StatsView) {
     for period in &mut view.periods {
         period.stickiness_ratio = stickiness(&period.decisions);
@@ -114,7 +114,7 @@ fn conclude(view: &mut StatsView) {
         backend.share = ratios::share(load(backend), whole);
     }
     view.imbalance_ratio = ratios::imbalance(view.backends.iter().map(|of| (of.share, of.expected_share)));
-    // This value needs samples, which other members do not send.
+    // The Gini coefficient needs samples, which other members do not send.
     view.client_gini = None;
 }
 
@@ -123,7 +123,7 @@ fn stickiness(decisions: &BTreeMap<String, u64>) -> Option<f64> {
     ratios::stickiness(kept, moved)
 }
 
-/// Merges both lists of clients without duplicates, the heaviest first.
+/// Merges two lists of clients without duplicates, the heaviest first.
 fn merged(clients: Vec<TopClient>, more: Vec<TopClient>) -> Vec<TopClient> {
     let whole = whole(&clients) + whole(&more);
     let mut sums: BTreeMap<String, TopClient> = BTreeMap::new();
@@ -145,7 +145,7 @@ fn merged(clients: Vec<TopClient>, more: Vec<TopClient>) -> Vec<TopClient> {
     sums
 }
 
-/// Bytes per second of all clients, the total behind the shares.
+/// The bytes per second of all clients, which is the total for the clients' shares.
 fn whole(clients: &[TopClient]) -> f64 {
     clients.first().filter(|of| of.share > 0.0).map_or(0.0, |of| of.bytes_per_second / of.share)
 }

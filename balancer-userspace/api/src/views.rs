@@ -1,4 +1,4 @@
-//! Conversions of a snapshot into the views that the API returns.
+//! Conversions of snapshots into the views that the API returns.
 
 use std::collections::BTreeMap;
 

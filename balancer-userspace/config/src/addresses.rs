@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl ServiceConfig {
-    /// The first listener; every service has at least one.
+    /// The first listener of the service; every service has at least one listener.
     #[must_use]
     pub fn first(&self) -> Listener {
         let nowhere = Listener {
@@ -26,12 +26,12 @@ impl ServiceConfig {
         self.listen.first().copied().unwrap_or(nowhere)
     }
 
-    /// The service's listeners of one family.
+    /// The service's listeners whose address has the given family.
     pub fn listeners(&self, family: Family) -> impl Iterator<Item = Listener> {
         self.listen.iter().copied().filter(move |listener| listener.family() == family)
     }
 
-    /// The families of the service's clients, beginning with that of its first listener.
+    /// The families of the service's clients, beginning with the family of its first listener.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
         let first = self.first().family();
@@ -45,14 +45,15 @@ impl ServiceConfig {
         self.backends.len() * self.families().len()
     }
 
-    /// The port of a backend without its own port, for a listener; 0: the port of the packet.
+    /// The port of a backend that has no port of its own, for a listener; 0: the port of the packet.
     #[must_use]
     pub fn backend_port(&self, listener: Listener) -> u16 {
         backend_port(&self.ports, listener)
     }
 
-    /// The address of a backend for packets of a family. A backend without its own port has that of the only listener,
-    /// or 0 if there are several. `None` if the backend has no address that `forwarding` could use.
+    /// The address of a backend for packets of an address family. A backend that has no port of its own has the port of
+    /// the only listener, or port 0 if there are several listeners. `None`: the backend has no address that
+    /// `forwarding` could use.
     #[must_use]
     pub fn backend_address(&self, backend: &BackendConfig, family: Family) -> Option<SocketAddr> {
         let address = backend.address_for(family, self.forwarding)?;
@@ -63,8 +64,8 @@ impl ServiceConfig {
         Some(SocketAddr::new(address.ip(), port))
     }
 
-    /// The address to which `check` (the backend's own or the service's) connects, for clients of `family`. Port 0:
-    /// neither the check nor any listener that accepts connections has a port.
+    /// The address to which `check` (the check of the backend or of the service) connects, for clients of `family`. The
+    /// port is 0 if neither the check nor any listener that accepts connections has a port.
     #[must_use]
     pub fn check_target(&self, backend: &BackendConfig, check: &CheckConfig, family: Family) -> Option<SocketAddr> {
         let address = backend.address_for(family, self.forwarding)?;
@@ -80,7 +81,7 @@ impl ServiceConfig {
         ))
     }
 
-    /// The same configuration, without backend ports that equal the only listener's port.
+    /// The same configuration, in which backends have no port of their own if it equals the only listener's port.
     #[must_use]
     pub fn normalised(mut self) -> Self {
         let mut backends = std::mem::take(&mut self.backends);
@@ -91,7 +92,7 @@ impl ServiceConfig {
         Self { backends, ..self }
     }
 
-    /// Returns `address`, with port 0 if its port equals the only listener's.
+    /// Returns `address`; its port becomes 0 if it equals the port of the only listener.
     #[must_use]
     pub fn without_implied_port(&self, address: SocketAddr) -> SocketAddr {
         let implied = match self.listen.as_slice() {
@@ -102,10 +103,10 @@ impl ServiceConfig {
         SocketAddr::new(address.ip(), port)
     }
 
-    /// Checks the port that a user gives for the backend `name`.
+    /// Checks the port that a user specifies for the backend `name`.
     ///
     /// # Errors
-    /// If the port is 0 and a listener is not for every port.
+    /// Fails if the port is 0 and some listener is not for every port.
     pub fn port_of(&self, name: &str, port: Option<u16>) -> Result<u16, String> {
         let every = self.listen.iter().all(|listener| listener.ports == PortRange::EVERY);
         match port {
@@ -114,8 +115,8 @@ impl ServiceConfig {
         }
     }
 
-    /// The address of a backend as users see it: with a port only if the backend has one for all listeners, or the
-    /// listener has every port.
+    /// The address of a backend in the form that users see: with a port only if the backend has one port for all
+    /// listeners, or if the listener is for every port.
     #[must_use]
     pub fn shown_address(&self, backend: &BackendConfig) -> String {
         let address = self.backend_address(backend, Family::of(backend.address.ip())).unwrap_or(backend.address);
@@ -123,7 +124,7 @@ impl ServiceConfig {
     }
 }
 
-/// The error for a backend with port 0 if the listener is not for every port.
+/// The error message for a backend with port 0 if the listener is not for every port.
 pub(crate) fn port_zero(name: &str) -> String {
     format!("backend {name:?} has port 0, and the service has one port; leave the port out, or give 1 to 65535")
 }
@@ -135,8 +136,8 @@ fn backend_port(ports: &BTreeMap<u16, u16>, listener: Listener) -> u16 {
     }
 }
 
-/// The port to check if neither the check nor the backend has one: that of the first listener of `protocol` with a
-/// single port, otherwise that of the first listener with a single port; 0 if there is none.
+/// The port for a check if neither the check nor the backend has a port: the port of the first listener of `protocol`
+/// with a single port, or else of the first listener with a single port, or else 0.
 pub(crate) fn implied_check_port(
     listen: &[Listener],
     ports: &BTreeMap<u16, u16>,
@@ -151,8 +152,8 @@ pub(crate) fn implied_check_port(
 }
 
 impl BackendConfig {
-    /// The address (port 0: the listener's) for packets of a family. Tunnels carry either family to any address, but
-    /// prefer one of the packets' own family.
+    /// The backend's address (port 0: the listener's port) for packets of an address family. A tunnel carries packets
+    /// of either family to any address, but the function prefers an address of the packets' own family.
     #[must_use]
     pub fn address_for(&self, family: Family, forwarding: Forwarding) -> Option<SocketAddr> {
         let all = [Some(self.address), self.address6];

@@ -1,4 +1,5 @@
-//! Agents: programs beside the backends that report how much work these can take, in HAProxy's agent-check protocol.
+//! Agents: programs on the backends' machines that report how much work the backends can take, in HAProxy's agent-check
+//! protocol.
 
 use std::{fmt, time::Duration};
 
@@ -6,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{states::Admin, value::quoted};
 
-/// The maximum length of an answer in bytes, as for HAProxy's agents.
+/// The maximum length of an agent's answer in bytes, the same as for HAProxy's agents.
 pub const MAX_ANSWER: usize = 1024;
-/// The minimum change of weight that takes effect, unless the weight becomes 0% or 100%, because each change makes a
-/// new table.
+/// The minimum change of a weight that takes effect, because each change makes a new table; a change to 0% or 100%
+/// always takes effect.
 const STEP: u8 = 5;
 const WORDS: &str =
     "\"75%\", \"up\", \"ready\", \"drain\", \"maint\", \"down\", \"fail\", \"failed\", \"stopped\" and \"maxconn:N\"";
@@ -17,22 +18,23 @@ const WORDS: &str =
 /// How the balancer queries the agents of a service's backends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentConfig {
-    /// The TCP port of the agents, at the addresses of their backends.
+    /// The TCP port of the agents; each agent has the address of its backend.
     pub port: u16,
-    /// The time between the starts of two queries.
+    /// The time between the starts of two queries of an agent.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
 }
 
-/// The reports of a backend's agent so far. An agent may reduce the backend's load, and restore only what it has
-/// reduced.
+/// The combined reports that a backend's agent has sent so far. An agent may only reduce the load of its backend, and
+/// later restore the load that it has reduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Said {
-    /// The percentage of the configured weight that is in effect; at most 100.
+    /// The percentage of the configured weight that is in effect because of the reports; at most 100.
     pub percent: u8,
     /// The administrative state that the agent requests.
     pub admin: Admin,
-    /// The agent's reason why the backend is down, which may be empty; `None`: the backend is not down.
+    /// The reason by which the agent declares the backend down, which may be empty; `None`: the agent does not declare
+    /// the backend down.
     pub down: Option<String>,
 }
 
@@ -43,13 +45,13 @@ impl Default for Said {
 }
 
 impl Said {
-    /// Whether the agent reduces nothing.
+    /// Whether the agent's reports reduce nothing.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns the reports after another answer; parts that the answer omits stay unchanged.
+    /// Returns the combined reports after another answer; values that the answer omits stay unchanged.
     #[must_use]
     pub fn after(&self, answer: &Answer) -> Self {
         let percent = answer.percent.filter(|&percent| {
@@ -62,7 +64,7 @@ impl Said {
         }
     }
 
-    /// Returns the reduced `weight`, which is zero only at 0%.
+    /// Returns the reduced `weight`, which is zero only if the percentage is 0.
     #[must_use]
     pub fn weight(&self, weight: u16) -> u16 {
         let left = u32::from(weight) * u32::from(self.percent) / 100;
@@ -70,7 +72,7 @@ impl Said {
         u16::try_from(left.max(least)).unwrap_or(weight)
     }
 
-    /// Returns the administrative state that results from the operator's `admin` and the agent's.
+    /// Returns the administrative state that results from the operator's state `admin` and from the agent's state.
     #[must_use]
     pub const fn admin(&self, admin: Admin) -> Admin {
         match (self.admin, admin) {
@@ -81,7 +83,7 @@ impl Said {
     }
 }
 
-/// Formats as `75%, drain`, or `100%` if nothing is reduced.
+/// Formats the reports as `75%, drain`, or as `100%` if they reduce nothing.
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", self.percent)?;
@@ -97,7 +99,7 @@ impl fmt::Display for Said {
     }
 }
 
-/// A single answer of an agent.
+/// A single answer that an agent has sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     percent: Option<u8>,
@@ -106,12 +108,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Parses the first line of an answer: words of HAProxy's agent-check protocol, separated by white space or commas.
-    /// More than 100% counts as 100%. The parser accepts and ignores `maxconn:N`. If words contradict each other, the
-    /// last one counts.
+    /// Parses the first line of an agent's answer: words of HAProxy's agent-check protocol, separated by white space or
+    /// commas. The parser reduces a percentage above 100% to 100%. The parser accepts and ignores `maxconn:N`. If two
+    /// words contradict each other, the later word takes effect.
     ///
     /// # Errors
-    /// If no word belongs to the protocol.
+    /// Fails if the line contains no word that the protocol defines.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
         let line = text.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let line = String::from_utf8_lossy(line);
@@ -123,7 +125,7 @@ impl Answer {
         if known { Ok(answer) } else { Err(format!("says {}, which has none of the words {WORDS}", quoted(&line))) }
     }
 
-    /// Applies a word. Returns whether it belongs to the protocol.
+    /// Applies one word of the answer. Returns whether the protocol defines the word.
     fn take(&mut self, word: &str, why: &str) -> bool {
         match word {
             "up" => self.down = Some(None),

@@ -17,10 +17,10 @@ use crate::{
     value::quoted,
 };
 
-/// A health check.
+/// A health check of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckConfig {
-    /// The request and the expected answer.
+    /// The request of the check, and the answer that the check expects.
     pub kind: CheckKind,
     /// The path of the check's packets.
     #[serde(default)]
@@ -28,116 +28,118 @@ pub struct CheckConfig {
     /// The time between the starts of two checks, before jitter; at least 100 ms.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// The maximum time for an answer; at least 100 ms, at most `interval`.
+    /// The maximum time to wait for an answer; at least 100 ms, at most `interval`.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// The interval while a verdict is pending; at least 100 ms, at most `interval`.
+    /// The interval while the checks have not confirmed another verdict yet; at least 100 ms, at most `interval`.
     pub fast_interval: Duration,
-    /// Whether signs of failure in packets trigger an immediate check.
+    /// Whether signs in packets that a backend may have failed trigger an immediate check.
     #[serde(default = "CheckConfig::passive_by_default")]
     pub passive: bool,
-    /// The number of consecutive failures that make a backend down; at least 1.
+    /// The number of consecutive failed checks that make a backend down; at least 1.
     pub fall: u32,
-    /// The number of consecutive successes that make a backend up; at least 1.
+    /// The number of consecutive passed checks that make a backend up; at least 1.
     pub rise: u32,
 }
 
 impl CheckConfig {
-    /// The maximum deviation of an interval in either direction, as a fraction.
+    /// The maximum random deviation of an interval in either direction, as a fraction of the interval.
     pub const JITTER: f64 = 0.1;
 
-    /// The default of [`Self::passive`].
+    /// The default value of [`Self::passive`].
     #[must_use]
     pub const fn passive_by_default() -> bool {
         true
     }
 
-    /// The maximum duration of a round of checks while verdicts are pending.
+    /// The maximum duration of one round of checks while verdicts are pending.
     #[must_use]
     pub fn fast_round(&self) -> Duration {
         self.fast_interval.mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 
-    /// The maximum time between the moments at which the first and the last of several backends are found up, if they
-    /// came back together.
+    /// The maximum time between the check that finds the first of several backends up and the check that finds the last
+    /// one up, if the backends came back at the same time.
     #[must_use]
     pub fn return_takes(&self) -> Duration {
         (self.interval * self.rise).mul_f64(1.0 + Self::JITTER) + self.timeout
     }
 }
 
-/// The path of a health check's packets.
+/// The path that a health check's packets take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
-    /// The path to the backend's own address, along the kernel's routes.
+    /// The packets go to the backend's own address, along the kernel's routes.
     #[default]
     Backend,
-    /// The path to the service's VIP by the backend's forwarding mode, like clients' packets. It is not available for
-    /// programs, nor with `nat`, which turns the VIP into the backend's own address.
+    /// The packets go to the service's VIP through the backend's forwarding mode, like clients' packets. A check that
+    /// runs a program cannot use this path, nor can a check in `nat` mode, which replaces the VIP by the backend's own
+    /// address.
     Service,
 }
 
-/// The kind of a health check.
+/// The kind of a health check, with its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum CheckKind {
-    /// No check: the health stays `unknown`, which counts as up.
+    /// No check: the health of the backend stays `unknown`, which counts as up.
     None,
     /// The backend must accept a TCP connection.
     Tcp {
-        /// The port to check, in place of the backend's port.
+        /// The port to which the check connects, in place of the backend's port.
         port: Option<u16>,
     },
     /// The backend must answer an HTTP request with an expected status.
     Http(HttpCheck),
     /// The gRPC health service must report that a service is serving.
     Grpc(GrpcCheck),
-    /// The backend must answer a datagram.
+    /// The backend must answer a UDP datagram.
     Udp(UdpCheck),
     /// The backend must answer a DNS query with an expected response code.
     Dns(DnsCheck),
-    /// A program must end with exit code 0.
+    /// A program on this machine must end with exit code 0.
     Exec(ExecCheck),
 }
 
-/// An HTTP health check.
+/// A health check by HTTP or HTTPS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HttpCheck {
-    /// The port to check, in place of the backend's port.
+    /// The port to which the check connects, in place of the backend's port.
     pub port: Option<u16>,
-    /// The settings of TLS; `None`: plain HTTP.
+    /// The TLS settings of the check; `None`: plain HTTP.
     pub tls: Option<Tls>,
-    /// Whether the check speaks HTTP/2, without TLS by prior knowledge; otherwise HTTP/1.1.
+    /// Whether the check uses HTTP/2 (without TLS by prior knowledge) in place of HTTP/1.1.
     #[serde(default, skip_serializing_if = "is_false")]
     pub http2: bool,
     /// The method of the request: `GET`, `HEAD`, `OPTIONS`, …
     pub method: String,
     /// The path and the query, starting with a slash.
     pub path: String,
-    /// The `Host` header, which without its port is also the server name in TLS; `None`: the backend's address.
+    /// The `Host` header; without its port, the host is also the server name in TLS; `None`: the backend's address.
     pub host: Option<String>,
-    /// Further headers, by name, each name once.
+    /// Additional headers of the request, by name; each name occurs once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
-    /// The statuses that the check accepts.
+    /// The HTTP statuses that the check accepts.
     pub expect_status: StatusRanges,
-    /// The test that the first 64 KiB of the body must pass.
+    /// The test that the first 64 KiB of the answer's body must pass.
     pub expect_body: Option<BodyTest>,
 }
 
-/// TLS settings of a health check.
+/// The TLS settings of a health check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tls {
-    /// Whether the server's certificate must be valid.
+    /// Whether the check requires a valid server certificate.
     pub verify: bool,
-    /// A PEM file of root certificates for verification; `None`: the system's roots. Allowed only with `verify`.
+    /// A PEM file of root certificates for verification; `None`: the root certificates of the system. This setting is
+    /// valid only together with `verify`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
-    /// The server name in TLS, in place of the host's name.
+    /// The server name in TLS, in place of the name in the `Host` header.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
-    /// The certificate that the check shows if the server asks for one.
+    /// The certificate that the check presents if the server asks for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientFiles>,
 }
@@ -145,39 +147,40 @@ pub struct Tls {
 /// The PEM files of a client certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientFiles {
-    /// The certificate, followed by intermediate certificates.
+    /// The file with the client certificate, followed by intermediate certificates.
     pub cert: PathBuf,
-    /// The private key; `None`: the file of the certificate contains it.
+    /// The file with the private key; `None`: the file of the certificate contains the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
 
-/// A check with the protocol `grpc.health.v1`.
+/// A health check that uses the protocol `grpc.health.v1`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GrpcCheck {
-    /// The port to check, in place of the backend's port.
+    /// The port to which the check connects, in place of the backend's port.
     pub port: Option<u16>,
-    /// The settings of TLS; `None`: plain HTTP/2 by prior knowledge.
+    /// The TLS settings of the check; `None`: plain HTTP/2 by prior knowledge.
     pub tls: Option<Tls>,
-    /// The name of the service; empty: the server as a whole.
+    /// The name of the gRPC service to check; empty: the server as a whole.
     pub service: String,
-    /// The `:authority`, which without its port is also the server name in TLS; `None`: the backend's address.
+    /// The `:authority` of the request; without its port, it is also the server name in TLS; `None`: the backend's
+    /// address.
     pub host: Option<String>,
-    /// The metadata of the request, by name, each name once.
+    /// The metadata of the request, by name; each name occurs once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<Header>,
 }
 
-/// The purpose of a file that a check reads.
+/// The purpose of a file that a health check reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileUse {
-    /// Root certificates for verification.
+    /// The file contains root certificates for verification.
     Roots,
-    /// The check's own certificate.
+    /// The file contains the check's own certificate.
     ClientCert,
-    /// The private key of the check's own certificate.
+    /// The file contains the private key of the check's own certificate.
     ClientKey,
-    /// The value of a header.
+    /// The file contains the value of a header.
     Header,
 }
 
@@ -198,13 +201,13 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// The property that a body must have.
+/// The test that the body of an answer must pass.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "BodyText", into = "BodyText")]
 pub enum BodyTest {
-    /// The body contains the text.
+    /// The body must contain this text.
     Contains(String),
-    /// The expression matches somewhere in the body.
+    /// The expression must match somewhere in the body.
     Matches(Regex),
 }
 
@@ -249,30 +252,30 @@ impl PartialEq for BodyTest {
 /// A health check that runs a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecCheck {
-    /// The port passed to the program, in place of the backend's port.
+    /// The port that the program gets, in place of the backend's port.
     pub port: Option<u16>,
-    /// The program and its arguments; not empty.
+    /// The program and its arguments; the list is not empty.
     pub command: Vec<String>,
-    /// The name of the user as which the program runs.
+    /// The name of the user account under which the program runs.
     #[serde(default = "ExecCheck::default_user")]
     pub user: String,
 }
 
 impl ExecCheck {
-    /// The default user, which has the fewest rights.
+    /// The default user account, which has the fewest rights.
     #[must_use]
     pub fn default_user() -> String {
         "nobody".to_owned()
     }
 }
 
-/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. There is at least one range, and each is
-/// within 100–599.
+/// Inclusive ranges of HTTP statuses, e.g. `200-399` or `200,204,301-302`. The list contains at least one range, and
+/// each range is within 100–599.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusRanges(pub Vec<(u16, u16)>);
 
 impl StatusRanges {
-    /// Whether `status` lies in one of the ranges.
+    /// Whether `status` is in one of the ranges.
     #[must_use]
     pub fn contains(&self, status: u16) -> bool {
         self.0.iter().any(|&(low, high)| (low..=high).contains(&status))
@@ -299,7 +302,7 @@ impl FromStr for StatusRanges {
 }
 
 impl CheckKind {
-    /// The port to check, in place of the backend's port.
+    /// The port to which the check connects, in place of the backend's port.
     #[must_use]
     pub const fn port(&self) -> Option<u16> {
         match self {
@@ -313,7 +316,7 @@ impl CheckKind {
         }
     }
 
-    /// The protocol of the listener whose port is checked if neither the check nor the backend has one.
+    /// The protocol of the listener whose port the check uses if neither the check nor the backend has a port.
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
         match self {
@@ -322,7 +325,7 @@ impl CheckKind {
         }
     }
 
-    /// Whether this machine sends packets to the port of the check.
+    /// Whether this machine itself sends packets to the port of the check.
     #[must_use]
     pub const fn needs_port(&self) -> bool {
         match self {
@@ -331,7 +334,7 @@ impl CheckKind {
         }
     }
 
-    /// The files that the check reads.
+    /// The files that the health check reads.
     pub fn files(&self) -> impl Iterator<Item = (FileUse, &Path)> {
         let (tls, headers) = match self {
             Self::Http(http) => (http.tls.as_ref(), &*http.headers),
@@ -346,7 +349,8 @@ impl CheckKind {
     }
 }
 
-/// Formats as `the ca_file`, `the client_cert` or `the header whose value is in`, to be followed by the path.
+/// Formats the purpose as `the ca_file`, `the client_cert` or `the header whose value is in`, to be followed by the
+/// path.
 impl fmt::Display for FileUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -358,7 +362,7 @@ impl fmt::Display for FileUse {
     }
 }
 
-/// Formats as `http GET /healthz`, `grpc shop.Cart` or `dns example.com SOA`.
+/// Formats the kind of check as `http GET /healthz`, `grpc shop.Cart` or `dns example.com SOA`.
 impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -381,7 +385,7 @@ impl fmt::Display for CheckKind {
     }
 }
 
-/// Formats as `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
+/// Formats the check as `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`.
 impl fmt::Display for CheckConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;

@@ -1,4 +1,4 @@
-//! The validated configuration. Only `config::load` creates one, from a file that has passed all checks.
+//! The validated configuration. Only `config::load` creates a configuration, from a file that has passed all checks.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -25,44 +25,46 @@ pub use crate::{
     vip::AssignVip,
 };
 
-/// A whole configuration.
+/// A whole configuration of the balancer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The interfaces to attach to, without duplicates. The list may be empty if the command line names interfaces.
+    /// The interfaces to which the program is attached, without duplicates. The list may be empty if the command line
+    /// names the interfaces.
     pub interfaces: Vec<String>,
-    /// The mode in which the program is attached.
+    /// The XDP mode in which the program is attached.
     pub xdp_mode: XdpMode,
-    /// The parts that a clean exit leaves in place.
+    /// The parts of the balancer that a clean exit leaves in place.
     pub on_exit: OnExit,
-    /// The file that stores runtime changes.
+    /// The file that stores changes made at run time.
     pub state_file: PathBuf,
-    /// The control sockets, and who may use them.
+    /// The sockets that control the balancer, and the users that may use these sockets.
     pub control: Control,
-    /// The address of `/metrics`; `None` if switched off.
+    /// The address for `/metrics`; `None`: the metrics are switched off.
     pub metrics_listen: Option<SocketAddr>,
     /// Whether the metrics listener also serves the page for browsers at `/`.
     pub metrics_page: bool,
     /// The number of known clients, over all services, for which the client table is sized.
     pub client_table_capacity: u32,
-    /// The number of connections, over all `snat` services, for which the flow table is sized, if there is such a
+    /// The number of connections, over all `snat` services, for which the flow table is sized, if there is a `snat`
     /// service.
     pub flow_table_capacity: u32,
-    /// The fleet's hash key; `None`: the controller creates one.
+    /// The fleet's hash key; `None`: the controller makes a key.
     pub hash_key: Option<HashKey>,
-    /// The settings of statistics.
+    /// The section `[statistics]` of the configuration.
     pub statistics: StatisticsConfig,
-    /// The fleet of this balancer; `None`: there is none.
+    /// The fleet of this balancer; `None`: the balancer belongs to no fleet.
     pub fleet: Option<Fleet>,
-    /// The services in file order; names and listeners are unique.
+    /// The services in the order of the file; names and listeners are unique.
     pub services: Valid,
 }
 
-/// The section `[statistics]`.
+/// The section `[statistics]` of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StatisticsConfig {
-    /// The fraction of a backend's bytes, 0 to 1, from which on a single client causes a warning; 0: it never does.
+    /// The fraction of a backend's bytes, 0 to 1, above which a single client causes a warning; 0: no client causes a
+    /// warning.
     pub heavy_client_share: f64,
-    /// The average sampling interval: one in this many forwarded packets is sampled.
+    /// The average sampling interval: the program samples one in this many forwarded packets.
     pub sample_interval: u32,
 }
 
@@ -72,24 +74,24 @@ impl Default for StatisticsConfig {
     }
 }
 
-/// The XDP modes that may be used.
+/// The XDP modes that the balancer may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum XdpMode {
-    /// Native mode, or generic mode if the driver has no native mode.
+    /// The balancer uses native mode, or generic mode if the driver has no native mode.
     Auto,
-    /// Only native mode is allowed.
+    /// The balancer may use only native mode.
     Native,
-    /// Only generic mode is allowed.
+    /// The balancer may use only generic mode.
     Generic,
 }
 
-/// The parts that a clean exit leaves in place.
+/// The parts of the balancer that a clean exit leaves in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnExit {
     /// A clean exit leaves nothing in place.
     Detach,
-    /// The pinned data path, which continues to forward packets.
+    /// A clean exit leaves the pinned data path in place, which continues to forward packets.
     Keep,
 }

@@ -1,4 +1,4 @@
-//! The sockets that control the balancer, and the users that may use them.
+//! The sockets that control the balancer, and the users that may use these sockets.
 
 use std::{
     collections::BTreeMap,
@@ -9,64 +9,66 @@ use std::{
 /// The section `[control]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Control {
-    /// The socket that allows reading and changes.
+    /// The socket that allows reading and making changes.
     pub socket: PathBuf,
-    /// The group, by name or number, that may use the socket besides root; `None`: the group of the process.
+    /// The group, by name or number, whose members may use the socket in addition to root; `None`: the group of the
+    /// process.
     pub group: Option<String>,
-    /// The group that may use the [socket for readers](readers_socket); `None`: there is no such socket.
+    /// The group whose members may use the [socket for readers](readers_socket); `None`: there is no such socket.
     pub readers: Option<String>,
-    /// The listener for other machines; `None`: there is none.
+    /// The listener for connections from other machines; `None`: there is no such listener.
     pub remote: Option<Remote>,
-    /// The file to which the balancer writes requests for changes; `None`: it writes none.
+    /// The file in which the balancer records requests for changes; `None`: the balancer records no requests.
     pub audit: Option<PathBuf>,
 }
 
 impl Control {
-    /// Settings with this socket and nothing else.
+    /// Settings that contain only this socket.
     #[must_use]
     pub const fn at(socket: PathBuf) -> Self {
         Self { socket, group: None, readers: None, remote: None, audit: None }
     }
 }
 
-/// A listener for other machines, which uses TLS.
+/// A listener for connections from other machines, which uses TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
-    /// The address and the port of the listener.
+    /// The address and the port on which the listener waits.
     pub listen: SocketAddr,
-    /// The file with the balancer's certificate and those between it and a root.
+    /// The file with the balancer's certificate, followed by the certificates between this certificate and a root.
     pub cert: PathBuf,
-    /// The file with the private key of this certificate.
+    /// The file with the private key of the balancer's certificate.
     pub key: PathBuf,
     /// The file with the certificates that have signed the clients' certificates.
     pub client_ca: PathBuf,
-    /// The roles of clients, by a name in their certificates: the common name, or a DNS name.
+    /// The roles of clients, by a name in the client's certificate: the common name, or a DNS name.
     pub roles: BTreeMap<String, Role>,
 }
 
 impl Remote {
-    /// The role of the client whose certificate has these names: of several roles, the one with most rights.
+    /// The role of the client whose certificate contains these names; if the names have several roles, the role with
+    /// the most rights applies.
     pub fn role<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Option<Role> {
         names.into_iter().filter_map(|name| self.roles.get(name).copied()).max()
     }
 }
 
-/// The part of the API that a client may use. Each role includes those before it.
+/// The requests of the API that a client may make. Each role includes the rights of the roles before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// The client may read.
+    /// The client may make requests that only read.
     Read,
-    /// The client may also set administrative states and weights of backends.
+    /// The client may also set the administrative states and the weights of backends.
     Drain,
-    /// The client may do everything.
+    /// The client may make every request.
     All,
 }
 
 impl Role {
-    /// Every role, in ascending order of rights.
+    /// Every role, in ascending order of the roles' rights.
     pub const ALL: [Self; 3] = [Self::Read, Self::Drain, Self::All];
 
-    /// The word for the role in a file.
+    /// The word for the role in a configuration file.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -77,7 +79,7 @@ impl Role {
     }
 }
 
-/// The path of the socket for readers that belongs to the control socket.
+/// The path of the socket for readers, which belongs to the control socket with the given path.
 #[must_use]
 pub fn readers_socket(socket: &Path) -> PathBuf {
     let stem = socket.file_stem().unwrap_or_default();

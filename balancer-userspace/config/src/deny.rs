@@ -10,17 +10,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{listeners::Family, value, words::grouped};
 
-/// The maximum number of prefixes in a list.
+/// The maximum number of prefixes in a deny list.
 pub const MAX_DENIED: usize = 1 << 20;
 
 /// The setting `deny` of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DenyConfig {
-    /// The file, by its absolute path.
+    /// The absolute path of the file with the prefixes.
     pub file: PathBuf,
 }
 
-/// The prefixes of a list, each once.
+/// The prefixes of a deny list; each prefix occurs once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DenyList {
     v4: Box<[Ipv4Net]>,
@@ -28,10 +28,10 @@ pub struct DenyList {
 }
 
 impl DenyList {
-    /// Parses the text of a list.
+    /// Parses the text of a deny list.
     ///
     /// # Errors
-    /// The first error, and its line.
+    /// Returns the first error in the text, with its line.
     pub fn parse(text: &[u8]) -> Result<Self, (Option<usize>, String)> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for (number, line) in (1..).zip(text.split(|&byte| byte == b'\n')) {
@@ -61,19 +61,19 @@ impl DenyList {
         Ok(list)
     }
 
-    /// The number of prefixes.
+    /// The number of prefixes in the list.
     #[must_use]
     pub fn len(&self) -> usize {
         self.v4.len() + self.v6.len()
     }
 
-    /// Whether there are no prefixes.
+    /// Whether the list contains no prefixes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The number of prefixes of a family.
+    /// The number of prefixes of one address family.
     #[must_use]
     pub fn len_of(&self, family: Family) -> usize {
         match family {
@@ -82,7 +82,7 @@ impl DenyList {
         }
     }
 
-    /// The prefixes of a family, in ascending order.
+    /// The prefixes of one address family, in ascending order.
     pub fn of(&self, family: Family) -> impl Iterator<Item = IpNet> {
         let (v4, v6) = match family {
             Family::V4 => (&*self.v4, [].as_slice()),
@@ -91,7 +91,7 @@ impl DenyList {
         v4.iter().copied().map(IpNet::V4).chain(v6.iter().copied().map(IpNet::V6))
     }
 
-    /// Whether exactly this prefix is in the list.
+    /// Whether the list contains exactly this prefix.
     #[must_use]
     pub fn contains(&self, prefix: IpNet) -> bool {
         match prefix {
@@ -109,8 +109,8 @@ impl DenyList {
     }
 }
 
-/// Parses a line. The error does not quote the line, because a caller of the API may name any file and must not learn
-/// its contents.
+/// Parses one line of the list. The error message does not quote the line, because a caller of the API may name any
+/// file and must not learn the file's contents.
 fn prefix(text: &str) -> Result<IpNet, String> {
     let one = || text.parse::<IpAddr>().map(IpNet::from);
     let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {

@@ -1,4 +1,4 @@
-//! Service discovery: backends from a list of targets that another program maintains.
+//! Service discovery: backends from a list of targets, which another program maintains.
 
 use std::{
     fmt, mem,
@@ -20,19 +20,19 @@ use crate::{
 pub struct DiscoverConfig {
     /// The source of the list.
     pub source: Source,
-    /// The minimum number of targets; a shorter list is not applied.
+    /// The minimum number of targets; the balancer does not apply a shorter list.
     pub min: Floor,
-    /// The configuration of the only backend, if the list contains the addresses of a single backend.
+    /// The configuration of the only backend, if the list consists of the addresses of a single backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Own>,
 }
 
-/// The configured part of a backend whose address is a name.
+/// The configured settings of a backend whose address is a DNS name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {
-    /// The share of new clients.
+    /// The weight, which determines the backend's share of new clients.
     pub weight: u16,
-    /// Whether new clients use other backends first.
+    /// Whether the backend is a backup, which gets new clients only if no primary backend takes them.
     pub backup: bool,
 }
 
@@ -40,16 +40,16 @@ pub struct Own {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Source {
-    /// A file, by its absolute path.
+    /// The source is a file, given by its absolute path.
     File(PathBuf),
-    /// Records of DNS, by their query.
+    /// The source is DNS records, given by their query.
     Dns(DnsSource),
-    /// Keys of etcd, by their prefix.
+    /// The source is keys of etcd, given by their prefix.
     Etcd(EtcdSource),
 }
 
 impl Source {
-    /// The file, if the source is a file.
+    /// The path of the file, if the source is a file.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// The backend whose address the source is, if it belongs to one.
+    /// The name of the backend whose address the source resolves, if the source belongs to a single backend.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
         match &self.dns()?.records {
@@ -67,8 +67,8 @@ impl Source {
         }
     }
 
-    /// Whether this source queries the same records of the same name, or the same keys, as an earlier source. The
-    /// address of a backend belongs only to that backend.
+    /// Whether this source queries the same DNS records of the same name, or the same keys of etcd, as an earlier
+    /// source. A source that resolves the address of a backend belongs only to this backend.
     #[must_use]
     pub fn succeeds(&self, former: &Self) -> bool {
         let kind = |dns: &DnsSource| mem::discriminant(&dns.records);
@@ -81,7 +81,7 @@ impl Source {
         }
     }
 
-    /// The DNS query, if the source is one.
+    /// The DNS query, if the source is DNS records.
     #[must_use]
     pub const fn dns(&self) -> Option<&DnsSource> {
         match self {
@@ -90,7 +90,7 @@ impl Source {
         }
     }
 
-    /// The keys of etcd, if the source consists of keys.
+    /// The keys of etcd, if the source is keys of etcd.
     #[must_use]
     pub const fn etcd(&self) -> Option<&EtcdSource> {
         match self {
@@ -110,18 +110,18 @@ impl fmt::Display for Source {
     }
 }
 
-/// The minimum number of targets for a list to be applied.
+/// The minimum number of targets that a list must have to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Floor {
-    /// A fixed number of targets.
+    /// The minimum is a fixed number of targets.
     Targets(u32),
-    /// A percentage of the number of targets when the list was last applied, but at least one target.
+    /// The minimum is a percentage of the number of targets in the list that was last applied, but at least one target.
     Share(u8),
 }
 
 impl Floor {
-    /// The minimum number of targets, given the earlier number.
+    /// The minimum number of targets, given the number of targets in the list that was last applied.
     #[must_use]
     pub fn least(self, had: usize) -> usize {
         match self {
@@ -130,7 +130,7 @@ impl Floor {
         }
     }
 
-    /// Returns an error if a list of `count` targets, which had `had` targets before, has too few.
+    /// Returns an error if `count` targets are too few for a list that had `had` targets when it was last applied.
     #[must_use]
     pub fn too_few(self, count: usize, had: usize) -> Option<String> {
         let least = self.least(had);
@@ -157,15 +157,15 @@ impl Default for Floor {
     }
 }
 
-/// The part of a backend that a list of targets controls.
+/// The properties of a backend that a list of targets controls.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
-    /// The list that contains the backend.
+    /// The source of the list that contains the backend.
     pub source: Source,
-    /// The weight in the list, which a user can change at run time.
+    /// The weight that the list specifies for the backend; a user can change the weight at run time.
     pub weight: u16,
-    /// The state that the operator wanted before the backend was no longer listed; set only while the backend drains
-    /// for that reason.
+    /// The state that the operator wanted before the backend disappeared from the list; set only while the backend
+    /// drains for this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Admin>,
 }

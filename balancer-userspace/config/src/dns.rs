@@ -1,5 +1,5 @@
-//! Backends from DNS: turns records into targets. A target is identified by its name; its position in an answer has no
-//! meaning.
+//! Backends from DNS: turns DNS records into targets. The name of a target identifies it; its position in a DNS answer
+//! has no meaning.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,37 +16,37 @@ use crate::{
     words::counted,
 };
 
-/// The query whose answer is a list of targets.
+/// The DNS query whose answer is a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DnsSource {
-    /// The records that contain the targets.
+    /// The kind of DNS records that contain the targets.
     pub records: Records,
-    /// The queried name: lower case, without the final dot.
+    /// The queried name in lower case, without the final dot.
     pub name: String,
-    /// The family of the wanted addresses; `None`: the families of the service's clients.
+    /// The family of the wanted addresses; `None`: the families of the service's listeners.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
-    /// The servers to query; if empty, those of `/etc/resolv.conf`.
+    /// The DNS servers that the balancer queries; if empty: the servers in `/etc/resolv.conf`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<SocketAddr>,
 }
 
-/// The records that contain the targets.
+/// The kind of DNS records that contain the targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Records {
-    /// SRV records, each of which names a host and its port.
+    /// SRV records, each of which names the host and the port of a target.
     Services,
     /// Address records, each of which is a target.
     Addresses {
-        /// The port of all targets; `None`: the listener's port.
+        /// The port of all targets; `None`: each listener's port.
         port: Option<u16>,
     },
-    /// Address records of a single backend, whose configured address is a name.
+    /// Address records for a single backend; the name is the backend's configured address.
     Backend {
         /// The name of the backend.
         backend: String,
-        /// The port of the backend; `None`: the listener's port.
+        /// The port of the backend; `None`: each listener's port.
         port: Option<u16>,
     },
 }
@@ -67,20 +67,20 @@ impl fmt::Display for DnsSource {
 pub struct Srv {
     /// The priority of the record; lower values are better.
     pub priority: u16,
-    /// The share among records of the same priority.
+    /// The weight of the record among records with the same priority.
     pub weight: u16,
     /// The port of the target.
     pub port: u16,
-    /// The name of the target; empty if the service does not exist.
+    /// The host name of the target; empty if the service does not exist.
     pub host: String,
 }
 
-/// The known addresses of a host.
+/// The known addresses of a host name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resolved {
-    /// The addresses, of any family.
+    /// The addresses of the host, of any address family.
     pub addresses: Vec<IpAddr>,
-    /// The reason why addresses are missing.
+    /// The reason why addresses of the host are missing.
     pub why: Option<String>,
 }
 
@@ -90,10 +90,10 @@ pub fn canonical(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Parses the name in `dns` or `dns_a`.
+/// Parses the name in the key `dns` or `dns_a`.
 ///
 /// # Errors
-/// If the name cannot be queried.
+/// Fails if the name is not valid in a DNS query.
 pub fn host_name(text: &str) -> Result<String, String> {
     let name = canonical(text);
     let right = "write a whole name such as \"web.internal\"; no search domain is added";
@@ -108,10 +108,10 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(name)
 }
 
-/// Parses a backend's address that is a name, with or without a port.
+/// Parses a backend's address if it is a DNS name, with or without a port.
 ///
 /// # Errors
-/// If the text is not a name, for example a mistyped address.
+/// Fails if the text is not a DNS name, for example a mistyped IP address.
 pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0).ok_or_else(String::new)?)),
@@ -122,10 +122,10 @@ pub fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
     if is_name { Ok((name, port)) } else { Err(String::new()) }
 }
 
-/// Parses an entry of `servers`: an address, with a port unless that is 53.
+/// Parses an entry of `servers`: an address, with a port if the port is not 53.
 ///
 /// # Errors
-/// If the text is something else.
+/// Fails if the text is not an address with an optional port.
 pub fn server(text: &str) -> Result<SocketAddr, String> {
     const PORT: u16 = 53;
     let server = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, PORT)));
@@ -137,17 +137,18 @@ pub fn server(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// The targets in SRV records. A host that is not in `hosts`, or has no address there, becomes a target without one.
-/// Records of the best priority become normal backends, all others backups.
+/// The targets in SRV records. A host that is not in `hosts`, or that has no address in `hosts`, becomes a target
+/// without addresses. Records with the best priority become normal backends, and all other records become backups.
 ///
 /// # Errors
-/// If there are too many targets.
+/// Fails if the records contain too many targets.
 pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Result<Vec<Target>, String> {
     let mut places: BTreeMap<(&str, u16), (u16, u16)> = BTreeMap::new();
     for record in records.iter().filter(|record| !record.host.is_empty()) {
         let weight = record.weight.max(1);
         let place = places.entry((&record.host, record.port)).or_insert((record.priority, weight));
-        // A duplicate target gets its best priority, and the greatest weight of that priority.
+        // If a target occurs more than once, it gets its best priority, and the greatest weight among its records of
+        // this priority.
         if (record.priority, u16::MAX - weight) < (place.0, u16::MAX - place.1) {
             *place = (record.priority, weight);
         }
@@ -161,10 +162,11 @@ pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Resul
     Ok(places.into_iter().map(target).collect())
 }
 
-/// The targets from the addresses of a name.
+/// The targets that the addresses of a DNS name make.
 ///
 /// # Errors
-/// If there are too many addresses, or if one is not a host address, because the others may be wrong as well.
+/// Fails if there are too many addresses. The function also fails if one address is not a host address, because the
+/// other addresses may be wrong as well.
 pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Target>, String> {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     check_count(addresses.len())?;
@@ -182,7 +184,7 @@ pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Targe
     addresses.into_iter().map(target).collect()
 }
 
-/// The target for a backend whose address is a name.
+/// The target for a backend whose configured address is a DNS name.
 #[must_use]
 pub fn of_backend(backend: &str, port: Option<u16>, resolved: Resolved) -> Target {
     let Resolved { addresses, why } = resolved;
@@ -196,9 +198,9 @@ fn check_count(count: usize) -> Result<(), String> {
     Err(format!("has {}; {MAX_TARGETS} are the most", counted(count, "target")))
 }
 
-/// Gives targets of SRV records unique names of backends: the host, or host and port if a host has several ports.
-/// Existing backends keep their names: `is_at` returns whether the backend with a name has that port, or `None` if no
-/// such backend exists.
+/// Gives targets of SRV records unique backend names: the host, or the host and the port if a host has several ports.
+/// Existing backends keep their names: `is_at` returns whether the backend with a name has the given port, or `None` if
+/// no backend has this name.
 #[must_use]
 pub fn named(targets: &[Target], is_at: impl Fn(&str, u16) -> Option<bool>) -> Vec<Target> {
     let mut hosts: BTreeMap<&str, Vec<&Target>> = BTreeMap::new();
@@ -241,7 +243,7 @@ mod tests {
         targets.iter().map(|target| target.name.as_str()).collect()
     }
 
-    /// Simulates existing backends at these ports.
+    /// Simulates existing backends that have these ports.
     fn at(present: &[(&'static str, u16)]) -> impl Fn(&str, u16) -> Option<bool> {
         move |name, port| present.iter().find(|(known, _)| *known == name).map(|(_, of)| *of == port)
     }
@@ -298,12 +300,12 @@ mod tests {
         };
         assert_eq!(of(&[80], &[]), "web");
         assert_eq!(of(&[80, 81], &[]), "web-80 web-81");
-        // A second port is added; then the first port is removed and added again.
+        // A second port of the host is added; then the first port is removed and added again.
         assert_eq!(of(&[80, 81], &[("web", 80)]), "web web-81");
         assert_eq!(of(&[81], &[("web", 80), ("web-81", 81)]), "web-81");
         assert_eq!(of(&[80, 81], &[("web", 80), ("web-81", 81)]), "web web-81");
         assert_eq!(of(&[80, 81], &[("web-81", 81)]), "web-80 web-81");
-        // A changed port means the same backend at another address.
+        // If only the port changes, it is the same backend at another address.
         assert_eq!(of(&[90], &[("web", 80)]), "web");
         assert_eq!(of(&[90, 91], &[("web", 80)]), "web-90 web-91");
         assert_eq!(of(&[80], &[("web-80", 80)]), "web-80");

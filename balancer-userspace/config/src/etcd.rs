@@ -1,5 +1,5 @@
-//! Backends from keys of etcd: determines the keys to read, and turns them into targets. A target is identified by its
-//! key.
+//! Backends from keys of etcd: determines which keys to read, and turns the keys and their values into targets. The key
+//! of a target identifies it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,31 +17,31 @@ use crate::{
     words::counted,
 };
 
-/// The priority of a target whose value has none, as in SkyDNS.
+/// The priority of a target whose value contains no priority, the same as in SkyDNS.
 const DEFAULT_PRIORITY: u32 = 10;
 
-/// The servers of etcd, and how to reach them.
+/// The servers of etcd, and the certificates for connections to them.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EtcdServers {
-    /// The URLs of the servers, `http` or `https`, without a path: at least one, without duplicates.
+    /// The URLs of the servers, `http` or `https`, without a path: at least one URL, without duplicates.
     pub endpoints: Vec<String>,
     /// The certificates that have signed the servers' certificates; `None`: the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The client's certificate, which requires `key`.
+    /// The file with the client's certificate, which requires `key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
-    /// The private key of the client's certificate.
+    /// The file with the private key of the client's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
 
-/// The keys that contain a list of targets.
+/// The keys of etcd that contain a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EtcdSource {
-    /// The prefix of all keys of the list; it ends with `/`.
+    /// The prefix of all keys in the list; the prefix ends with `/`.
     pub prefix: String,
-    /// The servers that have these keys.
+    /// The etcd servers from which the balancer reads these keys.
     pub etcd: EtcdServers,
 }
 
@@ -51,10 +51,10 @@ impl fmt::Display for EtcdSource {
     }
 }
 
-/// Parses a prefix of keys, and adds the final slash.
+/// Parses a prefix of keys, and appends a slash if it has none.
 ///
 /// # Errors
-/// If the prefix would include all keys, or has characters that no key should have.
+/// Fails if the prefix would include all keys, or contains characters that no key should have.
 pub(crate) fn prefix(text: &str) -> Result<String, String> {
     let right = "write the path of a service's keys, such as \"/services/web/\"";
     let path = text.trim_end_matches('/');
@@ -67,7 +67,7 @@ pub(crate) fn prefix(text: &str) -> Result<String, String> {
     Ok(format!("{path}/"))
 }
 
-/// A value as SkyDNS writes it. Further fields have no effect.
+/// The value of a key in the format of SkyDNS. Other fields of the value have no effect.
 #[derive(Deserialize)]
 struct SkyDns {
     host: String,
@@ -79,7 +79,7 @@ struct SkyDns {
     priority: u32,
 }
 
-/// The place of one target.
+/// The address, the port, the weight and the priority of one target.
 struct Place {
     address: IpAddr,
     port: Option<u16>,
@@ -87,19 +87,19 @@ struct Place {
     priority: u32,
 }
 
-/// The targets in the keys below a prefix, given without that prefix and with their values: the targets of the best
-/// priority are normal backends, all others backups.
+/// The targets from the keys below a prefix; the keys are given with their values and without this prefix. The targets
+/// with the best priority are normal backends, and all other targets are backups.
 ///
 /// # Errors
-/// The first error, and its key. The text does not quote values, because a caller of the API may name any prefix and
-/// must not learn its contents.
+/// Returns the first error, with its key. The error message does not quote values, because a caller of the API may name
+/// any prefix and must not learn the values of its keys.
 pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> {
     if tree.len() > MAX_TARGETS {
         return Err(format!("has {}; {MAX_TARGETS} are the most", counted(tree.len(), "key")));
     }
     let mut places = Vec::with_capacity(tree.len());
     let mut names = BTreeSet::new();
-    // Some programs create a key that equals the prefix as a directory.
+    // Some programs create a key that equals the prefix, like a directory.
     for (key, value) in tree.iter().filter(|(key, _)| !key.is_empty()) {
         let place = place(value).map_err(|why| format!("key {}: {why}", value::quoted(key)))?;
         let name = name(key);
@@ -120,7 +120,7 @@ pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> 
     Ok(places.into_iter().map(target).collect())
 }
 
-/// The name of the backend for a key: the key with `-` in place of `/`, if that is a valid name.
+/// The backend name for a key: the key with `-` in place of `/`, if the result is a valid name.
 fn name(key: &str) -> String {
     value::name(&key.replace('/', "-")).unwrap_or_else(|_| backend_name(key))
 }

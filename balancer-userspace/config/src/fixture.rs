@@ -1,4 +1,4 @@
-//! Configurations for tests.
+//! Configurations and values for tests.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,7 +24,7 @@ use crate::{
     validate::Valid,
 };
 
-/// The hash key of the fleet.
+/// The hash key of the fleet in tests.
 pub const KEY: HashKey = HashKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };
 
 /// The time at which a test begins.
@@ -40,14 +40,14 @@ pub fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// Parses `SERVICE/BACKEND`.
+/// Parses the name of a backend in the form `SERVICE/BACKEND`.
 #[must_use]
 pub fn name(text: &str) -> BackendName {
     let (service, backend) = text.split_once('/').unwrap();
     BackendName { service: service.to_owned(), backend: backend.to_owned() }
 }
 
-/// A TCP check.
+/// A TCP check with the settings that most tests use.
 #[must_use]
 pub fn check() -> CheckConfig {
     CheckConfig {
@@ -79,7 +79,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
     }
 }
 
-/// A service at `at` with backends `NAME ADDRESS:PORT`.
+/// A service at the address `at`, whose backends are given as `NAME ADDRESS:PORT`.
 #[must_use]
 pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) -> ServiceConfig {
     let service = ServiceConfig {
@@ -122,7 +122,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
     service.normalised()
 }
 
-/// A configuration with `services`, which must be valid.
+/// A configuration that contains `services`, which must be valid.
 #[must_use]
 pub fn config(services: Vec<ServiceConfig>) -> Config {
     Config {
@@ -142,7 +142,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
     }
 }
 
-/// A service `web` in `nat` mode, with backends web1 to web4.
+/// A service `web` in `nat` mode, with the backends web1 to web4.
 #[must_use]
 pub fn web() -> ServiceConfig {
     let backends = ["web1 10.0.0.11:8080", "web2 10.0.0.12:8080", "web3 10.0.0.13:8080", "web4 10.0.0.14:8080"];

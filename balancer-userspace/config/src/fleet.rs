@@ -1,36 +1,36 @@
-//! A fleet: several balancers that act as one.
+//! A fleet: several balancers that serve the same services together.
 
 use std::time::Duration;
 
 use crate::{etcd::EtcdServers, value};
 
-/// The default for how long the balancer steers after its VIPs are gone.
+/// The default time for which the balancer continues to steer after it has withdrawn its VIPs.
 pub const LINGER: Duration = Duration::from_secs(3);
 
 /// The section `[fleet]`: the balancers that serve the same services, and the engine through which they agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
-    /// The fleet's name, 1–63 of `[A-Za-z0-9._-]`, which is part of the engine's keys.
+    /// The fleet's name, 1–63 characters of `[A-Za-z0-9._-]`, which is part of the keys in the engine.
     pub name: String,
-    /// This member's name, with the same characters; `None`: the host's name.
+    /// This member's name, with the same valid characters as the fleet's name; `None`: the name of the host.
     pub member: Option<String>,
-    /// The servers of the engine.
+    /// The servers of the engine, and how to reach them.
     pub etcd: EtcdServers,
-    /// How long a silent member still counts: whole seconds, 1 s to 1 min.
+    /// The time for which a silent member still belongs to the fleet: whole seconds, 1 s to 1 min.
     pub lease: Duration,
-    /// Whether members share known clients, besides verdicts and configuration.
+    /// Whether members share known clients in addition to verdicts and configuration.
     pub share_clients: bool,
-    /// The treatment of VIPs when the engine is unreachable for longer than the lease.
+    /// How the member treats its VIPs when it cannot reach the engine for longer than the lease.
     pub when_alone: WhenAlone,
-    /// How long steering continues after the VIPs are gone at an orderly end, up to 1 min.
+    /// The time for which the member continues to steer after it has withdrawn its VIPs at an orderly end, up to 1 min.
     pub linger: Duration,
 }
 
 impl Fleet {
-    /// This member's name: `member`, or the host's name.
+    /// This member's name: the value of `member`, or the name of the host.
     ///
     /// # Errors
-    /// One line if the host's name is not a valid member name.
+    /// Returns an error of one line if the name of the host is not a valid member name.
     pub fn member_name(&self) -> Result<String, String> {
         if let Some(member) = &self.member {
             return Ok(member.clone());
@@ -44,7 +44,7 @@ fn member_of(host: &str) -> Result<String, String> {
     value::name(host).map_err(|wrong| format!("the host's name cannot be the member's ({wrong}): give [fleet] member"))
 }
 
-/// The behaviour of a member that cannot reach the engine.
+/// The behaviour of a member while it cannot reach the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenAlone {
     /// The member continues to announce its VIPs.

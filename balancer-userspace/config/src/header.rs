@@ -1,4 +1,5 @@
-//! Headers of health checks. A value may be a secret, so only a check's request and the saved state contain it.
+//! Headers that health checks send. The value of a header may be a secret, so only the request of a check and the saved
+//! state contain the value.
 
 use std::{fmt, path::PathBuf};
 
@@ -7,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::value;
 
-/// The maximum length of a value, in bytes.
+/// The maximum length of a header's value, in bytes.
 pub const MAX_HEADER_VALUE: usize = 16 * 1024;
 
-/// Headers that the check itself sets.
+/// The headers that the check itself sets.
 const OWN: [(&str, &str); 4] = [
     ("host", "write host = \"…\""),
     ("connection", "each check is a connection of its own"),
@@ -18,26 +19,26 @@ const OWN: [(&str, &str); 4] = [
     ("transfer-encoding", "a check has no body"),
 ];
 
-/// A header that a check sends.
+/// A header that a health check sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// A valid name, in lower case.
+    /// A valid header name, in lower case.
     pub name: String,
-    /// The value, or the file that contains it.
+    /// The value of the header, or the file that contains the value.
     pub value: HeaderText,
 }
 
-/// The value of a header.
+/// The source of a header's value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeaderText {
-    /// A text in the configuration.
+    /// The value is a text in the configuration.
     Text(Secret),
-    /// A file that contains the value, which each check reads.
+    /// The value is in a file, which each check reads.
     File(PathBuf),
 }
 
-/// A text that no message may show.
+/// A secret text that no message may show.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -48,10 +49,11 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Parses the name of a header that a check may send, and converts it to lower case.
+/// Parses the name of a header that a health check may send, and converts the name to lower case.
 ///
 /// # Errors
-/// If the text is not a name, or is the name of a header that the check itself sets; the error is the whole message.
+/// Fails if the text is not a header name, or is the name of a header that the check itself sets; the error is the
+/// whole message.
 pub fn name(text: &str) -> Result<String, String> {
     let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
         return Err(format!("{} is not the name of a header; write one such as \"X-Probe\"", value::quoted(text)));
@@ -64,24 +66,26 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The reason why a request over HTTP/2 may not have a header, to follow the header's name; `None` if it may.
+/// The reason why a request over HTTP/2 may not contain a header, in a form that follows the header's name; `None`: the
+/// header is allowed.
 #[must_use]
 pub fn unfit_for_http2(name: &str) -> Option<&'static str> {
     ["keep-alive", "proxy-connection", "te", "upgrade"].contains(&name).then_some("does not exist in HTTP/2")
 }
 
-/// The reason why a gRPC request may not have a header, to follow the header's name; `None` if it may.
+/// The reason why a gRPC request may not contain a header, in a form that follows the header's name; `None`: the header
+/// is allowed.
 #[must_use]
 pub fn unfit_for_grpc(name: &str) -> Option<&'static str> {
     let is_own = name == "te" || name == "content-type" || name.starts_with("grpc-");
     if is_own { Some("belongs to the check itself") } else { unfit_for_http2(name) }
 }
 
-/// Checks whether `value` can be sent as the value of a header.
+/// Checks whether a request can contain `value` as the value of a header.
 ///
 /// # Errors
-/// If the value is too long or has control characters; the text continues after the header's name and does not show the
-/// value.
+/// Fails if the value is too long or contains control characters; the error follows the header's name in a message and
+/// does not show the value.
 pub fn sendable(value: &[u8]) -> Result<(), String> {
     if value.len() > MAX_HEADER_VALUE {
         return Err(format!("has {} bytes; give at most {MAX_HEADER_VALUE}", value.len()));

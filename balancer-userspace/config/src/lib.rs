@@ -1,4 +1,5 @@
-//! The configuration: types whose values are always valid, the words that users write and see, and validation.
+//! The configuration of the balancer: types whose values are always valid, the words that users write and see, and the
+//! validation of files.
 
 #![warn(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Limits of backends: a backend with this many clients or connections takes no new ones, and no known client moves.
+//! Limits of backends: a backend that has reached its limit of clients or connections takes no new clients, and no
+//! known client moves.
 
 use std::{fmt, time::Duration};
 
@@ -7,26 +8,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::grouped;
 
-/// The limits of a backend.
+/// The limits on clients and connections of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// The maximum number of known clients; `None`: no limit.
+    /// The maximum number of known clients; `None`: the number is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u32>,
-    /// `snat`: the maximum number of connections; `None`: no limit.
+    /// `snat`: the maximum number of connections; `None`: the number is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
 }
 
 impl Limits {
-    /// Whether there are no limits.
+    /// Whether the backend has neither of these limits.
     #[must_use]
     pub const fn is_none(&self) -> bool {
         self.clients.is_none() && self.connections.is_none()
     }
 
-    /// Returns the reason why a backend of a service with this memory and mode cannot have these limits; `None` if it
-    /// can.
+    /// Returns the reason why a backend cannot have these limits in a service with this client memory and mode; `None`:
+    /// the limits are valid.
     #[must_use]
     pub fn fault(&self, remember: Duration, forwarding: Forwarding) -> Option<String> {
         if [self.clients, self.connections].contains(&Some(0)) {
@@ -43,7 +44,7 @@ impl Limits {
     }
 }
 
-/// Formats as `max_clients 1,000, max_connections 5,000` or `no limit`.
+/// Formats the limits as `max_clients 1,000, max_connections 5,000` or `no limit`.
 impl fmt::Display for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |word: &str, limit: Option<u32>| limit.map(|most| format!("{word} {}", grouped(most)));
@@ -53,18 +54,18 @@ impl fmt::Display for Limits {
     }
 }
 
-/// The state of a backend that has reached its limit.
+/// The state of a backend when it reached its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Full {
-    /// Whether the limit applies to connections; otherwise it applies to clients.
+    /// Whether the limit applies to connections; if not, it applies to clients.
     pub connections: bool,
-    /// The number of clients or connections when the backend was found to be full.
+    /// The number of clients or connections of the backend when the balancer found it full.
     pub had: u64,
-    /// The maximum number of clients or connections.
+    /// The maximum number of clients or connections of the backend.
     pub most: u32,
 }
 
-/// Formats as `had 1,003 of at most 1,000 clients`.
+/// Formats the state as `had 1,003 of at most 1,000 clients`.
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.connections { "connections" } else { "clients" };
@@ -72,21 +73,21 @@ impl fmt::Display for Full {
     }
 }
 
-/// The treatment of new clients when all backends that could take them are at their limits.
+/// How the service treats new clients when all backends that could take them are at their limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// The clients are steered as if there were no limits.
+    /// The balancer steers the clients as if backends had no limits.
     #[default]
     Open,
-    /// Their packets are dropped and counted.
+    /// The program drops and counts the packets of the clients.
     Drop,
-    /// Their packets are dropped, and answered with a reset or an ICMP error.
+    /// The program drops the packets of the clients, and answers with a reset or an ICMP error.
     Reject,
 }
 
 impl WhenFull {
-    /// The choices with their words in the configuration.
+    /// The choices, each with its word in the configuration.
     pub const WORDS: [(&'static str, Self); 3] = [("open", Self::Open), ("drop", Self::Drop), ("reject", Self::Reject)];
 }
 

@@ -1,4 +1,4 @@
-//! Listeners of services.
+//! Listeners of services: an address, ports and a protocol.
 
 use std::{
     fmt,
@@ -13,10 +13,10 @@ use crate::{
     value::{address, quoted, service_address},
 };
 
-/// The maximum number of listeners of a service.
+/// The maximum number of listeners that a service can have.
 pub const MAX_LISTENERS_OF_SERVICE: usize = 64;
 
-/// An address family. Addresses of different families are different clients.
+/// An address family, IPv4 or IPv6. Two addresses of different families always count as two clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// The family of IPv4 addresses.
@@ -28,13 +28,13 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of an address.
+    /// The address family of an IP address.
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// The word for the family: `IPv4` or `IPv6`.
+    /// The name of the family: `IPv4` or `IPv6`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -53,14 +53,14 @@ impl fmt::Display for Family {
 /// The ports of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
-    /// The first port; 0 stands for every port.
+    /// The first port of the range; 0 stands for every port.
     pub first: u16,
-    /// The last port, not below the first.
+    /// The last port of the range, not below the first port.
     pub last: u16,
 }
 
 impl PortRange {
-    /// The range that contains every port.
+    /// The range that contains all ports.
     pub const EVERY: Self = Self { first: 0, last: u16::MAX };
 
     /// The range that contains only `port`; 0 stands for every port.
@@ -69,7 +69,7 @@ impl PortRange {
         if port == 0 { Self::EVERY } else { Self { first: port, last: port } }
     }
 
-    /// The only port of the range, if it has just one.
+    /// The only port of the range, if the range contains just one port.
     #[must_use]
     pub const fn single(self) -> Option<u16> {
         if self.first == self.last { Some(self.first) } else { None }
@@ -81,14 +81,14 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
-    /// The number of ports minus one; a smaller range is more specific.
+    /// The number of ports minus one; a range with a smaller number is more specific.
     #[must_use]
     pub const fn width(self) -> u16 {
         self.last - self.first
     }
 }
 
-/// Formats as `80`, `10000-10100`, or `0` for every port.
+/// Formats the ports as `80`, `10000-10100`, or `0` for every port.
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.single() {
@@ -102,11 +102,11 @@ impl fmt::Display for PortRange {
 /// A listener of a service: a virtual IP, ports, and a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listener {
-    /// The virtual IP.
+    /// The virtual IP of the listener.
     pub address: IpAddr,
-    /// The ports.
+    /// The ports of the listener.
     pub ports: PortRange,
-    /// The protocol: TCP, UDP or QUIC.
+    /// The protocol of the listener: TCP, UDP or QUIC.
     pub protocol: Protocol,
 }
 
@@ -123,19 +123,20 @@ impl Listener {
         Family::of(self.address)
     }
 
-    /// The key that no two listeners may share; UDP and QUIC are equal in it.
+    /// The key that no two listeners may share; in this key, UDP and QUIC count as the same protocol.
     #[must_use]
     pub const fn taken(self) -> Self {
         Self { protocol: self.protocol.transport(), ..self }
     }
 
-    /// The address with the port; the port is 0 for every port and for ranges.
+    /// The address of the listener with its port; the port is 0 for every port and for ranges.
     #[must_use]
     pub fn socket(&self) -> SocketAddr {
         SocketAddr::new(self.address, self.ports.single().unwrap_or(0))
     }
 
-    /// The address with its ports, without the protocol: `198.51.100.10:80`, `[2001:db8::10]:5000-5010`.
+    /// The address of the listener with its ports, without the protocol: `198.51.100.10:80`,
+    /// `[2001:db8::10]:5000-5010`.
     #[must_use]
     pub fn place(&self) -> String {
         match self.address {
@@ -145,7 +146,7 @@ impl Listener {
     }
 }
 
-/// Formats as `198.51.100.10:443/udp`.
+/// Formats the listener as `198.51.100.10:443/udp`.
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.place(), self.protocol)
@@ -188,7 +189,7 @@ impl FromStr for Listener {
     }
 }
 
-/// Parses an address that stands in front of a port.
+/// Parses the address that precedes a port.
 fn address_in_brackets(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     match address(text)? {
         (IpAddr::V6(_), None) if !text.starts_with('[') => {

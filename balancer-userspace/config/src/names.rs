@@ -1,11 +1,11 @@
-//! Names that users give, and suggestions for misspelt names.
+//! Names that users give to objects, and suggestions for misspelt names.
 
 use std::fmt;
 
-/// A backend by its user-visible names, `service/backend`.
+/// The name of a backend that users see, `service/backend`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendName {
-    /// The service's name.
+    /// The name of the service.
     pub service: String,
     /// The name of the backend in this service.
     pub backend: String,
@@ -17,11 +17,11 @@ impl fmt::Display for BackendName {
     }
 }
 
-/// The name in `known` that a user who wrote `word` probably meant.
+/// The name among the `known` names that a user who wrote `word` probably meant.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let close = |candidate: &'a str| {
-        // Words that are much longer are skipped.
+        // The search skips names that are much longer than `word`.
         let distance =
             (word.len() <= 2 * candidate.len()).then(|| strsim::osa_distance(&word, &candidate.to_lowercase()))?;
         (distance <= (candidate.len() / 3).max(1)).then_some((distance, candidate))

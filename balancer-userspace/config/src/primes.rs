@@ -1,4 +1,4 @@
-//! Prime numbers for table sizes.
+//! Prime numbers for the sizes of lookup tables.
 
 /// The size of the largest table: the greatest prime below 2^24.
 pub(super) const MAX_TABLE_SIZE: u32 = 16_777_213;

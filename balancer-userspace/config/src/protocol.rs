@@ -1,4 +1,4 @@
-//! Layer-4 protocols.
+//! The layer-4 protocols that the balancer supports.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// The transport protocol TCP.
+    /// The listener accepts TCP segments.
     Tcp,
-    /// The transport protocol UDP.
+    /// The listener accepts UDP datagrams.
     Udp,
-    /// UDP that carries QUIC, whose connection IDs may name backends.
+    /// The listener accepts UDP datagrams that carry QUIC, whose connection IDs may name backends.
     Quic,
 }
 

@@ -1,4 +1,4 @@
-//! Health checks over UDP: the datagrams that they send, and the answers that they expect.
+//! Health checks over UDP: the datagrams that these checks send, and the answers that they expect.
 
 use std::{fmt, str::FromStr};
 
@@ -9,34 +9,34 @@ use crate::value::{hex_bytes, quoted};
 /// A health check that sends a datagram and waits for an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpCheck {
-    /// The port to check, in place of the backend's port.
+    /// The port to which the check sends the datagram, in place of the backend's port.
     pub port: Option<u16>,
-    /// The datagram to send.
+    /// The datagram that the check sends.
     pub send: Payload,
-    /// Bytes that the answer must contain; `None`: the check accepts any answer.
+    /// The bytes that the answer must contain; `None`: the check accepts any answer.
     pub expect: Option<Payload>,
 }
 
 /// A health check that sends a DNS query.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DnsCheck {
-    /// The port to check, in place of the backend's port.
+    /// The port to which the check sends the query, in place of the backend's port.
     pub port: Option<u16>,
-    /// The queried name.
+    /// The name that the check queries.
     pub name: DnsName,
-    /// The type of record that is queried.
+    /// The type of the DNS record that the check queries.
     pub record: Record,
-    /// The response codes that the check accepts; not empty.
+    /// The response codes that the check accepts; the list is not empty.
     pub expect_rcode: Vec<Rcode>,
 }
 
-/// The bytes of a datagram: text, or `hex:` with pairs of hexadecimal digits.
+/// The bytes of a datagram, written as text, or as `hex:` with pairs of hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Payload(pub Vec<u8>);
 
 impl Payload {
-    /// The maximum length in bytes, so that the datagram fits into one packet everywhere.
+    /// The maximum length of a datagram in bytes, so that the datagram fits into one packet on every network.
     pub const MAX: usize = 1200;
     const HEX: &'static str = "hex:";
 }
@@ -87,7 +87,7 @@ impl From<Payload> for String {
     }
 }
 
-/// A domain name, without the final dot unless it is the root.
+/// A domain name without its final dot; the root is written as a dot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DnsName(String);
@@ -96,13 +96,13 @@ impl DnsName {
     const MAX: usize = 253;
     const MAX_LABEL: usize = 63;
 
-    /// The root of all names.
+    /// The root of the tree of domain names.
     #[must_use]
     pub fn root() -> Self {
         Self(".".to_owned())
     }
 
-    /// The labels from left to right; the root has none.
+    /// The labels of the name from left to right; the root has no label.
     pub fn labels(&self) -> impl Iterator<Item = &str> {
         self.0.split('.').filter(|label| !label.is_empty())
     }
@@ -150,7 +150,7 @@ impl From<DnsName> for String {
     }
 }
 
-/// A type of DNS record, with its number.
+/// A type of DNS record, given by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[repr(u16)]
@@ -169,7 +169,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// All types with their names.
+    /// All types of DNS records that have a name here, with these names.
     pub const WORDS: [(&'static str, Self); 10] = [
         ("A", Self::A),
         ("AAAA", Self::Aaaa),
@@ -183,7 +183,7 @@ impl Record {
         ("TXT", Self::Txt),
     ];
 
-    /// The number of the type in messages.
+    /// The number of the record type in a DNS message.
     #[must_use]
     pub const fn number(self) -> u16 {
         self as u16
@@ -196,7 +196,7 @@ impl fmt::Display for Record {
     }
 }
 
-/// A DNS response code, with its number.
+/// A DNS response code, given by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 #[repr(u8)]
@@ -212,7 +212,7 @@ pub enum Rcode {
 }
 
 impl Rcode {
-    /// All codes with their names.
+    /// All response codes that have a name here, with these names.
     pub const WORDS: [(&'static str, Self); 7] = [
         ("NOERROR", Self::NoError),
         ("FORMERR", Self::FormErr),
@@ -223,7 +223,7 @@ impl Rcode {
         ("NOTAUTH", Self::NotAuth),
     ];
 
-    /// The code with this number in messages.
+    /// The number of the response code in a DNS message.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::WORDS.into_iter().map(|(_, code)| code).find(|code| *code as u8 == number)

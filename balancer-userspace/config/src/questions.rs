@@ -1,4 +1,4 @@
-//! The DNS queries that services need.
+//! The DNS queries that the services of a configuration need.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,11 +11,11 @@ use crate::{
     service::ServiceConfig,
 };
 
-/// The queries, each with the address families that services want.
+/// The queries, each with the address families that the services want.
 pub type Questions = BTreeMap<DnsSource, BTreeSet<Family>>;
 
 impl ServiceConfig {
-    /// The address families that services want from a source.
+    /// The address families that the services want from a source.
     #[must_use]
     pub fn families_of(&self, dns: &DnsSource) -> Vec<Family> {
         let by_listeners = || match dns.records {
@@ -26,7 +26,7 @@ impl ServiceConfig {
     }
 }
 
-/// Collects the queries of services.
+/// Collects the queries that the services need.
 #[must_use]
 pub fn questions(services: &[Arc<ServiceConfig>]) -> Questions {
     let mut questions = Questions::new();

@@ -1,4 +1,4 @@
-//! QUIC connection IDs that name backends.
+//! QUIC connection IDs that name backends of a service.
 
 use std::{fmt, hash::Hasher as _, str::FromStr};
 
@@ -8,36 +8,38 @@ use siphasher::sip::SipHasher24;
 
 use crate::value::{hex_bytes, quoted};
 
-/// The settings of a service's connection IDs.
+/// The settings for the QUIC connection IDs of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QuicConfig {
-    /// The format of connection IDs.
+    /// The format of the service's connection IDs.
     pub format: Format,
     /// The length of a server ID, 1 to 15 bytes.
     pub server_id_length: u8,
-    /// The length of a nonce, at least 4 bytes; together with the server ID at most 19.
+    /// The length of a nonce, at least 4 bytes; server ID and nonce together have at most 19 bytes.
     pub nonce_length: u8,
-    /// The configuration number and the key that servers use now.
+    /// The configuration number and the key that the servers use now.
     pub current: Keyed,
-    /// The previous configuration number and key; the balancer still understands their connection IDs.
+    /// The previous configuration number with its key; the balancer still understands connection IDs that contain this
+    /// number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Keyed>,
-    /// Whether the balancer records an address at the backend of a connection that has moved to this address.
+    /// Whether the balancer records a client's new address at the backend of a connection that has moved to this
+    /// address.
     pub learn: bool,
 }
 
-/// The format of connection IDs.
+/// A format of QUIC connection IDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// The format of AWS's network load balancers: 16 bytes, with eight readable bytes after the first.
+    /// The format that AWS's network load balancers use: 16 bytes, with eight readable bytes after the first byte.
     Nlb,
-    /// The format of draft-ietf-quic-load-balancers.
+    /// The format that draft-ietf-quic-load-balancers defines.
     Draft,
 }
 
 impl Format {
-    /// The formats with their words in the configuration.
+    /// The formats, each with its word in the configuration.
     pub const WORDS: [(&'static str, Self); 2] = [("nlb", Self::Nlb), ("draft", Self::Draft)];
 
     /// Returns the word for this format in the configuration.
@@ -50,24 +52,25 @@ impl Format {
     }
 }
 
-/// The number of configuration numbers in the draft, which are the first three bits of connection IDs. The eighth value
-/// is for servers that have no configuration.
+/// The number of configuration numbers in the draft; the first three bits of a connection ID contain the configuration
+/// number. The eighth value of these bits is for servers that have no configuration.
 pub const CONFIGS: u8 = 7;
-/// The minimum length of server IDs with which the balancer records addresses; shorter ones could be guessed too soon.
+/// The minimum length of server IDs with which the balancer records addresses; an attacker could guess a shorter ID too
+/// soon.
 pub const LEARNS_FROM: u8 = 4;
 
-/// A configuration number with its key.
+/// A configuration number, with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyed {
-    /// The number, below [`CONFIGS`]: the first three bits of connection IDs.
+    /// The configuration number, below [`CONFIGS`]: the first three bits of connection IDs.
     pub config: u8,
-    /// The key; `None`: server IDs are not encrypted.
+    /// The key; `None`: the server IDs are not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<QuicKey>,
 }
 
 impl QuicConfig {
-    /// The length of a connection ID in bytes.
+    /// The length of a connection ID in these settings, in bytes.
     #[must_use]
     pub const fn id_length(&self) -> u8 {
         1 + self.server_id_length + self.nonce_length
@@ -78,38 +81,40 @@ impl QuicConfig {
         [&self.current].into_iter().chain(&self.before)
     }
 
-    /// Whether the balancer records addresses because of connection IDs: only long, encrypted server IDs cannot be
-    /// forged.
+    /// Whether the balancer records addresses because of connection IDs: only if the server IDs are long and encrypted,
+    /// an attacker cannot forge them.
     #[must_use]
     pub fn learns(&self) -> bool {
         self.learn && self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
     }
 
-    /// Whether connection IDs of both configurations have the same layout and differ only in numbers and keys.
+    /// Whether the connection IDs of both configurations have the same layout and differ only in their numbers and
+    /// keys.
     #[must_use]
     pub fn has_parts_of(&self, other: &Self) -> bool {
         let parts = |of: &Self| (of.format, of.server_id_length, of.nonce_length);
         parts(self) == parts(other)
     }
 
-    /// Whether connection IDs of `other` differ from these ones by their number alone.
+    /// Whether the configuration number alone distinguishes the connection IDs of `other` from those of these settings.
     #[must_use]
     pub fn goes_beside(&self, other: &Self) -> bool {
         self.has_parts_of(other) && self.format == Format::Draft && self.current.config != other.current.config
     }
 
-    /// The settings with a new key under the next number; the current key becomes the previous one.
+    /// The settings with a new key under the next configuration number; the current key becomes the previous key.
     #[must_use]
     pub fn rotated(&self, key: QuicKey) -> Self {
         let config = (self.current.config + 1) % CONFIGS;
         Self { current: Keyed { config, key: Some(key) }, before: Some(self.current), ..self.clone() }
     }
 
-    /// The server ID of a backend that has no configured one.
+    /// The server ID of a backend for which the configuration contains no server ID.
     #[must_use]
     pub fn derived_id(&self, backend: &str) -> ServerId {
         let half = |half: u64| {
-            // Any fixed key will do: the result is not secret, and all members of a fleet get the same one.
+            // Any fixed key is suitable for this hash: the result is not secret, and all members of a fleet get the
+            // same result.
             let mut hasher = SipHasher24::new_with_keys(half, 0);
             hasher.write(backend.as_bytes());
             hasher.finish()
@@ -119,7 +124,7 @@ impl QuicConfig {
     }
 }
 
-/// A key of AES-128. The key is secret: it is saved and given to servers, but not shown.
+/// A key of AES-128. The key is secret: the balancer saves it and gives it to servers, but does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct QuicKey(pub [u8; 16]);
 
@@ -129,7 +134,7 @@ impl fmt::Debug for QuicKey {
     }
 }
 
-/// Formats as `hex:` and 32 hexadecimal digits.
+/// Formats the key as `hex:` and 32 hexadecimal digits.
 impl fmt::Display for QuicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("hex:")?;
@@ -142,14 +147,14 @@ impl FromStr for QuicKey {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = text.strip_prefix("hex:").and_then(hex_bytes).and_then(|bytes| bytes.try_into().ok());
-        // The error message must not repeat a secret.
+        // The error message must not repeat the text, which is secret.
         let wrong =
             "the key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)";
         bytes.map(Self).ok_or_else(|| wrong.to_owned())
     }
 }
 
-/// The server ID in a connection ID: 1 to 15 bytes.
+/// The server ID in a QUIC connection ID: 1 to 15 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ServerId {
     bytes: [u8; MAX_SERVER],
@@ -170,7 +175,7 @@ impl ServerId {
     }
 }
 
-/// Formats as `0x` and lower-case hexadecimal digits.
+/// Formats the server ID as `0x` and lower-case hexadecimal digits.
 impl fmt::Display for ServerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("0x")?;
@@ -178,7 +183,7 @@ impl fmt::Display for ServerId {
     }
 }
 
-/// Parses `0x` or `hex:`, and 2 to 30 hexadecimal digits.
+/// Parses `0x` or `hex:`, followed by 2 to 30 hexadecimal digits.
 impl FromStr for ServerId {
     type Err = String;
 
@@ -255,7 +260,8 @@ mod tests {
         let ids: Vec<String> = [1, 8, 15].map(|length| draft(0, length).derived_id("web1").to_string()).to_vec();
         assert!(ids[2].starts_with(&ids[1]) && ids[1].starts_with(&ids[0]), "{ids:?}");
         assert_ne!(draft(0, 8).derived_id("web1"), draft(0, 8).derived_id("web2"));
-        // Any other value would make members of a fleet with different versions name backends differently.
+        // With any other value, members of a fleet that run different versions would give the same backend different
+        // server IDs.
         assert_eq!(ids[1], "0x9523144a0d373984");
     }
 

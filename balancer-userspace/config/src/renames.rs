@@ -1,4 +1,4 @@
-//! Renames: with `renamed_from`, a configuration distinguishes a rename from a removal.
+//! Renames: the key `renamed_from` shows that an object was renamed and not removed.
 
 use std::{cell::LazyCell, sync::Arc};
 
@@ -9,15 +9,16 @@ use crate::{
     shared::by_name,
 };
 
-/// An object that has a name, and possibly an earlier name under which it is hashed.
+/// An object with a name, and possibly with an earlier name that hashes still use.
 pub trait Named {
-    /// The current name of the object.
+    /// The present name of the object.
     fn name(&self) -> &str;
 
-    /// The earlier name under which the object is hashed, if there is one.
+    /// The earlier name by which the object is hashed, if there is one.
     fn renamed_from(&self) -> Option<&str>;
 
-    /// The name under which the object is hashed. It depends only on the file, so that a fleet agrees on it.
+    /// The name by which the object is hashed. This name depends only on the configuration file, so all members of a
+    /// fleet use the same name.
     fn identity(&self) -> &str {
         self.renamed_from().unwrap_or_else(|| self.name())
     }
@@ -63,8 +64,8 @@ impl<N: Named> Named for &N {
     }
 }
 
-/// Maps each object of `new` that continues one of `old` under another name to the old name. The predecessor is the
-/// object that is hashed under the earlier name, or else the object that has this name.
+/// Maps the new name of each object of `new` that continues an object of `old` under another name to the old name. The
+/// predecessor is the object that was hashed by the earlier name, or else the object whose name was the earlier name.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     if new.iter().all(|new| new.renamed_from().is_none()) {
         return HashMap::default();
@@ -83,7 +84,7 @@ pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
     renamed
 }
 
-/// Returns `services` with the names that `file` gives to them and to their backends.
+/// Returns `services` with the new names that `file` gives to the services and to their backends.
 #[must_use]
 pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<ServiceConfig>]) -> Vec<Arc<ServiceConfig>> {
     for (new, old) in renamed(&services, file) {
@@ -107,13 +108,13 @@ pub fn under_new_names(mut services: Vec<Arc<ServiceConfig>>, file: &[Arc<Servic
     services
 }
 
-/// The first two objects of `all` that would be hashed under the same name, with the position of the second.
+/// The first two objects of `all` that would be hashed by the same name, with the position of the second object.
 pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
     let mut seen: HashMap<&str, &N> = HashMap::default();
     all.iter().enumerate().find_map(|(at, one)| seen.insert(one.identity(), one).map(|first| (at, first, one)))
 }
 
-/// The error message for two objects that would be hashed under the same name.
+/// The error message for two objects that would be hashed by the same name.
 pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
         "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
@@ -128,7 +129,7 @@ pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
 mod tests {
     use crate::{fixture::backend, renames::*};
 
-    /// Backends from `NAME` or `NAME<OLD` words.
+    /// Makes backends from words of the form `NAME` or `NAME<OLD`.
     fn backends(words: &[&str]) -> Vec<BackendConfig> {
         let one = |word: &&str| {
             let (name, from) = word.split_once('<').map_or((*word, None), |(name, from)| (name, Some(from)));
@@ -139,22 +140,23 @@ mod tests {
 
     #[test]
     fn when_objects_are_renamed_then_they_continue_under_the_new_name() {
-        // Each case has the names before, the names after, and the pairs of new and old names.
+        // Each case contains the names before, the names after, and the pairs of new and old names.
         type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a [(&'a str, &'a str)]);
         let cases: &[Case<'_>] = &[
             (&["a"], &["b"], &[]),
             (&["a"], &["b<a"], &[("b", "a")]),
             (&["a", "c"], &["b<a", "c"], &[("b", "a")]),
-            // The object has no predecessor.
+            // The renamed object has no predecessor.
             (&["c"], &["b<a"], &[]),
-            // The new name exists already: the file may keep the key `renamed_from` as long as its author wants.
+            // An object with the new name already exists: the file may keep the key `renamed_from` for any time after
+            // the rename.
             (&["b<a"], &["b<a"], &[]),
-            // The second rename refers to the first name, or (with a different hash) to the last one.
+            // The second rename states the first name or (with a different hash) the last name.
             (&["b<a"], &["c<a"], &[("c", "b")]),
             (&["b<a"], &["c<b"], &[("c", "b")]),
-            // The identity takes precedence over the name.
+            // The name by which the object is hashed takes precedence over its present name.
             (&["x<a", "a<y"], &["b<a"], &[("b", "x")]),
-            // An object that keeps its name continues itself.
+            // An object whose name stays the same continues itself.
             (&["a"], &["a", "b<a"], &[]),
             (&["a"], &["b<a", "c<a"], &[("b", "a")]),
         ];

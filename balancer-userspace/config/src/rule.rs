@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::listeners::Family;
 
-/// The treatment of the clients of a prefix.
+/// How a rule treats the clients of a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// The clients are steered to one backend while it takes clients.
+    /// The balancer steers the clients to one backend while this backend takes clients.
     Pin {
         /// The name of the backend in the service.
         backend: String,
     },
-    /// Each connection is steered separately, by its source address and port.
+    /// The balancer steers each connection separately, by the connection's source address and port.
     Spread,
-    /// The clients' packets are dropped.
+    /// The program drops the packets of the clients.
     Deny,
 }
 
 impl Action {
-    /// The word for the treatment: `pin`, `spread` or `deny`.
+    /// The word for this treatment: `pin`, `spread` or `deny`.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl Action {
         }
     }
 
-    /// Updates the name of a renamed backend.
+    /// Replaces the name of a backend that was renamed.
     pub fn rename(&mut self, from: &str, to: &str) {
         if let Self::Pin { backend } = self
             && backend == from
@@ -57,10 +57,10 @@ impl fmt::Display for Action {
 pub struct RuleConfig {
     /// The prefix of the clients' unmasked addresses, without host bits.
     pub prefix: IpNet,
-    /// The treatment of these clients.
+    /// How the rule treats the clients of its prefix.
     #[serde(flatten)]
     pub action: Action,
-    /// How long the rule holds after it was added; `None`: until it is removed.
+    /// The time for which the rule applies after it was added; `None`: until the rule is removed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "humantime_serde")]
     pub ttl: Option<Duration>,
 }
@@ -75,8 +75,9 @@ impl fmt::Display for RuleConfig {
     }
 }
 
-/// Returns the reason why a pin of `prefix` is useless in a service that identifies clients by `length` bits of their
-/// addresses, if the prefix is a part of one client: a client has a single entry in the client table.
+/// Returns the reason why a rule that pins `prefix` is useless in a service that identifies clients by `length` bits of
+/// their addresses. The pin is useless if the prefix contains only some of the addresses of one client, because a
+/// client has only one entry in the client table.
 #[must_use]
 pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<String> {
     if prefix.prefix_len() <= length {
@@ -88,8 +89,8 @@ pub fn less_than_a_client(service: &str, prefix: IpNet, length: u8) -> Option<St
     ))
 }
 
-/// Returns the reason why no client of a service with clients of `families` has an address in `prefix`; `None` if
-/// clients may.
+/// Returns the reason why no client of a service with clients of `families` has an address in `prefix`; `None`: some
+/// clients may have such an address.
 #[must_use]
 pub fn foreign(service: &str, families: &[Family], prefix: IpNet) -> Option<String> {
     let theirs = Family::of(prefix.addr());

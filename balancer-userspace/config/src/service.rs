@@ -23,100 +23,101 @@ use crate::{
 /// One section `[[service]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
-    /// The unique name, 1–63 of `[A-Za-z0-9._-]`.
+    /// The unique name of the service, 1–63 characters of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The earlier name under which the service is hashed, if there is one.
+    /// The earlier name by which the service is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// The service's listeners: at least one, without duplicates; no other service has any of them.
+    /// The service's listeners: at least one, without duplicates; no other service has one of these listeners.
     pub listen: Vec<Listener>,
-    /// `nat`: the ports of backends by listener port, if they differ.
+    /// `nat`: the ports of backends by listener port, for listeners whose port differs from the backends' port.
     #[serde(default)]
     pub ports: BTreeMap<u16, u16>,
-    /// The forwarding mode.
+    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
-    /// The number of slots of the lookup table.
+    /// The number of slots of the service's lookup table.
     pub table_size: TableSize,
-    /// The prefix lengths that turn a source address into a client.
+    /// The prefix lengths by which the service maps source addresses to clients.
     pub client_prefix: ClientPrefix,
-    /// How long a client is remembered; zero: only the table decides about clients.
+    /// The time for which the service remembers a client; zero: only the lookup table determines backends.
     #[serde(with = "humantime_serde")]
     pub remember: Duration,
-    /// The treatment of moved clients when their home returns.
+    /// How the service treats moved clients when their home backend returns.
     pub failback: Failback,
-    /// The treatment of clients when no backend is eligible.
+    /// How the service treats clients when no backend is eligible.
     pub when_all_down: WhenAllDown,
-    /// The treatment of new clients when all backends are at their limits.
+    /// How the service treats new clients when all backends are at their limits.
     #[serde(default)]
     pub when_full: WhenFull,
-    /// How long a returning backend takes to reach its full share of new clients.
+    /// The time that a returning backend needs to reach its full share of new clients.
     #[serde(with = "humantime_serde")]
     pub slow_start: Duration,
-    /// How long a draining backend keeps its known clients.
+    /// The time for which a draining backend keeps its known clients.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// The condition for which a drain waits until then; `None`: connections with `snat`, otherwise clients.
+    /// The condition for which a drain waits until its deadline; `None`: connections with `snat`, otherwise clients.
     #[serde(default)]
     pub drain_until: Option<DrainUntil>,
-    /// The effect of a failed health check.
+    /// The effect of a failed health check on known clients.
     pub on_failure: OnFailure,
-    /// `nat`: how long the balancer withholds resets that refuse connections from clients while it checks the backend;
-    /// zero: not at all.
+    /// `nat`: while the balancer checks a backend, it withholds from clients the backend's resets that refuse
+    /// connections for at most this time; zero: it withholds no resets.
     #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
     pub withhold: Duration,
-    /// `snat`: the settings of the service's connections.
+    /// `snat`: the settings for the service's connections.
     #[serde(default)]
     pub snat: SnatConfig,
-    /// The rule that decides when failures count as an outage rather than as failures of single backends.
+    /// The rule that decides when failures of several backends count as an outage rather than as single failures.
     #[serde(default)]
     pub outage: Outage,
-    /// Whether a backend counts as down until its first verdict.
+    /// Whether a backend counts as down until its checks give the first verdict.
     pub start_down: bool,
-    /// Whether clients that no backend takes are rejected with an answer.
+    /// Whether the program rejects the packets of clients that no backend takes.
     #[serde(default)]
     pub reject: bool,
-    /// The share of clients that the balancer steers, in percent; the host serves the others.
+    /// The share of the service's clients that the balancer steers, in percent; the host serves the other clients.
     #[serde(default = "ServiceConfig::steer_by_default")]
     pub steer: u8,
-    /// Whether, and on which interface, this machine gets the VIPs.
+    /// Whether the balancer assigns the VIPs to this machine, and to which interface.
     #[serde(default)]
     pub assign_vip: AssignVip,
-    /// The deny list; `None` if there is none.
+    /// The deny list of the service; `None`: the service has no deny list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyConfig>,
-    /// Lists of targets that become backends in addition to those below.
+    /// The lists of targets whose targets become backends in addition to `backends`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverConfig>,
-    /// The agents of the service's backends; `None`: the balancer queries none.
+    /// The agents of the service's backends; `None`: the balancer queries no agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentConfig>,
-    /// The rule for bounded load, by which a backend with too much load gets fewer new clients; `None`: there is none.
+    /// The rule for bounded load, by which a backend with too much load gets fewer new clients; `None`: the service has
+    /// no such rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<BoundedLoad>,
-    /// How QUIC connection IDs encode backends; `None`: there is no QUIC listener.
+    /// How QUIC connection IDs name backends; `None`: the service has no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicConfig>,
-    /// The fraction of the service's bytes, above 0, from which on a rule `spread` is suggested for a client; `None`:
-    /// no suggestions.
+    /// The fraction of the service's bytes, greater than 0, above which the balancer suggests a rule `spread` for a
+    /// client; `None`: it makes no suggestions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_heavy: Option<f64>,
-    /// The health check of backends that have none of their own.
+    /// The health check of backends that have no check of their own.
     pub check: CheckConfig,
-    /// The backends in file order; names are unique in the service.
+    /// The service's backends in the order of the file; names are unique in the service.
     pub backends: Vec<BackendConfig>,
-    /// The rules for client prefixes, at most one for each prefix.
+    /// The service's rules for client prefixes, at most one rule for each prefix.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleConfig>,
 }
 
 impl ServiceConfig {
-    /// The default of [`Self::withhold`].
+    /// The default value of [`Self::withhold`].
     #[must_use]
     pub const fn withhold_by_default() -> Duration {
         Duration::from_secs(1)
     }
 
-    /// The check of the service, and the backends' own checks.
+    /// The check of the service, and the own checks of its backends.
     pub fn checks(&self) -> impl Iterator<Item = &CheckConfig> {
         self.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&self.check])
     }
@@ -128,19 +129,19 @@ impl ServiceConfig {
         self.drain_until.unwrap_or(by_mode)
     }
 
-    /// The default of [`Self::steer`].
+    /// The default value of [`Self::steer`].
     #[must_use]
     pub const fn steer_by_default() -> u8 {
         share::WHOLE
     }
 
-    /// The number of slots of the service's lookup table, once all of its backends are reachable.
+    /// The number of slots of the service's lookup table when all backends of the service are reachable.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.table_size.slots(self.backends.len())
     }
 
-    /// Whether the service equals `other`, except for backends and rules.
+    /// Whether all settings of the service except backends and rules are equal to those of `other`.
     #[must_use]
     pub fn has_settings_of(&self, other: &Self) -> bool {
         let Self {
@@ -211,30 +212,31 @@ impl ServiceConfig {
 /// One section `[[service.backend]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendConfig {
-    /// The name, unique in its service, 1–63 of `[A-Za-z0-9._-]`.
+    /// The name of the backend, unique in its service, 1–63 characters of `[A-Za-z0-9._-]`.
     pub name: String,
-    /// The earlier name under which the backend is hashed, if there is one.
+    /// The earlier name by which the backend is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
-    /// The address of the backend; port 0 stands for the listener's port.
+    /// The address of the backend; port 0 stands for each listener's port.
     pub address: SocketAddr,
-    /// The backend's IPv6 address, for IPv6 listeners, with the same port as `address`.
+    /// The backend's IPv6 address, for IPv6 listeners; its port equals the port of `address`.
     #[serde(default)]
     pub address6: Option<SocketAddr>,
-    /// The share of new clients; a backend with 0 takes none.
+    /// The weight, which determines the share of new clients; a backend with weight 0 takes no new clients.
     pub weight: u16,
-    /// Whether the backend is used only when no primary backend is eligible.
+    /// Whether the backend gets clients only when no primary backend is eligible.
     pub backup: bool,
-    /// The limits of the backend.
+    /// The limits on clients and connections of the backend.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
-    /// The backend's own check, in place of the service's.
+    /// The backend's own check, which replaces the service's check.
     pub check: Option<Box<CheckConfig>>,
-    /// The backend's server ID in QUIC connection IDs; `None`: derived from its name.
+    /// The backend's server ID in QUIC connection IDs; `None`: the balancer derives the server ID from the backend's
+    /// name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic_server_id: Option<ServerId>,
-    /// The list of targets that contains the backend; `None`: the backend is in the configuration file, or was added at
-    /// run time.
+    /// The list of targets that contains the backend; `None`: the configuration file contains the backend, or a user
+    /// has added it at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovered: Option<Box<Discovered>>,
 }
@@ -247,62 +249,62 @@ impl BackendConfig {
     }
 }
 
-/// The prefix lengths that turn a source address into a client.
+/// The prefix lengths by which a service maps source addresses to clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientPrefix {
-    /// The prefix length for IPv4, 0–32.
+    /// The prefix length for IPv4 addresses, 0–32.
     pub v4: u8,
-    /// The prefix length for IPv6, 0–128.
+    /// The prefix length for IPv6 addresses, 0–128.
     pub v6: u8,
 }
 
-/// The treatment of moved clients when their home backend returns.
+/// How the service treats moved clients when their home backend returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failback {
-    /// The clients stay where they are.
+    /// The clients stay at their present backends.
     Stay,
-    /// The clients return to their home.
+    /// The clients return to their home backend.
     Return,
 }
 
-/// The treatment of clients when no backend is eligible.
+/// How the service treats clients when no backend is eligible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenAllDown {
-    /// Steer as if every backend that is not in maintenance were up.
+    /// The balancer steers clients as if every backend that is not in maintenance were up.
     Open,
-    /// Drop and count the packets of clients.
+    /// The program drops and counts the packets of the clients.
     Drop,
 }
 
-/// The effect of a failed health check on known clients.
+/// How a failed health check affects known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnFailure {
-    /// The action for a backend that does not answer.
+    /// The action for the clients of a backend that does not answer.
     pub hard: FailureAction,
-    /// The action for a backend that answers with a failure.
+    /// The action for the clients of a backend that answers with a failure.
     pub soft: FailureAction,
 }
 
-/// The rule that decides when failures count as an outage rather than as failures of single backends.
+/// The rule that decides when failures of several backends count as an outage rather than as single failures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outage {
-    /// The fraction of the eligible backends above which failures count as an outage. The value is above 0 and at most
-    /// 1; with 1 there are no outages.
+    /// The fraction of the eligible backends above which failures count as an outage. The value is greater than 0 and
+    /// at most 1; with 1, the service has no outages.
     pub share: f64,
 }
 
 impl Outage {
-    /// Whether this number of failing backends exceeds the fraction of the eligible ones.
+    /// Whether this number of failing backends exceeds the fraction among the eligible backends.
     #[must_use]
     pub fn is_exceeded(self, failing: usize, eligible: usize) -> bool {
-        // Products such as 0.57 * 100 are not exact.
+        // In floating-point numbers, products such as 0.57 * 100 are not exact.
         const ROUNDING: f64 = 1e-9;
         failing as f64 > (eligible as f64).mul_add(self.share, ROUNDING)
     }
 
-    /// Whether there can be outages at all.
+    /// Whether the service can have outages at all.
     #[must_use]
     pub fn is_on(self) -> bool {
         self.share < 1.0
@@ -315,11 +317,11 @@ impl Default for Outage {
     }
 }
 
-/// The treatment of a failed backend's known clients.
+/// How the balancer treats the known clients of a failed backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureAction {
-    /// The clients move at once.
+    /// The clients move with their next packets.
     Move,
     /// The clients stay until the deadline of a drain.
     Drain,

@@ -1,38 +1,41 @@
-//! The settings of a `snat` service's connections.
+//! The settings for the connections of a `snat` service.
 
 use std::{net::IpAddr, time::Duration};
 
 use balancer_common::map_types::MAX_POOL;
 use serde::{Deserialize, Serialize};
 
-/// How a `snat` service presents its clients to backends, and how long it keeps idle connections.
+/// The addresses and ports by which a `snat` service presents its clients to backends, and the time for which it keeps
+/// idle connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnatConfig {
     /// The addresses that backends see, at most [`MAX_POOL`] of each family; empty: this machine's own address on the
     /// path to the backend.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// The first and the last port; `None`: the ports that the kernel does not assign to its own sockets.
+    /// The first and the last port that backends see; `None`: the ports that the kernel does not assign to its own
+    /// sockets.
     #[serde(default)]
     pub ports: Option<(u16, u16)>,
-    /// How long an idle connection is kept.
+    /// The time for which the service keeps an idle connection.
     #[serde(default)]
     pub idle: IdleTimes,
 }
 
-/// How long idle connections are kept.
+/// The times for which a service keeps idle connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleTimes {
-    /// The time for an established TCP connection.
+    /// The idle time for an established TCP connection.
     #[serde(with = "humantime_serde")]
     pub tcp: Duration,
-    /// The time for datagrams that were answered.
+    /// The idle time for datagrams that the backend has answered.
     #[serde(with = "humantime_serde")]
     pub udp: Duration,
-    /// The time for a connection that the backend has not answered, or that the client has not continued.
+    /// The idle time for a connection that the backend has not answered, or in which the client has sent no packet
+    /// after the answer.
     #[serde(with = "humantime_serde")]
     pub half_open: Duration,
-    /// The time for a connection that both ends have closed or one end has reset.
+    /// The idle time for a connection that both ends have closed or that one end has reset.
     #[serde(with = "humantime_serde")]
     pub closing: Duration,
 }
@@ -49,7 +52,8 @@ impl Default for IdleTimes {
 }
 
 impl SnatConfig {
-    /// Returns an error about the first duplicate address or about too many addresses; `None` if the list is valid.
+    /// Returns an error about the first duplicate address, or about too many addresses; `None`: the list of addresses
+    /// is valid.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         for (index, address) in self.addresses.iter().enumerate() {
@@ -69,8 +73,8 @@ impl SnatConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainUntil {
-    /// The known clients have left.
+    /// The drain waits until the known clients have left.
     Clients,
-    /// The connections of known clients have ended.
+    /// The drain waits until the connections of known clients have ended.
     Connections,
 }

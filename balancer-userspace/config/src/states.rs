@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Admin {
-    /// The backend is in use.
+    /// The backend may take clients.
     Ready,
-    /// The backend takes no new clients.
+    /// The backend must take no new clients.
     Drain,
-    /// The backend takes no clients, and is not checked.
+    /// The backend must take no clients, and the balancer does not check it.
     Maint,
 }
 
 impl Admin {
-    /// The word for the state that users write and see.
+    /// The word for this state that users write and see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -27,23 +27,23 @@ impl Admin {
     }
 }
 
-/// A health that the operator sets, regardless of checks.
+/// A health that the operator sets, whatever the results of checks are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Forced {
-    /// The backend works.
+    /// The backend counts as working.
     Up,
-    /// The backend does not answer: a hard failure.
+    /// The backend counts as not answering, which is a hard failure.
     Down,
 }
 
-/// The states of a backend that users see.
+/// A state of a backend that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
     /// The backend takes new clients.
     Up,
-    /// The backend has no verdict yet.
+    /// The checks of the backend have given no verdict yet.
     Checking,
     /// The backend has failed, and keeps its known clients for a while.
     DrainingHealth,
@@ -58,11 +58,11 @@ pub enum BackendState {
 }
 
 impl BackendState {
-    /// Every state; the position is the index of its counter.
+    /// Every state; the position of a state is the index of its counter.
     pub const ALL: [Self; 7] =
         [Self::Up, Self::Checking, Self::DrainingHealth, Self::Draining, Self::Drained, Self::Down, Self::Maint];
 
-    /// The word for the state that users see.
+    /// The word for this state that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ impl BackendState {
         }
     }
 
-    /// Whether the state results from a failure.
+    /// Whether a failure of the backend causes this state.
     #[must_use]
     pub const fn is_failure(self) -> bool {
         match self {

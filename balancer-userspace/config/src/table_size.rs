@@ -1,26 +1,27 @@
-//! Sizes of lookup tables.
+//! The sizes of lookup tables, and the number of slots that backends need.
 
 use serde::{Deserialize, Serialize};
 
 use super::primes::MAX_TABLE_SIZE;
 
-/// The number of slots for each backend below which shares become uneven.
+/// The number of slots for each backend; with fewer slots, the shares become uneven.
 pub(super) const SLOTS_PER_BACKEND: usize = 100;
-/// Prime numbers, each about four times the previous one, so that a few backends more or fewer change no table.
+/// Prime numbers, each about four times the previous one, so that a small change in the number of backends changes no
+/// table size.
 const STEPS: [u32; 7] = [4_099, 16_411, 65_537, 262_147, 1_048_583, 4_194_319, MAX_TABLE_SIZE];
 
 /// The size of a service's lookup tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub enum TableSize {
-    /// A fixed size: a prime above the number of backends.
+    /// The size is fixed: a prime above the number of backends.
     Fixed(u32),
-    /// A size that depends only on the number of backends, so that balancers with the same file use the same size.
+    /// The size depends only on the number of backends, so that balancers with the same file use the same size.
     Auto,
 }
 
 impl TableSize {
-    /// The number of slots for this number of backends.
+    /// The number of slots of a table for this number of backends.
     #[must_use]
     pub fn slots(self, backends: usize) -> u32 {
         match self {
@@ -39,7 +40,7 @@ impl From<u32> for TableSize {
     }
 }
 
-/// The serialized form: a number, or a word.
+/// The serialized form of the size: a number, or a word.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {

@@ -1,4 +1,4 @@
-//! A target in a list, whatever the source of the list.
+//! A target in a list of targets, whatever the source of the list is.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,29 +10,30 @@ use crate::value;
 pub const MAX_TARGETS: usize = 65_534;
 /// The maximum length of a backend's name, in bytes.
 const MAX_BACKEND_NAME: usize = 63;
-/// The weight of a target to which the list gives none.
+/// The weight of a target for which the list specifies no weight.
 pub(crate) const DEFAULT_WEIGHT: u16 = 100;
 
 /// A single target of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// The name of the backend; for targets of SRV records, the name of the host.
+    /// The name of the backend; for a target from SRV records, the name of the host.
     pub name: String,
-    /// The addresses of the target; one of them is used. Only a target of SRV records may have more or fewer than one.
+    /// The addresses of the target; the balancer uses one of them. Only a target from SRV records may have several
+    /// addresses or none.
     pub addresses: Vec<IpAddr>,
-    /// The reason why addresses are missing.
+    /// The reason why addresses of the target are missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The port of the target; `None`: the listener's port.
+    /// The port of the target; `None`: each listener's port.
     pub port: Option<u16>,
-    /// The share of new clients, 0 to 65535.
+    /// The weight, which determines the share of new clients, 0 to 65535.
     pub weight: u16,
-    /// Whether new clients use other backends first.
+    /// Whether the target is a backup, which gets new clients only if no primary backend takes them.
     #[serde(default)]
     pub backup: bool,
 }
 
-/// The name for a target that has none: its address as text, with invalid characters replaced by `-`.
+/// The backend name for a target without a name: the target's address as text, with `-` in place of invalid characters.
 #[must_use]
 pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
     let text = match port {
@@ -42,7 +43,8 @@ pub(crate) fn implied_name(address: IpAddr, port: Option<u16>) -> String {
     text.chars().filter(|c| !"[]".contains(*c)).map(|c| if c == ':' { '-' } else { c }).collect()
 }
 
-/// A valid name for a backend: the text if possible, otherwise its beginning and a hash of the whole text.
+/// A valid name for a backend: the whole text if possible, otherwise the beginning of the text and a hash of the whole
+/// text.
 #[must_use]
 pub(crate) fn backend_name(text: &str) -> String {
     const HASHED: usize = MAX_BACKEND_NAME - 17;
@@ -54,7 +56,7 @@ pub(crate) fn backend_name(text: &str) -> String {
     format!("{start}-{:016x}", hash(text))
 }
 
-/// The hash FNV-1a, which is the same everywhere and forever, because names must not change.
+/// The FNV-1a hash, which is the same on every machine and in every version, because the names must not change.
 pub(crate) fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -1,4 +1,4 @@
-//! Lists of targets in the format of Prometheus' `file_sd`: groups of targets with labels, in JSON or YAML.
+//! Lists of targets in the `file_sd` format of Prometheus: groups of targets with labels, in JSON or YAML.
 
 use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, path::Path};
 
@@ -15,7 +15,7 @@ const JSON_FORM: &str =
 const YAML_FORM: &str =
     "this is not a list of targets; write - targets: [\"192.0.2.1:80\"], and on the next line   labels: {name: web1}";
 
-/// The format of a list.
+/// The format of a list of targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Json,
@@ -23,7 +23,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// The format YAML if the file's name ends with `.yaml` or `.yml`, otherwise JSON.
+    /// The format is YAML if the file's name ends with `.yaml` or `.yml`, otherwise JSON.
     #[must_use]
     pub(crate) fn of(file: &Path) -> Self {
         match file.extension().and_then(OsStr::to_str) {
@@ -40,7 +40,8 @@ impl Format {
     }
 }
 
-/// The limits for YAML: they allow [`MAX_TARGETS`] groups with several labels, and aliases cannot expand to more.
+/// The limits for the YAML parser: they allow [`MAX_TARGETS`] groups with several labels, and aliases cannot expand to
+/// a longer list.
 fn limits() -> serde_saphyr::Options {
     const NODES: usize = 64 * MAX_TARGETS;
     let mut options = serde_saphyr::Options::default();
@@ -51,11 +52,12 @@ fn limits() -> serde_saphyr::Options {
     options
 }
 
-/// Parses a list. Only the labels `name` and `weight` have a meaning; other labels belong to other programs.
+/// Parses a list of targets. Only the labels `name` and `weight` have a meaning for the balancer; other labels belong
+/// to other programs.
 ///
 /// # Errors
-/// The first error, and its line. The text does not quote the list, because a caller of the API may name any file and
-/// must not learn its contents.
+/// Returns the first error, with its line. The error message does not quote the list, because a caller of the API may
+/// name any file and must not learn the file's contents.
 pub(crate) fn parse(text: &[u8], format: Format) -> Result<Vec<Target>, (Option<usize>, String)> {
     let targets: Vec<Target> = format.groups(text)?.into_iter().flat_map(|group| group.0).collect();
     if targets.len() > MAX_TARGETS {
@@ -77,13 +79,13 @@ fn of_json(error: &serde_json::Error) -> (Option<usize>, String) {
     let line = Some(error.line()).filter(|line| *line > 0);
     let said = error.to_string();
     let said = said.rsplit_once(" at line ").map_or(&*said, |(said, _)| said);
-    // These messages of serde would quote the input.
+    // These error messages of serde would quote the input.
     let quotes = ["invalid type", "invalid value", "unknown", "invalid length"];
     let is_form = error.is_data() && quotes.iter().any(|word| said.starts_with(word));
     (line, if is_form { JSON_FORM.to_owned() } else { said.to_owned() })
 }
 
-/// Replaces messages of the library, because only this module's own messages are certain not to quote the input.
+/// Replaces the library's error messages, because only this module's own messages are certain not to quote the input.
 fn of_yaml(error: &serde_saphyr::Error) -> (Option<usize>, String) {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0);
     let own = if let serde_saphyr::Error::Message { msg, .. } = error.without_snippet() {
@@ -101,12 +103,12 @@ const NO_ADDRESS: &str = "this target is no address of a backend; write \"192.0.
 const NO_NAME: &str = "this label name is no name of a backend; use 1 to 63 of A-Z a-z 0-9 . _ -";
 const NO_WEIGHT: &str = "this label weight is no weight; write \"0\" to \"65535\"";
 
-/// The targets of one group.
+/// The targets of one group, with their labels.
 struct Group(Vec<Target>);
 
 impl<'de> Deserialize<'de> for Group {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A group as it is written in the list.
+        /// A group of targets in the form that the list contains.
         #[derive(Deserialize)]
         struct Written {
             targets: Vec<Place>,
@@ -146,7 +148,7 @@ impl TryFrom<String> for Place {
     }
 }
 
-/// The labels that have a meaning here.
+/// The labels of a group that the balancer uses.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Labels {

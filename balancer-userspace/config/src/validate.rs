@@ -1,5 +1,5 @@
-//! Validation: the properties of services that the data path needs. The same rules apply to a file, which has lines,
-//! and to changes and saved states, which have none.
+//! Validation: the properties of services that the data path needs. The same rules apply to a file, in which objects
+//! have lines, and to changes and saved states, in which objects have no lines.
 
 mod backends;
 mod listeners;
@@ -26,33 +26,34 @@ use crate::{
 
 const MAX_SERVICES: usize = u16::MAX as usize;
 
-/// Services that are valid, each by itself and all together. Copies are cheap.
+/// Services that are valid, each by itself and all of them together. Copies of this value share memory, so they are
+/// cheap.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Valid(Arc<[Arc<ServiceConfig>]>);
 
 impl Valid {
-    /// Checks `services`.
+    /// Checks whether `services` are valid.
     ///
     /// # Errors
-    /// The first problem.
+    /// Returns the first problem of the services.
     pub fn new(services: Vec<Arc<ServiceConfig>>) -> Result<Self, Problem> {
         self::services(&services, &Self::default())?;
         Ok(Self(services.into()))
     }
 
-    /// Checks `services`, some of which are `known` to be valid, and returns all problems.
+    /// Checks `services`, some of which are `known` to be valid by themselves, and returns all problems.
     pub(crate) fn or_problems(services: Vec<Arc<ServiceConfig>>, known: &Self) -> Result<Self, Vec<Problem>> {
         let problems = problems(&services, known);
         if problems.is_empty() { Ok(Self(services.into())) } else { Err(problems) }
     }
 
-    /// Copies of the services, for serialization.
+    /// Copies of the services, in a form that can be serialized.
     #[must_use]
     pub fn copies(&self) -> Vec<ServiceConfig> {
         self.iter().map(|service| ServiceConfig::clone(service)).collect()
     }
 
-    /// The same services, sharing memory with equal ones in `others`.
+    /// The same services, which then share memory with equal services in `others`.
     #[must_use]
     pub fn sharing(self, others: &[Arc<ServiceConfig>]) -> Self {
         if is_one(&self, others) {
@@ -71,15 +72,16 @@ impl Deref for Valid {
     }
 }
 
-/// Checks `services` and their backends. Those that are `known` are valid by themselves.
+/// Checks `services` and the backends of these services. The function does not check single services that are `known`
+/// to be valid.
 ///
 /// # Errors
-/// The first problem.
+/// Returns the first problem of the services.
 pub fn services(services: &[Arc<ServiceConfig>], known: &Valid) -> Result<(), Problem> {
     problems(services, known).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// All problems of `services` and their backends.
+/// All problems of `services` and of the backends of these services.
 fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
     let pointers = known.iter().map(Arc::as_ptr).collect();
     let mut problems = Problems { services, known, pointers, found: Vec::new() };
@@ -193,7 +195,7 @@ impl Problems<'_> {
 
     /// Checks for `nat` backends whose replies the return path could not distinguish.
     fn returns(&mut self) {
-        // Two services with the same name may both have come from a known one.
+        // Both of two services with the same name may come from a service that is known to be valid.
         let is_known = |service: &Arc<ServiceConfig>| self.is_known(service);
         if self.found.is_empty() && !returns::may_be_confused(self.services, self.known, is_known) {
             return;

@@ -69,7 +69,7 @@ fn when_listeners_are_too_many_then_they_are_refused() {
     };
     assert_eq!(refusal(&[with_ports(0, 64)]), "");
     assert_eq!(refusal(&[with_ports(0, 65)]), "more than 64 listeners of one service; remove some");
-    // 64 × 1,024 are one too many.
+    // The services have 64 × 1,024 listeners, which is one more than the maximum.
     let mut all: Vec<ServiceConfig> = (0..1024u16)
         .map(|index| {
             let mut one = with_ports(index as u8, 64);
@@ -122,7 +122,7 @@ fn when_backends_are_too_many_then_they_are_refused() {
     assert_eq!(refusal(&[many.clone()]), "service a: more than 65534 backends over all services; remove some");
     many.backends.pop();
     assert_eq!(refusal(&[many.clone()]), "");
-    // Each of them needs an id for each family.
+    // Each backend needs one id for each address family.
     let second = Listener { address: "2001:db8::1".parse().unwrap(), ..many.listen[0] };
     many.listen.push(second);
     many.backends.iter_mut().zip(1u128..).for_each(|(backend, n)| {
@@ -160,7 +160,7 @@ fn when_replies_could_belong_to_two_services_then_the_second_is_refused() {
                 another address or port";
     assert_eq!(refusal(&[a("10.0.0.1:80"), every("198.51.100.11")]), text);
 
-    // Either of the two may be known to be valid.
+    // Either of the two services may be the one that is known to be valid.
     for known in [a("10.0.0.1:80"), every("198.51.100.11")] {
         let known = Valid::new(shared(vec![known])).unwrap();
         let both = [a("10.0.0.1:80"), every("198.51.100.11")].map(Arc::new);
@@ -169,7 +169,7 @@ fn when_replies_could_belong_to_two_services_then_the_second_is_refused() {
 }
 
 prop_compose! {
-    /// A service that easily conflicts with others.
+    /// A service that easily conflicts with other services in the test.
     fn crowded()(
         name in 0..6_u8,
         nat in prop::bool::weighted(0.9),

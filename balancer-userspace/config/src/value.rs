@@ -1,5 +1,5 @@
-//! Single values as users write them in the file, on the command line and in API bodies. Every error is one line that
-//! states the problem and how to correct it.
+//! Parses single values as users write them in the file, on the command line and in API bodies. Every error is one line
+//! that states the problem and its correction.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,16 +13,16 @@ use ipnet::IpNet;
 
 use crate::names::{BackendName, nearest};
 
-/// The maximum duration.
+/// The maximum value of a duration.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The maximum length of a unix socket's path in bytes: `sun_path` without its terminating zero.
+/// The maximum length of a unix socket's path in bytes: the size of `sun_path` without the terminating zero.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The maximum length of an interface name in bytes: `IFNAMSIZ` without its terminating zero.
+/// The maximum length of an interface name in bytes: `IFNAMSIZ` without the terminating zero.
 const MAX_INTERFACE_NAME: usize = 15;
 
-/// `text` in quotes on one line, shortened for a message.
+/// The text `text` in quotes on one line, shortened for a message.
 pub fn quoted(text: &str) -> String {
     const SHOWN: usize = 60;
     match text.char_indices().nth(SHOWN) {
@@ -31,8 +31,8 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-/// Returns `did you mean "…"?` if one of `known` is similar to `word`, otherwise the whole list under the heading
-/// `what`.
+/// Returns `did you mean "…"?` if one of the `known` words is similar to `word`, otherwise all known words under the
+/// heading `what`.
 pub fn hint(word: &str, known: &[&str], what: &str) -> String {
     match nearest(word, known.iter().copied()) {
         Some(nearest) => format!("did you mean {nearest:?}?"),
@@ -49,7 +49,7 @@ pub fn word<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Result<T, St
     Err(format!("{key} = {} is unknown; {}", quoted(text), hint(text, &names, "known values")))
 }
 
-/// Parses the name of a service or backend.
+/// Parses the name of a service or of a backend.
 pub fn name(text: &str) -> Result<String, String> {
     let right = "use 1 to 63 of A-Z a-z 0-9 . _ -";
     if text.is_empty() {
@@ -64,7 +64,7 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses the name or number of a group of users.
+/// Parses the name or the number of a group of users.
 pub fn group(text: &str) -> Result<String, String> {
     let right = "give a name or a number, such as \"balancer\"";
     let usual = |c: char| c.is_ascii_alphanumeric() || "._-$".contains(c);
@@ -85,7 +85,7 @@ pub fn backend_name(text: &str) -> Result<BackendName, String> {
     Ok(BackendName { service: name(service)?, backend: name(backend)? })
 }
 
-/// Parses `ADDR/LENGTH` without host bits, or `ADDR` for a single address.
+/// Parses a prefix `ADDR/LENGTH` without host bits, or a single address `ADDR`.
 pub fn prefix(text: &str) -> Result<IpNet, String> {
     let one = || text.parse::<IpAddr>().map(IpNet::from);
     let prefix = text.parse::<IpNet>().or_else(|_| one()).map_err(|_| {
@@ -94,7 +94,7 @@ pub fn prefix(text: &str) -> Result<IpNet, String> {
     if prefix.trunc() == prefix { Ok(prefix) } else { Err(host_bits(prefix)) }
 }
 
-/// The error for a prefix with host bits.
+/// The error message for a prefix with host bits.
 pub fn host_bits(prefix: IpNet) -> String {
     format!(
         "{prefix} has bits set behind its first {}; write {}, or {}/{} for the one address",
@@ -105,12 +105,12 @@ pub fn host_bits(prefix: IpNet) -> String {
     )
 }
 
-/// Parses `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, where the address must be usable for a single host.
+/// Parses `ADDR`, `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`; the address must be one that a single host can have.
 pub fn address(text: &str) -> Result<(IpAddr, Option<u16>), String> {
     address_or(text, "host names are not looked up")
 }
 
-/// Parses an address where other text is valid as well; `other` describes that other text.
+/// Parses an address in a context where other text is valid as well; `other` describes this other text.
 pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>), String> {
     let bare = |text: &str| {
         let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok().map(IpAddr::V6);
@@ -134,7 +134,7 @@ pub(crate) fn address_or(text: &str, other: &str) -> Result<(IpAddr, Option<u16>
     usable(ip).map(|()| (ip, port))
 }
 
-/// Checks that packets from other hosts can have `ip` as their destination.
+/// Checks that other hosts can send packets to the address `ip`.
 pub fn usable(ip: IpAddr) -> Result<(), String> {
     let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
@@ -164,7 +164,7 @@ pub fn ipv6(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// Parses a VIP with its port; port 0 stands for every port.
+/// Parses a VIP with a port; port 0 stands for every port.
 pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     match address(text)? {
         (ip, Some(port)) => Ok(SocketAddr::new(ip, port)),
@@ -175,7 +175,7 @@ pub fn service_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// Parses an address to listen on.
+/// Parses an address on which the balancer can listen.
 pub fn listen_address(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
@@ -226,7 +226,7 @@ pub fn hash_key(text: &str) -> Result<HashKey, String> {
         u128::from_str_radix(digits, 16).ok()
     };
     parse().map(|key| HashKey::from_bytes(key.to_be_bytes())).ok_or_else(|| {
-        // The message must not repeat the key, which is secret.
+        // The error message must not repeat the key, which is secret.
         "the hash key is not \"hex:\" and 32 hexadecimal digits; make one with: echo hex:$(openssl rand -hex 16)"
             .to_owned()
     })
@@ -256,7 +256,7 @@ pub fn socket_path(text: &str) -> Result<PathBuf, String> {
     socket_path_length(text).and_then(absolute_path)
 }
 
-/// Returns `text` if it is not too long for a unix socket.
+/// Returns `text` if it is short enough for the path of a unix socket.
 pub fn socket_path_length(text: &str) -> Result<&str, String> {
     if text.is_empty() {
         return Err("the socket path is empty; give one, such as \"/run/balancer/balancer.sock\"".to_owned());

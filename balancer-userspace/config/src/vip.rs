@@ -1,4 +1,4 @@
-//! Whether, and on which interface, the balancer assigns a service's VIPs to its machine.
+//! Whether the balancer assigns a service's VIPs to its machine, and to which interface.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ pub enum AssignVip {
     /// The balancer does not assign the VIPs.
     #[default]
     No,
-    /// The balancer assigns the VIPs to the first interface, and announces them to the neighbours.
+    /// The balancer assigns the VIPs to the first interface, and announces them to its neighbours on the link.
     First,
-    /// The balancer assigns the VIPs to the named interface, for routing daemons, and does not announce them.
+    /// The balancer assigns the VIPs to the named interface, for routing daemons, and does not announce them itself.
     On(String),
 }
 
-/// The serialized form.
+/// The serialized form of the setting `assign_vip`.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -45,7 +45,7 @@ impl From<AssignVip> for Written {
     }
 }
 
-/// Formats as in the file: `true`, `false`, `"lo"`.
+/// Formats the setting as in the file: `true`, `false`, `"lo"`.
 impl fmt::Display for AssignVip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

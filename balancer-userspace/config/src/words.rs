@@ -1,4 +1,4 @@
-//! Formatting numbers for people, in logs, answers and tables.
+//! Formats numbers for people, in logs, answers and tables.
 
 /// Formats `number` with commas between groups of three digits.
 pub fn grouped(number: impl Into<u64>) -> String {
@@ -13,7 +13,7 @@ pub fn grouped(number: impl Into<u64>) -> String {
     grouped
 }
 
-/// Formats as `1 backend` or `2 backends`.
+/// Formats a count as `1 backend` or `2 backends`.
 pub fn counted(number: usize, what: &str) -> String {
     let ending = match number {
         1 => "",

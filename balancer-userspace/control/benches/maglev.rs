@@ -1,5 +1,6 @@
-//! Measures how long lookup tables of 65,537 slots take, and how long the core takes to handle a failure with all its
-//! consequences. The goal for a table of 1,000 backends is 1.8 ms (Maglev, NSDI 2016).
+//! Measures the computation time of lookup tables with 65,537 slots, and the time that the core needs to handle a
+//! failed backend with all consequences. The goal for the computation of a table with 1,000 backends is 1.8 ms (Maglev,
+//! NSDI 2016).
 
 use std::{
     hint::black_box,
@@ -29,7 +30,7 @@ fn names(backends: u16) -> Vec<String> {
     (0..backends).map(|n| format!("web{n}")).collect()
 }
 
-/// Builds a base table of equal backends, and one with a heavy backend among light ones.
+/// Builds a base table of equal backends, and a base table with a heavy backend among light backends.
 fn build(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("build");
     let weights: [(&str, Weight); 2] = [("equal", |_| 100), ("skewed", |n| if n == 0 { 65_535 } else { n })];
@@ -46,7 +47,7 @@ fn build(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Builds the live table after one backend has failed, and after half of them have.
+/// Builds the live table after one backend has failed, and after half of the backends have failed.
 fn failure(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("failure");
     for backends in BACKENDS {
@@ -64,7 +65,8 @@ fn failure(criterion: &mut Criterion) {
                 })
                 .collect()
         };
-        // Two backends take turns, so that each failure differs from the one before.
+        // Each iteration fails the other one of the two backends, so that each failure differs from the previous
+        // failure.
         let one = [without(&|n| n == 0), without(&|n| n == 1)];
         let half = [without(&|n| n % 2 == 0), without(&|n| n % 2 == 1)];
         for (label, failures) in [("one", one), ("half", half)] {
@@ -120,7 +122,7 @@ impl Site {
         site
     }
 
-    /// Ends the running check of a backend with this outcome, and returns the number of commands that follow.
+    /// Ends the running check of a backend with this outcome, and returns the number of commands that the core returns.
     fn check(&mut self, index: usize, outcome: CheckOutcome) -> usize {
         let (backend, check) = self.checks[index % self.checks.len()];
         self.now += Duration::from_millis(100);
@@ -139,7 +141,7 @@ impl Site {
     }
 }
 
-/// Measures the time from the decisive refusal of a check to the core's commands.
+/// Measures the time from the last refused check, which decides that the backend is down, to the core's commands.
 fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     for backends in BACKENDS {

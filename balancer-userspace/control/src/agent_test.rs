@@ -1,4 +1,5 @@
-//! Agents of backends: what they take away, and that it comes back, and nothing more, when an agent ends.
+//! Tests of backends' agents: when the controller no longer uses an agent, it undoes exactly the changes that the agent
+//! has caused.
 
 use std::time::Duration;
 
@@ -166,17 +167,17 @@ fn when_a_service_has_http_checks_then_their_answers_may_speak_until_agents_do()
     let service = bench.controller.services().iter().next().unwrap();
     assert!(service.checked_at(&service.backends()[0]).is_some(), "it could not take that back");
 
-    // The weight comes from the file, and the agent's report stays in effect.
+    // The new weight comes from the file, and the agent's report stays in effect.
     let mut file = checked.clone();
     file.backends[0].weight = 300;
     bench.reload(vec![file.clone()]).unwrap();
     assert_eq!(bench.shown(WEB1).0, BackendState::Maint);
-    // The report came from checks, and not from an agent.
+    // The earlier report came from checks, and not from an agent.
     file.agent = with_agents().agent;
     bench.reload(vec![file.clone()]).unwrap();
     assert_eq!(bench.controller.words_of(&name(WEB1)), Some(WordsOf::Agents));
     assert_eq!(bench.controller.agent_said(&name(WEB1)), Some(Said::default()));
-    // A different check for this backend alone also drops the report.
+    // If this backend alone gets a different check, the controller also drops the report.
     bench.reload(vec![checked.clone()]).unwrap();
     bench.says("50%");
     let mut file = checked;

@@ -1,4 +1,4 @@
-//! Tests of backends as several balancers see them: each balancer's observations, and the agreed result.
+//! The fleet's view of backends: each balancer's observations, and the result on which the balancers agree.
 
 use std::time::Instant;
 
@@ -9,16 +9,16 @@ use crate::{
     io::{BackendId, Command, Refused},
 };
 
-/// The agreed state of the path to a backend.
+/// The state of the path to a backend, on which the balancers agree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
-    /// The path is not known yet.
+    /// The path to the backend is not known yet.
     #[default]
     Unknown,
-    /// A path exists.
+    /// A path to the backend exists.
     Open,
-    /// No path exists, for this reason.
+    /// No path to the backend exists, for this reason.
     Closed(String),
 }
 
@@ -26,47 +26,48 @@ pub enum Way {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opinion {
-    /// The balancer does not know the path yet.
+    /// The balancer does not know the path to the backend yet.
     Waiting,
-    /// The balancer knows the path, and has no verdict yet or does not check.
+    /// The balancer knows the path, but it has no verdict on the backend yet or does not check the backend.
     Unknown,
-    /// The balancer's checks pass.
+    /// The balancer's checks of the backend pass.
     Up,
-    /// The balancer's checks fail.
+    /// The balancer's checks of the backend fail.
     Down {
-        /// Whether the backend answers at all.
+        /// Whether the failing backend answers at all.
         kind: FailureKind,
-        /// The reason in words (`connect: refused`).
+        /// The reason of the failure in words (`connect: refused`).
         reason: String,
     },
-    /// The balancer knows no path, for this reason.
+    /// The balancer knows no path to the backend, for this reason.
     NoWay(String),
 }
 
-/// An agreed path and verdict for a backend.
+/// The path and the verdict for a backend, on which the balancers agree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judgement {
-    /// The backend.
+    /// The backend that the result is about.
     pub backend: BackendId,
     /// The path to the backend.
     pub way: Way,
-    /// The verdict of the checks.
+    /// The verdict of the checks on the backend.
     pub verdict: Verdict,
 }
 
-/// Whether this balancer or another one decides the standing of backends.
+/// Whether this balancer or another balancer decides which backends take and keep clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Role {
     /// This balancer is alone and decides by its own checks and next hops.
     #[default]
     Single,
-    /// This balancer decides for the fleet by the agreed results, without its own checks and next hops.
+    /// This balancer decides for the fleet by the agreed results, and does not use its own checks and next hops.
     Decides,
-    /// Another balancer decided as of this moment. Until the next state arrives, nothing that depends on time changes.
+    /// Another balancer decides, and this is the time of its last decision. Until the state of the next decision
+    /// arrives, nothing changes that depends on time.
     Follows {
         /// The time of the decision on this balancer's clock.
         as_of: Instant,
-        /// Whether hard failures that this balancer sees count, because no other balancer can decide.
+        /// Whether hard failures that this balancer sees take effect, because no balancer of the fleet can decide.
         alone: bool,
     },
 }
@@ -76,7 +77,7 @@ impl Role {
         matches!(self, Self::Follows { .. })
     }
 
-    /// The moment by which backends are judged.
+    /// The time for which the controller evaluates backends.
     pub(crate) const fn time(&self, now: Instant) -> Instant {
         match self {
             Self::Single | Self::Decides => now,
@@ -85,5 +86,6 @@ impl Role {
     }
 }
 
-/// The message and the commands of a change by a deciding controller, or the reason why it was refused.
+/// The message and the commands of a change that a deciding controller has made, or the reason why the controller
+/// refused the change.
 pub type Decided = Result<(String, Vec<Command>), Refused>;

@@ -1,4 +1,4 @@
-//! The effects of completed commands, which are all that is certain after a command has failed.
+//! The effects of completed commands: after a failed command, only these effects are certain.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,21 +7,21 @@ use std::{
 
 use crate::io::{BackendId, CheckNumber, Command, ServiceSpec};
 
-/// The state that the data path, the watch on neighbours and the health checks hold.
+/// The state in the data path, in the watch on neighbours and in the health checks.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Applied {
-    /// The backends that have rows.
+    /// The backends that have rows in the data path.
     pub(crate) rows: BTreeSet<BackendId>,
-    /// The services in the directory.
+    /// The services in the directory of the data path.
     pub services: Vec<ServiceSpec>,
     /// The addresses whose next hops are watched.
     pub(crate) watched: BTreeSet<IpAddr>,
-    /// The running checks, by backend.
+    /// The running health checks, by backend.
     pub(crate) checks: BTreeMap<BackendId, CheckNumber>,
 }
 
 impl Applied {
-    /// Records a completed command.
+    /// Records the effect of a completed command.
     pub fn note(&mut self, command: &Command) {
         match command {
             Command::WriteBackend(backend) => {
@@ -43,7 +43,7 @@ impl Applied {
             Command::StopChecks(id) => {
                 self.checks.remove(id);
             }
-            // Resynchronization sends these commands again in any case.
+            // A resynchronization sends these commands again in any case.
             Command::SwapTable { .. } | Command::SetRules { .. } | Command::Report(_) => {}
         }
     }

@@ -1,9 +1,10 @@
-//! Bounded load: finds which backends of a service have too much load, and how many slots they give away.
+//! Bounded load: decides which backends of a service have too much load, and how many slots they give away.
 //!
-//! A backend whose load exceeds `factor` times the expected load keeps fewer of its slots, so that fewer new clients
-//! come to it. No known client moves, so a load falls only as clients leave, and a decision takes time to have an
-//! effect. Therefore a service's bounds change at most once in [`DWELL`], a backend whose load is already falling keeps
-//! its bound, and slots return only when the load is below the middle between 1 and `factor`.
+//! A backend whose load exceeds `factor` times the expected load keeps fewer of its slots, so that it gets fewer new
+//! clients. No known client moves, so the load of a backend falls only as clients leave, and a decision takes effect
+//! slowly. Therefore the controller changes a service's bounds at most once in [`DWELL`], and does not change the bound
+//! of a backend whose load is already falling. A backend gets slots back only when its load is below the middle between
+//! 1 and `factor` times the expected load.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -19,39 +20,41 @@ use crate::{
     table::STEPS,
 };
 
-/// The minimum time between two changes of a service's bounds. The first change does not wait.
+/// The minimum time between two changes of a service's bounds. The first change of a service's bounds may happen at any
+/// time.
 pub const DWELL: Duration = Duration::from_secs(600);
-/// The interval at which loads are evaluated.
+/// The interval at which the controller evaluates loads.
 pub const LOOK: Duration = Duration::from_secs(10);
-/// The time over which rates and medians are computed.
+/// The time over which the controller computes rates and medians.
 const WINDOW: Duration = Duration::from_secs(60);
-/// The minimum time for computing a rate; right after the start, a shorter time says little.
+/// The minimum time for computing a rate; right after the start, a rate over a shorter time would say little.
 const LEAST_WINDOW: Duration = Duration::from_secs(45);
-/// The minimum number of checks for a median. If checks are slow, older checks count as well, to reach this number.
+/// The minimum number of checks for computing a median. If checks are slow, the median includes older checks to reach
+/// this number.
 const LEAST_CHECKS: usize = 5;
-/// Durations that differ by less than this count as equal, in seconds.
+/// The difference in seconds below which two durations count as equal.
 const LEAST_DELAY: f64 = 0.001;
-/// A load that has fallen by more than this fraction since the last change counts as falling.
+/// A load counts as falling if it has fallen by more than this fraction since the last change of bounds.
 const FALLS: f64 = 0.03;
-/// A backend keeps at least this many of [`STEPS`] slots.
+/// The number of [`STEPS`] slots that a backend keeps at least.
 const LEAST_STEPS: u8 = 1;
 /// The number of standard deviations by which clients or connections must exceed the expected number.
 const DEVIATIONS: f64 = 3.0;
 
-/// The facts about a backend that its bound depends on, over all address families.
+/// The facts about a backend that determine its bound, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
-    /// Whether new clients are steered to the backend.
+    /// Whether the controller steers new clients to the backend.
     pub steered: bool,
-    /// The effective weight, reduced during a slow start.
+    /// The effective weight of the backend, which is reduced during a slow start.
     pub weight: f64,
-    /// Whether the backend is in a slow start, so that it takes no slots of others.
+    /// Whether the backend is in a slow start, so that it takes no slots that other backends give away.
     pub starts: bool,
-    /// The current bound.
+    /// The current bound of the backend.
     pub bound: Option<Bound>,
 }
 
-/// Returns the backends of a service, given its part of each address family.
+/// Returns the backends of a service, given the parts of the service for the address families.
 pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Member> {
     let mut members = BTreeMap::<String, Member>::new();
     for backend in legs.flat_map(Service::backends) {
@@ -66,25 +69,25 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
     members
 }
 
-/// The observed loads of a service, and the time of its last change of bounds.
+/// The observed loads of a service's backends, and the time at which the service's bounds last changed.
 #[derive(Clone, Debug)]
 pub struct Watch {
     by: Load,
     readings: BTreeMap<String, VecDeque<(Instant, f64)>>,
-    /// The bounds at the last evaluation.
+    /// The bounds at the last evaluation of loads.
     seen: BTreeMap<String, Bound>,
     changed: Option<Instant>,
     looked: Option<Instant>,
 }
 
 impl Watch {
-    /// A watch without readings.
+    /// An observation without readings yet.
     #[must_use]
     pub const fn new(by: Load) -> Self {
         Self { by, readings: BTreeMap::new(), seen: BTreeMap::new(), changed: None, looked: None }
     }
 
-    /// Returns the kind of load that is observed.
+    /// Returns the kind of load that the controller observes.
     #[must_use]
     pub const fn by(&self) -> Load {
         self.by
@@ -110,12 +113,12 @@ impl Watch {
         }
     }
 
-    /// Records the last checks of a service's backends, given its part of each address family.
+    /// Records the last checks of a service's backends, given the parts of the service for the address families.
     ///
-    /// A failure before the timeout does not show how fast a backend works. A check that ran into its timeout shows
-    /// that the backend is at least that slow: without such checks, an overloaded backend would be judged by the few
-    /// checks that it still answers. A backend that is down starts without readings, because the reason may have been
-    /// something other than its load.
+    /// A check that fails before the timeout does not show how fast a backend works. A check that ran into its timeout
+    /// shows that the backend is at least as slow as the timeout. Without the checks that time out, the controller
+    /// would judge an overloaded backend only by the few checks that the backend still answers. The readings of a
+    /// backend that is down are dropped, because its load may not have been the reason for the failure.
     pub fn note_checks<'a>(&mut self, legs: impl Iterator<Item = &'a Service>) {
         let mut down = BTreeMap::new();
         for (service, backend) in legs.flat_map(|leg| leg.backends().iter().map(move |backend| (leg, backend))) {
@@ -128,13 +131,13 @@ impl Watch {
         self.readings.retain(|name, _| down.get(name.as_str()) != Some(&true));
     }
 
-    /// Whether loads are due for evaluation.
+    /// Whether the loads are due for evaluation.
     #[must_use]
     pub fn is_due(&self, now: Instant) -> bool {
         self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= LOOK)
     }
 
-    /// Evaluates the loads of all `members`. Returns the new bounds if they differ from the current ones.
+    /// Evaluates the loads of all `members`. Returns the new bounds if they differ from the current bounds.
     pub fn look(
         &mut self,
         rule: &BoundedLoad,
@@ -146,7 +149,7 @@ impl Watch {
         let in_force: BTreeMap<String, Bound> =
             members.iter().filter_map(|(name, member)| Some((name.clone(), member.bound?))).collect();
         if in_force != self.seen {
-            // The decision may have come from this balancer, from the previous leader or from the previous process.
+            // This balancer, the previous leader or the previous process may have made the decision.
             self.seen.clone_from(&in_force);
             self.changed = Some(now);
         }
@@ -161,7 +164,7 @@ impl Watch {
         (keeps(&bounds) != keeps(&in_force)).then_some(bounds)
     }
 
-    /// The known loads of backends to which new clients are steered.
+    /// The known loads of backends to which the controller steers new clients.
     fn loads<'a>(&self, members: &'a BTreeMap<String, Member>) -> BTreeMap<&'a str, f64> {
         let steered = members.iter().filter(|(_, member)| member.steered && member.weight > 0.0);
         steered.filter_map(|(name, _)| Some((name.as_str(), self.load(name)?))).collect()
@@ -185,7 +188,8 @@ impl Watch {
     }
 }
 
-/// When a backend's last check ended, and how many seconds it took, if this shows how fast the backend works.
+/// The time at which a backend's last check ended, and the duration in seconds, if the check shows how fast the backend
+/// works.
 fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
     let check = backend.last_check()?;
     let tells = match check.outcome {
@@ -203,13 +207,13 @@ fn expected(by: Load, members: &BTreeMap<String, Member>, loads: &BTreeMap<&str,
     let weights: f64 = loads.keys().map(|name| weight(name)).sum();
     let mut sorted: Vec<f64> = loads.values().copied().collect();
     sorted.sort_unstable_by(f64::total_cmp);
-    // Of two checks, the faster one counts as the median, so that the slower one is measured against it.
+    // Of two durations, the shorter one counts as the median, so that the longer one is measured against it.
     let median = sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default();
     let of = |name: &str| if by == Load::Latency { median } else { all * weight(name) / weights };
     loads.keys().map(|name| ((*name).to_owned(), of(name))).collect()
 }
 
-/// Whether a load differs from the expected one by more than chance explains.
+/// Whether the difference between a load and the expected load is larger than chance explains.
 fn stands_out(by: Load, load: f64, expected: f64) -> bool {
     match by {
         Load::Clients | Load::Connections => load - expected > DEVIATIONS * expected.sqrt(),
@@ -218,7 +222,7 @@ fn stands_out(by: Load, load: f64, expected: f64) -> bool {
     }
 }
 
-/// The bounds that follow from the loads. Backends with unknown loads keep their bounds.
+/// The bounds that follow from the loads of the backends. Backends with unknown loads keep their bounds.
 fn decide(
     rule: &BoundedLoad,
     members: &BTreeMap<String, Member>,
@@ -238,7 +242,8 @@ fn decide(
     }
     let takes = |name: &String, member: &Member| member.steered && !member.starts && !bounds.contains_key(name);
     if !members.iter().any(|(name, member)| takes(name, member)) {
-        // If all backends had bounds, no backend could take the slots, so the least loaded one loses its bound.
+        // If all backends had bounds, no backend could take the slots that others give away, so the least loaded
+        // backend loses its bound.
         let load = |name: &String| bounds.get(name).map_or(0, |bound| bound.load);
         let candidates = members.iter().filter(|(_, member)| member.steered && !member.starts);
         if let Some(least) = candidates.map(|(name, _)| name).min_by_key(|name| load(name)).cloned() {
@@ -248,13 +253,13 @@ fn decide(
     bounds
 }
 
-/// The next bound of a backend with this load, given its current one.
+/// The next bound of a backend with this load, given the backend's current bound.
 fn next(rule: &BoundedLoad, bound: Option<Bound>, load: f64, expected: f64) -> Option<Bound> {
     let (ratio, middle) = (load / expected, f64::midpoint(1.0, rule.factor));
     let keeps = bound.map_or(STEPS, |bound| bound.keeps / (100 / STEPS));
     let before = bound.map(|bound| f64::from(bound.load) / 100.0);
     let falls = before.is_some_and(|before| ratio < before * (1.0 - FALLS));
-    // Each change is limited to a factor of two, because earlier changes have not had their full effect yet.
+    // The function limits each change to a factor of two, because earlier changes have not had their full effect yet.
     let aim = (f64::from(keeps) * (middle / ratio).clamp(0.5, 2.0)).round() as u8;
     let steps = if ratio > rule.factor && stands_out(rule.by, load, expected) && !falls {
         aim.min(keeps.saturating_sub(1)).max(LEAST_STEPS)

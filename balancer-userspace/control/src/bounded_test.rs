@@ -1,4 +1,4 @@
-//! Tests of bounded load: which backends give slots away, which slots move, and what ends this.
+//! Tests of bounded load: which backends give slots away, which slots move, and when backends get slots back.
 
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ impl Bench {
         self.controller.services()[0].live_table().to_vec()
     }
 
-    /// Evaluates these loads, in the order of the backends, and returns the percentage of slots that each keeps.
+    /// Evaluates these loads, in the order of the backends, and returns the percentage of slots that each backend
+    /// keeps.
     fn look(&mut self, watch: &mut Watch, rule: BoundedLoad, loads: [f64; 4]) -> Option<Vec<(String, u8)>> {
         self.now += LOOK;
         let members = members(self.controller.services().iter());
@@ -64,8 +65,9 @@ impl Bench {
         Some(keeps)
     }
 
-    /// Lets a check of each backend end, and evaluates the checks: web1's check with this outcome and duration, those
-    /// of the others after 4 ms. Returns the percentage of its slots that web1 keeps, if that changes.
+    /// Ends a check of each backend, and evaluates the checks: the check of web1 has the given outcome and duration,
+    /// and the checks of the other backends take 4 ms. Returns the percentage of its slots that web1 keeps, if the
+    /// percentage changes.
     fn checks(&mut self, watch: &mut Watch, web1: CheckOutcome, took: Duration) -> Option<u8> {
         self.now += LOOK;
         let quick = (CheckOutcome::Passed, Duration::from_millis(4));

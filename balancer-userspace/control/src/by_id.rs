@@ -1,6 +1,6 @@
-//! A small table of values by backend id, for one lookup per slot.
+//! A small table of values by backend id, which makes one lookup per slot fast.
 
-/// One row for each id from the lowest to the highest. A service uses few of the possible ids, and these lie close
+/// One row for each id from the lowest to the highest. A service uses few of the possible ids, and its ids lie close
 /// together.
 pub(crate) struct ById<T> {
     least: u16,
@@ -24,7 +24,7 @@ impl<T: Clone> ById<T> {
         self.rows.get_mut(usize::from(id.checked_sub(self.least)?))
     }
 
-    /// Changes the row of an id, if it has one.
+    /// Changes the row of an id, if the table has a row for this id.
     #[inline(always)]
     pub(crate) fn set(&mut self, id: u16, to: impl FnOnce(&mut T)) {
         if let Some(row) = self.get_mut(id) {

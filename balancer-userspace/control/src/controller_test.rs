@@ -1,4 +1,5 @@
-//! Tests of the controller as users see it: the backends to which it steers, the order of commands, the text of lines.
+//! Tests of the controller from the users' point of view: the backends to which it steers, the order of its commands,
+//! the text of its lines.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +25,7 @@ use crate::{
     table::Tier,
 };
 
-/// A controller with a clock, and its last output.
+/// A controller with a clock and the last output of the controller.
 pub(super) struct Bench {
     pub(super) controller: Controller,
     pub(super) now: Instant,
@@ -60,7 +61,7 @@ impl Bench {
         self.controller.handle(self.checked(backend, outcome), self.now)
     }
 
-    /// Makes the event of a check that ended with this outcome; works for a backend without a check as well.
+    /// Makes the event of a check that ended with this outcome, even for a backend that has no check.
     pub(super) fn checked(&self, backend: &str, outcome: CheckOutcome) -> Event {
         let check = self.controller.backend(&name(backend)).unwrap().check_number().unwrap_or_default();
         Event::Checked { backend: self.id(backend), check, outcome, took: Duration::from_millis(1), asked: false }
@@ -255,7 +256,7 @@ fn when_a_backend_is_in_maintenance_then_checks_stop_and_the_verdict_is_forgotte
     assert_eq!(bench.shown("web/web1"), (BackendState::Checking, String::new()));
 }
 
-/// Returns the checks that were started.
+/// Returns the checks that the controller has started.
 fn started(commands: &[Command]) -> Vec<&CheckSpec> {
     commands
         .iter()
@@ -584,7 +585,7 @@ fn when_the_table_size_is_automatic_then_it_follows_the_number_of_backends() {
     assert!(more.message.ends_with(message), "{}", more.message);
     assert_eq!(more.counted(|_| {}).services[0].table_size, 16_411);
 
-    // An unreachable backend counts as if it were not configured, so that clients move only once.
+    // The controller treats an unreachable backend as if it were not configured, so that clients move only once.
     let before = bench.service().slots_moved();
     bench.add("web/last", "10.0.2.2").unwrap();
     assert_eq!(bench.service().table_size(), 4099);
@@ -592,7 +593,7 @@ fn when_the_table_size_is_automatic_then_it_follows_the_number_of_backends() {
     assert_eq!(bench.service().table_size(), 16_411);
     let added = bench.controller.added(&name("web/last"), before);
     assert!(added.ends_with(message), "{added}");
-    // Earlier configurations do not affect the table.
+    // Earlier configurations have no effect on the table.
     let fresh = {
         let mut config = automatic(39);
         config.backends.push(backend("more", "10.0.2.1:8080"));
@@ -712,8 +713,8 @@ fn when_ten_backends_fail_in_one_batch_then_the_table_is_swapped_once() {
     assert!((1..=10).all(|n| bench.shown(&format!("web/web{n}")).0 == BackendState::Down));
 }
 
-/// Once the directory says so, replies from another port are translated to the VIP's port; this must happen before the
-/// first packet goes to that port.
+/// The directory must announce the new port before the first packet goes to that port; from this moment on, the program
+/// translates replies from the new port to the VIP's port.
 #[test]
 fn when_a_backend_is_reached_otherwise_then_the_way_back_is_there_before_the_way_to_it() {
     let (mut bench, _) = Bench::new(vec![web()]);

@@ -1,4 +1,5 @@
-//! The backends of a service after a list of targets is applied. Targets are matched by name, never by position.
+//! The backends of a service after the controller has applied a list of targets. The controller matches targets to
+//! backends by name, never by position.
 
 use std::{
     borrow::Cow,
@@ -16,23 +17,23 @@ use balancer_config::{
     words::counted,
 };
 
-/// The backends of a service after a list was applied, and the differences from the backends before.
+/// The backends of a service after the controller has applied a list, and the differences from the backends before.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pool {
-    /// All backends: existing ones in their order, followed by new ones.
+    /// All backends: the existing backends in their order, followed by the new backends.
     pub backends: Vec<BackendConfig>,
-    /// Names of new backends.
+    /// The names of the new backends.
     pub added: Vec<String>,
-    /// Names of backends that are no longer listed.
+    /// The names of the backends that are no longer in the list.
     pub gone: Vec<String>,
-    /// Backends that are listed again, with the states that the operator wants for them.
+    /// The backends that are in the list again, with the states that the operator wants for them.
     pub back: Vec<(String, Admin)>,
-    /// Names of backends that have another address or weight now.
+    /// The names of the backends whose address or weight has changed.
     pub changed: Vec<String>,
 }
 
 impl Pool {
-    /// Returns `1 added, 1 drains`, or nothing if there is no difference.
+    /// Returns a text such as `1 added, 1 drains`, or an empty text if there is no difference.
     #[must_use]
     pub fn summary(&self) -> String {
         let verb = |count: usize, word: &str| (count > 0).then(|| format!("{} {word}", counted(count, "backend")));
@@ -49,7 +50,7 @@ impl Pool {
 /// Applies the `targets` of the list `source`. `admin` returns the state that the operator wants for a backend.
 ///
 /// # Errors
-/// One line if the list cannot be applied; in that case no part of it is applied.
+/// Returns one line if the list is not applicable; in this case, the controller applies no part of the list.
 pub fn pool(
     service: &ServiceConfig,
     list: &DiscoverConfig,
@@ -114,8 +115,8 @@ pub fn pool(
     Ok(pool)
 }
 
-/// Returns the reason why targets lack an address that the service needs, with an example; `None` if they lack none.
-/// Backends keep their earlier addresses.
+/// Returns the reason why targets lack an address that the service needs, with an example; `None` if no target lacks
+/// one. Existing backends keep their earlier addresses in this case.
 #[must_use]
 pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Target]) -> Option<String> {
     let present = Present::of(service, list);
@@ -129,7 +130,7 @@ pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Tar
     Some(format!("{} has not the addresses that the service needs{why}{rest}", first.name))
 }
 
-/// The backends that the targets of a list become if no backend of the list exists yet.
+/// The backends that the targets of a list become if the service has no backend of this list yet.
 pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Target]) -> Vec<BackendConfig> {
     let list = DiscoverConfig { source: source.clone(), min: Floor::default(), own: None };
     let present = Present::of(service, &list);
@@ -142,7 +143,7 @@ pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Tar
 /// The addresses of a backend.
 type Place = (SocketAddr, Option<SocketAddr>);
 
-/// The existing backends that come from a list.
+/// The existing backends that come from a list of targets.
 struct Present<'a> {
     service: &'a ServiceConfig,
     source: &'a Source,
@@ -159,7 +160,7 @@ impl<'a> Present<'a> {
         Self { service, source: &list.source, backends }
     }
 
-    /// The number of backends that the list had when it was last applied.
+    /// The number of backends of the list when the controller last applied the list.
     fn listed(&self) -> usize {
         self.backends.values().filter(|of| of.discovered.as_ref().is_some_and(|of| of.gone.is_none())).count()
     }
@@ -175,8 +176,8 @@ impl<'a> Present<'a> {
         }
     }
 
-    /// The addresses of a target: the current addresses while the target has them or no others are known, otherwise the
-    /// lowest. `None` if the target has no address yet, or none of a wanted family.
+    /// The addresses of a target: the current addresses while the target still has them or no other addresses are
+    /// known, otherwise the lowest addresses. `None`: the target has no address yet, or no address of a wanted family.
     fn place(&self, target: &Target) -> Result<Option<Place>, String> {
         let port = self.service.port_of(&target.name, target.port)?;
         let socket = |ip| self.service.without_implied_port(SocketAddr::new(ip, port));
@@ -199,8 +200,8 @@ impl<'a> Present<'a> {
         Ok(addresses.next().map(|first| (first, addresses.next())))
     }
 
-    /// Whether the answer contains the addresses that the service needs from a target. An address of an unwanted family
-    /// does not count.
+    /// Whether the DNS answer contains the addresses of a target that the service needs. An address of an unwanted
+    /// address family does not count.
     fn is_resolved(&self, target: &Target) -> bool {
         let of_hosts = |dns: &&DnsSource| !matches!(dns.records, Records::Addresses { .. });
         let Some(dns) = self.source.dns().filter(of_hosts) else { return true };
@@ -209,7 +210,7 @@ impl<'a> Present<'a> {
         if self.is_tunnel() { families.iter().any(has) } else { families.iter().all(has) }
     }
 
-    /// Whether packets of either family can go to an address of the other family.
+    /// Whether the service can send packets of either address family to a backend of the other family.
     const fn is_tunnel(&self) -> bool {
         matches!(self.service.forwarding, Forwarding::Ipip | Forwarding::Gue)
     }
@@ -232,8 +233,8 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
 }
 
 /// Whether a list controls a backend: the backend comes from this list, or from a list that the service no longer has.
-/// A backend whose address has become a name belongs to that name only, and a backend whose records the balancer now
-/// queries differently belongs to the new query.
+/// A backend whose address in the configuration was replaced by a DNS name belongs only to that name. A backend whose
+/// DNS records the balancer now queries differently belongs to the new query.
 fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discovered) -> bool {
     if backend.source == *source {
         return true;
@@ -352,7 +353,7 @@ mod tests {
         Target { name: name.to_owned(), addresses, why, port: Some(port), weight: 1, backup: false }
     }
 
-    /// Returns the backends that result from a series of answers, with their addresses.
+    /// Returns the backends that result from a series of DNS answers, with their addresses.
     fn after(listen: &str, forwarding: Forwarding, answers: &[&[Target]]) -> Vec<String> {
         let listen = listen.split(' ').map(|text| text.parse().unwrap()).collect();
         let mut web = ServiceConfig { listen, discover: vec![srv(Floor::default())], ..web(Vec::new()) };
@@ -457,7 +458,7 @@ mod tests {
         assert_eq!((of_file.added.len(), of_file.gone.len()), (2, 0));
         let none_now = pool(&service, &service.discover[0], &[host("web2", 80, &["10.0.0.8"])], |_| Admin::Ready);
         assert_eq!(none_now.unwrap().gone, ["web1"]);
-        // Without the records, the configuration file decides.
+        // Without the DNS records, the configuration file decides.
         service.discover.remove(0);
         assert_eq!(pool(&service, &service.discover[0], &two(), |_| Admin::Ready).unwrap().gone, ["web1"]);
     }

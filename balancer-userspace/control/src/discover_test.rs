@@ -1,4 +1,5 @@
-//! Lists of targets as users see them: which backends drain and come back, and what a reload and a restart leave.
+//! Lists of targets from the users' point of view: which backends drain and come back, and which backends remain after
+//! a reload and after a restart.
 
 use std::{path::PathBuf, time::UNIX_EPOCH};
 
@@ -45,7 +46,7 @@ fn discover(bench: &mut Bench, names: &[&str]) -> Result<(String, Vec<Command>),
     bench.change(change)
 }
 
-/// A bench with targets a, b and c, which are up and have one known client each.
+/// A test service with targets a, b and c, which are up and have one known client each.
 fn bench() -> Bench {
     let mut bench = Bench::new(vec![listed()]).0;
     discover(&mut bench, &["a", "b", "c"]).unwrap();
@@ -207,7 +208,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     assert!(["web1", "web2"].iter().all(|backend| state(&bench, backend) == (Admin::Ready, false)));
     assert_eq!(bench.controller.backend(&name("web/web1")).unwrap().config().address.ip().to_string(), "10.0.0.77");
 
-    // A backend gets another weight from the file, and a backend whose name the file no longer has drains.
+    // The file changes the weight of a backend, and a backend whose name is no longer in the file drains.
     names.discover = vec![of("web1", 7)];
     bench.reload(vec![names.clone()]).unwrap();
     answer(&mut bench, &names.discover[0], 77);
@@ -217,7 +218,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     );
     assert!(shown(&bench).iter().all(|(name, _, leaving)| name != "web2" || *leaving));
 
-    // The backend has an address again.
+    // The backend has an address again after it had none.
     bench.reload(vec![web()]).unwrap();
     assert_eq!((bench.id("web/web1"), state(&bench, "web1")), (ids[0], (Admin::Ready, false)));
 }
@@ -238,8 +239,8 @@ fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
 }
 
-/// Returns the states of the backends and the table after answers with the targets in this order, mixed with actions of
-/// an operator.
+/// Returns the states of the backends and the table after DNS answers with the targets in this order; the answers are
+/// mixed with actions of an operator.
 fn played(steps: &[(u8, u8)], shuffled: bool) -> Vec<String> {
     const NAMES: [&str; 4] = ["a", "b", "c", "d"];
     let mut bench = bench();

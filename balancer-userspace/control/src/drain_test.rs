@@ -1,4 +1,4 @@
-//! Drains with client memory: when they end, what ends them early, and how a removal, a failure, an operator or a new
+//! Drains with client memory: when a drain ends, what ends it early, and how a removal, a failure, an operator or a new
 //! configuration affects a drain in progress.
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn remembering() -> ServiceConfig {
     ServiceConfig { remember: Duration::from_secs(3600), ..web() }
 }
 
-/// A bench with web1 to web4, all up, with ten known clients each.
+/// A test service with the backends web1 to web4, all up, with ten known clients each.
 fn bench() -> Bench {
     let mut bench = Bench::new(vec![remembering()]).0;
     for backend in ["web/web1", "web/web2", "web/web3", "web/web4"] {
@@ -51,7 +51,7 @@ fn remove(bench: &mut Bench, force: bool) -> (String, Vec<Command>) {
     bench.change(Change::Remove { name: name("web/web1"), force }).unwrap()
 }
 
-/// Returns, for each row that is written, whether known clients stay, or the cause of their moves.
+/// Returns for each row that the controller writes whether known clients stay, or the cause of their moves.
 fn kept(commands: &[Command]) -> Vec<Result<(), MoveCause>> {
     let row = |command: &Command| {
         let Command::WriteBackend(row) = command else { return None };
@@ -118,7 +118,8 @@ fn when_two_sweeps_find_no_client_then_a_drain_ends() {
     assert_eq!(kept(&sweep(&mut bench, &[])), [Err(MoveCause::Drain)]);
     assert_eq!(state(&bench), BackendState::Drained);
     assert_eq!(sweep(&mut bench, &[]), []);
-    // In an open table without other backends, a client may still come. It does not restart the drain.
+    // In an open table without other backends, a new client may still come to the draining backend. Such a client does
+    // not restart the drain.
     assert_eq!(sweep(&mut bench, &[("web/web1", 1)]), []);
     bench.change(Change::SetWeight { name: name("web/web2"), weight: 50 }).unwrap();
     assert_eq!(state(&bench), BackendState::Drained);
@@ -265,7 +266,7 @@ fn when_a_removal_is_forced_then_it_happens_at_once_even_during_a_drain() {
     assert!(!exists(&bench));
 }
 
-/// A backend that keeps no client does not start to keep clients again because of a drain.
+/// A drain does not make a backend keep clients if the backend kept no clients before.
 #[test]
 fn when_a_backend_keeps_no_client_then_it_is_removed_at_once() {
     type Begin = fn(&mut Bench) -> Vec<Command>;
@@ -351,7 +352,7 @@ fn when_a_removed_backend_is_added_again_then_its_clients_are_at_home() {
     assert_eq!(bench.controller.free_ids(), free);
     assert!(!commands.contains(&Command::RetireBackend(id)), "{commands:?}");
 
-    // A backend at another address is a different backend, and so is one under another name.
+    // A backend with another address or another name is a different backend.
     remove(&mut bench, true);
     bench.add("web/web1", "10.0.0.99").unwrap();
     assert_ne!(bench.id("web/web1"), id);

@@ -1,8 +1,8 @@
-//! A fingerprint of the rules by which clients are assigned to backends.
+//! A fingerprint of the rules by which the balancer assigns clients to backends.
 //!
-//! The balancers of a fleet assign unknown clients alike only if they compute the same lookup tables from the same
-//! configuration. The fingerprint is therefore computed from tables; a developer might forget to raise a version
-//! number.
+//! Two balancers of a fleet assign unknown clients to the same backends only if both compute the same lookup tables
+//! from the same configuration. The fingerprint is therefore computed from lookup tables; a version number would depend
+//! on a developer who might forget to raise it.
 
 use balancer_common::{
     client::{HashKey, hash_v4, hash_v6, slot},
@@ -19,8 +19,8 @@ const KEY: HashKey = HashKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3
 const TABLE_SIZE: u32 = 251;
 const NAMES: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 
-/// The fingerprint. Balancers with different fingerprints steer differently; balancers with equal ones steer alike,
-/// except with a probability of one in 2^32.
+/// The fingerprint of this program's lookup tables. Balancers with different fingerprints steer clients differently;
+/// balancers with equal fingerprints steer clients in the same way, except with a probability of one in 2^32.
 #[must_use]
 pub fn of_steering() -> u32 {
     let tables = scenes().into_iter().flat_map(|(away, slow)| table(away, slow));
@@ -32,8 +32,8 @@ pub fn of_steering() -> u32 {
     (number ^ number >> 32) as u32
 }
 
-/// Sets of absent backends as bits, each with a backend in a slow start or none: the sets are empty, one, several,
-/// most, and all primaries.
+/// Sets of absent backends as bits, each with a backend in a slow start or without one: no backend, one, several and
+/// most backends, and all primary backends.
 fn scenes() -> [(u8, Option<usize>); 6] {
     [(0, None), (0b1, None), (0b1, Some(3)), (0b10_1010, None), (0b1_1111, None), (0b11_1111, None)]
 }

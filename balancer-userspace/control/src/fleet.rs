@@ -1,106 +1,109 @@
-//! The state of a fleet as one of its members shows it to users.
+//! The state of a fleet as one of the fleet's members shows it to users.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A fleet as one of its members sees it.
+/// A fleet from the point of view of one member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetSnapshot {
-    /// The fleet's name.
+    /// The name of the fleet.
     pub name: String,
-    /// This member's name.
+    /// The name of this member.
     pub member: String,
-    /// The number of the epoch that this member applies; `None`: it applies none yet.
+    /// The number of the epoch that this member applies; `None`: the member applies no epoch yet.
     pub epoch: Option<u64>,
-    /// The member that decides, if it is known.
+    /// The member that decides for the fleet, if this member knows it.
     pub leader: Option<String>,
-    /// The members that the engine knows, by name; always includes this one.
+    /// The members that the engine knows, by name; the list always includes this member.
     pub members: Vec<FleetMember>,
     /// The engine through which the members communicate.
     pub engine: FleetEngine,
-    /// Counters of the records by which members inform each other about clients.
+    /// Counters of the records by which members tell each other about clients.
     pub records: FleetRecords,
-    /// The number of seconds from the decision of the last epoch, by its leader's clock, until this member applied it;
-    /// `None` if there was no epoch since the member came into step.
+    /// The number of seconds from the decision about the last epoch, by its leader's clock, until this member applied
+    /// the epoch. `None`: no epoch has come since the member caught up.
     pub commit_seconds: Option<f64>,
-    /// The problems of this member in the fleet, one line each.
+    /// The problems of this member with the fleet, one line each.
     pub troubles: Vec<String>,
 }
 
-/// A member of the fleet.
+/// One member of the fleet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetMember {
     /// The name of the member.
     pub name: String,
-    /// The version of the member's balancer.
+    /// The version of the balancer program that the member runs.
     pub version: String,
     /// The readiness of the member: `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub ready: String,
     /// The number of the epoch that the member applies.
     pub epoch: Option<u64>,
-    /// The number of seconds for which the member has applied an outdated epoch; 0: it applies the current one.
+    /// The number of seconds for which the member has applied an outdated epoch; 0: the member applies the current
+    /// epoch.
     pub lag_seconds: f64,
-    /// Backends about which the member's own view differs from the fleet's, as `service/backend`.
+    /// The backends about which the member's own view differs from the fleet's view, as `service/backend`.
     pub votes_differ: Vec<String>,
-    /// The number of seconds by which the member's clock is ahead of this member's; `None`: unknown, or this member
-    /// itself.
+    /// The number of seconds by which the clock of that member is ahead of the clock of this member; `None`: the number
+    /// is unknown, or both are the same member.
     #[serde(default)]
     pub clock_ahead_seconds: Option<f64>,
-    /// Whether the member's configuration file lists services other than those that the fleet last applied.
+    /// Whether the services in the member's configuration file differ from those that the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
-    /// The member's address as the engine sees it; empty if the engine does not report it.
+    /// The member's address, as the engine reports it; empty if the engine does not report it.
     #[serde(default)]
     pub address: String,
 }
 
-/// The engine as seen from this member.
+/// The engine from the point of view of this member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetEngine {
     /// Whether the member can use the engine.
     pub reachable: bool,
-    /// The current endpoint, or the last one.
+    /// The endpoint of the engine that the member uses, or used last.
     pub endpoint: Option<String>,
     /// The version of the engine.
     pub version: String,
-    /// The leader of the engine's cluster, in hexadecimal; `None`: unknown.
+    /// The leader of the engine's cluster, in hexadecimal; `None`: the leader is unknown.
     pub leader: Option<String>,
-    /// The last obstacle to a session with the engine; `None` while a session exists.
+    /// The last error that prevented a session with the engine; `None` while a session exists.
     pub trouble: Option<String>,
-    /// The number of bytes sent to the engine since the start.
+    /// The number of bytes that the member has sent to the engine since the start.
     pub bytes_sent: u64,
-    /// The number of bytes received from the engine since the start.
+    /// The number of bytes that the member has received from the engine since the start.
     pub bytes_received: u64,
-    /// Why the engine refuses writes, in its own words; `None`: it accepts them, as far as this member knows.
+    /// The engine's own message that says why it refuses writes; `None`: as far as this member knows, the engine
+    /// accepts writes.
     #[serde(default)]
     pub denial: Option<String>,
-    /// The size of the server's database on disk.
+    /// The size of the engine's database on disk.
     pub database_bytes: u64,
-    /// The maximum size of the database, if the server reports it.
+    /// The maximum size of the engine's database, if the engine reports it.
     #[serde(default)]
     pub database_quota_bytes: Option<u64>,
-    /// Warnings that an operator should act on before the engine fails, one sentence each.
+    /// Warnings on which an operator should act before the engine fails, one sentence each.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
 
-/// Counters of records since the start.
+/// Counters of records about clients since the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetRecords {
-    /// The number of records sent to other members.
+    /// The number of records that this member has sent to other members.
     pub told: u64,
-    /// The number of records from other members that were applied, for clients that were unknown here or known at
-    /// another backend.
+    /// The number of applied records from other members, for clients that this member did not know or knew at another
+    /// backend.
     pub taken_over: u64,
-    /// The number of records that were not applied, by reason.
+    /// The number of records that this member did not apply, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// The number of clients that were recorded at two backends.
+    /// The number of clients that members had recorded at two different backends.
     pub conflicts: u64,
 }
 
 impl FleetSnapshot {
-    /// The backends about which members' views differ from the fleet's, with the number of such members.
+    /// The backends about which the view of some members differs from the fleet's view, with the number of such
+    /// members.
     #[must_use]
     pub fn votes_that_differ(&self) -> BTreeMap<&str, usize> {
         let mut votes = BTreeMap::new();
@@ -110,7 +113,7 @@ impl FleetSnapshot {
         votes
     }
 
-    /// A fleet of two members, one of which is behind, for tests.
+    /// For tests: a fleet of two members, one of which applies an old epoch.
     #[doc(hidden)]
     #[must_use]
     pub fn example() -> Self {

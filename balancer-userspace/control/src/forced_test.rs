@@ -1,4 +1,4 @@
-//! Health that the operator sets, and checks that the balancer cannot make.
+//! Health states that the operator sets, and checks that the balancer cannot make.
 
 use balancer_config::{
     config::CheckKind,

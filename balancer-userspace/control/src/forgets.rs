@@ -1,4 +1,5 @@
-//! Which clients a change of a service forgets: the single rule that plans predict and the data path carries out.
+//! The single rule that determines the clients which a service forgets at a change: plans use this rule to predict, and
+//! the data path uses it to forget.
 
 use std::time::Duration;
 
@@ -6,20 +7,22 @@ use balancer_common::clock::Clock;
 
 use crate::io::ServiceSpec;
 
-/// The known clients that a service forgets.
+/// The known clients that a service forgets at a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forgets {
-    /// All clients, because hashing has changed or the service was removed; with the reason. It is unknown where these
-    /// clients go.
+    /// All clients, because their hashes have changed or the service was removed; the text is the reason. No table
+    /// shows where these clients go afterwards.
     Everybody(&'static str),
-    /// Clients not seen for longer than this clock remembers. The lookup table determines where these clients go.
+    /// The clients whose last packet is older than the time for which this clock remembers clients. The lookup table
+    /// determines where the forgotten clients go.
     Unseen(Clock),
-    /// All clients, because the service no longer remembers any. The lookup table determines where these clients go.
+    /// All clients, because the service no longer remembers clients. The lookup table determines where the forgotten
+    /// clients go.
     NobodyIsKnown,
 }
 
 impl Forgets {
-    /// Whether a client last seen this long ago is forgotten.
+    /// Whether the service forgets a client whose last packet is this long ago.
     #[must_use]
     pub fn includes(&self, seen: Duration) -> bool {
         match self {
@@ -28,7 +31,7 @@ impl Forgets {
         }
     }
 
-    /// Whether the live table determines where forgotten clients go.
+    /// Whether the live table determines where the forgotten clients go.
     #[must_use]
     pub const fn table_says_where(&self) -> bool {
         match self {
@@ -37,7 +40,7 @@ impl Forgets {
         }
     }
 
-    /// The reason for forgetting in a few words.
+    /// The reason why the service forgets clients, in a few words.
     #[must_use]
     pub const fn why(&self) -> &'static str {
         match self {
@@ -49,7 +52,7 @@ impl Forgets {
 }
 
 impl ServiceSpec {
-    /// The clock of the service's memory; `None` if the service has no memory.
+    /// The clock of the service's client memory; `None` if the service has no memory.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = u32::try_from(self.remember.as_secs()).unwrap_or(u32::MAX);
@@ -59,19 +62,19 @@ impl ServiceSpec {
         })
     }
 
-    /// The clients that are forgotten when `next` replaces this service; if `next` is `None`, the service is removed.
+    /// The clients that this service forgets when `next` replaces it; if `next` is `None`, the service is removed.
     #[must_use]
     pub fn forgets(&self, next: Option<&Self>) -> Option<Forgets> {
-        // Without memory there are no known clients.
+        // A service without memory has no known clients.
         self.clock()?;
         let Some(next) = next else { return Some(Forgets::Everybody("the service is removed")) };
-        // The pattern names every field, so that a new field cannot be overlooked: a client is known by a hash, at a
-        // backend, for a time.
+        // The pattern names every field, so that the compiler reports a new field that is missing here. The client
+        // table stores a client's hash, the client's backend and a time.
         let Self {
             id: _,
             hash_key,
             family,
-            // All listeners of a service share a client's entry.
+            // All listeners of a service share one entry for each client.
             listeners: _,
             client_prefix,
             forwarding: _,
@@ -81,10 +84,10 @@ impl ServiceSpec {
             rules: _,
             reject: _,
             flows: _,
-            // The balancer records an address that it learns from a connection ID like one that it learns from a
+            // The balancer records an address from a QUIC connection ID in the same way as the source address of a
             // packet.
             quic: _,
-            // A client that is no longer steered stays known until it is steered again.
+            // A client that the program no longer steers stays known until the program steers it again.
             share: _,
             local: _,
             backends: _,

@@ -1,8 +1,8 @@
-//! Limits of backends: decides which backends are full.
+//! Limits of backends: decides which backends are full and take no new clients.
 //!
-//! A backend that has reached its limit of clients or connections takes no new ones, and its slots go to the next
-//! backends in the table's order. It takes new clients again once it has 5% fewer, but no earlier than [`DWELL`] after
-//! it became full, because each change alters the table.
+//! A backend that has reached its limit of clients or connections takes no new clients, and its slots go to the next
+//! backends in the table's order. The backend takes new clients again when it is 5% below the limit, but no earlier
+//! than [`DWELL`] after it became full, because each change alters the table.
 
 use std::{
     collections::BTreeMap,
@@ -15,25 +15,25 @@ use crate::service::Service;
 
 /// The minimum time for which a backend stays full.
 pub const DWELL: Duration = Duration::from_secs(10);
-/// A full backend takes new clients again when it has fallen below its maximum by this fraction: one in this many.
+/// A full backend takes new clients again after it has fallen below its maximum by one part in this many.
 const MARGIN: u32 = 20;
 
-/// The facts about a backend with limits on which a decision depends, over all address families.
+/// The facts about a backend with limits that determine whether it is full, over all address families.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Member {
-    /// The backend's limits.
+    /// The limits on clients and connections of the backend.
     pub limits: Limits,
-    /// The number of known clients.
+    /// The number of known clients at the backend.
     pub clients: u64,
-    /// The number of connections, if they are counted.
+    /// The number of connections to the backend, if the balancer counts them.
     pub connections: u64,
     /// Whether the backend takes or keeps clients at all.
     pub serves: bool,
-    /// The limit that the backend has reached, at present; `None`: it is not full.
+    /// The limit that the backend has reached at present; `None`: the backend is not full.
     pub full: Option<Full>,
 }
 
-/// Returns the backends with limits of a service, given its part of each address family.
+/// Returns the backends with limits of a service, given the parts of the service for the address families.
 pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Member> {
     let mut members = BTreeMap::<String, Member>::new();
     for backend in legs.flat_map(Service::backends).filter(|backend| !backend.config().limits.is_none()) {
@@ -47,12 +47,13 @@ pub fn members<'a>(legs: impl Iterator<Item = &'a Service>) -> BTreeMap<String, 
     members
 }
 
-/// The times at which backends of a service became full.
+/// The times at which the backends of a service became full.
 #[derive(Clone, Debug, Default)]
 pub struct Watch(BTreeMap<String, Instant>);
 
 impl Watch {
-    /// Evaluates all `members`. Returns the backends that should be full if these differ from the current ones.
+    /// Evaluates the limits of all `members`. Returns the backends that should be full, if these differ from the
+    /// backends that are full now.
     pub fn look(&mut self, members: &BTreeMap<String, Member>, now: Instant) -> Option<BTreeMap<String, Full>> {
         self.0.retain(|name, _| members.get(name).is_some_and(|member| member.full.is_some()));
         let mut full = BTreeMap::new();

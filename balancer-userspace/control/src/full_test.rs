@@ -1,4 +1,4 @@
-//! Backends at their limits: which backends take their new clients, and what ends this.
+//! Backends at their limits: which other backends take their new clients, and when a full backend has room again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -147,7 +147,8 @@ fn when_a_limit_is_set_at_run_time_then_it_is_merged_with_the_file_as_a_weight_i
     assert!(matches!(bench.limit(connections), Err(Refused::Invalid(why)) if why.contains("snat")));
     let listed = bench.controller.changed_at_run_time();
     assert_eq!(listed[0].change, "max_clients 200 (file: max_clients 100)");
-    // While the file does not change, the run-time setting stays. When the file changes, the file wins.
+    // While the file does not change, the setting made at run time stays in effect. If the file changes this setting,
+    // the file takes precedence.
     bench.reload(vec![limited(WhenFull::Drop)]).unwrap();
     assert_eq!(bench.controller.backend(&name(WEB1)).unwrap().config().limits, more);
     let mut file = limited(WhenFull::Drop);
@@ -185,8 +186,8 @@ fn when_a_limit_is_planned_then_the_plan_shows_what_becomes_full_and_what_has_ro
     );
     assert_eq!((bench.all_slots(), bench.is_full()), (all, false), "a plan alters nothing");
 
-    // A full backend whose limit is raised or removed has room at once; it stays full if the new limit is below its
-    // number of clients.
+    // A full backend has room immediately after its limit was raised or removed, unless the new limit is still below
+    // its number of clients.
     bench.limit(limits(Some(30))).unwrap();
     bench.fill(&["web1"]).unwrap();
     let (_, moved, slots) = plan(&bench, None);
@@ -209,7 +210,7 @@ fn when_something_happens_to_a_full_backend_then_it_stays_full_as_long_as_it_has
     bench.admin(WEB1, Admin::Maint);
     bench.admin(WEB1, Admin::Ready);
     assert!(!bench.is_full(), "its clients are gone");
-    // Without memory, no clients are counted.
+    // Without client memory, the balancer counts no clients.
     bench.fill(&["web1"]).unwrap();
     bench.reload(vec![ServiceConfig { remember: Duration::ZERO, ..limited(WhenFull::Open) }]).unwrap();
     assert!(!bench.is_full());

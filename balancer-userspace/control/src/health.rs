@@ -1,12 +1,12 @@
-//! Derives a verdict from single health checks, by `rise` and `fall`.
+//! Derives a verdict on a backend from single health checks, by the settings `rise` and `fall`.
 
 use balancer_config::config::CheckConfig;
 use serde::{Deserialize, Serialize};
 
-/// The outcome of a health check.
+/// The outcome of one health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
-    /// The check passed.
+    /// The backend passed the check.
     Passed,
     /// The backend answered with a failure (`status 503`, `body without "ok"`).
     Soft(String),
@@ -29,7 +29,7 @@ impl CheckOutcome {
     }
 }
 
-/// How a backend fails.
+/// The kind of a backend's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -39,26 +39,26 @@ pub enum FailureKind {
     Hard,
 }
 
-/// The verdict of the checks on a backend.
+/// The verdict of the health checks on a backend.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// There is no verdict yet.
+    /// The checks have given no verdict yet.
     #[default]
     Unknown,
-    /// The backend works.
+    /// The verdict is that the backend works.
     Up,
-    /// The backend has failed.
+    /// The verdict is that the backend has failed.
     Down {
-        /// Whether the backend answers at all.
+        /// Whether the failed backend answers at all.
         kind: FailureKind,
-        /// The reason in words (`connect: refused`).
+        /// The reason of the failure in words (`connect: refused`).
         reason: String,
     },
 }
 
 impl Verdict {
-    /// The word for the verdict that users see.
+    /// The name of the verdict that users see.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl Verdict {
     }
 }
 
-/// The verdict on a backend, and the checks counted towards the next verdict.
+/// The verdict on a backend, and the checks counted so far towards another verdict.
 ///
 ///
 /// ```text
@@ -87,12 +87,12 @@ pub struct Health {
     verdict: Verdict,
     passes: u32,
     failures: u32,
-    /// The kind and reason of the last failure, and the number of consecutive failures of that kind.
+    /// The kind and the reason of the last failure, and the number of consecutive failures of this kind.
     last_failure: Option<Box<(FailureKind, String, u32)>>,
 }
 
 impl Health {
-    /// Makes a health with the verdict on which the members have agreed.
+    /// Makes a health value from the verdict on which the members of a fleet have agreed.
     #[must_use]
     pub fn agreed(verdict: Verdict) -> Self {
         Self { verdict, ..Self::default() }
@@ -104,7 +104,7 @@ impl Health {
         &self.verdict
     }
 
-    /// The number of consecutive failures that have not changed the verdict yet, and the reason of the last one.
+    /// The number of consecutive failures that have not changed the verdict yet, and the reason for the last failure.
     #[must_use]
     pub fn failing(&self) -> Option<(u32, &str)> {
         match (&self.verdict, self.last_failure.as_deref()) {
@@ -113,7 +113,7 @@ impl Health {
         }
     }
 
-    /// Records a check with this `outcome`.
+    /// Records a check that ended with this `outcome`.
     pub fn record(&mut self, outcome: &CheckOutcome, check: &CheckConfig) {
         match outcome {
             CheckOutcome::Passed => self.pass(check.rise),
@@ -123,13 +123,13 @@ impl Health {
         }
     }
 
-    /// The numbers of consecutive passes and failures; one of them is 0.
+    /// The numbers of consecutive passes and of consecutive failures; one of the two numbers is 0.
     #[must_use]
     pub const fn streak(&self) -> (u32, u32) {
         (self.passes, self.failures)
     }
 
-    /// Whether the last check contradicts the verdict, so that more such checks will change it.
+    /// Whether the last check contradicts the verdict, so that more such checks would change the verdict.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         match (&self.verdict, self.last_failure.as_deref()) {
@@ -139,13 +139,13 @@ impl Health {
         }
     }
 
-    /// Keeps the verdict, and restarts the count towards the next one.
+    /// Keeps the verdict, and begins again to count checks towards another verdict.
     pub fn count_anew(&mut self) {
         (self.passes, self.failures, self.last_failure) = (0, 0, None);
     }
 
-    /// Returns how many more passes or failures would change the verdict (`down after 2 more failures`), given the
-    /// required numbers (rise, fall).
+    /// Returns a text that says how many more passes or failures would change the verdict (`down after 2 more
+    /// failures`), given the required numbers (rise, fall).
     #[must_use]
     pub fn next_verdict(&self, (rise, fall): (u32, u32)) -> String {
         let more = |count: u32, one: &str, many: &str| match count {
@@ -205,7 +205,7 @@ mod tests {
         CheckConfig { interval, timeout: interval, fast_interval: interval, fall, rise, ..fixture::check() }
     }
 
-    /// Returns the verdicts after each of `outcomes` (`p`ass, `s`oft, `h`ard) as `?`, `+`, `s`, `h`.
+    /// Returns the verdict after each of the `outcomes` (`p`ass, `s`oft, `h`ard) as `?`, `+`, `s`, `h`.
     fn verdicts(outcomes: &str, fall: u32, rise: u32) -> String {
         let mut health = Health::default();
         outcomes
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(health.failing(), None);
     }
 
-    /// Returns whether a verdict is pending after `outcomes`, and the text about the next one.
+    /// Returns whether another verdict is pending after `outcomes`, and the text about this verdict.
     fn pending(outcomes: &str) -> (bool, String) {
         let mut health = Health::default();
         for outcome in outcomes.chars() {

@@ -1,4 +1,4 @@
-//! Past counts of a service, from which the counts of the last minute and the last hour are computed.
+//! Past counts of a service, from which the balancer computes the counts of the last minute and of the last hour.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::ratios;
 
-/// The time between two samples, which is the precision of "the last minute".
+/// The time between two samples, which is the precision of the "last minute".
 pub const STEP: Duration = Duration::from_secs(10);
-/// The number of samples one step apart, which cover ten minutes.
+/// The number of samples that cover ten minutes.
 const STEPS: usize = 61;
-/// The minimum interval between samples for the hour: one minute less half a step of jitter.
+/// The minimum interval between the samples that cover the last hour: one minute less half a step of jitter.
 pub(crate) const NEARLY_A_MINUTE: Duration = Duration::from_secs(55);
-/// The minimum interval between samples, even across a restart.
+/// The minimum interval between two samples, even across a restart.
 const HALF_A_STEP: Duration = Duration::from_secs(5);
-/// The number of samples for the hour: enough for more than an hour at the minimum interval.
+/// The number of samples for the last hour, which cover more than an hour even at the minimum interval.
 const MINUTES: usize = 67;
 
-/// Counters of a service, over all its current and removed backends.
+/// Counters of a service, added up over all its present and removed backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counted {
-    /// New connections, by decision.
+    /// The number of new connections, by decision.
     pub decisions: [u64; Decision::COUNT],
-    /// Known clients that moved, by cause.
+    /// The number of known clients that moved, by cause.
     pub moves: [u64; MOVE_COUNTERS],
 }
 
 impl Counted {
-    /// Returns the counts since `earlier`; 0 where a counter is now lower.
+    /// Returns the increase of the counts since `earlier`; 0 for a counter that is lower now.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut difference = *self;
@@ -39,7 +39,7 @@ impl Counted {
         difference
     }
 
-    /// The ratio of kept to kept plus moved; `None` if no known client came.
+    /// The ratio of kept connections to kept and moved connections; `None` if no known client opened a connection.
     #[must_use]
     pub fn stickiness(&self) -> Option<f64> {
         let [kept, moved] = [Decision::Kept, Decision::Moved]
@@ -48,19 +48,19 @@ impl Counted {
     }
 }
 
-/// Samples of a service's counters.
+/// Samples of the counters of a service.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     steps: Moments,
     minutes: Moments,
 }
 
-/// Times with their counts; equal counts share memory.
+/// The times of samples with their counts; equal counts share memory.
 type Moments = VecDeque<(Duration, Arc<Counted>)>;
 
 impl History {
-    /// Stores the counts at `now`, on any clock that advances steadily. The caller calls it every [`STEP`]; it skips
-    /// samples that come sooner, after a restart.
+    /// Stores the counts at `now`, a time on any clock that advances steadily. The caller calls this function every
+    /// [`STEP`]; the function skips a sample that comes too early because of a restart.
     pub fn keep(&mut self, now: Duration, counted: Counted) {
         let last = self.steps.back().map(|(_, last)| last).filter(|last| ***last == counted);
         let counted = last.map_or_else(|| Arc::new(counted), Arc::clone);
@@ -116,7 +116,7 @@ mod tests {
     fn when_counts_are_kept_then_a_minute_and_an_hour_are_precise_to_a_step() {
         let mut history = History::default();
         assert!(history.before(Duration::ZERO, Duration::from_secs(60)).is_none());
-        // Samples come every ten seconds for three hours.
+        // The test makes a sample every ten seconds for three hours.
         for step in 0..=1080u64 {
             history.keep(STEP * step as u32, counted(step * 10, 0));
         }
@@ -154,7 +154,7 @@ mod tests {
     fn when_stickiness_is_computed_then_only_known_clients_count() {
         assert_eq!(counted(0, 0).stickiness(), None);
         assert_eq!(counted(3, 1).stickiness(), Some(0.75));
-        // A service that was removed and added again counts from zero.
+        // If a service was removed and added again, its counters start from zero.
         assert_eq!(counted(3, 1).since(&counted(10, 0)), counted(0, 1));
     }
 }

@@ -1,4 +1,4 @@
-//! Backend ids: which ids are free, in the order of reuse.
+//! Backend ids: the set of free ids, in the order in which the balancer reuses them.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -9,8 +9,8 @@ use balancer_common::map_types::{FEWEST_BACKEND_COUNTERS, LAST_BACKEND, MOST_BAC
 
 use crate::io::BackendId;
 
-/// Finds the position of an id in `all`. Backends that were added together have consecutive ids, so the function tries
-/// this case first, then ascending order.
+/// Finds the position of a backend id in `all`. Backends that were added together have consecutive ids, so the function
+/// first tries consecutive ids and then ids in ascending order.
 pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<usize> {
     let after_first = usize::from(id.wrapping_sub(id_of(all.first()?)));
     if all.get(after_first).is_some_and(|one| id_of(one) == id) {
@@ -20,24 +20,24 @@ pub(crate) fn place<T>(all: &[T], id: u16, id_of: impl Fn(&T) -> u16) -> Option<
     among_rising.or_else(|| all.iter().position(|one| id_of(one) == id))
 }
 
-/// The free backend ids. A released id is reused last, so that everything that still refers to it has as much time as
+/// The free backend ids. The balancer reuses a released id last, so that references to the id have as much time as
 /// possible to disappear.
 ///
-/// Ids are stored as runs (first, last), none of which continues the one before it: nearly all ids are free most of the
-/// time, and a deciding controller is copied and compared often.
+/// The ids are stored as runs (first, last), because nearly all ids are free most of the time, and a deciding
+/// controller is often copied and compared. No run begins directly after the end of the run before it.
 ///
-/// Ids are rows of maps, and each CPU has its own counters only for ids below a power of two. All ids below this limit
-/// are used before higher ones.
+/// Ids are row numbers in maps, and each CPU has its own counters only for ids below a power of two. The balancer uses
+/// all ids below this limit before higher ids.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ids {
     free: VecDeque<(u16, u16)>,
     /// The current limit of ids, a power of two.
     rows: u32,
-    /// The highest limit to which `rows` may grow.
+    /// The highest limit of ids, up to which `rows` may grow.
     most: u32,
 }
 
-/// The highest id below this limit.
+/// The highest id below the current limit.
 fn last(rows: u32) -> u16 {
     u16::try_from(rows - 1).unwrap_or(LAST_BACKEND).min(LAST_BACKEND)
 }
@@ -48,7 +48,7 @@ impl Ids {
         Self { free: [(1, last(rows))].into(), rows, most: MOST_BACKEND_ROWS }
     }
 
-    /// The same set of ids, all of them free.
+    /// The same set of ids, with all ids free.
     pub(crate) fn all_free(&self) -> Self {
         Self { free: [(1, last(self.rows))].into(), ..*self }
     }
@@ -58,8 +58,8 @@ impl Ids {
         self.free.iter().copied().collect()
     }
 
-    /// The ids that are not `used`: first those in `runs` in their order, then the others, up to the limit that must
-    /// have been in effect.
+    /// The ids that are not `used`: first the ids in `runs` in their order, then the other ids up to the limit that
+    /// must have been in effect.
     pub(crate) fn restored(runs: &[(u16, u16)], used: &HashSet<u16>) -> Self {
         let total = usize::from(LAST_BACKEND);
         let listed = runs.iter().take(total).flat_map(|&(first, end)| first.max(1)..=end.min(LAST_BACKEND)).take(total);
@@ -79,7 +79,7 @@ impl Ids {
         ids
     }
 
-    /// Fixes the limit of ids, a power of two.
+    /// Fixes the limit of ids at a power of two.
     pub(crate) fn set_rows(&mut self, rows: u32) {
         let end = last(rows);
         for (first, last) in mem::take(&mut self.free) {
@@ -94,7 +94,7 @@ impl Ids {
         free + usize::from(last(self.most) - last(self.rows))
     }
 
-    /// The maximum number of backends over all services.
+    /// The maximum number of backends of all services together.
     pub(crate) fn total(&self) -> usize {
         usize::from(last(self.most))
     }
@@ -119,7 +119,7 @@ impl Ids {
         Some(BackendId(id))
     }
 
-    /// Moves a free id behind all others.
+    /// Moves a free id to the end of the order of free ids.
     pub(crate) fn postpone(&mut self, id: BackendId) {
         let id = id.0;
         if !self.free.iter().any(|&(first, last)| (first..=last).contains(&id)) {
@@ -185,7 +185,7 @@ mod tests {
         let round = all(ids);
         assert_eq!(round.len(), usize::from(LAST_BACKEND));
         assert_eq!(round[..3], [2, 3, 4]);
-        // Ids below a lower limit come before higher ids.
+        // Ids below a lower limit come before ids above this limit.
         assert_eq!(round[4092..4097], [4094, 4095, 1, 4096, 4097]);
         assert_eq!(round.last(), Some(&LAST_BACKEND));
     }

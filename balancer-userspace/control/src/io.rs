@@ -1,4 +1,4 @@
-//! The input and output of the core: events and changes in, commands out.
+//! The input and output of the core: events and changes are the input, and commands are the output.
 
 use std::{
     collections::BTreeMap,
@@ -33,53 +33,55 @@ use crate::{health::Health, rules::Action};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ServiceId(pub u16);
 
-/// The row of a listener's counters in the kernel's maps, unique over all services; stable while the listener exists.
+/// The row of a listener's counters in the kernel's maps, unique among all services, stable while the listener exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct ListenerId(pub u16);
 
-/// The row of a backend in the kernel's maps, unique over all services: 1 to `LAST_BACKEND`.
+/// The row of a backend in the kernel's maps, unique among all services: 1 to `LAST_BACKEND`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct BackendId(pub u16);
 
-/// A number that distinguishes a check from earlier checks of the same backend, also at another address. It is unique
-/// within a process.
+/// A number that distinguishes a check from earlier checks of the same backend, even if the backend's address has
+/// changed. The number is unique within a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckNumber(pub u64);
 
-/// An event outside of the core.
+/// An event outside of the core that the core must handle.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A health check ended. The core ignores the event if the backend was removed or its check has changed.
+    /// A health check of a backend ended. The core ignores the event if the backend was removed or its check has
+    /// changed.
     Checked {
         /// The backend that was checked.
         backend: BackendId,
-        /// The number of the check.
+        /// The number of the check that ended.
         check: CheckNumber,
-        /// The outcome.
+        /// The outcome of the check.
         outcome: CheckOutcome,
         /// The duration of the check.
         took: Duration,
-        /// Whether a suspicion triggered the check, so that the check began after the suspicious packets.
+        /// Whether a sign of failure triggered the check, so that the check began after the suspicious packets.
         asked: bool,
     },
-    /// The path to an address was found, changed or lost.
+    /// The path to an address was found, has changed or was lost.
     NextHop {
-        /// The address of the backends.
+        /// The address of one or more backends.
         address: IpAddr,
-        /// The next hop, or the reason why there is none.
+        /// The next hop, or the reason why the address has none.
         next_hop: Result<NextHop, String>,
     },
     /// A sweep of the client table is complete.
     Swept {
-        /// Known clients by backend, in ascending order of ids; backends that are not listed have none.
+        /// The numbers of known clients by backend, in ascending order of ids; backends that are not listed have no
+        /// known clients.
         known: Vec<(BackendId, u64)>,
     },
-    /// All connections of `snat` services were counted.
+    /// The shell has counted all connections of `snat` services.
     Flows {
-        /// Connections by backend; backends that are not listed have none.
+        /// The numbers of connections by backend; backends that are not listed have no connections.
         of: BTreeMap<BackendId, u64>,
     },
-    /// A deadline from `next_deadline` has passed.
+    /// A deadline that `next_deadline` returned has passed.
     Tick,
 }
 
@@ -91,29 +93,29 @@ pub struct NextHop {
     pub source_mac: Mac,
     /// The MAC of the next hop.
     pub destination_mac: Mac,
-    /// The MTU of the egress interface, or of the route or path if that is smaller.
+    /// The MTU of the egress interface, or the MTU of the route or path if it is smaller.
     pub mtu: u32,
-    /// This machine's own address on the path, if the route names one.
+    /// This machine's own address on the path, if the route contains one.
     pub source: Option<IpAddr>,
-    /// The router on the path; `None` if the address is on the same link.
+    /// The router on the path; `None` if the address is on a link of this machine.
     pub gateway: Option<IpAddr>,
-    /// Whether the address belongs to this machine: its packets pass to the host, and only `mtu` has a meaning besides
-    /// this flag.
+    /// Whether the address belongs to this machine: if so, its packets pass to the host, and of the other fields only
+    /// `mtu` has a meaning.
     #[serde(default)]
     pub local: bool,
 }
 
-/// A change requested by a user.
+/// A change that a user requests.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// Add a backend. The change is refused if the name is taken.
+    /// Add a backend to a service. The controller refuses the change if another backend has this name.
     Add {
         /// The name of the new backend.
         name: BackendName,
         /// The address of the new backend.
         address: IpAddr,
-        /// The IPv6 address of the new backend, for services of both families.
+        /// The IPv6 address of the new backend, if the service has both families.
         address6: Option<IpAddr>,
         /// The port of the new backend; `None`: the listener's port.
         port: Option<u16>,
@@ -121,189 +123,193 @@ pub enum Change {
         weight: Option<u16>,
         /// Whether the new backend is a backup.
         backup: bool,
-        /// The limits of the backend.
+        /// The limits on clients and connections of the new backend.
         #[serde(default)]
         limits: Limits,
     },
-    /// Remove a backend.
+    /// Remove a backend from a service.
     Remove {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// Remove it without draining.
+        /// Whether the controller removes the backend without draining it.
         force: bool,
     },
-    /// Set the administrative state.
+    /// Set the administrative state of a backend.
     SetAdmin {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// The new state.
+        /// The administrative state that the backend gets.
         admin: Admin,
-        /// With [`Admin::Drain`]: a timeout in place of the service's timeout.
+        /// With [`Admin::Drain`]: a timeout for this drain in place of the service's timeout.
         timeout: Option<Duration>,
     },
-    /// Set the weight.
+    /// Set the weight of a backend.
     SetWeight {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// The new weight.
+        /// The weight that the backend gets.
         weight: u16,
     },
-    /// Set a backend's limits.
+    /// Set the limits on clients and connections of a backend.
     SetLimits {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// The new limits.
+        /// The limits that the backend gets.
         limits: Limits,
     },
     /// Set the share of a service's clients that the balancer steers.
     SetSteer {
-        /// The service's name.
+        /// The name of the service.
         service: String,
         /// The new share in percent.
         steer: u8,
     },
-    /// Give a service a new key for QUIC connection IDs. The balancer still understands IDs under earlier keys.
+    /// Give a service a new key for its QUIC connection IDs. The balancer still understands connection IDs under
+    /// earlier keys.
     RotateQuicKey {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The new key.
+        /// The key that the service gets.
         key: QuicKey,
     },
     /// Add a listener to a service.
     AddListener {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The listener to be added.
+        /// The listener that the service gets.
         listener: Listener,
     },
     /// Remove a listener from a service.
     RemoveListener {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The listener to be removed.
+        /// The listener that the service loses.
         listener: Listener,
     },
-    /// Override the verdict of the checks.
+    /// Override the verdict of the checks on a backend.
     ForceHealth {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// The verdict; `None`: the checks decide again.
+        /// The verdict; `None`: the checks determine the verdict again.
         forced: Option<Forced>,
     },
-    /// Apply the report of a backend's agent.
+    /// Apply the report that the agent of a backend has sent.
     Agent {
-        /// The backend.
+        /// The name of the backend.
         name: BackendName,
-        /// The complete current report.
+        /// The complete current report of the agent.
         said: Said,
     },
     /// Set which backends of a service give slots away because of their load.
     Bound {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The bounds by backend name. All other backends keep all of their slots.
+        /// The bounds by the name of the backend. All backends that are not named keep all of their slots.
         bounds: BTreeMap<String, Bound>,
     },
     /// Set which backends of a service take no new clients because they are at their limits.
     Full {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The full backends by name. All other backends have room.
+        /// The names of the full backends. All backends that are not named have room.
         full: BTreeMap<String, Full>,
     },
-    /// Add a rule for a client prefix; it replaces a rule for the same prefix.
+    /// Add a rule for a client prefix; this rule replaces an earlier rule for the same prefix.
     AddRule {
-        /// The service's name.
+        /// The name of the service.
         service: String,
         /// The prefix of the clients to which the rule applies.
         prefix: IpNet,
-        /// The treatment of these clients.
+        /// How the rule treats these clients.
         action: Action,
-        /// The time after which the rule expires; `None`: never.
+        /// The time after which the rule expires; `None`: the rule never expires.
         ttl: Option<Duration>,
     },
     /// Remove the rule for a client prefix.
     RemoveRule {
-        /// The service's name.
+        /// The name of the service.
         service: String,
         /// The exact prefix of the rule.
         prefix: IpNet,
     },
-    /// Apply the configuration file. Run-time changes stay where the file has not changed.
+    /// Apply the configuration file. Changes made at run time stay in effect where the file has not changed.
     #[serde(skip)]
     Reload(Box<Config>),
-    /// Apply the configuration file and undo all run-time changes.
+    /// Apply the configuration file and undo all changes made at run time.
     #[serde(skip)]
     Reset(Box<Config>),
-    /// Apply a list of targets.
+    /// Apply a list of targets to a service.
     Discover {
-        /// The service's name.
+        /// The name of the service.
         service: String,
-        /// The list.
+        /// The list from which the targets come.
         source: Source,
         /// All targets in the list.
         targets: Vec<Target>,
     },
 }
 
-/// A task for the shell. Tasks must be done in the given order.
+/// A command for the shell, which carries out the core's decisions. The shell must carry out commands in the given
+/// order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Write a backend's row. The command comes before a table names the backend.
+    /// Write the row of a backend. This command comes before a table names the backend.
     WriteBackend(Arc<BackendSpec>),
-    /// Clear a backend's row. The command comes after the last table that names the backend is gone.
+    /// Clear the row of a backend. This command comes after the last table that names the backend.
     RetireBackend(BackendId),
-    /// Replace a service's whole live table.
+    /// Replace the whole live table of a service.
     SwapTable {
-        /// The service, which may be published only after this command.
+        /// The id of the service, which may be published only after this command.
         service: ServiceId,
-        /// The `table_size` entries: backend ids, `NO_BACKEND` or `ALL_DOWN`.
+        /// The `table_size` entries of the table: backend ids, `NO_BACKEND` or `ALL_DOWN`.
         table: Arc<[u16]>,
-        /// The base table, which defines clients' homes; `None`: no client has a home, because all clients are steered
-        /// to backups or to no backend.
+        /// The base table, which defines the home backends of clients; `None`: no client has a home backend, because
+        /// all clients are steered to backups or to no backend.
         home: Option<Arc<[u16]>>,
     },
-    /// Replace the whole directory of services (and the return table of `nat` replies). Each service has already had a
-    /// `SwapTable`. Services that are not listed are removed with their tables and rules.
+    /// Replace the whole directory of services (and the return table of `nat` replies). For each service in the
+    /// directory, the shell has already had a `SwapTable`. The data path removes a service that is not in the
+    /// directory, with the service's tables and rules.
     PublishServices(Vec<ServiceSpec>),
-    /// Replace the rules of a service, each rule in one step. A service is published as having rules before it gets any
-    /// rules, and as having none after the last rule is removed.
+    /// Replace the rules of a service; each single rule changes in one step. The directory says that a service has
+    /// rules before the service gets its first rule, and it says that the service has no rules after the last rule is
+    /// removed.
     SetRules {
-        /// The service.
+        /// The id of the service.
         service: ServiceId,
-        /// All rules of the service, with unique prefixes.
+        /// All rules of the service; no two rules have the same prefix.
         rules: Arc<[RuleSpec]>,
     },
-    /// Track the next hop of an address: send an `Event::NextHop` now and at each change.
+    /// Track the next hop of an address: send an `Event::NextHop` now and after each change.
     WatchNextHop(IpAddr),
-    /// Stop tracking an address.
+    /// Stop tracking the next hop of an address.
     UnwatchNextHop(IpAddr),
     /// Start to check a backend, in place of any earlier check of this backend.
     StartChecks(Box<CheckSpec>),
     /// Stop checking a backend.
     StopChecks(BackendId),
-    /// Inform the operator.
+    /// Report a line to the operator.
     Report(Report),
 }
 
 /// The specification of a backend's check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckSpec {
-    /// The backend to be checked.
+    /// The id of the backend to be checked.
     pub backend: BackendId,
-    /// The number that distinguishes its outcomes from those of earlier checks.
+    /// The number that distinguishes the outcomes of this check from those of earlier checks.
     pub number: CheckNumber,
     /// The name of the backend, for logs.
     pub name: BackendName,
-    /// The address to connect to.
+    /// The address to which the check connects.
     pub target: SocketAddr,
     /// The kind of check; never `CheckKind::None`.
     pub check: CheckConfig,
-    /// The verdict and the counts so far.
+    /// The verdict so far, and the checks counted towards another verdict.
     pub health: Health,
 }
 
-/// A rule as the kernel needs it.
+/// A rule in the form that the kernel program needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSpec {
     /// The prefix of the rule's clients, which has the service's family.
@@ -312,52 +318,55 @@ pub struct RuleSpec {
     pub action: RuleAction,
 }
 
-/// The treatment of a rule's clients.
+/// How a rule treats its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleAction {
-    /// Steer to this backend while its row says that it takes clients; `None`: no backend has the rule's name.
+    /// Steer the clients to this backend while its row says that it takes clients; `None`: no backend has the name that
+    /// the rule gives.
     Pin(Option<BackendId>),
-    /// Steer by the address and the source port.
+    /// Steer each connection by the client's address and source port.
     Spread,
-    /// Drop the clients' packets.
+    /// Drop the packets of the clients.
     Deny,
 }
 
-/// A backend as the kernel needs it.
+/// A backend in the form that the kernel program needs.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BackendSpec {
     /// The row of the backend in the kernel's maps.
     pub id: BackendId,
-    /// The forwarding mode.
+    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
     /// The backend's address; port 0: the listener's port.
     pub address: SocketAddr,
-    /// The next hop; `None`: the backend is unreachable, and its packets are dropped as `no_next_hop`.
+    /// The next hop; `None`: the backend is unreachable, and the program drops its packets with the reason
+    /// `no_next_hop`.
     pub next_hop: Option<NextHop>,
     /// The service to which the backend belongs.
     pub service: ServiceId,
-    /// Whether known clients stay with the backend.
+    /// Whether known clients stay at the backend.
     pub keeps_known: bool,
-    /// The cause of moves, if known clients do not stay.
+    /// The cause of moves, if known clients do not stay at the backend.
     pub cause: MoveCause,
-    /// Whether rules may pin clients to the backend.
+    /// Whether rules may pin clients to the backend at present.
     pub takes_pinned: bool,
-    /// `ipip` and `gue`: this machine's address on the path to the backend, of the backend's family. A backend that
-    /// needs such an address and has none is unreachable.
+    /// `ipip` and `gue`: this machine's address on the path to the backend, in the backend's family. A backend that
+    /// needs a tunnel source but has none is unreachable.
     pub tunnel_source: Option<IpAddr>,
-    /// The reaction to signs of failure in packets; `None`: there is none.
+    /// How the program reacts to signs of failure in packets; `None`: it ignores the signs.
     #[serde(default)]
     pub passive: Option<Passive>,
 }
 
-/// The reaction to signs of failure in packets. The balancer checks the backend at once in any case.
+/// How the program reacts to signs of failure in packets. In any case, the balancer checks the backend immediately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Passive {
-    /// `nat`: how long to withhold resets that refuse connections during the check; zero: not at all.
+    /// `nat`: how long the program withholds resets that refuse connections while the check runs; zero: the program
+    /// withholds no resets.
     pub withhold: Duration,
 }
 
-/// A service as the kernel needs it.
+/// A service in the form that the kernel program needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
     /// The index of the service in the kernel's maps.
@@ -366,80 +375,82 @@ pub struct ServiceSpec {
     pub hash_key: HashKey,
     /// The family of the service's clients.
     pub family: Family,
-    /// The listeners, at least one, all of that family.
+    /// The listeners, at least one; all listeners have the service's family.
     pub listeners: Vec<ListenerSpec>,
-    /// Client prefix length for this family.
+    /// The client prefix length for the service's family.
     pub client_prefix: u8,
-    /// The forwarding mode.
+    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
-    /// How long clients are remembered; zero: the service has no memory.
+    /// How long the service remembers clients; zero: the service has no memory.
     pub remember: Duration,
-    /// The number of seconds in a tick of the service's memory; 0: chosen to suit `remember`.
+    /// The number of seconds in a tick of the service's memory; 0: the data path chooses a number that suits
+    /// `remember`.
     pub tick_seconds: u32,
-    /// The treatment of moved clients when their home returns.
+    /// How the service treats moved clients when their home backend returns.
     pub failback: Failback,
     /// Whether the service has rules for client prefixes.
     pub rules: bool,
-    /// Whether clients that no backend takes are rejected with an answer.
+    /// Whether the program rejects the packets of clients that no backend takes.
     pub reject: bool,
-    /// `snat`: the pool and the idle times of the service's connections.
+    /// `snat`: the address pool and the idle times of the service's connections.
     pub flows: FlowSpec,
-    /// How QUIC connection IDs encode the service's backends.
+    /// How QUIC connection IDs name the service's backends.
     pub quic: Option<QuicSpec>,
     /// The share of clients that the balancer steers.
     pub share: Share,
-    /// The backends that are this machine itself, according to their rows.
+    /// The backends that are this machine itself, according to the backends' rows.
     pub local: Vec<BackendId>,
     /// The ids and addresses of the service's backends, from which `nat` replies come (port 0: the listener's port).
     pub backends: Arc<[(BackendId, SocketAddr)]>,
 }
 
-/// How QUIC connection IDs encode the backends of a service.
+/// How QUIC connection IDs name the backends of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuicSpec {
-    /// The formats and keys.
+    /// The formats of connection IDs and the keys.
     pub config: QuicConfig,
-    /// The server IDs of the backends, which are unique.
+    /// The server IDs of the backends; no two backends have the same server ID.
     pub servers: Arc<[(BackendId, ServerId)]>,
 }
 
 /// The addresses, ports and idle times for the connections of a `snat` service.
 pub type FlowSpec = balancer_config::snat::SnatConfig;
 
-/// A listener as the kernel needs it.
+/// A listener in the form that the kernel program needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerSpec {
-    /// The row of the listener's counters.
+    /// The row of the listener's counters in the kernel's maps.
     pub id: ListenerId,
-    /// Address, ports and protocol.
+    /// The address, the ports and the protocol of the listener.
     pub listener: Listener,
-    /// `nat`: the port of backends without their own port, if it differs from the listener's; otherwise 0.
+    /// `nat`: the port on which backends without their own port listen, if it differs from the listener's port;
+    /// otherwise 0.
     pub backend_port: u16,
-    /// Whether the listener's packets are counted, because its service has several listeners.
+    /// Whether the program counts packets for the listener, because the service has several listeners.
     pub counted: bool,
 }
 
-/// A line for the log and the list of events.
+/// A line for the log and for the list of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The severity.
+    /// The severity of the report.
     pub level: ReportLevel,
-    /// The backend or (with an empty backend name) service that the report is about, if any.
+    /// The backend or (with an empty backend name) the service that the report is about, if there is one.
     pub about: Option<BackendName>,
     /// One line, such as `backend web/web1 down (connect: refused), 16,384 of 65,537 slots moved to 3 backends`.
     pub message: String,
-    /// The slots and clients that moved, if known.
+    /// The slots and the clients that moved, if the numbers are known.
     pub moves: Option<Moved>,
 }
 
-/// The slots and clients that a change moved.
+/// The slots and the clients that a change moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Moved {
     /// The number of slots of the live table that moved.
     pub slots: u64,
-    /// The number of those slots whose old and new backend had not changed.
+    /// The number of moved slots whose old and new backend had not changed.
     pub needless: u64,
-    /// The backend's known clients at the last sweep, which move with their next packets.
+    /// The number of the backend's known clients at the last sweep, each of which moves with its next packet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_clients: Option<u64>,
 }
@@ -447,8 +458,8 @@ pub struct Moved {
 /// The severity of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportLevel {
-    /// An intended change.
+    /// The report is about an intended change.
     Info,
-    /// A problem that needs attention.
+    /// The report is about a problem that needs attention.
     Warn,
 }

@@ -1,27 +1,28 @@
-//! The keys of a service, derived from the fleet's key and the service's name.
+//! The keys of a service, which the balancer derives from the fleet's key and the service's name.
 //!
 //! Each key is two 64-bit halves, `SipHash-2-4(fleet key, purpose ‖ 0 ‖ half ‖ service name)` with `half` 0 and 1. The
-//! purpose contains no zero byte, so no two inputs coincide. Services do not share keys, and knowing where one
-//! service's clients go reveals nothing about another's. Balancers with the same fleet key derive the same keys.
+//! purpose contains no zero byte, so different purposes and names give different inputs. Two services have different
+//! keys, and knowing the backends of one service's clients reveals nothing about the clients of another service.
+//! Balancers with the same fleet key derive the same keys.
 
 use std::hash::Hasher as _;
 
 use balancer_common::client::HashKey;
 use siphasher::sip::SipHasher24;
 
-/// The key of the service's client hash, with which the kernel program turns client addresses into slots.
+/// The key of the hash with which the kernel program maps a service's client addresses to slots.
 #[must_use]
 pub fn client_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "client", service)
 }
 
-/// The key of the service's lookup table, which determines the permutations of its backends.
+/// The key of the service's lookup table, which determines the permutation of each backend.
 #[must_use]
 pub fn table_key(fleet: HashKey, service: &str) -> HashKey {
     derive(fleet, "table", service)
 }
 
-/// A number that distinguishes keys without revealing them.
+/// A number that identifies a key without revealing it.
 #[must_use]
 pub fn fingerprint(fleet: HashKey) -> u64 {
     derive(fleet, "fingerprint", "").k0
@@ -62,7 +63,7 @@ mod tests {
 
     #[test]
     fn when_the_derivation_changes_then_this_test_notices() {
-        // Any other value would make an upgraded balancer steer clients differently from the rest of its fleet.
+        // With any other value, an upgraded balancer would steer clients differently from the rest of its fleet.
         assert_eq!(client_key(FLEET, "web"), HashKey { k0: 0x36c5_dd49_4620_dc5e, k1: 0xfccd_0b1e_bd66_f3d2 },);
     }
 }

@@ -16,30 +16,30 @@ use crate::{
 pub struct LastChange {
     /// The event that changed the table, in one line.
     pub message: String,
-    /// The number of slots that got another backend.
+    /// The number of slots whose backend changed.
     pub slots_moved: u64,
-    /// The number of those slots that moved without a reason of their own.
+    /// The number of moved slots whose old and new backend had not changed.
     pub needless_slots_moved: u64,
-    /// Time of the change.
+    /// The time of the change.
     pub at: Instant,
 }
 
-/// The last change of each service.
+/// The last change of each service's table.
 #[derive(Clone, Debug, Default)]
 pub struct LastChanges {
-    /// The numbers of slots moved since the start, required and needless.
+    /// The numbers of slots moved since the start: the required moves and the needless moves.
     moved: HashMap<ServiceId, (u64, u64)>,
     last: HashMap<ServiceId, LastChange>,
 }
 
 impl LastChanges {
-    /// Starts the record; the first tables of services do not count as a change.
+    /// Starts the record of changes; the first tables of services do not count as changes.
     pub fn begin(&mut self, controller: &Controller) {
         self.moved = controller.services().iter().map(|service| (service.id(), service.slots_moved())).collect();
     }
 
-    /// Records the core's decisions before they are carried out. `message` describes the request that caused them, if a
-    /// request did.
+    /// Records the core's decisions before the shell carries them out. `message` describes the request that caused the
+    /// decisions, if there was a request.
     pub fn note(&mut self, commands: &[Command], message: Option<&str>, controller: &Controller, now: Instant) {
         let swapped = commands
             .iter()
@@ -70,7 +70,7 @@ impl LastChanges {
         }
     }
 
-    /// The last change of `service`, if there was any.
+    /// The last change of the table of `service`, if the table has changed.
     #[must_use]
     pub fn of(&self, service: ServiceId) -> Option<LastChange> {
         self.last.get(&service).cloned()

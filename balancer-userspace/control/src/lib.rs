@@ -1,8 +1,8 @@
-//! The decisions of the controller, without I/O, clock or tokio: events go in, commands come out.
+//! The decisions of the controller, without I/O, clock or tokio: events are the input, commands are the output.
 //!
-//! Time is passed in as the `now` of [`controller::Controller::handle`]. `balancer-userspace/clippy.toml` bans
-//! `std::time::Instant::now` and `std::time::SystemTime::now`, so that no code here reads a clock by accident; the
-//! daemon uses `tokio::time::Instant::now().into_std()`.
+//! The caller passes the time as the `now` of [`controller::Controller::handle`]. `balancer-userspace/clippy.toml` bans
+//! `std::time::Instant::now` and `std::time::SystemTime::now`, so that no code of this crate reads a clock by accident;
+//! the daemon uses `tokio::time::Instant::now().into_std()`.
 
 pub mod agreed;
 pub mod applied;

@@ -1,4 +1,4 @@
-//! Finds the backend to which a client is steered.
+//! Finds the backend to which the balancer steers a client.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -21,41 +21,41 @@ use crate::{
     table::Tier,
 };
 
-/// The backend of a client in a service, and the reason.
+/// The backend of a client in a service, and the reason for this backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// The service's name.
+    /// The name of the service.
     pub service: String,
-    /// The address masked to the service's prefix.
+    /// The client's address masked to the service's prefix.
     pub client: IpNet,
-    /// The client's slot of the lookup table.
+    /// The client's slot in the lookup table.
     pub slot: u32,
-    /// The backend; `None`: the client is dropped, or a rule spreads its connections.
+    /// The backend; `None`: the balancer drops the client's packets, or a rule spreads the client's connections.
     pub backend: Option<String>,
-    /// The reason for this decision.
+    /// The reason why the client is steered to this backend.
     pub why: Why,
-    /// The rule that decides, if one does.
+    /// The rule that decides about the client; `None`: no rule decides.
     pub rule: Option<Rule>,
-    /// The time since the client's last recorded packet; `None`: the client table does not contain the client, or was
-    /// not consulted.
+    /// The time since the client's last recorded packet; `None`: the client table does not contain the client, or the
+    /// balancer did not read it.
     pub last_seen: Option<Duration>,
 }
 
-/// The reason for a client's backend.
+/// The reason why a client is steered to its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// The client is known at its backend, which keeps known clients.
+    /// The client is known at its backend, and the backend keeps known clients.
     Known,
-    /// The lookup table decides.
+    /// The client's slot in the lookup table decides.
     Table,
-    /// A rule for the client's prefix decides.
+    /// A rule whose prefix contains the client decides.
     Rule,
-    /// The lookup table decides as if all backends were up.
+    /// The lookup table decides, but it treats all backends as if they were up.
     Open,
 }
 
 impl Why {
-    /// The word for the reason that users see.
+    /// The name of the reason that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -68,11 +68,11 @@ impl Why {
 }
 
 impl Controller {
-    /// The backend of the client at `address`, for each service of its family (or the requested one).
+    /// The backend of the client at `address`, for each service of its family (or for the requested service).
     ///
     /// # Errors
-    /// [`Refused::NotFound`] if there is no such service, or none of that family; [`Refused::Invalid`] if the requested
-    /// service is of the other family.
+    /// Returns [`Refused::NotFound`] if there is no such service, or no service of that family; [`Refused::Invalid`] if
+    /// the requested service is of the other family.
     pub fn locate(&self, address: IpAddr, service: Option<&str>) -> Result<Vec<Located>, Refused> {
         let address = address.to_canonical();
         if let Some(name) = service {
@@ -91,7 +91,7 @@ impl Controller {
 }
 
 impl Located {
-    /// Marks the client as denied by a list with this prefix.
+    /// Marks the client as denied by a deny list that contains this prefix.
     pub fn deny(&mut self, prefix: IpNet) {
         (self.backend, self.why) = (None, Why::Rule);
         self.rule = Some(Rule { prefix, action: Action::Deny, ttl: None, ends: None });
@@ -99,19 +99,20 @@ impl Located {
 }
 
 impl Service {
-    /// The longest prefix of a rule in the data path for a client, whether or not the rule has an effect at the moment.
+    /// The longest prefix that contains the client among the rules in the data path, whether or not the rule has an
+    /// effect at present.
     #[must_use]
     pub fn rule_prefix(&self, address: IpAddr) -> Option<IpNet> {
         self.rules().longest(address, |rule| !self.is_part_of_a_client(rule)).map(|rule| rule.prefix)
     }
 
-    /// The file of denied prefixes.
+    /// The file that contains the denied prefixes.
     #[must_use]
     pub fn deny_file(&self) -> Option<&Path> {
         Some(&self.deny()?.file)
     }
 
-    /// The backend of `client`; `None` if the client is of the other family.
+    /// The backend of `client`; `None` if the client is of the other address family.
     fn locate(&self, address: IpAddr) -> Option<Located> {
         let (prefix, key) = (self.client_prefix(), self.client_key());
         let (client, hash) = match (address, self.family()) {

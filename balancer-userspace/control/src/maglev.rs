@@ -1,27 +1,26 @@
 //! Lookup tables: Maglev hashing.
 //!
 //! Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), section 3.4: every
-//! backend has its own order of preference for slots, which follows from its name, and the backends take turns at
-//! claiming their best free slot. Three things differ from the paper:
-//! - The number of slots of a backend is fixed beforehand, by largest remainders of `M·w/Σw` (`apportion`), and a
-//!   weighted backend takes its turns evenly over the whole filling (`turns`), so that heavy and light backends
+//! backend has its own order of preference for slots, which follows from its name, and in turn each backend claims the
+//! best slot that is still free. This implementation differs from the paper in the following points:
+//! - The number of slots of a backend is fixed beforehand, by largest remainders of `M·w/Σw` (`apportion`). The turns
+//!   of each backend are spread evenly over the whole filling of the table (`turns`), so that heavy and light backends
 //!   meet the same fraction of taken slots.
-//! - The preferences are the pseudo-random draws `mix(offset + j·skip)` of 64 bits, scaled to M, instead of the
+//! - The preferences are pseudo-random draws `mix(offset + j·skip)` of 64 bits, scaled to M; the paper uses the
 //!   progression `offset + j·skip mod M`. Two progressions whose skips have a simple ratio follow each other, and an
-//!   added
-//!   backend then swaps whole stretches between them: of 1,000 tables with five equal backends, 6 to 9 moved over 0.6%
-//!   of
-//!   the slots needlessly when one was added, the worst 2%. With draws it is 0.3% with little variance.
-//! - The last √M free slots, which would need most of the draws, are assigned by rank instead: each turn takes the slot
-//!   with the
-//!   smallest `mix` of backend and slot (`Preference::best`).
+//!   added backend then swaps whole runs of slots between them. Of 1,000 tables with five equal backends, 6 to 9 tables
+//!   moved over 0.6% of the slots needlessly when a backend was added; the worst of these tables moved 2%. With
+//!   pseudo-random draws, a table moves 0.3% of its slots needlessly, with little variance.
+//! - The last √M free slots, which would need most of the draws, are assigned by rank: each turn takes the slot with
+//!   the smallest `mix` of backend and slot (`Preference::best`).
 //!
-//! A slot's *runner-up* is the first backend whose draw fell on the slot when another backend already had it. The
-//! runner-up would in most cases have got the slot without the owner, so no table is needed for each backend that may
-//! be removed. With four equal backends, one slot in twenty of a full table has no runner-up yet, so the backends take
-//! all their turns once more, with two draws each.
+//! A slot's *runner-up* is the first backend whose draw fell on the slot when another backend already had the slot.
+//! Without the slot's owner, the runner-up would in most cases have got the slot, so the balancer needs no separate
+//! table for each backend that may be removed. With four equal backends, one slot in twenty of a full table has no
+//! runner-up yet, so each backend takes all its turns once more, with two draws in each turn.
 //!
-//! A table is a function of the set of (name, weight), of M and of the key. Ids only label the result.
+//! A table depends only on the set of (name, weight), on M and on the key. Ids are only labels in the table, and do not
+//! affect the assignment.
 
 use std::{collections::BTreeMap, hash::Hasher as _};
 
@@ -31,34 +30,35 @@ use balancer_common::{
 };
 use siphasher::sip::SipHasher24;
 
-/// The number of further draws of a backend for each of its slots once all slots are taken. With more draws, runners-up
-/// hardly match the table without a slot's backend any better.
+/// The number of draws of a backend for each of its slots after all slots are taken. With more draws, the runners-up
+/// would hardly come closer to the table without the slot's owner.
 const FURTHER: u32 = 2;
 
 /// A backend that gets slots of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member<'a> {
-    /// The id that fills the backend's slots.
+    /// The id that the table contains in the backend's slots.
     pub id: u16,
-    /// The name, unique in the table; the backend's permutation depends on it.
+    /// The name, unique in the table; it determines the backend's permutation.
     pub name: &'a str,
-    /// The weight, to which the number of slots is proportional.
+    /// The weight of the backend, to which its number of slots is proportional.
     pub weight: u16,
 }
 
 /// A lookup table of M slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    /// The M ids of the slots' backends.
+    /// The ids of the backends of the M slots.
     pub slots: Vec<u16>,
-    /// The M ids of the slots' runners-up, each different from the slot's own id; `NO_BACKEND`: no other backend's draw
-    /// fell on the slot.
+    /// The ids of the runners-up of the M slots, each different from the slot's own id; `NO_BACKEND`: no draw of
+    /// another backend fell on the slot.
     pub runners_up: Vec<u16>,
 }
 
-/// The lookup table of `members`, with `table_size` slots. `None` if no member has a weight.
+/// The lookup table of `members`, with `table_size` slots. `None`: no member has a weight greater than 0.
 ///
-/// The order of `members` does not matter. Each gets its exact share `M·w/Σw`, rounded up or down.
+/// The order of `members` has no effect on the table. Each member gets its exact share `M·w/Σw` of the slots, rounded
+/// up or down.
 #[must_use]
 pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Table> {
     let mut members: Vec<&Member<'_>> = members.iter().filter(|member| member.weight > 0).collect();
@@ -96,9 +96,9 @@ pub fn table(members: &[Member<'_>], table_size: u32, key: HashKey) -> Option<Ta
     Some(filling.table())
 }
 
-/// A table that is being filled.
+/// A table that is being filled with backends.
 struct Filling {
-    /// The backend of each slot, and its runner-up.
+    /// The backend of each slot, and the runner-up of each slot.
     entries: Vec<(u16, u16)>,
     taken: Bitmap,
 }
@@ -115,8 +115,8 @@ impl Filling {
         }
     }
 
-    /// Records a draw of `id` on a taken slot. The function always writes, because a processor could not predict a
-    /// branch.
+    /// Records a draw of the backend `id` that fell on a taken slot. The function writes in every case, because a
+    /// processor could not predict a branch.
     #[inline(always)]
     fn lose(&mut self, slot: u32, id: u16) {
         if let Some((taker, runner_up)) = self.entries.get_mut(slot as usize) {
@@ -131,9 +131,9 @@ impl Filling {
     }
 }
 
-/// The number of slots for each of `weights`: `slots·w/Σw` rounded down, and one more for the largest remainders until
-/// all slots are used; among equal remainders the first wins. Every count is within 1 of the exact share. Σw must not
-/// be 0.
+/// The number of slots for each of the `weights`: `slots·w/Σw` rounded down, and one more slot for the largest
+/// remainders until all slots are used. Among equal remainders, the first one gets the slot. Every count is within 1 of
+/// the exact share. Σw must not be 0.
 fn apportion(weights: &[u16], slots: u32) -> Vec<u32> {
     let total: u64 = weights.iter().copied().map(u64::from).sum();
     let exact = |weight: u16| u64::from(slots) * u64::from(weight);
@@ -150,13 +150,13 @@ fn apportion(weights: &[u16], slots: u32) -> Vec<u32> {
     counts
 }
 
-/// Calls `take` with each index as often as its count says, and spreads the turns of each index evenly from first to
+/// Calls `take` with each index as often as its count says, and spreads the calls with each index evenly from first to
 /// last.
 ///
-/// In every round an index earns credit in proportion to its count, and takes a turn when the credit reaches the
-/// largest count; an index with the largest count has one turn a round. An index whose count is `2^c` times smaller is
-/// visited only in every `2^c`-th round (and earns that much more), so the work is proportional to the sum of the
-/// counts.
+/// In every round, an index earns credit in proportion to its count, and gets a turn when its credit reaches the
+/// largest count; an index with the largest count gets one turn in each round. The function visits an index whose count
+/// is `2^c` times smaller than the largest only in every `2^c`-th round (and adds `2^c` times as much credit), so the
+/// work is proportional to the sum of the counts.
 fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
     struct Pace {
         index: usize,
@@ -192,9 +192,9 @@ fn turns(counts: &[u32], mut take: impl FnMut(usize)) {
 struct Preference {
     offset: u64,
     skip: u64,
-    /// The argument of the draw that gave `next`.
+    /// The argument of the pseudo-random draw that gave `next`.
     position: u64,
-    /// The next slot to try, drawn ahead so that no turn waits for its first draw.
+    /// The next slot to try; it is drawn in advance, so that no turn waits for its first draw.
     next: u32,
 }
 
@@ -220,8 +220,8 @@ impl Preference {
         free
     }
 
-    /// Draws for the backend `id` in a full table. When this function was inlined, the filling above took half as long
-    /// again.
+    /// Draws for the backend `id` in a full table. If the compiler inlined this function, filling the table would take
+    /// 50% longer.
     #[inline(never)]
     fn lose(&mut self, id: u16, filling: &mut Filling) {
         let table_size = filling.entries.len() as u32;
@@ -241,7 +241,7 @@ impl Preference {
     }
 }
 
-/// The SipHash-2-4 of a hash purpose and a name.
+/// The SipHash-2-4 hash of a purpose and a name.
 pub(crate) fn hash(key: HashKey, purpose: u8, name: &str) -> u64 {
     let mut hasher = SipHasher24::new_with_keys(key.k0, key.k1);
     hasher.write(&[purpose]);
@@ -256,7 +256,7 @@ pub(crate) const fn mix(counter: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// A set of slots that is small enough for the first-level cache.
+/// A set of slots that is small enough for the first-level cache of a processor.
 struct Bitmap(Vec<u64>);
 
 impl Bitmap {
@@ -320,8 +320,8 @@ mod tests {
         btree_map("[a-z0-9._-]{1,12}", weight, count).prop_map(|weights| weights.into_iter().collect::<Vec<_>>())
     }
 
-    /// Builds the same tables by the definition: without a bitmap, without draws ahead, and with every preference list
-    /// read from its start.
+    /// Builds the same tables directly by the definition: without a bitmap, without draws in advance, and with every
+    /// preference list read from its start.
     fn by_definition(members: &[Member<'_>], table_size: u32, key: HashKey) -> Table {
         let mut members = members.to_vec();
         members.sort_by_key(|member| member.name);
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn when_the_algorithm_changes_then_this_test_notices() {
-        // Any other table would make an upgraded balancer steer clients differently from the rest of its fleet.
+        // With any other table, an upgraded balancer would steer clients differently from the rest of its fleet.
         let weights = [("web1".to_owned(), 1), ("web2".to_owned(), 2), ("web3".to_owned(), 1)];
         let table = table(&members(&weights), 13, HashKey { k0: 3, k1: 4 }).unwrap();
         assert_eq!(table.slots, [3, 3, 3, 2, 2, 1, 2, 2, 2, 1, 2, 1, 2]);

@@ -1,8 +1,8 @@
-//! Merging a reloaded configuration file with the changes made at run time since it was last read.
+//! Merges a reloaded configuration file with the changes made at run time since the balancer last read the file.
 //!
-//! The file wins where it has changed; where it has not, the run-time state stays. Only the sets of listeners, backends
-//! and rules, the weights of backends, and the share of steered clients can differ at run time, so all other settings
-//! of a service come from the file.
+//! The file takes precedence where it has changed; all other changes made at run time stay in effect. Only the sets of
+//! listeners, backends and rules, the weights of backends, and the share of steered clients can differ at run time, so
+//! all other settings of a service come from the file.
 
 mod rules;
 
@@ -22,20 +22,20 @@ use balancer_config::{
 
 pub use self::rules::{MergedRules, merge_rules};
 
-/// The result of a merge.
+/// The result of merging a file with changes made at run time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
     /// The services that result from the merge.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// Backends that were being removed and are in the file again.
+    /// The backends that were being removed and that the new file contains again.
     pub called_back: Vec<BackendName>,
     /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
 }
 
-/// Merges `file` into `now`, where `base` is the previous file. `leaves` returns whether a backend of `now` is being
-/// removed. If a service is equal in the old file, in `file` and at run time, the result shares it with `file` without
-/// a copy.
+/// Merges the new `file` into the run-time state `now`, where `base` is the previous file. `leaves` returns whether a
+/// backend of `now` is being removed. If a service is the same in the old file, in the new `file` and at run time, the
+/// result and `file` share this service without a copy.
 #[must_use]
 pub fn merge(
     base: &[Arc<ServiceConfig>],
@@ -122,7 +122,7 @@ pub fn merge(
             }
         }
         let new = backends.iter().filter(|backend| !base.contains_key(&backend.name));
-        // The first backend at an address wins.
+        // Among several backends with the same address, the first one takes precedence.
         let heirs: HashMap<SocketAddr, &BackendConfig> = new.rev().map(|backend| (backend.address, backend)).collect();
         let is_list = |list: &DiscoverConfig| list.source.backend().is_none();
         let discovered_before = before_all.get(service.name.as_str()).is_some_and(|of| of.discover.iter().any(is_list));
@@ -137,7 +137,7 @@ pub fn merge(
                 merged
                     .differences
                     .push(format!("backend {full} is no longer in the file: the targets of {source} decide about it"));
-                // A listed backend that was being removed comes back.
+                // A backend that was being removed and that the file contains comes back.
                 let gone = leaves(&service.name, &name).then_some(Admin::Ready);
                 let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));
                 additions.push((merged.services.len(), BackendConfig { discovered, ..backend }));
@@ -166,7 +166,7 @@ pub fn merge(
             let found = services.get(service.name.as_str());
             found.into_iter().flat_map(|service| &service.backends).map(|backend| backend.name.clone()).collect()
         };
-        // A backend that was removed and added again at run time keeps its place.
+        // A backend that a user removed and added again at run time keeps its position.
         if names(&written) == names(&base) {
             let order = names(&now);
             let order: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
@@ -178,7 +178,8 @@ pub fn merge(
     merged
 }
 
-/// Whether a backend was removed and added again elsewhere at run time, while the file has not changed it.
+/// Whether a user removed a backend and added it again with another address at run time, while the file has not changed
+/// the backend.
 fn moved_at_run_time(before: &BackendConfig, here: &BackendConfig, file: &BackendConfig) -> bool {
     same_but_for_numbers(before, file) && !same_but_for_numbers(before, here)
 }
@@ -188,8 +189,8 @@ fn same_but_for_numbers(one: &BackendConfig, other: &BackendConfig) -> bool {
     rest(one) == rest(other)
 }
 
-/// Moves backends back to their run-time places, except where such a place contradicts the new file. `moved` holds
-/// their positions: the number of the service and of the backend.
+/// Gives moved backends their run-time addresses again, except addresses that contradict the new file. A position in
+/// `moved` consists of the index of the service and the index of the backend.
 fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged: &mut Merged) {
     if moved.is_empty() {
         return;
@@ -221,7 +222,7 @@ fn move_again(moved: Vec<((usize, usize), BackendConfig)>, file: &Valid, merged:
     }
 }
 
-/// Keeps the run-time share of steered clients unless the file has changed it.
+/// Keeps the share of steered clients that was set at run time, unless the file has changed the share.
 fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
     let of = |services: &ByName<'_>| services.get(service.name.as_str()).map(|service| service.steer);
     let (Some(before), Some(here)) = (of(base), of(now)) else { return };
@@ -237,8 +238,8 @@ fn steer(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, diffe
     }
 }
 
-/// Keeps a key of connection IDs that was rotated at run time unless the file has changed the key. The balancer still
-/// understands IDs under earlier keys.
+/// Keeps a key for connection IDs that was rotated at run time, unless the file has changed the key. The balancer still
+/// understands connection IDs under earlier keys.
 fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differences: &mut Vec<String>) {
     let of = |services: &ByName<'_>| services.get(service.name.as_str()).and_then(|service| service.quic.clone());
     let (before, Some(here), Some(file)) = (of(base), of(now), &mut service.quic) else { return };
@@ -258,8 +259,8 @@ fn quic(base: &ByName<'_>, now: &ByName<'_>, service: &mut ServiceConfig, differ
     }
 }
 
-/// Removes the listeners that were removed at run time from `service`, which has the number `index` in the file, and
-/// collects those added at run time in `additions`.
+/// Removes from `service` the listeners that were removed at run time, and collects in `additions` the listeners that
+/// were added at run time; `index` is the index of the service in the file.
 fn listen(
     base: &ByName<'_>,
     now: &ByName<'_>,
@@ -284,7 +285,7 @@ fn listen(
     service.listen.retain(stay);
 }
 
-/// Adds the listeners that were added at run time, except where they contradict the new file.
+/// Adds the listeners that were added at run time, except listeners that contradict the new file.
 fn add_listeners(additions: Vec<(usize, Listener)>, file: &Valid, merged: &mut Merged) {
     let Merged { services, differences, .. } = merged;
     for (index, listener) in additions {
@@ -304,8 +305,8 @@ fn add_listeners(additions: Vec<(usize, Listener)>, file: &Valid, merged: &mut M
     }
 }
 
-/// Adds the backends that were added at run time or are being removed. A backend that contradicts the new file is
-/// removed at once.
+/// Adds the backends that were added at run time, and the backends that are being removed. A backend that contradicts
+/// the new file is removed without a drain.
 fn add(
     additions: Vec<(usize, BackendConfig)>,
     leaves: &impl Fn(&str, &str) -> bool,
@@ -338,7 +339,7 @@ fn add(
     }
 }
 
-/// Merges a backend that exists in the old file, at run time and in the new file.
+/// Merges one backend that exists in the old file, at run time and in the new file.
 fn one(
     (service, name): (&ServiceConfig, &BackendName),
     before: &BackendConfig,
@@ -409,7 +410,8 @@ mod tests {
     #[test]
     fn when_the_file_has_changed_something_then_the_file_wins() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // Each case has its name, [old file, run time, new file, result], and the reported differences.
+        // Each case contains its name, the backends ([old file, run time, new file, result]), and the reported
+        // differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["a 1 100"], &["a 1 100"], &["a 1 100"], &["a 1 100"]], &[]),
             ("weight in the file", [&["a 1 100"], &["a 1 100"], &["a 1 80"], &["a 1 80"]], &[]),

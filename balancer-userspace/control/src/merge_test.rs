@@ -1,5 +1,5 @@
-//! The merge, implemented a second time from its description in the book: backend by backend, comparing the values of
-//! three sides.
+//! A second implementation of the merge, written from its description in the book: for each backend, the test compares
+//! the values in the old file, at run time and in the new file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +16,9 @@ use proptest::prelude::*;
 
 use super::merge;
 
-/// A backend's address and weight.
+/// The address and the weight of a backend.
 type Place = (u8, u16);
-/// Backends by name, in order.
+/// Backends by name, in their order.
 type Side = Vec<(char, Place)>;
 
 fn config(side: &Side) -> Vec<Arc<ServiceConfig>> {
@@ -40,12 +40,14 @@ fn fits(side: &BTreeMap<char, Place>) -> bool {
     hosts.len() == side.len()
 }
 
-/// Returns the value that differs from `before`; if both differ, the file takes precedence.
+/// Returns the value that differs from `before`; if the file's value and the run-time value differ from `before`, the
+/// file takes precedence.
 fn either<T: PartialEq + Copy>(before: T, now: T, file: T) -> T {
     if file == before { now } else { file }
 }
 
-/// Puts each backend at its run-time place: all of them if their places fit together, otherwise one after the other.
+/// Gives each backend its run-time address and weight: all backends together if this causes no conflict, otherwise one
+/// backend after the other.
 fn keep(result: &mut BTreeMap<char, Place>, wanted: &[(char, Place)]) {
     let mut together = result.clone();
     together.extend(wanted.iter().copied());
@@ -66,9 +68,9 @@ fn plainly(base: &Side, now: &Side, leaving: &BTreeSet<char>, file: &Side) -> BT
     let (mut result, mut moved, mut last) = (BTreeMap::new(), Vec::new(), Vec::new());
     for &(name, said) in file {
         match (find(base, name), find(now, name)) {
-            // The old file did not have the backend, so the new file wins.
+            // The old file did not have the backend, so the new file takes precedence.
             (None, _) => drop(result.insert(name, said)),
-            // The backend was removed at run time, or is being removed, and the file has not changed it.
+            // The backend was removed at run time or is being removed, and the file has not changed the backend.
             (Some(before), None) if before == said => {}
             (Some(before), Some(here)) if before == said && leaving.contains(&name) => last.push((name, here)),
             (Some(_), None) => drop(result.insert(name, said)),
@@ -90,7 +92,7 @@ fn plainly(base: &Side, now: &Side, leaving: &BTreeSet<char>, file: &Side) -> BT
 }
 
 prop_compose! {
-    /// A strategy for sides without duplicate names or places.
+    /// A proptest strategy for lists of backends without duplicate names or addresses.
     fn side()(
         names in Just(vec!['a', 'b', 'c', 'd', 'e']).prop_shuffle(),
         hosts in Just(vec![1_u8, 2, 3, 4, 5]).prop_shuffle(),

@@ -1,7 +1,7 @@
-//! Random sequences of events and changes, run against an in-memory data plane that refuses commands which the real one
-//! could not survive, and against a model that derives the expected state anew after each step.
+//! Random sequences of events and changes, run against an in-memory data plane and a model. The data plane refuses
+//! commands that would break a real data plane, and the model derives the expected state anew after each step.
 //!
-//! `cargo xtask soak` runs a hundred thousand of these sequences.
+//! The command `cargo xtask soak` runs a hundred thousand of these sequences.
 
 mod disk;
 mod inspect;
@@ -17,10 +17,10 @@ use proptest::{
 
 use self::{step::step, world::World};
 
-/// The number of sequences of each test, unless `PROPTEST_CASES` sets another number.
+/// The number of random sequences in each test, unless `PROPTEST_CASES` sets another number.
 const CASES: u32 = 500;
 
-/// Runs the sequences of `seed`; `PROPTEST_RNG_SEED` selects others.
+/// Runs the random sequences of `seed`; `PROPTEST_RNG_SEED` selects other sequences.
 fn the_data_plane_survives_everything(seed: u64) {
     let mut config = ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() };
     if std::env::var_os("PROPTEST_CASES").is_none() {

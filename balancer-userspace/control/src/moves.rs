@@ -1,4 +1,4 @@
-//! The slots that a change of a live table moves.
+//! Computes which slots a change of a live table moves.
 
 use balancer_common::map_types::{ALL_DOWN, NO_BACKEND};
 
@@ -10,27 +10,27 @@ use crate::{
 
 /// The slots that differ between two live tables of a service.
 ///
-/// A move from backend A to backend B is *required* if A's share fell (A is no longer steered to, was removed, or has a
-/// lower weight), if B's share rose (B was added, is steered to again, or has a higher weight), or if A or B is not a
+/// A move from backend A to backend B is *required* if A's share fell (A no longer takes clients, was removed, or has a
+/// lower weight), if B's share rose (B was added, takes clients again, or has a higher weight), or if A or B is not a
 /// backend. Every other move is *needless*: neither of the two backends has changed.
 ///
-/// If the number of slots changed, each new slot is compared with the old slot of the same client hashes.
+/// If the number of slots changes, the function compares each new slot with the old slot of the same client hashes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moves {
-    /// Old and new backend of each moved slot.
+    /// The old and the new backend of each moved slot.
     pairs: Vec<(u16, u16)>,
     needless: u32,
 }
 
 impl Moves {
-    /// Returns the moves from the live table `old` to `new`. If the `old` table has no slots, there are no moves,
-    /// because there were no clients yet.
+    /// Returns the moves from the live table `old` to `new`. If the `old` table has no slots, the result is empty,
+    /// because the service had no clients yet.
     #[must_use]
     pub fn between(old: &[u16], old_shares: &Shares, new: &[u16], new_shares: &Shares) -> Self {
         if old.is_empty() {
             return Self::default();
         }
-        // The old and new shares by id; 0: the backend is not steered to.
+        // The old and the new shares by id; 0: the backend takes no clients.
         let mut shares = ById::new(old_shares.ids().chain(new_shares.ids()), (0, 0));
         old_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.0 = share));
         new_shares.iter().for_each(|(id, share)| shares.set(id, |of| of.1 = share));
@@ -41,7 +41,7 @@ impl Moves {
         Self { pairs, needless }
     }
 
-    /// Old and new backend of each moved slot.
+    /// The old and the new backend of each moved slot.
     #[must_use]
     pub fn pairs(&self) -> &[(u16, u16)] {
         &self.pairs
@@ -53,20 +53,20 @@ impl Moves {
         self.pairs.len() as u32
     }
 
-    /// The number of slots that moved although neither backend has changed.
+    /// The number of slots that moved although neither their old nor their new backend has changed.
     #[must_use]
     pub const fn needless(&self) -> u32 {
         self.needless
     }
 
-    /// The number of slots that left a backend, and the number of other backends that got them (not counting entries
-    /// without a backend).
+    /// The number of slots that a backend lost, and the number of other backends that got these slots (slots without a
+    /// new backend do not count).
     #[must_use]
     pub fn from(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.0 == id).map(|pair| pair.1))
     }
 
-    /// The number of slots that a backend got, and the number of other backends that lost them.
+    /// The number of slots that a backend got, and the number of other backends that had these slots before.
     #[must_use]
     pub fn to(&self, id: u16) -> (u32, usize) {
         Self::count(self.pairs.iter().filter(|pair| pair.1 == id).map(|pair| pair.0))
@@ -88,8 +88,8 @@ const fn is_backend(id: u16) -> bool {
     id != NO_BACKEND && id != ALL_DOWN
 }
 
-/// Returns the entries that differ between two tables of one size. Usually few differ, so the function compares whole
-/// runs first.
+/// Returns the entries that differ between two tables of the same size. Usually only few entries differ, so the
+/// function compares whole runs of entries first.
 fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let mut all = Vec::new();
     for (old, new) in old.chunks(RUN).zip(new.chunks(RUN)).filter(|(old, new)| old != new) {
@@ -99,7 +99,7 @@ fn differing(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     all
 }
 
-/// Pairs each new slot with the old slot of the same client hashes, for tables of two sizes.
+/// Pairs each new slot with the old slot of the same client hashes, for two tables of different sizes.
 fn rescaled(old: &[u16], new: &[u16]) -> Vec<(u16, u16)> {
     let pair = |(slot, &to): (usize, &u16)| Some((*old.get(slot * old.len() / new.len())?, to));
     new.iter().enumerate().filter_map(pair).filter(|(from, to)| from != to).collect()

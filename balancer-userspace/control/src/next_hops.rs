@@ -8,34 +8,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::NextHop;
 
-/// The known state of the path to an address.
+/// The state of the path to an address, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
-    /// The path is unknown so far. New clients may be steered to the backend, but it has no row that forwards.
+    /// The path to the address is unknown so far. The controller may steer new clients to the backend, but the backend
+    /// has no row by which the program forwards packets.
     #[default]
     Pending,
-    /// The next hop is known.
+    /// The next hop of the address is known.
     Resolved(NextHop),
-    /// There is no next hop, for this reason.
+    /// The address has no next hop, for this reason.
     Failed(String),
 }
 
-/// Returns why a forwarding mode cannot use this path to a backend at `address`; `None` if it can.
+/// Returns why a forwarding mode cannot use this path to a backend at `address`; `None` if the mode can use the path.
 pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
     if next_hop.local {
         return None;
     }
     match forwarding {
         Forwarding::Nat => None,
-        // The gateway would receive the frame and send the packet to its destination: the VIP.
+        // The gateway would receive the frame and forward the packet to the packet's destination, the VIP.
         Forwarding::Dsr => next_hop.gateway.map(|gateway| {
             format!("dsr needs a backend on the same link; {address} is reached through gateway {gateway}")
         }),
         Forwarding::Snat | Forwarding::Ipip | Forwarding::Gue => {
             let (family, usable) = match (address, next_hop.source) {
                 (IpAddr::V4(_), source) => ("IPv4", matches!(source, Some(IpAddr::V4(_)))),
-                // A gateway does not forward packets whose source has link scope.
+                // A gateway does not forward packets whose source address has link scope.
                 (IpAddr::V6(_), Some(IpAddr::V6(source))) => {
                     ("IPv6", next_hop.gateway.is_none() || !source.is_unicast_link_local())
                 }
@@ -54,17 +55,17 @@ struct Watch {
     users: usize,
 }
 
-/// All watched addresses.
+/// All addresses whose next hops are watched.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NextHops {
-    /// The watches, which copies share until one of them changes them.
+    /// The watches, which copies of this value share until one of the copies changes the watches.
     watches: Arc<HashMap<IpAddr, Watch>>,
-    /// The states of addresses before a restart or a removal, kept until the addresses are watched again.
+    /// The states of addresses before a restart or a removal; they are kept until the addresses are watched again.
     before: HashMap<IpAddr, Hop>,
 }
 
 impl NextHops {
-    /// Starts without watches; a new watch begins with the address's state from `before`.
+    /// Makes a value without watches; a new watch begins with the state that its address has in `before`.
     pub(crate) fn restored(before: impl IntoIterator<Item = (IpAddr, Hop)>) -> Self {
         Self { before: before.into_iter().collect(), ..Self::default() }
     }
@@ -76,14 +77,14 @@ impl NextHops {
         all.into_iter()
     }
 
-    /// Lets the next watch of `address` start from `hop`, its recent next hop.
+    /// Lets the next watch of `address` begin with `hop`, the recent next hop of this address.
     pub(crate) fn expect(&mut self, address: IpAddr, hop: NextHop) {
         if !self.watches.contains_key(&address) {
             self.before.insert(address, Hop::Resolved(hop));
         }
     }
 
-    /// Adds a user of `address`. Returns true if it is the first one.
+    /// Adds a user of the next hop of `address`. Returns true if no other user needs the next hop.
     pub(crate) fn watch(&mut self, address: IpAddr) -> bool {
         let before = &mut self.before;
         let watch = Arc::make_mut(&mut self.watches)
@@ -93,7 +94,7 @@ impl NextHops {
         watch.users == 1
     }
 
-    /// Removes a user of `address`. Returns true if it was the last one.
+    /// Removes a user of the next hop of `address`. Returns true if no user needs the next hop any more.
     pub(crate) fn release(&mut self, address: IpAddr) -> bool {
         let watches = Arc::make_mut(&mut self.watches);
         let Some(watch) = watches.get_mut(&address) else { return false };
@@ -105,7 +106,7 @@ impl NextHops {
         true
     }
 
-    /// Records a result. Returns false if it is known already, or if the address is not watched.
+    /// Records the result of a watch. Returns false if the result is already known, or if the address is not watched.
     pub(crate) fn set(&mut self, address: IpAddr, next_hop: Result<NextHop, String>) -> bool {
         let hop = next_hop.map_or_else(Hop::Failed, Hop::Resolved);
         if self.watches.get(&address).is_none_or(|watch| watch.hop == hop) {
@@ -117,8 +118,8 @@ impl NextHops {
         true
     }
 
-    /// Returns the states that differ from those in `before`, in no particular order; `None`: the address is no longer
-    /// watched.
+    /// Returns the states that differ from the states in `before`, in no particular order; `None`: the address is no
+    /// longer watched.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<(IpAddr, Option<Hop>)> {
         if Arc::ptr_eq(&self.watches, &before.watches) {
             return Vec::new();

@@ -1,5 +1,4 @@
-//! Detects that failures of single backends are an outage of (nearly) a whole service.
-//!
+//! Detects that failures of single backends belong to an outage of the whole service, or of nearly all of its backends.
 //!
 //! ```text
 //!            a backend goes down while more than `share` of the eligible ones fail
@@ -13,8 +12,8 @@
 //!                         └────────── more than `share` fail again ──────────────┘
 //! ```
 //!
-//! Backends that go down during an outage are *held*: they keep their known clients. All other down backends have
-//! *fallen*.
+//! Backends that go down during an outage are *held*, which means that they keep their known clients. All other
+//! backends that are down have *fallen*.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +28,7 @@ use crate::{
     state::{Clocks, SavedOutage, SavedPhase},
 };
 
-/// The facts about a backend that outages depend on.
+/// The facts about a backend that determine outages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fact {
     pub(crate) id: BackendId,
@@ -37,51 +36,53 @@ pub(crate) struct Fact {
     pub(crate) eligible: bool,
     /// Whether anything is known about the backend's health.
     pub(crate) known: bool,
-    /// Whether the backend's latest check failed, or it has no path.
+    /// Whether the backend's latest check failed, or the backend has no path.
     pub(crate) fails: bool,
-    /// Whether the verdict is that the backend is down.
+    /// Whether the backend is down according to the verdict.
     pub(crate) down: bool,
     /// Whether the backend's checks found it up.
     pub(crate) up: bool,
 }
 
-/// The facts about a service's backends from which outages are derived, and the time that checks need.
+/// The facts about a service's backends that determine outages, and the time that checks need.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
     pub(crate) backends: Vec<Fact>,
-    /// Whether backups can take over the clients.
+    /// Whether backup backends can take over the clients.
     pub(crate) relieved: bool,
-    /// The longest duration of a round of fast checks.
+    /// The longest time that a round of fast checks can take.
     pub(crate) round: Duration,
-    /// The maximum time between the first and the last backend being found up again.
+    /// The maximum time between the check that first finds a backend up again and the check that finds the last backend
+    /// up.
     pub(crate) return_takes: Duration,
 }
 
 /// The phase of an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// An outage is suspected. The decision about it is due at this time.
+    /// An outage is suspected, and the controller decides about it at this time.
     Suspected(Instant),
-    /// The outage is declared.
+    /// The controller has declared the outage.
     Lasts,
-    /// Some backends are back; the others have until this time to return. Without `declared`, the outage was only
-    /// suspected.
+    /// Some backends are up again; the other backends have until this time to return. Without `declared`, the outage
+    /// was only suspected before.
     Ebbing { until: Instant, declared: bool },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Episode {
     phase: Phase,
-    /// When the first backend of the outage would have gone down.
+    /// The time at which the first backend of the outage would have gone down.
     since: Instant,
     held: BTreeSet<BackendId>,
 }
 
-/// The state of a service's outages.
+/// The state of the outages of a service.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outage {
     episode: Option<Episode>,
-    /// The backends that are down outside of outages, each with the time since when, if known.
+    /// The backends that are down and belong to no outage, each with the time at which it went down, if the time is
+    /// known.
     fallen: BTreeMap<BackendId, Option<Instant>>,
     /// The backends of the current outage that have just come back.
     returned: BTreeSet<BackendId>,
@@ -89,25 +90,25 @@ pub(crate) struct Outage {
     sound: bool,
 }
 
-/// A change of an outage that is to be reported.
+/// A change of an outage that the controller must report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// An outage began: this many of the eligible backends fail.
+    /// An outage began, and this many of the eligible backends fail.
     Began { failing: usize, eligible: usize },
-    /// The outage is over.
+    /// The outage has ended.
     Ended { lasted: Duration, fallen: Vec<BackendId> },
 }
 
-/// The result of judging the backends.
+/// The result of evaluating the facts about the backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Turn {
-    /// Whether the set of held backends or the reason has changed.
+    /// Whether the set of held backends has changed, or the reason for holding them.
     pub(crate) changed: bool,
     pub(crate) news: Option<News>,
 }
 
 impl Outage {
-    /// Whether a backend keeps its clients although it is down, and why.
+    /// Whether a backend keeps its clients although it is down, and the reason.
     pub(crate) fn holds(&self, id: BackendId) -> Option<Held> {
         let episode = self.episode.as_ref().filter(|episode| episode.held.contains(&id))?;
         Some(if episode.is_declared() { Held::Outage } else { Held::Suspect })
@@ -118,12 +119,12 @@ impl Outage {
         self.episode.as_ref().filter(|episode| episode.is_declared()).map(|episode| episode.since)
     }
 
-    /// Whether an outage is declared or suspected.
+    /// Whether an outage is declared or suspected at present.
     pub(crate) const fn is_under_way(&self) -> bool {
         self.episode.is_some()
     }
 
-    /// Whether a backend has just come back from an outage that it shared with others.
+    /// Whether a backend has just come back from an outage that it had together with other backends.
     pub(crate) fn has_returned(&self, id: BackendId) -> bool {
         self.returned.contains(&id)
     }
@@ -133,7 +134,7 @@ impl Outage {
         self.sound
     }
 
-    /// The time of the next decision.
+    /// The time of the next decision about an outage.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.episode.as_ref()?.phase {
             Phase::Suspected(until) | Phase::Ebbing { until, .. } => Some(until),
@@ -141,14 +142,14 @@ impl Outage {
         }
     }
 
-    /// Assumes that backends which are down and not held have been down for a long time.
+    /// Assumes that backends which are down and not held went down long ago.
     pub(crate) fn take_for_granted(&mut self, facts: &Facts) {
         let down = facts.backends.iter().filter(|fact| fact.down && self.holds(fact.id).is_none());
         self.fallen = down.map(|fact| (fact.id, None)).collect();
         self.sound = facts.has_sound();
     }
 
-    /// Judges the current facts about the backends.
+    /// Evaluates the current facts about the backends.
     pub(crate) fn judge(&mut self, facts: &Facts, rule: Rule, now: Instant) -> Turn {
         let was_sound = std::mem::replace(&mut self.sound, facts.has_sound());
         self.returned.clear();
@@ -168,7 +169,8 @@ impl Outage {
         Turn { changed, news }
     }
 
-    /// Removes backends that are no longer down. Returns whether one of them was held.
+    /// Removes backends that are no longer down from the sets of held and fallen backends. Returns whether one of the
+    /// removed backends was held.
     fn forget_those_that_are_not_down(&mut self, facts: &Facts) -> bool {
         let down: BTreeSet<BackendId> = facts.backends.iter().filter(|fact| fact.down).map(|fact| fact.id).collect();
         self.fallen.retain(|id, _| down.contains(id));
@@ -218,7 +220,7 @@ impl Outage {
                     episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: true };
                     return self.end_if_none_is_held(now);
                 }
-                // Backends that were just added prove nothing before their first check.
+                // A newly added backend proves nothing before its first check.
                 let lasts = exceeds(self.count(facts, |fact| fact.known, |fact| fact.fails || fact.down, now));
                 if lasts { None } else { self.end(now) }
             }
@@ -237,7 +239,7 @@ impl Outage {
         }
     }
 
-    /// Decides after the round of checks that followed the suspicion.
+    /// Decides about the suspected outage after the next round of checks.
     fn decide(
         &mut self,
         facts: &Facts,
@@ -252,7 +254,7 @@ impl Outage {
         let held = &mut episode.held;
         let fail: Vec<BackendId> =
             facts.backends.iter().filter(|fact| fact.fails && held.remove(&fact.id)).map(|fact| fact.id).collect();
-        // The other backends are expected to come back.
+        // The other backends of the outage are expected to come back.
         episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: false };
         self.fall(fail, now);
         self.end_if_none_is_held(now)
@@ -263,7 +265,7 @@ impl Outage {
         if is_empty { self.end(now) } else { None }
     }
 
-    /// Ends the outage: backends that are still held go down.
+    /// Ends the outage: from now on, backends that are still held have fallen.
     fn end(&mut self, now: Instant) -> Option<News> {
         let episode = self.episode.take()?;
         let fallen: Vec<BackendId> = episode.held.iter().copied().collect();
@@ -281,8 +283,9 @@ impl Outage {
         self.fallen.extend(ids.into_iter().map(|id| (id, Some(now))));
     }
 
-    /// Takes back backends that fell within the last round, before enough others failed. Clients of these backends that
-    /// have not sent a packet since are still known there.
+    /// Adds recently fallen backends to the outage: those that fell within the last round of checks, before enough
+    /// other backends failed. Clients that have not sent a packet since the backend fell are still known at the
+    /// backend.
     fn take_back(&mut self, facts: &Facts, now: Instant) -> Vec<BackendId> {
         let fails = |id: BackendId| facts.backends.iter().any(|fact| fact.id == id && fact.fails);
         let is_recent =
@@ -293,8 +296,8 @@ impl Outage {
         recent
     }
 
-    /// Counts the eligible backends that `fail`, and all eligible ones. A fallen backend does not count, unless it fell
-    /// within the last round as the first of several.
+    /// Counts the eligible backends that `fail`, and all eligible backends. A fallen backend does not count, unless it
+    /// fell within the last round of checks as the first of several backends.
     fn count(
         &self,
         facts: &Facts,
@@ -333,7 +336,7 @@ impl Outage {
         Self { episode, ..Self::default() }
     }
 
-    /// Whether a restored controller would find the same state of the outage.
+    /// Whether a controller restored from the saved state would find the same state of the outage.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.episode == before.episode
     }

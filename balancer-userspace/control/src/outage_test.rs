@@ -1,4 +1,4 @@
-//! Outages of (nearly) all backends of a service, in which known clients stay.
+//! Outages of (nearly) all backends of a service, in which known clients stay at their backends.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -24,7 +24,7 @@ fn remembering() -> ServiceConfig {
     ServiceConfig { remember: Duration::from_secs(3600), ..web() }
 }
 
-/// A bench of the service `web`, with all backends up and 50 known clients at each of them.
+/// A test bench with the service `web`, in which all backends are up and have 50 known clients each.
 fn site(web: ServiceConfig) -> Bench {
     let mut bench = Bench::new(vec![web]).0;
     let backends: Vec<String> =
@@ -43,7 +43,7 @@ fn refused() -> CheckOutcome {
     CheckOutcome::Hard("connect: refused".to_owned())
 }
 
-/// Checks each of these backends once, after a fast interval.
+/// Checks each of these backends once, after the interval of fast checks.
 fn round(bench: &mut Bench, backends: &[&str], outcome: &CheckOutcome) -> Vec<Command> {
     bench.now += FAST;
     let events: Vec<Event> = backends.iter().map(|backend| bench.checked(backend, outcome.clone())).collect();
@@ -62,7 +62,7 @@ fn wait(bench: &mut Bench) -> Vec<Command> {
     bench.controller.handle(Event::Tick, bench.now)
 }
 
-/// Returns whether the known clients of each backend stay with it.
+/// Returns for each backend whether its known clients stay.
 fn keeping(bench: &Bench) -> Vec<bool> {
     bench.service().backends().iter().map(|backend| backend.keeps_known()).collect()
 }
@@ -71,13 +71,14 @@ fn states(bench: &Bench) -> Vec<BackendState> {
     bench.service().backends().iter().map(|backend| backend.state()).collect()
 }
 
-/// Counts the rows that move known clients, because they keep none.
+/// Counts the rows of backends that keep no clients, so that their known clients move.
 fn moved(commands: &[Command]) -> usize {
     let moves = |command: &&Command| matches!(command, Command::WriteBackend(row) if !row.keeps_known);
     commands.iter().filter(moves).count()
 }
 
-/// Lets all of these backends fail long enough for an outage. Returns the reports.
+/// Lets all of these backends fail for so long that the controller declares an outage. Returns the reports of the
+/// controller.
 fn fail(bench: &mut Bench, backends: &[&str]) -> Vec<String> {
     let mut commands = rounds(bench, backends, &refused(), 3);
     commands.extend(wait(bench));
@@ -125,7 +126,7 @@ fn when_the_ways_to_all_backends_are_gone_at_once_then_known_clients_stay() {
     let addresses: Vec<_> = bench.service().backends().iter().map(|backend| backend.address().ip()).collect();
     let mut commands = Vec::new();
     for &address in &addresses {
-        // The backends fail one by one within a moment.
+        // The backends fail one after the other within a short time.
         bench.now += Duration::from_millis(1);
         let event = Event::NextHop { address, next_hop: Err("eth1 is down".to_owned()) };
         commands.extend(bench.controller.handle(event, bench.now));
@@ -133,7 +134,7 @@ fn when_the_ways_to_all_backends_are_gone_at_once_then_known_clients_stay() {
     assert_eq!(keeping(&bench), [true; 4]);
     commands = wait(&mut bench);
     assert!(lines(&commands).contains(&"outage of web: 4 of 4 backends fail, 200 known clients kept"));
-    // The first two had failed before an outage could be detected.
+    // The first two backends had failed before the controller could detect an outage.
     bench.now += Duration::from_secs(20);
     commands.clear();
     for &address in addresses.iter().rev() {
@@ -187,7 +188,7 @@ fn when_two_of_three_or_the_only_one_fail_then_known_clients_stay() {
         let said = fail(&mut bench, &ALL[..failing]);
         assert!(said.last().unwrap().starts_with("outage of web"), "{said:?}");
         assert_eq!(keeping(&bench), vec![true; there]);
-        // New clients go to the backend that works.
+        // New clients go to the only backend that works.
         assert_eq!(entries(bench.service()).len(), if there == 3 { 1 } else { there });
         assert_eq!(moved(&rounds(&mut bench, &ALL[..failing], &CheckOutcome::Passed, 2)), 0);
         assert_eq!(states(&bench), vec![BackendState::Up; there]);
@@ -231,7 +232,7 @@ fn when_backends_fail_one_after_the_other_within_a_round_then_the_last_ones_keep
             bench.controller.handle(bench.checked(backend, refused()), bench.now);
         }
     }
-    // Two failures of four backends are not an outage; three are.
+    // Two failed backends of four do not make an outage; three failed backends do.
     assert!(bench.shown("web/web3").1.starts_with("suspect"), "{:?}", bench.shown("web/web3"));
     assert!(bench.shown("web/web4").1.starts_with("suspect"), "{:?}", bench.shown("web/web4"));
     assert_eq!(keeping(&bench), [true; 4]);
@@ -244,7 +245,7 @@ fn when_the_share_is_one_then_there_are_no_outages() {
     rounds(&mut bench, &ALL[..3], &refused(), 3);
     assert_eq!(keeping(&bench), [false, false, false, true]);
 
-    // The rule for outages is switched off during an outage.
+    // The user switches off the rule for outages during an outage.
     let mut bench = site(remembering());
     fail(&mut bench, &ALL[..3]);
     let (_, commands) = bench.reload(vec![off]).unwrap();
@@ -301,7 +302,7 @@ fn when_backups_are_there_then_they_take_over_at_once() {
     let commands = rounds(&mut bench, &ALL[..3], &refused(), 3);
     assert_eq!((moved(&commands), keeping(&bench)), (3, vec![false, false, false, true]));
 
-    // A backup that fails as well does not help.
+    // A backup backend that fails as well does not help.
     let mut bench = site(web);
     fail(&mut bench, &ALL);
     assert_eq!(keeping(&bench), [true; 4]);
@@ -354,7 +355,7 @@ fn when_the_controller_restarts_in_an_outage_then_known_clients_stay_as_without_
         wait(&mut bench);
         assert_eq!(keeping(&bench), [true, true, true, false]);
     }
-    // The backends are only suspected so far.
+    // The controller only suspects the backends so far.
     let mut bench = site(remembering());
     rounds(&mut bench, &ALL, &refused(), 3);
     restart(&mut bench, remembering());
@@ -367,7 +368,7 @@ fn when_the_controller_restarts_in_an_outage_then_known_clients_stay_as_without_
 fn when_the_operator_acts_in_an_outage_then_it_is_done() {
     let mut bench = site(remembering());
     fail(&mut bench, &ALL[..3]);
-    // In maintenance, or when forced down, a backend keeps no client; a drain continues as usual.
+    // A backend in maintenance or forced down keeps no client; a drain continues as usual.
     let (_, commands) = bench.admin("web/web1", Admin::Maint);
     assert_eq!((moved(&commands), keeping(&bench)), (1, vec![false, true, true, true]));
     bench.admin("web/web2", Admin::Drain);

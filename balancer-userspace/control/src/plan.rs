@@ -1,4 +1,4 @@
-//! Plans: the moves that a change would cause, found by making the change in a copy.
+//! Plans: predicts the moves that a change would cause by making the change in a copy of the controller.
 
 mod joined;
 
@@ -33,51 +33,51 @@ use crate::{
 /// The effects of a planned change.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The message that would answer the change.
+    /// The message that the controller would return for the change.
     pub message: String,
-    /// Further lines about consequences beyond the named object.
+    /// Further lines about effects on objects that the change does not name.
     pub reports: Vec<String>,
-    /// With a configuration file: the run-time changes that exist so far.
+    /// For a configuration file: the changes that users have made at run time so far.
     pub changed: Vec<RunTimeChange>,
-    /// The effects on each service; a service with both address families counts as two.
+    /// The effects on each service; a service with both address families appears in this list as two services.
     pub services: Vec<ServicePlan>,
 }
 
-/// A plan with its known clients counted.
+/// A plan that includes the numbers of affected known clients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// The message, as in [`Plan`].
+    /// The message, the same as in [`Plan`].
     pub message: String,
-    /// The reports, as in [`Plan`].
+    /// The reports, the same as in [`Plan`].
     pub reports: Vec<String>,
-    /// The run-time changes, as in [`Plan`].
+    /// The run-time changes, the same as in [`Plan`].
     pub changed: Vec<RunTimeChange>,
-    /// The services, as in [`Plan`].
+    /// The services, as in [`Plan`], with their known clients.
     pub services: Vec<PlannedService>,
 }
 
-/// The effects of a planned change on one service, with its known clients counted.
+/// The effects of a planned change on one service, including the numbers of affected known clients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedService {
-    /// The service's name.
+    /// The name of the service.
     pub service: String,
     /// The number of slots before the change.
     pub table_size_before: u32,
     /// The number of slots after the change.
     pub table_size: u32,
-    /// The number of slots of the live table that would get another backend.
+    /// The number of slots that would get another backend in the live table.
     pub slots_moved: u32,
-    /// The number of those slots that would move between backends with unchanged shares.
+    /// The number of slots that would move although the shares of their old and new backend stay the same.
     pub needless_slots_moved: u32,
-    /// The number of known clients that would move at once.
+    /// The number of known clients that would move immediately.
     pub known_clients_moved: u64,
-    /// The number of known clients that would stay with a draining backend until its deadline.
+    /// The number of known clients that would stay at a draining backend until its deadline.
     pub known_clients_draining: u64,
-    /// The number of known clients that would be forgotten.
+    /// The number of known clients that the balancer would forget.
     pub known_clients_forgotten: u64,
-    /// The reason why clients would be forgotten, if any would.
+    /// The reason why the balancer would forget clients, if it would forget any client.
     pub forgotten_because: Option<&'static str>,
-    /// The share of steered clients in percent, before and after the change.
+    /// The share of clients that the balancer steers, in percent, before and after the change.
     pub steer: [u8; 2],
     /// The number of known clients that the balancer would start to steer.
     pub known_clients_taken_over: u64,
@@ -85,29 +85,29 @@ pub struct PlannedService {
     pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     pub removed: bool,
-    /// Listeners that would be added; empty if the service would be removed.
+    /// The listeners that the change would add; empty if it would remove the whole service.
     pub listeners_added: Vec<Listener>,
-    /// Listeners that would be removed; empty if the service would be removed.
+    /// The listeners that the change would remove; empty if it would remove the whole service.
     pub listeners_removed: Vec<Listener>,
-    /// The moves by old and new backend.
+    /// The moves, grouped by old and new backend.
     pub moves: Vec<PlannedMove>,
 }
 
-/// Slots and clients with the same old and new backend.
+/// The slots and clients that move from one backend to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedMove {
-    /// The backend that loses the slots and clients; `None`: they had no backend.
+    /// The backend that loses the slots and clients; `None`: they had no backend before.
     pub from: Option<String>,
-    /// The backend that gets the slots and clients; `None`: the clients would be dropped.
+    /// The backend that gets the slots and clients; `None`: the program would drop the clients' packets.
     pub to: Option<String>,
-    /// The number of slots of the live table.
+    /// The number of slots of the live table that move.
     pub slots: u32,
-    /// The number of known clients.
+    /// The number of known clients that move.
     pub clients: u64,
 }
 
 impl PlannedService {
-    /// Whether the plan affects a slot, a known client or a listener.
+    /// Whether the change affects any slot, known client or listener.
     #[must_use]
     pub const fn does_something(&self) -> bool {
         self.slots_moved > 0
@@ -123,25 +123,26 @@ impl PlannedService {
 /// The effects of a planned change on one service.
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
-    /// The service's name.
+    /// The name of the service.
     pub service: String,
-    /// Index of the service.
+    /// The index of the service.
     pub id: ServiceId,
     moves: Moves,
     before: Side,
-    /// The service after the change; `None`: the service is removed, or loses its last listener of this family.
+    /// The service after the change; `None`: the change removes the service or the service's last listener of this
+    /// family.
     after: Option<Side>,
-    /// Whether the service is removed.
+    /// Whether the change removes the service.
     removed: bool,
     listeners_added: Vec<Listener>,
     listeners_removed: Vec<Listener>,
-    /// The names of the service's backends by id, before and after the change.
+    /// The names of the service's backends by id, including backends before and backends after the change.
     names: HashMap<u16, String>,
-    /// The clients that the service forgets.
+    /// The clients that the service forgets because of the change.
     forgets: Option<Forgets>,
 }
 
-/// A service before or after the change.
+/// The state of a service before or after the change.
 #[derive(Clone, Debug)]
 struct Side {
     table: Arc<[u16]>,
@@ -155,7 +156,7 @@ struct Side {
     share: Share,
 }
 
-/// Numbers of known clients by their current and future backends.
+/// The numbers of known clients, by present and future backend of the clients.
 #[derive(Clone, Debug, Default)]
 struct Census {
     moved: BTreeMap<(u16, u16), u64>,
@@ -166,32 +167,34 @@ struct Census {
 }
 
 impl Controller {
-    /// Plans `change` as of now, by service. The plan assumes that a backend to be added is reachable.
+    /// Predicts the effects that `change` would have now, for each service. The plan assumes that the next hop of an
+    /// added backend is known.
     ///
     /// # Errors
-    /// [`Refused`] if the change would be refused.
+    /// Returns [`Refused`] if the controller would refuse the change.
     pub fn plan(&self, change: Change, now: Instant) -> Result<Plan, Refused> {
         self.plan_and_make(change, now).map(|(plan, _)| plan)
     }
 
-    /// Plans as [`plan_and_make`](Self::plan_and_make) does, and includes the effects that limits would have at once.
+    /// Plans as [`plan_and_make`](Self::plan_and_make) does, and includes the effects that limits of backends would
+    /// have immediately.
     ///
     /// # Errors
-    /// [`Refused`] if the change would be refused.
+    /// Returns [`Refused`] if the controller would refuse the change.
     pub fn plan_with_limits(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
         self.planned(change, now, Self::reach_limits)
     }
 
-    /// Plans as [`plan`](Self::plan) does, and also returns a controller that has made the change.
+    /// Plans as [`plan`](Self::plan) does, and also returns the copy of the controller that has made the change.
     ///
     /// # Errors
-    /// [`Refused`] if the change would be refused.
+    /// Returns [`Refused`] if the controller would refuse the change.
     pub fn plan_and_make(&self, change: Change, now: Instant) -> Result<(Plan, Self), Refused> {
         self.planned(change, now, |_, _, _| Ok(Vec::new()))
     }
 
-    /// In a copy that has made a change: marks backends of changed services as full if they have reached their limit of
-    /// clients or connections, and returns the messages and commands.
+    /// Marks backends of changed services in a `copy`, which has made a change, as full if they have reached their
+    /// limit of clients or connections. Returns the messages and the commands of the copy.
     fn reach_limits(&self, copy: &mut Self, now: Instant) -> Result<Vec<(String, Vec<Command>)>, Refused> {
         let mut names: Vec<String> = Vec::new();
         for service in self.services().touched_since(copy.services()) {
@@ -265,7 +268,7 @@ impl Controller {
         Ok((Plan { message, reports: reports.collect(), changed, services }, copy))
     }
 
-    /// Returns the other part, in `copy`, of the service of the removed `part`.
+    /// Returns the remaining part, in `copy`, of the service to which the removed `part` belonged.
     fn other_part<'a>(&self, part: &Service, copy: &'a Self) -> Option<&'a Service> {
         let parts: Vec<ServiceId> =
             self.services().iter().filter(|other| other.name() == part.name()).map(Service::id).collect();
@@ -281,8 +284,8 @@ fn listeners_beyond(service: &Service, more: &Service) -> Vec<Listener> {
 }
 
 impl Plan {
-    /// Counts known clients. `entries` supplies their entries, each with the time since the client was seen; an entry
-    /// counts for the service of its backend.
+    /// Counts the known clients that the change affects. `entries` supplies the entries of known clients, each with the
+    /// time since the client was seen; an entry counts for the service of its backend.
     #[must_use]
     pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
         let Self { mut message, reports, changed, services } = self;
@@ -295,7 +298,7 @@ impl Plan {
             }
         }
         let mut censuses = vec![Census::default(); services.len()];
-        // If no service is affected, no client needs counting.
+        // If the change affects no service, no client needs counting.
         if services.iter().any(|service| !service.names.is_empty()) {
             entries(&mut |entry, seen| {
                 let owner = owners.get(usize::from(entry.backend())).copied().flatten();
@@ -314,7 +317,7 @@ impl Plan {
     }
 }
 
-/// Returns the number of known clients that move as part of a sentence, or nothing if none moves.
+/// Returns the number of known clients that move as part of a sentence, or an empty text if no client moves.
 #[must_use]
 pub fn clients_moved(services: &[PlannedService]) -> String {
     match services.iter().map(|of| of.known_clients_moved).sum::<u64>() {
@@ -323,7 +326,8 @@ pub fn clients_moved(services: &[PlannedService]) -> String {
     }
 }
 
-/// Returns the number of known clients that change sides as part of a sentence, or nothing if none does.
+/// Returns the number of known clients that move from the balancer to the host or back as part of a sentence, or an
+/// empty text if there is none.
 #[must_use]
 pub fn clients_changing_sides(services: &[PlannedService]) -> String {
     let said = |sum: u64, what: &str| {
@@ -333,7 +337,7 @@ pub fn clients_changing_sides(services: &[PlannedService]) -> String {
         + &said(services.iter().map(|of| of.known_clients_sent_back).sum(), "sent back")
 }
 
-/// A next hop that suits every forwarding mode; its target does not matter for a plan.
+/// A next hop that suits every forwarding mode; the plan does not depend on its addresses.
 const fn some_next_hop(address: IpAddr) -> NextHop {
     NextHop {
         ifindex: 1,
@@ -362,13 +366,13 @@ impl Side {
         }
     }
 
-    /// The live table's backend for a client.
+    /// The backend of a client in the live table.
     fn live(&self, entry: Entry) -> Option<u16> {
         let place = slot(entry.0, self.table.len() as u32) as usize;
         self.table.get(place).copied().filter(|&live| live != ALL_DOWN && live != NO_BACKEND)
     }
 
-    /// The backend of a known client's next connection.
+    /// The backend that a known client's next connection would reach.
     fn steer(&self, entry: Entry) -> Option<u16> {
         let place = slot(entry.0, self.table.len() as u32) as usize;
         let live = self.table.get(place).copied().filter(|&live| live != ALL_DOWN);
@@ -381,8 +385,8 @@ impl Side {
             cause: CauseIndex(MoveCause::Down as u8),
             opens: true,
             failback: self.failback,
-            // An entry does not show which rule applies to its client. A client that is pinned elsewhere has already
-            // moved.
+            // An entry does not show which rule applies to its client. A client that a rule pins to another backend has
+            // already moved.
             pinned: false,
             now: entry.last_seen(),
         };
@@ -391,7 +395,7 @@ impl Side {
 }
 
 impl ServicePlan {
-    /// Returns the plan for an unaffected service, whose clients need not be counted.
+    /// Returns the plan for a service that the change does not affect, so that its clients need not be counted.
     fn none(service: &Service) -> Self {
         let (table, _) = service.tables();
         let (keeps, drains) = (HashSet::new(), HashSet::new());
@@ -411,8 +415,8 @@ impl ServicePlan {
         }
     }
 
-    /// Counts a known client of this service by its entry. The change does not move a client that is about to move
-    /// already.
+    /// Counts a known client of this service, given the client's entry. If a client is about to move anyway, the change
+    /// does not move it.
     fn count(&self, entry: Entry, seen: Duration, census: &mut Census) {
         let at = entry.backend();
         let forgets = self.forgets.filter(|forgets| forgets.includes(seen));
@@ -437,7 +441,7 @@ impl ServicePlan {
         }
     }
 
-    /// The effects of the plan, with the known clients of the census.
+    /// The effects of the plan, including the known clients that the census has counted.
     fn with(&self, census: &Census) -> PlannedService {
         let name = |id: u16| match id {
             NO_BACKEND | ALL_DOWN => None,
@@ -537,7 +541,7 @@ mod tests {
         let known = [("web/web1", 5), ("web/web2", 6), ("shop/shop1", 7), ("shop/shop2", 8)];
         let ids = known.map(|(backend, clients)| (bench.id(backend).0, clients));
         let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
-            // The last id belongs to no backend.
+            // No backend has the last id.
             for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
                 (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO));
             }

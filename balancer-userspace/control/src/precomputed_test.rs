@@ -1,4 +1,4 @@
-//! Tables that are computed before the controller needs them.
+//! Tests of tables that are computed before the controller needs them.
 
 use balancer_config::fixture::name;
 

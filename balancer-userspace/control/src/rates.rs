@@ -1,4 +1,4 @@
-//! Traffic per second, averaged over about the last ten seconds.
+//! Rates of traffic per second, averaged over about the last ten seconds.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::BackendId;
 
-/// The minimum period for a rate, once that much time has been observed.
+/// The minimum period for computing a rate, after the balancer has observed the backend for at least this period.
 const LEAST: Duration = Duration::from_secs(10);
-/// The minimum period that gives a rate at all.
+/// The shortest period for which the balancer computes a rate at all.
 const ENOUGH: Duration = Duration::from_secs(1);
-/// The number of samples kept: one that is old enough, and one that will be.
+/// The number of samples that are kept: one sample that is old enough for a rate, and one that will become old enough.
 const MOMENTS: usize = 2;
 
 /// The traffic forwarded to a backend.
@@ -31,7 +31,7 @@ impl From<&BackendStats> for Traffic {
     }
 }
 
-/// The traffic per second.
+/// The traffic of a backend per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// The number of packets a second.
@@ -50,7 +50,7 @@ impl std::ops::AddAssign for Rates {
     }
 }
 
-/// The counters of all backends at one moment, by id.
+/// The counters of all backends at one moment, by backend id.
 type Counted = Arc<[(BackendId, Traffic)]>;
 
 /// The recent counters of a service's backends.
@@ -58,7 +58,7 @@ type Counted = Arc<[(BackendId, Traffic)]>;
 pub struct TrafficHistory(VecDeque<(Duration, Counted)>);
 
 impl TrafficHistory {
-    /// Stores the counters at `now`.
+    /// Stores the counters of the backends at `now`.
     pub fn keep(&mut self, now: Duration, backends: impl Iterator<Item = (BackendId, Traffic)>) {
         let mut counted: Vec<_> = backends.collect();
         counted.sort_unstable_by_key(|(id, _)| *id);
@@ -69,7 +69,7 @@ impl TrafficHistory {
     }
 
     /// Returns the rates of a backend with the counters `traffic` at `now`; `None` if the backend was not observed for
-    /// long enough. A new backend is assumed to have started from zero.
+    /// long enough. The function assumes that the counters of a new backend started from zero.
     #[must_use]
     pub fn rates(&self, now: Duration, id: BackendId, traffic: Traffic) -> Option<Rates> {
         let old = self.0.iter().rev().find(|(at, _)| now.saturating_sub(*at) >= LEAST);
@@ -107,7 +107,7 @@ mod tests {
         for (at, counted) in [(0, 1000), (10, 1000), (20, 1100)] {
             history.keep(SECOND * at, [(BackendId(2), traffic(7)), (BackendId(1), traffic(counted))].into_iter());
         }
-        // From 30 s on, the sample at 20 s is old enough and replaces the one at 10 s.
+        // From 30 s on, the sample from 20 s is old enough and replaces the sample from 10 s.
         assert_eq!(packets(&history, 25, 1, 1300), Some(20.0));
         assert_eq!(packets(&history, 30, 1, 1300), Some(20.0));
         assert_eq!(packets(&history, 40, 1, 1300), Some(10.0));
@@ -122,7 +122,7 @@ mod tests {
         history.keep(SECOND * 100, [(BackendId(1), traffic(0))].into_iter());
         assert_eq!(history.rates(SECOND * 100, BackendId(1), traffic(5)), None);
         assert_eq!(packets(&history, 104, 1, 8), Some(2.0));
-        // The cases are a new backend, and a backend whose counters were reset.
+        // The two cases are a new backend, and a backend whose counters were reset.
         assert_eq!(packets(&history, 104, 9, 8), Some(2.0));
         history.keep(SECOND * 200, [(BackendId(1), traffic(50))].into_iter());
         assert_eq!(packets(&history, 210, 1, 3), Some(0.0));

@@ -1,22 +1,23 @@
-//! Ratios that show how well clients are kept and how evenly they are spread.
+//! Ratios that show how many known clients keep their backends, and how evenly clients are spread over backends.
 
-/// The ratio of `part` to `whole`; `None` if `whole` is 0.
+/// The ratio of `part` to `whole`; `None`: `whole` is 0.
 #[must_use]
 pub fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// Returns the ratio of kept connections to all connections of known clients; `None` if no known client came.
+/// Returns the ratio of kept connections to all connections of known clients; `None` if no known client opened a
+/// connection.
 #[must_use]
 pub fn stickiness(kept: u64, moved: u64) -> Option<f64> {
     let [kept, moved] = [kept, moved].map(|count| count as f64);
     (kept + moved > 0.0).then(|| kept / (kept + moved))
 }
 
-/// The largest ratio of actual to expected share among backends that take new clients; each pair belongs to one
-/// backend.
+/// The largest ratio of a backend's actual share to its expected share, among backends that take new clients; each pair
+/// belongs to one backend.
 ///
-/// Backends with an expected share of zero (drained, down, weight 0) are left out of both sums: their remaining clients
+/// Backends with an expected share of zero (drained, down, weight 0) count in neither sum: their remaining clients
 /// would make all other backends look too small.
 #[must_use]
 pub fn imbalance(shares: impl IntoIterator<Item = (Option<f64>, Option<f64>)>) -> Option<f64> {

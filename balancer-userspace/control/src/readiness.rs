@@ -1,18 +1,18 @@
-//! Whether this balancer is fit to receive clients, and the reasons if it is not.
+//! Determines whether this balancer is fit to receive clients, and the reasons if it is not fit.
 
 use balancer_config::{config::WhenAlone, words::grouped};
 use serde::{Deserialize, Serialize};
 
-/// The maximum number of backends named in a reason; the others are only counted.
+/// The maximum number of backends that a reason names; the reason only counts the other backends.
 const NAMED: usize = 5;
 
-/// The fitness of a balancer.
+/// Whether a balancer is fit to receive clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fitness {
-    /// The balancer steers as intended.
+    /// The balancer steers clients as intended.
     Ready,
-    /// The balancer steers, but needs attention.
+    /// The balancer steers clients, but needs attention.
     Degraded,
     /// The balancer should not receive clients.
     #[default]
@@ -20,7 +20,7 @@ pub enum Fitness {
 }
 
 impl Fitness {
-    /// The word for the fitness: `ready`, `degraded` or `not_ready`.
+    /// The name of the fitness: `ready`, `degraded` or `not_ready`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -30,7 +30,7 @@ impl Fitness {
         }
     }
 
-    /// Whether clients may be sent to the balancer.
+    /// Whether other machines may send clients to the balancer.
     #[must_use]
     pub const fn serves(self) -> bool {
         match self {
@@ -40,69 +40,69 @@ impl Fitness {
     }
 }
 
-/// A verdict with its reasons.
+/// A verdict on the balancer's fitness, with the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// The fitness.
+    /// The fitness of the balancer.
     pub state: Fitness,
-    /// Why the balancer is not simply ready, one sentence each; empty if it is.
+    /// The reasons why the balancer is not `ready`, one sentence each; empty if it is `ready`.
     pub reasons: Vec<String>,
 }
 
-/// The facts that the verdict is derived from.
+/// The facts that determine the verdict on the balancer's fitness.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The stage of the process.
+    /// The stage of the balancer's process.
     pub stage: Stage,
-    /// The number of interfaces to which the balancer's program is attached.
+    /// The number of interfaces to which the balancer has attached its program.
     pub attached: usize,
-    /// The wanted interfaces to which the program is not attached.
+    /// The wanted interfaces to which the balancer has not attached its program.
     pub missing: Vec<String>,
-    /// Whether the data path could not be brought to the wanted state.
+    /// Whether the balancer failed to bring the data path into the wanted state.
     pub out_of_step: bool,
     /// Problems of this machine, one sentence each.
     pub troubles: Vec<String>,
-    /// The state of the balancer's fleet; `None`: it belongs to none.
+    /// The state of the balancer's fleet; `None`: the balancer belongs to no fleet.
     pub fleet: Option<FleetFacts>,
 }
 
-/// The stages of a process.
+/// The stages in the life of the balancer's process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
-    /// Startup is not complete.
+    /// The process has not finished its startup.
     #[default]
     Starting,
-    /// The process serves.
+    /// The process serves clients.
     Serving,
-    /// The process was asked to end.
+    /// The process was asked to end, and is ending.
     Leaving,
 }
 
-/// A member's knowledge of its place in the fleet.
+/// The facts about a member's participation in its fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FleetFacts {
-    /// Whether the member has the fleet's current epoch and the records of clients.
+    /// Whether the member has received the fleet's current epoch and the records about clients.
     pub joined: bool,
-    /// Whether the engine answers.
+    /// Whether the engine answers this member.
     pub engine_reachable: bool,
-    /// Why the engine does not answer, if it does not.
+    /// The reason why the engine does not answer, if the engine does not answer.
     pub engine_trouble: Option<String>,
-    /// Why the reachable engine refuses writes, in its own words.
+    /// The engine's own message that says why it refuses writes, although it is reachable.
     pub denial: Option<String>,
-    /// Why this member does not take part although it could.
+    /// The reason why this member does not take part in the fleet although it could.
     pub refused: Option<String>,
     /// Steps that an operator should take before the engine fails, one sentence each.
     pub engine_warnings: Vec<String>,
     /// Whether the engine has not answered, or has refused writes, for longer than the lease.
     pub alone: bool,
-    /// The treatment of VIPs while the member is alone.
+    /// How the member treats VIPs while it is alone.
     pub when_alone: WhenAlone,
-    /// Backends (`SERVICE/NAME`) that the fleet considers up but this member cannot reach.
+    /// The backends (`SERVICE/NAME`) that the fleet considers up but that this member cannot reach.
     pub unreachable_here: Vec<String>,
 }
 
 impl FleetFacts {
-    /// Returns the facts of a member that has received nothing yet.
+    /// Returns the facts about a member that has received nothing from the fleet yet.
     #[must_use]
     pub const fn stranger(when_alone: WhenAlone) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl FleetFacts {
         }
     }
 
-    /// Returns the trouble with the engine, if there is any.
+    /// Returns the problem with the engine, if there is one.
     fn engine(&self) -> Option<String> {
         let because = |why: &Option<String>| why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         match &self.denial {
@@ -129,18 +129,18 @@ impl FleetFacts {
     }
 }
 
-/// A verdict, and separately whether VIPs are withdrawn.
+/// A verdict on the balancer's fitness, and whether the VIPs are withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
-    /// The verdict.
+    /// The verdict on the balancer's fitness.
     pub readiness: Readiness,
     /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
 }
 
 impl Announcement {
-    /// The verdict for readers. `announced` means that these readers cannot see whether the VIPs are assigned, so a
-    /// withdrawn balancer counts as not ready.
+    /// The verdict that readers of the readiness see. `announced` means that readers of the verdict cannot see whether
+    /// this machine has the VIPs, so a withdrawn balancer counts as not ready.
     #[must_use]
     pub fn seen(self, announced: bool) -> Readiness {
         let Self { mut readiness, withdrawn } = self;
@@ -153,7 +153,7 @@ impl Announcement {
 }
 
 impl Facts {
-    /// The verdict.
+    /// The verdict that follows from the facts.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let reasons = self.against();
@@ -165,7 +165,7 @@ impl Facts {
         Readiness { state, reasons }
     }
 
-    /// Returns the reasons to keep clients away from the balancer.
+    /// Returns the reasons why clients should not come to the balancer.
     fn against(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         match self.stage {
@@ -191,7 +191,7 @@ impl Facts {
         reasons
     }
 
-    /// Returns the reasons for the state `degraded`, in which clients still come.
+    /// Returns the reasons for the state `degraded`, in which clients may still come to the balancer.
     fn doubts(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if !self.missing.is_empty() {
@@ -212,7 +212,7 @@ impl Facts {
     }
 }
 
-/// Returns names such as `web/web1, web/web2 and 3 more`.
+/// Returns a list of names such as `web/web1, web/web2 and 3 more`.
 fn some(names: &[String]) -> String {
     let (shown, others) = names.split_at(names.len().min(NAMED));
     let shown = shown.join(", ");

@@ -1,8 +1,8 @@
-//! Why changes are refused.
+//! The reasons why the controller refuses changes.
 
 use balancer_config::{names::nearest, validate::Problem};
 
-/// Why a change was refused; a refused change has changed nothing.
+/// Why the controller refused a change; a refused change has changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The change names an object that does not exist.
@@ -11,19 +11,19 @@ pub enum Refused {
     /// The change contradicts the current state.
     #[error("{0}")]
     Conflict(String),
-    /// The change makes no sense.
+    /// The values in the change make no sense.
     #[error("{0}")]
     Invalid(String),
-    /// The configuration has changed since the change was prepared.
+    /// The configuration has changed since the user prepared the change.
     #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
     Stale(u64),
-    /// The change could not be saved for a restart.
+    /// The balancer could not save the change for a restart.
     #[error("{0}")]
     Unsaved(String),
 }
 
 impl Refused {
-    /// Makes [`Refused::NotFound`] for `name`, with the most similar known name.
+    /// Makes [`Refused::NotFound`] for `name`, with the known name that is most similar to it.
     #[must_use]
     pub fn not_found<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Self {
         Self::NotFound(match (nearest(name, known.clone()), { known }.next()) {

@@ -14,13 +14,13 @@ use crate::{
     table::Tier,
 };
 
-/// Describes a change's moves: `13,107 of 65,537 slots moved, 215 needless`.
+/// Describes the moves that a change causes: `13,107 of 65,537 slots moved, 215 needless`.
 pub(crate) fn moved(moves: &Moves, table_size: u32) -> String {
     let (total, needless) = (moves.total(), moves.needless());
     format!("{} of {} slots moved, {} needless", grouped(total), grouped(table_size), grouped(needless))
 }
 
-/// Returns the change of a lookup table's size as part of a sentence, or nothing if the size stays.
+/// Returns the change in the size of a lookup table as part of a sentence, or an empty text if the size stays the same.
 pub(crate) fn resized(before: u32, after: u32) -> String {
     let how = match after.cmp(&before) {
         Ordering::Equal => return String::new(),
@@ -30,10 +30,10 @@ pub(crate) fn resized(before: u32, after: u32) -> String {
     format!("; the table {how} from {} to {} slots", grouped(before), grouped(after))
 }
 
-/// The answer to a configuration that changes nothing.
+/// The answer if a configuration changes nothing.
 pub const NOTHING_CHANGED: &str = "configuration applied: nothing changed";
 
-/// Returns the number of forgotten clients as part of a sentence, or nothing if there are none.
+/// Returns the number of forgotten clients as part of a sentence, or an empty text if no client is forgotten.
 pub fn clients_forgotten(clients: u64) -> String {
     match clients {
         0 => String::new(),
@@ -41,19 +41,19 @@ pub fn clients_forgotten(clients: u64) -> String {
     }
 }
 
-/// A backend whose state has changed.
+/// A backend whose state has changed, for a report.
 pub(crate) struct Transition {
     pub(crate) name: BackendName,
     pub(crate) id: u16,
     pub(crate) before: BackendState,
     pub(crate) after: BackendState,
-    /// The duration of the previous state.
+    /// The duration of the backend's previous state.
     pub(crate) lasted: Duration,
-    /// The reason of the new state; may be empty.
+    /// The reason for the backend's new state; may be empty.
     pub(crate) reason: String,
-    /// The number of known clients at the last sweep that have stayed with the backend so far.
+    /// The number of the backend's known clients at the last sweep; they have stayed at the backend so far.
     pub(crate) known: u64,
-    /// Whether these clients still stay.
+    /// Whether the backend's known clients still stay after the change.
     pub(crate) keeps_known: bool,
 }
 
@@ -99,7 +99,7 @@ impl Transition {
     }
 }
 
-/// Returns how a service treats its clients, as the end of a sentence about the service.
+/// Returns how a service treats its clients, in a form that ends a sentence about the service.
 pub(crate) fn tier(tier: Tier) -> &'static str {
     match tier {
         Tier::Primaries => "steers to its backends",
@@ -129,7 +129,7 @@ pub(crate) fn outage_began(service: &str, label: &str, (failing, eligible): (usi
     about_service(service, ReportLevel::Warn, message)
 }
 
-/// Reports the end of an outage; `down` has its backends that have not come back.
+/// Reports the end of an outage; `down` contains those of its backends that have not come back.
 pub(crate) fn outage_ended(service: &str, label: &str, lasted: Duration, down: &[&str], moved: u64) -> Report {
     const NAMED: usize = 5;
     let still = match down {
@@ -144,7 +144,7 @@ pub(crate) fn outage_ended(service: &str, label: &str, lasted: Duration, down: &
     about_service(service, level, format!("outage of {label} over after {lasted}: {moved} moved{still}"))
 }
 
-/// Reports an outage that goes on; `held` is the number of its backends that are down.
+/// Reports that an outage goes on; `held` is the number of its backends that are down.
 pub(crate) fn outage_lasts(label: &str, lasted: Duration, held: usize, backends: usize, known: u64) -> String {
     format!(
         "outage of {label} for {}: {} of {} down, {} kept",
@@ -165,8 +165,8 @@ mod tests {
     use super::*;
     use crate::table::Shares;
 
-    /// Returns the report when web1 (id 1), with 2 of 5 slots and 1,204 known clients, changes to the state `after` and
-    /// its slots move to `new`.
+    /// Returns the report about a change of web1 (id 1), with 2 of 5 slots and 1,204 known clients, to the state
+    /// `after`; its slots move to `new`.
     fn message(after: BackendState, keeps_known: bool, new: &[u16]) -> Report {
         let shares = |ids: &[u16]| -> Shares { ids.iter().map(|&id| (id, 100)).collect() };
         let moves = Moves::between(&[1, 2, 1, 3, 2], &shares(&[1, 2, 3]), new, &shares(&[2, 3]));

@@ -1,4 +1,5 @@
-//! Rules for client prefixes: the set of rules, the choice of the rule that decides, and the expiry of rules.
+//! Rules for client prefixes: the set of rules of a service, the choice of the rule that decides, and the expiry of
+//! rules.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,49 +19,50 @@ use ipnet::IpNet;
 
 use crate::refused::Refused;
 
-/// A rule of a service.
+/// A rule of a service for a client prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The prefix of the clients' unmasked addresses, without host bits.
     pub prefix: IpNet,
-    /// The treatment of these clients.
+    /// How the rule treats these clients.
     pub action: Action,
-    /// The time for which the rule was to hold when it was added; `None`: until it is removed.
+    /// The lifetime that the rule had when it was added; `None`: the rule stays until it is removed.
     pub ttl: Option<Duration>,
-    /// The time at which the rule expires; `None`: never.
+    /// The time at which the rule expires; `None`: the rule never expires.
     pub ends: Option<Instant>,
 }
 
 impl Rule {
-    /// A rule that is added now.
+    /// A rule that a user adds at this moment.
     #[must_use]
     pub fn new(RuleConfig { prefix, action, ttl }: RuleConfig, now: Instant) -> Self {
         Self { prefix, action, ttl, ends: ttl.map(|ttl| now + ttl) }
     }
 
-    /// The rule in the form of a configuration file.
+    /// The rule in the form that the configuration file uses.
     #[must_use]
     pub fn written(&self) -> RuleConfig {
         RuleConfig { prefix: self.prefix, action: self.action.clone(), ttl: self.ttl }
     }
 }
 
-/// The rules of a service, at most one for a prefix.
+/// The rules of a service, at most one rule for each prefix.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     there: BTreeMap<IpNet, Rule>,
-    /// Prefixes of expired rules of the configuration file. These rules do not return while the file stays the same.
+    /// The prefixes of those rules in the configuration file that have expired. These expired rules do not return while
+    /// the file stays the same.
     ended: BTreeSet<IpNet>,
 }
 
 impl Rules {
-    /// The number of rules.
+    /// The number of rules in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.there.len()
     }
 
-    /// Whether there are no rules.
+    /// Whether the set contains no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.there.is_empty()
@@ -77,7 +79,7 @@ impl Rules {
         self.there.get(&prefix)
     }
 
-    /// Adds a rule; returns the rule for the same prefix that it replaces.
+    /// Adds a rule, and returns the earlier rule for the same prefix, which it replaces.
     pub fn set(&mut self, rule: Rule) -> Option<Rule> {
         self.ended.remove(&rule.prefix);
         self.there.insert(rule.prefix, rule)
@@ -88,32 +90,33 @@ impl Rules {
         self.there.remove(&prefix)
     }
 
-    /// Renames a backend in pins.
+    /// Renames a backend in the rules that pin clients to it.
     pub(crate) fn rename(&mut self, from: &str, to: &str) {
         self.there.values_mut().for_each(|rule| rule.action.rename(from, to));
     }
 
-    /// The rule that decides about `client`: the one with the longest matching prefix among those for which `count` is
-    /// true.
+    /// The rule that decides about `client`: the rule with the longest matching prefix among the rules for which
+    /// `count` returns true.
     pub fn longest(&self, client: IpAddr, count: impl Fn(&Rule) -> bool) -> Option<&Rule> {
         let bits = if client.is_ipv4() { 32 } else { 128 };
         let rule = |length| self.there.get(&IpNet::new(client, length).ok()?.trunc()).filter(|rule| count(rule));
         (0..=bits).rev().find_map(rule)
     }
 
-    /// Whether some rule pins clients.
+    /// Whether some rule pins clients to a backend.
     #[must_use]
     pub fn pins(&self) -> bool {
         self.iter().any(|rule| matches!(rule.action, Action::Pin { .. }))
     }
 
-    /// When the next rule expires.
+    /// The time at which the next rule expires.
     #[must_use]
     pub fn next_end(&self) -> Option<Instant> {
         self.iter().filter_map(|rule| rule.ends).min()
     }
 
-    /// Removes expired rules. Those `written` in the configuration file are remembered as ended.
+    /// Removes the rules that have expired. Records the expiry of those rules that are `written` in the configuration
+    /// file.
     pub fn take_ended(&mut self, written: &[RuleConfig], now: Instant) -> Vec<Rule> {
         let over = |rule: &&Rule| rule.ends.is_some_and(|ends| ends <= now);
         let prefixes: Vec<IpNet> = self.iter().filter(over).map(|rule| rule.prefix).collect();
@@ -123,29 +126,29 @@ impl Rules {
         ended
     }
 
-    /// Prefixes of expired rules of the configuration file.
+    /// The prefixes of those rules in the configuration file that have expired.
     pub fn ended(&self) -> impl Iterator<Item = IpNet> {
         self.ended.iter().copied()
     }
 
-    /// Whether the configuration file's rule for this prefix has expired.
+    /// Whether the rule for this prefix in the configuration file has expired.
     #[must_use]
     pub fn has_ended(&self, prefix: IpNet) -> bool {
         self.ended.contains(&prefix)
     }
 
-    /// Records that the configuration file's rule for this prefix has expired.
+    /// Records that the rule for this prefix in the configuration file has expired.
     pub fn note_ended(&mut self, prefix: IpNet) {
         self.ended.insert(prefix);
     }
 
-    /// Adds the rules of `other`.
+    /// Adds the rules of `other` to this set.
     pub fn extend(&mut self, other: &Self) {
         other.iter().cloned().for_each(|rule| drop(self.set(rule)));
         self.ended.extend(other.ended().filter(|prefix| !self.there.contains_key(prefix)));
     }
 
-    /// The rules whose prefixes are `wanted`.
+    /// The rules of this set whose prefixes are `wanted`.
     #[must_use]
     pub fn those(&self, wanted: impl Fn(IpNet) -> bool) -> Self {
         Self {
@@ -158,7 +161,7 @@ impl Rules {
 /// Checks whether a rule may have `prefix` in a service with a VIP of family `ours`.
 ///
 /// # Errors
-/// [`Refused::Invalid`] with a message that says what would be right.
+/// Returns [`Refused::Invalid`] with a message that describes a valid prefix.
 pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Refused> {
     if prefix.trunc() != prefix {
         return Err(Refused::Invalid(host_bits(prefix)));
@@ -166,7 +169,7 @@ pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Re
     foreign(service, &[ours], prefix).map_or(Ok(()), |text| Err(Refused::Invalid(text)))
 }
 
-/// Returns the error for a rule that cannot be added because there is no room for more.
+/// Returns the error for a rule that cannot be added because there is no room for more rules.
 pub(crate) fn too_many() -> Refused {
     Refused::Conflict(format!("there are {} rules, and no room for more: remove some first", grouped(MAX_RULES)))
 }

@@ -1,4 +1,4 @@
-//! Rules of the configuration file together with rules that users add at run time.
+//! Tests of rules in the configuration file together with rules that users add at run time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,7 +36,7 @@ fn with(lines: &[&str]) -> ServiceConfig {
     ServiceConfig { rules: rules(lines), ..web() }
 }
 
-/// The current rules in the form that [`rules`] reads, with the time for which they still hold.
+/// The current rules, with their remaining lifetimes, in the form that [`rules`] reads.
 fn shown(bench: &Bench) -> Vec<String> {
     let all = bench.controller.services().iter().flat_map(|service| service.rules().iter());
     let shown = all.map(|rule| {
@@ -122,7 +122,7 @@ fn when_a_service_has_both_families_then_each_part_has_its_rules() {
         bench.controller.services().iter().map(|service| service.rules().len()).collect()
     };
     assert_eq!(of(&bench), [1, 1]);
-    // The rule for a removed family waits for a listener of that family.
+    // The rule for a removed address family waits for a listener of this family.
     let listener: Listener = "[2001:db8::10]:80".parse().unwrap();
     bench.change(Change::RemoveListener { service: "shop".to_owned(), listener }).unwrap();
     bench.reload(vec![shop()]).unwrap();

@@ -1,4 +1,4 @@
-//! Changes made at run time: differences between services and the configuration file.
+//! Changes made at run time: the differences between the services and the configuration file.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -8,25 +8,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::Rules;
 
-/// A kind of object that can be changed at run time.
+/// A kind of object that users can change at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// The share of a service's clients that the balancer steers.
+    /// The object is the share of a service's clients that the balancer steers.
     Service,
-    /// A listener of a service.
+    /// The object is a listener of a service.
     Listener,
-    /// A backend of a service.
+    /// The object is a backend of a service.
     Backend,
-    /// A rule of a service.
+    /// The object is a rule of a service.
     Rule,
 }
 
 impl What {
-    /// All kinds, in the order of output.
+    /// All kinds of objects, in the order in which the output lists them.
     pub const ALL: [Self; 4] = [Self::Service, Self::Listener, Self::Backend, Self::Rule];
 
-    /// The word for the kind: `service`, `listener`, `backend` or `rule`.
+    /// The name of the kind: `service`, `listener`, `backend` or `rule`.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -38,14 +38,14 @@ impl What {
     }
 }
 
-/// An object that was changed at run time.
+/// An object that users have changed at run time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunTimeChange {
-    /// The kind of object.
+    /// The kind of the changed object.
     pub what: What,
-    /// The name of the object: `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
+    /// The name of the changed object: `web`, `web 198.51.100.10:443/tcp`, `web/web1` or `web 203.0.113.0/24`.
     pub name: String,
-    /// The current value and the value in the file, such as `weight 50 (file: 100)`.
+    /// The present value and the value in the file, such as `weight 50 (file: 100)`.
     pub change: String,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for RunTimeChange {
     }
 }
 
-/// Returns `3 backends, 1 rule`, or nothing if there are no changes.
+/// Returns a text such as `3 backends, 1 rule`, or an empty text if there are no changes.
 #[must_use]
 pub fn summary(changes: &[RunTimeChange]) -> Option<String> {
     let count = |what| changes.iter().filter(|change| change.what == what).count();
@@ -64,7 +64,7 @@ pub fn summary(changes: &[RunTimeChange]) -> Option<String> {
     Some(parts.collect::<Vec<_>>().join(", ")).filter(|text| !text.is_empty())
 }
 
-/// The differences of a service's settings from the `file`.
+/// The differences between a service's settings and the `file`.
 pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTimeChange> {
     let mut changes = Vec::new();
     let mut add =
@@ -87,7 +87,7 @@ pub(crate) fn of_service(file: &ServiceConfig, now: &ServiceConfig) -> Vec<RunTi
     changes
 }
 
-/// The differences of a service's backends from the `file`. `states` holds the states that the operator has set.
+/// The differences between a service's backends and the `file`. `states` contains the states that the operator has set.
 pub(crate) fn of_backends(
     file: &ServiceConfig,
     now: &ServiceConfig,
@@ -134,7 +134,7 @@ pub(crate) fn of_backends(
     changes
 }
 
-/// The differences of a service's rules from the file.
+/// The differences between a service's rules and the `file`.
 pub(crate) fn of_rules(service: &str, file: &[RuleConfig], now: &Rules) -> Vec<RunTimeChange> {
     let mut all: BTreeMap<IpNet, [Option<RuleConfig>; 2]> = BTreeMap::new();
     for rule in file {

@@ -1,4 +1,4 @@
-//! Lists and undoes changes made at run time.
+//! Tests that list the changes made at run time and undo them.
 
 use std::net::IpAddr;
 
@@ -31,13 +31,13 @@ fn reset(bench: &mut Bench, services: Vec<ServiceConfig>) -> (String, Vec<Comman
     bench.change(Change::Reset(Box::new(config))).unwrap()
 }
 
-/// The name of each slot's backend.
+/// The name of the backend of each slot.
 fn homes(bench: &Bench) -> Vec<Option<String>> {
     let name = |id: &u16| bench.controller.name_of(BackendId(*id)).map(str::to_owned);
     bench.service().live_table().iter().map(name).collect()
 }
 
-/// Makes one change of every kind.
+/// Makes one change of each kind at run time.
 fn change_all(bench: &mut Bench) {
     let web = || "web".to_owned();
     bench.add("web/new", "10.0.0.99").unwrap();

@@ -1,16 +1,16 @@
-//! The runners-up of a table's slots in compact form, because there may be thousands of tables.
+//! The runners-up of a table's slots in compact form, because the controller may have thousands of tables.
 
 use std::sync::Arc;
 
 use balancer_common::map_types::NO_BACKEND;
 
-/// The M ids of the runners-up; `NO_BACKEND`: the slot has no runner-up.
+/// The ids of the runners-up of the M slots; `NO_BACKEND`: the slot has no runner-up.
 #[derive(Clone, Debug)]
 pub(crate) enum RunnersUp {
-    /// Ids that are close to each other, like most ids of a service: the distance of each id above `below`; 0: no
+    /// Ids that are close to each other, like most ids of a service, as the distance of each id above `below`; 0: no
     /// runner-up.
     Near { below: u16, distances: Arc<[u8]> },
-    /// Ids at any distance from each other.
+    /// Ids that may be at any distance from each other.
     Far(Arc<[u16]>),
 }
 

@@ -1,5 +1,5 @@
-//! Finds the clients of client table entries. An entry holds no address, so the search hashes one address after the
-//! other until it has found the clients of all entries.
+//! Finds the addresses of the clients in entries of the client table. An entry contains no address, so the search
+//! hashes one address after the other until it has found the clients of all entries.
 
 use std::{collections::HashMap, net::IpAddr, ops::RangeInclusive, time::Duration};
 
@@ -12,36 +12,36 @@ use ipnet::IpNet;
 
 use crate::io::BackendId;
 
-/// The maximum number of clients examined in one search: about a tenth of a second of work, so that the balancer
-/// answers a request on a loaded machine as well.
+/// The maximum number of addresses that one search examines: about a tenth of a second of work, so that the balancer
+/// answers the request even on a loaded machine.
 pub const MOST: u128 = 1 << 24;
 
-/// The number of tag bits that the first comparison uses.
+/// The number of tag bits that the search compares first.
 const FIRST_BITS: u32 = 24;
 
 /// The parameters by which a service distinguishes clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hashing {
-    /// The key of the clients' hash.
+    /// The key of the hash of the service's clients.
     pub key: HashKey,
-    /// The family of the clients.
+    /// The address family of the service's clients.
     pub family: Family,
     /// The client prefix length.
     pub prefix: u8,
 }
 
-/// A known client.
+/// A known client that the search has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The first address of the client's prefix.
     pub address: IpAddr,
-    /// The backend at which the client is known.
+    /// The backend at which the client is recorded.
     pub backend: BackendId,
-    /// The time since the client was seen.
+    /// The time since the client's last recorded packet.
     pub seen: Duration,
 }
 
-/// The entries of one service whose clients are to be found.
+/// The entries of one service for which the search must find the clients.
 #[derive(Debug)]
 pub struct Sought {
     hashing: Hashing,
@@ -51,14 +51,14 @@ pub struct Sought {
 }
 
 impl Sought {
-    /// An empty set, for a client table with this number of buckets, a power of two.
+    /// An empty set of entries, for a client table with this number of buckets, a power of two.
     #[must_use]
     pub fn new(hashing: Hashing, buckets: u32) -> Self {
         let first = vec![0; (1 << FIRST_BITS) / u64::BITS as usize];
         Self { hashing, bucket_mask: buckets.wrapping_sub(1), first, entries: HashMap::new() }
     }
 
-    /// Adds an entry of this bucket.
+    /// Adds an entry that this bucket contains.
     pub fn add(&mut self, bucket: u32, entry: Entry, seen: Duration) {
         let place = entry.tag() >> (u32::BITS - FIRST_BITS);
         if let Some(word) = self.first.get_mut((place / u64::BITS) as usize) {
@@ -67,20 +67,20 @@ impl Sought {
         self.entries.insert((entry.tag(), bucket), (BackendId(entry.backend()), seen));
     }
 
-    /// The number of entries.
+    /// The number of entries in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are no entries.
+    /// Whether the set contains no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The clients of these entries with addresses `within` these prefixes. The search examines each address once, and
-    /// at most [`MOST`] addresses.
+    /// The clients of these entries whose addresses are `within` these prefixes. The search examines each address once,
+    /// and at most [`MOST`] addresses.
     #[must_use]
     pub fn within(&self, within: &[IpNet]) -> Vec<Found> {
         let own = |net: &&IpNet| Family::of(net.addr()) == self.hashing.family;
@@ -118,14 +118,14 @@ impl Sought {
     }
 }
 
-/// The number of clients with addresses within a prefix.
+/// The number of clients whose addresses are within a prefix.
 #[must_use]
 pub fn count(net: IpNet, prefix: u8) -> u128 {
     let clients = clients_of(net, prefix);
     (clients.end() - clients.start()).saturating_add(1)
 }
 
-/// The clients with addresses within a prefix, as the numbers that distinguish their addresses.
+/// The clients whose addresses are within a prefix, as the numbers that distinguish these addresses.
 fn clients_of(net: IpNet, prefix: u8) -> RangeInclusive<u128> {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => (u128::from(u32::from(address)), 32 - u32::from(prefix.min(32))),

@@ -1,4 +1,5 @@
-//! The share of a service's clients that the balancer steers: at run time, in the file, over restarts, in plans.
+//! Tests of the share of a service's clients that the balancer steers: at run time, in the file, after restarts, and in
+//! plans.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -25,7 +26,7 @@ fn set(bench: &mut Bench, steer: u8) -> (String, Vec<Command>) {
     bench.change(Change::SetSteer { service: "web".to_owned(), steer }).unwrap()
 }
 
-/// Returns the last share that the commands set for the only service.
+/// Returns the share that the commands last set for the only service.
 fn told(commands: &[Command]) -> Option<Share> {
     commands.iter().rev().find_map(|command| {
         if let Command::PublishServices(services) = command { services.first().map(|spec| spec.share) } else { None }
@@ -59,7 +60,7 @@ fn when_the_share_changes_then_what_it_was_counts_for_an_hour() {
     let (message, commands) = set(&mut bench, 40);
     assert_eq!(message, "service web steer 100 → 40: 60% of the clients go back to the host");
     assert_eq!(told(&commands), Some(Share { now: 40, least: 0, most: 100 }));
-    // The hour begins at the last change.
+    // The hour begins at the last change of the share.
     assert_eq!(later(&mut bench, HOUR - Duration::from_secs(1)), []);
     let commands = later(&mut bench, Duration::from_secs(1));
     assert_eq!(told(&commands), Some(Share::always(40)));
@@ -144,7 +145,7 @@ fn when_a_fleet_decides_on_a_share_then_every_member_steers_the_same_clients() {
     let commands = member.follow(bench.controller.agreed_state(clocks), clocks).unwrap();
     let both = Share { now: 70, least: 20, most: 70 };
     assert_eq!((bench.service().share(), told(&commands)), (both, Some(both)));
-    // The fleet also decides when the earlier share stops mattering.
+    // The fleet also decides when the earlier share no longer matters.
     bench.now += HOUR;
     bench.controller.decide_what_is_due(bench.now);
     let clocks = Clocks { now: bench.now, wall: wall + HOUR };

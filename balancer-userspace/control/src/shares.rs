@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::history::NEARLY_A_MINUTE;
 
-/// The number of minutes to keep.
+/// The number of minutes for which shares are kept.
 const MINUTES: usize = 60;
 
-/// The kind of load to which shares refer.
+/// The kind of load that the shares measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Load {
-    /// The known clients at the end of the minute.
+    /// The known clients at the end of each minute.
     Clients,
-    /// The new connections within the minute.
+    /// The new connections within each minute.
     Connections,
 }
 
-/// The shares of a minute.
+/// The shares of all backends in one minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Minute {
     /// The end of the minute, on the history's clock.
     pub at: Duration,
     names: Arc<[String]>,
-    /// A value for each name, in parts of 65,535; empty if there was no load.
+    /// The share of each named backend, in parts of 65,535; empty if there was no load.
     parts: Box<[u16]>,
 }
 
 impl Minute {
-    /// The share of each backend, 0 to 1, in the service's order of backends; empty if there was no load.
+    /// The share of each backend, from 0 to 1, in the order of the service's backends; empty if there was no load.
     pub fn shares(&self) -> impl Iterator<Item = (&str, f64)> {
         let names = self.names.iter().map(String::as_str);
         names.zip(self.parts.iter().map(|&part| f64::from(part) / f64::from(u16::MAX)))
@@ -46,13 +46,14 @@ impl Minute {
 pub struct ShareHistory {
     load: Option<Load>,
     minutes: VecDeque<Minute>,
-    /// The counters of the backends at the last minute; used only for shares of connections.
+    /// The counters of the backends at the end of the last minute; only shares of connections need these counters.
     counted: Option<Vec<u64>>,
 }
 
 impl ShareHistory {
-    /// Stores each backend's value at `now`: its known clients, or its connections since the start. Skips values that
-    /// come less than a minute after the last stored ones. Returns whether it stored them.
+    /// Stores the value of each backend at `now`: its known clients, or its connections since the start. The function
+    /// skips values that come less than a minute after the last stored values. Returns whether the function has stored
+    /// the values.
     pub fn keep(&mut self, now: Duration, load: Load, backends: &[(&str, u64)]) -> bool {
         self.expect(load);
         if self.minutes.back().is_some_and(|last| now.saturating_sub(last.at) < NEARLY_A_MINUTE) {
@@ -71,14 +72,15 @@ impl ShareHistory {
         true
     }
 
-    /// Continues after a minute that another process stored.
+    /// Continues after a minute whose shares another process has stored.
     pub fn resume(&mut self, at: Duration, load: Load, parts: Vec<(String, u16)>) {
         self.expect(load);
         let names = self.names(parts.iter().map(|(name, _)| name.as_str()));
         self.put(Minute { at, names, parts: parts.into_iter().map(|(_, part)| part).collect() });
     }
 
-    /// Returns the kind of load of the last minute's shares, and the parts for [`resume`](Self::resume).
+    /// Returns the kind of load that the last minute's shares measure, and the shares in parts, for
+    /// [`resume`](Self::resume).
     #[must_use]
     pub fn last(&self) -> Option<(Load, Vec<(String, u16)>)> {
         let last = self.minutes.back()?;
@@ -90,14 +92,16 @@ impl ShareHistory {
         self.minutes.iter()
     }
 
-    /// Clears the history if the kind of load has changed, because different kinds cannot be compared.
+    /// Clears the history if the kind of load has changed, because shares of different kinds of load cannot be
+    /// compared.
     fn expect(&mut self, load: Load) {
         if self.load != Some(load) {
             *self = Self { load: Some(load), ..Self::default() };
         }
     }
 
-    /// The shared names of the last minute if they equal these names, otherwise new ones.
+    /// The list of names from the last minute if it equals these names, so that both share memory; otherwise a new
+    /// list.
     fn names<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Arc<[String]> {
         match self.minutes.back() {
             Some(last) if last.names.iter().map(String::as_str).eq(names.clone()) => Arc::clone(&last.names),
@@ -105,8 +109,8 @@ impl ShareHistory {
         }
     }
 
-    /// Returns the count of each of `names` a minute ago. Before the first minute, each count is `u64::MAX`, so that no
-    /// connections result. The count of a new backend is 0.
+    /// Returns the count of each backend in `names` a minute ago. Before the first minute, each count is `u64::MAX`, so
+    /// that the difference shows no connections. The count of a new backend is 0.
     fn counted_of(&self, names: &Arc<[String]>) -> Vec<u64> {
         let (Some(last), Some(counted)) = (self.minutes.back(), &self.counted) else {
             return vec![u64::MAX; names.len()];
@@ -126,7 +130,7 @@ impl ShareHistory {
     }
 }
 
-/// The share of each count in their sum, in parts of 65,535; empty if the sum is 0.
+/// The ratio of each count to the sum of all counts, in parts of 65,535; empty if the sum is 0.
 fn parts(counts: impl Iterator<Item = u64> + Clone) -> Box<[u16]> {
     let sum: u128 = counts.clone().map(u128::from).sum();
     if sum == 0 {
@@ -177,7 +181,7 @@ mod tests {
         };
         keep(&mut history, 1, &[("a", 1000), ("b", 9000)]);
         keep(&mut history, 2, &[("a", 1300), ("b", 9100)]);
-        // `a` was removed and added again, so it counts from zero. `c` is new.
+        // Backend `a` was removed and added again, so it counts from zero. Backend `c` is new in this minute.
         keep(&mut history, 3, &[("b", 9200), ("c", 100), ("a", 0)]);
         keep(&mut history, 4, &[("b", 9200), ("c", 100), ("a", 0)]);
         let expected = [

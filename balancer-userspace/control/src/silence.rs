@@ -1,18 +1,18 @@
-//! Suggests the first thing to check if a service gets no packets.
+//! Suggests the first possible cause to check if a service gets no packets.
 
 use crate::snapshot::{BackendSnapshot, InterfaceSnapshot, ServiceSnapshot};
 
 /// The state of the whole balancer that affects each of its services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
-    /// The names of attached interfaces, and whether each has received frames.
+    /// The names of the attached interfaces, and for each interface whether it has received frames.
     pub interfaces: Vec<(String, bool)>,
-    /// Whether the operator has withdrawn the VIPs.
+    /// Whether the operator has withdrawn the VIPs from this machine.
     pub withdrawn: bool,
 }
 
 impl Around {
-    /// Returns the state of the whole balancer in a snapshot.
+    /// Returns the state of the whole balancer from a snapshot.
     #[must_use]
     pub fn of(interfaces: &[InterfaceSnapshot], withdrawn: bool) -> Self {
         let seen = |interface: &InterfaceSnapshot| interface.stats.verdicts.iter().any(|&count| count > 0);
@@ -20,7 +20,7 @@ impl Around {
     }
 }
 
-/// Returns the first thing that `balancer doctor` would check for a service without packets.
+/// Returns the first cause that `balancer doctor` would check for a service that gets no packets.
 #[must_use]
 pub fn first_look(service: &ServiceSnapshot, around: &Around) -> String {
     let name = &service.name;
@@ -44,7 +44,7 @@ fn reason(backend: &BackendSnapshot) -> Option<String> {
     Some(format!(" ({name}: {why})")).filter(|_| !why.is_empty())
 }
 
-/// Suggests checking whether packets arrive, if nothing else is known to be wrong.
+/// Suggests a check whether packets arrive at this machine, if no other problem is known.
 fn arrival(service: &ServiceSnapshot, around: &Around) -> String {
     let names = |wanted: bool| {
         let names = around.interfaces.iter().filter(|(_, seen)| *seen == wanted).map(|(name, _)| name.as_str());

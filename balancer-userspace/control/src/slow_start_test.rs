@@ -1,4 +1,4 @@
-//! Slow starts: when one begins, its steps, and what ends it.
+//! Tests of slow starts: when a slow start begins, how its steps follow, and what ends it.
 
 use std::time::{Duration, Instant};
 
@@ -30,13 +30,13 @@ fn slots(bench: &Bench, backend: &str) -> u32 {
     bench.controller.backend(&name(backend)).unwrap().slots()
 }
 
-/// Advances the clock to the next deadline, and returns the commands.
+/// Advances the clock to the next deadline, and returns the resulting commands.
 fn tick(bench: &mut Bench) -> Vec<Command> {
     bench.now = bench.controller.next_deadline().expect("something is due");
     bench.controller.handle(Event::Tick, bench.now)
 }
 
-/// The slots of `backend` after each step until nothing more is due, and the time of the last step.
+/// The number of slots of `backend` after each step until nothing more is due, and the time of the last step.
 fn steps(bench: &mut Bench, backend: &str) -> (Vec<u32>, Instant) {
     let mut seen = vec![slots(bench, backend)];
     while bench.controller.next_deadline().is_some() {
@@ -127,7 +127,7 @@ fn when_no_other_backend_serves_then_there_is_no_slow_start() {
     assert_eq!((slots(&bench, "web/web1"), bench.controller.next_deadline()), (65_537, None));
     bench.pass("web/web2");
     assert!(slots(&bench, "web/web2") < 10_000);
-    // The service needs all slots of the only backend that is left.
+    // The service needs all slots of the only backend that is still available.
     bench.refuse("web/web1");
     assert_eq!((slots(&bench, "web/web2"), bench.controller.next_deadline()), (65_537, None));
 }

@@ -1,4 +1,4 @@
-//! A copy of everything visible of a running balancer, so that rendering never delays the controller.
+//! A copy of everything visible in a running balancer, so that the output of this data never delays the controller.
 
 use std::{
     collections::BTreeMap,
@@ -47,38 +47,39 @@ use crate::{
     top::Top,
 };
 
-/// The state at one moment.
+/// The state of the balancer at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot<Services = Vec<ServiceSnapshot>> {
-    /// The interfaces to which the program is attached.
+    /// The interfaces to which the balancer has attached its program.
     pub interfaces: Vec<InterfaceSnapshot>,
-    /// The services in configuration order.
+    /// The services in the order of the configuration.
     pub services: Services,
     /// The counters of dropped packets.
     pub drops: DropStats,
-    /// Packets that the XDP program answered.
+    /// The counters of packets that the XDP program answered.
     pub replies: ReplyStats,
-    /// Frames that were redirected but not sent, by the name of the interface to which they were redirected.
+    /// The numbers of frames that were redirected but not sent, by the name of the egress interface.
     pub redirect_errors: BTreeMap<String, u64>,
     /// The state of the client table.
     pub memory: MemorySnapshot,
-    /// The state of the flow table; `None`: no service is `snat`.
+    /// The state of the flow table; `None`: no service has the mode `snat`.
     pub flows: Option<FlowsSnapshot>,
     /// The number of changes that users have made.
     pub generation: u64,
-    /// The changes made at run time.
+    /// The changes that users have made at run time.
     pub changed: Vec<RunTimeChange>,
-    /// The state of this balancer that matters to machines that send it clients.
+    /// The state of this balancer that matters to the machines that send it clients.
     pub member: MemberSnapshot,
-    /// The fleet to which the balancer belongs; `None`: it belongs to none.
+    /// The fleet to which the balancer belongs; `None`: the balancer belongs to no fleet.
     pub fleet: Option<FleetSnapshot>,
 }
 
-/// The services of a snapshot, assembled one at a time so that only a few of sixty thousand backends are in memory.
+/// The services of a snapshot, which are made one at a time so that only a few of sixty thousand backends are in
+/// memory.
 pub struct Coming(Box<dyn Iterator<Item = ServiceSnapshot> + Send>);
 
 impl Coming {
-    /// Wraps an iterator that yields the services one at a time.
+    /// Makes a value from an iterator that yields the services one at a time.
     #[must_use]
     pub fn new(services: impl Iterator<Item = ServiceSnapshot> + Send + 'static) -> Self {
         Self(Box::new(services))
@@ -100,7 +101,7 @@ impl Iterator for Coming {
 }
 
 impl<Services> Snapshot<Services> {
-    /// Replaces the services with the result of `make`.
+    /// Replaces the services with those that `make` returns.
     #[must_use]
     pub fn map<Made>(self, make: impl FnOnce(Services) -> Made) -> Snapshot<Made> {
         let Self {
@@ -134,7 +135,7 @@ impl<Services> Snapshot<Services> {
 }
 
 impl Snapshot<Coming> {
-    /// Collects all services.
+    /// Collects all services into a list.
     #[must_use]
     pub fn whole(self) -> Snapshot {
         self.map(Iterator::collect)
@@ -147,12 +148,12 @@ impl From<Snapshot> for Snapshot<Coming> {
     }
 }
 
-/// The state of a balancer that matters to machines that send it clients.
+/// The state of a balancer that matters to the machines that send it clients.
 #[derive(Clone, Debug, Default)]
 pub struct MemberSnapshot {
-    /// Whether the balancer is fit to receive clients.
+    /// Whether this balancer is fit to receive clients.
     pub readiness: Readiness,
-    /// Whether the operator has withdrawn the balancer's VIPs.
+    /// Whether the operator has withdrawn this balancer's VIPs.
     pub withdrawn: bool,
     /// The VIPs that balancers have assigned to this machine, with their interfaces.
     pub vips: Vec<(IpAddr, String)>,
@@ -165,11 +166,11 @@ pub struct MemorySnapshot {
     pub capacity: u64,
     /// The number of known clients at the last sweep.
     pub entries: u64,
-    /// The number of slots for which packets read the client table, over all services.
+    /// The number of slots, over all services, for which the program reads the client table with each packet.
     pub exceptions: u64,
-    /// Counters of the client table, summed over all CPUs.
+    /// The counters of the client table, added up over all CPUs.
     pub stats: MemoryStats,
-    /// Counters of samples, summed over all CPUs.
+    /// The counters of samples, added up over all CPUs.
     pub samples: SampleStats,
 }
 
@@ -178,183 +179,186 @@ pub struct MemorySnapshot {
 pub struct FlowsSnapshot {
     /// The number of connections for which the table is sized.
     pub capacity: u64,
-    /// The number of rows in use, by connections or by their resting ports.
+    /// The number of rows in use, either by connections or by ports that must rest after a connection.
     pub entries: u64,
     /// The backends for which at least four fifths of the ports are taken, with the taken fraction.
     pub full_pools: Vec<(BackendName, f64)>,
 }
 
-/// An interface to which the program is attached.
+/// An interface to which the balancer has attached its program.
 #[derive(Clone, Debug)]
 pub struct InterfaceSnapshot {
-    /// Name of the interface.
+    /// The name of the interface.
     pub name: String,
-    /// Index of the interface.
+    /// The index of the interface.
     pub ifindex: u32,
-    /// The XDP mode: `native` or `generic`.
+    /// The XDP mode of the interface: `native` or `generic`.
     pub xdp_mode: &'static str,
-    /// The numbers of packets by verdict, summed over all CPUs.
+    /// The numbers of packets by verdict, added up over all CPUs.
     pub stats: InterfaceStats,
 }
 
-/// Statistics that come from observing a service over time.
+/// Statistics that the balancer collects by observing a service over time.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceStatistics {
-    /// The sampling interval: one packet in this many.
+    /// The sampling interval: the program samples one packet in this many.
     pub interval: u32,
-    /// The service's clients by traffic.
+    /// The heaviest clients of the service by traffic.
     pub top: Arc<Top>,
-    /// The sample from about a minute ago: its age and its counts.
+    /// The counts about a minute ago, with the exact age of this sample.
     pub minute: Option<(Duration, Counted)>,
-    /// The sample from about an hour ago: its age and its counts.
+    /// The counts about an hour ago, with the exact age of this sample.
     pub hour: Option<(Duration, Counted)>,
-    /// Counters at every ten seconds of the last ten minutes.
+    /// The counts of the last ten minutes, one sample every ten seconds.
     pub history: Arc<History>,
-    /// The shares of the service's backends in the minutes of the last hour.
+    /// The shares of the service's backends in each minute of the last hour.
     pub shares: Arc<ShareHistory>,
-    /// The moment of the snapshot on the history's clock.
+    /// The time of the snapshot on the clock of the history.
     pub now: Duration,
-    /// Matters that need attention, one line each.
+    /// The problems that need attention, one line each.
     pub warnings: Vec<String>,
-    /// The recent counters of traffic that was forwarded to the service's backends.
+    /// The recent counters of the traffic that the program forwarded to the service's backends.
     pub traffic: Arc<TrafficHistory>,
-    /// The first thing to check if no packets arrive; `None`: some arrive, or it is unknown whether any do.
+    /// The first cause to check if no packets arrive; `None`: packets arrive, or the balancer does not know whether
+    /// they arrive.
     pub silence: Option<String>,
 }
 
-/// A removed backend that clients still know.
+/// A removed backend that still has known clients.
 #[derive(Clone, Debug)]
 pub struct GoneSnapshot {
-    /// Index of the backend's row in the kernel's maps.
+    /// The index of the backend's row in the kernel's maps.
     pub id: BackendId,
-    /// Name of the removed backend.
+    /// The name of the removed backend.
     pub name: String,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known_clients: u64,
-    /// Counters, summed over all CPUs.
+    /// The counters of the backend, added up over all CPUs.
     pub stats: BackendStats,
 }
 
-/// A listener of a service.
+/// A listener of a service, with its counters.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenerSnapshot {
-    /// The address, the ports and the protocol.
+    /// The address, the ports and the protocol of the listener.
     pub listener: Listener,
-    /// The listener's counters, summed over all CPUs; `None`: it is the only listener and has no counters of its own.
+    /// The listener's counters, added up over all CPUs; `None`: it is the service's only listener and has no counters
+    /// of its own.
     pub stats: Option<ListenerStats>,
 }
 
-/// The lookup table of a service, or of one of its address families.
+/// The lookup table of a service, or of one address family of the service.
 #[derive(Clone, Debug)]
 pub struct TableSnapshot {
-    /// The address family.
+    /// The address family of the table.
     pub family: Family,
-    /// The M entries: backend ids; or `ALL_DOWN` throughout, or `NO_BACKEND` throughout.
+    /// The M entries of the table, which are backend ids, or all `ALL_DOWN`, or all `NO_BACKEND`.
     pub live: Arc<[u16]>,
-    /// The table that holds while all primary backends take new clients; `None`: none of them does.
+    /// The table that would apply if all primary backends took new clients; `None`: no primary backend takes new
+    /// clients.
     pub base: Option<Arc<[u16]>>,
 }
 
-/// An outage of a service: a large part of its backends fails, so that known clients stay where they are.
+/// An outage of a service: so many of its backends fail that known clients stay with their backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutageSnapshot {
-    /// The duration so far.
+    /// The duration of the outage so far.
     pub lasted: Duration,
-    /// A line with the numbers of down backends and kept clients.
+    /// A line that contains the numbers of down backends and of kept clients.
     pub line: String,
 }
 
-/// A deny list.
+/// The list of prefixes that a service denies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeniedSnapshot {
-    /// The file with the prefixes.
+    /// The file that contains the prefixes.
     pub file: PathBuf,
-    /// The number of denied prefixes.
+    /// The number of prefixes in the list.
     pub prefixes: usize,
-    /// The number of packets that the list has denied.
+    /// The number of packets that the program dropped because of the list.
     pub packets: u64,
-    /// The time since the file was read.
+    /// The time since the balancer read the file.
     pub read: Option<Duration>,
-    /// Why the current contents of the file are not in effect.
+    /// The reason why the current contents of the file are not in effect.
     pub error: Option<String>,
 }
 
-/// The threshold at which a rule `spread` is suggested for a client.
+/// The threshold above which the balancer suggests a rule `spread` for a client.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpreadHeavy {
-    /// The fraction of the service's bytes from which on a rule is suggested.
+    /// The fraction of the service's bytes above which the balancer suggests a rule for a client.
     pub share: f64,
-    /// Prefixes that already have a rule.
+    /// The prefixes for which the service already has a rule.
     pub ruled: Vec<IpNet>,
 }
 
-/// A service.
+/// A service, with its backends and counters.
 #[derive(Clone, Debug)]
 pub struct ServiceSnapshot {
-    /// The indices of the service in the kernel's maps. A service with both families has two, beginning with that of
-    /// its first listener's family.
+    /// The indices of the service in the kernel's maps. A service with both address families has two indices; the first
+    /// index belongs to the family of the first listener.
     pub ids: Vec<ServiceId>,
-    /// The client prefix lengths.
+    /// The client prefix lengths of the service.
     pub client_prefix: ClientPrefix,
-    /// The last change of its table.
+    /// The last change of the service's lookup table.
     pub last_change: Option<LastChange>,
-    /// The service's statistics, which the task that collects them fills in.
+    /// The service's statistics, which another task collects and fills in.
     pub statistics: ServiceStatistics,
-    /// Name of the service.
+    /// The name of the service.
     pub name: String,
-    /// The service's listeners.
+    /// The service's listeners, with their counters.
     pub listeners: Vec<ListenerSnapshot>,
-    /// The forwarding mode.
+    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
-    /// The number of slots.
+    /// The number of slots of the lookup table.
     pub table_size: u32,
     /// The service's lookup table, or both tables if it has both address families.
     pub tables: Vec<TableSnapshot>,
-    /// The number of live tables so far.
+    /// The number of live tables that the service has had so far.
     pub table_generation: u64,
     /// The number of slots moved since the start because a backend's share changed.
     pub slots_moved_required: u64,
-    /// The number of other slots moved since the start.
+    /// The number of slots moved since the start although the shares of their old and new backend stayed the same.
     pub slots_moved_needless: u64,
-    /// How long the last table build took.
+    /// The duration of the last computation of the table.
     pub table_build: Duration,
-    /// The current outage, if any.
+    /// The current outage of the service, if there is one.
     pub outage: Option<OutageSnapshot>,
-    /// Whether clients are remembered.
+    /// Whether the service remembers clients.
     pub remembers: bool,
     /// The share of clients that the balancer steers.
     pub share: Share,
-    /// The packets that passed to the host, which serves the other clients.
+    /// The counters of packets that passed to the host, which serves the clients that the balancer does not steer.
     pub passed: ShareStats,
-    /// How QUIC connection IDs encode the service's backends, and the counters.
+    /// How QUIC connection IDs name the service's backends, and the QUIC counters.
     pub quic: Option<QuicSnapshot>,
-    /// The packets that a rule pinned to a backend that took no clients.
+    /// The number of packets that a rule pinned to a backend that took no clients.
     pub rule_fallbacks: u64,
-    /// The threshold for suggesting a rule for a heavy client; `None`: no suggestions.
+    /// The threshold for suggesting a rule for a heavy client; `None`: the balancer makes no suggestions.
     pub spread_heavy: Option<SpreadHeavy>,
     /// The deny list; `None` if the service has none.
     pub denied: Option<DeniedSnapshot>,
-    /// The lists of targets that become the service's backends.
+    /// The lists of targets from which the service's backends come.
     pub discover: Vec<DiscoverSnapshot>,
-    /// The counters of backends that were removed for good, by name; summed up after an hour.
+    /// The counters of backends that were removed for good, by name; after an hour, these counters are added together.
     pub removed_backends: Vec<(String, BackendStats)>,
-    /// The moves counted here that another member of the fleet has made and counts as well, by cause.
+    /// The moves that this member counts although another member of the fleet has made and counts them too, by cause.
     pub repeated_moves: [u64; MOVE_COUNTERS],
-    /// The removed backends that clients still know.
+    /// The removed backends that still have known clients.
     pub gone: Vec<GoneSnapshot>,
     /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
 }
 
-/// How QUIC connection IDs encode the backends of a service, and the counters.
+/// How QUIC connection IDs name the backends of a service, and the QUIC counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QuicSnapshot {
-    /// The formats and keys.
+    /// The formats of connection IDs and the keys.
     pub config: QuicConfig,
-    /// Counters of packets and addresses.
+    /// The counters of packets and addresses for QUIC.
     pub stats: QuicStats,
-    /// For each backend: its configured name, its server ID, and the number of known clients that left it because a
-    /// connection named another backend.
+    /// For each backend: its configured name, its server ID, and the number of known clients that left the backend
+    /// because a connection named another backend.
     pub servers: Vec<(String, ServerId, u64)>,
 }
 
@@ -365,7 +369,7 @@ impl ServiceSnapshot {
         if client.is_ipv4() { self.client_prefix.v4 } else { self.client_prefix.v6 }
     }
 
-    /// The sum of a counter over all present and removed backends.
+    /// The sum of one counter over all present and removed backends.
     #[must_use]
     pub fn total(&self, counter: impl Fn(&BackendStats) -> u64) -> u64 {
         let present = self.backends.iter().map(|backend| &backend.stats);
@@ -374,14 +378,14 @@ impl ServiceSnapshot {
         present.chain(gone).chain(removed_backends).map(counter).sum()
     }
 
-    /// The counters of all backends by id, before services of both families are joined.
+    /// The counters of all backends by id, before the parts of services with both families are joined.
     pub fn stats_mut(&mut self) -> impl Iterator<Item = (BackendId, &mut BackendStats)> {
         let gone = self.gone.iter_mut().map(|gone| (gone.id, &mut gone.stats));
         let present = self.backends.iter_mut();
         present.filter_map(|backend| Some((*backend.ids.first()?, &mut backend.stats))).chain(gone)
     }
 
-    /// Returns the sums of the counters of all the service's backends, without moves that other members count.
+    /// Returns the sums of the counters over all the service's backends, without moves that other members count.
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
@@ -395,8 +399,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Returns one line on the effects of sharing the service's clients with the host; `None`: the balancer has steered
-    /// every client for a long time.
+    /// Returns one line about the effects of sharing the service's clients with the host; `None`: the balancer has
+    /// steered every client for a long time.
     #[must_use]
     pub fn sharing_line(&self) -> Option<String> {
         let Share { now, least, most } = self.share;
@@ -431,13 +435,13 @@ impl ServiceSnapshot {
         self.share.now == 0
     }
 
-    /// Returns the kind of load to which shares refer.
+    /// Returns the kind of load that the shares measure.
     #[must_use]
     pub const fn load_kind(&self) -> Load {
         if self.remembers { Load::Clients } else { Load::Connections }
     }
 
-    /// Returns a backend's load of that kind; connections count from the start.
+    /// Returns a backend's load of the kind that the shares measure; the number of connections counts from the start.
     #[must_use]
     pub const fn load(&self, backend: &BackendSnapshot) -> u64 {
         match self.load_kind() {
@@ -446,8 +450,8 @@ impl ServiceSnapshot {
         }
     }
 
-    /// Returns for each backend its share of the known clients (without memory: of the connections), and the share that
-    /// it would have by the weights alone. The shares are `None` if there is no load.
+    /// Returns for each backend its actual share of the known clients (without client memory: of the connections), and
+    /// the share that the weights alone would give it. The actual shares are `None` if there is no load.
     #[must_use]
     pub fn shares(&self) -> Vec<(Option<f64>, Option<f64>)> {
         let load: u64 = self.backends.iter().map(|backend| self.load(backend)).sum();
@@ -456,14 +460,14 @@ impl ServiceSnapshot {
         shares.map(|backend| (share(self.load(backend), load), share(backend.eligible_weight(), weight))).collect()
     }
 
-    /// Returns the rates of one of the service's backends; `None` if they are not known yet.
+    /// Returns the rates of one of the service's backends; `None` if the rates are not known yet.
     #[must_use]
     pub fn rates_of(&self, backend: &BackendSnapshot) -> Option<Rates> {
         let id = *backend.ids.first()?;
         self.statistics.traffic.rates(self.statistics.now, id, (&backend.stats).into())
     }
 
-    /// Returns the rates of all the service's backends together; `None` if they are not known yet.
+    /// Returns the rates of all the service's backends added together; `None` if the rates are not known yet.
     #[must_use]
     pub fn rates(&self) -> Option<Rates> {
         let rates = self.backends.iter().filter_map(|backend| self.rates_of(backend));
@@ -473,125 +477,126 @@ impl ServiceSnapshot {
         })
     }
 
-    /// The largest ratio of actual to expected share.
+    /// The largest ratio of a backend's actual share to its expected share.
     #[must_use]
     pub fn imbalance(&self) -> Option<f64> {
         ratios::imbalance(self.shares())
     }
 }
 
-/// The agent of a backend.
+/// The agent of a backend, and its report.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AgentSnapshot {
     /// The complete report of the agent that is in effect.
     pub said: Said,
-    /// The time since the agent's last answer; `None`: it has not answered yet, it is silent, or another member queries
-    /// it.
+    /// The time since the agent's last answer; `None`: the agent has not answered yet, is silent, or is queried by
+    /// another member.
     pub heard: Option<Duration>,
-    /// Why the agent has not answered; `None`: its last answer was valid.
+    /// The reason why the agent has not answered; `None`: the agent's last answer was valid.
     pub silent: Option<String>,
 }
 
-/// The handshakes with a backend that began since one was last completed.
+/// The handshakes with a backend that began since the last completed handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unanswered {
-    /// The number of these handshakes, including repeated ones.
+    /// The number of unfinished handshakes, including repeated handshakes.
     pub begun: u32,
-    /// The time for which the first of them has waited.
+    /// The time for which the oldest unfinished handshake has waited.
     pub lasted: Duration,
 }
 
-/// A backend.
+/// A backend, with its counters.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
     /// The indices of the backend's rows in the kernel's maps, one for each family of its service.
     pub ids: Vec<BackendId>,
-    /// The backend's state in each family, if its service has both.
+    /// The backend's state in each address family, if its service has both families.
     pub families: Vec<FamilySnapshot>,
-    /// Name of the backend, unique in the service.
+    /// The name of the backend, unique in its service.
     pub name: String,
-    /// The address, with a port if the backend has one for all listeners.
+    /// The address of the backend, with a port if the backend has one port for all listeners.
     pub address: String,
-    /// The weight, 0–65535.
+    /// The weight of the backend, 0–65535.
     pub weight: u16,
     /// Whether the backend is a backup.
     pub backup: bool,
     /// Whether the backend comes from a list of targets.
     pub discovered: bool,
-    /// The backend's agent; `None`: its service queries no agents.
+    /// The backend's agent; `None`: the balancer queries no agents of this service.
     pub agent: Option<AgentSnapshot>,
-    /// The part of the backend's slots that its load allows; 100% if it gives nothing away; `None`: its service bounds
-    /// no loads.
+    /// The fraction of its slots that the backend keeps because of its load; 100%: it gives no slots away; `None`: its
+    /// service does not bound loads.
     pub bound: Option<Bound>,
-    /// The backend's limits.
+    /// The backend's limits on clients and connections.
     pub limits: Limits,
-    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: the backend is not
+    /// full.
     pub full: Option<Full>,
-    /// The administrative state that the operator wants.
+    /// The administrative state that the operator wants for the backend.
     pub admin: Admin,
-    /// The word for the verdict: `unknown`, `up` or `down`.
+    /// The name of the verdict: `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The state that users see.
+    /// The state of the backend that users see.
     pub state: BackendState,
-    /// The reason for the state; may be empty.
+    /// The reason for the backend's state; may be empty.
     pub reason: String,
-    /// The number of slots of the live table.
+    /// The number of slots that the backend has in the live table.
     pub slots: u32,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known_clients: u64,
-    /// `snat`: the number of connections at the last count.
+    /// `snat`: the number of the backend's connections at the last count.
     pub active: Option<u64>,
-    /// The time that is left of a drain in progress.
+    /// The remaining time of the backend's drain.
     pub drain_deadline: Option<Duration>,
     /// Whether the backend takes new clients.
     pub eligible: bool,
-    /// Counters, summed over all CPUs.
+    /// The counters of the backend, added up over all CPUs.
     pub stats: BackendStats,
-    /// The number of resets that refused connections and that the balancer withheld from clients.
+    /// The number of resets by which the backend refused connections and which the program withheld from clients.
     pub withheld: u64,
-    /// The numbers of signs of failure, by kind.
+    /// The numbers of signs that the backend may have failed, by kind.
     pub signals: [u64; Signal::COUNT],
     /// Unfinished handshakes with the backend.
     pub unanswered: Option<Unanswered>,
-    /// The numbers of health checks that passed, failed softly, and failed hard.
+    /// The numbers of the backend's health checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
-    /// The duration of the last health check.
+    /// The duration of the backend's last health check.
     pub last_check: Option<Duration>,
-    /// The backend's check and its results, once for each family of its service.
+    /// The backend's check and the check's results, once for each address family of the service.
     pub check: Vec<CheckSnapshot>,
-    /// The number of times the backend entered each of [`BackendState::ALL`].
+    /// The number of times that the backend entered each of [`BackendState::ALL`].
     pub transitions: [u64; BackendState::ALL.len()],
 }
 
 /// The state of a list of targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoverSnapshot {
-    /// The list.
+    /// The configuration of the list.
     pub source: Source,
     /// The number of targets in the last valid list.
     pub targets: Option<usize>,
-    /// The time since that list was read.
+    /// The time since the balancer read this list.
     pub read: Option<Duration>,
-    /// Why the current list is not applied.
+    /// The reason why the balancer does not apply the current list.
     pub error: Option<String>,
 }
 
 /// The state of a backend in one address family.
 #[derive(Clone, Debug)]
 pub struct FamilySnapshot {
-    /// The address family.
+    /// The address family in which the backend has this state.
     pub family: Family,
     /// The address under which the balancer reaches the backend.
     pub address: String,
-    /// The word for the verdict: `unknown`, `up` or `down`.
+    /// The name of the verdict: `unknown`, `up` or `down`.
     pub health: &'static str,
-    /// The state that users see for this family.
+    /// The backend's state that users see for this family.
     pub state: BackendState,
-    /// The reason for the state; may be empty.
+    /// The reason for the backend's state; may be empty.
     pub reason: String,
-    /// The number of slots in the family's live table.
+    /// The number of slots that the backend has in the family's live table.
     pub slots: u32,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known_clients: u64,
 }
 
@@ -600,30 +605,32 @@ pub struct FamilySnapshot {
 pub struct CheckSnapshot {
     /// The address and port to which the check connects.
     pub target: SocketAddr,
-    /// The check, described in words.
+    /// A description of the check in words.
     pub words: Arc<str>,
     /// The results of the checks.
     pub health: Health,
-    /// The age of the current verdict.
+    /// The time since the verdict last changed.
     pub verdict_age: Duration,
-    /// The verdict that the operator has set.
+    /// The verdict that the operator has set for the backend.
     pub forced: Option<Forced>,
-    /// The last check and the time since its end.
+    /// The last check, and the time since this check ended.
     pub last: Option<(CheckOutcome, Duration)>,
     /// The duration of the last check.
     pub took: Option<Duration>,
-    /// The numbers of consecutive passes and failures that make a verdict; `None`: there is no check.
+    /// The numbers of consecutive passes and of consecutive failures that change the verdict; `None`: the backend has
+    /// no check.
     pub rise_fall: Option<(u32, u32)>,
 }
 
 impl CheckSnapshot {
-    /// Returns the results that another verdict needs; empty without checks.
+    /// Returns the check results that another verdict needs, as text; empty without checks.
     #[must_use]
     pub fn next_verdict(&self) -> String {
         self.rise_fall.map_or_else(String::new, |rise_fall| self.health.next_verdict(rise_fall))
     }
 
-    /// Why this machine could not make the last check; `None` if it could, or if there was nothing to check.
+    /// The reason why this machine could not make the last check; `None` if the machine made the check, or if there was
+    /// nothing to check.
     fn hindered(&self) -> Option<&str> {
         match &self.last {
             Some((CheckOutcome::Hindered(why), _)) if self.rise_fall.is_some() => Some(why),
@@ -633,8 +640,8 @@ impl CheckSnapshot {
 }
 
 impl BackendSnapshot {
-    /// The reason for the backend's state; if clients are still at a backend that takes no new ones, the reason why
-    /// they stay.
+    /// The reason for the backend's state; if the backend takes no new clients but still has clients, the reason why
+    /// these clients stay.
     #[must_use]
     pub fn shown_reason(&self) -> String {
         let silent = self.agent.as_ref().and_then(|agent| agent.silent.as_ref());
@@ -646,7 +653,8 @@ impl BackendSnapshot {
         }
     }
 
-    /// Why this machine could not make the last check; `None` if it could, or if there was nothing to check.
+    /// The reason why this machine could not make the last check; `None` if the machine made the check, or if there was
+    /// nothing to check.
     #[must_use]
     pub fn hindered(&self) -> Option<&str> {
         self.check.iter().find_map(CheckSnapshot::hindered)
@@ -654,7 +662,7 @@ impl BackendSnapshot {
 
     fn judged_reason(&self) -> String {
         let takes_new = self.eligible && self.effective_weight() > 0;
-        // The core gives "weight 0" as reason if nothing else is wrong.
+        // The core gives "weight 0" as the reason if nothing else is wrong.
         let by_weight = self.weight == 0 && matches!(self.state, BackendState::Up | BackendState::Checking);
         let says_enough = !self.reason.is_empty() && !by_weight;
         if says_enough || takes_new || self.known_clients == 0 {
@@ -672,7 +680,7 @@ impl BackendSnapshot {
         format!("takes no new clients, has {}: {why}", counted(self.known_clients as usize, "known client"))
     }
 
-    /// The weight that determines the number of the backend's slots.
+    /// The weight that determines the number of slots of the backend.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent.as_ref().map_or(self.weight, |agent| agent.said.weight(self.weight))

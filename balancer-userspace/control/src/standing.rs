@@ -1,6 +1,5 @@
-//! A backend's standing, which follows from its administrative state and its health. It is never stored, but derived
-//! each time.
-//!
+//! Derives from a backend's administrative state and health whether the backend takes and keeps clients (its standing).
+//! The controller never stores this standing, but derives it each time.
 //!
 //! ```text
 //!                                 first pass
@@ -31,21 +30,21 @@ use balancer_config::{
 
 use crate::health::FailureKind;
 
-/// The health of a backend as its standing sees it.
+/// The health of a backend, as far as its standing depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HealthFact {
     /// The backend has no check.
     Unchecked,
-    /// There is no verdict yet.
+    /// The checks of the backend have given no verdict yet.
     Unknown,
-    /// The checks pass.
+    /// The checks of the backend pass.
     Up,
-    /// The checks fail, or (a hard failure) the backend has no next hop.
+    /// The checks of the backend fail, or (as a hard failure) the backend has no next hop.
     Down(FailureKind),
 }
 
 impl HealthFact {
-    /// The word for the health that users see.
+    /// The name of the health that users see.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -56,49 +55,49 @@ impl HealthFact {
     }
 }
 
-/// Everything that determines a backend's standing.
+/// The facts that determine a backend's standing.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {
-    /// The administrative state that the operator wants.
+    /// The administrative state that the operator wants for the backend.
     pub admin: Admin,
-    /// The results of the checks.
+    /// The health of the backend according to its checks.
     pub health: HealthFact,
-    /// Whether the backend counts as down until the first verdict.
+    /// Whether the backend counts as down until its checks give the first verdict.
     pub start_down: bool,
-    /// How a failure treats known clients.
+    /// How a failure of the backend affects its known clients.
     pub on_failure: OnFailure,
-    /// Whether the service remembers clients. Without memory there are no clients to keep.
+    /// Whether the service remembers clients. Without client memory, a backend has no clients to keep.
     pub remembers: bool,
-    /// Whether a drain is over: its deadline has passed, or no known client is left.
+    /// Whether the drain of the backend is over: its deadline has passed, or the backend has no known clients any more.
     pub drained: bool,
-    /// Why the backend keeps its clients although it has failed; `None` if it does not.
+    /// The reason why the backend keeps its clients although it has failed; `None`: there is no such reason.
     pub held: Option<Held>,
 }
 
-/// Why a backend that has failed keeps its clients.
+/// The reason why a backend that has failed keeps its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Held {
-    /// So many backends fail that it may be an outage of the whole service.
+    /// So many backends fail that the whole service may have an outage.
     Suspect,
-    /// The failure belongs to an outage.
+    /// The failure of the backend belongs to an outage.
     Outage,
 }
 
-/// The treatment of a backend's clients, and the state that users see.
+/// How the balancer treats the clients of a backend, and the state that users see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether the backend takes new clients (if its weight is not 0 and, for a backup, if it is needed).
+    /// Whether the backend takes new clients (provided that its weight is not 0 and, for a backup, that it is needed).
     pub takes_new: bool,
-    /// Whether known clients stay with the backend; always false without memory.
+    /// Whether known clients stay at the backend; always false without client memory.
     pub keeps_known: bool,
-    /// The cause of moves, if known clients do not stay.
+    /// The cause of moves, if known clients do not stay at the backend.
     pub cause: MoveCause,
-    /// The state that users see.
+    /// The state of the backend that users see.
     pub state: BackendState,
 }
 
 impl Situation {
-    /// Derives the standing of a backend in this situation.
+    /// Derives the standing of a backend from these facts.
     #[must_use]
     pub const fn standing(self) -> Standing {
         let failure = match self.health {
@@ -135,8 +134,8 @@ impl Situation {
         Standing { takes_new, keeps_known: keeps_known && self.remembers, cause, state }
     }
 
-    /// The standing of a backend that has failed together with so many others that its clients are better off where
-    /// they are. Without memory, clients stay only if the backend's slots do.
+    /// The standing of a backend that has failed together with so many others that its clients should stay. Without
+    /// client memory, clients stay only if the backend's slots stay.
     const fn held(self, held: Held, action: FailureAction) -> Standing {
         let (cause, drains) = match action {
             FailureAction::Move => (MoveCause::Down, false),
@@ -150,7 +149,7 @@ impl Situation {
         Standing { takes_new: !self.remembers, keeps_known: self.remembers, cause, state }
     }
 
-    /// Whether known clients are kept only until a drain ends.
+    /// Whether the backend keeps known clients only until a drain ends.
     #[must_use]
     pub const fn drains(self) -> bool {
         let beginning = Self { drained: false, held: None, ..self };
@@ -176,8 +175,8 @@ mod tests {
 
     type Row = (Admin, &'static [HealthFact], Option<FailureAction>, bool, bool, &'static str);
 
-    /// The rows of the documented table, with memory: operator's state, health, effect of a failure (`None`: any) ->
-    /// takes new clients, keeps known ones, displayed state.
+    /// The rows of the documented table, for services with client memory: operator's state, health, effect of a failure
+    /// (`None`: any) -> takes new clients, keeps known clients, displayed state.
     const TABLE: &[Row] = {
         use Admin::{Drain, Maint, Ready};
         use FailureKind::{Hard, Soft};

@@ -1,8 +1,8 @@
-//! The state of the controller that outlives its process.
+//! The state of the controller that must survive the end of its process.
 //!
-//! Plain data, which [`Controller::export`](super::controller::Controller::export) makes and
-//! [`Controller::restore`](super::controller::Controller::restore) takes. A new field gets `#[serde(default)]`, so that
-//! older files stay readable; a new field that an older controller must not overlook gets a new [`VERSION`].
+//! The state is plain data; [`Controller::export`](super::controller::Controller::export) makes the state, and
+//! [`Controller::restore`](super::controller::Controller::restore) reads it. A new field gets `#[serde(default)]`, so
+//! that older files stay readable; a new field that an older controller must not ignore requires a new [`VERSION`].
 
 mod changes;
 
@@ -37,51 +37,54 @@ pub use self::changes::{ListChanges, SavedChanges};
 /// The counters of backends that were removed for good, by service and name.
 pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
-/// The version that this controller writes. It refuses files of later versions.
+/// The version of the state that this controller writes. The controller refuses files with a later version.
 pub const VERSION: u32 = 2;
 
-/// Everything that a restart must preserve. When it is written, its lists may be [`Listed`].
+/// All data that a restart must preserve. In a state that is being written, the lists may be [`Listed`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, NextHops = Vec<(IpAddr, Hop)>> {
-    /// The version of the state, see [`VERSION`].
+    /// The version of the state; see [`VERSION`].
     pub version: u32,
-    /// The number of the kernel maps that belong to the state, drawn at random when the maps were created.
+    /// A number that identifies the kernel maps to which the state belongs, drawn at random when the maps were created.
     pub instance: u64,
     /// The number of changes that users have made.
     pub generation: u64,
     /// The fleet's hash key, if the configuration has none.
     pub hash_key: Option<HashKey>,
-    /// A fingerprint of the hash key, which shows whether hashes are the same as before.
+    /// A fingerprint of the hash key, which shows whether the hash key is still the same.
     pub key_fingerprint: u64,
     /// The services of the last applied configuration file.
     pub file: File,
     /// The current services.
     pub services: Services,
-    /// The removed backends that clients may still know.
+    /// The removed backends that may still have known clients.
     pub gone: Vec<SavedGone>,
-    /// The free backend ids as runs (first, last), in the order of their use.
+    /// The free backend ids as runs (first, last), in the order in which the controller uses them.
     pub free_ids: Vec<(u16, u16)>,
     /// The known states of the paths to backends.
     pub next_hops: NextHops,
-    /// The counters of backends that were removed for good, by service and name. The shell fills them in.
+    /// The counters of backends that were removed for good, by service and name. The shell, and not the core, fills in
+    /// these counters.
     #[serde(default, rename = "departed")]
     pub removed_backends: SavedCountersByService,
-    /// The moves that other members of a fleet count, by service and cause. The shell fills them in.
+    /// The moves that other members of a fleet count too, by service and cause. The shell, and not the core, fills in
+    /// these moves.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
-    /// Whether the operator has withdrawn the VIPs. The shell fills this in.
+    /// Whether the operator has withdrawn the VIPs from this machine. The shell, and not the core, fills in this flag.
     #[serde(default)]
     pub withdrawn: bool,
-    /// The fleet's epoch that has this state. The shell fills it in.
+    /// The epoch of the fleet whose state this is. The shell, and not the core, fills in the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// A clock that makes moments comparable even if the wall clock has been set since. The shell fills it in.
+    /// A clock by which times stay comparable even if the wall clock has been set since. The shell, and not the core,
+    /// fills in this clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
 
-/// A list whose items are created one by one while they are written, because a large state as a whole would take tens
-/// of megabytes.
+/// A list whose items are created one by one while they are written, because all items of a large state together would
+/// take tens of megabytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<List>(pub(crate) List);
 
@@ -92,7 +95,7 @@ impl<List: Fn() -> Items, Items: Iterator<Item: Serialize>> Serialize for Listed
 }
 
 impl SavedState {
-    /// Clears the counters that grow with every check and sweep.
+    /// Clears the counters that change with every check and with every sweep.
     pub fn forget_counts(&mut self) {
         for backend in self.services.iter_mut().flat_map(|service| &mut service.backends) {
             (backend.known, backend.checks) = (0, [0; 3]);
@@ -100,9 +103,9 @@ impl SavedState {
         self.gone.iter_mut().for_each(|gone| gone.known = 0);
     }
 
-    /// Resets all counters to 0, because the maps with their latest values are gone. The file may be minutes old, so a
-    /// counter that continued from it could decrease, and Prometheus would take this for a reset and count twice.
-    /// Counters that a fleet has `agreed` on stay.
+    /// Resets all counters to 0, because the maps with their latest values no longer exist. The file may be minutes
+    /// old, so a counter that continued from the file could decrease, and Prometheus would take the decrease for a
+    /// reset and count packets twice. Counters on which a fleet has `agreed` keep their values.
     pub fn restart_counters(&mut self, agreed: bool) {
         self.removed_backends.clear();
         self.repeated_moves.clear();
@@ -133,8 +136,8 @@ impl SavedState {
         [self.generation].into_iter().chain(services).chain(backends).chain(gone)
     }
 
-    /// Limits all times so that, from `now` on, nothing lasts longer than it was to last when it began. The function is
-    /// for a state whose moments come from a clock that may have been set since then.
+    /// Limits all times in the state so that, from `now` on, no period lasts longer than its original duration. A state
+    /// needs this call if its times come from a clock that may have been set since the state was saved.
     pub fn bound(&mut self, now: Moment) {
         for service in &mut self.services {
             if let Some(outage) = &mut service.outage {
@@ -164,46 +167,46 @@ impl SavedState {
     }
 }
 
-/// The name of a fleet's state.
+/// The identification of the epoch that contains a fleet's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedEpoch {
-    /// The epoch's lineage: see `balancer-fleet`.
+    /// The lineage of the epoch: see `balancer-fleet`.
     pub lineage: u64,
-    /// The epoch's number in its lineage.
+    /// The number of the epoch in its lineage.
     pub number: u64,
-    /// The time of the decision.
+    /// The time at which the epoch was decided.
     pub at: Moment,
 }
 
-/// A service.
+/// The saved state of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedService {
-    /// Index of the service.
+    /// The index of the service.
     pub id: ServiceId,
-    /// The family of the service's clients; if absent, that of its first listener.
+    /// The address family of the service's clients; if absent: the family of the service's first listener.
     #[serde(default)]
     pub family: Option<Family>,
     /// The ids of the service's listeners.
     #[serde(default)]
     pub listeners: Vec<(Listener, ListenerId)>,
-    /// The service's configuration, without `backends`, which are stored below.
+    /// The service's configuration without `backends`; the backends are stored in a field below.
     pub settings: ServiceConfig,
-    /// The number of live tables so far.
+    /// The number of live tables that the service has had so far.
     pub table_generation: u64,
-    /// The number of slots moved because a backend's share changed.
+    /// The number of slots moved because the share of a backend changed.
     pub slots_moved_required: u64,
-    /// The number of other slots moved.
+    /// The number of slots moved although the shares of their old and new backend stayed the same.
     pub slots_moved_needless: u64,
-    /// The number of seconds in a tick of the service's client memory; 0: it has none yet.
+    /// The number of seconds in a tick of the service's client memory; 0: the service has no client memory yet.
     #[serde(default)]
     pub tick_seconds: u32,
-    /// The rules for client prefixes.
+    /// The service's rules for client prefixes.
     #[serde(default)]
     pub rules: Vec<SavedRule>,
-    /// The prefixes of expired rules of the configuration file.
+    /// The prefixes of those rules in the configuration file that have expired.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended_rules: Vec<IpNet>,
-    /// The declared or suspected outage, if any.
+    /// The declared or suspected outage of the service, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<SavedOutage>,
     /// The earlier shares of clients that the balancer steered, if the share has changed recently.
@@ -213,25 +216,25 @@ pub struct SavedService {
     pub backends: Vec<SavedBackend>,
 }
 
-/// The range of the recent shares of steered clients; the settings hold the current share.
+/// The range of the share of steered clients in the recent past; the settings contain the current share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedShare {
-    /// The smallest share.
+    /// The smallest recent share.
     pub least: u8,
-    /// The largest share.
+    /// The largest recent share.
     pub most: u8,
-    /// The time from which on the earlier shares no longer matter.
+    /// The time after which connections from before the last change of the share no longer matter.
     pub settles: Moment,
 }
 
 /// A declared or suspected outage of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedOutage {
-    /// The phase.
+    /// The phase of the outage.
     pub phase: SavedPhase,
     /// The time at which the outage began.
     pub since: Moment,
-    /// The backends that keep their known clients although they are down.
+    /// The backends that keep their known clients although the backends are down.
     pub held: Vec<BackendId>,
 }
 
@@ -239,31 +242,31 @@ pub struct SavedOutage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SavedPhase {
-    /// The outage is suspected.
+    /// The controller suspects an outage.
     Suspected {
-        /// The time at which the decision is due.
+        /// The time at which the controller decides about the outage.
         until: Moment,
     },
-    /// The outage is declared.
+    /// The controller has declared the outage.
     Lasts,
-    /// Some backends of the outage are back.
+    /// Some backends of the outage are up again.
     Ebbing {
-        /// The time until which the other backends may come back.
+        /// The time until which the other backends of the outage may come back.
         until: Moment,
         /// Whether the outage was declared, and not only suspected.
         declared: bool,
     },
 }
 
-/// A rule for a client prefix.
+/// The saved state of a rule for a client prefix.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedRule {
-    /// The clients to which the rule applies.
+    /// The client prefix to which the rule applies.
     pub prefix: IpNet,
-    /// The treatment of these clients.
+    /// How the rule treats these clients.
     #[serde(flatten)]
     pub action: Action,
-    /// The time for which the rule was to hold when it was added.
+    /// The lifetime that the rule had when it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
     /// The time at which the rule expires.
@@ -271,48 +274,49 @@ pub struct SavedRule {
     pub ends: Option<Moment>,
 }
 
-/// A slow start in progress.
+/// The saved state of a slow start in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedSlowStart {
     /// The time at which the slow start began.
     pub since: Moment,
     /// The total duration of the slow start.
     pub lasts: Duration,
-    /// The current step in the live table.
+    /// The current step of the slow start in the live table.
     pub step: u8,
 }
 
-/// A backend.
+/// The saved state of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBackend {
-    /// Index of the backend's row.
+    /// The index of the backend's row in the kernel's maps.
     pub id: BackendId,
-    /// The backend's present configuration.
+    /// The backend's present configuration, including changes made at run time.
     pub config: BackendConfig,
-    /// The administrative state that the operator wants.
+    /// The administrative state that the operator wants for the backend.
     pub admin: Admin,
-    /// The verdict of the backend's checks, and the checks counted towards the next verdict.
+    /// The verdict of the backend's checks, and the checks counted so far towards another verdict.
     pub health: Health,
-    /// The state that users see.
+    /// The state of the backend that users see.
     pub state: BackendState,
-    /// The start of that state.
+    /// The time at which that state began.
     pub since: Moment,
-    /// The operator's drain timeout, which applies in place of the service's.
+    /// The operator's timeout for a drain, which applies in place of the service's timeout.
     pub drain_timeout: Option<Duration>,
-    /// The deadline of a drain in progress.
+    /// The deadline of the backend's drain in progress.
     pub drain_until: Option<Moment>,
-    /// Whether the backend is removed once it is drained.
+    /// Whether the controller removes the backend after the drain.
     pub leaving: bool,
-    /// The verdict that the operator has set.
+    /// The verdict that the operator has set for the backend.
     #[serde(default)]
     pub forced: Option<Forced>,
-    /// The agent's report that reduces something; `None`: nothing is reduced.
+    /// The agent's report, if it reduces something; `None`: no report reduces anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<Box<Said>>,
-    /// The part of the backend's slots that its load allows; `None`: all.
+    /// The fraction of its slots that the backend keeps because of its load; `None`: all slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<Bound>,
-    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: the backend is not
+    /// full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
     /// The progress of the backend's slow start.
@@ -320,9 +324,9 @@ pub struct SavedBackend {
     pub slow_start: Option<SavedSlowStart>,
     /// Whether the backend was added while the service was in use, and waits for its next hop.
     pub late: bool,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known: u64,
-    /// The numbers of checks that passed, failed softly, and failed hard.
+    /// The numbers of the backend's checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
     /// The number of times that the backend entered each state.
     pub transitions: Vec<u64>,
@@ -331,54 +335,54 @@ pub struct SavedBackend {
     pub way: Option<Way>,
 }
 
-/// A removed backend that clients may still know.
+/// A removed backend that may still have known clients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedGone {
     /// The backend's name in its former service.
     pub name: String,
     /// The backend's specification, from its row.
     pub row: BackendSpec,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known: u64,
 }
 
-/// Counters of a backend.
+/// The saved counters of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedCounters {
-    /// The number of packets forwarded.
+    /// The number of packets forwarded to the backend.
     pub packets: u64,
-    /// The number of bytes forwarded.
+    /// The number of bytes forwarded to the backend.
     pub bytes: u64,
-    /// The number of new connections.
+    /// The number of new connections to the backend.
     pub connections: u64,
-    /// New connections, by the index of their decision.
+    /// The numbers of new connections, by the index of the decision.
     pub decisions: Vec<u64>,
-    /// Known clients that moved away, by the index of the cause.
+    /// The numbers of known clients that moved away, by the index of the cause.
     pub moves: Vec<u64>,
-    /// The time at which counters were last added.
+    /// The time at which a removed backend's counters were last added.
     #[serde(default)]
     pub since: Option<Moment>,
 }
 
-/// A moment that is valid across restarts: the time since the Unix epoch.
+/// A time that is valid across restarts: the duration since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Moment(pub Duration);
 
-/// The moment of a state on two clocks: the wall clock, which may be set, and a clock that advances steadily until the
+/// The time of a state on two clocks: the wall clock, which may be set, and a clock that advances steadily until the
 /// machine shuts down.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedClock {
     /// The boot id of the machine.
     pub boot: String,
-    /// The time since the boot.
+    /// The duration since the machine was booted.
     pub uptime: Duration,
-    /// The wall clock's time.
+    /// The time on the wall clock.
     pub wall: Moment,
 }
 
 impl SavedClock {
-    /// Returns the time that the wall clock would show at this uptime if it had not been set since; `None` if the
-    /// uptime is before this moment, which means that the machine was booted again.
+    /// Returns the time that the wall clock would show at this uptime if nobody had set the wall clock since this
+    /// moment. `None`: the uptime is smaller than at this moment, which means that the machine was booted again.
     #[must_use]
     pub fn wall_at(&self, uptime: Duration) -> Option<SystemTime> {
         let since = uptime.checked_sub(self.uptime)?;
@@ -386,12 +390,12 @@ impl SavedClock {
     }
 }
 
-/// The same moment on two clocks, for conversion.
+/// The same moment on two clocks, which allows converting times from one clock to the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Clocks {
-    /// The monotonic clock's time.
+    /// The time of the moment on the monotonic clock.
     pub now: Instant,
-    /// The wall clock's time.
+    /// The time of the moment on the wall clock.
     pub wall: SystemTime,
 }
 
@@ -400,7 +404,7 @@ impl Clocks {
         self.wall.duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
-    /// Converts `instant` to the wall clock.
+    /// Converts `instant` to a time on the wall clock.
     #[must_use]
     pub fn moment(self, instant: Instant) -> Moment {
         let ahead = instant.saturating_duration_since(self.now);
@@ -408,7 +412,7 @@ impl Clocks {
         Moment((self.since_epoch() + ahead).saturating_sub(behind))
     }
 
-    /// The same clocks as they were at `moment`, or as they are now if it is in the future.
+    /// The two clocks as they were at `moment`, or as they are now if `moment` is in the future.
     #[must_use]
     pub fn as_of(self, moment: Moment) -> Self {
         let now = self.instant(moment).min(self.now);
@@ -416,7 +420,7 @@ impl Clocks {
         Self { now, wall: self.wall.checked_sub(ago).unwrap_or(self.wall) }
     }
 
-    /// Converts `moment` to the monotonic clock, but not to a time before this clock's earliest time.
+    /// Converts `moment` to a time on the monotonic clock, but not to a time before the earliest time of this clock.
     #[must_use]
     pub fn instant(self, moment: Moment) -> Instant {
         let wall = self.since_epoch();

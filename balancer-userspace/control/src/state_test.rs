@@ -1,4 +1,4 @@
-//! Tests of the state that a restart preserves, with client memory; the model test covers tables and ids of random
+//! Tests of the state that a restart preserves, with client memory; the model test covers the tables and ids of random
 //! sequences.
 
 use std::time::{Duration, UNIX_EPOCH};
@@ -30,7 +30,7 @@ fn export(bench: &Bench) -> SavedState {
     serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap()
 }
 
-/// Continues in another process, after this `pause`, with `file` as its configuration file.
+/// Continues in another process after this `pause`; the other process reads the configuration file `file`.
 pub(super) fn restart(bench: &mut Bench, pause: Duration, file: Vec<ServiceConfig>) -> Vec<Command> {
     let state = export(bench);
     bench.now += pause;
@@ -67,7 +67,7 @@ fn when_a_restart_happens_during_drains_then_they_end_at_their_time() {
     assert_eq!(bench.controller.next_deadline(), Some(bench.now + Duration::from_secs(60)));
     assert_eq!(bench.shown("web/web1").0, BackendState::Draining);
     assert!(bench.controller.backend(&name("web/web2")).unwrap().is_leaving());
-    // The deadline passes before the next start.
+    // The deadline passes before the other process starts.
     restart(&mut bench, Duration::from_secs(60), vec![remembering()]);
     assert_eq!(bench.shown("web/web1").0, BackendState::Drained);
     let commands = restart(&mut bench, Duration::from_secs(3600), vec![remembering()]);
@@ -189,7 +189,7 @@ fn when_a_file_cannot_replace_the_saved_state_then_the_start_uses_the_file_alone
     assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
     assert_eq!(bench.service().backends().len(), 33_000);
     assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
-    // The commands concern only the differences in the file.
+    // The commands concern only objects that differ in the file.
     let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
     assert_eq!(written, 33_000);
 }
@@ -207,7 +207,7 @@ fn when_ids_exceed_the_smallest_maps_then_they_survive_a_restart() {
     bench.controller.start(bench.now);
     assert_eq!(bench.id("web/web2"), BackendId(40_000));
 
-    // The file has other backends; at first the old ones are served beside them.
+    // The file contains other backends; at first, the balancer also serves the old backends.
     let others = ["a 10.0.1.1:80", "b 10.0.1.2:80", "c 10.0.1.3:80"];
     let file = service("other", "198.51.100.11:80", Forwarding::Dsr, &others);
     bench.controller = Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();
@@ -254,7 +254,7 @@ fn when_a_table_size_is_automatic_then_it_stays_so_over_a_restart() {
     assert_eq!(table.len(), 16_411);
     restart(&mut bench, Duration::ZERO, vec![auto(40)]);
     assert_eq!(bench.service().live_table(), table);
-    // The file's table is smaller; at first the old table is served beside it.
+    // The table size in the file is smaller; at first, the balancer also serves the old table.
     let state = export(&bench);
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + WALL };
     let restored = |file| Controller::restore(config(vec![file]), KEY, state.clone(), clocks).unwrap();

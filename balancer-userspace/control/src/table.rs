@@ -1,19 +1,19 @@
-//! Live tables: determine to which backends clients are steered now.
-//!
+//! Live tables, which determine the backends to which the balancer steers clients now.
 //!
 //! ```text
 //! base = Maglev(configured backends, by name and weight)
 //! live = base, where slots of backends that are not steered to belong to their successors
 //! ```
 //!
-//! A backend in a slow start has only a part of every [`STEPS`] of its slots; the others go to backends that do not
-//! start slowly. Each step therefore moves slots to this backend, and no slots between other backends or back. A
-//! backend with too much load gives slots away in the same manner.
+//! A backend in a slow start keeps only some of every [`STEPS`] of its slots; its other slots go to backends that are
+//! not in a slow start. Each step of a slow start therefore moves slots only to the starting backend, and no slots
+//! between other backends or away from the starting backend. A backend with too much load gives slots away in the same
+//! way as a backend in a slow start.
 //!
-//! A live table is a function of (configured backends, steered-to backends, M, key), and of nothing that happened
-//! before. Balancers with the same view have the same table, a failure or a drain moves only that backend's slots, and
-//! the backend's return restores the table exactly. Backups have their own base table, which is used when no primary
-//! takes new clients.
+//! A live table depends only on (configured backends, backends that take clients, M, key), and not on any earlier
+//! state. Two balancers with the same view of the backends have the same table. The failure or drain of a backend moves
+//! only the slots of this backend, and its return restores the table exactly. Backup backends have a base table of
+//! their own, which applies when no primary backend takes new clients.
 
 use std::sync::Arc;
 
@@ -31,10 +31,10 @@ use crate::{
     succession::Succession,
 };
 
-/// The number of steps of a slow start, which ends with the last step.
+/// The number of steps of a slow start; the slow start ends with the last step.
 pub const STEPS: u8 = 10;
 
-/// The facts about a configured backend on which the table depends.
+/// The facts about a configured backend that determine the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// The id, name and weight of the backend.
@@ -43,31 +43,34 @@ pub struct Candidate<'a> {
     pub backup: bool,
     /// Whether the backend is in maintenance.
     pub maint: bool,
-    /// Whether the backend's standing allows new clients (regardless of the weight).
+    /// Whether the backend's state and health allow new clients (regardless of its weight).
     pub takes_new: bool,
-    /// The step of the backend's slow start, from 1. A finished slow start stays at [`STEPS`] until all slow starts of
-    /// the service are finished.
+    /// The step of the backend's slow start, counted from 1. After the end of a slow start, the value stays at
+    /// [`STEPS`] until all slow starts of the service have ended.
     pub step: Option<u8>,
-    /// How many of every [`STEPS`] of the backend's slots its load allows; `None`: all.
+    /// The number of slots that the backend keeps because of its load, out of every [`STEPS`] of its slots; `None`: all
+    /// slots.
     pub bound: Option<u8>,
 }
 
-/// The kind of backends to which a live table steers.
+/// The kind of backends to which a live table steers clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
     /// Primary backends take new clients.
     Primaries,
-    /// Backups take new clients, because no primary does.
+    /// Backup backends take new clients, because no primary backend takes them.
     Backups,
-    /// No backend takes new clients, and the service steers as if every backend outside of maintenance were up.
+    /// No backend takes new clients, and the service steers clients as if every backend were up, except backends in
+    /// maintenance.
     AsIfUp,
-    /// No backend takes new clients, and the service drops packets.
+    /// No backend takes new clients, and the service drops the packets of clients.
     AllDown,
     /// The service has no backends.
     NoBackend,
 }
 
-/// The weights of the backends to which clients are steered, times their slow start steps, by id.
+/// The shares of the backends to which the balancer steers clients, by id: each share is the weight times the slow
+/// start step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shares(Vec<(u16, u32)>);
 
@@ -78,18 +81,18 @@ impl Shares {
         Self(Vec::new())
     }
 
-    /// Whether clients are steered to a backend.
+    /// Whether the balancer steers clients to a backend.
     #[must_use]
     pub fn has(&self, id: u16) -> bool {
         self.0.binary_search_by_key(&id, |&(id, _)| id).is_ok()
     }
 
-    /// The backends to which clients are steered, in ascending order.
+    /// The backends to which the balancer steers clients, in ascending order of ids.
     pub fn ids(&self) -> impl Iterator<Item = u16> + Clone {
         self.0.iter().map(|&(id, _)| id)
     }
 
-    /// All shares, by id in ascending order.
+    /// All shares in ascending order of ids.
     pub fn iter(&self) -> impl Iterator<Item = (u16, u32)> {
         self.0.iter().copied()
     }
@@ -109,22 +112,22 @@ impl FromIterator<(u16, u32)> for Shares {
     }
 }
 
-/// A live table.
+/// A live table, and the inputs that determine it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
-    /// The kind of backends to which clients are steered.
+    /// The kind of backends to which the table steers clients.
     pub tier: Tier,
-    /// The backends to which clients are steered; empty with [`Tier::AllDown`] and [`Tier::NoBackend`].
+    /// The backends to which the table steers clients; empty with [`Tier::AllDown`] and [`Tier::NoBackend`].
     pub shares: Shares,
-    /// The M entries: ids out of `shares`, or `ALL_DOWN` throughout, or `NO_BACKEND` throughout.
+    /// The M entries of the table: all are ids that occur in `shares`, or all are `ALL_DOWN`, or all are `NO_BACKEND`.
     pub slots: Arc<[u16]>,
-    /// The base table of the primaries; `None`: no clients are steered to primaries.
+    /// The base table of the primary backends; `None`: no primary backend takes clients.
     pub home: Option<Arc<[u16]>>,
 }
 
-/// Builds the live tables of one service. The builder caches the base tables, which change only with the configuration,
-/// and the last table used for slots without a successor. A slot keeps its owner while clients are steered to it, so
-/// the builder continues from the last live table if backends were only removed since.
+/// Builds the live tables of one service, and caches base tables. The cache contains the base tables, which change only
+/// with the configuration, and the last table used for slots without a successor. A slot keeps its owner as long as the
+/// owner takes clients, so the builder continues from the last live table if backends have only been removed since.
 #[derive(Clone, Debug, Default)]
 pub struct Builder {
     primaries: Base,
@@ -137,14 +140,14 @@ pub struct Builder {
 #[derive(Clone, Debug)]
 struct Last {
     base: Arc<[u16]>,
-    /// The ids of backends to which clients are steered, in ascending order.
+    /// The ids of the backends to which the balancer steers clients, in ascending order.
     steered: Vec<u16>,
     slots: Arc<[u16]>,
 }
 
 impl Builder {
-    /// The live table of `candidates` with `table_size` slots under the service's table key. Base tables in `made` are
-    /// reused.
+    /// The live table of `candidates` with `table_size` slots under the service's table key. The function reuses base
+    /// tables in `made`.
     pub fn live(
         &mut self,
         candidates: &[Candidate<'_>],
@@ -164,14 +167,15 @@ impl Builder {
         base.update(&configured, (table_size, key), made);
         let home = (!first.backup).then(|| Arc::clone(&base.slots));
 
-        // If no backend could take slots that others give away because of load, none are given away.
+        // If no backend could take the slots that other backends give away because of their load, no backend gives
+        // slots away.
         let some_are_free = steered.iter().any(|candidate| candidate.step.is_none() && candidate.bound.is_none());
         let given = |candidate: &Candidate<'_>| {
             let steps = [candidate.step, candidate.bound.filter(|_| some_are_free)];
             steps.into_iter().flatten().min()
         };
         let settled = steered.iter().any(|&candidate| given(candidate).is_none());
-        // If every backend starts slowly, none of them does.
+        // If every backend is in a slow start, every backend gets all of its slots.
         let step = |candidate: &Candidate<'_>| given(candidate).filter(|_| settled).unwrap_or(STEPS);
         let share = |candidate: &Candidate<'_>| u32::from(candidate.member.weight) * u32::from(step(candidate));
         let shares: Shares = steered.iter().map(|candidate| (candidate.member.id, share(candidate))).collect();
@@ -217,7 +221,7 @@ impl Builder {
         Live { tier, shares, slots, home }
     }
 
-    /// Returns the base tables that this builder has made, for reuse by a builder that needs the same ones.
+    /// Returns the base tables that this builder has made; another builder that needs the same tables can reuse them.
     #[must_use]
     pub fn made(&self) -> Vec<Made> {
         let made = [&self.primaries, &self.backups, &self.remnant].into_iter().filter(|base| base.of.is_some());
@@ -230,7 +234,7 @@ impl Builder {
 pub struct Made(Base);
 
 impl Made {
-    /// Whether both values are the same shared table.
+    /// Whether this table and another one share the same memory.
     #[cfg(test)]
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0.slots, &other.0.slots)
@@ -247,7 +251,7 @@ struct Base {
 
 #[derive(Clone, Debug)]
 struct Ingredients {
-    /// The id, weight and name of each member.
+    /// The id, the weight and the name of each backend in the table.
     members: Vec<(u16, u16, String)>,
     table_size: u32,
     key: HashKey,
@@ -284,20 +288,20 @@ impl Ingredients {
 }
 
 impl Last {
-    /// Whether the later set of backends lacks some of these backends and has no others.
+    /// Whether the later set of backends lacks some of these backends and contains no others.
     fn precedes(&self, base: &Arc<[u16]>, shares: &Shares) -> bool {
         Arc::ptr_eq(&self.base, base) && shares.are_among(&self.steered)
     }
 }
 
-/// Data about each backend for building a live table, looked up for each slot.
+/// The data about each backend that the builder looks up for each slot.
 struct Rows(ById<Row>);
 
 #[derive(Clone, Copy, Default)]
 struct Row {
-    /// How many of every [`STEPS`] of its slots the backend keeps.
+    /// The number of slots that the backend keeps, out of every [`STEPS`] of its slots.
     steps: u8,
-    /// The position of the backend's next slot among these.
+    /// The position of the backend's next slot in the current group of [`STEPS`] slots.
     place: u8,
     is_heir: bool,
 }
@@ -314,11 +318,11 @@ impl Rows {
         Self(rows)
     }
 
-    /// Whether a backend keeps the next of its slots.
+    /// Whether a backend keeps its next slot.
     #[inline(always)]
     fn keeps(&mut self, id: u16) -> bool {
         let Some(row) = self.0.get_mut(id) else { return true };
-        // The conditions make most slots independent of earlier ones.
+        // Because of these conditions, most slots do not depend on earlier slots.
         if row.steps == 0 || row.steps == STEPS {
             return row.steps != 0;
         }
@@ -327,7 +331,7 @@ impl Rows {
         keeps
     }
 
-    /// The only one of these ids to which no clients are steered, if there is exactly one.
+    /// The one backend among these ids that takes no clients, if there is exactly one such backend.
     fn only_one_gone(&self, ids: &[u16]) -> Option<u16> {
         let mut gone = ids.iter().copied().filter(|&id| !self.is_heir(id));
         gone.next().filter(|_| gone.next().is_none())
@@ -345,7 +349,8 @@ impl Candidate<'_> {
     }
 }
 
-/// Chooses the backends to which clients are steered: all primaries or all backups with a weight.
+/// Chooses the backends to which the balancer steers clients: all primary backends or all backups, if their weight is
+/// not 0.
 fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], when_all_down: WhenAllDown) -> (Tier, Vec<&'b Candidate<'a>>) {
     let of = |backup: bool, usable: fn(&Candidate<'_>) -> bool| -> Vec<&Candidate<'a>> {
         candidates
@@ -463,7 +468,7 @@ mod tests {
             candidate.takes_new = false;
         }
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);
-        // This backend has no slot of the base table that could be drawn.
+        // This backend has no slot in the base table on which a draw could fall.
         set[0].member.weight = 1;
         set[1..].iter_mut().for_each(|candidate| candidate.member.weight = u16::MAX);
         assert_eq!(*live(&set, M, KEY).slots, vec![1; M as usize]);

@@ -2,8 +2,9 @@
 //!
 //! The module keeps two summaries of [`COUNTERS`] counters each, one by packets and one by bytes, with the space-saving
 //! algorithm (Metwally, Agrawal, El Abbadi: *Efficient computation of frequent and top-k elements in data streams*,
-//! ICDT 2005): a client without a counter takes over the smallest one, whose count becomes the possible error. All
-//! counts fade ([`Top::fade`]), so that the heaviest clients are those of about the last minute.
+//! ICDT 2005). A client without a counter takes over the counter with the smallest count, and this count becomes the
+//! possible error. All counts decrease with time ([`Top::fade`]), so that the heaviest clients are those of about the
+//! last minute.
 
 use std::{
     collections::HashMap,
@@ -20,31 +21,31 @@ use balancer_config::config::ClientPrefix;
 
 use crate::io::BackendId;
 
-/// The number of counters in a summary: every client whose fraction of the traffic is more than 1 in this number has a
-/// counter.
+/// The number of counters in a summary: every client whose fraction of the traffic exceeds the inverse of this number
+/// has a counter.
 pub const COUNTERS: usize = 256;
-/// The time in which counted traffic fades to 1/e.
+/// The time in which counted traffic decreases to 1/e of its value.
 pub const MEMORY: Duration = Duration::from_secs(60);
-/// The amount below which traffic counts as nothing.
+/// The amount of traffic below which a client counts as silent.
 const NOTHING: f64 = 1e-3;
 
-/// The measure of how heavy a client is.
+/// The measure by which clients count as heavy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
-    /// The number of bytes.
+    /// The measure is the number of bytes.
     #[default]
     Bytes,
-    /// The number of packets.
+    /// The measure is the number of packets.
     Packets,
 }
 
-/// An amount of traffic, in samples.
+/// An amount of sampled traffic.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// The number of packets in samples.
+    /// The number of sampled packets.
     pub packets: f64,
-    /// The number of bytes in samples.
+    /// The number of bytes in the sampled packets.
     pub bytes: f64,
 }
 
@@ -67,18 +68,18 @@ impl Traffic {
     }
 }
 
-/// A client with a counter.
+/// A client that has a counter in a summary.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heavy {
-    /// The client's address, masked.
+    /// The client's masked address.
     pub client: IpAddr,
-    /// The backend of the client's last sampled packet.
+    /// The backend that got the client's last sampled packet.
     pub backend: BackendId,
-    /// The client's traffic since it got its counter.
+    /// The client's traffic since the client got its counter.
     pub seen: Traffic,
-    /// The part of this traffic that went to `backend`.
+    /// The amount of the client's traffic that went to `backend`.
     pub there: Traffic,
-    /// The count that earlier clients left in the counter, in the summary's measure.
+    /// The count that the counter had from earlier clients, in the measure of the summary.
     inherited: f64,
 }
 
@@ -138,7 +139,7 @@ impl Summary {
     }
 }
 
-/// The recent traffic of a service.
+/// The recent traffic of a service, as its samples show it.
 #[derive(Clone, Debug)]
 pub struct Top {
     bytes: Summary,
@@ -161,7 +162,7 @@ impl Default for Top {
 }
 
 impl Top {
-    /// Counts a sampled packet of `client`, a masked address, to `backend`.
+    /// Counts a sampled packet from `client`, a masked address, to `backend`.
     pub fn count(&mut self, client: IpAddr, backend: BackendId, bytes: u32) {
         let traffic = Traffic { packets: 1.0, bytes: f64::from(bytes) };
         self.total.add(traffic);
@@ -170,7 +171,7 @@ impl Top {
         self.packets.count(client, backend, traffic);
     }
 
-    /// Fades the counts by the elapsed time.
+    /// Decreases all counts according to the elapsed time.
     pub fn fade(&mut self, elapsed: Duration) {
         let factor = (-elapsed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
         self.observed += elapsed;
@@ -183,7 +184,7 @@ impl Top {
         self.packets.fade(factor);
     }
 
-    /// The heaviest clients in descending order, at most [`COUNTERS`] of them.
+    /// The heaviest clients in descending order, at most [`COUNTERS`] clients.
     #[must_use]
     pub fn heaviest(&self, by: By) -> Vec<Heavy> {
         let summary = match by {
@@ -195,32 +196,33 @@ impl Top {
         heaviest
     }
 
-    /// All recently sampled traffic.
+    /// All traffic of the service that was sampled recently.
     #[must_use]
     pub const fn total(&self) -> Traffic {
         self.total
     }
 
-    /// Returns the traffic recently sampled on its way to a backend.
+    /// Returns the recently sampled traffic to one backend.
     #[must_use]
     pub fn to_backend(&self, backend: BackendId) -> Traffic {
         self.backends.get(&backend).copied().unwrap_or_default()
     }
 
-    /// The ratio of `part` to all of the service's traffic; 0 if there is none.
+    /// The ratio of `part` to all traffic of the service; 0 if there is no traffic.
     #[must_use]
     pub fn share(&self, part: &Traffic, by: By) -> f64 {
         ratio(part.by(by), self.total.by(by))
     }
 
-    /// The fraction of its backend's bytes that a client sends, and the number of samples on which it is based.
+    /// The fraction of its backend's bytes that a client sends, and the number of samples from which the fraction was
+    /// computed.
     #[must_use]
     pub fn share_of_backend(&self, heavy: &Heavy) -> (f64, f64) {
         let all = self.to_backend(heavy.backend);
         (ratio(heavy.there.bytes, all.bytes), all.packets)
     }
 
-    /// The traffic per second, if one packet in `interval` is sampled.
+    /// The traffic per second, if the program samples one packet in `interval`.
     #[must_use]
     pub fn rate(&self, sampled: &Traffic, interval: u32) -> Traffic {
         let memory = MEMORY.as_secs_f64();
@@ -230,9 +232,9 @@ impl Top {
         rate
     }
 
-    /// How unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients, from 0 (all
-    /// send the same) towards 1 (few send everything). Clients without a counter count as equal, so the result is a
-    /// lower bound. `None` if there is no traffic, or if there are fewer than two clients.
+    /// A measure of how unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients,
+    /// from 0 (all send the same amount) towards 1 (few clients send everything). The function treats clients without a
+    /// counter as equal, so the result is a lower bound. `None`: the service has no traffic or fewer than two clients.
     #[must_use]
     pub fn gini(&self, clients: u64) -> Option<f64> {
         let heavy: Vec<f64> = self.bytes.counters.iter().map(|heavy| heavy.seen.bytes).collect();
@@ -245,7 +247,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 }
 }
 
-/// The Gini coefficient of `values` plus further values that share `rest` evenly, `clients` in total.
+/// The Gini coefficient of `values` and further equal values with sum `rest`; there are `clients` values in total.
 fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
     let others = clients.saturating_sub(values.len() as u64);
     let clients = (values.len() as u64 + others) as f64;
@@ -255,7 +257,7 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
         return None;
     }
     values.sort_by(f64::total_cmp);
-    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over ascending x_i; the equal values are one run of ranks.
+    // G = 2 Σ i·x_i / (n Σ x_i) - (n + 1) / n over ascending x_i; the equal values have consecutive ranks.
     let below = values.partition_point(|&value| value < each);
     let mut rank = 0.0;
     let mut weighted = 0.0;
@@ -273,7 +275,7 @@ fn gini(mut values: Vec<f64>, rest: f64, clients: u64) -> Option<f64> {
     Some((2.0 * weighted / (clients * total) - (clients + 1.0) / clients).clamp(0.0, 1.0))
 }
 
-/// The client of a sampled packet, with client prefixes of these lengths.
+/// The client of a sampled packet, for client prefixes of these lengths.
 #[must_use]
 pub fn client_of(sample: &Sample, prefix: ClientPrefix) -> IpAddr {
     if sample.family == u32::from(FAMILY_V4) {
@@ -351,7 +353,7 @@ mod tests {
     #[test]
     fn when_rates_are_computed_then_they_are_recent() {
         let mut top = Top::default();
-        // 10 samples of 500 bytes a second at 1 in 1024 mean 10,240 packets a second.
+        // At one sample in 1024 packets, 10 samples of 500 bytes a second mean 10,240 packets a second.
         for _ in 0..600 {
             top.fade(Duration::from_secs(1));
             (0..10).for_each(|_| top.count(client(1), WEB1, 500));
@@ -391,7 +393,7 @@ mod tests {
         near(of(&[5.0, 5.0, 5.0, 5.0], 0.0, 4), 0.0);
         near(of(&[1.0, 3.0], 0.0, 2), 0.25);
         near(of(&[10.0], 0.0, 10), 0.9);
-        // The result is the same whether the equal values are listed or not.
+        // The result is the same whether or not `values` contains the equal values.
         near(of(&[6.0, 2.0], 8.0, 6), of(&[6.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 6).unwrap());
         assert_eq!(of(&[], 0.0, 10), None);
         assert_eq!(of(&[7.0], 0.0, 1), None);

@@ -1,4 +1,4 @@
-//! Tests of which VIPs a machine should have, and when.
+//! Tests of the VIPs that a machine should have, and of the times at which the machine should have them.
 
 use std::net::IpAddr;
 

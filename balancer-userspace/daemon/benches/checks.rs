@@ -1,6 +1,6 @@
-//! Measures the cost of 1,000 health checks every 2 s: the processor time of this process (checks and controller) in
-//! percent of one core. The servers run in another process, over loopback. `--json` lists every period of the checks
-//! separately.
+//! Measures the cost of 1,000 health checks every 2 s: the processor time of this process (with checks and controller)
+//! in percent of one core. The checked servers run in another process and are reached over loopback. `--json` lists the
+//! cost for each period separately.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -36,11 +36,11 @@ use tokio_rustls::{
 
 const BACKENDS: u32 = 1000;
 const WARM_UP: Duration = Duration::from_secs(4);
-/// The period in which every backend is checked once.
+/// The period in which the prober checks every backend once.
 const PERIOD: Duration = Duration::from_secs(2);
 const PERIODS: u32 = 5;
 const MEASURED: Duration = Duration::from_secs(PERIOD.as_secs() * PERIODS as u64);
-/// The argument that starts the process with the servers.
+/// The argument with which the benchmark starts the process of the servers.
 const SERVE: &str = "serve";
 
 fn main() -> Result<()> {
@@ -78,13 +78,13 @@ fn main() -> Result<()> {
 
 /// The measured cost of checks of one kind.
 struct Measured {
-    /// Percent of one core in each period.
+    /// The processor time in each period, in percent of one core.
     periods: Vec<f64>,
     used: Duration,
     lasted: Duration,
     passed: u32,
     failed: u32,
-    /// Why the last check failed.
+    /// The reason why the last check failed.
     why: String,
 }
 
@@ -112,7 +112,7 @@ async fn measure(check: &str, target: SocketAddr) -> Result<Measured> {
         }
     }
     let mut waiting = Vec::new();
-    // The start of each period, and the processor time until then.
+    // The start of each period, and the processor time that the process had used by then.
     let mut marks: Vec<(Instant, Duration)> = Vec::new();
     let (mut passed, mut failed) = (0u32, 0u32);
     let mut why = String::new();
@@ -146,7 +146,7 @@ async fn measure(check: &str, target: SocketAddr) -> Result<Measured> {
     Ok(Measured { periods, used, lasted, passed, failed, why })
 }
 
-/// A service with all backends, at a VIP that no client connects to.
+/// A configuration of one service with all backends, at a VIP that no client connects to.
 fn configuration(check: &str) -> Result<balancer_config::config::Config> {
     let mut text = format!(
         "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\ntable_size = 131071\n\
@@ -166,7 +166,7 @@ fn processor_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
 }
 
-/// The process with the servers. Dropping it ends it.
+/// The process that runs the servers. Dropping the value ends the process.
 struct Servers {
     process: Child,
     plain: SocketAddr,

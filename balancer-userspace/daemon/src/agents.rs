@@ -1,4 +1,5 @@
-//! Queries to the agents of backends. Each agent is queried separately, so that a hanging agent delays no other.
+//! Queries to the agents of backends. A separate task queries each agent, so that a hanging agent delays no other
+//! agent.
 
 use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,12 +20,12 @@ use crate::{
     tasks_by_key,
 };
 
-/// The maximum time to wait for an answer.
+/// The maximum time to wait for an agent's answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The maximum number of concurrent queries. Further queries wait.
+/// The maximum number of concurrent queries. Above this number, further queries wait for a permit.
 const AT_ONCE: usize = 256;
 
-/// The jitter of intervals, as for checks.
+/// The jitter of the intervals between queries, equal to the jitter of checks.
 const JITTER: f64 = CheckConfig::JITTER;
 
 /// The address of an agent, and how often the balancer queries it.
@@ -32,22 +33,22 @@ const JITTER: f64 = CheckConfig::JITTER;
 pub struct Agent {
     /// The address and port of the agent.
     pub at: SocketAddr,
-    /// The time between the starts of two queries.
+    /// The time from the start of one query to the start of the next.
     pub interval: Duration,
 }
 
 /// The agents to query.
 pub(crate) type Agents = BTreeMap<BackendName, Agent>;
 
-/// Queries the `wanted` agents and reports each answer.
+/// Queries the `wanted` agents, and reports each answer to the controller.
 pub(crate) async fn follow(wanted: watch::Receiver<Agents>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     tasks_by_key::follow(wanted, |name, agent| ask_on(name, agent, Arc::clone(&permits), calls.clone())).await;
 }
 
-/// Queries one agent until it is no longer wanted.
+/// Queries one agent until the caller ends this task.
 async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls: Calls) {
-    // A random delay keeps many agents from being queried at the same moment.
+    // A random delay before the first query spreads the queries of many agents over time.
     let mut next = Instant::now() + agent.interval.min(Duration::from_secs(1)).mul_f64(fastrand::f64());
     loop {
         sleep_until(next).await;
@@ -65,7 +66,7 @@ async fn ask_on(name: BackendName, agent: Agent, permits: Arc<Semaphore>, calls:
 /// Queries an agent once.
 ///
 /// # Errors
-/// One line that says why there is no answer, or why it violates the protocol.
+/// Fails with one line that says why the agent did not answer, or how the answer violates the protocol.
 async fn ask(Agent { at, interval }: Agent) -> Result<Answer, String> {
     let patience = interval.min(PATIENCE);
     match timeout(patience, read(at)).await {
@@ -85,7 +86,7 @@ async fn read(at: SocketAddr) -> io::Result<Vec<u8>> {
             Ok(0) => return Ok(text),
             Ok(_) if text.contains(&b'\n') => return Ok(text),
             Ok(_) => {}
-            // An agent that closes the connection without reading our data resets it after the answer.
+            // If an agent closes the connection without reading the query, the connection is reset after the answer.
             Err(_) if !text.is_empty() => return Ok(text),
             Err(error) => return Err(error),
         }

@@ -1,4 +1,4 @@
-//! The server of the control API: HTTP/JSON, bounded in size, time and number of connections.
+//! The server of the control API: HTTP and JSON, with limits on size, time and the number of connections.
 
 mod asker;
 mod body;
@@ -44,7 +44,7 @@ const LIMITS: Limits = Limits {
     farewell: Duration::from_secs(2),
 };
 
-/// The parts that answer requests, whatever connection a request comes from.
+/// The state that all connections share to answer requests.
 #[derive(Clone, Debug)]
 pub struct Answering {
     calls: Calls,
@@ -53,7 +53,7 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Makes an `Answering` that sends calls to `calls`, reads files with `configurations`, and writes requests to
+    /// Makes an `Answering` that sends calls to `calls`, reads files with `configurations`, and records requests in
     /// `audit`.
     #[must_use]
     pub const fn new(calls: Calls, configurations: Configurations, audit: Audit) -> Self {
@@ -69,20 +69,20 @@ impl Answering {
     }
 }
 
-/// Serves the control API until `shutdown` completes and all pending requests are answered or out of time.
+/// Serves the control API until `shutdown` completes and every pending request has been answered or has timed out.
 ///
 /// # Errors
-/// If the socket is broken.
+/// Fails if the control socket no longer accepts connections.
 pub async fn serve(socket: ControlSocket, answering: Answering, shutdown: impl Future) -> anyhow::Result<()> {
     let router = answering.router();
     let of = move |stream: &UnixStream| router.clone().layer(Extension(Peer::Changer(process(stream))));
     listener::serve(socket, LIMITS, of, shutdown).await
 }
 
-/// Serves the reading part of the API, beside the socket `changing`.
+/// Serves the read-only API on a second socket beside `changing`.
 ///
 /// # Errors
-/// If the socket is broken.
+/// Fails if the read-only socket no longer accepts connections.
 pub async fn serve_readers(
     socket: ControlSocket,
     changing: Arc<Path>,
@@ -102,7 +102,7 @@ fn process(stream: &UnixStream) -> Process {
     Process { uid: credentials.map(|of| of.uid()), pid: credentials.and_then(|of| of.pid()) }
 }
 
-/// Serves one connection to its end, for a peer that is not identified.
+/// Serves one connection until the connection ends, for an unidentified peer.
 pub(crate) async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
     let router = router(calls, Configurations::default()).layer(Extension(Peer::Unknown));
     listener::serve_one(stream, router, LIMITS).await;

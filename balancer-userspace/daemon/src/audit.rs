@@ -1,6 +1,6 @@
-//! The audit file: a line of JSON for each request that changes something or was refused. A separate thread writes it,
-//! so that a hanging disk delays no other thread. The thread opens the file for each write, so it leaves a rotated file
-//! as it is.
+//! The audit file, with one line of JSON for each request that changed something or was refused. A separate thread
+//! writes the file, so that a hanging disk delays no other thread. The thread opens the file for each write, so it does
+//! not write to a file that has been rotated.
 
 use std::{
     collections::VecDeque,
@@ -24,12 +24,12 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// The maximum number of lines that wait for the file; further lines are lost.
+/// The maximum number of lines that wait to be written; further lines are lost.
 const WAITING: usize = 4096;
-/// The interval at which the thread retries a file that it cannot write.
+/// The interval at which the thread retries after it could not write to the file.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// A handle for the audit file. Clones write to the same file.
+/// A handle with which callers write to the audit file. All clones of a handle write to the same file.
 #[derive(Clone, Debug)]
 pub struct Audit(Arc<Shared>);
 
@@ -42,27 +42,27 @@ struct Shared {
 
 #[derive(Debug)]
 enum Message {
-    /// Write lines to this file from now on.
+    /// The thread writes lines to this file from now on.
     Path(Option<PathBuf>),
     Line(Vec<u8>),
 }
 
-/// A request, and its outcome.
+/// A request and its outcome, for the audit file.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry<'a> {
     /// The kind of connection: `"socket"`, `"readers"`, `"tls"` or `"signal"`.
     pub(crate) via: &'a str,
     #[serde(flatten)]
     pub(crate) who: Who,
-    /// The method and the path.
+    /// The method and the path of the request.
     pub(crate) request: &'a str,
-    /// The status of the answer.
+    /// The HTTP status of the answer.
     pub(crate) status: u16,
-    /// The change that was made, or the reason why none was made.
+    /// The change that was made, or the reason why no change was made.
     pub(crate) result: &'a str,
 }
 
-/// The sender of the request, as far as known.
+/// The known facts about the sender of a request.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Who {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +85,7 @@ struct Line<'a> {
 }
 
 impl Audit {
-    /// Starts the thread, which writes no lines until the configuration names a file.
+    /// Starts the writing thread, which writes no lines until the configuration names a file.
     #[must_use]
     pub fn new(supervisor: &Supervisor) -> Self {
         let (messages, inbox) = sync_channel(WAITING);
@@ -98,12 +98,12 @@ impl Audit {
         Self(Arc::new(Shared { messages, trouble: shown, writer }))
     }
 
-    /// Writes lines to the file at `path` from now on; `None`: to no file.
+    /// Makes the thread write lines to the file at `path` from now on; `None` if the thread should write no lines.
     pub(crate) fn keep_in(&self, path: Option<PathBuf>) {
         self.send(Message::Path(path));
     }
 
-    /// Sends a line to the writing thread.
+    /// Sends an entry to the writing thread.
     pub(crate) fn tell(&self, entry: &Entry<'_>) {
         let time = humantime::format_rfc3339_millis(wall()).to_string();
         if let Ok(mut line) = serde_json::to_vec(&Line { time, entry }) {
@@ -119,14 +119,14 @@ impl Audit {
         }
     }
 
-    /// Why the thread cannot write lines to the wanted file; the receiver is notified of changes.
+    /// The reason why the thread cannot write to the audit file; the channel reports each change of the reason.
     pub(crate) fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.0.trouble.clone()
     }
 }
 
 impl Drop for Shared {
-    /// Waits until the thread has written all lines that it can write.
+    /// Waits until the writing thread has written all lines that it can write.
     fn drop(&mut self) {
         let writer = self.writer.get_mut().unwrap_or_else(PoisonError::into_inner).take().inspect(Thread::release);
         drop(self.messages.get_mut().unwrap_or_else(PoisonError::into_inner).take());
@@ -140,7 +140,7 @@ impl Drop for Shared {
 #[derive(Default)]
 struct Writer {
     path: Option<PathBuf>,
-    /// The lines that are not written yet, oldest first.
+    /// The lines that the thread has not written yet, oldest first.
     waiting: VecDeque<Vec<u8>>,
     lost: u64,
     trouble: Option<String>,
@@ -178,7 +178,7 @@ impl Writer {
         }
     }
 
-    /// Writes the waiting lines, and creates the file if it is missing.
+    /// Writes the waiting lines to the audit file, and creates the file if it is missing.
     fn flush(&mut self) {
         let Some(path) = &self.path else { return };
         let written = append(path, &mut self.waiting);
@@ -198,7 +198,7 @@ impl Writer {
 
 fn append(path: &Path, waiting: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
     let mut options = File::options();
-    // A pipe without a reader must not block the lines after it.
+    // If the file is a pipe without a reader, opening it must not block the thread.
     options.read(true).append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let mut file = options.open(path)?;
     if !file.metadata()?.is_file() {
@@ -207,7 +207,7 @@ fn append(path: &Path, waiting: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
     if waiting.is_empty() {
         return Ok(());
     }
-    // The file may end in a part of a line that did not fit on the disk.
+    // The file may end with an incomplete line, because the remaining bytes did not fit on the disk.
     if file.seek(SeekFrom::End(0))? > 0 {
         file.seek(SeekFrom::End(-1))?;
         let mut last = [0];
@@ -266,7 +266,7 @@ mod tests {
         fs::create_dir(directory.path().join("log")).unwrap();
         until(&audit, false).await;
         tell(&audit, "second");
-        // The test renames the file like logrotate.
+        // The test renames the file, as logrotate does.
         drop(audit);
         assert_eq!(results(&path), ["first", "second"]);
         let line: Value = serde_json::from_str(fs::read_to_string(&path).unwrap().lines().next().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Requests of the control API and the metrics listener to the task that owns the controller.
+//! Requests from the control API, the metrics listener and other tasks to the task that owns the controller.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -27,13 +27,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{events::Events, flow_look::FlowLook, trace::Trace};
 
-/// A deny list that was read, or why it could not be read.
+/// The contents of a deny list's file, or the reason why the file could not be read.
 pub type DenyFileRead = Result<Arc<DenyList>, String>;
 
-/// The targets of a list that was read, or why they could not be read.
+/// The targets in a list, or the reason why the list could not be read.
 pub type ListRead = Result<Arc<Vec<Target>>, String>;
 
-/// A trace, with the paths to its backends.
+/// A trace, with the paths to the backends in the trace.
 pub type Traced = (Arc<Trace>, Vec<HopView>);
 
 /// A change requested by a user.
@@ -41,62 +41,63 @@ pub type Traced = (Arc<Trace>, Vec<HopView>);
 pub enum ChangeRequest {
     /// Change the configuration.
     Change(Change),
-    /// Apply the configuration file, which was read again. In a fleet, this applies only the member's own settings;
-    /// [`Call::FileRead`] handles services.
+    /// Apply the configuration file, which a task has just reread. In a fleet, this request applies only the member's
+    /// own settings, because [`Call::FileRead`] applies the services.
     Reread(Box<Config>),
     /// Withdraw this machine's VIPs (`true`), or restore them.
     Withdraw(bool),
 }
 
-/// A change request.
+/// A change request with the channel for the answer.
 #[derive(Debug)]
 pub struct Request {
-    /// The requested change.
+    /// The change that the peer requests.
     pub change_request: ChangeRequest,
     /// The uid of the requesting peer, for the log.
     pub uid: Option<u32>,
-    /// Make the change only if the configuration has this generation; `None`: in any case.
+    /// The generation that the configuration must have for the change to be made; `None` allows any generation.
     pub if_generation: Option<u64>,
-    /// A line about the change, or the reason why it was refused.
+    /// Sends a line about the change, or the reason why the controller refused the change.
     pub reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
-/// A request with the channel for its answer. A dropped `reply` means that the controller is shutting down.
+/// A request to the owner, with the channel for the answer. A dropped `reply` means that the controller is shutting
+/// down.
 #[derive(Debug)]
 pub enum Call {
-    /// Return a snapshot of the whole state. The time for assembling its services grows with the number of backends and
-    /// CPUs.
+    /// Return a snapshot of the whole state. The time for assembling the services of the snapshot grows with the number
+    /// of backends and CPUs.
     Snapshot { reply: oneshot::Sender<anyhow::Result<Snapshot<Coming>>> },
     /// Return whether the balancer is fit to receive clients.
     Ready { reply: oneshot::Sender<Announcement> },
     /// Return the backend to which a client is steered.
     Clients {
-        /// The client and the service.
+        /// The client and the service to look for.
         query: ClientQuery,
-        /// Sends a view for each service of the address's family, or the reason why there is none.
+        /// Sends a view for each service with the address family of the client, or the reason why there is no view.
         reply: oneshot::Sender<Result<Vec<ClientView>, Refused>>,
     },
-    /// Return a handle for reading the history.
+    /// Return a handle for reading the history of events.
     Events { reply: oneshot::Sender<Events> },
-    /// Plan a change: count the slots and clients that it would move, without making the change.
+    /// Plan a change: count the slots and clients that the change would move, without making the change.
     Plan {
-        /// The change.
+        /// The change to be planned.
         change: Change,
-        /// The plan, or the reason why the change would be refused.
+        /// Sends the plan, or the reason why the controller would refuse the change.
         reply: oneshot::Sender<Result<Planned, Refused>>,
     },
-    /// Return the rules for client prefixes.
+    /// Return the rules of services.
     Rules {
-        /// The service to which the answer is restricted; `None`: all services.
+        /// The service to which the answer is restricted; `None` means all services.
         service: Option<String>,
-        /// Views in the order of services and prefixes, or the reason why there are none.
+        /// Sends views of the rules, sorted by service and prefix, or the reason why there are no views.
         reply: oneshot::Sender<Result<Vec<RuleView>, Refused>>,
     },
-    /// Return access to the connections of `snat` services.
+    /// Return a view of the connections of `snat` services.
     Flows {
-        /// The service to which the answer is restricted; `None`: all services.
+        /// The service to which the answer is restricted; `None` means all services.
         service: Option<String>,
-        /// A view of the table, or the reason why there is none.
+        /// Sends a view of the flow table, or the reason why there is no view.
         reply: oneshot::Sender<Result<FlowLook, Refused>>,
     },
     /// Start a trace of packets.
@@ -105,30 +106,30 @@ pub enum Call {
         wanted: BeginTrace,
         /// The uid of the requesting peer, for the log.
         uid: Option<u32>,
-        /// The trace, or the reason why there is none.
+        /// Sends the trace, or the reason why the trace could not be started.
         reply: oneshot::Sender<Result<Arc<Trace>, Refused>>,
     },
     /// Return a running trace.
     Traced {
         /// The number of the trace.
         trace: u64,
-        /// The trace with the paths to its backends, or an error if the trace has ended.
+        /// Sends the trace with the paths to its backends, or an error if the trace has ended.
         reply: oneshot::Sender<Result<Traced, Refused>>,
     },
-    /// Return the backends that may reply to some clients directly, bypassing this machine.
+    /// Return the backends that may reply directly to some clients, bypassing this machine.
     NearBackends { reply: oneshot::Sender<Vec<NearBackend>> },
-    /// The connections of `snat` services were counted.
+    /// A task has counted the connections of `snat` services.
     FlowsCounted(FlowCounts),
     /// Forget a client.
     Forget {
-        /// The client and the service.
+        /// The client to forget, and the service.
         query: ClientQuery,
         /// The uid of the requesting peer, for the log.
         uid: Option<u32>,
-        /// The number of forgotten entries, or the reason why there are none.
+        /// Sends the number of forgotten entries, or the reason for the refusal.
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
-    /// Record that clients are known at certain backends.
+    /// Record for clients the backends at which the clients are known.
     ImportClients {
         /// The service's name.
         service: String,
@@ -136,7 +137,7 @@ pub enum Call {
         clients: Vec<ImportClient>,
         /// The uid of the requesting peer, for the log.
         uid: Option<u32>,
-        /// The number of recorded clients, or the reason why nothing was changed.
+        /// Sends the number of recorded clients, or the reason for the refusal.
         reply: oneshot::Sender<Result<ImportedView, Refused>>,
     },
     /// Find the known clients of a service.
@@ -145,95 +146,96 @@ pub enum Call {
         service: String,
         /// The prefixes to which the search is restricted.
         within: Vec<IpNet>,
-        /// The clients found, or the reason why there are none.
+        /// Sends the known clients, or the reason for the refusal.
         reply: oneshot::Sender<Result<KnownClientsView, Refused>>,
     },
     /// Forget every client of a backend.
     ForgetAll {
-        /// The backend whose clients are forgotten.
+        /// The backend whose clients the controller forgets.
         backend: BackendName,
         /// The uid of the requesting peer, for the log.
         uid: Option<u32>,
-        /// The number of forgotten entries, or the reason why there are none.
+        /// Sends the number of forgotten entries, or the reason for the refusal.
         reply: oneshot::Sender<Result<ForgottenView, Refused>>,
     },
     /// Return the counters of the other members of the fleet.
     Tallies {
-        /// The members' last reports, or the reason why they are unknown.
+        /// Sends the members' last reports, or the reason why the reports are unknown.
         reply: oneshot::Sender<Result<Tallies, Refused>>,
     },
-    /// The configuration file was read again: its services become the fleet's if they are newer.
+    /// A task has reread the configuration file; the file's services become the fleet's services if the file's services
+    /// are newer.
     FileRead {
         /// The configuration in the file.
         config: Box<Config>,
         /// The time of the file's last change, if known.
         modified: Option<SystemTime>,
-        /// A line about the change; `None`: the services stay as they are.
+        /// Sends a line about the change; `None` if the services stay unchanged.
         reply: oneshot::Sender<Result<Option<Changed>, Refused>>,
     },
-    /// A deny list was read because it is new or has changed.
+    /// A task has read a file with a deny list that is new or has changed.
     DenyFileRead {
-        /// The file.
+        /// The file with the deny list.
         file: PathBuf,
-        /// The list in the file, or the error in it.
+        /// The deny list in the file, or the error from reading the file.
         read: DenyFileRead,
     },
-    /// The agent of a backend was queried.
+    /// A task has queried the agent of a backend.
     AgentAnswered {
-        /// The backend.
+        /// The backend to which the agent belongs.
         name: BackendName,
-        /// The answer of the agent, or the reason why there is none.
+        /// The agent's answer, or the reason why the agent did not answer.
         answer: Result<Answer, String>,
     },
-    /// The balancer has looked for `X-Load` in the answer to an HTTP check of a backend.
+    /// The prober has looked for `X-Load` in the answer to an HTTP check of a backend.
     LoadSaid {
-        /// The backend.
+        /// The backend that was checked.
         name: BackendName,
-        /// The value of the header; `None`: the check passed without it.
+        /// The value of the header `X-Load`; `None` if the check passed and the answer had no such header.
         words: Option<Vec<u8>>,
     },
-    /// A list of targets was read because it is new or has changed, or its DNS answer arrived.
+    /// A task has read a list of targets that is new or has changed, or that arrived in a DNS answer.
     ListRead {
-        /// The list.
+        /// The source of the list.
         source: Source,
-        /// The targets in the list, or the error in it.
+        /// The targets in the list, or the error from reading the list.
         read: ListRead,
     },
-    /// The change that a list of targets required was made or refused.
+    /// The controller has made or refused the change that a new list of targets required.
     Discovered {
         /// The service that names the list.
         service: String,
-        /// The list.
+        /// The source of the list.
         source: Source,
-        /// The reason for a refusal.
+        /// The reason for the refusal, if the controller refused the change.
         refused: Option<Refused>,
     },
-    /// A configuration file was applied, possibly the balancer's own.
+    /// The controller has applied a configuration file, possibly the balancer's own file.
     FileApplied {
         /// The path of the file, without symbolic links.
         path: PathBuf,
         /// The services in the file.
         services: Valid,
     },
-    /// Return when a user last changed something in the fleet.
+    /// Return the time of the last change that a user made in the fleet.
     FleetChanged {
-        /// The time by this machine's clock; `None`: there is no fleet, or the time is unknown.
+        /// Sends the time by this machine's clock; `None` if there is no fleet, or if the time is unknown.
         reply: oneshot::Sender<Option<SystemTime>>,
     },
-    /// Send this member's counters to the other members.
+    /// Send this packed tally of the member's counters to the other members.
     Tell(Vec<u8>),
-    /// Make a change.
+    /// Make a change that a user has requested.
     Change(Request),
 }
 
 /// The counters of the other members of a fleet.
 #[derive(Clone, Debug)]
 pub struct Tallies {
-    /// A packed [`Tally`](balancer_api::tally::Tally) by member, or the reason why there is none.
+    /// A packed [`Tally`](balancer_api::tally::Tally) by member, or the reason why the member has sent none.
     pub others: BTreeMap<String, Result<Vec<u8>, String>>,
     /// Whether all members share their known clients.
     pub shared: bool,
 }
 
-/// The sending half of the bounded channel: callers wait while the controller is busy.
+/// The sending half of the bounded channel to the owner: callers wait while the controller is busy.
 pub type Calls = mpsc::Sender<Call>;

@@ -1,4 +1,4 @@
-//! The clocks that date the moments in the state file.
+//! The clocks that provide the times in the state file.
 
 use std::{
     fs,
@@ -10,25 +10,26 @@ use balancer_control::state::{Clocks, SavedClock, SavedState};
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
-/// The wall clock. The core does not decide by this clock, but uses it to date moments for the next process and for
-/// other members of a fleet.
+/// The current time of the wall clock. No decision of the core depends on the wall clock. The core uses the wall clock
+/// only for timestamps that the next process or other members of a fleet read.
 #[expect(clippy::disallowed_methods, reason = "moments in the state file must mean the same after a restart")]
 pub(super) fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// The current time by both clocks.
+/// The current time by the monotonic clock and by the wall clock.
 pub(super) fn clocks() -> Clocks {
     Clocks { now: Instant::now().into_std(), wall: wall() }
 }
 
-/// The time since the machine was started. Like pinned counters, it continues when the process restarts.
+/// The time since the machine was started. Like pinned counters, the uptime continues to rise when the process
+/// restarts.
 pub(super) fn uptime() -> Duration {
-    // Linux has had this clock since 2.6.39.
+    // Linux has had `CLOCK_BOOTTIME` since version 2.6.39.
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
-/// The boot id of the machine; `None` if the kernel does not report it.
+/// The boot id of the machine; `None` if the kernel reports no boot id.
 fn boot() -> Option<&'static str> {
     static BOOT: LazyLock<Option<String>> = LazyLock::new(|| {
         let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -37,15 +38,16 @@ fn boot() -> Option<&'static str> {
     BOOT.as_deref()
 }
 
-/// Returns `clocks` together with the uptime, a clock that cannot be set; `None` if the kernel does not report the boot
-/// id.
+/// Returns `clocks` together with the machine's uptime, which no user can set; `None` if the kernel does not report the
+/// boot id.
 pub(super) fn saved(clocks: Clocks) -> Option<SavedClock> {
     let boot = boot()?.to_owned();
     Some(SavedClock { boot, uptime: uptime(), wall: clocks.moment(clocks.now) })
 }
 
-/// The current time by the clocks that dated the moments of `state`. If the machine has been rebooted since, only the
-/// wall clock has continued, so the function limits all times to the durations that were planned.
+/// Returns the current time by the clocks that were used for the moments in `state`. If the machine has been rebooted
+/// in the meantime, only the wall clock has continued, so the function limits each remaining time to its planned
+/// duration.
 pub(super) fn as_saved(state: &mut SavedState) -> Clocks {
     let now = clocks();
     let kept = state.clock.as_ref().filter(|clock| Some(clock.boot.as_str()) == boot());

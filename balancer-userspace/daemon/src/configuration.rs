@@ -1,4 +1,4 @@
-//! Parses configuration files one at a time, whatever their source is.
+//! Parses configuration files from all sources, one at a time.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,19 +17,19 @@ pub struct Configurations {
 }
 
 impl Configurations {
-    /// Starts with what `parser` has parsed.
+    /// Makes a `Configurations` that continues with the last configuration of `parser`.
     #[must_use]
     pub fn new(parser: Parser) -> Self {
         Self { parser: Arc::new(Mutex::new(parser)), own: None }
     }
 
-    /// Sets the file with which the balancer was started.
+    /// Sets the configuration file with which the balancer was started.
     #[must_use]
     pub fn of(self, own: PathBuf) -> Self {
         Self { own: Some(own), ..self }
     }
 
-    /// The file with which the balancer was started.
+    /// The configuration file with which the balancer was started.
     pub(crate) fn own(&self) -> Option<&Path> {
         self.own.as_deref()
     }
@@ -37,7 +37,7 @@ impl Configurations {
     /// Reads and parses a file without delaying other tasks.
     ///
     /// # Errors
-    /// If the runtime ends meanwhile.
+    /// Fails if the runtime shuts down before the file is parsed.
     pub(crate) async fn load(&self, path: PathBuf) -> Result<Parsed, JoinError> {
         let this = self.clone();
         spawn_blocking(move || file::read(&path).and_then(|bytes| this.parse_now(path, &bytes))).await
@@ -46,16 +46,16 @@ impl Configurations {
     /// Parses the contents of a file.
     ///
     /// # Errors
-    /// If the runtime ends meanwhile.
+    /// Fails if the runtime shuts down before the contents are parsed.
     pub(crate) async fn parse(&self, path: PathBuf, text: String) -> Result<Parsed, JoinError> {
         let this = self.clone();
-        // Parsing a large file takes a while.
+        // Parsing a large file takes a while and must not block other tasks.
         spawn_blocking(move || this.parse_now(path, text.as_bytes())).await
     }
 
     fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
         let parsed = self.parser.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)?;
-        // The balancer does not apply a file whose lists cannot be read.
+        // The balancer refuses a configuration file that names unreadable deny lists.
         file::deny::check(&parsed.0)?;
         Ok(parsed)
     }

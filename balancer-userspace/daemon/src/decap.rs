@@ -1,4 +1,4 @@
-//! The command `balancer decap`: strips tunnel headers on a backend until it is asked to end.
+//! The command `balancer decap`: strips tunnel headers on a backend until a signal ends the command.
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -17,19 +17,20 @@ use crate::{
     shutdown::Signals,
 };
 
-/// The interval at which the task reads addresses again without a notification, because the kernel drops some
-/// notifications in bursts.
+/// The interval at which the task rereads the machine's addresses even without a notification, because the kernel drops
+/// some notifications during bursts.
 const REFRESH: Duration = Duration::from_secs(5);
-/// The maximum time for an answer of the kernel.
+/// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Strips tunnel headers of packets that arrive by the interfaces `names` for `vips` and for this machine's addresses
-/// on other interfaces, until SIGTERM or SIGINT. Tunnels must end at an address of this machine, and come from one of
-/// `from` if that is not empty. The function keeps the set of addresses up to date. When it returns, no program is
-/// attached any more, even after an error.
+/// Strips tunnel headers from packets that arrive on the interfaces `names`, until SIGTERM or SIGINT. Each inner packet
+/// must be for one of `vips`, or for an address of this machine on another interface. Each outer packet must be for an
+/// address of this machine, and must come from one of the prefixes `from`, unless `from` is empty. The function keeps
+/// the program's set of addresses up to date. The function detaches the program from all interfaces before it returns,
+/// even in case of an error.
 ///
 /// # Errors
-/// One line that says what prevents stripping.
+/// Fails with one line that gives the reason why tunnel headers cannot be stripped.
 pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
     privileges::check()?;
     let mut signals = Signals::new().context("catching signals")?;
@@ -97,9 +98,9 @@ fn say(vips: &BTreeSet<IpAddr>) {
 
 /// The addresses of this machine.
 struct Local {
-    /// Allowed destinations inside tunnels: addresses on interfaces without the program.
+    /// The allowed destinations of inner packets: addresses on interfaces without the program.
     vips: BTreeSet<IpAddr>,
-    /// Addresses at which tunnels may end: all addresses of this machine.
+    /// The allowed destinations of outer packets: all addresses of this machine.
     own: BTreeSet<IpAddr>,
 }
 
@@ -116,8 +117,8 @@ async fn local_addresses(handle: &Handle, attached: &[Interface]) -> anyhow::Res
     Ok(Local { vips: vips.collect(), own: own.collect() })
 }
 
-/// The local address of a message: a separate attribute for IPv4 and on point-to-point links, otherwise the address
-/// itself.
+/// The local address in a netlink message: for IPv4 and on point-to-point links a separate attribute, otherwise the
+/// address attribute.
 fn local(message: &AddressMessage) -> Option<IpAddr> {
     let mut found = None;
     for attribute in &message.attributes {

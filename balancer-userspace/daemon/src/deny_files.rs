@@ -57,7 +57,7 @@ mod tests {
         assert_eq!(told(&mut calls).await, Ok(1));
         fs::write(&file, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();
         assert_eq!(told(&mut calls).await, Ok(2));
-        // The new file has the same size and modification time.
+        // The new file has the same size and modification time as the file that it replaces.
         let other = directory.path().join("new");
         fs::write(&other, "192.0.3.0/24\n198.51.101.0/2x\n").unwrap();
         fs::rename(&other, &file).unwrap();

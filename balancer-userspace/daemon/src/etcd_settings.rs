@@ -1,11 +1,11 @@
-//! The settings of a driver of etcd, from the configuration.
+//! The settings of an etcd driver, from the configuration.
 
 use std::time::Duration;
 
 use balancer_config::etcd::EtcdServers;
 use balancer_etcd::Settings;
 
-/// The settings of a driver that uses the keys below `prefix`.
+/// The settings of an etcd driver that uses the keys below `prefix`.
 pub(crate) fn settings(prefix: String, etcd: &EtcdServers, lease: Duration) -> Settings {
     let EtcdServers { endpoints, ca, cert, key } = etcd.clone();
     Settings { prefix, endpoints, ca, cert, key, lease }

@@ -1,5 +1,5 @@
-//! The history of the balancer: what changed, why, and at whose request. It has a limited size in memory; a file beside
-//! the state file preserves it when the process ends.
+//! The history of the balancer: all changes, each with its reason and the user who requested it. Memory holds a limited
+//! number of events; a file beside the state file preserves events when the process ends.
 
 mod file;
 
@@ -26,10 +26,10 @@ use crate::supervisor::Supervisor;
 const KEPT: usize = 10_000;
 /// The maximum number of events in one answer.
 const PAGE: usize = 1_000;
-/// The maximum number of readers that wait for the next event; each holds a control connection.
+/// The maximum number of requests that wait for the next event; each such request occupies a control connection.
 const WAITERS: usize = 16;
 
-/// The history. Clones share it.
+/// A handle for the history of events. All clones of a handle share one history.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Shared>);
 
@@ -54,31 +54,31 @@ struct Newest {
     closed: bool,
 }
 
-/// The point from which to read.
+/// The start of a range of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// The events after the one with this number.
+    /// Events after the event with this number.
     Sequence(u64),
-    /// The events that are not older than this.
+    /// Events that are at most this old.
     Age(Duration),
-    /// This number of latest events.
+    /// The latest events, up to this number.
     Last(usize),
 }
 
-/// The error for a reader if too many others are waiting already.
+/// The error for a reader if too many other readers are already waiting for an event.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("{WAITERS} readers wait for events already; ask without wait")]
 pub struct TooManyWaiters;
 
 impl Events {
-    /// A history that exists only in memory.
+    /// Makes a history that exists only in memory.
     #[must_use]
     pub fn new() -> Self {
         Self::from_kept(VecDeque::new(), None, None)
     }
 
-    /// Continues the history in the file beside `state_file`, as this `member` of a fleet. Logs a warning if it cannot
-    /// read or write the file.
+    /// Continues the history in the file beside `state_file`; in a fleet, as the member `member`. If this process
+    /// cannot read or write the file, the function logs a warning.
     #[must_use]
     pub fn beside(state_file: &Path, member: Option<String>, supervisor: &Supervisor) -> Self {
         let path = state_file.with_file_name("events.jsonl");
@@ -109,7 +109,7 @@ impl Events {
         self.tell("change", ReportLevel::Info, about, message, uid, moves);
     }
 
-    /// Logs and stores a message about the balancer itself.
+    /// Logs and stores a message about the balancer.
     pub fn note(&self, message: &str) {
         self.tell("note", ReportLevel::Info, None, message, None, None);
     }
@@ -135,7 +135,7 @@ impl Events {
             ReportLevel::Warn => warn!(service, backend, uid, "{message}"),
         }
         let mut kept = self.kept();
-        // The number must exceed all earlier ones, even if the ring has lost events.
+        // The event number must exceed all earlier numbers, even if the ring has dropped events.
         let sequence = self.0.newest.borrow().sequence + 1;
         let event = EventView {
             sequence,
@@ -160,15 +160,16 @@ impl Events {
             kept.events.pop_front();
         }
         kept.events.push_back(event);
-        // The number changes under the lock, so that numbers never decrease.
+        // The event number changes under the lock, so that readers never see a lower number.
         self.0.newest.send_modify(|newest| newest.sequence = sequence);
         drop(kept);
     }
 
-    /// Returns a part of the history. If it has nothing after `since`, waits for the next event, at most for `wait`.
+    /// Returns events from the history. If the history has no event after `since`, the function waits up to `wait` for
+    /// the next event.
     ///
     /// # Errors
-    /// [`TooManyWaiters`] if too many readers are waiting already.
+    /// Fails with [`TooManyWaiters`] if too many readers are already waiting for an event.
     pub async fn read(&self, since: Since, wait: Duration) -> Result<EventsView, TooManyWaiters> {
         let mut newest = self.0.newest.subscribe();
         let found = self.page(since);
@@ -176,12 +177,12 @@ impl Events {
             return Ok(found);
         }
         let _waiter = self.0.waiters.try_acquire().map_err(|_| TooManyWaiters)?;
-        // An error means that no more events will come; a timeout means that none came.
+        // An error means that the history is closed; a timeout means that no new event was recorded.
         let _ = timeout(wait, newest.wait_for(|newest| newest.closed || newest.sequence > found.next)).await;
         Ok(self.page(Since::Sequence(found.next)))
     }
 
-    /// Ends the wait of every reader for good.
+    /// Wakes every waiting reader, and makes later readers not wait.
     pub fn close(&self) {
         self.0.newest.send_modify(|newest| newest.closed = true);
     }
@@ -190,7 +191,7 @@ impl Events {
         let kept = self.kept();
         let newest = kept.events.back().map_or(0, |event| event.sequence);
         let (first, missed) = match since {
-            // The number belongs to a lost history, so all events of this one are new to the reader.
+            // The number belongs to a lost history, so all events of the current history are new to the reader.
             Since::Sequence(sequence) if sequence > newest => (0, 0),
             Since::Sequence(sequence) => {
                 let first = kept.events.partition_point(|event| event.sequence <= sequence);
@@ -228,7 +229,7 @@ fn time(event: &EventView) -> SystemTime {
     humantime::parse_rfc3339(&event.time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// The backend that a change concerns, or (with an empty backend name) the service.
+/// The backend or service that a change concerns. If the change concerns a whole service, the backend's name is empty.
 #[must_use]
 pub fn subject(change: &Change) -> Option<BackendName> {
     match change {
@@ -277,7 +278,7 @@ mod tests {
             events.read(Since::Age(Duration::from_secs(3600)), Duration::ZERO).await.unwrap().events.len(),
             1000
         );
-        // The number belongs to an earlier history.
+        // The number 9000 belongs to an earlier history.
         assert_eq!(events.read(Since::Sequence(9000), Duration::ZERO).await.unwrap().events.len(), 1000);
     }
 

@@ -1,5 +1,5 @@
-//! This balancer as a member of a fleet: passes the engine's messages to the protocol (`balancer-fleet`), and carries
-//! out the protocol's outputs.
+//! This balancer as a member of a fleet: this module passes the engine's messages to the protocol (`balancer-fleet`),
+//! and carries out the protocol's outputs.
 
 mod file;
 mod home;
@@ -55,17 +55,18 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// How long a starting member waits for the fleet's state before it continues with its own state.
+/// The time that a starting member waits for the fleet's state before the member continues with its own state.
 const FIRST_STATE: Duration = Duration::from_secs(5);
 
-/// The maximum number of new clients that the member reports in a second if it has seen them in only one tick. Beyond
-/// that, it reports only clients that it has seen again, so that a flood of sources does not reach the engine.
+/// The maximum number of new clients per second that the member reports although the member has seen these clients in
+/// only one tick. Above this limit, the member reports only clients that it has seen in several ticks, so that a flood
+/// of sources does not reach the engine.
 const NEWCOMERS: usize = 2_000;
 
-/// A state of the fleet, at a moment of one of its epochs.
+/// A state of the fleet, with the epoch and the moment of the decision.
 pub(crate) type Held = (Epoch, SavedState, Moment);
 
-/// See the [module](self).
+/// A member of a fleet: see the [module](self).
 pub(crate) struct Fleet {
     config: FleetConfig,
     member: Member,
@@ -74,12 +75,12 @@ pub(crate) struct Fleet {
     driving: Task<()>,
     /// The fleet's key, once it is known.
     key: Option<HashKey>,
-    /// Outputs of the protocol from before the owner exists.
+    /// Outputs that the protocol made before the owner existed.
     early: VecDeque<Output>,
     change_requests: HashMap<u64, Asked>,
     /// Pending requests for the members' counters.
     readers: HashMap<u64, oneshot::Sender<Result<Tallies, Refused>>>,
-    /// The last number given to a request of either kind.
+    /// The last request number; requests for changes and requests for counters share the sequence.
     last_asked: u64,
     ballot: Ballot,
     sweeps: u64,
@@ -93,13 +94,14 @@ pub(crate) struct Fleet {
 struct Asked {
     uid: Option<u32>,
     about: Option<BackendName>,
-    /// The number of clients that this member knew at a backend to be removed.
+    /// The number of clients that this member knew at a backend that is about to be removed.
     known: Option<u64>,
     reply: oneshot::Sender<Result<Changed, Refused>>,
 }
 
 impl Fleet {
-    /// Joins the fleet and waits a while for its state. `key` comes from the configuration or from the previous state.
+    /// Joins the fleet, and waits for the fleet's state for a limited time. `key` comes from the configuration or from
+    /// the previous state.
     pub(crate) async fn join(
         fleet: &FleetConfig,
         config: &Config,
@@ -149,7 +151,7 @@ impl Fleet {
         Ok(this)
     }
 
-    /// Handles inputs until the member has a state to follow, or until this takes too long.
+    /// Handles inputs until the member has a state to follow, or until the time limit.
     async fn await_state(&mut self) {
         let deadline = Instant::now() + FIRST_STATE;
         loop {
@@ -182,7 +184,7 @@ impl Fleet {
                 }
             }
             let follows = |output: &Output| matches!(output, Output::Follow { .. });
-            // The member is in step, so its stored epoch is the current one.
+            // The member is in step, so the epoch in the member's stored state is the current epoch.
             if self.early.iter().any(follows) || self.key.is_some() && self.member.is_in_step() {
                 return;
             }
@@ -204,7 +206,7 @@ impl Fleet {
     }
 
     fn ask_early(&mut self, request: Ask) {
-        // Without a session no answer is expected; with a session the channel has room.
+        // Without a session, the protocol expects no answer; with a session, the channel has room for the request.
         let _ = self.engine.requests.send(request);
     }
 
@@ -213,32 +215,32 @@ impl Fleet {
         self.member.name()
     }
 
-    /// The fleet's key, if the member already knows it.
+    /// The key of the fleet, if this member already knows the key.
     pub(crate) const fn key(&self) -> Option<HashKey> {
         self.key
     }
 
-    /// The state that this member will follow first.
+    /// The first state that this member will follow.
     pub(crate) fn first_state(&self) -> Option<&SavedState> {
         self.early
             .iter()
             .find_map(|output| if let Output::Follow { state, .. } = output { Some(&**state) } else { None })
     }
 
-    /// Waits for the next input of the protocol. Cancelling the wait loses nothing.
+    /// Waits for the next input of the protocol. If the caller cancels the wait, no input is lost.
     pub(crate) async fn next(&mut self) -> Input {
         let deadline = Instant::from_std(self.member.next_deadline(Instant::now().into_std()));
         tokio::select! {
             news = self.engine.news.recv() => match news {
                 Some(news) => Input::News(news),
-                // The task has ended, which its supervisor reports.
+                // The driver's task has ended, which the supervisor reports.
                 None => pending().await,
             },
             () = sleep_until(deadline) => Input::Tick,
         }
     }
 
-    /// Carries out outputs from before the owner existed.
+    /// Carries out outputs that the protocol made before the owner existed.
     pub(crate) fn catch_up(&mut self, owner: &mut Owner<KernelDataplane>) {
         if self.config.share_clients {
             owner.dataplane().share_clients();
@@ -252,8 +254,8 @@ impl Fleet {
         self.look(owner);
     }
 
-    /// Handles an input and carries out its consequences. The next [`look`](Self::look) reports the changes on this
-    /// machine.
+    /// Handles an input of the protocol and carries out the resulting outputs. The next call of [`look`](Self::look)
+    /// reports the changes on this machine.
     pub(crate) fn handle(&mut self, input: Input, owner: &mut Owner<KernelDataplane>) {
         self.handle_all(VecDeque::from([input]), owner);
     }
@@ -269,7 +271,7 @@ impl Fleet {
         }
     }
 
-    /// Reports to the protocol the changes on this machine.
+    /// Reports changes on this machine to the protocol.
     pub(crate) fn look(&mut self, owner: &mut Owner<KernelDataplane>) {
         self.shown.look(&self.member);
         let mut inputs = VecDeque::new();
@@ -306,7 +308,7 @@ impl Fleet {
 
     fn facts(&self, owner: &Owner<KernelDataplane>) -> FleetFacts {
         let member = &self.member;
-        // Once the member has been in step, it still gets clients while it recovers.
+        // A member that was once in step keeps receiving clients while it recovers.
         let joined =
             member.epoch().is_some() && (member.is_in_step() || !member.is_connected() || member.has_been_in_step());
         let engine = self.engine.facts.borrow();
@@ -330,7 +332,7 @@ impl Fleet {
             Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, age, changed, lines } => {
                 let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
-                // The result is a time by this machine's clock, like the moments in the saved state.
+                // The decision time is on this machine's clock, like the moments in the saved state.
                 let decided = clocks().moment(clocks().now).0.saturating_sub(age);
                 let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at: Moment(decided) };
                 let result = owner.follow(*state, saved, clocks_at(at, age));
@@ -381,7 +383,7 @@ impl Fleet {
     }
 
     fn epoch(&self) -> u32 {
-        // The number is only compared, and never grows that large.
+        // Members only compare the epoch's number, and it never exceeds 32 bits in practice.
         self.member.epoch().map_or(0, |epoch| u32::try_from(epoch.number).unwrap_or(u32::MAX))
     }
 
@@ -394,19 +396,19 @@ impl Fleet {
         }
     }
 
-    /// Reports to the protocol the address under which the engine sees this machine.
+    /// Tells the protocol the address of this machine from which the engine receives connections.
     fn tell_address(&mut self) {
         let Some(address) = self.engine.facts.borrow().local.map(|local| local.to_string()) else { return };
         self.member.note_address(address);
     }
 
-    /// Why the reachable engine refuses writes.
+    /// The reason why the engine refuses writes although it is reachable.
     fn engine_denial(&self) -> Option<String> {
         let engine = self.engine.facts.borrow();
         engine.denial.as_deref().filter(|_| engine.reachable).map(shown::in_its_words)
     }
 
-    /// Whether this member decides for the fleet.
+    /// Whether this member is the leader of the fleet.
     pub(crate) const fn leads(&self) -> bool {
         self.member.leads()
     }
@@ -450,7 +452,7 @@ impl Fleet {
             owner.events().change(asked.about.as_ref(), &message, asked.uid, None);
             Changed { message }
         });
-        // A caller that is gone no longer needs its answer.
+        // Sending fails if the requester no longer waits.
         let _ = asked.reply.send(result);
     }
 
@@ -472,14 +474,14 @@ impl Fleet {
         self.shown.snapshot(&self.config.name, &self.member, own, engine, owner)
     }
 
-    /// Ends the session, so that other members do not wait for this one.
+    /// Ends the engine's session, so that other members do not wait for this member.
     pub(crate) async fn leave(self) {
         self.driving.release();
         self.engine.stop().await;
     }
 }
 
-/// Reports events of the fleet; every member does this.
+/// Reports events that concern the whole fleet; every member reports them.
 fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
     for Line { warning, about, message } in lines {
         let level = if warning { ReportLevel::Warn } else { ReportLevel::Info };
@@ -488,19 +490,19 @@ fn tell(owner: &Owner<KernelDataplane>, lines: Vec<Line>) {
     }
 }
 
-/// Returns this balancer's opinion of the backends that it follows.
+/// Returns this balancer's vote about the backends in the state that it follows.
 fn ballot(owner: &Owner<KernelDataplane>) -> Ballot {
     Ballot::of(owner.controller(), owner.suspected())
 }
 
-/// The clocks at a decision that was made `age` ago; the wall clock is the leader's.
+/// The times on both clocks of a decision that was made `age` ago; the wall clock is the leader's clock.
 fn clocks_at(at: Moment, age: Duration) -> Clocks {
     let now = clocks().now;
     Clocks { now: now.checked_sub(age).unwrap_or(now), wall: UNIX_EPOCH + at.0 }
 }
 
 impl Owner<KernelDataplane> {
-    /// Follows a state of the fleet, either completely or not at all.
+    /// Applies a state of the fleet, either completely or not at all.
     fn follow(&mut self, state: SavedState, epoch: SavedEpoch, clocks: Clocks) -> Result<(), String> {
         let before = self.controller().clone();
         let commands = self.controller_mut().follow(state, clocks)?;
@@ -509,7 +511,8 @@ impl Owner<KernelDataplane> {
         Ok(())
     }
 
-    /// The known clients of backends that are draining or being removed, for which the fleet waits.
+    /// The numbers of known clients of those backends that are draining or being removed, because the fleet waits for
+    /// these clients.
     fn known_where_it_matters(&self) -> Vec<(BackendId, u64)> {
         let controller = self.controller();
         let backends = controller.services().iter().flat_map(|service| service.backends());
@@ -519,7 +522,7 @@ impl Owner<KernelDataplane> {
         drained.chain(gone).filter(|&(_, known)| known > 0).collect()
     }
 
-    /// The backends that the fleet considers up but this balancer cannot reach.
+    /// The backends that are up according to the fleet but that this balancer cannot reach.
     fn unreachable_here(&self) -> Vec<String> {
         let unreachable = self.controller().opinions().filter_map(|(service, backend, opinion)| {
             backend.unreachable_here(&opinion).map(|_| service.name_of(backend).to_string())
@@ -527,7 +530,7 @@ impl Owner<KernelDataplane> {
         unreachable.collect()
     }
 
-    /// The slots of each service that a state would change.
+    /// The number of slots of each service that a state would change.
     fn changed_slots(&self, state: SavedState, clocks: Clocks) -> HashMap<balancer_control::io::ServiceId, Vec<bool>> {
         let mut next = self.controller().clone();
         if next.follow(state, clocks).is_err() {

@@ -6,12 +6,12 @@ use balancer_api::model::FlowView;
 use balancer_control::io::{BackendId, ServiceId};
 use balancer_dataplane::{FlowTable, KnownFlow};
 
-/// A flow table to be listed, with the names of services and backends.
+/// A flow table, with the names of services and backends for listing the connections.
 #[derive(Clone, Default)]
 pub struct FlowLook {
-    /// The flow table; `None`: there is none.
+    /// The flow table of `snat` services; `None` if no flow table exists.
     pub(crate) table: Option<Arc<FlowTable>>,
-    /// The requested services, one for each family.
+    /// The requested services; a service with both address families has two entries.
     pub(crate) services: Vec<(ServiceId, String)>,
     pub(crate) backends: HashMap<BackendId, String>,
 }
@@ -23,7 +23,7 @@ impl fmt::Debug for FlowLook {
 }
 
 impl FlowLook {
-    /// Lists up to `most` connections, of all clients or of one. The function reads the whole table.
+    /// Lists up to `most` connections, of all clients or of one client. The function reads the whole flow table.
     pub(crate) fn list(&self, client: Option<IpAddr>, most: usize) -> Vec<FlowView> {
         let wanted = |flow: &KnownFlow| client.is_none_or(|client| flow.client.ip() == client);
         let mut found = Vec::new();

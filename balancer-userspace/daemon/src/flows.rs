@@ -10,11 +10,10 @@ use tokio::{
 
 use crate::call::{Call, Calls};
 
-/// The interval between two counts.
+/// The interval between two counts of the connections.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Counts the connections periodically, frees the rows of connections that have ended, and reports the counts to the
-/// owner.
+/// Counts the connections periodically, frees the rows of ended connections, and reports the counts to the owner.
 pub(crate) async fn watch(table: Arc<FlowTable>, calls: Calls) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

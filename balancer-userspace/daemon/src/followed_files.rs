@@ -1,7 +1,8 @@
-//! Files that services name: read at the start, and again when they change.
+//! Reads the files that services name, once at the start and again after each change of a file.
 //!
-//! The task checks each file every second. Inode, size and times reveal a new file that was renamed into its place as
-//! well as changes to the old file. This also works when a directory is replaced or a file system is mounted over it.
+//! The task checks each file every second. Inode, size and times of a file reveal changes to the contents, and reveal
+//! that a rename has replaced the file. The checks also work if a directory is replaced, or if a file system is mounted
+//! over a directory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,34 +23,34 @@ use tracing::error;
 
 use crate::call::{Call, Calls};
 
-/// The interval of the checks.
+/// The interval between two checks of a file.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The metadata that distinguish versions of a file; `None`: they cannot be read.
+/// The metadata by which the task distinguishes versions of a file; `None` if the metadata cannot be read.
 pub(crate) type Version = Option<(u64, u64, u64, [i64; 4])>;
 
-/// The contents of a file, or the reason why they cannot be used.
+/// The contents of a file, or the reason why the contents cannot be used.
 type Read<T> = Result<Arc<T>, String>;
 
 /// The contents of one kind of file.
 pub(crate) trait Followed: Sized + Send + Sync + 'static {
-    /// The name of such files in the log, in the plural.
+    /// The name of files of this kind in the log, in the plural.
     const WHAT: &str;
 
     /// The files of this kind that a service names.
     fn named_by(service: &ServiceConfig) -> impl Iterator<Item = &Path>;
 
-    /// Reads a file.
+    /// Reads and parses a file.
     ///
     /// # Errors
-    /// If the file cannot be read, or is not valid.
+    /// Fails if the file cannot be read, or if the contents are invalid.
     fn load(file: &Path) -> Result<Self, Finding>;
 
-    /// Makes the message which says that a file was read.
+    /// Makes the message that reports the contents of a file.
     fn told(file: PathBuf, read: Read<Self>) -> Call;
 }
 
-/// Files with their contents.
+/// The files that services name, with their contents.
 #[derive(Debug)]
 pub(crate) struct Files<T>(BTreeMap<PathBuf, (Version, Read<T>)>);
 
@@ -66,7 +67,7 @@ impl<T> Clone for Files<T> {
 }
 
 impl<T: Followed> Files<T> {
-    /// Reads the files that services name.
+    /// Reads the files that `services` name.
     pub(crate) async fn of(services: &Valid) -> Self {
         let files: BTreeSet<PathBuf> =
             services.iter().flat_map(|service| T::named_by(service)).map(Path::to_owned).collect();
@@ -77,18 +78,18 @@ impl<T: Followed> Files<T> {
         Self(read.await.unwrap_or_default())
     }
 
-    /// All files, each with its contents or the reason why it has none.
+    /// All files, each with its contents or the reason why the contents cannot be used.
     pub(crate) fn all(&self) -> impl Iterator<Item = (PathBuf, Read<T>)> {
         self.0.iter().map(|(file, (_, read))| (file.clone(), read.clone()))
     }
 
-    /// The contents of a file, if it was read without an error.
+    /// The contents of a file, if the task has read it without an error.
     pub(crate) fn contents(&self, file: &Path) -> Option<&T> {
         Some(self.0.get(file)?.1.as_ref().ok()?)
     }
 }
 
-/// Reads each of the `wanted` files that is new or has changed, and reports its contents.
+/// Reads each of the `wanted` files that is new or has changed, and reports the contents to the owner.
 pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
     let mut versions: BTreeMap<PathBuf, Version> =
         files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
@@ -127,7 +128,8 @@ pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Rece
     }
 }
 
-/// Reads a file. The version is determined before the read, so that a write in between leads to another read.
+/// Reads a file and determines its version. The function determines the version before the read, so that a write in
+/// between causes another read.
 fn read<T: Followed>(file: &Path) -> (Version, Read<T>) {
     let version = version(file);
     (version, T::load(file).map(Arc::new).map_err(|finding| finding.to_string()))

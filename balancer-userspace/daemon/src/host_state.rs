@@ -17,42 +17,42 @@ use balancer_dataplane::Attachment;
 /// The wanted state of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The interfaces with the program.
+    /// The interfaces to which the program should be attached.
     pub interfaces: Vec<String>,
-    /// The mode of attachment.
+    /// The XDP mode in which the program should be attached.
     pub mode: XdpMode,
-    /// Whether IPv4 packets are translated.
+    /// Whether services translate IPv4 packets.
     pub v4: bool,
-    /// Whether IPv6 packets are translated.
+    /// Whether services translate IPv6 packets.
     pub v6: bool,
     /// The port ranges that the kernel must not assign to its own sockets.
     pub reserved: BTreeSet<(u16, u16)>,
-    /// The VIPs of this machine, with the names of their interfaces; a VIP without a name goes to the first interface,
-    /// with announcements.
+    /// The VIPs of this machine, each with an optional interface name; the balancer adds a VIP without a name to the
+    /// first interface, and announces it.
     pub vips: BTreeSet<(Option<String>, IpAddr)>,
-    /// The addresses for which services take every port.
+    /// The addresses of which services take every port.
     pub whole: BTreeSet<IpAddr>,
-    /// The names of interfaces besides the first that may get VIPs.
+    /// The names of the interfaces that may get VIPs, in addition to the first interface.
     pub vip_interfaces: BTreeSet<String>,
-    /// Whether all VIPs are removed however the process ends, unless the data path outlives the process. VIPs on named
-    /// interfaces are removed in any case.
+    /// Whether the helper removes all VIPs, however the process ends, unless the data path outlives the process. The
+    /// helper always removes VIPs on named interfaces.
     pub guarded: bool,
     /// Whether the data path outlives the process.
     pub keep: bool,
-    /// The address of the metrics listener.
+    /// The settings of the metrics listener.
     pub metrics: Listen,
-    /// The group that may use the control socket, besides root.
+    /// The group that may use the control socket in addition to root.
     pub group: Option<String>,
-    /// The group that may use the socket for readers; `None`: there is no such socket.
+    /// The group that may use the read-only socket; `None` if there should be no read-only socket.
     pub readers: Option<String>,
-    /// The control listener for other machines; `None`: there is none.
+    /// The control listener for other machines; `None` if the listener should be off.
     pub remote: Option<Remote>,
-    /// The audit file; `None`: there is none.
+    /// The audit file; `None` if the balancer should write no audit file.
     pub audit: Option<PathBuf>,
 }
 
 impl Wanted {
-    /// Returns the state that a controller needs, given whether it is `ready` for clients.
+    /// Returns the state of the machine that a controller needs; `ready` says whether the balancer is fit for clients.
     #[must_use]
     pub fn by(controller: &Controller, ready: bool) -> Self {
         let settings = controller.settings();
@@ -87,10 +87,10 @@ fn whole(controller: &Controller) -> BTreeSet<IpAddr> {
     listeners.filter(|(at, _)| at.ports == PortRange::EVERY).map(|(at, _)| at.address).collect()
 }
 
-/// The address of the metrics listener, and whether it serves the page.
+/// The address of the metrics listener, and whether the listener serves the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// The address; `None`: no listener.
+    /// The address of the listener; `None` if there is no listener.
     pub at: Option<SocketAddr>,
     /// Whether the listener serves the page at `/`.
     pub page: bool,
@@ -103,6 +103,6 @@ pub struct Present {
     pub attached: Vec<Attachment>,
     /// VIPs that a balancer has added, with the names of their interfaces.
     pub vips: BTreeSet<(IpAddr, String)>,
-    /// Problems that prevent the wanted state, one sentence each.
+    /// Problems that prevent the wanted state, as one sentence each.
     pub troubles: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! The network interfaces of the machine, as rtnetlink shows them.
+//! The network interfaces of the machine, read through rtnetlink.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,7 +9,7 @@ use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::Handle;
 
-/// The maximum time for an answer of the kernel.
+/// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An Ethernet interface to which a program can be attached.
@@ -32,19 +32,19 @@ pub struct Interface {
 pub(super) struct Link {
     pub(super) ifindex: u32,
     pub(super) name: String,
-    /// The Ethernet address; `None` for the loopback and for frames other than Ethernet.
+    /// The Ethernet address of the link; `None` for the loopback interface, and for links without Ethernet frames.
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u32,
     pub(super) loopback: bool,
     /// Whether the link is administratively up.
     pub(super) up: bool,
-    /// Whether the link is operationally up, or the driver cannot tell.
+    /// Whether the link is operationally up; also true if the driver does not report this.
     pub(super) running: bool,
     /// The kind of virtual device; `None` for hardware.
     pub(super) kind: Option<InfoKind>,
-    /// The device in this namespace that is below the link or is its peer.
+    /// The lower device or the peer of the link, if that device is in this network namespace.
     pub(super) lower: Option<u32>,
-    /// The bridge, bond or similar device whose member the link is.
+    /// The bridge, bond or similar device that has the link as a member.
     pub(super) master: Option<u32>,
     /// The number of times that the link's carrier came up.
     pub(super) carrier_ups: u32,
@@ -92,7 +92,7 @@ impl Link {
                     .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind.clone()) } else { None });
             }
         }
-        // Indices of another namespace have no meaning here.
+        // An index from another network namespace has no meaning in this namespace.
         link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
@@ -107,11 +107,12 @@ pub(super) async fn links(handle: &Handle) -> anyhow::Result<Vec<Link>> {
         .context("listing the network interfaces")
 }
 
-/// Finds the interfaces that are called `names`, in that order.
+/// Finds the interfaces with the names `names`, and returns the interfaces in the order of the names.
 ///
 /// # Errors
-/// If a name does not exist (the error names the most similar one and all that exist), occurs twice, or belongs to the
-/// loopback or another interface without Ethernet frames; if the kernel does not answer.
+/// Fails if the kernel does not answer, or if a name does not exist, occurs twice, or belongs to an interface without
+/// Ethernet frames, such as the loopback interface. The error about a missing name suggests the most similar name and
+/// lists all existing names.
 pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -122,16 +123,17 @@ pub async fn resolve(names: &[String]) -> anyhow::Result<Vec<Interface>> {
 
 /// The result of a search for wanted interfaces.
 pub(super) enum Search {
-    /// The indices of the interfaces that exist, and of their members.
+    /// The indices of the existing interfaces and of their members.
     Found(Vec<u32>),
-    /// None of the interfaces exists; the error names the most similar interface and all that exist.
+    /// None of the wanted interfaces exists; the error names the most similar interface and lists all existing
+    /// interfaces.
     Absent(anyhow::Error),
 }
 
-/// Searches for the interfaces that are called `names`.
+/// Searches for the interfaces with these names.
 ///
 /// # Errors
-/// As for [`resolve`], for the interfaces that exist.
+/// Fails in the same cases as [`resolve`], except that missing interfaces are not an error.
 pub(super) async fn search(names: &[String]) -> anyhow::Result<Search> {
     let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
     let connection = tokio::spawn(connection);
@@ -150,14 +152,16 @@ pub(super) async fn search(names: &[String]) -> anyhow::Result<Search> {
     Ok(Search::Found(select(&there, &links)?.iter().flat_map(with_parts).collect()))
 }
 
-/// The members of a bond or team. The driver runs the attached program for them, under their own indices.
+/// The members of a bond or team device. The driver runs the attached program for packets of each member, with the
+/// member's own index.
 pub(super) fn parts(ifindex: u32, links: &[Link]) -> impl Iterator<Item = &Link> {
     let is_made_of_others =
         links.iter().any(|link| link.ifindex == ifindex && matches!(link.kind, Some(InfoKind::Bond | InfoKind::Team)));
     links.iter().filter(move |link| is_made_of_others && link.master == Some(ifindex))
 }
 
-/// The interface and its lower devices with VLANs on them, whose frames therefore have tags, by index and name.
+/// The index and name of those devices, among the interface and its lower devices, that carry VLANs and therefore
+/// receive tagged frames.
 pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     let carries = links.iter().any(|link| link.kind == Some(InfoKind::Vlan) && link.lower == Some(ifindex));
     let own = links.iter().filter(|link| link.ifindex == ifindex);
@@ -165,7 +169,7 @@ pub(super) fn tagged(ifindex: u32, links: &[Link]) -> BTreeMap<u32, String> {
     all.map(|link| (link.ifindex, link.name.clone())).collect()
 }
 
-/// Does the same as [`resolve`], among `links`.
+/// Does the same as [`resolve`], but only for interfaces in `links`.
 pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Interface>> {
     let mut interfaces: Vec<Interface> = Vec::with_capacity(names.len());
     for name in names {
@@ -186,7 +190,7 @@ pub(super) fn select(names: &[String], links: &[Link]) -> anyhow::Result<Vec<Int
     Ok(interfaces)
 }
 
-/// Checks that an interface with this name exists, whatever its kind.
+/// Checks that an interface of any kind with this name exists.
 pub(super) fn find(name: &str, links: &[Link]) -> anyhow::Result<()> {
     if links.iter().any(|link| link.name == name) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The kernel program's reports about rare and unexpected packets, logged at level debug.
+//! The kernel program's reports about rare and unexpected packets, logged at the level debug.
 
 use anyhow::Context as _;
 use balancer_dataplane::KernelDataplane;
@@ -7,15 +7,16 @@ use tracing::{Level, enabled};
 
 use super::supervisor::Supervisor;
 
-/// Whether the log would show the reports. If not, the program is loaded without them.
+/// Whether the log level includes the kernel program's reports. If it does not, the balancer loads the kernel program
+/// without the reports.
 pub(super) fn wanted() -> bool {
     enabled!(target: "balancer_ebpf", Level::DEBUG)
 }
 
-/// Starts copying the reports to the log.
+/// Starts a task that copies the reports to the log.
 pub(super) fn read(dataplane: &mut KernelDataplane, supervisor: &Supervisor) -> anyhow::Result<()> {
     let log = dataplane.take_log(log::logger())?;
-    // SAFETY: the log owns its descriptor, which stays the same and open for as long as it lives.
+    // SAFETY: the log owns its descriptor, which stays open and unchanged as long as the log exists.
     let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };
     let mut log = log.context("watching the kernel program's log")?;
     supervisor.spawn::<(), _>("the reading of the kernel program's log", async move {

@@ -1,4 +1,4 @@
-//! How links in this namespace are stacked. Pure functions.
+//! Derives how the links in this network namespace are stacked. All functions of this module are pure.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
         if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
             layers.put_upon(lower, link.ifindex);
         }
-        // A VRF is a table of routes, which several interfaces may share.
+        // A VRF is a routing table that several interfaces may share, and not a device above these interfaces.
         if let Some(master) = link.master.filter(|master| !vrfs.contains(master)) {
             layers.put_upon(link.ifindex, master);
         }
@@ -24,8 +24,9 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
     layers
 }
 
-/// Whether devices of this kind get frames that their lower device receives. A `veth` reports its peer as lower device,
-/// and a tunnel the device by which its outer packets leave.
+/// Whether a device of this kind gets the frames that its lower device receives. A `veth` reports its peer as the lower
+/// device, and a tunnel reports the device that sends its outer packets, so neither device gets frames from the
+/// reported device.
 fn takes_frames_of_lower(kind: &InfoKind) -> bool {
     matches!(
         kind,
@@ -71,7 +72,8 @@ mod tests {
     fn when_devices_are_stacked_then_an_interface_accepts_their_frames() {
         let links = [
             device(2),
-            // The interface has VRRP's virtual MAC address, and is a member of a bond that has a VLAN.
+            // Interface 2 has a device with VRRP's virtual MAC address; interface 4 is a member of a bond that has a
+            // VLAN.
             upon(3, InfoKind::MacVlan, 2),
             Link { master: Some(5), ..device(4) },
             Link { kind: Some(InfoKind::Bond), ..device(5) },

@@ -1,5 +1,5 @@
-//! The running balancer, a tokio shell around the core: the task that owns the controller and the maps, health checks,
-//! netlink, all listeners, and changes to this machine.
+//! The running balancer, which surrounds the core with tokio tasks: the task that owns the controller and the maps,
+//! health checks, netlink, all listeners, and changes to this machine.
 
 mod agents;
 pub mod api_server;

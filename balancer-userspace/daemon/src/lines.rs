@@ -1,5 +1,5 @@
-//! Files of lines, each written by a separate thread, so that a hanging disk delays no other thread. A full file
-//! becomes the previous file.
+//! Files of lines; a separate thread writes each file, so that a hanging disk delays no other thread. When a file is
+//! full, it becomes the previous file, and a new file replaces it.
 
 use std::{
     fs::{self, File},
@@ -12,15 +12,15 @@ use tracing::warn;
 
 use super::supervisor::{Supervisor, Thread};
 
-/// The maximum number of lines that wait for the disk; further lines are dropped.
+/// The maximum number of lines that wait to be written; further lines are dropped.
 const WAITING: usize = 4096;
 
-/// A kind of line file, with the size of its files.
+/// A kind of line file, with the limits for its files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kind {
     /// The name of the kind for the log, in the plural.
     pub(super) name: &'static str,
-    /// The name of the thread, for reporting its end.
+    /// The name of the writing thread, for the report of its end.
     pub(super) writer: &'static str,
     /// The maximum size of a file, in bytes.
     pub(super) bytes: u64,
@@ -28,7 +28,7 @@ pub(super) struct Kind {
     pub(super) lines: u64,
 }
 
-/// The writing end.
+/// The writer of the current and the previous file.
 #[derive(Debug)]
 pub(super) struct LineFile {
     kind: Kind,
@@ -49,7 +49,7 @@ impl LineFile {
         Self { kind, path, lines: Some(lines), writer: writer.ok(), lagging: false }
     }
 
-    /// Queues a line (without its line end) for writing.
+    /// Queues a line, which is given without a line end, for writing.
     pub(super) fn append(&mut self, mut line: Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         line.push(b'\n');
@@ -63,7 +63,7 @@ impl LineFile {
 }
 
 impl Drop for LineFile {
-    /// Waits until all queued lines are written.
+    /// Waits until the writing thread has written all queued lines.
     fn drop(&mut self) {
         let writer = self.writer.take().inspect(Thread::release);
         drop(self.lines.take());
@@ -88,7 +88,7 @@ fn write(path: &Path, kind: Kind, lines: &Receiver<Vec<u8>>) {
     }
 }
 
-/// A file, and the number of lines written to it.
+/// An open file, and the number of lines that this process has written to it.
 type Open = (File, u64);
 
 fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::Result<()> {
@@ -106,7 +106,7 @@ fn append(path: &Path, kind: Kind, open: &mut Option<Open>, line: &[u8]) -> io::
     file.write_all(line)
 }
 
-/// Opens the file for appending, and ends an incomplete last line.
+/// Opens a file for appending, and adds a line end to an incomplete last line.
 fn begin(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -127,7 +127,7 @@ fn previous(path: &Path) -> PathBuf {
     path.with_extension("jsonl.previous")
 }
 
-/// Reads the lines of the previous and the current file. The last line of each may be torn.
+/// Reads the lines of the previous file and then of the current file. The last line of each file may be incomplete.
 pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
     let files = [previous(path), path.to_owned()].into_iter().filter_map(move |path| match File::open(&path) {
         Ok(file) => Some(file),
@@ -138,14 +138,15 @@ pub(super) fn read(path: &Path, kind: Kind) -> impl Iterator<Item = Vec<u8>> {
             None
         }
     });
-    // The function reads at most twice the maximum size, in case another program has put the file there.
+    // The function reads at most twice the maximum size of each file, because another program may have written the
+    // file.
     files.flat_map(move |file| BufReader::new(file.take(2 * kind.bytes)).split(b'\n').map_while(Result::ok))
 }
 
-/// Removes the previous and the current file.
+/// Removes the previous and the current file, if they exist.
 ///
 /// # Errors
-/// If an existing file cannot be removed.
+/// Fails if an existing file cannot be removed.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     for path in [previous(path), path.to_owned()] {
         match fs::remove_file(path) {

@@ -22,10 +22,10 @@ use crate::{
     trees::{self, Trees},
 };
 
-/// How long the start waits for DNS and etcd, before it continues with the last pool.
+/// How long a starting balancer waits for DNS and etcd before it continues with the last list of backends.
 const FIRST_ANSWERS: Duration = Duration::from_secs(2);
 
-/// The lists that could be read before the start.
+/// The lists of targets that the balancer was able to read before the start.
 pub(crate) struct FirstLists {
     files: Files<Vec<Target>>,
     names: Vec<(DnsSource, Arc<Vec<Target>>)>,
@@ -45,7 +45,7 @@ impl FirstLists {
         Self { files, names, trees }
     }
 
-    /// The targets of a list, if it could be read.
+    /// The targets of a list; empty if the list could not be read.
     pub(crate) fn targets(&self, source: &Source) -> &[Target] {
         let targets = match source {
             Source::File(file) => self.files.contents(file),
@@ -55,7 +55,7 @@ impl FirstLists {
         targets.map_or(&[], Vec::as_slice)
     }
 
-    /// Gives the lists to the owner. Returns the files, which are then followed.
+    /// Passes the lists to the owner. The function returns the files, for a task that follows these files.
     pub(crate) fn tell<D: Dataplane>(self, owner: &mut Owner<D>) -> Files<Vec<Target>> {
         self.files.all().for_each(|(file, read)| owner.list_was_read(Source::File(file), read));
         let names = self.names.into_iter().map(|(dns, targets)| (Source::Dns(dns), targets));
@@ -65,12 +65,12 @@ impl FirstLists {
     }
 }
 
-/// Tasks that follow the lists which services name.
+/// The tasks that follow the lists of targets that services name.
 pub(crate) struct ListSources {
     calls: Calls,
     supervisor: Supervisor,
     reading: u64,
-    /// They end when they are dropped, which must be before the senders.
+    /// Dropping this field ends the tasks, and this must happen before the senders are dropped.
     tasks: [Attended<()>; 3],
     files: watch::Sender<BTreeSet<PathBuf>>,
     names: watch::Sender<Questions>,
@@ -78,7 +78,7 @@ pub(crate) struct ListSources {
 }
 
 impl ListSources {
-    /// Begins to read the `wanted` lists, of which some files are `read` already.
+    /// Begins to read the `wanted` lists; `read` contains the files that were already read.
     pub(crate) fn follow(wanted: WantedLists, read: Files<Vec<Target>>, calls: Calls, supervisor: &Supervisor) -> Self {
         let (files, wanted_files) = watch::channel(wanted.files);
         let (names, questions) = watch::channel(wanted.questions);
@@ -91,8 +91,8 @@ impl ListSources {
         Self { calls, supervisor: supervisor.clone(), reading: wanted.reading, tasks, files, names, trees }
     }
 
-    /// Tells the tasks which lists services name now. A new reading has new tasks, because the present ones report only
-    /// changes, and may not have seen that no list was wanted in between.
+    /// Passes the lists that services currently name to the tasks. When the reading number changes, new tasks replace
+    /// the current tasks, which report only changes and may not have noticed that no list was wanted in between.
     pub(crate) fn want(&mut self, wanted: WantedLists) {
         if wanted.reading != self.reading {
             let new = Self::follow(wanted, Files::default(), self.calls.clone(), &self.supervisor);
@@ -126,7 +126,7 @@ mod tests {
         let mut sources = ListSources::follow(leads(1), Files::default(), calls_in, &supervisor);
         let mut is_read = async || matches!(calls.recv().await, Some(Call::ListRead { read: Ok(_), .. }));
         assert!(is_read().await);
-        // No task runs in between.
+        // No task runs between these two calls of `want`.
         sources.want(WantedLists { reading: 2, ..WantedLists::default() });
         sources.want(leads(3));
         assert!(is_read().await);

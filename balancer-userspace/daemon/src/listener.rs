@@ -1,5 +1,5 @@
-//! HTTP on a listening socket, with limits on the number of connections, the time for requests, and the time for
-//! answers.
+//! An HTTP server for a listening socket, with limits on the number of connections, the time for requests, and the time
+//! for answers.
 
 use std::{
     collections::HashMap,
@@ -36,20 +36,20 @@ use tracing::{debug, warn};
 /// Limits on the number of connections, and on the time that clients may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// The maximum number of connections. If it is reached, the server closes the connection that has been idle the
-    /// longest to accept another; if none is idle, the new one waits.
+    /// The maximum number of connections. At this limit, the server accepts a new connection by closing the connection
+    /// that has been idle the longest. If no connection is idle, the new connection waits.
     pub(super) connections: usize,
-    /// The maximum time for receiving the head of a request, and for a connection to be idle.
+    /// The maximum time for receiving the header of a request, and the maximum idle time of a connection.
     pub(super) ask: Duration,
-    /// The maximum time for a request, from its head to the last byte of its answer.
+    /// The maximum time from the header of a request to the last byte of the answer.
     pub(super) answer: Duration,
-    /// The time after which a connection may not begin further requests.
+    /// The time after which the server accepts no further requests on a connection.
     pub(super) lifetime: Duration,
-    /// The maximum time for pending requests after the server was asked to stop.
+    /// The maximum time that pending requests may take after `shutdown` has completed.
     pub(super) farewell: Duration,
 }
 
-/// A socket on which connections arrive.
+/// A socket that accepts connections.
 pub(super) trait Listen: Send {
     /// The type of an accepted connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
@@ -66,11 +66,11 @@ impl Listen for TcpListener {
     }
 }
 
-/// Serves connections, each with a router that `router` makes for it, until `shutdown` completes and all pending
-/// requests are answered or out of time.
+/// Serves connections until `shutdown` completes and every pending request has been answered or has timed out; `router`
+/// makes a router for each connection.
 ///
 /// # Errors
-/// If the listener is broken, so that it can accept no further connections.
+/// Fails if the listener can no longer accept connections.
 pub(super) async fn serve<L: Listen>(
     listener: L,
     limits: Limits,
@@ -115,8 +115,8 @@ pub(super) async fn serve<L: Listen>(
     Ok(())
 }
 
-/// Whether the next connection may be accepted although this one was not: for the errors that accept(2) returns because
-/// of the network or a lack of resources.
+/// Whether accepting the next connection may succeed after this error of accept(2), because the network or a lack of
+/// resources caused the error.
 pub(super) fn is_passing(error: &io::Error) -> bool {
     !matches!(error.raw_os_error(), Some(libc::EBADF | libc::EFAULT | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP))
 }
@@ -126,11 +126,11 @@ pub(super) fn is_passing(error: &io::Error) -> bool {
 struct Activity {
     /// The number of requests whose answers the kernel has not taken completely.
     requests: usize,
-    /// The time since which there are such requests, or none.
+    /// The time at which the connection became busy or idle.
     since: Instant,
 }
 
-/// A pending request, which lasts as long as any byte of its answer is in memory.
+/// A pending request, which ends when no byte of its answer is in memory any more.
 struct UnderWay {
     activity: watch::Sender<Activity>,
     quiet: Arc<Notify>,
@@ -160,7 +160,7 @@ impl Drop for UnderWay {
 struct Connections {
     running: JoinSet<()>,
     open: HashMap<task::Id, (AbortHandle, watch::Receiver<Activity>)>,
-    /// Notified when a request has ended.
+    /// The notification that a request has ended.
     quiet: Arc<Notify>,
 }
 
@@ -174,7 +174,7 @@ impl Connections {
         self.open.remove(&id);
     }
 
-    /// Waits until one more connection is allowed by `limit`.
+    /// Waits until there are fewer connections than `limit`.
     async fn make_room(&mut self, limit: usize) {
         while let Some(ended) = self.running.try_join_next_with_id() {
             self.forget(Some(ended));
@@ -209,13 +209,13 @@ impl Connections {
     }
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until the connection ends.
 pub(super) async fn serve_one<S>(stream: S, router: Router, limits: Limits)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, _) = watch::channel(Activity { requests: 0, since: Instant::now() });
-    // The sender lives until the end, so that nothing stops the connection.
+    // The sender lives until the function returns, so that nothing stops the connection.
     let (_stop, stopped) = watch::channel(());
     connection(stream, router, limits, (sender, Arc::default()), stopped).await;
 }
@@ -336,7 +336,7 @@ mod tests {
 
     type Server = JoinHandle<anyhow::Result<()>>;
 
-    /// A gate at which requests wait: the numbers of requests that have arrived, and of those that may pass.
+    /// A gate at which requests wait: contains the number of requests that have arrived, and the number that may pass.
     #[derive(Clone)]
     struct Gate {
         come: Arc<Semaphore>,
@@ -349,8 +349,8 @@ mod tests {
         "open"
     }
 
-    /// A server that answers `/` at once, `/gate` when the gate lets the request pass, and `/large` with more than
-    /// sockets buffer.
+    /// Starts a server that answers `/` at once, `/gate` when the gate lets the request pass, and `/large` with more
+    /// data than sockets buffer.
     async fn serving(limits: Limits) -> (SocketAddr, Gate, Server) {
         let gate = Gate { come: Arc::new(Semaphore::new(0)), open: Arc::new(Semaphore::new(0)) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -370,7 +370,7 @@ mod tests {
         stream
     }
 
-    /// Reads until the connection is closed; returns an empty text if it is reset.
+    /// Reads until the server closes the connection; returns an empty text if the connection is reset.
     async fn rest(stream: &mut TcpStream) -> String {
         let mut answer = String::new();
         let _ = timeout(Duration::from_secs(60), stream.read_to_string(&mut answer)).await.expect("an end");
@@ -391,14 +391,15 @@ mod tests {
         let mut idle = Vec::new();
         for number in 0..1_000 {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            // Every other client has sent the beginning of a request, and nothing more.
+            // Every second client has sent only the beginning of a request, and the other clients have sent nothing.
             if number % 2 == 0 {
                 stream.write_all(b"GET /metrics HTTP/1.1\r\nX-Slow: 1").await.unwrap();
             }
             idle.push(stream);
         }
         here(address).await;
-        // All but the last few connections were closed, beginning with the one that was idle the longest.
+        // The server has closed all but the last few connections, beginning with the connection that had been idle the
+        // longest.
         for mut stream in idle.drain(..1_000 - PATIENT.connections) {
             assert_eq!(rest(&mut stream).await, "");
         }
@@ -410,7 +411,7 @@ mod tests {
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
         let (mut reader, mut writer) = slow.into_split();
-        // Sending a byte now and then does not help the client.
+        // A client that sends a single byte now and then cannot extend the time limit.
         let dripping = tokio::spawn(async move {
             while writer.write_all(b"x").await.is_ok() {
                 sleep(Duration::from_millis(20)).await
@@ -460,7 +461,7 @@ mod tests {
         let mut stuck = asking(address, "/large").await;
         let mut first = [0; 16];
         stuck.read_exact(&mut first).await.unwrap();
-        // Only one connection is allowed, and it is busy until its time is over.
+        // The limit allows only one connection, and this connection is busy until its time limit.
         here(address).await;
         assert!(rest(&mut stuck).await.len() < LARGE);
     }
@@ -473,7 +474,7 @@ mod tests {
         gate.come.acquire().await.unwrap().forget();
         sleep(Duration::from_millis(600)).await;
         gate.open.add_permits(1);
-        // The answer is complete, and the server closes the connection without being asked.
+        // The answer is complete, and the server closes the connection although the client has not requested this.
         assert!(rest(&mut stream).await.ends_with("open"));
     }
 

@@ -1,9 +1,10 @@
-//! Clients on the same link as their `nat` backends. Such a backend replies to these clients directly, bypassing the
-//! balancer, with its own address, so that no connection is established.
+//! Finds clients that are on the same link as their `nat` backends. The backend of such a client replies directly with
+//! its own address, past the balancer, so that no connection is established.
 //!
-//! The task reports a client only if it began two handshakes with backends on its own link while these passed their
-//! checks, and continued neither handshake. If backends send all replies through the balancer, for example because of
-//! their routes, clients continue their handshakes. A packet with a forged source alone does not make a neighbour.
+//! The task reports a client under three conditions: the client began two handshakes with backends on its own link,
+//! these backends passed their checks at the time, and the client continued neither handshake. If backends send all
+//! replies through the balancer, for example because of their routes, clients continue their handshakes and are not
+//! reported. A packet with a forged source address does not make that address a neighbour on the link.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,14 +32,14 @@ use crate::{
     statistics::{Named, Statistics},
 };
 
-/// The interval between two searches.
+/// The interval between two searches for such clients.
 const LOOK: Duration = Duration::from_secs(10);
-/// The minimum age of an unfinished handshake: a client repeats its SYN after one second and after three.
+/// The minimum age of an unfinished handshake: a client repeats its SYN after one second and after three seconds.
 const WAITED: Duration = Duration::from_secs(3);
-/// The number of a client's unfinished handshakes that cannot be a coincidence.
+/// The number of a client's unfinished handshakes that is taken as no coincidence.
 const ENOUGH: usize = 2;
 
-/// Warns about such clients until the controller has ended.
+/// Logs warnings about clients on the link of their backends, until the controller has ended.
 pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls: Calls, statistics: Arc<Statistics>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +72,7 @@ pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls
     }
 }
 
-/// The clients to report, with a line for each, by service.
+/// The clients to report by service, with a line about each client.
 fn unanswered(
     begun: &[Begun],
     clients: &[Near],

@@ -1,4 +1,5 @@
-//! The owner of the core, which alone writes the maps: receives events and changes, and carries out commands.
+//! The owner of the core, which is the only task that writes the maps: it receives events and changes, and carries out
+//! the core's commands.
 
 mod agents;
 mod beginning;
@@ -70,39 +71,39 @@ use crate::{
     restorable::Restorable,
 };
 
-/// The interval for polling short operations.
+/// The interval at which the owner polls a short operation.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// The core together with everything on which its commands act.
+/// The core, together with the data path and all tasks that the core's commands affect.
 pub struct Owner<D> {
     controller: Controller,
-    /// The commands to carry out at the start.
+    /// The commands that the owner carries out at the start.
     first: Vec<Command>,
     dataplane: D,
     neighbours: Neighbours,
     prober: Prober,
     events: Events,
-    /// The duration of each service's last table change, from the event to the swap.
+    /// The duration of the last table change of each service, from the event to the table swap.
     builds: HashMap<ServiceId, Duration>,
-    /// The service and the name of the backend behind each row of counters.
+    /// The service and the backend's name for each row of backend counters.
     owners: HashMap<BackendId, (ServiceId, String)>,
     removed_backends: RemovedBackends,
     recently_retired: RecentlyRetired,
-    /// The moves that other members of the fleet count, by cause.
+    /// The numbers of moves that other members of the fleet also count, by cause.
     repeated_moves: HashMap<ServiceId, [u64; MOVE_COUNTERS]>,
     last_changes: LastChanges,
-    /// The start of the clocks of client memory.
+    /// The start of the clocks that date client table entries.
     started: Instant,
-    /// Whether something has happened since this was last asked.
+    /// Whether any state has changed since the last call of [`take_changed`](Self::take_changed).
     changed: bool,
     applied: Applied,
-    /// The work that the last change has left in the client table.
+    /// The client table work that remains from the last change.
     rescan: Option<Rescan>,
-    /// The number of known clients that changes have forgotten, as far as it was not reported yet.
+    /// The number of known clients that changes have forgotten, as far as the owner has not reported them.
     forgotten: u64,
-    /// The results of changes that forgot clients in parts, as far as the caller has not collected them yet.
+    /// The results of changes that forgot their clients in several steps; the caller collects these results.
     told: VecDeque<Changed>,
-    /// Whether the data path could not be brought to the wanted state, so that this must be retried.
+    /// Whether the owner must retry, because the data path lacks the wanted state after a failure.
     out_of_step: bool,
     member: Member,
     denied: Denied,
@@ -112,18 +113,18 @@ pub struct Owner<D> {
     fullness: Fullness,
     suspects: Suspects,
     flow_counts: FlowCounts,
-    /// The number of times that connections were counted.
+    /// The number of times that the connections have been counted.
     flows_counted: u64,
-    /// The epoch of the fleet that the owner follows.
+    /// The epoch of the fleet's state that the owner follows.
     epoch: Option<SavedEpoch>,
-    /// The number of complete sweeps.
+    /// The number of complete sweeps of the client table.
     sweeps: u64,
-    /// The time at which to continue the current part of the sweep.
+    /// The time at which the owner continues the current step of the sweep.
     sweeps_at: Option<Instant>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Takes over a controller, whose first commands wait for [`start`](Self::start).
+    /// Makes an owner of a started controller, whose first commands wait for [`start`](Self::start).
     pub fn new(beginning: Beginning, dataplane: D, neighbours: Neighbours, prober: Prober, events: Events) -> Self {
         let Beginning { controller, commands, applied, .. } = beginning;
         Self {
@@ -161,8 +162,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Continues the counters that an ended process has left: those of removed backends, and of moves counted by other
-    /// members.
+    /// Continues the counters that an ended process has left: those of removed backends, and those of moves that other
+    /// members count.
     pub fn take_over_counters(
         &mut self,
         removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
@@ -174,7 +175,7 @@ impl<D: Dataplane> Owner<D> {
             repeated_moves.into_iter().map(|(service, kept)| (ServiceId(service), moves(kept))).collect();
     }
 
-    /// Records moves that another member counts as well.
+    /// Records moves that another member of the fleet counts as well.
     pub fn count_repeated(&mut self, moves: impl IntoIterator<Item = ((ServiceId, usize), u64)>) {
         for ((service, cause), count) in moves {
             if let Some(sum) = self.repeated_moves.entry(service).or_default().get_mut(cause) {
@@ -183,7 +184,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns a copy of everything that a restart must preserve.
+    /// Returns a copy of all state that a restart must preserve.
     pub fn restorable(&self) -> Restorable {
         let clocks = clocks::clocks();
         Restorable {
@@ -197,7 +198,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Whether something has happened since the last call.
+    /// Whether any state has changed since the last call of this function.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -205,7 +206,7 @@ impl<D: Dataplane> Owner<D> {
     /// Brings the data path to the configured state.
     ///
     /// # Errors
-    /// If the data path refuses.
+    /// Fails if the data path refuses a command.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         let commands = std::mem::take(&mut self.first);
@@ -216,7 +217,7 @@ impl<D: Dataplane> Owner<D> {
             } else if let Command::SetRules { service, .. } = command {
                 ruled.push(*service);
             } else if let Command::PublishServices(services) = command {
-                // The first directory is the one from before the restart, and its listeners are needed.
+                // The first directory is from before the restart, and the owner needs the listeners in it.
                 if listeners.is_empty() {
                     let all = services.iter().flat_map(|spec| &spec.listeners);
                     listeners.extend(all.filter(|listener| listener.counted).map(|listener| listener.id));
@@ -224,7 +225,7 @@ impl<D: Dataplane> Owner<D> {
             }
         }
         if !self.controller.goes_on() {
-            // The ids have new meanings.
+            // The ids in older directories now belong to other backends and listeners.
             (backends, listeners, ruled) = (Vec::new(), Vec::new(), Vec::new());
             self.removed_backends = RemovedBackends::default();
             self.recently_retired = RecentlyRetired::default();
@@ -241,17 +242,17 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// The number of services.
+    /// The number of services in the core.
     pub fn services(&self) -> usize {
         self.controller.services().len()
     }
 
-    /// The data path.
+    /// The data path to which this owner writes.
     pub fn dataplane(&mut self) -> &mut D {
         &mut self.dataplane
     }
 
-    /// Returns the configuration, for its settings other than services.
+    /// Returns the configuration, from which callers use the settings other than services.
     pub fn settings(&self) -> &Config {
         self.controller.settings()
     }
@@ -260,12 +261,12 @@ impl<D: Dataplane> Owner<D> {
         &self.events
     }
 
-    /// The watched neighbours.
+    /// The handle for watching next hops.
     pub fn neighbours(&self) -> &Neighbours {
         &self.neighbours
     }
 
-    /// The addresses of all backends.
+    /// The addresses of the backends of all services.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.controller.services().iter().flat_map(Service::backends).map(|backend| backend.address().ip())
     }
@@ -275,13 +276,13 @@ impl<D: Dataplane> Owner<D> {
         self.controller.next_deadline().map(Instant::from_std)
     }
 
-    /// Passes an event to the controller. If the data path refuses a command, it is resynchronized and a report is
-    /// made.
+    /// Passes an event to the controller. If the data path refuses a command, the owner resynchronizes the data path
+    /// and reports the failure.
     pub fn handle(&mut self, event: Event) {
         self.handle_all([event]);
     }
 
-    /// Passes all pending events at once, so that each service's table is replaced at most once.
+    /// Passes all pending events to the controller together, so that each service's table is replaced at most once.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
         let Self { controller, dataplane, suspects, .. } = self;
@@ -305,7 +306,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The core.
+    /// The controller that this owner runs.
     pub(crate) const fn controller(&self) -> &Controller {
         &self.controller
     }
@@ -319,12 +320,12 @@ impl<D: Dataplane> Owner<D> {
         self.sweeps
     }
 
-    /// Sets the epoch of the fleet that the owner follows.
+    /// Sets the epoch of the fleet's state that the owner follows.
     pub(crate) const fn set_epoch(&mut self, epoch: SavedEpoch) {
         self.epoch = Some(epoch);
     }
 
-    /// Sets whether the fleet's engine is unreachable, so that this member's own findings count.
+    /// Sets whether the fleet's engine is unreachable; while it is, this member's own check results take effect.
     pub(crate) fn set_alone(&mut self, alone: bool) {
         let now = Instant::now();
         let commands = self.controller.set_alone(alone, now.into_std());
@@ -336,10 +337,11 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Carries out the consequences of the fleet's state. The fleet itself reports them.
+    /// Carries out the commands that follow from the fleet's state. The fleet itself reports the consequences of these
+    /// commands.
     ///
     /// # Errors
-    /// If the data path refuses a command; in that case the controller is restored to `before`.
+    /// Fails if the data path refuses a command; the owner then restores the controller to the state `before`.
     pub(crate) fn do_as_told(&mut self, commands: Vec<Command>, before: Controller) -> Result<(), String> {
         let now = Instant::now();
         self.changed = true;
@@ -357,11 +359,12 @@ impl<D: Dataplane> Owner<D> {
         Ok(())
     }
 
-    /// Makes a change completely or not at all, using the precomputed tables. `None`: the result is available from
-    /// [`take_told`](Self::take_told) once clients are forgotten.
+    /// Makes a change, completely or not at all, with the precomputed tables. Returns `None` if the clients to be
+    /// forgotten are forgotten in several steps: [`take_told`](Self::take_told) then returns the result after the last
+    /// step.
     ///
     /// # Errors
-    /// If the controller or the data path refuses the change; in that case nothing has changed.
+    /// Fails if the controller or the data path refuses the change; the state is then unchanged.
     pub fn change(
         &mut self,
         change: Change,
@@ -399,7 +402,7 @@ impl<D: Dataplane> Owner<D> {
         }
         let moves =
             Moved { known_clients: (leaving > 0).then_some(leaving), ..moved(slots_before, self.all_slots_moved()) };
-        // A backend that waits for its next hop is reported once the outcome is known.
+        // If the added backend waits for its next hop, the owner reports the change later, when the outcome is known.
         let is_event = !(added && about.as_ref().is_some_and(|name| self.waits_for_next_hop(name)));
         let report = Report { message, about, uid, moves, is_event };
         match &mut self.rescan {
@@ -409,12 +412,13 @@ impl<D: Dataplane> Owner<D> {
         Ok(None)
     }
 
-    /// The number of known clients that stay with a backend; 0 if no such backend exists.
+    /// The number of clients that are known at a backend and stay there; 0 if the backend does not exist.
     fn keeps(&self, name: &BackendName) -> u64 {
         self.controller.parts(name).filter(|backend| backend.keeps_known()).map(Backend::known_clients).sum()
     }
 
-    /// The numbers of slots moved in a service since the start (required, needless); zero if no such service exists.
+    /// The numbers of slots (required, needless) that moved in a service since the start; zero if the service does not
+    /// exist.
     pub fn slots_moved(&self, service: &str) -> (u64, u64) {
         sum(self.controller.legs(service).map(Service::slots_moved))
     }
@@ -424,23 +428,24 @@ impl<D: Dataplane> Owner<D> {
         self.controller.waits_for_next_hop(name)
     }
 
-    /// Reports and returns the result of adding a backend for the user `uid`; `before` has the numbers of slots of its
-    /// service that had moved before.
+    /// Reports the addition of a backend by the user `uid`, and returns the result; `before` contains the previous
+    /// numbers of moved slots in the backend's service.
     pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
         let message = self.controller.added(name, before);
         self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
         Changed { message }
     }
 
-    /// Sums [`Owner::slots_moved`] over all services. When a service is removed, the sum loses its part.
+    /// The sums of [`Owner::slots_moved`] over all services. If a service is removed, the sums lose the slots of that
+    /// service.
     fn all_slots_moved(&self) -> (u64, u64) {
         sum(self.controller.services().iter().map(Service::slots_moved))
     }
 
-    /// Finds the backend to which a client is steered.
+    /// Finds the backend to which the program steers a client.
     ///
     /// # Errors
-    /// If the requested service does not exist.
+    /// Fails if the requested service does not exist.
     pub fn locate(&self, query: &ClientQuery) -> Result<Vec<ClientView>, Refused> {
         let mut located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -462,10 +467,10 @@ impl<D: Dataplane> Owner<D> {
         Ok(located.into_iter().map(Into::into).collect())
     }
 
-    /// The rules for client prefixes, of one service or of all.
+    /// The rules of one service, or of all services.
     ///
     /// # Errors
-    /// If the requested service does not exist, or a counter cannot be read.
+    /// Fails if the requested service does not exist, or if a counter cannot be read.
     pub fn rules(&self, service: Option<&str>) -> Result<Vec<RuleView>, Refused> {
         let now = Instant::now().into_std();
         if let Some(name) = service {
@@ -493,7 +498,7 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// Advances the clocks of client memory and continues the sweep of the client table.
+    /// Advances the clocks that date client table entries, and continues the sweep of the client table.
     pub fn sweep(&mut self) {
         let swept = self.dataplane.sweep(self.started.elapsed());
         self.sweeps_at = matches!(swept, Swept::GoesOn).then(|| Instant::now() + PAUSE);
@@ -503,12 +508,13 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The time at which to continue the current part of the sweep, if there is one.
+    /// The time at which the owner continues the current sweep, if a sweep is in progress.
     pub const fn sweeps_at(&self) -> Option<Instant> {
         self.sweeps_at
     }
 
-    /// Resynchronizes a data path that is out of step, and sums up the counters of backends that were removed long ago.
+    /// Resynchronizes the data path if it lacks the wanted state, and adds up the counters of backends that were
+    /// removed long ago.
     pub fn keep_up(&mut self) {
         self.dataplane.watch_handshakes(self.started.elapsed());
         if self.out_of_step {
@@ -519,7 +525,7 @@ impl<D: Dataplane> Owner<D> {
         self.sum_up_removed_backends();
     }
 
-    /// Adds the packets that were counted for backends after their retirement.
+    /// Adds up the packets that the program counted for backends after these were removed.
     fn count_the_last_packets(&mut self, all: impl IntoIterator<Item = Retired>) {
         for Retired { id, service, name, counted, at } in all {
             match self.dataplane.backend_stats(id) {
@@ -557,13 +563,13 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn execute(&mut self, commands: Vec<Command>, since: Instant) -> anyhow::Result<()> {
-        // The list collects every replaced directory.
+        // The list contains every directory that was replaced.
         let mut before: Vec<ServiceSpec> = Vec::new();
         let published = publishes(&commands);
         if published {
             self.rescan_all();
         }
-        // The counts of forgotten clients must not be reported.
+        // The owner must not report the forgotten clients of a change that failed.
         self.forgotten = 0;
         for command in commands {
             self.carry_out(&command, since)?;
@@ -575,14 +581,15 @@ impl<D: Dataplane> Owner<D> {
         if !published {
             return Ok(());
         }
-        // The step must not come earlier, because failed changes are undone.
+        // The data path completes the change only after all commands, because the owner undoes a change if a command
+        // fails.
         self.dataplane.complete();
         self.rescan = Some(Rescan { before, report: None, at: Instant::now() });
         self.rescan();
         Ok(())
     }
 
-    /// Updates the names of backends' counters in services that have changed since `before`.
+    /// Updates the names for the counters of backends, in services that have changed since `before`.
     fn name_owners(&mut self, before: &Services) {
         for service in self.controller.services().touched_since(before) {
             for backend in service.backends() {
@@ -646,12 +653,12 @@ fn publishes(commands: &[Command]) -> bool {
     commands.iter().any(|command| matches!(command, Command::PublishServices(_)))
 }
 
-/// The sum of the numbers of moved slots (required, needless).
+/// The sums of the numbers of moved slots (required, needless).
 fn sum(moved: impl Iterator<Item = (u64, u64)>) -> (u64, u64) {
     moved.fold((0, 0), |sum, moved| (sum.0 + moved.0, sum.1 + moved.1))
 }
 
-/// Returns the moves between two readings of the numbers (required, needless).
+/// Returns the increase between two readings of the numbers of moved slots (required, needless).
 const fn moved(before: (u64, u64), after: (u64, u64)) -> Moved {
     let (required, needless) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
     Moved { slots: required + needless, needless, known_clients: None }

@@ -1,9 +1,10 @@
 //! Keeps the state file up to date.
 //!
-//! A change is on disk before it is made: its resulting state is computed and written while the owner continues to
-//! handle events; then the owner makes the change and answers. If the file cannot be written, nothing has changed. If
-//! the change needs something of this machine, the machine is prepared before. Changes are made in the order of their
-//! requests. Spontaneous changes are written soon afterwards, and counters periodically.
+//! A change is on disk before the owner makes it: another thread computes and writes the state after the change, while
+//! the owner continues to handle events. After the write, the owner makes the change and answers the requester. If the
+//! state file cannot be written, the owner makes no change. If the change affects this machine, the host task prepares
+//! the machine before the write. The owner makes changes in the order in which they were requested. This module also
+//! writes state changes without a request soon after they happen, and writes counters periodically.
 
 use std::{
     collections::VecDeque,
@@ -30,17 +31,17 @@ use super::{
     supervisor::panicked,
 };
 
-/// The maximum delay before spontaneous changes are written.
+/// The maximum delay before this module writes a state change that nobody requested.
 const SOON: Duration = Duration::from_millis(500);
-/// The interval of periodic writes, and the delay before a retry.
+/// The interval of periodic writes, which is also the delay before a retry.
 const NOW_AND_THEN: Duration = Duration::from_secs(10);
 
-/// A store for the state.
+/// A store that keeps the state.
 pub trait Save: Send + 'static {
     /// Stores the state durably before it returns.
     ///
     /// # Errors
-    /// If the state cannot be stored; in that case the earlier state is intact.
+    /// Fails if the state cannot be stored; the previous state is then intact.
     fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()>;
 }
 
@@ -50,15 +51,15 @@ impl Save for StateFile {
     }
 }
 
-/// See the [module](self).
+/// The writer of the state file: see the [module](self).
 #[derive(Debug)]
 pub struct Persistence<F = StateFile> {
-    /// The file, while nothing is being written.
+    /// The state file; `None` while a write is in progress.
     idle: Option<F>,
     writing: Option<Writing<F>>,
     waiting: VecDeque<Request>,
     stage: Option<Stage>,
-    /// The next time to write spontaneous changes or counters.
+    /// The next time to write counters or state changes that nobody requested.
     due: Instant,
     failing: bool,
 }
@@ -67,7 +68,7 @@ pub struct Persistence<F = StateFile> {
 #[derive(Debug)]
 pub struct Ready {
     pub request: Request,
-    /// The preparation of this machine for the change.
+    /// The preparation of this machine for the change, if the change needs one.
     pub prepared: Option<Prepared>,
     /// The precomputed tables and numbers of known clients.
     pub precomputed: Precomputed,
@@ -75,8 +76,8 @@ pub struct Ready {
 
 type Proposed = Result<Box<Proposal>, Refused>;
 
-/// The progress of the first waiting change: its result is computed, this machine is prepared if necessary, and the
-/// result is computed again, because the state may have changed meanwhile.
+/// The progress of the first waiting change: the computation of its result, then the preparation of this machine if the
+/// change needs one, and then another computation, because the state may have changed during the preparation.
 #[derive(Debug)]
 enum Stage {
     Proposing(JoinHandle<Proposed>, Request, Option<Prepared>),
@@ -94,12 +95,12 @@ enum Staged {
 #[derive(Debug)]
 struct Writing<F> {
     task: JoinHandle<(F, anyhow::Result<()>)>,
-    /// The change to make once the write is complete.
+    /// The change that the owner makes after the write.
     change: Option<Ready>,
 }
 
 impl<F: Save> Persistence<F> {
-    /// Starts; the first write to `file` is due at once.
+    /// Makes a `Persistence` whose first write to `file` is due immediately.
     #[must_use]
     pub fn new(file: F) -> Self {
         Self {
@@ -112,32 +113,32 @@ impl<F: Save> Persistence<F> {
         }
     }
 
-    /// Accepts a change; [`progress`](Self::progress) returns it when it may be made.
+    /// Accepts a request for a change. When the owner may make the change, [`progress`](Self::progress) returns it.
     pub fn ask(&mut self, request: Request) {
         self.waiting.push_back(request);
     }
 
-    /// Records that something has changed spontaneously.
+    /// Records that the state has changed without a request.
     pub fn note(&mut self) {
         if !self.failing {
             self.due = self.due.min(Instant::now() + SOON);
         }
     }
 
-    /// The latest time for the next call of [`advance`](Self::advance).
+    /// The time at which the caller must call [`advance`](Self::advance) again at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         (self.idle.is_some() && !self.is_proposing()).then_some(self.due)
     }
 
-    /// Whether a proposal is being computed. Its state is written next, and would miss anything that was written in
-    /// between.
+    /// Whether the computation of a proposal is in progress. The next write will contain the proposal's state, and this
+    /// state would lack the contents of any write in between.
     const fn is_proposing(&self) -> bool {
         matches!(self.stage, Some(Stage::Proposing(..)))
     }
 
-    /// Starts to compute, prepare or write, if there is something to write and nothing is in progress. Refuses
-    /// impossible changes.
+    /// Starts a computation, a preparation or a write, if one is due and no other step is in progress. The function
+    /// refuses changes that cannot be made.
     pub fn advance<D: Dataplane>(&mut self, owner: &mut Owner<D>, host: &Host) {
         while self.idle.is_some() {
             match self.stage.take() {
@@ -166,7 +167,8 @@ impl<F: Save> Persistence<F> {
     }
 
     fn propose<D: Dataplane>(&mut self, owner: &mut Owner<D>, request: Request, prepared: Option<Prepared>) {
-        // No caller waits for the answer: the caller was told that the outcome is unknown.
+        // The requester no longer waits for the answer: the server has reported to the requester that the outcome is
+        // unknown.
         if request.reply.is_closed() {
             return;
         }
@@ -186,7 +188,7 @@ impl<F: Save> Persistence<F> {
         self.due = Instant::now() + NOW_AND_THEN;
         let task = tokio::task::spawn_blocking(move || {
             let save = || file.keep(state, occasion);
-            // A panic loses this state, but not the file.
+            // A panic during the write loses this state, but the state file remains.
             let saved = panic::catch_unwind(AssertUnwindSafe(save));
             let saved = saved.unwrap_or_else(|panic| Err(anyhow!("writing the state {}", panicked(panic.as_ref()))));
             (file, saved)
@@ -194,8 +196,8 @@ impl<F: Save> Persistence<F> {
         self.writing = Some(Writing { task, change });
     }
 
-    /// Waits for the end of the current computation, preparation or write; waits forever if there is none. Returns a
-    /// change that may be made now; refused changes have already been answered.
+    /// Waits until the current computation, preparation or write has ended; waits forever if no step is in progress.
+    /// The function returns a change that the owner may make now; it has already answered refused changes.
     pub async fn progress(&mut self) -> Option<Ready> {
         let Self { writing, stage, .. } = self;
         let written = async {
@@ -248,7 +250,7 @@ impl<F: Save> Persistence<F> {
                 self.idle = Some(file);
                 saved
             }
-            // The error occurs only when the runtime ends.
+            // This error occurs only when the runtime shuts down.
             Err(error) => Err(error.into()),
         };
         let Err(error) = saved else {
@@ -266,7 +268,7 @@ impl<F: Save> Persistence<F> {
         None
     }
 
-    /// Writes the last state. Changes that still wait are not made.
+    /// Writes the last state before the process ends. Changes that still wait are not made.
     pub async fn finish<D: Dataplane>(mut self, owner: &Owner<D>) {
         self.waiting.clear();
         self.stage = None;
@@ -295,7 +297,7 @@ mod tests {
     use super::*;
     use crate::call::ChangeRequest;
 
-    /// A store that panics when it gets the first state.
+    /// A store that panics when it receives the first state.
     struct Broken {
         saved: u32,
     }

@@ -1,4 +1,4 @@
-//! Text of any length, which is sent while it is being written, with only a few pieces in memory.
+//! A text of any length that the server sends while another thread writes it, with only a few pieces in memory.
 
 use std::{
     io::{self, Write},
@@ -11,33 +11,36 @@ use axum::body::{Body, Bytes};
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
-/// The number of pieces that may wait for the reader.
+/// The maximum number of pieces that wait to be sent.
 const AHEAD: usize = 2;
 
-/// A writer that sends a text in pieces.
+/// A writer that passes a text on in pieces.
 pub(crate) struct Pieces<F> {
-    /// The length up to which a text is sent as a whole, with its length.
+    /// The maximum length at which the server sends the text as a whole, with a `content-length`.
     whole: usize,
-    /// Receives the body, exactly once.
+    /// The function that receives the body, which the writer calls exactly once.
     begin: Option<F>,
-    /// The text that is written before the body is passed on.
+    /// The text that was written before the writer passed on the body.
     kept: Vec<u8>,
     rest: Option<mpsc::Sender<Piece>>,
 }
 
 enum Piece {
     Text(Vec<u8>),
-    /// The end of the text; without it the text is incomplete, because its writer has failed.
+    /// The piece that marks the end of the text. Without this piece, the text is incomplete, because the writer of the
+    /// text has failed.
     End,
 }
 
 impl<F: FnOnce(Body)> Pieces<F> {
-    /// Makes a writer; `begin` gets the body as soon as the text ends or exceeds `whole` bytes, so that sending begins.
+    /// Makes a writer for a text. `begin` receives the body as soon as the text ends or exceeds `whole` bytes, so that
+    /// the server can start sending.
     pub(crate) const fn new(whole: usize, begin: F) -> Self {
         Self { whole, begin: Some(begin), kept: Vec::new(), rest: None }
     }
 
-    /// Adds a piece that is not the last. Waits for room; discards the piece if the reader is gone.
+    /// Adds a piece of text that is not the last one. The function waits until the channel has room; if the reader no
+    /// longer exists, the function discards the piece.
     pub(crate) fn more(&mut self, text: impl Into<Vec<u8>>) {
         let text = text.into();
         if let Some(rest) = &self.rest {
@@ -55,7 +58,7 @@ impl<F: FnOnce(Body)> Pieces<F> {
         }
     }
 
-    /// Adds the last piece, and ends the text.
+    /// Adds the last piece of text, and marks the end.
     pub(crate) fn end(mut self, text: impl Into<Vec<u8>>) {
         self.more(text);
         if let Some(begin) = self.begin {
@@ -77,7 +80,7 @@ impl<F: FnOnce(Body)> Write for Pieces<F> {
     }
 }
 
-/// A body that consists of pieces.
+/// An HTTP body that consists of pieces.
 struct Parts(mpsc::Receiver<Piece>);
 
 impl hyper::body::Body for Parts {

@@ -1,4 +1,4 @@
-//! Reads the configuration file again on SIGHUP, in a separate task because the file system may be slow.
+//! Rereads the configuration file on SIGHUP, in a separate task because the file system may be slow.
 
 use std::{fs, path::PathBuf, time::SystemTime};
 
@@ -13,8 +13,8 @@ use super::{
     service_manager,
 };
 
-/// Applies the configuration in `file` at each SIGHUP, one at a time, as long as the controller exists. An invalid file
-/// changes nothing, and the log says why.
+/// Applies the configuration in `file` at each SIGHUP, as long as the controller exists; signals are handled one at a
+/// time. An invalid file changes nothing, and its fault is logged.
 pub(super) async fn follow(
     mut hangup: Signal,
     calls: Calls,
@@ -45,8 +45,8 @@ fn tell(audit: &Audit, done: &Result<usize, String>) {
     audit.tell(&Entry { via: "signal", who: Who::default(), request: "SIGHUP", status, result: &result });
 }
 
-/// Reads the file once and applies it. Returns the number of services, or the reason why nothing was changed; `None` if
-/// the controller is about to end.
+/// Rereads the configuration file once, and applies it. The function returns the number of services, or the reason why
+/// the controller changed nothing; `None` if the controller is about to end.
 pub(super) async fn reread(
     calls: &Calls,
     configurations: &Configurations,
@@ -57,7 +57,7 @@ pub(super) async fn reread(
     Some(done)
 }
 
-/// Returns the number of services now, or the reason why nothing was changed.
+/// Returns the resulting number of services, or the reason why the controller changed nothing.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
     let modified = last_changed(file.clone()).await;
@@ -91,7 +91,7 @@ async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -
     }
 }
 
-/// Makes the fleet apply the services of the file, if they are newer than its own.
+/// Makes the fleet apply the services of the configuration file, if the file is newer than the fleet's services.
 async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTime>) -> Option<Result<usize, String>> {
     let services = config.services.len();
     let (reply, answer) = oneshot::channel();
@@ -107,7 +107,7 @@ async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTim
     }
 }
 
-/// The time of a file's last change. A slow file system delays no other task.
+/// The time of a file's last change. The function runs on another thread, so a slow file system delays no other task.
 async fn last_changed(file: PathBuf) -> Option<SystemTime> {
     spawn_blocking(move || fs::metadata(file)?.modified()).await.ok()?.ok()
 }

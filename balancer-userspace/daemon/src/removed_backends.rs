@@ -1,5 +1,5 @@
-//! The counters of backends that were removed for good: kept by name for an hour, then summed up in one row of the
-//! service, so that unique names, such as those of pods, do not accumulate.
+//! The counters of permanently removed backends. The owner keeps these counters by name for an hour, and then adds them
+//! up in one row of the service, so that unique names, such as those of pods, do not accumulate.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,26 +12,27 @@ use balancer_control::{
     state::{Clocks, SavedCounters},
 };
 
-/// The name of the row for backends that were removed long ago. No backend can have this name.
+/// The name of the row with the counters of backends that were removed long ago. No configured backend can have this
+/// name.
 pub(crate) const TOGETHER: &str = "(departed)";
-/// How long counters stay available by name.
+/// The time for which counters stay available by name.
 const BY_NAME: Duration = Duration::from_secs(3600);
 
-/// The interval at which old counters are summed up.
+/// The interval at which the owner adds up old counters.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// See the [module](self).
+/// The counters of removed backends: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct RemovedBackends {
     services: HashMap<ServiceId, BTreeMap<String, Row>>,
-    /// The time at which counters were last summed up.
+    /// The time at which the owner last added up old counters.
     summed: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Row {
     stats: BackendStats,
-    /// The time at which counters were last added.
+    /// The time at which counters were last added to this row.
     since: Instant,
 }
 
@@ -64,8 +65,8 @@ impl RemovedBackends {
         row.since = now;
     }
 
-    /// Sums up the counters of names to which nothing was added for an hour, except for those still `present`; at most
-    /// once a minute.
+    /// Adds up the counters of those names to which nothing was added for an hour, except for backends that are still
+    /// `present`. The function has an effect at most once a minute.
     pub(super) fn sum_up(&mut self, now: Instant, present: impl Fn(ServiceId) -> HashSet<String>) {
         if self.summed.is_some_and(|summed| now.saturating_duration_since(summed) < PERIOD) {
             return;
@@ -116,7 +117,7 @@ fn counters(stats: &BackendStats) -> SavedCounters {
     }
 }
 
-/// Converts saved counters; those that did not exist when the row was written are 0.
+/// Converts counters from the state file. Counters that did not exist when the file was written are 0.
 fn stats(counters: &SavedCounters) -> BackendStats {
     let mut stats = BackendStats {
         packets: counters.packets,
@@ -168,7 +169,7 @@ mod tests {
         let start = fixture::now();
         let mut removed_backends = RemovedBackends::default();
         let mut all = BackendStats::default();
-        // A new pod comes every minute for ten hours.
+        // A new pod, with its own name, appears every minute for ten hours.
         for number in 0..600 {
             let now = start + number * MINUTE;
             removed_backends.add(WEB, format!("pod-{number}"), &counted(u64::from(number)), now);
@@ -186,7 +187,8 @@ mod tests {
     fn when_a_name_is_present_or_comes_back_then_it_keeps_its_row() {
         let start = fixture::now();
         let mut removed_backends = RemovedBackends::default();
-        // Clients of a present backend were forgotten; another backend was removed, added and removed again.
+        // An operator has forgotten the clients of a backend that still exists, and has removed another backend, added
+        // it again, and removed it again.
         removed_backends.add(WEB, "web1".to_owned(), &counted(1), start);
         removed_backends.add(WEB, "web2".to_owned(), &counted(2), start);
         removed_backends.add(WEB, "web3".to_owned(), &counted(4), start);
@@ -218,7 +220,7 @@ mod tests {
         restored.sum_up(start + 121 * MINUTE, |_| HashSet::new());
         assert_eq!((names(&restored), sum(&restored)), (vec![TOGETHER], sum(&removed_backends)));
 
-        // Earlier versions wrote rows that have no age.
+        // Earlier versions wrote rows without the age of the counters.
         let before: BTreeMap<u16, BTreeMap<String, SavedCounters>> = serde_json::from_str(
             r#"{"3":{"web9":{"packets":9,"bytes":90,"connections":3,"decisions":[1],"moves":[]}}}"#,
         )

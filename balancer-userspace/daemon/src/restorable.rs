@@ -9,27 +9,27 @@ use balancer_control::{
 use serde::Serialize;
 
 /// A copy of everything that a restart must preserve, as of one moment. The copy shares nearly all data with the
-/// controller, so making it is cheap; writing its [`SavedState`] is not.
+/// controller, so making it is cheap; writing the [`SavedState`] is expensive.
 #[derive(Clone, Debug)]
 pub struct Restorable {
-    /// The services and everything that follows from them.
+    /// The services and all state that follows from them.
     pub controller: Controller,
     /// The counters of removed backends.
     pub removed_backends: SavedCountersByService,
-    /// The moves that other members of a fleet count, by service and cause.
+    /// The moves that other members of a fleet also count, by service and cause.
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
     pub withdrawn: bool,
-    /// The epoch of the fleet.
+    /// The epoch of the fleet's state that the controller follows.
     pub epoch: Option<SavedEpoch>,
-    /// The moment of the copy.
+    /// The moment at which the copy was made.
     pub clocks: Clocks,
-    /// A clock that dates the moment even if the wall clock is set.
+    /// A timestamp of this moment that stays valid even if the wall clock is set.
     pub clock: Option<SavedClock>,
 }
 
 impl Restorable {
-    /// The whole state in a form that can be written.
+    /// Returns the whole state in a form that can be serialized.
     #[must_use]
     pub fn state(&self) -> SavedState<impl Serialize + '_, impl Serialize + '_, impl Serialize + '_> {
         SavedState {
@@ -42,7 +42,7 @@ impl Restorable {
         }
     }
 
-    /// Returns the differences from `before`.
+    /// Returns the differences between this state and the earlier state `before`.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> SavedChanges {
         SavedChanges {
@@ -57,7 +57,8 @@ impl Restorable {
     }
 }
 
-/// Compares counters regardless of their moments, which vary slightly because two clocks are read one after the other.
+/// Compares counters but not their moments, which vary slightly because the process reads two clocks one after the
+/// other.
 fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> bool {
     let counts = |of: &SavedCountersByService| {
         let mut of = of.clone();
@@ -69,7 +70,7 @@ fn same_counts(one: &SavedCountersByService, other: &SavedCountersByService) -> 
 
 #[cfg(test)]
 impl Restorable {
-    /// The state of a controller, whose wall clock shows the beginning of 1970 at `now`.
+    /// Makes the state of a controller, for tests. The wall clock shows the beginning of 1970 at `now`.
     pub(crate) fn of(controller: Controller, now: std::time::Instant) -> Self {
         let (removed_backends, repeated_moves) = (BTreeMap::new(), BTreeMap::new());
         let clocks = Clocks { now, wall: std::time::UNIX_EPOCH };

@@ -1,4 +1,4 @@
-//! Continues where the previous controller ended.
+//! Makes a controller that continues from the state of the previous controller.
 
 use std::collections::BTreeMap;
 
@@ -22,26 +22,26 @@ use super::{
     supervisor::Supervisor,
 };
 
-/// A controller that has not started yet, and the file of its state.
+/// A controller that has not started yet, and its state file.
 pub(super) struct Resumed {
     pub(super) controller: Controller,
     /// The counters of removed backends.
     pub(super) removed_backends: BTreeMap<u16, BTreeMap<String, SavedCounters>>,
-    /// The moves that other members of a fleet count.
+    /// The moves that other members of a fleet also count.
     pub(super) repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs.
     pub(super) withdrawn: bool,
     pub(super) file: StateFile,
-    /// The services, backends and ids for which the maps must have room.
+    /// The largest numbers of services, backends and ids, for which the maps must have room.
     pub(super) largest: Largest,
-    /// The epoch of the fleet that the controller has followed.
+    /// The epoch of the fleet's state that the previous controller followed.
     pub(super) epoch: Option<SavedEpoch>,
     /// The state from which the controller was made.
     state: Option<SavedState>,
 }
 
 impl Resumed {
-    /// Joins a fleet, so that the controller follows the fleet's decisions.
+    /// Joins a fleet, and makes the controller follow the fleet's decisions.
     pub(super) async fn join(
         &mut self,
         fleet: &config::Fleet,
@@ -75,17 +75,17 @@ impl Resumed {
         }
         if let Some(state) = member.first_state() {
             let both = Controller::restore(config.clone(), fleets, state.clone(), clocks());
-            // A contradictory state is refused later, when the controller follows it.
+            // If the state is contradictory, the controller refuses it later, when it should follow it.
             self.largest.extend(both.map(|both| both.largest()).unwrap_or_default());
         }
         Ok(member)
     }
 }
 
-/// Makes the controller from the state file, or a new controller if there is no file. `as_written` is the configuration
-/// without command line overrides.
+/// Makes a controller from the state file, or, without a state file, a new controller. `as_written` is the
+/// configuration without command line overrides.
 ///
-/// The maps in `pins` belong to one state; their counters are newer than those of the file.
+/// The maps in `pins` belong to exactly one state, and the counters in the maps are newer than those in the state file.
 pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -> anyhow::Result<Resumed> {
     let notes = pins.and_then(Pins::left);
     let mut file = StateFile::open(&config.state_file)?;
@@ -144,7 +144,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             );
         }
         warn!("the hash key is another one than before: clients are steered elsewhere, and nobody is known");
-        // The kernel's data was hashed with the old key.
+        // The maps of the kernel contain hashes that were computed with the previous key.
         controller.set_instance(random()?);
     }
     let largest = controller.largest();

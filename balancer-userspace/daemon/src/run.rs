@@ -1,6 +1,6 @@
-//! The command `balancer run`: startup, the loop of the task that owns the controller, and a clean end. Each phase is a
-//! type that is built from the previous one. Everything that a step sets up belongs to a value that undoes it when
-//! dropped.
+//! The command `balancer run`: startup, the loop of the task that owns the controller, and a graceful end. Each phase
+//! is a type that is built from the type of the previous phase. Each resource belongs to a value that releases the
+//! resource when the value is dropped.
 
 mod calls;
 mod leaving;
@@ -19,8 +19,8 @@ use tracing::info;
 use self::{shutdown::Shutdown, startup::Startup};
 use crate::{configuration::Configurations, precedence};
 
-/// The maximum time to wait for next hops: at startup, so that the first packet finds its path, and after adding a
-/// backend.
+/// The maximum time to wait for next hops: at startup, so that the first packet finds its path, and after a backend was
+/// added.
 const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 
 /// The arguments of `balancer run`.
@@ -28,21 +28,22 @@ const FIRST_NEXT_HOPS: Duration = Duration::from_millis(1500);
 pub struct Launch {
     /// The configuration, with overrides from the command line.
     pub config: Config,
-    /// The configuration as it is in the file.
+    /// The configuration in the file, without overrides from the command line.
     pub as_written: Config,
-    /// The interfaces named on the command line; empty if the configuration decides.
+    /// The interfaces named on the command line; if empty, the configuration names the interfaces.
     pub named: Vec<String>,
-    /// The path of the file, for reading it again.
+    /// The path of the configuration file, for rereading it.
     pub file: PathBuf,
-    /// The parser that has read the file.
+    /// The parser that has read the configuration file.
     pub configurations: Configurations,
 }
 
-/// Attaches the program and serves until SIGTERM or SIGINT, or until the second signal if clients can be sent elsewhere
-/// first. When the function returns, everything that it set up is gone, even after an error.
+/// Attaches the program, and serves until SIGTERM or SIGINT. If routers can send clients to another balancer, serving
+/// continues for some time, or until a second signal. Before the function returns, it removes everything that it has
+/// set up, even in case of an error.
 ///
 /// # Errors
-/// One line that says what prevents serving.
+/// Fails with one line that gives the reason why the balancer cannot serve.
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
     privileges::check()?;
     let Some(startup) = Startup::new(launch).await? else { return Ok(()) };

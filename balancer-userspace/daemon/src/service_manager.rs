@@ -1,5 +1,6 @@
-//! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): that the balancer is ready, alive,
-//! reloading or ending, and why it did not start. Without a service manager, the balancer sends none.
+//! Notifications to a service manager (systemd, `Type=notify` or `notify-reload`): the balancer reports that it is
+//! ready, alive, reloading or ending, or why it did not start. Without a service manager, the balancer sends no
+//! notifications.
 
 use std::{env, future::pending, time::Duration};
 
@@ -8,10 +9,10 @@ use sd_notify::{NotifyState, notify, watchdog_enabled};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-/// The maximum time for taking everything down, as in the unit's `TimeoutStopSec`.
+/// The maximum time for the shutdown, equal to `TimeoutStopSec` in the unit file.
 const AT_THE_END: Duration = Duration::from_secs(20);
 
-/// The service manager that started this process, if one did.
+/// The service manager that started this process, if there is one.
 #[derive(Debug)]
 pub struct ServiceManager {
     keep_alive: Option<Interval>,
@@ -19,13 +20,13 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Reads `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and reports that the program is attached and answers requests for
-    /// this number of `services`. Call it on a tokio runtime.
+    /// Reads `NOTIFY_SOCKET` and `WATCHDOG_USEC`, and reports that the program is attached and that the balancer
+    /// answers requests for this number of `services`. Callers must call this function on a tokio runtime.
     #[must_use]
     pub fn ready(services: usize) -> Self {
         tell(&[NotifyState::Ready, NotifyState::Status(&serving(services))]);
         let keep_alive = watchdog_enabled().filter(|limit| !limit.is_zero()).map(|limit| {
-            // The interval is half of the limit, so that a late notification does no harm.
+            // The interval is half of the watchdog's limit, so that a late notification does no harm.
             let mut keep_alive = interval((limit / 2).max(Duration::from_millis(1)));
             keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
             keep_alive
@@ -33,7 +34,7 @@ impl ServiceManager {
         Self { keep_alive, services }
     }
 
-    /// Reports the number of services.
+    /// Reports the current number of services.
     pub fn serves(&mut self, services: usize) {
         if self.services != services {
             self.services = services;
@@ -41,19 +42,20 @@ impl ServiceManager {
         }
     }
 
-    /// Reports that the end has begun, and how long it takes until the balancer takes everything down.
+    /// Reports that the graceful end has begun, and the time until the balancer shuts down.
     pub fn lingers(&self, time: Duration) {
         let more = u32::try_from((time + AT_THE_END).as_micros()).unwrap_or(u32::MAX);
         let status = NotifyState::Status("leaving: clients are steered until they come no more");
         tell(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(more), status]);
     }
 
-    /// Reports that the end has begun.
+    /// Reports that the shutdown has begun.
     pub fn stopping(&self, status: &str) {
         tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
     }
 
-    /// Waits until a report that the process is alive is due; waits forever if none is expected.
+    /// Waits until the next report that the process is alive is due; waits forever if the service manager expects no
+    /// such reports.
     pub async fn keep_alive_due(&mut self) {
         match &mut self.keep_alive {
             Some(keep_alive) => {
@@ -69,7 +71,7 @@ impl ServiceManager {
     }
 }
 
-/// Reports a SIGHUP.
+/// Reports that the controller is reloading its configuration.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -77,7 +79,7 @@ pub fn reloading() {
     }
 }
 
-/// Reports that a reload after a SIGHUP is done, with this number of `services`, or why it failed.
+/// Reports the end of a reload after a SIGHUP: the number of `services`, or the reason why the reload failed.
 pub fn reloaded(done: Result<usize, &str>) {
     tell(&[NotifyState::Ready, NotifyState::Status(&status(done))]);
 }
@@ -89,18 +91,18 @@ fn status(done: Result<usize, &str>) -> String {
     }
 }
 
-/// Reports the result of a reload without a SIGHUP.
+/// Reports the result of a reload that no SIGHUP requested.
 pub fn reread(done: Result<usize, &str>) {
     tell(&[NotifyState::Status(&status(done))]);
 }
 
-/// Whether a service manager waits for the program to become ready.
+/// Whether a service manager waits for the balancer to become ready.
 #[must_use]
 pub fn is_there() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// Reports that the start takes up to this much longer, and in `status` the reason for the wait.
+/// Reports that the start takes longer by up to the time `longer`; `status` contains the reason for the wait.
 pub fn waits(longer: Duration, status: Option<&str>) {
     let longer = u32::try_from(longer.as_micros()).unwrap_or(u32::MAX);
     let mut state = vec![NotifyState::ExtendTimeoutUsec(longer)];
@@ -117,7 +119,7 @@ fn serving(services: usize) -> String {
     format!("serving {}", counted(services, "service"))
 }
 
-/// Returns only the first line: a second line would be a separate message to the service manager.
+/// Returns only the first line of a text, because the service manager would read a second line as a separate message.
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }

@@ -22,7 +22,8 @@ impl fmt::Display for ShutdownSignal {
     }
 }
 
-/// Catches the signals from its creation on. A signal that arrives before the caller awaits it is not lost.
+/// Catches the signals to end, from the creation of this value on. A signal is not lost if it arrives before the caller
+/// waits for it.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -30,15 +31,15 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Installs the signal handlers. Call it on a tokio runtime.
+    /// Installs the signal handlers. Callers must call this function on a tokio runtime.
     ///
     /// # Errors
-    /// If the kernel refuses to install a handler.
+    /// Fails if a signal handler cannot be installed.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next of these signals.
+    /// Waits for the next signal to end.
     pub async fn next(&mut self) -> ShutdownSignal {
         tokio::select! {
             _ = self.terminate.recv() => ShutdownSignal::Terminate,

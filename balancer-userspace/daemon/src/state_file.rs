@@ -1,5 +1,4 @@
-//! The file with the controller's state, and the journal beside it.
-//!
+//! The file that contains the controller's state, and the journal beside it.
 //!
 //! ```text
 //! state.json                    {"balancer_state":2,"checksum":"…","body":{…}}    the CRC-32 covers the version and the body
@@ -9,9 +8,9 @@
 //! state.json.lock               locked by the controller that works with them; holds its process id
 //! ```
 //!
-//! A state is written to a temporary file, synchronised and renamed, so that a complete state exists at every moment.
-//! This takes time in proportion to the state's size, so changes of a large state are appended to the journal instead,
-//! until the journal is large as well.
+//! To write a state, the balancer writes a temporary file, synchronises it, and renames it, so that a complete state
+//! exists at every moment. Writing a whole state takes time in proportion to its size, so the balancer appends the
+//! changes of a large state to the journal instead, until the journal is large as well.
 
 mod journal;
 mod older;
@@ -37,24 +36,26 @@ pub(crate) use self::{
 };
 use crate::restorable::Restorable;
 
-/// The interval at which counters are written if nothing else has changed.
+/// The interval at which the balancer writes the state if only counters have changed.
 const COUNTS_EVERY: Duration = Duration::from_secs(300);
-/// The maximum size in bytes of a file that the balancer reads, far above what the largest state needs.
+/// The maximum size in bytes of a state file that the balancer reads, which far exceeds the largest possible state.
 const MAX_SIZE: u64 = 256 << 20;
-/// The size in bytes below which states are always written as a whole, because even the first bytes take as long.
+/// The balancer always writes a state smaller than this size, in bytes, as a whole, because appending to a journal
+/// would take as long.
 const SMALL: u64 = 256 << 10;
-/// The maximum difference between wall clock and uptime with which a journal's moments are dated by its state's clock.
+/// The maximum difference between the progress of the wall clock and the progress of the uptime. Below this difference,
+/// the timestamps in a journal refer to the clock of the journal's state.
 const SLEW: Duration = Duration::from_secs(1);
 
 /// A state file that this controller has locked.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-    /// Whether the current file may become the previous one.
+    /// Whether the current file may become the previous file at the next write.
     good: bool,
-    /// The contents of the file, if this process has written them.
+    /// The contents of the state file, if this process has written them.
     written: Option<Written>,
-    /// The size of a state in bytes from which on a journal is used.
+    /// The size of a state in bytes from which the balancer uses a journal.
     small: u64,
     _lock: Flock<File>,
 }
@@ -63,7 +64,7 @@ pub struct StateFile {
 #[derive(Debug)]
 struct Written {
     state: Restorable,
-    /// When the state was last written as a whole.
+    /// The time of the last write of the whole state.
     at: Instant,
     clock: Option<SavedClock>,
     /// The size of the whole state in bytes.
@@ -74,30 +75,30 @@ struct Written {
 /// The contents of a state file when it was loaded.
 #[derive(Debug)]
 pub enum Loaded {
-    /// There was no state.
+    /// The state file and its journal contain no state.
     Nothing,
-    /// The state.
+    /// The state in the state file.
     State(Box<SavedState>),
-    /// An earlier state, and the reason why it is used.
+    /// The previous state, and the reason for using it.
     Older(Box<SavedState>, String),
 }
 
-/// The reason for which a state is written.
+/// The reason for writing a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
     /// The owner is about to make a change.
     Change,
-    /// Something may have happened. If only counters have changed, nothing is written for five minutes.
+    /// The state may have changed. If only counters have changed, the balancer writes nothing for five minutes.
     Refresh,
-    /// The whole state must be in one file, for the start or the end of a process.
+    /// The whole state must be in one file, because the process starts or ends.
     Whole,
 }
 
 impl StateFile {
-    /// Locks the file at `path` for this process, and creates its directory if necessary.
+    /// Locks the state file at `path` for this process, and creates its directory if necessary.
     ///
     /// # Errors
-    /// If another controller has the lock, or if the kernel refuses; the error names the path.
+    /// Fails if another controller has the lock, or if a system call fails; the error names the path.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot keep the state in {}", path.display());
         if let Some(directory) = path.parent() {
@@ -145,11 +146,11 @@ impl StateFile {
         &self.path
     }
 
-    /// Reads the state and its journal.
+    /// Reads the state file and its journal.
     ///
     /// # Errors
-    /// If neither the current state nor the previous one is usable: the error says what is wrong with them, and what to
-    /// do.
+    /// Fails if neither the current nor the previous state is usable: the error describes the faults of both states and
+    /// the remedy.
     pub fn load(&mut self) -> anyhow::Result<Loaded> {
         let previous = with_suffix(&self.path, "previous");
         let (path, before) = (self.path.display(), previous.display());
@@ -193,7 +194,7 @@ impl StateFile {
     /// Writes `state` durably before it returns.
     ///
     /// # Errors
-    /// If the kernel refuses; in that case the files are as before.
+    /// Fails if a write fails; the files are then unchanged.
     pub fn keep(&mut self, state: Restorable, occasion: Occasion) -> anyhow::Result<()> {
         let before = self.written.take().filter(|_| occasion != Occasion::Whole);
         let Some(mut written) = before else { return self.keep_whole(state) };
@@ -229,7 +230,7 @@ impl StateFile {
         format!("cannot write the state file {}", self.path.display())
     }
 
-    /// Replaces the state; returns the checksum and the size in bytes of the new file.
+    /// Replaces the state file; returns the checksum and the size in bytes of the new file.
     fn save(
         &mut self,
         state: &SavedState<impl Serialize, impl Serialize, impl Serialize>,
@@ -252,13 +253,13 @@ impl StateFile {
         }
         fs::rename(&new, &self.path)?;
         sync_directory(&self.path)?;
-        // The journal belongs to the previous state, as its contents show.
+        // If the journal cannot be removed, its contents show that it belongs to the previous state.
         let _ = remove(&journal);
         Ok(written)
     }
 }
 
-/// Whether the wall clock has advanced between the two moments by as much as the uptime.
+/// Whether the wall clock has advanced as much as the uptime between two moments.
 fn goes_on(from: Option<&SavedClock>, to: Option<&SavedClock>) -> bool {
     match (from, to) {
         (None, None) => true,
@@ -283,18 +284,18 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes `previous` a link to the file at `path`, which stays; does nothing if the file does not exist.
+/// Keeps the file at `path` under the name `previous`, as a hard link; does nothing if the file does not exist.
 fn keep(path: &Path, previous: &Path) -> io::Result<()> {
     remove(previous)?;
     match fs::hard_link(path, previous) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // Some file systems do not support links.
+        // Some file systems do not support hard links.
         Err(_) => fs::copy(path, previous).map(drop),
         Ok(()) => Ok(()),
     }
 }
 
-/// Makes the directory of `path` durable on disk.
+/// Makes changes in the directory of `path` durable.
 fn sync_directory(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
@@ -306,7 +307,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Reads the state in the file at `path` with its journal; also returns the problem of an unusable journal.
+/// Reads the state in the file at `path` with its journal; if the journal is unusable, also returns its problem.
 fn read(path: &Path) -> Result<(SavedState, Option<String>), Bad> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_SIZE).read_to_end(&mut bytes)) {

@@ -1,7 +1,8 @@
-//! Statistics from observation: heavy clients, the counts of a minute and an hour ago, and matters that need attention.
+//! Statistics from observation: heavy clients, the counts of the last minute and the last hour, and conditions that
+//! need attention.
 //!
-//! A separate task reads the ring of samples four times a second, requests a snapshot from the controller every ten
-//! seconds, and adds its results to later snapshots.
+//! A separate task reads the ring of packet samples four times a second, requests a snapshot from the controller every
+//! ten seconds, and adds its results to later snapshots.
 
 mod file;
 
@@ -43,26 +44,26 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The interval at which the task reads the ring.
+/// The interval at which the task reads the ring of packet samples.
 const LOOK: Duration = Duration::from_millis(250);
-/// The interval at which the counts of samples fade.
+/// The interval at which the task lowers the weight of earlier samples.
 const FADE: Duration = Duration::from_secs(1);
-/// The delay before the task asks about an unknown service.
+/// The delay before the task requests a snapshot because of samples from an unknown service.
 const ASK: Duration = Duration::from_secs(1);
-/// The number of samples of a backend's packets below which heavy clients cannot be determined.
+/// The minimum number of samples of a backend's packets from which the task determines heavy clients.
 const ENOUGH_SAMPLES: f64 = 64.0;
-/// How long the log does not name a client again.
+/// The minimum time from one log line about a client to the next line about the same client.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// The maximum number of backends whose shares are written to the file. With more backends, the file would become too
-/// large, so their shares begin anew with each process.
+/// The maximum number of backends with which the task still writes shares to the history file. With more backends, the
+/// file would become too large, so shares are lost when the process ends.
 const SHARES_KEPT: usize = 4096;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A client, with a line about its problem.
+/// A client, with a line that describes the client's problem.
 pub(crate) type Named = (IpAddr, String);
 
-/// The counts and shares of a service in the last hour.
+/// The counts and shares of a service during the last hour.
 #[derive(Clone, Debug, Default)]
 struct Past {
     counted: Arc<History>,
@@ -70,11 +71,11 @@ struct Past {
     traffic: Arc<TrafficHistory>,
 }
 
-/// The statistics so far.
+/// The statistics that the task has collected so far.
 #[derive(Debug)]
 pub struct Statistics {
     started: Instant,
-    /// The uptime of the machine at that moment.
+    /// The uptime of the machine at the moment `started`.
     uptime: Duration,
     seen: Mutex<Seen>,
 }
@@ -84,31 +85,31 @@ struct Seen {
     settings: StatisticsConfig,
     /// The client prefix and the heavy clients of each service.
     services: HashMap<ServiceId, (ClientPrefix, Arc<Top>)>,
-    /// For each service with both address families, maps its first part to the other part.
+    /// For each service with both address families: the second id of the service, by its first id.
     parts: HashMap<ServiceId, ServiceId>,
-    /// Histories by name, because ids may change with a restart.
+    /// The histories of services by name, because a restart may change ids.
     histories: HashMap<String, Past>,
     /// The file that preserves the histories for the next controller.
     file: Option<HistoryFile>,
     warnings: HashMap<ServiceId, Vec<String>>,
-    /// The clients to which their backends reply directly, bypassing the balancer.
+    /// The clients that get replies directly from their backends, without the balancer.
     near: HashMap<ServiceId, Vec<String>>,
-    /// The event history to which suggestions are reported.
+    /// The history of events, which receives suggestions.
     events: Option<Events>,
-    /// The time at which the log last named a client.
+    /// The times at which the log last named each client.
     named: HashMap<(ServiceId, IpAddr), Instant>,
 }
 
 impl Statistics {
-    /// Starts without statistics.
+    /// Makes statistics that are still empty.
     #[must_use]
     pub fn new(settings: StatisticsConfig) -> Self {
         let seen = Seen { settings, ..Seen::default() };
         Self { started: Instant::now(), uptime: uptime(), seen: Mutex::new(seen) }
     }
 
-    /// Keeps the last hour in a file beside `state_file`, and continues the counts in it if the kernel's counters were
-    /// `adopted` from another process.
+    /// Makes statistics that keep the last hour in a file beside `state_file`. If this process has `adopted` the
+    /// kernel's counters from another process, it continues the counts in the file.
     #[must_use]
     pub fn beside(settings: StatisticsConfig, state_file: &Path, adopted: bool, supervisor: &Supervisor) -> Self {
         let this = Self::new(settings);
@@ -121,12 +122,12 @@ impl Statistics {
         this
     }
 
-    /// Reports suggestions to `events` from now on.
+    /// Makes the statistics report suggestions to `events` from now on.
     pub fn tell(&self, events: Events) {
         self.seen().events = Some(events);
     }
 
-    /// Sets the settings.
+    /// Replaces the settings of the statistics.
     pub fn set(&self, settings: StatisticsConfig) {
         self.seen().settings = settings;
     }
@@ -144,7 +145,7 @@ impl Statistics {
         }
     }
 
-    /// Replaces the set of clients to which their backends reply directly, by a part of their service.
+    /// Replaces the set of clients that get replies directly from their backends, by the id of the service.
     pub(crate) fn name_near_clients(&self, clients: HashMap<ServiceId, Vec<Named>>) {
         let (mut seen, now) = (self.seen(), Instant::now());
         seen.near.clear();
@@ -155,7 +156,7 @@ impl Statistics {
         }
     }
 
-    /// The time since the machine was started.
+    /// The time since the machine was started, by which counts are dated.
     fn now(&self) -> Duration {
         self.uptime + self.started.elapsed()
     }
@@ -173,7 +174,7 @@ impl Statistics {
             service.statistics = self.seen().statistics(&service, now);
             let is_silent = match service.rates() {
                 Some(rates) => rates.packets == 0.0,
-                // Without backends there is nothing to count.
+                // A service without backends has nothing to count.
                 None => service.backends.is_empty(),
             };
             service.statistics.silence = is_silent.then(|| first_look(&service, &around));
@@ -182,7 +183,7 @@ impl Statistics {
         snapshot.map(|services| Coming::new(services.map(complete)))
     }
 
-    /// Observes clients and counters until the controller has ended.
+    /// Observes samples and counters until the controller has ended.
     pub async fn watch(self: Arc<Self>, mut samples: RingBuf<MapData>, calls: Calls) {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -207,7 +208,7 @@ impl Statistics {
             }
             if let Ok(Ok(snapshot)) = answer.await {
                 let this = Arc::clone(&self);
-                // There may be sixty thousand backends, and no other task should have to wait for their counters.
+                // There may be sixty thousand backends, and processing their counters must delay no other task.
                 if spawn_blocking(move || this.note(snapshot.services, step, now)).await.is_err() {
                     return;
                 }
@@ -218,7 +219,8 @@ impl Statistics {
         }
     }
 
-    /// Counts the samples in the ring. Returns whether some belong to unknown services.
+    /// Counts the samples in the ring of packet samples. The function returns whether some samples belong to unknown
+    /// services.
     fn take(&self, samples: &mut RingBuf<MapData>) -> bool {
         let mut seen = self.seen();
         let mut strangers = false;
@@ -260,7 +262,7 @@ impl Statistics {
     }
 }
 
-/// The counts of all services at one time, which are to be stored.
+/// The counts of all services at one time, for the history file.
 struct Step {
     at: Duration,
     moment: Moment,
@@ -282,7 +284,7 @@ impl Step {
 }
 
 impl Seen {
-    /// Returns the part of a service's snapshot that the controller does not know.
+    /// Returns the statistics of a service, for a snapshot.
     fn statistics(&self, service: &ServiceSnapshot, now: Duration) -> ServiceStatistics {
         let id = first(service);
         let Past { counted, shares, traffic } = self.histories.get(&service.name).cloned().unwrap_or_default();
@@ -305,7 +307,7 @@ impl Seen {
         }
     }
 
-    /// Finds the heavy clients of a service, and makes the service known.
+    /// Finds the heavy clients of a service, and records the service as known.
     fn note(&mut self, service: &ServiceSnapshot, now: Instant) {
         let id = first(service);
         let (prefix, top) = self.services.entry(id).or_insert_with(|| (service.client_prefix, Arc::default()));
@@ -324,7 +326,7 @@ impl Seen {
         self.warnings.insert(id, proposed.into_iter().chain(heavy).map(|(_, text)| text).collect());
     }
 
-    /// Reports clients for which a rule is suggested; repeats each from time to time.
+    /// Reports clients for which the balancer suggests a rule; repeats each report from time to time.
     fn propose(&mut self, id: ServiceId, service: &str, clients: &[Named], now: Instant) {
         for (client, text) in clients {
             let Entry::Vacant(unnamed) = self.named.entry((id, *client)) else { continue };
@@ -348,7 +350,7 @@ impl Seen {
         }
     }
 
-    /// Adds the counts of a service to its history.
+    /// Adds the current counts of a service to the history of the service.
     fn keep(&mut self, service: &ServiceSnapshot, step: &mut Step) {
         step.backends += service.backends.len();
         let past = self.histories.entry(service.name.clone()).or_default();
@@ -365,7 +367,7 @@ impl Seen {
         }
     }
 
-    /// Counts a sample. Returns whether its service is known.
+    /// Counts a sample. The function returns whether the service of the sample is known.
     fn count(&mut self, sample: &Sample) -> bool {
         let Some(first) = self.parts.get(&ServiceId(sample.service)) else { return false };
         let Some((prefix, top)) = self.services.get_mut(first) else { return false };
@@ -374,13 +376,13 @@ impl Seen {
     }
 }
 
-/// Returns the id by which the statistics know a service: its first id.
+/// Returns the id by which the statistics identify a service, which is the first of the service's ids.
 fn first(service: &ServiceSnapshot) -> ServiceId {
     service.ids.first().copied().unwrap_or(ServiceId(u16::MAX))
 }
 
-/// The clients that send at least the fraction `least` of their backends' bytes, each with a line that says so and
-/// suggests a remedy. If `least` is 0, there are none.
+/// The clients that send at least the fraction `least` of the bytes that their backend receives, each with a line that
+/// describes the load and suggests a remedy. If `least` is 0, the list is empty.
 fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named> {
     if least <= 0.0 {
         return Vec::new();
@@ -404,8 +406,8 @@ fn heavy_clients(service: &ServiceSnapshot, top: &Top, least: f64) -> Vec<Named>
     named.collect()
 }
 
-/// The clients without a rule that send more than `spread_heavy` of a service's bytes, each with a line that says so
-/// and suggests the rule.
+/// The clients without a rule that send more than the fraction `spread_heavy` of a service's bytes, each with a line
+/// that describes the load and suggests the rule.
 fn proposals((name, prefixes): (&str, ClientPrefix), rule: &SpreadHeavy, top: &Top) -> Vec<Named> {
     if top.total().packets < ENOUGH_SAMPLES {
         return Vec::new();

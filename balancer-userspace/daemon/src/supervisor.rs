@@ -1,6 +1,7 @@
-//! Supervises essential tasks and threads. When one of them ends, the process ends as well and gives the reason: with
-//! `on_exit = "keep"` the kernel continues to steer, and a service manager starts another balancer. A balancer that
-//! continued without health checks or without its control socket would look healthy but be useless.
+//! Supervises the tasks and threads without which the balancer cannot work. When an essential task or thread ends, the
+//! process ends as well and logs the reason: with `on_exit = "keep"`, the kernel continues to steer, and a service
+//! manager starts another balancer. Without its health checks or its control socket, the balancer would seem healthy
+//! but be useless.
 
 use std::{
     any::Any,
@@ -19,20 +20,20 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-/// Starts tasks and threads, and reports when they end. Clones report to the same [`Endings`]; a supervisor made by
-/// `default` reports to none.
+/// Starts tasks and threads, and reports unexpected ends. All clones report to the same [`Endings`]; a supervisor made
+/// by `default` reports to no receiver.
 #[derive(Clone, Debug)]
 pub struct Supervisor(mpsc::UnboundedSender<Ended>);
 
-/// The unexpected ends of tasks and threads.
+/// The receiver of reports about unexpected ends.
 #[derive(Debug)]
 pub struct Endings {
     receiver: mpsc::UnboundedReceiver<Ended>,
-    /// The sender that keeps the channel open.
+    /// The sender that keeps the channel of reports open.
     _supervisor: Supervisor,
 }
 
-/// The end of a supervised task, with the reason.
+/// The unexpected end of a task or thread, with the reason.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} ended: {why}")]
 pub struct Ended {
@@ -47,7 +48,7 @@ impl Default for Supervisor {
 }
 
 impl Endings {
-    /// Waits for the next unexpected end.
+    /// Waits for the next unexpected end of a task or thread.
     pub async fn next(&mut self) -> Ended {
         match self.receiver.recv().await {
             Some(ended) => ended,
@@ -57,7 +58,7 @@ impl Endings {
 }
 
 impl Supervisor {
-    /// Makes a supervisor with its receiver.
+    /// Makes a supervisor and the receiver of its reports.
     #[must_use]
     pub fn new() -> (Self, Endings) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -65,7 +66,8 @@ impl Supervisor {
         (this.clone(), Endings { receiver, _supervisor: this })
     }
 
-    /// Starts a task on the current runtime; `what` is its name, or a plural noun.
+    /// Starts a supervised task on the current runtime; `what` names the task in messages, in the singular or as a
+    /// plural noun.
     pub fn spawn<T, F>(&self, what: &'static str, task: F) -> Task<T>
     where
         T: Send + 'static,
@@ -88,7 +90,7 @@ impl Supervisor {
         Task { wanted, abort, outer }
     }
 
-    /// Starts a task that ends when the returned value is dropped.
+    /// Starts a supervised task that ends when the returned value is dropped.
     pub fn attend(&self, what: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Attended<()> {
         Attended(self.spawn(what, async {
             task.await;
@@ -96,17 +98,17 @@ impl Supervisor {
         }))
     }
 
-    /// Starts a thread named `what`.
+    /// Starts a supervised thread with the name `what`.
     ///
     /// # Errors
-    /// If the system allows no more threads.
+    /// Fails if the system allows no more threads.
     pub fn thread(&self, what: &'static str, run: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
         let (told, wanted) = (self.0.clone(), Expected::default());
         let theirs = wanted.clone();
-        // The kernel keeps only fifteen bytes of a name.
+        // The kernel keeps only the first fifteen bytes of a thread's name.
         let handle =
             thread::Builder::new().name(what.trim_start_matches("the ").replace(' ', "-")).spawn(move || {
-                // Broken state after a panic is never used again, because the process ends.
+                // A panic may leave inconsistent state, but no code uses this state, because the process ends.
                 let why = match panic::catch_unwind(AssertUnwindSafe(run)) {
                     Ok(()) => "without a reason".to_owned(),
                     Err(payload) => panicked(payload.as_ref()),
@@ -123,7 +125,7 @@ impl Threads for Supervisor {
     }
 }
 
-/// Whether the end is expected.
+/// Whether the end of a task or thread is expected.
 #[derive(Clone, Debug, Default)]
 struct Expected(Arc<AtomicBool>);
 
@@ -134,13 +136,13 @@ impl Expected {
 
     fn tell(&self, told: &mpsc::UnboundedSender<Ended>, what: &'static str, why: String) {
         if !self.0.load(Ordering::Acquire) {
-            // While the process ends, the receiver may be gone.
+            // The receiver may no longer exist while the process ends.
             let _ = told.send(Ended { what, why });
         }
     }
 }
 
-/// A running task. Dropping this value does not end it.
+/// A running supervised task, which continues if this value is dropped.
 #[derive(Debug)]
 pub struct Task<T> {
     wanted: Expected,
@@ -154,20 +156,20 @@ impl<T> Task<T> {
         self.wanted.set();
     }
 
-    /// Aborts the task.
+    /// Aborts the task; its end is then expected.
     pub fn abort(&self) {
         self.release();
         self.abort.abort();
     }
 
-    /// Waits for a task that is expected to finish. Returns `None` if the task failed.
+    /// Waits for the end of a task that is expected to finish. The function returns `None` if the task failed.
     pub async fn ended(self) -> Option<T> {
         self.release();
         self.outer.await.ok().flatten()
     }
 }
 
-/// A running task that ends when this value is dropped.
+/// A running supervised task that ends when this value is dropped.
 #[derive(Debug)]
 pub struct Attended<T>(Task<T>);
 
@@ -177,7 +179,7 @@ impl<T> Drop for Attended<T> {
     }
 }
 
-/// A running thread. Dropping this value does not end it.
+/// A running supervised thread, which continues if this value is dropped.
 #[derive(Debug)]
 pub struct Thread {
     wanted: Expected,
@@ -190,15 +192,15 @@ impl Thread {
         self.wanted.set();
     }
 
-    /// Waits for a thread that is expected to finish.
+    /// Waits for the end of a thread that is expected to finish.
     pub fn join(self) {
         self.release();
-        // The thread catches and reports its own panics.
+        // The join cannot fail, because the thread catches and reports its own panics.
         let _ = self.handle.join();
     }
 }
 
-/// Returns the message of a panic.
+/// Returns the message with which code has panicked.
 pub fn panicked(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied());

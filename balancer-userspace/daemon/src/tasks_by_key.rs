@@ -1,4 +1,4 @@
-//! One task for each entry of a changing map, so that an entry that hangs delays no other.
+//! Runs one task for each entry of a changing map, so that an entry whose task hangs delays no other entry.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -7,8 +7,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-/// Runs a task for each `wanted` key. Ends the task when its key is no longer wanted, and begins another one when the
-/// key has another value. Returns when the sender is gone.
+/// Runs a task for each `wanted` key. The function ends the task of a key that is no longer wanted, and replaces the
+/// task of a key that has another value. The function returns when the sender is dropped.
 pub(crate) async fn follow<K, V, F>(mut wanted: watch::Receiver<BTreeMap<K, V>>, begin: impl Fn(K, V) -> F)
 where
     K: Ord + Clone,
@@ -38,7 +38,7 @@ where
     }
 }
 
-/// Publishes the `wanted` value, if it has changed.
+/// Publishes the `wanted` value on the channel, if the value has changed.
 pub(crate) fn want<T: PartialEq>(told: &watch::Sender<T>, wanted: T) {
     told.send_if_modified(|before| {
         let is_news = *before != wanted;

@@ -1,4 +1,4 @@
-//! Traces of packets: the tracing program replaces the plain one as long as a client keeps polling for packets.
+//! Traces of packets: a tracing variant of the kernel program runs as long as a client polls for the traced packets.
 
 use std::{
     collections::VecDeque,
@@ -26,26 +26,26 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How long a trace continues if no client polls it.
+/// The time after which a trace ends if no client polls it.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The interval at which this is checked and the program's time is extended.
+/// The interval at which the trace checks whether a client has polled, and extends the kernel program's time limit.
 const LOOK: Duration = Duration::from_secs(1);
-/// The maximum delay by which the report of an earlier packet may follow that of a later one: each CPU has a buffer of
-/// its own.
+/// The maximum time by which reports may arrive in the wrong order, because each CPU has its own buffer.
 const BETWEEN_CPUS: Duration = Duration::from_millis(20);
-/// The maximum number of waiting packets. The next constant limits the bytes of their frames.
+/// The maximum number of packets that wait for a client. `MOST_BYTES` limits the total size of the waiting packets'
+/// frames.
 const MOST_WAITING: usize = 16_384;
 const MOST_BYTES: usize = 32 << 20;
-/// The maximum number of packets in one answer. The next constant limits the bytes of their frames.
+/// The maximum number of packets in one answer. `BYTES_AT_ONCE` limits the total size of the frames in one answer.
 const MOST_AT_ONCE: usize = 1024;
 const BYTES_AT_ONCE: usize = 8 << 20;
 
-/// A running trace.
+/// A running trace of packets.
 pub struct Trace {
     /// The number by which clients refer to the trace.
     pub number: u64,
     waiting: Mutex<Waiting>,
-    /// The settings of the program; `None`: no program reports packets.
+    /// The settings of the tracing kernel program; `None` if no kernel program reports packets.
     knobs: Mutex<Option<Knobs>>,
     lost: AtomicU64,
     ended: AtomicBool,
@@ -66,7 +66,7 @@ impl std::fmt::Debug for Trace {
 }
 
 impl Trace {
-    /// A trace that gets no packets.
+    /// Makes a trace that receives no packets.
     #[must_use]
     pub fn silent(number: u64) -> Self {
         Self {
@@ -80,7 +80,8 @@ impl Trace {
         }
     }
 
-    /// Starts a trace of the packets in `rings`, which lasts until no client polls it any more and then calls `gone`.
+    /// Starts a trace of the packets in `rings`; the trace lasts as long as a client polls it, and calls `gone` at its
+    /// end.
     pub(crate) fn begin(
         number: u64,
         (rings, mut knobs): (Vec<Ring>, Knobs),
@@ -89,7 +90,7 @@ impl Trace {
         knobs.go_on()?;
         let this = Arc::new(Self { knobs: Mutex::new(Some(knobs)), ..Self::silent(number) });
         for ring in rings {
-            // SAFETY: the descriptor is that of the ring, which keeps it open as long as the ring exists.
+            // SAFETY: the descriptor belongs to the ring, which keeps the descriptor open as long as the ring exists.
             let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
             tokio::spawn(follow(ring, Arc::downgrade(&this)));
         }
@@ -103,7 +104,8 @@ impl Trace {
         Ok(this)
     }
 
-    /// Returns the packets since the last call in the order of their arrival; waits up to `wait` for the first one.
+    /// Returns the packets that have arrived since the last call, in the order of arrival; if there are none, waits up
+    /// to `wait` for a packet.
     pub(crate) async fn take(&self, wait: Duration) -> Vec<TracedPacket> {
         let news = self.news.notified();
         tokio::pin!(news);
@@ -111,14 +113,14 @@ impl Trace {
         if lock(&self.waiting).packets.is_empty() && !self.has_ended() {
             let _ = timeout(wait, news).await;
         }
-        // If there are many packets, those that are taken first arrived long enough ago.
+        // If many packets wait, the first packets arrived long enough ago for their order to be certain.
         if lock(&self.waiting).packets.len() < MOST_AT_ONCE {
             sleep(BETWEEN_CPUS).await;
         }
         self.take_now()
     }
 
-    /// Adds the counters of these backends to those that the trace compares.
+    /// Makes the trace also compare the counters of these backends.
     pub(crate) fn watch(&self, hops: &[HopView]) {
         let ids = hops.iter().filter(|hop| hop.in_use).map(|hop| hop.id);
         if let Err(error) = self.turn(|knobs| knobs.watch(ids)) {
@@ -134,12 +136,12 @@ impl Trace {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends the trace early.
+    /// Ends the trace before its time limit.
     pub(crate) fn end(&self) {
         self.end.notify_one();
     }
 
-    /// Keeps the program reporting while the trace is polled.
+    /// Makes the kernel program report packets as long as a client polls the trace.
     async fn go_on(&self) {
         let mut looks = interval(LOOK);
         loop {
@@ -193,15 +195,16 @@ impl Trace {
     }
 }
 
-/// Takes the lock; a thread that panicked did not hold it during a change.
+/// Locks the data; the data is consistent even if the lock is poisoned, because no thread panics while it changes the
+/// data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads one CPU's reports while the trace exists.
+/// Reads the reports of one CPU as long as the trace exists.
 async fn follow(mut ring: AsyncFd<Ring>, trace: Weak<Trace>) {
     loop {
-        // The wait has a limit because the trace may have ended.
+        // The wait has a time limit, because the trace may have ended.
         let ready = timeout(LOOK, ring.readable_mut()).await;
         let Some(trace) = trace.upgrade().filter(|trace| !trace.has_ended()) else { return };
         let Ok(ready) = ready else { continue };
@@ -239,7 +242,7 @@ fn view(Told { came: (came, came_frame), left: (left, left_frame) }: &Told) -> T
     }
 }
 
-/// The variant with this index, counted from 1.
+/// The enum variant with this index, where the first variant has the index 1.
 fn counted<T: Copy>(all: &[T], index: u8) -> Option<T> {
     all.get(usize::from(index).checked_sub(1)?).copied()
 }

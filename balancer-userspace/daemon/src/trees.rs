@@ -1,5 +1,5 @@
-//! Lists of targets in keys of etcd. The balancer reads each over connections of its own, so that servers without an
-//! answer delay no other list.
+//! Lists of targets that are in keys of etcd. The balancer uses separate connections for each list, so that
+//! unresponsive servers delay no other list.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,10 +20,11 @@ use crate::{
     tasks_by_key,
 };
 
-/// Determines how long a server may be silent: a third of this time. If no server works, this is reported after 7 s.
+/// The lease time that determines how long a server may be silent: a third of this time. If no server responds, the
+/// balancer reports the failure after 7 s.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// The lists that are wanted.
+/// The lists in etcd that services name.
 pub(crate) type Trees = BTreeMap<EtcdSource, ()>;
 
 /// Reads all lists once, and returns those that arrive within `patience`.
@@ -49,7 +50,7 @@ pub(crate) async fn first(sources: Trees, patience: Duration) -> Vec<(EtcdSource
     lists
 }
 
-/// Follows the `wanted` lists, and reports each change.
+/// Reads the `wanted` lists, and reports each list at first and after each change.
 pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
     tasks_by_key::follow(wanted, |source, ()| {
         let calls = calls.clone();
@@ -72,7 +73,7 @@ pub(crate) async fn follow(wanted: watch::Receiver<Trees>, calls: Calls) {
     .await;
 }
 
-/// Sends the keys of a source, at first and after each change.
+/// Sends the keys of a source when they are first read and after each change.
 async fn read(source: &EtcdSource, told: mpsc::Sender<Result<Tree, String>>) {
     balancer_etcd::follow(settings(source.prefix.clone(), &source.etcd, LEASE), told).await;
 }

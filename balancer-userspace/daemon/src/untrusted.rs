@@ -1,4 +1,5 @@
-//! Entry points for untrusted data, one function for each parser: for fuzz targets, and for replaying their findings.
+//! Entry points for untrusted data, with one function for each parser: fuzz targets use these functions, and tests
+//! replay findings with them.
 
 use std::{io, net::SocketAddr};
 
@@ -12,7 +13,7 @@ use crate::{api_server, call::Calls, prober, state_file};
 /// Parses the bytes of a state file.
 ///
 /// # Errors
-/// One line about the fault in the bytes.
+/// Fails with one line about the fault in the bytes.
 pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
     state_file::open_sealed(bytes).map_err(|bad| bad.to_string())
 }
@@ -20,21 +21,21 @@ pub fn state_file(bytes: &[u8]) -> Result<SavedState, String> {
 /// Applies the bytes of a journal to `state`, which has this checksum.
 ///
 /// # Errors
-/// One line about the fault in the bytes; all records before it have been applied.
+/// Fails with one line about the fault in the bytes; the function has then applied all records before the fault.
 pub fn journal(state: &mut SavedState, checksum: &str, bytes: &[u8]) -> Result<(), String> {
     state_file::replay_lines(state, checksum, bytes)
 }
 
-/// Seals a state file of `version` with this body and the right checksum.
+/// Makes a state file of version `version` with this body and the correct checksum.
 #[must_use]
 pub fn sealed(version: u32, body: &str) -> String {
     state_file::sealed(version, body)
 }
 
-/// Returns the verdict of a check over HTTP or gRPC on data from `stream`, a connection to `target`.
+/// Runs a check over HTTP or gRPC on `stream`, which is connected to `target`, and returns the outcome.
 ///
 /// # Errors
-/// If this machine lacks the resources.
+/// Fails if this machine lacks the resources for the check.
 pub async fn answer(
     target: SocketAddr,
     check: &CheckKind,
@@ -43,7 +44,7 @@ pub async fn answer(
     prober::ask_over(target, check, stream).await
 }
 
-/// Serves a connection to the control socket until its end.
+/// Serves a connection to the control socket until the connection ends.
 pub async fn control(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, calls: Calls) {
     api_server::serve_one(stream, calls).await;
 }

@@ -1,4 +1,4 @@
-//! Attaching the program to interfaces, and reporting why that fails.
+//! Attaches the program to interfaces, and reports why an attachment fails.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,27 +31,29 @@ use super::{
     telling::{self, Filter, Knobs, Ring},
 };
 
-/// The place where the program is attached.
+/// The attachment of the program to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The interface's name.
+    /// The name of the interface.
     pub name: String,
     /// The index of the interface.
     pub ifindex: u32,
-    /// Whether the driver runs the program; otherwise the kernel's generic hook does.
+    /// Whether the driver runs the program; if not, the generic hook of the kernel runs it.
     pub native: bool,
-    /// The indices of the members of a bond or team, by which packets may arrive.
+    /// The indices of the members of a bond or team; packets may arrive by these members.
     pub parts: BTreeSet<u32>,
-    /// The members and former members. Their counters are part of the interface's counters, so that these never fall.
+    /// The present and former members of a bond or team. The interface's counters include the counters of these
+    /// members, so that they never fall when a member leaves.
     pub counted: BTreeSet<u32>,
 }
 
-/// The maximum number of former members whose counters are included. The most recent ones remain.
+/// The maximum number of former members whose counters the interface's counters include. If there are more former
+/// members, the most recent ones remain.
 const COUNTED_PARTS: usize = 32;
 
 impl Attachment {
-    /// Updates the counted members. `counting` holds the ingress indices of all attachments: a former member in it
-    /// belongs to another attachment.
+    /// Updates the list of members whose counters are included. `counting` contains the ingress indices of all
+    /// attachments: a former member in this set now belongs to another attachment.
     pub fn count_parts(&mut self, counting: &BTreeSet<u32>) {
         let Self { parts, counted, .. } = self;
         counted.retain(|part| !parts.contains(part) && !counting.contains(part));
@@ -61,36 +63,38 @@ impl Attachment {
         counted.extend(&*parts);
     }
 
-    /// `native` or `generic`.
+    /// The name of the XDP mode: `native` or `generic`.
     #[must_use]
     pub const fn mode(&self) -> &'static str {
         if self.native { "native" } else { "generic" }
     }
 
-    /// The ingress indices of the packets that the program sees on this attachment.
+    /// The ingress interface indices of the packets that the program sees through this attachment.
     pub fn ways_in(&self) -> impl Iterator<Item = u32> {
         std::iter::once(self.ifindex).chain(self.parts.iter().copied())
     }
 }
 
-/// An interface with the program on it.
+/// An interface to which the program is attached.
 #[derive(Debug)]
 pub struct Attached {
-    /// The attachment.
+    /// The description of the attachment.
     pub at: Attachment,
-    /// Whether an earlier controller attached the program, so that this one only replaced it.
+    /// Whether an earlier controller attached its program, so that this controller only replaced the program.
     pub adopted: bool,
     /// The current name of the interface.
     called: String,
-    /// The link of the program. Closing it detaches the program from the interface, unless the link is pinned.
+    /// The link that attaches the program. If the link is not pinned, closing the link detaches the program from the
+    /// interface.
     link: Option<XdpLink>,
     pin: Option<PathBuf>,
-    /// Generic receive offload, which generic mode does not support and which is off while the program is attached.
+    /// Generic receive offload, which does not work with a program in generic mode and is off while such a program is
+    /// attached.
     offload: Option<SwitchedOff>,
-    /// VLAN tag stripping, which is off while the program is attached, by interface: this one, or its lower devices.
-    /// `None`: stripping was already off, or cannot be switched.
+    /// The stripping of VLAN tags, by interface (this interface or its lower devices); the stripping is off while the
+    /// program is attached. `None`: the stripping was already off, or cannot be switched off.
     tags: BTreeMap<u32, Option<SwitchedOff>>,
-    /// The classifiers, which are attached before the program and detached after it.
+    /// The classifiers, which are attached before the XDP program and detached after it.
     classifiers: Vec<OnInterface>,
 }
 
@@ -109,20 +113,22 @@ impl Attached {
         self.called = name;
     }
 
-    /// Whether this process has switched off the interface's receive offload, or has taken over the switched-off state.
+    /// Whether this process has switched off the interface's receive offload, or has taken over this state from an
+    /// earlier process.
     #[must_use]
     pub const fn receive_offload_off(&self) -> bool {
         self.offload.is_some()
     }
 
-    /// Interfaces whose VLAN tag stripping this process has switched off, or has taken over in this state.
+    /// The interfaces whose VLAN tag stripping this process has switched off, or where it has taken over this state
+    /// from an earlier process.
     pub fn keep_tags(&self) -> impl Iterator<Item = &str> {
         self.tags.values().flatten().map(SwitchedOff::interface)
     }
 
-    /// Switches off, and keeps off, the offloads that merge packets or strip tags; `tagged` are the interfaces that
-    /// carry VLANs, by index and name. Removes from `inherited` the interfaces whose tag stripping an earlier process
-    /// switched off.
+    /// Switches off the offloads that merge packets or strip tags, and keeps these offloads off; `tagged` are the
+    /// interfaces that carry VLANs, by index and name. Takes over, and removes from `inherited`, interfaces whose tag
+    /// stripping an earlier process has switched off.
     pub fn settle_offloads(&mut self, tagged: &BTreeMap<u32, String>, inherited: &mut Vec<String>) {
         match &self.offload {
             Some(offload) => offload.again(),
@@ -147,8 +153,8 @@ impl Attached {
         }
     }
 
-    /// Takes over the receive offload that an earlier process switched off. If the mode is no longer generic, switches
-    /// the offload on again.
+    /// Takes over the receive offload that an earlier process switched off. If the XDP mode is no longer generic,
+    /// switches the offload on again.
     pub fn take_over_receive_offload(&mut self) {
         if self.offload.is_none() {
             let offload = SwitchedOff::left_off(Offload::Merging, self.called.clone());
@@ -156,14 +162,14 @@ impl Attached {
         }
     }
 
-    /// Replaces the running program by another in one step.
+    /// Replaces the running program by another program in a single step.
     fn replace(&mut self, program: &mut Xdp) -> anyhow::Result<()> {
         let name = &self.at.name;
         let link = self.link.take().with_context(|| format!("the program of {name} is off"))?;
         let replaced = program.attach_to_link(link);
         let id = match (&replaced, &self.pin) {
             (Ok(_), _) => replaced?,
-            // Dropping the link closes it if the kernel refuses to pin it.
+            // The failed replacement has consumed the link, so this process opens the link again from its pin.
             (Err(_), Some(pin)) => {
                 self.link = Some(open_link(pin, name)?);
                 return replaced.map(drop).with_context(|| format!("replacing the program of {name}"));
@@ -178,16 +184,16 @@ impl Attached {
         Ok(())
     }
 
-    /// Leaves everything in place for the next controller.
+    /// Leaves programs and offloads as they are for the next controller.
     pub fn leave(self) {
         self.classifiers.into_iter().for_each(OnInterface::leave);
         self.offload.into_iter().chain(self.tags.into_values().flatten()).for_each(SwitchedOff::leave_off);
     }
 
-    /// Detaches the program.
+    /// Detaches the program from the interface.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel refuses to detach the program.
     pub fn detach(self) -> anyhow::Result<()> {
         let off =
             self.pin.as_deref().map_or(Ok(()), take_off).with_context(|| format!("detaching from {}", self.at.name));
@@ -206,7 +212,7 @@ impl Attached {
         self.classifiers.iter_mut().try_for_each(|classifier| classifier.pin(self.at.ifindex, links))
     }
 
-    /// Forgets an interface that no longer exists.
+    /// Forgets the attachment to an interface that no longer exists.
     pub fn let_go(mut self) {
         if let Some(Err(error)) = self.pin.as_deref().map(take_off) {
             warn!("interface {}: {error:#}", self.at.name);
@@ -216,13 +222,13 @@ impl Attached {
     }
 }
 
-/// The loaded program, ready to be attached to interfaces. Attaching may take a driver a while, so it is separate from
-/// the code that writes maps.
+/// The loaded program, ready to be attached to interfaces. A driver may take a while to attach a program, so this type
+/// is separate from the code that writes maps.
 pub struct Attacher {
     ebpf: Ebpf,
-    /// Maps to pin if the data path shall outlive this process.
+    /// The maps that must be pinned if the data path is to outlive this process.
     maps: Vec<(&'static str, MapData)>,
-    /// The directory for pinned links, if the attacher pins links.
+    /// The directory for pinned links, if this type pins links.
     links: Option<LinkPins>,
     interface_multiplier: u32,
     handover_key: u64,
@@ -239,10 +245,10 @@ impl Attacher {
         Self { ebpf, maps, links, interface_multiplier, handover_key }
     }
 
-    /// Pins the maps, the links in `attached` and all later links in a new directory of pins.
+    /// Pins the maps, the links in `attached` and all later links in a new directory for pins.
     ///
     /// # Errors
-    /// If the kernel refuses; the caller must then call [`unpin`](Self::unpin).
+    /// Fails if the kernel refuses a pin; the caller must then call [`unpin`](Self::unpin).
     pub fn pin(&mut self, pins: &Pins, attached: &mut [Attached]) -> anyhow::Result<()> {
         for (name, map) in &self.maps {
             map.pin(pins.map(name)).with_context(|| format!("pinning the map {name}"))?;
@@ -251,7 +257,7 @@ impl Attacher {
         attached.iter_mut().try_for_each(|attached| attached.pin(links))
     }
 
-    /// Forgets the pins, which the caller has removed or is about to remove.
+    /// Forgets the pins, which the caller removes or has removed.
     pub fn unpin(&mut self, attached: &mut [Attached]) {
         self.links = None;
         for attached in attached {
@@ -260,10 +266,12 @@ impl Attacher {
         }
     }
 
-    /// Attaches the program to an interface. `others` are the indices of the interfaces that have the program already.
+    /// Attaches the program to an interface. `others` are the indices of the interfaces to which the program is already
+    /// attached.
     ///
     /// # Errors
-    /// If another program is attached, or no allowed mode works: one line that says what to do.
+    /// Fails if another program is attached, or if no allowed mode works; the error is one line that tells the user
+    /// what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
@@ -277,11 +285,12 @@ impl Attacher {
         Ok(Attached { classifiers, ..attached })
     }
 
-    /// Replaces the program by the tracing program on all these interfaces. Returns a ring for each CPU, and the
-    /// tracing settings.
+    /// Replaces the program by the tracing program on all these interfaces. Returns a ring buffer for each CPU, and the
+    /// settings of the tracing program.
     ///
     /// # Errors
-    /// If the kernel refuses the program or offers no rings. The plain program then stays in place.
+    /// Fails if the kernel refuses the program or provides no ring buffers. After a failure, the plain program stays
+    /// attached.
     pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
         let prepared = telling::prepare(&self.ebpf, filter)?;
         let program = telling::program(&mut self.ebpf)?;
@@ -297,12 +306,13 @@ impl Attacher {
         }
     }
 
-    /// Replaces the tracing program by the plain one.
+    /// Replaces the tracing program by the plain program.
     pub fn tell_no_more(&mut self, attached: &mut [Attached]) {
         let replaced = program(&mut self.ebpf).and_then(|program| {
             attached.iter_mut().map(|attached| attached.replace(program)).fold(Ok(()), Result::and)
         });
-        // A program that could not be replaced stops reporting as well, because its deadline is no longer extended.
+        // A tracing program that could not be replaced also stops reporting, because the controller no longer extends
+        // its deadline.
         if let Err(error) = replaced {
             warn!("the program that tells of packets stays: {error:#}");
         }
@@ -311,7 +321,7 @@ impl Attacher {
     /// Checks whether an interface can have counters separate from those of the interfaces `others`.
     ///
     /// # Errors
-    /// If it cannot.
+    /// Fails if the interface cannot have separate counters.
     pub fn tell_apart(&self, name: &str, ifindex: u32, others: &[u32]) -> anyhow::Result<()> {
         let row = |ifindex| interface_row(ifindex, self.interface_multiplier);
         if others.iter().any(|&other| row(other) == row(ifindex)) {
@@ -321,11 +331,12 @@ impl Attacher {
     }
 }
 
-/// Attaches `program` to an interface. With `pins`, it takes over the link that an earlier controller left there and
-/// replaces the running program in one step, or pins the new link.
+/// Attaches `program` to an interface. With `pins`, this function takes over the link that an earlier controller has
+/// pinned and replaces the running program in one step, or pins the new link.
 ///
 /// # Errors
-/// If another program is attached, or no allowed mode works: one line that says what to do.
+/// Fails if another program is attached, or if no allowed mode works; the error is one line that tells the user what to
+/// do.
 pub(super) fn attach(
     program: &mut Xdp,
     name: &str,
@@ -383,13 +394,13 @@ fn attach_new(program: &mut Xdp, name: &str, ifindex: u32, mode: XdpMode) -> any
     }
 }
 
-/// Replaces the program behind a pinned link. `None`: the interface no longer exists, and this function has removed the
-/// pin.
+/// Replaces the program that a pinned link attaches. `None`: the interface of the link no longer exists, and this
+/// function has removed the pin.
 fn adopt(program: &mut Xdp, name: &str, pin: &LinkPin) -> anyhow::Result<Option<XdpLink>> {
     let link = open_link(&pin.path, name)?;
     match program.attach_to_link(link) {
         Ok(id) => Ok(Some(program.take_link(id).with_context(|| format!("interface {name}"))?)),
-        // The link's interface no longer exists; this is another one with the same index.
+        // The link's interface no longer exists; the present interface is another one with the same index.
         Err(error) if errno(&error) == Some(libc::ENOLINK) => {
             take_off(&pin.path)?;
             Ok(None)
@@ -411,7 +422,7 @@ fn pinned(link: XdpLink, path: &Path) -> anyhow::Result<XdpLink> {
 /// Detaches the program from all these interfaces.
 ///
 /// # Errors
-/// The first failure, after an attempt to detach from each interface.
+/// Returns the first failure, after it has tried to detach the program from each interface.
 pub(super) fn detach_all(attached: &mut Vec<Attached>) -> anyhow::Result<()> {
     attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and)
 }

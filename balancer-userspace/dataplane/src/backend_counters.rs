@@ -1,4 +1,4 @@
-//! Counters of many backends, readable outside the task that owns the controller.
+//! Counters of many backends, which tasks other than the owner of the controller can read.
 
 use balancer_common::map_types::BackendStats;
 use balancer_control::io::BackendId;
@@ -14,7 +14,7 @@ impl BackendCounters {
         Self(rows)
     }
 
-    /// Returns a backend's counters, summed over all CPUs.
+    /// Returns the counters of a backend, added up over all CPUs.
     #[must_use]
     pub fn read(&self, id: BackendId) -> BackendStats {
         self.0.read(u32::from(id.0)).fold(BackendStats::default(), |mut sum, cpu| {

@@ -1,4 +1,4 @@
-//! The rows of backends. Packets read them while the controller changes them.
+//! The rows of backends in the kernel's map. The kernel program reads the rows while the controller changes them.
 
 use std::{
     collections::HashMap,
@@ -20,11 +20,11 @@ use super::{
     mapped::MappedArray,
 };
 
-/// Two rows for each backend, one of which is in use.
+/// Two rows for each backend; the kernel program uses one of them.
 pub(super) struct Backends {
     rows: MappedArray<BackendRows>,
     grace_periods: Arc<GracePeriods>,
-    /// For each backend, the grace period after which no packet reads its unused row.
+    /// For each backend, the grace period after which the kernel program no longer reads the unused row.
     replaced: HashMap<BackendId, Grace>,
 }
 
@@ -33,7 +33,8 @@ impl Backends {
         Ok(Self { rows: MappedArray::new(map)?, grace_periods, replaced: HashMap::new() })
     }
 
-    /// Replaces a backend's row and `standing`: each packet sees either the old row and standing or the new ones.
+    /// Replaces a backend's row and its `standing`: for each packet, the program sees either the old row with the old
+    /// standing or the new row with the new standing.
     pub(super) fn write(&mut self, id: BackendId, standing: BackendStanding, row: BackendRow) {
         let index = usize::from(id.0);
         let rows = self.rows.load(index).rows;
@@ -43,7 +44,7 @@ impl Backends {
             return;
         }
         if let Some(replaced) = self.replaced.get(&id) {
-            // This waits only if a next hop changes twice within milliseconds.
+            // This call waits only if a next hop changes twice within milliseconds.
             self.grace_periods.wait(*replaced);
         }
         let first = usize::from(!second) * size_of::<BackendRow>();
@@ -58,12 +59,12 @@ impl Backends {
         self.replaced.insert(id, self.grace_periods.begin());
     }
 
-    /// Whether the row that packets read says that a backend keeps its known clients.
+    /// Whether the row in use says that a backend keeps its known clients.
     pub(super) fn keeps_known(&self, id: u16) -> bool {
         self.standing(id).flags & BACKEND_KEEPS_KNOWN != 0
     }
 
-    /// The cause that packets count when clients leave a backend.
+    /// The cause that the kernel program counts when clients leave a backend.
     pub(super) fn cause_of_moves(&self, id: u16) -> CauseIndex {
         if self.keeps_known(id) { MoveCause::Failback.into() } else { CauseIndex(self.standing(id).cause) }
     }
@@ -73,7 +74,7 @@ impl Backends {
         BackendStanding::from_word(word)
     }
 
-    /// Replaces each backend's row with the result of `of`.
+    /// Replaces the row of each backend with the result of `of`.
     pub(super) fn rewrite(&mut self, of: impl Fn(BackendRow) -> BackendRow) {
         for id in (0..self.rows.len()).filter_map(|index| u16::try_from(index).ok()).map(BackendId) {
             let rows = self.rows.load(usize::from(id.0)).rows;
@@ -87,8 +88,8 @@ impl Backends {
         }
     }
 
-    /// Marks a backend that nothing refers to any more. Packets that have already read the backend's id still find its
-    /// row.
+    /// Marks a backend to which nothing refers any more. For packets whose backend the program has already chosen, the
+    /// program still finds the row.
     pub(super) fn retire(&mut self, id: BackendId) {
         let before = self.standing(id.0);
         let kept = BACKEND_SECOND | BACKEND_REACHABLE | BACKEND_V6;

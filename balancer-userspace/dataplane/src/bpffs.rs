@@ -1,8 +1,9 @@
 //! The BPF file system, in which maps and links outlive the process that made them.
 //!
-//! Under `ip netns exec`, `/sys` is a mount private to that process, which disappears with it, including everything
-//! mounted below. A process with its own mount namespace therefore finds or mounts the file system in the namespace
-//! from which it was started; a descriptor of the directory gives access from any namespace.
+//! Under `ip netns exec`, `/sys` is a mount private to that process. This mount disappears with the process, including
+//! all file systems mounted below it. A process with its own mount namespace therefore uses the file system in the
+//! namespace from which it was started, and mounts it there if necessary; a descriptor of the directory gives access
+//! from any namespace.
 
 use std::{
     fs::{self, File},
@@ -23,11 +24,11 @@ use nix::{
     },
 };
 
-/// The customary mount point.
+/// The customary mount point of the BPF file system.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 /// The balancer's own directory in the BPF file system.
 pub(crate) const DIRECTORY: &str = "balancer";
-/// `BPF_FS_MAGIC` of `linux/magic.h`.
+/// The value of `BPF_FS_MAGIC` in `linux/magic.h`.
 const MAGIC: FsType = FsType(0xcafe_4a11);
 
 /// The root of a mounted BPF file system.
@@ -37,20 +38,22 @@ pub(crate) struct Bpffs {
 }
 
 impl Bpffs {
-    /// Finds the file system. `None`: it is mounted nowhere, so no controller has left pins in it.
+    /// Finds the BPF file system, if it is mounted. `None`: the file system is mounted nowhere, so no controller has
+    /// left pins in it.
     pub(crate) fn find() -> Option<Self> {
         look(false).ok().flatten()
     }
 
-    /// Finds the file system, or mounts it.
+    /// Finds the BPF file system, or mounts it.
     ///
     /// # Errors
-    /// If it is mounted nowhere and cannot be mounted; the error gives the command.
+    /// Fails if the file system is not mounted and cannot be mounted; the error tells the user the command for mounting
+    /// it.
     pub(crate) fn find_or_mount() -> anyhow::Result<Self> {
         look(true)?.context("no BPF file system")
     }
 
-    /// A path to a file below the root, valid only in this process, but in every mount namespace.
+    /// A path to a file below the root, which is valid only in this process, but in every mount namespace.
     pub(crate) fn path(&self, below: impl AsRef<Path>) -> PathBuf {
         Path::new("/proc/self/fd").join(self.root.as_raw_fd().to_string()).join(below)
     }
@@ -61,8 +64,8 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
         return Ok(Some(here));
     }
     match outer_mount_namespace() {
-        // A separate thread enters the namespace: a thread cannot return from it, and the other threads must stay
-        // outside.
+        // A separate thread enters the mount namespace, because a thread cannot return from there, and the other
+        // threads must stay outside.
         Some(outer) => thread::spawn(move || {
             unshare(CloneFlags::CLONE_FS).context("leaving the shared working directory")?;
             setns(outer.as_fd(), CloneFlags::CLONE_NEWNS).context("entering the outer mount namespace")?;
@@ -75,8 +78,8 @@ fn look(may_mount: bool) -> anyhow::Result<Option<Bpffs>> {
     }
 }
 
-/// The file system at its customary place in this thread's mount namespace, or only the balancer's own directory, if a
-/// service manager hides the rest from this process.
+/// The file system at the customary mount point in this thread's mount namespace. If a service manager hides the rest
+/// of the file system from this process, the result is only the balancer's own directory in it.
 fn here() -> Option<Bpffs> {
     let is_bpffs = |path: &Path| statfs(path).is_ok_and(|found| found.filesystem_type() == MAGIC);
     let root = Path::new(MOUNT_POINT);
@@ -98,7 +101,7 @@ fn mounted() -> anyhow::Result<Bpffs> {
     here().with_context(|| format!("{MOUNT_POINT} is no BPF file system"))
 }
 
-/// The mount namespace of the nearest ancestor whose mount namespace differs from this process's.
+/// The mount namespace of the nearest ancestor process whose mount namespace differs from that of this process.
 fn outer_mount_namespace() -> Option<File> {
     let own = fs::read_link("/proc/self/ns/mnt").ok()?;
     let mut process = parent("self").ok()?;

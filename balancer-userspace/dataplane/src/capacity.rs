@@ -1,4 +1,4 @@
-//! The sizes of the maps.
+//! The sizes of the kernel maps.
 
 use std::sync::Arc;
 
@@ -19,42 +19,44 @@ const MOST_LOCAL: usize = 64;
 /// The sizes of the maps, which cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Slots of all live tables, including replaced ones that packets may still read.
+    /// The number of slots of all live tables, including replaced tables that the program may still read.
     pub slots: u32,
-    /// Services, one for each family of a configured service; every service id is below this.
+    /// The number of services, one for each family of a configured service; every service id is below this number.
     pub services: u32,
-    /// Listeners and VIP addresses.
+    /// The number of listeners and VIP addresses.
     pub listeners: u32,
-    /// Disjoint port ranges.
+    /// The number of disjoint port ranges.
     pub ranges: u32,
-    /// Return rows of `nat` backends, one for each of their listeners and addresses.
+    /// The number of return rows for `nat` backends, one for each of their listeners and addresses.
     pub returns: u32,
-    /// Rows of backends, a power of two; every backend id is below this.
+    /// The number of rows for backends, a power of two; every backend id is below this number.
     pub backends: u32,
-    /// Backends with counters on each CPU: those with ids below this power of two. CPUs share the counters of the
-    /// others.
+    /// The limit of backends with counters on each CPU: those with ids below this power of two. All CPUs share the
+    /// counters of the other backends.
     pub counted: u32,
-    /// Known clients.
+    /// The number of known clients.
     pub clients: u32,
-    /// Connections of `snat` services; 0: there is no such service.
+    /// The number of connections of `snat` services; 0: there is no such service.
     pub flows: u32,
 }
 
-/// The number of table entries for each client that the table is sized for. With so many, a bucket of eight entries
-/// practically never overflows.
+/// The number of client table entries for each client for which the table is sized. With so many entries, a bucket of
+/// eight entries practically never overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
-/// The smallest possible table, for a configuration that remembers no clients.
+/// The smallest possible client table, for a configuration in which no service remembers clients.
 pub(super) const NOBODY: u32 = 1;
 
-/// The number of newcomers that all CPUs together record a second is the table's capacity in clients divided by this
-/// number. A flood takes half a minute to fill the table, and returning clients are established by then.
+/// All CPUs together record at most this number of new clients a second: the table's capacity in clients divided by
+/// this divisor. A flood therefore takes half a minute to fill the table; by then, the entries of returning clients are
+/// established.
 const NEWCOMERS_PART: u32 = 8;
 const FEWEST_NEWCOMERS: u32 = 4096;
 
 impl Capacity {
-    /// The number of newcomers to record a second if this many services remember clients: first for each service, then
-    /// for all services together beyond that. One half of the total is divided equally, so that a flood at one service
-    /// cannot starve another; the rest goes to the newcomers that come first.
+    /// The numbers of new clients to record a second if this many services remember clients: the number for each
+    /// service, and the additional number for all services together. One half of the total is divided equally between
+    /// services, so that a flood at one service cannot starve another service; the other half goes to the new clients
+    /// that come first.
     pub(super) fn newcomers(&self, services: usize) -> (u32, u32) {
         let all = (self.clients / NEWCOMERS_PART).max(FEWEST_NEWCOMERS);
         let services = u32::try_from(services).unwrap_or(u32::MAX).max(1);
@@ -62,7 +64,7 @@ impl Capacity {
         (own, all.saturating_sub(own.saturating_mul(services)))
     }
 
-    /// Number of buckets of the client table.
+    /// The number of buckets of the client table.
     #[must_use]
     pub fn buckets(&self) -> u32 {
         let entries = u64::from(self.clients) * u64::from(ENTRIES_PER_CLIENT);
@@ -70,42 +72,42 @@ impl Capacity {
         u32::try_from(buckets).unwrap_or(1 << 31)
     }
 
-    /// Number of buckets of the flow table, with one spare row for every two flows, so that a flow practically never
-    /// finds its buckets full.
+    /// The number of buckets of the flow table, which has one spare row for every two flows, so that a flow practically
+    /// never finds its buckets full.
     pub(super) fn flow_lines(&self) -> u32 {
         let rows = u64::from(self.flows) * 3 / 2;
         let lines = u32::try_from(rows.div_ceil(u64::from(FLOWS_PER_LINE))).unwrap_or(u32::MAX);
         lines.clamp(1, MAX_FLOW_ROWS / FLOWS_PER_LINE)
     }
 
-    /// Buckets of the index of replies for each bucket of the flow table. With four places for each flow, a bucket
-    /// hardly ever overflows.
+    /// The number of buckets in the index of replies for each bucket of the flow table. With four index entries for
+    /// each flow, a bucket hardly ever overflows.
     pub(super) const RETURNS_PER_LINE: u32 = 4;
 
-    /// Number of buckets of the index of replies.
+    /// The number of buckets in the index of replies.
     pub(super) fn flow_returns(&self) -> u32 {
         self.flow_lines().saturating_mul(Self::RETURNS_PER_LINE)
     }
 
-    /// Size of the client table in bytes.
+    /// The size of the client table in bytes.
     #[must_use]
     pub fn client_table_bytes(&self) -> u64 {
         u64::from(self.buckets()) * size_of::<Bucket>() as u64
     }
 
-    /// Rows for the per-service data that outlives the controller: a power of two.
+    /// The number of rows for data about services that outlives the controller, a power of two.
     pub(super) fn service_histories(&self) -> u32 {
         self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
     }
 
-    /// The capacity for `config` and for growth: twice the services, listeners and backends, one and a half times the
-    /// slots, and one and three quarters times the return rows.
+    /// The capacity that `config` needs, with room for growth: twice the services, listeners and backends, one and a
+    /// half times the slots, and one and three quarters times the return rows.
     #[must_use]
     pub fn for_config(config: &Config) -> Self {
         Self::for_largest(config, &config.services.to_vec().into())
     }
 
-    /// The capacity for `largest`, which is at least as large as `config`, and for the clients of `config`.
+    /// The capacity that `largest`, which is at least as large as `config`, and the clients of `config` need.
     #[must_use]
     pub fn for_largest(config: &Config, largest: &Largest) -> Self {
         let services = &largest.services;
@@ -119,20 +121,21 @@ impl Capacity {
         };
         let ways: usize = services.iter().map(|service| come_back(service) * (service.listen.len() + 1)).sum();
         let total: u32 = tables.fold(0, u32::saturating_add);
-        // A table that follows the number of backends may grow to twice as many.
+        // A table whose size follows the number of backends may grow to the size for twice as many backends.
         let grown = |service: &Arc<ServiceConfig>| lines(service.table_size.slots(2 * service.backends.len()));
         let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
         Self {
-            // Slots get only one half more, because with thousands of backends they use most of the memory. The longest
-            // table is added twice: once while it is replaced, and once because free lines may not be consecutive.
+            // The number of slots grows by only one half, because in a configuration with thousands of backends, slots
+            // use most of the memory. The longest table counts twice more: once while it is replaced, and once because
+            // free lines may not be consecutive.
             slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
             services: at_least(2 * services.len(), 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
-            // After slots, these use most memory: the subtraction keeps 60,000 backends with one listener each within a
-            // power of two.
+            // Return rows use most of the memory that slots leave; the subtraction keeps 60,000 backends with one
+            // listener each within a power of two.
             returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
             counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),
@@ -150,7 +153,7 @@ impl Capacity {
     }
 }
 
-/// Rows for twice as many backends. No id is 0.
+/// The number of rows for twice as many backends. No backend has the id 0.
 fn backend_rows(largest: &Largest) -> u32 {
     let twice = u32::try_from(largest.ids).unwrap_or(u32::MAX / 4).saturating_mul(2);
     let most = twice.max(largest.highest_id.into()).min(MOST_BACKEND_ROWS - 1);

@@ -1,5 +1,5 @@
-//! The classifiers beside the XDP program: one at ingress sends frames that XDP cannot send; one at egress translates
-//! replies of servers on this machine.
+//! The classifiers that run in addition to the XDP program: one classifier at ingress sends frames that XDP cannot
+//! send, and one at egress translates replies of servers on this machine.
 
 use std::{
     mem,
@@ -19,37 +19,37 @@ use aya::{
 
 use super::{link_pins::LinkPins, load::load_with, pinned_link::take_off};
 
-/// A classifier, and the hook that it uses.
+/// A classifier, identified by its task, and the hook that it uses.
 #[derive(Debug)]
 pub(super) struct Classifier {
     program: &'static str,
     at: TcAttachType,
-    /// The prefix of the names of its pins.
+    /// The prefix for the names of this classifier's pins.
     pins: &'static str,
-    /// The task of the program, as the end of "the program that …" in error messages.
+    /// The task of the program, in a form that continues "the program that …" in error messages.
     does: &'static str,
 }
 
-/// Sends frames that XDP cannot send.
+/// This classifier sends frames that XDP cannot send.
 const HANDOVER: Classifier =
     Classifier { program: "handover", at: TcAttachType::Ingress, pins: "HANDOVER", does: "hands frames over" };
-/// Gives replies of servers on this machine the VIP as source.
+/// This classifier writes the VIP as the source of replies that servers on this machine send.
 const LOCAL_REPLIES: Classifier = Classifier {
     program: "local_replies",
     at: TcAttachType::Egress,
     pins: "REPLIES",
     does: "translates replies of this machine",
 };
-/// The prefixes of all names of pins.
+/// The prefixes for the names of both classifiers' pins.
 pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
 /// Both classifiers.
 pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 
-/// Draws the number that marks frames as handed over. Each load draws another one, so that two classifiers can be
-/// attached while one replaces the other.
+/// Draws the random number by which the XDP program marks frames that the kernel must send. Each load draws another
+/// number, so that an old and a new classifier can be attached at the same time during a replacement.
 ///
 /// # Errors
-/// If the kernel has no random numbers.
+/// Fails if the kernel provides no random numbers.
 pub(super) fn draw_key() -> anyhow::Result<u64> {
     Ok(getrandom::u64().context("drawing the key of handed-over frames")? >> 16)
 }
@@ -57,7 +57,7 @@ pub(super) fn draw_key() -> anyhow::Result<u64> {
 /// Loads both programs into the kernel.
 ///
 /// # Errors
-/// With the verifier's log, when the kernel refuses.
+/// Fails, with the verifier's log, if the kernel refuses the programs.
 pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for classifier in CLASSIFIERS {
         let program = program(ebpf, classifier)?;
@@ -73,7 +73,8 @@ fn program<'a>(ebpf: &'a mut Ebpf, classifier: &Classifier) -> anyhow::Result<&'
         .try_into()?)
 }
 
-/// A classifier on an interface. Dropping it detaches the program, unless it is pinned.
+/// A classifier that is attached to an interface. If the program is not pinned, dropping this value detaches the
+/// program.
 #[derive(Debug)]
 pub(super) struct OnInterface {
     classifier: &'static Classifier,
@@ -82,30 +83,32 @@ pub(super) struct OnInterface {
     kept: Kept,
 }
 
-/// The object that keeps the program attached: a link or a filter.
+/// The kernel object that keeps the program attached: a link or a filter.
 #[derive(Debug)]
 enum Kept {
-    /// A link, with the path of its pin.
+    /// A link, with the path of the link's pin.
     Link(Option<PathBuf>),
-    /// A filter. `other` is the priority that the next filter uses.
+    /// A traffic-control filter without a link. `other` is the priority for the next filter.
     Filter { other: u16 },
 }
 
-/// Filters of this program (before Linux 6.6) alternate between these priorities, so that one can replace the other.
+/// Before Linux 6.6, filters with this program alternate between these two priorities, so that one filter can replace
+/// the other.
 const PRIORITIES: [u16; 2] = [0xba10, 0xba11];
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Whether the kernel has links for programs of this type (Linux 6.6). If not, the programs are filters.
+/// Whether the kernel has links for programs of this type (Linux 6.6). Without such links, the programs are attached as
+/// filters.
 fn has_links() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
 impl OnInterface {
-    /// Attaches the program to an interface. An earlier controller's program stays beside it until
-    /// [`OnInterface::alone`].
+    /// Attaches the program to an interface. The program of an earlier controller stays attached, in addition to the
+    /// new program, until [`OnInterface::alone`].
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel refuses the attachment.
     pub(super) fn attach(
         ebpf: &mut Ebpf,
         classifier: &'static Classifier,
@@ -132,7 +135,7 @@ impl OnInterface {
     /// Pins the link, so that it outlives this process.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel refuses the pin.
     pub(super) fn pin(&mut self, ifindex: u32, pins: &LinkPins) -> anyhow::Result<()> {
         let Kept::Link(pin) = &mut self.kept else { return Ok(()) };
         let path = pins.classifier(self.classifier.pins, ifindex, self.key);
@@ -144,14 +147,14 @@ impl OnInterface {
         Ok(())
     }
 
-    /// Forgets the pin, which the caller has removed or is about to remove.
+    /// Forgets the pin, which the caller removes or has removed.
     pub(super) fn forget_pin(&mut self) {
         if let Kept::Link(pin) = &mut self.kept {
             *pin = None;
         }
     }
 
-    /// Detaches earlier controllers' programs from the interface.
+    /// Detaches the programs of earlier controllers from the interface.
     pub(super) fn alone(&self, name: &str, ifindex: u32, pins: Option<&LinkPins>) {
         match &self.kept {
             Kept::Link(own) => {
@@ -164,13 +167,13 @@ impl OnInterface {
         }
     }
 
-    /// Leaves the program attached.
+    /// Leaves the program attached when this process ends.
     pub(super) fn leave(self) {
-        // A link is pinned, and a filter stays until it is removed.
+        // A link is pinned, whereas a filter stays attached until it is removed.
         mem::forget(self.link);
     }
 
-    /// Detaches the program.
+    /// Detaches the program from the interface.
     pub(super) fn detach(self) {
         if let Kept::Link(Some(path)) = &self.kept {
             remove_pin(path);
@@ -195,7 +198,7 @@ fn attach_filter(
     name: &str,
     key: u64,
 ) -> anyhow::Result<OnInterface> {
-    // The qdisc may exist already; if it cannot be created, the attachment fails and reports the error.
+    // The qdisc may already exist; if it cannot be created, the attachment of the filter fails and reports the error.
     let _there = tc::qdisc_add_clsact(name);
     let mut attach = |priority| {
         let filter = NlOptions { priority, handle: HANDLE, classid: None };

@@ -1,5 +1,5 @@
 //! The controller's view of the client table: which clients are known, which services they belong to, and how the
-//! controller forgets them.
+//! controller makes the balancer forget them.
 
 use std::{
     collections::HashMap,
@@ -20,14 +20,15 @@ use balancer_control::io::{BackendId, ServiceId};
 
 use super::{Forgotten, mapped::MappedArray, memory::Memory};
 
-/// The mapped client table.
+/// The client table, mapped into this process.
 pub(super) struct ClientTable {
     buckets: Arc<MappedArray<Bucket>>,
-    /// The service of each backend, by backend id. Scans in progress share it.
+    /// The service to which each backend belongs, by backend id. Scans of the client table that are in progress share
+    /// this list.
     services: Arc<Vec<Option<ServiceId>>>,
 }
 
-/// A bucket as the controller sees it.
+/// A bucket of the client table, in the controller's mapping.
 pub(super) struct Look<'a>(pub(super) &'a [AtomicU64]);
 
 impl Look<'_> {
@@ -49,26 +50,26 @@ impl Entries for Look<'_> {
     }
 }
 
-/// A view of the client table for another thread.
+/// A view of the client table that another thread can use.
 pub struct KnownClients {
     buckets: Arc<MappedArray<Bucket>>,
-    /// The clock and current tick of each backend's service, by backend id.
+    /// The clock and the current tick of each backend's service, by backend id.
     clocks: Vec<Option<(Clock, u16)>>,
 }
 
 impl KnownClients {
-    /// The number of buckets, a power of two.
+    /// The number of buckets of the client table, a power of two.
     #[must_use]
     pub fn buckets(&self) -> u32 {
         self.buckets.len() as u32
     }
 
-    /// Calls `each` with every valid entry and the time since its client was seen.
+    /// Calls `each` with every valid entry and with the time since the entry's client was seen.
     pub fn for_each(&self, mut each: impl FnMut(Entry, Duration)) {
         self.for_each_placed(|_, entry, seen| each(entry, seen));
     }
 
-    /// Calls `each` with every valid entry, its bucket, and the time since its client was seen.
+    /// Calls `each` with every valid entry, with its bucket, and with the time since the entry's client was seen.
     pub fn for_each_placed(&self, mut each: impl FnMut(u32, Entry, Duration)) {
         for (index, word) in self.buckets.words().iter().enumerate() {
             let entry = Entry(word.load(Ordering::Relaxed));
@@ -90,13 +91,14 @@ pub(super) fn seen(entry: Entry, now: u16, clock: Clock) -> Duration {
     Duration::from_secs(u64::from(entry.age(now)) * u64::from(clock.tick_seconds))
 }
 
-/// Empties an entry if it is `wanted`. Retries while packets rewrite the entry.
+/// Empties an entry if the predicate `wanted` accepts it. The function retries while the program rewrites the entry.
 pub(super) fn take(word: &AtomicU64, wanted: impl Fn(Entry) -> bool) -> Option<Entry> {
     let empty = |raw| wanted(Entry(raw)).then_some(0);
     word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, empty).ok().map(Entry)
 }
 
-/// Returns how many clients this entry adds to the forgotten ones. The client of an expired entry is not known.
+/// Returns the number that this entry adds to the number of forgotten clients. If an entry has expired, its client is
+/// not known.
 pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     if !memory.remembers(entry) {
         return Forgotten::default();
@@ -104,14 +106,14 @@ pub(super) fn count(entry: Entry, memory: &Memory) -> Forgotten {
     Forgotten { clients: 1, moved: u64::from(goes_elsewhere(entry, memory)) }
 }
 
-/// Whether the live table sends the client to another backend once it is forgotten.
+/// Whether the live table sends the client to another backend after the balancer has forgotten the client.
 pub(super) fn goes_elsewhere(entry: Entry, memory: &Memory) -> bool {
     let live = memory.table.get(slot(entry.0, memory.table.len() as u32) as usize).copied();
     live.is_some_and(|live| live != NO_BACKEND && live != ALL_DOWN && live != entry.backend())
 }
 
 impl ClientTable {
-    /// Makes a client table for backends whose ids are below `backends`.
+    /// Makes an empty client table for backends whose ids are below `backends`.
     pub(super) fn new(buckets: MappedArray<Bucket>, backends: usize) -> Self {
         Self { buckets: Arc::new(buckets), services: Arc::new(vec![None; backends]) }
     }
@@ -125,17 +127,17 @@ impl ClientTable {
         }
     }
 
-    /// The entries, which packets change, and the current service of each backend by id.
+    /// The entries, which the kernel program changes, and the current service of each backend by id.
     pub(super) fn shared(&self) -> (Arc<MappedArray<Bucket>>, Arc<Vec<Option<ServiceId>>>) {
         (Arc::clone(&self.buckets), Arc::clone(&self.services))
     }
 
-    /// All entries, which packets change.
+    /// All entries of the table, which the kernel program changes.
     pub(super) fn words(&self) -> &[AtomicU64] {
         self.buckets.words()
     }
 
-    /// The service of each backend, by its id.
+    /// The service of each backend, by the backend's id.
     pub(super) fn services(&self) -> impl ExactSizeIterator<Item = Option<ServiceId>> {
         self.services.iter().copied()
     }
@@ -145,12 +147,12 @@ impl ClientTable {
         self.services.get(usize::from(backend)).copied().flatten()
     }
 
-    /// The number of buckets.
+    /// The number of buckets of the table.
     pub(super) fn buckets(&self) -> u32 {
         self.buckets.len() as u32
     }
 
-    /// Forgets the clients of backends that belong to no service.
+    /// Forgets the clients at backends that belong to no service.
     pub(super) fn forget_strangers(&self) {
         for word in self.buckets.words() {
             let raw = word.load(Ordering::Relaxed);
@@ -167,14 +169,14 @@ impl ClientTable {
         KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
     }
 
-    /// The entry of a client with its index.
+    /// The entry of a client, with the entry's index.
     pub(super) fn find(&self, hash: u64) -> Option<(usize, Entry)> {
         let bucket = self.bucket(hash);
         let words = self.buckets.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
         find(&Look(words), (hash >> 32) as u32).map(|(place, entry)| (bucket * BUCKET_ENTRIES + place, entry))
     }
 
-    /// The bucket of a hash.
+    /// The bucket in which a client with this hash has its entry.
     pub(super) fn bucket(&self, hash: u64) -> usize {
         bucket(hash, self.buckets() - 1) as usize
     }
@@ -185,12 +187,12 @@ impl ClientTable {
         let words = self.words().get(bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES)?;
         let tag = (hash >> 32) as u32;
         let is_it = |entry: Entry| !entry.is_empty() && entry.tag() == tag;
-        // Two CPUs may have recorded the client in different places; packets find the first one.
+        // Two CPUs may have recorded the client in different entries; the kernel program finds the first entry.
         words.iter().filter_map(|word| take(word, is_it)).reduce(|first, _| first)
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, if its service, with `memory`, remembers
-    /// clients. Returns the start of the next part.
+    /// Forgets the clients at a backend in `words` entries from `from` on, if its service, whose memory is `memory`,
+    /// remembers clients. Returns the position at which the next part of the table starts.
     pub(super) fn forget_all(
         &self,
         backend: BackendId,

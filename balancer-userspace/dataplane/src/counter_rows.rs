@@ -1,4 +1,4 @@
-//! The layout of counter maps: rows for each CPU.
+//! The layout of counter maps with rows for each CPU.
 
 use std::fs;
 
@@ -14,29 +14,30 @@ const RULES: &str = "RULE_STATS";
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 
-/// The layout of a map with many rows of counters for each CPU. CPUs without a block, and rows beyond a block, count in
-/// a map that all CPUs share.
+/// The layout of a map with many rows of counters for each CPU. CPUs without a block, and rows beyond the end of a
+/// block, count in a map that all CPUs share.
 ///
-/// The map has spare rows after its blocks; their number is the exponent of the block size. The size of the map alone
-/// therefore determines both numbers, even after a controller was killed while it replaced maps.
+/// The map has spare rows after its blocks; the number of spare rows is the exponent of the block size. The size of the
+/// map alone therefore determines the numbers of blocks and rows, even after a controller was killed while it replaced
+/// maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterRows {
-    /// The highest number of a CPU with a block, plus one.
+    /// The highest number of a CPU that has a block, plus one.
     pub(super) blocks: u32,
-    /// Rows of each block, a power of two.
+    /// The number of rows in each block, a power of two.
     pub(super) rows: u32,
 }
 
 impl CounterRows {
-    /// Rows of the whole map.
+    /// The number of rows in the whole map.
     pub(super) const fn entries(self) -> u32 {
         self.blocks.saturating_mul(self.rows).saturating_add(self.rows.trailing_zeros())
     }
 
-    /// Derives the layout of a map with this many rows. Earlier versions made maps without spare rows, for all
-    /// `possible` CPUs.
+    /// Derives the layout of a map from its number of rows. Earlier versions made maps without spare rows, with blocks
+    /// for all `possible` CPUs.
     pub(super) const fn of(entries: u32, possible: u32) -> Self {
-        // Blocks have more rows than the highest exponent.
+        // A block always has more rows than the highest exponent.
         const EXPONENTS: u32 = 64;
         let exponent = entries % EXPONENTS;
         match (exponent, 1u32.checked_shl(exponent)) {
@@ -46,7 +47,7 @@ impl CounterRows {
     }
 }
 
-/// The layouts of the maps of counters.
+/// The layouts of all counter maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterMaps {
     pub(super) backends: CounterRows,
@@ -55,7 +56,7 @@ pub(super) struct CounterMaps {
 }
 
 impl CounterMaps {
-    /// The layouts for this many online CPUs.
+    /// The layouts for this many CPUs that are online.
     pub(super) const fn new(capacity: &Capacity, blocks: u32) -> Self {
         Self {
             backends: CounterRows { blocks, rows: capacity.counted },
@@ -64,26 +65,26 @@ impl CounterMaps {
         }
     }
 
-    /// The layouts by the names of the maps.
+    /// The layouts by the name of the map.
     pub(super) const fn all(self) -> [(&'static str, CounterRows); 3] {
         [(BACKENDS, self.backends), (LISTENERS, self.listeners), (RULES, self.rules)]
     }
 }
 
-/// Numbers of CPUs of this machine; each is the highest CPU number plus one.
+/// The numbers of CPUs of this machine; each number is the highest CPU number plus one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cpus {
-    /// CPUs that the machine can have.
+    /// The CPUs that the machine can have.
     pub(super) possible: u32,
-    /// CPUs that the machine has now.
+    /// The CPUs that are online now.
     pub(super) online: u32,
 }
 
 impl Cpus {
-    /// Reads the numbers from the kernel.
+    /// Reads the numbers of CPUs from the kernel.
     ///
     /// # Errors
-    /// If the numbers cannot be read or have an unexpected form.
+    /// Fails if the kernel's files cannot be read or have an unexpected form.
     pub(super) fn here() -> anyhow::Result<Self> {
         let possible = read(POSSIBLE)?;
         Ok(Self { possible, online: read(ONLINE)?.min(possible) })
@@ -95,7 +96,7 @@ fn read(path: &str) -> anyhow::Result<u32> {
     beyond(&text).with_context(|| format!("{path} says {text:?}, which is no list of CPUs"))
 }
 
-/// Returns the last number of a list such as `0-3,8`, plus one.
+/// Returns the last number in a list such as `0-3,8`, plus one.
 fn beyond(list: &str) -> Option<u32> {
     list.trim().rsplit([',', '-']).next()?.parse::<u32>().ok()?.checked_add(1)
 }
@@ -121,7 +122,7 @@ mod tests {
                 assert_eq!(CounterRows::of(made.entries(), 8192), made);
             }
         }
-        // An earlier version made this map.
+        // An earlier version has made this map.
         assert_eq!(CounterRows::of(128 * 65_536, 128), CounterRows { blocks: 128, rows: 65_536 });
         assert_eq!(CounterRows::of(3 * 16_384, 3), CounterRows { blocks: 3, rows: 16_384 });
     }

@@ -1,4 +1,4 @@
-//! Counters that packets update on each CPU; reading adds them up.
+//! Counters that the kernel program updates on each CPU; a read adds up the values of all CPUs.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -34,20 +34,21 @@ pub(super) struct Counters {
     samples: PerCpuArray<MapData, SampleStats>,
     replies: PerCpuArray<MapData, ReplyStats>,
     shares: MappedArray<ShareStats>,
-    /// Services that own the counters under their ids.
+    /// The services to which the counters of each id belong.
     sharing: HashSet<ServiceId>,
-    /// Backends that own the counters under their ids, and not those of an earlier backend with the same id.
+    /// The backends to which the counters of each id belong, so that no counts of an earlier backend with the same id
+    /// remain.
     counted: HashSet<BackendId>,
-    /// Listeners that own the counters under their ids.
+    /// The listeners to which the counters of each id belong.
     listening: HashSet<ListenerId>,
     interface_multiplier: u32,
-    /// [`Attachment::counted`], by the interface's index.
+    /// The lists [`Attachment::counted`], by the index of the interface.
     parts: HashMap<u32, BTreeSet<u32>>,
 }
 
 impl Counters {
-    /// Opens the counters, with rows for this many backends on each CPU; `interface_multiplier` is that of
-    /// [`interface_row`].
+    /// Opens the counter maps, with rows for this many backends on each CPU; `interface_multiplier` is the multiplier
+    /// for [`interface_row`].
     pub(super) fn new(ebpf: &mut Ebpf, backends: u32, interface_multiplier: u32) -> anyhow::Result<Self> {
         Ok(Self {
             interfaces: per_cpu(ebpf, "INTERFACE_STATS")?,
@@ -75,7 +76,7 @@ impl Counters {
         self.interface_multiplier
     }
 
-    /// Clears the interfaces' counters, because the rows of interfaces have changed.
+    /// Clears the counters of interfaces, because the interfaces now have other rows.
     pub(super) fn forget_interfaces(&mut self) -> anyhow::Result<()> {
         for row in 0..MAX_INTERFACES {
             let zero = PerCpuValues::try_from(vec![InterfaceStats::default(); cpu_count()?])?;
@@ -84,13 +85,13 @@ impl Counters {
         Ok(())
     }
 
-    /// Keeps the counters of a backend that had the same id under an earlier controller.
+    /// Continues the counters of a backend that had the same id under an earlier controller.
     pub(super) fn adopt(&mut self, id: BackendId) {
         self.counted.insert(id);
     }
 
-    /// Starts the counters of a backend, from zero if another backend had its id. Returns whether another backend had
-    /// this id.
+    /// Starts the counters of a backend; they start from zero if another backend had the same id. Returns whether
+    /// another backend had the same id.
     pub(super) fn begin(&mut self, id: BackendId) -> bool {
         let begins = self.counted.insert(id);
         if begins {
@@ -99,12 +100,12 @@ impl Counters {
         begins
     }
 
-    /// Keeps the counters of a listener that had the same id under an earlier controller.
+    /// Continues the counters of a listener that had the same id under an earlier controller.
     pub(super) fn adopt_listener(&mut self, id: ListenerId) {
         self.listening.insert(id);
     }
 
-    /// Counts exactly these listeners; new ones start from zero.
+    /// Counts packets for exactly these listeners; the counters of new listeners start from zero.
     pub(super) fn listen(&mut self, ids: HashSet<ListenerId>) {
         for id in ids.difference(&self.listening) {
             self.listeners.clear(u32::from(id.0));
@@ -119,7 +120,7 @@ impl Counters {
         })
     }
 
-    /// Counts exactly these services; new ones start from zero.
+    /// Counts packets for exactly these services; the counters of new services start from zero.
     pub(super) fn share(&mut self, ids: HashSet<ServiceId>) {
         for id in ids.difference(&self.sharing).filter(|id| usize::from(id.0) < self.shares.len()) {
             for offset in [offset_of!(ShareStats, unsteered), offset_of!(ShareStats, host_connections)] {
@@ -129,7 +130,7 @@ impl Counters {
         self.sharing = ids;
     }
 
-    /// Packets of a service that passed to the host.
+    /// The counters of a service's packets that passed to the host.
     pub(super) fn shared(&self, id: ServiceId) -> ShareStats {
         let place = usize::from(id.0);
         if place >= self.shares.len() {
@@ -142,7 +143,7 @@ impl Counters {
         }
     }
 
-    /// Releases the id of a backend.
+    /// Releases the counters of a backend's id.
     pub(super) fn end(&mut self, id: BackendId) {
         self.counted.remove(&id);
     }
@@ -155,12 +156,12 @@ impl Counters {
         Arc::clone(&self.backends)
     }
 
-    /// Records the interfaces that the program is attached to.
+    /// Records the interfaces to which the program is attached.
     pub(super) fn count_by_parts(&mut self, attached: &[Attachment]) {
         self.parts = attached.iter().map(|attached| (attached.ifindex, attached.counted.clone())).collect();
     }
 
-    /// The counters of an interface, including those of its members.
+    /// The counters of an interface, including the counters of its members.
     pub(super) fn interface(&self, ifindex: u32) -> anyhow::Result<InterfaceStats> {
         let parts = self.parts.get(&ifindex).into_iter().flatten().copied();
         let rows: BTreeSet<u32> =
@@ -170,7 +171,7 @@ impl Counters {
             let cpus = self.interfaces.get(&row, 0).context("reading an interface's counters")?;
             cpus.iter().for_each(|cpu| add(&mut sum.verdicts, &cpu.verdicts));
         }
-        // The program counts a packet to this machine as a backend twice: as passed and as local.
+        // The program counts a packet to a backend that is this machine twice: as passed and as local.
         let local = sum.verdicts[Verdict::Local.index()];
         let passed = &mut sum.verdicts[Verdict::Pass.index()];
         *passed = passed.saturating_sub(local);
@@ -230,10 +231,12 @@ pub(super) fn cpu_count() -> anyhow::Result<usize> {
     aya::util::nr_cpus().map_err(|(what, error)| anyhow!("counting the CPUs ({what}): {error}"))
 }
 
-/// Chooses a multiplier for [`interface_row`] that gives every interface its own row. The previous multiplier is kept
-/// if it still works. Otherwise the choice also separates `others`, which may be attached later, if possible.
+/// Chooses a multiplier for [`interface_row`] that gives each interface a row of its own. If the previous multiplier
+/// still does so, the function keeps this multiplier. If possible, a new multiplier also gives rows to the interfaces
+/// in `others`, which may be attached later.
 pub(super) fn interface_multiplier(ifindexes: &[u32], others: &[u32], before: Option<u32>) -> anyhow::Result<u32> {
-    // Odd multiples of the golden ratio: Knuth's multiplicative hashing with different constants.
+    // The candidates are odd multiples of the golden ratio, that is, Knuth's multiplicative hashing with different
+    // constants.
     let candidates = || (0..10_000u32).map(|attempt| 0x9e37_79b9u32.wrapping_mul(2 * attempt + 1));
     let all: HashSet<u32> = ifindexes.iter().chain(others).copied().collect();
     let all: Vec<u32> = all.into_iter().collect();
@@ -261,11 +264,11 @@ mod tests {
         let rows: HashSet<u32> =
             others.iter().chain(&[2, 3]).map(|&ifindex| interface_row(ifindex, multiplier)).collect();
         assert_eq!(rows.len(), 22);
-        // There are more interfaces than rows, so only the required interfaces get their own rows.
+        // The machine has more interfaces than the map has rows, so only the required interfaces get rows of their own.
         let many: Vec<u32> = (1..=1000).collect();
         let multiplier = interface_multiplier(&[7, 700], &many, None).unwrap();
         assert_ne!(interface_row(7, multiplier), interface_row(700, multiplier));
-        // The same multiplier keeps the counters.
+        // With the same multiplier, the counters stay valid.
         assert_eq!(interface_multiplier(&[2, 3], &others, Some(0x9e37_79b9)).unwrap(), 0x9e37_79b9);
     }
 }

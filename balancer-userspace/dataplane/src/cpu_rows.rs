@@ -1,5 +1,5 @@
-//! Many rows of counters for each CPU: one array has a block of rows for each CPU, beginning with CPU 0; another has
-//! one row of each kind, for CPUs without a block and rows beyond a block.
+//! Maps with many rows of counters for each CPU. One array contains a block of rows for each CPU, beginning with CPU 0;
+//! another array contains one row of each kind, for CPUs without a block and for rows beyond the end of a block.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -9,14 +9,14 @@ use bytemuck::Pod;
 
 use super::{mapped::MappedArray, object::take};
 
-/// Rows of `T`, which consists of 64-bit words.
+/// Rows of type `T`, which consists of 64-bit words.
 #[derive(Debug)]
 pub(super) struct CpuRows<T> {
     blocks: Blocks<T>,
     shared: MappedArray<T>,
 }
 
-/// The rows of CPUs with blocks.
+/// The rows of the CPUs that have blocks.
 #[derive(Debug)]
 pub(super) struct Blocks<T> {
     array: MappedArray<T>,
@@ -24,24 +24,25 @@ pub(super) struct Blocks<T> {
 }
 
 impl<T: Pod> CpuRows<T> {
-    /// Opens the map `name` with `rows` for each CPU, and the map `shared`.
+    /// Opens the map `name`, whose blocks have `rows` rows for each CPU, and the map `shared`.
     ///
     /// # Errors
-    /// If a map does not exist or cannot be mapped.
+    /// Fails if a map does not exist or cannot be mapped.
     pub(super) fn take(ebpf: &mut Ebpf, name: &str, rows: u32, shared: &str) -> anyhow::Result<Self> {
         let blocks = Blocks::of(take(ebpf, name)?, rows).with_context(|| format!("the map {name}"))?;
         let shared = MappedArray::new(take(ebpf, shared)?).with_context(|| format!("the map {shared}"))?;
         Ok(Self { blocks, shared })
     }
 
-    /// The values of a row: one for each CPU, and the shared one. A row that does not exist has no values.
+    /// The values of a row: one value for each CPU, and the value that CPUs share. If a row does not exist, the result
+    /// contains no values.
     pub(super) fn read(&self, row: u32) -> impl Iterator<Item = T> {
         let blocks = self.blocks.places(row).map(|place| load(&self.blocks.array, place));
         blocks.chain(self.shared_place(row).map(|place| load(&self.shared, place)))
     }
 
-    /// Resets a row to zero. A packet that is counted at that moment may be missing afterwards, or the old count may
-    /// remain.
+    /// Resets the row with this number to zero on all CPUs. If the program counts a packet during the reset, the packet
+    /// may be missing afterwards, or the old count may remain.
     pub(super) fn clear(&self, row: u32) {
         let clear = |array: &MappedArray<T>, place| {
             let words = array.words().get::<Range<usize>>(place).unwrap_or_default();
@@ -59,13 +60,13 @@ impl<T: Pod> CpuRows<T> {
 
 impl<T: Pod> Blocks<T> {
     /// # Errors
-    /// If the map cannot be mapped into memory.
+    /// Fails if the map cannot be mapped into memory.
     pub(super) fn of(map: MapData, rows: u32) -> anyhow::Result<Self> {
         const { assert!(align_of::<T>() == align_of::<u64>()) };
         Ok(Self { array: MappedArray::new(map)?, rows: rows as usize })
     }
 
-    /// Copies the counters of another map, for the rows and CPUs that both have.
+    /// Copies the counters from another map, for those rows and CPUs that both maps have.
     pub(super) fn copy_from(&self, other: &Self) {
         for row in 0..self.rows.min(other.rows) as u32 {
             for (from, to) in other.places(row).zip(self.places(row)) {
@@ -78,7 +79,7 @@ impl<T: Pod> Blocks<T> {
     }
 
     /// The positions of a row's words, for each CPU. A map is slightly longer than its blocks, so the end of the map
-    /// looks like the first rows of one more CPU.
+    /// looks like the first rows of another CPU's block.
     fn places(&self, row: u32) -> impl Iterator<Item = Range<usize>> + use<T> {
         let (row, rows) = (row as usize, self.rows);
         let there = self.array.len();
@@ -107,7 +108,7 @@ fn load<T: Pod>(array: &MappedArray<T>, place: Range<usize>) -> T {
 mod tests {
     use super::*;
 
-    /// Makes blocks for three CPUs, as seen by the controller and by the kernel program.
+    /// Makes a map with blocks for three CPUs, with a mapping for the controller and one for the kernel program.
     fn rows(rows: usize) -> [CpuRows<[u64; 2]>; 2] {
         let [ours, kernels] = MappedArray::twice(3 * rows + 1).unwrap();
         let [shared, common] = MappedArray::twice(8).unwrap();
@@ -125,7 +126,7 @@ mod tests {
         let [ours, kernels] = rows(4);
         number(&kernels.blocks.array, 0);
         number(&kernels.shared, 100);
-        // Each row has two words, each block eight.
+        // Each row has two words, and each block has eight words.
         assert_eq!(ours.read(1).collect::<Vec<_>>(), [[2, 3], [10, 11], [18, 19], [102, 103]]);
         assert_eq!(ours.read(0).collect::<Vec<_>>(), [[0, 1], [8, 9], [16, 17], [24, 25], [100, 101]]);
         ours.clear(1);

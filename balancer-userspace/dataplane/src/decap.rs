@@ -1,4 +1,4 @@
-//! The program that strips tunnel headers on a backend.
+//! The program that removes tunnel headers on a backend.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ use super::{
     rows::{address_words, family},
 };
 
-/// The loaded program and its maps. Dropping it detaches the program from its interfaces.
+/// The loaded program, with its maps. If this value is dropped, the kernel detaches the program from its interfaces.
 pub struct Decap {
     map: HashMap<MapData, DecapKey, u32>,
     addresses: BTreeMap<IpAddr, u32>,
@@ -38,11 +38,11 @@ pub struct Decap {
 }
 
 impl Decap {
-    /// Loads the program, without attaching it or giving it addresses. The program accepts tunnels from the prefixes
-    /// `from`, or from everywhere if `from` is empty.
+    /// Loads the program; the program is not attached yet and has no addresses. The program accepts tunnel packets from
+    /// the prefixes `from`, or from everywhere if `from` is empty.
     ///
     /// # Errors
-    /// If there are too many prefixes, or the kernel refuses the program or a map.
+    /// Fails if there are too many prefixes, or if the kernel refuses the program or a map.
     pub fn load(from: &[IpNet]) -> anyhow::Result<Self> {
         if from.len() > MAX_DECAP_PREFIXES as usize {
             bail!("{} prefixes: tunnels may come from at most {MAX_DECAP_PREFIXES}", from.len());
@@ -67,26 +67,26 @@ impl Decap {
         Ok(this)
     }
 
-    /// The loaded program.
+    /// The program in the loaded object.
     ///
     /// # Errors
-    /// If the object holds none, which would be a broken build.
+    /// Fails if the object contains no such program, which would be a broken build.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         Ok(self.ebpf.program_mut("decap").context("the kernel object holds no program decap")?.try_into()?)
     }
 
-    /// The VIPs whose packets are stripped.
+    /// The VIPs for whose packets the program removes tunnel headers.
     #[must_use]
     pub fn vips(&self) -> BTreeSet<IpAddr> {
         let vips = self.addresses.iter().filter(|(_, kinds)| **kinds & DECAP_VIP != 0);
         vips.map(|(&address, _)| address).collect()
     }
 
-    /// Accepts packets for exactly `vips` in tunnels that end at `own` from now on. The change does not disturb packets
-    /// for addresses that remain.
+    /// From now on, accepts packets for exactly the addresses `vips`, in tunnels that end at `own`. The change does not
+    /// affect packets for addresses that were already accepted.
     ///
     /// # Errors
-    /// If there are too many addresses (nothing has changed then), or the kernel refuses a write.
+    /// Fails if there are too many addresses (in this case, nothing has changed), or if the kernel refuses a write.
     pub fn set_addresses(&mut self, vips: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
         let mut wanted: BTreeMap<IpAddr, u32> = BTreeMap::new();
         for (addresses, kind) in [(vips, DECAP_VIP), (own, DECAP_OWN)] {
@@ -117,7 +117,8 @@ impl Decap {
     /// Attaches the program to an interface.
     ///
     /// # Errors
-    /// If another program is attached, or no allowed mode works: one line that says what to do.
+    /// Fails if another program is attached, or if no allowed mode works; the error is one line that tells the user
+    /// what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<&Attached> {
         let attached = attach::attach(self.program()?, name, ifindex, mode, None)?;
         self.attached.push(attached);
@@ -127,15 +128,15 @@ impl Decap {
     /// Detaches the program from every interface.
     ///
     /// # Errors
-    /// The first failure, after an attempt to detach from each interface.
+    /// Returns the first failure, after it has tried to detach the program from each interface.
     pub fn detach(&mut self) -> anyhow::Result<()> {
         attach::detach_all(&mut self.attached)
     }
 
-    /// The counters, summed over the CPUs.
+    /// The counters of the program, added up over the CPUs.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn stats(&self) -> anyhow::Result<DecapStats> {
         let cpus = self.stats.get(&0, 0).context("reading the counters of tunnel packets")?;
         Ok(cpus.iter().fold(DecapStats::default(), |sum, cpu| DecapStats {

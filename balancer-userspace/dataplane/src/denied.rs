@@ -1,4 +1,4 @@
-//! Deny lists: their prefixes in the trie of rules, and the work left to write them.
+//! Deny lists: the prefixes of the lists in the trie of rules, and the changes still to be written to the trie.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -10,20 +10,21 @@ use balancer_config::{deny::DenyList, listeners::Family};
 use balancer_control::io::ServiceId;
 use ipnet::IpNet;
 
-/// `RuleRow::backend` of a row that belongs to a list. The kernel program reads this field only in pin rules.
+/// The value of `RuleRow::backend` in a row that belongs to a deny list. The kernel program reads this field only in
+/// rules that pin clients.
 const OF_A_LIST: u16 = u16::MAX;
 
-/// The row for every prefix of a list.
+/// The row that every prefix of a list has in the trie.
 pub(super) const fn row(counters: u32) -> RuleRow {
     RuleRow { action: RULE_DENY, backend: OF_A_LIST, counters }
 }
 
-/// Whether a row belongs to a list rather than to a rule.
+/// Whether a row belongs to a deny list rather than to a rule.
 pub(super) const fn is_of_a_list(row: &RuleRow) -> bool {
     row.action == RULE_DENY && row.backend == OF_A_LIST
 }
 
-/// A change of one prefix in the trie.
+/// A change of one prefix that must be written to the trie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Add(IpNet),
@@ -34,7 +35,7 @@ pub(super) enum Step {
 pub(super) struct Listed {
     /// The counter row that all prefixes of the list share.
     pub(super) counters: u32,
-    /// The prefixes that the trie contains, or would contain if no rule had the same prefix.
+    /// The prefixes of the list that the trie contains, or would contain if no rule had the same prefix.
     there: BTreeSet<IpNet>,
     steps: VecDeque<Step>,
 }
@@ -52,7 +53,7 @@ impl Listed {
         self.there.len()
     }
 
-    /// Sets the target: the trie shall contain `list` instead of an earlier target.
+    /// Sets the target: the trie is to contain the prefixes of `list` in place of an earlier target.
     pub(super) fn become_list(&mut self, list: &DenyList, family: Family) {
         let stays = |prefix: &IpNet| Family::of(prefix.addr()) == family && list.contains(*prefix);
         let gone = self.there.iter().filter(|prefix| !stays(prefix)).map(|prefix| Step::Remove(*prefix));
@@ -64,7 +65,7 @@ impl Listed {
         self.steps.front().copied()
     }
 
-    /// Records that the next step is done.
+    /// Records that the next change has been written.
     pub(super) fn done(&mut self) {
         match self.steps.pop_front() {
             Some(Step::Add(prefix)) => drop(self.there.insert(prefix)),
@@ -73,24 +74,24 @@ impl Listed {
         }
     }
 
-    /// Records that the trie contains this prefix already.
+    /// Records that the trie already contains this prefix.
     pub(super) fn adopt(&mut self, prefix: IpNet) {
         self.there.insert(prefix);
     }
 }
 
-/// The list that a service should have, and the family of its clients.
+/// The deny list that a service should have, and the address family of the service's clients.
 #[derive(Clone, Debug)]
 pub struct DeniedBy {
-    /// The service.
+    /// The id of the service.
     pub service: ServiceId,
-    /// The family of its clients.
+    /// The family of the service's clients.
     pub family: Family,
-    /// The list.
+    /// The list that the service should have.
     pub list: Arc<DenyList>,
 }
 
-/// Services with lists.
+/// The services that have deny lists.
 pub(super) type Lists = HashMap<ServiceId, Listed>;
 
 #[cfg(test)]

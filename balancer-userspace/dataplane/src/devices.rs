@@ -1,5 +1,5 @@
-//! Facts about interfaces that the kernel program must know, and the flags in backends' rows that make the program look
-//! them up.
+//! Properties of interfaces that the kernel program must know, and the flags in backends' rows that make the program
+//! look up these properties.
 
 use std::{collections::BTreeMap, mem::offset_of, sync::atomic::Ordering};
 
@@ -15,7 +15,7 @@ use balancer_common::map_types::{
 
 use super::{backends::Backends, mapped::MappedArray};
 
-/// `DEVICE_*` flags by interface index (or [`ANY_DEVICE`]), for interfaces that have some.
+/// The `DEVICE_*` flags by interface index (or [`ANY_DEVICE`]), for interfaces that have such flags.
 pub type Devices = BTreeMap<u32, u32>;
 
 pub(super) struct DeviceTable {
@@ -24,17 +24,17 @@ pub(super) struct DeviceTable {
 }
 
 impl DeviceTable {
-    /// Starts without facts about any interface.
+    /// Makes a value that contains no properties of any interface yet.
     ///
     /// # Errors
-    /// If the object holds no such map, which would be a broken build.
+    /// Fails if the object contains no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("DEVICES").context("the kernel object holds no map DEVICES")?.try_into()?;
         Ok(Self { map, known: Devices::new() })
     }
 
-    /// Returns `row` with a flag that makes the program check interfaces, if its frames may meet an interface with
-    /// `DEVICE_*` flags.
+    /// Returns `row` with a flag that makes the program check interfaces, if frames to this backend may arrive or leave
+    /// by an interface with `DEVICE_*` flags.
     pub(super) fn asking(&self, row: BackendRow) -> BackendRow {
         if row.is_local() {
             return row;
@@ -52,10 +52,10 @@ impl DeviceTable {
         BackendRow { forwarding: row.mode() | asks, asking: asking | of_parts, ..row }
     }
 
-    /// Replaces the facts, in the map and in the rows of `backends`.
+    /// Replaces the properties in the map and the flags in the rows of `backends`.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub(super) fn set(
         &mut self,
         known: &Devices,
@@ -71,7 +71,7 @@ impl DeviceTable {
         let before = std::mem::replace(&mut self.known, known.clone());
         backends.rewrite(|row| self.asking(row));
         for ifindex in before.keys().filter(|ifindex| !known.contains_key(ifindex)) {
-            // A missing entry is as good as a removed one.
+            // If the entry is already missing, it need not be removed.
             let _gone = self.map.remove(ifindex);
         }
         Ok(())

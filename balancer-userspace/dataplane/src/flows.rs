@@ -1,4 +1,4 @@
-//! The connections of `snat` services: settings for the kernel program, and readings from its table.
+//! Connections of `snat` services: settings for the kernel program, and functions that read its table of connections.
 
 mod former;
 mod ports;
@@ -23,22 +23,22 @@ pub use self::sweep::{FlowCounts, KnownFlow};
 use self::sweep::{FlowTimes, Limits};
 use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
 
-/// The maps of flows that are pinned.
+/// The names of the pinned maps for flows.
 const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
 
-/// The maps of flows.
+/// The maps that contain flows.
 pub(super) struct FlowMaps {
     pools: MappedArray<FlowPool>,
     control: MappedArray<FlowControl>,
     table: Arc<FlowTable>,
 }
 
-/// The table of flows, which other threads read as well.
+/// The table of flows, which other threads also read.
 pub struct FlowTable {
     lines: MappedArray<FlowLine>,
     rows: MappedArray<FlowRow>,
     returns: MappedArray<FlowReturns>,
-    /// The number of connections that the table is sized for; 0: there is no table.
+    /// The number of connections for which the table is sized; 0: there is no table.
     capacity: u32,
     times: RwLock<FlowTimes>,
 }
@@ -69,10 +69,11 @@ impl FlowMaps {
         Arc::clone(&self.table)
     }
 
-    /// Writes the pools of these services for the program. Returns whether there are any `snat` services.
+    /// Writes the address pools of these services for the program. Returns whether one of the services is a `snat`
+    /// service.
     ///
     /// # Errors
-    /// If there is no table for flows, or no range of ports.
+    /// Fails if there is no table for flows, or if no range of ports is available.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<bool> {
         let snat: Vec<_> = services.iter().filter(|spec| spec.forwarding == Forwarding::Snat).collect();
         anyhow::ensure!(
@@ -95,8 +96,8 @@ impl FlowMaps {
         Ok(all.last_port > 0)
     }
 
-    /// Writes the pool word by word, because packets read it at the same time. The number of addresses is written after
-    /// the addresses.
+    /// Writes the pool word by word, because the program reads it at the same time. The function writes the number of
+    /// addresses after the addresses.
     fn write_pool(&self, index: usize, pool: &FlowPool) {
         const COUNTS: usize = offset_of!(FlowPool, count);
         let words = bytemuck::bytes_of(pool).chunks_exact(8).map(|word| {
@@ -159,7 +160,7 @@ fn longest(one: IdleTicks, other: IdleTicks) -> IdleTicks {
     }
 }
 
-/// An address from a row of this family.
+/// An address from a flow's row of this family.
 fn address(words: [u32; 4], family: u8) -> IpAddr {
     if family == balancer_common::map_types::FAMILY_V4 {
         IpAddr::from(words[0].to_ne_bytes())
@@ -169,13 +170,13 @@ fn address(words: [u32; 4], family: u8) -> IpAddr {
 }
 
 impl FlowTable {
-    /// The number of connections that the table is sized for; 0: there is no table.
+    /// The number of connections for which the table is sized; 0: there is no table.
     #[must_use]
     pub const fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// The word of a row.
+    /// The state word of the flow in a row.
     fn word(&self, row: usize) -> &std::sync::atomic::AtomicU64 {
         let per_line = FLOWS_PER_LINE as usize;
         self.lines.word64(row / per_line, (row % per_line) * size_of::<FlowWord>())

@@ -1,7 +1,8 @@
-//! Carrying over the clients of an earlier controller's table if this table has another size or layout.
+//! Copies the clients in an earlier controller's table to a table of another size or layout.
 //!
-//! The earlier program records clients in its table until it is replaced. That table therefore stays pinned until the
-//! replacement. The controller copies its contents before, and clients that came in the meantime afterwards.
+//! The earlier controller's program records clients in the earlier table until the new program replaces it. The former
+//! table therefore stays pinned until this replacement. Before the replacement, the controller copies the contents of
+//! the former table; after the replacement, it copies the clients that the former table has got since.
 
 use std::{
     fs, io,
@@ -20,43 +21,43 @@ use super::{
     pins::{Pins, open},
 };
 
-/// The pinned table of layout 13, in which a bucket's index is the low bits of the hash.
+/// The pinned table of layout 13, in which the index of a bucket consists of the low bits of the hash.
 const LAYOUT_13: &str = "CLIENTS";
-/// The pin of a table that replaces one of another size.
+/// The pin of a new table that replaces a table of another size.
 const REPLACEMENT: &str = "NEW-KNOWN_CLIENTS";
 
-/// A table that an earlier controller's program may still use.
+/// A client table that an earlier controller's program may still use.
 pub(super) struct FormerClients {
     table: MappedArray<Bucket>,
     pin: PathBuf,
-    /// The pin of the table that replaces it.
+    /// The pin of the table that replaces the former table.
     new: PathBuf,
-    /// The final path of that pin.
+    /// The final path for the new table's pin.
     last: PathBuf,
-    /// One bit for each entry, set if the entry was not empty when all entries were copied.
+    /// One bit for each entry, which is set if the entry was not empty when the controller copied all entries.
     copied: Vec<u64>,
     is_replaced: bool,
 }
 
-/// The outcome of carrying over an entry.
+/// The outcome of copying an entry to the new table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Put {
     New,
     /// The client is known in the new table.
     Known,
-    /// The client's bucket has no room.
+    /// The client's bucket in the new table has no room.
     Full,
 }
 
 impl FormerClients {
-    /// The pinned table, if a program that needs a table of `buckets` cannot use it.
+    /// The pinned table, if a program that needs a table with `buckets` buckets cannot use it.
     ///
     /// # Errors
-    /// If a pin cannot be opened or removed.
+    /// Fails if a pin cannot be opened or removed.
     pub(super) fn find(pins: Option<&Pins>, buckets: u32) -> anyhow::Result<Option<Self>> {
         let Some(pins) = pins else { return Ok(None) };
         let (last, older) = (pins.map(CLIENTS), pins.map(LAYOUT_13));
-        // A controller left this pin when it was killed before it replaced the program.
+        // A controller left this pin when it was killed before the replacement of its program.
         pins.make_anew(REPLACEMENT)?;
         let (pin, new) = if older.exists() {
             pins.make_anew(CLIENTS)?;
@@ -73,7 +74,7 @@ impl FormerClients {
         Ok(Some(Self { table, pin, new, last, copied: Vec::new(), is_replaced: false }))
     }
 
-    /// The path at which to pin the new table.
+    /// The path at which the controller must pin the new table.
     pub(super) fn path(&self) -> &Path {
         &self.new
     }
@@ -104,8 +105,8 @@ impl FormerClients {
         }
     }
 
-    /// Copies the clients that have come since [`copy_to`](Self::copy_to) and that `remembers` approves, now that no
-    /// program uses the former table. Returns their entries.
+    /// Copies those clients that have come since [`copy_to`](Self::copy_to) and that `remembers` accepts, now that no
+    /// program uses the former table. Returns the entries of the copied clients.
     pub(super) fn catch_up(&self, new: &[AtomicU64], remembers: impl Fn(Entry) -> bool) -> Vec<Entry> {
         let is_copied = |at: usize| self.copied.get(at / 64).is_none_or(|bits| bits >> (at % 64) & 1 != 0);
         entries(self.table.words())
@@ -117,12 +118,12 @@ impl FormerClients {
     /// Removes the pin of the former table.
     ///
     /// # Errors
-    /// If the file system refuses.
+    /// Fails if the file system refuses the change.
     pub(super) fn replace(mut self) -> anyhow::Result<()> {
         self.is_replaced = true;
         let done = if self.new == self.last { fs::remove_file(&self.pin) } else { fs::rename(&self.new, &self.last) };
         match done {
-            // All pins were removed, because this controller shall keep nothing.
+            // The controller has removed all pins, because the data path is not to outlive it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.with_context(|| format!("replacing the pinned map {}", self.pin.display())),
         }
@@ -132,25 +133,26 @@ impl FormerClients {
 impl Drop for FormerClients {
     fn drop(&mut self) {
         if !self.is_replaced {
-            // A failed start leaves the former pins unchanged. The next start removes any other pins that remain.
+            // If the start fails, the former pins stay unchanged. The next start removes any pins of new tables that
+            // remain.
             let _left = fs::remove_file(&self.new);
         }
     }
 }
 
-/// Whether entries of a table with the first number of buckets determine their buckets in a table with the second.
+/// Whether an entry of a table with `from` buckets determines the client's bucket in a table with `to` buckets.
 const fn is_portable((from, to): (usize, usize)) -> bool {
     from >= PORTABLE_BUCKETS as usize || to <= from
 }
 
-/// The entries that are not empty, each with its bucket and index.
+/// The entries that are not empty, each with its bucket and its index.
 fn entries(words: &[AtomicU64]) -> impl Iterator<Item = (u32, usize, Entry)> {
     let all = words.iter().enumerate().map(|(at, word)| (at, Entry(word.load(Ordering::Relaxed))));
     all.filter(|(_, entry)| !entry.is_empty()).map(|(at, entry)| ((at / BUCKET_ENTRIES) as u32, at, entry))
 }
 
-/// Puts an entry of `bucket` in the former table into the new one. If the bucket is full, an established client
-/// replaces one that is not established.
+/// Puts an entry into the new table; `bucket` is the entry's bucket in the former table. If the new bucket is full, an
+/// established client replaces a client that is not established.
 fn put(new: &[AtomicU64], bucket: u32, entry: Entry) -> Put {
     let buckets = (new.len() / BUCKET_ENTRIES) as u32;
     let first = bucket_of(bucket, entry.tag(), buckets - 1) as usize * BUCKET_ENTRIES;
@@ -262,7 +264,7 @@ mod tests {
         let (new, mut old) = (table(512), former(table(256)));
         assert!((1..=100).all(|number: u64| record(&old.table, number << 33 | number, 1)));
         old.copy_to(new.words());
-        // The new program has itself forgotten one client, moved one and learned one.
+        // Before the copy, the new program has forgotten one client, moved another client and recorded a new client.
         let of = |number: u64| number << 33 | number;
         for hash in [of(1), of(2)] {
             let first = bucket(hash, 511) as usize * BUCKET_ENTRIES;

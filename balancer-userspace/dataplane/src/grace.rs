@@ -1,5 +1,5 @@
-//! Waiting until all packets that may still read discarded data have left the program. A separate thread waits, so that
-//! the owner of the data need not.
+//! Waits until the program has finished all packets for which it may still read discarded data. A separate thread
+//! waits, so that the owner of the data can continue to work.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use anyhow::Context as _;
 
 use super::threads::Threads;
 
-/// A numbered grace period. It is over once any later one is over.
+/// The number of a grace period. A grace period is over when any later grace period is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Grace(u64);
 
@@ -29,14 +29,14 @@ impl Grace {
     }
 }
 
-/// The thread that waits. Dropping this value ends the thread.
+/// The thread that waits for the ends of grace periods. Dropping this value ends the thread.
 #[derive(Debug)]
 pub(super) struct GracePeriods(Arc<Shared>);
 
 struct Shared {
     periods: Mutex<Periods>,
     changed: Condvar,
-    /// Waits until every packet in progress has left.
+    /// Waits until the program has finished every packet in progress.
     wait: Wait,
 }
 
@@ -52,20 +52,20 @@ impl fmt::Debug for Shared {
 struct Periods {
     wanted: u64,
     over: u64,
-    /// Whether waiting has ended, because the thread or its owner is gone.
+    /// Whether no more waiting is possible, because the thread or its owner has ended.
     ended: bool,
 }
 
 impl GracePeriods {
-    /// Starts the thread.
+    /// Starts the thread that waits for grace periods.
     ///
     /// # Errors
-    /// If the system allows no more threads.
+    /// Fails if the system allows no more threads.
     pub(super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         Self::waiting_by(threads, Box::new(wait_for_packets))
     }
 
-    /// Starts the thread with `wait` as the way to wait for packets.
+    /// Starts the thread, which calls `wait` to wait for packets in progress.
     pub(super) fn waiting_by(threads: &dyn Threads, wait: Wait) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared { periods: Mutex::default(), changed: Condvar::new(), wait });
         let ending = Ending(Arc::clone(&shared));
@@ -75,7 +75,7 @@ impl GracePeriods {
         Ok(Self(shared))
     }
 
-    /// Begins a grace period that covers everything that this thread has done so far.
+    /// Begins a grace period that covers all actions of this thread so far.
     pub(super) fn begin(&self) -> Grace {
         let mut periods = self.0.lock();
         periods.wanted += 1;
@@ -106,7 +106,7 @@ impl Drop for GracePeriods {
     }
 }
 
-/// Releases waiting threads when the thread ends, even by a panic.
+/// Wakes up waiting threads when this thread ends, even if it panics.
 struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
@@ -137,13 +137,13 @@ impl Shared {
     }
 }
 
-/// Waits until every packet that may be reading a discarded table has left the program.
+/// Waits until the program has finished every packet for which it may be reading a discarded table.
 fn wait_for_packets() {
-    // SAFETY: no memory is involved. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs run inside
-    // RCU read-side critical sections.
+    // SAFETY: the system call accesses no memory. MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and XDP programs
+    // run inside RCU read-side critical sections.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
-        // This kernel (`nohz_full`) does not offer the command. A run of the program takes only microseconds.
+        // This kernel (with `nohz_full`) does not provide the command. One run of the program takes only microseconds.
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -188,7 +188,7 @@ mod tests {
                     }
                 };
                 let periods = Arc::new(GracePeriods::waiting_by(&Shuttled, Box::new(wait)).unwrap());
-                // The thread may already be waiting for this grace period, so begin another one.
+                // The thread may already be waiting for this grace period, so this call begins another grace period.
                 periods.begin();
                 packet_has_left.store(false, Ordering::SeqCst);
                 let grace = periods.begin();
@@ -202,7 +202,7 @@ mod tests {
         );
     }
 
-    /// Threads that end at once, as after a panic.
+    /// In this test, the threads end immediately, as after a panic.
     struct Lost;
 
     impl Threads for Lost {

@@ -1,4 +1,4 @@
-//! Maps with two halves: packets read one half, and the controller writes the other.
+//! Maps with two halves: the kernel program reads the active half, and the controller writes the inactive half.
 
 use aya::maps::MapData;
 use balancer_common::map_types::ServiceKey;
@@ -19,13 +19,13 @@ impl<T: bytemuck::Pod> Halves<T> {
         Ok(Self { rows, half, second_active: false })
     }
 
-    /// The first row of the inactive half.
+    /// The first row of the inactive half of the map.
     pub(super) fn inactive_base(&self) -> u32 {
         if self.second_active { 0 } else { self.half }
     }
 
-    /// Writes `rows` consecutively into the inactive half, which no packet reads, and returns the position of the
-    /// first.
+    /// Writes `rows` consecutively into the inactive half, which the program does not read, and returns the position of
+    /// the first row.
     pub(super) fn fill_densely(&mut self, rows: &[T], what: &str) -> anyhow::Result<u32> {
         let base = self.inactive_base();
         anyhow::ensure!(
@@ -40,7 +40,7 @@ impl<T: bytemuck::Pod> Halves<T> {
         Ok(base)
     }
 
-    /// Writes `rows` into the inactive half, which no packet reads, and returns their positions.
+    /// Writes `rows` into the inactive half, which the program does not read, and returns the positions of the rows.
     pub(super) fn fill(&mut self, rows: &[T], keys: &[ServiceKey]) -> anyhow::Result<placement::Placement> {
         let base = self.inactive_base();
         let placement = placement::place(keys, base, self.half)?;

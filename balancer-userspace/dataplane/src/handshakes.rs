@@ -1,4 +1,4 @@
-//! Finds handshakes that clients with given addresses have begun but not continued.
+//! Finds handshakes that clients with given addresses have begun and not continued.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -13,12 +13,12 @@ use crate::rows::address_words;
 /// An unfinished handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begun {
-    /// The client's address.
+    /// The address of the client.
     pub client: IpAddr,
-    /// The backend that its first packet went to.
+    /// The backend that got the client's first packet.
     pub backend: BackendId,
-    /// Time since that packet. The record repeats after about 18 minutes, so the real time may be longer by a multiple
-    /// of that.
+    /// The time since the client's first packet. The recorded time wraps around after about 18 minutes, so the true
+    /// time may be longer by a multiple of 18 minutes.
     pub ago: Duration,
 }
 
@@ -30,11 +30,11 @@ impl Handshakes {
         Ok(Self(Array::try_from(map)?))
     }
 
-    /// The unfinished handshakes of `clients`. The records do not contain addresses, so the function tries each port of
-    /// a client, which takes about 0.1 ms for a client.
+    /// The unfinished handshakes of the clients in `clients`. The record contains no addresses, so the function tries
+    /// each port of a client, which takes about 0.1 ms for one client.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn begun(&self, clients: &[IpAddr]) -> anyhow::Result<Vec<Begun>> {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from)?;
         let notes: Result<Vec<u64>, _> = (0..HANDSHAKES).map(|place| self.0.get(&place, 0)).collect();

@@ -1,36 +1,37 @@
-//! Changes that a controller made to its machine beyond maps and programs, recorded so that they can be undone later.
+//! Changes that a controller has made to its machine outside of maps and programs, recorded so that a later process can
+//! undo them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Changes to undo when the balancer leaves its interfaces. Their number is bounded by the number of interfaces,
-/// because they must fit into the notes.
+/// Changes that a process must undo when the balancer leaves its interfaces. These changes must fit into the notes;
+/// their number is bounded by the number of interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostChanges {
-    /// Switches of the kernel's forwarding, in the order made.
+    /// The changed kernel switches for forwarding, in the order of the changes.
     pub forwarding: Vec<SwitchChange>,
-    /// Interfaces that may have addresses with the balancer's mark.
+    /// The interfaces that may have addresses with the balancer's mark.
     #[serde(default)]
     pub vips_on: BTreeSet<u32>,
-    /// Interfaces whose generic receive offload was switched off.
+    /// The interfaces whose generic receive offload was switched off.
     pub receive_offload: Vec<String>,
-    /// Interfaces whose VLAN tag stripping was switched off.
+    /// The interfaces whose VLAN tag stripping was switched off.
     #[serde(default)]
     pub tag_stripping: Vec<String>,
-    /// Additional interfaces whose counters belong to an interface, by index: see
+    /// The additional interfaces whose counters belong to an interface, by index: see
     /// [`Attachment::counted`](super::Attachment::counted).
     #[serde(default)]
     pub counted: BTreeMap<u32, BTreeSet<u32>>,
 }
 
-/// A kernel switch that was changed.
+/// A kernel switch that the balancer has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchChange {
-    /// The path below `/proc/sys`, e.g. `net/ipv4/conf/eth0/forwarding`.
+    /// The path of the switch below `/proc/sys`, e.g. `net/ipv4/conf/eth0/forwarding`.
     pub key: String,
-    /// The value before the change.
+    /// The value of the switch before the change.
     pub before: String,
-    /// The value that was set.
+    /// The value of the switch after the change.
     pub after: String,
 }

@@ -1,4 +1,4 @@
-//! The rows of the interfaces to which the kernel program is attached. The rows determine which frames are for this
+//! The rows of the interfaces to which the kernel program is attached. These rows determine which frames are for this
 //! machine, and by which interfaces replies of `nat` backends may arrive.
 
 use std::{
@@ -15,8 +15,8 @@ use balancer_control::io::BackendId;
 use super::mapped::MappedArray;
 use crate::Layers;
 
-/// After a backend's next hop has moved to another interface, replies may still arrive by the old one for this time:
-/// the backend's own routes may change later.
+/// After the next hop of a backend has moved to another interface, replies may still arrive by the old interface for
+/// this time, because the backend's own routes may change later.
 const OVERLAP: Duration = Duration::from_secs(60);
 
 /// The rows of interfaces.
@@ -24,14 +24,15 @@ pub(super) struct Interfaces {
     rows: MappedArray<InterfaceRow>,
     multiplier: u32,
     layers: Layers,
-    /// Interfaces with the program attached, or about to be.
+    /// The interfaces to which the program is attached or will be attached.
     steered: BTreeSet<u32>,
-    /// Interfaces with more MACs than a row can hold, already reported in the log.
+    /// The interfaces that have more MACs than a row can hold and that the log already mentions.
     crowded: HashSet<u32>,
 }
 
 impl Interfaces {
-    /// Makes the rows of the interfaces `steered`. Their MACs are not known yet, so every frame is accepted.
+    /// Makes the rows for the interfaces in `steered`. The controller does not know the MACs of these interfaces yet,
+    /// so the program accepts every frame.
     pub(super) fn new(map: MapData, multiplier: u32, steered: &[u32]) -> anyhow::Result<Self> {
         Ok(Self {
             rows: MappedArray::new(map)?,
@@ -65,8 +66,8 @@ impl Interfaces {
         }
     }
 
-    /// Writes a row word by word. For a frame in between, the program uses the old row or the new one, or accepts the
-    /// frame.
+    /// Writes a row word by word. If a frame arrives during the write, the program uses the old row or the new row, or
+    /// accepts the frame.
     fn write(&mut self, ifindex: u32) {
         let row = row(ifindex, self.multiplier);
         let named = self.rows.word32(row, offset_of!(InterfaceRow, ifindex));
@@ -97,15 +98,15 @@ impl Interfaces {
         named.store(ifindex, Ordering::Release);
     }
 
-    /// The bit of a row that no attached interface has, for packets that arrive by no attached interface. 0: there is
-    /// no such row.
+    /// The bit of a row that no attached interface has; this bit stands for packets that arrive by no attached
+    /// interface. The result is 0 if there is no such row.
     fn no_way_in(&self) -> u64 {
         let taken = self.steered.iter().fold(0, |taken: u64, &ifindex| taken | 1 << row(ifindex, self.multiplier));
         1u64.checked_shl(taken.trailing_ones()).unwrap_or(0)
     }
 
-    /// The interfaces by which packets from beyond `egress` arrive, one bit for each row. 0: no attached interface, so
-    /// they arrive by another path.
+    /// The interfaces by which packets from hosts beyond `egress` arrive, one bit for each row. The result is 0 if
+    /// these packets arrive by no attached interface.
     fn ways_in(&self, egress: u32) -> u64 {
         let related = self.steered.iter().filter(|&&ifindex| self.layers.related(ifindex, egress));
         related.fold(0, |ways, &ifindex| ways | 1 << row(ifindex, self.multiplier))
@@ -116,23 +117,23 @@ fn row(ifindex: u32, multiplier: u32) -> usize {
     interface_row(ifindex, multiplier) as usize
 }
 
-/// Takes the place of an interface index if the backend is this machine.
+/// The value that replaces an interface index if the backend is this machine.
 pub(super) const THIS_MACHINE: u32 = 0;
 
 /// The interfaces by which replies of `nat` backends arrive.
 #[derive(Debug, Default)]
 pub(super) struct WaysIn {
-    /// The egress interfaces of known next hops.
+    /// The egress interfaces of those next hops that are known.
     now: HashMap<BackendId, u32>,
-    /// Former egress interfaces, and the time until which replies may arrive by them.
+    /// The former egress interfaces, and for each the time until which replies may arrive by it.
     before: HashMap<BackendId, (u32, Duration)>,
-    /// Backends' rows in the active half of the return table, in rising order of ids.
+    /// The rows of backends in the active half of the return table, in ascending order of ids.
     rows: Vec<(BackendId, u32)>,
 }
 
 impl WaysIn {
-    /// Records that a backend's next hop is on `now`; `None`: unknown. Returns whether the interface has changed and
-    /// the backend has a row.
+    /// Records that a backend's next hop is now on interface `now`; `None`: the interface is unknown. Returns whether
+    /// the interface has changed and the backend has a row.
     pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
         let before = match now {
             Some(now) => self.now.insert(backend, now),
@@ -151,18 +152,19 @@ impl WaysIn {
         self.before.remove(&backend);
     }
 
-    /// Records the positions of backends' rows.
+    /// Records the positions of backends' rows in the return table.
     pub(super) fn published(&mut self, rows: impl Iterator<Item = (BackendId, u32)>) {
         self.rows = rows.collect();
         self.rows.sort_unstable();
     }
 
-    /// Drops former interfaces whose time is over, and returns their backends.
+    /// Drops former interfaces whose time is over, and returns the backends concerned.
     pub(super) fn expire(&mut self, at: Duration) -> Vec<BackendId> {
         self.before.extract_if(|_, (_, until)| at >= *until).map(|(backend, _)| backend).collect()
     }
 
-    /// The word of [`ReturnRow::interfaces`] for a backend. If its next hop is unknown, its replies are still accepted.
+    /// The word of [`ReturnRow::interfaces`] for a backend. If the next hop of a backend is unknown, the program still
+    /// accepts replies from this backend.
     pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
         let Some(&now) = self.now.get(&backend) else { return 0 };
         if now == THIS_MACHINE {
@@ -173,7 +175,7 @@ impl WaysIn {
         if ways == 0 { 0 } else { ways | before }
     }
 
-    /// Writes the words of these backends if they have rows.
+    /// Writes the words of those of these backends that have rows.
     pub(super) fn write(
         &self,
         backends: impl IntoIterator<Item = BackendId>,
@@ -188,7 +190,7 @@ impl WaysIn {
         }
     }
 
-    /// All backends with a row.
+    /// All backends that have a row in the return table.
     pub(super) fn all(&self) -> Vec<BackendId> {
         let mut all: Vec<BackendId> = self.rows.iter().map(|&(backend, _)| backend).collect();
         all.dedup();

@@ -1,4 +1,5 @@
-//! The part of the data path that may outlive the controller: pins, notes, and counters that only controllers update.
+//! The data and objects of the data path that may outlive the controller: pins, notes, and counters that only
+//! controllers update.
 
 use std::{
     mem::{self, offset_of},
@@ -26,12 +27,12 @@ use super::{
 };
 use crate::HostChanges;
 
-/// The maps, pins and notes that an earlier controller left, and those that this one will leave.
+/// The maps, pins and notes that an earlier controller has left, and those that this controller will leave.
 pub struct Kept {
     pins: Option<Pins>,
-    /// The notes of the previous controller.
+    /// The notes that the previous controller has left.
     left: Option<Notes>,
-    /// Maps to pin, by name.
+    /// The maps that the controller can pin, by name.
     maps: Vec<(&'static str, MapData)>,
     notes: Option<Array<MapData, NotesRow>>,
     backends: MappedArray<BackendHistory>,
@@ -50,30 +51,31 @@ impl Kept {
         Ok(Self { pins, left, maps, notes: Some(notes), backends, services, elapsed_before })
     }
 
-    /// Whether this controller continues with an earlier controller's maps and links.
+    /// Whether this controller continues to use an earlier controller's maps and links.
     #[must_use]
     pub fn adopted(&self) -> bool {
         self.notes().is_some()
     }
 
-    /// Returns the notes of the previous controller, if it left any.
+    /// Returns the notes of the previous controller, if that controller left notes.
     #[must_use]
     pub const fn notes(&self) -> Option<&Notes> {
         self.left.as_ref()
     }
 
-    /// Takes the pins, if this process shall leave or has found any, and the maps that are pinned or could be.
+    /// Takes the pins, if this process leaves pins or has found pins, and the maps that are pinned or could be pinned.
     pub(super) fn take_pins(&mut self) -> (Option<Pins>, Vec<(&'static str, MapData)>) {
         (self.pins.take(), mem::take(&mut self.maps))
     }
 
-    /// Takes the writer of notes; `notes` holds the fields that all notes share. The writer can be taken once.
+    /// Takes the writer of notes; `notes` contains the fields that are the same in all notes of this process. The
+    /// caller can take this writer only once.
     pub(super) fn take_notes(&mut self, notes: Notes) -> anyhow::Result<NotesWriter> {
         let map = self.notes.take().context("the notes were taken before")?;
         Ok(NotesWriter { map, notes, written: false })
     }
 
-    /// The time for which the clocks of client memory had run when this process began.
+    /// The time for which the clocks of client memory had run when this process started.
     pub(super) const fn elapsed_before(&self) -> Duration {
         self.elapsed_before
     }
@@ -95,7 +97,7 @@ impl Kept {
         self.keep_word(id, offset_of!(ServiceHistory, tick), tick.into());
     }
 
-    /// Stores the fallbacks counted by removed rules of a service.
+    /// Stores the number of fallbacks that a service's removed rules have counted.
     pub(super) fn keep_rule_fallbacks(&self, id: ServiceId, fallbacks: u64) {
         self.keep_word(id, offset_of!(ServiceHistory, rule_fallbacks), fallbacks);
     }
@@ -106,13 +108,13 @@ impl Kept {
         }
     }
 
-    /// The stored fallbacks of every service that has some.
+    /// The stored numbers of fallbacks, for every service that has fallbacks.
     pub(super) fn rule_fallbacks(&self) -> impl Iterator<Item = (ServiceId, u64)> {
         let all = (0..self.services.len()).map(|index| (index, self.services.load(index).rule_fallbacks));
         all.filter(|&(_, fallbacks)| fallbacks > 0).map(|(index, fallbacks)| (ServiceId(index as u16), fallbacks))
     }
 
-    /// The last stored tick of a service's clock; 0 if there is none.
+    /// The last stored tick of a service's clock; 0: no tick was stored.
     pub(super) fn tick(&self, id: ServiceId) -> u16 {
         load::<ServiceHistory>(&self.services, usize::from(id.0)).tick as u16
     }
@@ -128,7 +130,7 @@ impl Kept {
     }
 }
 
-/// Writes the notes for the next controller. The kernel program does not use them.
+/// Writes the notes that the next controller reads. The kernel program does not read these notes.
 pub struct NotesWriter {
     map: Array<MapData, NotesRow>,
     notes: Notes,
@@ -136,10 +138,10 @@ pub struct NotesWriter {
 }
 
 impl NotesWriter {
-    /// Writes the notes; `host` is the list of all changes to this machine.
+    /// Writes the notes; `host` lists all changes to this machine.
     ///
     /// # Errors
-    /// If the kernel refuses the write.
+    /// Fails if the kernel refuses the write.
     pub fn write(&mut self, host: HostChanges) -> anyhow::Result<()> {
         if self.written && self.notes.host == host {
             return Ok(());
@@ -148,7 +150,7 @@ impl NotesWriter {
         let mut row = NotesRow::zeroed();
         let text = serde_json::to_vec(&self.notes).context("writing notes for the next controller")?;
         let place = row.text.as_flattened_mut();
-        // The last byte stays zero as the terminator.
+        // The last byte stays zero, as the terminator of the text.
         anyhow::ensure!(text.len() < place.len(), "the notes for the next controller are too long");
         for (place, byte) in place.iter_mut().zip(text) {
             *place = byte;
@@ -159,7 +161,7 @@ impl NotesWriter {
     }
 }
 
-/// A second descriptor of a map.
+/// A second file descriptor of a map.
 fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
     let Some(
         Map::Array(map) | Map::PerCpuArray(map) | Map::PerCpuHashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map),
@@ -170,17 +172,17 @@ fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?)
 }
 
-/// Counters that an earlier controller left.
+/// Counters in maps that an earlier controller has left.
 pub struct Histories {
     backends: MappedArray<BackendHistory>,
     services: MappedArray<ServiceHistory>,
 }
 
 impl Histories {
-    /// Opens the counters in these pins.
+    /// Opens the counters that these pins refer to.
     ///
     /// # Errors
-    /// If the pins have no such counters.
+    /// Fails if there are no such pinned counters.
     pub fn open(pins: &Pins) -> anyhow::Result<Self> {
         Ok(Self {
             backends: MappedArray::new(open(&pins.map("BACKEND_HISTORY"))?)?,
@@ -188,7 +190,7 @@ impl Histories {
         })
     }
 
-    /// Updates the saved state with the counts since it was saved.
+    /// Updates the saved state with the counts that have come since the state was saved.
     pub fn bring_up_to_date(&self, state: &mut SavedState) {
         for service in &mut state.services {
             let kept: ServiceHistory = load(&self.services, usize::from(service.id.0));
@@ -206,7 +208,7 @@ impl Histories {
     }
 }
 
-/// Writes a value word by word, so that a killed process leaves no half-written word.
+/// Writes a value word by word, so that a killed process leaves no half-written word in the map.
 fn store<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize, value: &T) {
     if index >= array.len() {
         return;

@@ -1,4 +1,4 @@
-//! The data path in the kernel: loads the program, attaches it, and writes its maps.
+//! The data path in the kernel: loads the program, attaches the program, and writes the program's maps.
 
 mod rescan;
 mod start;
@@ -75,14 +75,14 @@ use super::{
     telling,
 };
 
-/// Number of entries that another thread scans in one part of a sweep: about a millisecond of work.
+/// The number of entries that another thread scans in one part of a sweep: about a millisecond of work.
 const SWEEP_PART: usize = 1 << 18;
-/// Number of entries processed at a time after a change: about an eighth of a millisecond of work, which may delay the
-/// handling of a failure.
+/// The number of entries processed at a time after a change: about an eighth of a millisecond of work, because this
+/// work may delay the handling of a failure.
 const CHANGE_PART: usize = 1 << 15;
-/// Number of list prefixes written at a time: about a millisecond of work.
+/// The number of deny-list prefixes written at a time: about a millisecond of work.
 const STEPS: usize = 1 << 9;
-/// The error message if the program is no longer available.
+/// The error message if another caller has already taken the program.
 const TAKEN: &str = "the kernel program was handed on before";
 
 /// The kernel's data path.
@@ -97,24 +97,25 @@ pub struct KernelDataplane {
     ways_in: WaysIn,
     counters: Counters,
     pub(super) stickiness: Stickiness,
-    /// The earlier controller's client table, until its program is replaced.
+    /// The earlier controller's client table, which is needed until the new program replaces that controller's program.
     former_clients: Option<FormerClients>,
     former_flows: Option<FormerFlows>,
     seen: Seen,
     rules: RuleTable,
     capacity: Capacity,
-    /// Total size of the maps in bytes.
+    /// The total size of the maps in bytes.
     map_bytes: u64,
     pub(super) directory: Vec<ServiceSpec>,
-    /// The directory as of the last completed change; `None`: nothing was published yet.
+    /// The directory after the last completed change; `None`: no directory was published yet.
     settled: Option<Vec<ServiceSpec>>,
-    /// For services whose clocks were set since that change, or that no longer exist: the memory at that change.
+    /// For services whose clocks were set or that were removed since the last completed change: the client memory at
+    /// that change.
     former: HashMap<ServiceId, Memory>,
-    /// The work left in the client table after a change.
+    /// The remaining work in the client table after a change.
     rescan: Option<Rescan>,
     pub(super) elapsed: Duration,
     grace_periods: Arc<GracePeriods>,
-    /// The grace period after which packets no longer read the inactive half of the directory.
+    /// The grace period after which the program no longer reads the inactive half of the directory.
     published: Option<Grace>,
     attached: Vec<Attachment>,
     handover_key: u64,
@@ -125,24 +126,24 @@ pub struct KernelDataplane {
     signs: SignTable,
     quic: QuicTable,
     kept: Kept,
-    /// Records of what the other members of a fleet know about clients; `None` without a fleet.
+    /// Records of what the other members of a fleet know about clients; `None`: the balancer belongs to no fleet.
     pub(super) sharing: Option<Sharing>,
-    /// The loaded object, until the host ends take it.
+    /// The loaded object, until a caller takes it.
     ebpf: Option<Ebpf>,
 }
 
-/// See [`KernelDataplane::take_host_ends`].
+/// The method [`KernelDataplane::take_host_ends`] takes the object.
 pub struct HostEnds {
-    /// Attaches the program.
+    /// Attaches the program to interfaces.
     pub attacher: Attacher,
-    /// The pins that outlive this process, or have outlived another.
+    /// The pins that will outlive this process, or that have outlived another process.
     pub pins: Option<Pins>,
     /// Writes the notes for the next controller.
     pub notes: NotesWriter,
 }
 
 impl KernelDataplane {
-    /// Number of rows of backends; every id is below it.
+    /// The number of rows of backends; every backend id is below this number.
     #[must_use]
     pub const fn backend_rows(&self) -> u32 {
         self.capacity.backends
@@ -155,13 +156,13 @@ impl KernelDataplane {
         Ok(())
     }
 
-    /// Size of all maps in bytes.
+    /// The size of all maps in bytes.
     #[must_use]
     pub const fn map_bytes(&self) -> u64 {
         self.map_bytes
     }
 
-    /// Number of parts in a complete sweep.
+    /// The number of parts in a complete sweep.
     #[must_use]
     pub fn sweep_parts(&self) -> usize {
         self.stickiness.clients.words().len().div_ceil(SWEEP_PART)
@@ -172,12 +173,12 @@ impl KernelDataplane {
         &mut self.kept
     }
 
-    /// Takes the parts that change this machine: the program, which the caller attaches to interfaces; the pins, which
-    /// outlive this process; and the notes for the next controller, whose saved state is `instance` in `state_file`.
-    /// These parts can be taken once.
+    /// Takes the objects that change this machine: the program, which the caller attaches to interfaces; the pins,
+    /// which outlive this process; and the writer of notes for the next controller. The notes contain `instance` and
+    /// `state_file`, which identify the controller's saved state. The caller can take these objects only once.
     ///
     /// # Errors
-    /// If they were taken before.
+    /// Fails if these objects were taken before.
     pub fn take_host_ends(&mut self, instance: u64, state_file: &Path) -> anyhow::Result<HostEnds> {
         if let Some(former) = &mut self.former_flows {
             former.block(&self.flows.table());
@@ -201,24 +202,24 @@ impl KernelDataplane {
         Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
     }
 
-    /// Records the interfaces to which XDP cannot simply send frames.
+    /// Records the interfaces to which XDP cannot send every frame.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub fn set_devices(&mut self, known: &Devices) -> anyhow::Result<()> {
         self.devices.set(known, &self.control, &mut self.backends)
     }
 
-    /// Returns the key by which frames that are handed over to the kernel are recognised.
+    /// Returns the key in the mark of frames that the XDP program hands to the kernel.
     #[must_use]
     pub const fn handover_key(&self) -> u64 {
         self.handover_key
     }
 
-    /// The loaded program.
+    /// The loaded XDP program.
     ///
     /// # Errors
-    /// If the object holds none, which would be a broken build, or the program was taken.
+    /// Fails if the object contains no such program, which would be a broken build, or if the program was taken before.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         object::program(self.ebpf.as_mut().context(TAKEN)?)
     }
@@ -226,14 +227,14 @@ impl KernelDataplane {
     /// Loads the tracing program into the kernel.
     ///
     /// # Errors
-    /// If the object holds none or was taken, or the kernel refuses the program.
+    /// Fails if the object contains no such program, if the program was taken before, or if the kernel refuses it.
     pub fn load_telling(&mut self) -> anyhow::Result<&mut Xdp> {
         let program = telling::program(self.ebpf.as_mut().context(TAKEN)?)?;
         load_program(telling::PROGRAM, program)?;
         Ok(program)
     }
 
-    /// Records the interfaces that the program is attached to.
+    /// Records the interfaces to which the program is attached.
     pub fn set_attached(&mut self, attached: Vec<Attachment>) {
         if !attached.is_empty() {
             let flows = self.former_flows.take().map(|former| former.replace(&self.flows.table()));
@@ -250,8 +251,8 @@ impl KernelDataplane {
         self.attached = attached;
     }
 
-    /// Records this machine's network devices, which determine which frames are for it and by which interfaces
-    /// backends' replies arrive.
+    /// Records this machine's network devices, which determine which frames are for this machine and by which
+    /// interfaces backends' replies arrive.
     pub fn set_layers(&mut self, layers: Layers) {
         self.interfaces.set_layers(layers);
         self.write_ways_in();
@@ -261,10 +262,11 @@ impl KernelDataplane {
         self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
     }
 
-    /// Takes the buffer of neighbours for which `nat` replies were dropped. It can be taken once.
+    /// Takes the ring buffer of neighbours for which the program has dropped `nat` replies. The caller can take this
+    /// buffer only once.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if the buffer was taken before.
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -274,10 +276,10 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Takes the buffer of signs of failing backends. It can be taken once.
+    /// Takes the ring buffer of signs that backends may have failed. The caller can take this buffer only once.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if the buffer was taken before.
     pub fn take_suspects(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -287,19 +289,19 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Takes the record of unfinished handshakes. It can be taken once.
+    /// Takes the record of unfinished handshakes. The caller can take this record only once.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if the record was taken before.
     pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
         let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
         Handshakes::new(map.context("the handshakes were taken before")?)
     }
 
-    /// Takes the buffer of sampled packets. It can be taken once.
+    /// Takes the ring buffer of sampled packets. The caller can take this buffer only once.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if the buffer was taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         let map = self
             .ebpf
@@ -309,31 +311,32 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Takes the program's log, for the `log` crate; it is empty unless the program was loaded with logging. It can be
-    /// taken once.
+    /// Takes the kernel program's log, for the `log` crate; the log is empty unless the program was loaded with
+    /// logging. The caller can take this log only once.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if the log was taken before.
     pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
         EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
             .context("the log of the kernel program")
     }
 
-    /// Sets the average interval of samples; with 0 no packet is sampled.
+    /// Sets the average interval between samples; with 0, the program samples no packet.
     pub fn sample_every(&self, interval: u32) {
         self.control.word32(0, offset_of!(Control, sample_interval)).store(interval, Ordering::Release);
     }
 
-    /// Makes these tables visible to packets.
+    /// Publishes these tables, so that the program uses them for packets.
     fn publish(&mut self, listeners: TableView, returns: TableView, flags: u32, vips: u64) {
-        // Until packets see the new listeners, the filter must contain the VIPs of both tables.
+        // Until the program sees the new listeners, the VIP filter must contain the VIPs of both tables.
         let known = self.control.word64(0, offset_of!(Control, vips));
         known.store(known.load(Ordering::Acquire) | vips, Ordering::Release);
-        // Between these stores a packet may see new listeners with old returns. Either order is safe for a connection
-        // that exists in both; the replies of a new service are sent only after its first packet.
+        // Between these two stores, the program may see the new table of listeners with the old return table. Either
+        // order of the stores is safe for a connection that exists in both states; the replies of a new service are
+        // sent only after its first packet.
         self.control.word64(0, offset_of!(Control, returns)).store(returns.to_word(), Ordering::Release);
-        // A flag makes the program do a lookup. It is set before the lookup is needed, and cleared after it is no
-        // longer needed.
+        // A flag makes the program do an additional lookup. The controller sets a flag before the lookup is needed, and
+        // clears it after the lookup is no longer needed.
         let looks = self.control.word32(0, offset_of!(Control, flags));
         looks.store(looks.load(Ordering::Acquire) | flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
@@ -346,7 +349,7 @@ impl KernelDataplane {
         self.returns.second_active = returns.base != 0;
     }
 
-    /// Sets every service's clock.
+    /// Sets the clock of every service.
     fn advance(&mut self, elapsed: Duration) {
         let elapsed = self.kept.elapsed_before() + elapsed;
         if elapsed.as_secs() == self.elapsed.as_secs() {
@@ -371,7 +374,8 @@ impl KernelDataplane {
         }
     }
 
-    /// Starts a period with `salt`, which chooses clients' bits in the filter. At its start, no client has been seen.
+    /// Starts a period with `salt`, which determines clients' bits in the filter of seen clients. At the start of the
+    /// period, the filter shows no client as seen.
     fn begin_period(&self, salt: u64) {
         self.control.word64(0, offset_of!(Control, seen_salt)).store(salt, Ordering::Release);
         self.seen.clear();
@@ -389,7 +393,7 @@ impl Dataplane for KernelDataplane {
         }
         self.signs.set(id, backend.passive, begins);
         self.stickiness.clients.belongs(id, Some(backend.service));
-        // The interfaces are recorded before the first packet takes the new path.
+        // The controller records the egress interface before the program sends the first packet to the new next hop.
         let egress = backend.next_hop.map(|hop| if hop.local { THIS_MACHINE } else { hop.ifindex });
         if self.ways_in.moved(id, egress, self.elapsed) {
             self.ways_in.write([id], &self.interfaces, &self.returns.rows);
@@ -412,7 +416,7 @@ impl Dataplane for KernelDataplane {
 
     fn swap_table(&mut self, service: ServiceId, table: Arc<[u16]>, home: Option<Arc<[u16]>>) -> anyhow::Result<()> {
         let is_new = !self.stickiness.memories.contains_key(&service);
-        // If the caller undoes a change, it lists a service again that the change had removed; the clients of this
+        // If the caller undoes a change, it lists a service again which the change had removed; the clients of this
         // service are still at their backends.
         let former = self.former.get(&service).filter(|_| is_new).cloned();
         let adopted = self.kept.adopted() || former.is_some();
@@ -434,7 +438,7 @@ impl Dataplane for KernelDataplane {
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         self.rescan_all();
-        // The clocks are set only after the last step that can fail.
+        // The controller sets the clocks only after the last step that can fail.
         let mut memories = Vec::with_capacity(services.len());
         let mut clocked = Vec::with_capacity(services.len());
         for spec in services {
@@ -455,7 +459,7 @@ impl Dataplane for KernelDataplane {
         let return_wildcard = return_rows.iter().any(|row| row.key.port == 0);
         return_rows.extend(rows::return_markers(&return_rows));
 
-        // Packets may still read the inactive halves, which were active until the last change.
+        // The program may still read the inactive halves, which were active until the last change.
         if let Some(published) = self.published {
             self.grace_periods.wait(published);
         }
@@ -546,14 +550,15 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let in_part = spec.is_some_and(|spec| wanted.iter().any(|&prefix| is_part(prefix, spec)));
         if in_part || !pinned.is_subset(&wanted) {
-            // The flags are set before the first client that is no longer pinned could follow the table; known clients
-            // stay where they are. While rules pin a whole client, all its packets read its entry; a client that is
-            // only partly pinned has its entry read because of the flag.
+            // The controller sets the flags before a client that is no longer pinned could go to the backend in the
+            // table; known clients stay at their backends. While rules pin the whole client, the program reads the
+            // client's entry for each of its packets. If rules pin only some of a client's addresses, the flag makes
+            // the program read the client's entry.
             self.stickiness.flag_all(service);
         }
         let set = self.rules.set(service, rules, &self.kept);
         if !wanted.is_empty() || !pinned.is_empty() {
-            // A packet in progress may still follow the old rules.
+            // The program may still use the old rules for a packet in progress.
             self.stickiness.distrust(service);
         }
         set
@@ -600,8 +605,8 @@ impl Dataplane for KernelDataplane {
         }
         self.stickiness.clients.forget_strangers();
         if self.rules.pinned_before() {
-            // This controller's tables begin with all flags set, and packets read the previous controller's tables
-            // until then.
+            // In this controller's tables, all flags are set at first; until the program reads these tables, it reads
+            // the previous controller's tables.
             self.stickiness.tables.flag_everything();
         }
         self.rules.forget_left(|service| ruled.contains(&service), &self.kept)
@@ -675,13 +680,13 @@ impl Dataplane for KernelDataplane {
 
     fn sweep(&mut self, elapsed: Duration) -> Swept {
         self.advance(elapsed);
-        // Some ages may still be in ticks of earlier clocks.
+        // Some ages in entries may still be in ticks of earlier clocks.
         if self.rescan.is_some() {
             return Swept::Rests;
         }
         let Self { stickiness, rules, directory, quic, .. } = self;
         let keeps = |service| directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
-        // If the kernel refuses the read, this number differs each time, so no flag is cleared.
+        // If the kernel refuses the read, this number differs each time, so the sweep clears no flag.
         let unread = elapsed.as_nanos() as u64;
         stickiness.sweep(SWEEP_PART, keeps, |service| quic.stats(service).map_or(unread, |stats| stats.migrated))
     }
@@ -709,7 +714,7 @@ impl Dataplane for KernelDataplane {
         let spec = self.directory.iter().find(|spec| spec.id == service);
         let Some(hash) = spec.and_then(|spec| rows::client_hash(spec, address)) else { return Forgotten::default() };
         let forgotten = self.stickiness.forget(service, hash);
-        // The client's next packet then records the client at the backend of that packet.
+        // With the client's next packet, the program records the client at the backend of this packet.
         self.seen.forget(hash);
         forgotten
     }
@@ -747,12 +752,13 @@ impl Dataplane for KernelDataplane {
     }
 }
 
-/// Whether a rule of a service pins a part of a client; the client's entry then belongs to its unpinned part.
+/// Whether a rule of a service pins only some of a client's addresses; if so, the client's entry belongs to the other
+/// addresses.
 fn pins_in_part(rules: &RuleTable, spec: &ServiceSpec) -> bool {
     rules.pinned(spec.id).any(|prefix| is_part(prefix, spec))
 }
 
-/// Whether a prefix is smaller than a client of a service.
+/// Whether a prefix contains only some of the addresses that a service treats as one client.
 fn is_part(prefix: IpNet, spec: &ServiceSpec) -> bool {
     prefix.prefix_len() > spec.client_prefix
 }

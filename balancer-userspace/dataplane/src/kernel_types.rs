@@ -1,19 +1,20 @@
-//! Offsets of members in the running kernel's structures, from its BPF Type Format (the kernel's
-//! `Documentation/bpf/btf.rst`).
+//! Offsets of members in the structures of the running kernel, from the kernel's BPF Type Format
+//! (`Documentation/bpf/btf.rst` in the kernel's source).
 
 use anyhow::{Context as _, ensure};
 
-/// The file with the kernel's own types.
+/// The file that describes the kernel's own types.
 pub(super) const OWN: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u32 = 0xeb9f;
 const STRUCT: u32 = 4;
 const MEMBER: usize = 12;
 
-/// The offset in bytes of each `(structure, member)` in `btf`. Members of unnamed inner structures are not found.
+/// The offset in bytes of each pair `(structure, member)` in `btf`. The function does not find members of unnamed inner
+/// structures.
 ///
 /// # Errors
-/// If the data is invalid, or a member does not exist or does not begin at a byte.
+/// Fails if the data is invalid, or if a member does not exist or does not begin at a byte boundary.
 pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> anyhow::Result<[u32; N]> {
     let [magic, header, types, types_length, strings, strings_length] =
         [0, 4, 8, 12, 16, 20].map(|offset| word(btf, offset));
@@ -46,12 +47,12 @@ pub(super) fn offsets<const N: usize>(btf: &[u8], wanted: [(&str, &str); N]) -> 
     Ok(found.map(Option::unwrap_or_default))
 }
 
-/// The offset of `member` in a structure whose member list begins at `members`.
+/// The offset of `member` in a structure whose list of members begins at `members`.
 fn offset(types: &[u8], strings: &[u8], members: usize, info: u32, member: &str) -> anyhow::Result<Option<u32>> {
     for index in 0..(info & 0xffff) as usize {
         let at = members + index * MEMBER;
         if is(strings, word(types, at)?, member) {
-            // In a structure with bit fields, the upper byte is a size.
+            // If a structure has bit fields, the upper byte of an offset is a size.
             let mask = if info >> 31 == 0 { u32::MAX } else { 0x00ff_ffff };
             let bits = word(types, at + 8)? & mask;
             ensure!(bits.is_multiple_of(8), "{member} does not begin with a byte");
@@ -61,7 +62,7 @@ fn offset(types: &[u8], strings: &[u8], members: usize, info: u32, member: &str)
     Ok(None)
 }
 
-/// Number of bytes that follow the first twelve of a type.
+/// The number of bytes that follow the first twelve bytes of a type.
 fn rest(kind: u32, count: usize) -> anyhow::Result<usize> {
     Ok(match kind {
         1 | 14 | 17 => 4,
@@ -87,7 +88,7 @@ fn is(strings: &[u8], offset: u32, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Test data: an `int`, and `struct pair { int first; int second; }`.
+    /// The test data describes an `int` and `struct pair { int first; int second; }`.
     fn pair() -> Vec<u8> {
         let strings = b"\0int\0pair\0first\0second\0";
         let types: [u32; 13] = [1, 1 << 24, 4, 32, 5, STRUCT << 24 | 2, 8, 10, 1, 0, 16, 1, 32];

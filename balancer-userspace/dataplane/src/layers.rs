@@ -1,6 +1,6 @@
-//! The stacking of network devices: VLAN interfaces and macvlans (such as VRRP's virtual MACs) are stacked on their
-//! parents, and bridges and bonds on their members. A frame that arrives by the lowest device may be for any device
-//! above it. This module does no I/O.
+//! How network devices are stacked: VLAN interfaces and macvlans (such as VRRP's virtual MACs) on their parents, and
+//! bridges and bonds on their members. A frame that arrives by the lowest device may be for any device stacked on it.
+//! This module does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,12 +13,12 @@ pub struct Layers(BTreeMap<u32, Device>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Device {
     mac: Option<Mac>,
-    /// The devices directly on top of this one.
+    /// The devices directly on top of this device.
     above: BTreeSet<u32>,
 }
 
 impl Layers {
-    /// Devices without others on top.
+    /// Devices that have no other devices on top.
     #[must_use]
     pub fn flat(devices: &[(u32, Mac)]) -> Self {
         Self(
@@ -29,18 +29,18 @@ impl Layers {
         )
     }
 
-    /// Adds a device. `None`: it has no MAC.
+    /// Adds a device without other devices on top. `None`: the device has no MAC.
     pub fn add(&mut self, ifindex: u32, mac: Option<Mac>) {
         self.0.entry(ifindex).or_default().mac = mac;
     }
 
-    /// Stacks one device on another.
+    /// Records that one device is stacked on another device.
     pub fn put_upon(&mut self, lower: u32, upper: u32) {
         self.0.entry(lower).or_default().above.insert(upper);
     }
 
-    /// The MACs that an interface accepts: its own, then those of devices stacked on it. `None`: the interface has no
-    /// MAC or is unknown.
+    /// The MACs that an interface accepts: its own MAC, followed by the MACs of the devices stacked on it. `None`: the
+    /// interface has no MAC or is unknown.
     #[must_use]
     pub fn local_macs(&self, ifindex: u32) -> Option<(Mac, BTreeSet<Mac>)> {
         let own = self.0.get(&ifindex)?.mac?;
@@ -50,8 +50,8 @@ impl Layers {
         Some((own, others))
     }
 
-    /// Whether packets that leave by one device may be answered by the other: one device is stacked on the other, or a
-    /// third device on both.
+    /// Whether replies to packets that leave by one device may arrive by the other device: one of the two is stacked on
+    /// the other, or a third device is stacked on both.
     #[must_use]
     pub fn related(&self, one: u32, other: u32) -> bool {
         !self.with_above(one).is_disjoint(&self.with_above(other))

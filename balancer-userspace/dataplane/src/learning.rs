@@ -1,5 +1,5 @@
-//! Clients that other programs or members report: the controller writes their backends into the client table that
-//! packets use.
+//! Clients that other programs or members report: the controller writes the backends of these clients into the client
+//! table that the kernel program uses.
 
 use std::{net::IpAddr, sync::atomic::Ordering, time::Duration};
 
@@ -11,43 +11,43 @@ use balancer_control::io::{BackendId, ServiceId};
 
 use super::{KernelDataplane, clients::Look, rows, stickiness::Stickiness};
 
-/// Number of attempts to replace an entry that packets keep changing.
+/// The number of attempts to replace an entry that the program keeps changing.
 const TRIES: usize = 8;
 
-/// A client to be recorded at a backend.
+/// A client that the controller must record at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Learnt {
-    /// An address of the client.
+    /// An address that belongs to the client.
     pub address: IpAddr,
-    /// The client's backend.
+    /// The backend of the client.
     pub backend: BackendId,
-    /// When the client was last seen.
+    /// The time at which the client was last seen.
     pub seen: Seen,
 }
 
-/// When a client was last seen.
+/// The time at which a client was last seen, in one of two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// The time since the client was last seen.
     Ago(Duration),
-    /// The time for which the client is still remembered from now on.
+    /// The time for which the service will still remember the client.
     Left(Duration),
 }
 
-/// The number of clients by outcome.
+/// The numbers of reported clients, by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Learning {
-    /// Clients that were unknown before.
+    /// The number of clients that were unknown before.
     pub new: u64,
-    /// Clients that were known at that backend before.
+    /// The number of clients that were already known at the reported backend.
     pub known: u64,
-    /// Clients that were known at another backend before.
+    /// The number of clients that were known at another backend before.
     pub moved: u64,
-    /// Clients that were not seen for longer than their service remembers clients.
+    /// The number of clients that were not seen for longer than their service remembers clients.
     pub expired: u64,
-    /// Clients without room in their buckets.
+    /// The number of clients that found no room in their buckets.
     pub full: u64,
-    /// Clients outside the service's family, or of a service that remembers no clients.
+    /// The number of clients outside the service's family, or of a service that remembers no clients.
     pub strangers: u64,
 }
 
@@ -59,7 +59,7 @@ enum Written {
 }
 
 impl KernelDataplane {
-    /// Records clients of a service at its backends, no matter what was known about these clients.
+    /// Records clients of a service at the service's backends, whatever the table contained about these clients before.
     pub fn learn_clients(&mut self, service: ServiceId, clients: &[Learnt]) -> Learning {
         self.rescan_all();
         let mut sum = Learning::default();
@@ -95,7 +95,7 @@ impl KernelDataplane {
         let (tag, now) = ((hash >> 32) as u32, memory.tick);
         let place = slot(hash, memory.table.len() as u32);
         if memory.table.get(place as usize) != Some(&backend.0) {
-            // The flag comes first, because only packets in flagged slots read an entry.
+            // The controller first sets the flag, because the program reads entries only for packets in flagged slots.
             tables.flag(service, place);
             sweep.found_elsewhere(service, place);
         }

@@ -1,4 +1,4 @@
-//! The pins of links: their paths, and a list of those that exist.
+//! The pins of links: the paths of the pins, and a list of the existing pins.
 
 use std::{fs, path::PathBuf};
 
@@ -29,7 +29,7 @@ impl LinkPins {
         self.0.join(format!("{kind}-{ifindex}-{key:012x}"))
     }
 
-    /// The pins of a kind of classifier on an interface.
+    /// The pins of one kind of classifier on an interface.
     pub(super) fn classifiers(&self, kind: &str, ifindex: u32) -> Vec<PathBuf> {
         let prefix = format!("{kind}-{ifindex}-");
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
@@ -37,7 +37,7 @@ impl LinkPins {
         of_interface.map(|entry| entry.path()).collect()
     }
 
-    /// The pinned links.
+    /// The links that are pinned.
     pub(super) fn links(&self) -> Vec<LinkPin> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let pins = entries.filter_map(|entry| {

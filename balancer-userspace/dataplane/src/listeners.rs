@@ -1,5 +1,5 @@
-//! The rows by which packets find their services: a row for each listener with one port, and for each address and
-//! protocol a row for every port or for ranges of ports.
+//! The rows by which the program finds the services of packets: a row for each listener with one port, and for each
+//! address and protocol a row for every port or for ranges of ports.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,12 +14,12 @@ use balancer_control::io::{ListenerSpec, ServiceId, ServiceSpec};
 
 use super::rows;
 
-/// The rows for one half of the maps.
+/// The rows that belong in one half of the maps.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) listeners: Vec<ListenerRow>,
     pub(super) ranges: Vec<RangeRow>,
-    /// Whether the program must look up ports that have no listener of their own.
+    /// Whether the program must look up ports for which there is no listener with exactly this port.
     pub(super) wildcard: bool,
 }
 
@@ -29,8 +29,8 @@ struct Wide<'a> {
     service: u32,
 }
 
-/// The rows for the listeners of `services`, whose service rows begin at `first_service` in the same order. The rows of
-/// ranges begin at `first_range`.
+/// The rows for the listeners of `services`, whose own rows begin at `first_service` and have the same order. The rows
+/// of ranges begin at `first_range`.
 #[must_use]
 pub(super) fn rows(services: &[ServiceSpec], first_service: u32, first_range: u32) -> Rows {
     let mut rows = Rows::default();
@@ -84,7 +84,7 @@ fn listening(spec: &ListenerSpec) -> Listening {
     }
 }
 
-/// The rows that mark the addresses of `services` as VIPs.
+/// The rows that mark addresses of `services` as VIPs.
 fn markers(services: &[ServiceSpec]) -> impl Iterator<Item = ListenerRow> {
     let mut vips: HashMap<IpAddr, (Portless, u32)> = HashMap::new();
     let mut known: HashSet<(IpAddr, u8, ServiceId)> = HashSet::new();
@@ -107,8 +107,9 @@ fn markers(services: &[ServiceSpec]) -> impl Iterator<Item = ListenerRow> {
     })
 }
 
-/// Splits ranges into disjoint ones in rising order, each with the index of the narrowest of `ranges` that contains it.
-/// The input is in rising order of first ports, wider ranges first, and any two ranges are disjoint or nested.
+/// Splits ranges into disjoint ranges in ascending order, each with the index of the narrowest of the `ranges` that
+/// contains it. The input is in ascending order of first ports, with wider ranges first; any two ranges are disjoint or
+/// nested.
 fn disjoint(ranges: &[PortRange]) -> Vec<(PortRange, usize)> {
     let mut found = Vec::new();
     let mut open: Vec<(u16, usize)> = Vec::new();
@@ -143,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes ranges that are disjoint or nested, by halving.
+    /// Makes ranges by halving, so that any two of them are disjoint or nested.
     fn laminar(bits: &[bool], first: u16, last: u16, found: &mut Vec<PortRange>) {
         let [keep, rest @ ..] = bits else { return };
         if first == last {

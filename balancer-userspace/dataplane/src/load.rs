@@ -1,4 +1,4 @@
-//! Loading a program into the kernel.
+//! Loads a program into the kernel, and explains failures.
 
 use std::{
     env,
@@ -21,8 +21,8 @@ use crate::{
     privileges,
 };
 
-/// Explains why the kernel does not load a whole object, mostly because it cannot create a map. `sizes` are the sizes
-/// of the large maps.
+/// Explains why the kernel does not load the whole object; in most cases, the kernel cannot create a map. `sizes`
+/// contains the sizes of the large maps.
 pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
     let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error else {
         return anyhow::Error::new(error).context("loading the kernel program");
@@ -45,18 +45,19 @@ pub(super) fn not_loaded(error: EbpfError, sizes: &[MapSize]) -> anyhow::Error {
 /// Loads the program into the kernel, which verifies it.
 ///
 /// # Errors
-/// If the kernel refuses: one line, which names the file with the verifier's log.
+/// Fails if the kernel refuses the program; the error is one line, which names the file that contains the verifier's
+/// log.
 pub(super) fn load_program(name: &str, program: &mut Xdp) -> anyhow::Result<()> {
     load_with(name, || program.load())
 }
 
-/// Loads a program of any type by `load`. The function blocks signals: a signal would stop the verifier, and the next
-/// attempt, which writes a log, takes ten times as long.
+/// Loads a program of any type by `load`. The function blocks signals, because a signal would stop the verifier, and
+/// the next attempt, which writes a log, takes ten times as long.
 ///
 /// # Errors
-/// As for [`load_program`].
+/// Fails as [`load_program`] does.
 pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) -> anyhow::Result<()> {
-    // The verifier also stops, with EAGAIN, when the process is being stopped or frozen, which is no objection to the
+    // The verifier also stops, with EAGAIN, when the process is being stopped or frozen, which says nothing about the
     // program.
     const ATTEMPTS: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(2);
@@ -72,7 +73,7 @@ pub(super) fn load_with(name: &str, mut load: impl FnMut() -> Result<(), Program
         }
     }
     if let Some(unmasked) = unmasked {
-        // The kernel cannot refuse a mask that was in use before.
+        // The kernel cannot refuse a signal mask that was in use before.
         let _refused = unmasked.thread_set_mask();
     }
     result.map_err(|error| {
@@ -100,19 +101,20 @@ fn refused(kernel: &str, program: &str, error: &io::Error, word: &str, log: io::
     )
 }
 
-/// Returns the verifier's objection: the last line of its log that is not statistics.
+/// Returns the verifier's reason for refusing the program: the last line of the log that contains no statistics.
 fn last_word(log: &str) -> Option<&str> {
     const FIGURES: [&str; 4] = ["processed ", "verification time ", "stack depth ", "mark_precise: "];
     let lines = log.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.rev().find(|line| !FIGURES.iter().any(|figure| line.starts_with(figure)))
 }
 
-/// The directory where a service manager lets a service keep files, or the system's temporary directory.
+/// The directory in which a service manager lets a service keep files, or the system's temporary directory.
 fn directory() -> PathBuf {
     env::var_os("STATE_DIRECTORY").map_or_else(env::temp_dir, PathBuf::from)
 }
 
-/// Writes a log to a new file, replacing that of an earlier start. It does not follow a symbolic link.
+/// Writes a log to a new file, which replaces the log of an earlier start. The function does not follow a symbolic
+/// link.
 fn save(directory: &Path, program: &str, log: &str) -> io::Result<PathBuf> {
     let path = directory.join(format!("{program}-verifier.log"));
     match fs::remove_file(&path) {

@@ -1,4 +1,4 @@
-//! The size of each map in entries and bytes.
+//! The sizes of the maps in entries and in bytes.
 
 use std::fmt;
 
@@ -22,45 +22,45 @@ use super::{
     placement,
 };
 
-/// The client table.
+/// The name of the client table's map.
 pub(super) const CLIENTS: &str = "KNOWN_CLIENTS";
 
-/// The size of a map.
+/// The size of one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapSize {
     pub(super) name: &'static str,
-    /// The number of entries; `None`: the object file determines it.
+    /// The number of entries; `None`: the object file determines this number.
     pub(super) entries: Option<u32>,
     pub(super) bytes: u64,
     of_cpus: OfCpus,
-    /// The part of the configuration that determines the map's size.
+    /// The part of the configuration on which the map's size depends.
     depends_on: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OfCpus {
     All,
-    /// One value for each CPU that was online.
+    /// The map has one value for each CPU that was online when the balancer started.
     Online(u32),
-    /// One value for each possible CPU.
+    /// The map has one value for each possible CPU.
     Possible(u32),
 }
 
-/// Size in bytes of a row in the cache of next hops, whose type is private to the kernel program.
+/// The size in bytes of a row in the cache of next hops; the type of this row is private to the kernel program.
 const RECENT_HOP: u64 = 64;
-/// Bytes that the kernel adds to each entry of a hash map: its links and its place in the bucket array.
+/// The number of bytes that the kernel adds to each entry of a hash map, for the entry's links and its bucket.
 const HASH_ENTRY: u64 = 48 + 16;
-/// Bytes of a hash map's bucket array for each entry of its capacity.
+/// The number of bytes in a hash map's bucket array for each entry of the map's capacity.
 const HASH_BUCKET: u64 = 16;
-/// Bytes for each CPU in the maps that hold a few words for each CPU.
+/// The number of bytes for each CPU in all maps that contain only a few words for each CPU.
 const FEW_WORDS: u64 = 1024;
-/// Bytes of the ring buffers except the log, and of other maps whose size is fixed in the object file.
+/// The number of bytes of the ring buffers except the log, and of other maps whose size the object file determines.
 const OTHERS: u64 = (512 + 64 + 256) << 10;
 const PAGE: u64 = 4096;
-/// Spare room for replacing a rule's row: older kernels require it even if no row is added.
+/// Spare room for replacing the row of a rule: older kernels need this room even if the number of rules stays the same.
 const SPARE_RULE: u32 = 1;
 
-/// The sizes of all maps; those in `counters` have rows for each CPU.
+/// The sizes of all maps; the maps in `counters` have rows for each CPU.
 pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, interfaces: usize) -> Vec<MapSize> {
     let (buckets, blocks) = (capacity.buckets(), counters.backends.blocks);
     let redirects = redirect_errors(interfaces);
@@ -93,7 +93,7 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         array::<BackendStats>("SHARED_BACKENDS", capacity.backends).depends_on(backends),
         array::<ListenerStats>("SHARED_LISTENERS", MAX_LISTENERS),
         array::<RuleStats>("SHARED_RULES", MAX_RULES),
-        // Memory is allocated as rules are added.
+        // The kernel allocates this memory as rules are added.
         MapSize { bytes: 0, ..of("RULES", Some(MAX_RULES + MAX_DENIED as u32 + SPARE_RULE), 0) },
         MapSize {
             of_cpus: OfCpus::Online(blocks),
@@ -105,7 +105,7 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         hash::<u64, u32>("PEERS", MAX_PEERS),
         array::<u64>("MIGRATED", capacity.backends).depends_on(backends),
         array::<QuicRow>("QUIC", QUIC_ROWS).by_object(),
-        // One entry for each backend; memory is allocated as entries are added.
+        // The map has one entry for each backend; the kernel allocates the memory as entries are added.
         of("QUIC_SERVERS", Some(capacity.backends), HASH_BUCKET).depends_on(backends),
         per_cpu("QUIC_STATS", None, MAX_QUIC_SERVICES as u32 + 1, size_of::<QuicStats>() as u64, cpus),
         per_cpu("REDIRECT_ERRORS", Some(redirects), redirects, size_of::<u64>() as u64, cpus),
@@ -119,7 +119,7 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
     ]
 }
 
-/// The number of interfaces whose failed redirects are counted.
+/// The number of interfaces for which failed redirects are counted.
 fn redirect_errors(interfaces: usize) -> u32 {
     u32::try_from(4 * interfaces).unwrap_or(MAX_DEVICES).next_power_of_two().clamp(256, MAX_DEVICES)
 }
@@ -129,7 +129,7 @@ fn of(name: &'static str, entries: Option<u32>, bytes_each: u64) -> MapSize {
     MapSize { name, entries, bytes, of_cpus: OfCpus::All, depends_on: None }
 }
 
-/// A memory-mapped array, which occupies whole pages.
+/// The size of a memory-mapped array, which occupies whole pages.
 fn array<T>(name: &'static str, entries: u32) -> MapSize {
     of(name, Some(entries), size_of::<T>() as u64)
 }
@@ -190,13 +190,13 @@ impl fmt::Display for Mebibytes {
     }
 }
 
-/// The total size in bytes.
+/// The total size of the maps in bytes.
 pub(super) fn total(sizes: &[MapSize]) -> u64 {
     sizes.iter().map(|map| map.bytes).sum()
 }
 
-/// Returns the end of a sentence about the map `name`: the map's size, the size of all maps, and the largest other
-/// maps. The text is empty if there are no `sizes`.
+/// Returns the end of a sentence about the map `name`: the size of this map, the size of all maps, and the names of the
+/// largest other maps. If `sizes` is empty, the text is empty.
 pub(super) fn told(sizes: &[MapSize], name: &str) -> String {
     if sizes.is_empty() {
         return String::new();

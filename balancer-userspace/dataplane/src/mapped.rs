@@ -1,5 +1,5 @@
-//! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`): a write needs no
-//! system call, and one store replaces a single word.
+//! Arrays that the kernel program and the controller share by memory mapping (`BPF_F_MMAPABLE`); a write by the
+//! controller needs no system call, and one store replaces a single word.
 
 use std::{
     io,
@@ -15,27 +15,28 @@ use aya::maps::MapData;
 use bytemuck::Pod;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// A mapped array of `T`, whose size is a multiple of eight bytes, so that kernel and user space agree on the stride.
+/// A mapped array of `T`, whose size is a multiple of eight bytes, so that the kernel and user space use the same
+/// distance between entries.
 #[derive(Debug)]
 pub(super) struct MappedArray<T> {
     memory: NonNull<T>,
     entries: usize,
     bytes: NonZeroUsize,
-    // The map, which must stay open while it is mapped, and whose descriptor pinning needs. Tests have none.
+    // The map must stay open while it is mapped, and pinning needs its descriptor. In tests, there is no map.
     _map: Option<MapData>,
     owns: PhantomData<T>,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread, and all access goes through `&self` or `&mut self`.
+// SAFETY: the mapping belongs to the process and not to one thread, and all access needs `&self` or `&mut self`.
 unsafe impl<T: Send> Send for MappedArray<T> {}
-// SAFETY: as above; a shared reference gives only atomic access to words, and copies.
+// SAFETY: the mapping belongs to the process; a shared reference allows only atomic access to words, and copies.
 unsafe impl<T: Sync> Sync for MappedArray<T> {}
 
 impl<T: Pod> MappedArray<T> {
-    /// Maps the whole array.
+    /// Maps the whole array into memory.
     ///
     /// # Errors
-    /// If the map's value size differs, or the kernel refuses to map it.
+    /// Fails if the map has another value size, or if the kernel refuses the mapping.
     pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096) };
         let info = map.info().context("reading the map's description")?;
@@ -47,7 +48,7 @@ impl<T: Pod> MappedArray<T> {
         Ok(Self { memory, entries, bytes, _map: Some(map), owns: PhantomData })
     }
 
-    /// An array of zeroes, mapped twice: for the controller and for the kernel program.
+    /// An array of zeroes with two mappings: one for the controller and one for the kernel program.
     #[cfg(test)]
     pub(super) fn twice(entries: usize) -> anyhow::Result<[Self; 2]> {
         let bytes = (entries * size_of::<T>()).next_multiple_of(page_size()?);
@@ -61,7 +62,7 @@ impl<T: Pod> MappedArray<T> {
         Ok([map()?, map()?])
     }
 
-    /// The number of entries.
+    /// The number of entries of the array.
     #[must_use]
     pub(super) fn len(&self) -> usize {
         self.entries
@@ -73,52 +74,52 @@ impl<T: Pod> MappedArray<T> {
         unsafe { self.memory.as_ptr().add(index) }
     }
 
-    /// The entry at `index`. The kernel may be reading the entry but never writes it.
+    /// The entry at `index`. The kernel program may be reading the entry but never writes it.
     #[must_use]
     pub(super) fn load(&self, index: usize) -> T {
-        // SAFETY: within the mapping; only this process writes these maps, through `&mut self`.
+        // SAFETY: the entry lies within the mapping; only this process writes these maps, through `&mut self`.
         unsafe { self.pointer(index).read_volatile() }
     }
 
-    /// Replaces the entry at `index` in several stores: a reader in the kernel may see half of it.
+    /// Replaces the entry at `index` in several stores: the kernel program may read a half-written entry.
     pub(super) fn store(&mut self, index: usize, value: T) {
-        // SAFETY: within the mapping; any bit pattern is valid to the reader.
+        // SAFETY: the entry lies within the mapping; the reader accepts any bit pattern.
         unsafe { self.pointer(index).write_volatile(value) };
     }
 
-    /// The whole array as 64-bit words, which the kernel program also writes, one store for each word.
+    /// The whole array as 64-bit words; the kernel program also writes these words, each in one store.
     pub(super) fn words(&self) -> &[AtomicU64] {
         let words = self.entries * (size_of::<T>() / 8);
         // SAFETY: the mapping holds that many aligned words and lives as long as `self`.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().cast::<AtomicU64>(), words) }
     }
 
-    /// The 32-bit word at `offset` of the entry at `index`, replaced in one store.
+    /// The 32-bit word at `offset` of the entry at `index`, which the controller replaces in one store.
     #[must_use]
     pub(super) fn word32(&self, index: usize, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4) && offset + 4 <= size_of::<T>());
-        // SAFETY: within the mapping and aligned; lives as long as `self`.
+        // SAFETY: the word lies within the mapping, is aligned, and lives as long as `self`.
         unsafe { AtomicU32::from_ptr(self.pointer(index).byte_add(offset).cast()) }
     }
 
-    /// The 64-bit word at `offset` of the entry at `index`, replaced in one store.
+    /// The 64-bit word at `offset` of the entry at `index`, which the controller replaces in one store.
     #[must_use]
     pub(super) fn word64(&self, index: usize, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<T>());
-        // SAFETY: within the mapping and aligned; lives as long as `self`.
+        // SAFETY: the word lies within the mapping, is aligned, and lives as long as `self`.
         unsafe { AtomicU64::from_ptr(self.pointer(index).byte_add(offset).cast()) }
     }
 }
 
 impl<T> Drop for MappedArray<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped this memory with this size, and nothing borrows from it any more.
+        // SAFETY: `new` mapped this memory with this size, and nothing borrows from the mapping any more.
         let _unmapped = unsafe { munmap(self.memory.cast(), self.bytes.get()) };
     }
 }
 
 fn map_shared(fd: BorrowedFd<'_>, bytes: NonZeroUsize) -> io::Result<NonNull<std::ffi::c_void>> {
-    // SAFETY: a fresh mapping at an address that the kernel chooses.
+    // SAFETY: this is a new mapping at an address that the kernel chooses.
     unsafe { mmap(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0) }
         .map_err(io::Error::from)
 }

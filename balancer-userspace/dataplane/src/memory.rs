@@ -1,4 +1,5 @@
-//! The memory of one service's clients: how long they are remembered, and the service's current tick.
+//! The memory of one service's clients: the time for which the service remembers clients, and the service's current
+//! tick.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,26 +11,26 @@ use balancer_control::io::BackendId;
 
 use super::KnownClient;
 
-/// The memory of a service that has a table.
+/// The client memory of a service that has a lookup table.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) table: Arc<[u16]>,
-    /// `None`: the service no longer remembers clients.
+    /// `None`: the service no longer remembers any clients.
     pub(super) clock: Option<Clock>,
-    /// The clock in whose ticks the ages still are while the controller converts them to the ticks of another clock.
-    /// The service's time stands still until the conversion is done.
+    /// The earlier clock, during the conversion of ages from ticks of this clock to ticks of the new clock. The
+    /// service's clock stands still until the conversion is complete.
     written: Option<Clock>,
     pub(super) tick: u16,
-    /// A tick and the elapsed time at which it was current; later ticks are counted from this point.
+    /// A tick, and the elapsed time at which it was the current tick; later ticks are counted from this tick.
     since: (u16, Duration),
-    /// Number of table swaps so far.
+    /// The number of table swaps so far.
     pub(super) swaps: u64,
-    /// Number of clients so far that packets have recorded at a backend other than the table's.
+    /// The number of clients that the program has recorded so far at a backend other than the table's.
     pub(super) migrated: u64,
 }
 
 impl Memory {
-    /// The memory of a service that remembers no clients yet, in this tick.
+    /// The memory of a service that remembers no clients yet, at the given tick.
     pub(super) fn new(tick: u16) -> Self {
         Self {
             table: Arc::default(),
@@ -42,7 +43,7 @@ impl Memory {
         }
     }
 
-    /// The tick after `elapsed`.
+    /// The tick of the service after the time `elapsed`.
     pub(super) fn tick_at(&self, elapsed: Duration) -> u16 {
         let Some(clock) = self.clock.filter(|_| self.written.is_none()) else { return self.tick };
         let (tick, since) = self.since;
@@ -50,50 +51,51 @@ impl Memory {
         tick.wrapping_add(ticks as u16) & TICK_MASK
     }
 
-    /// Records a new live table.
+    /// Records that the service has a new live table.
     pub(super) fn swapped(&mut self, table: Arc<[u16]>) {
         self.table = table;
         self.swaps += 1;
     }
 
-    /// Sets the clock.
+    /// Sets the clock of the service.
     pub(super) fn retime(&mut self, clock: Option<Clock>, elapsed: Duration) {
         let before = std::mem::replace(&mut self.clock, clock);
         let tick_seconds = |clock: Option<Clock>| clock.map(|clock| clock.tick_seconds);
         if tick_seconds(before) != tick_seconds(self.clock) {
             self.since = (self.tick, elapsed);
-            // If the clock returns to the earlier tick length, no entry has an age in ticks of another length.
+            // If the clock returns to the earlier length of a tick, all entries have ages in ticks of this length.
             let written = self.written.take().or(before);
             self.written = written.filter(|&written| tick_seconds(Some(written)) != tick_seconds(self.clock));
         }
         self.tick = self.tick_at(elapsed);
     }
 
-    /// The clock for packets. Until ages are converted to its ticks, the clock lets no client expire.
+    /// The clock that the kernel program uses. While ages are being converted to the new clock's ticks, this clock lets
+    /// no client expire.
     pub(super) fn published(&self) -> Option<Clock> {
         let clock = self.clock?;
         Some(self.written.map_or(clock, |written| Clock { remember: clock.remember.max(written.remember), ..clock }))
     }
 
-    /// The clocks to convert ages from and to, if they differ.
+    /// The old and the new clock for the conversion of ages, if they differ.
     pub(super) fn ages(&self) -> Option<(Clock, Clock)> {
         self.written.zip(self.clock)
     }
 
-    /// Records that all ages are in ticks of the clock; the service's time continues from `elapsed`.
+    /// Records that all ages are in ticks of the new clock; the service's clock continues from `elapsed`.
     pub(super) const fn settle(&mut self, elapsed: Duration) {
         if self.written.take().is_some() {
             self.since = (self.tick, elapsed);
         }
     }
 
-    /// Whether the client of this entry is still remembered.
+    /// Whether the service still remembers the client of this entry.
     pub(super) fn remembers(&self, entry: Entry) -> bool {
         self.clock.is_some_and(|clock| entry.age(self.tick) <= clock.remember)
     }
 
-    /// Returns the client of an entry after `elapsed`. If `is_rescanned` is false, the age of the entry is still in the
-    /// earlier ticks. `None`: the entry has expired.
+    /// Returns the client of an entry at the time `elapsed`. If `is_rescanned` is false, the age of the entry is still
+    /// in ticks of the earlier clock. `None`: the entry has expired.
     pub(super) fn known(&self, entry: Entry, is_rescanned: bool, elapsed: Duration) -> Option<KnownClient> {
         let written = self.written.filter(|_| !is_rescanned);
         let seconds = u64::from(entry.age(self.tick_at(elapsed))) * u64::from(written.or(self.clock)?.tick_seconds);
@@ -113,7 +115,7 @@ mod tests {
     /// A clock with ticks of 22 seconds.
     const DAY: Clock = Clock::new(86_400);
 
-    /// A memory that has used the first clock for 100 s, with an entry from its 30th second.
+    /// A memory that has used the two-second clock for 100 s, and an entry that was written after 30 s.
     fn working() -> (Memory, Entry) {
         let mut memory = Memory::new(7);
         memory.retime(Some(TWO_HOURS), Duration::ZERO);
@@ -149,7 +151,7 @@ mod tests {
         assert_eq!(memory.ages(), Some((TWO_HOURS, DAY)));
         assert_eq!(memory.published(), Some(Clock { remember: DAY.remember.max(TWO_HOURS.remember), ..DAY }));
         assert_eq!(seen(&memory, entry, 5000), Some(70));
-        // Another change follows before the client table was processed.
+        // Another change of the clock follows before the controller has processed the client table.
         memory.retime(Some(Clock::new(60)), 200 * SECOND);
         assert_eq!(memory.ages(), Some((TWO_HOURS, Clock::new(60))));
         assert_eq!(memory.published().map(|clock| clock.remember), Some(TWO_HOURS.remember));

@@ -1,16 +1,16 @@
-//! The identity of this network namespace. The kernel reuses the inode of a removed namespace at once, but never its
-//! cookie.
+//! The identity of the network namespace in which this thread runs. The kernel reuses the inode of a removed namespace
+//! immediately, but never its cookie.
 
 use std::{fs, io, mem::size_of, os::fd::AsRawFd as _, os::unix::fs::MetadataExt as _, path::Path};
 
 use anyhow::Context as _;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The inode of the machine's first process namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`), which shows all
-/// processes.
+/// The inode of the machine's first process namespace, in which all processes are visible (`PROC_PID_INIT_INO` of
+/// `linux/proc_ns.h`).
 const FIRST_PROCESS_NAMESPACE: u64 = 0xefff_fffc;
 
-/// A network namespace.
+/// A network namespace, identified by inode and cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NetworkNamespace {
     pub(super) inode: u64,
@@ -18,10 +18,10 @@ pub(super) struct NetworkNamespace {
 }
 
 impl NetworkNamespace {
-    /// The namespace of this thread.
+    /// The network namespace of this thread.
     ///
     /// # Errors
-    /// If the kernel does not report its inode or cookie.
+    /// Fails if the kernel does not report the inode or the cookie of the namespace.
     pub(super) fn here() -> anyhow::Result<Self> {
         let inode = fs::metadata("/proc/thread-self/ns/net").context("looking at the network namespace")?.ino();
         let cookie = cookie().context("asking for the cookie of the network namespace")?;
@@ -33,7 +33,7 @@ fn cookie() -> io::Result<u64> {
     let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the value has the stated length, and value and length live through the call.
+    // SAFETY: the value has the stated length, and both value and length live until the call returns.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -46,8 +46,8 @@ fn cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Whether no thread lives in a network namespace with this inode, and none is mounted. The result is also `false` if
-/// this process cannot see all processes and therefore cannot tell.
+/// Whether no thread runs in a network namespace with this inode, and no such namespace is mounted. The result is also
+/// `false` if this process cannot see all processes and therefore cannot tell.
 pub(super) fn is_deserted(inode: u64) -> bool {
     let inode_of = |path: &Path| fs::metadata(path).map(|found| found.ino());
     let sees_all = inode_of(Path::new("/proc/self/ns/pid")).is_ok_and(|found| found == FIRST_PROCESS_NAMESPACE);
@@ -57,13 +57,13 @@ pub(super) fn is_deserted(inode: u64) -> bool {
         return false;
     }
     let Ok(processes) = fs::read_dir("/proc") else { return false };
-    // Entries that are not processes have no tasks.
+    // Directory entries that are not processes have no tasks.
     let mut threads = processes
         .flatten()
         .flat_map(|process| fs::read_dir(process.path().join("task")).into_iter().flatten().flatten());
     !threads.any(|thread| match inode_of(&thread.path().join("ns/net")) {
         Ok(found) => found == inode,
-        // The process has ended.
+        // The process has ended in the meantime.
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     })
 }

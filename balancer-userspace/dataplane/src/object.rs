@@ -1,12 +1,12 @@
-//! Parts of the loaded kernel object, by their names.
+//! Finds maps and programs in the loaded kernel object by their names.
 
 use anyhow::{Context as _, bail};
 use aya::{Ebpf, maps::MapData, programs::Xdp};
 
-/// Takes an array out of the object.
+/// Takes an array map out of the loaded object.
 ///
 /// # Errors
-/// If there is none of this name, which would be a broken build, or it was taken before.
+/// Fails if the object has no array with this name, which would be a broken build, or if the array was taken before.
 pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     let Some(aya::maps::Map::Array(map)) = ebpf.take_map(name) else {
         bail!("the kernel object holds no array {name}")
@@ -14,10 +14,10 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
     Ok(map)
 }
 
-/// The steering program.
+/// The XDP program that steers packets.
 ///
 /// # Errors
-/// If there is none, which would be a broken build.
+/// Fails if the object contains no such program, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
 }

@@ -1,13 +1,13 @@
-//! Offloads that change frames before the program sees them and must therefore be off.
+//! Network card offloads that change frames before the program sees them, and that must therefore be off.
 //!
-//! The generic hook sees packets after generic receive offload has merged them: larger than any MTU, and with the
-//! checksum of a merged packet left unfinished, which an incremental update would ruin. (The kernel itself switches
-//! large receive offload off when a generic program is attached.)
+//! The generic XDP hook sees packets after generic receive offload has merged them. Merged packets are larger than any
+//! MTU and have unfinished checksums, so an incremental update would make these checksums wrong. (The kernel itself
+//! switches large receive offload off when a generic program is attached.)
 //!
-//! A card that strips VLAN tags passes them to the kernel beside the frame, where the program does not see them, so
-//! packets sent back by the same interface would leave without a tag.
+//! A card that strips VLAN tags passes the tags to the kernel outside of the frame, where the program does not see
+//! them. Packets that the program sends back out of the same interface would therefore leave without a tag.
 //!
-//! The balancer switches both offloads off, and on again when it ends.
+//! The balancer switches off both offloads, and switches them on again when it ends.
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -20,7 +20,7 @@ const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
-/// `struct ethtool_value`.
+/// The structure `ethtool_value` of the kernel.
 #[repr(C)]
 struct EthtoolValue {
     cmd: u32,
@@ -75,12 +75,12 @@ impl Offload {
                 ethtool(interface, ETHTOOL_SFLAGS, others | if on { ETH_FLAG_RXVLAN } else { 0 })?
             }
         };
-        // Some drivers ignore the request.
+        // Some drivers ignore the request to switch an offload off.
         if self.is_on(interface)? == on { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 }
 
-/// An offload that was switched off; dropping it switches the offload on again.
+/// An offload that this process has switched off; if this value is dropped, the process switches the offload on again.
 #[derive(Debug)]
 pub(super) struct SwitchedOff {
     offload: Offload,
@@ -88,8 +88,8 @@ pub(super) struct SwitchedOff {
 }
 
 impl SwitchedOff {
-    /// Switches the offload off. `None`: the offload was already off, or it cannot be switched, which is logged as a
-    /// warning.
+    /// Switches an offload of an interface off. `None`: the offload was already off, or it cannot be switched off, in
+    /// which case the function logs a warning.
     pub(super) fn new(offload: Offload, interface: &str) -> Option<Self> {
         let switched = offload.is_on(interface).and_then(|on| {
             if on {
@@ -111,7 +111,7 @@ impl SwitchedOff {
         }
     }
 
-    /// An offload that an earlier process left off.
+    /// An offload that an earlier process has left switched off.
     pub(super) const fn left_off(offload: Offload, interface: String) -> Self {
         Self { offload, interface }
     }
@@ -124,23 +124,23 @@ impl SwitchedOff {
         }
     }
 
-    /// Records the new name of the interface.
+    /// Records the new name of the offload's interface.
     pub(super) fn follow(&mut self, name: &str) {
         name.clone_into(&mut self.interface);
     }
 
-    /// Returns the name of the interface.
+    /// Returns the name of the offload's interface.
     pub(super) fn interface(&self) -> &str {
         &self.interface
     }
 
-    /// Leaves the offload switched off.
+    /// Leaves the offload switched off when this process ends.
     pub(super) fn leave_off(mut self) {
         self.interface.clear();
     }
 }
 
-/// Switches on an offload that an earlier process left off.
+/// Switches on an offload that an earlier process has left switched off.
 pub fn switch_on(offload: Offload, interface: String) {
     drop(SwitchedOff::left_off(offload, interface));
 }
@@ -169,7 +169,8 @@ fn ethtool(interface: &str, cmd: u32, data: u32) -> io::Result<u32> {
     }
     let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut value).cast() };
     let mut request = libc::ifreq { ifr_name: name, ifr_ifru };
-    // SAFETY: the request names an interface and points to a value of the command's size; both live through the call.
+    // SAFETY: the request names an interface and points to a value with the size that the command requires; both live
+    // until the call returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }

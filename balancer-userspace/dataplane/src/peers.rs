@@ -1,5 +1,5 @@
-//! The MACs of other backends of services of which this machine is a `dsr` backend; the program does not steer packets
-//! from these MACs again.
+//! The MACs of other backends in services where this machine is a `dsr` backend; other balancers have already steered
+//! the packets from these MACs, so the program does not steer them again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,21 +11,21 @@ use aya::{
 use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, mac_word, peer};
 use balancer_control::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 
-/// See the [module](self).
+/// The MACs of other `dsr` backends; see the [module](self).
 pub(super) struct Peers {
     map: HashTable<MapData, u64, u32>,
-    /// The MACs of `dsr` backends.
+    /// The MACs from which `dsr` backends send frames.
     macs: HashMap<BackendId, (ServiceId, Mac)>,
-    /// This machine's backend id in each service.
+    /// The backend id of this machine in each service.
     local: HashMap<ServiceId, BackendId>,
     written: HashMap<u64, u32>,
 }
 
 impl Peers {
-    /// Starts without backends.
+    /// Makes a value that contains no backends.
     ///
     /// # Errors
-    /// If the object holds no such map, which would be a broken build.
+    /// Fails if the object contains no such map, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let map = ebpf.take_map("PEERS").context("the kernel object holds no map PEERS")?.try_into()?;
         Ok(Self { map, macs: HashMap::new(), local: HashMap::new(), written: HashMap::new() })
@@ -36,10 +36,10 @@ impl Peers {
         !self.local.is_empty()
     }
 
-    /// Records a backend's new row.
+    /// Records the new row of a backend.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub(super) fn set(&mut self, row: &BackendSpec) -> anyhow::Result<()> {
         let mac = row.next_hop.filter(|hop| row.forwarding == Forwarding::Dsr && !hop.local);
         let place = mac.map(|hop| (row.service, hop.destination_mac));
@@ -50,18 +50,18 @@ impl Peers {
         if before == place { Ok(()) } else { self.write() }
     }
 
-    /// Forgets a removed backend.
+    /// Forgets a backend that was removed.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub(super) fn forget(&mut self, id: BackendId) -> anyhow::Result<()> {
         if self.macs.remove(&id).is_some() { self.write() } else { Ok(()) }
     }
 
-    /// Records the services, which are all services that now exist.
+    /// Records `services`, which contains all services that now exist.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
         let dsr = services.iter().filter(|spec| spec.forwarding == Forwarding::Dsr);
         let local = dsr.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();

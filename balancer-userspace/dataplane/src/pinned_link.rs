@@ -1,4 +1,4 @@
-//! Detaching a program whose link is pinned.
+//! Detaches a program whose link is pinned from its interface.
 
 use std::{
     ffi::CString,
@@ -14,17 +14,17 @@ use std::{
 use anyhow::Context as _;
 use tracing::warn;
 
-/// Commands of the system call `bpf` from `linux/bpf.h`.
+/// The commands of the system call `bpf`, from `linux/bpf.h`.
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
-/// Detaches the program from its interface and removes the pin. When this function returns, the program is detached.
-/// After the mere removal of the pin, the program would go on steering, and block other programs, until the kernel
-/// detaches it some time later.
+/// Detaches the program from its interface, and removes the link's pin. When this function returns, the kernel has
+/// detached the program. If the function removed only the pin, the program would continue to steer packets, and would
+/// block other programs, until the kernel detaches it some time later.
 ///
 /// # Errors
-/// If the pin cannot be removed.
+/// Fails if the pin cannot be removed.
 pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
     if let Err(error) = open(pin).and_then(|link| detach(link.as_fd())) {
         warn!("the program of {} goes off its interface later: {error}", pin.display());
@@ -35,7 +35,7 @@ pub(super) fn take_off(pin: &Path) -> anyhow::Result<()> {
 /// Whether the interface of a pinned link no longer exists.
 ///
 /// # Errors
-/// If the kernel does not return the information.
+/// Fails if the kernel does not return the information.
 pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     let link = open(pin)?;
     let mut info = LinkInfo { kind: 0, id: 0, program: 0, padding: 0, ifindex: 0, rest: [0; 11] };
@@ -44,7 +44,7 @@ pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
         info_len: size_of::<LinkInfo>() as u32,
         info: (&raw mut info) as u64,
     };
-    // SAFETY: the request points to a buffer of the stated length, and both live through the call.
+    // SAFETY: the request points to a buffer with the stated length, and both live until the call returns.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -56,7 +56,7 @@ pub(super) fn is_defunct(pin: &Path) -> io::Result<bool> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(info.ifindex == 0) }
 }
 
-/// The part of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
+/// The fields of `union bpf_attr` that the command `BPF_OBJ_GET_INFO_BY_FD` reads.
 #[repr(C)]
 struct InfoQuestion {
     bpf_fd: u32,
@@ -64,7 +64,7 @@ struct InfoQuestion {
     info: u64,
 }
 
-/// `struct bpf_link_info` of a program on an interface.
+/// The kernel's `struct bpf_link_info` for a program on an interface.
 #[repr(C, align(8))]
 struct LinkInfo {
     kind: u32,
@@ -75,7 +75,7 @@ struct LinkInfo {
     rest: [u32; 11],
 }
 
-/// The part of `union bpf_attr` that `BPF_OBJ_GET` reads.
+/// The fields of `union bpf_attr` that the command `BPF_OBJ_GET` reads.
 #[repr(C)]
 struct ObjectPath {
     pathname: u64,
@@ -86,7 +86,7 @@ struct ObjectPath {
 fn open(pin: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let attributes = ObjectPath { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    // SAFETY: the attributes point to a string that lives through the call.
+    // SAFETY: the attributes point to a string that lives until the call returns.
     let opened = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const attributes, size_of::<ObjectPath>() as libc::c_uint)
     };
@@ -100,7 +100,7 @@ fn open(pin: &Path) -> io::Result<OwnedFd> {
 
 fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let link_fd = link.as_raw_fd();
-    // SAFETY: the attributes are one descriptor, and hold no pointers.
+    // SAFETY: the attributes contain only a descriptor and no pointers.
     let done = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const link_fd, size_of::<RawFd>() as libc::c_uint)
     };

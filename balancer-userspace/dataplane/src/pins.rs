@@ -1,7 +1,7 @@
-//! Objects that outlive the controller (maps, links and notes), pinned in their own directory.
+//! Kernel objects that outlive the controller (maps, links and notes), pinned in a directory.
 //!
-//! There is one directory for each network namespace and state file, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF
-//! file system. The process that uses it holds a lock on it.
+//! Each network namespace and state file has its own directory, `balancer/INODE-cCOOKIE-STATEFILE` below the BPF file
+//! system. The process that uses a directory holds a lock on this directory.
 
 use std::{
     fs, io,
@@ -35,10 +35,10 @@ use crate::{
     bpffs::{Bpffs, DIRECTORY},
 };
 
-/// Number of attempts to lock the directory at a start, 10 ms apart.
+/// The number of attempts to lock the directory at a start, 10 ms apart.
 const LOCK_TRIES: u32 = 100;
 
-/// The maps that are pinned. Each controller creates the other maps anew from the configuration.
+/// The names of the maps that are pinned. Each controller creates all other maps anew from the configuration.
 pub(super) const MAPS: [&str; 21] = [
     "NOTES",
     "BACKEND_HISTORY",
@@ -64,60 +64,62 @@ pub(super) const MAPS: [&str; 21] = [
 ];
 const NOTES: &str = "NOTES";
 
-/// A locked directory of pins.
+/// A directory of pins that this process has locked.
 #[derive(Debug)]
 pub struct Pins {
     bpffs: Bpffs,
     name: String,
-    /// Whether the pins belong to this network namespace.
+    /// Whether the pins belong to the network namespace of this process.
     here: bool,
     /// Whether this process made the directory for a controller that has not started yet.
     unfinished: bool,
-    /// The notes of the previous controller.
+    /// The notes that the previous controller has left.
     left: Option<Notes>,
     lock: Option<Flock<OwnedFd>>,
 }
 
-/// Every directory of pins.
+/// Every directory that contains pins.
 #[derive(Debug)]
 pub struct AllPins {
-    /// Directories that no living controller has locked.
+    /// The directories that no running controller has locked.
     pub free: Vec<Pins>,
-    /// The notes in the other directories, each with whether it belongs to this network namespace.
+    /// The notes in the locked directories, each with a flag that says whether the directory belongs to this network
+    /// namespace.
     pub held: Vec<(bool, Notes)>,
 }
 
-/// The notes that a controller leaves for the next one, and for `balancer detach`.
+/// The notes that a controller leaves for the next controller and for `balancer detach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notes {
     /// The layout version of the pinned maps.
     pub layout_version: u32,
     /// The version of the balancer that wrote these notes.
     pub version: String,
-    /// A number that the state file must also have, because names and ids in it refer to the maps.
+    /// A number that the state file must also have, because names and ids in that file refer to the maps.
     pub instance: u64,
-    /// The multiplier by which the map of interface counters distinguishes interfaces.
+    /// The multiplier by which the map of interface counters maps interfaces to rows.
     pub interface_multiplier: u32,
-    /// Buckets of the client table. Versions with layout 13 need it to read these notes.
+    /// The number of buckets of the client table. Versions with layout 13 need this number to read the notes.
     pub buckets: u32,
-    /// The number of known clients that the client table is sized for. Versions with layout 13 need it, too.
+    /// The number of known clients for which the client table is sized. Versions with layout 13 also need this number
+    /// to read the notes.
     pub clients: u32,
-    /// The number of connections that the flow table is sized for; 0: there is no table.
+    /// The number of connections for which the flow table is sized; 0: there is no table.
     #[serde(default)]
     pub flows: u32,
-    /// The process that holds the lock, while it lives.
+    /// The process that holds the lock, while this process is running.
     pub process: u32,
-    /// The path of the saved state.
+    /// The path of the file with the saved state.
     pub state_file: PathBuf,
-    /// Changes to this machine that must be undone.
+    /// The changes to this machine that a later process must undo.
     pub host: HostChanges,
 }
 
 impl Notes {
-    /// Reads the notes from their row, up to its first zero. `None`: the row is empty.
+    /// Reads the notes from the row that contains them, up to the first zero byte. `None`: the row is empty.
     ///
     /// # Errors
-    /// If the row does not contain notes.
+    /// Fails if the row does not contain notes.
     pub fn read(row: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let text = row.split(|&byte| byte == 0).next().unwrap_or_default();
         if text.is_empty() { Ok(None) } else { serde_json::from_slice(text).map(Some) }
@@ -125,12 +127,12 @@ impl Notes {
 }
 
 impl Pins {
-    /// The pins that an earlier controller with this state file left in this network namespace. `None`: there are no
-    /// such pins.
+    /// The pins that an earlier controller with this state file has left in this network namespace. `None`: there are
+    /// no such pins.
     ///
     /// # Errors
-    /// If a living controller uses them, or when this program cannot continue with their layouts: the error says what
-    /// to do.
+    /// Fails if a running controller uses the pins, or if this version cannot use maps with the pinned layouts; the
+    /// error tells the user what to do.
     pub fn find(state_file: &Path) -> anyhow::Result<Option<Self>> {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
         let here = NetworkNamespace::here()?;
@@ -148,17 +150,18 @@ impl Pins {
                 Ok(Some(pins))
             }
             None => {
-                // The process that made this directory ended before it attached a program.
+                // The process that made this directory ended before it had attached a program.
                 pins.remove()?;
                 Ok(None)
             }
         }
     }
 
-    /// Makes a new, empty directory. Dropping the value before [`finish`](Self::finish) removes the directory.
+    /// Makes a new, empty directory for pins. If the value is dropped before [`finish`](Self::finish), the directory is
+    /// removed.
     ///
     /// # Errors
-    /// If there is no BPF file system and none can be mounted, or when a living controller uses the directory.
+    /// Fails if no BPF file system exists or can be mounted, or if a running controller uses the directory.
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let here = NetworkNamespace::here()?;
@@ -170,11 +173,11 @@ impl Pins {
         Ok(pins)
     }
 
-    /// The pins of every network namespace. Only the pins of this namespace stay locked (with `everywhere`, all pins),
-    /// because controllers of other namespaces may be about to start.
+    /// The pins that controllers have left in any network namespace. Only the pins of this namespace stay locked (with
+    /// `everywhere`, all pins stay locked), because controllers of other namespaces may be about to start.
     ///
     /// # Errors
-    /// If the file system cannot be read.
+    /// Fails if the BPF file system cannot be read.
     pub fn all(everywhere: bool) -> anyhow::Result<AllPins> {
         let (mut free, mut held) = (Vec::new(), Vec::new());
         let here = NetworkNamespace::here()?;
@@ -192,13 +195,13 @@ impl Pins {
         Ok(AllPins { free, held })
     }
 
-    /// Whether the pins belong to this network namespace.
+    /// Whether the pins belong to the network namespace of this process.
     #[must_use]
     pub const fn here(&self) -> bool {
         self.here
     }
 
-    /// Every directory of pins, without locking it.
+    /// Every directory of pins; the function locks none of them.
     fn every(here: NetworkNamespace) -> anyhow::Result<Vec<Self>> {
         let Some(first) = Bpffs::find() else { return Ok(Vec::new()) };
         let entries = match fs::read_dir(first.path(DIRECTORY)) {
@@ -220,8 +223,8 @@ impl Pins {
         Self { bpffs, name, here, unfinished: false, left: None, lock: None }
     }
 
-    /// Removes the pins of network namespaces that certainly no longer exist. Their programs disappeared with their
-    /// interfaces, but the maps still occupy memory.
+    /// Removes the pins of those network namespaces that certainly no longer exist. The programs of a removed namespace
+    /// have disappeared with its interfaces, but its maps still occupy memory.
     fn clear_dead(here: NetworkNamespace) -> anyhow::Result<()> {
         for mut pins in Self::every(here)? {
             let is_dead = Named::read(&pins.name).is_some_and(|named| pins.are_dead(named, here));
@@ -239,22 +242,22 @@ impl Pins {
 
     fn are_dead(&self, Named { inode, cookie }: Named, here: NetworkNamespace) -> bool {
         match cookie {
-            // Two existing namespaces never share an inode.
+            // Two network namespaces never have the same inode at the same time.
             Some(cookie) if inode == here.inode => cookie != here.cookie,
             Some(_) => self.are_defunct() && is_deserted(inode),
             None => false,
         }
     }
 
-    /// Whether there are links, and none of their interfaces exists any more.
+    /// Whether the directory contains links, and the interfaces of all these links no longer exist.
     fn are_defunct(&self) -> bool {
         let links = self.links();
         !links.is_empty() && links.iter().all(|link| is_defunct(&link.path).unwrap_or(false))
     }
 
-    /// Takes over the pins of an earlier version, which named the directory by the inode alone. Returns whether there
-    /// are such pins. Pins whose interfaces no longer exist may belong to an earlier namespace with the same inode, and
-    /// are removed.
+    /// Takes over the pins of an earlier version, whose directory name contains only the inode. Returns whether an
+    /// earlier version has left such pins. Pins whose interfaces no longer exist may belong to an earlier namespace
+    /// with the same inode, so this function removes such pins.
     fn take_former(&self, former: String) -> anyhow::Result<bool> {
         let bpffs = Bpffs::find().context("the BPF file system went away")?;
         let mut former = Self { bpffs, name: former, here: true, unfinished: false, left: None, lock: None };
@@ -270,10 +273,11 @@ impl Pins {
         Ok(true)
     }
 
-    /// From now on, dropping this value keeps the pins. Removes links to interfaces that are not among `ifindexes`.
+    /// Makes the pins permanent: dropping this value no longer removes them. Removes pinned links to interfaces that
+    /// are not among `ifindexes`.
     ///
     /// # Errors
-    /// If such a link cannot be removed.
+    /// Fails if a link cannot be removed.
     pub fn finish(&mut self, ifindexes: &[u32]) -> anyhow::Result<()> {
         for link in self.links().into_iter().filter(|link| !ifindexes.contains(&link.ifindex)) {
             take_off(&link.path)?;
@@ -282,10 +286,10 @@ impl Pins {
         Ok(())
     }
 
-    /// Reads the pinned notes. `None`: there are no notes.
+    /// Reads the pinned notes. `None`: the directory contains no notes.
     ///
     /// # Errors
-    /// If they cannot be read, or an unknown version wrote them.
+    /// Fails if the notes cannot be read, or an unknown version wrote them.
     pub fn notes(&self) -> anyhow::Result<Option<Notes>> {
         let path = self.map(NOTES);
         if !path.exists() {
@@ -297,7 +301,7 @@ impl Pins {
         Notes::read(row.text.as_flattened()).map_err(|_| self.foreign())
     }
 
-    /// Returns the notes of the previous controller about the maps that it left; `None` if the maps are new.
+    /// Returns the notes of the previous controller about the maps that it has left; `None` if the maps are new.
     #[must_use]
     pub const fn left(&self) -> Option<&Notes> {
         self.left.as_ref()
@@ -307,12 +311,12 @@ impl Pins {
         anyhow!("the pins in {} are of another version of balancer; remove them with `balancer detach`", self.name)
     }
 
-    /// The path of a map's pin.
+    /// The path of the pin for a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.directory().join(name)
     }
 
-    /// Makes the next load create a map anew, because the contents of the pinned one are not needed.
+    /// Removes the pin of a map, so that the next load creates the map anew, because nobody needs the old contents.
     pub(super) fn make_anew(&self, name: &str) -> anyhow::Result<()> {
         match fs::remove_file(self.map(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -322,20 +326,20 @@ impl Pins {
         }
     }
 
-    /// The directory of pinned links, accessible while this value lives.
+    /// The path of the directory of pinned links, which is accessible while this value exists.
     pub(super) fn link_pins(&self) -> LinkPins {
         LinkPins::new(self.directory())
     }
 
-    /// The pinned links.
+    /// The links in the directory of pins.
     pub(super) fn links(&self) -> Vec<LinkPin> {
         self.link_pins().links()
     }
 
-    /// Detaches the programs that an ended controller has left on its interfaces, and removes all pins.
+    /// Detaches the programs that an ended controller has left on interfaces, and removes all pins.
     ///
     /// # Errors
-    /// If a pin cannot be removed.
+    /// Fails if a pin cannot be removed.
     pub fn detach(&mut self) -> anyhow::Result<usize> {
         let links = self.links();
         links.iter().try_for_each(|link| take_off(&link.path))?;
@@ -351,10 +355,10 @@ impl Pins {
         Ok(links.len())
     }
 
-    /// Removes all pins. Programs whose links this process holds open stay attached.
+    /// Removes all pins in this directory. Programs whose links this process holds open stay attached.
     ///
     /// # Errors
-    /// If a pin cannot be removed.
+    /// Fails if a pin cannot be removed.
     pub fn remove(&mut self) -> anyhow::Result<()> {
         let directory = self.directory();
         for entry in fs::read_dir(&directory).context("reading the directory of pins")?.flatten() {
@@ -362,7 +366,7 @@ impl Pins {
                 .with_context(|| format!("removing the pin {}", entry.file_name().to_string_lossy()))?;
         }
         fs::remove_dir(&directory).context("removing the directory of pins")?;
-        // Removing the last directory also removes the common one.
+        // When the last directory of pins is removed, the common directory can also be removed.
         let _ = fs::remove_dir(self.bpffs.path(DIRECTORY));
         self.unfinished = false;
         Ok(())
@@ -372,8 +376,8 @@ impl Pins {
         self.bpffs.path(DIRECTORY).join(&self.name)
     }
 
-    /// Locks the directory. Another process may hold the lock for a moment: `balancer detach`, which reads all
-    /// directories, or a child process of an ended controller that has not yet called `exec`.
+    /// Locks the directory of pins. Another process may hold the lock for a short time: `balancer detach`, which reads
+    /// all directories, or a child process of an ended controller that has not called `exec` yet.
     fn lock(&mut self) -> anyhow::Result<()> {
         for _ in 0..LOCK_TRIES {
             if self.try_lock()? {
@@ -388,7 +392,7 @@ impl Pins {
         bail!("another controller{who} is running with these maps; stop it first")
     }
 
-    /// Tries to lock the directory. Returns whether the attempt succeeded.
+    /// Tries once to lock the directory. Returns whether this process now holds the lock.
     fn try_lock(&mut self) -> anyhow::Result<bool> {
         let directory = fs::File::open(self.directory()).context("opening the directory of pins")?;
         match Flock::lock(OwnedFd::from(directory), FlockArg::LockExclusiveNonblock) {
@@ -412,7 +416,7 @@ impl Drop for Pins {
     }
 }
 
-/// Opens a pinned map.
+/// Opens a map by its pin.
 pub(super) fn open(pin: &Path) -> anyhow::Result<MapData> {
     MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
 }
@@ -430,11 +434,11 @@ fn adoptable(notes: &Notes) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The network namespace in a directory's name.
+/// The network namespace that the name of a directory contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Named {
     inode: u64,
-    /// `None`: an earlier version made the name.
+    /// `None`: an earlier version made this name.
     cookie: Option<u64>,
 }
 
@@ -450,7 +454,7 @@ impl Named {
     }
 }
 
-/// The name of the directory, and the name that earlier versions gave it.
+/// The name of the directory, and the name that earlier versions gave this directory.
 fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path) -> (String, String) {
     use std::os::unix::ffi::OsStrExt as _;
 
@@ -458,7 +462,7 @@ fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path
     (format!("{inode}-c{cookie}-{hash:016x}"), format!("{inode}-{hash:016x}"))
 }
 
-/// The FNV-1a hash, which unlike the standard library's hashes is the same in every version.
+/// The FNV-1a hash, which, unlike the standard library's hashes, is the same in every version.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -471,7 +475,7 @@ mod tests {
     fn when_a_directory_has_a_name_then_it_tells_the_namespace() {
         let here = NetworkNamespace { inode: 4_026_531_840, cookie: 7 };
         let other = NetworkNamespace { cookie: 8, ..here };
-        // For one of these state files, the hash begins with the letter of a cookie.
+        // For one of these state files, the hash begins with the letter that marks a cookie.
         for number in 0..64 {
             let (name, former) = names(here, Path::new(&format!("/var/lib/balancer/{number}")));
             assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: Some(7) }), "{name}");

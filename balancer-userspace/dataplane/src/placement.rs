@@ -1,4 +1,4 @@
-//! Building a whole open-addressed table, in which every key lies in one of the rows that a lookup reads.
+//! Builds a complete open-addressed table, in which every key is in one of the rows that a lookup reads.
 
 use anyhow::bail;
 use balancer_common::{
@@ -6,49 +6,51 @@ use balancer_common::{
     service_table::{PROBES, TableView, factor},
 };
 
-/// Number of hash factors to try.
+/// The number of hash factors that the function tries.
 const FACTORS: u32 = 64;
-/// Up to this number of keys, each key gets sixteen rows; beyond it, the table uses fewer rows to save memory.
+/// Up to this number of keys, the table has sixteen rows for each key; with more keys, it has fewer rows for each key
+/// to save memory.
 const MANY: usize = 4096;
-/// The maximum number of keys that may be displaced to place one.
+/// The maximum number of keys that the function displaces to place one key.
 const PUSHES: u32 = 1000;
-/// The exponent of the largest number of rows in each half of a map, which is a power of two.
+/// The largest number of rows in each half of a map is the power of two with this exponent.
 const MOST_BITS: u32 = 23;
 /// The value that marks a free row.
 const FREE: u32 = u32::MAX;
 
-/// Number of rows for this many keys if there is room, a power of two. A small table has so many rows that the first
-/// probe finds nearly every key; a large table uses hardly more memory than its keys need. Two pairs of rows can be
-/// filled to at most 0.897 keys a row (Dietzfelbinger and Weidling, 2007). The number never falls as keys increase.
+/// The number of rows for this many keys if the map has room, a power of two. A small table has so many rows that the
+/// first probe finds nearly every key; a large table needs hardly more memory than its keys. In a table with two pairs
+/// of rows for each key, at most 0.897 keys a row fit (Dietzfelbinger and Weidling, 2007). The result never falls as
+/// the number of keys increases.
 fn most_rows(keys: usize) -> usize {
     let rows = if keys <= MANY { 16 * keys.max(4) } else { (keys + keys / 7).max(16 * MANY) };
     rows.next_power_of_two()
 }
 
-/// The position of every key.
+/// The rows of all keys in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// The parameters with which the kernel program finds the keys.
+    /// The parameters by which the kernel program finds the keys in the table.
     pub(super) view: TableView,
-    /// The map row of each key, in the given order.
+    /// The map row of each key, in the given order of the keys.
     pub(super) rows: Vec<u32>,
 }
 
-/// Number of rows that a table of up to `keys` keys may use, a power of two.
+/// The number of rows that a table of up to `keys` keys may use, a power of two.
 #[must_use]
 pub(super) fn rows_for(keys: usize) -> u32 {
     u32::try_from(most_rows(keys)).unwrap_or(1 << MOST_BITS).min(1 << MOST_BITS)
 }
 
-/// Places `keys` (all different) in the `room` rows from `base` on. `base` must be a multiple of the largest power of
-/// two in `room`.
+/// Places `keys` (all of which are different) in the `room` rows from row `base` on. `base` must be a multiple of the
+/// largest power of two in `room`.
 ///
 /// # Errors
-/// If the keys do not fit into these rows.
+/// Fails if the keys do not fit into these rows with any hash factor.
 pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result<Placement> {
     let Some(most) = room.checked_ilog2().filter(|&most| most > 0) else { bail!(no_room(keys, room)) };
     let most = most.min(MOST_BITS);
-    // A large table uses all rows that exist, because a sparse table is faster to search.
+    // A large table uses all existing rows, because a lookup in a sparse table is faster.
     let bits = if keys.len() <= MANY { most_rows(keys.len()).trailing_zeros().min(most) } else { most };
     if keys.len() > 1 << bits {
         bail!(no_room(keys, room));
@@ -74,12 +76,12 @@ fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {
     Some(rows.of_keys())
 }
 
-/// A table that is being filled.
+/// A table that the function is filling.
 struct Rows {
     base: u32,
-    /// The rows that may hold each key, counted from `base`.
+    /// The rows that may contain each key, counted from `base`.
     probes: Vec<[u32; PROBES]>,
-    /// The key of each row, or [`FREE`].
+    /// The key in each row, or [`FREE`].
     keys: Vec<u32>,
 }
 
@@ -89,10 +91,11 @@ impl Rows {
         Self { base: view.base, probes: keys.iter().map(of).collect(), keys: vec![FREE; 1 << view.bits] }
     }
 
-    /// Puts `key` into the first of its rows that is free. If no row is free, it displaces another key from one of the
-    /// rows; that key then needs a row as well. `None`: too many keys were displaced.
+    /// Puts `key` into the first free row among the rows of this key. If no row of the key is free, the function
+    /// displaces another key from one of these rows; the displaced key then needs another row. `None`: the function
+    /// would have to displace too many keys.
     ///
-    /// An occupied row stays occupied, so a key is never behind a free row of its own.
+    /// An occupied row stays occupied, so no key is behind a free row among its own rows.
     fn insert(&mut self, mut key: u32) -> Option<()> {
         for push in 0..PUSHES {
             let probes = self.probes[key as usize];
@@ -100,7 +103,7 @@ impl Rows {
                 self.keys[row as usize] = key;
                 return Some(());
             }
-            // The choice varies, so that two keys do not displace each other forever.
+            // The choice of the displaced key varies, so that two keys do not displace each other forever.
             let row = probes[(factor(push ^ key) >> 16) as usize % probes.len()];
             key = std::mem::replace(&mut self.keys[row as usize], key);
         }
@@ -134,7 +137,7 @@ mod tests {
             second in any::<bool>(),
         ) {
             let keys: Vec<_> = keys.into_iter().map(|(host, port)| key(host, port)).collect();
-            // There is at least one key in sixteen rows, and at most seven in eight.
+            // The rows contain at least one key in sixteen rows, and at most seven keys in eight rows.
             let tightest = (keys.len() + keys.len() / 7).next_power_of_two().max(2) as u32;
             let room = if tight && keys.len() >= 64 { tightest } else { rows_for(keys.len()) };
             let base = if second { room } else { 0 };
@@ -142,7 +145,8 @@ mod tests {
             let used: HashSet<u32> = placement.rows.iter().copied().collect();
             prop_assert_eq!(used.len(), keys.len());
             for (key, row) in keys.iter().zip(&placement.rows) {
-                // The rows before the key's row must be occupied, because a lookup stops at a free row.
+                // The rows that a lookup reads before the key's row must be occupied, because a lookup stops at a free
+                // row.
                 let before: Vec<u32> = placement.view.rows(key).into_iter().take_while(|probe| probe != row).collect();
                 prop_assert!(before.len() < PROBES && before.iter().all(|row| used.contains(row)));
                 prop_assert!((base..base + room).contains(row));
@@ -155,7 +159,7 @@ mod tests {
         for (keys, mebibytes) in [(4096, 4), (16_384, 4), (57_344, 4), (65_536, 8), (131_072, 16), (229_376, 16)] {
             let keys: Vec<_> = (0..keys).map(|host| key(0x0a00_0000 + host, 8080)).collect();
             let room = rows_for(keys.len());
-            // Rows have 64 bytes, as in the return table.
+            // In this test, rows have 64 bytes, as in the return table.
             assert_eq!(room / (16 << 10), mebibytes);
             assert!(place(&keys, 0, room).is_ok(), "{}", keys.len());
             assert!(rows_for(keys.len() + 1) >= room, "more than {} keys have less room", keys.len());

@@ -1,10 +1,10 @@
-//! Checks that this process and this kernel can run the data path.
+//! Checks whether this process and this kernel can run the data path.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, bail};
 
-/// A required capability, and those that include it; numbers as in `linux/capability.h`.
+/// A required capability, and the capabilities that include it, with the numbers from `linux/capability.h`.
 struct Needed {
     name: &'static str,
     number: u8,
@@ -23,27 +23,27 @@ const NEEDED: [Needed; 3] = [
 /// The oldest kernel whose verifier is known to accept the programs.
 const KERNEL: (u32, u32) = (6, 1);
 
-/// Checks that the kernel is new enough and the process may load programs and attach them to interfaces.
+/// Checks that the kernel is new enough, and that the process may load programs and attach them to interfaces.
 ///
 /// # Errors
-/// If a capability is missing, or the kernel is too old; the error says which capability or kernel is needed.
+/// Fails if a capability is missing or the kernel is too old; the error names the required capability or kernel.
 pub fn check() -> anyhow::Result<()> {
     check_kernel(&kernel()?)?;
     let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
     check_capabilities(&status)
 }
 
-/// Whether this process is not in the machine's first user namespace, so that its capabilities are limited.
+/// Whether this process is outside of the machine's first user namespace, so that its capabilities are limited.
 pub(super) fn in_user_namespace() -> bool {
-    /// `PROC_USER_INIT_INO` of `linux/proc_ns.h`.
+    /// The value of `PROC_USER_INIT_INO` in `linux/proc_ns.h`.
     const FIRST: u64 = 0xefff_fffd;
     fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
-/// The running kernel's version, as printed by `uname -r`.
+/// The version of the running kernel, as `uname -r` prints it.
 ///
 /// # Errors
-/// If `/proc` is missing.
+/// Fails if `/proc` is not mounted.
 pub fn kernel() -> anyhow::Result<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's version")?;
     Ok(release.trim().to_owned())
@@ -102,7 +102,7 @@ mod tests {
         );
         let nothing = capabilities("0000000000000000").unwrap_err();
         assert!(nothing.starts_with("missing capability CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: "), "{nothing}");
-        // The bits are CAP_SYS_ADMIN and CAP_NET_ADMIN.
+        // The two bits are CAP_SYS_ADMIN and CAP_NET_ADMIN.
         assert_eq!(capabilities("0000000000201000"), Ok(()));
         assert!(check_capabilities("Name:\tx\n").is_err());
     }

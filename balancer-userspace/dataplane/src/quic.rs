@@ -1,5 +1,5 @@
-//! Formats and server IDs of QUIC connection IDs in the kernel. The controller never rewrites a row that packets may
-//! read: a service whose formats change gets another row.
+//! The formats and the server IDs of QUIC connection IDs in the kernel's maps. The controller never rewrites a row that
+//! the program may read: a service whose formats change gets another row.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -16,23 +16,23 @@ use bytemuck::Zeroable as _;
 
 use super::{mapped::MappedArray, object::take};
 
-/// See the [module](self).
+/// The QUIC maps; see the [module](self).
 pub(super) struct QuicTable {
     rows: MappedArray<QuicRow>,
     servers: HashTable<MapData, QuicServer, u32>,
     stats: PerCpuArray<MapData, QuicStats>,
-    /// The row of each service in the directory, and the contents of the row.
+    /// The row of each service in the directory, and the contents of this row.
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     written: HashMap<QuicServer, BackendId>,
-    /// The number of known clients that have migrated, by backend.
+    /// The number of known clients that QUIC connections have moved away, by backend.
     migrated: MappedArray<u64>,
 }
 
 impl QuicTable {
-    /// Starts without services.
+    /// Makes a value that contains no services.
     ///
     /// # Errors
-    /// If the object does not hold the maps, which would be a broken build.
+    /// Fails if the object does not contain the maps, which would be a broken build.
     pub(super) fn new(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         let servers = ebpf.take_map("QUIC_SERVERS").context("the kernel object holds no map QUIC_SERVERS")?;
         let stats = ebpf.take_map("QUIC_STATS").context("the kernel object holds no map QUIC_STATS")?;
@@ -46,11 +46,12 @@ impl QuicTable {
         })
     }
 
-    /// Writes the rows that packets will use once `services` are published. Packets must no longer read the rows from
-    /// before the last publication. Returns the rows by service.
+    /// Writes the rows that the program will read after `services` are published. When the caller calls this function,
+    /// the program must no longer read the rows from before the last publication. Returns the rows for each service.
     ///
     /// # Errors
-    /// If there is no room, or the kernel refuses a write; the rows that packets use then stay unchanged.
+    /// Fails if the map has no room, or if the kernel refuses a write; in this case, the rows that the program reads
+    /// stay unchanged.
     pub(super) fn prepare(&mut self, services: &[ServiceSpec]) -> anyhow::Result<Prepared> {
         let mut taken: HashSet<u8> = self.of.values().map(|(row, _)| *row).collect();
         let listed: HashSet<ServiceId> = quics(services).map(|(id, _)| id).collect();
@@ -87,10 +88,10 @@ impl QuicTable {
         Ok(Prepared { of, servers })
     }
 
-    /// Records that the prepared rows are published.
+    /// Records that the prepared rows are now published.
     ///
     /// # Errors
-    /// If the kernel refuses to remove a server ID.
+    /// Fails if the kernel refuses to remove a server ID.
     pub(super) fn published(&mut self, Prepared { of, servers }: Prepared) -> anyhow::Result<()> {
         self.of = of;
         let gone: Vec<QuicServer> =
@@ -102,7 +103,7 @@ impl QuicTable {
         Ok(())
     }
 
-    /// See `Dataplane::quic_stats`.
+    /// The trait method is `Dataplane::quic_stats`.
     pub(super) fn stats(&self, id: ServiceId) -> anyhow::Result<QuicStats> {
         let mut sum = QuicStats::default();
         if let Some((_, row)) = self.of.get(&id) {
@@ -112,12 +113,12 @@ impl QuicTable {
         Ok(sum)
     }
 
-    /// See `Dataplane::migrated`.
+    /// The trait method is `Dataplane::migrated`.
     pub(super) fn migrated(&self, id: BackendId) -> u64 {
         self.migrated.load(usize::from(id.0))
     }
 
-    /// Starts the counter of a backend with this id.
+    /// Starts to count clients for the backend with this id.
     pub(super) fn begin(&mut self, id: BackendId) {
         self.migrated.store(usize::from(id.0), 0);
     }
@@ -132,14 +133,14 @@ impl QuicTable {
     }
 }
 
-/// Rows and server IDs that packets will use after their publication.
+/// Rows and server IDs that the program will use after the publication of services.
 pub(super) struct Prepared {
     of: BTreeMap<ServiceId, (u8, QuicRow)>,
     servers: HashMap<QuicServer, BackendId>,
 }
 
 impl Prepared {
-    /// The row of a service; 0: none.
+    /// The row of a service; 0: the service has none.
     pub(super) fn row(&self, id: ServiceId) -> u8 {
         self.of.get(&id).map_or(0, |(place, _)| *place)
     }
@@ -162,7 +163,7 @@ fn row(config: &QuicConfig) -> QuicRow {
     for ((number, Keyed { config: bits, key }), format) in (1..).zip(config.live()).zip(&mut row.formats) {
         *format = QuicFormat::new(config.server_id_length, config.nonce_length, key.map(|key| key.0));
         match config.format {
-            // In this format, the first byte is arbitrary.
+            // In this format, the first byte of a connection ID is arbitrary.
             Format::Nlb => row.format_of = [number; 8],
             Format::Draft => row.format_of[usize::from(*bits % 8)] = number,
         }

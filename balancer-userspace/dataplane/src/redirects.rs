@@ -13,20 +13,20 @@ use tracing::warn;
 
 use super::{kernel_types, load::load_with};
 
-/// The programs, and the tracepoints that they attach to.
+/// The programs, and the kernel tracepoints to which they are attached.
 const PROGRAMS: [(&str, &str); 2] = [("redirect_refused", "xdp_redirect_err"), ("redirect_lost", "xdp_devmap_xmit")];
 
-/// The values that the programs use to recognize this balancer's frames.
+/// The values by which the programs recognize frames of this balancer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Whose {
     namespace: u64,
-    /// Offsets in bytes of `net_device.ifindex`, `net_device.nd_net` and `net.net_cookie`.
+    /// The offsets in bytes of `net_device.ifindex`, `net_device.nd_net` and `net.net_cookie`.
     offsets: [u32; 3],
 }
 
 impl Whose {
-    /// Finds the values for this thread's network namespace and the running kernel. `None`, with a warning: failed
-    /// redirects cannot be counted.
+    /// Finds the values for the network namespace of this thread and for the running kernel. `None`: failed redirects
+    /// cannot be counted, and the function has logged a warning.
     pub(super) fn here() -> Option<Self> {
         Self::find().inspect_err(|error| warn!("redirects that fail later are not counted: {error:#}")).ok()
     }
@@ -37,7 +37,7 @@ impl Whose {
         Ok(Self { namespace: cookie()?, offsets: kernel_types::offsets(&btf, wanted)? })
     }
 
-    /// Sets the values in the programs, which are about to be loaded.
+    /// Sets the values in the programs before the programs are loaded.
     pub(super) fn tell<'a>(&'a self, loader: &mut EbpfLoader<'a>) {
         let [ifindex, namespace, cookie] = &self.offsets;
         loader
@@ -48,7 +48,7 @@ impl Whose {
     }
 }
 
-/// Returns the cookie by which the kernel identifies this thread's network namespace.
+/// Returns the cookie by which the kernel identifies the network namespace of this thread.
 fn cookie() -> anyhow::Result<u64> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
@@ -67,10 +67,10 @@ fn cookie() -> anyhow::Result<u64> {
     Ok(cookie)
 }
 
-/// Loads the programs and runs them until `ebpf` is dropped. If the kernel refuses, a warning is logged.
+/// Loads the programs, which run until `ebpf` is dropped. If the kernel refuses a program, the function logs a warning.
 ///
 /// # Errors
-/// If the object holds no such program, which would be a broken build.
+/// Fails if the object contains no such program, which would be a broken build.
 pub(super) fn attach(ebpf: &mut Ebpf) -> anyhow::Result<()> {
     for (name, tracepoint) in PROGRAMS {
         let program: &mut RawTracePoint =
@@ -94,10 +94,10 @@ impl RedirectErrors {
         Ok(Self { map: map.try_into()? })
     }
 
-    /// The number of failed redirects by the index of the target interface.
+    /// The numbers of failed redirects, by the index of the egress interface.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub(super) fn read(&self) -> anyhow::Result<BTreeMap<u32, u64>> {
         let sums = self.map.iter().map(|row| row.map(|(ifindex, cpus)| (ifindex, cpus.iter().sum())));
         sums.collect::<Result<_, _>>().context("reading the counters of failed redirects")

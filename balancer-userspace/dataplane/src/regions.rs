@@ -1,20 +1,20 @@
-//! Allocation of the map of slots. Packets in progress may still read a table that was replaced, so its lines are
-//! reused only after a grace period.
+//! Allocates lines in the map of slots. For packets in progress, the program may still read a table that was replaced,
+//! so the allocator reuses the lines of this table only after a grace period.
 
 use std::ops::Range;
 
 use super::grace::Grace;
 
-/// A first-fit allocator of line ranges.
+/// A first-fit allocator for ranges of lines.
 #[derive(Clone, Debug)]
 pub(super) struct Regions {
     free: Vec<Range<u32>>,
-    /// Discarded regions with the grace periods after which no packet reads them; the earliest first.
+    /// The discarded ranges with the grace periods after which the program no longer reads them, the earliest first.
     retired: Vec<(Grace, Range<u32>)>,
 }
 
 impl Regions {
-    /// An allocator with `lines` free lines.
+    /// An allocator that has `lines` free lines.
     #[must_use]
     pub(super) fn new(lines: u32) -> Self {
         let all = 0..lines;
@@ -32,18 +32,18 @@ impl Regions {
         Some(start..start + lines)
     }
 
-    /// Discards a range that packets may read until the grace period is over.
+    /// Discards a range of lines, which the program may read until the grace period is over.
     pub(super) fn retire(&mut self, range: Range<u32>, grace: Grace) {
         self.retired.push((grace, range));
     }
 
-    /// Returns the grace period after which every discarded range is free; `None`: there is none.
+    /// Returns the grace period after which every discarded range is free; `None`: there is no discarded range.
     #[must_use]
     pub(super) fn last_retired(&self) -> Option<Grace> {
         self.retired.iter().map(|&(grace, _)| grace).max()
     }
 
-    /// Frees discarded ranges whose grace period `is_over`.
+    /// Frees the discarded ranges whose grace period `is_over`.
     pub(super) fn release(&mut self, is_over: impl Fn(Grace) -> bool) {
         let released = self.retired.extract_if(.., |(grace, _)| is_over(*grace));
         self.free.extend(released.map(|(_, range)| range));

@@ -1,4 +1,5 @@
-//! Replacing pinned maps with a row for each backend, service or CPU, if an earlier controller had more or fewer rows.
+//! Replaces pinned maps with a row for each backend, service or CPU, if the maps of an earlier controller have more or
+//! fewer rows.
 
 use std::{fmt, fs, path::PathBuf};
 
@@ -23,16 +24,16 @@ const BACKENDS: &str = "BACKEND_HISTORY";
 const SERVICES: &str = "SERVICE_HISTORY";
 const SHARED: &str = "SHARED_BACKENDS";
 
-/// Maps that are made anew. The pins of the old maps stay until all counts are copied.
+/// Maps that the controller makes anew. The pins of the old maps stay until the controller has copied all counts.
 pub(super) struct Replaced(Vec<One>);
 
 struct One {
     name: &'static str,
-    /// The path of the map's pin.
+    /// The path of the old map's pin.
     pin: PathBuf,
-    /// The path at which the replacement is pinned first.
+    /// The path at which the controller first pins the new map.
     new: PathBuf,
-    /// The sizes of the old and of the new map.
+    /// The sizes of the old map and of the new map.
     sizes: (Size, Size),
 }
 
@@ -52,9 +53,9 @@ impl fmt::Display for Size {
 }
 
 impl Replaced {
-    /// The pinned maps whose number of rows differs from the one that `capacity` requires, or that have counters for
-    /// fewer CPUs than are online. Also returns the layouts of the maps of counters. CPUs with counters keep them while
-    /// the maps exist.
+    /// The pinned maps whose number of rows differs from the number that `capacity` requires, or that have counters for
+    /// fewer CPUs than are online. The function also returns the layouts of the counter maps. A CPU that has counters
+    /// of its own keeps them while the maps exist.
     pub(super) fn before_load(
         pins: Option<&Pins>,
         capacity: &Capacity,
@@ -83,7 +84,7 @@ impl Replaced {
         let mut all = Vec::new();
         for (name, before, rows) in replaced {
             let temporary = format!("NEW-{name}");
-            // A controller that was killed during a replacement left this pin.
+            // A controller that was killed during a replacement has left this pin.
             pins.make_anew(&temporary)?;
             if before != rows {
                 all.push(One { name, pin: pins.map(name), new: pins.map(&temporary), sizes: (before, rows) });
@@ -92,12 +93,12 @@ impl Replaced {
         Ok((Self(all), wanted))
     }
 
-    /// The path at which to pin a map, if it replaces another.
+    /// The path at which the controller must pin a map, if the map replaces another map.
     pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         self.0.iter().find(|one| one.name == name).map(|one| one.new.clone())
     }
 
-    /// Copies as many rows as fit, and moves the new maps to the paths of the old ones.
+    /// Copies as many rows as the new maps can hold, and moves the pins of the new maps to the paths of the old maps.
     pub(super) fn carry_over(self) -> anyhow::Result<()> {
         for One { name, pin, new, sizes: (before, now) } in self.0 {
             let (from, to) = (open(&pin)?, open(&new)?);
@@ -120,7 +121,7 @@ impl Replaced {
     }
 }
 
-/// The number of entries of a pinned map; `None`: it does not exist.
+/// The number of entries of a pinned map; `None`: the map does not exist.
 pub(super) fn entries(pins: &Pins, name: &str) -> anyhow::Result<Option<u32>> {
     let pin = pins.map(name);
     if !pin.exists() {
@@ -137,7 +138,7 @@ fn copy_rows<Row: Pod>(from: MapData, to: MapData) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies counters between maps with these numbers of rows for each CPU.
+/// Copies counters between two maps with the given numbers of rows for each CPU.
 fn copy_counters(name: &str, from: (MapData, u32), to: (MapData, u32)) -> anyhow::Result<()> {
     fn copy<T: Pod>((from, had): (MapData, u32), (to, has): (MapData, u32)) -> anyhow::Result<()> {
         Blocks::<T>::of(to, has)?.copy_from(&Blocks::of(from, had)?);

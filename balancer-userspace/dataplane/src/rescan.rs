@@ -1,8 +1,9 @@
-//! The work that a change leaves in the client table, done in parts: it forgets clients, and converts ages to ticks of
-//! another length.
+//! The remaining work in the client table after a change, done in parts: it forgets clients, and converts ages to ticks
+//! of another length.
 //!
-//! Until an entry is processed, its age is in the earlier ticks. Until then, the clock of such a service stands still,
-//! so that packets write the age 0, which is the same in both units.
+//! Until the controller has processed an entry, the entry's age is in ticks of the earlier length. While ages are being
+//! converted, the clock of the service stands still, so that the program writes the age 0, which is the same in both
+//! units.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,14 +23,14 @@ use super::{
     memory::Memory,
 };
 
-/// An age in ticks that is above the age of every remembered client.
+/// An age in ticks that is greater than the age of every remembered client.
 const OLDEST: u16 = 16_000;
 
-/// The effect of a change of one service on its clients.
+/// The effect that a change of one service has on the service's clients.
 pub(super) struct ServiceChange {
-    /// The memory before the change.
+    /// The client memory of the service before the change.
     pub(super) before: Memory,
-    /// The clocks to convert ages from and to.
+    /// The old and the new clock for the conversion of ages.
     pub(super) ages: Option<(Clock, Clock)>,
     pub(super) forgets: Option<Forgets>,
 }
@@ -37,30 +38,30 @@ pub(super) struct ServiceChange {
 /// A pass over the client table after a change.
 pub(super) struct Rescan {
     services: HashMap<ServiceId, ServiceChange>,
-    /// The grace period after which no packet records its client by the earlier state.
+    /// The grace period after which the program no longer records clients by the earlier state.
     grace: Option<Grace>,
-    /// Entries before this one are processed.
+    /// The entries before this position are processed.
     next: usize,
     forgotten: BTreeMap<u16, Forgotten>,
 }
 
 impl Rescan {
-    /// A pass that begins after `grace`.
+    /// A pass that begins when `grace` is over.
     pub(super) const fn new(services: HashMap<ServiceId, ServiceChange>, grace: Option<Grace>) -> Self {
         Self { services, grace, next: 0, forgotten: BTreeMap::new() }
     }
 
-    /// Returns the grace period that must be over before the pass begins, if it has not begun.
+    /// Returns the grace period that must end before the pass can begin, if the pass has not begun.
     pub(super) const fn grace(&self) -> Option<Grace> {
         self.grace
     }
 
-    /// Whether the entry at this index has been processed.
+    /// Whether the pass has processed the entry at this index.
     pub(super) const fn has_read(&self, index: usize) -> bool {
         index < self.next
     }
 
-    /// Whether all entries have been processed.
+    /// Whether the pass has processed all entries.
     pub(super) fn is_over(&self, clients: &ClientTable) -> bool {
         self.next >= clients.words().len()
     }
@@ -70,11 +71,12 @@ impl Rescan {
         self.services.keys().copied()
     }
 
-    /// Processes up to `words` more entries. `memories` holds the current memory of services that still exist.
+    /// Processes up to `words` further entries. `memories` contains the current client memory of the services that
+    /// still exist.
     pub(super) fn part(&mut self, clients: &ClientTable, memories: &HashMap<ServiceId, Memory>, words: usize) {
         let Self { services, grace, next, forgotten } = self;
         *grace = None;
-        // Memories are indexed by number, so that the inner loop needs no hashing.
+        // Memories are indexed by number, so that the inner loop computes no hashes.
         let highest = services.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0);
         let mut by_number = Vec::new();
         by_number.resize_with(highest, || None);
@@ -103,17 +105,17 @@ impl Rescan {
         *next = end;
     }
 
-    /// The number of clients forgotten for each backend.
+    /// The number of clients that were forgotten for each backend.
     pub(super) fn forgotten(self) -> Vec<(BackendId, Forgotten)> {
         self.forgotten.into_iter().map(|(id, forgotten)| (BackendId(id), forgotten)).collect()
     }
 }
 
 impl ServiceChange {
-    /// Empties the entry of a client that is to be forgotten. Counts the client if it was known.
+    /// Empties the entry of a client that the service must forget. Counts the client as forgotten if it was known.
     fn forget(&self, word: &AtomicU64, entry: Entry, after: Option<&Memory>) -> Option<Forgotten> {
         let forgets = self.forgets?;
-        // The ages are in ticks of the one clock that exists.
+        // The ages are in ticks of the only clock that there is.
         let memory = after.filter(|after| after.clock.is_some()).unwrap_or(&self.before);
         let (clock, before) = (memory.clock?, self.before.clock?);
         let seen = |entry: Entry| seen(entry, memory.tick, clock);
@@ -128,9 +130,9 @@ impl ServiceChange {
     }
 }
 
-/// Converts an age to ticks of another clock, unless a packet has changed the entry in the meantime.
+/// Converts an age to ticks of another clock, unless the program has changed the entry in the meantime.
 fn convert(word: &AtomicU64, entry: Entry, (old, new): (Clock, Clock), now: u16) {
-    // Ages are rounded down, so that no client is forgotten early.
+    // Ages are rounded down, so that no client is forgotten too early.
     let age = u64::from(entry.age(now)) * u64::from(old.tick_seconds) / u64::from(new.tick_seconds);
     let aged = entry.aged(u16::try_from(age).unwrap_or(u16::MAX).min(OLDEST), now);
     let _ = word.compare_exchange(entry.0, aged.0, Ordering::Relaxed, Ordering::Relaxed);
@@ -151,7 +153,7 @@ mod tests {
     const NOW: u16 = 9000;
     const OLD: Clock = Clock { tick_seconds: 2, remember: 3600 };
 
-    /// A table with one client in each place, at a backend from 1 to 4, with this age in ticks. Backend 4 belongs to
+    /// A table with one client in each entry, at a backend from 1 to 4, with this age in ticks. Backend 4 belongs to
     /// another service.
     fn table(clients: &[(u16, u16)]) -> ClientTable {
         let [buckets, _] = MappedArray::<Bucket>::twice(BUCKETS).unwrap();
@@ -192,7 +194,7 @@ mod tests {
             touched.iter().for_each(|&index| touch(index));
             while !rescan.is_over(&table) {
                 rescan.part(&table, &memories, part);
-                // A client whose entry is processed and still known may send another packet.
+                // A client whose entry was processed and who is still known may send another packet.
                 touched.iter().filter(|&&index| rescan.has_read(index) && table.words()[index].load(Ordering::Relaxed) != 0).for_each(|&index| touch(index));
             }
             let mut forgotten = HashMap::<u16, u64>::new();

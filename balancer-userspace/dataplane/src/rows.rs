@@ -24,10 +24,10 @@ use balancer_config::{
 use balancer_control::io::{BackendId, BackendSpec, ListenerSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
-/// Seconds of silence after which a client's next datagram counts as a new connection.
+/// The number of seconds of silence after which a client's next datagram counts as a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// An address as stored in the maps: in network order, with an IPv4 address in the first word.
+/// An address as the maps store it: in network order, with an IPv4 address in the first word.
 #[must_use]
 pub(super) fn address_words(address: IpAddr) -> [u32; 4] {
     match address {
@@ -49,8 +49,8 @@ pub(super) fn key(address: SocketAddr, protocol: u8) -> ServiceKey {
     }
 }
 
-/// The checksum deltas of replacing `old` by `new`: of the address alone, and of address and port. If the port is 0 on
-/// either side, it stays unchanged.
+/// The checksum differences that replacing `old` by `new` makes: for the address alone, and for address and port. If
+/// the port in `old` or `new` is 0, the port stays unchanged.
 fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     let address = checksum::replace_address(&address_words(old.ip()), &address_words(new.ip()));
     let port = if old.port() == 0 || new.port() == 0 {
@@ -61,8 +61,8 @@ fn deltas(old: SocketAddr, new: SocketAddr) -> (u16, u16) {
     (checksum::fold(address), checksum::fold(address + port))
 }
 
-/// The forwarding mode of the kernel program for a backend. Packets to this machine itself need no tunnel, and their
-/// connections no address of the pool.
+/// The forwarding mode that the kernel program uses for a backend. Packets to this machine itself need no tunnel, and
+/// connections to it need no address of the pool.
 fn forwarding(spec: &BackendSpec) -> Forwarding {
     if !spec.next_hop.is_some_and(|hop| hop.local) {
         return spec.forwarding;
@@ -73,7 +73,7 @@ fn forwarding(spec: &BackendSpec) -> Forwarding {
     }
 }
 
-/// The row of a backend, and its standing, which is stored separately.
+/// The row of a backend, and the word with its state, which is stored separately.
 #[must_use]
 pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     let forwarding = forwarding(spec);
@@ -115,7 +115,7 @@ pub(super) fn backend(spec: &BackendSpec) -> (BackendStanding, BackendRow) {
     (standing, row)
 }
 
-/// The row of a service with its live table, at `tick` of its clock.
+/// The row of a service that has a live table, at `tick` of the service's clock.
 #[must_use]
 pub(super) fn service(
     spec: &ServiceSpec,
@@ -128,8 +128,8 @@ pub(super) fn service(
     if !spec.remember.is_zero() {
         flags |= SERVICE_REMEMBERS;
     }
-    // A new `snat` connection must find the entry of a known client whether or not its slot is flagged, because
-    // the flow's later packets read no slot.
+    // For a new `snat` connection, the program must find the entry of a known client whether or not its slot is
+    // flagged, because the program reads no slot for later packets of the flow.
     if seen_period(spec).is_none() || spec.forwarding == Forwarding::Snat {
         flags |= SERVICE_READS_ALWAYS;
     }
@@ -170,14 +170,14 @@ pub(super) fn service(
     row
 }
 
-/// The number of seconds in which packets read a client's entry only once, in slots without exceptions. `None`: every
-/// packet reads the entry, or none does.
+/// The number of seconds in which the program reads a client's entry only once, in slots without exceptions. `None`:
+/// the program reads the entry for every packet, or for none.
 #[must_use]
 pub(super) fn seen_period(spec: &ServiceSpec) -> Option<u32> {
     seen::period_seconds(u32::try_from(spec.remember.as_secs()).unwrap_or(u32::MAX), has_only_openers(spec))
 }
 
-/// Whether connections to all these services begin with a packet that opens them.
+/// Whether every connection to any of these services begins with a packet that opens the connection.
 #[must_use]
 pub(super) fn only_openers(services: &[ServiceSpec]) -> bool {
     services.iter().all(has_only_openers)
@@ -187,13 +187,14 @@ fn has_only_openers(spec: &ServiceSpec) -> bool {
     spec.listeners.iter().all(|listener| listener.listener.protocol == Protocol::Tcp)
 }
 
-/// Ticks after which a datagram counts as a new connection.
+/// The number of ticks after which a datagram counts as a new connection.
 #[must_use]
 pub(super) fn idle(clock: Clock) -> u16 {
     IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16
 }
 
-/// The hash of a client, which determines its slot and its bucket. `None`: the address is not of the service's family.
+/// The hash of a client, which determines the client's slot and bucket. `None`: the address does not belong to the
+/// service's family.
 #[must_use]
 pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     match (spec.family, address) {
@@ -210,7 +211,7 @@ pub(super) fn client_hash(spec: &ServiceSpec, address: IpAddr) -> Option<u64> {
     }
 }
 
-/// The marker rows for the source addresses of `returns`.
+/// The marker rows for the source addresses in `returns`.
 #[must_use]
 pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     let mut backends: HashMap<ServiceKey, Portless> = HashMap::new();
@@ -218,7 +219,7 @@ pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     for row in returns {
         let address = ServiceKey { port: 0, protocol: 0, ..row.key };
         let portless = backends.entry(address).or_default();
-        // In a fragment without ports, only the address changes.
+        // In a fragment without ports, the program changes only the address.
         if known.insert((address, row.key.protocol, row.vip)) {
             portless.add(row.key.protocol, row.key.port);
         }
@@ -226,14 +227,13 @@ pub(super) fn return_markers(returns: &[ReturnRow]) -> Vec<ReturnRow> {
     backends.into_iter().map(|(key, portless)| ReturnRow { key, portless, ..ReturnRow::zeroed() }).collect()
 }
 
-/// Whether the kernel program must know, before a backend is chosen, that this machine is one of the service's
-/// backends.
+/// Whether the kernel program must know that this machine is one of the service's backends before it chooses a backend.
 #[must_use]
 pub(super) fn is_local(spec: &ServiceSpec) -> bool {
     matches!(spec.forwarding, Forwarding::Dsr | Forwarding::Snat) && !spec.local.is_empty()
 }
 
-/// The return rows of a service's backends: of all backends for `nat`, and of this machine for `snat`.
+/// The return rows for a service's backends: for all backends in `nat` mode, and for this machine in `snat` mode.
 #[must_use]
 pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {
     let mut rows: Vec<ReturnRow> = Vec::new();

@@ -1,4 +1,5 @@
-//! The filter of clients that rules may concern. The controller updates it whenever it adds or removes a rule.
+//! The filter that shows which clients rules may match. The controller updates this filter whenever it adds or removes
+//! a rule.
 
 use std::sync::atomic::Ordering;
 
@@ -11,19 +12,20 @@ use ipnet::IpNet;
 
 use super::{mapped::MappedArray, rows::address_words};
 
-/// The mapped filter, and the number of rules behind each of its bits.
+/// The filter mapped into memory, and the number of rules that need each of its bits.
 pub(super) struct RuleFilter {
     words: MappedArray<u64>,
     rules: Vec<u32>,
 }
 
 impl RuleFilter {
-    /// An empty filter.
+    /// A filter without any rules.
     pub(super) fn new(words: MappedArray<u64>) -> Self {
         Self { words, rules: vec![0; 2 * PLACES as usize] }
     }
 
-    /// Adds a rule of `service`, before the rule itself is written. `None`: its prefix is unknown.
+    /// Adds a rule of `service` to the filter, before the controller writes the rule itself. `None`: the prefix of the
+    /// rule is unknown.
     pub(super) fn add(&mut self, service: ServiceId, prefix: Option<IpNet>) {
         for place in places(service, prefix) {
             if let Some(rules) = self.rules.get_mut(place as usize) {
@@ -36,7 +38,7 @@ impl RuleFilter {
         }
     }
 
-    /// Removes a rule that was added with these arguments.
+    /// Removes from the filter a rule that was added with the same arguments.
     pub(super) fn remove(&mut self, service: ServiceId, prefix: Option<IpNet>) {
         for place in places(service, prefix) {
             let Some(rules) = self.rules.get_mut(place as usize) else { continue };
@@ -51,7 +53,7 @@ impl RuleFilter {
     }
 }
 
-/// The places of a rule's clients; the bit for all clients of a service counts as a place.
+/// The places in the filter for a rule's clients; the bit for all clients of a service counts as one place.
 fn places(service: ServiceId, prefix: Option<IpNet>) -> Vec<u32> {
     match prefix {
         Some(IpNet::V4(net)) => {

@@ -1,7 +1,7 @@
-//! Rules for client prefixes in the kernel: a longest-prefix-match trie, and counters.
+//! The maps for client prefix rules in the kernel: a longest-prefix-match trie, and counters.
 //!
-//! Both maps may come from an earlier controller. A rule that is requested again keeps its row of counters in these
-//! maps.
+//! An earlier controller may have left both maps. In this case, a rule that is requested again keeps its row of
+//! counters.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -34,26 +34,26 @@ use super::{
     rule_filter::RuleFilter,
 };
 
-/// The rules that the kernel has.
+/// The rules that the kernel maps contain.
 pub(super) struct RuleTable {
     trie: LpmTrie<MapData, RuleKey, RuleRow>,
     stats: CpuRows<RuleStats>,
     filter: RuleFilter,
     services: HashMap<ServiceId, ServiceRules>,
-    /// Rules of an earlier controller that have not been requested yet.
+    /// The rules of an earlier controller that this controller's configuration has not requested yet.
     left: HashMap<(u32, RuleKey), RuleRow>,
-    /// Lists of denied prefixes.
+    /// The deny lists of services.
     lists: Lists,
-    /// Lists of an earlier controller that have not been requested yet, with their rows of counters.
+    /// The deny lists of an earlier controller that were not requested yet, with their rows of counters.
     left_lists: HashMap<ServiceId, (u32, Vec<(u32, RuleKey)>)>,
-    /// Free rows of counters: those with a row on each CPU, and the others.
+    /// The free rows of counters: first the rows with a counter on each CPU, then the rows that all CPUs share.
     free: [VecDeque<u32>; 2],
 }
 
 #[derive(Default)]
 struct ServiceRules {
     rules: BTreeMap<IpNet, RuleRow>,
-    /// Fallbacks counted by removed rules.
+    /// The numbers of fallbacks that removed rules have counted.
     fallbacks: u64,
 }
 
@@ -68,11 +68,11 @@ impl RuleTable {
         for rule in trie.iter() {
             let (key, row) = rule.context("reading the rules of the controller before")?;
             let (bits, key) = parts(key);
-            // Only the services of these rules determine their family.
+            // The keys of these rules do not contain the address family, which follows from the rules' services.
             let service = ServiceId(key.service);
             if denied::is_of_a_list(&row) {
                 let (_, keys) = left_lists.entry(service).or_insert_with(|| {
-                    // One entry in the filter is enough for all of these rules.
+                    // For all rules of a list, a single entry in the filter is enough.
                     filter.add(service, None);
                     (row.counters, Vec::new())
                 });
@@ -91,7 +91,7 @@ impl RuleTable {
         Ok(Self { trie, stats, filter, services, left, lists: Lists::new(), left_lists, free })
     }
 
-    /// Replaces the rules of `service` by `rules`.
+    /// Replaces all rules of `service` by `rules`.
     pub(super) fn set(&mut self, service: ServiceId, rules: &[RuleSpec], kept: &Kept) -> anyhow::Result<()> {
         for rule in rules {
             if let Some(row) = self.left.remove(&parts(key(service, rule.prefix))) {
@@ -123,7 +123,7 @@ impl RuleTable {
                 None => self.take_counters()?,
             };
             let row = RuleRow { action, backend, counters };
-            // The kernel replaces a rule in one step.
+            // The kernel replaces a single rule in one step.
             let inserted = self.trie.insert(&key(service, rule.prefix), row, 0);
             if let Err(error) = inserted {
                 if old.is_none() {
@@ -139,7 +139,7 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Removes the rules of services that are not `listed`.
+    /// Removes the rules of those services that are not `listed`.
     pub(super) fn keep(&mut self, listed: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
         let gone: Vec<ServiceId> = self.services.keys().copied().filter(|&service| !listed(service)).collect();
         for service in gone {
@@ -150,8 +150,8 @@ impl RuleTable {
         gone.into_iter().try_for_each(|service| self.drop_list(service))
     }
 
-    /// Sets a deny list beside the service's rules. Writing it takes several [steps](Self::step). A list that an
-    /// earlier controller left is updated.
+    /// Sets a deny list in addition to the service's rules. Writing the list takes several [steps](Self::step). If an
+    /// earlier controller has left a list for the service, this list is updated.
     pub(super) fn set_list(&mut self, DeniedBy { service, family, list }: &DeniedBy) -> anyhow::Result<()> {
         if !self.lists.contains_key(service) {
             let listed = match self.left_lists.remove(service) {
@@ -174,7 +174,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Does up to `steps` steps of the remaining work on lists. Returns whether all lists are complete.
+    /// Does up to `steps` steps of the remaining work for writing lists. Returns whether all lists are completely
+    /// written.
     pub(super) fn step(&mut self, steps: usize) -> anyhow::Result<bool> {
         for _ in 0..steps {
             let next =
@@ -182,7 +183,7 @@ impl RuleTable {
             let Some((service, step, counters)) = next else { return Ok(true) };
             match step {
                 Step::Add(prefix) => {
-                    // A rule for the same prefix takes precedence.
+                    // A rule with the same prefix takes precedence over the list.
                     if self.row(service, prefix).is_none() {
                         self.trie
                             .insert(&key(service, prefix), denied::row(counters), 0)
@@ -206,7 +207,7 @@ impl RuleTable {
         Ok(false)
     }
 
-    /// Removes the list of a service from the trie at once.
+    /// Removes the deny list of a service from the trie in one call.
     pub(super) fn drop_list(&mut self, service: ServiceId) -> anyhow::Result<()> {
         let Some(listed) = self.lists.get_mut(&service) else { return self.forget_left_list(service) };
         listed.become_list(&DenyList::default(), Family::V4);
@@ -219,7 +220,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Removes from the trie the lists that an earlier controller left, except those of services that are `spared`.
+    /// Removes from the trie the deny lists that an earlier controller has left, except the lists of services that are
+    /// `spared`.
     pub(super) fn forget_left_lists(&mut self, spared: impl Fn(ServiceId) -> bool) -> anyhow::Result<()> {
         let strangers: Vec<ServiceId> = self.left_lists.keys().copied().filter(|&service| !spared(service)).collect();
         strangers.into_iter().try_for_each(|service| self.forget_left_list(service))
@@ -242,12 +244,14 @@ impl RuleTable {
         Ok(())
     }
 
-    /// The number of prefixes from the service's list that are in the trie, and the number of packets that they denied.
+    /// The number of prefixes of the service's deny list that are in the trie, and the number of packets that these
+    /// prefixes have denied.
     pub(super) fn denied(&self, service: ServiceId) -> (usize, u64) {
         self.lists.get(&service).map_or((0, 0), |listed| (listed.len(), self.sum(listed.counters).packets))
     }
 
-    /// Removes the rules of an earlier controller that were not requested, except those of services that are `spared`.
+    /// Removes the rules of an earlier controller that were not requested, except the rules of services that are
+    /// `spared`.
     pub(super) fn forget_left(&mut self, spared: impl Fn(ServiceId) -> bool, kept: &Kept) -> anyhow::Result<()> {
         let strangers = self.left.keys().filter(|(_, key)| !spared(ServiceId(key.service))).copied();
         for (bits, key) in strangers.collect::<Vec<_>>() {
@@ -258,13 +262,13 @@ impl RuleTable {
         Ok(())
     }
 
-    /// The prefixes whose clients are pinned.
+    /// The prefixes whose clients a rule pins.
     pub(super) fn pinned(&self, service: ServiceId) -> impl Iterator<Item = IpNet> {
         let rules = self.services.get(&service).into_iter().flat_map(|of| &of.rules);
         rules.filter(|(_, row)| row.action == RULE_PIN).map(|(&prefix, _)| prefix)
     }
 
-    /// Whether a rule of an earlier controller that was not requested yet pins clients.
+    /// Whether an earlier controller has left a rule that pins clients and that was not requested yet.
     pub(super) fn pinned_before(&self) -> bool {
         self.left.values().any(|row| row.action == RULE_PIN)
     }
@@ -274,7 +278,7 @@ impl RuleTable {
         self.row(service, prefix).map(|row| self.sum(row.counters)).unwrap_or_default()
     }
 
-    /// See `Dataplane::rule_fallbacks`.
+    /// The trait method is `Dataplane::rule_fallbacks`.
     pub(super) fn fallbacks(&self, service: ServiceId) -> u64 {
         let Some(of) = self.services.get(&service) else { return 0 };
         of.rules.values().fold(of.fallbacks, |sum, row| sum + self.sum(row.counters).fallbacks)
@@ -297,7 +301,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Removes a rule from the trie, or puts a list's row in its place. Its fallbacks are then counted for its service.
+    /// Removes a rule from the trie, or writes the row of a deny list in its place. The fallbacks that the rule has
+    /// counted then count for the rule's service.
     fn give_up(
         &mut self,
         service: ServiceId,
@@ -306,7 +311,8 @@ impl RuleTable {
         kept: &Kept,
     ) -> anyhow::Result<()> {
         let before = self.services.entry(service).or_default().fallbacks;
-        // The fallbacks are stored first, so that no counter falls if the controller is killed in between.
+        // The controller stores the fallbacks first, so that no counter falls if the controller is killed between the
+        // two steps.
         kept.keep_rule_fallbacks(service, before + self.sum(row.counters).fallbacks);
         let taken = match instead {
             Some(row) => self.trie.insert(&key, row, 0),
@@ -320,8 +326,8 @@ impl RuleTable {
         Ok(())
     }
 
-    /// Takes a free row of counters, preferring the one that was unused for the longest time, because a packet in
-    /// progress may still count there.
+    /// Takes a free row of counters, preferably the row that has been unused for the longest time, because the program
+    /// may still count a packet in progress in a row that was just freed.
     fn take_counters(&mut self) -> anyhow::Result<u32> {
         let counters = self.free.iter_mut().find_map(VecDeque::pop_front);
         let counters = counters.with_context(|| format!("more than {MAX_RULES} rules"))?;
@@ -347,7 +353,7 @@ fn key(service: ServiceId, prefix: IpNet) -> Key<RuleKey> {
     Key::new(RULE_PREFIX_BASE + u32::from(prefix.prefix_len()), data)
 }
 
-/// The prefix of a key, in a service whose clients are of this family.
+/// The prefix in a key, for a service whose clients are of this family.
 fn prefix(bits: u32, key: &RuleKey, family: Family) -> Option<IpNet> {
     let length = u8::try_from(bits.checked_sub(RULE_PREFIX_BASE)?).ok()?;
     let bytes: [u8; 16] = bytemuck::cast(key.address);

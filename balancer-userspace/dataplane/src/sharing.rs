@@ -1,5 +1,5 @@
-//! Clients that all members of a fleet know: the controller exports them from the client table that packets use, and
-//! imports them into it.
+//! Clients that all members of a fleet know: the controller exports records of these clients from the client table that
+//! the kernel program uses, and imports records into this table.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,40 +17,40 @@ use balancer_fleet::{
 
 use super::{KernelDataplane, backends::Backends, clients::ClientTable, memory::Memory, stickiness::Stickiness};
 
-/// The outcome of importing records.
+/// The outcome of importing the records of another member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportedClients {
-    /// Clients that were unknown here.
+    /// The number of clients that were unknown to this member.
     pub new: u64,
-    /// Clients that were already known at that backend.
+    /// The number of clients that were already known at the reported backend.
     pub known: u64,
-    /// Clients that moved to another backend.
+    /// The number of clients whose entry now names another backend.
     pub moved: u64,
-    /// Moves that both this member and the reporting member have made, and that only the reporting member counts, by
-    /// service and index of the cause.
+    /// The numbers of moves that this member and the reporting member have both made, and that only the reporting
+    /// member counts, by service and index of the cause.
     pub repeated: BTreeMap<(ServiceId, usize), u64>,
-    /// Clients that were known at two backends.
+    /// The number of clients that members had recorded at two backends.
     pub conflicts: u64,
-    /// Records that contained less than this member knew.
+    /// The number of records that contain less information than this member already had.
     pub stale: u64,
-    /// Clients without room in their buckets.
+    /// The number of clients that found no room in their buckets.
     pub full: u64,
-    /// Records of backends that do not exist here, or of services without memory.
+    /// The number of records for backends that do not exist on this member, or for services without client memory.
     pub strangers: u64,
-    /// Clients that had not been seen for too long.
+    /// The number of clients that had not been seen for too long.
     pub expired: u64,
-    /// Records that do not fit a table of this size.
+    /// The number of records that do not fit a table of this size.
     pub outside: u64,
 }
 
 impl ImportedClients {
-    /// Number of clients that records made known, or moved to another backend.
+    /// The number of clients that records have made known or moved to another backend.
     #[must_use]
     pub const fn taken_over(&self) -> u64 {
         self.new + self.moved
     }
 
-    /// Number of dropped records by reason.
+    /// The numbers of dropped records, by reason.
     #[must_use]
     pub const fn dropped(&self) -> [(&'static str, u64); 4] {
         [("full", self.full), ("stranger", self.strangers), ("expired", self.expired), ("outside", self.outside)]
@@ -89,7 +89,7 @@ impl Table for Words<'_> {
     }
 }
 
-/// The facts about each backend's clients, by backend id.
+/// The facts about the clients of each backend, by backend id.
 struct AllFacts(Vec<Option<Facts>>);
 
 impl AllFacts {
@@ -111,14 +111,14 @@ impl fleet::Backends for AllFacts {
 }
 
 impl KernelDataplane {
-    /// Starts tracking what other members know.
+    /// Starts to track what other members know about clients.
     pub fn share_clients(&mut self) {
         self.sharing = Some(Sharing::new(self.stickiness.clients.words().len()));
     }
 
-    /// Returns the records to send to the other members in `epoch`: clients that they do not know, or no longer know.
-    /// Clients seen in only one tick are included if their slots are `changed`, by service; of the other such clients,
-    /// at most `newcomers` are included.
+    /// Returns the records that this member must send to the other members in `epoch`: clients that the other members
+    /// do not know, or no longer know. The result includes clients seen in only one tick if their slots are `changed`
+    /// (by service); it also includes at most `newcomers` other clients seen in only one tick.
     pub fn tell_clients(
         &mut self,
         epoch: u32,
@@ -145,7 +145,7 @@ impl KernelDataplane {
         records
     }
 
-    /// All known clients, for a member that knows none.
+    /// Records of all known clients, for a member that knows no clients.
     #[must_use]
     pub fn dump_clients(&mut self, epoch: u32) -> Vec<Record> {
         self.rescan_all();
@@ -156,17 +156,18 @@ impl KernelDataplane {
         sharing.dump(&Words(clients.words()), &AllFacts::of(clients, memories, backends), epoch)
     }
 
-    /// Assumes that other members may have lost the records that this member sent.
+    /// Assumes that other members may have lost the records which this member has sent.
     pub fn doubt_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::doubt);
     }
 
-    /// Records that a member has sent all clients that the other members know.
+    /// Records that another member has now sent all clients that the other members know.
     pub fn confirm_clients(&mut self) {
         self.sharing.iter_mut().for_each(Sharing::confirm);
     }
 
-    /// Imports another member's records in `epoch`. The clients of the backends in `emptied` were forgotten by then.
+    /// Imports records that another member has sent in `epoch`. `emptied` names the backends whose clients were
+    /// forgotten by the time of `epoch`.
     pub fn import_clients(&mut self, told: &Told, epoch: u32, emptied: &Emptied) -> ImportedClients {
         self.rescan_all();
         let mut sum = ImportedClients::default();
@@ -188,7 +189,8 @@ impl KernelDataplane {
                 record,
                 heard,
                 &facts,
-                // The flag comes first, because only packets in flagged slots read an entry.
+                // The controller first sets the flag, because the program reads entries only for packets in flagged
+                // slots.
                 |service, tag, backend| {
                     let service = ServiceId(service);
                     let Some(memory) = memories.get(&service) else { return };

@@ -1,4 +1,4 @@
-//! Signs of failing backends in packets: the controller's side.
+//! The controller's side of signs in packets that a backend may have failed.
 
 use std::{mem::offset_of, sync::atomic::Ordering, time::Duration};
 
@@ -13,16 +13,16 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::mapped::MappedArray;
 
-/// The approximate number of packets per second whose clients' handshakes are watched; a watched packet takes 5 to 10
-/// ns longer.
+/// The approximate number of packets a second from clients whose handshakes the program watches; a watched packet takes
+/// 5 to 10 ns longer than other packets.
 const WATCHED: u64 = 50_000;
-/// The limit for sampling: the program watches at least one client in 256.
+/// The limit of sampling: the program watches the handshakes of at least one client in 256.
 const MOST_BITS: u32 = 8;
 
-/// The signs of each backend.
+/// The signs of failure for each backend.
 pub(super) struct SignTable {
     rows: MappedArray<Signs>,
-    /// The total number of packets, and the time at which this number was read.
+    /// The total number of packets, and the time at which the controller read this number.
     seen: Option<(Duration, u64)>,
 }
 
@@ -31,8 +31,8 @@ impl SignTable {
         Ok(Self { rows: MappedArray::new(map)?, seen: None })
     }
 
-    /// Sets whether signs of a backend are reported, and how long resets are withheld. A backend that `begins` inherits
-    /// nothing from an earlier backend with its id.
+    /// Sets whether the program reports signs of a backend's failure, and how long the program withholds the backend's
+    /// resets. A backend that `begins` does not take over signs of an earlier backend with the same id.
     pub(super) fn set(&mut self, id: BackendId, passive: Option<Passive>, begins: bool) {
         let index = usize::from(id.0);
         if begins {
@@ -44,7 +44,7 @@ impl SignTable {
         self.rows.word32(index, offset_of!(Signs, tells)).store(passive.is_some().into(), Ordering::Release);
     }
 
-    /// Records that a backend works, so that it refuses connections on purpose.
+    /// Records that a backend works, which means that the backend refuses connections on purpose.
     pub(super) fn works(&self, id: BackendId) {
         let index = usize::from(id.0);
         let since = self.rows.word64(index, offset_of!(Signs, refused_since));
@@ -58,7 +58,7 @@ impl SignTable {
         }
     }
 
-    /// Unfinished handshakes with a backend; `None`: there are none.
+    /// The unfinished handshakes with a backend; `None`: the backend has none.
     pub(super) fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
         let waiting = self.rows.load(usize::from(id.0)).waiting();
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).ok()?;
@@ -68,13 +68,13 @@ impl SignTable {
         })
     }
 
-    /// Resets of a backend that were withheld from clients.
+    /// The number of a backend's resets that were withheld from clients.
     pub(super) fn withheld(&self, id: BackendId) -> u64 {
         self.rows.word64(usize::from(id.0), offset_of!(Signs, withheld)).load(Ordering::Relaxed)
     }
 
-    /// The bits of a client's port that must be clear for its handshakes to be watched, given that `packets` have
-    /// arrived until `now`. At first, the rate of packets is unknown.
+    /// The bits that must be clear in a client's port if the program is to watch the client's handshakes, given that
+    /// `packets` have arrived until `now`. At the first call, the rate of packets is unknown.
     pub(super) fn unsampled(&mut self, packets: u64, now: Duration) -> u32 {
         let Some((before, then)) = self.seen.replace((now, packets)) else { return mask(MOST_BITS) };
         let millis = u64::try_from(now.saturating_sub(before).as_millis()).unwrap_or(u64::MAX).max(1);
@@ -84,7 +84,8 @@ impl SignTable {
     }
 }
 
-/// A mask of this many of the lowest bits of a port, in network order. These bits differ between clients.
+/// A mask of the lowest bits of a port, in network order; the argument is the number of bits. The lowest bits of their
+/// ports differ between clients.
 fn mask(bits: u32) -> u32 {
     let mask = (1u16 << bits) - 1;
     u32::from(mask.to_be()) & WATCH_NO_HANDSHAKE

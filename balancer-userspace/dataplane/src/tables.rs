@@ -1,4 +1,4 @@
-//! The live tables in the map of slots: their locations, their contents, and which slots have exceptions.
+//! The live tables in the map of slots: where each table is, what it contains, and which of its slots have exceptions.
 
 use std::{
     collections::HashMap,
@@ -21,21 +21,21 @@ use super::{
     regions::Regions,
 };
 
-/// [`SLOT_EXCEPTIONS`] of every slot in a line.
+/// The flag [`SLOT_EXCEPTIONS`] for every slot in a line.
 const EXCEPTIONS: u64 = ((1 << SLOTS_PER_LINE) - 1) * SLOT_EXCEPTIONS;
 
-/// The live table of a service.
+/// The live table of one service.
 struct Table {
     lines: Range<u32>,
     size: u32,
-    /// The backends of its slots.
+    /// The backends of the table's slots.
     slots: Arc<[u16]>,
-    /// The exception flags that the controller has set, by line. The kernel program sets flags as well, for clients
-    /// that a QUIC connection brings to another backend.
+    /// The exception flags that the controller has set, for each line. The kernel program also sets flags, for clients
+    /// that a QUIC connection moves to another backend.
     own: Vec<u64>,
-    /// The number of flags in `own`.
+    /// The number of flags that are set in `own`.
     exceptions: u64,
-    /// Row in the active half of the service map, once published.
+    /// The service's row in the active half of the service map; `None`: the service is not published yet.
     row: Option<u32>,
 }
 
@@ -60,7 +60,7 @@ impl Table {
         if is_set == has {
             return;
         }
-        // Packets may set flags of the same line at the same time, so the change is atomic.
+        // The program may set flags of the same line at the same time, so the change must be atomic.
         if has {
             flags.fetch_or(bit, Ordering::Release)
         } else {
@@ -69,17 +69,17 @@ impl Table {
     }
 }
 
-/// The state, besides its slots, on which the lines of a new table depend.
+/// The state that, together with the table's slots, determines the lines of a new table.
 struct Before<'a> {
-    /// The base table, if it has the same length.
+    /// The base table, if its length equals that of the new table.
     home: Option<&'a [u16]>,
-    /// The previous table, if it has the same length.
+    /// The previous table, if its length equals that of the new table.
     same: Option<&'a Table>,
-    /// Whether known clients may be anywhere.
+    /// Whether known clients of the service may be at any backend.
     anywhere: bool,
 }
 
-/// The tables of all services.
+/// The tables of all services in the map of slots.
 pub(super) struct Tables {
     slots: MappedArray<SlotLine>,
     regions: Regions,
@@ -87,43 +87,43 @@ pub(super) struct Tables {
     of: HashMap<ServiceId, Table>,
 }
 
-/// Reasons why clients may be known when a table is written.
+/// The reasons why the service may have known clients when its table is written.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
-    /// Whether the service remembers its clients.
+    /// Whether the service remembers clients.
     pub(super) remembers: bool,
-    /// Whether an earlier controller may have left clients anywhere.
+    /// Whether an earlier controller may have left clients of the service at any backend.
     pub(super) adopted: bool,
 }
 
 impl Tables {
-    /// Starts without tables, in a map of `lines` lines.
+    /// Makes a value without tables, for a map of `lines` lines.
     pub(super) fn new(slots: MappedArray<SlotLine>, lines: u32, grace_periods: Arc<GracePeriods>) -> Self {
         Self { slots, regions: Regions::new(lines), grace_periods, of: HashMap::new() }
     }
 
-    /// The location of a service's table.
+    /// The location of a service's table in the map of slots.
     pub(super) fn location(&self, service: ServiceId) -> Option<LiveTable> {
         self.of.get(&service).map(Table::location)
     }
 
-    /// A service's row in the active half of the service map, once published.
+    /// The service's row in the active half of the service map, if the service is published.
     pub(super) fn row(&self, service: ServiceId) -> Option<u32> {
         self.of.get(&service)?.row
     }
 
-    /// Whether a service has slots with exceptions.
+    /// Whether a service has slots that are flagged as exceptions.
     pub(super) fn has_exceptions(&self, service: ServiceId) -> bool {
         self.of.get(&service).is_some_and(|table| table.exceptions > 0)
     }
 
-    /// Number of slots with exceptions in all tables.
+    /// The number of slots flagged as exceptions in all tables.
     pub(super) fn exceptions(&self) -> u64 {
         self.of.values().map(|table| table.exceptions).sum()
     }
 
-    /// Writes a service's table beside the previous one, and calls `publish` to switch the service's row, if it has
-    /// one. Returns the grace period after which no packet reads the previous table.
+    /// Writes a new table of a service into free lines, and calls `publish` to switch the service's row to this table,
+    /// if the service has a row. Returns the grace period after which the program no longer reads the previous table.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
@@ -156,7 +156,7 @@ impl Tables {
         if let Some(row) = row {
             publish(row, new.location());
         }
-        // Packets may have set flags of the previous table after it was read.
+        // The program may have set flags of the previous table after the controller had read this table.
         if let Some(old) = old.as_ref().filter(|_| is_same) {
             for (before, after) in old.lines.clone().zip(new.lines.clone()) {
                 let late = flags(&self.slots, before).load(Ordering::Acquire) & EXCEPTIONS;
@@ -171,7 +171,8 @@ impl Tables {
         Ok(grace)
     }
 
-    /// Records the services' new rows. Discards the tables of services without a row, and returns those services.
+    /// Records the new rows of the services. Discards the tables of services that have no row, and returns these
+    /// services.
     pub(super) fn published(&mut self, rows: &HashMap<ServiceId, u32>) -> Vec<ServiceId> {
         for (id, table) in &mut self.of {
             table.row = rows.get(id).copied();
@@ -185,20 +186,20 @@ impl Tables {
         .collect()
     }
 
-    /// Flags every slot of the map, including tables of an earlier controller.
+    /// Flags every slot of the map, including the slots of an earlier controller's tables.
     pub(super) fn flag_everything(&self) {
         for line in 0..self.slots.len() {
             self.slots.word64(line, offset_of!(SlotLine, flags)).fetch_or(EXCEPTIONS, Ordering::Release);
         }
     }
 
-    /// Flags every slot of a service.
+    /// Flags every slot of a service's table.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
         let size = self.of.get(&service).map_or(0, |table| table.size);
         (0..size).for_each(|slot| self.flag(service, slot));
     }
 
-    /// Flags a slot of a service.
+    /// Flags one slot of a service's table.
     pub(super) fn flag(&mut self, service: ServiceId, slot: u32) {
         if let Some(table) = self.of.get_mut(&service) {
             table.set_exception(&self.slots, slot, true);
@@ -212,7 +213,7 @@ impl Tables {
         }
     }
 
-    /// Makes a line of `table`.
+    /// Makes a line of the map from `table`.
     fn line(&self, index: usize, table: &[u16], &Before { home, same, anywhere }: &Before<'_>) -> SlotLine {
         let mut line = SlotLine::zeroed();
         let begin = index * SLOTS_PER_LINE as usize;
@@ -220,7 +221,8 @@ impl Tables {
         let backends = &table[slots.clone()];
         let all = (1 << backends.len()) - 1;
         let refilled = home.map_or(all, |home| differing(backends, &home[slots.clone()]));
-        // The known clients of a changed slot stay at their backends, and clients of a flagged slot may be anywhere.
+        // The known clients of a changed slot stay at their backends, and the clients of a flagged slot may be at any
+        // backend.
         let moved = same.map_or(0, |old| differing(backends, &old.slots[slots]));
         let elsewhere = if anywhere { all } else { moved };
         let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
@@ -244,12 +246,13 @@ impl Tables {
     }
 }
 
-/// The slots of a line whose backend differs from the one in `others`, one bit each. Usually no slot differs.
+/// The slots of a line whose backend differs from the backend in `others`, as one bit for each slot. Usually no slot
+/// differs.
 fn differing(backends: &[u16], others: &[u16]) -> u64 {
     if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }
 
-/// The flags of a line.
+/// The exception flags of a line.
 fn flags(slots: &MappedArray<SlotLine>, line: u32) -> &AtomicU64 {
     slots.word64(line as usize, offset_of!(SlotLine, flags))
 }

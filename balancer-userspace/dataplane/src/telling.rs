@@ -1,5 +1,5 @@
-//! The program that steers and also reports packets on arrival and departure. It replaces the plain program while a
-//! user traces or captures.
+//! The tracing program, which steers packets and also reports them on arrival and departure. This program replaces the
+//! plain program while a user traces or captures packets.
 
 use std::{
     collections::BTreeSet,
@@ -25,47 +25,48 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::rows::{address_words, family};
 
-/// The program's name in the object and in the kernel.
+/// The name of the tracing program in the object and in the kernel.
 pub const PROGRAM: &str = "tell_and_steer";
-/// The maximum number of bytes reported of a frame.
+/// The maximum number of bytes that the program reports of a frame.
 pub const MAX_SNAPLEN: u32 = MAX_KEPT;
 /// The maximum number of backends whose counters the program compares before and after a packet.
 pub const WATCHED: usize = MAX_WATCHED as usize;
-/// The number of pages in each CPU's ring: one MiB.
+/// The number of pages in the ring buffer of each CPU: one MiB.
 const PAGES: usize = 256;
-/// The time for which the program continues to report without the controller.
+/// The time for which the program continues to report packets if the controller does not extend it.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// The packets to report.
+/// The packets that the program must report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
-    /// Report only packets of these clients.
+    /// The program reports only packets of these clients.
     pub client: Option<IpNet>,
-    /// The virtual addresses of all services, or of the only one.
+    /// The virtual addresses of all services, or of the only service whose packets the program must report.
     pub vips: BTreeSet<IpAddr>,
-    /// Report only packets from or to one of `vips`; otherwise all packets that the program handles.
+    /// If set, the program reports only packets from or to one of `vips`; otherwise it reports all packets that it
+    /// handles.
     pub only_vips: bool,
-    /// Bytes to report of each frame.
+    /// The number of bytes that the program reports of each frame.
     pub snaplen: u32,
 }
 
-/// A packet on arrival and on departure.
+/// A packet with its report on arrival and its report on departure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// The packet on arrival.
+    /// The report of the packet on arrival.
     pub came: (Head, Vec<u8>),
-    /// The packet on departure, with its outcome.
+    /// The report of the packet on departure, with the packet's outcome.
     pub left: (Head, Vec<u8>),
 }
 
-/// The packets of one CPU.
+/// The packets that one CPU reports.
 pub struct Ring {
     buffer: PerfEventArrayBuffer<MapData>,
-    /// A packet that has arrived and not departed yet.
+    /// A packet that has arrived and has not departed yet.
     came: Option<(Head, Vec<u8>)>,
 }
 
-/// The settings of the tracing program.
+/// The settings of the tracing program, which the controller can change.
 pub struct Knobs {
     settings: Array<MapData, Settings>,
     value: Settings,
@@ -74,7 +75,8 @@ pub struct Knobs {
 }
 
 impl Ring {
-    /// Reads the pending packets. Returns the number of frames lost because they were not read fast enough.
+    /// Reads the packet reports that are waiting. Returns the number of frames that were lost because the caller did
+    /// not read fast enough.
     pub fn take(&mut self, mut told: impl FnMut(Told)) -> u64 {
         let came = &mut self.came;
         let taken = self.buffer.try_fold(0, |lost, event| match event {
@@ -90,7 +92,7 @@ impl Ring {
                 ControlFlow::<u64, u64>::Continue(lost)
             }
             PerfEvent::Lost { count } => {
-                // The next record may belong to a packet that was lost.
+                // The next record may belong to a packet whose arrival was lost.
                 *came = None;
                 ControlFlow::Continue(lost + count)
             }
@@ -108,31 +110,31 @@ impl AsRawFd for Ring {
 }
 
 impl Knobs {
-    /// Lets the program report for some more seconds from now.
+    /// Lets the program report packets for some more seconds from now on.
     ///
     /// # Errors
-    /// If the kernel refuses the write.
+    /// Fails if the kernel refuses the write.
     pub fn go_on(&mut self) -> anyhow::Result<()> {
         let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
         self.value.until = u64::try_from((now + LEASE).as_nanos())?;
         Ok(self.settings.set(0, self.value, 0)?)
     }
 
-    /// Stops reporting.
+    /// Makes the program stop reporting.
     ///
     /// # Errors
-    /// If the kernel refuses the write.
+    /// Fails if the kernel refuses the write.
     pub fn stop(&mut self) -> anyhow::Result<()> {
         self.value.until = 0;
         Ok(self.settings.set(0, self.value, 0)?)
     }
 
-    /// Adds these backends to those whose counters are compared, as far as there is room.
+    /// Adds backends to the watched backends, as far as the map has room.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub fn watch(&mut self, backends: impl IntoIterator<Item = u16>) -> anyhow::Result<()> {
-        // Positions do not change, because a packet may be in progress.
+        // The positions of watched backends stay the same, because the program may be processing a packet.
         for id in backends {
             if self.watching.len() < WATCHED && !self.watching.contains(&id) {
                 self.watched.set(self.watching.len() as u32, u32::from(id), 0)?;
@@ -144,7 +146,8 @@ impl Knobs {
     }
 }
 
-/// Prepares the program's maps for `filter`. Returns a ring for each CPU, and the settings.
+/// Prepares the maps of the tracing program for `filter`. Returns a ring buffer for each CPU, and the settings of the
+/// program.
 pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
     let mut vips: HashMap<MapData, Address, u32> = again(ebpf, "TRACE_VIPS")?.try_into()?;
     put_vips(&mut vips, &filter.vips)?;
@@ -164,10 +167,10 @@ pub(super) fn prepare(ebpf: &Ebpf, filter: &Filter) -> anyhow::Result<(Vec<Ring>
     Ok((cpus.into_iter().map(ring).collect::<anyhow::Result<_>>()?, knobs))
 }
 
-/// The tracing program.
+/// The tracing program in the loaded object.
 ///
 /// # Errors
-/// If there is none, which would be a broken build.
+/// Fails if the object contains no such program, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(ebpf
         .program_mut(PROGRAM)
@@ -206,7 +209,7 @@ fn put_vips(map: &mut HashMap<MapData, Address, u32>, vips: &BTreeSet<IpAddr>) -
     Ok(())
 }
 
-/// Splits a record into a head and the bytes of its frame, without padding. `None`: the record is invalid.
+/// Splits a record into its head and the bytes of the frame, without padding. `None`: the record is invalid.
 fn frame(first: &[u8], second: &[u8]) -> Option<(Head, Vec<u8>)> {
     let mut bytes = first.to_vec();
     bytes.extend_from_slice(second);
@@ -215,7 +218,7 @@ fn frame(first: &[u8], second: &[u8]) -> Option<(Head, Vec<u8>)> {
     Some((head, frame))
 }
 
-/// A second handle of a map.
+/// A second file descriptor of a map.
 fn again(ebpf: &Ebpf, name: &str) -> anyhow::Result<Map> {
     let missing = || anyhow!("the kernel object holds no map {name}");
     let map = ebpf.map(name).ok_or_else(missing)?;

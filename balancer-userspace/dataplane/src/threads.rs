@@ -1,17 +1,17 @@
-//! Threads of the data path.
+//! Starts the threads of the data path.
 
 use std::{io, thread};
 
-/// A starter of the threads that the data path cannot work without.
+/// A function that starts threads without which the data path cannot work.
 pub trait Threads {
-    /// Starts a thread named `what` that does `work`.
+    /// Starts a thread that has the name `what` and does `work`.
     ///
     /// # Errors
-    /// If the system allows no more threads.
+    /// Fails if the system allows no more threads.
     fn start(&self, what: &'static str, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
 }
 
-/// A starter of threads whose end nothing reports.
+/// A thread starter that does not report when a thread ends.
 pub(super) struct Unwatched;
 
 impl Threads for Unwatched {
@@ -20,7 +20,7 @@ impl Threads for Unwatched {
     }
 }
 
-/// Threads that a scheduler runs one at a time, in an order that it chooses.
+/// A thread starter for tests: a scheduler runs the threads one at a time, in an order that the scheduler chooses.
 #[cfg(test)]
 pub(crate) struct Shuttled;
 

@@ -15,10 +15,10 @@ use crate::{
     process::Process,
 };
 
-/// How long a backend may take to answer after its start.
+/// The maximum time for a backend to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// A web server in a namespace. Dropping the value ends the server.
+/// A web server that runs in a namespace. Dropping the value ends the server.
 #[derive(Debug)]
 pub struct Backend {
     process: Process,
@@ -26,11 +26,11 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Starts a backend and waits until it answers. `balancer` is the program. The backend appends its output to
-    /// `NAME.log` in `logs`.
+    /// Starts a backend and waits until it answers. `balancer` is the path of the balancer program, which contains the
+    /// web server. The backend appends its output to `NAME.log` in `logs`.
     ///
     /// # Errors
-    /// If the backend cannot be started, ends, or does not answer within ten seconds.
+    /// Fails if the backend cannot be started, if it ends, or if it does not answer within ten seconds.
     pub fn start(
         balancer: &Path,
         namespace: &Namespace,
@@ -58,22 +58,22 @@ impl Backend {
         }
     }
 
-    /// Changes the answer of the backend's health check to `mode`: `503`, `hang`, `slow` (2 s), `reset` or `ok`.
+    /// Makes the backend answer health checks according to `mode`: `503`, `hang`, `slow` (2 s), `reset` or `ok`.
     ///
     /// # Errors
-    /// If the backend does not answer or does not know the mode.
+    /// Fails if the backend does not answer or does not know the mode.
     pub fn fail(&self, namespace: &Namespace, mode: &str) -> Result<()> {
         let reply = self.ask(namespace, "POST", &format!("/fail?mode={mode}"))?;
         ensure!(reply.status == 204, "{} answered {}", self.process.what(), reply.status);
         Ok(())
     }
 
-    /// The process itself.
+    /// The process of the backend.
     pub const fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Sends the backend a request from its own host.
+    /// Sends a request to the backend from the backend's own host.
     fn ask(&self, namespace: &Namespace, method: &'static str, path: &str) -> Result<Reply> {
         let mut target = *self.listen.first().context("a backend needs an address to listen on")?;
         let unspecified: IpAddr = match target {
@@ -88,7 +88,7 @@ impl Backend {
     }
 }
 
-/// The arguments that make `balancer` run such a web server.
+/// The arguments that make `balancer` run a demo web server.
 #[must_use]
 pub fn arguments(name: &str, listen: &[SocketAddr]) -> Vec<String> {
     let named = ["demo", "server", "--name", name].map(str::to_owned);

@@ -7,7 +7,7 @@ use balancer_config::config::forwarding_word;
 
 use crate::topology::{Family, Topology};
 
-/// The service's port.
+/// The port of the demo's service.
 pub(crate) const PORT: u16 = 80;
 
 /// The settings that differ between the configurations.
@@ -16,11 +16,11 @@ pub(crate) struct Config<'a> {
     pub(crate) remember: Duration,
     /// The number of backends at the start.
     pub(crate) backends: u16,
-    /// The directory of state and socket.
+    /// The directory that contains the state file and the control socket.
     pub(crate) files: &'a Path,
-    /// Additional tables.
+    /// Additional tables for the configuration.
     pub(crate) tables: &'a str,
-    /// Additional lines of the service.
+    /// Additional lines for the table of the service.
     pub(crate) service_lines: &'a str,
 }
 
@@ -57,17 +57,17 @@ check      = {{ type = "http", path = "/healthz", interval = "1s", timeout = "50
     }
 }
 
-/// Returns `web1` for index 0.
+/// Returns the name of a backend: `web1` for index 0.
 pub(crate) fn name(index: u16) -> String {
     format!("web{}", index + 1)
 }
 
-/// The address of backend `index` in the balancer's configuration.
+/// The address of the backend `index` in the balancer's configuration.
 pub(crate) fn backend_address(topology: &Topology, forwarding: Forwarding, index: u16) -> SocketAddr {
     SocketAddr::new(topology.backend_address(Family::V4, index), backend_port(forwarding))
 }
 
-/// The addresses on which backend `index` listens.
+/// The addresses on which the backend `index` listens.
 pub(crate) fn listen(topology: &Topology, forwarding: Forwarding, index: u16) -> Vec<SocketAddr> {
     let port = backend_port(forwarding);
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, index), port));

@@ -1,4 +1,4 @@
-//! A running `balancer`, controlled like users control it.
+//! A running `balancer`, which tests control by the commands that users type.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,10 +12,10 @@ use balancer_api::model::StatusView;
 
 use crate::{namespace::Namespace, process::Process};
 
-/// The environment variable with the path of the control socket.
+/// The environment variable that contains the path of the control socket.
 pub(crate) const SOCKET_VARIABLE: &str = "BALANCER_SOCKET";
 
-/// A `balancer run` in a namespace. Dropping the value ends it cleanly.
+/// A running `balancer run` in a namespace. Dropping the value ends the balancer gracefully.
 #[derive(Debug)]
 pub struct Controller {
     process: Process,
@@ -24,28 +24,28 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Starts the balancer; `config` must name `socket` as its control socket.
+    /// Starts a balancer; `config` must name `socket` as its control socket.
     ///
     /// # Errors
-    /// If the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn start(namespace: &Namespace, binary: &Path, config: &Path, socket: &Path, log: &Path) -> Result<Self> {
         let mut command = namespace.command(binary);
-        // The variable would override the configuration's socket.
+        // The environment variable would override the `socket` in the configuration.
         command.env_remove(SOCKET_VARIABLE);
         command.arg("run").arg("--config").arg(config);
         let process = Process::spawn("balancer", &mut command, log)?;
         Ok(Self { process, binary: binary.to_owned(), socket: socket.to_owned() })
     }
 
-    /// The process itself.
+    /// The process of the balancer.
     pub const fn process(&mut self) -> &mut Process {
         &mut self.process
     }
 
-    /// Runs a command line such as `["backend", "drain", "web/web2"]`, like a user.
+    /// Runs a command such as `["backend", "drain", "web/web2"]` against the balancer, as a user would.
     ///
     /// # Errors
-    /// If the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         Command::new(&self.binary)
             .args(arguments)
@@ -57,7 +57,7 @@ impl Controller {
     /// Runs `balancer status --json` and returns the status.
     ///
     /// # Errors
-    /// If the command fails, or its output is no status.
+    /// Fails if the command fails, or if its output is not a status.
     pub fn status(&self) -> Result<StatusView> {
         let output = self.cli(&["status", "--json"])?;
         ensure!(
@@ -72,7 +72,7 @@ impl Controller {
     /// Waits until the controller answers with a status.
     ///
     /// # Errors
-    /// If the controller has ended (with the last lines of its log), or `limit` is over.
+    /// Fails after `limit`, or if the controller has ended; the error then contains the last lines of its log.
     pub fn wait_ready(&mut self, limit: Duration) -> Result<StatusView> {
         self.wait_for(limit, "a status", |_| true)
     }
@@ -80,7 +80,7 @@ impl Controller {
     /// Waits until the status is as `expected`.
     ///
     /// # Errors
-    /// If the controller has ended (with the last lines of its log), or `limit` is over.
+    /// Fails after `limit`, or if the controller has ended; the error then contains the last lines of its log.
     pub fn wait_for(
         &mut self,
         limit: Duration,
@@ -104,10 +104,10 @@ impl Controller {
         }
     }
 
-    /// Returns an error if the controller has ended.
+    /// Checks that the controller has not ended.
     ///
     /// # Errors
-    /// If it has ended, with the last lines of its log.
+    /// Fails with the last lines of the log if the controller has ended.
     pub fn ensure_running(&mut self) -> Result<()> {
         if let Some(status) = self.process.exited()? {
             bail!(

@@ -1,4 +1,4 @@
-//! Servers of etcd, each in the given namespace.
+//! etcd servers, each of which runs in a given namespace.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -11,25 +11,25 @@ use nix::sys::signal::Signal;
 
 use crate::{http_client::Request, namespace::Namespace, process::Process};
 
-/// The ports for clients and for other servers.
+/// The ports on which an etcd server accepts clients and other etcd servers.
 const CLIENTS: u16 = 2379;
 const PEERS: u16 = 2380;
-/// The time limit for a server's health check.
+/// The time limit for the health check of an etcd server.
 const HEALTH_LIMIT: Duration = Duration::from_millis(500);
 
-/// PEM files for TLS between a server and its clients. Each client needs a certificate.
+/// The PEM files for TLS between an etcd server and its clients. The server requires a certificate from each client.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    /// The certificate that signs the clients' certificates.
+    /// The certificate of the authority that signs the clients' certificates.
     pub ca: PathBuf,
-    /// The server's certificate.
+    /// The file with the server's certificate.
     pub cert: PathBuf,
-    /// The server's private key.
+    /// The file with the server's private key.
     pub key: PathBuf,
 }
 
-/// A server of an etcd cluster. Dropping the value kills the server, because nothing has to be stored and a frozen
-/// process would not react to SIGTERM.
+/// A server of an etcd cluster. Dropping the value kills the server: the server has nothing to store, and a frozen
+/// server would not react to SIGTERM.
 #[derive(Debug)]
 pub struct Server {
     name: String,
@@ -40,8 +40,8 @@ pub struct Server {
     process: Option<Process>,
 }
 
-/// Returns the servers `etcd1`, `etcd2`, … at these addresses, not yet started. Data and logs are in `directory`;
-/// `more` are additional arguments.
+/// Returns the servers `etcd1`, `etcd2`, … at these addresses; the function does not start them. The servers' data and
+/// logs are in `directory`; `more` contains additional arguments.
 #[must_use]
 pub fn servers(addresses: &[IpAddr], tls: Option<&Tls>, directory: &Path, more: &[String]) -> Vec<Server> {
     let named: Vec<(String, IpAddr)> =
@@ -83,33 +83,34 @@ impl Server {
         self.address
     }
 
-    /// Returns the arguments that `etcd` is started with.
+    /// Returns the arguments with which `etcd` is started.
     #[must_use]
     pub fn arguments(&self) -> &[String] {
         &self.arguments
     }
 
-    /// Returns the server's process, if it was started and not killed since.
+    /// Returns the process of the server, if the server was started and not killed afterwards.
     pub const fn process(&mut self) -> Option<&mut Process> {
         self.process.as_mut()
     }
 
-    /// The last `lines` lines of the server's output; `None` if the server does not run.
+    /// The last `lines` lines of the server's output; `None` if the server is not running.
     #[must_use]
     pub fn tail(&self, lines: usize) -> Option<String> {
         self.process.as_ref()?.tail(lines).ok()
     }
 
-    /// Whether the server was started and not killed since.
+    /// Whether the server was started and not killed afterwards.
     #[must_use]
     pub const fn is_started(&self) -> bool {
         self.process.is_some()
     }
 
-    /// Starts the server with its stored data. The server ends with the calling thread at the latest.
+    /// Starts the server with the data that it has stored. The kernel kills the server when the calling thread ends,
+    /// unless it has ended before.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// Fails if the server process cannot be started.
     pub fn start(&mut self, namespace: &Namespace) -> Result<()> {
         let mut command = namespace.command("etcd");
         command.args(&self.arguments);
@@ -117,10 +118,10 @@ impl Server {
         Ok(())
     }
 
-    /// Kills the server, like a power failure.
+    /// Kills the server without warning, as a power failure would.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the process cannot be killed.
     pub fn kill(&mut self) -> Result<()> {
         match self.process.take() {
             Some(mut process) => process.kill().map(drop),
@@ -128,7 +129,7 @@ impl Server {
         }
     }
 
-    /// Whether clients on the server's host can read from it.
+    /// Whether clients on the server's own host can read from the server.
     #[must_use]
     pub fn is_well(&self, host: &Namespace) -> bool {
         let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
@@ -137,10 +138,10 @@ impl Server {
         host.run_in_thread(|| request.send()).is_ok_and(|reply| reply.is_ok_and(|reply| reply.status == 200))
     }
 
-    /// Sends the server a signal.
+    /// Sends a signal to the server.
     ///
     /// # Errors
-    /// If the server does not run, or if the kernel refuses.
+    /// Fails if the server is not running, or if the signal cannot be sent.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         self.process.as_mut().with_context(|| format!("{} does not run", self.name))?.signal(signal)
     }

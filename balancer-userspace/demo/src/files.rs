@@ -1,4 +1,4 @@
-//! A directory that is removed with its owner.
+//! A directory that is removed when its owner is dropped.
 
 use std::{
     fs::{self, DirBuilder},
@@ -9,16 +9,17 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// The parent directory, in which only root can write.
+/// The parent directory for the demo's files, in which only root can write.
 const PARENT: &str = "/run";
 
 /// The parent directory for data that does not fit into memory.
 const ON_DISK: &str = "/var/tmp";
 
-/// The first part of every name, before the owner's process id.
+/// The prefix of every directory name, which the owner's process id follows.
 const PREFIX: &str = "balancer-demo-";
 
-/// `balancer-demo-PID`, accessible only for root. Dropping the value removes the directory with its contents.
+/// The directory `balancer-demo-PID`, accessible only for root. Dropping the value removes the directory with its
+/// contents.
 #[derive(Debug)]
 pub(crate) struct Files(PathBuf);
 
@@ -71,7 +72,7 @@ fn remove(path: &Path) {
     }
 }
 
-/// The process id in a name that [`Files::new`] has made.
+/// The process id in a directory name that [`Files::new`] has made.
 fn owner(name: &str) -> Option<u32> {
     name.strip_prefix(PREFIX)?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! The guide of the tour. The tour runs by itself until the user presses a key.
+//! Runs the demo's tour. The tour continues by itself until the user presses a key.
 
 use anyhow::Result;
 use balancer_api::model::StatusView;
@@ -10,7 +10,7 @@ use crate::{
     tour::Tour,
 };
 
-/// The tour, while it runs.
+/// The tour, as long as it runs.
 pub(crate) struct Guide(Option<Led>);
 
 struct Led {
@@ -19,18 +19,18 @@ struct Led {
 }
 
 impl Guide {
-    /// Begins the tour.
+    /// Starts the demo's tour.
     pub(crate) fn begin() -> Result<Self> {
         Ok(Self(Some(Led { tour: Tour::in_a_minute(), keys: Keys::new()? })))
     }
 
-    /// A guide without a tour: all clients come at once.
+    /// Makes a guide without a tour, which lets all clients start at once.
     pub(crate) fn absent(load: &Load) -> Self {
         load.admit_newcomers();
         Self(None)
     }
 
-    /// Runs the steps that are due.
+    /// Runs the steps of the tour that are due.
     pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<()> {
         let Some(led) = &mut self.0 else { return Ok(()) };
         if led.tour.is_over() {
@@ -44,7 +44,7 @@ impl Guide {
         led.tour.advance(status, hosts, load).map(drop)
     }
 
-    /// Returns the text to show beside the table.
+    /// Returns the tour's text, which the demo shows beside the table.
     pub(crate) fn text(&self, now: &Seen) -> String {
         self.0.as_ref().map(|led| led.tour.text(now)).unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! Commands to try from another terminal.
+//! Commands that a user may try from another terminal.
 
 use std::{
     fmt::Write as _,
@@ -15,7 +15,7 @@ use crate::{
     topology::Family,
 };
 
-/// Prints the commands, ready to copy.
+/// Prints the commands in a form that users can copy.
 pub(crate) fn print(hosts: &mut Hosts, status: &StatusView) -> Result<()> {
     let text = text(hosts, status)?;
     io::stdout().write_all(text.as_bytes())?;

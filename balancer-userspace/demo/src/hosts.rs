@@ -1,4 +1,4 @@
-//! The running balancer and its backends.
+//! The balancer and the backends that the demo runs.
 
 use std::{
     fs,
@@ -23,13 +23,14 @@ use crate::{
     topology::{Shape, Topology},
 };
 
-/// The number of backends that the demo starts.
+/// The number of backends that the demo starts at first.
 pub(crate) const STARTED: u16 = 3;
 
-/// The index of a backend that is prepared but not started.
+/// The index of a backend that the demo prepares but does not start.
 pub(crate) const SPARE: u16 = 3;
 
-/// Everything that runs. Fields are dropped, and thus ended, in their order.
+/// The hosts of the demo with their processes. Rust drops the fields in the order of their declaration, and dropping a
+/// field ends its processes.
 pub(crate) struct Hosts {
     pub(crate) running: Running,
     pub(crate) topology: Topology,
@@ -38,14 +39,14 @@ pub(crate) struct Hosts {
     files: Files,
 }
 
-/// The processes.
+/// The processes of the demo.
 pub(crate) struct Running {
     controller: Controller,
     pub(crate) backends: Vec<Backend>,
 }
 
 impl Running {
-    /// Waits for the first status; `None` if a signal came first.
+    /// Waits until the balancer reports its status; `None` if a signal arrives first.
     pub(crate) fn wait_ready(&mut self, limit: Duration, interrupt: &Interrupt) -> Result<Option<StatusView>> {
         let deadline = Instant::now() + limit;
         loop {
@@ -65,7 +66,7 @@ impl Running {
         }
     }
 
-    /// Runs a command of the balancer.
+    /// Runs a command of the `balancer` program.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Result<Output> {
         self.controller.cli(arguments)
     }
@@ -75,14 +76,14 @@ impl Running {
         self.backends.retain_mut(|backend| backend.process().what() != name);
     }
 
-    /// Returns the balancer's status. Also notices backends that have ended.
+    /// Records backends that have ended, and returns the balancer's status.
     pub(crate) fn status(&mut self) -> Result<StatusView> {
         for backend in &mut self.backends {
             backend.process().exited()?;
         }
         let status = self.controller.status();
         if status.is_err() {
-            // The balancer may be about to end; then its log has the reason.
+            // If the balancer is about to end, its log will contain the reason.
             for _ in 0..10 {
                 self.controller.ensure_running()?;
                 thread::sleep(Duration::from_millis(50));
@@ -93,7 +94,7 @@ impl Running {
 }
 
 impl Hosts {
-    /// Starts everything. After an error, ends everything that it has started.
+    /// Starts the balancer and the backends. After an error, the function ends everything that it has started.
     pub(crate) fn start(options: &Options) -> Result<Self> {
         let Options { forwarding, ref program, ref balancer, remember, .. } = *options;
         let files = Files::new()?;
@@ -114,7 +115,7 @@ impl Hosts {
         Ok(Self { running: Running { controller, backends }, topology, forwarding, program: program.clone(), files })
     }
 
-    /// Starts backend `index` and waits until it answers.
+    /// Starts the backend `index` and waits until it answers.
     pub(crate) fn start_backend(&mut self, index: u16) -> Result<()> {
         let namespace = &self.topology.backends()[usize::from(index)];
         let listen = listen(&self.topology, self.forwarding, index);
@@ -122,12 +123,12 @@ impl Hosts {
         Ok(())
     }
 
-    /// The address of backend `index` in the balancer's configuration.
+    /// The address of the backend `index` in the balancer's configuration.
     pub(crate) fn backend_address(&self, index: u16) -> SocketAddr {
         config::backend_address(&self.topology, self.forwarding, index)
     }
 
-    /// A shell command that starts backend `index` on its host.
+    /// A shell command that starts the backend `index` on its host.
     pub(crate) fn start_command(&self, index: u16) -> String {
         let program = &self.program;
         let arguments = backend::arguments(&name(index), &listen(&self.topology, self.forwarding, index)).join(" ");
@@ -135,7 +136,7 @@ impl Hosts {
         format!("ip netns exec {namespace} {} {arguments} &", program.display())
     }
 
-    /// The path of the program, for commands to type.
+    /// The path of the balancer program, for commands that users type.
     pub(crate) fn program(&self) -> &Path {
         &self.program
     }

@@ -1,4 +1,4 @@
-//! A small blocking HTTP/1.1 client that chooses its own source address and opens a connection for each request.
+//! A small blocking HTTP/1.1 client that can choose its source address and opens a connection for each request.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -10,40 +10,40 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 
-/// The largest answer that the client reads, in bytes.
+/// The maximum size in bytes of an answer that the client reads.
 const MAX_ANSWER: u64 = 64 << 20;
 
-/// One request, and the connection it is sent over.
+/// An HTTP request, and the addresses of the connection for sending it.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The connection's source address; port 0 for any port.
+    /// The source address of the connection; with port 0, the kernel chooses the port.
     pub source: SocketAddr,
-    /// The connection's target.
+    /// The destination address of the connection.
     pub target: SocketAddr,
-    /// `GET`, `POST`, …
+    /// The HTTP method: `GET`, `POST`, …
     pub method: &'static str,
-    /// Path and query.
+    /// The path and query of the URL.
     pub path: String,
-    /// The client's session cookie, if any.
+    /// The client's session cookie, if the client has one.
     pub session: Option<String>,
-    /// The time limit of the whole request, including connecting.
+    /// The time limit for the whole request, including the connection setup.
     pub timeout: Duration,
 }
 
 impl Request {
-    /// `GET /` with a time limit of two seconds and no session.
+    /// Makes a request `GET /` with a time limit of two seconds and no session.
     #[must_use]
     pub fn new(source: SocketAddr, target: SocketAddr) -> Self {
         Self { source, target, method: "GET", path: "/".to_owned(), session: None, timeout: Duration::from_secs(2) }
     }
 
-    /// Sets another path.
+    /// Sets the path and query of the request.
     #[must_use]
     pub fn path(self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// Sets the session.
+    /// Sets the session cookie of the request.
     #[must_use]
     pub fn session(self, session: Option<String>) -> Self {
         Self { session, ..self }
@@ -52,7 +52,8 @@ impl Request {
     /// Sends the request and reads the whole answer.
     ///
     /// # Errors
-    /// The errors of the sockets; `TimedOut` after the time limit, `InvalidData` if the answer is not HTTP.
+    /// Fails with a socket error, with `TimedOut` after the time limit, or with `InvalidData` if the answer is invalid
+    /// HTTP.
     pub fn send(&self) -> io::Result<Reply> {
         let deadline = Instant::now() + self.timeout;
         let mut stream = self.connect()?;
@@ -81,11 +82,11 @@ impl Request {
 /// An HTTP answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The status, such as 200.
+    /// The HTTP status, such as 200.
     pub status: u16,
-    /// The backend that answered; empty if the answer names none.
+    /// The backend that answered; empty if the answer names no backend.
     pub backend: String,
-    /// The whole body.
+    /// The whole body of the answer.
     pub body: Vec<u8>,
 }
 
@@ -105,19 +106,19 @@ impl Reply {
         Ok(Self { status, backend: header(BACKEND_HEADER).unwrap_or_default(), body })
     }
 
-    /// The body in the format of the demo's web server.
+    /// Parses the body in the format of the demo's web server.
     ///
     /// # Errors
-    /// If the body has another format.
+    /// Fails if the body has another format.
     pub fn answer(&self) -> io::Result<Answer> {
         serde_json::from_slice(&self.body).map_err(invalid)
     }
 }
 
-/// Returns a body that ends with the connection, without the framing of chunks.
+/// Returns the body of an answer that ended when the connection was closed, without chunk framing.
 ///
 /// # Errors
-/// `UnexpectedEof` if the body is incomplete.
+/// Fails with `UnexpectedEof` if the body is incomplete.
 pub fn whole_body(body: &[u8], transfer_encoding: Option<String>, length: Option<String>) -> io::Result<Vec<u8>> {
     let cut = |what: String| io::Error::new(io::ErrorKind::UnexpectedEof, what);
     if transfer_encoding.is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
@@ -131,13 +132,13 @@ pub fn whole_body(body: &[u8], transfer_encoding: Option<String>, length: Option
     }
 }
 
-/// Joins the chunks of a complete body.
+/// Joins the chunks of a complete chunked body.
 fn joined(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut whole = Vec::new();
     loop {
         let httparse::Status::Complete((begin, length)) = httparse::parse_chunk_size(rest).ok()? else { return None };
         if length == 0 {
-            // Only the empty line follows, because the client asks for no trailer.
+            // After the last chunk, only an empty line follows, because the client requests no trailers.
             return (rest.get(begin..)? == b"\r\n").then_some(whole);
         }
         let end = begin.checked_add(usize::try_from(length).ok()?)?;

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP as events to wait for, so that the demo can clean up.
+//! Turns Ctrl-C, SIGTERM and SIGHUP into events that the demo waits for, so that it can clean up.
 
 use std::{os::fd::AsFd as _, time::Duration};
 
@@ -16,7 +16,8 @@ use nix::{
 pub(crate) struct Interrupt(SignalFd);
 
 impl Interrupt {
-    /// Blocks the signals in the calling thread and the threads that it creates, and receives them here.
+    /// Blocks the signals in the calling thread, and in threads that it creates later, so that only this value receives
+    /// the signals.
     pub(crate) fn new() -> Result<Self> {
         let mut signals = SigSet::empty();
         signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -24,7 +25,7 @@ impl Interrupt {
         Ok(Self(SignalFd::new(&signals).context("signalfd")?))
     }
 
-    /// Waits for `time`; returns true as soon as a signal has come, and on every later call.
+    /// Waits up to `time` for a signal; returns true as soon as a signal has arrived, and on every later call.
     pub(crate) fn wait(&self, time: Duration) -> Result<bool> {
         let timeout = PollTimeout::try_from(time).context("too long a wait")?;
         match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {

@@ -1,11 +1,11 @@
-//! Computes which clients nginx's `ip_hash` would move, with servers of equal weight.
+//! Computes which clients would get another server from nginx's `ip_hash`, for servers of equal weight.
 
 use std::net::Ipv4Addr;
 
 use balancer_simulate::rules::{Peer, nginx};
 
-/// How many of `clients` move between two lists of servers. A list says for each configured server whether it is in
-/// service.
+/// Counts the `clients` that get another server when one list of servers replaces the other. Each list contains, for
+/// every configured server, whether the server is in service.
 pub(crate) fn moved(clients: impl IntoIterator<Item = Ipv4Addr>, before: &[bool], after: &[bool]) -> usize {
     let peers = |up: &[bool]| up.iter().map(|&up| Peer { up, ..Peer::UP }).collect::<Vec<_>>();
     let (before, after) = (peers(before), peers(after));

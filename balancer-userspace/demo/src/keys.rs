@@ -1,4 +1,4 @@
-//! Reads single keys, without waiting for the end of a line.
+//! Reads single key presses, without waiting for the end of a line.
 
 use std::{
     io::{self, IsTerminal as _, Stdin},
@@ -11,14 +11,14 @@ use nix::{
     sys::termios::{FlushArg, LocalFlags, SetArg, Termios, tcflush, tcgetattr, tcsetattr},
 };
 
-/// Standard input in a mode that returns each key at once. `Drop` restores the old mode.
+/// Standard input in a mode that returns each key press at once. Dropping the value restores the previous mode.
 pub(crate) struct Keys {
     input: Stdin,
     before: Termios,
 }
 
 impl Keys {
-    /// `None` if standard input is no terminal.
+    /// Sets the mode of standard input; returns `None` if standard input is not a terminal.
     pub(crate) fn new() -> Result<Option<Self>> {
         let input = io::stdin();
         if !input.is_terminal() {
@@ -26,7 +26,7 @@ impl Keys {
         }
         let before = tcgetattr(&input).context("tcgetattr")?;
         let mut single = before.clone();
-        // Keep signals: Ctrl-C ends the demo.
+        // The flag for signals stays set: Ctrl-C must still end the demo.
         single.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
         tcsetattr(&input, SetArg::TCSANOW, &single).context("tcsetattr")?;
         Ok(Some(Self { input, before }))
@@ -41,7 +41,7 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        // If the terminal is gone, there is no mode to restore.
+        // If the terminal no longer exists, there is no mode to restore.
         let _ = tcflush(&self.input, FlushArg::TCIFLUSH);
         let _ = tcsetattr(&self.input, SetArg::TCSANOW, &self.before);
     }

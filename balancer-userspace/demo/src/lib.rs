@@ -1,7 +1,7 @@
-//! The balancer at work on one machine: clients, a balancer and web servers in their own network namespaces. A tour
-//! shows which clients move when servers are added, drained and killed. The demo needs root and the program `ip`.
+//! Demonstrates the balancer on one machine: clients, a balancer and web servers in their own network namespaces. A
+//! tour shows which clients move when servers are added, drained or killed. The demo needs root and the program `ip`.
 //!
-//! The privileged tests use the same hosts and programs.
+//! The privileged tests use the same hosts and programs as the demo.
 
 pub mod answer;
 pub mod backend;
@@ -42,54 +42,54 @@ use balancer_common::map_types::Forwarding;
 use crate::{guide::Guide, hosts::Hosts, interrupt::Interrupt, load::Load, screen::Screen, tour::Tour};
 pub use load::MAX_CLIENTS;
 
-/// How long the balancer may take to answer after its start.
+/// The maximum time for the balancer to answer after its start.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
-/// The time until the first table has results.
+/// The time until the first table, which gives clients time for first results.
 const FIRST_TABLE: Duration = Duration::from_millis(300);
 
-/// The time between two checks of a tour that runs as fast as possible.
+/// The time between two checks of the state in a tour that runs as fast as possible.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// The options of a demo.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How packets reach the servers: `dsr` or `nat`.
+    /// The forwarding mode, which determines how packets reach the servers: `dsr` or `nat`.
     pub forwarding: Forwarding,
     /// The number of client addresses that send requests, 1 to [`MAX_CLIENTS`].
     pub clients: u16,
     /// The service's setting `remember`.
     pub remember: Duration,
-    /// The events of the demo, and when it ends.
+    /// The events of the demo, and when the demo ends.
     pub course: Course,
-    /// This program, `balancer`.
+    /// The path of this program, `balancer`.
     pub program: PathBuf,
-    /// The balancer program that the demo runs.
+    /// The path of the balancer program that the demo runs.
     pub balancer: PathBuf,
 }
 
-/// The events of a demo, and when it ends.
+/// The events of a demo, and when the demo ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {
-    /// The tour, once, as fast as possible, with a line for each step.
+    /// The demo runs the tour once, as fast as possible, and prints a line for each step.
     Once,
-    /// The live table, until the time limit or a signal.
+    /// The demo shows the live table until the time limit or a signal.
     Live {
-        /// Whether to show the tour of a minute beside the table.
+        /// Whether to show the one-minute tour beside the table.
         tour: bool,
-        /// The time limit, from the start.
+        /// The time after which the demo ends.
         limit: Option<Duration>,
     },
 }
 
-/// Runs the balancer. Ctrl-C, `SIGTERM` and `SIGHUP` end the demo and clean up.
+/// Runs the demo. After Ctrl-C, `SIGTERM` or `SIGHUP`, the demo ends and cleans up.
 ///
 /// # Errors
-/// If the process is not root, if `ip` is missing, if a part does not start, if a step of the tour has no effect, or if
-/// standard output is closed.
+/// Fails if the process is not root, if `ip` is missing, if a component does not start, if a step of the tour has no
+/// effect, or if standard output is closed.
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
-    // The demo handles signals before it starts threads or children, so that the signals end none of them.
+    // The demo blocks the signals before it starts threads or child processes, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     let started = Instant::now();
     let mut hosts = Hosts::start(options)?;

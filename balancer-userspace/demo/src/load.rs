@@ -1,4 +1,4 @@
-//! Clients that send requests all the time, and what they see.
+//! Clients that continuously send requests, and their observations.
 
 use std::{
     collections::BTreeMap,
@@ -21,31 +21,32 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// Requests per second of all clients.
+/// The number of requests per second that all clients together send.
 const RATE: f64 = 300.0;
 
-/// How long a client waits for an answer.
+/// The time that a client waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The number of concurrent requests. Each worker has its own clients, so that one client's requests have an order.
+/// The number of worker threads, which is the number of concurrent requests. Each worker has its own clients, so that
+/// the requests of one client have a fixed order.
 const WORKERS: usize = 16;
 
 /// The distance between the address numbers of two clients, so that few clients share a /24.
 const STRIDE: u16 = 61;
 
-/// The largest number of clients that have an address.
+/// The largest number of clients for which there are addresses.
 pub const MAX_CLIENTS: u16 = 20_000 / STRIDE * STRIDE;
 
-/// One in this number of clients waits for [`Load::admit_newcomers`].
+/// One in this number of clients sends no requests until [`Load::admit_newcomers`] is called.
 const NEWCOMERS: usize = 6;
 
-/// The address of a client, counted from 0. Neighbours in this order are in different networks.
+/// The address of a client, counted from 0. Clients with adjacent numbers are in different networks.
 pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
     let rows = MAX_CLIENTS / STRIDE;
     topology.client_address(Family::V4, 1 + client % rows * STRIDE + client / rows % STRIDE)
 }
 
-/// The clients and their service.
+/// The clients, with the address of the service that they use.
 pub(crate) struct Load {
     target: SocketAddr,
     sources: Vec<SocketAddr>,
@@ -53,43 +54,43 @@ pub(crate) struct Load {
     timeout: Duration,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
-    /// For each worker, how often all of its clients have sent a request.
+    /// For each worker, the number of complete rounds, in which each of the worker's clients sends a request.
     rounds: Vec<AtomicU64>,
 }
 
 /// The observations of all clients so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// Answered requests.
+    /// The number of requests that were answered.
     pub(crate) answered: u64,
-    /// Requests without an answer.
+    /// The number of requests that got no answer.
     pub(crate) failed: u64,
-    /// The reason for the latest failure.
+    /// The reason why the latest failed request failed.
     pub(crate) last_failure: Option<String>,
-    /// The time of the latest failure.
+    /// The time at which a request last failed.
     pub(crate) failed_at: Option<Instant>,
-    /// Sessions that had to start again.
+    /// The number of sessions that had to start again, because a client reached another backend.
     pub(crate) sessions_lost: u64,
-    /// The observations of each backend.
+    /// The observations about each backend.
     pub(crate) backends: BTreeMap<String, SeenBackend>,
-    /// Clients that have received an answer.
+    /// The addresses of clients that have received an answer.
     addresses: Vec<Ipv4Addr>,
 }
 
-/// The clients' observations of one backend.
+/// The clients' observations about one backend.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SeenBackend {
-    /// Clients whose latest answer came from this backend.
+    /// The number of clients whose latest answer came from this backend.
     pub(crate) clients: u64,
-    /// Sessions that began on this backend.
+    /// The number of sessions that began on this backend.
     pub(crate) sessions: u64,
-    /// Clients that came to this backend from another one.
+    /// The number of clients that moved to this backend from another backend.
     pub(crate) moved_in: u64,
-    /// Clients that left this backend for another one.
+    /// The number of clients that moved from this backend to another backend.
     pub(crate) moved_out: u64,
 }
 
-/// Stops the workers when dropped.
+/// A guard that stops the workers when it is dropped.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -98,7 +99,7 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// One client's memory.
+/// The state of one client.
 #[derive(Clone, Debug, Default)]
 struct Client {
     backend: Option<String>,
@@ -119,18 +120,18 @@ impl Load {
         }
     }
 
-    /// Sets how long clients wait for an answer.
+    /// Sets the time that clients wait for an answer.
     pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
-    /// Lets clients send requests from `namespace` while `meanwhile` runs.
+    /// Makes clients send requests from `namespace` while `meanwhile` runs.
     pub(crate) fn run(&self, namespace: &Entrance, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let stop = AtomicBool::new(false);
         let chunks = self.sources.chunks(share(self.sources.len()));
         let period = Duration::from_secs(1).mul_f64(chunks.len() as f64 / RATE);
         thread::scope(|scope| {
-            // Stop also if `meanwhile` panics, because the scope waits for its threads.
+            // The workers must also stop if `meanwhile` panics, because the scope waits for its threads.
             let _stop = StopOnDrop(&stop);
             let stop = &stop;
             for (sources, rounds) in chunks.zip(&self.rounds) {
@@ -144,17 +145,18 @@ impl Load {
         })
     }
 
-    /// Lets the waiting clients start.
+    /// Lets the waiting clients start to send requests.
     pub(crate) fn admit_newcomers(&self) {
         self.newcomers.store(true, Ordering::Relaxed);
     }
 
-    /// How often each client has sent a request. Two rounds after an event, every client has met its effects.
+    /// The number of requests that each client has sent at least. When this number has risen by two after an event,
+    /// every client has experienced the effects of the event.
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.iter().map(|rounds| rounds.load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
-    /// A copy of the observations so far.
+    /// Returns a copy of the observations so far.
     pub(crate) fn seen(&self) -> Seen {
         self.lock().clone()
     }
@@ -176,7 +178,8 @@ impl Load {
         let mut next = Instant::now();
         loop {
             for (index, (&source, client)) in sources.iter().zip(&mut clients).enumerate() {
-                // After a slow answer, continue at the normal pace without making up for missed requests.
+                // After a slow answer, the worker continues at its normal pace and does not make up for missed
+                // requests.
                 next = (next + period).max(Instant::now());
                 thread::sleep(next.saturating_duration_since(Instant::now()));
                 if stop.load(Ordering::Relaxed) {
@@ -194,7 +197,7 @@ impl Load {
     }
 }
 
-/// The number of clients of a worker.
+/// The number of clients that each worker has.
 fn share(clients: usize) -> usize {
     clients.div_ceil(WORKERS).max(1)
 }
@@ -210,12 +213,12 @@ impl Seen {
         self.backends.get(backend).map_or(0, |backend| backend.clients)
     }
 
-    /// How often a client left this backend for another.
+    /// The number of times that a client moved from this backend to another backend.
     pub(crate) fn moves_from(&self, backend: &str) -> u64 {
         self.backends.get(backend).map_or(0, |backend| backend.moved_out)
     }
 
-    /// How often a client came to a different backend than before.
+    /// The number of times that a client reached a different backend than before.
     pub(crate) fn moves(&self) -> u64 {
         self.backends.values().map(|backend| backend.moved_in).sum()
     }

@@ -1,4 +1,4 @@
-//! Reads the samples of `/metrics`.
+//! Reads the metrics in answers to `/metrics`.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{http_client::Request, namespace::Namespace};
 
-/// Scrapes the balancer in `namespace` within `limit`, and returns the text.
+/// Scrapes the balancer in `namespace` within the time `limit`, and returns the text.
 ///
 /// # Errors
-/// If the balancer does not answer in time, or answers with something else.
+/// Fails if the balancer does not answer in time, or if its answer is not a page of metrics.
 pub fn scrape_text(namespace: &Namespace, limit: Duration) -> Result<String> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/metrics");
@@ -24,18 +24,18 @@ pub fn scrape_text(namespace: &Namespace, limit: Duration) -> Result<String> {
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    /// Scrapes the balancer in `namespace` within `limit`.
+    /// Scrapes the balancer in `namespace` within the time `limit`.
     ///
     /// # Errors
-    /// If the balancer does not answer in time, or the answer has no metrics.
+    /// Fails if the balancer does not answer in time, or if the answer contains no metrics.
     pub fn scrape(namespace: &Namespace, limit: Duration) -> Result<Self> {
         Self::parse(&scrape_text(namespace, limit)?)
     }
 
-    /// Parses the text without comments.
+    /// Parses the text of a scrape, and ignores comments.
     ///
     /// # Errors
-    /// If a line is no sample, or if a sample comes twice.
+    /// Fails if a line is not a sample, or if a sample occurs twice.
     pub fn parse(text: &str) -> Result<Self> {
         let mut samples = BTreeMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -46,23 +46,24 @@ impl Metrics {
         Ok(Self(samples))
     }
 
-    /// All samples of counters, whose names end in `_total` before the labels.
+    /// Returns all samples of counters. The name of a counter ends in `_total`, before any labels.
     pub fn counters(&self) -> impl Iterator<Item = (&str, f64)> {
         let counters =
             self.0.iter().filter(|(sample, _)| sample.split('{').next().is_some_and(|n| n.ends_with("_total")));
         counters.map(|(sample, &value)| (sample.as_str(), value))
     }
 
-    /// The value of the sample with exactly this name and these labels.
+    /// The value of the sample with this name and these labels, spelled exactly in this way.
     #[must_use]
     pub fn sample(&self, sample: &str) -> Option<f64> {
         self.0.get(sample).copied()
     }
 
-    /// The sum of the samples called `name` (after `balancer_`) that have all `labels`, each written `label="value"`.
+    /// The sum of the samples with the name `name` (without `balancer_`) that have all `labels`, each in the form
+    /// `label="value"`.
     ///
     /// # Errors
-    /// If there is no such sample.
+    /// Fails if there is no such sample.
     pub fn sum(&self, name: &str, labels: &[&str]) -> Result<f64> {
         let mut values = self.0.iter().filter_map(|(sample, &value)| {
             let rest = sample.strip_prefix("balancer_")?.strip_prefix(name)?;

@@ -1,4 +1,4 @@
-//! Network namespaces that disappear with their owner, together with all processes in them.
+//! Network namespaces that are removed with their owner, together with all processes in them.
 
 use std::{
     ffi::OsStr,
@@ -25,21 +25,21 @@ use nix::{
 
 use crate::offload::{self, Offload};
 
-/// The directory in which `ip netns` keeps names.
+/// The directory in which `ip netns` keeps the names of namespaces.
 const NAMES: &str = "/run/netns";
 
-/// The first part of every name, before the owner's process id.
+/// The prefix of every namespace name, which the owner's process id follows.
 const PREFIX: &str = "bal";
 
 /// A network namespace, known to `ip netns` as `bal-PID-N-ROLE`. Dropping the value kills the namespace's processes and
-/// deletes it.
+/// deletes the namespace.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
     file: Arc<File>,
 }
 
-/// A handle with which threads enter a namespace.
+/// A handle with which threads can enter a namespace.
 #[derive(Clone, Debug)]
 pub struct Entrance(Arc<File>);
 
@@ -47,18 +47,18 @@ impl Entrance {
     /// Moves the calling thread into the namespace, as [`Namespace::enter`] does.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the thread cannot enter the namespace.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.0, CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")
     }
 }
 
 impl Namespace {
-    /// Creates a namespace with an active loopback interface and without duplicate detection of IPv6 addresses. The
-    /// first call of a process also removes the namespaces of processes that have ended.
+    /// Creates a namespace with an active loopback interface; duplicate address detection for IPv6 is off. The first
+    /// call in a process also removes the namespaces of processes that have ended.
     ///
     /// # Errors
-    /// If the process is not root, if `ip` is missing, or if the kernel refuses.
+    /// Fails if the process is not root, if `ip` is missing, or if a system call fails.
     pub fn new(role: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
@@ -87,47 +87,49 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// The name for `ip netns exec`.
+    /// The name of the namespace for `ip netns exec`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip` on this namespace; `arguments` are separated by white space.
+    /// Runs `ip` in this namespace; white space separates the `arguments`.
     ///
     /// # Errors
-    /// If `ip` fails; the error has its output.
+    /// Fails if `ip` fails; the error contains the output of `ip`.
     pub fn ip(&self, arguments: &str) -> Result<String> {
         run(tool("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
     }
 
-    /// Sets a value under `/proc/sys` of this namespace.
+    /// Sets a value under `/proc/sys` in this namespace.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the value cannot be written.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
         self.run_in_thread(|| fs::write(&path, value))?
             .with_context(|| format!("{} in namespace {}", path.display(), self.name))
     }
 
-    /// Switches offloads of an interface on and off.
+    /// Switches offloads of an interface on or off.
     ///
     /// # Errors
-    /// If there is no such interface, or its driver refuses.
+    /// Fails if the interface does not exist, or if its driver refuses.
     pub fn offload(&self, interface: &str, switches: &[(Offload, bool)]) -> Result<()> {
         let switched = self
             .run_in_thread(|| switches.iter().try_for_each(|&(offload, on)| offload::switch(interface, offload, on)))?;
         switched.with_context(|| format!("offloads of {interface} in namespace {}", self.name))
     }
 
-    /// Returns a command that will run in this namespace, in its own process group and with no signal blocked. The
-    /// kernel kills it when the thread that spawned it ends. Unlike with `ip netns exec`, the mounts stay.
+    /// Returns a command that will run in this namespace, in a process group of its own, and with no signal blocked.
+    /// The kernel kills the process when the thread that spawned it ends. Unlike with `ip netns exec`, the process
+    /// keeps the mounts of the calling process.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         let file = Arc::clone(&self.file);
         command.process_group(0);
-        // SAFETY: between fork and exec the code makes only system calls; it does not allocate or lock.
+        // SAFETY: between fork and exec, the closure makes only system calls; it neither allocates memory nor takes a
+        // lock.
         unsafe {
             command.pre_exec(move || {
                 set_pdeathsig(Signal::SIGKILL)?;
@@ -145,18 +147,19 @@ impl Namespace {
         Entrance(Arc::clone(&self.file))
     }
 
-    /// Moves the calling thread into this namespace. Sockets that it creates later belong to the namespace.
+    /// Moves the calling thread into this namespace. Sockets that the thread creates afterwards belong to the
+    /// namespace.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the thread cannot enter the namespace.
     pub fn enter(&self) -> Result<()> {
         setns(&*self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot enter namespace {}", self.name))
     }
 
-    /// Runs `work` in a new thread inside this namespace and waits for it.
+    /// Runs `work` in a new thread inside this namespace, and waits until the thread ends.
     ///
     /// # Errors
-    /// If the thread cannot enter the namespace. A panic of `work` continues in the caller.
+    /// Fails if the thread cannot enter the namespace. If `work` panics, the panic continues in the caller.
     pub fn run_in_thread<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let outcome = thread::scope(|scope| {
             scope
@@ -177,15 +180,17 @@ impl Drop for Namespace {
     }
 }
 
-/// Joins two namespaces by a veth pair. Each end is `(namespace, interface name)`, up, with an MTU of 1,500.
+/// Joins two namespaces by a veth pair. Each argument is `(namespace, interface name)`. The function sets both ends up,
+/// with an MTU of 1,500.
 ///
-/// Checksums are complete on the wire, because XDP drops the mark of an unfinished checksum. The receiver verifies
-/// them. GRO makes an end poll; otherwise, frames redirected to its peer are lost. An end that runs an XDP program
-/// polls anyway and should see frames as they were sent. Frames that the peer sends by native `XDP_TX` wake an end only
-/// if the end runs its own program, such as a [`Passer`](crate::xdp::Passer).
+/// Frames carry complete checksums, because XDP drops the mark of an unfinished checksum. The receiving end verifies
+/// the checksums. With GRO, a veth end polls for frames; frames redirected to an interface are lost unless its peer
+/// polls. An end that runs an XDP program polls without GRO, and the program should receive frames as the peer sent
+/// them. Frames that the peer sends by native `XDP_TX` wake a veth end only if the end runs its own program, such as a
+/// [`Passer`](crate::xdp::Passer).
 ///
 /// # Errors
-/// If `ip` fails or the kernel refuses.
+/// Fails if `ip` fails or an offload cannot be switched.
 pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     run(tool("ip").args(["link", "add", a.1, "netns", a.0.name(), "type", "veth"]).args([
         "peer",
@@ -197,8 +202,8 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     for (namespace, interface) in [a, b] {
         namespace.ip(&format!("link set {interface} up"))?;
     }
-    // This must happen last: the driver allows redirects to an interface when its peer starts to poll, which requires
-    // that the peer is up.
+    // This loop must run last: the driver allows redirects to an interface only once its peer polls, and polling starts
+    // when the peer is up.
     for (namespace, interface) in [a, b] {
         namespace
             .offload(interface, &[(Offload::Transmit, false), (Offload::Receive, false), (Offload::Merging, true)])?;
@@ -206,10 +211,10 @@ pub fn join(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end and returns its output.
+/// Runs a command until it ends, and returns its output.
 ///
 /// # Errors
-/// If the command cannot be started or fails; the error has the command and its error output.
+/// Fails if the command cannot be started or if it fails; the error contains the command and its error output.
 pub fn run(command: &mut Command) -> Result<String> {
     let shown = || {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -223,7 +228,8 @@ pub fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// A system tool that the terminal's Ctrl-C does not reach, so that Ctrl-C does not interrupt the clean-up.
+/// Returns the command of a system tool in a separate process group, so that Ctrl-C in the terminal does not interrupt
+/// the clean-up.
 fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);
@@ -245,7 +251,7 @@ pub fn remove_leftovers() {
     }
 }
 
-/// The process id in a name that [`Namespace::new`] has made.
+/// The process id in a namespace name that [`Namespace::new`] has made.
 fn owner(name: &str) -> Option<u32> {
     let mut parts = name.splitn(4, '-');
     (parts.next()? == PREFIX).then_some(())?;
@@ -260,7 +266,7 @@ fn delete(name: &str) {
     }
 }
 
-/// Kills every process in the network namespace of this file.
+/// Kills every process in the network namespace that this file refers to.
 fn kill_inside(namespace: &File) {
     let Ok(wanted) = namespace.metadata() else { return };
     let Ok(entries) = fs::read_dir("/proc") else { return };
@@ -269,7 +275,7 @@ fn kill_inside(namespace: &File) {
         let inside = fs::metadata(PathBuf::from(format!("/proc/{pid}/ns/net")))
             .is_ok_and(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()));
         if inside && pid.cast_unsigned() != process::id() {
-            // A process that has already ended needs no signal.
+            // If the process has already ended, the signal is not needed.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -1,4 +1,4 @@
-//! Checks privileges and programs before anything is created.
+//! Checks privileges and programs before the demo or the lab creates anything.
 
 use std::{
     env,
@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Result, ensure};
 use nix::unistd::geteuid;
 
-/// The programs that a lab starts, and their Debian packages.
+/// The programs that a lab starts, with their Debian packages.
 const SERVERS: [(&str, &str); 3] = [("etcd", "etcd-server"), ("bird", "bird2"), ("keepalived", "keepalived")];
 
-/// Returns an error if this process cannot create network namespaces.
+/// Fails if this process may not create network namespaces.
 pub(crate) fn of_the_demo() -> Result<()> {
     ensure!(geteuid().is_root(), "the demo needs root, for network namespaces and XDP: sudo balancer demo");
     ensure!(
@@ -21,7 +21,7 @@ pub(crate) fn of_the_demo() -> Result<()> {
     Ok(())
 }
 
-/// Returns an error if one of these programs is not installed.
+/// Fails if one of these programs is not installed.
 pub(crate) fn programs(wanted: &[&str]) -> Result<()> {
     let missing: Vec<(&str, &str)> =
         SERVERS.into_iter().filter(|(program, _)| wanted.contains(program) && !is_installed(program)).collect();
@@ -37,7 +37,7 @@ pub(crate) fn programs(wanted: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the program is in one of the directories of commands.
+/// Whether the program is in one of the directories for commands.
 #[must_use]
 pub fn is_installed(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();

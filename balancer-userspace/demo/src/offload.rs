@@ -1,28 +1,29 @@
-//! Switches an interface's offloads, the work on checksums and segments that it does for the kernel (`ethtool -K`).
+//! Switches an interface's offloads, which are work on checksums and segments that the interface does for the kernel
+//! (`ethtool -K`).
 
 use std::{io, os::fd::AsRawFd as _};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// The offloads, numbered by their command of `SIOCETHTOOL`.
+/// The offloads, each with the number of its `SIOCETHTOOL` command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offload {
-    /// The interface verifies checksums on arrival.
+    /// The interface verifies the checksums of arriving frames.
     Receive = 0x15,
-    /// The interface computes checksums.
+    /// The interface computes the checksums of departing frames.
     Transmit = 0x17,
     /// The interface merges arriving segments (GRO).
     Merging = 0x2c,
 }
 
-/// `struct ethtool_value`.
+/// The kernel's `struct ethtool_value`.
 #[repr(C)]
 struct EthtoolValue {
     cmd: u32,
     data: u32,
 }
 
-/// Switches an offload of an interface of this thread's network namespace.
+/// Switches an offload of an interface in the calling thread's network namespace.
 pub(crate) fn switch(interface: &str, offload: Offload, on: bool) -> io::Result<()> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut value = EthtoolValue { cmd: offload as u32, data: u32::from(on) };

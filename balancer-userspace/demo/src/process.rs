@@ -1,4 +1,4 @@
-//! Child processes that end with their owner.
+//! Child processes that end when their owner is dropped.
 
 use std::{
     fs::File,
@@ -15,10 +15,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// How long a process may take to end after SIGTERM before it is killed.
+/// The maximum time for a process to end after SIGTERM; after this time, it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A running program, stopped when dropped: SIGTERM, and after five seconds SIGKILL.
+/// A running program, which is stopped when this value is dropped: SIGTERM first, and SIGKILL after five seconds.
 #[derive(Debug)]
 pub struct Process {
     what: String,
@@ -27,10 +27,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` without input. It appends its output to the file `log`.
+    /// Starts `command` with an empty input. The process appends its output to the file `log`.
     ///
     /// # Errors
-    /// If the log cannot be created or the program cannot be started.
+    /// Fails if the log cannot be created, or if the program cannot be started.
     pub fn spawn(what: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let out = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         let err = out.try_clone().with_context(|| log.display().to_string())?;
@@ -56,7 +56,7 @@ impl Process {
         self.child.id()
     }
 
-    /// The path of the process's output.
+    /// The path of the file with the process's output.
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
@@ -65,15 +65,15 @@ impl Process {
     /// The process's exit status, if it has ended.
     ///
     /// # Errors
-    /// If the kernel does not know the process.
+    /// Fails if the state of the process cannot be read.
     pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("waiting for {}", self.what))
     }
 
-    /// Sends a signal if the process is still running.
+    /// Sends a signal to the process if it is still running.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the signal cannot be sent.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.exited()?.is_none() {
             kill(Pid::from_raw(self.child.id().cast_signed()), signal)
@@ -85,7 +85,7 @@ impl Process {
     /// Sends SIGTERM, and waits until the process has ended.
     ///
     /// # Errors
-    /// If the kernel refuses to signal it or to wait for it.
+    /// Fails if the signal cannot be sent, or if waiting fails.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + GRACE;
@@ -101,16 +101,16 @@ impl Process {
     /// Kills the process and waits until it has ended.
     ///
     /// # Errors
-    /// If the kernel refuses to signal it or to wait for it.
+    /// Fails if the signal cannot be sent, or if waiting fails.
     pub fn kill(&mut self) -> Result<ExitStatus> {
         self.child.kill().with_context(|| format!("killing {}", self.what))?;
         self.child.wait().with_context(|| format!("waiting for {}", self.what))
     }
 
-    /// Returns the last `lines` lines of the output.
+    /// Returns the last `lines` lines of the process's output.
     ///
     /// # Errors
-    /// If the log cannot be read.
+    /// Fails if the log cannot be read.
     pub fn tail(&self, lines: usize) -> Result<String> {
         tail(&self.log, lines).with_context(|| self.log.display().to_string())
     }
@@ -125,7 +125,7 @@ impl Drop for Process {
 }
 
 fn tail(path: &Path, lines: usize) -> std::io::Result<String> {
-    /// The number of bytes to read, enough for the lines that anyone asks for.
+    /// The number of bytes read from the end of the log, which is enough for the lines that callers request.
     const WINDOW: u64 = 64 << 10;
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

@@ -1,5 +1,5 @@
-//! Runs routing daemons with the configurations in `contrib/`: BIRD or FRR on a router and on balancers, keepalived on
-//! a pair.
+//! Runs routing daemons with the sample configurations in `contrib/`: BIRD or FRR on a router and on balancers, and
+//! keepalived on a pair of balancers.
 
 use std::{
     fmt::Write as _,
@@ -24,13 +24,13 @@ const FRR_ROUTER: &str = include_str!("../../../contrib/frr/router.conf");
 const FRR_BALANCER: &str = include_str!("../../../contrib/frr/balancer.conf");
 const KEEPALIVED: &str = include_str!("../../../contrib/keepalived/keepalived.conf");
 
-/// The number of balancers in the router's sample.
+/// The number of balancers in the sample configuration for the router.
 const NAMED: u16 = 2;
 
-/// BIRD's configuration on the router in front of the balancers.
+/// BIRD's configuration for the router in front of the balancers.
 ///
 /// # Errors
-/// If the sample is not as it was.
+/// Fails if the sample configuration does not contain the expected text.
 pub fn router(balancers: u16) -> Result<String> {
     let mut text = for_router(ROUTER)?;
     for index in NAMED..balancers {
@@ -41,26 +41,26 @@ pub fn router(balancers: u16) -> Result<String> {
     Ok(text)
 }
 
-/// BIRD's configuration on balancer `index`, counted from 0.
+/// BIRD's configuration for the balancer `index`, counted from 0.
 ///
 /// # Errors
-/// If the sample is not as it was.
+/// Fails if the sample configuration does not contain the expected text.
 pub fn balancer(index: u16) -> Result<String> {
     for_balancer(BALANCER, index)
 }
 
-/// FRR's configuration on the router in front of two balancers.
+/// FRR's configuration for the router in front of two balancers.
 ///
 /// # Errors
-/// If the sample is not as it was.
+/// Fails if the sample configuration does not contain the expected text.
 pub fn frr_router() -> Result<String> {
     for_router(FRR_ROUTER)
 }
 
-/// FRR's configuration on balancer `index`, counted from 0.
+/// FRR's configuration for the balancer `index`, counted from 0.
 ///
 /// # Errors
-/// If the sample is not as it was.
+/// Fails if the sample configuration does not contain the expected text.
 pub fn frr_balancer(index: u16) -> Result<String> {
     for_balancer(FRR_BALANCER, index)
 }
@@ -93,11 +93,11 @@ fn for_balancer(sample: &str, index: u16) -> Result<String> {
     )
 }
 
-/// keepalived's configuration on one of two balancers, 0 or 1; `ready` is the command that checks whether it may have
-/// the VIPs. The first one has the higher priority.
+/// keepalived's configuration for the balancer `index` of two balancers, 0 or 1; `ready` is the command by which
+/// keepalived checks whether the balancer may have the VIPs. The balancer 0 has the higher priority.
 ///
 /// # Errors
-/// If the sample has changed.
+/// Fails if the sample configuration does not contain the expected text.
 pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String> {
     let address = |index| Topology::balancers_address(Family::V4, index).to_string();
     let vip = |family| topology.vip(family).to_string();
@@ -105,7 +105,7 @@ pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String
         KEEPALIVED,
         &[
             ("router_id lb1", if index == 0 { "router_id lb1" } else { "router_id lb2" }),
-            // The program may be in a directory in which any user can write.
+            // Script security must be off, because the program may be in a directory in which any user can write.
             ("enable_script_security", ""),
             ("/usr/sbin/balancer ready --announced", ready),
             ("priority 150", if index == 0 { "priority 150" } else { "priority 100" }),
@@ -117,10 +117,11 @@ pub fn keepalived(topology: &Topology, index: u16, ready: &str) -> Result<String
     )
 }
 
-/// Starts BIRD with this configuration. Its log, socket and process id are next to it.
+/// Starts BIRD with the configuration in the file `config`. BIRD's log, socket and process id file are beside the
+/// configuration file.
 ///
 /// # Errors
-/// If BIRD cannot be started.
+/// Fails if BIRD cannot be started.
 pub fn start_bird(namespace: &Namespace, config: &Path) -> Result<Process> {
     let at = |end: &str| config.with_extension(end);
     let mut command = namespace.command("bird");
@@ -128,17 +129,17 @@ pub fn start_bird(namespace: &Namespace, config: &Path) -> Result<Process> {
     Process::spawn("bird", &mut command, &at("log"))
 }
 
-/// Starts FRR's daemons with this configuration, like FRR's service does with `/etc/frr/frr.conf`. They write into a
-/// directory next to it.
+/// Starts FRR's daemons with the configuration in the file `config`, as FRR's service does with `/etc/frr/frr.conf`.
+/// The daemons write to a directory beside the configuration file.
 ///
 /// # Errors
-/// If a daemon cannot be started or refuses a line.
+/// Fails if a daemon cannot be started, or if it refuses a line of the configuration.
 pub fn start_frr(namespace: &Namespace, config: &Path) -> Result<Vec<Process>> {
     let programs = ["/usr/lib/frr", "/usr/libexec/frr"].map(Path::new).into_iter().find(|place| place.exists());
     let programs = programs.context("FRR is not installed")?;
     let place = config.with_extension("frr");
     fs::create_dir_all(&place)?;
-    // The daemons run as their own user.
+    // The daemons run as another user, which must be able to write to this directory.
     fs::set_permissions(&place, Permissions::from_mode(0o777))?;
     let within = config.parent().context("a file lies in a directory")?;
     fs::set_permissions(within, Permissions::from_mode(0o711))?;
@@ -176,10 +177,11 @@ fn wait_for(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts keepalived with this configuration. Its log and process ids are next to it.
+/// Starts keepalived with the configuration in the file `config`. keepalived's log and process id files are beside the
+/// configuration file.
 ///
 /// # Errors
-/// If keepalived cannot be started.
+/// Fails if keepalived cannot be started.
 pub fn start_keepalived(namespace: &Namespace, config: &Path) -> Result<Process> {
     let at = |end: &str| config.with_extension(end);
     let mut command = namespace.command("keepalived");
@@ -188,7 +190,7 @@ pub fn start_keepalived(namespace: &Namespace, config: &Path) -> Result<Process>
     Process::spawn("keepalived", &mut command, &at("log"))
 }
 
-/// Replaces a sample's addresses by the demo's.
+/// Replaces the addresses in a sample configuration by the demo's addresses.
 fn adapted(sample: &str, replaced: &[(&str, &str)]) -> Result<String> {
     let mut text = sample.to_owned();
     for (from, to) in replaced {

@@ -1,4 +1,4 @@
-//! The live table.
+//! The live table on the terminal.
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -11,10 +11,10 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::load::{Seen, SeenBackend};
 
-/// Standard output. On a terminal, tables replace each other in place.
+/// Standard output, to which the demo writes its table. On a terminal, each table replaces the previous one.
 pub(crate) struct Screen {
     terminal: bool,
-    /// The number of lines of the table on the screen.
+    /// The number of lines of the table that is on the screen.
     drawn: usize,
 }
 
@@ -23,20 +23,21 @@ impl Screen {
         Self { terminal: io::stdout().is_terminal(), drawn: 0 }
     }
 
-    /// Time between two tables.
+    /// The time between two tables.
     pub(crate) const fn interval(&self) -> Duration {
         Duration::from_secs(if self.terminal { 1 } else { 3 })
     }
 
-    /// Replaces the lines on the screen.
+    /// Replaces the table on the screen by `text`.
     pub(crate) fn show(&mut self, text: &str) -> Result<()> {
         let mut out = io::stdout().lock();
         if self.terminal {
             if self.drawn > 0 {
-                // Go to the first line of the old table, then clear the rest of the screen.
+                // The escape sequence moves the cursor to the first line of the previous table, and clears the screen
+                // from there.
                 write!(out, "\x1b[{}F\x1b[J", self.drawn)?;
             }
-            // Cut long lines, so that the number of lines is known.
+            // Long lines are cut instead of wrapped, so that the number of lines is known.
             write!(out, "\x1b[?7l{text}\x1b[?7h")?;
         } else {
             out.write_all(text.as_bytes())?;
@@ -47,14 +48,14 @@ impl Screen {
     }
 }
 
-/// Prints a line.
+/// Prints a line to standard output.
 pub(crate) fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
 }
 
-/// The table of backends, and a line about the clients.
+/// Formats the table of backends, and a line about the clients.
 pub(crate) fn render(status: &StatusView, seen: &Seen) -> String {
     let mut text = backends(status, seen) + &summary(seen);
     if let Some(failure) = &seen.last_failure {
@@ -63,7 +64,7 @@ pub(crate) fn render(status: &StatusView, seen: &Seen) -> String {
     text + "\n"
 }
 
-/// The table of backends.
+/// Formats the table of backends.
 pub(crate) fn backends(status: &StatusView, seen: &Seen) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -106,7 +107,7 @@ pub(crate) fn backends(status: &StatusView, seen: &Seen) -> String {
     table.trim_fmt() + "\n"
 }
 
-/// A line about all clients.
+/// Formats a line about all clients.
 pub(crate) fn summary(seen: &Seen) -> String {
     format!(
         " {} clients, {} requests answered, {} failed; {} moves, {} sessions begun again\n",

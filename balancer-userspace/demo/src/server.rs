@@ -1,5 +1,5 @@
-//! A small web application that keeps sessions in memory, like many applications: a client that reaches another server
-//! starts a new session. Its health check can be made to fail.
+//! A small web application that keeps sessions in memory, as many applications do: a client that reaches another server
+//! gets a new session. A special request makes the server's health check fail.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,19 +31,19 @@ use tokio::{
 
 use crate::answer::{Answer, BACKEND_HEADER, SESSION_COOKIE};
 
-/// How long a hanging health check lasts before the server closes the connection.
+/// The time after which the server closes the connection of a hanging health check.
 const HANG: Duration = Duration::from_secs(60);
-/// The duration of a slow health check.
+/// The duration of a health check that the server answers slowly.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// The largest number of sessions; the server forgets the oldest first.
+/// The maximum number of sessions; above this number, the server forgets the oldest session.
 const MAX_SESSIONS: usize = 100_000;
 
 /// Serves until SIGTERM: `GET /` returns the server's name and the session's request count, `GET /healthz` returns 200,
 /// and `POST /fail?mode=503|body|hang|slow|reset|flap|ok` changes the answer of `/healthz`.
 ///
 /// # Errors
-/// If an address cannot be used, or if the name cannot stand in a header.
+/// Fails if the server cannot listen on an address, or if the name is not valid in a header.
 pub async fn serve(name: &str, listen: &[SocketAddr]) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -76,7 +76,7 @@ fn app(name: &str) -> Result<Router> {
         .with_state(shared))
 }
 
-/// IPv6 sockets accept only IPv6, so that the server can listen on both `0.0.0.0` and `[::]`.
+/// The IPv6 socket accepts only IPv6 connections, so that the server can listen on both `0.0.0.0` and `[::]`.
 fn listener(address: SocketAddr) -> Result<TcpListener> {
     let bound = || -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -97,18 +97,18 @@ struct Shared {
     header: HeaderValue,
     sessions: Mutex<Sessions>,
     mode: Mutex<Mode>,
-    /// The number of health checks answered in [`Mode::Flap`].
+    /// The number of health checks that the server has answered in [`Mode::Flap`].
     flaps: AtomicU64,
 }
 
-/// The behaviour of `/healthz`.
+/// The way in which the server answers `/healthz`.
 #[derive(Clone, Copy, PartialEq, Deserialize, Serialize)]
 enum Mode {
     #[serde(rename = "ok")]
     Ok,
     #[serde(rename = "503")]
     Unavailable,
-    /// 200 with another body.
+    /// The server answers 200 with another body than the usual one.
     #[serde(rename = "body")]
     Body,
     #[serde(rename = "hang")]
@@ -117,12 +117,12 @@ enum Mode {
     Slow,
     #[serde(rename = "reset")]
     Reset,
-    /// 503, reset, 200, and so on.
+    /// The server answers with 503, a reset and 200 in rotation.
     #[serde(rename = "flap")]
     Flap,
 }
 
-/// The client of a request, and the socket of its connection.
+/// The client that sent a request, and the socket of the connection.
 #[derive(Clone)]
 struct Peer {
     address: SocketAddr,
@@ -166,7 +166,7 @@ async fn health(State(shared): State<Arc<Shared>>, ConnectInfo(peer): ConnectInf
         }
         Mode::Reset => {
             let _ = peer.socket.map(|socket| socket.set_linger(Some(Duration::ZERO)));
-            // Ends the connection's task without an answer, which also closes the socket.
+            // The panic ends the task of the connection without an answer, which also closes the socket.
             std::panic::resume_unwind(Box::new(()))
         }
     }
@@ -200,7 +200,7 @@ async fn answer(
 }
 
 fn page(answer: &Answer) -> String {
-    // The name is the only text from outside.
+    // Only the name needs escaping, because no other text comes from outside.
     let name = answer.backend.replace('&', "&amp;").replace('<', "&lt;");
     format!(
         "<!doctype html><title>{name}</title><h1>{name}</h1><p>Request {} of session {}, from {}.</p>\n",
@@ -218,7 +218,7 @@ fn session_cookie(headers: &HeaderMap) -> Option<u64> {
         .find_map(|(name, value)| (name == SESSION_COOKIE).then(|| u64::from_str_radix(value, 16).ok())?)
 }
 
-/// Request counts by session.
+/// The number of requests of each session.
 struct Sessions {
     counts: HashMap<u64, u64>,
     /// The sessions in the order of their start.
@@ -239,7 +239,7 @@ impl Sessions {
         }
     }
 
-    /// Counts a request. An unknown session starts with it.
+    /// Counts a request of a session. If the session is unknown, the request starts a new session.
     fn count(&mut self, session: Option<u64>) -> (u64, u64) {
         let session = session.unwrap_or_else(|| self.names.hash_one(self.begun));
         if !self.counts.contains_key(&session) {

@@ -1,7 +1,6 @@
-//! Clients, a balancer and backends, each in its own namespace.
+//! Clients, a balancer and backends, each in a namespace of its own.
 //!
-//! One-legged, all on one segment:
-//!
+//! One-legged, where all hosts are on one segment:
 //!
 //! ```text
 //! client ──┐
@@ -9,16 +8,14 @@
 //! balancer ┘
 //! ```
 //!
-//! Two-legged, the balancer between the clients and the backends (with `dsr`, the client host is also on the backends'
-//! segment and receives the answers there):
-//!
+//! Two-legged, where the balancer is between the clients and the backends. With `dsr`, the clients' host is also on the
+//! backends' segment and receives the answers there:
 //!
 //! ```text
 //! client ── balancer ── switch ── web1, web2, …
 //! ```
 //!
-//! Routed, for several balancers:
-//!
+//! Routed, where a router is in front of several balancers:
 //!
 //! ```text
 //! client ── router ── switch ── lb1, lb2, …, web1, web2, …
@@ -45,19 +42,19 @@ use crate::{
 /// The MAC address of the balancer's interface on the segment.
 const BALANCER_MAC: &str = "02:00:5e:10:00:01";
 
-/// The positions of the balancer's interfaces.
+/// The arrangement of the hosts and of the balancer's interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// One interface, on the segment shared by clients and backends.
+    /// The balancer has one interface, on the segment of clients and backends.
     OneLegged,
-    /// `eth0` towards the clients and `eth1` towards the backends.
+    /// The balancer has the interface `eth0` towards the clients and `eth1` towards the backends.
     TwoLegged,
-    /// Like one-legged, but the clients' host is behind a router. The router has no route to the service's address yet,
-    /// and no balancer has that address.
+    /// The balancers have one interface each, and a router separates the clients' host from the segment. The router has
+    /// no route to the service's address yet, and no balancer has that address.
     Routed,
 }
 
-/// The hosts. Dropping the value removes them.
+/// The hosts of a topology. Dropping the value removes the hosts.
 #[derive(Debug)]
 pub struct Topology {
     shape: Shape,
@@ -68,17 +65,17 @@ pub struct Topology {
     more_balancers: Vec<Namespace>,
     switch: Namespace,
     backends: Vec<Namespace>,
-    /// The XDP programs on the receivers. Native `XDP_TX` needs a program at the other end; polling alone is not
-    /// enough.
+    /// The XDP programs on the interfaces that receive frames from the balancer. Native `XDP_TX` needs a program at the
+    /// peer of the interface; polling at the peer is not enough.
     receivers: Vec<Passer>,
 }
 
 impl Topology {
-    /// Creates the hosts and their routes, for backends with this forwarding mode. A service's address belongs to the
-    /// balancer, and with `dsr` also to the backends.
+    /// Creates the hosts and their routes, for backends that use this forwarding mode. The VIP belongs to the balancer,
+    /// and with `dsr` also to the backends.
     ///
     /// # Errors
-    /// If the process is not root, if `ip` is missing, or if the kernel refuses.
+    /// Fails if the process is not root, if `ip` is missing, or if a system call fails.
     pub fn new(shape: Shape, forwarding: Forwarding, backends: usize) -> Result<Self> {
         let mut topology = Self {
             shape,
@@ -108,7 +105,7 @@ impl Topology {
         Ok(topology)
     }
 
-    /// The clients' host.
+    /// The host that all clients share.
     #[must_use]
     pub const fn client(&self) -> &Namespace {
         &self.client
@@ -120,19 +117,19 @@ impl Topology {
         &self.balancer
     }
 
-    /// The bridge that joins the backends' segment.
+    /// The bridge of the backends' segment.
     #[must_use]
     pub const fn switch(&self) -> &Namespace {
         &self.switch
     }
 
-    /// The backends' hosts.
+    /// The hosts of the backends.
     #[must_use]
     pub fn backends(&self) -> &[Namespace] {
         &self.backends
     }
 
-    /// The interfaces for the balancer's programs.
+    /// The interfaces to which the balancer attaches its program.
     #[must_use]
     pub const fn interfaces(&self) -> &'static [&'static str] {
         match self.shape {
@@ -141,57 +138,57 @@ impl Topology {
         }
     }
 
-    /// A service's address.
+    /// The VIP in this address family.
     #[must_use]
     pub const fn vip(&self, family: Family) -> IpAddr {
         VIP.host(family, VIP_HOST)
     }
 
-    /// The prefix of the services' addresses.
+    /// The prefix that contains the VIPs.
     #[must_use]
     pub fn vips(family: Family) -> String {
         VIP.prefix(family)
     }
 
-    /// The source address of client `index`, from 1 to 65,534.
+    /// The source address of the client `index`, from 1 to 65,534.
     #[must_use]
     pub const fn client_address(&self, family: Family, index: u16) -> IpAddr {
         CLIENTS.host(family, index)
     }
 
-    /// The own address of backend `index`, counted from 0 as in [`Self::backends`].
+    /// The own address of the backend `index`, counted from 0 as in [`Self::backends`].
     #[must_use]
     pub const fn backend_address(&self, family: Family, index: u16) -> IpAddr {
         SEGMENT.host(family, FIRST_BACKEND + index)
     }
 
-    /// The balancer's own address on the backends' segment, and the length of its prefix.
+    /// The balancer's own address on the backends' segment, with the prefix length.
     #[must_use]
     pub const fn balancer_address(family: Family) -> (IpAddr, u8) {
         (SEGMENT.host(family, BALANCER), Net::length(family))
     }
 
-    /// Switches the balancer host's forwarding on or off.
+    /// Switches forwarding of the balancer's host on or off.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the switch cannot be written.
     pub fn forward(&self, forward: bool) -> Result<()> {
         let value = if forward { "1" } else { "0" };
         self.balancer.sysctl("net/ipv4/conf/all/forwarding", value)?;
         self.balancer.sysctl("net/ipv6/conf/all/forwarding", value)
     }
 
-    /// Adds a backend's host, named `web` with its number counted from 1.
+    /// Adds the host of a backend, with the name `web` and a number counted from 1.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the host cannot be created.
     pub fn add_backend(&mut self) -> Result<()> {
         let backend = self.make_backend(self.backends.len())?;
         self.backends.push(backend);
         Ok(())
     }
 
-    /// Creates the hosts in parallel, because each waits for about ten commands.
+    /// Creates the hosts in parallel, because creating each host takes about ten commands.
     fn make_backends(&self, backends: usize) -> Result<Vec<Namespace>> {
         thread::scope(|scope| {
             let made: Vec<_> = (0..backends).map(|index| scope.spawn(move || self.make_backend(index))).collect();
@@ -209,7 +206,7 @@ impl Topology {
         self.switch.ip(&format!("link set web{number} master br0"))?;
         let translated = matches!(self.forwarding, Forwarding::Nat | Forwarding::Snat);
         if !translated {
-            // Only the balancer answers ARP for the address.
+            // Backends also have the VIP, but only the balancer may answer ARP for it.
             backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
             backend.sysctl("net/ipv4/conf/all/arp_announce", "2")?;
         }
@@ -218,7 +215,7 @@ impl Topology {
             let gateway = match self.forwarding {
                 Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => Some(CLIENT),
                 Forwarding::Nat => Some(BALANCER),
-                // The backend needs no route to its clients.
+                // With `snat`, backends need no route to clients.
                 Forwarding::Snat => None,
             };
             if let Some(gateway) = gateway {
@@ -231,19 +228,19 @@ impl Topology {
         Ok(backend)
     }
 
-    /// Removes the balancer's only interface.
+    /// Removes the only interface of the balancer.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the interface cannot be removed.
     pub fn unplug_balancer(&mut self) -> Result<()> {
         self.receivers.remove(0);
         self.balancer.ip("link del eth0").map(drop)
     }
 
-    /// Creates the interface again, with another index.
+    /// Creates the balancer's interface again, which gets another index.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the interface cannot be created.
     pub fn plug_balancer(&mut self) -> Result<()> {
         self.make_balancers_interfaces()?;
         self.receivers.insert(0, Passer::attach(&self.switch, "balancer", Hook::Native)?);
@@ -267,10 +264,10 @@ impl Topology {
             }
         };
         join((&self.balancer, segment_interface), (&self.switch, "balancer"))?;
-        // Like after a reload of the driver, the hardware address stays the same.
+        // The hardware address stays the same, as after a reload of the driver.
         self.balancer.ip(&format!("link set {segment_interface} address {BALANCER_MAC}"))?;
         self.switch.ip("link set balancer master br0")?;
-        // The controller switches it on.
+        // Forwarding is off at first, because the controller switches it on.
         self.forward(false)?;
         for interface in self.interfaces() {
             self.balancer.offload(interface, &[(Offload::Merging, false)])?;
@@ -289,7 +286,7 @@ impl Topology {
     }
 
     fn make_clients_addresses(&self) -> Result<()> {
-        // One route gives the host thousands of addresses.
+        // A single route gives the host thousands of addresses.
         self.client.ip(&format!("route add local {} dev lo", CLIENTS.prefix(Family::V4)))?;
         self.client.ip(&format!("-6 route add local {} dev lo", CLIENTS.prefix(Family::V6)))?;
         self.client.sysctl("net/ipv6/ip_nonlocal_bind", "1")

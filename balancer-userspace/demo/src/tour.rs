@@ -1,4 +1,4 @@
-//! A tour that shows in a minute what happens to a cluster in a day, and which clients move.
+//! A tour that shows the events of a day in a cluster within a minute, and the clients that move.
 
 use std::time::{Duration, Instant};
 
@@ -13,17 +13,17 @@ use crate::{
     load::{Load, Seen},
 };
 
-/// The footnote for the sign ¹.
+/// The footnote to which the sign ¹ refers.
 pub(crate) const FOOTNOTE: &str =
     " ¹ clients that nginx's rule for ip_hash sends elsewhere, computed for the same addresses";
 
-/// How long a step's effect may take to show.
+/// The maximum time until the effect of a step is visible.
 const EFFECT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The index of the server that is drained.
+/// The index of the server that the tour drains.
 const DRAINED: u16 = 1;
 
-/// The index of the server that is killed.
+/// The index of the server that the tour kills.
 const KILLED: u16 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Action {
     End,
 }
 
-/// The start of each step in a tour of a minute, in seconds.
+/// The start of each step in the one-minute tour, in seconds.
 const STEPS: [(u64, Action); 7] = [
     (0, Action::LogIn),
     (8, Action::Add),
@@ -61,7 +61,8 @@ impl Action {
         }
     }
 
-    /// The index of the server whose state shows the effect, and the expected states.
+    /// The index of the server at which the effect of the action is visible, and the states that the server may then
+    /// have.
     const fn effect(self) -> Option<(u16, &'static [BackendState])> {
         match self {
             Self::LogIn | Self::End => None,
@@ -80,7 +81,8 @@ impl Action {
         backends.any(|backend| backend.name == name && states.iter().any(|state| state.word() == backend.state))
     }
 
-    /// The servers that nginx would have in service, in the order of its configuration, before and after the action.
+    /// The lists of servers that nginx would have in service before and after the action, in the order of nginx's
+    /// configuration.
     const fn servers(self) -> Option<(&'static [bool], &'static [bool])> {
         const THREE: &[bool] = &[true; 3];
         const FOUR: &[bool] = &[true; 4];
@@ -97,16 +99,16 @@ impl Action {
     }
 }
 
-/// A step of the tour and its effect so far.
+/// A step of the tour, and the effect of the step so far.
 #[derive(Clone, Debug)]
 struct Step {
     action: Action,
     begun: Instant,
     /// The clients' observations when the step began.
     before: Seen,
-    /// The number of clients that nginx would have moved, among the clients at that time.
+    /// The number of clients that nginx would have moved, counting the clients that existed when the step began.
     ip_hash: usize,
-    /// The number of the clients' rounds when the effect showed.
+    /// The number of rounds of the clients at the time when the effect became visible.
     shown: Option<u64>,
 }
 
@@ -133,7 +135,7 @@ impl Step {
         format!("{sentence} Moved: {moved} of {clients}{details}; nginx ip_hash: {} ¹", self.ip_hash)
     }
 
-    /// Whether the effect shows and all clients have met it.
+    /// Whether the effect of the step is visible and all clients have experienced it.
     fn is_settled(&mut self, status: &StatusView, load: &Load) -> Result<bool> {
         let rounds = load.rounds();
         if self.shown.is_none() && self.action.has_happened(status) {
@@ -149,31 +151,31 @@ impl Step {
     }
 }
 
-/// The rule for the start of the next step.
+/// The rule that determines when the next step starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// At its fixed time, so that people can follow.
+    /// Each step starts at a fixed time, so that viewers can follow the tour.
     Minute,
-    /// When all clients have met the step before.
+    /// Each step starts when all clients have experienced the effect of the previous step.
     Settled,
 }
 
-/// The tour and its progress.
+/// The tour and the progress of its steps.
 pub(crate) struct Tour {
     pace: Pace,
     begun: Instant,
     steps: Vec<Step>,
-    /// The lines of finished steps.
+    /// The text lines about finished steps.
     done: Vec<String>,
 }
 
 impl Tour {
-    /// A tour for people to watch.
+    /// Makes a tour that takes a minute, for viewers.
     pub(crate) fn in_a_minute() -> Self {
         Self::at(Pace::Minute)
     }
 
-    /// A tour that runs as fast as possible.
+    /// Makes a tour that runs as fast as possible.
     pub(crate) fn at_once() -> Self {
         Self::at(Pace::Settled)
     }
@@ -182,12 +184,12 @@ impl Tour {
         Self { pace, begun: Instant::now(), steps: Vec::new(), done: Vec::new() }
     }
 
-    /// Whether the last step has begun.
+    /// Whether the last step of the tour has begun.
     pub(crate) const fn is_over(&self) -> bool {
         self.steps.len() == STEPS.len()
     }
 
-    /// Begins the steps that are due, and returns the lines of the steps that end thereby.
+    /// Starts the steps that are due, and returns the text lines of the steps that have ended.
     pub(crate) fn advance(&mut self, status: &StatusView, hosts: &mut Hosts, load: &Load) -> Result<Vec<String>> {
         let before = self.done.len();
         while let Some(&(at, action)) = STEPS.get(self.steps.len())
@@ -217,7 +219,7 @@ impl Tour {
         Ok(())
     }
 
-    /// Returns the text to show beside the table.
+    /// Returns the text about the tour, which the demo shows beside the table.
     pub(crate) fn text(&self, now: &Seen) -> String {
         let Some(current) = self.steps.last() else { return String::new() };
         let mut text = String::new();

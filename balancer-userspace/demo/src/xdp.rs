@@ -1,4 +1,5 @@
-//! Attaches programs to interfaces. A program of two instructions makes a veth end poll, or occupies the interface.
+//! Attaches XDP programs to interfaces. A program of two instructions makes a veth end poll, or keeps other programs
+//! from being attached.
 
 use std::{
     io,
@@ -15,32 +16,32 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 /// The attach type of XDP programs.
 const BPF_XDP: u32 = 37;
-/// `r0 = XDP_PASS; exit`.
+/// The instructions `r0 = XDP_PASS; exit`.
 const PASS: [Instruction; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
 
-/// `struct bpf_insn`.
+/// The kernel's `struct bpf_insn`.
 pub type Instruction = [u8; 8];
 
-/// The hook at which the kernel runs a program.
+/// The hook of an interface at which the kernel runs a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// `XDP_FLAGS_SKB_MODE`.
+    /// The kernel's flag `XDP_FLAGS_SKB_MODE`.
     Generic = 1 << 1,
-    /// `XDP_FLAGS_DRV_MODE`.
+    /// The kernel's flag `XDP_FLAGS_DRV_MODE`.
     Native = 1 << 2,
 }
 
-/// A program that passes every frame. It stays attached until this value is dropped.
+/// An XDP program that passes every frame to the kernel. The program stays attached until this value is dropped.
 #[derive(Debug)]
 pub struct Passer {
     _link: OwnedFd,
 }
 
 impl Passer {
-    /// Attaches the program.
+    /// Attaches a program that passes every frame.
     ///
     /// # Errors
-    /// If there is no such interface, or if the kernel refuses.
+    /// Fails if the interface does not exist, or if the program cannot be attached.
     pub fn attach(namespace: &Namespace, interface: &str, hook: Hook) -> Result<Self> {
         let link = namespace.run_in_thread(|| attach(load(&PASS, 0)?.as_fd(), interface, hook))?;
         let link = link.with_context(|| format!("a passing program on {interface} of {}", namespace.name()))?;
@@ -48,7 +49,7 @@ impl Passer {
     }
 }
 
-/// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads here.
+/// The fields of `union bpf_attr` that `BPF_LINK_CREATE` reads.
 #[repr(C)]
 #[derive(Default)]
 struct Link {
@@ -58,10 +59,10 @@ struct Link {
     flags: u32,
 }
 
-/// Attaches a program to an interface of this thread's namespace until the returned descriptor is dropped.
+/// Attaches a program to an interface in the calling thread's namespace, until the returned descriptor is dropped.
 ///
 /// # Errors
-/// If there is no such interface, or if the kernel refuses.
+/// Fails if the interface does not exist, or if the program cannot be attached.
 pub fn attach(program: BorrowedFd<'_>, interface: &str, hook: Hook) -> io::Result<OwnedFd> {
     let mut link = Link {
         prog_fd: program.as_raw_fd().cast_unsigned(),
@@ -69,13 +70,13 @@ pub fn attach(program: BorrowedFd<'_>, interface: &str, hook: Hook) -> io::Resul
         attach_type: BPF_XDP,
         flags: hook as u32,
     };
-    // SAFETY: the attributes hold no pointers.
+    // SAFETY: the attributes contain no pointers.
     descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw mut link, size_of::<Link>() as libc::c_uint)
     })
 }
 
-/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads here.
+/// The fields of `union bpf_attr` that `BPF_PROG_LOAD` reads.
 #[repr(C)]
 #[derive(Default)]
 struct Load {
@@ -93,10 +94,10 @@ struct Load {
     expected_attach_type: u32,
 }
 
-/// Loads an XDP program; `flags` are those of `BPF_PROG_LOAD`.
+/// Loads an XDP program; `flags` are the flags of `BPF_PROG_LOAD`.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// Fails if the program cannot be loaded.
 pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = Load {
         prog_type: BPF_PROG_TYPE_XDP,
@@ -107,21 +108,21 @@ pub fn load(instructions: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
         expected_attach_type: BPF_XDP,
         ..Load::default()
     };
-    // SAFETY: the attributes point to the instructions and a string, which outlive the call.
+    // SAFETY: the attributes point to the instructions and to a string, and both outlive the call.
     descriptor(unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, size_of::<Load>() as libc::c_uint)
     })
 }
 
-/// The descriptor that the system call `bpf` has returned.
+/// Returns the descriptor that the system call `bpf` has returned.
 ///
 /// # Errors
-/// The thread's last error if the call has failed.
+/// Fails with the last error of the calling thread if the system call has failed.
 pub fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     let descriptor = RawFd::try_from(result).map_err(io::Error::other)?;
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just created it for this process, and no other code has it.
+    // SAFETY: the kernel has just created the descriptor for this process, and no other code has it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -1,4 +1,4 @@
-//! Carries out cures that can be undone, on this machine.
+//! Carries out those cures on this machine that can be undone.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::finding::{Finding, Step};
 
-/// Returns the commands of all cures that can be undone, in their order, each once.
+/// Returns the commands of all cures that can be undone, in the order of the findings and without duplicates.
 #[must_use]
 pub fn steps(findings: &[Finding]) -> Vec<Step> {
     let mut steps = Vec::new();
@@ -19,10 +19,10 @@ pub fn steps(findings: &[Finding]) -> Vec<Step> {
     steps
 }
 
-/// Runs a step. `balancer` in it is this program, with the control socket `socket`.
+/// Runs a step of a cure. The word `balancer` in a step stands for this program with the control socket `socket`.
 ///
 /// # Errors
-/// The command's error output, or the reason why it could not be started.
+/// Fails with the command's error output, or with the reason why the command could not be started.
 pub fn run(step: &Step, socket: &Path) -> Result<(), String> {
     let Some((program, arguments)) = step.run.split_first() else { return Ok(()) };
     let mut command = match program.as_str() {

@@ -1,5 +1,5 @@
-//! The facts from which the doctor derives findings. Facts that the doctor could not find out are absent, and
-//! [`Facts::unseen`] says why.
+//! The facts from which the doctor derives findings. If the doctor could not determine a fact, the fact is absent, and
+//! [`Facts::unseen`] contains the reason.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,28 +11,28 @@ use crate::finding::Unseen;
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// All facts.
+/// All facts about the machine and its controller.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The kernel's release, such as `6.12.1`.
     pub kernel: String,
-    /// The controller; `None` if none is reachable.
+    /// The facts about the controller; `None` if no controller is reachable.
     pub controller: Option<Controller>,
     /// The network interfaces of the controller's network namespace.
     pub links: Vec<Link>,
-    /// The addresses of these interfaces.
+    /// The addresses of the network interfaces.
     pub addresses: Vec<Address>,
-    /// The backends of the requested services, once for each address.
+    /// The backends of the requested services, with one entry for each address.
     pub backends: Vec<Backend>,
     /// The virtual addresses of the requested services.
     pub vips: Vec<Vip>,
-    /// The chains of this machine's firewall that packets pass.
+    /// The chains of this machine's firewall that see packets of clients or backends.
     pub firewall: Vec<Chain>,
-    /// The things that could not be examined, with the reasons.
+    /// The subjects that the doctor could not examine, with the reasons.
     pub unseen: Vec<Unseen>,
 }
 
-/// A running controller.
+/// A running controller and the facts that it reports.
 #[derive(Clone, Debug)]
 pub struct Controller {
     /// The controller's state when the examination began.
@@ -41,31 +41,31 @@ pub struct Controller {
     pub after: StatusView,
     /// The health checks of the controller's backends.
     pub health: Vec<HealthView>,
-    /// The rules for client prefixes.
+    /// The rules of the controller's services.
     pub rules: Vec<RuleView>,
-    /// Whether the configuration asks for generic mode; `None` if it could not be read.
+    /// Whether the configuration requests generic mode; `None` if the doctor could not read the configuration.
     pub asks_generic: Option<bool>,
-    /// The prefix of the route to a recently seen client.
+    /// The destination prefix of the route to a recently seen client.
     pub clients: Option<ipnet::IpNet>,
-    /// How often the controller's control group ran out of memory, by the kernel's count.
+    /// The kernel's count of times that the controller's control group ran out of memory.
     pub oom_kills: Option<u64>,
 }
 
-/// A chain of a firewall.
+/// A chain of the machine's firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// The chain's family, table and name, as in `nft`.
+    /// The family, table and name of the chain, as in `nft`.
     pub place: String,
-    /// The chain's hook: `input`, `output` and so on.
+    /// The hook of the chain: `input`, `output`, or another hook of the kernel.
     pub hook: String,
 }
 
 /// The XDP features that a driver supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XdpFeatures {
-    /// Whether the driver runs programs itself (native mode).
+    /// Whether the driver itself runs XDP programs (native mode).
     pub runs_programs: bool,
-    /// Whether the driver accepts redirected frames.
+    /// Whether the driver accepts redirected frames from XDP.
     pub takes_frames: bool,
 }
 
@@ -80,7 +80,7 @@ pub struct Link {
     pub up: bool,
     /// Whether the interface has a carrier, such as a plugged cable.
     pub carrier: bool,
-    /// The MTU, in bytes.
+    /// The interface's MTU, in bytes.
     pub mtu: u32,
     /// The kind of a virtual interface, such as `veth`.
     pub kind: Option<String>,
@@ -90,33 +90,34 @@ pub struct Link {
     pub rx_queues: u32,
     /// The XDP programs on the interface.
     pub programs: Vec<Program>,
-    /// The XDP features of the driver; `None` if the kernel does not report them.
+    /// The XDP features of the driver; `None` if the kernel does not report XDP features.
     pub xdp: Option<XdpFeatures>,
-    /// Whether the interface has VLAN interfaces.
+    /// Whether VLAN interfaces exist above the interface.
     pub carries_vlans: bool,
-    /// The offloads; `None` if they are unknown.
+    /// The offloads of the interface; `None` if the offloads are unknown.
     pub offloads: Option<Offloads>,
-    /// Whether the kernel forwards packets from this interface; `None` if that is unknown or the family is off.
+    /// Whether the kernel forwards packets from this interface; `None` if this is unknown, or if the address family is
+    /// off.
     pub forwards: Forwards,
 }
 
 /// Forwarding of an interface by address family.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forwards {
-    /// Whether the kernel forwards IPv4.
+    /// Whether the kernel forwards IPv4 packets.
     pub v4: Option<bool>,
-    /// Whether the kernel forwards IPv6.
+    /// Whether the kernel forwards IPv6 packets.
     pub v6: Option<bool>,
 }
 
-/// The offloads that change frames before a program sees them.
+/// The offloads that change frames before an XDP program sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
-    /// Large receive offload.
+    /// Whether large receive offload is on.
     pub lro: bool,
-    /// Generic receive offload.
+    /// Whether generic receive offload is on.
     pub gro: bool,
-    /// Whether the interface removes VLAN tags.
+    /// Whether the interface removes VLAN tags from frames.
     pub strips_tags: bool,
 }
 
@@ -125,9 +126,9 @@ pub struct Offloads {
 pub struct Program {
     /// The program's id in the kernel.
     pub id: u32,
-    /// The program's name, which may be empty; `None` if it could not be read.
+    /// The name of the program, which may be empty; `None` if the doctor could not read the name.
     pub name: Option<String>,
-    /// Whether the program runs in the driver.
+    /// Whether the program runs in the driver (native mode).
     pub native: bool,
 }
 
@@ -138,7 +139,7 @@ pub struct Address {
     pub ifindex: u32,
     /// The address.
     pub address: IpAddr,
-    /// The prefix length.
+    /// The prefix length of the address.
     pub length: u8,
 }
 
@@ -153,9 +154,9 @@ pub struct Backend {
     pub forwarding: String,
     /// The backend's own address, with the port of its health check.
     pub address: SocketAddr,
-    /// The listener that the probe was for.
+    /// The address and port of the listener that the doctor probed.
     pub vip: Option<SocketAddr>,
-    /// The route of packets to the backend.
+    /// The route that packets to the backend take.
     pub way: Way,
     /// This machine's source address for packets to the backend.
     pub source: Option<IpAddr>,
@@ -163,22 +164,25 @@ pub struct Backend {
     pub route_mtu: Option<u32>,
     /// The answer of the neighbour on the way to the backend; `None` if the doctor did not ask it.
     pub neighbour: Option<Neighbour>,
-    /// The result of a TCP connection to the backend's own address; `None` if not tried.
+    /// The result of a TCP connection attempt to the backend's own address; `None` if the doctor did not try to
+    /// connect.
     pub direct: Option<Direct>,
-    /// The result of a probe to the VIP, sent like clients' packets; `None` if not tried.
+    /// The result of a probe to the VIP, which the doctor sends like clients' packets; `None` if the doctor did not
+    /// send the probe.
     pub service_probe: Option<ServiceProbe>,
-    /// Whether packets of full size reach the backend; `None` if not tried, or if the backend does not answer pings.
+    /// The largest packet size that reaches the backend; `None` if the doctor did not try, or if the backend does not
+    /// answer pings.
     pub path: Option<Path>,
 }
 
-/// The route of packets to an address.
+/// The route that packets to an address take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The packets go to a neighbour.
+    /// The kernel sends packets to the address through a neighbour.
     Known {
-        /// The interface's index.
+        /// The index of the interface towards the neighbour.
         ifindex: u32,
-        /// The neighbour: a gateway or the host itself.
+        /// The address of the neighbour, which is a gateway or the destination.
         next_hop: IpAddr,
     },
     /// The address belongs to this machine.
@@ -187,64 +191,64 @@ pub enum Way {
     None(String),
 }
 
-/// The kernel's entry for a neighbour, and the neighbour's own answer.
+/// The kernel's entry for a neighbour, and the hardware addresses with which the neighbour answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbour {
-    /// The hardware address in the kernel's table.
+    /// The hardware address in the kernel's neighbour table.
     pub known: Option<Mac>,
-    /// Whether the entry is permanent, set by an operator.
+    /// Whether the entry in the neighbour table is permanent, because an operator has set it.
     pub permanent: bool,
-    /// The hardware addresses that answered ARP.
+    /// The hardware addresses from which ARP answers came.
     pub answered: Vec<Mac>,
 }
 
-/// A TCP connection from this machine.
+/// The result of a TCP connection attempt from this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Direct {
     /// The outcome that the kernel reported.
     pub outcome: Outcome,
-    /// Whether the doctor saw the request leave.
+    /// Whether the doctor saw the connection request leave the machine.
     pub left: bool,
-    /// Whether the doctor saw an answer arrive.
+    /// Whether the doctor saw an answer to the request arrive.
     pub came: bool,
-    /// Whether the checksum of this answer was wrong.
+    /// Whether the answer had a wrong checksum.
     pub checksum_wrong: bool,
 }
 
-/// The result of an attempt to connect.
+/// The outcome of an attempt to connect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// The server accepted the connection.
     Connected,
     /// The server sent a reset.
     Refused,
-    /// No answer came.
+    /// The server sent no answer.
     #[default]
     Silent,
     /// The kernel did not send the request.
     NotSent(String),
 }
 
-/// A probe along the path of clients' packets.
+/// The result of a probe on the path of clients' packets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceProbe {
-    /// Whether the VIP on the backend answered a ping.
+    /// Whether the backend answered a ping to the VIP.
     pub echo: bool,
-    /// Whether the VIP answered a ping without an outer header; `None` if not tried, because the backend is behind a
-    /// gateway.
+    /// Whether the backend answered a ping to the VIP without an outer header; `None` if the doctor did not try,
+    /// because the backend is behind a gateway.
     pub bare_echo: Option<bool>,
-    /// The answer to a SYN; `None` if not tried, because the service does not use TCP.
+    /// The answer to a SYN to the VIP; `None` if the doctor did not try, because the service does not use TCP.
     pub tcp: Option<Outcome>,
-    /// Whether the backend or a router reported that the outer header is not understood.
+    /// Whether the backend or a router reported that it does not understand the outer header.
     pub refused_outer: bool,
 }
 
-/// The largest packet on the way to a backend.
+/// The result of a search for the largest packet that fits the path to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Path {
-    /// The largest size that was tried.
+    /// The largest packet size that the doctor tried.
     pub wanted: u32,
-    /// The largest size that was answered.
+    /// The largest packet size that the backend answered.
     pub passed: u32,
 }
 
@@ -255,35 +259,35 @@ pub struct Vip {
     pub service: String,
     /// The address.
     pub address: IpAddr,
-    /// Hosts that answer ARP for the address: the interface's index and the hardware address.
+    /// The hosts that answer ARP for the address, each as the interface's index and the hardware address.
     pub answered: Vec<(u32, Mac)>,
-    /// Whether the doctor sent ARP requests.
+    /// Whether the doctor sent ARP requests for the address.
     pub asked: bool,
     /// The listeners of the service at this address.
     pub listeners: Vec<Listener>,
-    /// SYNs from clients that the program did not see or passed to the kernel.
+    /// SYN packets of clients that the program did not see, or that it passed to the kernel.
     pub unsteered: Vec<Unsteered>,
 }
 
-/// Packets for a VIP that the program did not take.
+/// Packets for a VIP that the program did not steer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsteered {
     /// The index of the interface.
     pub ifindex: u32,
-    /// Whether the frames were for another hardware address.
+    /// Whether the frames were sent to another hardware address.
     pub for_another: bool,
     /// The number of packets.
     pub packets: u32,
 }
 
 impl Backend {
-    /// Whether backends have the VIP themselves in this forwarding mode.
+    /// Whether backends of this forwarding mode have the VIP themselves.
     #[must_use]
     pub fn has_the_vip(&self) -> bool {
         matches!(self.forwarding.as_str(), "dsr" | "ipip" | "gue")
     }
 
-    /// Whether the backend's replies pass through the balancer.
+    /// Whether the backend sends its replies through the balancer.
     #[must_use]
     pub fn answers_the_balancer(&self) -> bool {
         matches!(self.forwarding.as_str(), "nat" | "snat")

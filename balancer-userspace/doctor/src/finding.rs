@@ -1,126 +1,126 @@
-//! The report of an examination.
+//! The doctor's report about an examination.
 
 use serde::Serialize;
 
-/// All results of an examination.
+/// The results of an examination by the doctor.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether a controller was reachable.
+    /// Whether the doctor reached a controller.
     pub controller: bool,
-    /// The causes of trouble, without their consequences.
+    /// The causes of problems, without the consequences of these causes.
     pub findings: Vec<Finding>,
-    /// The things that were examined and are in order, a few words each.
+    /// The subjects in which the doctor found no problem, each in a few words.
     pub looked_at: Vec<String>,
-    /// The things that could not be examined, with the reasons.
+    /// The subjects that the doctor could not examine, each with the reason.
     pub not_looked_at: Vec<Unseen>,
 }
 
-/// A fact that the doctor could not find out.
+/// A subject that the doctor could not examine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unseen {
-    /// The thing that was not examined.
+    /// The subject that the doctor could not examine.
     pub what: String,
-    /// The reason.
+    /// The reason why the doctor could not examine the subject.
     pub why: String,
 }
 
 impl Unseen {
-    /// `what` could not be examined, because of `why`.
+    /// Records that the doctor could not examine `what`, because of `why`.
     pub fn new(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.into() }
     }
 }
 
-/// One cause of trouble.
+/// A cause of problems that the doctor has found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The kind of trouble, as a stable identifier.
+    /// The kind of the problem, as a stable identifier.
     pub kind: Kind,
-    /// The affected service; `None`: all services.
+    /// The service that the problem affects; `None` if the problem affects all services.
     pub service: Option<String>,
-    /// The affected backend.
+    /// The backend that the problem affects.
     pub backend: Option<String>,
-    /// The trouble, in one sentence.
+    /// The problem, described in one sentence.
     pub what: String,
-    /// The observation that shows the trouble.
+    /// The observation that shows the problem.
     pub seen: String,
-    /// The cure for the trouble.
+    /// The steps that solve the problem.
     pub cure: Cure,
 }
 
-/// The cure for a finding.
+/// The steps that solve the problem of a finding.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cure {
-    /// The machine on which to run the commands: `this machine`, or a backend's name and address.
+    /// The machine on which the user must run the commands: `this machine`, or the name and address of a backend.
     pub on: String,
-    /// The commands, or if there are none, instructions.
+    /// The commands that solve the problem, or instructions if no commands exist.
     pub commands: Vec<String>,
-    /// The steps for `--fix`, if they can be undone; empty if `--fix` does not apply them.
+    /// The steps that `--fix` runs; empty if the cure cannot be undone.
     pub fix: Vec<Step>,
 }
 
 /// A command that can be undone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
-    /// The command's words.
+    /// The command as a list of arguments.
     pub run: Vec<String>,
-    /// The command that undoes the step.
+    /// The command that undoes the effect of the step.
     pub undo: String,
 }
 
 impl Cure {
-    /// A cure on this machine that `--fix` does not carry out.
+    /// Makes a cure for this machine that `--fix` does not carry out.
     #[must_use]
     pub fn here(commands: &[String]) -> Self {
         Self { on: "this machine".to_owned(), commands: commands.to_vec(), fix: Vec::new() }
     }
 
-    /// A cure on this machine that `--fix` carries out. Words are separated by single spaces.
+    /// Makes a cure for this machine that `--fix` carries out. In `command`, single spaces separate the arguments.
     #[must_use]
     pub fn fixable(command: &str, undo: &str) -> Self {
         let step = Step { run: command.split(' ').map(str::to_owned).collect(), undo: undo.to_owned() };
         Self { fix: vec![step], ..Self::here(&[command.to_owned()]) }
     }
 
-    /// A cure on another machine.
+    /// Makes a cure for another machine.
     #[must_use]
     pub fn elsewhere(machine: &str, commands: &[String]) -> Self {
         Self { on: machine.to_owned(), commands: commands.to_vec(), fix: Vec::new() }
     }
 }
 
-/// Kinds of trouble.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// The kernel is too old.
+    /// The kernel is older than the oldest supported kernel.
     Kernel,
     /// The controller's control group runs out of memory.
     Memory,
-    /// The controller reports that it is not ready, or degraded.
+    /// The controller reports that it is not ready or that it is degraded.
     NotReady,
     /// The operator has withdrawn the VIPs.
     Withdrawn,
-    /// An interface that packets need is off or without carrier.
+    /// An interface that packets must pass is off or has no carrier.
     Link,
-    /// The interface is in generic mode although the configuration does not request that and the driver has native
-    /// mode.
+    /// The program runs in generic mode, although the driver has native mode and the configuration does not request
+    /// generic mode.
     Generic,
     /// An offload damages packets.
     Offload,
-    /// A program that is not the balancer's is on an interface.
+    /// The XDP program of another product is on an interface.
     ForeignProgram,
-    /// The program redirects frames to an interface that does not accept them.
+    /// The program redirects frames to an interface that does not accept redirected frames.
     Redirect,
     /// Clients' packets arrive on an interface without the program.
     NotAttached,
-    /// Clients' packets are for another hardware address.
+    /// Clients' packets are sent to another hardware address than that of the interface.
     WrongMac,
-    /// The kernel's forwarding is off, which `nat` needs.
+    /// The kernel's forwarding, which `nat` needs, is off.
     Forwarding,
-    /// Two machines own a VIP.
+    /// Two machines have the same VIP.
     VipDuplicate,
-    /// A VIP belongs to no machine.
+    /// No machine has the VIP.
     VipUnowned,
     /// A service has no backends.
     NoBackends,
@@ -130,17 +130,17 @@ pub enum Kind {
     DeniesAll,
     /// There is no route to a backend.
     Route,
-    /// A neighbour does not answer.
+    /// A neighbour on the path to a backend does not answer.
     Neighbour,
-    /// The kernel's neighbour entry is wrong.
+    /// The kernel's entry for a neighbour contains a wrong hardware address.
     NeighbourEntry,
     /// This machine's firewall drops packets that should pass.
     Firewall,
-    /// Packets of a backend arrive with unfinished checksums.
+    /// Packets from a backend arrive with unfinished checksums.
     Checksum,
-    /// A server does not run or does not answer.
+    /// A server is not running or does not answer.
     Server,
-    /// A server answers, and its health check fails.
+    /// A server answers, but its health check fails.
     Unhealthy,
     /// A backend does not have the VIP.
     VipMissing,
@@ -152,7 +152,7 @@ pub enum Kind {
     NoDecap,
     /// Large packets do not reach a backend.
     Mtu,
-    /// Replies do not come back through the balancer, or do not reach the clients.
+    /// A backend's replies do not come back through the balancer, or do not reach the clients.
     Replies,
     /// The client table loses known clients.
     ClientTable,

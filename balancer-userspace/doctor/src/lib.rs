@@ -1,5 +1,6 @@
-//! Finds out why packets do not flow. [`look`] gathers facts about this machine, the controller and its backends,
-//! [`judge`] derives findings from them, and [`cure`] carries out the steps that can be undone.
+//! The doctor, which finds out why packets do not reach their destination. [`look`] gathers facts about this machine,
+//! the controller and the backends, [`judge`] derives findings from the facts, and [`cure`] carries out the steps that
+//! can be undone.
 
 pub mod cure;
 pub mod facts;

@@ -1,4 +1,4 @@
-//! Calls to etcd's API over one connection.
+//! Calls to etcd's API over one connection to a server.
 
 use futures_util::stream;
 use http::uri::PathAndQuery;
@@ -13,11 +13,11 @@ use crate::message::{
     WatchRequest, WatchResponse,
 };
 
-/// The largest answer that this driver reads, in bytes. A transaction has at most 1.5 MiB, but a watch that catches up
-/// gets up to a thousand events at once.
+/// The maximum size in bytes of an answer that this driver reads. A transaction has at most 1.5 MiB, but a watch that
+/// lags behind may receive up to a thousand events in one answer.
 const LARGEST_ANSWER: usize = 64 << 20;
 
-/// A connection to etcd. Clones share it.
+/// A connection to an etcd server. All clones share the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     grpc: Grpc<Channel>,
@@ -48,8 +48,8 @@ impl Calls {
         self.unary("/etcdserverpb.Maintenance/Status", StatusRequest {}).await
     }
 
-    /// Renews a lease, by a stream of one request and one answer. Returns the lease's new time to live in seconds; 0 if
-    /// the lease does not exist.
+    /// Renews a lease, by a stream with one request and one answer. The function returns the new time to live of the
+    /// lease in seconds; 0 if the lease does not exist.
     pub(crate) async fn keep_alive(&self, id: i64) -> Result<i64, Status> {
         let requests = stream::iter([LeaseKeepAliveRequest { id }]);
         let mut answers: Streaming<LeaseKeepAliveResponse> =
@@ -58,7 +58,7 @@ impl Calls {
         Ok(answer.ok_or_else(|| Status::unavailable("no answer to a keep-alive"))?.ttl)
     }
 
-    /// Begins a stream of watches. It ends when the caller drops the sender of requests.
+    /// Opens a stream for watches. The stream ends when the caller drops the sender of requests.
     pub(crate) async fn watch(
         &self,
         requests: mpsc::Receiver<WatchRequest>,
@@ -101,7 +101,7 @@ impl Calls {
     }
 }
 
-/// Marks a request so that a server without a leader refuses it, or ends its stream.
+/// Marks a request: a server without a leader refuses a marked request, or ends the stream of a marked request.
 fn asked<T>(content: T) -> Request<T> {
     let mut request = Request::new(content);
     request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));

@@ -1,4 +1,4 @@
-//! The watch, which passes on every change once, in the order of revisions, even when servers fail.
+//! The watch, which passes on every change exactly once, in the order of revisions, even when servers fail.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::{
     words,
 };
 
-/// Follows the keys below a prefix, from the revision of a copy on.
+/// Follows the keys below a prefix, beginning at the revision of a copy.
 pub(crate) struct Changes<'a> {
     links: &'a Links,
     keys: &'a Keys,
@@ -28,9 +28,9 @@ pub(crate) struct Changes<'a> {
 
 /// The reason why the watch stopped.
 enum Stop {
-    /// Another link may work.
+    /// The server failed, but another link may work.
     Broken(String),
-    /// The watch missed changes, or the receiver is gone.
+    /// The watch has missed changes, or the receiver of changes was dropped.
     Final(String),
 }
 
@@ -43,7 +43,7 @@ impl<'a> Changes<'a> {
         Self { links, keys, prefix, news, last: revision.0, sizes: Sizes::of(entries) }
     }
 
-    /// Passes changes on. Returns the reason why it cannot continue.
+    /// Passes changes on until the watch cannot continue, and then returns the reason.
     pub(crate) async fn follow(mut self) -> String {
         loop {
             let link = self.links.link().await;
@@ -56,7 +56,7 @@ impl<'a> Changes<'a> {
 
     async fn follow_at(&mut self, link: &Link) -> Stop {
         let patience = self.links.settings().patience();
-        // Dropping the sender ends the watch.
+        // Dropping the sender of requests ends the watch.
         let (asks, receiver) = mpsc::channel(1);
         let Ok(()) = asks.try_send(WatchRequest { create: Some(self.create()) }) else {
             return Stop::Broken("no watch can be asked for".to_owned());
@@ -87,9 +87,9 @@ impl<'a> Changes<'a> {
         }
     }
 
-    /// The request asks for no fragments, so that one answer holds all changes of a revision. etcd reports progress by
-    /// itself every ten minutes. The driver does not ask for progress: depending on etcd's version, the answer may
-    /// overtake changes or never come.
+    /// The request does not ask for fragments, so that one answer contains all changes of a revision. etcd reports
+    /// progress without a request every ten minutes. The driver does not request progress reports: depending on etcd's
+    /// version, such a report may overtake changes or never arrive.
     fn create(&self) -> WatchCreateRequest {
         let key = self.keys.full(self.prefix);
         WatchCreateRequest {
@@ -132,7 +132,7 @@ impl<'a> Changes<'a> {
                     self.sizes.delete(&key);
                     deleted.push(key);
                 }
-                // The driver treats the key as absent, like in a copy.
+                // The driver treats a key with such a value as absent, in the same way as a copy does.
                 (Event::PUT, Verdict::TooLong(key)) => {
                     skipped += 1;
                     self.sizes.delete(&key);
@@ -159,8 +159,8 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// Decides what a failure means for the watch. If an answer is too large, another server's answer would be as well, so
-/// the watch ends.
+/// Decides whether the watch can continue on another link after a failure. If an answer is too large, the watch ends,
+/// because the answer of another server would be too large as well.
 fn stop(status: &Status) -> Stop {
     let words = words::status(status);
     if status.code() == Code::OutOfRange { Stop::Final(words) } else { Stop::Broken(words) }
@@ -181,7 +181,7 @@ fn by_revision(events: Vec<Event>, last: i64) -> Vec<(i64, Vec<Event>)> {
     groups
 }
 
-/// The number and sizes of keys, without their values.
+/// The number of keys and the size of each key, without the values.
 struct Sizes {
     by_key: HashMap<String, usize>,
     total: usize,

@@ -1,4 +1,4 @@
-//! Reads all keys with a prefix, as of one revision, page by page.
+//! Reads all keys below a prefix, as of one revision, page by page.
 
 use std::time::Duration;
 
@@ -12,17 +12,17 @@ use crate::{
     words,
 };
 
-/// The number of keys on the first page, and on the largest page.
+/// The number of keys on the first page of a copy, and on the largest page.
 const FIRST_PAGE: i64 = 32;
 const LARGEST_PAGE: i64 = 4096;
 
 /// The target size of a page, in bytes.
 const PAGE: usize = 1 << 20;
 
-/// How often the driver starts a read again because etcd compacted its revision meanwhile.
+/// The number of times that the driver restarts a read because etcd has compacted the read's revision.
 const ATTEMPTS: usize = 3;
 
-/// All keys and values, in the order of keys.
+/// All keys and values below a prefix, in the order of the keys.
 #[derive(Debug)]
 pub(crate) struct Copy {
     pub(crate) revision: Revision,
@@ -31,15 +31,16 @@ pub(crate) struct Copy {
 
 /// The reason why the driver could not read a page.
 enum Trouble {
-    /// etcd has compacted the page's revision.
+    /// etcd has compacted the revision of the page.
     Compacted,
     /// The answer is larger than the driver accepts.
     TooLarge,
-    /// An error that another attempt does not mend.
+    /// An error that another attempt would also cause.
     Final(String),
 }
 
-/// Reads everything below `prefix`. Tries other endpoints for as long as the caller polls it.
+/// Reads all keys below `prefix`. If an endpoint fails, the function tries other endpoints, for as long as the caller
+/// polls the future.
 pub(crate) async fn read(links: &Links, keys: &Keys, prefix: &str, limit: Duration) -> Result<Copy, String> {
     for _ in 0..ATTEMPTS {
         match Reading::new(links, keys, prefix, limit).all().await {
@@ -60,7 +61,7 @@ struct Reading<'a> {
     from: Vec<u8>,
     /// The number of keys on a page.
     page: i64,
-    /// The revision of the copy; 0 until the first answer arrives.
+    /// The revision of the copy; 0 until the first answer has arrived.
     revision: i64,
     entries: Vec<Entry>,
     total: usize,
@@ -98,7 +99,7 @@ impl<'a> Reading<'a> {
         Ok(Copy { revision: Revision(self.revision), entries: self.entries })
     }
 
-    /// Asks until an answer arrives.
+    /// Repeats the request for a page until an answer arrives.
     async fn range(&self, limit: i64, keys_only: bool) -> Result<RangeResponse, Trouble> {
         loop {
             let link = self.links.link().await;
@@ -120,7 +121,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds a page to the copy. Returns whether another page follows.
+    /// Adds a page to the copy. The function returns whether another page follows.
     fn take(&mut self, answer: RangeResponse) -> Result<bool, Trouble> {
         self.note_revision(&answer)?;
         let more = answer.more;
@@ -153,7 +154,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Skips a value that is too large to read.
+    /// Skips a key whose value is too large to read.
     async fn skip_one(&mut self) -> Result<bool, Trouble> {
         let answer = self.range(1, true).await?;
         self.note_revision(&answer)?;
@@ -184,7 +185,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Classifies a refusal; `None` if another endpoint may succeed.
+/// Classifies the status of a refused request; `None` if another endpoint may succeed.
 fn trouble(status: &Status) -> Option<Trouble> {
     let is_out_of_range = status.code() == Code::OutOfRange;
     if is_out_of_range && status.message().contains("compacted") {

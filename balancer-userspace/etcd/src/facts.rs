@@ -1,4 +1,4 @@
-//! Facts about the engine, for monitoring.
+//! Facts about the engine, which monitoring shows.
 
 use std::{
     io,
@@ -16,47 +16,47 @@ use tokio::{
     net::TcpStream,
 };
 
-/// The state of the engine as this process sees it.
+/// The state of the engine from the point of view of this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Whether a connection to a server that knows a leader exists.
+    /// Whether the driver is connected to a server that knows a leader.
     pub reachable: bool,
-    /// The endpoint in use, or the last one used.
+    /// The endpoint that the driver uses, or that it used last.
     pub endpoint: Option<String>,
-    /// This machine's address on the connection. NAT on the way may make the server see another one.
+    /// The local address of the driver's connection. Because of NAT, the server may see another address.
     pub local: Option<IpAddr>,
-    /// Version of the server, such as `3.4.23`.
+    /// The version of the server, such as `3.4.23`.
     pub version: String,
-    /// The server's number in its cluster.
+    /// The id of the server in its cluster.
     pub member: u64,
-    /// The leader's number; 0: none is known.
+    /// The id of the cluster's leader; 0 if the server knows no leader.
     pub leader: u64,
     /// The size of the server's database on disk, in bytes.
     pub database_bytes: u64,
-    /// The part of `database_bytes` that holds data. A defragmentation frees the rest.
+    /// The number of bytes of `database_bytes` that contain data. Defragmentation frees the other bytes.
     pub database_bytes_used: u64,
-    /// The limit on the database's size, if the server reports it (etcd 3.6 and newer).
+    /// The limit on the size of the database, if the server reports the limit (etcd 3.6 and newer).
     pub database_quota: Option<u64>,
-    /// Errors that the server reports about itself, in its own words.
+    /// Errors that the server reports about itself, in the server's own words.
     pub errors: Vec<String>,
     /// The reason why the server refuses all writes, in the server's words.
     pub denial: Option<String>,
-    /// Whether etcd still has changes from long ago, because nothing compacts the history.
+    /// Whether etcd still keeps changes from long ago, because nothing compacts the history.
     pub keeps_history: bool,
-    /// The last failure; `None` while a session exists.
+    /// The last failure of the driver; `None` while a session exists.
     pub trouble: Option<String>,
-    /// The number of keys and values that the driver has not passed on since the start: keys that are not UTF-8, and
-    /// values that are too long.
+    /// The number of keys and values that the driver has not passed on since the start, because the key is not UTF-8 or
+    /// the value is too long.
     pub skipped: u64,
 }
 
-/// The database limit of an etcd server whose configuration sets none.
+/// The default limit on the size of an etcd server's database.
 const DEFAULT_QUOTA: u64 = 2 << 30;
-/// The driver warns when the database fills this part of its limit, in percent.
+/// The percentage of the database's limit above which the driver warns.
 const NEARLY_FULL: u64 = 80;
 
 impl Facts {
-    /// Returns steps that an operator should take before the engine fails, a sentence each.
+    /// Returns the measures that an operator should take before the engine fails, as one sentence each.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> = self.errors.iter().map(|error| explained(error)).collect();
@@ -84,8 +84,8 @@ impl Facts {
     }
 }
 
-/// The driver warns if etcd keeps more changes than this. With retention of five minutes, that means more than 300
-/// changes a second.
+/// The number of changes in etcd's history above which the driver warns. With a retention of five minutes, etcd keeps
+/// this number of changes only if there are more than 300 changes per second.
 pub(crate) const HISTORY: i64 = 100_000;
 
 const NO_SPACE: &str = "alarm:NOSPACE";
@@ -105,7 +105,7 @@ fn explained(error: &str) -> String {
     }
 }
 
-/// The bytes sent to the engine and received from it since the start, below TLS.
+/// The numbers of bytes sent to the engine and received from the engine since the start, including TLS overhead.
 #[derive(Debug, Default)]
 pub struct Traffic {
     sent: AtomicU64,
@@ -113,20 +113,20 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Bytes sent.
+    /// The number of bytes sent.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
 
-    /// Bytes received.
+    /// The number of bytes received.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.received.load(Relaxed)
     }
 }
 
-/// A connection that counts its bytes.
+/// A connection that counts the bytes sent and received.
 #[derive(Debug)]
 pub(crate) struct Counted {
     stream: TcpStream,

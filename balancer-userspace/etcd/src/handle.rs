@@ -1,4 +1,5 @@
-//! The two ends of the queues. A request belongs to the session that its sender knew when it sent the request.
+//! The queues between the driver and its user: for requests, and for news. A request belongs to the session that the
+//! sender knew when it sent the request.
 
 use std::sync::{
     Arc,
@@ -8,44 +9,44 @@ use std::sync::{
 use balancer_fleet::engine::{News, Request};
 use tokio::sync::mpsc;
 
-/// The largest number of requests, and of news, that may wait.
+/// The maximum number of requests, and also of news, that may wait.
 const WAITING: usize = 1024;
 
-/// No session has this number.
+/// A session number that stands for no session.
 const NONE: u64 = 0;
 
-/// A request in the queue.
+/// A request in the queue, with its session.
 #[derive(Debug)]
 pub(crate) struct Asked {
     pub(crate) session: u64,
     pub(crate) request: Request,
 }
 
-/// Sends requests to the driver. A request belongs to the session whose `Joined` was received last. The driver drops it
-/// when that session has ended.
+/// The sending end for requests to the driver. A request belongs to the session of the last `Joined` that the user has
+/// received. The driver drops a request if that session has ended.
 #[derive(Clone, Debug)]
 pub struct Requests {
     sender: mpsc::Sender<Asked>,
     session: Arc<AtomicU64>,
 }
 
-/// A request that the driver does not carry out.
+/// A request that was not sent, with the reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsent {
     /// No session exists.
     #[error("there is no connection to the engine")]
     NoSession(Request),
-    /// Too many requests wait.
+    /// Too many requests are already waiting.
     #[error("too many requests to the engine wait")]
     Full(Request),
 }
 
 impl Requests {
-    /// Sends a request without waiting. A sender that waited here could not receive the news that the driver must
-    /// deliver first.
+    /// Sends a request to the driver without waiting. If the sender waited, it could not receive the news that the
+    /// driver must deliver before it takes requests.
     ///
     /// # Errors
-    /// Returns the request if no session exists, or if 1024 requests wait.
+    /// Returns the request if no session exists, or if 1024 requests are already waiting.
     pub fn send(&self, request: Request) -> Result<(), Unsent> {
         let session = self.session.load(Relaxed);
         if session == NONE {
@@ -58,7 +59,8 @@ impl Requests {
     }
 }
 
-/// Receives news. Dropping it ends the session, and the driver revokes the lease.
+/// The receiving end for news from the driver. When the receiver is dropped, the session ends, and the driver revokes
+/// the lease.
 #[derive(Debug)]
 pub struct Newsfeed {
     receiver: mpsc::Receiver<(u64, News)>,
@@ -66,7 +68,8 @@ pub struct Newsfeed {
 }
 
 impl Newsfeed {
-    /// Receives the next news; `None` when the engine's task has ended. A caller that stops waiting loses nothing.
+    /// Receives the next item of news; `None` if the engine's task has ended. If the caller stops waiting, no news is
+    /// lost.
     pub async fn recv(&mut self) -> Option<News> {
         let (session, news) = self.receiver.recv().await?;
         match news {
@@ -86,12 +89,12 @@ pub(crate) struct NewsSender {
 }
 
 impl NewsSender {
-    /// Sends news; waits while the queue is full. Returns whether the receiver still exists.
+    /// Sends an item of news; waits while the queue is full. The function returns whether the receiver still exists.
     pub(crate) async fn send(&self, news: News) -> bool {
         self.sender.send((self.session, news)).await.is_ok()
     }
 
-    /// Waits until the receiver is gone.
+    /// Waits until the receiver is dropped.
     pub(crate) async fn closed(&self) {
         self.sender.closed().await;
     }
@@ -100,7 +103,7 @@ impl NewsSender {
         self.session
     }
 
-    /// Switches to the next session.
+    /// Switches the sender to the next session.
     pub(crate) fn next(&mut self) {
         self.session += 1;
     }
@@ -111,7 +114,7 @@ impl NewsSender {
 pub(crate) struct NewsReceiver(mpsc::Receiver<(u64, News)>);
 
 impl NewsReceiver {
-    /// Receives the next news; `None` when the sender is gone.
+    /// Receives the next item of news; `None` if the sender was dropped.
     pub(crate) async fn recv(&mut self) -> Option<News> {
         self.0.recv().await.map(|(_, news)| news)
     }
@@ -123,7 +126,7 @@ pub(crate) fn news() -> (NewsSender, NewsReceiver) {
     (NewsSender { sender, session: NONE }, NewsReceiver(receiver))
 }
 
-/// Makes both queues.
+/// Makes a queue for requests and a queue for news.
 pub(crate) fn queues() -> (Requests, mpsc::Receiver<Asked>, NewsSender, Newsfeed) {
     let session = Arc::new(AtomicU64::new(NONE));
     let (requests, asked) = mpsc::channel(WAITING);

@@ -1,16 +1,16 @@
-//! The keys below a prefix, and checks of the keys and values found there.
+//! The keys below a prefix, and the checks of the keys and values that the driver finds in etcd.
 
 use balancer_fleet::engine::{Entry, LONGEST_VALUE, Revision};
 
 use crate::message::KeyValue;
 
-/// The largest total size of keys and values in a copy or an answer, in bytes.
+/// The maximum total size in bytes of the keys and values in a copy or an answer.
 pub(crate) const MOST: usize = 256 << 20;
 
-/// The overhead of an entry in addition to its key and value, in bytes.
+/// The memory overhead of an entry in bytes, in addition to key and value.
 const OVERHEAD: usize = 64;
 
-/// The prefix of all keys that a driver uses.
+/// The prefix of all keys that a driver reads or writes.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys(String);
 
@@ -19,18 +19,18 @@ impl Keys {
         Self(prefix.to_owned())
     }
 
-    /// The full key in etcd.
+    /// Returns the full key in etcd, with the prefix.
     pub(crate) fn full(&self, key: &str) -> Vec<u8> {
         [self.0.as_bytes(), key.as_bytes()].concat()
     }
 
-    /// The key without the prefix; `None` if it is foreign or not UTF-8.
+    /// Returns the key without the prefix; `None` if the key lacks the prefix or is not UTF-8.
     pub(crate) fn own(&self, full: &[u8]) -> Option<String> {
         let own = full.strip_prefix(self.0.as_bytes())?;
         String::from_utf8(own.to_vec()).ok()
     }
 
-    /// Decides whether the driver may pass on a key and its value.
+    /// Decides whether the driver passes on a key and its value.
     pub(crate) fn judge(&self, found: KeyValue) -> Verdict {
         let Some(key) = self.own(&found.key) else { return Verdict::Nameless };
         if found.value.len() > LONGEST_VALUE {
@@ -49,18 +49,18 @@ impl Keys {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good(Entry),
-    /// The value is longer than members write.
+    /// The value is longer than any value that a member writes.
     TooLong(String),
-    /// The key is foreign, or not UTF-8.
+    /// The key lacks the prefix, or is not UTF-8.
     Nameless,
 }
 
-/// Returns the size of an entry as it counts towards [`MOST`], in bytes.
+/// Returns the size in bytes with which an entry counts towards [`MOST`].
 pub(crate) fn weight(entry: &Entry) -> usize {
     entry.key.len() + entry.value.len() + OVERHEAD
 }
 
-/// The end of the range of all keys with this prefix.
+/// The exclusive end of the range of all keys with this prefix.
 pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
     match prefix.iter().rposition(|&byte| byte < u8::MAX) {
         Some(last) => {
@@ -68,7 +68,7 @@ pub(crate) fn end(prefix: &[u8]) -> Vec<u8> {
             end[last] += 1;
             end
         }
-        // If no end exists, the range includes all further keys.
+        // If there is no such end, the range includes all keys after the prefix.
         None => vec![0],
     }
 }

@@ -1,4 +1,4 @@
-//! The lease, and the time until which it certainly has not expired.
+//! The lease of a session, and the time until which the lease has certainly not expired.
 
 use std::time::Duration;
 
@@ -10,24 +10,25 @@ use crate::{
     words,
 };
 
-/// The driver treats longer leases as if they had this length.
+/// The maximum length of a lease on which the driver relies: it treats longer leases as if they had this length.
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// The reason why etcd did not grant a lease.
 #[derive(Debug)]
 pub(crate) enum NotGranted {
-    /// Another server may grant it.
+    /// The request failed, but another server may grant the lease.
     Broken(String),
-    /// The server refused.
+    /// The server refused to grant the lease.
     Denied(String),
 }
 
-/// A granted lease.
+/// A lease that etcd has granted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lease {
     pub(crate) id: i64,
     ttl: Duration,
-    /// The time of the last renewal request. The lease expires `ttl` later at the earliest.
+    /// The time at which the last successful renewal was requested. The lease expires no earlier than `ttl` after this
+    /// time.
     asked: Instant,
 }
 
@@ -50,12 +51,12 @@ impl Lease {
         Ok(Self { id: granted.id, ttl, asked })
     }
 
-    /// Renews the lease for as long as that works. Returns the reason why the lease is lost.
+    /// Renews the lease until it is lost, and then returns the reason.
     pub(crate) async fn keep(mut self, links: &Links) -> String {
         loop {
             let end = self.asked + self.ttl;
-            // If the system stopped the process for a long time, the process notices here that its lease has expired,
-            // before it asks.
+            // If the system stopped this process for a long time, the process notices before a renewal that its lease
+            // may have expired.
             let renewing = async {
                 sleep_until(self.asked + self.ttl / 3).await;
                 self.renew(links).await
@@ -75,8 +76,8 @@ impl Lease {
         }
     }
 
-    /// Asks one endpoint after the other. Returns the time of the request that was answered; `None` if the lease does
-    /// not exist.
+    /// Requests a renewal from one endpoint after the other. The function returns the time at which the successful
+    /// request was sent; `None` if the lease does not exist.
     async fn renew(&self, links: &Links) -> Option<Instant> {
         let patience = links.settings().patience();
         loop {

@@ -1,10 +1,12 @@
-//! The engine of a fleet: a driver of etcd, version 3.4 or newer, with the properties of [`balancer_fleet::engine`].
+//! The engine of a fleet: a driver for etcd, version 3.4 or newer, with the properties that [`balancer_fleet::engine`]
+//! describes.
 //!
-//! The driver stays connected to one of the endpoints by two connections: one for the watch and the lease, the other
-//! for answers that may be large. A watch does not notice a server that dies silently. Therefore the driver asks the
-//! server for its status on the same connection, and notices a silent server within a third of the lease, or half a
-//! second. Then another endpoint takes its place. The session continues as long as the lease is certain and the history
-//! of changes is complete. [`follow`] reads the keys of others in the same way, without a lease.
+//! The driver keeps two connections to one of the endpoints: one connection for the watch and the lease, and another
+//! connection for answers that may be large. A watch alone does not notice a server that dies silently. To notice such
+//! a server, the driver requests the server's status on the connection of the watch; a server counts as silent after a
+//! third of the lease, or half a second. After such a failure, the driver connects to another endpoint. The session
+//! continues as long as the lease is certainly valid and the driver has missed no change. [`follow`] reads keys that
+//! other programs write, in the same way but without a lease.
 
 mod calls;
 mod changes;
@@ -40,71 +42,73 @@ use links::Links;
 use persist::{Persistent, persist};
 use session::Sessions;
 
-/// The time to wait after a fault in the driver, because the next session may meet the same fault.
+/// The time for which the driver waits after a fault of its own, because the next session may hit the same fault.
 const AFTER_A_PANIC: Duration = Duration::from_secs(2);
 
 /// The engine's endpoints and credentials, and how the driver uses the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The beginning of all keys that the driver reads or writes: [`prefix_of`] a fleet.
+    /// The prefix of all keys that the driver reads or writes, [`prefix_of`] a fleet.
     pub prefix: String,
-    /// URLs, `http` or `https`; the driver uses one at a time. The default port is 2379.
+    /// The URLs of the endpoints, with `http` or `https`; the driver uses one endpoint at a time. The default port is
+    /// 2379.
     pub endpoints: Vec<String>,
-    /// A PEM file with the certificates that have signed the servers' certificates; `None`: the system's roots. The
-    /// driver reads this file and the next two again for every connection, and only for `https`.
+    /// A PEM file with the certificates of the authorities that sign the servers' certificates; `None` if the driver
+    /// uses the system's root certificates. The driver rereads `ca`, `cert` and `key` for every connection, and uses
+    /// them only with `https`.
     pub ca: Option<PathBuf>,
-    /// The client's certificate, a file in PEM, with `key`.
+    /// The PEM file with the client's certificate, which belongs to `key`.
     pub cert: Option<PathBuf>,
-    /// The private key of `cert`, a file in PEM.
+    /// The PEM file with the private key of `cert`.
     pub key: Option<PathBuf>,
-    /// How long leased keys remain after this process has fallen silent, rounded up to seconds; etcd's minimum is 2 s
-    /// unless its election timeout differs.
+    /// The time for which leased keys remain after this process has fallen silent, rounded up to seconds; etcd's
+    /// minimum is 2 s, unless its election timeout is not the default.
     pub lease: Duration,
 }
 
-/// The beginning of all keys of a fleet.
+/// The prefix of all keys of a fleet.
 #[must_use]
 pub fn prefix_of(fleet: &str) -> String {
     format!("/balancer/{fleet}/")
 }
 
 impl Settings {
-    /// How long a server may be silent, or take to connect, before the driver tries another one.
+    /// The time for which a server may be silent, or may take to connect, before the driver tries another server.
     fn patience(&self) -> Duration {
         (self.lease / 3).max(Duration::from_millis(500))
     }
 
-    /// The time limit of a transaction. A server without a leader loses requests and reports that only after 7 s; an
+    /// The time limit of a transaction. A server without a leader loses requests and reports this only after 7 s; an
     /// election takes 1 to 2 s.
     fn transaction_limit(&self) -> Duration {
         self.patience().max(Duration::from_secs(2)).min(self.limit())
     }
 
-    /// The time limit of any request. etcd itself gives up after 7 s.
+    /// The time limit of any request. etcd itself gives up a request after 7 s.
     fn limit(&self) -> Duration {
         self.lease.clamp(Duration::from_secs(1), Duration::from_secs(7))
     }
 }
 
-/// A running driver. It stops when the caller drops `news` or every clone of `requests`. It then revokes the lease if
-/// it can reach a server.
+/// A running driver. The driver stops when the caller drops `news` or every clone of `requests`. After stopping, the
+/// driver revokes the lease if it can reach a server.
 #[derive(Debug)]
 pub struct Engine {
-    /// Sends requests to the driver.
+    /// The sending end for requests to the driver.
     pub requests: Requests,
-    /// Receives news from the driver.
+    /// The receiving end for news from the driver.
     pub news: Newsfeed,
     /// The current facts about the engine.
     pub facts: watch::Receiver<Facts>,
-    /// Counts the bytes sent and received.
+    /// The numbers of bytes sent and received.
     pub traffic: Arc<Traffic>,
-    /// Resolves when the driver has stopped.
+    /// The channel that reports when the driver has stopped.
     ended: oneshot::Receiver<()>,
 }
 
 impl Engine {
-    /// Starts a driver on the current tokio runtime. The driver tries for ever; if it does not succeed, `facts` has the
-    /// reason.
+    /// Starts a driver on the current tokio runtime. The driver never stops trying to connect, and `facts` contains the
+    /// reason for the last failure.
     #[must_use]
     pub fn start(settings: Settings) -> Self {
         let (this, work) = Self::new(settings);
@@ -112,8 +116,8 @@ impl Engine {
         this
     }
 
-    /// Returns a driver and its future, which the caller has to poll. The future ends only when the driver is stopped.
-    /// A fault in it ends only the session.
+    /// Returns an engine and the driver's future, which the caller has to poll. The future ends only when the caller
+    /// stops the driver. A fault in the driver ends only the current session.
     pub fn new(settings: Settings) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (requests, asked, sender, news) = handle::queues();
         let traffic = Arc::<Traffic>::default();
@@ -128,10 +132,10 @@ impl Engine {
         (Self { requests, news, facts: watched, traffic, ended }, work)
     }
 
-    /// Ends the session, revokes the lease, and waits until that is done.
+    /// Ends the session, revokes the lease, and waits until the driver has stopped.
     pub async fn stop(self) {
         drop(self.news);
-        // An error means that the other end is gone: the driver has stopped.
+        // An error means that the driver has already stopped.
         let _ = self.ended.await;
     }
 }

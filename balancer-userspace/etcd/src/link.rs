@@ -1,4 +1,4 @@
-//! Connections to one endpoint.
+//! Connections to one endpoint of etcd.
 
 use std::{io, net::IpAddr, sync::Arc, sync::Mutex, time::Duration};
 
@@ -18,32 +18,33 @@ use crate::{
     tls, words,
 };
 
-/// etcd's port, if the endpoint names none.
+/// The default port of etcd, for endpoints without a port.
 const PORT: u16 = 2379;
 
-/// The reason why the driver does not use a server.
+/// The reason why the driver does not use a server that knows no leader.
 pub(crate) const NO_LEADER: &str = "it knows no leader";
 
-/// The window of one stream and of a connection, in bytes.
+/// The flow control windows in bytes of a stream and of a connection.
 const WINDOWS: (u32, u32) = (2 << 20, 4 << 20);
 
-/// A connected endpoint.
+/// A connected endpoint of etcd.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    /// The number of the link, which no other link has.
+    /// The number that distinguishes this link from all other links.
     pub(crate) number: u64,
     pub(crate) endpoint: String,
-    /// The connection for the watch and the lease. Large answers do not delay it.
+    /// The connection for the watch and the lease. Large answers on the other connection do not delay the watch and the
+    /// lease.
     pub(crate) watching: Calls,
-    /// The connection for everything else.
+    /// The connection for all other calls.
     pub(crate) working: Calls,
-    /// The number of the cluster that this endpoint belongs to.
+    /// The id of the cluster to which the endpoint belongs.
     pub(crate) cluster: u64,
-    /// The local address of the connection.
+    /// The local address of the connections.
     pub(crate) local: Option<IpAddr>,
 }
 
-/// Connects to an endpoint and asks the server for its status.
+/// Connects to an endpoint, and requests the server's status.
 pub(crate) async fn connect(
     settings: &Settings,
     endpoint: &str,
@@ -67,7 +68,7 @@ pub(crate) async fn connect(
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(no_answer(limit)))
 }
 
-/// A connection that does not reconnect: when it ends, calls fail.
+/// Opens a connection that does not reconnect: after it has ended, calls fail.
 async fn channel(
     settings: &Settings,
     endpoint: &str,
@@ -94,7 +95,8 @@ async fn channel(
     Ok((channel, local))
 }
 
-/// Explains why the first call failed. A server that expects TLS closes plain connections silently.
+/// Explains why the first call on a connection failed. A server that expects TLS closes a connection without TLS and
+/// sends no answer.
 fn first_words(endpoint: &str, status: &Status) -> String {
     let why = words::status(status);
     if words::is_broken(status) && endpoint.starts_with("http:") {
@@ -104,7 +106,7 @@ fn first_words(endpoint: &str, status: &Status) -> String {
     }
 }
 
-/// Says how long the driver waited in vain.
+/// Describes that no answer has arrived within this time.
 pub(crate) fn no_answer(limit: Duration) -> String {
     format!("no answer within {} ms", limit.as_millis())
 }

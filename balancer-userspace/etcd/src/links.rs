@@ -1,4 +1,4 @@
-//! Chooses the endpoint to use: tries the endpoints in turn until one works.
+//! Chooses the endpoint to use: tries one endpoint after the other until an endpoint works.
 
 use std::{
     sync::{
@@ -26,13 +26,13 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT_WHEN_REFUSED: Duration = Duration::from_secs(5);
 
-/// The link in use, if any, and the search for another.
+/// The link in use, if there is one, and the search for another link.
 #[derive(Debug)]
 pub(crate) struct Links {
     settings: Settings,
     current: watch::Sender<Option<Link>>,
     failures: AtomicU32,
-    /// The cluster of the session; 0 accepts any cluster.
+    /// The id of the cluster to which the session belongs; 0 if any cluster is acceptable.
     cluster: AtomicU64,
     pub(crate) facts: watch::Sender<Facts>,
     traffic: Arc<Traffic>,
@@ -41,9 +41,10 @@ pub(crate) struct Links {
 /// The reason why a call failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The server may have carried the call out or not. Another link may work.
+    /// The connection failed, so it is unknown whether the server has carried the call out. The call may succeed on
+    /// another link.
     Broken(String),
-    /// The server refused.
+    /// The server refused the call.
     Refused(Status),
 }
 
@@ -57,24 +58,24 @@ impl Links {
         &self.settings
     }
 
-    /// Returns the link in use; waits until one exists.
+    /// Returns the link in use; waits until there is a link.
     pub(crate) async fn link(&self) -> Link {
         let mut current = self.current.subscribe();
         loop {
             if let Some(link) = current.borrow_and_update().clone() {
                 return link;
             }
-            // The sender lives as long as `self`.
+            // The wait cannot fail, because the sender lives as long as `self`.
             let _ = current.changed().await;
         }
     }
 
-    /// Returns the link in use, if any.
+    /// Returns the link in use, if there is one.
     pub(crate) fn now(&self) -> Option<Link> {
         self.current.borrow().clone()
     }
 
-    /// Makes the search skip endpoints of other clusters; 0 accepts all clusters.
+    /// Makes the search skip endpoints that belong to another cluster than `cluster`; 0 accepts all clusters.
     pub(crate) fn expect(&self, cluster: u64) {
         self.cluster.store(cluster, Relaxed);
     }
@@ -85,7 +86,7 @@ impl Links {
         let _ = current.wait_for(|now| now.as_ref().is_none_or(|now| now.number != link.number)).await;
     }
 
-    /// Gives a link up. Does nothing if the link is no longer in use.
+    /// Gives up a link that no longer works. The function does nothing if the link is no longer in use.
     pub(crate) fn broken(&self, link: &Link, why: &str) {
         let given_up = self.current.send_if_modified(|now| {
             let is_in_use = now.as_ref().is_some_and(|now| now.number == link.number);
@@ -101,7 +102,7 @@ impl Links {
         }
     }
 
-    /// Notes that the link in use works: when it breaks, the driver tries the next one at once.
+    /// Records that the link in use works, so that the driver tries the next endpoint at once when this link fails.
     pub(crate) fn proved(&self) {
         self.failures.store(0, Relaxed);
     }
@@ -110,17 +111,17 @@ impl Links {
         self.facts.send_modify(|facts| facts.trouble = Some(why));
     }
 
-    /// Notes that the engine refuses all writes.
+    /// Records that the engine refuses all writes.
     pub(crate) fn denies(&self, why: String) {
         self.facts.send_if_modified(|facts| facts.denial.replace(why.clone()).is_none_or(|known| known != why));
     }
 
-    /// Notes that the engine has accepted a write.
+    /// Records that the engine has accepted a write.
     pub(crate) fn takes_writes(&self) {
         self.facts.send_if_modified(|facts| facts.denial.take().is_some());
     }
 
-    /// Notes whether etcd keeps more history than any member needs.
+    /// Records whether etcd keeps more history than any member needs.
     pub(crate) fn keeps_history(&self, keeps: bool) {
         self.facts.send_if_modified(|facts| std::mem::replace(&mut facts.keeps_history, keeps) != keeps);
     }
@@ -131,7 +132,8 @@ impl Links {
         }
     }
 
-    /// Makes a call within its time limit while the link is in use. Gives the link up if the call fails.
+    /// Makes a call within its time limit, as long as the link stays in use. If the call fails, the function gives up
+    /// the link.
     pub(crate) async fn attempt<T>(
         &self,
         link: &Link,
@@ -152,10 +154,11 @@ impl Links {
         Err(Failure::Broken(format!("{}: {why}", link.endpoint)))
     }
 
-    /// Connects whenever no link exists. Never returns.
+    /// Connects to an endpoint whenever there is no link. The function never returns.
     pub(crate) async fn keep(&self) {
         let endpoints = &self.settings.endpoints;
-        // Members that start together should not all begin at the same server.
+        // The first endpoint is random, so that members that start at the same time do not all begin with the same
+        // server.
         let turns = (fastrand::usize(..endpoints.len().max(1))..).zip(1..);
         let mut current = self.current.subscribe();
         for (turn, number) in turns {
@@ -194,7 +197,7 @@ impl Links {
         self.current.send_replace(Some(link));
     }
 
-    /// Notes the status that the server reported.
+    /// Records the status that the server has reported.
     pub(crate) fn heard(&self, status: &StatusResponse) {
         self.facts.send_if_modified(|facts| {
             let before = facts.clone();
@@ -210,7 +213,7 @@ impl Links {
     }
 }
 
-/// The time to wait after this number of failures in a row.
+/// The time to wait after this number of consecutive failures.
 pub(crate) fn wait(failures: u32) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
@@ -219,7 +222,8 @@ pub(crate) fn wait(failures: u32) -> Duration {
     SHORTEST_WAIT.max(longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5)))
 }
 
-/// The time to wait after this number of refusals in a row, because each attempt costs the engine a little.
+/// The time to wait after this number of consecutive refusals; the time grows because each attempt causes work for the
+/// engine.
 pub(crate) fn wait_longer(refusals: u32) -> Duration {
     let longest = SHORTEST_WAIT.saturating_mul(1 << refusals.min(8)).min(LONGEST_WAIT_WHEN_REFUSED);
     longest.mul_f64(fastrand::f64().mul_add(0.5, 0.5))

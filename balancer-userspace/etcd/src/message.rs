@@ -1,5 +1,5 @@
-//! The messages of etcd's API, version 3, with only the fields that this driver uses. The field numbers are those of
-//! `etcdserverpb/rpc.proto` and `mvccpb/kv.proto`. The decoder skips other fields.
+//! The messages of etcd's API, version 3, with only those fields that this driver uses. The field numbers are those in
+//! `etcdserverpb/rpc.proto` and `mvccpb/kv.proto`. The decoder skips all other fields.
 
 use prost::Message;
 
@@ -81,7 +81,7 @@ pub(crate) enum Op {
     Delete(DeleteRangeRequest),
 }
 
-/// Compares for equality, the default.
+/// A comparison for equality, which is the default.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Compare {
     #[prost(int32, tag = "2")]
@@ -178,7 +178,7 @@ impl Event {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseGrantRequest {
-    /// The wanted time to live in seconds.
+    /// The requested time to live in seconds.
     #[prost(int64, tag = "1")]
     pub(crate) ttl: i64,
 }
@@ -187,7 +187,7 @@ pub(crate) struct LeaseGrantRequest {
 pub(crate) struct LeaseGrantResponse {
     #[prost(int64, tag = "2")]
     pub(crate) id: i64,
-    /// The granted time to live in seconds, possibly more than requested.
+    /// The granted time to live in seconds, which may exceed the requested time.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
     #[prost(string, tag = "4")]
@@ -211,7 +211,7 @@ pub(crate) struct LeaseKeepAliveRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct LeaseKeepAliveResponse {
-    /// The new time to live in seconds; 0 if the lease does not exist.
+    /// The new time to live of the lease in seconds; 0 if the lease does not exist.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
 }
@@ -225,19 +225,19 @@ pub(crate) struct StatusResponse {
     pub(crate) header: Option<Header>,
     #[prost(string, tag = "2")]
     pub(crate) version: String,
-    /// The size of the database on disk in bytes.
+    /// The size of the database on disk, in bytes.
     #[prost(int64, tag = "3")]
     pub(crate) db_size: i64,
-    /// The leader's number; 0 if the server knows no leader.
+    /// The id of the leader; 0 if the server knows no leader.
     #[prost(uint64, tag = "4")]
     pub(crate) leader: u64,
-    /// Errors of the server, such as `memberID:10501334649042878790 alarm:NOSPACE`.
+    /// Errors that the server reports, such as `memberID:10501334649042878790 alarm:NOSPACE`.
     #[prost(string, repeated, tag = "8")]
     pub(crate) errors: Vec<String>,
-    /// The size of the data in bytes. Only a defragmentation frees the rest of the database.
+    /// The size of the data in the database, in bytes. Only defragmentation frees the other bytes of the database.
     #[prost(int64, tag = "9")]
     pub(crate) db_size_in_use: i64,
-    /// The limit on the database's size; 0: etcd before 3.6 does not report it.
+    /// The limit on the size of the database; 0 if the server is older than etcd 3.6 and does not report the limit.
     #[prost(int64, tag = "12")]
     pub(crate) db_size_quota: i64,
 }
@@ -254,7 +254,7 @@ mod tests {
                 op: Some(Op::Put(PutRequest { key: b"c".to_vec(), value: b"d".to_vec(), lease: 9 })),
             }],
         };
-        // The bytes are the output of `protoc --encode=etcdserverpb.TxnRequest`.
+        // The expected bytes are the output of `protoc --encode=etcdserverpb.TxnRequest`.
         let bytes = b"\x0a\x07\x10\x01\x1a\x01a\x28\x00\x0a\x07\x10\x02\x1a\x01b\x30\x07\x12\x0a\x12\x08\x0a\x01c\x12\x01d\x18\x09";
         assert_eq!(txn.encode_to_vec(), bytes);
     }

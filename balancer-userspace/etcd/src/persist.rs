@@ -1,19 +1,20 @@
-//! Restarts work after a panic, because a member needs it to continue.
+//! Restarts a driver's work after a panic, because a member depends on this work.
 
 use std::{any::Any, panic::AssertUnwindSafe};
 
 use futures_util::FutureExt as _;
 
-/// Work that can start again.
+/// Work that can be restarted after a panic.
 pub(crate) trait Persistent {
-    /// Does the work; returns when nothing is left to do.
+    /// Does the work; returns when no work remains.
     fn work(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Cleans up after a panic. It should take some time, so that panics do not follow each other quickly.
+    /// Cleans up after a panic. The clean-up should take some time, so that repeated panics do not follow each other
+    /// quickly.
     fn clean_up(&mut self, panic: String) -> impl Future<Output = ()> + Send;
 }
 
-/// Does the work to its end, and restarts it after each panic.
+/// Does the work until none remains, and restarts it after each panic.
 pub(crate) async fn persist(work: &mut impl Persistent) {
     while let Err(panic) = AssertUnwindSafe(work.work()).catch_unwind().await {
         let said = said(panic.as_ref());

@@ -1,4 +1,4 @@
-//! Notices a server that dies silently, which a watch does not show.
+//! Notices a server that dies silently, which a watch does not notice.
 
 use tokio::time::sleep;
 
@@ -9,8 +9,8 @@ use crate::{
     words,
 };
 
-/// Waits a while, and then asks the server for its status on the connection of the watch. Gives the link up if there is
-/// no good answer.
+/// Waits a while, and then requests the server's status on the connection of the watch. The function gives up the link
+/// if the server does not answer or knows no leader.
 pub(crate) async fn beat(links: &Links) -> Option<(Link, StatusResponse)> {
     let beat = links.settings().patience() / 2;
     let link = links.link().await;

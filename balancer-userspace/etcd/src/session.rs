@@ -1,4 +1,4 @@
-//! Runs sessions, one after the other.
+//! Runs sessions with the engine, one after the other.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -26,19 +26,19 @@ use crate::{
     work::{Over, Work},
 };
 
-/// The time to wait when every attempt fails and each attempt is expensive.
+/// The time to wait when every attempt fails and each attempt causes much work for the engine.
 const LONG: Duration = Duration::from_secs(10);
 
-/// How often the driver checks the length of the history.
+/// The interval at which the driver checks the length of etcd's history.
 const LOOKS_AT_HISTORY_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs sessions until the receiver is gone.
+/// Runs sessions until the receiver of news is dropped.
 pub(crate) struct Sessions<'a> {
     pub(crate) links: &'a Links,
     pub(crate) keys: Keys,
     pub(crate) news: NewsSender,
     pub(crate) requests: mpsc::Receiver<Asked>,
-    /// A lease that may still exist.
+    /// The id of a lease of an earlier session that may still exist.
     pub(crate) stale: Option<i64>,
 }
 
@@ -77,7 +77,7 @@ impl Sessions<'_> {
         }
     }
 
-    /// Reports a fault in the driver that has ended the session.
+    /// Reports a fault of the driver that has ended the session.
     pub(crate) async fn give_up(&mut self, why: String) {
         let reason = format!("a fault in the driver of the engine: {why}");
         tracing::error!("{reason}");
@@ -85,7 +85,7 @@ impl Sessions<'_> {
             self.links.broken(&link, &reason);
         }
         self.links.trouble(reason.clone());
-        // If the receiver is gone, the driver is about to stop.
+        // Sending fails if the receiver was dropped, in which case the driver is about to stop.
         let _ = self.news.send(News::Lost { reason }).await;
     }
 
@@ -109,7 +109,7 @@ impl Sessions<'_> {
                 links.broken(&link, &why);
                 Over::Lost(why)
             }
-            // Another server would refuse as well.
+            // The driver does not try another server, because it would refuse as well.
             Err(NotGranted::Denied(why)) => {
                 links.proved();
                 Over::Denied(why)
@@ -119,7 +119,7 @@ impl Sessions<'_> {
         over
     }
 
-    /// Runs a session after etcd has granted its lease.
+    /// Runs a session whose lease etcd has granted.
     async fn hold(&mut self, lease: Lease, began: &AtomicBool) -> Over {
         let Self { links, keys, news, requests, .. } = self;
         let (links, keys, news) = (*links, &*keys, &*news);
@@ -147,7 +147,7 @@ impl Sessions<'_> {
         }
     }
 
-    /// Revokes the old lease at once, if a server can be reached.
+    /// Revokes the lease of the previous session, if a server can be reached.
     async fn revoke_stale(&mut self) {
         let (Some(id), Some(link)) = (self.stale, self.links.now()) else { return };
         match timeout(self.links.settings().patience(), link.working.revoke(id)).await {
@@ -158,7 +158,7 @@ impl Sessions<'_> {
     }
 }
 
-/// Checks whether the server is alive, and sometimes the length of its history. Never returns.
+/// Checks repeatedly whether the server is alive, and less often the length of its history. The function never returns.
 async fn feel_pulse(links: &Links, keys: &Keys) {
     let mut looked: Option<Instant> = None;
     loop {
@@ -181,7 +181,7 @@ async fn look_at_history(links: &Links, keys: &Keys, link: &Link, revision: i64)
     match links.attempt(link, links.settings().limit(), link.working.range(request)).await {
         Ok(_) => links.keeps_history(true),
         Err(Failure::Refused(status)) if status.code() == Code::OutOfRange => links.keeps_history(false),
-        // The driver does not know whether etcd keeps them.
+        // After a failed call, the driver does not know whether etcd keeps these changes.
         Err(Failure::Refused(_) | Failure::Broken(_)) => {}
     }
 }

@@ -1,4 +1,4 @@
-//! Reads certificates and keys from files.
+//! Reads certificates and private keys from files.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::Settings;
 
-/// Returns the TLS configuration of a connection to `host`, with the current contents of the files.
+/// Returns the TLS configuration for a connection to `host`, made from the current contents of the files.
 pub(crate) fn config(settings: &Settings, host: &str) -> Result<ClientTlsConfig, String> {
     let mut config = ClientTlsConfig::new().domain_name(host);
     config = match &settings.ca {

@@ -1,4 +1,4 @@
-//! Follows the keys below any prefix. This needs no lease, and writes nothing.
+//! Follows the keys below a prefix that may belong to other programs. The follower needs no lease and writes nothing.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -20,17 +20,17 @@ use crate::{
     pulse,
 };
 
-/// The time to wait after etcd has refused to show the keys.
+/// The time to wait after etcd has refused to return the keys.
 const AFTER_A_REFUSAL: Duration = Duration::from_secs(10);
 
-/// How long changes are collected before they are passed on together.
+/// The time for which the follower collects changes before it passes them on together.
 const BATCH: Duration = Duration::from_millis(50);
 
-/// The keys below a prefix, without that prefix, and their values.
+/// The keys below a prefix with their values; the keys lack the prefix.
 pub type Tree = BTreeMap<String, Vec<u8>>;
 
-/// Sends all keys below `settings.prefix`, at first and after each change, or the reason why they are unknown. Ends
-/// when the receiver is gone.
+/// Sends all keys below `settings.prefix`, at first and after each change, or the reason why the keys are unknown. The
+/// function returns when the receiver is dropped.
 pub async fn follow(settings: Settings, told: mpsc::Sender<Result<Tree, String>>) {
     let (facts, watched) = watch::channel(Facts::default());
     let keys = Keys::new(&settings.prefix);
@@ -45,7 +45,7 @@ struct Follower<'a> {
     told: &'a mpsc::Sender<Result<Tree, String>>,
 }
 
-/// The receiver of the tree is gone.
+/// The error that the receiver of the tree was dropped.
 struct Unwanted;
 
 impl Persistent for Follower<'_> {
@@ -63,14 +63,14 @@ impl Persistent for Follower<'_> {
         if let Some(link) = self.links.now() {
             self.links.broken(&link, &reason);
         }
-        // If the receiver is gone, the follower is about to stop.
+        // Sending fails if the receiver was dropped, in which case the follower is about to stop.
         let _ = self.told.send(Err(reason)).await;
         sleep(AFTER_A_PANIC).await;
     }
 }
 
 impl Follower<'_> {
-    /// Checks whether the server is alive. Never returns.
+    /// Checks repeatedly whether the server is alive. The function never returns.
     async fn feel_pulse(&self) {
         loop {
             pulse::beat(self.links).await;
@@ -86,7 +86,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reads the tree and passes on its changes, until some may have been missed.
+    /// Reads the tree and passes on changes of the tree, until the follower may have missed changes.
     async fn read_and_follow(&self) -> Result<(), Unwanted> {
         let skipped = self.skipped();
         let copy = match self.read().await? {
@@ -123,7 +123,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reads the tree. Says meanwhile that no server can be reached.
+    /// Reads the tree from etcd. If no server can be reached in the meantime, the function reports an error.
     async fn read(&self) -> Result<Result<Copy, String>, Unwanted> {
         let reading = async {
             let link = self.links.link().await;
@@ -144,7 +144,7 @@ impl Follower<'_> {
         let mut facts = self.facts.clone();
         let limit = self.links.settings().limit();
         loop {
-            // The sender lives as long as `self.links`.
+            // The wait cannot fail, because the sender lives as long as `self.links`.
             let _ = facts.wait_for(|facts| !facts.reachable).await;
             if timeout(limit, facts.wait_for(|facts| facts.reachable)).await.is_err() {
                 let trouble = facts.borrow().trouble.clone();
@@ -159,11 +159,11 @@ impl Follower<'_> {
 
     /// Waits until the driver has skipped another key or value.
     async fn skips_more(&self, than: u64) {
-        // The sender lives as long as `self.links`.
+        // The wait cannot fail, because the sender lives as long as `self.links`.
         let _ = self.facts.clone().wait_for(|facts| facts.skipped > than).await;
     }
 
-    /// Sends the tree, unless some of its keys or values could not be read.
+    /// Sends the tree; if some keys or values could not be read, sends the reason instead.
     async fn tell_valid(&self, tree: &Tree, is_cut: bool) -> Result<(), Unwanted> {
         let cut = "has keys that are not UTF-8, or values that are too long";
         self.tell(if is_cut { Err(cut.to_owned()) } else { Ok(tree.clone()) }).await
@@ -181,7 +181,8 @@ fn apply(tree: &mut Tree, news: News) {
     }
 }
 
-/// Applies the changes that follow soon. Returns the reason if `following` has ended.
+/// Applies to the tree the changes that arrive within [`BATCH`]. The function returns the reason if `following` has
+/// ended.
 async fn collect(
     tree: &mut Tree,
     changed: &mut NewsReceiver,

@@ -4,11 +4,11 @@ use std::{error::Error, iter};
 
 use tonic::{Code, Status};
 
-/// An error with its sources, without repetitions.
+/// Formats an error and its sources, without repetitions.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let errors = iter::successors(Some(error), |&error| error.source());
     let mut words: Vec<String> = Vec::new();
-    // These texts say only that something failed.
+    // These error texts say only that the connection failed, and not why.
     let empty = ["transport error", "connection error"];
     for error in errors.map(ToString::to_string).filter(|error| !empty.contains(&error.as_str())) {
         if words.iter().all(|earlier| !earlier.contains(&error)) {
@@ -27,19 +27,19 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 /// Describes the status with which a call ended.
 pub(crate) fn status(status: &Status) -> String {
     match status.source() {
-        // The server said nothing, so the connection failed.
+        // The status contains no message of the server, because the connection failed.
         Some(source) => chain(source),
         None if status.message().is_empty() => format!("etcd answers: {}", status.code()),
         None => format!("etcd answers: {}", status.message().trim_start_matches("etcdserver: ")),
     }
 }
 
-/// Whether the connection failed, as opposed to a refusal by the server.
+/// Whether the status means that the connection failed, and not that the server refused the call.
 pub(crate) fn is_broken(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Cancelled)
 }
 
-/// Whether the server states that it will never carry the request out.
+/// Whether the server states that it will never carry out the request.
 pub(crate) fn is_denial(status: &Status) -> bool {
     !is_broken(status)
         && matches!(
@@ -52,12 +52,12 @@ pub(crate) fn is_denial(status: &Status) -> bool {
         )
 }
 
-/// Whether the server refuses other writes as well, and not only a malformed one.
+/// Whether the server refuses all writes, and not only this write because it is malformed.
 pub(crate) fn concerns_all_writes(status: &Status) -> bool {
     matches!(status.code(), Code::ResourceExhausted | Code::PermissionDenied | Code::Unauthenticated)
 }
 
-/// Adds an explanation if the text of the TLS library does not say which end's certificate is meant.
+/// Adds an explanation if the TLS library's message does not say whose certificate is faulty.
 fn explained(words: String) -> String {
     let refused =
         ["received fatal alert: BadCertificate", "CertificateRequired", "alert: UnknownCA", "alert: Certificate"];

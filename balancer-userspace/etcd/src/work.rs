@@ -1,4 +1,4 @@
-//! Carries out requests, one after the other.
+//! Carries out the requests of a session, one after the other.
 
 use balancer_fleet::engine::{Answer, Condition, News, Request, Revision, Write};
 use tokio::{sync::mpsc, time::timeout};
@@ -15,25 +15,25 @@ use crate::{
     words,
 };
 
-/// The time limit of a read, as a multiple of the limit of one call.
+/// The time limit of a read, as a multiple of the time limit of one call.
 const READS: u32 = 6;
 
-/// Carries out a session's requests.
+/// The state for carrying out the requests of a session.
 pub(crate) struct Work<'a> {
     pub(crate) links: &'a Links,
     pub(crate) keys: &'a Keys,
     pub(crate) news: &'a NewsSender,
     pub(crate) lease: Lease,
-    /// The session's number. Requests of other sessions are dropped.
+    /// The number of the session. The driver drops requests that belong to other sessions.
     pub(crate) session: u64,
 }
 
-/// The reason why a session is over.
+/// The reason why a session has ended.
 #[derive(Debug)]
 pub(crate) enum Over {
-    /// The requests' senders or the news' receiver are gone.
+    /// The senders of requests or the receiver of news were dropped.
     Stopped,
-    /// The session lost its lease or missed changes.
+    /// The session has lost its lease or missed changes.
     Lost(String),
     /// The next session would end in the same way.
     Hopeless(String),
@@ -64,8 +64,8 @@ impl Work<'_> {
         Over::Stopped
     }
 
-    /// Sends the transaction only once, because etcd may have applied it even if the answer is lost. `Err`: the lease
-    /// is gone.
+    /// Sends the transaction only once, because etcd may have applied the transaction even if the answer is lost. `Err`
+    /// if the lease no longer exists.
     async fn transaction(&self, conditions: Vec<Condition>, writes: Vec<Write>) -> Result<Answer, String> {
         let limit = self.links.settings().transaction_limit();
         let Ok(link) = timeout(limit, self.links.link()).await else {

@@ -1,5 +1,5 @@
-//! Writes the manual pages into a directory: `balancer(8)`, and one page for each command and each chapter. Usage:
-//! `man-pages DIR`.
+//! Writes the manual pages to a directory: `balancer(8)`, and one page for each command and for each chapter of the
+//! book. Usage: `man-pages DIR`.
 
 mod roff;
 
@@ -16,7 +16,7 @@ use balancer::book::{
 use clap::Command;
 use clap_mangen::Man;
 
-/// The part of the command-line chapter that `balancer(8)` contains: everything from this heading on.
+/// The section of the command-line chapter that `balancer(8)` contains, which starts at this heading.
 const MAIN_PAGE: (&str, &str) = ("commands", "Exit codes, errors and the log");
 
 fn main() -> Result<()> {
@@ -38,7 +38,7 @@ fn verb(directory: &Path, command: &Command, name: &str) -> Result<()> {
     let man = Man::new(command.clone()).title(name.to_owned()).section("8");
     man.render(&mut page)?;
     if name == "balancer" {
-        // The tables need a preprocessor, and only the first line can request it.
+        // The tables need a preprocessor, and only the first line of a page can request one.
         page = [roff::TABLES.as_bytes(), &page, main_page()?.as_bytes()].concat();
     }
     write(directory, &format!("{name}.8"), &page)?;
@@ -48,7 +48,7 @@ fn verb(directory: &Path, command: &Command, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The part of `balancer(8)` after the commands.
+/// Makes the text of `balancer(8)` that follows the commands.
 fn main_page() -> Result<String> {
     let (name, heading) = MAIN_PAGE;
     let document = chapter(name).context("no such chapter")?.document(page);
@@ -65,7 +65,7 @@ fn topic(chapter: &Chapter) -> String {
     roff::title(&title, *section, about) + &roff::body(&document[body..]) + &see_also(name)
 }
 
-/// The notation of another manual page in a manual page.
+/// Formats a reference from one manual page to another.
 fn page(chapter: &Chapter) -> String {
     format!("balancer-{}({})", chapter.name, chapter.section)
 }

@@ -4,27 +4,27 @@ use std::fmt::Write as _;
 
 use balancer::book::document::{Block, Line, Span, Style, details, is_wide, plain};
 
-/// The first line of a page, which requests the preprocessor for tables.
+/// The first line of a manual page, which requests the preprocessor for tables.
 pub(crate) const TABLES: &str = "'\\\" t\n";
 
-/// The columns of a table share the width of its lines, according to their needs.
+/// The width of a table in characters, which is divided among the columns according to their contents.
 const COLUMNS: usize = 72;
 const NARROW: usize = 24;
 
-/// The beginning of a page.
+/// Formats the beginning of a manual page.
 pub(crate) fn title(name: &str, section: u8, about: &str) -> String {
     let name = escaped(name);
     let about = escaped(about);
-    // Disable hyphenation and justification, because titles and code must stay as they are.
+    // Hyphenation and justification are off, because titles and code must stay unchanged.
     format!("{TABLES}.TH \"{name}\" {section}\n.nh\n.ad l\n.SH NAME\n{name} \\- {about}\n.SH DESCRIPTION\n")
 }
 
-/// A section of plain text.
+/// Formats a section of plain text.
 pub(crate) fn section(heading: &str, text: &str) -> String {
     format!(".SH {}\n{}\n", escaped(&heading.to_uppercase()), escaped(text))
 }
 
-/// The blocks of a chapter.
+/// Formats the blocks of a chapter.
 pub(crate) fn body(blocks: &[Block]) -> String {
     let mut page = String::new();
     for block in blocks {
@@ -62,7 +62,7 @@ fn table(head: &[Line], rows: &[Vec<Line>]) -> String {
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let all_fit = widths.iter().sum::<usize>() + 3 * widths.len() <= COLUMNS;
     let columns: Vec<_> = widths.iter().map(|&width| if all_fit || width <= NARROW { "l" } else { "lx" }).collect();
-    // A row of cells. Each cell is a block of text, possibly with several lines.
+    // Each cell of the row is a text block, which may have several lines.
     let row =
         |cells: &[Line]| cells.iter().map(|cell| format!("T{{\n{}\nT}}", text(cell))).collect::<Vec<_>>().join("\t");
     let body = rows.iter().map(|cells| format!("{}\n", row(cells))).collect::<Vec<_>>().join("_\n");
@@ -86,7 +86,7 @@ fn escaped(text: &str) -> String {
         .replace('`', "\\(ga")
 }
 
-/// Escapes a dot at the start of a line, which would be a request.
+/// Escapes a dot at the start of a line, because roff would take the line as a request.
 fn at_start(line: &str) -> String {
     if line.starts_with('.') { format!("\\&{line}") } else { line.to_owned() }
 }

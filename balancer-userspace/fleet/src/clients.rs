@@ -1,11 +1,11 @@
-//! Sharing known clients: which entries of its client table a member sends to the others, and which it takes over from
-//! them.
+//! Shares known clients in a fleet: selects the client table entries that a member sends to the other members, and
+//! imports the entries of the other members.
 //!
-//! Every entry of the table has a *shadow*: the state of the entry that this member last sent to the others, or
-//! received from them. An entry is sent when it differs from its shadow: at once if its client is new or has come to
-//! another backend, and again after a quarter of the time that its client is remembered. The caller decides whether to
-//! send a new client that was seen in only one tick, because a flood of sources that never return must not spread to
-//! all members.
+//! Every entry of the client table has a *shadow*: the state of the entry that this member last sent to, or received
+//! from, the other members. The member sends an entry that differs from its shadow: at once if the client is new or has
+//! moved to another backend, and again after a quarter of the time for which the service remembers the client. The
+//! caller decides whether the member sends a new client that was seen in only one tick, because a flood of sources that
+//! never return must not spread to all members.
 
 mod place;
 mod shadows;
@@ -20,30 +20,30 @@ use self::{
 };
 use crate::{emptied::Emptied, records::Record};
 
-/// A client table that packets change concurrently.
+/// A client table that packets change at the same time.
 pub trait Table {
-    /// The total number of entries: a power of two of buckets, with [`BUCKET_ENTRIES`] each.
+    /// The total number of entries: [`BUCKET_ENTRIES`] for each bucket, where the number of buckets is a power of two.
     fn entries(&self) -> usize;
-    /// The entry at `index`; empty beyond the end.
+    /// Returns the entry at `index`, or an empty entry beyond the end of the table.
     fn load(&self, index: usize) -> Entry;
-    /// Replaces an entry if it is still `old`.
+    /// Replaces the entry at `index` by `new` if the entry is still `old`.
     fn exchange(&self, index: usize, old: Entry, new: Entry) -> bool;
 }
 
-/// The facts about a backend on which its remembered clients depend.
+/// The facts about a backend that determine how its remembered clients are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// The id of the backend's service.
     pub service: u16,
-    /// The service's current tick.
+    /// The current tick of the service.
     pub tick: u16,
-    /// The number of ticks after which a silent client is forgotten.
+    /// The number of ticks after which the service forgets a client that sends no packets.
     pub remember: u16,
     /// Whether the backend keeps its known clients.
     pub keeps: bool,
 }
 
-/// The facts about backends by id; `None` if no such backend exists, or if its clients are not remembered.
+/// The facts about backends by id; `None` if the backend does not exist, or if its service remembers no clients.
 pub trait Backends {
     /// Returns the facts about the backend with this id.
     fn facts(&self, id: u16) -> Option<Facts>;
@@ -55,62 +55,62 @@ impl<F: Fn(u16) -> Option<Facts>> Backends for F {
     }
 }
 
-/// The outcome of importing a record.
+/// The outcome of importing a record of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Imported {
-    /// The client was unknown here, and is known now.
+    /// The client was unknown to this member, and is now known.
     New,
     /// The client was already known at the backend of the record.
     Known,
-    /// The client was already known at the backend of the record, after a move from this backend that another member
-    /// has made and counts as well.
+    /// The client was already known at the record's backend, to which it had moved from the given backend; another
+    /// member has also made this move and counts it.
     Repeated(u16),
-    /// The client was known at another backend, which it has left.
+    /// The client was known at another backend, and has now moved to the record's backend.
     Moved,
-    /// The client was known at another backend, but the reporting member did not know it there.
+    /// The client was known at another backend, at which the reporting member did not know it.
     Conflict,
-    /// The client is known at another backend, and this member's knowledge outweighs the record.
+    /// The client is known at another backend, and that knowledge outweighs the record.
     Stale,
-    /// The client's bucket has no room.
+    /// The client's bucket in the client table is full.
     Full,
-    /// There is no such backend, or its clients are not remembered.
+    /// The record's backend does not exist, or its service remembers no clients.
     Stranger,
-    /// The client was not seen for too long.
+    /// The client was last seen too long ago to be remembered.
     Expired,
-    /// There is no such bucket.
+    /// The record names a bucket that does not exist.
     Outside,
 }
 
-/// Records of what the other members know about a client table. See the [module](self).
+/// Tracks what the other members know of this member's client table. See the [module](self).
 #[derive(Debug)]
 pub struct Sharing {
     shadows: Shadows,
-    /// Whether the member has sent everything once. Before that, it does not know since when clients are at their
-    /// places.
+    /// Whether this member has sent all its entries once. Before that, this member does not know when clients came to
+    /// their backends.
     begun: bool,
-    /// The epoch in which the member last sent everything.
+    /// The epoch in which this member last sent all its entries.
     told_in: u32,
-    /// Clients that have moved here recently, by their entries.
+    /// Recent moves of clients at this member, by the index of the client's entry.
     moves: HashMap<usize, Move>,
     #[cfg(test)]
     mutation: Option<crate::member::Mutation>,
 }
 
-/// A move of a client that packets have made here, and that no other member is known to have made.
+/// A move of a client that packets caused at this member; no other member is known to have made the same move.
 #[derive(Clone, Copy, Debug)]
 struct Move {
     tag: u32,
-    /// The backend that the client has left.
+    /// The backend from which the client moved.
     from: u16,
-    /// The number of complete sends since the move.
+    /// The number of times that this member has sent all its changed entries since the move.
     told: u8,
 }
 
-/// If another member reports the same move within this number of complete sends from here, the move counts as made by
-/// both; each member sends every second.
+/// The number of such sends within which another member's report of the same move means that both members have made the
+/// move. Each member sends its changed entries every second.
 const REPEATED_WITHIN: u8 = 10;
 
-/// A copy of a bucket that is consistent in itself.
+/// A consistent copy of a bucket.
 struct Bucket([Entry; BUCKET_ENTRIES]);
 
 impl Bucket {
@@ -128,7 +128,7 @@ impl Entries for Bucket {
 }
 
 impl Sharing {
-    /// The state of a table with this many entries before anything was sent.
+    /// Makes the initial state for a table with this number of entries, before the member has sent any entry.
     #[must_use]
     pub fn new(entries: usize) -> Self {
         Self {
@@ -146,7 +146,7 @@ impl Sharing {
         self.mutation = mutation;
     }
 
-    /// Records that the member has sent everything in this epoch.
+    /// Records that this member has sent all its entries in this epoch.
     pub fn has_told(&mut self, epoch: u32) {
         (self.begun, self.told_in) = (true, epoch);
         self.moves.retain(|_, of| {
@@ -155,26 +155,27 @@ impl Sharing {
         });
     }
 
-    /// Frees a backend's id: the member has not yet sent clients that become known under this id later.
+    /// Frees the id of a removed backend: clients that become known under this id later are sent again.
     pub fn forget_backend(&mut self, id: u16) {
         self.shadows.forget_backend(id);
         self.moves.retain(|_, of| of.from != id);
     }
 
-    /// Assumes that other members may have forgotten what this member sent: entries that none of them reports before
-    /// the next [`confirm`](Self::confirm) are sent again.
+    /// Assumes that other members may have forgotten the records of this member. This member sends each entry again
+    /// unless another member reports the entry before the next [`confirm`](Self::confirm).
     pub fn doubt(&mut self) {
         self.shadows.doubt();
     }
 
-    /// Records that a member has sent everything that the others know.
+    /// Records that another member has reported all clients known to the other members.
     pub fn confirm(&mut self) {
         self.shadows.confirm();
     }
 
-    /// Collects the records to send to the others in `epoch`. `at_once` returns whether to send a client (by entry)
-    /// even if it was seen in only one tick. The function skips clients that an earlier process has left at a backend
-    /// which keeps no clients: a member that receives their packets steers them as if they were new.
+    /// Collects the records that this member must send to the other members in `epoch`. `at_once` returns for a
+    /// client's entry whether the client is sent even if it was seen in only one tick. The function skips clients that
+    /// an earlier process has left at a backend which keeps no clients: the next member that receives packets of such a
+    /// client treats it as new.
     pub fn collect(
         &mut self,
         table: &impl Table,
@@ -196,7 +197,7 @@ impl Sharing {
         records
     }
 
-    /// Returns the record of an entry if the other members do not know it yet, and records that it was sent.
+    /// Returns the record of an entry if the other members do not have this entry yet, and marks the entry as sent.
     fn news_of(
         &mut self,
         index: usize,
@@ -239,7 +240,7 @@ impl Sharing {
         Some(Record { bucket, tag, backend, away, moved, age, epoch })
     }
 
-    /// The records of all known clients, for a member that knows none.
+    /// Returns the records of all known clients, for a member that knows no clients.
     #[must_use]
     pub fn dump(&self, table: &impl Table, backends: &impl Backends, epoch: u32) -> Vec<Record> {
         let known = |index: usize| {
@@ -258,8 +259,8 @@ impl Sharing {
         (0..table.entries()).filter_map(known).collect()
     }
 
-    /// Imports a record of another member. Before it writes an entry, it calls `flag` with service, tag and backend,
-    /// because the entry's slot of the lookup table then has a client on another backend.
+    /// Imports a record that another member has sent. Before the function writes an entry, it calls `flag` with
+    /// service, tag and backend, because a client of the entry's slot is then at another backend than the slot's.
     pub fn import(
         &mut self,
         table: &impl Table,
@@ -296,10 +297,11 @@ impl Sharing {
             } else {
                 (ours, old.away() && (record.away || ours != theirs))
             };
-            // The others do not know the place that outweighs the record, unless this member has told them.
+            // The other members know the place that outweighs the record only if this member has already sent it.
             let holds = (place, away) != (theirs, record.away);
             let move_made_here = self.move_made_here(at, old).filter(|_| record.moved);
-            // They do not know either that the client moved here as well, which they need to count the two moves once.
+            // The other members must learn that the client also moved at this member, so that they count the two moves
+            // as one.
             let untold = move_made_here.is_some_and(|(_, is_told)| !is_told) && !precedes;
             let unheard = holds && !self.is_heard(at, old) || untold;
             let age = record.age.min(old.age(facts.tick));
@@ -318,14 +320,16 @@ impl Sharing {
         }
         let owner = backends.facts(old.backend());
         if owner.is_some_and(|owner| owner.service != facts.service) {
-            // An entry of another service has the same bucket and tag, which happens once in some million times.
+            // An entry of another service has the same bucket and the same tag, which happens once in several million
+            // imports.
             return Imported::Full;
         }
-        // Whether a backend keeps its clients now must not matter, because members look at different moments.
+        // The result must not depend on whether a backend currently keeps its clients, because members import a record
+        // at different times.
         let is_known = owner.is_some_and(|owner| old.age(owner.tick) <= owner.remember);
         let ours = self.placed(at, old, owner.is_some_and(|owner| owner.keeps), epoch);
         if is_known && !theirs.holds_against(&ours, emptied) {
-            // The reporting member has an older state, so this member sends it the record once more.
+            // The reporting member has an older state of the entry, so this member sends its own record once more.
             self.shadows.mark_unheard(at);
             return Imported::Stale;
         }
@@ -334,8 +338,8 @@ impl Sharing {
         self.write(table, at, old, new, record, outcome)
     }
 
-    /// The epoch in which an unsent client came to its place; 0: unknown. If the backend keeps no clients, the client
-    /// came before the backend ceased to keep them: a client that has left it since has moved later.
+    /// The epoch in which a client came to its backend, if this member has not sent the client yet; 0 if the epoch is
+    /// unknown. If the backend keeps no clients, the client came before the backend stopped keeping clients.
     const fn came_in(&self, epoch: u32, keeps: bool) -> u32 {
         match (self.begun, keeps) {
             (false, _) => 0,
@@ -344,12 +348,14 @@ impl Sharing {
         }
     }
 
-    /// The place of an entry's client. If the entry was not sent yet, the client came there in this epoch.
+    /// Returns the [`Place`] of the client of an entry. If this member has not sent the entry yet, the client came to
+    /// this backend in the current epoch.
     fn placed(&self, at: usize, entry: Entry, keeps: bool, epoch: u32) -> Place {
         let shadow = self.shadows.get(at);
         let (told, backend) = (Entry(shadow.told), entry.backend());
         if told.is_empty() || told.tag() != entry.tag() {
-            // An old place does not count if its backend keeps no clients and the other members do not know the place.
+            // If the backend of an old place keeps no clients and the other members do not know the place, the place is
+            // invalid.
             let epoch = if self.begun || keeps { self.came_in(epoch, keeps) } else { Place::NONE };
             Place { backend, moved: false, epoch }
         } else if told.backend() != backend {
@@ -359,9 +365,9 @@ impl Sharing {
         }
     }
 
-    /// The backend that an entry's client has recently left because of packets here, if no other member counts that
-    /// move; and whether this member has told the others, because another member's report of the same place is not
-    /// enough.
+    /// The backend that the client of an entry recently left because of packets at this member, if no other member
+    /// counts this move. The flag tells whether this member has told the other members about the move; another member's
+    /// report of the same place is not enough.
     fn move_made_here(&self, at: usize, entry: Entry) -> Option<(u16, bool)> {
         let told = Entry(self.shadows.get(at).told);
         if !told.is_empty() && told.tag() == entry.tag() && told.backend() != entry.backend() {
@@ -371,7 +377,7 @@ impl Sharing {
         self.moves.get(&at).filter(|of| of.tag == entry.tag()).map(|of| (of.from, is_told))
     }
 
-    /// Whether the other members know the place of an entry's client.
+    /// Whether the other members know the place of the client of an entry.
     fn is_heard(&self, at: usize, entry: Entry) -> bool {
         let shadow = self.shadows.get(at);
         let told = Entry(shadow.told);
@@ -390,7 +396,8 @@ impl Sharing {
         outcome: Imported,
     ) -> Imported {
         if !table.exchange(at, old, new) {
-            // A packet was faster; the next collection sends the entry that the packet has written.
+            // A packet has changed the entry in the meantime; the next collection sends the entry that the packet has
+            // written.
             return Imported::Stale;
         }
         self.shadows.set(at, Shadow { told: new.0, epoch: record.epoch, moved: record.moved, ..Shadow::default() });
@@ -398,14 +405,14 @@ impl Sharing {
     }
 }
 
-/// The circumstances in which a member's records are imported.
+/// The circumstances under which this member imports records of another member.
 #[derive(Clone, Copy, Debug)]
 pub struct Heard<'a> {
-    /// Whether the other member counts a move that both members have made.
+    /// Whether the other member, and not this member, counts a move that both have made.
     pub precedes: bool,
-    /// The epoch that this member applies, to which the records belong.
+    /// The epoch of the records, which this member also applies.
     pub epoch: u32,
-    /// The backends that had to lose their clients up to that epoch.
+    /// The backends whose known clients had to leave, up to the epoch of the records.
     pub emptied: &'a Emptied,
 }
 

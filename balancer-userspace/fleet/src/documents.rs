@@ -1,4 +1,4 @@
-//! States and tallies in the store: deflated JSON.
+//! The format of states and tallies in the store, which is deflated JSON.
 
 use std::io::{Read as _, Write as _};
 
@@ -8,22 +8,22 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::engine::LONGEST_VALUE;
 
-/// The maximum size of inflated JSON in bytes: several times the largest possible state.
+/// The maximum size in bytes of the inflated JSON, which is several times the largest possible state.
 const LARGEST: u64 = 64 << 20;
 
 /// Serializes a state for the store.
 ///
 /// # Errors
-/// One line; an exported state never causes this error.
+/// Fails with one line of text; serializing an exported state never fails.
 pub fn write(state: &SavedState) -> Result<Vec<Vec<u8>>, String> {
     let bytes = pack(state, "the state")?;
     Ok(bytes.chunks(LONGEST_VALUE / 2).map(<[u8]>::to_vec).collect())
 }
 
-/// Parses a stored state.
+/// Parses a state from the store.
 ///
 /// # Errors
-/// If the state cannot be unpacked, or has a later version; the error is one line.
+/// Fails if the state cannot be unpacked, or if its format is of a later version; the error is one line.
 pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, String> {
     let bytes: Vec<u8> = parts.flatten().copied().collect();
     let state: SavedState = unpack(&bytes, "the state")?;
@@ -36,10 +36,10 @@ pub fn read<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<SavedState, Str
     Ok(state)
 }
 
-/// Packs a value as deflated JSON. Errors call the value `what`.
+/// Converts a value into deflated JSON. Error messages call the value `what`.
 ///
 /// # Errors
-/// If the value cannot be serialized.
+/// Fails if the value cannot be serialized.
 pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     let json = serde_json::to_vec(value).map_err(|err| format!("cannot write {what}: {err}"))?;
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
@@ -47,10 +47,11 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
 }
 
-/// Unpacks a value packed by [`pack`], possibly in another process.
+/// Unpacks a value that [`pack`] has made, possibly in another process.
 ///
 /// # Errors
-/// If the bytes cannot be inflated, are too large, or are not JSON of this type; the error is one line.
+/// Fails if the bytes cannot be inflated, if they are too large, or if they are not JSON of this type; the error is one
+/// line.
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
     let mut json = Vec::new();
     let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);

@@ -1,34 +1,35 @@
-//! Backends that could not keep their known clients.
+//! Records which backends could not keep their known clients.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The epochs in which backends last ceased to keep their known clients, by id. A client that came to such a backend in
-/// an earlier epoch is no longer there: it has gone elsewhere, or will go with its next packet, wherever members have
-/// seen it since.
+/// For each backend, by id, the last epoch in which the backend stopped keeping its known clients. A client that came
+/// to such a backend in an earlier epoch is no longer there: it has moved to another backend, or will move with its
+/// next packet.
 ///
-/// The record is part of the epoch, so that a member that was away judges its old knowledge as all others do.
+/// The record is stored with the epoch, so that a member that was absent judges its old knowledge in the same way as
+/// all other members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Emptied(BTreeMap<u16, u32>);
 
 impl Emptied {
-    /// The maximum number of backends to remember, those of the latest epochs: about 12 bytes each in every written
-    /// epoch.
+    /// The maximum number of backends in the record; the latest epochs have precedence. Each backend takes about 12
+    /// bytes in every epoch that is written.
     const MOST: usize = 1024;
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether a client that came to this backend in the epoch `came` was no longer there in the epoch `later`.
+    /// Whether a client that came to this backend in the epoch `came` had left the backend by the epoch `later`.
     #[must_use]
     pub fn between(&self, backend: u16, came: u32, later: u32) -> bool {
         self.0.get(&backend).is_some_and(|&emptied| came < emptied && emptied <= later)
     }
 
-    /// Records that these backends cease to keep their clients in `epoch`.
+    /// Records that these backends stop keeping their clients in `epoch`.
     pub(crate) fn note(&mut self, backends: impl IntoIterator<Item = u16>, epoch: u32) {
         self.0.extend(backends.into_iter().map(|backend| (backend, epoch)));
         if self.0.len() > Self::MOST {

@@ -1,43 +1,45 @@
-//! The interface to an engine (etcd), limited to the properties that the fleet relies on. The driver of the real engine
-//! and the simulated engine both use these types.
+//! The interface to an engine (etcd), limited to those properties on which the fleet relies. The etcd driver and the
+//! simulated engine both use these types.
 //!
-//! - The store maps keys to values. Every transaction that changes something gets a revision, which is higher than all
-//!   earlier ones. All keys that the transaction changes carry this revision.
-//! - A *session* is a lease, a copy of everything below [`LIVE`], and a watch that begins at that copy's revision. The
-//!   watch delivers every change below [`LIVE`] once, in the order of revisions, and all changes of a revision
-//!   together.
-//! - Leased keys vanish when the lease expires, which can happen while its holder still runs and does not know it yet.
+//! - The engine's store maps keys to values. Every transaction that changes a key gets a revision, which is higher than
+//!   all earlier revisions. All keys that a transaction changes carry the revision of the transaction.
+//! - A *session* is a lease, a copy of all keys below [`LIVE`], and a watch that begins at the revision of the copy.
+//!   The watch delivers every change below [`LIVE`] exactly once, in the order of revisions, and delivers all changes
+//!   of a revision together.
+//! - Leased keys disappear when the lease expires. The process that holds the lease may still run then, and may not
+//!   know yet that the lease has expired.
 //! - The answer to a transaction may be lost although the engine has made the transaction.
 //!
-//! Keys are given without the fleet's own prefix (`/balancer/<name>/`).
+//! Keys in these types lack the prefix of the fleet (`/balancer/<name>/`).
 
-/// The prefix of keys that a session copies and watches.
+/// The prefix of those keys that a session copies and watches.
 pub const LIVE: &str = "live/";
 
-/// The prefix of keys that are read on demand, because their values are too large to send to all members.
+/// The prefix of those keys that members read on demand, because the values are too large to be sent to all members.
 pub const BULK: &str = "bulk/";
 
-/// The maximum size of a value. etcd accepts requests of 1.5 MiB.
+/// The maximum size of a value in bytes. etcd accepts requests of up to 1.5 MiB.
 pub const LONGEST_VALUE: usize = 1 << 20;
 
-/// A position in the store's history.
+/// A position in the history of the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub i64);
 
-/// A key with its value.
+/// A key of the store with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The key, which is below [`LIVE`] or [`BULK`].
     pub key: String,
     /// The value, which has at most [`LONGEST_VALUE`] bytes.
     pub value: Vec<u8>,
-    /// The revision that created the key. A key that is deleted and written again counts as another key.
+    /// The revision that created the key. If a key is deleted and written again, this field contains the revision of
+    /// the later write.
     pub created: Revision,
     /// The revision that last wrote the key.
     pub modified: Revision,
 }
 
-/// A condition that must hold before the engine makes a transaction.
+/// A condition that must hold for the engine to make a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// The key does not exist.
@@ -48,7 +50,7 @@ pub enum Condition {
     Modified(String, Revision),
 }
 
-/// A part of a transaction.
+/// One write of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     /// Sets a key.
@@ -57,44 +59,44 @@ pub enum Write {
         key: String,
         /// The value.
         value: Vec<u8>,
-        /// Whether the key vanishes with the session's lease.
+        /// Whether the key disappears with the lease of the session.
         leased: bool,
     },
-    /// Removes a key, if it exists.
+    /// Removes a key if the key exists.
     Delete(String),
     /// Removes all keys with this prefix.
     DeletePrefix(String),
 }
 
-/// The number that identifies an answer. It is unique within a process.
+/// The number that connects an answer to its request. The number is unique within a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// A request to the engine. The engine carries requests out in order and answers each of them once, unless the session
+/// A request to the engine. The engine carries out requests in order and answers each request once, unless the session
 /// ends first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Makes all writes at once if all conditions hold. A transaction has at most 100 conditions and 100 writes, and
-    /// each key occurs at most once in either list.
+    /// A transaction: the engine makes all writes together if all conditions hold. A transaction has at most 100
+    /// conditions and 100 writes; each list contains a key at most once.
     Transaction {
-        /// The number that the answer will carry.
+        /// The ticket by which the answer refers to this request.
         ticket: Ticket,
-        /// The conditions, all of which must hold.
+        /// The conditions of the transaction, all of which must hold.
         conditions: Vec<Condition>,
-        /// The writes, all of which are made.
+        /// The writes of the transaction, which the engine makes together.
         writes: Vec<Write>,
     },
-    /// Reads all keys with this prefix.
+    /// A read of all keys with this prefix.
     Read {
-        /// The number that the answer will carry.
+        /// The ticket by which the answer refers to this request.
         ticket: Ticket,
-        /// The prefix, which is below [`BULK`].
+        /// The prefix of the keys, which is below [`BULK`].
         prefix: String,
     },
-    /// Ends the session: leased keys disappear as soon as the engine knows of the end, or when the lease expires. The
-    /// request has no answer; [`News::Lost`] follows.
+    /// The end of the session: leased keys disappear as soon as the engine learns of the end, or when the lease
+    /// expires. The request gets no answer, but [`News::Lost`] follows it.
     End {
-        /// The reason in a few words.
+        /// The reason for the end in a few words.
         reason: String,
     },
 }
@@ -104,41 +106,42 @@ pub enum Request {
 pub enum Answer {
     /// The engine made the transaction, which changed something at this revision.
     Made(Revision),
-    /// A condition did not hold; the engine changed nothing.
+    /// A condition did not hold, so the engine changed nothing.
     Refused,
     /// The entries that the engine read.
     Read(Vec<Entry>),
-    /// The engine refused the request and has changed nothing; the text is the engine's own.
+    /// The engine refused the request and changed nothing; the text is the engine's message.
     Denied(String),
-    /// No answer came, so it is unknown whether the engine carried the request out.
+    /// No answer arrived, so it is unknown whether the engine has carried out the request.
     Unknown(String),
 }
 
 /// A report from an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A session has begun, with everything below [`LIVE`] as of `revision`. Keys that are not listed do not exist.
+    /// A session has begun, with a copy of all keys below [`LIVE`] as of `revision`. Keys that are not in the copy do
+    /// not exist.
     Joined {
         /// The revision of the copy.
         revision: Revision,
-        /// The entries, in the order of their keys.
+        /// The entries of the copy, in the order of their keys.
         entries: Vec<Entry>,
     },
-    /// Keys below [`LIVE`] changed at one revision.
+    /// Keys below [`LIVE`] have changed at one revision.
     Changed {
         /// The revision of the change.
         revision: Revision,
-        /// Keys that were written.
+        /// The entries that were written.
         put: Vec<Entry>,
-        /// Keys that were deleted or have expired.
+        /// The keys that were deleted or have expired.
         deleted: Vec<String>,
     },
     /// The engine has finished a request.
     Answered(Ticket, Answer),
-    /// The session has ended: leased keys may no longer exist. The next `Joined` begins another session; the engine
-    /// retries by itself.
+    /// The session has ended, so leased keys may no longer exist. The next `Joined` begins another session; the engine
+    /// reconnects without a request.
     Lost {
-        /// The reason in a few words.
+        /// The reason for the end in a few words.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The names of keys.
+//! The names of the fleet's keys in the store.
 //!
 //!
 //! ```text
@@ -17,32 +17,32 @@
 //! bulk/tallies/NAME                   what a member has counted                            the member's lease
 //! ```
 
-/// The key of the settings that all members must have in common.
+/// The key of those settings that must be equal for all members.
 pub const FLEET: &str = "live/fleet";
 pub const LEADER: &str = "live/leader";
-/// The key of the card of the current state.
+/// The key of the card that describes the current state.
 pub const EPOCH: &str = "live/epoch";
-/// The key of the card of the state being prepared.
+/// The key of the card that describes the state in preparation.
 pub const NEXT: &str = "live/next";
 /// The prefix of the members' cards.
 pub const MEMBERS: &str = "live/members/";
-/// The prefix of batches of records.
+/// The prefix of batches of client records.
 pub const RECORDS: &str = "live/records/";
 /// The prefix of requests for changes.
 pub const REQUESTS: &str = "live/requests/";
-/// The prefix of changes that are too large for their requests.
+/// The prefix of changes that are too large for the key of their request.
 pub const PARTS: &str = "live/parts/";
 /// The prefix of the outcomes of requests for changes.
 pub const ANSWERS: &str = "live/answers/";
-/// The prefix of the locations of dumps.
+/// The prefix of the keys that tell where members' dumps are.
 pub const DUMPS: &str = "live/dumps/";
-/// The prefix of states.
+/// The prefix of the parts of states.
 pub const DOCUMENTS: &str = "live/documents/";
 
-/// The prefix of the members' reported counters.
+/// The prefix of the counters that members report.
 pub const TALLIES: &str = "bulk/tallies/";
 
-/// The key of a part of a state. Sorted keys list the parts in their order.
+/// The key of one part of a state. The keys sort in the order of the parts.
 #[must_use]
 pub fn document(name: &str, part: usize) -> String {
     format!("{DOCUMENTS}{name}/{part:04}")
@@ -60,13 +60,13 @@ pub fn member(name: &str) -> String {
     format!("{MEMBERS}{name}")
 }
 
-/// The key of a batch of records from a member's process.
+/// The key of a batch of client records from a member's process.
 #[must_use]
 pub fn records(asker: &str, number: u64) -> String {
     format!("{RECORDS}{asker}/{number:020}")
 }
 
-/// The name of a member's process in keys; it keeps the requests of different processes with the same name apart.
+/// The name of a member's process in keys, which distinguishes the requests of different processes of the same member.
 #[must_use]
 pub fn asker(member: &str, instance: u64) -> String {
     format!("{member}.{instance:016x}")
@@ -78,19 +78,19 @@ pub fn request(asker: &str, number: u64) -> String {
     format!("{REQUESTS}{asker}/{number:020}")
 }
 
-/// The key of the answer to a request.
+/// The key of the answer to a change request.
 #[must_use]
 pub fn answer(request: &str) -> String {
     format!("{ANSWERS}{}", request.strip_prefix(REQUESTS).unwrap_or(request))
 }
 
-/// The key of a change that is too large for its request.
+/// The key of a change that is too large for the key of its request.
 #[must_use]
 pub fn part(request: &str) -> String {
     format!("{PARTS}{}", request.strip_prefix(REQUESTS).unwrap_or(request))
 }
 
-/// The key of the location of a member's dump.
+/// The key that tells where the dump of a member is.
 #[must_use]
 pub fn dump(member: &str) -> String {
     format!("{DUMPS}{member}")

@@ -1,5 +1,5 @@
-//! The protocol by which several balancers agree. It has no I/O, clock or tokio: it receives the engine's messages as
-//! inputs, and returns requests to the engine.
+//! The protocol by which the balancers of a fleet agree on a state. The crate uses neither I/O nor clocks nor tokio: it
+//! receives the engine's messages as inputs, and returns requests to the engine.
 
 pub mod clients;
 pub mod documents;

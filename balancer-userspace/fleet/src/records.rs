@@ -1,20 +1,20 @@
-//! Records of clients that members exchange.
+//! Records of known clients, which members exchange.
 //!
-//! A batch is a header of eight bytes (format, zeros) and records of sixteen:
-//!
+//! A batch consists of a header of eight bytes (format, zeros) and records of sixteen bytes each:
 //!
 //! ```text
 //! bytes 0–3 bucket | 4–7 tag | 8–9 backend | 10–11 flags and age in ticks | 12–15 epoch       little endian
 //! ```
 //!
 //! Bucket and tag identify the client in every member's table, because all tables have the same number of buckets and
-//! the same key. In format 1 the bucket consists of the low bits of the hash; the reader derives the present bucket
-//! from them and the tag. The age is the time since the client's last recorded packet, in ticks of its service.
+//! the same key. In format 1, the bucket field contains the low bits of the hash; the reader derives the bucket of the
+//! current format from these bits and the tag. The age is the time since the client's last recorded packet, in ticks of
+//! the service.
 
 use crate::engine::LONGEST_VALUE;
 
 const FORMAT: u8 = 2;
-/// The earliest format that members can read.
+/// The earliest batch format that members can read.
 const EARLIEST: u8 = 1;
 const HEADER: usize = 8;
 const LENGTH: usize = 16;
@@ -25,32 +25,33 @@ const MOVED: u16 = 1 << 14;
 /// The maximum number of records in a batch.
 pub const MOST: usize = (LONGEST_VALUE / 2 - HEADER) / LENGTH;
 
-/// The place of a client.
+/// A record of a client, with the backend at which the client is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
-    /// The client's bucket.
+    /// The bucket of the client in the client table.
     pub bucket: u32,
     /// The high half of the client's hash.
     pub tag: u32,
     /// The id of the client's backend.
     pub backend: u16,
-    /// Whether the client is there because its home failed.
+    /// Whether the client is at this backend because the backend of its slot failed.
     pub away: bool,
-    /// Whether the client came there from another backend. Otherwise the client was new to the sending member.
+    /// Whether the client moved to this backend from another backend. If it did not, the client was new to the sending
+    /// member.
     pub moved: bool,
     /// The number of ticks since the client was last seen, below 2^14.
     pub age: u16,
-    /// The epoch in which the client came there; 0: unknown.
+    /// The epoch in which the client came to this backend; 0 if the epoch is unknown.
     pub epoch: u32,
 }
 
-/// Why a batch is refused.
+/// The reason why a member refuses a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadBatch {
-    /// The batch has another version's format, or is garbage.
+    /// The batch has the format of another version, or is garbage.
     #[error("format {0}, not {FORMAT}")]
     Format(u8),
-    /// The batch is cut off, or too long.
+    /// The batch is incomplete or too long.
     #[error("{0} bytes are no whole number of records")]
     Length(usize),
 }
@@ -78,7 +79,7 @@ fn batch(records: &[Record]) -> Vec<u8> {
 /// Parses a batch.
 ///
 /// # Errors
-/// Returns [`BadBatch`] without any record if the batch is malformed.
+/// Returns [`BadBatch`] if the batch is malformed; no record of it is used.
 pub fn read(bytes: &[u8]) -> Result<Vec<Record>, BadBatch> {
     let (header, rest) = bytes.split_at_checked(HEADER).ok_or(BadBatch::Length(bytes.len()))?;
     match header.first() {

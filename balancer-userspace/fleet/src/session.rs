@@ -1,4 +1,4 @@
-//! A session with the engine: the contents of the store, and the pending requests.
+//! A session with the engine: a copy of the store, and the pending requests.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,22 +15,22 @@ use crate::{
 };
 use balancer_control::state::SavedState;
 
-/// The purpose of a request to the engine, which decides how its answer is used.
+/// The purpose of a request to the engine, which decides what the member does with the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Reading or writing the shared settings.
+    /// Reading or writing the settings that all members share.
     Common,
-    /// Writing the member's own key in etcd.
+    /// Writing the member's own card.
     Card,
-    /// Becoming the leader.
+    /// Requesting to become the leader.
     Campaign,
-    /// Learning the outcome of all earlier requests.
+    /// Learning that all earlier requests have ended.
     Barrier,
-    /// The leader's writes.
+    /// Writing as the leader.
     Lead,
-    /// Writing a user's change request, by the user's number.
+    /// Writing the change request with this number, for a user.
     ChangeRequest(u64),
-    /// Deleting keys that no member waits for.
+    /// Deleting keys for which no member waits.
     Orphans,
     /// Writing the batch of records with this number.
     Records(u64),
@@ -40,21 +40,21 @@ pub(crate) enum Purpose {
     Dump,
     /// Storing this member's counters.
     Tally,
-    /// A request whose outcome does not matter.
+    /// Making a request whose outcome does not matter.
     Other,
-    /// Reading the clients dumped for this member.
+    /// Reading the clients that another member has dumped for this member.
     Clients,
-    /// Reading the members' counters for the request with this number.
+    /// Reading the members' counters, for the request with this number.
     Tallies(u64),
 }
 
-/// See the [module](self).
+/// The state of a session: see the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Session {
     entries: BTreeMap<String, Entry>,
-    /// The members with readable cards, by name.
+    /// The members whose cards are readable, by name.
     members: Arc<BTreeMap<String, Member>>,
-    /// Frequently used cards, parsed on arrival.
+    /// The cards that are used frequently, parsed on arrival.
     common: Option<Result<Common, BadCard>>,
     epoch: Option<Result<StateCard, BadCard>>,
     next: Option<Result<StateCard, BadCard>>,
@@ -69,7 +69,7 @@ impl Session {
         session
     }
 
-    /// The revision up to which the session knows all changes.
+    /// The revision up to which the session has received all changes.
     pub(crate) const fn revision(&self) -> Revision {
         self.revision
     }
@@ -104,7 +104,7 @@ impl Session {
         }
     }
 
-    /// Removes and returns the entries below `prefix`, which are needed only once.
+    /// Removes and returns the entries below `prefix`, which the member needs only once.
     pub(crate) fn take_below(&mut self, prefix: &str) -> Vec<Entry> {
         let keys: Vec<String> = self.below(prefix).map(|(_, entry)| entry.key.clone()).collect();
         keys.into_iter().filter_map(|key| self.entries.remove(&key)).collect()
@@ -114,27 +114,27 @@ impl Session {
         self.entries.get(key)
     }
 
-    /// Returns the settings that all members must have in common, if the store has any.
+    /// Returns the settings that all members must share, if the store contains them.
     pub(crate) const fn common(&self) -> Option<&Result<Common, BadCard>> {
         self.common.as_ref()
     }
 
-    /// The current state's card, as read from the store; `None` if the store has none.
+    /// The card of the current state, as read from the store; `None` if the store has no such card.
     pub(crate) const fn epoch(&self) -> Option<&Result<StateCard, BadCard>> {
         self.epoch.as_ref()
     }
 
-    /// The current epoch, if its card can be read.
+    /// The current epoch, if the card of the current state is readable.
     pub(crate) fn holding(&self) -> Option<Epoch> {
         Some(self.epoch()?.as_ref().ok()?.epoch)
     }
 
-    /// The card of the state being prepared, if it can be read.
+    /// The card of the state in preparation, if the card is readable.
     pub(crate) fn next(&self) -> Option<&StateCard> {
         self.next.as_ref()?.as_ref().ok()
     }
 
-    /// Returns the content of a card, or the reason why it cannot be read.
+    /// Returns the content of a card, or the reason why the card is unusable.
     pub(crate) fn card<T: DeserializeOwned>(&self, key: &str) -> Option<Result<T, BadCard>> {
         self.get(key).map(|entry| store_schema::read(&entry.value))
     }
@@ -146,19 +146,19 @@ impl Session {
             .map(move |(key, entry)| (key.strip_prefix(prefix).unwrap_or(key), entry))
     }
 
-    /// The members with readable cards, by name.
+    /// The members whose cards are readable, by name.
     pub(crate) fn members(&self) -> Arc<BTreeMap<String, Member>> {
         Arc::clone(&self.members)
     }
 
-    /// The state that a card names; `None` if parts of the state are missing.
+    /// The state that a card names, read from its document; `None` if parts of the state are missing.
     pub(crate) fn state(&self, card: &StateCard) -> Option<Result<SavedState, String>> {
         let prefix = keys::documents(&document_name(card.document));
         let parts: Vec<&[u8]> = self.below(&prefix).map(|(_, entry)| entry.value.as_slice()).collect();
         (parts.len() == card.parts).then(|| documents::read(parts.into_iter()))
     }
 
-    /// Sends a transaction.
+    /// Sends a transaction to the engine.
     pub(crate) fn ask(
         &mut self,
         last: &mut Ticket,
@@ -181,7 +181,8 @@ impl Session {
         *last
     }
 
-    /// Returns the purpose of a request with its answer; `None` if the request belongs to another session.
+    /// Returns the answer together with the purpose of the request that it answers; `None` if the answer belongs to
+    /// another session.
     pub(crate) fn answered(&mut self, ticket: Ticket, answer: Answer) -> Option<(Purpose, Answer)> {
         Some((self.asked.remove(&ticket)?, answer))
     }
@@ -191,7 +192,7 @@ impl Session {
         self.asked.values().filter_map(|purpose| if let Purpose::Tallies(id) = purpose { Some(*id) } else { None })
     }
 
-    /// The number of pending requests with such a purpose.
+    /// The number of pending requests whose purpose satisfies `is`.
     pub(crate) fn under_way(&self, is: impl Fn(&Purpose) -> bool) -> usize {
         self.asked.values().filter(|purpose| is(purpose)).count()
     }

@@ -1,5 +1,5 @@
-//! The documents in the store, as JSON. All of them are untrusted input: the reader refuses an unreadable document, or
-//! one of a later format, as a whole.
+//! The documents in the fleet's store, as JSON. All documents are untrusted input: the reader refuses the whole
+//! document if it is unreadable or of a later format.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::emptied::Emptied;
 
-/// The format that this version writes. It refuses later formats.
+/// The document format that this version writes. A reader of this version refuses later formats.
 pub const FORMAT: u32 = 1;
 
-/// The maximum number of failures of each kind that a ballot lists with their reasons.
+/// The maximum number of failures of each kind for which a ballot contains the reasons.
 const REASONS: usize = 1000;
 
-/// Why a card is unusable.
+/// The reason why a card is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadCard {
-    /// The card is not JSON, or is not of this kind.
+    /// The card is not JSON, or is of another kind.
     #[error("cannot be read: {0}")]
     Unreadable(String),
     /// A later version of the balancer wrote the card.
@@ -36,75 +36,77 @@ pub enum BadCard {
     Impossible(&'static str),
 }
 
-/// The settings that all members must share.
+/// The settings that must be equal for all members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Common {
     /// The format of the document: [`FORMAT`].
     pub format: u32,
     /// The number of buckets of the client table.
     pub buckets: u32,
-    /// The fleet's hash key.
+    /// The hash key of the fleet.
     pub key: HashKey,
 }
 
-/// The card of the leader, the member that decides.
+/// The card of the leader, which is the member that decides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leader {
     /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The name of the leading member.
+    /// The name of the leader.
     pub member: String,
     /// The random number of the leader's process.
     pub instance: u64,
 }
 
-/// The identity of an epoch. Numbers rise by one within a lineage. If the fleet loses its store, a new lineage begins.
+/// The identity of an epoch of the fleet's state. The number of the epoch rises by one with each epoch of a lineage. If
+/// the store loses its data, the fleet begins a new lineage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Epoch {
-    /// A unique number. The member that wrote the lineage's first epoch derived it from a random number.
+    /// A unique number of the lineage. The member that wrote the lineage's first epoch derived this number from a
+    /// random number.
     pub lineage: u64,
-    /// The number of the epoch, from 1.
+    /// The number of the epoch within the lineage, starting at 1.
     pub number: u64,
 }
 
-/// A state in the store.
+/// The card of a state in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCard {
     /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The current or future epoch of the state.
+    /// The epoch that the state has, or will have when it becomes the current state.
     pub epoch: Epoch,
-    /// The time of the decision.
+    /// The time at which the leader decided on the state.
     pub at: Moment,
-    /// The unique name of the state's document.
+    /// The unique number of the document that contains the state.
     pub document: u64,
-    /// The member that decided. All times in the state are by its clock.
+    /// The name of the member that made the decision. All times in the state are times of this member's clock.
     #[serde(default)]
     pub by: String,
-    /// The time of the last change by a user, by the same clock.
+    /// The time of the last change that a user made, by the clock of the member that made the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Moment>,
-    /// The number of parts of the document.
+    /// The number of parts of the state's document.
     pub parts: usize,
-    /// The backends that could not keep their clients, with the epochs in which this happened.
+    /// The backends whose known clients had to leave, with the epoch in which each backend stopped keeping its clients.
     #[serde(default, skip_serializing_if = "Emptied::is_empty")]
     pub emptied: Emptied,
-    /// Events, as lines for the log.
+    /// The events of the epoch, as lines for the log.
     #[serde(default)]
     pub lines: Vec<Line>,
 }
 
 impl StateCard {
-    /// The latest time since 1970 that a card may contain.
+    /// The latest time that a card may contain, measured since 1970.
     const LATEST: Duration = Duration::from_secs(1 << 38);
 
     /// Parses a stored card.
     ///
     /// # Errors
-    /// Returns [`BadCard`] and uses no part of the card.
+    /// Returns [`BadCard`] if the card is unusable; the caller then uses no field of the card.
     pub fn read(value: &[u8]) -> Result<Self, BadCard> {
         let card: Self = read(value)?;
-        // Records store epochs in 32 bits.
+        // An epoch's number must fit into the 32 bits that client records have for it.
         if card.epoch.number >= u64::from(u32::MAX) {
             return Err(BadCard::Impossible("the epoch's number"));
         }
@@ -118,25 +120,26 @@ impl StateCard {
     }
 }
 
-/// A line for the log and the events.
+/// A line for the log and for the history of events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// Whether the line is a warning.
     pub warning: bool,
-    /// The service and backend that the line is about, if any.
+    /// The service and the backend that the line is about, if there are such.
     pub about: Option<(String, String)>,
-    /// The text.
+    /// The text of the line.
     pub message: String,
 }
 
-/// The card of a member: its present state and activity.
+/// The card of a member, which contains the member's current state and activity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The version of the member's balancer.
+    /// The version of the balancer that the member runs.
     pub version: String,
-    /// The fingerprint of the member's steering, see [`balancer_control::fingerprint`]; 0: unknown.
+    /// The fingerprint of how the member steers clients, see [`balancer_control::fingerprint`]; 0 if the fingerprint is
+    /// unknown.
     #[serde(default)]
     pub steering: u32,
     /// The random number of the member's process.
@@ -145,7 +148,7 @@ pub struct Member {
     pub epoch: Option<Epoch>,
     /// The document of the state for which the member has sent its clients.
     pub prepared: Option<u64>,
-    /// Whether the member has the current epoch and all records.
+    /// Whether the member applies the current epoch and has received all records.
     pub in_step: bool,
     /// Whether the member needs a dump of all clients.
     pub wants_clients: bool,
@@ -153,56 +156,59 @@ pub struct Member {
     pub readiness: String,
     /// The number of complete sweeps of the member's client table.
     pub sweeps: u64,
-    /// The numbers of known clients of draining or leaving backends, without zeros.
+    /// The numbers of known clients of backends that are draining or being removed, without zeros.
     pub known: Vec<(BackendId, u64)>,
-    /// The number of complete counts of the member's connections; 0: none, as in earlier versions.
+    /// The number of complete counts of the member's `snat` connections; 0 if the member has never counted connections,
+    /// as in earlier versions.
     #[serde(default)]
     pub flow_counts: u64,
-    /// The numbers of connections of backends whose drains wait for them, without zeros.
+    /// The numbers of connections at draining backends, for drains that wait for connections to end, without zeros.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<(BackendId, u64)>,
-    /// The member's opinions of backends.
+    /// The member's verdicts about backends.
     pub ballot: Ballot,
-    /// The place where the process runs: another process in the same place may take over. 0: unknown.
+    /// The home in which the process runs: another process in the same home may take over the name. 0 if the home is
+    /// unknown.
     #[serde(default)]
     pub home: u64,
-    /// The member's address as the engine sees it.
+    /// The address from which the engine receives the member's connections.
     #[serde(default)]
     pub address: String,
-    /// The time of writing, by the member's own clock.
+    /// The time at which the card was written, by the member's own clock.
     #[serde(default)]
     pub wall: Option<Moment>,
-    /// Whether the member's configuration file lists services other than those that the fleet last applied.
+    /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
 }
 
-/// A member's opinions of the backends in its epoch. Backends that are not listed are up.
+/// A member's opinions about the backends in the epoch that it applies. Backends that the ballot does not list are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ballot {
-    /// Backends whose path the member does not know yet.
+    /// The backends to which the member does not know a path yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting: Vec<BackendId>,
-    /// Backends on which the member has no verdict.
+    /// The backends about which the member has no verdict yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<BackendId>,
-    /// Backends that are down.
+    /// The backends that are down according to the member.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<(BackendId, FailureKind, String)>,
-    /// Backends to which no path leads.
+    /// The backends to which the member has no path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_way: Vec<(BackendId, String)>,
-    /// Backends whose latest checks failed together with so many others of their service that it looks like an outage.
+    /// The backends whose latest check failed, if so many backends of the service fail that the failures look like an
+    /// outage.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<BackendId>,
-    /// Backends that packets make the member suspect, or whose latest check failed without a verdict yet: other members
-    /// should check them at once. The entry does not count as a vote.
+    /// The backends that the member suspects because of packets, or because their latest check failed without leading
+    /// to a verdict yet. Other members should check these backends at once. A suspicion does not count as a vote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspected: Vec<BackendId>,
 }
 
 impl Ballot {
-    /// Builds the ballot from all of a member's opinions and the backends that it suspects.
+    /// Makes the ballot from all opinions of a member, and from the backends that the member suspects.
     #[must_use]
     pub fn of(controller: &Controller, suspected: Vec<BackendId>) -> Self {
         let opinions = controller.opinions().map(|(_, backend, opinion)| (backend.id(), opinion));
@@ -227,13 +233,13 @@ impl Ballot {
                 Opinion::NoWay(why) => ballot.no_way.push((id, why)),
             }
         }
-        // With thousands of backends down, the first reasons are enough, and the card stays small.
+        // If thousands of backends are down, the ballot contains only the first reasons, so that the card stays small.
         ballot.down.iter_mut().skip(REASONS).for_each(|(.., reason)| reason.clear());
         ballot.no_way.iter_mut().skip(REASONS).for_each(|(_, why)| why.clear());
         ballot
     }
 
-    /// Whether the member reports that a backend's latest check failed.
+    /// Whether the ballot reports that the backend's latest check failed.
     #[must_use]
     pub fn fails(&self, id: BackendId) -> bool {
         self.failing.contains(&id)
@@ -241,7 +247,7 @@ impl Ballot {
             || self.no_way.iter().any(|(of, _)| *of == id)
     }
 
-    /// Returns the opinion of a backend.
+    /// Returns the member's opinion about a backend.
     #[must_use]
     pub fn opinion(&self, id: BackendId) -> Opinion {
         if let Some((_, kind, reason)) = self.down.iter().find(|(of, ..)| *of == id) {
@@ -264,39 +270,39 @@ impl Ballot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeRequest {
-    /// A single change, never [`Change::Reload`] or [`Change::Reset`].
+    /// A single change, which is never [`Change::Reload`] or [`Change::Reset`].
     Change(Change),
-    /// The services of a member's configuration file.
+    /// Applying the services of a member's configuration file.
     Services(Vec<ServiceConfig>),
-    /// The services of a member's configuration file, with run-time changes undone.
+    /// Applying the services of a member's configuration file, and undoing run-time changes.
     Reset(Vec<ServiceConfig>),
 }
 
-/// A change request in the store.
+/// A change request that is in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// The format of the request: [`FORMAT`].
     pub format: u32,
-    /// The requested change; `None` if it is packed under a separate key.
-    // Members of earlier versions know it by this name.
+    /// The requested change; `None` if the change is packed under a separate key.
+    // The field has this name in messages, because members of earlier versions expect the name.
     #[serde(rename = "wish", default, skip_serializing_if = "Option::is_none")]
     pub change_request: Option<ChangeRequest>,
-    /// The generation for which the user requested the change.
+    /// The generation that the configuration must have for the change to be made.
     pub if_generation: Option<u64>,
 }
 
-/// The outcome of a request.
+/// The answer to a change request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The format of the answer: [`FORMAT`].
     pub format: u32,
-    /// The change that was made, or the reason why none was made.
+    /// The change that was made, or the reason why no change was made.
     pub done: Result<String, Denied>,
     /// The epoch that contains the change.
     pub epoch: Epoch,
 }
 
-/// A serializable form of [`Refused`].
+/// The same refusals as in [`Refused`], in a serializable form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Denied {
@@ -336,28 +342,28 @@ impl From<Denied> for Refused {
     }
 }
 
-/// The location of a dump for a joining member.
+/// The card that tells a joining member where its dump is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dump {
-    /// The format of the dump's location: [`FORMAT`].
+    /// The format of this card: [`FORMAT`].
     pub format: u32,
-    /// The number of the joining process that gets the dump.
+    /// The random number of the joining process for which the dump was made.
     pub instance: u64,
     /// The number of parts of the dump.
     pub parts: usize,
 }
 
-/// Serializes a card.
+/// Serializes a card for the store.
 #[must_use]
 pub fn write(card: &impl Serialize) -> Vec<u8> {
-    // Serializing plain data with string keys cannot fail, and every reader refuses an empty value.
+    // Serializing plain data with string keys cannot fail, and if it did, every reader would refuse the empty value.
     serde_json::to_vec(card).unwrap_or_default()
 }
 
 /// Parses a stored card.
 ///
 /// # Errors
-/// Returns [`BadCard`] and uses no part of the card.
+/// Returns [`BadCard`] if the card is unusable; the caller then uses no field of the card.
 pub fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, BadCard> {
     #[derive(Deserialize)]
     struct Format {

@@ -1,13 +1,13 @@
-//! Derives the fleet's decision from the members' opinions of a backend.
+//! Derives the decision of the fleet from the members' opinions about a backend.
 
 use balancer_control::{
     agreed::{Opinion, Way},
     health::{FailureKind, Verdict},
 };
 
-/// Derives the fleet's path to a backend and its verdict from the members' opinions, each with the member's name, and
-/// from the path and verdict `before`. Only members that know something vote. A backend goes down if more than half of
-/// them see it down, and comes up again if more than half see it up; otherwise it keeps its state.
+/// Derives the path to a backend and the verdict about it from the members' opinions, each with the member's name, and
+/// from the path and verdict `before`. Only members that have an opinion vote. A backend goes down if more than half of
+/// the voters see it down, and comes up if more than half see it up; otherwise, the backend keeps its state.
 #[must_use]
 pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, Verdict) {
     let knows = |opinion: &Opinion| !matches!(opinion, Opinion::Waiting);
@@ -16,7 +16,7 @@ pub fn agree(opinions: &[(&str, &Opinion)], before: (&Way, &Verdict)) -> (Way, V
     let known = opinions.iter().filter(|(_, opinion)| knows(opinion)).count();
     let way = match closed.first() {
         Some(why) if closed.len() * 2 > known => Way::Closed(seen(why, closed.len(), known)),
-        // If exactly half of the members see it closed, the path stays as it was.
+        // If exactly half of the members report that there is no path, the path stays as before.
         Some(_) if closed.len() * 2 == known && matches!(before.0, Way::Closed(_)) => before.0.clone(),
         Some(_) | None => way,
     };
@@ -31,7 +31,7 @@ fn verdict(opinions: &[(&str, &Opinion)], before: &Verdict) -> Verdict {
         let hard = down.iter().filter(|(kind, _)| *kind == FailureKind::Hard).count();
         let kind = if hard * 2 > down.len() { FailureKind::Hard } else { FailureKind::Soft };
         let reason = down.iter().find(|(of, _)| *of == kind).map_or("", |(_, reason)| reason);
-        // Another member with the same opinion is no news.
+        // If another member has the same opinion, this changes nothing.
         return match before {
             Verdict::Down { kind: known, .. } if *known == kind => before.clone(),
             Verdict::Unknown | Verdict::Up | Verdict::Down { .. } => {

@@ -1,19 +1,19 @@
-//! Addresses in the notation of configurations.
+//! Addresses in the notation of other programs' configurations.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use balancer_config::dns::host_name;
 
-/// The host of a backend.
+/// The host part of a backend's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Host {
     At(IpAddr),
-    /// A name of DNS.
+    /// The DNS name of a host.
     Named(String),
 }
 
 impl Host {
-    /// The address, if the configuration has one instead of a name.
+    /// The address of the host, if the configuration contains an address and not a name.
     pub(crate) fn address(&self) -> Option<IpAddr> {
         match self {
             Self::At(address) => Some(*address),
@@ -21,7 +21,7 @@ impl Host {
         }
     }
 
-    /// The host in the notation of the file, with the port if there is one.
+    /// Formats the host in the notation of the configuration, with the port if there is one.
     pub(crate) fn shown(&self, port: Option<u16>) -> String {
         match (self, port) {
             (Self::At(address), port) => shown(*address, port),
@@ -45,29 +45,30 @@ pub(crate) fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// A host, by its address or by its name of DNS, with an optional port.
+/// Parses a host, which is an address or a DNS name, with an optional port.
 pub(crate) fn host(text: &str) -> Option<(Host, Option<u16>)> {
     if let Some((address, port)) = numeric(text) {
         return Some((Host::At(address), port));
     }
     let (name, port) = split(text);
-    // A name of one part comes from /etc/hosts or a search domain, and the importer uses neither.
+    // A name without a dot is from /etc/hosts or needs a search domain, and the importer supports neither.
     let name = host_name(name).ok().filter(|name| name.contains('.'))?;
     Some((Host::Named(name), port.map(number).transpose().ok()?))
 }
 
-/// A numeric address with an optional port.
+/// Parses a numeric address with an optional port.
 pub(crate) fn numeric(text: &str) -> Option<(IpAddr, Option<u16>)> {
     let (host, port) = split(text);
     Some((host.parse().ok()?, port.map(number).transpose().ok()?))
 }
 
-/// The number of a port. `+1000`, which Rust would parse, is refused: in HAProxy it is relative to the client's port.
+/// Parses a port number. The function refuses `+1000`, which Rust would parse as a number: in HAProxy, such a port is
+/// relative to the client's port.
 fn number(port: &str) -> Result<u16, ()> {
     if port.starts_with('+') { Err(()) } else { port.parse().map_err(drop) }
 }
 
-/// The prefix lengths (IPv4, IPv6) of a client for a mask in dotted notation or an IPv6 length.
+/// The client prefix lengths (IPv4, IPv6) that correspond to a mask in dotted notation or to an IPv6 prefix length.
 pub(crate) fn mask(text: &str) -> Option<(u8, u8)> {
     if let Ok(length) = text.parse::<u8>() {
         return (1..=128).contains(&length).then_some((32, length));
@@ -77,17 +78,17 @@ pub(crate) fn mask(text: &str) -> Option<(u8, u8)> {
     (ones > 0 && ones == bits.count_ones()).then_some((u8::try_from(ones).ok()?, 64))
 }
 
-/// The unspecified address of a family, which stands for every address.
+/// The unspecified address of an address family, which stands for every address.
 pub(crate) fn unspecified(is_v4: bool) -> IpAddr {
     if is_v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
-/// Makes a server's name from its address.
+/// Makes the name of a server from the server's address.
 pub(crate) fn as_name(text: &str) -> String {
     text.replace(['[', ']'], "").replace(':', "-")
 }
 
-/// The reason why the file cannot have this address.
+/// The reason why the importer cannot use this address.
 pub(crate) fn refusal(text: &str) -> &'static str {
     if text.starts_with("unix:") || text.starts_with('/') || text.starts_with('@') || text.starts_with("abns@") {
         "a socket of this machine cannot be steered to; let the server listen on an address"
@@ -98,7 +99,7 @@ pub(crate) fn refusal(text: &str) -> &'static str {
     }
 }
 
-/// An address with its port in the balancer's notation, or without a port if there is none.
+/// Formats an address in the balancer's notation, with the port if there is one.
 pub(crate) fn shown(address: IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => SocketAddr::new(address, port).to_string(),

@@ -5,16 +5,16 @@ use std::{
     str::FromStr,
 };
 
-/// The program that a configuration belongs to.
+/// A program whose configuration the importer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// `nginx.conf`, or the output of `nginx -T`.
+    /// nginx: `nginx.conf`, or the output of `nginx -T`.
     Nginx,
-    /// `haproxy.cfg` and files in its style.
+    /// HAProxy: `haproxy.cfg`, and files in the same format.
     Haproxy,
-    /// `keepalived.conf` and the files that it includes.
+    /// keepalived: `keepalived.conf`, and the files that it includes.
     Keepalived,
-    /// The output of `ipvsadm -Sn`.
+    /// ipvsadm: the output of `ipvsadm -Sn`.
     Ipvsadm,
 }
 
@@ -41,10 +41,10 @@ impl FromStr for Dialect {
 }
 
 impl Dialect {
-    /// All dialects, in the order of the documentation.
+    /// All dialects, in the order in which the documentation lists them.
     pub const ALL: [Self; 4] = [Self::Nginx, Self::Haproxy, Self::Keepalived, Self::Ipvsadm];
 
-    /// The message that the text has nothing to convert.
+    /// The message that the text contains nothing that can be converted.
     pub(crate) fn lacks(self) -> &'static str {
         match self {
             Self::Nginx => "it has no `server` that listens; give nginx.conf, or the output of `nginx -T`",
@@ -54,7 +54,7 @@ impl Dialect {
         }
     }
 
-    /// Guesses the dialect from the first words of lines.
+    /// Guesses the dialect of a text from the first words of the lines.
     #[must_use]
     pub fn guess(text: &str) -> Option<Self> {
         let has = |words: &[&str]| {
@@ -75,14 +75,14 @@ impl Dialect {
     }
 }
 
-/// Whether the line opens an nginx block such as `http {` or `upstream NAME {`. HAProxy also has lines that begin with
-/// `server`, but no blocks.
+/// Whether the line opens an nginx block such as `http {` or `upstream NAME {`. HAProxy's configuration also has lines
+/// that begin with `server`, but it has no blocks.
 fn opens_block_of_nginx(line: &str) -> bool {
     let line = line.split('#').next().unwrap_or_default().trim();
     let (head, rest) = line.split_once('{').map_or((line, None), |(head, rest)| (head, Some(rest)));
     let words: Vec<&str> = head.split_whitespace().collect();
     match (words.as_slice(), rest) {
-        // The next line may have the brace.
+        // The opening brace may be in the next line.
         (["http" | "stream" | "server" | "events"], _) => true,
         (["upstream", _], rest) => rest.is_some(),
         _ => false,

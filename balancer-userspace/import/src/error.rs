@@ -1,4 +1,4 @@
-//! The reason why a text cannot be converted.
+//! The error that a text cannot be converted.
 
 use std::{
     error::Error,
@@ -10,7 +10,7 @@ use crate::place::Place;
 
 const LONGEST: usize = 400;
 
-/// The text is not a configuration that can be converted.
+/// The error that a text is not a configuration that the importer can convert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotUnderstood {
     place: Option<Place>,
@@ -27,20 +27,20 @@ impl NotUnderstood {
         Self { place: None, file: None, what: shown(&what.into()) }
     }
 
-    /// Adds the file's name if the error has none.
+    /// Adds the name of the file if the error contains no file name.
     pub(crate) fn or_in(mut self, file: &str) -> Self {
         self.file.get_or_insert_with(|| Rc::from(file));
         self
     }
 }
 
-/// Makes text from the configuration safe to show: without escape sequences and not too long.
+/// Makes text from a configuration safe to display: removes escape sequences, and limits the length.
 fn shown(what: &str) -> String {
     let shown = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     what.chars().take(LONGEST).map(shown).collect()
 }
 
-/// Prints `FILE:LINE: what`, as editors expect it.
+/// Formats the error as `FILE:LINE: what`, which editors can parse.
 impl Display for NotUnderstood {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {

@@ -12,7 +12,7 @@ use crate::{
 
 const ADDED: &str = "IPVS checks nothing, so this check is an addition; type = \"none\" switches it off";
 
-/// Services by their rules' selectors, in the order of the file.
+/// The services by the selectors of their rules, in the order of the file.
 #[derive(Default)]
 struct Services {
     places: BTreeMap<String, usize>,
@@ -45,7 +45,7 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
     Ok(())
 }
 
-/// The option that selects the packets of a service.
+/// The option of a rule that selects the packets of a service.
 #[derive(Clone, Copy)]
 enum Selector<'a> {
     Address { text: &'a str, udp: bool },
@@ -54,7 +54,7 @@ enum Selector<'a> {
 }
 
 impl Selector<'_> {
-    /// A key that is the same for the service's rule and the rules of its servers.
+    /// A key that is equal for the rule of a service and the rules of its servers.
     fn key(self) -> String {
         match self {
             Self::Address { text, udp } => format!("{} {text}", if udp { "-u" } else { "-t" }),
@@ -64,7 +64,7 @@ impl Selector<'_> {
     }
 }
 
-/// Reads the service's selector from an option.
+/// Reads the selector of a service from an option.
 fn selector<'a>(option: &str, rest: &mut impl Iterator<Item = &'a &'a str>) -> Option<Selector<'a>> {
     let mut value = || rest.next().copied().unwrap_or_default();
     Some(match option {
@@ -152,12 +152,12 @@ pub(crate) const MARK: &str =
 pub(crate) const LIMIT: &str =
     "limit a backend's clients by `max_clients`, or with `snat` its connections by `max_connections`";
 
-/// A name for a service, from its address.
+/// Makes a name for a service from its address.
 pub(crate) fn service_name(address: IpAddr, port: u16, udp: bool) -> String {
     format!("{}-{}{port}", as_name(&address.to_string()), if udp { "udp-" } else { "" })
 }
 
-/// Converts a scheduler, or adds a note.
+/// Converts a scheduler of ipvsadm, or adds a note.
 pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &str) {
     let why = match scheduler {
         "sh" | "mh" => return,
@@ -173,7 +173,7 @@ pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &
     conversion.not_needed(place, format!("scheduler {scheduler}"), why);
 }
 
-/// The options of a server's rule.
+/// The options in the rule of a server.
 #[derive(Default)]
 struct Server<'a> {
     service: Option<Selector<'a>>,
@@ -228,7 +228,7 @@ fn add_server(conversion: &mut Conversion, place: &Place, words: &[&str], servic
     });
 }
 
-/// Gives a service that a mark selects the port of its servers.
+/// If a mark selects the packets of a service, gives the service the port of its servers.
 pub(crate) fn give_port(service: &mut Service) {
     let Some(port) = service.backends.first().and_then(|backend| backend.port) else { return };
     let is_common = service.backends.iter().all(|backend| backend.port == Some(port));

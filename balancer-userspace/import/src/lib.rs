@@ -1,4 +1,5 @@
-//! Converts configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's. It takes and returns text.
+//! Converts the configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's configuration. The crate
+//! takes and returns only text.
 
 mod address;
 mod dialect;
@@ -20,14 +21,16 @@ pub use dialect::Dialect;
 pub use error::NotUnderstood;
 pub use notes::Conversion;
 
-/// Returns the names and texts of the files that an `include` names, given the including file's name and a pattern.
+/// A function that returns the names and texts of the files that an `include` names, given the name of the including
+/// file and a pattern.
 pub type Include<'a> = &'a mut dyn FnMut(&str, &str) -> Result<Vec<(String, String)>, String>;
 
-/// Converts files of one dialect, given as names and texts. `addresses` replace listeners on every address.
+/// Converts files of one dialect, given as pairs of name and text. `addresses` replace the addresses of listeners that
+/// listen on every address.
 ///
 /// # Errors
 ///
-/// If the text is not of that dialect, or has nothing that could become a service.
+/// Fails if the text is of another dialect, or contains nothing that could become a service.
 pub fn convert(
     dialect: Dialect,
     files: &[(String, String)],

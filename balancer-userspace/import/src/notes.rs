@@ -1,4 +1,4 @@
-//! Turns each directive into a part of a service, or into a note.
+//! Turns each directive into a setting of a service, or into a note.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::{
 
 const MOST_MULTIPLIED: usize = 65_534;
 
-/// A directive that has no counterpart.
+/// A note about a directive that has no counterpart in the balancer's configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Note {
     pub(crate) place: Place,
@@ -18,18 +18,18 @@ pub(crate) struct Note {
     pub(crate) needs_you: bool,
 }
 
-/// The services, and notes on directives that could not be converted.
+/// The result of a conversion: services, and notes about directives that could not be converted.
 #[derive(Debug, Default)]
 pub struct Conversion {
     pub(crate) services: Vec<Service>,
-    /// Services without an address to listen on.
+    /// The services that have no address to listen on yet.
     pub(crate) waiting: Vec<Service>,
     pub(crate) notes: Vec<Note>,
     /// The machine's addresses, which replace listeners on every address.
     addresses: Vec<IpAddr>,
-    /// Whether the text has something that could have become a service.
+    /// Whether the text contains a directive that could have become a service.
     pub(crate) has_candidates: bool,
-    /// The number of servers made by lines that stand for several.
+    /// The number of servers so far from lines that define several servers each.
     multiplied: usize,
 }
 
@@ -38,20 +38,20 @@ impl Conversion {
         Self { addresses: addresses.to_vec(), ..Self::default() }
     }
 
-    /// Notes a directive that an operator has to convert.
+    /// Adds a note about a directive that the operator has to convert by hand.
     pub(crate) fn needs_you(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
         let (directive, why) = (directive.into(), why.into());
         self.notes.push(Note { place: place.clone(), directive, why, needs_you: true });
     }
 
-    /// Notes a directive that the balancer does not need.
+    /// Adds a note about a directive that the balancer does not need.
     pub(crate) fn not_needed(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
         let (directive, why) = (directive.into(), why.into());
         self.notes.push(Note { place: place.clone(), directive, why, needs_you: false });
     }
 
-    /// The listeners that replace a listener on every address. If no addresses are known, the listener stays unchanged,
-    /// with a note.
+    /// Returns the listeners that replace a listener on every address. If no addresses are known, the listener stays
+    /// unchanged, and a note says so.
     pub(crate) fn named_addresses(&mut self, place: &Place, directive: &str, listener: Listener) -> Vec<Listener> {
         let is_v4 = listener.address.is_ipv4();
         let named: Vec<_> = self.addresses.iter().filter(|address| address.is_ipv4() == is_v4).collect();
@@ -67,7 +67,8 @@ impl Conversion {
         named.into_iter().map(|&address| Listener { address, ..listener }).collect()
     }
 
-    /// Whether a line may add this number of servers. The total of all such lines is limited.
+    /// Whether a line that defines several servers may add this number of servers. The total number of servers from all
+    /// such lines is limited.
     pub(crate) fn has_room_for(&mut self, servers: usize) -> bool {
         self.multiplied = self.multiplied.saturating_add(servers);
         self.multiplied < MOST_MULTIPLIED
@@ -77,13 +78,13 @@ impl Conversion {
         self.services.push(service);
     }
 
-    /// The number of directives that an operator has to convert.
+    /// The number of directives that the operator has to convert by hand.
     #[must_use]
     pub fn need_you(&self) -> usize {
         self.notes.iter().filter(|note| note.needs_you).count()
     }
 
-    /// *N services, M backends; K directives need you*.
+    /// Returns the line *N services, M backends; K directives need you*.
     #[must_use]
     pub fn summary(&self) -> String {
         let counted = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });

@@ -5,11 +5,11 @@ use std::{
     rc::Rc,
 };
 
-/// A line of one of the files.
+/// A line of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) line: usize,
-    /// The file's name, unless there is only one file.
+    /// The name of the file, unless there is only one file.
     pub(crate) file: Option<Rc<str>>,
 }
 
@@ -23,7 +23,7 @@ impl Display for Place {
     }
 }
 
-/// The file's name for positions, if there are several files.
+/// The name of the file for use in positions, if there are several files.
 pub(crate) fn named(files: &[(String, String)], name: &str) -> Option<Rc<str>> {
     (files.len() > 1).then(|| Rc::from(name))
 }

@@ -1,4 +1,4 @@
-//! The common form of services for all dialects.
+//! The form of services that is common to all dialects.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use crate::{address::Host, place::Place};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Listener {
-    /// The address; the unspecified address means that it is unknown.
+    /// The address of the listener; the unspecified address stands for an unknown address.
     pub(crate) address: IpAddr,
     pub(crate) first: u16,
     pub(crate) last: u16,
@@ -32,10 +32,10 @@ impl Forwarding {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) verify: Option<bool>,
-    /// The file of trusted roots, used only if certificates are verified; `None`: the system's roots.
+    /// The file of trusted root certificates, for verifying certificates; `None` for the system's root certificates.
     pub(crate) ca_file: Option<String>,
     pub(crate) sni: Option<String>,
-    /// The file of a certificate and its key.
+    /// The file that contains the client certificate and its key.
     pub(crate) client_cert: Option<String>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Http {
     pub(crate) method: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) host: Option<String>,
-    /// The names and values of headers.
+    /// The names and values of HTTP headers.
     pub(crate) headers: Option<Vec<(String, String)>>,
     pub(crate) status: Option<String>,
     pub(crate) body_regex: Option<String>,
@@ -63,7 +63,7 @@ pub(crate) enum CheckKind {
     },
 }
 
-/// A health check. `None` stands for the balancer's default.
+/// A health check. For each setting, `None` stands for the balancer's default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) kind: CheckKind,
@@ -84,26 +84,26 @@ pub(crate) struct Backend {
     pub(crate) weight: Option<u32>,
     pub(crate) backup: bool,
     pub(crate) disabled: bool,
-    /// The check; `None`: no check.
+    /// The health check of the backend; `None` if there is no check.
     pub(crate) check: Option<Check>,
 }
 
-/// Backends that a DNS name lists.
+/// Backends that the records of a DNS name list.
 #[derive(Clone, Debug)]
 pub(crate) struct Discover {
     pub(crate) place: Place,
     /// The name of the servers in the converted configuration.
     pub(crate) name: String,
     pub(crate) records: Records,
-    /// The check; `None`: no check.
+    /// The health check of these backends; `None` if there is no check.
     pub(crate) check: Option<Check>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Records {
-    /// The servers are in the SRV records of this name.
+    /// The SRV records of this name list the servers.
     Services(String),
-    /// The servers are the addresses of this name; without a port, they use the listener's.
+    /// The address records of this name list the servers, which use this port; `None` for the port of the listener.
     Addresses(String, Option<u16>),
 }
 
@@ -113,12 +113,12 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) forwarding: Forwarding,
-    /// How long to remember clients, in seconds.
+    /// The time in seconds for which the service remembers clients.
     pub(crate) remember: Option<u64>,
-    /// The lengths of a client's prefix, for IPv4 and IPv6.
+    /// The lengths of client prefixes for IPv4 and IPv6.
     pub(crate) prefix: Option<(u8, u8)>,
     pub(crate) start_down: bool,
-    /// A comment on the service's check.
+    /// A comment about the check of the service.
     pub(crate) about_check: Option<&'static str>,
     pub(crate) backends: Vec<Backend>,
     pub(crate) discover: Vec<Discover>,
@@ -140,20 +140,20 @@ impl Service {
         }
     }
 
-    /// The default check of the service's backends.
+    /// The default check for backends of the service.
     pub(crate) fn check(&self) -> Option<&Check> {
         let of_backends = self.backends.iter().map(|backend| &backend.check);
         of_backends.chain(self.discover.iter().map(|list| &list.check)).find_map(Option::as_ref)
     }
 
-    /// All checks, each with its line and the name of its servers.
+    /// All checks, each with its line in the file and the name of the checked servers.
     pub(crate) fn checks_mut(&mut self) -> impl Iterator<Item = (&Place, &str, &mut Check)> {
         let of_backends = self.backends.iter_mut().map(|one| (&one.place, &*one.name, &mut one.check));
         let of_lists = self.discover.iter_mut().map(|one| (&one.place, &*one.name, &mut one.check));
         of_backends.chain(of_lists).filter_map(|(place, name, check)| Some((place, name, check.as_mut()?)))
     }
 
-    /// Whether the service has no server.
+    /// Whether the service has no server at all.
     pub(crate) fn has_no_server(&self) -> bool {
         self.backends.is_empty() && self.discover.is_empty()
     }

@@ -1,11 +1,11 @@
-//! Directives with blocks, as in nginx and keepalived.
+//! Directives that may have blocks, as in nginx's and keepalived's configuration.
 
 use crate::place::Place;
 
 #[derive(Debug)]
 pub(crate) struct Directive {
     pub(crate) place: Place,
-    /// The name and the arguments.
+    /// The name of the directive and its arguments.
     pub(crate) words: Vec<String>,
     pub(crate) block: Option<Vec<Directive>>,
 }

@@ -1,4 +1,4 @@
-//! Removes everything from a conversion that `balancer check` would refuse.
+//! Removes from a conversion everything that `balancer check` would refuse.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +19,13 @@ const MOST_SERVICES: usize = 65_535;
 const MOST_BACKENDS: usize = 65_534;
 const MOST_LISTENERS: usize = 64;
 
-/// Addresses for documentation, which replace a missing address while the importer checks the rest of the service.
+/// Documentation addresses, which stand for a missing address while the importer checks the rest of the service.
 const STAND_IN: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(203, 0, 113, 254)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 0xffff)),
 ];
 
-/// The listeners in use, and the addresses of their backends.
+/// The listeners that are in use, and the addresses of the backends that are in use.
 #[derive(Default)]
 struct Taken {
     names: Names,
@@ -34,7 +34,7 @@ struct Taken {
 }
 
 impl Conversion {
-    /// Removes what `balancer check` would refuse, and adds notes.
+    /// Removes everything that `balancer check` would refuse, and adds notes about it.
     pub(crate) fn make_valid(&mut self) -> Result<(), NotUnderstood> {
         let backends: usize = self.services.iter().map(|service| service.backends.len()).sum();
         if self.services.len() > MOST_SERVICES || backends > MOST_BACKENDS {
@@ -57,7 +57,8 @@ impl Conversion {
         }
     }
 
-    /// Sorts notes by line and removes repeats, because every section reads the lines that it inherits from `defaults`.
+    /// Sorts the notes by line and removes duplicates, which arise because every section reads the lines that it
+    /// inherits from `defaults`.
     fn sort_notes(&mut self) {
         let mut seen = BTreeSet::new();
         self.notes.retain(|note| {
@@ -88,15 +89,15 @@ impl Conversion {
         }
     }
 
-    /// Keeps a service that lacks its address, if its other parts are valid.
+    /// Keeps a service that has no address, if all its other settings are valid.
     fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
-        // A backend's address of the other family belongs to the listener of that family.
+        // The listener must have the backends' address family, unless the service uses a tunnel.
         let family = service.backends.iter().find_map(|backend| backend.host.address()).is_none_or(|one| one.is_ipv4());
         let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
         let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
         let [v4, v6] = STAND_IN;
         let stand_in = if first.address.is_ipv4() { v4 } else { v6 };
-        // If a mark selects the service, its port is unknown as well.
+        // If a mark selects the packets of the service, the port of the service is unknown as well.
         let (start, end) = if first.first == 0 { (80, 80) } else { (first.first, first.last) };
         service.listeners = vec![Listener { address: stand_in, first: start, last: end, udp: first.udp }];
         service.name = taken.names.unique(&service.name);
@@ -108,7 +109,8 @@ impl Conversion {
         }
     }
 
-    /// Removes a check that the balancer refuses; `false` if it refuses the service for another reason.
+    /// Removes a check that the balancer would refuse; returns `false` if the balancer would refuse the service for
+    /// another reason.
     fn is_accepted(&mut self, service: &mut Service) -> bool {
         let Err(why) = verdict(&writer::alone(service)) else { return true };
         let is_checked = service.check().is_some();
@@ -121,7 +123,8 @@ impl Conversion {
         accepted
     }
 
-    /// Keeps the listeners that fit the backends: a backend has one address, and with its own port only one listener.
+    /// Keeps only the listeners that fit the backends. A backend in the result has only one address, and a backend with
+    /// its own port has only one listener.
     fn keep_fitting_listeners(&mut self, service: &mut Service) {
         let Some(first) = service.backends.iter().find_map(|backend| backend.host.address()) else { return };
         let is_v4 = first.is_ipv4();
@@ -142,7 +145,7 @@ impl Conversion {
         }
     }
 
-    /// With nat, a reply's source must identify the listener.
+    /// Keeps only the backends whose address is not in use: with nat, the source of a reply must identify the listener.
     fn keep_free_backends(&mut self, service: &mut Service, replies: &mut Ports) {
         if service.forwarding != Forwarding::Nat {
             return;
@@ -198,7 +201,7 @@ impl Conversion {
         let mut names = Names::default();
         let mut ports = service.listeners.iter().map(|one| (one.first == one.last).then_some(one.first));
         let first = ports.next().flatten();
-        // All listeners have one port, or the backends have their own ports.
+        // The port that all listeners share; `None` if the listeners have different ports.
         let port = first.filter(|_| ports.all(|port| port == first));
         let several = service.listeners.len() > 1;
         for mut backend in std::mem::take(&mut service.backends) {
@@ -230,7 +233,7 @@ impl Conversion {
     }
 }
 
-/// Whether a backend of the service can have this address; the error says why not.
+/// Checks that a backend of the service may have this address; the error contains the reason why it may not.
 fn fits(address: IpAddr, service: &Service) -> Result<(), String> {
     if service.listeners.iter().any(|listener| listener.address == address) {
         return Err("a backend cannot have the service's own address; give the server another one".to_owned());
@@ -243,7 +246,7 @@ fn fits(address: IpAddr, service: &Service) -> Result<(), String> {
     Ok(())
 }
 
-/// Removes the listeners without an address from a service.
+/// Removes from a service the listeners that have no address, and returns them.
 fn lacking(service: &mut Service) -> Vec<Listener> {
     let (lacking, listeners) =
         std::mem::take(&mut service.listeners).into_iter().partition(|listener| listener.address.is_unspecified());
@@ -251,11 +254,12 @@ fn lacking(service: &mut Service) -> Vec<Listener> {
     lacking
 }
 
-/// The ports in use, by address and protocol.
+/// The ports that are in use, by address and protocol.
 #[derive(Default)]
 struct Ports(BTreeMap<(IpAddr, bool), Occupied>);
 
-/// The ranges in use. Most listeners have one port, and there may be as many listeners as ports.
+/// The port ranges that are in use. Most listeners have a single port, and there may be as many listeners as there are
+/// ports.
 #[derive(Default)]
 struct Occupied {
     single: BTreeSet<u16>,
@@ -283,18 +287,18 @@ impl Ports {
     }
 }
 
-/// Whether two ranges of ports overlap.
+/// Whether two port ranges overlap.
 fn meet(one: (u16, u16), other: (u16, u16)) -> bool {
     one.0 <= other.1 && other.0 <= one.1
 }
 
-/// Whether two ranges are equal, or overlap without one containing the other.
+/// Whether two port ranges are equal, or overlap without one of them containing the other.
 fn clash(one: (u16, u16), other: (u16, u16)) -> bool {
     let within = |inner: (u16, u16), outer: (u16, u16)| outer.0 <= inner.0 && inner.1 <= outer.1;
     one == other || meet(one, other) && !within(one, other) && !within(other, one)
 }
 
-/// Returns the balancer's own verdict on a file.
+/// Returns the result of the balancer's own validation of a file.
 fn verdict(text: &str) -> Result<(), String> {
     let parsed = file::parse(Path::new("balancer.toml"), text.as_bytes());
     parsed
@@ -302,12 +306,12 @@ fn verdict(text: &str) -> Result<(), String> {
         .map_err(|errors| errors.findings().first().map_or_else(String::new, |finding| finding.text.clone()))
 }
 
-/// The names in use, each with the next number to try.
+/// The names that are in use, each with the next number to try as a suffix.
 #[derive(Default)]
 struct Names(BTreeMap<String, usize>);
 
 impl Names {
-    /// Returns an unused name of the characters allowed in names.
+    /// Returns an unused name that contains only the characters allowed in names.
     fn unique(&mut self, text: &str) -> String {
         let kept = text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' });
         let name: String = kept.take(56).collect();

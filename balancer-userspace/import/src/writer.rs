@@ -1,4 +1,4 @@
-//! Writes the balancer's configuration.
+//! Writes the result of a conversion in the balancer's configuration format.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -18,13 +18,13 @@ const DSR: &str = "# dsr: each backend has the service's address on an interface
 const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
 const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
 
-/// The file with the system's roots on most distributions.
+/// The file that contains the system's root certificates on most distributions.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 const DAY_MS: u64 = 86_400_000;
 const YEAR: u64 = 31_536_000;
 
-/// A backend's own check, with a value for each key that it would inherit from the service's check.
+/// A backend's own check, with a value for each key that the backend would otherwise inherit from the service's check.
 fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
     let mut whole = whole(check);
     let common_port = common.and_then(|common| common.port);
@@ -51,7 +51,7 @@ fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: 
     whole
 }
 
-/// Sets the TLS values that the check would inherit otherwise.
+/// Sets the TLS values that a backend's check would otherwise inherit.
 fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str) {
     if common.sni.is_some() {
         own.sni.get_or_insert_with(|| host.map_or(address, without_port).to_owned());
@@ -65,7 +65,7 @@ fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str)
 }
 
 impl Conversion {
-    /// Returns the configuration with comments.
+    /// Returns the configuration with comments, in TOML.
     #[must_use]
     pub fn toml(&self) -> String {
         let mut text =
@@ -103,14 +103,14 @@ impl Conversion {
     }
 }
 
-/// A file with one service.
+/// Returns a configuration file that contains only this service.
 pub(crate) fn alone(each: &Service) -> String {
     let mut text = String::new();
     service(&mut text, each);
     text
 }
 
-/// A comment on the requirements of the backends.
+/// A comment about what this forwarding mode requires of backends.
 fn about(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Nat => NAT,
@@ -119,7 +119,7 @@ fn about(forwarding: Forwarding) -> &'static str {
     }
 }
 
-/// Writes a time in its largest whole unit.
+/// Formats a time in the largest unit that gives a whole number.
 fn duration(ms: u64) -> String {
     let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")];
     let whole = units.into_iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit));
@@ -186,7 +186,7 @@ fn discover(text: &mut String, records: &Records) {
     }
 }
 
-/// A check that sets all keys, so that it inherits none.
+/// Returns the check with all keys set, so that it inherits no key.
 fn whole(check: &Check) -> Check {
     let mut whole = check.clone();
     whole.interval_ms = whole.interval_ms.or(Some(2000));
@@ -222,7 +222,7 @@ fn headers(headers: &[(String, String)]) -> String {
     if headers.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", headers.join(", ")) }
 }
 
-/// The keys of a check, with their values.
+/// The keys of a check in the configuration format, with their values.
 fn keys(check: &Check) -> Vec<(&'static str, String)> {
     let mut keys = Vec::new();
     let mut key = |name: &'static str, value: Option<String>| keys.extend(value.map(|value| (name, value)));
@@ -271,7 +271,7 @@ fn backend(text: &mut String, service: &Service, backend: &Backend, weighted: bo
     }
 }
 
-/// A listener in the notation of the file.
+/// Formats a listener in the notation of the configuration file.
 pub(crate) fn listener(listener: &Listener) -> String {
     let mut text = if listener.address.is_unspecified() {
         let host = if listener.address.is_ipv4() { "ADDRESS" } else { "[ADDRESS]" };

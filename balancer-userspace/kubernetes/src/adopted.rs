@@ -1,5 +1,5 @@
-//! Backends that another controller has put into a balancer when that controller's file is on another machine or was
-//! lost.
+//! Backends that another controller has added to the balancer and that this controller's file lacks, because the other
+//! controller's file is on another machine or is lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,16 +13,17 @@ use crate::{
     changes::{full, is_ours},
 };
 
-/// Backends of this program's services that its part of the file does not have, by service.
+/// Backends that the balancer has in this program's services, but that this program's section of the configuration file
+/// lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Adopted {
-    /// The backends, by the name of their service.
+    /// The missing backends, by the name of their service.
     pub backends: BTreeMap<String, Vec<BackendText>>,
-    /// The drained ones of these backends, as `SERVICE/BACKEND`.
+    /// Those of the missing backends that are drained, as `SERVICE/BACKEND`.
     pub drained: BTreeSet<String>,
 }
 
-/// Finds the backends that `actual` has and `block` lacks, except those that an operator `added` at run time.
+/// Finds the backends that are in `actual` and not in `block`, except those that an operator has `added` at run time.
 #[must_use]
 pub fn adopted(block: &Block, actual: &[ServiceView], added: &BTreeSet<String>) -> Adopted {
     let mut adopted = Adopted::default();
@@ -41,7 +42,7 @@ pub fn adopted(block: &Block, actual: &[ServiceView], added: &BTreeSet<String>) 
     adopted
 }
 
-/// The backend as the file has it.
+/// Converts a backend to its form in the configuration file.
 fn text(backend: &BackendView) -> Option<BackendText> {
     let (first, second) = match backend.families.as_slice() {
         [first, second] => (&first.address, Some(&second.address)),

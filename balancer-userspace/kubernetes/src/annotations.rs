@@ -1,4 +1,4 @@
-//! Annotations of a Service.
+//! Annotations of a Kubernetes Service.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -7,12 +7,12 @@ use toml::{Table, Value};
 
 use crate::args::Target;
 
-/// The prefix of annotations for this program.
+/// The prefix of the names of annotations for this program.
 pub const PREFIX: &str = "sticky.balancer/";
 
-/// Keys of a service in the balancer's configuration that an annotation may set; the annotation's value has the form of
-/// the text behind the `=`. Keys that touch the balancer's machine, such as `assign_vip` and `table_size`, are not for
-/// users of a cluster.
+/// The keys of a service in the balancer's configuration that annotations may set. The value of the annotation has the
+/// form of the text that would follow the `=`. Users of a cluster must not set keys that affect the balancer's machine,
+/// such as `assign_vip` and `table_size`.
 pub const KEYS: [&str; 12] = [
     "agent",
     "bounded_load",
@@ -28,8 +28,8 @@ pub const KEYS: [&str; 12] = [
     "when_all_down",
 ];
 
-/// Keys of a check that an annotation may set. Programs, and files of the balancer's machine, are not for users of a
-/// cluster.
+/// The keys of a check that annotations may set. Users of a cluster must not name programs or files on the balancer's
+/// machine.
 const CHECK_KEYS: [&str; 22] = [
     "expect",
     "expect_body",
@@ -55,18 +55,18 @@ const CHECK_KEYS: [&str; 22] = [
     "type",
 ];
 
-/// Everything that annotations ask for.
+/// The settings that the annotations of a Service request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
-    /// The forwarding mode; absent: the default.
+    /// The forwarding mode; absent: the default mode.
     pub forwarding: Option<String>,
-    /// The addresses that the service shall have.
+    /// The addresses that the Service requests.
     pub addresses: Vec<IpAddr>,
-    /// Keys of the service.
+    /// The keys of the balancer's service, with their values.
     pub keys: Table,
 }
 
-/// Reads the annotations of a Service, and describes the mistakes in those that it leaves out.
+/// Reads the annotations of a Service; also returns descriptions of the mistakes in annotations that it ignores.
 #[must_use]
 pub fn read(annotations: Option<&BTreeMap<String, String>>, target: Target) -> (Settings, Vec<String>) {
     let (mut settings, mut wrong) = (Settings::default(), Vec::new());
@@ -111,7 +111,7 @@ pub fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
     words.map(address).collect()
 }
 
-/// The value that an annotation gives to a key: a value of TOML, or a word or number as its short form.
+/// The value that an annotation gives to a key: a TOML value, or a word or number without quotes.
 fn setting(name: &str, text: &str) -> Result<Value, String> {
     let table = |key: &str, value: Value| Value::Table([(key.to_owned(), value)].into_iter().collect());
     let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut table| table.remove("value"));
@@ -136,7 +136,7 @@ fn setting(name: &str, text: &str) -> Result<Value, String> {
     }
 }
 
-/// A check without anything that would touch the balancer's machine.
+/// Returns the check, unless the check contains a key that would affect the balancer's machine.
 fn checked(check: Value) -> Result<Value, String> {
     let Some(keys) = check.as_table() else {
         return Err("it is a table, such as { type = \"http\", path = \"/healthz\" }".to_owned());

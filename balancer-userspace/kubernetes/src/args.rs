@@ -5,11 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-/// Serves Services of Kubernetes with type: LoadBalancer by a balancer
+/// Serves Kubernetes Services of type LoadBalancer with a balancer
 #[derive(Debug, Parser)]
 #[command(name = "balancer-kubernetes", version)]
 pub struct Cli {
-    /// The verb that says what to do
+    /// The action to perform
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -17,14 +17,14 @@ pub struct Cli {
 /// A verb of the command line.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Follow the cluster, and keep the balancer as it says, until SIGTERM
+    /// Follow the cluster, and keep the balancer's services up to date, until SIGTERM
     Run(Box<Run>),
 }
 
 /// The options of `run`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Run {
-    /// How to reach the API server; without it by the pod's service account
+    /// The kubeconfig file for the API server; default: the pod's service account
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Serve Services with this loadBalancerClass
@@ -33,7 +33,7 @@ pub struct Run {
     /// Serve Services without a loadBalancerClass as well
     #[arg(long)]
     pub default: bool,
-    /// Addresses for Services; as often as needed
+    /// Addresses for Services; may be repeated
     #[arg(long = "pool", value_name = "PREFIX")]
     pub pools: Vec<IpNet>,
     /// Send clients to these backends: pods, or nodes with their NodePorts
@@ -42,10 +42,10 @@ pub struct Run {
     /// The balancer's control socket
     #[arg(long, value_name = "FILE", env = "BALANCER_SOCKET", default_value = balancer_config::file::DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// The balancer's own configuration file; a part of it, between two lines of comment, becomes this program's
+    /// The balancer's own configuration file; this program writes a part of the file, between two comment lines
     #[arg(long, value_name = "FILE", default_value = "/etc/balancer/balancer.toml")]
     pub configuration: PathBuf,
-    /// How the balancer gets the addresses: true (its first interface, announced) or an interface such as lo
+    /// The setting assign_vip: true (the balancer's first interface, announced) or an interface such as lo
     #[arg(long, value_name = "true|IF")]
     pub assign_vip: Option<String>,
     /// Where to serve GET /metrics
@@ -54,7 +54,7 @@ pub struct Run {
     /// The Lease that one of several controllers holds, NAMESPACE/NAME; none: act without one
     #[arg(long, value_name = "NAMESPACE/NAME|none", default_value = "kube-system/balancer-kubernetes")]
     pub lease: String,
-    /// The name of this controller in the Lease; without it the host's name and a number
+    /// The name of this controller in the Lease; default: the host's name and a number
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
 }
@@ -62,9 +62,9 @@ pub struct Run {
 /// The kind of backends that Services have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Target {
-    /// The pods of the Service.
+    /// The pods of the Service are the backends.
     Pod,
-    /// All nodes, which have its NodePorts.
+    /// All nodes, which accept packets at the Service's NodePorts, are the backends.
     Node,
 }
 

@@ -1,4 +1,4 @@
-//! The balancer: its configuration file, and its control socket.
+//! The balancer on this machine: its configuration file, and its control socket.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use balancer_api::{
 
 use crate::changes::Change;
 
-/// A balancer on this machine.
+/// A handle for the balancer on this machine.
 #[derive(Debug)]
 pub struct Balancer {
     client: Client,
@@ -22,10 +22,10 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// The balancer behind `socket`, whose configuration file is at `path`.
+    /// Makes a handle for the balancer with this control socket and this configuration file.
     #[must_use]
     pub fn new(socket: &Path, path: &Path) -> Self {
-        // Writes replace the file behind a link, so that the link remains.
+        // If the path is a symbolic link, writes replace the file that the link points to, so that the link remains.
         Self { client: Client::new(socket), path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) }
     }
 
@@ -35,18 +35,18 @@ impl Balancer {
         &self.path
     }
 
-    /// The text of the configuration file.
+    /// Reads the text of the configuration file.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Fails if the configuration file cannot be read.
     pub fn read(&self) -> Result<String, String> {
         fs::read_to_string(&self.path).map_err(|error| format!("{} cannot be read: {error}", self.path.display()))
     }
 
-    /// Replaces the file, if it is unchanged since it was read.
+    /// Replaces the configuration file, if it is unchanged since it was read.
     ///
     /// # Errors
-    /// If the file cannot be written, or another program or user has changed it.
+    /// Fails if the file cannot be written, or if another program or a user has changed it.
     pub fn write(&self, read: &str, text: &str) -> Result<(), String> {
         let failed = |error: io::Error| format!("{} cannot be written: {error}", self.path.display());
         let directory = self.path.parent().unwrap_or(Path::new("/"));
@@ -63,10 +63,11 @@ impl Balancer {
         Ok(())
     }
 
-    /// The services that the balancer has, and the backends that were added to them at run time, as `SERVICE/BACKEND`.
+    /// Returns the services that the balancer has, and the backends that users have added to them at run time, as
+    /// `SERVICE/BACKEND`.
     ///
     /// # Errors
-    /// If the balancer does not answer.
+    /// Fails if the balancer does not answer.
     pub async fn status(&self) -> Result<(Vec<ServiceView>, BTreeSet<String>), ClientError> {
         let status = self.client.status().await?;
         let changed = status.changed_at_run_time.into_iter();
@@ -74,19 +75,19 @@ impl Balancer {
         Ok((status.services, added.map(|change| change.name).collect()))
     }
 
-    /// The services that the balancer has.
+    /// Returns the services that the balancer has.
     ///
     /// # Errors
-    /// As [`status`](Self::status).
+    /// See [`status`](Self::status).
     pub async fn services(&self) -> Result<Vec<ServiceView>, ClientError> {
         self.client.services().await
     }
 
-    /// Makes the balancer apply the file, whose contents are `text`, or with `dry_run` only check it. Returns the
-    /// balancer's answer.
+    /// Makes the balancer apply the configuration `text`; with `dry_run`, the balancer only checks it. The function
+    /// returns the balancer's answer.
     ///
     /// # Errors
-    /// If the balancer refuses, or does not answer.
+    /// Fails if the balancer refuses the configuration, or does not answer.
     pub async fn apply(&self, text: String, dry_run: bool) -> Result<String, ClientError> {
         let configuration = ApplyConfiguration {
             file: self.path.display().to_string(),
@@ -100,10 +101,10 @@ impl Balancer {
         self.client.apply(&configuration).await.map(|applied| applied.message)
     }
 
-    /// Makes a change, and returns the balancer's answer.
+    /// Makes a change of a backend, and returns the balancer's answer.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
+    /// See [`apply`](Self::apply).
     pub async fn change(&self, change: &Change) -> Result<String, ClientError> {
         let changed = match change {
             Change::SetAdmin(name, admin) => {
@@ -115,7 +116,7 @@ impl Balancer {
     }
 }
 
-/// Keeps the owner of the file, as far as this program has the permission, because the balancer has to read the file.
+/// Keeps the owner of the file, if this program has the permission, because the balancer has to read the file.
 fn keep_owner(metadata: &fs::Metadata, path: &Path) {
     use std::os::unix::fs::{MetadataExt as _, chown};
     if chown(path, Some(metadata.uid()), Some(metadata.gid())).is_err() {

@@ -1,6 +1,7 @@
-//! The part of the balancer's configuration file that belongs to this program: everything between two lines.
+//! The section of the balancer's configuration file that belongs to this program: all lines between two marker lines.
 //!
-//! This part outlives the program, so it also records which backends existed and which of them the program drains.
+//! The section outlives this program's process, so it also records all existing backends, and those that the program
+//! drains.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +11,21 @@ const BEGIN: &str = "# BEGIN balancer-kubernetes: it writes everything down to E
 const END: &str = "# END balancer-kubernetes";
 const DRAINED: &str = "# drained: ";
 
-/// A placeholder while there are no services, because the balancer accepts no file without one. Its address is in the
-/// discard prefix (RFC 6666), to which no client sends.
+/// The name and listener of a placeholder service, which is needed because the balancer accepts no file without a
+/// service. The address of the placeholder is in the discard prefix (RFC 6666), to which no client sends.
 pub const PLACEHOLDER: (&str, &str) = ("k8s.none", "[100::1]:9/udp");
 
-/// The services of this program.
+/// The contents of this program's section of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block {
     /// The services, in the order of their names.
     pub services: Vec<ServiceText>,
-    /// The backends that this program has drained, as `SERVICE/BACKEND`. It makes only these ready again.
+    /// The backends that this program has drained, as `SERVICE/BACKEND`. The program makes no other drained backends
+    /// ready again.
     pub drained: BTreeSet<String>,
 }
 
-/// A service, as it is written in the configuration file.
+/// A service in the form of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceText {
     /// The name of the service.
@@ -32,13 +34,13 @@ pub struct ServiceText {
     pub listen: Vec<String>,
     /// The forwarding mode, such as `nat`.
     pub forwarding: String,
-    /// Keys that annotations set, and keys that the Service determines.
+    /// Keys that annotations set, and keys that follow from the Service.
     #[serde(flatten)]
     pub settings: toml::Table,
-    /// The ports on which backends listen, by the port of the listener.
+    /// The port on which backends listen, by the port of the listener.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
-    /// Rules that deny prefixes.
+    /// The rules, which deny prefixes of clients.
     #[serde(default, rename = "rule", skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleText>,
     /// The backends, in the order of their names.
@@ -46,23 +48,23 @@ pub struct ServiceText {
     pub backends: Vec<BackendText>,
 }
 
-/// A rule for clients of a prefix.
+/// A rule for the clients in a prefix.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleText {
-    /// The clients that the rule is for.
+    /// The prefix of the clients to which the rule applies.
     pub prefix: String,
     /// The action for these clients, such as `deny`.
     pub action: String,
 }
 
-/// A backend, as it is written in the configuration file.
+/// A backend in the form of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackendText {
-    /// The pod's UID, or the node's name.
+    /// The name of the backend: the pod's UID, or the node's name.
     pub name: String,
-    /// The address, or `ADDRESS:PORT`.
+    /// The address of the backend, as `ADDRESS` or `ADDRESS:PORT`.
     pub address: String,
-    /// The IPv6 address beside an IPv4 address.
+    /// The IPv6 address of the backend, if `address` is an IPv4 address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address6: Option<String>,
 }
@@ -73,20 +75,20 @@ struct Services {
     service: Vec<ServiceText>,
 }
 
-/// A configuration file: the text that others have written, and this program's part.
+/// A configuration file: the text of other authors, and this program's section.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct File {
     before: String,
-    /// This program's part of the file.
+    /// The contents of this program's section.
     pub block: Block,
     after: String,
 }
 
 impl File {
-    /// Splits a file into both parts.
+    /// Splits a configuration file into this program's section and the remaining text.
     ///
     /// # Errors
-    /// If a line that begins or ends this program's part is missing or occurs twice, or the part cannot be read.
+    /// Fails if a marker line of this program's section is missing or occurs twice, or if the section cannot be parsed.
     pub fn read(text: &str) -> Result<Self, String> {
         let line_is = |line: &str, wanted: &str| line.trim_end() == wanted;
         let begins = text.split_inclusive('\n').filter(|line| line_is(line, BEGIN)).count();
@@ -115,14 +117,14 @@ impl File {
         Ok(Self { before, block, after })
     }
 
-    /// The text that others have written.
+    /// The text of the file outside this program's section.
     #[must_use]
     pub fn others(&self) -> String {
         format!("{}{}", self.before, self.after)
     }
 
-    /// The same file with `block` as this program's part. `alone` says that there are no services of others in the
-    /// file.
+    /// Returns the same file, with `block` as this program's section. `alone` tells that the remaining text contains no
+    /// services.
     #[must_use]
     pub fn with(&self, block: &Block, alone: bool) -> String {
         let before = match self.before.ends_with('\n') || self.before.is_empty() {
@@ -150,7 +152,7 @@ impl Block {
         drained + &toml::to_string(&Services { service }).unwrap_or_default()
     }
 
-    /// A service of this part, by its name.
+    /// Returns the service with this name.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&ServiceText> {
         self.services.iter().find(|service| service.name == name)
@@ -158,7 +160,7 @@ impl Block {
 }
 
 impl ServiceText {
-    /// A file with only this service, to find out whether the balancer would accept it.
+    /// Returns a configuration file with only this service, which shows whether the balancer would accept the service.
     #[must_use]
     pub fn alone(&self) -> String {
         let service = vec![self.clone()];

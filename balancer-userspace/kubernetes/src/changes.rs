@@ -1,4 +1,5 @@
-//! The differences between the balancer's state after it has applied the file, and the wanted state.
+//! The differences between the wanted state and the balancer's state that remain after the balancer has applied the
+//! file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,18 +11,18 @@ use crate::{
     names,
 };
 
-/// A change of a backend to request from the balancer.
+/// A change of a backend that the program requests from the balancer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// Set the administrative state.
+    /// Set the administrative state of a backend.
     SetAdmin(BackendName, Admin),
     /// Add a backend that was removed at run time.
     Add(String, AddBackend),
 }
 
-/// The required changes. The backends in `draining` shall take no new clients.
+/// Returns the changes that lead to the wanted state. The backends in `draining` must not take new clients.
 ///
-/// A backend that an operator has drained stays drained, and one in maintenance stays in maintenance.
+/// A backend that an operator has drained stays drained, and a backend in maintenance stays in maintenance.
 #[must_use]
 pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView]) -> Vec<Change> {
     let actual: BTreeMap<&str, &ServiceView> = actual.iter().map(|service| (service.name.as_str(), service)).collect();
@@ -54,7 +55,8 @@ pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView
     changes
 }
 
-/// The backends that this program drains, or has drained and not yet made ready again, given the ones in `before`.
+/// Returns the backends that this program drains, or has drained and not yet made ready again. `before` contains the
+/// backends that the previous comparison returned.
 #[must_use]
 pub fn drained(
     before: &BTreeSet<String>,
@@ -73,7 +75,7 @@ pub fn drained(
             let full = full(&service.name, &backend.name);
             let (was, admin) = (before.contains(&full), admin(&service.name, &backend.name));
             let drains = draining.contains(&full);
-            // The program does not take over the drain of an operator.
+            // If an operator has drained the backend, the program does not make the drain its own.
             let is_ours =
                 if drains { was || admin != Some("drain") } else { was && admin.is_none_or(|admin| admin == "drain") };
             marks.extend(is_ours.then_some(full));
@@ -82,13 +84,13 @@ pub fn drained(
     marks
 }
 
-/// Whether a service of the balancer belongs to this program and is not the placeholder.
+/// Whether a service of the balancer belongs to this program; false for the placeholder.
 #[must_use]
 pub fn is_ours(name: &str) -> bool {
     name.starts_with(names::PREFIX) && name != block::PLACEHOLDER.0
 }
 
-/// The name of a backend as `SERVICE/BACKEND`.
+/// Formats the name of a backend as `SERVICE/BACKEND`.
 #[must_use]
 pub fn full(service: &str, backend: &str) -> String {
     format!("{service}/{backend}")
@@ -126,7 +128,7 @@ mod tests {
         vec![serde_json::from_value(service).unwrap()]
     }
 
-    /// The required change, and whether the drain belongs to this program afterwards.
+    /// Returns the required change of a backend, and whether the drain belongs to this program afterwards.
     fn of(was: bool, drains: bool, admin: Option<&str>) -> (Option<Change>, bool) {
         let (before, draining) = (set(if was { &[NAME] } else { &[] }), set(if drains { &[NAME] } else { &[] }));
         let actual = actual(admin);
@@ -146,12 +148,12 @@ mod tests {
             (true, true, "drain", None, true),
             (true, false, "drain", set(Admin::Ready), true),
             (true, false, "ready", None, false),
-            // The operator's.
+            // The drain belongs to the operator, so the program leaves the backend drained.
             (false, false, "drain", None, false),
             (false, true, "drain", None, false),
             (true, true, "maint", None, true),
             (true, false, "maint", None, false),
-            // The state after `apply --reset`.
+            // The backend is in this state after `apply --reset`.
             (true, true, "ready", set(Admin::Drain), true),
         ] {
             assert_eq!(of(was, drains, Some(admin)), (change, ours), "{was} {drains} {admin}");

@@ -1,4 +1,4 @@
-//! Finds out which services the balancer would accept.
+//! Determines which services the balancer would accept.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use balancer_config::file::{self, ConfigErrors};
 
 use crate::block::{Block, File, ServiceText};
 
-/// A service, or its valid parts, and the reason for any difference from the wanted one.
+/// The valid settings of a service, and the reason if they differ from the wanted service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fitted {
-    /// The service; `None`: the balancer would accept no part of it.
+    /// The service with its valid settings; `None` if the balancer would not accept the service in any form.
     pub service: Option<ServiceText>,
     /// The mistake in the wanted service.
     pub wrong: Option<String>,
@@ -20,12 +20,12 @@ pub struct Fitted {
 pub struct Refusal {
     /// The service that the balancer refused.
     pub service: ServiceText,
-    /// The reason in the balancer's words.
+    /// The reason for the refusal, in the balancer's words.
     pub why: String,
 }
 
-/// Returns `wanted` if the balancer would accept it and has not `refused` it. Otherwise returns it with its earlier
-/// settings, or the earlier service.
+/// Returns `wanted` if the balancer would accept it and has not `refused` it. If not, the function returns the wanted
+/// service with its earlier settings, or the earlier service.
 #[must_use]
 pub fn alone(wanted: ServiceText, before: Option<&ServiceText>, refused: Option<&Refusal>) -> Fitted {
     let refused = refused.filter(|refused| is_alike(&refused.service, &wanted));
@@ -45,8 +45,8 @@ pub fn alone(wanted: ServiceText, before: Option<&ServiceText>, refused: Option<
     Fitted { service: Some(if fits { milder } else { before.clone() }), wrong }
 }
 
-/// Returns the `services` that the balancer would accept beside those of others in the file, and the reasons against
-/// the rest. Services that existed before take precedence.
+/// Returns those `services` that the balancer would accept together with the other services in the file, and for each
+/// other service the reason for the refusal. Services that already existed take precedence.
 #[must_use]
 pub fn together(
     path: &Path,
@@ -74,7 +74,7 @@ pub fn together(
     (fitting, wrong)
 }
 
-/// Whether two texts of a service differ at most in their backends.
+/// Whether two versions of a service are equal, apart from their backends.
 fn is_alike(one: &ServiceText, other: &ServiceText) -> bool {
     let bare = |service: &ServiceText| ServiceText { backends: Vec::new(), ..service.clone() };
     bare(one) == bare(other)
@@ -84,7 +84,7 @@ fn taken(text: &str) -> Result<(), String> {
     file::parse("service".as_ref(), text.as_bytes()).map(drop).map_err(|errors| first(&errors))
 }
 
-/// The first mistake, without its line number in a temporary file.
+/// Returns the first mistake, without the line number, which refers to a temporary file.
 fn first(errors: &ConfigErrors) -> String {
     errors.findings().first().map(|finding| finding.text.clone()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The Lease, which makes only one of several controllers act.
+//! The Kubernetes Lease by which only one of several controllers acts.
 
 use std::time::Duration;
 
@@ -15,24 +15,25 @@ use tokio::{
 
 use crate::cluster::{Answer, Cluster, Failure, trouble::Trouble};
 
-/// How long a Lease is valid after its renewal.
+/// The time for which a Lease is valid after its renewal.
 const DURATION: Duration = Duration::from_secs(15);
 
-/// The time between two checks or renewals of the Lease.
+/// The time from one check or renewal of the Lease to the next.
 const PACE: Duration = Duration::from_secs(3);
 
-/// The Lease, and the identity of this controller.
+/// The name of the Lease, and the identity of this controller.
 #[derive(Clone, Debug)]
 pub struct Candidacy {
     /// The namespace of the Lease.
     pub namespace: String,
     /// The name of the Lease.
     pub name: String,
-    /// The name of this controller.
+    /// The name by which this controller holds the Lease.
     pub identity: String,
 }
 
-/// The Lease at its last observed change. Only changes count, because the clocks of other machines may be wrong.
+/// The Lease as it was when the controller last saw it change. The controller relies only on when it sees changes,
+/// because the clocks of other machines may be wrong.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     spec: LeaseSpec,
@@ -40,7 +41,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The Lease as observed now, given the observation `before`.
+    /// The Lease as the controller sees it now; `before` is the previous observation.
     #[must_use]
     pub fn after(before: Option<Self>, spec: LeaseSpec, now: Instant) -> Self {
         match before {
@@ -49,7 +50,7 @@ impl Seen {
         }
     }
 
-    /// Whether `identity` may take the Lease.
+    /// Whether the controller `identity` may take the Lease.
     #[must_use]
     pub fn is_free_for(&self, identity: &str, now: Instant) -> bool {
         let holder = self.spec.holder_identity.as_deref().unwrap_or_default();
@@ -58,7 +59,7 @@ impl Seen {
         holder.is_empty() || holder == identity || now >= self.since + duration
     }
 
-    /// The Lease held by `identity` from now on.
+    /// The specification of a Lease that `identity` holds from now on.
     fn taken(&self, identity: &str, now: MicroTime) -> LeaseSpec {
         let is_new = self.spec.holder_identity.as_deref() != Some(identity);
         let transitions = self.spec.lease_transitions.unwrap_or(0);
@@ -74,8 +75,8 @@ impl Seen {
 }
 
 impl Candidacy {
-    /// Takes the Lease whenever it is free, and renews it. `until` has the time until which this controller certainly
-    /// holds the Lease; a time in the past means that it does not.
+    /// Takes the Lease whenever it is free, and renews it while this controller holds it. `until` contains the time
+    /// until which this controller certainly holds the Lease; a time in the past means that it does not hold the Lease.
     pub async fn run(self, cluster: Cluster, until: watch::Sender<Option<Instant>>) {
         let mut seen = None;
         let mut trouble = Trouble::new(&format!("Lease {}/{}", self.namespace, self.name));
@@ -86,8 +87,7 @@ impl Candidacy {
                 trouble.is_over();
             }
             match round {
-                // Other controllers wait for the same time, but from the moment at which they saw the renewal, which is
-                // later.
+                // Other controllers wait for the same time, but their wait begins later, when they see the renewal.
                 Ok(true) => drop(until.send_replace(Some(asked + DURATION - PACE))),
                 Ok(false) => drop(until.send_replace(None)),
                 Err(failure) => trouble.say(&failure, "it is tried again"),
@@ -119,10 +119,10 @@ impl Candidacy {
         won(cluster.send::<Value>(Method::PUT, &self.path(), Some(&written)).await)
     }
 
-    /// Releases the Lease, so that another controller need not wait.
+    /// Releases the Lease, so that another controller need not wait until the Lease expires.
     ///
     /// # Errors
-    /// If the API server does not answer.
+    /// Fails if the API server does not answer.
     pub async fn resign(&self, cluster: &Cluster) -> Answer<()> {
         let lease: Lease = cluster.get(&self.path()).await?;
         let spec = lease.spec.unwrap_or_default();
@@ -148,7 +148,7 @@ impl Candidacy {
     }
 }
 
-/// Whether this controller wrote the Lease before any other did.
+/// Whether this controller's write of the Lease succeeded before that of any other controller.
 fn won(answer: Answer<Value>) -> Answer<bool> {
     match answer {
         Ok(_) => Ok(true),

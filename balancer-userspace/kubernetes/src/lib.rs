@@ -1,7 +1,8 @@
-//! Services of Kubernetes with `type: LoadBalancer`, served by the balancer.
+//! The controller for Kubernetes Services with `type: LoadBalancer`, which the balancer serves.
 //!
-//! The program compares what the cluster wants with what the balancer has, and asks the balancer for the difference.
-//! The comparison ([`round`]) is pure; the modules that it uses know neither clock nor network.
+//! The program compares the Services of the cluster with the services of the balancer, and requests the differences as
+//! changes from the balancer. The comparison ([`round`]) is pure; the modules that it uses access neither clock nor
+//! network.
 
 pub mod adopted;
 pub mod annotations;
@@ -34,7 +35,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 
-/// Runs the command to its end.
+/// Runs the command line until the command ends.
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { verb: Verb::Run(args) } = Cli::parse();

@@ -1,4 +1,4 @@
-//! The backends of a service: those that may serve it now, and former ones that drain.
+//! The backends of a service: candidates that may serve now, and former backends that are draining.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,36 +13,36 @@ use crate::{
     pools::Family,
 };
 
-/// The backends that a service shall have.
+/// The backends that a service should have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Members {
     /// The backends, in the order of their names.
     pub backends: Vec<BackendText>,
-    /// The names of the backends that take no new clients.
+    /// The names of the backends that must not take new clients.
     pub draining: BTreeSet<String>,
-    /// The ports on which backends without a port of their own listen, by port of the Service.
+    /// The port on which backends without their own port listen, by the port of the Service.
     pub ports: BTreeMap<u16, u16>,
-    /// Reasons why candidates are left out.
+    /// The reasons why candidates were left out.
     pub wrong: Vec<String>,
 }
 
-/// The earlier state of the service.
+/// The state of a service before the comparison.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Before<'a> {
-    /// The backends that the service had.
+    /// The backends that the service had before.
     pub backends: &'a [BackendText],
-    /// The service as the balancer has it; `None`: the balancer does not have this service.
+    /// The balancer's view of the service; `None` if the balancer does not have the service.
     pub actual: Option<&'a ServiceView>,
-    /// Whether the balancer did not answer, so that its services are unknown.
+    /// Whether the balancer did not answer, so that the state of its services is unknown.
     pub unknown: bool,
 }
 
-/// The backends for a service with listeners of these `families`, with this forwarding mode.
+/// Returns the backends of a service with this forwarding mode and with listeners of the address families `families`.
 #[must_use]
 pub fn members(candidates: &Candidates, families: &BTreeSet<Family>, forwarding: &str, before: Before<'_>) -> Members {
     let tunnel = forwarding == "ipip";
     let ports = usual_ports(candidates);
-    // With one port of the Service, each backend has its own.
+    // If the Service has only one port, each backend gets its own port.
     let own_ports = !tunnel && ports.len() == 1;
     let mut members = Members::default();
     for (name, candidate) in candidates {
@@ -73,7 +73,7 @@ pub fn members(candidates: &Candidates, families: &BTreeSet<Family>, forwarding:
     members
 }
 
-/// The ports on which most candidates listen.
+/// The port on which most candidates listen, by the port of the Service.
 fn usual_ports(candidates: &Candidates) -> BTreeMap<u16, u16> {
     let mut votes: BTreeMap<&BTreeMap<u16, u16>, usize> = BTreeMap::new();
     for candidate in candidates.values() {
@@ -97,7 +97,8 @@ fn strange_ports(candidate: &Candidate, usual: &BTreeMap<u16, u16>, tunnel: bool
         .then(|| "it listens on other ports than most, which is possible for Services with one port only".to_owned())
 }
 
-/// A backend as it is written in the file; `None` while it has no address of a family that the service needs.
+/// Returns a backend in the form of the configuration file; `None` while the backend lacks an address in a family that
+/// the service needs.
 fn written(
     name: &str,
     candidate: &Candidate,
@@ -123,7 +124,7 @@ fn written(
     })
 }
 
-/// Whether a former backend may still have clients.
+/// Whether a former backend may still have clients, and therefore must stay.
 fn is_still_needed(name: &str, before: Before<'_>) -> bool {
     if before.unknown {
         return true;

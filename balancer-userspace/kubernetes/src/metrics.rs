@@ -1,4 +1,4 @@
-//! The metrics for Prometheus.
+//! The metrics of the controller for Prometheus.
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +13,13 @@ use tokio::{net::TcpListener, time::Instant};
 
 use crate::pools::Family;
 
-/// The number of seconds without a complete comparison that counts as a problem.
+/// The number of seconds without a complete comparison after which the controller counts as unhealthy.
 const STALE: f64 = 180.0;
 
-/// The parts that can fail.
+/// The components whose failures are counted.
 const PARTS: [&str; 4] = ["balancer", "cluster", "conflict", "file"];
 
-/// The metrics, which all tasks update.
+/// The metrics of the controller, which all tasks update.
 #[derive(Debug)]
 pub struct Metrics {
     numbers: Mutex<Numbers>,
@@ -63,27 +63,27 @@ impl Metrics {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a failure of this part.
+    /// Counts a failure of the component `what`.
     pub fn failed(&self, what: &'static str) {
         *self.numbers().errors.entry(what).or_default() += 1;
     }
 
-    /// Records that the cluster was listed.
+    /// Records that the program has just listed the cluster's objects.
     pub fn listed(&self) {
         self.numbers().listed = Some(Instant::now());
     }
 
-    /// Counts a change that was requested from the balancer.
+    /// Counts a change that the program has requested from the balancer.
     pub fn changed(&self) {
         self.numbers().changes += 1;
     }
 
-    /// Records whether this controller is the acting one.
+    /// Records whether this controller holds the Lease.
     pub fn leads(&self, leader: bool) {
         self.numbers().leader = leader;
     }
 
-    /// Records that a comparison ended without an error.
+    /// Records that a comparison has just ended without an error.
     pub fn compared(&self) {
         let mut numbers = self.numbers();
         numbers.compared = Some(Instant::now());
@@ -98,7 +98,7 @@ impl Metrics {
         numbers.left.clone_from(left);
     }
 
-    /// Whether the controller works as intended.
+    /// Whether the controller counts as healthy.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let numbers = self.numbers();
@@ -106,7 +106,7 @@ impl Metrics {
         age(since, numbers.started) < STALE
     }
 
-    /// The text for Prometheus.
+    /// Renders the metrics as text for Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
         let numbers = self.numbers();
@@ -155,10 +155,10 @@ impl Metrics {
         text
     }
 
-    /// Serves the metrics at `/metrics`, and the state of the controller at `/healthz`.
+    /// Serves the metrics at `/metrics`, and the health of the controller at `/healthz`.
     ///
     /// # Errors
-    /// If this process cannot listen at the address.
+    /// Fails if this process cannot listen on the address.
     pub async fn serve(self: Arc<Self>, address: SocketAddr) -> anyhow::Result<()> {
         let listener =
             TcpListener::bind(address).await.with_context(|| format!("--metrics {address} cannot be used"))?;

@@ -1,19 +1,20 @@
-//! The names that Services have in the balancer.
+//! The names that Kubernetes Services have in the balancer.
 
-/// The prefix of the names of this program's services. No other service may have it.
+/// The prefix of the names of this program's services in the balancer. Services of other authors must not have names
+/// with this prefix.
 pub const PREFIX: &str = "k8s.";
 
-/// The longest name of a service.
+/// The maximum length of the name of a service.
 const LONGEST: usize = 63;
 
-/// The name of a Service in the balancer: `k8s.NAMESPACE.NAME`, or its beginning and a hash of the whole name if that
-/// is too long. Namespaces and names of Services have no dots, so different Services have different names.
+/// The name of a Service in the balancer: `k8s.NAMESPACE.NAME`, or, if this is too long, its beginning and a hash of
+/// the whole name. Namespaces and names of Services contain no dots, so different Services have different names.
 #[must_use]
 pub fn service(namespace: &str, name: &str) -> String {
     fitting(&format!("{PREFIX}{namespace}.{name}"))
 }
 
-/// The name of a backend: `name`, or its beginning and a hash of the whole name if that is too long.
+/// The name of a backend: `name`, or, if this is too long, its beginning and a hash of the whole name.
 #[must_use]
 pub fn fitting(name: &str) -> String {
     if name.len() <= LONGEST {
@@ -23,7 +24,7 @@ pub fn fitting(name: &str) -> String {
     format!("{begin}-{:016x}", hash(name))
 }
 
-/// The FNV-1a hash, which is the same in every version of this program.
+/// The FNV-1a hash of a text, which must stay the same in every version of this program.
 #[must_use]
 pub fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))

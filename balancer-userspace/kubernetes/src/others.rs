@@ -1,4 +1,4 @@
-//! Services that others have in the balancer's configuration file.
+//! Services in the balancer's configuration file that do not belong to this program.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,17 +18,17 @@ use crate::{
 pub struct Others {
     /// The names of these services.
     pub names: BTreeSet<String>,
-    /// The addresses of these services, each with the name of one service.
+    /// The addresses of these services, each with the name of a service that has it.
     pub addresses: BTreeMap<IpAddr, String>,
 }
 
 impl Others {
-    /// Finds these services in a file.
+    /// Finds the services of other authors in a configuration file.
     ///
     /// # Errors
-    /// If the balancer would refuse the text that others have written there.
+    /// Fails if the balancer would refuse the file without this program's services.
     pub fn of(path: &Path, file: &File) -> Result<Self, String> {
-        // The placeholder makes a file without any service valid.
+        // With the placeholder, the file is valid even if it contains no other service.
         let text = file.with(&Block::default(), true);
         let (config, _) = file::parse(path, text.as_bytes()).map_err(|errors| errors.to_string())?;
         let mut others = Self::default();
@@ -41,14 +41,14 @@ impl Others {
         Ok(others)
     }
 
-    /// Whether there are no services of others.
+    /// Whether the file contains no services of other authors.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.names.is_empty()
     }
 
-    /// The reason why applying the file would remove a configured service: the balancer has it, but it is neither in
-    /// the file nor one of this program's.
+    /// The reason why applying the file would remove a configured service: the balancer has a service that is neither
+    /// in the file nor one of this program's services.
     #[must_use]
     pub fn missing<'a>(&self, actual: impl IntoIterator<Item = &'a str>) -> Option<String> {
         let mut strangers =

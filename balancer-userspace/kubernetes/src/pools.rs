@@ -8,17 +8,17 @@ use std::{
 
 use ipnet::IpNet;
 
-/// A family of addresses.
+/// An address family, with the number of bits of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
-    /// IPv4, with 32 bits.
+    /// The address family IPv4, with 32 bits.
     V4,
-    /// IPv6, with 128 bits.
+    /// The address family IPv6, with 128 bits.
     V6,
 }
 
 impl Family {
-    /// The family of an address.
+    /// Returns the address family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -37,15 +37,15 @@ impl fmt::Display for Family {
 /// The addresses that a Service needs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claim {
-    /// The namespace whose Services may share an address with it.
+    /// The namespace of the Service. Only Services of the same namespace may share an address.
     pub namespace: String,
-    /// The Service, as `NAMESPACE/NAME`.
+    /// The name of the Service, as `NAMESPACE/NAME`.
     pub name: String,
-    /// The families of which the Service needs one address each.
+    /// The address families of the Service, which needs one address in each family.
     pub families: BTreeSet<Family>,
-    /// Addresses that the Service requests.
+    /// The addresses that the Service requests.
     pub asked: Vec<IpAddr>,
-    /// Addresses that the Service has had so far.
+    /// The addresses that the Service has had until now.
     pub held: Vec<IpAddr>,
     /// The protocols and ports on which the Service listens.
     pub ports: BTreeSet<(String, u16)>,
@@ -54,20 +54,20 @@ pub struct Claim {
 /// The addresses that a Service gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// The addresses: at most one of each family.
+    /// The granted addresses, at most one in each address family.
     pub addresses: BTreeMap<Family, IpAddr>,
-    /// The reasons why addresses are missing.
+    /// The reasons why the Service did not get all addresses.
     pub problems: Vec<Problem>,
 }
 
-/// Why a Service does not get an address.
+/// A reason why a Service does not get an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// All addresses are in use, or the pools have none of this family.
+    /// All addresses are in use, or the pools have no addresses in this family.
     Exhausted(Family, Vec<IpNet>),
     /// The requested address is in no pool.
     OfNoPool(IpAddr, Vec<IpNet>),
-    /// The requested address belongs to another service.
+    /// The requested address belongs to another service of the balancer.
     Taken(IpAddr, String),
 }
 
@@ -89,19 +89,20 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The pools, and the owners of their addresses.
+/// The pools, and the Services to which addresses are assigned.
 struct Book<'a> {
     pools: &'a [IpNet],
-    /// The claims that have an address, by their numbers.
+    /// The numbers of the claims to which each address is assigned.
     owners: BTreeMap<IpAddr, Vec<usize>>,
-    /// Addresses of services outside Kubernetes, with the names of the services.
+    /// The addresses of services of other authors, each with the name of the service.
     others: &'a BTreeMap<IpAddr, String>,
     claims: &'a [Claim],
 }
 
-/// Assigns addresses to the claims, the oldest of which comes first. `others` has addresses that other services use.
+/// Assigns addresses to the claims, which are sorted from the oldest to the newest. `others` contains the addresses of
+/// services of other authors.
 ///
-/// Services keep their addresses before another one gets a new address.
+/// All Services that have addresses keep them before any Service gets a new address.
 #[must_use]
 pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, String>) -> Vec<Grant> {
     let mut book = Book { pools, owners: BTreeMap::new(), others, claims };
@@ -111,7 +112,7 @@ pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, Str
         let asked = claim.asked.iter().filter(|asked| Family::of(**asked) == family).collect::<Vec<_>>();
         claim.families.contains(&family) && (asked.is_empty() || asked.contains(&&address))
     };
-    // A Service keeps its addresses, unless it now requests others.
+    // A Service keeps the addresses that it has, unless it now requests other addresses.
     for (number, claim) in claims.iter().enumerate() {
         for &address in claim.held.iter().filter(|address| is_wanted(claim, **address)) {
             let _ = book.give(number, address, &mut grants);
@@ -142,7 +143,7 @@ pub fn allocate(pools: &[IpNet], claims: &[Claim], others: &BTreeMap<IpAddr, Str
     grants
 }
 
-/// The number of free addresses in the pools, by family.
+/// The number of free addresses in the pools, by address family.
 #[must_use]
 pub fn left(pools: &[IpNet], used: &BTreeSet<IpAddr>) -> BTreeMap<Family, f64> {
     let mut left = BTreeMap::new();
@@ -183,7 +184,7 @@ impl Book<'_> {
         Ok(())
     }
 
-    /// The first address that no service has or requests.
+    /// The first address that no service has and no Service requests.
     fn free(&self, family: Family) -> Option<IpAddr> {
         let asked = |address: &IpAddr| self.claims.iter().any(|claim| claim.asked.contains(address));
         let is_free = |address: &IpAddr| {
@@ -193,7 +194,7 @@ impl Book<'_> {
     }
 }
 
-/// All addresses of a pool.
+/// Iterates over all addresses of a pool.
 fn addresses(pool: IpNet) -> impl Iterator<Item = IpAddr> {
     let number = |address: IpAddr| match address {
         IpAddr::V4(address) => u128::from(address.to_bits()),

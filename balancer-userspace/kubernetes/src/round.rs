@@ -1,5 +1,5 @@
-//! One comparison of the cluster with the balancer: computes the wanted state of the balancer and the changes of its
-//! Services.
+//! One comparison of the cluster with the balancer: computes the wanted state of the balancer, and the changes to make
+//! to Services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,66 +24,66 @@ use crate::{
     wanted::{self, Terms, Wanted, port_keys},
 };
 
-/// The finalizer, which keeps a Service until the balancer no longer serves it.
+/// The finalizer that keeps a Service in the cluster until the balancer no longer serves it.
 pub const FINALIZER: &str = "sticky.balancer/cleanup";
 
-/// The observed state, the input of a comparison.
+/// The observed state of cluster and balancer, which is the input of a comparison.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {
     /// All Services of the cluster.
     pub services: &'a [Service],
-    /// All slices of endpoints.
+    /// All `EndpointSlice`s of the cluster.
     pub slices: &'a [EndpointSlice],
-    /// All nodes, if nodes are backends.
+    /// All nodes of the cluster, if nodes are the backends.
     pub nodes: &'a [Node],
-    /// The path of the file, for messages.
+    /// The path of the balancer's configuration file, for messages.
     pub path: &'a Path,
     /// The balancer's configuration file.
     pub file: &'a File,
-    /// The services of others in this file.
+    /// The services in the configuration file that do not belong to this program.
     pub others: &'a Others,
-    /// All services that the balancer has; `None`: it does not answer.
+    /// All services that the balancer has; `None` if the balancer does not answer.
     pub actual: Option<&'a [ServiceView]>,
-    /// Backends that were added at run time, as `SERVICE/BACKEND`.
+    /// The backends that users have added at run time, as `SERVICE/BACKEND`.
     pub added: &'a BTreeSet<String>,
-    /// Services that the balancer has refused, by name.
+    /// The services that the balancer has refused, by name.
     pub refused: &'a BTreeMap<String, Refusal>,
 }
 
-/// The result of a comparison: the wanted state.
+/// The result of a comparison, which is the wanted state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Round {
-    /// This program's part of the file.
+    /// The wanted contents of this program's section of the configuration file.
     pub block: Block,
-    /// Backends that shall take no new clients, as `SERVICE/BACKEND`.
+    /// The backends that must not take new clients, as `SERVICE/BACKEND`.
     pub draining: BTreeSet<String>,
-    /// The consequences for each Service of this program.
+    /// The consequences of the comparison for each Service of this program.
     pub outcomes: Vec<Outcome>,
-    /// The numbers of free addresses.
+    /// The number of free addresses in the pools, by address family.
     pub left: BTreeMap<Family, f64>,
 }
 
-/// The consequences for a Service.
+/// The consequences of the comparison for a Service.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// The Service as it was seen.
+    /// The Service in the version that the program has read.
     pub object: Object,
     /// The change to make to the Service.
     pub step: Step,
-    /// Notices that the owner shall get.
+    /// Notices for the owner of the Service.
     pub notices: Vec<Notice>,
 }
 
-/// A Service as it was seen.
+/// The identity of a Service, and the version that the program has read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Object {
     /// The namespace of the Service.
     pub namespace: String,
     /// The name of the Service.
     pub name: String,
-    /// The UID, which no other Service has ever had.
+    /// The UID of the Service, which no other Service ever has.
     pub uid: String,
-    /// The version in which the Service was seen.
+    /// The version of the Service that the program has read.
     pub version: String,
     /// All finalizers of the Service.
     pub finalizers: Vec<String>,
@@ -92,26 +92,26 @@ pub struct Object {
 /// A change to make to a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// No change is due.
+    /// No change of the Service is due.
     Nothing,
-    /// Add the finalizer, before the balancer serves the Service.
+    /// Add the finalizer, which must happen before the balancer serves the Service.
     Finalize,
-    /// Write these addresses to its status, once the balancer serves them.
+    /// Write these addresses to the status of the Service, as soon as the balancer serves them.
     Publish(Vec<IpAddr>),
-    /// Remove finalizer and addresses, once the balancer no longer serves the Service.
+    /// Remove the finalizer and the addresses, as soon as the balancer no longer serves the Service.
     Release,
 }
 
-/// An event for the owner of a Service.
+/// A notice to the owner of a Service, which the program writes as an event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Notice {
-    /// The reason, as a word in CamelCase.
+    /// The reason for the notice, as a word in CamelCase.
     pub reason: &'static str,
-    /// The mistake, and how to correct it.
+    /// The mistake of the owner, and how to correct it.
     pub message: String,
 }
 
-/// A Service that shall be served, during the comparison.
+/// A Service that the balancer should serve, during the comparison.
 struct Job<'a> {
     service: &'a Service,
     wanted: Wanted,
@@ -121,7 +121,7 @@ struct Job<'a> {
 }
 
 impl Terms {
-    /// Computes the wanted state from the observed one.
+    /// Computes the wanted state from the observed state.
     #[must_use]
     pub fn round(&self, world: World<'_>) -> Round {
         let mut jobs = self.jobs(world);
@@ -147,7 +147,7 @@ impl Terms {
         Round { left: pools::left(&self.pools, &used), block, draining, outcomes }
     }
 
-    /// The Services to be served, the oldest first, with the addresses that they get.
+    /// The Services that the balancer should serve, oldest first, each with its addresses.
     fn jobs<'a>(&self, world: World<'a>) -> Vec<Job<'a>> {
         let mut services: Vec<&Service> =
             world.services.iter().filter(|service| self.include(service) && is_finalized(service)).collect();
@@ -157,7 +157,7 @@ impl Terms {
         });
         let mut wants: Vec<Wanted> = services.iter().map(|service| self.wanted(service)).collect();
         for wanted in wants.iter_mut().filter(|wanted| wanted.claim.held.is_empty()) {
-            // These addresses are in use, but not yet written to the status.
+            // The addresses in the configuration file are in use, but the status of the Service may not show them yet.
             wanted.claim.held = world.file.block.service(&wanted.name).map(addresses).unwrap_or_default();
         }
         let claims: Vec<_> = wants.iter().map(|wanted| wanted.claim.clone()).collect();
@@ -173,7 +173,7 @@ impl Terms {
         .collect()
     }
 
-    /// Computes the service that the balancer shall have for a Service.
+    /// Computes the balancer's service for a Kubernetes Service.
     fn work_out(&self, job: &mut Job<'_>, world: World<'_>, adopted: &Adopted, draining: &mut BTreeSet<String>) {
         let Job { service, wanted, grant, notices, text } = job;
         if grant.addresses.is_empty() || wanted.ports.is_empty() {
@@ -207,7 +207,7 @@ impl Terms {
         }
     }
 
-    /// The consequences for a Service that is not served now, because it is not served yet, no longer, or never.
+    /// The consequences for a Service that the balancer does not serve.
     fn without(&self, service: &Service) -> Option<Outcome> {
         let step = match (self.include(service), is_finalized(service)) {
             (true, false) => Step::Finalize,

@@ -1,4 +1,4 @@
-//! The main loop: compares everything after each change, and at least once a minute.
+//! The main loop of the controller: compares cluster and balancer after each change, and at least once a minute.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,16 +29,16 @@ use crate::{
     wanted::Terms,
 };
 
-/// The longest time between two comparisons.
+/// The maximum time from one comparison to the next.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The time until the next comparison after a failure, or during a drain.
+/// The time until the next comparison after a failure or while a backend is draining.
 const SOON: Duration = Duration::from_secs(3);
 
-/// The time for which changes are collected before a comparison.
+/// The time for which the controller collects further changes before a comparison.
 const COLLECT: Duration = Duration::from_millis(100);
 
-/// Everything that a comparison needs.
+/// The state that the controller keeps between comparisons.
 struct Controller {
     terms: Terms,
     cluster: Cluster,
@@ -47,17 +47,17 @@ struct Controller {
     services: Arc<Mirror<Service>>,
     slices: Arc<Mirror<EndpointSlice>>,
     nodes: Arc<Mirror<Node>>,
-    /// The time until which this controller may act; `None`: it may not.
+    /// The time until which this controller may act; `None` if the controller must not act.
     until: watch::Receiver<Option<Instant>>,
-    /// The part of the file that the balancer has applied last.
+    /// The contents of this program's section that the balancer has applied last.
     applied: Option<Block>,
-    /// Services that the balancer has refused, by name.
+    /// The services that the balancer has refused, by name.
     refused: BTreeMap<String, Refusal>,
-    /// Notices that owners of Services have already received.
+    /// The notices that the program has already written, with the Service.
     told: BTreeSet<(String, Notice)>,
 }
 
-/// The reason why a comparison did not finish.
+/// The reason why a comparison did not finish, and the component that failed.
 #[derive(Debug)]
 struct Stopped {
     part: &'static str,
@@ -82,7 +82,7 @@ impl Stopped {
 /// Follows the cluster until a signal ends the program.
 ///
 /// # Errors
-/// If it cannot start.
+/// Fails if the program cannot read the files or connect to the cluster.
 pub async fn run(args: Run) -> anyhow::Result<()> {
     let cluster = Cluster::new(args.kubeconfig.as_deref()).await?;
     let metrics = Arc::new(Metrics::default());
@@ -156,7 +156,7 @@ impl Controller {
         };
     }
 
-    /// Repeats comparisons forever.
+    /// Compares the cluster with the balancer repeatedly, without end.
     async fn act(&mut self, wake: &Notify) {
         let mut next = Instant::now();
         let mut until = self.until.clone();
@@ -170,7 +170,7 @@ impl Controller {
             let leads = self.leads();
             self.metrics.leads(leads);
             if !leads {
-                // Another controller acts now, so the state of the balancer is unknown.
+                // Another controller acts now, so this controller does not know the state of the balancer.
                 self.applied = None;
                 next = Instant::now() + SOON;
                 continue;
@@ -182,7 +182,7 @@ impl Controller {
                 }
                 Err(Stopped { part, why }) => {
                     self.metrics.failed(part);
-                    // Log the same failure only once, although the comparison is repeated.
+                    // The program logs a repeated failure only once, although it repeats the comparison.
                     if why != trouble {
                         tracing::warn!("{why}");
                     }
@@ -204,7 +204,8 @@ impl Controller {
         if self.leads() { Ok(()) } else { Err(gone()) }
     }
 
-    /// Compares once, and makes the changes. Returns whether there is nothing left to wait for.
+    /// Compares cluster and balancer once, and makes the resulting changes. The function returns whether no work is
+    /// left.
     async fn compare(&mut self) -> Result<bool, Stopped> {
         let Some(services) = self.services.objects() else { return Ok(false) };
         let (slices, nodes) = (self.slices.objects(), self.nodes.objects());
@@ -238,7 +239,7 @@ impl Controller {
         let actual = match actual {
             Ok((actual, _)) => actual,
             Err(error) => {
-                // A balancer reads the file when it starts, and may then accept services that it has refused before.
+                // After a restart, the balancer has read the file, and may accept services that it has refused before.
                 self.refused.clear();
                 self.write(&text, &written)?;
                 return Err(Stopped::balancer(error));
@@ -250,7 +251,7 @@ impl Controller {
         }
         let there: BTreeSet<String> = actual.into_iter().map(|service| service.name).collect();
         self.apply(&round.block, &file, others.is_none(), &there).await?;
-        // The file records drains before they begin.
+        // The program writes drains to the file before it begins them.
         self.write(&text, &written)?;
         let there = self.change(&round).await?;
         self.still_leads()?;
@@ -267,7 +268,8 @@ impl Controller {
         self.metrics.counted(round.block.services.len(), backends, round.draining.len(), &round.left);
     }
 
-    /// Adds finalizers, and informs owners about mistakes. Returns the last failure.
+    /// Adds finalizers to Services, and informs owners about mistakes. The function returns the last failure, if there
+    /// was one.
     async fn finalize(&mut self, outcomes: &[Outcome]) -> Option<Failure> {
         let mut failure = None;
         for outcome in outcomes {
@@ -299,7 +301,8 @@ impl Controller {
         if text == written { Ok(()) } else { self.balancer.write(text, written).map_err(Stopped::file) }
     }
 
-    /// Makes the balancer apply the services, unless it has done so; `there` are its current services.
+    /// Makes the balancer apply this program's services, unless it has already applied them; `there` contains the
+    /// services that the balancer has now.
     async fn apply(
         &mut self,
         block: &Block,
@@ -329,7 +332,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Finds the services for which the balancer has refused the file, so that all others can be served.
+    /// Finds the services that made the balancer refuse the file, so that the balancer can serve all other services.
     async fn find_refused(&mut self, block: &Block, file: &File, alone: bool) {
         for service in block.services.iter().filter(|service| file.block.service(&service.name) != Some(service)) {
             let mut only = file.block.clone();
@@ -343,7 +346,8 @@ impl Controller {
         }
     }
 
-    /// Drains backends and makes them ready. Returns the names of the balancer's services.
+    /// Drains backends, and makes drained backends ready again. The function returns the names of the balancer's
+    /// services.
     async fn change(&self, round: &Round) -> Result<BTreeSet<String>, Stopped> {
         let actual = self.balancer.services().await.map_err(Stopped::balancer)?;
         for change in changes::changes(&round.block, &round.draining, &actual) {
@@ -355,8 +359,8 @@ impl Controller {
         Ok(actual.into_iter().map(|service| service.name).collect())
     }
 
-    /// Writes the addresses of served Services to their status, and releases Services that are no longer served.
-    /// Returns the last failure.
+    /// Writes the addresses of served Services to their status, and releases those Services that are no longer served.
+    /// The function returns the last failure, if there was one.
     async fn publish(&self, outcomes: &[Outcome], there: &BTreeSet<String>) -> Option<Failure> {
         let mut failure = None;
         for Outcome { object, step, .. } in outcomes {

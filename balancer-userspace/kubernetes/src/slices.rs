@@ -1,92 +1,93 @@
-//! The `EndpointSlice` of both `discovery.k8s.io/v1` and `v1beta1`.
+//! The Kubernetes object `EndpointSlice` in the versions `discovery.k8s.io/v1` and `v1beta1`.
 
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-/// The label that names the Service of a slice.
+/// The label of a slice that names the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// A part of the endpoints of a Service: those of one address family with the same ports.
+/// A list of endpoints of a Service, all of one address family and with the same ports.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointSlice {
-    /// Name, namespace and labels.
+    /// The name, the namespace and the labels of the slice.
     #[serde(default)]
     pub metadata: ObjectMeta,
-    /// `IPv4`, `IPv6` or `FQDN`.
+    /// The type of the addresses: `IPv4`, `IPv6` or `FQDN`.
     #[serde(default)]
     pub address_type: String,
-    /// The endpoints of this part.
+    /// The endpoints in this slice.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub endpoints: Vec<Endpoint>,
-    /// The ports that all these endpoints have.
+    /// The ports that all endpoints in this slice have.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub ports: Vec<EndpointPort>,
 }
 
-/// A pod, or another server.
+/// An endpoint of a Service: a pod, or another server.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// The addresses of this one endpoint. The program uses the first.
+    /// The addresses of the endpoint. The program uses only the first address.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// The conditions that say whether the endpoint can be used.
+    /// The conditions that determine whether the endpoint can be used.
     #[serde(default)]
     pub conditions: Conditions,
-    /// The pod, if the endpoint is one.
+    /// A reference to the pod, if the endpoint is a pod.
     #[serde(default)]
     pub target_ref: Option<TargetRef>,
 }
 
-/// Whether an endpoint can be used. An absent condition is unknown, and has its usual value.
+/// The conditions of an endpoint, which tell whether it can be used. An absent condition is unknown; for such a
+/// condition, the program assumes the usual value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Conditions {
-    /// Whether the endpoint takes clients; false while it terminates.
+    /// Whether the endpoint accepts clients; false while the endpoint is terminating.
     #[serde(default)]
     pub ready: Option<bool>,
-    /// Whether the endpoint answers, even while it terminates.
+    /// Whether the endpoint answers requests, even while it is terminating.
     #[serde(default)]
     pub serving: Option<bool>,
-    /// Whether the endpoint is about to end.
+    /// Whether the endpoint is terminating.
     #[serde(default)]
     pub terminating: Option<bool>,
 }
 
 impl Conditions {
-    /// Whether the endpoint shall take new clients.
+    /// Whether the endpoint may take new clients.
     #[must_use]
     pub fn is_eligible(self) -> bool {
         self.ready.unwrap_or(true) && self.serving.unwrap_or(true) && !self.terminating.unwrap_or(false)
     }
 }
 
-/// The object that an endpoint stands for.
+/// A reference to the object behind an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct TargetRef {
-    /// The UID, which no other object has ever had.
+    /// The UID of the object, which no other object ever has.
     #[serde(default)]
     pub uid: Option<String>,
 }
 
-/// A port of endpoints.
+/// A port that the endpoints of a slice have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct EndpointPort {
     /// The name of the Service's port.
     #[serde(default)]
     pub name: Option<String>,
-    /// The number; absent: every port.
+    /// The port number; absent: every port is meant.
     #[serde(default)]
     pub port: Option<u16>,
-    /// `TCP`, `UDP` or `SCTP`.
+    /// The protocol of the port: `TCP`, `UDP` or `SCTP`.
     #[serde(default)]
     pub protocol: Option<String>,
 }
 
 impl EndpointSlice {
-    /// The name of the Service that the slice belongs to.
+    /// The name of the Service to which the slice belongs.
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.metadata.labels.as_ref()?.get(SERVICE_NAME).map(String::as_str)
@@ -94,13 +95,13 @@ impl EndpointSlice {
 }
 
 impl Endpoint {
-    /// The address that the program uses, if it is valid.
+    /// The address of the endpoint that the program uses, if the address is valid.
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         self.addresses.first()?.parse().ok()
     }
 
-    /// The name that identifies the endpoint: the pod's UID, or the address if the endpoint names no pod.
+    /// The name that identifies the endpoint: the UID of the pod, or the address if the endpoint is no pod.
     #[must_use]
     pub fn identity(&self) -> Option<String> {
         let uid = self.target_ref.as_ref().and_then(|target| target.uid.clone());
@@ -108,7 +109,7 @@ impl Endpoint {
     }
 }
 
-/// The API server writes `null` for empty lists.
+/// Parses a list, because the API server writes `null` for an empty list.
 fn nothing_for_null<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: serde::Deserializer<'de>,

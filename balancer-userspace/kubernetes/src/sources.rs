@@ -1,8 +1,8 @@
-//! Converts `loadBalancerSourceRanges`, the allowed prefixes, into denied prefixes.
+//! Converts the allowed prefixes of `loadBalancerSourceRanges` into denied prefixes.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The prefixes of one family that no range contains, as few as possible.
+/// The smallest set of prefixes that covers exactly the addresses of one family outside the given ranges.
 #[must_use]
 pub fn denied(ranges: &[IpNet], ipv6: bool) -> Vec<IpNet> {
     let everybody = if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) };

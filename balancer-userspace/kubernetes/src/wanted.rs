@@ -1,4 +1,4 @@
-//! The requirements of a Service, apart from its backends.
+//! The requirements of a Kubernetes Service, apart from its backends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,46 +19,48 @@ use crate::{
     sources,
 };
 
-/// How long the balancer remembers clients of Services without affinity: as long as a rollout takes.
+/// The time for which the balancer remembers clients of Services without affinity, which is about the duration of a
+/// rollout.
 const WITHOUT_AFFINITY: &str = "10m";
 
-/// How long, in seconds, the balancer remembers clients of Services with affinity, unless the Service sets a time.
+/// The time in seconds for which the balancer remembers clients of Services with affinity, unless the Service sets a
+/// time.
 const AFFINITY_SECONDS: i32 = 10_800;
 
-/// Settings that determine which Services are served, and how.
+/// The settings that determine which Services the program serves, and how it serves them.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// The loadBalancerClass of the Services to serve.
+    /// The loadBalancerClass of the Services that the program serves.
     pub class: String,
-    /// Whether to serve Services without a class as well.
+    /// Whether the program also serves Services without a loadBalancerClass.
     pub default: bool,
-    /// Whether backends are pods or nodes.
+    /// The kind of backends: pods or nodes.
     pub target: Target,
-    /// The setting `assign_vip` of all services.
+    /// The value of the key `assign_vip` for all services.
     pub assign_vip: Option<String>,
     /// The pools of addresses for the Services.
     pub pools: Vec<IpNet>,
 }
 
-/// The requirements of a Service.
+/// The requirements of a Kubernetes Service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// The service's name in the balancer.
+    /// The name of the service in the balancer.
     pub name: String,
     /// The ports that clients connect to.
     pub ports: Vec<Port>,
-    /// The settings from annotations.
+    /// The settings that annotations request.
     pub settings: Settings,
     /// The addresses that the Service needs.
     pub claim: Claim,
-    /// Prefixes of clients that are allowed; empty: all.
+    /// The prefixes of allowed clients; empty if all clients are allowed.
     pub ranges: Vec<IpNet>,
-    /// Mistakes in the Service; the parts with mistakes are left out.
+    /// Descriptions of the mistakes in the Service; the program ignores fields with mistakes.
     pub wrong: Vec<String>,
 }
 
 impl Terms {
-    /// Whether this program shall serve a Service.
+    /// Whether this program serves a Service.
     #[must_use]
     pub fn include(&self, service: &Service) -> bool {
         let Some(spec) = &service.spec else { return false };
@@ -96,13 +98,13 @@ impl Terms {
         Wanted { name: names::service(&namespace, &name), ports, settings, claim, ranges, wrong }
     }
 
-    /// The forwarding mode of a service.
+    /// The forwarding mode of the balancer's service.
     #[must_use]
     pub fn forwarding<'a>(&self, wanted: &'a Wanted) -> &'a str {
         wanted.settings.forwarding.as_deref().unwrap_or("nat")
     }
 
-    /// The service, without its backends.
+    /// Returns the balancer's service in the form of the configuration file, without backends.
     #[must_use]
     pub fn text(&self, service: &Service, wanted: &Wanted, grant: &Grant) -> ServiceText {
         let mut keys = self.usual(service);
@@ -117,19 +119,19 @@ impl Terms {
         }
     }
 
-    /// Keys that the Service determines and annotations may override.
+    /// Returns the keys that follow from the Service and that annotations may override.
     fn usual(&self, service: &Service) -> toml::Table {
         let spec = service.spec.clone().unwrap_or_default();
         let mut keys = toml::Table::new();
         keys.insert("remember".to_owned(), remember(&spec).into());
-        // Like kube-proxy, reject packets if a Service has no endpoints.
+        // If a Service has no endpoints, the balancer rejects packets, as kube-proxy does.
         keys.insert("reject".to_owned(), true.into());
         if let Some(assign) = &self.assign_vip {
             let value = if assign == "true" { Value::Boolean(true) } else { assign.as_str().into() };
             keys.insert("assign_vip".to_owned(), value);
         }
         if let Some(port) = spec.health_check_node_port.filter(|port| *port > 0 && self.target == Target::Node) {
-            // A node without a pod of the Service answers 503, which is a soft failure and drains the node.
+            // If a node has no pod of the Service, its check answers 503, which is a soft failure and drains the node.
             let check = toml::toml! { type = "http" path = "/healthz" };
             let mut check = check;
             check.insert("port".to_owned(), Value::Integer(port.into()));
@@ -147,7 +149,7 @@ pub fn key(service: &Service) -> (String, String) {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
-/// The addresses in the status of a Service.
+/// Returns the addresses in the status of a Service.
 #[must_use]
 pub fn held(service: &Service) -> Vec<IpAddr> {
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -179,7 +181,7 @@ fn ranges(spec: &ServiceSpec, wrong: &mut Vec<String>) -> Vec<IpNet> {
     }
     if ranges.is_empty() && spec.load_balancer_source_ranges.as_ref().is_some_and(|ranges| !ranges.is_empty()) {
         wrong.push("loadBalancerSourceRanges has no prefix that makes sense: all clients are denied".to_owned());
-        // An address for documentation, which no client has.
+        // The range contains only a documentation address, which no client has.
         ranges.extend("192.0.2.0/32".parse::<IpNet>());
     }
     ranges
@@ -202,7 +204,7 @@ fn rules(wanted: &Wanted, grant: &Grant) -> Vec<RuleText> {
     families.flat_map(|family| sources::denied(&wanted.ranges, *family == Family::V6)).map(rule).collect()
 }
 
-/// The keys of `ports`, as they are written in the file.
+/// Converts `ports` to the form of the configuration file.
 #[must_use]
 pub fn port_keys(ports: &BTreeMap<u16, u16>) -> BTreeMap<String, u16> {
     ports.iter().map(|(port, to)| (port.to_string(), *to)).collect()

@@ -1,52 +1,52 @@
-//! A client with a session: builds its requests and judges the answers.
+//! A client with a session, which builds requests and judges the answers.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-/// The number of requests from one upload to the next.
+/// The number of requests after which a client sends an upload.
 const UPLOAD_EVERY: u64 = 10;
-/// The size of an upload, in bytes.
+/// The size of an upload in bytes.
 pub(crate) const UPLOAD: usize = 16 << 10;
 
-/// The result of a request.
+/// The effect of a request on the client's session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The server began a session.
+    /// The server has begun a session.
     Begun,
-    /// The counter increased by one.
+    /// The session's counter has increased by one.
     Continued,
     /// The server does not know the session.
     Lost,
-    /// The server knows the session in an old state.
+    /// The server knows the session only in an old state.
     Stale,
-    /// No answer came, or it is not the application's.
+    /// No answer arrived, or the answer is not from the application.
     Failed,
 }
 
-/// A request to send.
+/// An HTTP request that a client sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// `GET` or `POST`.
+    /// The HTTP method: `GET` or `POST`.
     pub(crate) method: &'static str,
-    /// Path and query.
+    /// The path and query of the URL.
     pub(crate) target: String,
     /// The value of the header `Cookie`, if the client has cookies.
     pub(crate) cookie: Option<String>,
-    /// The size of the body, in bytes.
+    /// The size of the request's body in bytes.
     pub(crate) body: usize,
 }
 
-/// A received answer.
+/// An HTTP answer that a client has received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// The HTTP status.
     pub(crate) status: u16,
-    /// The values of `Set-Cookie`.
+    /// The values of the headers `Set-Cookie`.
     pub(crate) cookies: Vec<String>,
-    /// The body.
+    /// The body of the answer.
     pub(crate) body: String,
 }
 
-/// The answer of the application: `SERVER USER COUNT BYTES NEXT`.
+/// The text with which the application answers: `SERVER USER COUNT BYTES NEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Said<'a> {
     server: &'a str,
@@ -71,23 +71,23 @@ impl<'a> Said<'a> {
     }
 }
 
-/// A client.
+/// A client of the lab, with its session.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     name: String,
     refuses_cookies: bool,
     jar: BTreeMap<String, String>,
     next: String,
-    /// The last known counter; `None` without a session.
+    /// The last known value of the session's counter; `None` if the client has no session.
     count: Option<u64>,
-    /// The number of requests since that counter that the server may have counted.
+    /// The number of later requests that the server may have counted without the client receiving an answer.
     unanswered: u64,
     sent: u64,
     body: usize,
 }
 
 impl Client {
-    /// A new client without a session.
+    /// Makes a client that has no session yet.
     #[must_use]
     pub(crate) fn new(number: u16, refuses_cookies: bool) -> Self {
         Self {
@@ -102,14 +102,14 @@ impl Client {
         }
     }
 
-    /// Whether the client has a session and its last request succeeded.
+    /// Whether the client has a session and its last request has succeeded.
     #[must_use]
     pub(crate) const fn is_settled(&self) -> bool {
         self.count.is_some() && self.unanswered == 0
     }
 
-    /// The next request: a login without a session, otherwise a request that increases the counter, sometimes an
-    /// upload.
+    /// Returns the next request: a login if there is no session, otherwise a request that increases the counter, or
+    /// sometimes an upload.
     pub(crate) fn request(&mut self) -> Request {
         self.sent += 1;
         let mut cookie = String::new();
@@ -129,13 +129,13 @@ impl Client {
         Request { method, target: self.next.clone(), cookie, body }
     }
 
-    /// Evaluates an answer. Returns the verdict, and the server that answered.
+    /// Evaluates the answer to a request. The function returns the verdict, and the name of the server that answered.
     pub(crate) fn take(&mut self, answer: Option<&Answer>) -> (Verdict, Option<String>) {
         let Some(answer) = answer else { return (self.failed(), None) };
         let Some(said) = Said::parse(&answer.body).filter(|said| answer.status == 200 && said.bytes == self.body)
         else {
             let mut words = answer.body.split_whitespace();
-            // A failing server names itself.
+            // The answer of a failing server also contains the name of the server.
             let server = words.next().filter(|_| words.next() == Some("failed:"));
             return (self.failed(), server.map(str::to_owned));
         };

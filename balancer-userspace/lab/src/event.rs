@@ -1,52 +1,52 @@
-//! The events that happen to servers, balancers and stores.
+//! The events that the lab causes at servers, balancers and stores.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// A single event.
+/// An event that the lab causes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
-    /// No event.
+    /// Nothing happens during the observation.
     Nothing,
-    /// A backend is added.
+    /// An operator adds a backend.
     Add,
-    /// A backend's weight falls to a tenth.
+    /// An operator lowers a backend's weight to a tenth.
     Weight,
-    /// A backend is drained; the lab observes clients until its deadline.
+    /// An operator drains a backend, and the lab observes clients until the deadline of the drain.
     Drain,
-    /// A backend is drained; the lab observes clients after its deadline.
+    /// An operator drains a backend, and the lab observes clients after the deadline of the drain.
     DrainOver,
-    /// Every backend is drained, restarted and made ready again, one after the other.
+    /// An operator drains one backend after the other, restarts it, and makes it ready again.
     Deploy,
-    /// A backend is killed.
+    /// The process of a backend is killed.
     Kill,
-    /// A killed backend returns.
+    /// A backend that was killed returns.
     Return,
     /// A backend hangs.
     Hang,
-    /// A backend fails twice, each time long enough to be noticed.
+    /// A backend fails twice, each time for long enough that health checks notice.
     Flap,
-    /// The balancer is stopped and started.
+    /// The balancer is stopped and started again.
     Restart,
     /// The balancer is restarted with another program file.
     Upgrade,
-    /// The active one of a pair of balancers is lost.
+    /// The active balancer of a pair fails.
     Standby,
-    /// One of a fleet of three balancers is lost.
+    /// One balancer of a fleet of three fails.
     Member,
     /// The store is restarted.
     StoreRestart,
-    /// The store is unreachable for two seconds.
+    /// The store is unreachable for a period of two seconds.
     StorePartition,
-    /// The store is full.
+    /// The store has no space for further data.
     StoreFull,
-    /// The store is killed, and another store has to take over.
+    /// The store is killed, so another store has to take over.
     StoreFailover,
 }
 
 impl Event {
-    /// All events in their order. Events that change hosts permanently come last.
+    /// All events, in the order in which the lab causes them. Events that change hosts permanently come last.
     pub const ALL: [Self; 18] = [
         Self::Nothing,
         Self::Add,
@@ -68,13 +68,13 @@ impl Event {
         Self::StoreFailover,
     ];
 
-    /// Returns the event's name, as on the command line.
+    /// Returns the name of the event on the command line.
     #[must_use]
     pub fn id(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    /// A short title for the head of a column.
+    /// A short title of the event for the heading of a column.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {

@@ -1,5 +1,5 @@
-//! The hosts: clients behind a router, balancers, servers, and a second network that connects servers with each other
-//! and with stores.
+//! The hosts of the lab: clients behind a router, balancers, servers, and a second network that connects servers with
+//! each other and with stores.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ use balancer_demo::{
 };
 use tempfile::TempDir;
 
-/// The number of balancer hosts.
+/// The number of hosts for balancers.
 pub(crate) const BALANCERS: u16 = 3;
-/// The host numbers of the etcd servers on the segment.
+/// The host numbers of the etcd servers on the backends' segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
-/// The first store's host number on the second network.
+/// The host number of the first store on the second network.
 const FIRST_STORE: u8 = 101;
 
-/// A host for a store, only on the second network.
+/// The host of a store, which is connected only to the second network.
 #[derive(Debug)]
 pub(crate) struct StoreHost {
     pub(crate) namespace: Namespace,
@@ -31,7 +31,7 @@ pub(crate) struct StoreHost {
     port: String,
 }
 
-/// All hosts. Dropping the value removes them with their processes.
+/// All hosts of the lab. Dropping the value removes the hosts and ends their processes.
 #[derive(Debug)]
 pub(crate) struct Hosts {
     pub(crate) topology: Topology,
@@ -43,18 +43,18 @@ pub(crate) struct Hosts {
     node_modules: Option<PathBuf>,
 }
 
-/// The settings that come from outside.
+/// The settings that the caller provides.
 #[derive(Clone, Debug)]
 pub(crate) struct Outside {
-    /// The balancer's program.
+    /// The path of the balancer program.
     pub(crate) balancer: PathBuf,
-    /// The directory of the Node servers' packages, if one was named.
+    /// The directory with the packages of the Node servers, if the caller has named one.
     pub(crate) node_modules: Option<PathBuf>,
-    /// Whether to keep the files.
+    /// Whether the lab keeps its configurations and logs.
     pub(crate) keep: bool,
 }
 
-/// The number of bytes that an interface has sent and received.
+/// The numbers of bytes that an interface has sent and received.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Octets {
     pub(crate) sent: u64,
@@ -62,10 +62,10 @@ pub(crate) struct Octets {
 }
 
 impl Hosts {
-    /// Creates hosts for this number of stores and servers with this forwarding mode.
+    /// Creates the hosts for these numbers of stores and servers; the servers' hosts suit this forwarding mode.
     pub(crate) fn new(forwarding: Forwarding, servers: u16, stores: u8, outside: Outside) -> Result<Self> {
         let files = tempfile::Builder::new().prefix("lab-sessions-").tempdir()?;
-        // Servers that do not run as root write files below this directory.
+        // Servers that do not run as root must be able to write files below this directory.
         fs::set_permissions(files.path(), fs::Permissions::from_mode(0o711))?;
         let mut topology = Topology::new(Shape::Routed, forwarding, usize::from(servers))?;
         for _ in 1..BALANCERS {
@@ -100,22 +100,22 @@ impl Hosts {
         Ok(Self { topology, engines, stores, _temporary: temporary, files: path, balancer, node_modules })
     }
 
-    /// The balancer's program.
+    /// The path of the balancer program.
     pub(crate) fn balancer(&self) -> &Path {
         &self.balancer
     }
 
-    /// Returns the directory of the Node servers' packages, if one was named.
+    /// Returns the directory with the packages of the Node servers, if the caller has named one.
     pub(crate) fn node_modules(&self) -> Option<&Path> {
         self.node_modules.as_deref()
     }
 
-    /// The directory of all files.
+    /// The directory that contains all files of the lab.
     pub(crate) fn files(&self) -> &Path {
         &self.files
     }
 
-    /// Creates a directory among the files.
+    /// Creates a directory among the files of the lab.
     pub(crate) fn directory(&self, name: &str) -> Result<PathBuf> {
         let path = self.files.join(name);
         fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
@@ -127,19 +127,19 @@ impl Hosts {
         ENGINES.map(|number| Topology::host_address(Family::V4, number)).into()
     }
 
-    /// Unplugs a store's cable, or plugs it in.
+    /// Connects or disconnects a store's link to the second network.
     pub(crate) fn plug_store(&self, index: usize, plugged: bool) -> Result<()> {
         let store = self.stores.get(index).context("there is no such store")?;
         self.plug(&store.port, plugged)
     }
 
-    /// Unplugs the cable of a switch port, or plugs it in.
+    /// Connects or disconnects a port of the switch.
     pub(crate) fn plug(&self, port: &str, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
         self.topology.switch().ip(&format!("link set {port} {state}")).map(drop)
     }
 
-    /// Returns the bytes that servers have sent and received on the second network.
+    /// Returns the numbers of bytes that the servers have sent and received on the second network.
     pub(crate) fn octets(&self) -> Result<Octets> {
         let mut sum = Octets::default();
         for host in self.topology.backends() {
@@ -152,12 +152,12 @@ impl Hosts {
     }
 }
 
-/// The address of server `number`, counted from 1, on the second network.
+/// The address of the server `number`, counted from 1, on the second network.
 pub(crate) const fn server_address(number: u8) -> IpAddr {
     inner(number)
 }
 
-/// The address that moves between stores.
+/// The address that moves from one store to another.
 pub(crate) const STORE_VIP: IpAddr = inner(100);
 
 const fn inner(host: u8) -> IpAddr {
@@ -170,7 +170,7 @@ fn behind(switch: &Namespace, host: &Namespace, interface: &str, port: &str, add
     host.ip(&format!("addr add {address}/24 dev {interface}")).map(drop)
 }
 
-/// Reads an interface's counters from the text of `/proc/net/dev`.
+/// Reads the byte counters of an interface from the text of `/proc/net/dev`.
 fn octets_of(text: &str, interface: &str) -> Option<Octets> {
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
     let numbers: Vec<u64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();

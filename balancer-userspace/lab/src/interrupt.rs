@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP as a flag, so that the lab can clean up.
+//! Turns Ctrl-C, SIGTERM and SIGHUP into a flag, so that the lab can clean up.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Handles the signals for all current and future threads.
+/// Handles the signals for all current and later threads of the process.
 pub(crate) fn take_over() -> Result<()> {
     let mut signals = SigSet::empty();
     signals.extend([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -23,7 +23,7 @@ pub(crate) fn take_over() -> Result<()> {
     Ok(())
 }
 
-/// Returns an error after one of the signals.
+/// Fails if one of the signals has arrived.
 pub(crate) fn check() -> Result<()> {
     ensure!(!ASKED.load(Ordering::SeqCst), "interrupted; the same command goes on from here");
     Ok(())

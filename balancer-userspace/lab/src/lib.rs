@@ -1,5 +1,6 @@
-//! The session lab: real servers with sessions behind the balancer, clients that count in their sessions, and all
-//! events that can affect them. It needs root, and the servers and stores of the requested rows.
+//! The session lab: real servers with sessions behind the balancer, clients that check a counter in their session, and
+//! events that may affect sessions. The lab needs root, and the programs of the servers and stores in the requested
+//! rows.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a strategy, a front or an event does not need is not listed")]
 
 pub mod cell;
@@ -42,31 +43,31 @@ use crate::{
 /// The options of a run.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Only these strategies
+    /// Play only these strategies
     #[arg(long, value_delimiter = ',')]
     strategy: Vec<Strategy>,
-    /// Only with these in front of the servers
+    /// Play only rows with these programs in front of the servers
     #[arg(long, value_delimiter = ',')]
     front: Vec<Front>,
-    /// Only these events
+    /// Play only these events
     #[arg(long, value_delimiter = ',')]
     event: Vec<Event>,
-    /// Directory of the results; existing results are not played again
+    /// Directory of the results; the lab does not play events with existing results again
     #[arg(long, value_name = "DIRECTORY", default_value = "balancer-sessions")]
     output: PathBuf,
-    /// Play everything again
+    /// Play all events again
     #[arg(long)]
     fresh: bool,
     /// Print the results as JSON instead of a table
     #[arg(long)]
     json: bool,
-    /// Only list what there is to play
+    /// Only list the events to play
     #[arg(long)]
     list: bool,
     /// Leave configurations and logs in place
     #[arg(long)]
     keep: bool,
-    /// Clients with addresses of their own; 100 more share one
+    /// Clients with addresses of their own; 100 more clients share one address
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u16).range(1..=900))]
     clients: u16,
     /// Milliseconds between two requests of a client
@@ -91,10 +92,11 @@ impl Options {
     }
 }
 
-/// Plays the requested events with the program `balancer`, and prints the results.
+/// Causes the requested events with the program `balancer`, and prints the results.
 ///
 /// # Errors
-/// If the process is not root, if a part is missing or does not run (with instructions), or if a signal ends the lab.
+/// Fails if the process is not root, if a program is missing or does not start, or if a signal ends the lab. If a
+/// program is missing, the error contains instructions for installing it.
 pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
     let rows = options.rows();
     let events: Vec<(Row, Event)> = rows
@@ -108,7 +110,7 @@ pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
         return Ok(());
     }
     ensure!(nix::unistd::geteuid().is_root(), "the lab needs root, for network namespaces and XDP: run it with sudo");
-    // The lab handles signals before it starts threads or children, so that the signals end none of them.
+    // The lab handles the signals before it starts threads or child processes, so that the signals end none of them.
     interrupt::take_over()?;
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =

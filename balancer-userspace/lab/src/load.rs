@@ -1,4 +1,4 @@
-//! Clients that send requests all the time, each in its session.
+//! Clients that continuously send requests, each client in its own session.
 
 use std::{
     collections::BTreeMap,
@@ -27,25 +27,25 @@ use crate::{
     tally::Seen,
 };
 
-/// The time limit of a request.
+/// The time limit for a request.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The time between two checks.
+/// The time between two checks of a condition.
 const GLANCE: Duration = Duration::from_millis(10);
-/// The longest answer, in bytes.
+/// The maximum length of an answer in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// The clients, their target, and their rate.
+/// The clients, the address to which they send requests, and the rate.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// For each client, by its number: the number of its address, the address, and the target.
+    /// For each client: the number of the client, the number of its address, and the address.
     pub(crate) clients: Vec<(u16, u16, SocketAddr)>,
     pub(crate) target: SocketAddr,
     pub(crate) refuses_cookies: bool,
-    /// The average time between two requests of a client.
+    /// The average time from one request of a client to the next.
     pub(crate) pause: Duration,
 }
 
-/// The state of a client.
+/// The current state of a client.
 #[derive(Clone, Debug, Default)]
 struct Standing {
     settled: bool,
@@ -58,7 +58,7 @@ struct Shared {
     stop: AtomicBool,
     paused: AtomicBool,
     under_way: AtomicUsize,
-    /// The longest delay of a timer, in microseconds.
+    /// The longest delay with which a timer fired, in microseconds.
     late: AtomicU64,
     begin: Instant,
     state: Mutex<State>,
@@ -71,7 +71,7 @@ struct State {
     last_failure: String,
 }
 
-/// Running clients. Dropping the value ends them.
+/// The running clients of the lab. Dropping the value ends the clients.
 #[derive(Debug)]
 pub(crate) struct Load {
     shared: Arc<Shared>,
@@ -108,8 +108,8 @@ impl Load {
         Self { shared, addresses, thread: Some(thread) }
     }
 
-    /// Waits until every client has a session and its last request succeeded; if sessions do not last, until every
-    /// client has begun one.
+    /// Waits until every client has a session and its last request has succeeded; unless sessions are `lasting`, waits
+    /// until every client has begun a session.
     pub(crate) fn wait_settled(&self, limit: Duration, lasting: bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
@@ -133,7 +133,7 @@ impl Load {
         }
     }
 
-    /// Waits until every client has finished this number of further requests, successfully or not.
+    /// Waits until every client has finished this number of further requests, with or without success.
     pub(crate) fn wait_rounds(&self, rounds: u64, limit: Duration) {
         let counts = || -> BTreeMap<u16, u64> {
             self.shared.state().standing.iter().map(|(&client, standing)| (client, standing.finished)).collect()
@@ -145,7 +145,7 @@ impl Load {
         }
     }
 
-    /// Finishes running requests and begins no new ones.
+    /// Lets pending requests finish, and starts no new requests.
     pub(crate) fn pause(&self) {
         self.shared.paused.store(true, Ordering::SeqCst);
         while self.shared.under_way.load(Ordering::SeqCst) > 0 {
@@ -157,7 +157,8 @@ impl Load {
         self.shared.paused.store(false, Ordering::SeqCst);
     }
 
-    /// Records from now on. Returns where each client's session is: the number of the client's address, and the server.
+    /// Starts to record requests. The function returns for each client the number of its address, and the server that
+    /// has its session.
     pub(crate) fn record(&self) -> BTreeMap<u16, (u16, String)> {
         self.shared.late.store(0, Ordering::SeqCst);
         let mut state = self.shared.state();
@@ -169,7 +170,7 @@ impl Load {
         state.standing.iter().filter_map(known).collect()
     }
 
-    /// Returns the recorded requests, and the reason for the last failure, if any.
+    /// Returns the recorded requests, and the reason for the last failure, if there was one.
     pub(crate) fn recorded(&self) -> (Vec<Seen>, Option<String>) {
         let mut state = self.shared.state();
         let recorded = state.recorded.take().unwrap_or_default();
@@ -177,7 +178,7 @@ impl Load {
         (recorded, failed.then(|| state.last_failure.clone()))
     }
 
-    /// The longest time that clients waited for a processor during the recording.
+    /// The longest time for which a client waited for a processor during the recording.
     pub(crate) fn late(&self) -> Duration {
         Duration::from_micros(self.shared.late.load(Ordering::SeqCst))
     }
@@ -234,7 +235,7 @@ async fn live(shared: Arc<Shared>, plan: Rc<Plan>, number: u16, address: u16, so
     let mut client = Client::new(number, plan.refuses_cookies);
     let mut first = true;
     while !shared.is_over() {
-        // Spread the clients from the first request on.
+        // A random delay before the first request spreads the clients over time.
         let share = if first { fastrand::f64() } else { 0.5 + fastrand::f64() };
         first = false;
         tokio::time::sleep(plan.pause.mul_f64(share)).await;

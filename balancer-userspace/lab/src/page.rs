@@ -1,4 +1,4 @@
-//! Formats results as a self-contained page with tables and SVG pictures.
+//! Formats results as a self-contained HTML page with tables and SVG pictures.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ svg text{font:12px system-ui,sans-serif;fill:currentColor}svg rect{fill:#3b6fb6}
 @media(prefers-color-scheme:dark){body{background:#14181d;color:#e3e7ec}th,td{border-color:#39424d}\
 .all{background:#1d4a2c}.most{background:#574c17}.some{background:#5c3a1c}.none{background:#5c2323}svg rect{fill:#6f9fe0}}";
 
-/// The page.
+/// Formats the results as an HTML page.
 #[must_use]
 pub(crate) fn html(cells: &[Cell]) -> String {
     let behind =
@@ -104,7 +104,7 @@ fn square(cell: &Cell) -> String {
     format!("<td class=\"{class}\" title=\"{}\">{}</td>", escaped(&hint), percent(survived))
 }
 
-/// Draws bars whose lengths are the figures.
+/// Draws a bar for each figure, whose length represents the figure.
 fn picture(body: &mut String, title: &str, unit: &str, figures: impl Iterator<Item = (String, f64)>) {
     const LINE: usize = 22;
     const LEFT: f64 = 300.0;

@@ -1,4 +1,4 @@
-//! The programs that are parts of the lab: starts them, waits until they are ready, and kills them with their children.
+//! Starts the programs of the lab, waits until they are ready, and kills them together with their child processes.
 
 use std::{
     path::Path,
@@ -17,29 +17,30 @@ use nix::{
 
 use crate::interrupt;
 
-/// How long a part may take to become ready.
+/// The maximum time for a program to become ready.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
-/// The time between two checks.
+/// The time between two checks of a condition.
 pub(crate) const GLANCE: Duration = Duration::from_millis(50);
 
-/// A program with its children, in one process group. Dropping the value ends them.
+/// A running program with its child processes, all in one process group. Dropping the value ends the program and its
+/// child processes.
 #[derive(Debug)]
 pub(crate) struct Part {
     process: Process,
 }
 
 impl Part {
-    /// Starts a command that a namespace has made. Its output goes to `NAME.log` in `logs`.
+    /// Starts a command that runs in a namespace. The process writes its output to `NAME.log` in the directory `logs`.
     pub(crate) fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
         Ok(Self { process: Process::spawn(name, command, &logs.join(format!("{name}.log")))? })
     }
 
-    /// The process id of the program itself.
+    /// The process id of the program, without its child processes.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Returns an error if the program has ended.
+    /// Fails if the program has ended.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
         let Some(status) = self.process.exited()? else { return Ok(()) };
         let said = self.process.tail(3)?;
@@ -50,7 +51,7 @@ impl Part {
         )
     }
 
-    /// Waits until the program is ready.
+    /// Waits until `well` returns true, which means that the program is ready.
     pub(crate) fn wait(&mut self, what: &str, mut well: impl FnMut() -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !well() {
@@ -65,18 +66,18 @@ impl Part {
         Ok(())
     }
 
-    /// Sends SIGTERM and waits until the program has ended.
+    /// Sends SIGTERM to the program, and waits until it has ended.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.process.stop().map(drop)
     }
 
-    /// Kills the program and its children, like a power failure.
+    /// Kills the program and its child processes without warning, as a power failure would.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
         self.process.kill().map(drop)
     }
 
-    /// Sends a signal to the program and its children.
+    /// Sends a signal to the program and to its child processes.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         match killpg(Pid::from_raw(self.process.pid().cast_signed()), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -84,7 +85,7 @@ impl Part {
         }
     }
 
-    /// Sends a signal to the program alone.
+    /// Sends a signal to the program, but not to its child processes.
     pub(crate) fn signal_alone(&mut self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }

@@ -1,4 +1,4 @@
-//! Plays events to the clients of a row.
+//! Causes events and observes their effects on the clients of a row.
 
 use std::{
     collections::BTreeMap,
@@ -24,27 +24,30 @@ use crate::{
     tally::{Unit, tally},
 };
 
-/// The number of clients that share an address.
+/// The number of clients that share one address.
 const BEHIND_NAT: u16 = 100;
-/// The smallest number of that address.
+/// The lowest number that the shared address may have.
 const NAT: u16 = 62_000;
-/// The distance between the numbers of two addresses. Few of them share a /24, which some rules treat as one client.
+/// The difference between the numbers of two client addresses. With this difference, few addresses share a /24, which
+/// some rules treat as one client.
 const STRIDE: u16 = 200;
-/// If clients waited longer than this for a processor, failures may be the machine's fault.
+/// The time that a client may wait for a processor; if clients waited longer, a slow machine may have caused the
+/// failures.
 const BUSY: Duration = Duration::from_millis(200);
-/// The recorded time before an event.
+/// The time for which the lab records requests before an event.
 const LEAD: Duration = Duration::from_millis(500);
-/// The number of requests of each client after an event.
+/// The number of requests that each client sends after an event.
 const ROUNDS: u64 = 2;
-/// The time limit for these requests.
+/// The time limit for the requests that each client sends after an event.
 const LIMIT: Duration = Duration::from_secs(12);
-/// How long a proxy may take to notice a change by itself.
+/// The maximum time for a proxy to notice a change without a command.
 const NOTICE: Duration = Duration::from_secs(3);
-/// The backends that are drained or fail.
+/// The numbers of the backends that are drained or that fail.
 const DRAINED: u16 = 2;
 const VICTIM: u16 = 3;
 
-/// The running parts of a row. Fields are dropped, and thus ended, in their order.
+/// The running programs of a row, and the hosts. Rust drops the fields in the order of their declaration, and dropping
+/// a field ends its processes.
 pub(crate) struct Scene {
     load: Option<Load>,
     front: Option<Front>,
@@ -57,7 +60,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Starts a row's servers and stores.
+    /// Starts the servers and stores of a row.
     pub(crate) fn start(row: Row, clients: u16, pause: Duration, outside: Outside) -> Result<Self> {
         let strategy = row.strategy;
         let hosts = Hosts::new(
@@ -71,7 +74,7 @@ impl Scene {
         Ok(Self { load: None, front: None, servers, stores, hosts, row, clients, pause })
     }
 
-    /// Plays an event and returns the result.
+    /// Causes an event, and returns the result of the observation.
     pub(crate) fn play(&mut self, event: Event) -> Result<Cell> {
         self.set_up_front(event)?;
         self.prepare(event)?;
@@ -113,7 +116,7 @@ impl Scene {
         let concerned = concerned(event).map(|number| format!("web{number}"));
         let tally = tally(&seen, before, concerned.as_deref(), unit);
         let now = self.hosts.octets()?;
-        // With a rule, the balancer remembers no clients, so none of them counts as moved.
+        // With a `spread` rule, the balancer remembers no clients, so its counter of moves does not apply.
         let counted = match (self.row.front.remembers(), moves, self.moves()) {
             (true, Some(before), Some(after)) => Some(after.saturating_sub(before)),
             _ => None,
@@ -135,7 +138,7 @@ impl Scene {
         })
     }
 
-    /// A strategy's servers communicate with each other or with a store, never with both.
+    /// The servers of a strategy communicate either with each other or with a store.
     const fn inner(&self, octets: Octets) -> Inner {
         match self.row.strategy.home() {
             Home::Servers => Inner { servers: octets.sent, store: 0 },
@@ -148,7 +151,7 @@ impl Scene {
         self.front.as_ref()?.moves(&self.hosts)
     }
 
-    /// Prepares the front that the event needs, without known clients, and new clients.
+    /// Prepares new clients and the front that the event needs; the front knows no clients yet.
     fn set_up_front(&mut self, event: Event) -> Result<()> {
         self.load = None;
         match &self.front {
@@ -178,9 +181,10 @@ impl Scene {
         })
     }
 
-    /// The first address whose clients are at the backend that will fail, so that the event affects all of them.
+    /// The first address that maps to the backend that will fail, so that the event affects all clients of this
+    /// address.
     fn shared_address(&self) -> Result<u16> {
-        // Without memory or a hash of addresses, no such address exists.
+        // If the front neither remembers clients nor hashes addresses, there is no such address.
         let (true, Some(Front::Balancers(balancers))) = (self.row.front.remembers(), &self.front) else {
             return Ok(NAT);
         };
@@ -192,7 +196,7 @@ impl Scene {
         bail!("no client is at web{VICTIM}")
     }
 
-    /// Establishes the state that the event starts from.
+    /// Brings the row into the state before the event.
     fn prepare(&mut self, event: Event) -> Result<()> {
         if event == Event::Return {
             self.load.as_ref().context("no clients")?.wait_settled(PATIENCE, true)?;
@@ -232,7 +236,7 @@ impl Scene {
             },
             Event::Standby | Event::Member => {
                 self.balancers()?.lose_first(&self.hosts)?;
-                // Wait until keepalived or BGP have noticed.
+                // During this time, keepalived or BGP notices the loss.
                 thread::sleep(NOTICE);
                 Ok(())
             }
@@ -245,14 +249,14 @@ impl Scene {
             Event::StoreFull => self.stores.fill(&self.hosts, true),
             Event::StoreFailover => {
                 self.stores.kill()?;
-                // Wait until the failure is noticed and another store has taken over.
+                // During this time, another store notices the failure and takes over.
                 thread::sleep(2 * NOTICE);
                 Ok(())
             }
         }
     }
 
-    /// Restores the state before the event.
+    /// Undoes the effects of the event.
     fn undo(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Add => match &self.front {
@@ -260,7 +264,7 @@ impl Scene {
                     let name = format!("web/web{}", self.row.strategy.servers() + 1);
                     balancers.cli(&["backend", "remove", &name, "--force"]).map(drop)
                 }
-                // The next event gets a new proxy.
+                // Nothing has to be undone, because the next event gets a new proxy.
                 Some(Front::Proxy(_)) | None => Ok(()),
             },
             Event::Weight => self.weigh(false),
@@ -285,7 +289,7 @@ impl Scene {
         }
     }
 
-    /// Whether a session survives without an event.
+    /// Whether a session survives if no event happens.
     fn sessions_last(&self) -> bool {
         self.row.front != Kind::Spread || matches!(self.row.strategy.home(), Home::Client)
     }
@@ -297,7 +301,7 @@ impl Scene {
         }
     }
 
-    /// Waits until the front has noticed a server's state.
+    /// Waits until the front has noticed the state of a server.
     fn notice(&self, number: u16, state: &str) -> Result<()> {
         match &self.front {
             Some(Front::Balancers(balancers)) => balancers.wait_state(number, state),
@@ -376,7 +380,7 @@ impl Drop for Scene {
     }
 }
 
-/// The backend that an event affects.
+/// The number of the backend that an event affects.
 const fn concerned(event: Event) -> Option<u16> {
     match event {
         Event::DrainOver | Event::Drain => Some(DRAINED),

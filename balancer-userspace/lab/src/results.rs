@@ -1,4 +1,4 @@
-//! Stores results in a directory with a file for each cell, so that an interrupted run can continue.
+//! Stores results in a directory, with a file for each event and row, so that an interrupted run can continue.
 
 use std::{
     fs,
@@ -9,17 +9,18 @@ use anyhow::{Context as _, Result};
 
 use super::{cell::Cell, event::Event, row::Row};
 
-/// The directory of a run.
+/// The directory in which a run stores its results.
 #[derive(Clone, Debug)]
 pub(crate) struct Results {
     directory: PathBuf,
 }
 
 impl Results {
-    /// Opens a directory of results, and creates it if it is missing. With `fresh`, removes the cells of earlier runs.
+    /// Opens a directory of results, and creates it if it is missing. With `fresh`, the function removes the results of
+    /// earlier runs.
     ///
     /// # Errors
-    /// If the directory cannot be created or read.
+    /// Fails if the directory cannot be created or read.
     pub(crate) fn open(directory: &Path, fresh: bool) -> Result<Self> {
         let cells = directory.join("cells");
         fs::create_dir_all(&cells).with_context(|| cells.display().to_string())?;
@@ -32,18 +33,18 @@ impl Results {
         Ok(this)
     }
 
-    /// Returns the result of an event, if it exists.
+    /// Returns the stored result of an event for a row, if it exists.
     #[must_use]
     pub(crate) fn find(&self, row: Row, event: Event) -> Option<Cell> {
         let text = fs::read(self.path(row, event)).ok()?;
-        // The lab plays an event again if its result cannot be read.
+        // If a result cannot be read, the lab causes the event again.
         serde_json::from_slice(&text).ok()
     }
 
-    /// Stores a result, completely or not at all.
+    /// Stores a result, either completely or not at all.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Fails if the file cannot be written.
     pub(crate) fn keep(&self, cell: &Cell) -> Result<()> {
         let path = self.path(cell.row, cell.event);
         let draft = path.with_extension("draft");
@@ -51,16 +52,16 @@ impl Results {
         fs::rename(&draft, &path).with_context(|| path.display().to_string())
     }
 
-    /// All results of these rows, in their order.
+    /// Returns all results of these rows, in the order of the rows.
     #[must_use]
     pub(crate) fn cells(&self, rows: &[Row]) -> Vec<Cell> {
         rows.iter().flat_map(|&row| row.events().filter_map(move |event| self.find(row, event))).collect()
     }
 
-    /// Writes a file next to the cells and returns its path.
+    /// Writes a file beside the results, and returns its path.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Fails if the file cannot be written.
     pub(crate) fn write(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.directory.join(name);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -112,7 +113,7 @@ mod tests {
         results.keep(&cell(Event::Kill)).unwrap();
         results.keep(&cell(Event::Add)).unwrap();
         let row = cell(Event::Add).row;
-        // A file that is incomplete.
+        // The test writes an incomplete result.
         fs::write(directory.path().join("cells/node-memory.weight.json"), "{\"row\":").unwrap();
 
         let again = Results::open(directory.path(), false).unwrap();

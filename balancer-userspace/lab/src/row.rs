@@ -1,4 +1,4 @@
-//! Rows of the table: a strategy and the program in front of its servers.
+//! The rows of the results: a strategy, and the program in front of its servers.
 
 use balancer_common::map_types::Forwarding;
 use clap::ValueEnum;
@@ -10,34 +10,34 @@ use crate::{
     strategy::{Home, Strategy},
 };
 
-/// The program that chooses a server for a connection, and its rule.
+/// The program that chooses a server for each connection, with its rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Front {
-    /// The balancer, with memory.
+    /// The balancer, which remembers clients.
     Sticky,
-    /// The balancer with `nat`: replies also pass through it.
+    /// The balancer with `nat`, where replies also pass through the balancer.
     Nat,
-    /// The balancer with `snat`: servers see the balancer's address.
+    /// The balancer with `snat`, where servers see the balancer's address.
     Snat,
-    /// The balancer, with a rule `spread` for all clients.
+    /// The balancer with a rule `spread` for all clients.
     Spread,
-    /// nginx: `ip_hash`.
+    /// In nginx, the directive `ip_hash`.
     NginxIpHash,
-    /// nginx: `hash $remote_addr consistent`.
+    /// In nginx, the directive `hash $remote_addr consistent`.
     NginxConsistent,
-    /// nginx: a cookie that names the server, like `sticky` of its commercial edition.
+    /// A cookie that names the server, in nginx, similar to `sticky` in nginx's commercial edition.
     NginxCookie,
-    /// `HAProxy`: `balance source`, `hash-type consistent`.
+    /// In `HAProxy`, the directive `balance source` with `hash-type consistent`.
     HaproxySource,
-    /// `HAProxy`: a stick table of sources.
+    /// A stick table in `HAProxy` that contains source addresses.
     HaproxyTable,
-    /// `HAProxy`: `cookie insert`.
+    /// In `HAProxy`, the directive `cookie insert`.
     HaproxyCookie,
 }
 
 impl Front {
-    /// The rule, if the program is nginx or HAProxy.
+    /// The rule by which nginx or HAProxy chooses a server; `None` for the balancer.
     pub(crate) const fn rule(self) -> Option<Rule> {
         match self {
             Self::Sticky | Self::Nat | Self::Snat | Self::Spread => None,
@@ -78,7 +78,7 @@ impl Front {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat)
     }
 
-    /// The forwarding mode, if the program is the balancer.
+    /// The forwarding mode of the balancer; the default mode for other programs.
     pub(crate) const fn forwarding(self) -> Forwarding {
         match self {
             Self::Nat => Forwarding::Nat,
@@ -88,17 +88,17 @@ impl Front {
     }
 }
 
-/// A row.
+/// A row of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Row {
-    /// The servers.
+    /// The strategy of the servers, which tells where sessions are stored.
     pub strategy: Strategy,
     /// The program in front of the servers.
     pub front: Front,
 }
 
 impl Row {
-    /// Every row, in the order of the table.
+    /// Returns every row, in the order of the results.
     #[must_use]
     pub fn all() -> Vec<Self> {
         let sticky = |&strategy: &Strategy| Self { strategy, front: Front::Sticky };
@@ -113,7 +113,7 @@ impl Row {
         rows
     }
 
-    /// The row's name in files: `node-memory`, `node-memory.spread`.
+    /// The name of the row in file names, such as `node-memory` or `node-memory.spread`.
     #[must_use]
     pub fn id(self) -> String {
         let name =
@@ -125,7 +125,7 @@ impl Row {
         format!("{strategy}.{}", name(self.front.to_possible_value()))
     }
 
-    /// The row's name for people.
+    /// The name of the row for human readers.
     #[must_use]
     pub fn title(self) -> String {
         let strategy = self.strategy.title();
@@ -138,7 +138,7 @@ impl Row {
         }
     }
 
-    /// Whether an event can affect this row in an interesting way.
+    /// Whether the lab causes this event for this row.
     #[must_use]
     pub fn has(self, event: Event) -> bool {
         if self.strategy.is_growth() {
@@ -173,7 +173,7 @@ impl Row {
         }
     }
 
-    /// Returns the row's events, in the order in which they are played.
+    /// Returns the events for this row, in the order in which the lab causes them.
     pub fn events(self) -> impl Iterator<Item = Event> {
         Event::ALL.into_iter().filter(move |&event| self.has(event))
     }

@@ -1,4 +1,4 @@
-//! Finds programs and files of the parts, and says how to install missing ones.
+//! Finds the programs and files that the lab needs, and explains how to install those that are missing.
 
 use std::{
     env, fs,
@@ -17,12 +17,12 @@ pub(crate) mod own {
     pub(crate) const TOMCAT_PAGE: &str = include_str!("../parts/tomcat/session.jsp");
     pub(crate) const TOMCAT_APPLICATION: &str = include_str!("../parts/tomcat/web.xml");
     pub(crate) const TABLES: &str = include_str!("../parts/sessions.sql");
-    /// The application's packages, which npm installs.
+    /// The list of the Node application's packages, which npm installs.
     pub(super) const NODE_PACKAGE: &str = include_str!("../parts/node/package.json");
 }
 
-/// The directory in which npm has installed the Node servers' packages: `asked`, or the directory that a checkout's
-/// set-up uses.
+/// Returns the directory in which npm has installed the packages of the Node servers: `asked`, or the directory that
+/// the set-up of a checkout uses.
 pub(crate) fn node_modules(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = asked {
         let path = path.canonicalize().with_context(|| path.display().to_string())?;
@@ -39,7 +39,7 @@ pub(crate) fn node_modules(asked: Option<&Path>) -> Result<PathBuf> {
     })
 }
 
-/// How to install the Node servers' packages.
+/// Explains how to install the packages of the Node servers.
 fn npm_install() -> String {
     let package: serde_json::Value = serde_json::from_str(own::NODE_PACKAGE).unwrap_or_default();
     let wanted = package["dependencies"].as_object().into_iter().flatten();
@@ -48,7 +48,7 @@ fn npm_install() -> String {
     format!("`npm install --prefix DIRECTORY {}`, and --node-modules DIRECTORY/node_modules", wanted.join(" "))
 }
 
-/// `PostgreSQL`'s programs.
+/// Finds a program of `PostgreSQL`.
 pub(crate) fn postgres(program: &str) -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = versions.map(|entry| entry.path().join("bin").join(program)).collect();
@@ -57,7 +57,7 @@ pub(crate) fn postgres(program: &str) -> Result<PathBuf> {
     found.pop().with_context(|| missing(program, "postgresql"))
 }
 
-/// The newest `php-fpm`.
+/// Finds the newest installed `php-fpm`.
 pub(crate) fn php_fpm() -> Result<PathBuf> {
     let entries = fs::read_dir("/usr/sbin").into_iter().flatten().flatten();
     let name = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("php-fpm"));
@@ -66,7 +66,7 @@ pub(crate) fn php_fpm() -> Result<PathBuf> {
     found.pop().with_context(|| missing("php-fpm", "php-fpm"))
 }
 
-/// Returns an error if a part of a row is missing.
+/// Fails if a program or file that a row needs is missing.
 pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -> Result<()> {
     for event in events {
         let routing = match event {
@@ -93,7 +93,7 @@ pub(crate) fn ensure_parts(row: Row, events: &[Event], modules: Option<&Path>) -
     }
 }
 
-/// Whether the strategy's servers are Node's.
+/// Whether the servers of the strategy run Node.
 pub(crate) const fn is_node(strategy: Strategy) -> bool {
     matches!(
         strategy,
@@ -108,7 +108,7 @@ pub(crate) const fn is_node(strategy: Strategy) -> bool {
     )
 }
 
-/// Whether the strategy's servers are PHP's.
+/// Whether the servers of the strategy run PHP.
 pub(crate) const fn is_php(strategy: Strategy) -> bool {
     matches!(
         strategy,
@@ -116,7 +116,7 @@ pub(crate) const fn is_php(strategy: Strategy) -> bool {
     )
 }
 
-/// The required programs and their packages.
+/// The programs that a strategy requires, with their Debian packages.
 fn programs(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     let mut programs = Vec::new();
     if is_node(strategy) {
@@ -140,7 +140,7 @@ fn programs(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     programs
 }
 
-/// The required files and their packages.
+/// The files that a strategy requires, with their Debian packages.
 fn files(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     let mut files = Vec::new();
     if !is_node(strategy) && !is_php(strategy) {
@@ -155,7 +155,7 @@ fn files(strategy: Strategy) -> Vec<(&'static str, &'static str)> {
     files
 }
 
-/// The file of `PostgreSQL`'s driver for Java.
+/// The path of the file with `PostgreSQL`'s driver for Java.
 pub(crate) const JDBC: &str = "/usr/share/java/postgresql.jar";
 
 fn program(name: &str, package: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The stores in which servers keep sessions: Redis, memcached, `PostgreSQL`, and the programs for their high
+//! The stores in which web servers keep sessions: Redis, memcached, `PostgreSQL`, and the programs for their high
 //! availability.
 
 use std::{
@@ -24,25 +24,25 @@ pub(crate) const REDIS: u16 = 6379;
 pub(crate) const SENTINEL: u16 = 26379;
 pub(crate) const MEMCACHED: u16 = 11211;
 pub(crate) const POSTGRES: u16 = 5432;
-/// The size of a memcached, in megabytes.
+/// The memory limit of a memcached server, in megabytes.
 const MEGABYTES: usize = 16;
-/// The size of a value for filling memory, in bytes.
+/// The size in bytes of each value with which the lab fills a store's memory.
 const JUNK: usize = 500_000;
-/// How long a store may take to answer.
+/// The maximum time to wait for a store's answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The kind of a host, by its program.
+/// The kind of store that a host runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Redis,
     Replica,
     Memcached,
     Postgres,
-    /// No store.
+    /// The host runs no store.
     Nothing,
 }
 
-/// The number of store hosts of a strategy.
+/// The number of store hosts that a strategy needs.
 pub(crate) const fn hosts_of(strategy: Strategy) -> u8 {
     match strategy {
         Strategy::NodeRedisSentinel | Strategy::NodeRedisHaproxy => 3,
@@ -68,17 +68,17 @@ const fn kinds(strategy: Strategy) -> &'static [Kind] {
     }
 }
 
-/// Running stores.
+/// The running stores of a strategy.
 #[derive(Debug)]
 pub(crate) struct Stores {
     strategy: Strategy,
     stores: Vec<Option<Part>>,
-    /// Sentinels, proxies and similar programs.
+    /// The running sentinels, proxies and similar programs.
     helpers: Vec<Part>,
 }
 
 impl Stores {
-    /// Starts the strategy's stores, and waits until they are ready.
+    /// Starts the stores of a strategy, and waits until they are ready.
     pub(crate) fn start(strategy: Strategy, hosts: &Hosts) -> Result<Self> {
         let mut this = Self { strategy, stores: Vec::new(), helpers: Vec::new() };
         for (index, &kind) in kinds(strategy).iter().enumerate() {
@@ -101,7 +101,7 @@ impl Stores {
         Ok(this)
     }
 
-    /// Returns the addresses for the servers' configurations, as `HOST:PORT`.
+    /// Returns the addresses of stores for the configurations of web servers, as `HOST:PORT`.
     pub(crate) fn endpoints(&self, hosts: &Hosts) -> Vec<String> {
         let at = |port: u16| hosts.stores.iter().map(|store| format!("{}:{port}", store.address)).collect();
         match self.strategy {
@@ -119,7 +119,7 @@ impl Stores {
         let slot = self.stores.first_mut().context("there is no store")?;
         if let Some(part) = slot {
             if kinds(self.strategy).first() == Some(&Kind::Postgres) {
-                // "Fast" shutdown: PostgreSQL does not wait for its clients.
+                // The signal requests a "fast" shutdown: PostgreSQL does not wait for its clients.
                 part.signal_alone(nix::sys::signal::Signal::SIGINT)?;
             }
             part.stop()?;
@@ -129,13 +129,13 @@ impl Stores {
         Ok(())
     }
 
-    /// Kills the first store.
+    /// Kills the process of the first store.
     pub(crate) fn kill(&mut self) -> Result<()> {
         let mut part = self.stores.first_mut().and_then(Option::take).context("there is no store")?;
         part.kill()
     }
 
-    /// Fills the stores, or frees their memory.
+    /// Fills the memory of the stores, or frees it.
     pub(crate) fn fill(&self, hosts: &Hosts, full: bool) -> Result<()> {
         for (kind, store) in kinds(self.strategy).iter().zip(&hosts.stores) {
             match kind {
@@ -235,7 +235,7 @@ impl Stores {
             part.wait("answering", || ask(store, SENTINEL, &["PING"]).is_ok_and(|said| said == "+PONG"))?;
             self.helpers.push(part);
         }
-        // For a failover, the sentinels must know each other and the replica.
+        // The sentinels can fail over only after they have found each other and the replica.
         for store in &hosts.stores {
             let last = self.helpers.last_mut().context("no sentinel")?;
             let known = |line: &str| line.contains("slaves=1,sentinels=3");
@@ -272,7 +272,7 @@ impl Stores {
         for (index, store) in hosts.stores.iter().enumerate() {
             let config = hosts.files().join(format!("redis-keepalived{}.conf", index + 1));
             let (own, other) = (store.address, hosts.stores[1 - index].address);
-            // The promoted store stays primary, because the old primary has missed changes.
+            // The promoted store stays the primary, because the previous primary has missed changes.
             let text = format!(
                 "global_defs {{\n script_user root\n}}\nvrrp_script redis {{\n script \"{}\"\n interval 1\n timeout 3\n fall 2\n \
                  rise 1\n}}\nvrrp_instance redis {{\n state BACKUP\n nopreempt\n interface eth0\n virtual_router_id 52\n \
@@ -305,7 +305,7 @@ fn script(path: &Path, text: &str) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| path.display().to_string())
 }
 
-/// Sends lines to a store and returns the first line of the answer.
+/// Sends lines to a store, and returns the first line of the answer.
 fn ask(store: &StoreHost, port: u16, lines: &[&str]) -> Result<String> {
     let target = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
     store.namespace.run_in_thread(|| -> Result<String> {
@@ -341,7 +341,7 @@ fn redis_info_at(store: &StoreHost, port: u16) -> Result<String> {
     })?
 }
 
-/// Stores twice as much as fits.
+/// Stores twice as much data as fits into the store's memory.
 fn flood(store: &StoreHost) -> Result<()> {
     let target = SocketAddr::new(IpAddr::from([127, 0, 0, 1]), MEMCACHED);
     store.namespace.run_in_thread(|| -> Result<()> {
@@ -358,7 +358,7 @@ fn flood(store: &StoreHost) -> Result<()> {
     })?
 }
 
-/// Runs the rest of the line as the database's user.
+/// The arguments of `setpriv` that make the following command run as the database's user.
 const UNPRIVILEGED: [&str; 4] = ["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"];
 
 fn make_database(host: &Namespace, directory: &Path) -> Result<()> {

@@ -1,74 +1,74 @@
-//! The ways of keeping sessions.
+//! The strategies by which web servers store sessions.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// The server program, and where it keeps sessions.
+/// The program of the web servers, and where it stores sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// Node and Express: `MemoryStore`.
+    /// Sessions in the memory of Node with Express: `MemoryStore`.
     NodeMemory,
-    /// Tomcat: `StandardManager`.
+    /// Sessions in the memory of Tomcat: `StandardManager`.
     TomcatMemory,
-    /// PHP-FPM: files of each server.
+    /// Sessions of PHP-FPM in files of each server.
     PhpFiles,
-    /// Tomcat without cookies: the session's id is in the URL.
+    /// Sessions in the memory of Tomcat, without cookies: the URL contains the session's id.
     TomcatUrl,
-    /// Tomcat: `DeltaManager`, every session on every server.
+    /// Sessions on every server of a Tomcat cluster: `DeltaManager`.
     TomcatDelta,
-    /// `DeltaManager` with three servers.
+    /// Tomcat's `DeltaManager` with three servers.
     TomcatDelta3,
-    /// `DeltaManager` with six servers.
+    /// Tomcat's `DeltaManager` with six servers.
     TomcatDelta6,
-    /// `DeltaManager` with nine servers.
+    /// Tomcat's `DeltaManager` with nine servers.
     TomcatDelta9,
-    /// Tomcat: `BackupManager`, every session on one other server.
+    /// Sessions of Tomcat with a copy on one other server: `BackupManager`.
     TomcatBackup,
-    /// Tomcat: `PersistentManager`, with a copy in a directory that all servers share.
+    /// Sessions of Tomcat with a copy in a directory that all servers share: `PersistentManager`.
     TomcatFile,
-    /// PHP: two memcached servers with a replica of each session, and locking.
+    /// Sessions of PHP in two memcached servers, with a replica of each session, and with locking.
     PhpMemcachedReplicas,
-    /// PHP: one memcached server.
+    /// Sessions of PHP in one memcached server.
     PhpMemcached,
-    /// PHP: Redis.
+    /// Sessions of PHP in Redis.
     PhpRedis,
-    /// Node: `connect-redis`.
+    /// Sessions of Node in Redis: `connect-redis`.
     NodeRedis,
-    /// Node: `connect-redis`; Redis with a replica, under Sentinel.
+    /// Sessions of Node in Redis with a replica, which Sentinel supervises: `connect-redis`.
     NodeRedisSentinel,
-    /// Node: `connect-redis`; Redis with a replica, reached through `HAProxy`.
+    /// Sessions of Node in Redis with a replica, which servers reach through `HAProxy`: `connect-redis`.
     NodeRedisHaproxy,
-    /// Node: `connect-redis`; Redis with a replica, whose address keepalived moves.
+    /// Sessions of Node in Redis with a replica, whose address keepalived moves: `connect-redis`.
     NodeRedisKeepalived,
-    /// Tomcat: `PersistentManager` with `DataSourceStore`, in `PostgreSQL`.
+    /// Sessions of Tomcat in `PostgreSQL`: `PersistentManager` with `DataSourceStore`.
     TomcatPostgres,
-    /// Node: `connect-pg-simple`, in `PostgreSQL`.
+    /// Sessions of Node in `PostgreSQL`: `connect-pg-simple`.
     NodePostgres,
-    /// Node: `cookie-session`, signed.
+    /// Sessions of Node in signed cookies: `cookie-session`.
     NodeCookie,
-    /// Node: `client-sessions`, encrypted.
+    /// Sessions of Node in encrypted cookies: `client-sessions`.
     NodeEncryptedCookie,
 }
 
-/// Where a strategy keeps sessions, which decides how failures affect them.
+/// The location of sessions, which determines how failures affect the sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Home {
-    /// On one server.
+    /// Each session is on one web server.
     OneServer,
-    /// On several servers, which exchange sessions.
+    /// Each session is on several web servers, which exchange sessions.
     Servers,
-    /// In one store outside the servers.
+    /// The sessions are in one store, and not on the web servers.
     Store,
-    /// In several stores.
+    /// The sessions are in several stores, and not on the web servers.
     Stores,
-    /// At the client.
+    /// The client stores the session itself.
     Client,
 }
 
 impl Strategy {
-    /// Returns the server program and its way of keeping sessions.
+    /// Returns the title of the strategy: the program of the web servers, and where it stores sessions.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -96,7 +96,7 @@ impl Strategy {
         }
     }
 
-    /// Where the sessions are.
+    /// Returns the location of the strategy's sessions.
     #[must_use]
     pub const fn home(self) -> Home {
         match self {
@@ -132,19 +132,19 @@ impl Strategy {
         }
     }
 
-    /// The number of additional servers that run and can be added.
+    /// The number of additional web servers that run, so that an event can add them.
     #[must_use]
     pub const fn spares(self) -> u16 {
         if self.is_growth() { 0 } else { 1 }
     }
 
-    /// Whether the strategy only shows the cost of more servers.
+    /// Whether the lab uses the strategy only to show the cost of more servers.
     #[must_use]
     pub const fn is_growth(self) -> bool {
         matches!(self, Self::TomcatDelta3 | Self::TomcatDelta6 | Self::TomcatDelta9)
     }
 
-    /// Whether the lab plays all events with another strategy that has the same home.
+    /// Whether another strategy with the same location of sessions represents this strategy in all events.
     #[must_use]
     pub const fn is_variation(self) -> bool {
         matches!(
@@ -163,7 +163,7 @@ impl Strategy {
         )
     }
 
-    /// Whether the lab plays events of balancers with this strategy, for all strategies that have the same home.
+    /// Whether this strategy represents all strategies with the same location of sessions, in events at balancers.
     #[must_use]
     pub const fn stands_for_its_kind(self) -> bool {
         matches!(
@@ -172,19 +172,19 @@ impl Strategy {
         )
     }
 
-    /// Whether clients refuse cookies.
+    /// Whether the clients of this strategy refuse cookies.
     #[must_use]
     pub const fn refuses_cookies(self) -> bool {
         matches!(self, Self::TomcatUrl)
     }
 
-    /// Whether a store exists that can be restarted, cut off or filled.
+    /// Whether there is a store that the lab can restart, disconnect or fill.
     #[must_use]
     pub const fn has_store(self) -> bool {
         matches!(self.home(), Home::Store | Home::Stores) && !matches!(self, Self::TomcatFile)
     }
 
-    /// Whether the store can be full.
+    /// Whether the lab can fill the store.
     #[must_use]
     pub const fn store_can_be_full(self) -> bool {
         self.has_store() && !matches!(self, Self::TomcatPostgres | Self::NodePostgres)

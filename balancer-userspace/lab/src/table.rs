@@ -1,10 +1,10 @@
-//! Formats results as text.
+//! Formats results as text tables.
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::cell::Cell;
 
-/// The headings of the columns after row and event.
+/// The headings of the columns that follow row and event.
 const COLUMNS: [&str; 9] = [
     "survived",
     "own",
@@ -17,7 +17,7 @@ const COLUMNS: [&str; 9] = [
     "store",
 ];
 
-/// A table with a line for each cell.
+/// Formats a table with one line for each result.
 #[must_use]
 pub(crate) fn text(cells: &[Cell]) -> String {
     let mut table = Table::new();
@@ -34,7 +34,7 @@ pub(crate) fn text(cells: &[Cell]) -> String {
     table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
-/// A line for one cell, while the lab runs.
+/// Formats a line for one result, which the lab prints while it runs.
 #[must_use]
 pub(crate) fn line(cell: &Cell) -> String {
     let [survived, own, nat, failed, p50, p99, moved, servers, store] = figures(cell);
@@ -60,7 +60,7 @@ fn figures(cell: &Cell) -> [String; 9] {
     ]
 }
 
-/// Formats a percentage briefly, but writes 0% and 100% only for exact values.
+/// Formats a percentage briefly; 0% and 100% appear only for exact values.
 #[must_use]
 pub(crate) fn percent(value: f64) -> String {
     let whole = value.fract().abs() < f64::EPSILON;

@@ -1,4 +1,4 @@
-//! Computes figures from the clients' requests.
+//! Computes figures from the requests of clients.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,53 +7,53 @@ use super::{
     client::Verdict,
 };
 
-/// A finished request.
+/// A request that has finished, with its result.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Seen {
-    /// The client's number.
+    /// The number of the client.
     pub(crate) client: u16,
     /// The number of the client's address.
     pub(crate) address: u16,
-    /// The start of the request, in seconds since a fixed time.
+    /// The start of the request, in seconds since a fixed point in time.
     pub(crate) begin: f64,
-    /// The duration, in seconds.
+    /// The duration of the request in seconds.
     pub(crate) took: f64,
     /// The result of the request.
     pub(crate) verdict: Verdict,
-    /// The server that answered.
+    /// The server that answered the request.
     pub(crate) server: Option<String>,
 }
 
-/// The effects of an event, as clients saw them.
+/// The effects of an event, as clients observed them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tally {
-    /// The sessions of clients that each have their own address.
+    /// The sessions of clients that have their own address each.
     pub(crate) own: Sessions,
-    /// The sessions of clients that share an address.
+    /// The sessions of clients that share one address.
     pub(crate) nat: Sessions,
     /// The sessions of clients that were not at the affected backend.
     pub(crate) elsewhere: Sessions,
-    /// The number of requests.
+    /// The number of requests during the observation.
     pub(crate) requests: u64,
     /// The number of failed requests.
     pub(crate) failed: u64,
     /// The latency of answered requests.
     pub(crate) latency: Latency,
-    /// The number of moves of addresses, or of clients, from one server to another.
+    /// The number of times that an address, or a client, moved from one server to another.
     pub(crate) moved: u64,
 }
 
-/// The unit of clients that move together.
+/// The unit in which the lab counts moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
-    /// All clients of an address together.
+    /// The lab counts moves of addresses, because all clients of an address move together.
     Address,
-    /// Each client by itself.
+    /// The lab counts moves of clients, because each client moves independently.
     Client,
 }
 
-/// Computes the figures. `before` says where each client's session was before the event; `concerned` is the affected
-/// backend.
+/// Computes the effects of an event. `before` contains the server of each client's session before the event, and
+/// `concerned` is the backend that the event affects.
 #[must_use]
 pub(crate) fn tally(
     seen: &[Seen],
@@ -86,7 +86,7 @@ pub(crate) fn tally(
     tally
 }
 
-/// The fate of a session.
+/// The effects of an event on a session.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     lost: bool,
@@ -110,7 +110,7 @@ impl Fate {
     }
 }
 
-/// The addresses of more than one client.
+/// Returns the addresses that more than one client has.
 fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
     let (mut once, mut more) = (BTreeSet::new(), BTreeSet::new());
     for (address, _) in before.values() {
@@ -121,7 +121,8 @@ fn shared(before: &BTreeMap<u16, (u16, String)>) -> BTreeSet<u16> {
     more
 }
 
-/// Counts moves in the order in which connections began, because the balancer steers them then.
+/// Counts moves in the order in which connections began, because the balancer chooses the backend at the start of a
+/// connection.
 fn moves(seen: &[Seen], before: &BTreeMap<u16, (u16, String)>, unit: Unit) -> u64 {
     let of = |client, address| if unit == Unit::Address { address } else { client };
     let mut at: BTreeMap<u16, &str> =
@@ -142,7 +143,7 @@ fn latency(seen: &[Seen]) -> Latency {
     let mut took: Vec<f64> = seen.iter().filter(|seen| seen.verdict != Verdict::Failed).map(|seen| seen.took).collect();
     took.sort_by(f64::total_cmp);
     let at = |share: f64| {
-        // The smallest value that at least this share does not exceed.
+        // The rank of the smallest value such that at least this share of all values is not larger.
         let rank = (share * took.len() as f64).ceil() as usize;
         took.get(rank.saturating_sub(1)).copied().unwrap_or(0.0) * 1e3
     };
@@ -191,7 +192,7 @@ mod tests {
     fn when_answers_of_one_address_cross_then_it_still_moves_once() {
         let before = before(&[(1, 9, "web1"), (2, 9, "web1")]);
         let all = [
-            // Answered last, but steered first.
+            // The answer to this request arrived last, but its connection began first.
             seen(2, 9, 1.0, Verdict::Lost, "web2"),
             seen(1, 9, 0.9, Verdict::Continued, "web1"),
             seen(1, 9, 1.9, Verdict::Lost, "web2"),

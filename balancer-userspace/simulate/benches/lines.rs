@@ -1,4 +1,4 @@
-//! Measures how fast the reader parses and counts lines of each format.
+//! Measures how fast the reader parses lines of each format and counts clients.
 
 #![expect(clippy::unwrap_used, reason = "nothing is measured where something fails")]
 
@@ -11,10 +11,10 @@ use balancer_simulate::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-/// The number of lines in a log.
+/// The number of lines in each log.
 const LINES: u32 = 1_000_000;
 
-/// A log with 100 lines per client, on average.
+/// Makes a log with 100 lines per client on average.
 fn log(line: impl Fn(&mut String, [u8; 4], u32)) -> String {
     let mut log = String::new();
     let mut state = 1u32;

@@ -1,12 +1,12 @@
-//! Addresses in the notation of logs.
+//! Parses addresses in the notation of logs.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str,
 };
 
-/// Reads an address, such as `203.0.113.7`, `2001:db8::7`, `[2001:db8::7]` or `fe80::1%eth0`. An IPv4 address that is
-/// written as an IPv6 address (`::ffff:203.0.113.7`) is the IPv4 address.
+/// Parses an address, such as `203.0.113.7`, `2001:db8::7`, `[2001:db8::7]` or `fe80::1%eth0`. The function converts an
+/// IPv4-mapped IPv6 address (`::ffff:203.0.113.7`) to the IPv4 address.
 pub(crate) fn parse(text: &[u8]) -> Option<IpAddr> {
     if let Some(address) = v4(text) {
         return Some(IpAddr::V4(address.into()));
@@ -17,7 +17,7 @@ pub(crate) fn parse(text: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Reads an address that may have a port: `203.0.113.7:50000`, `[2001:db8::7]:50000`.
+/// Parses an address that may be followed by a port: `203.0.113.7:50000` or `[2001:db8::7]:50000`.
 pub(crate) fn with_port(text: &[u8]) -> Option<IpAddr> {
     parse(text).or_else(|| {
         let colon = memchr::memrchr(b':', text)?;
@@ -25,7 +25,7 @@ pub(crate) fn with_port(text: &[u8]) -> Option<IpAddr> {
     })
 }
 
-/// The first address of the address's prefix of that length, by family.
+/// Masks an address to the prefix length of its address family.
 pub(crate) fn masked(address: IpAddr, v4: u8, v6: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
@@ -39,7 +39,7 @@ pub(crate) fn masked(address: IpAddr, v4: u8, v6: u8) -> IpAddr {
     }
 }
 
-/// Parses four numbers of one to three digits, and nothing else.
+/// Parses a text of exactly four numbers, each of one to three digits.
 fn v4(text: &[u8]) -> Option<u32> {
     if text.len() > 15 {
         return None;

@@ -1,4 +1,4 @@
-//! Counts the clients of a log.
+//! Counts the clients that occur in a log.
 
 use std::{
     io::{self, Read},
@@ -15,41 +15,42 @@ use crate::{
     lines::{Lines, Piece},
 };
 
-/// The shown length of an unreadable line.
+/// The maximum number of characters that a message quotes from an unreadable line.
 const SHOWN: usize = 120;
 
-/// The data kept for an address.
+/// The counts of an address in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Client {
-    /// The number of the address's requests in the log.
+    /// The number of requests from the address.
     pub requests: u32,
-    /// The time of the last request, in seconds since 1970; 0 if the log has no times.
+    /// The time of the last request from the address, in seconds since 1970; 0 if the log contains no times.
     pub last: u32,
-    /// One bit for each user agent, by its hash. Two user agents share a bit once in 32 times.
+    /// A bit set with one bit for each user agent of the address, chosen by a hash of the user agent. Two user agents
+    /// have the same bit with a probability of 1/32.
     agents: u32,
 }
 
 impl Client {
-    /// Whether the client's requests have several user agents.
+    /// Whether requests with several user agents came from the address.
     #[must_use]
     pub const fn has_several_agents(&self) -> bool {
         self.agents.count_ones() > 1
     }
 }
 
-/// A line that the reader could not read.
+/// A line that the reader could not parse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The line's number in its file, from 1, without empty lines.
+    /// The number of the line in its file, counted from 1; empty lines do not count.
     pub line: u64,
     /// The beginning of the line.
     pub text: String,
 }
 
-/// The numbers of readable and unreadable lines of a file.
+/// The numbers of parsed and of unreadable lines in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Lines that are not empty.
+    /// The number of lines that are not empty.
     pub lines: u64,
     /// The number of unreadable lines.
     pub unreadable: u64,
@@ -57,28 +58,28 @@ pub struct Tally {
     pub first: Option<Unreadable>,
 }
 
-/// The clients of one log or several.
+/// The clients in one or several logs.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
     v4: HashMap<u32, Client>,
     v6: HashMap<u128, Client>,
-    /// Requests of all clients.
+    /// The number of requests of all clients.
     pub requests: u64,
-    /// The earliest and the latest time, in seconds since 1970; `None` if the log has no times.
+    /// The earliest and the latest time in the logs, in seconds since 1970; `None` if the logs contain no times.
     pub times: Option<(u32, u32)>,
-    /// The pauses between a client's requests.
+    /// The pauses between successive requests of the same client.
     pub gaps: Gaps,
-    /// Whether some line has a user agent.
+    /// Whether at least one line contains a user agent.
     pub has_agents: bool,
-    /// The number of requests without a time.
+    /// The number of requests whose lines contain no time.
     pub timeless: u64,
 }
 
 impl Census {
-    /// Counts the clients of the lines that `reader` can read.
+    /// Counts the clients in those lines that `reader` can parse.
     ///
     /// # Errors
-    /// If the log cannot be read.
+    /// Fails if the log cannot be read.
     pub fn read(&mut self, lines: Lines<impl Read>, reader: &mut Reader) -> io::Result<Tally> {
         let mut tally = Tally::default();
         lines.each(|piece| {
@@ -98,7 +99,7 @@ impl Census {
         Ok(tally)
     }
 
-    /// Counts one line.
+    /// Counts the requests of one line.
     pub fn count(&mut self, hit: &Hit<'_>) {
         let client = match hit.address {
             IpAddr::V4(address) => self.v4.entry(address.to_bits()).or_default(),
@@ -108,14 +109,14 @@ impl Census {
         self.requests += u64::from(hit.requests);
         if let Some(agent) = hit.agent {
             self.has_agents = true;
-            // A fixed seed, so that each run gives the same result.
+            // The seed of the hash is fixed, so that each run gives the same result.
             client.agents |= 1 << (FixedState::default().hash_one(agent) % 32);
         }
         let Some(at) = hit.at.and_then(|at| u32::try_from(at).ok()).filter(|&at| at > 0) else {
             self.timeless += u64::from(hit.requests);
             return;
         };
-        // Servers write lines when requests end, so times sometimes go back.
+        // Servers write a line when the request ends, so a line may have an earlier time than the line before it.
         if client.last != 0 && at > client.last {
             self.gaps.count(at - client.last);
         }
@@ -124,21 +125,22 @@ impl Census {
         self.times = Some((first.min(at), last.max(at)));
     }
 
-    /// All clients, in no particular order.
+    /// Returns all clients with their addresses, in no particular order.
     pub fn clients(&self) -> impl Iterator<Item = (IpAddr, Client)> {
         let v4 = self.v4.iter().map(|(&bits, &client)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), client));
         let v6 = self.v6.iter().map(|(&bits, &client)| (IpAddr::V6(Ipv6Addr::from_bits(bits)), client));
         v4.chain(v6)
     }
 
-    /// The numbers of IPv4 and of IPv6 addresses.
+    /// The number of IPv4 addresses and the number of IPv6 addresses.
     #[must_use]
     pub fn addresses(&self) -> (u64, u64) {
         (self.v4.len() as u64, self.v6.len() as u64)
     }
 }
 
-/// The beginning of a line, without control characters that a client may have sent, for a terminal.
+/// Returns the beginning of a line in a form that is safe for terminals, without control characters that a client may
+/// have sent.
 #[must_use]
 pub fn shown(line: &[u8]) -> String {
     let start = line.get(..SHOWN).unwrap_or(line);
@@ -151,14 +153,14 @@ pub fn shown(line: &[u8]) -> String {
 /// The numbers of addresses and requests of a network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// The number of the network's addresses in the log.
+    /// The number of addresses in the network that occur in the log.
     pub addresses: u64,
-    /// The number of their requests.
+    /// The number of requests from addresses in the network.
     pub requests: u64,
 }
 
 impl Census {
-    /// Returns the networks of these prefix lengths.
+    /// Returns the networks with these prefix lengths (IPv4, IPv6), with their counts.
     #[must_use]
     pub fn networks(&self, v4: u8, v6: u8) -> HashMap<IpAddr, Network> {
         let mut networks = HashMap::new();

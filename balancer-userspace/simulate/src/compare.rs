@@ -1,4 +1,4 @@
-//! Compares where the clients of a log go under each rule, before and after each change.
+//! Compares which servers the clients in a log get under each rule, before and after each change.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -14,16 +14,16 @@ use crate::{
     suggest, time,
 };
 
-/// The number of prefixes in the list.
+/// The maximum number of prefixes that the report lists.
 const LISTED: usize = 10;
 
-/// How long a client counts as active if the service remembers none: the usual time.
+/// The time for which a client counts as active if the service remembers no clients: the default of `remember`.
 const USUAL_REMEMBER: Duration = Duration::from_secs(3 * 3_600);
 
-/// Makes a report on a log for a service and for changes to this service.
+/// Makes the report about a log, for a service and for changes of the service.
 ///
 /// # Errors
-/// If the controller refuses a change.
+/// Fails if the controller would refuse a change.
 pub fn report(
     (census, log): (&Census, Log),
     (product, service): (&Product, &ServiceConfig),
@@ -69,7 +69,7 @@ pub fn report(
     })
 }
 
-/// The rules to compare.
+/// The rules that the report compares.
 fn rules(configured: ClientPrefix) -> Vec<Rule> {
     let mut prefixes = vec![configured];
     for other in [ClientPrefix { v4: 32, v6: 64 }, ClientPrefix { v4: 24, v6: 56 }] {
@@ -83,14 +83,14 @@ fn rules(configured: ClientPrefix) -> Vec<Rule> {
     others.chain(prefixes.iter().map(balancer(false))).chain(spread).collect()
 }
 
-/// The servers under a rule.
+/// The servers that clients get under a rule.
 struct Site<'a> {
     rule: Rule,
     servers: &'a Servers,
     classics: Classics<'a>,
     product: &'a Product,
     table: Table,
-    /// Clients whose connections the balancer spreads.
+    /// The clients whose connections the balancer spreads.
     spread: Vec<IpAddr>,
 }
 
@@ -105,7 +105,7 @@ impl<'a> Site<'a> {
         Self { rule, servers, classics: servers.classics(), product, table: product.table(), spread }
     }
 
-    /// The server of a client; `None` if the client has no fixed server.
+    /// The server that a client gets under the rule; `None` if the client has no fixed server.
     fn server(&self, client: IpAddr) -> Option<&str> {
         match self.rule {
             Rule::NginxIpHash => self.classics.ip_hash(client),
@@ -166,7 +166,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// The clients seen within `window` before the log's end, and how long before the end.
+/// The clients that were last seen within `window` before the end of the log, each with the time since then.
 fn active(census: &Census, window: Duration) -> Vec<(IpAddr, Duration)> {
     let Some((_, end)) = census.times else {
         return census.clients().map(|(address, _)| (address, Duration::ZERO)).collect();

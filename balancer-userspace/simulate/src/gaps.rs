@@ -1,11 +1,12 @@
-//! A histogram of pauses between two requests of a client. Its buckets grow with the time, so that it stays small.
+//! A histogram of the pauses between successive requests of a client. The histogram has wider buckets for longer
+//! pauses, so that it stays small.
 
-/// The number of buckets for each power of two.
+/// The number of buckets in each power of two.
 const FINE: u64 = 16;
-/// Enough for all pauses of 32 bits.
+/// The total number of buckets, which is enough for all pauses that fit into 32 bits.
 const BUCKETS: usize = 33 * FINE as usize;
 
-/// Counts pauses of whole seconds.
+/// The numbers of pauses, by their length in whole seconds.
 #[derive(Clone, Debug)]
 pub struct Gaps {
     counts: Box<[u64; BUCKETS]>,
@@ -19,7 +20,7 @@ impl Default for Gaps {
 }
 
 impl Gaps {
-    /// Counts a pause of `seconds`.
+    /// Counts a pause that lasted `seconds`.
     pub fn count(&mut self, seconds: u32) {
         if let Some(count) = self.counts.get_mut(bucket(seconds)) {
             *count += 1;
@@ -33,8 +34,8 @@ impl Gaps {
         self.total
     }
 
-    /// Returns a number of seconds so that at least this many of 1,000 pauses are shorter. The result is exact up to 16
-    /// s, then at most a sixteenth too long; `None` if there are no pauses.
+    /// Returns a number of seconds such that at least `of_thousand` of 1,000 pauses are shorter; `None` if there are no
+    /// pauses. The result is exact up to 16 s; above 16 s, it is at most a sixteenth too large.
     #[must_use]
     pub fn longer_than(&self, of_thousand: u64) -> Option<u64> {
         let wanted = (u128::from(self.total) * u128::from(of_thousand)).div_ceil(1_000);
@@ -47,22 +48,23 @@ impl Gaps {
         Some(end(bucket))
     }
 
-    /// Returns the number of pauses of at least this many seconds. It may be a little too small, because it leaves out
-    /// buckets that begin earlier.
+    /// Returns the number of pauses that lasted at least `seconds`. The result may be slightly too large, because it
+    /// includes the whole bucket that contains `seconds`.
     #[must_use]
     pub fn at_least(&self, seconds: u64) -> u64 {
         self.counts.iter().zip(0..).filter(|&(_, bucket)| end(bucket) > seconds).map(|(count, _)| count).sum()
     }
 }
 
-/// The bucket of a pause. Below 16 it is the number of seconds; above, each power of two has 16 buckets.
+/// Returns the bucket for a pause. Below 16 s, each number of seconds has its own bucket; above, each power of two has
+/// 16 buckets.
 fn bucket(seconds: u32) -> usize {
     let seconds = u64::from(seconds);
     let Some(power) = (seconds / FINE).checked_ilog2() else { return seconds as usize };
     ((u64::from(power) + 1) * FINE + (seconds >> power) - FINE) as usize
 }
 
-/// The end of a bucket: all pauses in it are shorter than this, in seconds.
+/// The exclusive end of a bucket: all pauses in the bucket are shorter than this number of seconds.
 const fn end(bucket: u64) -> u64 {
     if bucket < FINE {
         return bucket + 1;

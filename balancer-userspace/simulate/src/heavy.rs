@@ -1,10 +1,10 @@
-//! Finds prefixes with many requests.
+//! Finds client prefixes with many requests.
 
 use ipnet::IpNet;
 
 use crate::census::Census;
 
-/// A prefix with its addresses and requests.
+/// A prefix with the numbers of its addresses and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heavy {
     pub(crate) prefix: IpNet,
@@ -12,7 +12,8 @@ pub(crate) struct Heavy {
     pub(crate) requests: u64,
 }
 
-/// The prefixes of these lengths with the most requests, but at least `at_least`; returns at most `most` of them.
+/// Returns those prefixes of these lengths that have the most requests: at most `most` prefixes with at least
+/// `at_least` requests each.
 pub(crate) fn heaviest(census: &Census, (v4, v6): (u8, u8), at_least: u64, most: usize) -> Vec<Heavy> {
     let networks = census.networks(v4, v6);
     let mut all: Vec<Heavy> = networks

@@ -1,5 +1,5 @@
-//! Computes to which servers the clients of an access log would go under the rules of several balancers, and which
-//! clients a change would move. It reads no clock and prints nothing.
+//! Computes which servers the clients in an access log would get under the rules of several balancers, and which
+//! clients a change would move. The crate reads no clock and prints nothing.
 
 pub mod census;
 pub mod compare;

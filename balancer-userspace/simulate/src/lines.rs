@@ -1,20 +1,20 @@
-//! Reads the lines of a log, one after the other, without copying each. The log may be compressed with gzip.
+//! Reads the lines of a log one after the other, without copying each line. The log may be a gzip file.
 
 use std::io::{self, BufReader, Chain, Cursor, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// The size of the buffer, and of the longest line, in bytes.
+/// The size in bytes of the buffer, which is also the maximum length of a line.
 const BUFFER: usize = 1 << 20;
 
-/// A source of lines.
+/// A source of the lines in a log.
 pub struct Lines<R> {
     from: Source<R>,
     buffer: Vec<u8>,
-    /// The part of the buffer that has data not yet returned.
+    /// The range of the buffer that contains data which the reader has not returned yet.
     filled: std::ops::Range<usize>,
     ended: bool,
-    /// Whether the reader skips the rest of a line that was too long.
+    /// Whether the reader is skipping the end of a line that was too long.
     skips: bool,
 }
 
@@ -29,20 +29,20 @@ impl<R> std::fmt::Debug for Lines<R> {
     }
 }
 
-/// A piece of a log.
+/// A line of a log, or the report that a line was too long.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// A line without its line end.
     Line(&'a [u8]),
-    /// A line of more than 1 MiB, which is left out.
+    /// A line of more than 1 MiB, which the reader skips.
     TooLong,
 }
 
 impl<R: Read> Lines<R> {
-    /// Reads the lines of `from`.
+    /// Prepares to read the lines of `from`.
     ///
     /// # Errors
-    /// If `from` cannot be read.
+    /// Fails if `from` cannot be read.
     pub fn new(mut from: R) -> io::Result<Self> {
         let mut start = Vec::new();
         (&mut from).take(2).read_to_end(&mut start)?;
@@ -56,10 +56,10 @@ impl<R: Read> Lines<R> {
         Ok(Self { from, buffer: vec![0; BUFFER], filled: 0..0, ended: false, skips: false })
     }
 
-    /// Returns the first lines, up to `count`, within the first 1 MiB. [`each`](Self::each) returns them again.
+    /// Returns up to `count` lines from the first 1 MiB of the log. [`each`](Self::each) returns these lines again.
     ///
     /// # Errors
-    /// If they cannot be read.
+    /// Fails if the lines cannot be read.
     pub fn peek(&mut self, count: usize) -> io::Result<Vec<Vec<u8>>> {
         let mut lines = 0;
         while !self.ended && self.filled.end < BUFFER && lines < count {
@@ -69,10 +69,10 @@ impl<R: Read> Lines<R> {
         Ok(known.split(|&byte| byte == b'\n').take(count).map(|line| trimmed(line).to_vec()).collect())
     }
 
-    /// Calls `take` with each line that is not empty.
+    /// Calls `take` for each line that is not empty.
     ///
     /// # Errors
-    /// If the log cannot be read, or is not valid gzip.
+    /// Fails if the log cannot be read, or if it is invalid gzip.
     pub fn each(mut self, mut take: impl FnMut(Piece<'_>)) -> io::Result<()> {
         loop {
             let known = self.buffer.get(self.filled.clone()).unwrap_or_default();
@@ -103,7 +103,7 @@ impl<R: Read> Lines<R> {
         }
     }
 
-    /// Moves the rest to the front of the buffer and reads more; returns the new data.
+    /// Moves the remaining data to the front of the buffer, and reads more data; returns the new data.
     fn fill(&mut self) -> io::Result<&[u8]> {
         if self.filled.start > 0 {
             self.buffer.copy_within(self.filled.clone(), 0);
@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns only a few bytes at a time.
+    /// A source that returns only a few bytes at a time.
     struct Slow<'a>(&'a [u8], usize);
 
     impl Read for Slow<'_> {

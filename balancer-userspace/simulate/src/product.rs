@@ -1,4 +1,4 @@
-//! This balancer: its real controller, with all backends reachable and without checks.
+//! Simulates this balancer by its real controller, with all backends reachable and without checks.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -29,13 +29,14 @@ use balancer_control::{
 
 use crate::servers::Change;
 
-/// The hash key if the configuration has none, where the controller would draw one.
+/// The hash key that the simulator uses if the configuration has none. Without a configured key, a controller draws a
+/// random key.
 const EXAMPLE_KEY: HashKey = HashKey::from_bytes(*b"balancersimulate");
 
-/// The address of a simulated service's listener.
+/// The listener's address of a simulated service.
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
 
-/// The address of an added backend.
+/// The address of a backend that a change adds.
 const ADDED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 255, 1));
 
 /// The reason why a service cannot be simulated.
@@ -43,7 +44,7 @@ const ADDED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 255, 1));
 #[error("{0}")]
 pub struct Impossible(String);
 
-/// A service of this balancer.
+/// A simulated service of this balancer.
 #[derive(Clone, Debug)]
 pub struct Product {
     controller: Controller,
@@ -52,7 +53,7 @@ pub struct Product {
     now: Instant,
 }
 
-/// A lookup table.
+/// The lookup table of a simulated service.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     slots: Vec<Option<u16>>,
@@ -60,7 +61,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// The backend of a client hash; `None` if no backend takes clients.
+    /// The backend to which the lookup table maps a client hash; `None` if no backend takes clients.
     #[must_use]
     pub fn backend(&self, hash: u64) -> Option<&str> {
         let place = self.slots.get(slot(hash, self.slots.len() as u32) as usize).copied().flatten()?;
@@ -68,30 +69,30 @@ impl Table {
     }
 }
 
-/// The effects of a change.
+/// The effects of a change on a simulated service.
 #[derive(Debug)]
 pub struct Changed {
     plan: Plan,
-    /// The service afterwards.
+    /// The simulated service after the change.
     pub after: Product,
 }
 
 /// The numbers of known clients that a change affects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// Clients that go to another backend at once.
+    /// The number of clients that go to another backend at once.
     pub moved: u64,
-    /// Clients that stay until a drain ends.
+    /// The number of clients that stay with a draining backend until the drain ends.
     pub draining: u64,
 }
 
 impl Product {
-    /// Simulates the service `name` of `config`. Addresses, checks and listeners do not influence where clients go, so
-    /// the simulator replaces all of them: one IPv4 service stands for both families, because they share tables and
-    /// keys.
+    /// Makes a simulation of the service `name` in `config`. Addresses, checks and listeners do not influence which
+    /// backend a client gets, so the simulator replaces them. One IPv4 service represents both address families,
+    /// because the two families share tables and keys.
     ///
     /// # Errors
-    /// If the configuration has no such service.
+    /// Fails if the configuration does not contain the service.
     pub fn new(config: Config, name: &str, now: Instant) -> Result<Self, Impossible> {
         let found = config.services.iter().find(|service| service.name == name);
         let Some(service) = found else {
@@ -100,7 +101,8 @@ impl Product {
         };
         let service = plain(service);
         let services = Valid::new(shared(vec![service])).map_err(|problem| Impossible(problem.text(|_| None)))?;
-        // The command line of `run` may name the interfaces, but a reload needs some.
+        // The configuration may lack interfaces that the command line of `run` would name, but a reload needs
+        // interfaces in the file.
         let interfaces = vec!["simulated".to_owned()];
         let config = Config { services, interfaces, fleet: None, ..config };
         let key = config.hash_key.unwrap_or(EXAMPLE_KEY);
@@ -118,25 +120,25 @@ impl Product {
         self.controller.leg(&self.name, Family::V4)
     }
 
-    /// Returns the configuration of the service.
+    /// Returns the configuration of the simulated service.
     #[must_use]
     pub fn config(&self) -> Option<Arc<ServiceConfig>> {
         self.config.services.iter().find(|service| service.name == self.name).cloned()
     }
 
-    /// Whether the configuration has a hash key.
+    /// Whether the configuration contains a hash key.
     #[must_use]
     pub const fn has_key(&self) -> bool {
         self.config.hash_key.is_some()
     }
 
-    /// Whether the service remembers clients.
+    /// Whether the simulated service remembers clients.
     #[must_use]
     pub fn remembers(&self) -> bool {
         self.service().is_some_and(Service::remembers)
     }
 
-    /// The client hash of an address with this client prefix, as the kernel program computes it.
+    /// The client hash of an address with this client prefix, computed as the kernel program does.
     #[must_use]
     pub fn hash(&self, client: IpAddr, prefix: ClientPrefix) -> u64 {
         let key = self.service().map_or(EXAMPLE_KEY, Service::client_key);
@@ -157,7 +159,7 @@ impl Product {
         table.get(slot(hash, table.len() as u32) as usize).copied()
     }
 
-    /// Returns the service's lookup table, with names instead of ids.
+    /// Returns the lookup table of the service, with the names of backends.
     #[must_use]
     pub fn table(&self) -> Table {
         let Some(service) = self.service() else { return Table::default() };
@@ -168,10 +170,10 @@ impl Product {
         }
     }
 
-    /// Makes a change.
+    /// Simulates a change of the service.
     ///
     /// # Errors
-    /// If the controller refuses it; the error has the controller's message.
+    /// Fails if the controller refuses the change; the error contains the controller's message.
     pub fn change(&self, change: &Change) -> Result<Changed, Impossible> {
         let made = self.core_change(change)?;
         let planned = self.controller.plan_and_make(made, self.now);
@@ -207,8 +209,9 @@ impl Product {
 }
 
 impl Changed {
-    /// Returns the effects on known clients. Each client is at the backend that the lookup table had for its hash
-    /// before the change. `clients` has the hashes and how long ago each client was seen.
+    /// Returns the effects of a change on known clients. Each client is known at the backend to which the lookup table
+    /// mapped its hash before the change. `clients` contains the hash of each client and the time since the client was
+    /// last seen.
     pub fn known(&self, before: &Product, clients: impl Iterator<Item = (u64, Duration)>) -> Moved {
         let Some(service) = before.service() else { return Moved::default() };
         let planned = self.plan.clone().counted(|count| {
@@ -226,7 +229,7 @@ impl Changed {
     }
 }
 
-/// The service with only the parts that influence where clients go.
+/// The service with only those settings that influence which backend a client gets.
 fn plain(service: &ServiceConfig) -> ServiceConfig {
     let mut service = service.clone();
     service.listen = vec![Listener::at(SocketAddr::new(VIP, 80), Protocol::Tcp)];

@@ -1,185 +1,186 @@
-//! The findings from a log.
+//! The report about a log.
 
 use balancer_config::config::ClientPrefix;
 use serde::Serialize;
 
-/// The whole report.
+/// The whole report about a log.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// The log.
+    /// Facts about the log that the simulator has read.
     pub log: Log,
     /// The clients in the log.
     pub clients: Clients,
-    /// The networks with most requests: /24, and /64 of IPv6.
+    /// The networks with the most requests: /24 for IPv4, and /64 for IPv6.
     pub heaviest: Vec<Prefix>,
     /// The simulated service.
     pub service: Simulated,
-    /// Where clients go under each rule.
+    /// The shares of the servers under each rule.
     pub rules: Vec<Shares>,
-    /// The clients that changes can move.
+    /// The clients that changes could move.
     pub active: Active,
     /// The clients that each change moves, under each rule.
     pub changes: Vec<Moves>,
-    /// The pauses between a client's requests; `None` if the log has no times.
+    /// The pauses between successive requests of the same client; `None` if the log contains no times.
     pub gaps: Option<Pauses>,
-    /// Lines for the configuration, or commands to type.
+    /// Suggested lines for the configuration, and suggested commands.
     pub suggestions: Vec<Suggestion>,
 }
 
-/// The size of a log, and its first and last time.
+/// The size of a log, and the first and last time in it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Log {
-    /// Lines that are not empty.
+    /// The number of lines that are not empty.
     pub lines: u64,
-    /// The unreadable lines of the log.
+    /// The number of unreadable lines.
     pub unreadable: u64,
-    /// The requests of the readable lines.
+    /// The number of requests in the readable lines.
     pub requests: u64,
-    /// The log's first time, in UTC; `None` if it has no times.
+    /// The first time in the log, in UTC; `None` if the log contains no times.
     pub first: Option<String>,
-    /// The log's last time.
+    /// The last time in the log, in UTC.
     pub last: Option<String>,
-    /// The seconds between the first and the last time.
+    /// The number of seconds between the first and the last time.
     pub seconds: Option<u64>,
 }
 
 /// The clients in a log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Clients {
-    /// IPv4 addresses.
+    /// The number of IPv4 addresses.
     pub ipv4: u64,
-    /// IPv6 addresses.
+    /// The number of IPv6 addresses.
     pub ipv6: u64,
-    /// Addresses whose /24 (IPv6: /64) has other addresses of the log.
+    /// The number of addresses that share their /24 (IPv6: /64) with other addresses in the log.
     pub sharing_a_network: u64,
-    /// Networks of that length with more than one address.
+    /// The number of such networks that contain more than one address in the log.
     pub shared_networks: u64,
-    /// Addresses with more than one user agent: several people, or several programs of one person. It is a lower limit;
-    /// `None` if the log has no user agents.
+    /// The number of addresses with more than one user agent: several people use such an address, or one person uses
+    /// several programs. The number is a lower bound; `None` if the log contains no user agents.
     pub several_agents: Option<u64>,
 }
 
-/// A prefix.
+/// A prefix of client addresses, with its requests.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Prefix {
     /// The prefix, such as `203.0.113.0/24`.
     pub prefix: String,
-    /// Addresses of the prefix in the log.
+    /// The number of addresses in the prefix that occur in the log.
     pub addresses: u64,
-    /// The number of requests from these addresses.
+    /// The number of requests from addresses in the prefix.
     pub requests: u64,
-    /// The part of these requests in all requests.
+    /// The prefix's share of all requests.
     pub share: f64,
 }
 
-/// The service that is simulated.
+/// The simulated service and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Simulated {
-    /// The service's name.
+    /// The name of the service.
     pub name: String,
-    /// The service's servers in the order of the configuration.
+    /// The servers of the service, in the order of the configuration.
     pub servers: Vec<String>,
-    /// The prefix lengths of a client.
+    /// The lengths of the service's client prefixes.
     pub client_prefix: ClientPrefix,
-    /// How long the service remembers a client, in seconds.
+    /// The time in seconds for which the service remembers clients.
     pub remember_seconds: u64,
-    /// Whether the configuration has a hash key. Otherwise the simulator uses a fixed key, and the shares differ from
-    /// those with the key that a controller would draw.
+    /// Whether the configuration contains a hash key. If it does not, the simulator uses a fixed key, but a controller
+    /// draws a random key and gets other shares.
     pub has_key: bool,
 }
 
-/// A rule of a balancer.
+/// A rule by which a balancer chooses a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Rule {
-    /// nginx: `ip_hash`.
+    /// In nginx, the directive `ip_hash`.
     NginxIpHash,
-    /// `HAProxy`: `balance source`.
+    /// In `HAProxy`, the directive `balance source`.
     HaproxySource,
-    /// This balancer.
+    /// The rule of this balancer.
     Balancer {
-        /// The prefix lengths of a client.
+        /// The lengths of client prefixes.
         client_prefix: ClientPrefix,
         /// Whether the balancer spreads the connections of the heaviest clients.
         spread: bool,
     },
 }
 
-/// Where clients go under a rule.
+/// The shares of the servers under a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Shares {
-    /// The rule.
+    /// The rule under which the servers have these shares.
     pub rule: Rule,
-    /// Each server's share.
+    /// The share of each server.
     pub servers: Vec<Share>,
-    /// The number of addresses without a fixed server, because the rule spreads their connections or takes turns.
+    /// The number of addresses without a fixed server, because the rule spreads their connections or assigns them to
+    /// the servers in rotation.
     pub spread: u64,
-    /// The requests of these addresses. Servers get them in proportion to their weights, and each server's number of
-    /// requests includes its part.
+    /// The number of requests from addresses without a fixed server. The servers get these requests in proportion to
+    /// their weights, and the servers' numbers of requests include them.
     pub spread_requests: u64,
-    /// The largest ratio, over all servers, of the actual to the expected part of the clients.
+    /// The largest ratio of actual to expected share of clients among the servers.
     pub largest_clients: f64,
-    /// The largest ratio, over all servers, of the actual to the expected part of the requests.
+    /// The largest ratio of actual to expected share of requests among the servers.
     pub largest_requests: f64,
 }
 
-/// The share of a server.
+/// The share of a server under a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Share {
-    /// Name of the server.
+    /// The name of the server.
     pub server: String,
-    /// The part of the clients that the server should have by its weight.
+    /// The share of clients that the server should have because of its weight.
     pub expected: f64,
-    /// The number of addresses.
+    /// The number of addresses whose fixed server is this server.
     pub clients: u64,
-    /// The number of requests.
+    /// The number of requests that the server gets.
     pub requests: f64,
-    /// The addresses as a part of all addresses that have a server.
+    /// The server's share of all addresses that have a fixed server.
     pub client_share: f64,
-    /// The requests as a part of all requests.
+    /// The server's share of all requests.
     pub request_share: f64,
 }
 
-/// The clients that changes can move.
+/// The active clients, which changes could move.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Active {
-    /// The number of addresses.
+    /// The number of addresses of active clients.
     pub clients: u64,
-    /// A client counts as active if it was seen within this many seconds before the log's end; `None` if the log has no
-    /// times, and all clients count as active.
+    /// The number of seconds before the end of the log within which a client must have been seen to count as active;
+    /// `None` if the log contains no times, so that all clients are active.
     pub within_seconds: Option<u64>,
-    /// The log's last time, in UTC.
+    /// The last time in the log, in UTC.
     pub moment: Option<String>,
 }
 
-/// The clients that a change moves.
+/// The numbers of clients that a change moves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Moves {
-    /// The change.
+    /// A description of the change.
     pub change: String,
-    /// The clients that move, under each rule.
+    /// The numbers of clients that the change moves, for each rule.
     pub rules: Vec<RuleMoves>,
 }
 
-/// The clients that a change moves under a rule.
+/// The numbers of clients that a change moves under one rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RuleMoves {
-    /// The rule.
+    /// The rule under which the clients move.
     pub rule: Rule,
-    /// The number of active addresses that have a server.
+    /// The number of active addresses that have a fixed server.
     pub of: u64,
     /// The number of addresses that go to another server at once.
     pub moved: u64,
-    /// The number of addresses that stay until a drain ends.
+    /// The number of addresses that stay with a draining server until the drain ends.
     pub draining: u64,
     /// The number of addresses that would go to another server if the service remembered no clients.
     pub by_table: u64,
 }
 
-/// The pauses between a client's requests.
+/// The pauses between successive requests of the same client.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Pauses {
-    /// The number of pauses of a second or more.
+    /// The number of pauses of at least one second.
     pub count: u64,
     /// Half of the pauses are shorter than this many seconds.
     pub p50: u64,
@@ -191,15 +192,15 @@ pub struct Pauses {
     pub p995: u64,
     /// 99.9% of the pauses are shorter than this many seconds.
     pub p999: u64,
-    /// The number of pauses that are longer than the service remembers clients.
+    /// The number of pauses that are longer than the time for which the service remembers clients.
     pub forgotten: u64,
 }
 
-/// A suggestion for the configuration or for a command.
+/// A suggested line for the configuration, or a suggested command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Suggestion {
     /// A line of the configuration, or a command.
     pub line: String,
-    /// The reason for the suggestion.
+    /// The reason why the report suggests the line or command.
     pub why: String,
 }

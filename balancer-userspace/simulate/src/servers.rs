@@ -1,4 +1,4 @@
-//! The servers of a service as a list for nginx or `HAProxy`, and the list after a change.
+//! The servers of a service as a list for nginx or `HAProxy`, before and after a change.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -6,62 +6,62 @@ use balancer_config::{config::ServiceConfig, states::Admin};
 
 use crate::rules::{Peer, haproxy::Map, nginx, reduced};
 
-/// The largest weight for both nginx and `HAProxy`: `HAProxy` accepts no larger one.
+/// The maximum weight of a server for nginx and `HAProxy`: `HAProxy` accepts no larger weight.
 const LARGEST_WEIGHT: u32 = 256;
 
-/// A server.
+/// A server of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// Name of the server.
+    /// The name of the server.
     pub name: String,
-    /// The weight, which determines the server's share of clients.
+    /// The weight of the server, which determines its share of clients.
     pub weight: u16,
-    /// Whether the server takes clients only when all others have failed.
+    /// Whether the server takes clients only when all other servers have failed.
     pub backup: bool,
     /// Whether the server takes clients.
     pub up: bool,
 }
 
-/// A change to the servers.
+/// A change to the list of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds a server at the end of the list.
     Add {
-        /// Name of the new server.
+        /// The name of the new server.
         name: String,
-        /// The weight of the new server; `None` for the default.
+        /// The weight of the new server; `None` for the default weight.
         weight: Option<u16>,
         /// Whether the new server is a backup.
         backup: bool,
     },
-    /// Removes a server.
+    /// Removes a server from the list.
     Remove {
         /// The name of the server to remove.
         name: String,
-        /// Whether to remove the server without a drain.
+        /// Whether the server is removed without draining it first.
         force: bool,
     },
     /// Drains a server, makes it ready, or puts it into maintenance.
     Admin {
         /// The name of the server.
         name: String,
-        /// The new state.
+        /// The new administrative state of the server.
         admin: Admin,
-        /// How long a drain lasts.
+        /// The duration of the drain, if the server is drained.
         timeout: Option<Duration>,
     },
-    /// Changes a weight.
+    /// Changes the weight of a server.
     Weight {
         /// The name of the server.
         name: String,
-        /// The server's new weight.
+        /// The new weight of the server.
         weight: u16,
     },
-    /// Reverses the order of the servers.
+    /// Reverses the order of the servers in the list.
     Reorder,
 }
 
-/// Servers in the order of the configuration.
+/// The servers of a service, in the order of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Servers(pub Vec<Server>);
 
@@ -69,7 +69,7 @@ pub struct Servers(pub Vec<Server>);
 pub const USUAL_WEIGHT: u16 = 100;
 
 impl Servers {
-    /// The servers of a service, all of which are in use.
+    /// Makes the list of a service's servers, all of which take clients.
     #[must_use]
     pub fn of(service: &ServiceConfig) -> Self {
         let server = |backend: &balancer_config::config::BackendConfig| Server {
@@ -81,7 +81,7 @@ impl Servers {
         Self(service.backends.iter().map(server).collect())
     }
 
-    /// Returns the servers after a change.
+    /// Returns the list of servers after a change.
     #[must_use]
     pub fn after(&self, change: &Change) -> Self {
         let mut all = self.0.clone();
@@ -103,14 +103,14 @@ impl Servers {
         Self(all)
     }
 
-    /// The servers that take clients: the primaries, or the backups if no primary takes clients.
+    /// The servers that get clients: the primary servers, or the backups if no primary server takes clients.
     fn in_use(&self) -> impl Iterator<Item = &Server> + Clone {
         let usable = |backup: bool| self.0.iter().any(move |server| server.backup == backup && server.takes());
         let backups = !usable(false) && usable(true);
         self.0.iter().filter(move |server| server.backup == backups)
     }
 
-    /// The part of all clients that each server should have, in the order of the list.
+    /// Returns for each server the share of all clients that it should have, in the order of the list.
     #[must_use]
     pub fn expected(&self) -> Vec<f64> {
         let share = |server: &Server| if server.takes() { f64::from(server.weight) } else { 0.0 };
@@ -120,11 +120,11 @@ impl Servers {
         self.0.iter().map(part).collect()
     }
 
-    /// The rules of nginx's `ip_hash` and `HAProxy`'s `balance source` for these servers, with the smallest equivalent
+    /// Returns nginx's `ip_hash` and `HAProxy`'s `balance source` for these servers, with the smallest equivalent
     /// weights.
     #[must_use]
     pub fn classics(&self) -> Classics<'_> {
-        // nginx accepts no server of weight 0, and HAProxy sends it no clients.
+        // nginx does not accept a server of weight 0, and HAProxy sends no clients to such a server.
         let servers: Vec<&Server> = self.in_use().filter(|server| server.weight > 0).collect();
         let weights: Vec<u32> = reduced(servers.iter().map(|server| u32::from(server.weight))).collect();
         let largest = weights.iter().copied().max().unwrap_or(1);
@@ -144,7 +144,7 @@ impl Server {
     }
 }
 
-/// The rules of two other balancers.
+/// The rules of nginx and `HAProxy`, for a list of servers.
 #[derive(Clone, Debug)]
 pub struct Classics<'a> {
     peers: Vec<Peer>,
@@ -153,13 +153,13 @@ pub struct Classics<'a> {
 }
 
 impl Classics<'_> {
-    /// The server that nginx's `ip_hash` chooses; `None` if nginx takes turns.
+    /// Returns the server that nginx chooses with `ip_hash`; `None` if nginx chooses servers in rotation.
     #[must_use]
     pub fn ip_hash(&self, client: IpAddr) -> Option<&str> {
         self.names.get(nginx::ip_hash(client, &self.peers)?).copied()
     }
 
-    /// The server that `HAProxy`'s `balance source` chooses; `None` if no server takes clients.
+    /// Returns the server that `HAProxy` chooses with `balance source`; `None` if no server takes clients.
     #[must_use]
     pub fn source(&self, client: IpAddr) -> Option<&str> {
         self.names.get(self.map.server(client)?).copied()

@@ -1,4 +1,4 @@
-//! Derives suggestions from a log.
+//! Derives suggestions for the configuration from a log.
 
 use balancer_config::{
     config::{ClientPrefix, ServiceConfig},
@@ -12,25 +12,25 @@ use crate::{
     servers::Servers,
 };
 
-/// The largest number of suggested rules.
+/// The maximum number of suggested rules.
 const MOST_SPREAD: usize = 10;
 
-/// A client is heavy if it has a quarter of the requests that a server should have.
+/// The fraction of the requests that a server should have from which a client counts as heavy.
 const HEAVY: f64 = 0.25;
 
-/// Round times, as people write them.
+/// Round times in seconds, as people would write them.
 const ROUND: [u64; 20] = [
     300, 600, 900, 1_200, 1_800, 2_400, 3_600, 5_400, 7_200, 10_800, 14_400, 21_600, 28_800, 43_200, 64_800, 86_400,
     172_800, 259_200, 604_800, 1_209_600,
 ];
 
-/// A year, the longest that clients can be remembered.
+/// The maximum of `remember` in seconds: a year.
 const LONGEST: u64 = 365 * 86_400;
 
-/// The clients whose connections the balancer should spread.
+/// Returns the clients whose connections the balancer should spread.
 pub(crate) fn to_spread(census: &Census, prefix: ClientPrefix, servers: &Servers) -> Vec<Heavy> {
     let used: Vec<f64> = servers.expected().into_iter().filter(|&part| part > 0.0).collect();
-    // With one server, spreading makes no difference.
+    // If there is only one server, spreading makes no difference.
     if used.len() < 2 {
         return Vec::new();
     }
@@ -50,8 +50,8 @@ pub(crate) fn suggestions(census: &Census, service: &ServiceConfig, shares: &[Sh
     all
 }
 
-/// Suggests whole networks as clients, if many clients share a network and that makes the servers' load hardly less
-/// even.
+/// Suggests a client prefix that covers whole networks, if many clients share a network and the servers' load would
+/// stay almost as even.
 fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
     let largest = |wanted: ClientPrefix| {
         let is_wanted = |shares: &&Shares| matches!(shares.rule, Rule::Balancer { client_prefix, spread: false } if client_prefix == wanted);
@@ -78,7 +78,7 @@ fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
     Suggestion { line: format!("client_prefix = {{ v4 = {}, v6 = {} }}", prefix.v4, prefix.v6), why }
 }
 
-/// Suggests a time for remembering clients that is longer than all but a few pauses.
+/// Suggests a time for remembering clients that is longer than all but a few of the pauses.
 fn remember(census: &Census) -> Option<Suggestion> {
     let pause = census.gaps.longer_than(995)?;
     let round = ROUND.into_iter().find(|&round| round >= pause);
@@ -91,7 +91,7 @@ fn remember(census: &Census) -> Option<Suggestion> {
     })
 }
 
-/// Formats like `2h5m`, without the blank, for a configuration.
+/// Formats a time for the configuration, such as `2h5m`, which contains no blank.
 fn span(seconds: u64) -> String {
     let parts = [(seconds / 86_400, "d"), (seconds / 3_600 % 24, "h"), (seconds / 60 % 60, "m"), (seconds % 60, "s")];
     parts.into_iter().filter(|&(number, _)| number > 0).map(|(number, unit)| format!("{number}{unit}")).collect()

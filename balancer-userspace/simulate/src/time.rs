@@ -1,6 +1,7 @@
-//! Times in the notation of logs, in seconds since 1970 UTC.
+//! Parses times in the notations of logs, as seconds since 1970 in UTC.
 
-/// The last day, month, year, hour and zone, with the second at which that hour begins, because most lines repeat them.
+/// The day, month, year, hour and zone of the last parsed time, and the second at which that hour begins. The clock
+/// keeps these values, because they are equal in most successive lines.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Clock {
     hour: [u8; 14],
@@ -9,7 +10,7 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// The time `10/Oct/2000:13:55:36` in the zone `-0700`, or in UTC without a zone.
+    /// Parses a time such as `10/Oct/2000:13:55:36` in a zone such as `-0700`, or in UTC if there is no zone.
     pub(crate) fn read(&mut self, text: &[u8], zone: Option<&[u8]>) -> Option<i64> {
         let hour: &[u8; 14] = text.first_chunk()?;
         let zone: [u8; 5] = match zone {
@@ -22,12 +23,12 @@ impl Clock {
         }
         let [b':', m1, m2, b':', s1, s2] = text.get(14..20)? else { return None };
         let (minute, second) = (two(*m1, *m2)?, two(*s1, *s2)?);
-        // A leap second has the number 60.
+        // In a leap second, the number of seconds is 60.
         (minute < 60 && second <= 60).then_some(self.begins + minute * 60 + second)
     }
 }
 
-/// Returns when the hour `10/Oct/2000:13` begins.
+/// Returns the second at which an hour such as `10/Oct/2000:13` begins.
 fn begins(text: &[u8; 14], zone: [u8; 5]) -> Option<i64> {
     let [d1, d2, b'/', month @ .., b'/', y1, y2, y3, y4, b':', h1, h2] = text else { return None };
     let month = match month {
@@ -50,7 +51,7 @@ fn begins(text: &[u8; 14], zone: [u8; 5]) -> Option<i64> {
     Some(days(year, month, two(*d1, *d2)?)? * 86_400 + hour * 3_600 - offset(&zone)?)
 }
 
-/// Parses RFC 3339, such as `2000-10-10T13:55:36.123-07:00`. A blank may replace the `T`.
+/// Parses a time in RFC 3339 format, such as `2000-10-10T13:55:36.123-07:00`. A blank may stand for the `T`.
 pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
     let (moment, rest) = text.split_first_chunk::<19>()?;
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T' | b' ', h1, h2, b':', n1, n2, b':', s1, s2] = moment else {
@@ -73,7 +74,7 @@ pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
     Some(day * 86_400 + two(*h1, *h2)? * 3_600 + two(*n1, *n2)? * 60 + two(*s1, *s2)? - offset)
 }
 
-/// The number of seconds by which `-0700` is ahead of UTC.
+/// The number of seconds by which a zone such as `-0700` is ahead of UTC.
 fn offset(zone: &[u8; 5]) -> Option<i64> {
     let [sign, h1, h2, m1, m2] = zone;
     let seconds = two(*h1, *h2)? * 3_600 + two(*m1, *m2)? * 60;
@@ -88,8 +89,8 @@ fn two(tens: u8, ones: u8) -> Option<i64> {
     (tens.is_ascii_digit() && ones.is_ascii_digit()).then(|| i64::from((tens - b'0') * 10 + (ones - b'0')))
 }
 
-/// Days since 1970 in the Gregorian calendar. The calculation lets a year begin in March, so that the leap day is its
-/// last day.
+/// The number of days since 1970 in the Gregorian calendar. In the calculation, a year begins in March, so that the
+/// leap day is the last day of a year.
 fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
@@ -99,7 +100,7 @@ fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     Some(year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + of_year - 719_468)
 }
 
-/// Formats like `2000-10-10 20:55:36`, in UTC.
+/// Formats a time in UTC, such as `2000-10-10 20:55:36`.
 pub(crate) fn shown(at: i64) -> String {
     let (day, second) = (at.div_euclid(86_400), at.rem_euclid(86_400));
     let day = day + 719_468;

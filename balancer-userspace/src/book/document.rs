@@ -1,36 +1,36 @@
-//! Parses a chapter's Markdown into a list of blocks, with only the Markdown that chapters use.
+//! Parses the Markdown of a chapter into a list of blocks; supports only the syntax that chapters use.
 
 use std::mem;
 
 use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
-/// A chapter.
+/// A chapter as a list of blocks.
 pub type Document = Vec<Block>;
 
-/// Text in which words differ in style.
+/// A text that consists of spans in different styles.
 pub type Line = Vec<Span>;
 
 /// A block of a chapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
-    /// A heading; level 1 is the chapter's title.
+    /// A heading with its level, where level 1 is the title of the chapter.
     Heading(u8, Line),
-    /// A paragraph.
+    /// A paragraph of text.
     Paragraph(Line),
-    /// Lines without any formatting.
+    /// Lines that are shown without any formatting.
     Code(String),
-    /// An item of a list, with its marker: `-`, or a number and a dot.
+    /// An item of a list, with the marker of the item: `-`, or a number and a dot.
     Item(String, Line),
-    /// A table: its head, its rows.
+    /// A table with the cells of the head, and with the rows.
     Table(Vec<Line>, Vec<Vec<Line>>),
 }
 
-/// Text of one style.
+/// A text in a single style.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The style of the text.
     pub style: Style,
-    /// The text.
+    /// The text of the span.
     pub text: String,
 }
 
@@ -39,13 +39,13 @@ pub struct Span {
 pub enum Style {
     /// Plain text.
     Plain,
-    /// Text to type, or a name in a program.
+    /// Text that users type, or a name in a program.
     Code,
-    /// Strong or emphasised.
+    /// Strong or emphasised text.
     Strong,
 }
 
-/// Parses a chapter. `refer` returns the text to add, in brackets, to a link.
+/// Parses the Markdown of a chapter. `refer` returns the text, in brackets, that the parser adds to a link.
 #[expect(clippy::wildcard_enum_match_arm, reason = "all others are read one by one")]
 pub fn parse(text: &str, refer: impl Fn(&str) -> Option<String>) -> Document {
     let mut reader = Reader::default();
@@ -69,11 +69,11 @@ struct Reader {
     document: Document,
     line: Line,
     strong: bool,
-    /// Whether the parser is inside a picture. Its text replaces the picture for people who cannot see it, and is left
-    /// out here.
+    /// Whether the parser is inside a picture's description. The parser skips this description, because it is for
+    /// people who cannot see the picture.
     in_picture: bool,
     code: Option<String>,
-    /// The next number of each open list; `None` for a list without numbers.
+    /// The number of the next item in each open list; `None` for a list without numbers.
     lists: Vec<Option<u64>>,
     marker: Option<String>,
     row: Vec<Line>,
@@ -150,7 +150,7 @@ impl Reader {
         }
     }
 
-    /// Ends the current paragraph or item.
+    /// Ends the current paragraph or list item.
     fn paragraph(&mut self) {
         let line = mem::take(&mut self.line);
         if line.is_empty() {
@@ -181,7 +181,7 @@ const fn number(level: HeadingLevel) -> u8 {
     }
 }
 
-/// The text without its styles, and code in backticks.
+/// Returns the text without styles, and with backticks around code.
 #[must_use]
 pub fn plain(line: &[Span]) -> String {
     line.iter()
@@ -189,7 +189,7 @@ pub fn plain(line: &[Span]) -> String {
         .collect()
 }
 
-/// Whether a table is better shown row by row, because its words are too long for columns.
+/// Whether a table should be shown row by row, because its words are too long for columns.
 #[must_use]
 pub fn is_wide(head: &[Line], rows: &[Vec<Line>]) -> bool {
     const WORD: usize = 24;
@@ -197,7 +197,7 @@ pub fn is_wide(head: &[Line], rows: &[Vec<Line>]) -> bool {
     head.len() > 2 && rows.iter().flatten().any(is_long)
 }
 
-/// The cells of a row after the first, each with its heading.
+/// Returns the cells of a row except for the first cell, each with the heading of its column.
 pub fn details<'a>(head: &'a [Line], row: &'a [Line]) -> impl Iterator<Item = Line> {
     head.iter().zip(row).skip(1).filter(|(_, cell)| !cell.is_empty()).map(|(heading, cell)| {
         let colon = Span { style: Style::Plain, text: ": ".to_owned() };
@@ -238,7 +238,7 @@ mod tests {
         );
     }
 
-    /// Every chapter uses only Markdown that the parser understands.
+    /// The test checks that every chapter uses only syntax that the parser supports.
     #[test]
     #[expect(clippy::wildcard_enum_match_arm, reason = "only text counts")]
     fn when_a_chapter_is_parsed_then_no_word_is_lost() {

@@ -1,18 +1,18 @@
-//! The chapters of the book that operators need, for `balancer help TOPIC` and the manual pages.
+//! The chapters of the book for operators, which `balancer help TOPIC` and the manual pages show.
 
 pub mod document;
 pub mod terminal;
 
-/// A chapter of `docs/src`.
+/// A chapter of the book in `docs/src`.
 #[derive(Debug)]
 pub struct Chapter {
-    /// The topic, which is also the file's name.
+    /// The topic of the chapter, which is also the name of the file.
     pub name: &'static str,
-    /// The section of the chapter's manual page.
+    /// The manual section in which the chapter's page is.
     pub section: u8,
     /// A short description of the topic.
     pub about: &'static str,
-    /// The chapter's Markdown.
+    /// The Markdown of the chapter.
     pub text: &'static str,
 }
 
@@ -51,20 +51,20 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "troubleshooting" 7 "error messages, dropped packets, symptoms"
 };
 
-/// Returns the chapter with that name.
+/// Returns the chapter with this name.
 #[must_use]
 pub fn chapter(name: &str) -> Option<&'static Chapter> {
     CHAPTERS.iter().find(|chapter| chapter.name == name)
 }
 
-/// Returns the chapter that a link leads to.
+/// Returns the chapter to which a link points.
 fn linked(target: &str) -> Option<&'static Chapter> {
     let (file, _) = target.split_once('#').unwrap_or((target, ""));
     chapter(file.strip_suffix(".md")?)
 }
 
 impl Chapter {
-    /// Parses the chapter's text. `refer` tells the reader how to find a chapter that a link leads to.
+    /// Parses the Markdown of the chapter. `refer` describes how readers find a chapter to which a link points.
     pub fn document(&self, refer: impl Fn(&Self) -> String) -> document::Document {
         document::parse(self.text, |target| match linked(target) {
             Some(chapter) if chapter.name != self.name => Some(refer(chapter)),

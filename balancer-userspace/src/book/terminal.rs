@@ -1,4 +1,4 @@
-//! Renders a chapter as text of a given width.
+//! Renders a chapter as text for terminals.
 
 use std::{fmt::Write as _, iter};
 
@@ -7,13 +7,14 @@ use textwrap::{WordSplitter, core::display_width};
 
 use super::document::{Block, Line, Span, Style, details, is_wide, plain};
 
-/// The largest width, because longer lines are hard to read.
+/// The maximum width of lines, because longer lines are hard to read.
 const WIDTH: usize = 100;
 
 const BOLD: &str = "\x1b[1m";
 const NORMAL: &str = "\x1b[0m";
 
-/// Renders the blocks as lines of at most `width` columns, except code. `styled` adds styles for terminals.
+/// Renders blocks as lines of at most `width` columns; code may be wider. With `styled`, the function adds styles for
+/// terminals.
 #[must_use]
 pub fn render(document: &[Block], width: usize, styled: bool) -> String {
     let width = width.min(WIDTH);
@@ -67,7 +68,7 @@ fn heading(out: &mut String, level: u8, line: &[Span], styled: bool) {
     }
 }
 
-/// Makes words bold one by one, because a line may end between any two.
+/// Makes each word bold on its own, because a line may end between any two words.
 fn text(line: &[Span], styled: bool) -> String {
     if !styled {
         return plain(line);

@@ -1,4 +1,4 @@
-//! `balancer capture`.
+//! The command `balancer capture`.
 
 mod pcapng;
 
@@ -27,21 +27,21 @@ use crate::{
 };
 
 const COUNT: u64 = 10_000;
-/// The largest size of a file, in bytes.
+/// The maximum size of a capture file in bytes.
 const MOST_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Where to write, in the format pcapng; `-`: standard output, for a pipe
+    /// The file to write, in pcapng format; `-`: standard output, for a pipe
     #[arg(short = 'w', long = "write", value_name = "FILE", required = true)]
     file: PathBuf,
-    /// Only packets of this client, or of the clients in this prefix
+    /// Capture only packets of this client, or of the clients in this prefix
     #[arg(long, value_name = "A", value_parser = observe::client)]
     client: Option<IpNet>,
-    /// Only packets of this service [default: all]
+    /// Capture only packets of this service [default: all]
     #[arg(long, value_name = "S")]
     service: Option<String>,
-    /// End after this number of packets, each written as it came and as it left
+    /// End after this number of packets; the file has each packet as it came and as it left
     #[arg(long, value_name = "N", default_value_t = COUNT, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Bytes of each frame to keep
@@ -58,7 +58,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
         ));
     }
     let asked = Asked { service: args.service.clone(), client: args.client, snaplen: args.snaplen, count: args.count };
-    // Do not overwrite the file if the capture cannot start.
+    // The capture starts before the file is created, so that a failed start does not overwrite a file.
     let mut session = Session::open(client, &asked).await?;
     let to: Box<dyn Write> = if is_pipe { Box::new(io::stdout()) } else { Box::new(create(&args.file)?) };
     let mut writer = Writer::new(BufWriter::new(to), args.snaplen)?;
@@ -74,14 +74,15 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Creates the file without access for other users, because it has the traffic of clients.
+/// Creates a file that other users cannot read, because it will contain the traffic of clients.
 fn create(path: &Path) -> anyhow::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     options.open(path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes packets up to the count. Returns their number, and whether the file became too large.
+/// Writes packets until the requested number is reached. The function returns the number of packets, and whether the
+/// file became too large.
 async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Result<(u64, bool), Failure> {
     let mut packets = 0;
     while let Some(observation) = session.next().await? {
@@ -89,7 +90,7 @@ async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Resul
         packets += 1;
         let times = [observation.head.came, observation.head.left].map(|moment| nanoseconds(session.time(moment)));
         pair(writer, &observation, &explanation, packets, times)?;
-        // The reader of a pipe waits for the packet.
+        // If the file is a pipe, its reader waits for the packet.
         writer.flush()?;
         if writer.written() >= MOST_BYTES {
             return Ok((packets, true));
@@ -98,7 +99,7 @@ async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Resul
     Ok((packets, false))
 }
 
-/// Writes the frame as it came, and as it left if the program changed and sent it.
+/// Writes the frame as it arrived, and also as it departed if the program changed and sent the packet.
 fn pair<W: Write>(
     writer: &mut Writer<W>,
     Observation { head, came, left }: &Observation,

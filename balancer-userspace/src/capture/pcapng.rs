@@ -1,4 +1,5 @@
-//! Writes captures in the format pcapng (IETF draft-ietf-opsawg-pcapng), with only the parts that a capture needs.
+//! Writes captures in the format pcapng (IETF draft-ietf-opsawg-pcapng), with only those blocks and options that a
+//! capture needs.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,7 @@ const FLAGS: u16 = 2;
 const PACKET_ID: u16 = 5;
 const QUEUE: u16 = 6;
 const VERDICT: u16 = 7;
-/// `VERDICT`: the type of verdict that stands before an XDP action.
+/// The type byte that precedes an XDP action in the option `VERDICT`.
 const VERDICT_XDP: u8 = 2;
 
 /// The direction of a frame.
@@ -32,21 +33,21 @@ pub(super) enum Way {
     Left,
 }
 
-/// A frame to write.
+/// A frame that is written to the capture.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Packet<'a> {
     pub(super) interface: &'a str,
     pub(super) way: Way,
-    /// Nanoseconds since 1970.
+    /// The time of the frame, in nanoseconds since 1970.
     pub(super) time: u64,
     pub(super) bytes: &'a [u8],
-    /// The length of the whole frame.
+    /// The length of the whole frame in bytes.
     pub(super) length: u32,
     pub(super) comment: &'a str,
-    /// The two frames of a pair have the same id.
+    /// The id of the packet, which the arriving and the departing frame share.
     pub(super) id: u64,
     pub(super) queue: u32,
-    /// The XDP action.
+    /// The XDP action of the program.
     pub(super) action: u32,
 }
 
@@ -59,16 +60,16 @@ pub(super) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a file.
+    /// Writes the beginning of a capture file.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub(super) fn new(to: W, snaplen: u32) -> io::Result<Self> {
         let mut this = Self { to, snaplen, interfaces: HashMap::new(), written: 0 };
         let mut body = Vec::new();
         body.extend(BYTE_ORDER.to_ne_bytes());
         body.extend([1u16, 0].map(u16::to_ne_bytes).as_flattened());
-        // The length of the section is unknown.
+        // The length of the section is not known in advance.
         body.extend(u64::MAX.to_ne_bytes());
         option(&mut body, OPERATING_SYSTEM, b"Linux");
         option(&mut body, APPLICATION, concat!("balancer ", env!("CARGO_PKG_VERSION")).as_bytes());
@@ -77,13 +78,13 @@ impl<W: Write> Writer<W> {
         Ok(this)
     }
 
-    /// Bytes written so far.
+    /// The number of bytes written so far.
     pub(super) const fn written(&self) -> u64 {
         self.written
     }
 
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub(super) fn packet(&mut self, packet: &Packet<'_>) -> io::Result<()> {
         let interface = self.interface(packet.interface, packet.way)?;
         let mut body = Vec::with_capacity(packet.bytes.len() + packet.comment.len() + 128);
@@ -105,12 +106,12 @@ impl<W: Write> Writer<W> {
     }
 
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
     }
 
-    /// The number of an interface; describes the interface in the file when it first occurs.
+    /// Returns the number of an interface in the file; at the first use of the interface, writes its description.
     fn interface(&mut self, name: &str, way: Way) -> io::Result<u32> {
         if let Some(&number) = self.interfaces.get(&(name.to_owned(), way)) {
             return Ok(number);
@@ -146,7 +147,7 @@ fn option(body: &mut Vec<u8>, code: u16, value: &[u8]) {
     pad(body);
 }
 
-/// Pads a block, because all parts begin at whole words.
+/// Pads a block, because every field begins at a multiple of 4 bytes.
 fn pad(body: &mut Vec<u8>) {
     body.resize(body.len().next_multiple_of(4), 0);
 }

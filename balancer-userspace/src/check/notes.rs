@@ -1,4 +1,4 @@
-//! Notes on surprising consequences of a valid configuration: which source address backends see, and which clients get
+//! Notes about surprising effects of a valid configuration: the source address that backends see, and clients that get
 //! no connection.
 
 use std::{
@@ -23,7 +23,7 @@ pub(super) fn here() -> BTreeSet<Subnet> {
     let Ok(all) = getifaddrs() else { return BTreeSet::new() };
     let subnets = all.filter_map(|of| {
         let prefix = IpNet::with_netmask(ip(of.address?)?, ip(of.netmask?)?).ok()?;
-        // A subnet of a single host, such as a VIP, has no neighbours.
+        // A prefix that contains a single host, such as a VIP, has no neighbours.
         (prefix.prefix_len() < prefix.max_prefix_len())
             .then(|| Subnet { interface: of.interface_name, prefix: prefix.trunc() })
     });
@@ -38,7 +38,7 @@ fn ip(address: SockaddrStorage) -> Option<IpAddr> {
     }
 }
 
-/// Returns the notes on a configuration for a machine with these subnets.
+/// Returns the notes about a configuration for a machine with these subnets.
 pub(super) fn of(config: &Config, subnets: &BTreeSet<Subnet>) -> Vec<String> {
     let services = config.services.iter();
     services.filter_map(|service| note(service, &config.interfaces, subnets)).collect()
@@ -67,7 +67,7 @@ fn note(service: &ServiceConfig, interfaces: &[String], subnets: &BTreeSet<Subne
     }
 }
 
-/// Returns the notes on missing files that checks need, each file once.
+/// Returns the notes about missing files that checks need, with one note for each file.
 pub(super) fn on_files(config: &Config) -> Vec<String> {
     let mut seen = HashSet::new();
     let mut notes = Vec::new();
@@ -84,8 +84,8 @@ pub(super) fn on_files(config: &Config) -> Vec<String> {
     notes
 }
 
-/// Whether a subnet has backends and clients arrive by its interface: the interface of the VIP's subnet, or the only
-/// one.
+/// Whether a subnet contains backends and clients arrive on the subnet's interface, which is the interface of the VIP's
+/// subnet or the only interface.
 fn is_shared(service: &ServiceConfig, interfaces: &[String], subnet: &Subnet) -> bool {
     let of_backends = service.backends.iter().flat_map(|backend| [Some(backend.address), backend.address6]);
     let has_backends = of_backends.flatten().any(|address| subnet.prefix.contains(&address.ip()));

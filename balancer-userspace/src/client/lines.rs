@@ -1,14 +1,16 @@
-//! Parses lines that list known clients: `address backend [age]`, or HAProxy's `show table`.
+//! Parses lines that list known clients, in the format `address backend [age]` or in the format of HAProxy's `show
+//! table`.
 
 use std::net::IpAddr;
 
 use balancer_api::model::ImportClient;
 use balancer_config::value;
 
-/// Parses the clients in `text` from the file `file`. `backends` are the service's backends in their order.
+/// Parses the clients in `text`, which is from the file `file`. `backends` are the names of the service's backends, in
+/// their order.
 ///
 /// # Errors
-/// The file and number of the first bad line, and what is wrong with it.
+/// Fails with the file name and line number of the first bad line, and with the fault of that line.
 pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<ImportClient>, String> {
     let mut clients = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -23,7 +25,7 @@ pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<Im
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
-    // A line of an export may have a prefix, written as its first address.
+    // A line of an export may name a prefix by its first address.
     let address = text.parse::<IpAddr>().map_err(|_| format!("{} is not an IP address", value::quoted(text)))?;
     Ok(address.to_canonical())
 }
@@ -55,8 +57,8 @@ fn of_own(line: &str, backends: &[String]) -> Result<Option<ImportClient>, Strin
     }))
 }
 
-/// Parses `0x7f…: key=203.0.113.7 use=0 exp=1799000 shard=0 server_id=2 server_key=web2`. A client without a server is
-/// left out.
+/// Parses a line such as `0x7f…: key=203.0.113.7 use=0 exp=1799000 shard=0 server_id=2 server_key=web2`. The parser
+/// skips a client that has no server.
 fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, String> {
     let field = |name: &str| {
         line.split_whitespace()
@@ -70,7 +72,7 @@ fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, S
     };
     let id = number("server_id")?.filter(|&id| id > 0);
     let backend = match (field("server_key"), id) {
-        // In other stick tables, the value is not a server's name.
+        // In stick tables of other types, the value is not the name of a server.
         (Some(name), _) if backends.iter().any(|backend| backend == name) => name.to_owned(),
         (name, Some(id)) => {
             let place = usize::try_from(id).unwrap_or(usize::MAX).wrapping_sub(1);

@@ -1,4 +1,4 @@
-//! `balancer client …`.
+//! The commands `balancer client …`.
 
 mod lines;
 mod transfer;
@@ -31,11 +31,11 @@ pub(super) enum Verb {
         /// Only this service
         #[arg(long, value_name = "SVC", value_parser = value::name)]
         service: Option<String>,
-        /// Print JSON: an object, or a list where several services match
+        /// Print JSON: an object, or a list if several services match
         #[arg(long)]
         json: bool,
     },
-    /// Forget where a client was, or all clients of a backend: they follow the lookup table then
+    /// Forget the backend of a client, or all clients of a backend; forgotten clients follow the lookup table
     #[command(group = clap::ArgGroup::new("who").required(true))]
     Forget {
         /// The client's source address
@@ -51,31 +51,31 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Have clients be known at backends, from lines `ADDRESS BACKEND [AGE]` or HAProxy's `show table`
+    /// Record clients at backends, from lines `ADDRESS BACKEND [AGE]` or HAProxy's `show table`
     Import {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: String,
-        /// What to read; - is standard input
+        /// The file to read; - is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write where the known clients of a service are, as `client import` reads it
+    /// Write the known clients of a service and their backends, in the format of `client import`
     Export {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: String,
-        /// Where to; without it to standard output
+        /// The file to write [default: standard output]
         #[arg(short, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Only clients with addresses in this prefix; may be repeated. Without it, all IPv4 addresses are searched
+        /// Only clients with addresses in this prefix; may be repeated [default: all IPv4 addresses]
         #[arg(long, value_name = "PREFIX", value_parser = value::prefix)]
         within: Vec<IpNet>,
     },
-    /// Show the clients that sent most in about the last minute, going by samples
+    /// Show the clients that sent most in about the last minute, estimated from samples
     Top {
         /// Only clients of this backend
         #[arg(long, value_name = "SVC/NAME", value_parser = value::backend_name, conflicts_with = "service")]
@@ -83,10 +83,10 @@ pub(super) enum Verb {
         /// Only this service
         #[arg(long, value_name = "SVC", value_parser = value::name)]
         service: Option<String>,
-        /// How many
+        /// The number of clients
         #[arg(short, value_name = "N", default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=256))]
         number: usize,
-        /// What makes a client heavy
+        /// The measure of a client's load
         #[arg(long, value_enum, default_value_t = Measure::Bytes)]
         by: Measure,
         /// Print JSON
@@ -132,7 +132,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-/// A table of heavy clients.
+/// Formats a table of heavy clients.
 pub(super) fn heaviest(clients: Vec<TopClient>) -> String {
     if clients.is_empty() {
         return "no client's packets were sampled in about the last minute\n".to_owned();

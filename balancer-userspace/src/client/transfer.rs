@@ -1,4 +1,4 @@
-//! `balancer client import` and `balancer client export`.
+//! The commands `balancer client import` and `balancer client export`.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +21,10 @@ use ipnet::{IpNet, Ipv4Net};
 use super::lines;
 use crate::{Failure, output};
 
-/// The limit on the size of a file, in bytes.
+/// The maximum size of an imported file in bytes.
 const MOST: u64 = 1 << 30;
 
-/// Makes the clients in a file known.
+/// Imports clients: makes the service remember the clients that a file lists.
 pub(super) async fn import(client: &Client, service: &str, file: &Path, json: bool) -> Result<(), Failure> {
     let text = read(file)?;
     let backends: Vec<String> =
@@ -79,10 +79,11 @@ fn told(service: &str, sum: &ImportedView) -> String {
     text
 }
 
-/// The limit on the requests of one export.
+/// The maximum number of requests that one export makes.
 const MOST_PARTS: u128 = 1 << 18;
 
-/// Splits prefixes into parts of at most as many clients as one request may search, given the client prefix lengths.
+/// Splits prefixes into smaller prefixes, each of which contains at most as many clients as one request may search.
+/// `prefix` returns the client prefix length for a prefix.
 fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, String> {
     let mut all = Vec::new();
     for &net in within {
@@ -96,15 +97,16 @@ fn parts(within: &[IpNet], prefix: impl Fn(IpNet) -> u8) -> Result<Vec<IpNet>, S
     Ok(all)
 }
 
-/// All addresses that a client may have. IPv6 has too many to search.
+/// Returns prefixes that contain all IPv4 addresses that a client may have. IPv6 has too many addresses for an
+/// exhaustive search.
 fn everywhere() -> Vec<IpNet> {
-    // Clients have no addresses in 0.0.0.0/8, 127.0.0.0/8 and 224.0.0.0/3.
+    // No client has an address in 0.0.0.0/8, 127.0.0.0/8 or 224.0.0.0/3.
     let nets = (1..=223u8).filter(|&first| first != 127);
     let nets: Vec<Ipv4Net> = nets.filter_map(|first| Ipv4Net::new(Ipv4Addr::new(first, 0, 0, 0), 8).ok()).collect();
     Ipv4Net::aggregate(&nets).into_iter().map(IpNet::V4).collect()
 }
 
-/// Writes the backends of the known clients.
+/// Exports clients: writes the known clients with their backends.
 pub(super) async fn export(
     client: &Client,
     service: &str,

@@ -1,4 +1,4 @@
-//! Reads files and the files that they include.
+//! Reads configuration files of other programs, and the files that they include.
 
 use std::{
     fs::File,
@@ -6,12 +6,12 @@ use std::{
     path::Path,
 };
 
-/// The size limit of the balancer's own file.
+/// The maximum size of a file in bytes, equal to that of the balancer's own file.
 const MOST_BYTES: u64 = 16 << 20;
 
 const STANDARD_INPUT: &str = "standard input";
 
-/// Returns the name of a file, and its text.
+/// Returns the name of a file and its text.
 pub(super) fn read(path: &Path) -> Result<(String, String), String> {
     if path == Path::new("-") {
         return text(STANDARD_INPUT, io::stdin().lock());
@@ -28,12 +28,12 @@ fn text(name: &str, from: impl Read) -> Result<(String, String), String> {
     if bytes.len() as u64 > MOST_BYTES {
         return Err(format!("{name}: it has more than {} MiB; give a part", MOST_BYTES >> 20));
     }
-    // Old files have comments in other encodings.
+    // Old files contain comments in other encodings than UTF-8.
     let text = String::from_utf8_lossy(&bytes);
     Ok((name.to_owned(), text.trim_start_matches('\u{feff}').to_owned()))
 }
 
-/// The files that match `pattern`, relative to the directory of the file `from`.
+/// Reads the files that match `pattern`, relative to the directory of the file `from`.
 pub(super) fn included(from: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory =
         if from == STANDARD_INPUT { Path::new("") } else { Path::new(from).parent().unwrap_or(Path::new("")) };

@@ -1,4 +1,4 @@
-//! `balancer import`.
+//! The command `balancer import`.
 
 mod input;
 
@@ -30,8 +30,8 @@ pub(super) struct Args {
     output: Option<PathBuf>,
 }
 
-/// The exit codes differ from other commands: 0 all converted, 1 an operator has to convert something, 2 not
-/// understood.
+/// Runs the import; its exit codes differ from those of other commands. 0 means that all lines were converted, 1 that
+/// an operator has to convert some lines, and 2 that the text was not understood.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let files = args.files.iter().map(|path| input::read(path)).collect::<Result<Vec<_>, _>>().map_err(refused)?;
     let dialect = args.from.map_or_else(|| guess(&files), Ok).map_err(refused)?;
@@ -56,7 +56,7 @@ fn refused(what: impl ToString) -> Failure {
     Failure::NotUnderstood(what.to_string())
 }
 
-/// Guesses the program that all files belong to.
+/// Guesses the program to which all the files belong.
 fn guess(files: &[(String, String)]) -> Result<Dialect, String> {
     let mut guessed: Option<(&str, Dialect)> = None;
     for (name, text) in files {
@@ -79,7 +79,7 @@ fn guess(files: &[(String, String)]) -> Result<Dialect, String> {
     })
 }
 
-/// Writes a new file. It never overwrites a file that an operator may have edited.
+/// Writes the result to a new file. The function never overwrites a file, because an operator may have edited it.
 fn write(path: &Path, text: &str) -> Result<(), String> {
     let opened = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = opened.map_err(|error| {

@@ -1,4 +1,4 @@
-//! Explains the verdict on a packet from the observation and the controller's view of the services.
+//! Explains the verdict on a packet, from the observed packet and the controller's view of the services.
 
 use std::{collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -22,11 +22,11 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The context of a packet: interfaces, services and backends.
+/// The known interfaces, services and backends, from which packets are explained.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) services: Vec<ServiceView>,
-    /// Interface names by index.
+    /// The names of interfaces by index.
     pub(crate) interfaces: HashMap<u32, String>,
     pub(crate) hops: Vec<HopView>,
 }
@@ -37,57 +37,57 @@ pub(crate) struct Known {
 pub(crate) enum Direction {
     ToBackend,
     ToClient,
-    /// The program answers the packet itself.
+    /// The program itself answers the packet.
     Answered,
     /// The packet goes to the kernel of the balancer's host.
     ToHost,
     Nowhere,
 }
 
-/// The way of one packet.
+/// The path of a packet through the balancer, with reasons.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Explanation {
     pub(crate) interface: String,
     pub(crate) queue: u32,
-    /// The packet as it came; absent if it is no IP packet.
+    /// The packet as it arrived; absent if the frame contains no IP packet.
     pub(crate) packet: Option<Frame>,
-    /// The length of the frame.
+    /// The length of the arriving frame in bytes.
     pub(crate) length: u32,
     pub(crate) direction: Direction,
     pub(crate) service: Option<String>,
     pub(crate) listener: Option<String>,
     pub(crate) client: Option<IpAddr>,
-    /// How the program chose the backend, as counted in `balancer_decisions_total`; absent if the packet begins no
-    /// connection.
+    /// The method by which the program chose the backend, as counted in `balancer_decisions_total`; absent if the
+    /// packet begins no connection.
     pub(crate) decision: Option<&'static str>,
     pub(crate) backend: Option<String>,
-    /// The decision by a connection ID of QUIC, as in the API; absent if the packet is not for a listener of QUIC.
+    /// The decision based on the QUIC connection ID, as in the API; absent if the packet is not for a QUIC listener.
     pub(crate) connection_id: Option<String>,
     pub(crate) moved_from: Option<String>,
-    /// Why the client moved, as counted in `balancer_moves_total`.
+    /// The cause of the client's move to another backend, as counted in `balancer_moves_total`.
     pub(crate) cause: Option<&'static str>,
     /// The rule that applies to the client.
     pub(crate) rule: Option<ClientRule>,
-    /// The client's slot of the lookup table.
+    /// The slot of the lookup table that the client maps to.
     pub(crate) slot: Option<u32>,
-    /// The client's entry before the packet; absent if that is unknown.
+    /// The client's entry in the client table before the packet; absent if unknown.
     pub(crate) memory: Option<Memory>,
-    /// Whether this packet created the client's entry.
+    /// Whether this packet created the client's entry in the client table.
     pub(crate) recorded: bool,
-    /// The reason in words.
+    /// The reason for the choice of the backend, in words.
     pub(crate) why: String,
     pub(crate) next_hop: Option<NextHop>,
-    /// The verdict, as counted in `balancer_packets_seen_total`.
+    /// The verdict on the packet, as counted in `balancer_packets_seen_total`.
     pub(crate) verdict: &'static str,
-    /// The reason for a drop, as counted in `balancer_drops_total`.
+    /// The reason for dropping the packet, as counted in `balancer_drops_total`.
     pub(crate) reason: Option<&'static str>,
-    /// The packet as it left; absent if it did not leave.
+    /// The packet as it departed; absent if the program did not send it.
     pub(crate) left: Option<Frame>,
-    /// The program's running time in microseconds, including the observation.
+    /// The time in microseconds for which the program ran, including the observation.
     pub(crate) microseconds: f64,
 }
 
-/// A client's entry of the client table.
+/// An entry of the client table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Memory {
     pub(crate) known: bool,
@@ -95,19 +95,19 @@ pub(crate) struct Memory {
     pub(crate) last_seen_seconds_ago: Option<u64>,
 }
 
-/// The destination of a frame.
+/// The next hop to which a frame was sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct NextHop {
     pub(crate) interface: Option<String>,
     pub(crate) mac: String,
-    /// The backend's address, if the frame goes to a backend.
+    /// The address of the backend, if the frame was sent to a backend.
     pub(crate) address: Option<IpAddr>,
 }
 
-/// The verdict, in the categories of the program's counters.
+/// Returns the verdict on a packet, in the categories of the program's counters.
 fn verdict(observation: &Observation, known: &Known) -> Verdict {
     let head = &observation.head;
-    // The row of a local backend has no interface.
+    // If this machine is the backend, the backend's row names no interface.
     let is_local = |id| known.hops.iter().any(|hop| hop.id == id && hop.ifindex.is_none());
     match head.action {
         XDP_PASS if head.backend.is_some_and(is_local) => Verdict::Local,
@@ -124,7 +124,7 @@ fn is_changed(Observation { head, came, left }: &Observation) -> bool {
     head.came_length != head.left_length || came != left
 }
 
-/// Explains a packet.
+/// Explains the path of an observed packet.
 pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
     let Observation { head, came, left } = observation;
     let verdict = verdict(observation, known);
@@ -172,7 +172,7 @@ pub(crate) fn explain(observation: &Observation, known: &Known) -> Explanation {
     this
 }
 
-/// Returns the variant with this label.
+/// Returns the enum variant with this label.
 fn labelled<T: Copy>(all: &[T], label: impl Fn(T) -> &'static str, text: Option<&str>) -> Option<T> {
     let text = text?;
     all.iter().copied().find(|&of| label(of) == text)
@@ -186,7 +186,7 @@ fn cause(head: &TracedPacket) -> Option<MoveCause> {
     labelled(MoveCause::ALL, MoveCause::label, head.cause.as_deref())
 }
 
-/// Whether the observation of the client's entry has this word.
+/// Whether the reported changes to the client's entry include this one.
 fn has(head: &TracedPacket, word: &str) -> bool {
     head.memory.iter().any(|of| of == word)
 }
@@ -210,7 +210,8 @@ fn direction(
             } else if is_vip(left.and_then(|frame| frame.source)) {
                 Direction::ToClient
             } else {
-                // ICMP errors about packets of connections have a router's address.
+                // An ICMP error about a packet of a connection may come from a router, so only the quoted packet
+                // identifies the connection.
                 let quoted = left.and_then(|frame| frame.about.as_ref());
                 if quoted.is_some_and(|frame| is_vip(frame.destination)) {
                     Direction::ToClient
@@ -224,7 +225,7 @@ fn direction(
 
 type Place<'a> = Option<(&'a ServiceView, Option<Listener>)>;
 
-/// Returns a packet's service, listener and client.
+/// Returns the service, the listener and the client of a packet.
 fn place<'a>(
     direction: Direction,
     came: Option<&Frame>,
@@ -233,7 +234,7 @@ fn place<'a>(
 ) -> (Place<'a>, Option<IpAddr>) {
     if direction == Direction::ToClient {
         let Some(left) = left else { return (None, None) };
-        // An ICMP error to a client is about a packet from the client.
+        // An ICMP error that goes to a client quotes a packet from this client.
         return match &left.about {
             Some(about) => (known.at(about, End::Destination), left.destination),
             None => (known.at(left, End::Source), left.destination),
@@ -241,7 +242,8 @@ fn place<'a>(
     }
     let Some(came) = came else { return (None, None) };
     match &came.about {
-        // An ICMP error about a reply: the reply's source is the VIP, its destination the client.
+        // If an ICMP error quotes a reply, the source of the quoted reply is the VIP, and its destination is the
+        // client.
         Some(about) => (known.at(about, End::Source), about.destination),
         None => {
             let place = known.at(came, End::Destination);
@@ -264,7 +266,7 @@ impl Known {
         })
     }
 
-    /// Returns the virtual addresses of these services.
+    /// Returns the VIPs of these services.
     pub(crate) fn vips(&self) -> impl Iterator<Item = IpAddr> {
         self.listeners().map(|(_, listener)| listener.address)
     }
@@ -273,7 +275,8 @@ impl Known {
         self.vips().any(|vip| vip == address)
     }
 
-    /// Returns the listener at one end of a packet, or at least the service if it is the only one with that address.
+    /// Returns the service and listener at one end of a packet; only the service if no listener matches and no other
+    /// service has the address.
     fn at(&self, frame: &Frame, end: End) -> Place<'_> {
         let (address, port) = match end {
             End::Source => (frame.source?, frame.source_port),
@@ -298,7 +301,7 @@ impl Known {
     }
 }
 
-/// Returns the backend's row that the packet used.
+/// Returns the row of the backend that the program used for the packet.
 fn hop<'a>(
     observation: &Observation,
     verdict: Verdict,
@@ -341,7 +344,7 @@ fn text(mac: Mac) -> String {
 fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&HopView>, known: &Known) -> Option<NextHop> {
     let mac = match verdict {
         Verdict::Tx | Verdict::Redirect => text(mac(&observation.left)?),
-        // The packet has a mark instead of an address.
+        // A packet that is passed to the kernel for sending has a mark and not the backend's hardware address.
         Verdict::Handed => hop?.mac.clone()?,
         Verdict::Pass | Verdict::Local | Verdict::Drop | Verdict::Aborted => return None,
     };
@@ -353,7 +356,7 @@ fn next_hop(observation: &Observation, verdict: Verdict, hop: Option<&HopView>, 
     })
 }
 
-/// Returns the service's backend with this address. If backends share the address, the port decides.
+/// Returns the backend of the service with this address. If several backends have this address, the port decides.
 fn backend_at(service: &ServiceView, address: IpAddr, port: Option<u16>) -> Option<&BackendView> {
     let places = |backend: &BackendView| {
         let families = backend.families.iter().map(|of| of.address.clone());
@@ -439,7 +442,7 @@ fn chosen(this: &Explanation, head: &TracedPacket) -> String {
     }
 }
 
-/// Why the client's address, not a connection ID, leads to the backend.
+/// The reason why the client's address leads to the backend, if no connection ID decided.
 fn by_address(this: &Explanation, head: &TracedPacket) -> String {
     let from = this.moved_from.as_deref().unwrap_or("another backend");
     match decision(head) {
@@ -495,7 +498,7 @@ const fn dropped(reason: DropReason) -> &'static str {
 }
 
 impl Explanation {
-    /// Returns the explanation in one line, as the comment of a captured packet.
+    /// Formats the explanation as one line, which becomes the comment of a captured packet.
     pub(crate) fn comment(&self) -> String {
         let mut text = format!("service {}", self.service.as_deref().unwrap_or("-"));
         if let Some(listener) = &self.listener {
@@ -638,10 +641,10 @@ mod tests {
         let of = explained(head.clone(), request(), forwarded());
         assert_eq!((of.backend.as_deref(), of.decision), (Some("web2"), None));
         assert_eq!(of.why, "of a connection that goes on");
-        // Like with `dsr`, the hardware address identifies the backend.
+        // The hardware address identifies the backend, as it does with `dsr`.
         let of = explained(head, request(), tcp([2, 0, 0, 0, 0, 11], (CLIENT, 40_000), (VIP, 80)));
         assert_eq!(of.backend.as_deref(), Some("web1"));
-        // The mark identifies the backend of a packet passed to the kernel.
+        // A mark identifies the backend if the packet is passed to the kernel for sending.
         let head = TracedPacket { action: XDP_PASS, ..TracedPacket::default() };
         let marked = tcp(Handed::Backend(1).destination(), (CLIENT, 40_000), ([10, 0, 0, 11], 8080));
         let of = explained(head, request(), marked);

@@ -1,4 +1,4 @@
-//! Parses the parts of a frame that decisions depend on.
+//! Parses those fields of a frame that affect the program's decision.
 
 use std::{
     fmt,
@@ -10,17 +10,17 @@ use balancer_config::config::Protocol;
 use etherparse::{IpNumber, LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use serde::Serialize;
 
-/// An IP packet.
+/// The IP packet in a frame.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Frame {
-    /// VLAN ids, the outer one first.
+    /// The VLAN ids, beginning with the outer id.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) vlans: Vec<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) destination: Option<IpAddr>,
-    /// `tcp`, `udp`, `icmp`, `icmpv6`, or the protocol's number.
+    /// The protocol of the packet: `tcp`, `udp`, `icmp`, `icmpv6`, or a number.
     pub(crate) protocol: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) source_port: Option<u16>,
@@ -32,15 +32,15 @@ pub(crate) struct Frame {
     /// The type and code of an ICMP message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) icmp: Option<[u8; 2]>,
-    /// TTL or hop limit.
+    /// The TTL or hop limit.
     pub(crate) ttl: u8,
     /// Whether the packet is a fragment.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) fragment: bool,
-    /// The packet in the tunnel.
+    /// The inner packet, if the packet is a tunnel packet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) inside: Option<Box<Self>>,
-    /// The packet that an ICMP error is about.
+    /// The quoted packet, if the packet is an ICMP error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) about: Option<Box<Self>>,
 }
@@ -51,7 +51,7 @@ const fn is_false(value: &bool) -> bool {
 }
 
 impl Frame {
-    /// Parses the packet in an Ethernet frame, whose end may be cut off; `None` if it is no IP packet.
+    /// Parses the IP packet in an Ethernet frame, which may be truncated; `None` if the frame contains no IP packet.
     pub(crate) fn parse(frame: &[u8]) -> Option<Self> {
         let sliced = LaxSlicedPacket::from_ethernet(frame).ok()?;
         let vlans = sliced.vlan_ids().iter().map(|id| id.value()).collect();
@@ -122,13 +122,13 @@ impl Frame {
                     this.about = inner(icmp.payload());
                 }
             }
-            // A shortened packet still has its ports.
+            // Even a truncated packet contains its ports.
             Some(TransportSlice::Igmp(_)) | None => this.ports(number, payload),
         }
         Some(this)
     }
 
-    /// Reads the ports of a quoted or shortened packet, whose end is missing.
+    /// Reads the ports of a packet whose end is missing, because it is quoted or truncated.
     fn ports(&mut self, number: IpNumber, payload: &[u8]) {
         if let (IpNumber::TCP | IpNumber::UDP, false, [a, b, c, d, ..]) = (number, self.fragment, payload) {
             self.source_port = Some(u16::from_be_bytes([*a, *b]));
@@ -136,7 +136,7 @@ impl Frame {
         }
     }
 
-    /// The protocol, if it is TCP or UDP.
+    /// The protocol of the packet, if it is TCP or UDP.
     pub(crate) fn layer4(&self) -> Option<Protocol> {
         match self.protocol.as_str() {
             "tcp" => Some(Protocol::Tcp),
@@ -146,7 +146,7 @@ impl Frame {
     }
 }
 
-/// Formats like `10.1.0.1:40000 > 10.2.0.10:80 tcp SYN`.
+/// Formats a packet as `10.1.0.1:40000 > 10.2.0.10:80 tcp SYN`.
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: Option<IpAddr>, port: Option<u16>| match (address, port) {

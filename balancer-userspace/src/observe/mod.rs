@@ -26,10 +26,10 @@ use tokio::{
 use self::explain::Known;
 use crate::Failure;
 
-/// How long the controller's answer about its services counts as current.
+/// The time for which the session uses an answer of the controller about its services.
 const REFRESH: Duration = Duration::from_secs(1);
 
-/// Parses a client's address, or a prefix.
+/// Parses the address of a client, or a prefix of clients.
 pub(crate) fn client(text: &str) -> Result<IpNet, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
@@ -38,7 +38,7 @@ pub(crate) fn client(text: &str) -> Result<IpNet, String> {
     prefix.map_err(|_| format!("{text:?} is neither an IP address nor a prefix such as 203.0.113.0/24"))
 }
 
-/// Selects the packets to observe.
+/// The selection of packets to observe.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
     pub(crate) service: Option<String>,
@@ -47,7 +47,7 @@ pub(crate) struct Asked {
     pub(crate) count: u64,
 }
 
-/// A packet, with the frames as they came and as they left.
+/// An observed packet, with the frame as it arrived and as it departed.
 #[derive(Clone, Debug)]
 pub(crate) struct Observation {
     pub(crate) head: TracedPacket,
@@ -56,7 +56,7 @@ pub(crate) struct Observation {
 }
 
 impl Observation {
-    /// `None` if the controller's answer is malformed.
+    /// Decodes a packet in the controller's answer; `None` if the packet is malformed.
     fn of(head: TracedPacket) -> Option<Self> {
         let came = STANDARD.decode(&head.came_frame).ok()?;
         let left = STANDARD.decode(&head.left_frame).ok()?;
@@ -64,7 +64,7 @@ impl Observation {
     }
 }
 
-/// A running trace, with the services, backends and interfaces of its packets.
+/// A running trace, with the services, backends and interfaces that its packets may concern.
 pub(crate) struct Session {
     api: Client,
     service: Option<String>,
@@ -72,24 +72,26 @@ pub(crate) struct Session {
     known: Known,
     refreshed: Instant,
     waiting: VecDeque<Observation>,
-    /// The number of packets still to observe.
+    /// The number of packets that the session still has to observe.
     left: u64,
     lost: u64,
-    /// The difference between the time of day and the monotonic clock.
+    /// The difference between the wall clock and the monotonic clock.
     real: Duration,
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Session {
-    /// Begins to observe. If this process dies without [`end`](Self::end), the controller ends the trace some seconds
-    /// later.
+    /// Starts a trace of packets. If this process dies without calling [`end`](Self::end), the controller ends the
+    /// trace after some seconds.
     ///
     /// # Errors
-    /// If there is no controller or no such service, if another trace runs, or if the kernel refuses.
+    /// Fails if there is no controller, if the service does not exist, if another trace is running, or if the
+    /// controller cannot start the trace.
     pub(crate) async fn open(api: &Client, asked: &Asked) -> Result<Self, Failure> {
         let services = services(api, asked.service.as_deref()).await?;
-        // Install the handlers first. Otherwise a signal during the start would kill the process.
+        // The signal handlers must exist before the trace starts, because otherwise a signal during the start would
+        // kill the process.
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let wanted = BeginTrace {
             service: asked.service.clone(),
@@ -114,10 +116,10 @@ impl Session {
         Ok(this)
     }
 
-    /// Returns the next packet; `None` after the requested number of packets, or after a signal.
+    /// Returns the next observed packet; `None` after the requested number of packets, or after a signal.
     ///
     /// # Errors
-    /// If the controller ends the trace.
+    /// Fails if the controller has ended the trace.
     pub(crate) async fn next(&mut self) -> Result<Option<Observation>, Failure> {
         while self.left > 0 {
             if let Some(observation) = self.waiting.pop_front() {
@@ -147,7 +149,7 @@ impl Session {
     pub(crate) async fn known(&mut self) -> &Known {
         if self.refreshed.elapsed() >= REFRESH {
             self.refreshed = Instant::now();
-            // A controller that restarts is back soon; use its last answer until then.
+            // If the controller restarts, it returns soon; until then, the session uses the last answer.
             if let Ok(services) = services(&self.api, self.service.as_deref()).await {
                 self.known.services = services;
             }
@@ -155,19 +157,19 @@ impl Session {
         &self.known
     }
 
-    /// Converts a time of the monotonic clock, in nanoseconds, to the time of day.
+    /// Converts a time of the monotonic clock, in nanoseconds, to a time of the wall clock.
     pub(crate) fn time(&self, nanoseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + self.real + Duration::from_nanos(nanoseconds)
     }
 
-    /// Ends the trace, and returns how many frames came too fast to be reported.
+    /// Ends the trace, and returns the number of frames that were not reported because frames arrived too fast.
     pub(crate) async fn end(self) -> u64 {
-        // If the controller has ended the trace itself, this call fails.
+        // The call fails if the controller has already ended the trace.
         self.api.end_trace(self.trace).await.map_or(self.lost, |ended| ended.lost)
     }
 }
 
-/// The services to observe.
+/// Returns the services whose packets are observed.
 async fn services(api: &Client, service: Option<&str>) -> Result<Vec<ServiceView>, ClientError> {
     match service {
         Some(name) => Ok(vec![api.service(name).await?]),
@@ -175,7 +177,7 @@ async fn services(api: &Client, service: Option<&str>) -> Result<Vec<ServiceView
     }
 }
 
-/// A number of packets, in words.
+/// Formats a number of packets in words.
 pub(crate) fn packets(number: u64) -> String {
     words::counted(usize::try_from(number).unwrap_or(usize::MAX), "packet")
 }

@@ -1,4 +1,4 @@
-//! Parses changes in the words of `balancer plan`.
+//! Parses changes in the syntax of `balancer plan`.
 
 use balancer_api::model::PlanRequest;
 use balancer_config::value;
@@ -27,10 +27,10 @@ enum Verb {
     Reorder,
 }
 
-/// A change and its service.
+/// A change, and the service to which it applies.
 #[derive(Debug)]
 pub(super) struct Asked {
-    /// `None` means the simulated service.
+    /// The name of the service; `None` means the simulated service.
     pub(super) service: Option<String>,
     pub(super) change: Change,
 }

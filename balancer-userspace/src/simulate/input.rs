@@ -1,4 +1,4 @@
-//! Reads logs, and shows the progress on a terminal.
+//! Reads logs, and shows the progress on the terminal.
 
 use std::{
     fs::File,
@@ -15,13 +15,13 @@ use balancer_simulate::{
 
 use crate::Failure;
 
-/// The number of lines used to guess a format.
+/// The number of lines from which the command guesses the format.
 const GUESSED_FROM: usize = 100;
 
 /// The number of bytes read between two updates of the progress bar.
 const STEP: u64 = 16 << 20;
 
-/// The width of a full bar, in characters.
+/// The width of a full progress bar, in characters.
 const WIDTH: u64 = 40;
 
 /// Counts the clients of a log.
@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path, format: Option<&Format>, census: &mut Census) ->
         if tally.unreadable == tally.lines {
             return Err(anyhow!("{what}\nis it of another format? --format says which").into());
         }
-        // If standard error is closed, the report still has the number.
+        // If standard error is closed, the report still contains the number of unreadable lines.
         let _ = writeln!(io::stderr(), "balancer: warning: {what}");
     }
     Ok(tally)
@@ -85,7 +85,7 @@ fn counted(
     census.read(lines, &mut Reader::new(format)).map_err(|error| broken(error).into())
 }
 
-/// Counts the bytes read, and draws the bar.
+/// Counts the bytes that were read, and draws the progress bar.
 struct Bar {
     from: Box<dyn Read>,
     name: String,
@@ -137,7 +137,7 @@ mod tests {
             shown("a.log", 50 << 20, Some(200 << 20)),
             format!("[{}{}] 25% of 200 MiB, a.log", "#".repeat(10), ".".repeat(30))
         );
-        // The log grows while it is read.
+        // The test case is a log that grows while the command reads it.
         assert_eq!(shown("a.log", 3 << 20, Some(2 << 20)), format!("[{}] 100% of 2 MiB, a.log", "#".repeat(40)));
         assert_eq!(shown("standard input", 50 << 20, None), "50 MiB, standard input");
     }

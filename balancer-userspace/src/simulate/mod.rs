@@ -1,4 +1,4 @@
-//! `balancer simulate`.
+//! The command `balancer simulate`.
 
 mod change;
 mod input;
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{Failure, output};
 
-/// The name of the service if there is no configuration.
+/// The name of the simulated service if there is no configuration.
 const SERVICE: &str = "web";
 
 #[derive(Debug, clap::Args)]
@@ -37,11 +37,11 @@ pub(super) struct Args {
     /// Simulate a service web with this number of equal backends, web1, web2, …
     #[arg(long, value_name = "N", default_value_t = 4, conflicts_with = "config", value_parser = clap::value_parser!(u16).range(1..=1000))]
     backends: u16,
-    /// Which service of the configuration, where it has several
+    /// The service to simulate, if the configuration has several
     #[arg(long, value_name = "SVC", value_parser = value::name, requires = "config")]
     service: Option<String>,
-    /// What to do to the backends, such as "backend remove web/web1", or "reorder"; may be repeated [default: remove one, add
-    /// one, drain one, reorder]
+    /// Change to the backends, such as "backend remove web/web1" or "reorder"; may be repeated [default: remove one,
+    /// add one, drain one, reorder]
     #[arg(long = "change", value_name = "CHANGE")]
     changes: Vec<String>,
     /// combined (nginx, Apache), haproxy, list (of addresses) or json:FIELD [default: guessed from the first lines]
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     } else {
         asked.into_iter().map(|asked| asked.change).collect()
     };
-    // Report errors in changes before reading a long log.
+    // The command checks the changes first, so that it reports errors before it reads a long log.
     for change in &changes {
         product.change(change).map_err(usage)?;
     }
@@ -91,7 +91,7 @@ fn usage(why: impl ToString) -> Failure {
     Failure::Usage(why.to_string())
 }
 
-/// Returns a configuration with the service [`SERVICE`].
+/// Returns a configuration that contains only the service [`SERVICE`] with `count` equal backends.
 fn equal_backends(count: u16) -> Result<Config, ConfigErrors> {
     let mut text = format!(
         "interfaces = [\"eth0\"]\n[[service]]\nname = \"{SERVICE}\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n"
@@ -103,7 +103,8 @@ fn equal_backends(count: u16) -> Result<Config, ConfigErrors> {
     file::parse(Path::new("--backends"), text.as_bytes()).map(|(config, _)| config)
 }
 
-/// Returns the name of the service to simulate: the requested one, the one that the changes name, or the only one.
+/// Returns the name of the service to simulate: the requested service, otherwise the service that the changes name,
+/// otherwise the only service.
 fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<String, Failure> {
     let mut named: Vec<&str> =
         asked.iter().filter_map(|asked| asked.service.as_deref()).chain(args.service.as_deref()).collect();
@@ -124,10 +125,11 @@ fn service(args: &Args, config: &Config, asked: &[change::Asked]) -> Result<Stri
     }
 }
 
-/// Returns the changes to simulate by default.
+/// Returns the changes that are simulated by default.
 fn usual(service: &str, servers: &Servers) -> Vec<Change> {
     let mut changes = Vec::new();
-    // The change removes the second backend: without the first or last one, the lists would stay more alike.
+    // The change removes the second backend, because the loss of the first or the last backend would change the
+    // servers' lists less.
     let primaries = || servers.0.iter().filter(|server| !server.backup);
     let name = primaries().nth(1).or_else(|| primaries().next()).map(|server| server.name.clone());
     changes.extend(name.clone().map(|name| Change::Remove { name, force: true }));

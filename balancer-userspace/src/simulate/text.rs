@@ -1,4 +1,4 @@
-//! Formats the report for people.
+//! Formats the report for human readers.
 
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ fn service(report: &Report) -> String {
     )
 }
 
-/// Makes a table of servers with a column for each rule.
+/// Formats a table with a row for each server and a column for each rule.
 fn shares(report: &Report, what: &str, part: fn(&Share) -> f64, largest: fn(&Shares) -> f64) -> String {
     let headings = format!("SHARE OF {}", what.to_uppercase());
     let mut headings = vec![headings, ">EXPECTED".to_owned()];
@@ -158,7 +158,7 @@ fn suggestions(report: &Report) -> String {
     format!("\nsuggested:\n{all}")
 }
 
-/// Returns the short form of a rule, for a heading.
+/// Returns a short name of a rule, for a heading.
 fn short(rule: &Rule) -> String {
     match rule {
         Rule::NginxIpHash => "ip_hash".to_owned(),

@@ -1,4 +1,4 @@
-//! `balancer stats`.
+//! The command `balancer stats`.
 
 mod screen;
 mod watch;
@@ -23,7 +23,7 @@ use super::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only this service
+    /// Show only this service
     #[arg(value_name = "SVC", value_parser = value::name)]
     service: Option<String>,
     /// Show a live view in the terminal; q or Ctrl-C ends it
@@ -54,7 +54,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     Ok(output::print(&texts.join("\n"))?)
 }
 
-/// Returns a headline that names the members that the figures include.
+/// Returns a headline that names the members whose counts the figures include.
 fn headline(fleet: &FleetSnapshot, all: bool) -> String {
     let whose = if all { "all members together" } else { "this member alone; of all: --fleet" };
     format!("{}\nfigures of {whose}\n", fleet::line(fleet))
@@ -129,7 +129,7 @@ fn render(stats: StatsView) -> String {
     text
 }
 
-/// Says which clients a service's figures include, if it steers only a part of them.
+/// Describes which clients the figures of a service include, if the balancer does not steer all clients.
 fn steered(stats: &StatsView) -> String {
     match stats.steer {
         100 => String::new(),
@@ -142,7 +142,7 @@ fn name(period: &PeriodView) -> String {
     let whole = if period.period == "hour" { 3600 } else { 60 };
     match period.seconds {
         None => "since start".to_owned(),
-        // A period counts as covered if samples cover 80% of it.
+        // The whole period is named if samples cover at least 80% of it.
         Some(seconds) if seconds * 10 >= whole * 8 => format!("last {}", period.period),
         Some(seconds) => {
             format!("last {} ({})", period.period, humantime::format_duration(Duration::from_secs(seconds)))
@@ -150,7 +150,7 @@ fn name(period: &PeriodView) -> String {
     }
 }
 
-/// Formats like `3 down, 1 drain`.
+/// Formats the causes of moves as `3 down, 1 drain`.
 fn causes(period: &PeriodView) -> String {
     let causes: Vec<String> = period
         .moves

@@ -1,4 +1,4 @@
-//! The live view, for terminals of 80 × 24 and above.
+//! The contents of the live view, for terminals of at least 80 × 24 characters.
 
 use balancer_api::statistics::{BackendShare, StatsView};
 use balancer_config::{states::BackendState, words::grouped};
@@ -12,20 +12,20 @@ use ratatui::{
 
 use super::{causes, name, ratio, share};
 
-/// The number of connection rates to keep, enough for a wide terminal.
+/// The number of seconds for which the view keeps connection rates, enough for a wide terminal.
 pub(super) const SECONDS: usize = 240;
 /// The width of a bar, in columns.
 const BAR: usize = 30;
 
-/// The contents of the screen.
+/// The data that the screen shows.
 pub(super) struct Screen<'a> {
-    /// `None` if there is no service.
+    /// The figures of the service that is shown; `None` if there is no service.
     pub(super) stats: Option<&'a StatsView>,
-    /// The index of the shown service, and the number of services.
+    /// The index of the service that is shown, and the number of services.
     pub(super) place: (usize, usize),
     /// The number of new connections in each of the last seconds.
     pub(super) rates: Vec<u64>,
-    /// The reason why the shown figures are old.
+    /// The reason why the figures are out of date, if they are.
     pub(super) trouble: Option<String>,
 }
 
@@ -259,7 +259,7 @@ mod tests {
         assert!(text.contains("no controller reachable") && text.contains("web3"), "{text}");
         let none = Screen { stats: None, place: (0, 0), rates: Vec::new(), trouble: None };
         assert!(drawn(&none).starts_with("no services"));
-        // On a terminal that is too small, drawing must not panic.
+        // Drawing must not panic on a terminal that is too small.
         let mut terminal = Terminal::new(TestBackend::new(20, 5)).unwrap();
         terminal
             .draw(|frame| draw(frame, &Screen { stats: Some(&stats), place: (0, 1), rates: vec![1], trouble: None }))

@@ -1,4 +1,4 @@
-//! The live view's loop: asks once a second, draws, and listens for keys.
+//! The loop of the live view, which queries the controller once a second, draws the screen, and reads keys.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,16 +16,16 @@ use super::screen::{self, Screen};
 use crate::Failure;
 
 const REDRAW: Duration = Duration::from_secs(1);
-/// How often to poll for keys.
+/// The interval at which the view polls for keys.
 const KEYS: Duration = Duration::from_millis(50);
-/// How long the controller may take to answer before the view reports the delay.
+/// The time without an answer of the controller after which the view reports the delay.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Shows the view until q, Ctrl-C or SIGTERM. It always restores the terminal.
+/// Shows the live view until q, Ctrl-C or SIGTERM. The function always restores the terminal.
 pub(super) async fn run(client: &Client, service: Option<&str>) -> Result<(), Failure> {
-    // Errors in the request appear on the normal terminal.
+    // The first request precedes the start of the view, so that an error appears on the normal terminal.
     let first = client.stats(service).await?;
-    // Also restores the terminal on a panic.
+    // The call also installs a hook that restores the terminal after a panic.
     let mut terminal = ratatui::try_init()?;
     let shown = show(&mut terminal, client, service, first).await;
     ratatui::try_restore()?;
@@ -47,7 +47,7 @@ async fn show(
         rates.keep(&services);
         selected = selected.min(services.len().saturating_sub(1));
         let asked = Instant::now() + REDRAW;
-        // Handle keys while the controller does not answer.
+        // The view handles keys while it waits for the controller's answer.
         let answer = async {
             sleep_until(asked).await;
             client.stats(service).await
@@ -89,7 +89,7 @@ enum Key {
     Other,
 }
 
-/// Returns a key pressed since the last call.
+/// Returns the key that was pressed since the last call, if any.
 fn key() -> std::io::Result<Option<Key>> {
     if !event::poll(Duration::ZERO)? {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! A controller without a data path, behind a real control socket.
+//! A simulated controller without a data path, behind a real control socket.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -53,7 +53,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// All changes that arrived, each with the peer's uid.
+/// All changes that the controller has received, each with the uid of the peer.
 pub(crate) type Seen = Arc<Mutex<Vec<(ChangeRequest, Option<u32>)>>>;
 
 pub(crate) struct Fake {
@@ -63,7 +63,7 @@ pub(crate) struct Fake {
     directory: TempDir,
     stop: oneshot::Sender<()>,
     server: JoinHandle<anyhow::Result<()>>,
-    /// Serves the socket that only reads.
+    /// The task that serves the read-only socket.
     readers: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -72,7 +72,7 @@ impl Fake {
         Self::start_in(tempfile::tempdir().unwrap()).await
     }
 
-    /// Starts a controller in the directory of one that was stopped.
+    /// Starts a controller in the directory of a controller that was stopped.
     pub(crate) async fn start_in(directory: TempDir) -> Self {
         let socket = ControlSocket::bind(&directory.path().join("run/balancer.sock"), None).await.unwrap();
         let (calls, inbox) = mpsc::channel(8);
@@ -107,7 +107,7 @@ impl Fake {
         self.change_requests().into_iter().filter_map(change).collect()
     }
 
-    /// Stops the server and returns the directory of its socket.
+    /// Stops the server, and returns the directory of the control socket.
     pub(crate) async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.server.await.unwrap().unwrap();
@@ -121,8 +121,9 @@ fn forgotten(forgotten: u64, moved: u64) -> ForgottenView {
     ForgottenView { message: format!("{forgotten} forgotten"), forgotten, moved }
 }
 
-/// Simulates the controller. Withdrawn VIPs disappear after two more answers. There are two services: `web` with `web1`
-/// and `web2`, and `dns` without a backend. A drained backend shows `draining` twice.
+/// Simulates a controller, which answers calls. After a withdrawal, the VIPs disappear after two more answers. The
+/// controller has two services: `web` with the backends `web1` and `web2`, and `dns` without a backend. After a drain,
+/// a backend shows `draining` twice.
 async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events) {
     let mut admin = Admin::Ready;
     let mut looked = 0;
@@ -340,7 +341,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
     }
 }
 
-/// The controller's snapshot, with this state of `web1`.
+/// Returns the controller's snapshot, in which `web1` has this state.
 pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     let check = fixture::check();
     let mut health = Health::default();
@@ -467,7 +468,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
     }
 }
 
-/// Degraded while `web1` is drained, not ready while it is in maintenance.
+/// The simulated balancer is degraded while `web1` is drained, and not ready while `web1` is in maintenance.
 fn readiness(admin: Admin) -> Readiness {
     let (state, reasons) = match admin {
         Admin::Ready => (Fitness::Ready, Vec::new()),
@@ -477,7 +478,8 @@ fn readiness(admin: Admin) -> Readiness {
     Readiness { state, reasons }
 }
 
-/// The tallies of other members: one has counted a thousand connections of `web`, the other one nothing.
+/// Returns the tallies of two other members: one member has counted a thousand connections of `web`, and the other
+/// member none.
 fn tallies() -> Tallies {
     let period = r#"{"period": "start", "seconds": null, "stickiness_ratio": null, "connections": 1000, "decisions": {}, "moves": {}}"#;
     let tally = format!(

@@ -1,13 +1,13 @@
 #!/usr/bin/python
-"""A backend of the balancer, as Ansible wants it."""
+"""Brings a backend of the balancer into the state that an Ansible task names."""
 
 DOCUMENTATION = r"""
 module: balancer_backend
 short_description: Drains, readies, adds and removes backends of the balancer
 description:
-  - Runs C(balancer) on the balancer's host, as root or as a member of the control socket's group. In a fleet, one member
-    is enough.
-  - Waits until the backend is in the state that is wanted, for no longer than I(wait_timeout).
+  - Runs C(balancer) on the balancer's host, as root or as a member of the control socket's group. In a fleet, run the
+    module on one member.
+  - Waits until the backend has reached I(state), for no longer than I(wait_timeout).
 options:
   backend:
     description: Service and backend, such as C(web/web1).
@@ -15,40 +15,40 @@ options:
     type: str
   state:
     description:
-      - C(ready) takes clients, C(drained) keeps the clients that it has until its drain ends and takes no new ones,
-        C(absent) is drained and removed.
+      - A C(ready) backend takes clients; a C(drained) backend keeps its clients until its drain ends and takes no new
+        clients; C(absent) drains and removes the backend.
     choices: [ready, drained, absent]
     default: ready
     type: str
   address:
-    description: Its address, or address and port. Needed to add it; an address that is there is not changed.
+    description: The backend's address, or address and port. Required to add a backend; ignored if the backend exists.
     type: str
   address6:
-    description: Its IPv6 address, where the service has listeners of both families.
+    description: The backend's IPv6 address, if the service has listeners of both families.
     type: str
   weight:
-    description: Its share of new clients, 0 to 65535; absent, it stays as it is.
+    description: The backend's share of new clients, 0 to 65535. Without this option the weight stays unchanged.
     type: int
   drain_timeout:
-    description: How long a drain keeps clients, such as C(5m); absent, as the service says.
+    description: How long a drain keeps clients, such as C(5m). The default is the service's setting.
     type: str
   force:
-    description: Whether C(absent) removes it without a drain.
+    description: Whether C(absent) removes the backend without a drain.
     default: false
     type: bool
   wait:
-    description: Whether to wait for the state.
+    description: Whether to wait until the backend has reached I(state).
     default: true
     type: bool
   wait_timeout:
-    description: How long to wait, such as C(10m). The task fails after that; the change stays.
+    description: How long to wait, such as C(10m). After this time the task fails, but the change stays.
     default: 10m
     type: str
   socket:
-    description: The control socket; absent, the program's own choice.
+    description: The control socket. The default is the default of C(balancer).
     type: path
   executable:
-    description: The program.
+    description: Name or path of the program C(balancer).
     default: balancer
     type: str
 """
@@ -61,7 +61,7 @@ EXAMPLES = r"""
     drain_timeout: 5m
   delegate_to: lb1
 
-- name: Put it back
+- name: Return web1 to service
   balancer_backend:
     backend: web/{{ inventory_hostname }}
     state: ready
@@ -70,7 +70,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 backend:
-  description: The backend as C(balancer backend list --json) shows it; absent after it was removed.
+  description: The backend as C(balancer backend list --json) shows it; empty after its removal.
   type: dict
   returned: always
 """
@@ -80,14 +80,14 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-# Exit code of a wait that has timed out.
+# The exit code of `balancer wait` after a timeout.
 TIMED_OUT = 4
-# Seconds in which a drained backend is removed.
+# The maximum time in seconds until the balancer has removed a drained backend.
 REMOVAL = 10
 
 
 class Balancer:
-    """The program, and the backend that a task is about."""
+    """Runs the program balancer for the backend of a task."""
 
     def __init__(self, module):
         self.module = module
@@ -98,25 +98,25 @@ class Balancer:
             self.command += ["--socket", module.params["socket"]]
 
     def run(self, arguments):
-        """Exit code and words."""
+        """Runs a command, and returns its exit code, its output, and its error message."""
         code, out, err = self.module.run_command(self.command + arguments)
         return code, out, (err or out).strip()
 
     def does(self, arguments):
-        """Runs a command that has to succeed, and gives its output."""
+        """Runs a command that has to succeed, and returns its output."""
         code, out, words = self.run(arguments)
         if code != 0:
             self.module.fail_json(msg="balancer %s: %s" % (" ".join(arguments), words), rc=code)
         return out
 
     def shown(self):
-        """The backend as it is; None if there is none."""
+        """Returns the present backend; None if it does not exist."""
         service, name = self.backend.split("/", 1)
         backends = json.loads(self.does(["backend", "list", service, "--json"]))
         return next((backend for backend in backends if backend["name"] == name), None)
 
     def wait(self, state):
-        """Waits for a state, but not for longer than the task says."""
+        """Waits for a state, for no longer than the task's wait_timeout."""
         limit = self.module.params["wait_timeout"]
         code, _, words = self.run(["wait", self.backend, state, "--timeout", limit])
         if code == TIMED_OUT:
@@ -127,13 +127,13 @@ class Balancer:
                 changed=True,
                 backend=shown or {},
             )
-        # A backend without clients is removed at once.
+        # The balancer removes a backend without clients at once.
         removed = code != 0 and self.module.params["state"] == "absent" and self.shown() is None
         if code != 0 and not removed:
             self.module.fail_json(msg=words, rc=code)
 
     def wait_removed(self):
-        """Waits until a backend that has been drained is removed."""
+        """Waits until the balancer has removed a drained backend."""
         deadline = time.monotonic() + REMOVAL
         while self.shown():
             if time.monotonic() > deadline:
@@ -142,7 +142,7 @@ class Balancer:
 
 
 def commands(params, shown):
-    """What must be run for the state that is wanted, and what is missing for it."""
+    """Returns the commands that lead to the wanted state, and a problem that prevents it."""
     backend, state = params["backend"], params["state"]
     if state == "absent":
         return ([["backend", "remove", backend] + (["--force"] if params["force"] else [])] if shown else []), None
@@ -199,7 +199,7 @@ def main():
         module.exit_json(changed=bool(wanted), backend=shown or {})
     for arguments in wanted:
         balancer.does(arguments)
-    # Maintenance keeps no clients, so that there is no drain to wait for.
+    # A backend in maintenance keeps no clients, so there is no drain to wait for.
     in_maintenance = shown is not None and shown["admin"] == "maint" and params["state"] == "drained"
     if params["wait"] and not in_maintenance and (shown or wanted):
         balancer.wait("up" if params["state"] == "ready" else "drained")

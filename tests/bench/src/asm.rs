@@ -1,4 +1,4 @@
-//! Builds small kernel programs, instruction by instruction (RFC 9669).
+//! Builds small kernel programs, one instruction at a time (RFC 9669).
 
 use std::{
     io,
@@ -22,27 +22,27 @@ const BPF_FUNC_TAIL_CALL: i32 = 12;
 const BPF_FUNC_REDIRECT: i32 = 23;
 const BPF_FUNC_XDP_ADJUST_HEAD: i32 = 44;
 
-/// A register.
+/// A register of the BPF machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Register {
-    /// The register for results and temporary values.
+    /// The register for return values and temporary values.
     R0,
-    /// The first argument; at entry, the context.
+    /// The register with the first argument of a call, and with the context when the program starts.
     R1,
-    /// The second argument.
+    /// The register with the second argument of a call.
     R2,
-    /// The third argument.
+    /// The register with the third argument of a call.
     R3,
-    /// The fourth argument.
+    /// The register with the fourth argument of a call.
     R4,
-    /// A register that calls preserve.
+    /// A register whose value calls preserve.
     R6 = 6,
-    /// A register that calls preserve.
+    /// A register whose value calls preserve.
     R7,
-    /// A register that calls preserve.
+    /// A register whose value calls preserve.
     R8,
-    /// The end of the stack, read-only: programs store below it.
+    /// The end of the stack, in a read-only register: programs store values below this address.
     R10 = 10,
 }
 
@@ -50,17 +50,17 @@ pub enum Register {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Size {
-    /// One.
+    /// One byte, or 8 bits.
     Byte = 0x10,
-    /// Two.
+    /// Two bytes, or 16 bits.
     Half = 0x08,
-    /// Four.
+    /// Four bytes, or 32 bits.
     Word = 0x00,
-    /// Eight.
+    /// Eight bytes, or 64 bits.
     Double = 0x18,
 }
 
-/// `struct bpf_insn`.
+/// The kernel's `struct bpf_insn`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Instruction {
@@ -74,7 +74,7 @@ const fn instruction(code: u8, to: Register, from: Register, offset: i16, immedi
     Instruction { code, registers: to as u8 | (from as u8) << 4, offset, immediate }
 }
 
-/// A program being written.
+/// A program that tests and benchmarks assemble.
 #[derive(Clone, Debug, Default)]
 pub struct Program(Vec<Instruction>);
 
@@ -84,13 +84,13 @@ impl Program {
         self
     }
 
-    /// `to = value`.
+    /// Sets `to` to `value`.
     #[must_use]
     pub fn set(self, to: Register, value: i32) -> Self {
         self.with(instruction(0xb7, to, Register::R0, 0, value))
     }
 
-    /// `to = value`.
+    /// Sets `to` to a 64-bit `value`.
     #[must_use]
     pub fn set_double(self, to: Register, value: u64) -> Self {
         self.wide(to, 0, value)
@@ -102,67 +102,68 @@ impl Program {
         self.with(first).with(Instruction { code: 0, registers: 0, offset: 0, immediate: high })
     }
 
-    /// `to = from`.
+    /// Copies `from` to `to`.
     #[must_use]
     pub fn copy(self, to: Register, from: Register) -> Self {
         self.with(instruction(0xbf, to, from, 0, 0))
     }
 
-    /// `to += value`.
+    /// Adds `value` to `to`.
     #[must_use]
     pub fn add(self, to: Register, value: i32) -> Self {
         self.with(instruction(0x07, to, Register::R0, 0, value))
     }
 
-    /// `to *= value`: `MUL`.
+    /// Multiplies `to` by `value`: `MUL`.
     #[must_use]
     pub fn multiply(self, to: Register, value: i32) -> Self {
         self.with(instruction(0x27, to, Register::R0, 0, value))
     }
 
-    /// `to &= value`: `AND`.
+    /// Replaces `to` by the bitwise and of `to` and `value`: `AND`.
     #[must_use]
     pub fn and(self, to: Register, value: i32) -> Self {
         self.with(instruction(0x57, to, Register::R0, 0, value))
     }
 
-    /// `to >>= bits`, with zeros in front: `RSH`.
+    /// Shifts `to` right by `bits`, and fills the upper bits with zeros: `RSH`.
     #[must_use]
     pub fn shift_right(self, to: Register, bits: i32) -> Self {
         self.with(instruction(0x77, to, Register::R0, 0, bits))
     }
 
-    /// `to |= from`.
+    /// Replaces `to` by the bitwise or of `to` and `from`.
     #[must_use]
     pub fn or(self, to: Register, from: Register) -> Self {
         self.with(instruction(0x4f, to, from, 0, 0))
     }
 
-    /// `to <<= bits`.
+    /// Shifts `to` left by `bits`.
     #[must_use]
     pub fn shift_left(self, to: Register, bits: i32) -> Self {
         self.with(instruction(0x67, to, Register::R0, 0, bits))
     }
 
-    /// Turns the low four bytes of `to` between network and host order, and clears the others.
+    /// Reverses the byte order of the low four bytes of `to` between network and host order, and clears the upper four
+    /// bytes.
     #[must_use]
     pub fn swap_word(self, to: Register) -> Self {
         self.with(instruction(0xdc, to, Register::R0, 0, 32))
     }
 
-    /// `to = *(from + offset)`.
+    /// Loads a value from memory: `to = *(from + offset)`.
     #[must_use]
     pub fn load(self, size: Size, to: Register, from: Register, offset: i16) -> Self {
         self.with(instruction(0x61 | size as u8, to, from, offset, 0))
     }
 
-    /// `*(to + offset) = from`.
+    /// Stores a value in memory: `*(to + offset) = from`.
     #[must_use]
     pub fn store(self, size: Size, to: Register, offset: i16, from: Register) -> Self {
         self.with(instruction(0x63 | size as u8, to, from, offset, 0))
     }
 
-    /// Skips `count` instructions if `left` ≤ `right`.
+    /// Skips `count` instructions if `left` is at most `right`.
     #[must_use]
     pub fn skip_if_at_most(self, left: Register, right: Register, count: i16) -> Self {
         self.with(instruction(0xbd, left, right, count, 0))
@@ -186,7 +187,8 @@ impl Program {
         self.with(instruction(0x55, register, Register::R0, count, value))
     }
 
-    /// Executes `zero` if the register is 0, otherwise `other`, and then continues behind both: `JNE` and `JA`.
+    /// Executes `zero` if the register is 0, otherwise `other`; after either sequence, the program continues with the
+    /// next instruction (`JNE` and `JA`).
     #[must_use]
     pub fn branch(self, register: Register, zero: Self, other: Self) -> Self {
         let mut program = self.skip_unless(register, 0, zero.0.len() as i16 + 1);
@@ -196,24 +198,25 @@ impl Program {
         program
     }
 
-    /// Calls a helper function.
+    /// Calls the helper function with the number `function`.
     fn call(self, function: i32) -> Self {
         self.with(instruction(0x85, Register::R0, Register::R0, 0, function))
     }
 
-    /// Ends the program; R0 has the result.
+    /// Ends the program with the value of R0 as its result.
     #[must_use]
     pub fn exit(self) -> Self {
         self.with(instruction(0x95, Register::R0, Register::R0, 0, 0))
     }
 
-    /// Ends the program and sends the frame by an interface: `bpf_redirect`.
+    /// Ends the program and sends the frame out of an interface: `bpf_redirect`.
     #[must_use]
     pub fn redirect(self, ifindex: u32) -> Self {
         self.set(Register::R1, ifindex.cast_signed()).set(Register::R2, 0).call(BPF_FUNC_REDIRECT).exit()
     }
 
-    /// Moves the start of the frame forward by `by` bytes; R6 has the context. Ends with 0, `XDP_ABORTED`, on failure.
+    /// Moves the start of the frame forward by `by` bytes. R6 must contain the program's context. On failure, the
+    /// program ends with 0, `XDP_ABORTED`.
     #[must_use]
     pub fn adjust_head(self, by: i32) -> Self {
         self.copy(Register::R1, Register::R6)
@@ -224,13 +227,14 @@ impl Program {
             .exit()
     }
 
-    /// Sets R0 to the address of the value in `map` for the key at `key` on the stack, or to 0: `bpf_map_lookup_elem`.
+    /// Looks up the key at stack offset `key` in `map`: `bpf_map_lookup_elem`. The program sets R0 to the address of
+    /// the value, or to 0 if the map does not contain the key.
     #[must_use]
     pub fn look_up(self, map: &Map, key: i16) -> Self {
         self.map_and_key(map, key).call(BPF_FUNC_MAP_LOOKUP_ELEM)
     }
 
-    /// Writes the value at `value` on the stack to `map`, under the key at `key`: `bpf_map_update_elem`.
+    /// Stores the value at stack offset `value` in `map` under the key at stack offset `key`: `bpf_map_update_elem`.
     #[must_use]
     pub fn update(self, map: &Map, key: i16, value: i16) -> Self {
         self.map_and_key(map, key)
@@ -248,7 +252,8 @@ impl Program {
         self.wide(to, BPF_PSEUDO_MAP_FD, u64::from(map.descriptor.as_raw_fd().cast_unsigned()))
     }
 
-    /// Continues with the first program of `array`; R6 has the context. Ends with 0, `XDP_ABORTED`, if there is none.
+    /// Continues with the first program of `array` by a tail call. R6 must contain the program's context. If `array`
+    /// has no first program, the assembled program ends with 0, `XDP_ABORTED`.
     #[must_use]
     pub fn continue_with(self, array: &ProgramArray) -> Self {
         self.copy(Register::R1, Register::R6)
@@ -259,10 +264,10 @@ impl Program {
             .exit()
     }
 
-    /// Loads the program as an XDP program that supports frames in several buffers.
+    /// Loads the program as an XDP program that supports frames with multiple buffers.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn load_frags(&self) -> io::Result<OwnedFd> {
         self.load_with(BPF_F_XDP_HAS_FRAGS)
     }
@@ -270,7 +275,7 @@ impl Program {
     /// Loads the program as an XDP program.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn load_xdp(&self) -> io::Result<OwnedFd> {
         self.load_with(0)
     }
@@ -286,7 +291,7 @@ pub fn constant(action: i32) -> Program {
     Program::default().set(Register::R0, action).exit()
 }
 
-/// A map. A loaded program keeps the maps that it uses.
+/// A kernel map. A loaded program keeps the maps that it uses alive.
 #[derive(Debug)]
 pub struct Map {
     descriptor: OwnedFd,
@@ -294,36 +299,36 @@ pub struct Map {
 }
 
 impl Map {
-    /// An array of `entries` values of `value` bytes each, all 0.
+    /// Creates an array of `entries` values of `value` bytes each, all 0.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn array(value: u32, entries: u32) -> io::Result<Self> {
         Self::new(BPF_MAP_TYPE_ARRAY, 4, value, entries)
     }
 
-    /// A hash table that evicts the least recently used entry when it is full.
+    /// Creates a hash map with LRU eviction. When the map is full, the kernel evicts the least recently used entry.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn lru_hash(key: u32, value: u32, entries: u32) -> io::Result<Self> {
         Self::new(BPF_MAP_TYPE_LRU_HASH, key, value, entries)
     }
 
     fn new(map_type: u32, key_size: u32, value_size: u32, max_entries: u32) -> io::Result<Self> {
         let mut create = Create { map_type, key_size, value_size, max_entries, map_flags: 0 };
-        // SAFETY: the attributes hold no pointers.
+        // SAFETY: the attributes contain no pointers.
         let descriptor = descriptor(unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_CREATE, &raw mut create, size_of::<Create>() as libc::c_uint)
         })?;
         Ok(Self { descriptor, value_size })
     }
 
-    /// Sets one value of an array.
+    /// Sets one value of an array map.
     ///
     /// # Errors
-    /// If the size of `value` differs from that of the array's values, or the kernel refuses, which it does beyond the
-    /// array's end.
+    /// Fails if the size of `value` differs from the size of the array's values, or if the kernel refuses the write.
+    /// For example, `index` may be beyond the array's end.
     pub fn set<V: Pod>(&self, index: u32, value: &V) -> io::Result<()> {
         if size_of::<V>() as u32 != self.value_size {
             let message = format!("a value of {} bytes, where the array's have {}", size_of::<V>(), self.value_size);
@@ -336,7 +341,7 @@ impl Map {
             value: std::ptr::from_ref(value) as u64,
             flags: 0,
         };
-        // SAFETY: the attributes point to a key and a value of the map's sizes, which outlive the call.
+        // SAFETY: the attributes point to a key and a value that have the map's sizes and outlive the call.
         let result = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_MAP_UPDATE_ELEM, &raw mut update, size_of::<Update>() as libc::c_uint)
         };
@@ -344,15 +349,16 @@ impl Map {
     }
 }
 
-/// A map with one program to continue with. It is empty for every program once this value is dropped.
+/// A map for tail calls, which contains one program. When the array is dropped, the kernel empties the map, even if
+/// programs still use the map.
 #[derive(Debug)]
 pub struct ProgramArray(Map);
 
 impl ProgramArray {
-    /// Creates the map with `program` in it.
+    /// Creates the map with `program` as its only entry.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
         let map = Map::new(BPF_MAP_TYPE_PROG_ARRAY, 4, 4, 1)?;
         map.set(0, &program.as_raw_fd())?;
@@ -360,7 +366,7 @@ impl ProgramArray {
     }
 }
 
-/// The part of `union bpf_attr` that `BPF_MAP_CREATE` reads here.
+/// The fields of `union bpf_attr` that this module sets for `BPF_MAP_CREATE`.
 #[repr(C)]
 struct Create {
     map_type: u32,
@@ -370,7 +376,7 @@ struct Create {
     map_flags: u32,
 }
 
-/// The part of `union bpf_attr` that `BPF_MAP_UPDATE_ELEM` reads.
+/// The fields of `union bpf_attr` that `BPF_MAP_UPDATE_ELEM` reads.
 #[repr(C)]
 struct Update {
     map_fd: u32,

@@ -1,4 +1,4 @@
-//! Proxies in the balancer's place, for comparison with it.
+//! Proxies that benchmarks compare with the balancer.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -11,10 +11,10 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// The elements of `all` whose titles contain `only`.
+/// Returns the elements of `all` whose titles contain `only`.
 ///
 /// # Errors
-/// If no title contains it.
+/// Fails if no title contains `only`.
 pub fn chosen<T, S: AsRef<str>>(
     all: impl IntoIterator<Item = T>,
     only: &str,
@@ -25,20 +25,20 @@ pub fn chosen<T, S: AsRef<str>>(
     Ok(chosen)
 }
 
-/// The path that a proxy's health checks ask servers for.
+/// The path that health checks of proxies request from servers.
 const HEALTH: &str = "/healthz";
 
-/// Server `number`, counted from 1, as a proxy reaches it on hosts for `nat`.
+/// Returns the address at which a proxy reaches server `number`, counted from 1, on hosts that are set up for `nat`.
 #[must_use]
 pub fn server(topology: &Topology, number: u16) -> Server {
     let address = SocketAddr::new(topology.backend_address(Family::V4, number - 1), backend_port(Forwarding::Nat));
     Server::new(format!("web{number}"), address)
 }
 
-/// Starts a proxy on the balancer's host, at the service's address, before servers `1..=servers`.
+/// Starts a proxy for the servers `1..=servers` on the balancer's host, at the service's address.
 ///
 /// # Errors
-/// If the proxy does not start.
+/// Fails if the proxy does not start.
 pub fn start(topology: &Topology, rule: Rule, servers: u16, files: &Path) -> Result<Proxy> {
     let servers = (1..=servers).map(|number| server(topology, number)).collect();
     Proxy::start(topology.balancer(), rule, servers, SocketAddr::new(topology.vip(Family::V4), PORT), HEALTH, files)

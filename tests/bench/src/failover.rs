@@ -1,5 +1,5 @@
-//! Shared parts of the measurements of failures: hosts, a steady load of clients' packets, and a watch on the backends'
-//! wire.
+//! The code that measurements of failures share: hosts, a steady load of clients' packets, and an observer of packets
+//! at the backends.
 
 pub mod hosts;
 pub mod load;
@@ -11,13 +11,13 @@ use anyhow::Result;
 
 use balancer_testkit::{metrics::Metrics, namespace::Namespace};
 
-/// How long a scrape may take.
+/// The time limit of a scrape of the metrics.
 const SCRAPE: Duration = Duration::from_secs(2);
 
 /// Scrapes the metrics of the balancer in a namespace.
 ///
 /// # Errors
-/// If the balancer does not answer, or the answer has no metrics.
+/// Fails if the balancer does not answer, or the answer has no metrics.
 pub fn scrape(namespace: &Namespace) -> Result<Metrics> {
     Metrics::scrape(namespace, SCRAPE)
 }

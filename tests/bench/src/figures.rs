@@ -1,22 +1,20 @@
-//! Statistics of the figures of many rounds.
+//! Computes statistics about the figures of many rounds.
 
 use std::time::Duration;
 
 /// The spread of the figures of all rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The smallest figure.
     pub least: f64,
-    /// The median, the lower of two.
+    /// The median, or the lower one of two medians.
     pub median: f64,
-    /// The 95th percentile: 19 of 20 figures do not exceed it.
+    /// The 95th percentile, which 19 of 20 figures do not exceed.
     pub p95: f64,
-    /// The largest figure.
     pub most: f64,
 }
 
 impl Spread {
-    /// Computes the spread; all its values are NaN without figures.
+    /// Computes the spread of `figures`; without figures, all values are NaN.
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.into_iter().collect();
         figures.sort_unstable_by(f64::total_cmp);
@@ -25,21 +23,21 @@ impl Spread {
     }
 }
 
-/// Returns a percentile, in µs, of times in ascending order; `share` is from 0 to 1. Not a number if there are no
-/// times.
+/// Returns a percentile of times in ascending order, in µs; `share` is from 0 to 1. Returns NaN if the list of times is
+/// empty.
 #[must_use]
 pub fn percentile(sorted: &[Duration], share: f64) -> f64 {
     let time = rank(sorted.len(), share).and_then(|rank| sorted.get(rank));
     time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
 }
 
-/// The nearest rank, counted from 0.
+/// Returns the nearest rank of a percentile, counted from 0.
 fn rank(count: usize, share: f64) -> Option<usize> {
     let rank = (count as f64 * share).ceil() as usize;
     (count > 0).then(|| rank.clamp(1, count) - 1)
 }
 
-/// Converts to ms.
+/// Converts a time to milliseconds.
 #[must_use]
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3

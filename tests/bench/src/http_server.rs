@@ -1,4 +1,4 @@
-//! Web servers of benchmarks: threads that read a request to the end of its head, and answer it.
+//! Web servers for benchmarks, whose threads read a request up to the end of the request's head and then answer.
 
 use std::{
     io::{self, Read as _},
@@ -15,10 +15,10 @@ use anyhow::{Context as _, Result};
 use balancer_testkit::namespace::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How long a request may take to come.
+/// The time limit for receiving a request.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A web server. Dropping the value ends it.
+/// A running web server; dropping the value ends the server.
 #[derive(Debug)]
 pub struct Server {
     listener: Arc<Socket>,
@@ -27,11 +27,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server on all IPv4 addresses of `host`, with this number of threads, each of which handles one request
-    /// at a time. `answer` writes the answer to a request.
+    /// Starts a server with `threads` threads on all IPv4 addresses of `host`. Each thread handles one request at a
+    /// time. The function `answer` writes the answer to a request.
     ///
     /// # Errors
-    /// If the port cannot be listened at.
+    /// Fails if the server cannot listen on the port.
     pub fn start(
         host: &Namespace,
         port: u16,
@@ -45,7 +45,7 @@ impl Server {
             let (listener, ended, answer) = (Arc::clone(&listener), Arc::clone(&ended), answer.clone());
             thread::spawn(move || {
                 while !ended.load(Ordering::Relaxed) {
-                    // A client that has closed its connection counts itself as failed.
+                    // The client counts the request as failed, so the server ignores errors of connections.
                     let _ = listener.accept().and_then(|(connection, _)| serve(connection.into(), &answer));
                 }
             })
@@ -58,7 +58,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        // Wakes the threads that wait for a connection.
+        // Shutting the socket down wakes the threads that wait for connections.
         if let Err(error) = self.listener.shutdown(Shutdown::Both) {
             eprintln!("a server goes on: {error}");
             return;
@@ -82,7 +82,7 @@ fn serve(mut connection: TcpStream, answer: impl Fn(&mut TcpStream) -> io::Resul
     let (mut request, mut length) = ([0; 1024], 0);
     while !request[..length].ends_with(b"\r\n\r\n") {
         match connection.read(&mut request[length..])? {
-            // The connection is closed, or the request is too long.
+            // The client has closed the connection, or the request is longer than the buffer.
             0 => return Ok(()),
             count => length += count,
         }

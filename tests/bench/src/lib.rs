@@ -1,4 +1,4 @@
-//! Shared parts of the benchmarks: loads, figures and reports.
+//! The code that benchmarks share: loads, figures and reports.
 
 pub mod asm;
 pub mod classics;

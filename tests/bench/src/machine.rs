@@ -1,10 +1,10 @@
-//! The description of the machine that benchmarks ran on.
+//! Describes the machine on which benchmarks ran.
 
 use std::fs;
 
 use serde::Serialize;
 
-/// A machine.
+/// A description of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
     /// The kernel's name for the processor.
@@ -13,14 +13,14 @@ pub struct Machine {
     pub processors: usize,
     /// Whether the machine runs under a hypervisor.
     pub is_virtual: bool,
-    /// The kernel's version.
+    /// The version of the kernel.
     pub kernel: String,
-    /// The governor of the first processor's frequency, if there is one.
+    /// The frequency governor of the first processor, if the kernel reports one.
     pub governor: Option<String>,
 }
 
 impl Machine {
-    /// Describes this machine.
+    /// Returns a description of the current machine.
     #[must_use]
     pub fn here() -> Self {
         let info = cpu_info();
@@ -42,7 +42,7 @@ impl Machine {
     }
 }
 
-/// The processor and the kernel.
+/// Describes the processor and the kernel.
 #[must_use]
 pub fn describe() -> String {
     Machine::here().describe()
@@ -52,7 +52,7 @@ fn processor_in(info: &str) -> String {
     field(info, "model name").unwrap_or("unknown processor").to_owned()
 }
 
-/// Returns a field of the first processor.
+/// Returns a field of the first processor in `/proc/cpuinfo`.
 fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines()
         .filter_map(|line| line.split_once(':'))

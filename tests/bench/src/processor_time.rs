@@ -1,4 +1,4 @@
-//! The processor time of processes.
+//! Measures the processor time of processes.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use nix::{
     unistd::Pid,
 };
 
-/// Returns the processor time that a process has used, in the kernel as well.
+/// Returns the processor time that a process has used, including the time in the kernel.
 ///
 /// # Errors
-/// If there is no such process.
+/// Fails if the process does not exist.
 pub fn of(pid: u32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).with_context(|| format!("process {pid}"))?;
     Ok(clock_gettime(clock)?.into())

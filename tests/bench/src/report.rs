@@ -1,4 +1,4 @@
-//! Puts many benchmarks on one page: their results, tables and pictures.
+//! Combines many benchmarks on one page: results, tables and pictures.
 
 pub mod chart;
 pub mod criterion;
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use self::{chart::Chart, document::Document, setting::Setting};
 
-/// The gaps that no benchmark covers, for readers of the figures.
+/// The gaps that no benchmark covers, listed for readers of the results.
 const NOT_MEASURED: [&str; 5] = [
     "Real network cards: packets are in memory (`path`), or cross veth pairs (`live`, `proxy`, `sticky`, `failover`).",
     "Other processors than the one that is named above, those for arm64 among them.",
@@ -22,32 +22,33 @@ const NOT_MEASURED: [&str; 5] = [
     "A fleet of balancers on etcd: `cargo xtask bench fleet`.",
 ];
 
-/// The results of a command.
+/// The results of one run of `cargo xtask bench --all`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The circumstances of the measurements.
+    /// The machine, time and program of the measurements.
     pub setting: Setting,
-    /// The document of each benchmark that ended.
+    /// The documents of the benchmarks that succeeded.
     pub benchmarks: Vec<Document>,
-    /// The benchmarks that failed.
+    /// The names of the benchmarks that failed.
     pub failed: Vec<String>,
     not_measured: [&'static str; 5],
 }
 
 impl Report {
-    /// Makes a report of the benchmarks that ended and of those that `failed`.
+    /// Creates a report from the results of the benchmarks that succeeded, and from the names of the benchmarks that
+    /// `failed`.
     #[must_use]
     pub const fn new(setting: Setting, benchmarks: Vec<Document>, failed: Vec<String>) -> Self {
         Self { setting, benchmarks, failed, not_measured: NOT_MEASURED }
     }
 
-    /// Returns the tables.
+    /// Returns the report's tables in Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
         markdown::page(self)
     }
 
-    /// Returns the pictures, each with the name of its benchmark.
+    /// Returns the report's pictures, each with the name of its benchmark.
     #[must_use]
     pub fn pictures(&self) -> Vec<(String, String)> {
         let place = self.setting.in_short();

@@ -1,8 +1,8 @@
-//! A second, independent description of packet handling, and random packets and scenes, for comparisons with the kernel
-//! program.
+//! A second, independent implementation of packet handling, and random packets and scenes, for comparisons with the
+//! kernel program.
 
-// The kernel program's parser, compiled here. Its crate has functions such as `memcpy` for BPF, which return nothing
-// and would replace the host's.
+// The kernel program's parser, compiled into this crate. The kernel program's own crate exports functions such as
+// `memcpy` for BPF, which would replace the host's functions.
 #[path = "../../../balancer-ebpf/src/connection_id.rs"]
 pub mod connection_id;
 #[path = "../../../balancer-ebpf/src/order.rs"]

@@ -1,4 +1,4 @@
-//! Compares the kernel program's parser with the model's.
+//! Compares the kernel program's parser with the model's parser.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,7 +11,7 @@ use crate::{
     parse::{self, Ip, Ports, Stopped, TCP, UDP},
 };
 
-/// The result of parsing a frame, for comparing both parsers.
+/// The result of parsing a frame, in a form in which the results of the two parsers can be compared.
 #[derive(Debug, PartialEq)]
 enum Seen {
     NotIp,
@@ -32,19 +32,18 @@ struct Headers {
     destination: IpAddr,
     fragment: (u16, bool, u32),
     may_be_fragmented: bool,
-    /// Source port, destination port, and whether the packet opens a connection; for TCP and UDP except later
-    /// fragments.
+    /// The source port, the destination port, and whether the packet opens a connection. Later fragments, and packets
+    /// of protocols other than TCP and UDP, have `None`.
     ports: Option<Option<(u16, u16, bool)>>,
     /// The connection ID of a datagram with ports, read as if the datagram were QUIC.
     connection_id: Option<Vec<u8>>,
 }
 
-/// Compares the results of both parsers for the frame `bytes`.
+/// Compares the results of the kernel program's parser and of the model's parser for the frame `bytes`.
 ///
-/// # Panics
-/// If they differ.
+/// # Panics If the results of both parsers differ.
 pub fn compare(bytes: &[u8]) {
-    // The kernel never delivers shorter frames.
+    // The kernel never delivers frames of fewer than 14 bytes.
     if bytes.len() >= 14 {
         assert_eq!(program(&mut bytes.to_vec()), plainly(bytes));
         assert_short_way(&mut bytes.to_vec());
@@ -89,7 +88,7 @@ fn program(bytes: &mut [u8]) -> Seen {
         Err(Stopped::Malformed) => return Seen::Broken { destination },
         Err(Stopped::Waypoint) => return Seen::Waypoint,
     }
-    // The program keeps the identification in the packet's byte order.
+    // The kernel program's parser keeps the identification in the packet's byte order.
     let id = if v4 { u16::from_be(ip.fragment.id as u16).into() } else { u32::from_be(ip.fragment.id) };
     Seen::Packet(Headers {
         start: ip.l3_offset,

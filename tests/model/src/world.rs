@@ -1,6 +1,6 @@
-//! Runs the controller's core and the loaded kernel program in one process: changes and failures on one side, packets
-//! on the other, and time under the test's control. The test tells the core next hops and health. Packets stay in the
-//! kernel's test run.
+//! Runs the controller's core and the loaded kernel program in one process. The test controls changes, failures,
+//! packets and time. The test reports next hops and check results to the core. Packets do not leave the kernel's test
+//! run (`BPF_PROG_TEST_RUN`).
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -38,51 +38,52 @@ use balancer_testkit::{
 
 const XDP_TX: u32 = 3;
 
-/// The hash key from which services' keys are derived.
+/// The hash key from which the controller derives the services' keys.
 pub const KEY: HashKey = HashKey { k0: 11, k1: 12 };
-/// The VIP of a world's service.
+/// The VIP of a world's service over IPv4.
 pub const VIP: &str = "198.51.100.10:80";
 /// The VIP of a world's service over IPv6.
 pub const VIP_V6: &str = "[2001:db8::10]:80";
 
-/// A controller and a data path.
+/// A controller core and a data path, with their simulated time.
 pub struct World {
     controller: Controller,
     dataplane: KernelDataplane,
     program: OwnedFd,
     start: Instant,
     elapsed: Duration,
-    /// Backends by the last two bytes of their next hop's MAC.
+    /// The backends' names, by the last two bytes of the MAC address of the next hop.
     backends: HashMap<[u8; 2], String>,
     /// The sum of the counters of removed backends.
     departed: Counters,
-    /// Ids of removed backends. Packets that were in progress at the removal are still counted afterwards.
+    /// The ids of removed backends. The program still counts packets that were in progress when the controller removed
+    /// a backend.
     retired: Vec<BackendId>,
     applied: Applied,
-    /// The number of known clients that changes made unknown.
+    /// The number of known clients that the data path has forgotten because of changes.
     forgotten: u64,
     leaves_rescan: bool,
 }
 
-/// Counters of a service.
+/// The counters of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// New connections by decision.
+    /// New connections, by decision.
     pub decisions: [u64; Decision::COUNT],
-    /// Moved clients by cause.
+    /// Moved clients, by cause.
     pub moves: [u64; MoveCause::COUNT],
-    /// New connections.
+    /// The number of new connections.
     pub connections: u64,
 }
 
 impl Counters {
-    /// The number of new connections with this decision.
+    /// Returns the number of new connections with the given decision.
     #[must_use]
     pub fn decided(&self, decision: Decision) -> u64 {
         self.decisions[decision.index()]
     }
 
-    /// The number of clients moved for this reason.
+    /// Returns the number of clients moved for the given reason.
     #[must_use]
     pub fn moved(&self, cause: MoveCause) -> u64 {
         self.moves[cause.index()]
@@ -90,27 +91,28 @@ impl Counters {
 }
 
 impl World {
-    /// A world with one service `web` with `settings` (lines of its `[[service]]`) and backends `web1` to `webN` at
-    /// `10.0.0.11:80` and following addresses, for `clients` known clients.
+    /// Creates a world with one service `web`, whose `[[service]]` contains the lines `settings`, and with room for
+    /// `clients` known clients. The backends `web1` to `webN` are at `10.0.0.11:80` and following addresses.
     ///
     /// # Errors
-    /// If the process is not root, if the configuration is invalid, or if the kernel refuses.
+    /// Fails if the process is not root, if the configuration is invalid, or if the kernel returns an error.
     pub fn new(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         Self::at(VIP, "10.0.0.", settings, backends, clients)
     }
 
-    /// The same over IPv6: the VIP is [`VIP_V6`], and backends are at `fd00::11` and following addresses.
+    /// Creates a world as [`World::new`] does, but over IPv6: the VIP is [`VIP_V6`], and backends are at `fd00::11` and
+    /// following addresses.
     ///
     /// # Errors
-    /// As [`World::new`].
+    /// Fails in the same cases as [`World::new`].
     pub fn v6(settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         Self::at(VIP_V6, "fd00::", settings, backends, clients)
     }
 
-    /// The same as [`World::new`] with backend ids from `first` on, as if there were many other backends.
+    /// Creates a world as [`World::new`] does, with backend ids from `first` on, as if there were many other backends.
     ///
     /// # Errors
-    /// As [`World::new`].
+    /// Fails in the same cases as [`World::new`].
     pub fn with_ids(first: u16, settings: &str, backends: u8, clients: u32) -> anyhow::Result<Self> {
         let config = configuration(VIP, "10.0.0.", settings, backends, clients)?;
         let clocks = Clocks { now: Instant::now(), wall: SystemTime::now() };
@@ -124,10 +126,11 @@ impl World {
         Self::of(&text(vip, net, settings, backends, clients))
     }
 
-    /// A world with a configuration file. Clients of [`World::connect`] and similar functions use its first service.
+    /// Creates a world with the configuration file `text`. [`World::connect`] and similar functions send packets to the
+    /// first service of the file.
     ///
     /// # Errors
-    /// As [`World::new`].
+    /// Fails in the same cases as [`World::new`].
     pub fn of(text: &str) -> anyhow::Result<Self> {
         let config = parse(text)?;
         let capacity = Capacity::for_config(&config);
@@ -138,7 +141,7 @@ impl World {
         if !nix::unistd::geteuid().is_root() {
             bail!("this test needs root: it loads the program into the kernel");
         }
-        // The loopback's index, on which packets of test runs arrive.
+        // The packets of test runs arrive on the loopback interface, which has the index 1.
         let mut dataplane = KernelDataplane::load(capacity, &[1])?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
         let start = Instant::now();
@@ -178,7 +181,7 @@ impl World {
             self.dataplane.complete();
             while !self.leaves_rescan && !self.rescan() {}
         }
-        // The results of a command are handled after all commands.
+        // The world carries out all commands of the core first, and then reports the results to the core.
         watched.into_iter().try_for_each(|address| self.resolve(address))
     }
 
@@ -234,10 +237,10 @@ impl World {
         }
     }
 
-    /// Makes a change, and undoes it if the kernel refuses.
+    /// Makes a change, and undoes the change if the kernel refuses it.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Fails if the core or the kernel refuses the change.
     pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, self.now())?;
@@ -253,28 +256,28 @@ impl World {
     /// Sets a backend's weight.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Fails if the core or the kernel refuses the change.
     pub fn change_weight(&mut self, name: &str, weight: u16) -> anyhow::Result<String> {
         self.change(Change::SetWeight { name: named(name), weight })
     }
 
-    /// Returns the ring of sampled packets, only once.
+    /// Returns the ring of sampled packets. Only the first call of this function succeeds.
     ///
     /// # Errors
-    /// On the second call.
+    /// Fails if an earlier call has returned the ring.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
         self.dataplane.take_samples()
     }
 
-    /// Samples one forwarded packet in `interval` from now on, on average.
+    /// Makes the program sample one forwarded packet in `interval`, on average.
     pub fn sample_every(&self, interval: u32) {
         self.dataplane.sample_every(interval);
     }
 
-    /// Adds backend `name` at `10.0.1.HOST`.
+    /// Adds a backend with the name `name` at `10.0.1.HOST`.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Fails if the core or the kernel refuses the change.
     pub fn add(&mut self, name: &str, host: u8) -> anyhow::Result<String> {
         let address = Ipv4Addr::new(10, 0, 1, host).into();
         self.change(Change::Add {
@@ -291,15 +294,15 @@ impl World {
     /// Sets a backend's administrative state.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Fails if the core or the kernel refuses the change.
     pub fn admin(&mut self, name: &str, admin: Admin, timeout: Option<Duration>) -> anyhow::Result<String> {
         self.change(Change::SetAdmin { name: named(name), admin, timeout })
     }
 
-    /// Reports `times` results of health checks.
+    /// Reports `times` equal results of health checks to the core.
     ///
     /// # Errors
-    /// If the backend is unknown.
+    /// Fails if the backend is unknown.
     pub fn checked(&mut self, name: &str, outcome: &CheckOutcome, times: u32) -> anyhow::Result<()> {
         let backend = self.controller.backend(&named(name))?;
         let (backend, check) = (backend.id(), backend.check_number().unwrap_or_default());
@@ -317,18 +320,18 @@ impl World {
         Ok(())
     }
 
-    /// Reloads the configuration that [`World::new`] would use with these arguments.
+    /// Reloads the configuration that [`World::new`] would use with the same arguments.
     ///
     /// # Errors
-    /// If it is invalid or refused.
+    /// Fails if the configuration is invalid, or if the core or the kernel refuses the configuration.
     pub fn reload(&mut self, settings: &str, backends: u8, clients: u32) -> anyhow::Result<String> {
         self.change(Change::Reload(Box::new(configuration(VIP, "10.0.0.", settings, backends, clients)?)))
     }
 
-    /// The same with additional services from `more`.
+    /// Reloads the configuration as [`World::reload`] does, with the additional services in `more`.
     ///
     /// # Errors
-    /// As [`World::reload`].
+    /// Fails in the same cases as [`World::reload`].
     pub fn reload_with(&mut self, settings: &str, backends: u8, clients: u32, more: &str) -> anyhow::Result<String> {
         self.apply(&(text(VIP, "10.0.0.", settings, backends, clients) + more))
     }
@@ -336,41 +339,42 @@ impl World {
     /// Applies a configuration file.
     ///
     /// # Errors
-    /// As [`World::reload`].
+    /// Fails in the same cases as [`World::reload`].
     pub fn apply(&mut self, text: &str) -> anyhow::Result<String> {
         let message = self.change(Change::Reload(Box::new(parse(text)?)))?;
         self.name_backends();
         Ok(message)
     }
 
-    /// Returns the plan for a configuration file, including the number of known clients that it affects.
+    /// Returns the plan for a configuration file, including the number of known clients that the file affects.
     ///
     /// # Errors
-    /// As [`World::reload`].
+    /// Fails in the same cases as [`World::reload`].
     pub fn plan(&mut self, text: &str) -> anyhow::Result<Planned> {
         let plan = self.controller.plan(Change::Reload(Box::new(parse(text)?)), self.now())?;
         let clients = self.dataplane.known_clients();
         Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
     }
 
-    /// The number of complete passes over the client table after this number of looks, at the same time.
+    /// Calls the sweep `looks` times without advancing the time. Returns the number of completed passes over the client
+    /// table.
     pub fn passes(&mut self, looks: u32) -> u32 {
         (0..looks).map(|_| u32::from(sweep(&mut self.dataplane, self.elapsed).is_some())).sum()
     }
 
-    /// Forgets a client.
+    /// Makes the balancer forget one client.
     ///
     /// # Errors
-    /// If the service does not exist, which cannot happen here.
+    /// Fails if the service does not exist; a world always has the service.
     pub fn forget(&mut self, client: Ipv4Addr) -> anyhow::Result<Forgotten> {
         let service = self.controller.services().first().context("a world has a service")?.id();
         Ok(self.dataplane.forget(service, client.into()))
     }
 
-    /// Forgets all clients of a backend.
+    /// Makes the balancer forget all clients of a backend.
     ///
     /// # Errors
-    /// If the backend does not exist.
+    /// Fails if the backend does not exist.
     pub fn forget_all(&mut self, name: &str) -> anyhow::Result<u64> {
         let backend = self.controller.backend(&named(name))?.id();
         let (mut sum, mut from) = (0, Some(0));
@@ -382,28 +386,29 @@ impl World {
         Ok(sum)
     }
 
-    /// Allows new clients to be recorded again, as at the beginning of a second that lasts until the next call.
+    /// Lets the kernel program record new clients again, as at the beginning of a second; this second lasts until the
+    /// next call.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn hold_newcomers(&mut self) -> anyhow::Result<()> {
         hold_newcomers(&mut Map::Array(map_of(self.dataplane.program()?, "NEWCOMERS")?).try_into()?)
     }
 
-    /// The words of the client table that have a client, by bucket.
+    /// The nonempty buckets of the client table, by index.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn entries(&mut self) -> anyhow::Result<BTreeMap<u32, [u64; BUCKET_ENTRIES]>> {
         let table = self.client_table()?;
         let filled = (0..table.len()).map(|index| Ok((index, table.get(&index, 0)?)));
         filled.filter(|read| !matches!(read, Ok((_, bucket)) if *bucket == [0; BUCKET_ENTRIES])).collect()
     }
 
-    /// Writes old entries again, like a packet that was delayed for long.
+    /// Writes old entries into the client table again, as a packet does that was delayed for long.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn write_late(&mut self, entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>) -> anyhow::Result<()> {
         let mut table = self.client_table()?;
         Ok(entries.iter().try_for_each(|(&index, bucket)| table.set(index, bucket, 0))?)
@@ -412,7 +417,7 @@ impl World {
     /// The number of buckets in the client table, a power of two.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn buckets(&mut self) -> anyhow::Result<u32> {
         Ok(self.client_table()?.len())
     }
@@ -421,20 +426,20 @@ impl World {
         Ok(Map::Array(map_of(self.dataplane.program()?, "KNOWN_CLIENTS")?).try_into()?)
     }
 
-    /// Advances the time by `seconds` at once, and then reads the client table.
+    /// Advances the time by `seconds` in one step, and then completes a sweep of the client table.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn skip(&mut self, seconds: u64) -> anyhow::Result<()> {
         self.elapsed += Duration::from_secs(seconds.saturating_sub(1));
         self.pass(1)
     }
 
-    /// Advances the time by `seconds`, one by one, each with a complete sweep of the client table and the ends of
-    /// drains.
+    /// Advances the time by `seconds`, one second at a time. In each second, the function ends the drains that are due
+    /// and completes a sweep of the client table.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn pass(&mut self, seconds: u64) -> anyhow::Result<()> {
         for _ in 0..seconds {
             self.elapsed += Duration::from_secs(1);
@@ -446,7 +451,7 @@ impl World {
                 if let Some(known) = sweep(&mut self.dataplane, self.elapsed) {
                     break known;
                 }
-                // Between passes, the core waits for packets to leave.
+                // Between two passes, the sweep waits until the program has finished all packets in progress.
                 std::thread::sleep(Duration::from_micros(50));
             };
             let commands = self.controller.handle(Event::Swept { known }, self.now());
@@ -455,10 +460,11 @@ impl World {
         Ok(())
     }
 
-    /// Sends one TCP segment of `client`. Returns the name of its backend, or `None` if it was dropped.
+    /// Sends one TCP segment of `client`. Returns the name of the receiving backend, or `None` if the program dropped
+    /// the segment.
     ///
     /// # Errors
-    /// If the kernel refuses to run the program, or if the frame's MAC address is unknown.
+    /// Fails if the kernel refuses to run the program, or if the frame's MAC address is unknown.
     pub fn send(&mut self, client: Ipv4Addr, flags: u8) -> anyhow::Result<Option<String>> {
         self.send_transport(client, Transport::Tcp(flags))
     }
@@ -466,15 +472,16 @@ impl World {
     /// The loaded program, for sending packets from other threads.
     ///
     /// # Errors
-    /// If the process has too many descriptors.
+    /// Fails if the process has too many open file descriptors.
     pub fn program(&self) -> std::io::Result<OwnedFd> {
         self.program.try_clone()
     }
 
-    /// The live table's backend for a client, as the last bytes of its MAC address, which are those of its IP address.
+    /// Returns the live table's backend for a client, as the last bytes of the backend's MAC address, which equal the
+    /// last bytes of its IP address.
     ///
     /// # Errors
-    /// If no backend takes it.
+    /// Fails if no backend takes the client.
     pub fn home(&self, client: impl Into<IpAddr>) -> anyhow::Result<[u8; 2]> {
         let located = self.controller.locate(client.into(), Some("web"))?;
         let name = located.first().and_then(|client| client.backend.as_deref()).context("nobody takes it")?;
@@ -484,7 +491,7 @@ impl World {
     /// Opens a connection and returns its backend.
     ///
     /// # Errors
-    /// As [`World::send`]; if no backend takes it.
+    /// Fails if [`World::send`] fails, or no backend takes the client.
     pub fn connect(&mut self, client: Ipv4Addr) -> anyhow::Result<String> {
         self.send(client, SYN)?.with_context(|| format!("nobody takes {client}"))
     }
@@ -496,10 +503,10 @@ impl World {
         self.deliver(&frame)
     }
 
-    /// Sends any frame. Returns the name of its backend, or `None` if it was dropped.
+    /// Sends any frame, and returns the name of the receiving backend, or `None` if the program dropped the frame.
     ///
     /// # Errors
-    /// As [`World::send`].
+    /// Fails in the same cases as [`World::send`].
     pub fn deliver(&mut self, frame: &Frame) -> anyhow::Result<Option<String>> {
         let ran = prog_run::run(self.program.as_fd(), &frame.bytes(), 0, 1)?;
         if ran.action != XDP_TX {
@@ -512,10 +519,10 @@ impl World {
         self.backends.get(&mac).cloned().map(Some).with_context(|| format!("sent to {:02x?}", &ran.frame[..6]))
     }
 
-    /// The service's counters, including those of removed backends.
+    /// The service's counters, including the counters of removed backends.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn counters(&self) -> anyhow::Result<Counters> {
         let mut sum = self.departed;
         for id in self.counting() {
@@ -524,10 +531,10 @@ impl World {
         Ok(sum)
     }
 
-    /// The number of new connections of each backend with an id, and of all removed backends together.
+    /// The number of new connections for each backend that has an id, and for all removed backends together.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn connections_by_backend(&self) -> anyhow::Result<Vec<(Option<BackendId>, u64)>> {
         let departed = std::iter::once(Ok((None, self.departed.connections)));
         let counting = self.counting().map(|id| Ok((Some(id), self.dataplane.backend_stats(id)?.connections)));
@@ -539,12 +546,13 @@ impl World {
         present.chain(self.controller.gone().iter().map(|gone| gone.row.id)).chain(self.retired.iter().copied())
     }
 
-    /// From now on, changes leave their work in the client table to [`World::rescan`].
+    /// After this call, changes leave the update of the client table to [`World::rescan`].
     pub const fn leave_rereading(&mut self) {
         self.leaves_rescan = true;
     }
 
-    /// Does a part of the work that the last change has left in the client table. Returns whether it was the last part.
+    /// Continues the update of the client table that the last change has left to this function. Returns whether the
+    /// update is complete.
     pub fn rescan(&mut self) -> bool {
         let forgotten = loop {
             match self.dataplane.rescan() {
@@ -560,47 +568,45 @@ impl World {
         true
     }
 
-    /// How long ago a client was seen, if it is known.
+    /// Returns how long ago a client was seen, or `None` for an unknown client.
     #[must_use]
     pub fn seen(&self, client: impl Into<IpAddr>) -> Option<Duration> {
         let service = self.controller.services().first()?.id();
         Some(self.dataplane.client(service, client.into())?.last_seen)
     }
 
-    /// Advances the time by `seconds`. Returns whether a sweep of the client table ended in this time.
+    /// Advances the simulated time by `seconds`. Returns whether a sweep of the client table ended during this time.
     pub fn wait(&mut self, seconds: u64) -> bool {
         self.elapsed += Duration::from_secs(seconds);
         sweep(&mut self.dataplane, self.elapsed).is_some()
     }
 
-    /// The number of known clients that changes have made unknown.
+    /// The number of known clients that the data path forgot because of changes.
     #[must_use]
     pub const fn forgotten(&self) -> u64 {
         self.forgotten
     }
 
-    /// Returns the shown state of a backend, and the number of its known clients.
+    /// Returns the state of a backend as the status shows it, and the number of known clients of the backend.
     ///
     /// # Errors
-    /// If it does not exist.
+    /// Fails if the backend does not exist.
     pub fn shown(&self, name: &str) -> anyhow::Result<(&'static str, u64)> {
         let backend = self.controller.backend(&named(name))?;
         Ok((backend.state().word(), backend.known_clients()))
     }
 
-    /// The controller.
     #[must_use]
     pub fn controller(&self) -> &Controller {
         &self.controller
     }
 
-    /// The data path.
     #[must_use]
     pub fn dataplane(&self) -> &KernelDataplane {
         &self.dataplane
     }
 
-    /// The mutable data path, for writing what other members of a fleet know.
+    /// Returns the mutable data path, for writing clients that other members of a fleet know.
     pub fn dataplane_mut(&mut self) -> &mut KernelDataplane {
         &mut self.dataplane
     }
@@ -624,7 +630,7 @@ fn configuration(vip: &str, net: &str, settings: &str, backends: u8, clients: u3
 
 fn parse(text: &str) -> anyhow::Result<Config> {
     let (mut config, _) = file::parse(Path::new("world.toml"), text.as_bytes())?;
-    // A running balancer has interfaces; a world uses none.
+    // A configuration must name an interface, but a world does not use the interface.
     config.interfaces = vec!["in0".to_owned()];
     Ok(config)
 }
@@ -640,13 +646,13 @@ fn text(vip: &str, net: &str, settings: &str, backends: u8, clients: u32) -> Str
     text
 }
 
-/// A backend of the service `web`.
+/// Returns the name of a backend of the service `web`.
 #[must_use]
 pub fn named(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// The last bytes of an address, which are also those of its MAC address.
+/// Returns the last bytes of a backend's address, which equal the last bytes of its MAC address.
 #[must_use]
 pub fn last(address: IpAddr) -> [u8; 2] {
     match address {
@@ -655,7 +661,7 @@ pub fn last(address: IpAddr) -> [u8; 2] {
     }
 }
 
-/// The client with this number, from `172.16.0.0` on.
+/// Returns the client with the given number, counted from `172.16.0.0`.
 #[must_use]
 pub fn client(number: u32) -> Ipv4Addr {
     Ipv4Addr::from(0xac10_0000 + number)

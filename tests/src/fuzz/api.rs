@@ -20,7 +20,7 @@ use super::{
     state::configured,
 };
 
-/// Sends `bytes` to the control socket. A controller receives the resulting requests.
+/// Sends `bytes` to the control socket. A controller receives the requests that result from the bytes.
 pub fn api(bytes: &[u8]) {
     let answered = runtime().block_on(ask(bytes));
     assert!(answered.is_empty() || answered.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answered));
@@ -33,7 +33,7 @@ async fn ask(bytes: &[u8]) -> Vec<u8> {
     let client = async {
         let mut answer = Vec::new();
         if far.write_all(bytes).await.is_ok() {
-            // The server closes idle connections.
+            // The server must close a connection that is idle.
             let ended = timeout(Duration::from_secs(120), far.read_to_end(&mut answer)).await;
             assert!(ended.is_ok(), "a silent client is kept");
         }
@@ -43,7 +43,7 @@ async fn ask(bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// Answers like the owner of a controller. Requests that need a data path get no answer.
+/// Answers requests like the owner task of a controller, but ignores requests that need a data path.
 async fn controller(mut inbox: mpsc::Receiver<Call>) {
     let now = Instant::now();
     let mut controller = Controller::new(configured(), KEY);

@@ -1,4 +1,4 @@
-//! Fuzzes backends' answers to checks.
+//! Fuzzes the answers of backends to health checks.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,8 +15,9 @@ use tokio::{
 
 use super::runtime;
 
-/// Uses `bytes` as the answer to a check. The first byte selects the kind: bit 0 TLS, bit 1 silence afterwards instead
-/// of the connection's end, bit 2 a text in the body, bit 3 `HEAD`, bit 4 HTTP/2, bit 5 gRPC.
+/// Uses `bytes` as the answer to a health check. The bits of the first byte select the properties of the check: bit 0
+/// TLS, bit 1 a connection that stays open after the answer, bit 2 an expected text in the body, bit 3 `HEAD`, bit 4
+/// HTTP/2, bit 5 gRPC.
 pub fn checks(bytes: &[u8]) {
     let Some((&kind, answer)) = bytes.split_first() else { return };
     let host = Some("backend.example".to_owned());
@@ -48,13 +49,14 @@ pub fn checks(bytes: &[u8]) {
     }
 }
 
-/// `None` if there is no outcome within a second.
+/// Runs the health check `check` against a server that sends `answer`. Returns `None` if the check has no outcome
+/// within a second.
 async fn converse(check: &CheckKind, answer: &[u8], silent: bool) -> Option<CheckOutcome> {
     let target = SocketAddr::from((Ipv4Addr::new(10, 0, 0, 9), 80));
     let (near, far) = tokio::io::duplex(1 << 16);
     let (mut asked, mut answers) = tokio::io::split(far);
     let backend = async {
-        // A check closes the connection when it has heard enough.
+        // The check closes the connection once the check has an outcome, so writing may fail.
         let _ = answers.write_all(answer).await;
         if !silent {
             let _ = answers.shutdown().await;

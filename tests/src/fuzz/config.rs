@@ -1,4 +1,4 @@
-//! Fuzzes configuration files.
+//! Fuzzes the parsing of configuration files.
 
 use std::{
     path::Path,
@@ -17,12 +17,12 @@ use balancer_control::{
     state::Clocks,
 };
 
-/// The limit on the slots of all lookup tables together, because filling more takes too long here.
+/// The largest number of slots that all lookup tables together may have. Filling larger lookup tables takes too long.
 pub(super) const SLOTS: usize = 40_000;
 pub(super) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
-/// Parses `bytes` as a configuration file. If it is valid, a controller must start with it, and its state must survive
-/// a restart.
+/// Parses `bytes` as a configuration file. If the file is valid, a controller must start with it, and the controller's
+/// state must survive a restart.
 pub fn config(bytes: &[u8]) {
     match file::parse(Path::new("balancer.toml"), bytes) {
         Ok((config, warnings)) => {
@@ -58,7 +58,7 @@ fn begin(config: Config) {
     let clocks = Clocks { now, wall: UNIX_EPOCH + Duration::from_secs(1 << 30) };
     let mut controller = Controller::new(config.clone(), KEY);
     let _ = controller.start(now);
-    // Applying the same file again changes nothing.
+    // Applying the same file a second time changes nothing.
     let services = controller.export(clocks).services;
     assert!(controller.change(Change::Reload(Box::new(config.clone())), now).is_ok(), "its own file is refused");
     assert_eq!(controller.export(clocks).services, services);

@@ -1,4 +1,4 @@
-//! Fuzzes the kernel program against the model, in scenes that the input controls.
+//! Fuzzes the kernel program against the model; the input selects the scene and the steps.
 
 use std::cell::RefCell;
 
@@ -9,25 +9,25 @@ use balancer_packet_model::{
     generate::{self, Interfaces, Scene, Step},
 };
 
-/// The number of different scenes.
+/// The number of different scenes that inputs can select.
 const SCENES: usize = 32;
-/// The number of steps of a scene from which the input chooses.
+/// The number of steps that a scene has; the input selects some of these steps.
 const STEPS: usize = 256;
-/// The largest number of chosen steps.
+/// The largest number of steps that an input can select.
 const LONGEST: usize = 24;
 
 thread_local! {
-    // Loading the program takes longer than a thousand packets.
+    // Each thread loads the program once, because loading takes longer than running a thousand packets.
     static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) };
 }
 
 struct Stage {
     kernel: Kernel,
-    /// The scenes of earlier runs, with all their steps.
+    /// The scenes that earlier runs have used, with all steps of the scenes.
     scenes: [Option<(Scene, Vec<Step>)>; SCENES],
 }
 
-/// Plays a scene on both sides. The thread moves into a new network namespace.
+/// Plays a scene on the kernel program and on the model. The calling thread moves into a new network namespace.
 pub fn contest(bytes: &[u8]) {
     STAGE.with_borrow_mut(|stage| {
         let Stage { kernel, scenes } = stage.get_or_insert_with(|| {
@@ -35,7 +35,7 @@ pub fn contest(bytes: &[u8]) {
             let kernel = kernel.unwrap_or_else(|error| unreachable!("the kernel program cannot be loaded: {error:#}"));
             Stage { kernel, scenes: [const { None }; SCENES] }
         });
-        // The end of the input ends the scene.
+        // An empty input selects no scene.
         let Some((&seed, bytes)) = bytes.split_first() else { return };
         let seed = usize::from(seed) % SCENES;
         let (scene, all) = scenes[seed].get_or_insert_with(|| scene(seed, kernel.interfaces));
@@ -62,7 +62,7 @@ fn story(bytes: &mut Unstructured<'_>, all: &[Step]) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Changes up to seven places of a frame, and possibly its length.
+/// Changes up to seven bytes of a frame, and possibly shortens the frame.
 fn change(bytes: &mut Unstructured<'_>, frame: &mut Vec<u8>) -> Result<()> {
     let how: u8 = bytes.arbitrary()?;
     for _ in 0..how & 7 {

@@ -1,4 +1,4 @@
-//! Fuzzes foreign writes to a fleet's keys.
+//! Fuzzes writes that a program which is no member makes to the keys of a fleet.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,17 +29,17 @@ use super::{
     state::{configured, is_small},
 };
 
-/// The largest number of acts in a story.
+/// The largest number of actions of the foreign program in one run.
 const LONGEST: usize = 24;
-/// The most inputs that a member may handle before it waits for something.
+/// The largest number of inputs that a member may handle without waiting.
 const TALKATIVE: usize = 5_000;
 
-/// Plays a story from `bytes`: a member of a fleet, and another writer of its keys.
+/// Runs one member of a fleet while another program writes to the fleet's keys, as `bytes` determine.
 pub fn fleet(bytes: &[u8]) {
     let _ = records::read(bytes);
     let mut world = World::new();
     world.join();
-    // The end of the input ends the story.
+    // The end of the input ends the run.
     let _ = story(&mut Unstructured::new(bytes), &mut world);
     world.pass(Duration::from_secs(10));
 }
@@ -105,14 +105,14 @@ fn act(bytes: &mut Unstructured<'_>, world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Random bytes, or a batch of records.
+/// Returns random bytes, or random bytes in the format of a batch of records.
 fn some(bytes: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let length = bytes.int_in_range(0..=64)?;
     let some = bytes.bytes(length.min(bytes.len()))?.to_vec();
     Ok(if bytes.arbitrary()? { [&[1, 0, 0, 0, 0, 0, 0, 0], some.as_slice()].concat() } else { some })
 }
 
-/// Replaces a value somewhere in the JSON text.
+/// Replaces some values in the JSON text of `value`.
 fn vandalized(bytes: &mut Unstructured<'_>, key: &str, value: &[u8]) -> Result<Vec<u8>> {
     let packed = key.starts_with(keys::DOCUMENTS);
     let read = if packed { documents::unpack::<Value>(value, "it").ok() } else { serde_json::from_slice(value).ok() };
@@ -128,14 +128,14 @@ struct Stored {
     modified: Revision,
 }
 
-/// One member, one store, and the connection between them.
+/// One member of a fleet, the etcd store, and the connection between member and store.
 struct World {
     begin: Instant,
     elapsed: Duration,
     revision: i64,
     keys: BTreeMap<String, Stored>,
     member: Member,
-    /// The controller that follows the member's decisions.
+    /// The controller that carries out the member's decisions.
     plane: Controller,
     inputs: VecDeque<Input>,
 }
@@ -191,7 +191,7 @@ impl World {
         }
     }
 
-    /// Carries out the member's outputs until it waits.
+    /// Feeds inputs to the member and carries out the member's outputs until no input is left.
     fn settle(&mut self) {
         for _ in 0..TALKATIVE {
             let Some(input) = self.inputs.pop_front() else { return };
@@ -212,7 +212,7 @@ impl World {
                 let found = Answer::Read(found.map(|(key, stored)| entry(key, stored)).collect());
                 self.inputs.push_back(Input::News(News::Answered(ticket, found)));
             }
-            // The store denies nothing here.
+            // The simulated store denies no request, so the member never ends.
             Output::Ask(Request::End { reason }) => unreachable!("{reason}"),
             Output::Follow { epoch, state, .. } => {
                 let result = self.follow(*state);
@@ -256,7 +256,7 @@ impl World {
         self.inputs.push_back(Input::News(News::Answered(ticket, answer)));
     }
 
-    /// Another client writes.
+    /// Writes to the store as another client of etcd would.
     fn foreign(&mut self, write: Write) {
         self.write(vec![write]);
         self.settle();

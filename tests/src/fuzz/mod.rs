@@ -1,7 +1,7 @@
-//! Fuzz targets, which take arbitrary bytes: one function for each kind of input. libFuzzer runs them (`fuzz/`), and
-//! `corpora` in `tests/dataplane` replays the inputs that it kept.
+//! Fuzz targets: functions that take arbitrary bytes, one for each kind of input. libFuzzer runs the targets (`fuzz/`),
+//! and `corpora` in `tests/dataplane` replays the inputs that libFuzzer kept.
 //!
-//! A target panics if something is wrong.
+//! A target panics if it finds a fault.
 
 mod api;
 mod checks;
@@ -44,13 +44,14 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("words", words),
 ];
 
-/// The directory of a target's corpus.
+/// Returns the directory of a target's corpus.
 #[must_use]
 pub fn corpus(target: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(target)
 }
 
-/// A runtime without real waiting: its clock stands still while there is work, and jumps when there is none.
+/// Creates a runtime that never really waits: the clock of the runtime stands still while tasks run, and jumps when all
+/// tasks wait.
 pub(crate) fn runtime() -> tokio::runtime::Runtime {
     let built = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     built.unwrap_or_else(|error| unreachable!("no runtime without I/O: {error}"))

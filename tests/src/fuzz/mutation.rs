@@ -1,9 +1,9 @@
-//! Makes documents that are almost valid.
+//! Makes JSON documents that are almost valid.
 
 use arbitrary::{Result, Unstructured};
 use serde_json::Value;
 
-/// Replaces up to three values of `json`.
+/// Replaces up to three values in `json`.
 pub(super) fn vandalize(bytes: &mut Unstructured<'_>, json: &mut Value) -> Result<()> {
     for _ in 0..bytes.int_in_range(1..=3)? {
         let mut all = Vec::new();
@@ -29,7 +29,8 @@ pub(super) fn vandalize(bytes: &mut Unstructured<'_>, json: &mut Value) -> Resul
     Ok(())
 }
 
-/// The paths of all values inside a value, outer ones first.
+/// Collects the paths of all values inside a JSON value, in an order in which outer values precede the values inside
+/// them.
 fn places(value: &Value, path: &str, into: &mut Vec<String>) {
     into.push(path.to_owned());
     if let Value::Object(fields) = value {

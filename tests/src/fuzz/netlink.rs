@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use balancer_daemon::untrusted;
 
-/// Parses `bytes` as two datagrams. The first byte has the first one's length, in units of four bytes.
+/// Parses `bytes` as two netlink datagrams. The first byte is the length of the first datagram, in units of four bytes.
 pub fn netlink(bytes: &[u8]) {
     let Some((&length, rest)) = bytes.split_first() else { return };
     let (changes, features) = rest.split_at(rest.len().min(usize::from(length) * 4));

@@ -1,4 +1,4 @@
-//! Fuzzes state files.
+//! Fuzzes the parsing of state files.
 
 use std::{
     path::Path,
@@ -19,13 +19,19 @@ use super::{
     mutation,
 };
 
-/// A configuration for all targets.
+/// The configuration that all targets use.
 pub(super) const CONFIG: &str = include_str!("config.toml");
 
-/// Parses `bytes` as a state file: unchanged if the first byte is `=`; as the body of a file of version 1 (`1`) or of the
-/// present version, with the right checksum; as a controller's own state after changes (`@`); or as such a state with a
-/// journal after changes (`&`) or of arbitrary bytes (`+`). If the state is valid, a controller continues from it, and its own
-/// state must be valid as well.
+/// Parses `bytes` as a controller's state. The first byte selects the meaning of the remaining bytes:
+/// - `=`: a whole state file;
+/// - `1`: the body of a state file of version 1, to which the target adds the correct checksum;
+/// - `@`: changes to a state that a controller has written;
+/// - `&`: changes to the journal of a state that a controller has written;
+/// - `+`: the whole journal of a state that a controller has written;
+/// - any other byte: the body of a state file of the present version, to which the target adds the correct checksum.
+///
+/// If the state is valid, a controller must start with the state, and the state that the controller then writes must be
+/// valid as well.
 pub fn state(bytes: &[u8]) {
     let Some((&how, rest)) = bytes.split_first() else { return };
     let read = match (how, std::str::from_utf8(rest)) {
@@ -43,7 +49,7 @@ pub fn state(bytes: &[u8]) {
     }
 }
 
-/// The checksum that the journals in this module refer to.
+/// The checksum of the state file that belongs to the journals in this module.
 const CHECKSUM: &str = "00000000";
 
 fn with_journal(lines: &[u8]) -> SavedState {
@@ -55,7 +61,7 @@ fn with_journal(lines: &[u8]) -> SavedState {
     state
 }
 
-/// A controller after some time of service, and the same controller after a few more changes.
+/// Returns a controller that has just started, and the same controller after a few changes.
 fn served(begin: Instant) -> (Controller, Controller) {
     let mut before = Controller::new(configured(), KEY);
     let _ = before.start(begin);
@@ -70,7 +76,7 @@ fn served(begin: Instant) -> (Controller, Controller) {
     (before, after)
 }
 
-/// A journal of one line with a few changed values, under the correct checksum.
+/// Returns a journal of one line with a few changed values, and with the correct checksum.
 fn changed_journal(bytes: &[u8]) -> String {
     let begin = Instant::now();
     let (before, after) = served(begin);
@@ -80,12 +86,12 @@ fn changed_journal(bytes: &[u8]) -> String {
     untrusted::sealed(VERSION, &record.to_string())
 }
 
-/// The state file of a controller after some time of service, with a few changed values.
+/// Returns the state file of a controller that has started, with a few changed values.
 fn changed(bytes: &[u8]) -> String {
     let begin = Instant::now();
     let controller = served(begin).1;
     let mut json = serde_json::to_value(controller.export(clocks(begin))).unwrap_or_default();
-    // The end of the input leaves the rest unchanged.
+    // If the input ends early, the remaining values stay unchanged.
     let _ = mutation::vandalize(&mut Unstructured::new(bytes), &mut json);
     untrusted::sealed(VERSION, &json.to_string())
 }
@@ -94,7 +100,7 @@ fn clocks(now: Instant) -> Clocks {
     Clocks { now, wall: UNIX_EPOCH + Duration::from_secs(1 << 30) }
 }
 
-/// The configuration that all targets share.
+/// Parses the configuration that all targets share.
 pub(super) fn configured() -> Config {
     match file::parse(Path::new("balancer.toml"), CONFIG.as_bytes()) {
         Ok((config, _)) => config,

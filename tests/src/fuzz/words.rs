@@ -1,4 +1,4 @@
-//! Fuzzes texts that people write: durations, addresses, listeners, prefixes, rules, names.
+//! Fuzzes the texts that users write: durations, addresses, listeners, prefixes, rules and names.
 
 use std::fmt::Debug;
 
@@ -9,7 +9,7 @@ use balancer_config::{
     value,
 };
 
-/// Parses `bytes`, if they are UTF-8, as each kind of text.
+/// Parses `bytes` as each kind of text, if `bytes` are valid UTF-8.
 pub fn words(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     read(text, value::duration, |duration| humantime::format_duration(*duration).to_string());
@@ -35,8 +35,8 @@ pub fn words(bytes: &[u8]) {
     }
 }
 
-/// Checks that a valid text stays the same after parsing and writing, and that the error for any other text is one
-/// line.
+/// Checks that writing and parsing a valid value does not change the value, and that the error for any other text is
+/// one line.
 fn read<T: Debug + PartialEq>(text: &str, parse: impl Fn(&str) -> Result<T, String>, write: impl Fn(&T) -> String) {
     match parse(text) {
         Ok(value) => assert_eq!(parse(&write(&value)).as_ref(), Ok(&value), "{text:?} is written {:?}", write(&value)),

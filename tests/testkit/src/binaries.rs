@@ -1,4 +1,4 @@
-//! Finds the programs that were built together with the running one.
+//! Finds the programs that were built together with the running program.
 
 use std::{
     env,
@@ -7,10 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The balancer: `BALANCER_BINARY` from the environment, or the one built together with the running program.
+/// Returns the path of the balancer: `BALANCER_BINARY` from the environment, or the balancer that was built with the
+/// running program.
 ///
 /// # Errors
-/// If there is none.
+/// Fails if the file does not exist.
 pub fn balancer() -> Result<PathBuf> {
     match env::var_os("BALANCER_BINARY") {
         Some(path) => existing(PathBuf::from(path)),
@@ -18,15 +19,15 @@ pub fn balancer() -> Result<PathBuf> {
     }
 }
 
-/// The controller for Kubernetes that was built together with the running program.
+/// Returns the path of the controller for Kubernetes that was built together with the running program.
 ///
 /// # Errors
-/// If there is none.
+/// Fails if the file does not exist.
 pub fn kubernetes() -> Result<PathBuf> {
     existing(beside("balancer-kubernetes")?)
 }
 
-/// Test programs are one directory below the others.
+/// Cargo puts test programs one directory below other programs.
 fn beside(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     let directory = own.parent().unwrap_or(Path::new("/"));

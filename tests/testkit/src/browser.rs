@@ -1,4 +1,4 @@
-//! A headless Chromium in a namespace, driven over WebDriver: JSON over HTTP.
+//! A headless Chromium in a namespace, which tests control over WebDriver (JSON over HTTP).
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ use crate::{
 
 /// The time limit of the browser's actions.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The driver's port in the namespace.
+/// The port on which the driver listens in the namespace.
 const PORT: u16 = 9515;
 const CURE: &str = "`cargo xtask setup` installs it, as does `apt-get install chromium chromium-driver`";
 
@@ -35,10 +35,10 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts a browser. If `scripts` is false, it does not run scripts of pages.
+    /// Starts a browser in a namespace. If `scripts` is false, the browser does not run the scripts of pages.
     ///
     /// # Errors
-    /// If Chromium or its driver is not installed, or does not start.
+    /// Fails if Chromium or its driver is not installed, or does not start.
     pub fn start(namespace: &Namespace, scripts: bool) -> Result<Self> {
         let profile = tempfile::tempdir()?;
         let mut command = namespace.command("chromedriver");
@@ -54,7 +54,7 @@ impl Browser {
             ensure!(Instant::now() < deadline, "chromedriver does not answer");
             thread::sleep(Duration::from_millis(50));
         }
-        // 2 is "blocked".
+        // In Chromium's settings, 1 allows scripts and 2 blocks them.
         let javascript = if scripts { 1 } else { 2 };
         let wanted = json!({"capabilities": {"alwaysMatch": {
             "browserName": "chrome",
@@ -86,7 +86,7 @@ impl Browser {
     /// Sends a command of the DevTools protocol.
     ///
     /// # Errors
-    /// If the browser refuses it.
+    /// Fails if the browser refuses the command.
     pub fn devtools(&self, command: &str, parameters: &Value) -> Result<Value> {
         self.post("goog/cdp/execute", &json!({"cmd": command, "params": parameters}))
     }
@@ -94,7 +94,7 @@ impl Browser {
     /// Resizes the window to a size in CSS pixels.
     ///
     /// # Errors
-    /// If the browser refuses.
+    /// Fails if the browser refuses the size.
     pub fn resize(&self, width: u32, height: u32) -> Result<()> {
         let parameters = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": false});
         self.devtools("Emulation.setDeviceMetricsOverride", &parameters).map(drop)
@@ -103,25 +103,25 @@ impl Browser {
     /// Sets the value of `prefers-color-scheme`: `light` or `dark`.
     ///
     /// # Errors
-    /// If the browser refuses.
+    /// Fails if the browser refuses the setting.
     pub fn prefer(&self, scheme: &str) -> Result<()> {
         let parameters = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
         self.devtools("Emulation.setEmulatedMedia", &parameters).map(drop)
     }
 
-    /// Loads a page.
+    /// Loads the page at `url`.
     ///
     /// # Errors
-    /// If nothing answers.
+    /// Fails if the browser cannot load the page.
     pub fn open(&self, url: &str) -> Result<()> {
         self.post("url", &json!({"url": url})).map(drop)
     }
 
-    /// The text of the first element that `selector` finds, as shown. If the page replaces the element meanwhile, the
-    /// function searches again a few times.
+    /// The visible text of the first element that `selector` matches. If the page replaces the element during the
+    /// search, the function searches again a few times.
     ///
     /// # Errors
-    /// If there is none.
+    /// Fails if no element matches.
     pub fn text(&self, selector: &str) -> Result<String> {
         const TIMES: usize = 5;
         let stale = |text: &Result<String>| {
@@ -144,37 +144,37 @@ impl Browser {
         Ok(self.get(&format!("element/{element}/text"))?.as_str().unwrap_or_default().to_owned())
     }
 
-    /// Runs `script`, the body of a function, in the page, and returns its result.
+    /// Runs `script`, the body of a JavaScript function, in the page, and returns the function's result.
     ///
     /// # Errors
-    /// If it throws.
+    /// Fails if the script throws.
     pub fn run(&self, script: &str) -> Result<Value> {
         self.post("execute/sync", &json!({"script": script, "args": []}))
     }
 
-    /// Presses keys in the focused element; `\u{e004}` is the tabulator key.
+    /// Presses keys in the focused element; `\u{e004}` is the tab key.
     ///
     /// # Errors
-    /// If the browser refuses.
+    /// Fails if the browser refuses the keys.
     pub fn press(&self, keys: &str) -> Result<()> {
         let down_and_up = |key: char| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key}));
         let actions: Vec<Value> = keys.chars().flat_map(down_and_up).collect();
         self.post("actions", &json!({"actions": [{"type": "key", "id": "keys", "actions": actions}]})).map(drop)
     }
 
-    /// Returns the messages on the console since the last call, and the browser's complaints.
+    /// Returns the console messages since the last call, including the browser's own warnings.
     ///
     /// # Errors
-    /// If the browser refuses.
+    /// Fails if the browser refuses the command.
     pub fn console(&self) -> Result<Vec<String>> {
         let entries = self.post("se/log", &json!({"type": "browser"}))?;
         Ok(entries.as_array().into_iter().flatten().map(|entry| entry["message"].to_string()).collect())
     }
 
-    /// Draws the whole page, regardless of the window's height, into a PNG file.
+    /// Saves a screenshot of the whole page as a PNG file, regardless of the window's height.
     ///
     /// # Errors
-    /// If it cannot be drawn or written.
+    /// Fails if the browser cannot draw the page, or the file cannot be written.
     pub fn draw(&self, path: &Path) -> Result<()> {
         let drawn = self.devtools("Page.captureScreenshot", &json!({"format": "png"}))?;
         let encoded = drawn["data"].as_str().context("no picture")?;
@@ -190,7 +190,7 @@ impl Drop for Browser {
     }
 }
 
-/// The `value` of the driver's answer.
+/// Sends an HTTP request to the browser's driver. Returns the `value` of the answer.
 fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
@@ -205,7 +205,7 @@ fn ask(entrance: &Entrance, method: &str, path: &str, body: Option<&Value>) -> R
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.write_all(request.as_bytes())?;
             let mut answer = BufReader::new(stream);
-            // The driver keeps the connection open despite `Connection: close`.
+            // The driver ignores `Connection: close`, so this function must take the body's length from the header.
             let (mut length, mut line) = (0, String::new());
             while line != "\r\n" {
                 line.clear();

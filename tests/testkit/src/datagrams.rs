@@ -1,4 +1,4 @@
-//! Clients and servers that use datagrams.
+//! UDP clients and servers for tests.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use crate::{
     topology::{Family, Topology},
 };
 
-/// Answers every datagram with `name` until `stop`.
+/// Answers every datagram by sending `name` back, until `stop` is true.
 ///
 /// # Errors
-/// If the socket fails.
+/// Fails if the socket fails.
 pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Result<()> {
     socket.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut buffer = [0; 64];
@@ -33,10 +33,10 @@ pub fn answer_with(socket: &UdpSocket, name: &str, stop: &AtomicBool) -> io::Res
     Ok(())
 }
 
-/// Sends `datagram` from each client, each from its own port. Returns the names in the answers.
+/// Sends `datagram` from each client, each time from a new source port. Returns the names in the answers.
 ///
 /// # Errors
-/// If no answer comes, or an answer comes from an address other than `vip`.
+/// Fails if an answer does not arrive, or arrives from an address other than `vip`.
 pub fn ask(
     topology: &Topology,
     family: Family,

@@ -1,4 +1,4 @@
-//! An etcd cluster with one or several members: all in one namespace, or each in another one.
+//! An etcd cluster of one or more members, which run in one namespace or in a namespace for each member.
 
 use std::{
     fs,
@@ -17,34 +17,34 @@ use tempfile::TempDir;
 
 use crate::namespace::{Namespace, run};
 
-/// How long members may take to become healthy.
+/// The time limit for members to become healthy.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The common name of the client's certificate, which etcd uses as the user name.
 pub const CLIENT: &str = "client";
 
-/// The members of an etcd cluster. They end when this value is dropped.
+/// The running members of an etcd cluster; dropping the value ends all members.
 pub struct EtcdCluster {
     members: Vec<Server>,
     certificates: Option<Certificates>,
     directory: TempDir,
 }
 
-/// The options of a cluster.
+/// The options of an etcd cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Whether clients use TLS with a certificate.
     pub tls: bool,
-    /// Additional arguments of `etcd`.
+    /// Additional command-line arguments of `etcd`.
     pub arguments: Vec<String>,
 }
 
 impl EtcdCluster {
-    /// Starts a member at each address, in the namespace that has this address, and waits until all are healthy. The
-    /// members end with the calling thread at the latest.
+    /// Starts a member at each address, in the namespace that has this address, and waits until all members are
+    /// healthy. The members end no later than the calling thread.
     ///
     /// # Errors
-    /// If a program cannot be started, or the members do not form a cluster within 30 s.
+    /// Fails if a program cannot be started, or the members do not form a cluster within 30 s.
     pub fn start(places: &[(&Namespace, IpAddr)], options: &Options) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let addresses: Vec<IpAddr> = places.iter().map(|&(_, address)| address).collect();
@@ -61,30 +61,30 @@ impl EtcdCluster {
         Ok(this)
     }
 
-    /// The URLs for clients.
+    /// The URLs at which clients reach the members.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.endpoint().to_owned()).collect()
     }
 
-    /// The files for clients, if the cluster uses TLS.
+    /// The certificate files for clients, if the cluster uses TLS.
     #[must_use]
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// Starts a member again, with its data.
+    /// Starts a member again with the data that the member had before.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// Fails if the member cannot be started.
     pub fn start_member(&mut self, index: usize, namespace: &Namespace) -> Result<()> {
         self.members[index].start(namespace)
     }
 
-    /// Deletes the data of all members, as if their disks were new. No member may run.
+    /// Deletes the data of all members, as if their disks were new. The caller must stop all members first.
     ///
     /// # Errors
-    /// If files cannot be removed.
+    /// Fails if files cannot be removed.
     pub fn lose_disks(&self) -> Result<()> {
         for member in &self.members {
             ensure!(!member.is_started(), "{} still runs", member.name());
@@ -94,34 +94,34 @@ impl EtcdCluster {
         Ok(())
     }
 
-    /// Kills a member, like a power failure.
+    /// Kills a member suddenly, as a power failure would.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn kill(&mut self, index: usize) -> Result<()> {
         self.members[index].kill()
     }
 
-    /// Stops a member without closing its connections.
+    /// Suspends a member, whose connections stay open.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn freeze(&mut self, index: usize) -> Result<()> {
         self.members[index].signal(Signal::SIGSTOP)
     }
 
-    /// Lets a frozen member continue.
+    /// Resumes a member that [`Self::freeze`] has suspended.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn thaw(&mut self, index: usize) -> Result<()> {
         self.members[index].signal(Signal::SIGCONT)
     }
 
-    /// Waits until a member reports that it can serve a linearizable read.
+    /// Waits until a member reports that it can serve linearizable reads.
     ///
     /// # Errors
-    /// If the member does not report this within 30 s.
+    /// Fails if the member does not serve linearizable reads within 30 s.
     pub fn wait_until_well(&self, namespace: &Namespace, address: IpAddr) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -136,10 +136,10 @@ impl EtcdCluster {
         }
     }
 
-    /// The leader's index.
+    /// Returns the index of the leader.
     ///
     /// # Errors
-    /// If no member says that it leads.
+    /// Fails if no member reports that it is the leader.
     pub fn leader(&self, namespace: &Namespace) -> Result<usize> {
         let id = |value: &serde_json::Value| value.as_u64();
         for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_started()) {
@@ -154,7 +154,7 @@ impl EtcdCluster {
         bail!("no etcd says that it leads")
     }
 
-    /// Returns an `etcdctl` command for the member at this address.
+    /// Returns an `etcdctl` command for the member at the given address.
     #[must_use]
     pub fn client(&self, namespace: &Namespace, address: IpAddr) -> Command {
         let mut command = namespace.command("etcdctl");
@@ -177,9 +177,9 @@ impl EtcdCluster {
 /// Certificates and keys in PEM files.
 #[derive(Clone, Debug)]
 pub struct Certificates {
-    /// The authority that has signed all certificates.
+    /// The certificate of the authority that has signed all other certificates.
     pub ca: PathBuf,
-    /// A client's certificate.
+    /// The certificate of a client.
     pub cert: PathBuf,
     /// The key of the client's certificate.
     pub key: PathBuf,
@@ -187,7 +187,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// The certificates of servers at the addresses for which they were made.
+    /// The certificate of the servers, for the addresses that [`Self::make`] received.
     #[must_use]
     pub const fn server(&self) -> &Tls {
         &self.server
@@ -196,7 +196,7 @@ impl Certificates {
     /// Creates an authority and certificates in `directory`.
     ///
     /// # Errors
-    /// If files cannot be written.
+    /// Fails if files cannot be written.
     pub fn make(directory: &Path, servers: &[IpAddr]) -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,5 +1,5 @@
-//! Clients behind two routers with a smaller MTU between them than on the links of both ends:
-//!
+//! A network with clients behind two routers. The MTU between the routers is smaller than the MTU in the networks of
+//! the clients and of the balancer:
 //!
 //! ```text
 //! far ─1500─ outer ─1400─ inner ─1500─ switch ── balancer, web1, web2, …
@@ -18,7 +18,7 @@ use crate::{
 /// The MTU between the routers.
 pub const NARROW: u32 = 1400;
 
-/// The far host and the routers. Dropping the value removes them.
+/// The host of the clients and the two routers; dropping the value removes all three.
 #[derive(Debug)]
 pub struct Far {
     host: Namespace,
@@ -26,10 +26,11 @@ pub struct Far {
 }
 
 impl Far {
-    /// Connects the far host and the routers to the segment of a topology, and adds routes to the far host.
+    /// Connects the clients' host and the routers to the switch of a topology, and adds routes to that host on all
+    /// machines.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn join(topology: &Topology, forwarding: Forwarding) -> Result<Self> {
         let [host, outer, inner] = [Namespace::new("far")?, Namespace::new("outer")?, Namespace::new("inner")?];
         join((&host, "eth0"), (&outer, "far"))?;
@@ -65,26 +66,27 @@ impl Far {
             let back = if forwarding == Forwarding::Nat { balancer } else { segment };
             for backend in topology.backends() {
                 backend.ip(&format!("{flag} route add {far} via {back}"))?;
-                // The inner router uses its own address for errors about the far host.
+                // The inner router sends errors about packets to the clients' host from the router's own address, so
+                // backends need a route to that address.
                 backend.ip(&format!("{flag} route add {} via {segment}", host_of(family, 9, 2)))?;
             }
         }
         Ok(Self { host, _routers: [outer, inner] })
     }
 
-    /// The far host.
+    /// Returns the namespace of the clients' host.
     #[must_use]
     pub const fn host(&self) -> &Namespace {
         &self.host
     }
 
-    /// Returns the source address of the router's errors on the balancer's segment.
+    /// Returns the address from which the router sends errors to the balancer's segment.
     #[must_use]
     pub const fn router(family: Family) -> IpAddr {
         host_of(family, 0, 3)
     }
 
-    /// Returns the address of the far host.
+    /// Returns the address of the clients' host.
     #[must_use]
     pub const fn client(family: Family) -> IpAddr {
         host_of(family, 8, 6)

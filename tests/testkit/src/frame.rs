@@ -1,5 +1,5 @@
-//! Builds frames from a description, with all checksums computed from scratch, for comparisons with the program's
-//! incremental ones.
+//! Builds network frames from a description. The module computes all checksums from scratch, so that tests can check
+//! the kernel program's incremental updates.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,84 +8,83 @@ use etherparse::{
     SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
 };
 
-/// A MAC address.
 pub type Mac = [u8; 6];
 
 /// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Destination MAC.
     pub destination_mac: Mac,
-    /// Source MAC.
     pub source_mac: Mac,
-    /// VLAN ids, outermost first.
+    /// The ids of the VLAN tags, from the outermost tag inward.
     pub vlans: Vec<u16>,
-    /// Source address and port.
+    /// The source address and port of the packet.
     pub source: SocketAddr,
-    /// Destination address and port.
+    /// The destination address and port of the packet.
     pub destination: SocketAddr,
-    /// TTL or hop limit.
+    /// The TTL or hop limit of the packet.
     pub ttl: u8,
-    /// DSCP and ECN.
+    /// The traffic class: DSCP and ECN.
     pub tos: u8,
-    /// IPv4 identification.
+    /// The IPv4 header's identification field.
     pub id: u16,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// IPv6: flow label.
+    /// The flow label of IPv6.
     pub flow_label: u32,
-    /// IPv6 extension headers.
+    /// The extension headers of IPv6.
     pub extensions: Vec<Extension>,
-    /// IPv4: the bit that forbids fragmentation.
+    /// The IPv4 bit that forbids fragmentation.
     pub dont_fragment: bool,
-    /// IPv4: more fragments follow.
+    /// The IPv4 bit that announces more fragments.
     pub more_fragments: bool,
-    /// IPv4: fragment offset in units of eight bytes; other than 0, `payload` follows the IP header directly.
+    /// The IPv4 fragment offset, in units of eight bytes. If the offset is not 0, `payload` follows the IP header
+    /// directly.
     pub fragment_offset: u16,
     /// The header of layer 4.
     pub transport: Transport,
-    /// The bytes that the transport carries.
+    /// The bytes after the last header.
     pub payload: Vec<u8>,
 }
 
-/// The layer-4 header.
+/// The layer-4 header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// TCP with these flag bits (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
+    /// TCP with the given flag bits (FIN 1, SYN 2, RST 4, PSH 8, ACK 16).
     Tcp(u8),
     /// UDP with a checksum.
     Udp,
-    /// UDP with checksum 0: none.
+    /// UDP without a checksum: the field is 0.
     UdpWithoutChecksum,
-    /// ICMP or ICMPv6: type, code and the rest of the header.
+    /// ICMP or ICMPv6, with the type, the code and the rest of the header.
     Icmp(u8, u8, [u8; 4]),
-    /// No header: `payload` follows the IP header, which names this protocol.
+    /// No layer-4 header: `payload` follows the IP header, which contains the given protocol number.
     Raw(u8),
 }
 
-/// TCP flag bits.
+/// The TCP flag SYN.
 pub const SYN: u8 = 2;
-/// TCP flag bits.
+/// The TCP flag ACK.
 pub const ACK: u8 = 16;
 
-/// Type of an IPv6 extension header.
+/// The type of the hop-by-hop options header.
 pub const HOP_BY_HOP: u8 = 0;
-/// Type of an IPv6 extension header.
+/// The type of the routing header.
 pub const ROUTING: u8 = 43;
-/// Type of an IPv6 extension header.
+/// The type of the fragment header.
 pub const FRAGMENT: u8 = 44;
-/// Type of an IPv6 extension header.
+/// The type of the destination options header.
 pub const DESTINATION_OPTIONS: u8 = 60;
 
-/// An IPv6 extension header: its type and its bytes. The first byte, the next header, is filled in.
+/// An IPv6 extension header: its type and its bytes. [`Frame::packet`] sets the first byte, which names the type of the
+/// next header.
 pub type Extension = (u8, Vec<u8>);
 
-/// An IPv6 extension header of `units` × 8 bytes of padding: for hop-by-hop and destination options.
+/// A header with hop-by-hop or destination options: `units` × 8 bytes, filled with padding.
 #[must_use]
 pub fn options(kind: u8, units: usize) -> Extension {
     let mut bytes = vec![0; units * 8];
     bytes[1] = (units - 1) as u8;
-    // One or several PadN options, because the length of each is one byte.
+    // A PadN option has at most 257 bytes, so a long header needs several PadN options.
     let mut at = 2;
     while at < bytes.len() {
         let length = (bytes.len() - at - 2).min(255);
@@ -96,13 +95,13 @@ pub fn options(kind: u8, units: usize) -> Extension {
     (kind, bytes)
 }
 
-/// A routing header with these segments left.
+/// A routing header with the given number of segments left.
 #[must_use]
 pub fn routing(segments_left: u8) -> Extension {
     (ROUTING, vec![0, 0, 4, segments_left, 0, 0, 0, 0])
 }
 
-/// A fragment header; `offset` in units of eight bytes.
+/// Returns an IPv6 fragment header. The argument `offset` is in units of eight bytes.
 #[must_use]
 pub fn fragment(offset: u16, more: bool, id: u32) -> Extension {
     let mut bytes = vec![0, 0];
@@ -125,7 +124,7 @@ impl Frame {
     }
 
     /// # Panics
-    /// When an address does not parse.
+    /// Panics if an address does not parse.
     #[must_use]
     pub fn new(source: &str, destination: &str, transport: Transport) -> Self {
         let address = |text: &str| -> SocketAddr {
@@ -155,13 +154,14 @@ impl Frame {
         }
     }
 
-    /// An ICMP or ICMPv6 message; the ports of the addresses have no meaning.
+    /// Returns a frame with an ICMP or ICMPv6 message. ICMP has no ports, so the ports in both arguments have no
+    /// effect.
     #[must_use]
     pub fn icmp(source: &str, destination: &str, kind: u8, code: u8, rest: [u8; 4]) -> Self {
         Self::new(source, destination, Transport::Icmp(kind, code, rest))
     }
 
-    /// The frame's bytes.
+    /// Returns the bytes of the frame.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = self.link_layer();
@@ -169,7 +169,7 @@ impl Frame {
         out
     }
 
-    /// The IP packet's bytes.
+    /// Returns the bytes of the IP packet.
     #[must_use]
     pub fn packet(&self) -> Vec<u8> {
         let segment = if self.fragment_offset == 0 { self.segment() } else { self.payload.clone() };
@@ -180,7 +180,7 @@ impl Frame {
         out
     }
 
-    /// Splits the packet into fragments of `size` bytes each, a multiple of eight.
+    /// Splits the packet into fragments of `size` bytes each; `size` must be a multiple of eight.
     #[must_use]
     pub fn fragments(&self, size: usize, id: u32) -> Vec<Self> {
         let segment = self.segment();
@@ -205,7 +205,7 @@ impl Frame {
             .collect()
     }
 
-    /// Encapsulates the packet from `source` to `destination`: IP in IP, like a balancer.
+    /// Encapsulates the packet in an IP packet from `source` to `destination`, as a balancer does.
     #[must_use]
     pub fn in_ip(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
         let protocol = if self.source.is_ipv4() { 4 } else { 41 };
@@ -227,7 +227,7 @@ impl Frame {
         }
     }
 
-    /// Encapsulates the packet in UDP, variant 1 of Generic UDP Encapsulation, like a balancer.
+    /// Encapsulates the packet in UDP as a balancer does, with variant 1 of Generic UDP Encapsulation.
     #[must_use]
     pub fn in_gue(&self, source: IpAddr, destination: IpAddr, entropy: u16) -> Self {
         Self {
@@ -350,7 +350,8 @@ impl Frame {
     }
 }
 
-/// The Internet checksum (RFC 1071) over the concatenation of `parts`, all but the last of even length.
+/// The Internet checksum (RFC 1071) over the concatenation of `parts`. All `parts` except the last one must have an
+/// even length.
 #[must_use]
 pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
     let mut sum: u32 = 0;
@@ -363,7 +364,7 @@ pub fn internet_checksum(parts: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-/// The checksum of a TCP or UDP segment (its checksum field zero) with its pseudo-header.
+/// The checksum of a TCP or UDP segment and its pseudo-header. The checksum field of the segment must be zero.
 #[must_use]
 pub fn transport_checksum(source: IpAddr, destination: IpAddr, protocol: u8, segment: &[u8]) -> u16 {
     let octets = |address: IpAddr| match address {

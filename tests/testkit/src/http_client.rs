@@ -1,4 +1,4 @@
-//! Sends many requests at once.
+//! Sends many HTTP requests concurrently.
 
 use std::{
     io,
@@ -14,10 +14,10 @@ pub use balancer_demo::http_client::{Reply, Request};
 
 use crate::namespace::Namespace;
 
-/// Sends all requests from inside `namespace`, at most `workers` at a time. The results are in the order of `requests`.
+/// Sends all requests from `namespace`, at most `workers` at a time. The results are in the order of `requests`.
 ///
 /// # Errors
-/// If the namespace cannot be entered.
+/// Fails if the namespace cannot be entered.
 pub fn send_all(namespace: &Namespace, requests: &[Request], workers: usize) -> Result<Vec<io::Result<Reply>>> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(requests.len()));

@@ -1,5 +1,5 @@
-//! Building blocks of the privileged tests and the benchmarks: the demo's hosts with clients, web servers and a
-//! controller, and frames for tests of the kernel program alone.
+//! Building blocks of the privileged tests and of the benchmarks. Some run the demo's hosts with clients, web servers
+//! and a controller; others build frames for tests of single packets.
 
 pub use balancer_demo::{backend, controller, metrics, namespace, offload, process, routing, topology, xdp};
 

@@ -1,4 +1,5 @@
-//! A system in a directory, booted by systemd-nspawn in a network namespace: Debian, or a copy of this machine's.
+//! A Linux system in a directory: a fresh Debian, or a copy of the current machine's system; systemd-nspawn boots the
+//! system in a network namespace.
 
 use std::{
     fs,
@@ -18,33 +19,34 @@ use crate::{
     process::Process,
 };
 
-/// The mirror for Debian's packages, unless `DEBIAN_MIRROR` names another one.
+/// The mirror of Debian's packages, unless the variable `DEBIAN_MIRROR` names another mirror.
 const MIRROR: &str = "http://deb.debian.org/debian";
-/// Packages that the tool needs beyond the dependencies of the package.
+/// The packages that the tests need in addition to the dependencies of the balancer's package.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,iproute2,procps";
 /// The time limit of a boot or a shutdown.
 const LIMIT: Duration = Duration::from_secs(90);
-/// The place of the shared files on a copy of this machine.
+/// The path of the shared files on a copy of the current machine.
 pub const SHARED: &str = "/opt/shared";
 
-/// The machine. Dropping the value shuts it down and removes it.
+/// A booted or stopped machine. Dropping the value shuts down and removes the machine.
 #[derive(Debug)]
 pub struct Machine {
     directory: PathBuf,
-    /// The files that a copy of this machine's system shares with this machine; `None`: an installed system.
+    /// The files that a copy of the current machine's system shares with the current machine. If the system is freshly
+    /// installed, the value is `None`.
     shared: Option<PathBuf>,
     name: String,
     namespace: String,
-    /// While the machine is up: the container's manager, and its process 1.
+    /// While the machine is up: the `systemd-nspawn` process, and the process id of the container's process 1.
     up: Option<(Process, u32)>,
     cgroup: Option<Cgroup>,
 }
 
 impl Machine {
-    /// Installs `suite` in `directory`, for the network of `namespace`.
+    /// Installs the Debian release `suite` in `directory`. The machine uses the network of `namespace`.
     ///
     /// # Errors
-    /// If a step of the installation fails.
+    /// Fails if a step of the installation fails.
     pub fn install(suite: &str, directory: &Path, namespace: &Namespace) -> Result<Self> {
         remove(directory)?;
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
@@ -60,11 +62,12 @@ impl Machine {
         let mut debootstrap = Command::new("debootstrap");
         debootstrap.args(["--variant=minbase", "--include", PACKAGES, suite]).arg(machine.root()).arg(mirror);
         let Output { status, stdout, .. } = debootstrap.output().context("cannot start debootstrap")?;
-        // The standard output has the error.
+        // debootstrap writes its error messages to standard output.
         let words = String::from_utf8_lossy(&stdout);
         let last = words.lines().rev().take(3).collect::<Vec<_>>().join("; ");
         ensure!(status.success(), "debootstrap failed ({status}), last line first: {last}");
-        // Mount it like systemd does outside of a container.
+        // systemd mounts the BPF file system only outside of containers, so the test adds a unit that mounts the BPF
+        // file system.
         machine.write(
             "etc/systemd/system/bpffs.service",
             "[Unit]\nDefaultDependencies=no\nBefore=sysinit.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
@@ -74,11 +77,11 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A copy of this machine's system for the network of `namespace`. The files that it writes are lost. It has
-    /// `shared` as [`SHARED`], and starts no services by itself.
+    /// Prepares a copy of the current machine's system for the network of `namespace`. The copy discards changes to its
+    /// files, contains the files `shared` at [`SHARED`], and starts no services at boot.
     ///
     /// # Errors
-    /// If a directory cannot be made.
+    /// Fails if a directory cannot be created.
     pub fn copy(shared: &Path, namespace: &Namespace) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("balancer-machine-").tempdir()?.keep();
         fs::create_dir(directory.join("root"))?;
@@ -92,15 +95,15 @@ impl Machine {
         })
     }
 
-    /// The root directory of the machine.
+    /// Returns the root directory of the machine.
     fn root(&self) -> PathBuf {
         self.directory.join("root")
     }
 
-    /// Writes a file of the machine; the path is relative.
+    /// Writes a file of the machine; `path` is relative to the machine's root.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Fails if the file cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let path = self.root().join(path);
         if let Some(directory) = path.parent() {
@@ -109,16 +112,16 @@ impl Machine {
         fs::write(&path, text).with_context(|| path.display().to_string())
     }
 
-    /// Copies a file into `/root`.
+    /// Copies a file into the machine's directory `/root`.
     ///
     /// # Errors
-    /// If the file cannot be copied.
+    /// Fails if the file cannot be copied.
     pub fn bring(&self, file: &Path, name: &str) -> Result<()> {
         fs::copy(file, self.root().join("root").join(name)).with_context(|| file.display().to_string())?;
         Ok(())
     }
 
-    /// Whether the file exists; the path is relative.
+    /// Whether the machine has a file; `path` is relative to the machine's root.
     #[must_use]
     pub fn has(&self, path: &str) -> bool {
         fs::symlink_metadata(self.root().join(path)).is_ok()
@@ -127,7 +130,7 @@ impl Machine {
     /// Boots the machine, and waits until all units have started or failed.
     ///
     /// # Errors
-    /// If it does not boot within a time limit.
+    /// Fails if the machine does not boot within the time limit.
     pub fn boot(&mut self) -> Result<()> {
         let mut nspawn = self.nspawn();
         nspawn.arg("--directory").arg(self.root()).arg(format!("--machine={}", self.name));
@@ -140,16 +143,16 @@ impl Machine {
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_API_VFS_WRITABLE", "1");
         nspawn.process_group(0);
         if !Path::new("/run/systemd/system").exists() {
-            // No other program creates a control group for the machine.
+            // If the current machine does not run systemd, no other program creates a control group for the container.
             let cgroup = Cgroup::new(&self.name)?;
             let procs = cgroup.0.join("cgroup.procs");
             self.cgroup = Some(cgroup);
             nspawn.arg("--keep-unit");
-            // SAFETY: the closure opens and writes one file; its path was allocated before.
+            // SAFETY: the closure opens and writes one file; the file's path was allocated before the fork.
             unsafe { nspawn.pre_exec(move || fs::write(&procs, "0")) };
         }
         if self.shared.is_some() {
-            // Options cannot follow this argument.
+            // The last argument is for systemd, so systemd-nspawn's options must precede the last argument.
             nspawn.arg("systemd.unit=basic.target");
         }
         // SAFETY: the closure makes one system call between fork and exec.
@@ -181,20 +184,22 @@ impl Machine {
         if self.shared.is_none() {
             return Command::new("systemd-nspawn");
         }
-        // systemd-nspawn refuses the root directory itself. The mount is in a separate mount namespace.
+        // systemd-nspawn refuses `/` as its directory, so the command bind-mounts `/` at another path in a separate
+        // mount namespace.
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", "mount --bind / \"$0\" && exec \"$@\""]);
         command.arg(self.root()).arg("systemd-nspawn");
         command
     }
 
-    /// Shuts the machine down like its power button, if it is up.
+    /// Shuts down a running machine as the machine's power button would.
     ///
     /// # Errors
-    /// If it does not halt within a time limit.
+    /// Fails if the machine does not halt within the time limit.
     pub fn halt(&mut self) -> Result<()> {
         let Some((mut manager, _)) = self.up.take() else { return Ok(()) };
-        // Asks systemd-nspawn for a shutdown. If that fails, dropping the process kills it.
+        // The signal asks systemd-nspawn for a shutdown. If the shutdown fails, dropping the `Process` kills
+        // systemd-nspawn.
         manager.signal(Signal::SIGTERM)?;
         let deadline = Instant::now() + LIMIT;
         while manager.exited()?.is_none() {
@@ -206,10 +211,10 @@ impl Machine {
         Ok(())
     }
 
-    /// A program on the machine, as root.
+    /// Returns a command that runs a program on the machine as root.
     ///
     /// # Errors
-    /// If the machine is not up.
+    /// Fails if the machine is not up.
     pub fn command(&self, program: &str) -> Result<Command> {
         let Some((_, first)) = &self.up else { bail!("the machine is not up") };
         let mut command = Command::new("nsenter");
@@ -219,10 +224,11 @@ impl Machine {
         Ok(command)
     }
 
-    /// Runs a shell command on the machine as root. Returns its output with errors, and whether it succeeded.
+    /// Runs a shell command on the machine as root. Returns the command's output and error messages, and whether the
+    /// command succeeded.
     ///
     /// # Errors
-    /// If the command cannot be started.
+    /// Fails if the command cannot be started.
     pub fn shell(&self, line: &str) -> Result<(String, bool)> {
         let mut command = self.command("/bin/sh")?;
         command.args(["-c", &format!("exec 2>&1; {line}")]);
@@ -237,7 +243,7 @@ impl Machine {
             return remove(&self.directory);
         }
         let _ = fs::remove_file(self.directory.join("console.log"));
-        // This does not remove files that may be mounted there.
+        // `remove_dir` leaves files that may still be mounted in the directory.
         fs::remove_dir(self.root()).and_then(|()| fs::remove_dir(&self.directory)).context("removing the directories")
     }
 }
@@ -250,7 +256,7 @@ impl Drop for Machine {
     }
 }
 
-/// Process 1 of the container that a systemd-nspawn has started.
+/// Returns process 1 of the container that the systemd-nspawn process `manager` has started.
 fn first_process(manager: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{manager}/task/{manager}/children")).ok()?;
     children.split_whitespace().filter_map(|child| child.parse().ok()).find(|child: &u32| {
@@ -265,7 +271,7 @@ fn remove(directory: &Path) -> Result<()> {
     }
 }
 
-/// A control group of the unified hierarchy, which is removed together with its children.
+/// A control group of the unified hierarchy. Dropping the value removes the group and its children.
 #[derive(Debug)]
 struct Cgroup(PathBuf);
 

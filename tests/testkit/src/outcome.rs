@@ -1,8 +1,8 @@
-//! Ends a test program.
+//! Turns the result of a program into an exit code.
 
 use std::process::ExitCode;
 
-/// Returns the exit code of `main`, after writing an error, if there is one, to standard error in one line.
+/// Returns the exit code for the result of `main`. Writes an error to standard error, in one line.
 #[must_use]
 pub fn outcome(done: anyhow::Result<()>) -> ExitCode {
     match done {

@@ -1,4 +1,4 @@
-//! `BPF_PROG_TEST_RUN`: runs the loaded program on a frame, without a network card.
+//! Runs the loaded program on a frame by `BPF_PROG_TEST_RUN`, without a network card.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 };
 
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+/// The kernel's flag `BPF_F_TEST_XDP_LIVE_FRAMES`.
 const LIVE_FRAMES: u32 = 1 << 1;
 const MAX_FRAME: usize = 3 * 4096;
 
@@ -33,7 +33,7 @@ struct TestRun {
     padding: u32,
 }
 
-/// `struct xdp_md`.
+/// The kernel's `struct xdp_md`.
 #[repr(C)]
 #[derive(Default)]
 struct XdpMd {
@@ -48,35 +48,35 @@ struct XdpMd {
 /// The result of running the program on a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
-    /// The XDP action.
+    /// The XDP action that the program returned.
     pub action: u32,
-    /// The frame afterwards.
+    /// The frame as the program has left it after the run.
     pub frame: Vec<u8>,
-    /// Mean time of one run.
+    /// The mean time of one run of the program.
     pub duration: Duration,
 }
 
-/// Runs the program once on a `frame` with only the first `linear` bytes, 14 or more, in its linear part.
+/// Runs the program once on `frame`. The linear part of the frame contains only the first `linear` bytes (at least 14).
 ///
 /// # Errors
-/// If the kernel refuses, as before Linux 6.18: see [`splits_frames`].
+/// Fails if the kernel refuses the run. Kernels before Linux 6.18 always refuse the run: see [`splits_frames`].
 pub fn run_linear(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32) -> io::Result<Ran> {
     test_run(program, frame, linear, ifindex, 1)
 }
 
-/// Runs the program on `frame` as if it arrived on `ifindex` (0: the loopback of this namespace), `repeat` times, each
-/// time on the result of the previous run.
+/// Runs the program `repeat` times as if `frame` arrived on `ifindex` (0: the loopback of the current namespace). Each
+/// run gets the frame that the previous run returned.
 ///
 /// # Errors
-/// If the kernel refuses; it always refuses frames below 14 bytes.
+/// Fails if the kernel refuses the run. The kernel refuses all frames of fewer than 14 bytes.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32, repeat: u32) -> io::Result<Ran> {
     test_run(program, frame, frame.len(), ifindex, repeat)
 }
 
-/// Whether this kernel, of version `release`, can run a program on a frame with a short linear part.
+/// Returns whether the running kernel, of version `release`, can run a program on a frame with a short linear part.
 ///
 /// # Errors
-/// If the kernel refuses although it is new enough, or with another error than old kernels.
+/// Fails if Linux 6.18 or later refuses the run, or if an older kernel refuses the run with an unexpected error.
 pub fn splits_frames(program: BorrowedFd<'_>, release: &str) -> io::Result<bool> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -103,17 +103,18 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, 
         ctx_in: (&raw const context) as u64,
         ..TestRun::default()
     };
-    // SAFETY: the attributes describe buffers that outlive the call, with their sizes.
+    // SAFETY: the attributes point to buffers that outlive the call, and state the sizes of these buffers.
     unsafe { call(&mut attributes) }?;
     out.truncate(attributes.data_size_out as usize);
     Ok(Ran { action: attributes.retval, frame: out, duration: Duration::from_nanos(u64::from(attributes.duration)) })
 }
 
-/// Makes the program handle `count` real frames, copies of `frame`, as if they arrived on the loopback of this
-/// namespace. The kernel then acts on the program's verdicts. A copy may have changes from an earlier run.
+/// Makes the program handle `count` copies of `frame` as real frames that arrived on the loopback of the current
+/// namespace. The kernel then carries out the program's verdicts. A copy may contain changes that the program made in
+/// an earlier run.
 ///
 /// # Errors
-/// If the kernel refuses, as before Linux 5.18.
+/// Fails if the kernel refuses the run. Kernels before Linux 5.18 always refuse the run.
 pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result<()> {
     let mut attributes = TestRun {
         prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
@@ -123,14 +124,14 @@ pub fn run_live(program: BorrowedFd<'_>, frame: &[u8], count: u32) -> io::Result
         flags: LIVE_FRAMES,
         ..TestRun::default()
     };
-    // SAFETY: the attributes describe the frame, which outlives the call, with its size.
+    // SAFETY: the attributes point to the frame, which outlives the call, and state the frame's size.
     unsafe { call(&mut attributes) }
 }
 
 /// # Safety
-/// The memory that the attributes point to must be as large as they say.
+/// Each buffer that the attributes point to must be as large as the attributes state.
 unsafe fn call(attributes: &mut TestRun) -> io::Result<()> {
-    // SAFETY: the caller guarantees it.
+    // SAFETY: the caller guarantees that each buffer is as large as the attributes state.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

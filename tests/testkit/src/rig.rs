@@ -1,4 +1,5 @@
-//! A loaded program in its own network namespace, with services and backends, to run on single frames.
+//! A loaded program in a separate network namespace, with services and backends. Tests run single frames through the
+//! loaded program.
 //!
 //! The calling thread moves into a fresh namespace, which disappears when the thread ends.
 
@@ -46,11 +47,11 @@ use crate::{
 pub const TABLE_SIZE: usize = 251;
 /// The balancer's MAC address on the ingress interface.
 pub const IN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The balancer's MAC address on the other interface.
+/// The balancer's MAC address on the second interface.
 pub const OUT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 /// The MTU of the ingress interface.
 pub const IN_MTU: u32 = 1500;
-/// The MTU of the other interface.
+/// The MTU of the second interface of the balancer.
 pub const OUT_MTU: u32 = 1300;
 /// The MAC address of the clients' router, on the ingress interface.
 pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -59,39 +60,37 @@ pub const TUNNEL_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// The source address of tunnels to IPv6 backends.
 pub const TUNNEL_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
 
-/// The source ports of `snat` connections, at [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
+/// The range of source ports for `snat` connections from [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
 pub const POOL_PORTS: (u16, u16) = (20_000, 20_049);
 
 /// A service of the rig.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// The VIP and port.
+    /// The VIP and port of the service.
     pub address: &'static str,
-    /// TCP or UDP.
     pub protocol: Protocol,
-    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// The target in all slots.
+    /// The target in all slots of the service's table.
     pub target: Target,
 }
 
-/// The target in all slots of a service.
+/// The target in all slots of a service's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A backend with this address, behind the ingress interface.
+    /// A backend with the given address, behind the ingress interface.
     SameInterface(&'static str),
-    /// A backend with this address, behind the other interface.
+    /// A backend with the given address, behind the second interface.
     OtherInterface(&'static str),
     /// A backend with an unknown next hop.
     Unreachable(&'static str),
-    /// No backend is configured.
+    /// The service has no backend.
     NoBackend,
-    /// Every backend is down.
+    /// Every backend of the service is down.
     AllDown,
 }
 
-/// The id of the backend of the service at `index`. It is one of the highest, so that code with too little room for it
-/// fails.
+/// The id of the backend of the service at `index`. The ID is one of the highest IDs, so that code with too narrow an
+/// integer type fails.
 #[must_use]
 pub const fn backend_id(index: usize) -> BackendId {
     BackendId(LAST_BACKEND - index as u16)
@@ -103,7 +102,7 @@ pub const fn backend_mac(index: usize) -> [u8; 6] {
     [2, 0, 0, 0, 1, index as u8]
 }
 
-/// The loaded program and its counters.
+/// The loaded program, and its counters.
 pub struct Rig {
     dataplane: KernelDataplane,
     program: OwnedFd,
@@ -111,43 +110,44 @@ pub struct Rig {
     specs: Vec<ServiceSpec>,
     /// The index of the ingress interface.
     pub in_ifindex: u32,
-    /// Index of the other interface.
+    /// The index of the second interface.
     pub out_ifindex: u32,
 }
 
 impl Rig {
     /// Moves the thread into a new namespace, loads the program and configures `services`, each with one backend.
-    /// Clients are `203.0.113.0/24`, `10.0.0.0/8` and `2001:db8:c::/48`, beyond a router whose MAC is [`ROUTER_MAC`];
-    /// this machine has the addresses `10.0.0.1` and `fd00::1`. `203.0.113.66` and `2001:db8:c::66` are neighbours that
-    /// do not answer, `192.0.2.0/25` has no route, `192.0.2.128/25` an unreachable one. `203.0.114.0/24` and
-    /// `2001:db8:d::/48` are beyond the other interface.
+    ///
+    /// The balancer's machine has the addresses `10.0.0.1` and `fd00::1`. The clients' prefixes are `203.0.113.0/24`,
+    /// `10.0.0.0/8` and `2001:db8:c::/48`, behind a router with the MAC address [`ROUTER_MAC`]. The neighbours
+    /// `203.0.113.66` and `2001:db8:c::66` do not answer. `192.0.2.0/25` has no route, and `192.0.2.128/25` has an
+    /// unreachable route. `203.0.114.0/24` and `2001:db8:d::/48` are behind the second interface.
     ///
     /// # Errors
-    /// If the process is not root, or if the kernel refuses.
+    /// Fails if the process is not root, or if the kernel returns an error.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
         Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
     }
 
-    /// Like [`Self::new`], with a program that [logs](Self::log) unexpected packets.
+    /// Creates a rig as [`Self::new`] does, with a program that logs unexpected packets: see [`Self::log`].
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Fails in the same cases as [`Self::new`].
     pub fn telling(services: &[Service]) -> anyhow::Result<Self> {
         Self::load(services, true, Budgets::here(), &small_pool(), 1 << 10)
     }
 
-    /// Like [`Rig::new`], with other budgets for each CPU.
+    /// Creates a rig as [`Rig::new`] does, and gives each CPU the budgets `budgets`.
     ///
     /// # Errors
-    /// As [`Rig::new`].
+    /// Fails in the same cases as [`Rig::new`].
     pub fn limited(services: &[Service], budgets: Budgets) -> anyhow::Result<Self> {
         Self::load(services, false, budgets, &small_pool(), 1 << 10)
     }
 
-    /// Like [`Rig::new`], with a table for `flows` connections, for `snat`.
+    /// Creates a rig as [`Rig::new`] does, with a connection table for `flows` `snat` connections.
     ///
     /// # Errors
-    /// As [`Rig::new`].
+    /// Fails in the same cases as [`Rig::new`].
     pub fn with_flows(services: &[Service], flows: u32, snat: &SnatConfig) -> anyhow::Result<Self> {
         Self::load(services, false, Budgets::here(), snat, flows)
     }
@@ -188,10 +188,10 @@ impl Rig {
         Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
     }
 
-    /// Takes the program's log for `logger`. Works only once.
+    /// Sends the log of the program to `logger`. Only the first call of this function succeeds.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if an earlier call has taken the log.
     pub fn log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
         self.dataplane.take_log(logger)
     }
@@ -199,18 +199,19 @@ impl Rig {
     /// Returns the kernel's information about the loaded program.
     ///
     /// # Errors
-    /// If the kernel returns none.
+    /// Fails if the kernel returns no information.
     pub fn info(&mut self) -> anyhow::Result<ProgramInfo> {
         Ok(self.dataplane.program()?.info()?)
     }
 
-    /// The loaded program.
+    /// Returns the loaded kernel program.
     #[must_use]
     pub fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
-    /// The index of the service at `address`, from 0. Its backend has the MAC address [`backend_mac`] of that index.
+    /// The index of the service at `address`, from 0. The MAC address of the service's backend is the [`backend_mac`]
+    /// of this index.
     #[must_use]
     pub fn service(&self, address: &str) -> Option<usize> {
         self.services.iter().position(|service| service.address == address)
@@ -219,20 +220,20 @@ impl Rig {
     /// Runs the program on a frame that arrives on the first interface.
     ///
     /// # Errors
-    /// If the kernel refuses to run it.
+    /// Fails if the kernel refuses to run the program.
     pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, self.in_ifindex, 1)?)
     }
 
-    /// Runs the program on a frame that arrives on the interface with this index.
+    /// Runs the program on a frame that arrives on the interface with the index `ifindex`.
     ///
     /// # Errors
-    /// If the kernel refuses to run it.
+    /// Fails if the kernel refuses to run the program.
     pub fn run_by(&self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, ifindex, 1)?)
     }
 
-    /// Sets the interfaces and the devices on top of them.
+    /// Sets the known interfaces, and the devices on top of these interfaces.
     pub fn set_layers(&mut self, layers: Layers) {
         self.dataplane.set_layers(layers);
     }
@@ -240,16 +241,16 @@ impl Rig {
     /// Sets the interface of the next hop of a service's backend, or removes the next hop.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn move_backend(&mut self, address: &str, at: &str, ifindex: Option<u32>) -> anyhow::Result<()> {
         let row = self.moved(address, at, ifindex, IN_MTU)?;
         self.dataplane.write_backend(&row)
     }
 
-    /// Sets the MTU, in bytes, of the way to a service's backend, which is behind the other interface.
+    /// Sets the MTU, in bytes, of the path to a service's backend. The backend must be behind the second interface.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn widen(&mut self, address: &str, at: &str, mtu: u32) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.out_ifindex), mtu)?;
         self.dataplane.write_backend(&row)
@@ -269,54 +270,55 @@ impl Rig {
         Ok(backend(backend_id(index), index, self.services[index].forwarding, at.parse()?, next_hop))
     }
 
-    /// Advances the controller's time.
+    /// Advances the time of the controller's data path.
     pub fn pass_time(&mut self, since_start: Duration) {
         sweep(&mut self.dataplane, since_start);
     }
 
-    /// Sets all known interfaces: `DEVICE_*` by index.
+    /// Sets the `DEVICE_*` constant of every known interface, by index.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn set_devices(&mut self, known: impl IntoIterator<Item = (u32, u32)>) -> anyhow::Result<()> {
         self.dataplane.set_devices(&known.into_iter().collect())
     }
 
-    /// Returns the MAC address that replaces the source of frames for the kernel.
+    /// Returns the source MAC address that marks frames for the kernel's transmit path.
     #[must_use]
     pub const fn handover_source(&self) -> [u8; 6] {
         handover::source(self.dataplane.handover_key())
     }
 
-    /// The number of packets with a verdict on the first interface.
+    /// The number of packets that arrived on the first interface and got the given verdict.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn verdicts(&self, verdict: Verdict) -> anyhow::Result<u64> {
         Ok(self.dataplane.interface_stats(self.in_ifindex)?.verdicts[verdict.index()])
     }
 
-    /// The number of packets dropped for a reason.
+    /// The number of packets that the program dropped for the given reason.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn drops(&self, reason: DropReason) -> anyhow::Result<u64> {
         Ok(self.dataplane.drop_stats()?.reasons[reason.index()])
     }
 
-    /// The number of packets that the program answered itself.
+    /// The number of packets that the program itself answered.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn replies(&self) -> anyhow::Result<ReplyStats> {
         self.dataplane.reply_stats()
     }
 
-    /// Adds a backend to the service at `address`, in every second slot if it takes clients. Its number is `number`,
-    /// and its MAC address is the [`backend_mac`] of this number.
+    /// Adds a backend to the service at `address`. The backend gets the number `number` and the MAC address
+    /// [`backend_mac`] of that number. If the backend takes clients, the service's table names the backend in every
+    /// second slot.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn add_backend(&mut self, address: &str, number: usize, at: IpAddr, takes_pinned: bool) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         let forwarding = self.services[index].forwarding;
@@ -341,15 +343,15 @@ impl Rig {
         Ok(())
     }
 
-    /// Sets the reaction to packets that suggest the failure of a service's backend, and watches the handshakes of all
-    /// clients.
+    /// Sets the failure signals of a service's backend to which the program reacts, and makes the program watch the
+    /// handshakes of all clients.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex), IN_MTU)?;
         self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
-        // The second call knows that there are few packets.
+        // The second call makes the data path compute the rate of packets, which is low.
         self.dataplane.watch_handshakes(Duration::ZERO);
         self.dataplane.watch_handshakes(Duration::from_secs(1));
         Ok(())
@@ -358,41 +360,42 @@ impl Rig {
     /// Sets whether a service's backend keeps known clients.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn keep_known(&mut self, address: &str, at: &str, keeps_known: bool) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex), IN_MTU)?;
         self.dataplane.write_backend(&BackendSpec { keeps_known, ..row })
     }
 
-    /// The connections of `snat` services.
+    /// Returns the connection table of `snat` services.
     #[must_use]
     pub fn flows(&self) -> Arc<FlowTable> {
         self.dataplane.flows()
     }
 
-    /// Reports that the checks of the backend of the service at `index` succeed.
+    /// Reports that the health checks of the backend of the service at `index` succeed.
     pub fn works(&self, index: usize) {
         self.dataplane.works(backend_id(index));
     }
 
-    /// The number of resets of the backend of the service at `index` that were withheld.
+    /// The number of resets that the program withheld from clients of the backend of the service at `index`.
     #[must_use]
     pub fn withheld(&self, index: usize) -> u64 {
         self.dataplane.withheld(backend_id(index))
     }
 
-    /// Takes the program's reports of suspected backends. Works only once.
+    /// Takes the ring buffer into which the program writes suspected backends. Only the first call of this function
+    /// succeeds.
     ///
     /// # Errors
-    /// If it was taken before.
+    /// Fails if an earlier call has taken the ring buffer.
     pub fn suspects(&mut self) -> anyhow::Result<Suspects> {
         Ok(Suspects(self.dataplane.take_suspects()?))
     }
 
-    /// Sets the rules of the service at `address`. A pin has a backend's number.
+    /// Sets the rules of the service at `address`. A rule that pins clients names the backend by its number.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn set_rules(&mut self, address: &str, rules: &[RuleSpec]) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].rules = true;
@@ -400,10 +403,11 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
-    /// Replaces the listeners of the service at `address`, each with the port of its `nat` backends (0: its own).
+    /// Replaces the listeners of the service at `address`. Each listener is paired with the port of the service's `nat`
+    /// backends; 0 stands for the backend's own port.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn listen(&mut self, address: &str, listeners: &[(Listener, u16)]) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         let used = self.specs.iter().flat_map(|spec| &spec.listeners).map(|listener| listener.id.0 + 1);
@@ -421,7 +425,7 @@ impl Rig {
     /// Moves all listeners on the address `from` to the address `to`.
     ///
     /// # Errors
-    /// If the kernel refuses a write.
+    /// Fails if the kernel refuses a write.
     pub fn move_vip(&mut self, from: IpAddr, to: IpAddr) -> anyhow::Result<()> {
         for listener in self.specs.iter_mut().flat_map(|spec| &mut spec.listeners) {
             if listener.listener.address == from {
@@ -434,7 +438,7 @@ impl Rig {
     /// Sets the share of clients that the service at `address` steers.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn share(&mut self, address: &str, share: Share) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].share = share;
@@ -444,26 +448,26 @@ impl Rig {
     /// Sets how long the service at `address` remembers clients.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses.
+    /// Fails if the service does not exist, or the kernel refuses the change.
     pub fn remember(&mut self, address: &str, remember: Duration) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].remember = remember;
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// The packets of the service at `address` that passed to the host.
+    /// The counters of the packets of the service at `address` that the program passed to the host.
     ///
     /// # Errors
-    /// If there is no such service.
+    /// Fails if the service does not exist.
     pub fn passed(&self, address: &str) -> anyhow::Result<ShareStats> {
         let index = self.service(address).context("no such service")?;
         Ok(self.dataplane.share_stats(ServiceId(index as u16)))
     }
 
-    /// Switches on or off that services answer packets that no backend takes.
+    /// Sets whether services answer packets that no backend takes.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn reject(&mut self, reject: bool) -> anyhow::Result<()> {
         for spec in &mut self.specs {
             spec.reject = reject;
@@ -471,11 +475,11 @@ impl Rig {
         self.dataplane.publish_services(&self.specs)
     }
 
-    /// The counters of a rule of the service at `address`: the packets that it decided about, and those steered without
-    /// it.
+    /// The two packet counters of a rule of the service at `address`. The first counts packets whose fate the rule
+    /// determined; the second counts packets that the program steered as if there were no rule.
     ///
     /// # Errors
-    /// If there is no such service, or the kernel refuses the read.
+    /// Fails if the service does not exist, or the kernel refuses the read.
     pub fn rule_stats(&self, address: &str, prefix: IpNet) -> anyhow::Result<(u64, u64)> {
         let index = self.service(address).context("no such service")?;
         let stats = self.dataplane.rule_stats(ServiceId(index as u16), prefix)?;
@@ -485,7 +489,7 @@ impl Rig {
     /// Counters of the backend of the service at `index`.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
         self.dataplane.backend_stats(backend_id(index))
     }
@@ -522,7 +526,7 @@ ip -6 route add 2001:db8:d::/48 via fd01::fe
 /// indexes of the two interfaces.
 ///
 /// # Errors
-/// If the process is not root, or if the kernel refuses.
+/// Fails if the process is not root, or if the kernel returns an error.
 pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this test needs root: it loads the program into the kernel");
@@ -534,7 +538,7 @@ pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
         anyhow::ensure!(status.success(), "{line}: {status}");
     }
     for family in ["ipv4", "ipv6"] {
-        // In this path, a thread sees its own namespace.
+        // At this path, a thread sees the settings of its own network namespace.
         let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
         std::fs::write(&path, "1").with_context(|| path.clone())?;
     }
@@ -543,7 +547,8 @@ pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
     Ok((nix::net::if_::if_nametoindex("in0")?, nix::net::if_::if_nametoindex("out0")?))
 }
 
-/// Waits for the carrier, because the kernel uses routes over an interface only after it has noticed the carrier.
+/// Waits until the kernel has noticed the carrier of an interface, because the kernel uses no routes over an interface
+/// without a carrier.
 fn await_carrier(interface: &str) -> anyhow::Result<()> {
     for _ in 0..500 {
         let shown = Command::new("ip").args(["-oneline", "link", "show", interface]).output()?;
@@ -646,7 +651,7 @@ fn backend(
 pub struct Suspects(RingBuf<MapData>);
 
 impl Suspects {
-    /// The ids of the backends reported since the last call, with the program's reasons.
+    /// The ids of the backends that the program has reported since the last call, each with the program's reason.
     pub fn told(&mut self) -> Vec<(BackendId, u16)> {
         let mut told = Vec::new();
         while let Some(item) = self.0.next() {
@@ -658,17 +663,17 @@ impl Suspects {
     }
 }
 
-/// The loaded program of a backend that strips tunnel headers.
+/// The loaded program that strips tunnel headers on a backend.
 pub struct Decap {
     dataplane: balancer_dataplane::Decap,
     program: OwnedFd,
 }
 
 impl Decap {
-    /// Loads the program for the local VIPs `vips`, and for tunnels that end at `own` and come from `from`.
+    /// Loads the program for the local VIPs `vips`, and for tunnels from the prefixes `from` to the addresses `own`.
     ///
     /// # Errors
-    /// If the process is not root, or if the kernel refuses.
+    /// Fails if the process is not root, or if the kernel returns an error.
     pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
         let mut dataplane = balancer_dataplane::Decap::load(from)?;
         dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
@@ -679,15 +684,15 @@ impl Decap {
     /// Runs the program on one frame.
     ///
     /// # Errors
-    /// If the kernel refuses to run it.
+    /// Fails if the kernel refuses to run the program.
     pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
         Ok(prog_run::run(self.program.as_fd(), frame, 1, 1)?)
     }
 
-    /// The counters: stripped, refused, malformed, passed.
+    /// The counters of stripped, refused, malformed and passed packets.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
         let stats = self.dataplane.stats()?;
         Ok([stats.stripped, stats.refused, stats.malformed, stats.passed])

@@ -1,7 +1,7 @@
-//! A whole site: hosts, web servers, and the real balancer between them and the clients.
+//! A whole site: hosts, web servers, clients, and the real balancer between clients and web servers.
 //!
-//! Backends are `web1`, `web2`, … on the hosts with the same number. The service for IPv4 is `web`, that for IPv6
-//! `web6`.
+//! Backends are `web1`, `web2`, … on the hosts with the same numbers. The IPv4 service is `web`, and the IPv6 service
+//! is `web6`.
 
 mod expected;
 mod settings;
@@ -41,12 +41,12 @@ use crate::{
     topology::{Family, Shape, Topology},
 };
 
-/// How long a start, a change of state or a slow answer may take on a busy machine.
+/// The time limit for a start, a change of state or a slow answer on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// The number of concurrent connections.
+/// The number of concurrent connections of clients.
 pub const WORKERS: usize = 8;
 
-/// The running site. Dropping the value ends everything, the balancer first.
+/// A running site with all its processes. Dropping the value ends all processes, the balancer first.
 #[derive(Debug)]
 pub struct Site {
     controller: Controller,
@@ -60,11 +60,11 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts `hosts` backends and a balancer, whose settings are those of [`Settings::new`] after `adapt`. Waits until
-    /// the balancer is ready.
+    /// Starts `hosts` backends and a balancer, and waits until the balancer is ready. `adapt` changes the balancer's
+    /// settings, which [`Settings::new`] creates.
     ///
     /// # Errors
-    /// If something cannot be started, or the balancer ends.
+    /// Fails if a program cannot be started, or the balancer ends.
     pub fn start(
         shape: Shape,
         forwarding: Forwarding,
@@ -99,10 +99,10 @@ impl Site {
         Ok(site)
     }
 
-    /// Ends the balancer cleanly, and starts it with other settings.
+    /// Stops the balancer cleanly, and starts it with other settings.
     ///
     /// # Errors
-    /// If it does not end well, or does not come back.
+    /// Fails if the balancer reports an error when it ends, or does not become ready.
     pub fn restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
         let status = self.controller.process().stop()?;
         ensure!(status.success(), "the balancer ended with {status}: {}", self.controller.process().tail(20)?);
@@ -115,7 +115,7 @@ impl Site {
     /// Kills the balancer.
     ///
     /// # Errors
-    /// If it cannot be killed.
+    /// Fails if the kernel refuses the signal.
     pub fn kill_balancer(&mut self) -> Result<()> {
         self.controller.process().kill().map(drop)
     }
@@ -123,17 +123,17 @@ impl Site {
     /// Kills the balancer and starts it with other settings.
     ///
     /// # Errors
-    /// If it does not come back.
+    /// Fails if the balancer does not become ready.
     pub fn kill_and_restart(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<()> {
         self.controller.process().kill()?;
         adapt(&mut self.settings);
         self.start_again()
     }
 
-    /// Ends the balancer, if it runs, and starts it with the current contents of its configuration file.
+    /// Stops the balancer, if it runs, and starts it with the current contents of its configuration file.
     ///
     /// # Errors
-    /// If it does not come back.
+    /// Fails if the balancer does not become ready.
     pub fn restart_with_the_file_as_it_is(&mut self) -> Result<()> {
         if self.controller.process().exited()?.is_none() {
             self.controller.process().stop()?;
@@ -144,7 +144,7 @@ impl Site {
     /// Kills the balancer and starts it with the current contents of its configuration file.
     ///
     /// # Errors
-    /// If it does not come back.
+    /// Fails if the balancer does not become ready.
     pub fn kill_and_restart_with_the_file_as_it_is(&mut self) -> Result<()> {
         self.controller.process().kill()?;
         self.start_with_the_file_as_it_is()
@@ -161,17 +161,18 @@ impl Site {
     /// Starts the balancer again with the same settings after it has ended.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// Fails if the balancer does not become ready.
     pub fn start_again(&mut self) -> Result<()> {
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
         self.controller.wait_ready(PATIENCE)?;
         Ok(())
     }
 
-    /// Writes other settings into the file, and makes the running balancer apply it. Returns its answer.
+    /// Writes other settings into the configuration file, and makes the running balancer apply the file. Returns the
+    /// balancer's answer.
     ///
     /// # Errors
-    /// If it refuses.
+    /// Fails if the balancer refuses the file.
     pub fn apply(&mut self, adapt: impl FnOnce(&mut Settings)) -> Result<String> {
         adapt(&mut self.settings);
         let config = write_config(&self.topology, &self.settings, self.files.path())?;
@@ -181,71 +182,71 @@ impl Site {
     /// Runs `balancer detach` in the balancer's network namespace.
     ///
     /// # Errors
-    /// If the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn detach(&self) -> Result<Output> {
         let mut command = self.topology.balancer().command(self.settings.binary()?);
         command.arg("detach").output().context("cannot start `balancer detach`")
     }
 
-    /// The hosts.
+    /// Returns the hosts of the site.
     #[must_use]
     pub const fn topology(&self) -> &Topology {
         &self.topology
     }
 
-    /// The hosts, for changes to their network.
+    /// Returns the hosts, so that a test can change their network.
     pub const fn topology_mut(&mut self) -> &mut Topology {
         &mut self.topology
     }
 
-    /// The balancer.
+    /// Returns the running balancer.
     pub const fn controller(&mut self) -> &mut Controller {
         &mut self.controller
     }
 
-    /// The directory of its files: `balancer.toml`, `balancer.sock`, `balancer.log`.
+    /// The directory of the balancer's files: `balancer.toml`, `balancer.sock`, `balancer.log`.
     #[must_use]
     pub fn files(&self) -> &Path {
         self.files.path()
     }
 
-    /// The configuration file.
+    /// Returns the path of the configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         config_path(self.files.path())
     }
 
-    /// The running web server `web{number}`.
+    /// Returns the running web server `web{number}`.
     ///
     /// # Errors
-    /// If it is not running.
+    /// Fails if the web server does not run.
     pub fn backend(&mut self, number: u16) -> Result<&mut Backend> {
         let slot = self.backends.get_mut(usize::from(number) - 1).and_then(Option::as_mut);
         slot.with_context(|| format!("web{number} is not running"))
     }
 
-    /// The `balancer decap` on the host of `web{number}`.
+    /// The `balancer decap` process on the host of `web{number}`.
     ///
     /// # Errors
-    /// If the backends are not reached by a tunnel.
+    /// Fails if the site does not use a tunnel.
     pub fn decap(&mut self, number: u16) -> Result<&mut Process> {
         self.decaps.get_mut(usize::from(number) - 1).with_context(|| format!("no tunnel ends at web{number}"))
     }
 
-    /// Kills `web{number}`.
+    /// Kills the web server `web{number}`.
     ///
     /// # Errors
-    /// If it is not running or cannot be killed.
+    /// Fails if the web server does not run or cannot be killed.
     pub fn kill_backend(&mut self, number: u16) -> Result<()> {
         self.backend(number)?.process().kill()?;
         self.backends[usize::from(number) - 1] = None;
         Ok(())
     }
 
-    /// Starts `web{number}` again.
+    /// Starts the web server `web{number}` again.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// Fails if the web server does not start.
     pub fn start_backend(&mut self, number: u16) -> Result<()> {
         let backend = start_backend(&self.topology, self.settings.forwarding, number, self.files.path())?;
         self.backends[usize::from(number) - 1] = Some(backend);
@@ -255,7 +256,7 @@ impl Site {
     /// Changes the answer of `web{number}`'s health check to `mode`: `503`, `hang` or `ok`.
     ///
     /// # Errors
-    /// If it is not running or does not answer.
+    /// Fails if the web server does not run or does not answer.
     pub fn fail_backend(&self, number: u16, mode: &str) -> Result<()> {
         let index = usize::from(number) - 1;
         let backend = self.backends.get(index).and_then(Option::as_ref).context("not running")?;
@@ -275,10 +276,10 @@ impl Site {
         Request::new(source, SocketAddr::new(self.topology.vip(family), PORT))
     }
 
-    /// Sends one request from each client.
+    /// Sends one request from each client, with the time limit `limit`.
     ///
     /// # Errors
-    /// If the clients' namespace cannot be entered.
+    /// Fails if the clients' namespace cannot be entered.
     pub fn ask(
         &self,
         family: Family,
@@ -290,11 +291,11 @@ impl Site {
         send_all(self.topology.client(), &requests, WORKERS)
     }
 
-    /// The backend that answers each client. Checks that the backend saw the client's own address, or with `snat`
-    /// another address.
+    /// Returns the backend that answers each client. Checks that the backend saw the client's own address, or, with
+    /// `snat`, an address other than the client's.
     ///
     /// # Errors
-    /// If a connection fails.
+    /// Fails if a connection fails.
     pub fn homes(
         &self,
         family: Family,
@@ -303,10 +304,10 @@ impl Site {
         self.homes_within(PATIENCE, family, clients)
     }
 
-    /// [`Site::homes`] with a time limit for each answer.
+    /// Does the same as [`Site::homes`], with a time limit for each answer.
     ///
     /// # Errors
-    /// If a connection fails.
+    /// Fails if a connection fails.
     pub fn homes_within(
         &self,
         limit: Duration,
@@ -325,10 +326,10 @@ impl Site {
         Ok(homes)
     }
 
-    /// The slot and backend to which the controller says that a client is steered.
+    /// Returns the slot and the backend to which the balancer steers a client, according to the controller.
     ///
     /// # Errors
-    /// If the controller refuses, or says that the client's packets are dropped.
+    /// Fails if the controller refuses, or reports that it drops the client's packets.
     pub fn locate(&self, family: Family, client: u16) -> Result<(u32, String)> {
         let query = ClientQuery {
             address: self.topology.client_address(family, client),
@@ -342,7 +343,7 @@ impl Site {
     /// Sends a request to the running controller's socket.
     ///
     /// # Errors
-    /// If the controller refuses the request, or does not answer.
+    /// Fails if the controller refuses the request, or does not answer.
     pub fn api<T, F: Future<Output = Answer<T>>>(&self, ask: impl FnOnce(Client) -> F) -> Result<T> {
         Ok(self.runtime.block_on(ask(self.client.clone()))?)
     }
@@ -350,7 +351,7 @@ impl Site {
     /// Runs a command line such as `["backend", "drain", "web/web2"]`, and returns its standard output.
     ///
     /// # Errors
-    /// If the command fails; the error contains its message.
+    /// Fails if the command fails; the error contains the command's message.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let output = self.controller.cli(arguments)?;
         if !output.status.success() {
@@ -362,7 +363,7 @@ impl Site {
     /// Runs a command line and returns its exit code and output.
     ///
     /// # Errors
-    /// If the program cannot be started.
+    /// Fails if the program cannot be started.
     pub fn output(&self, arguments: &[&str]) -> Result<std::process::Output> {
         self.controller.cli(arguments)
     }
@@ -370,15 +371,15 @@ impl Site {
     /// Runs `balancer status --json`.
     ///
     /// # Errors
-    /// If it fails.
+    /// Fails if the command fails.
     pub fn status(&self) -> Result<StatusView> {
         self.controller.status()
     }
 
-    /// Waits until `web{number}` of every service is shown as one of `states`.
+    /// Waits until every service shows one of `states` for `web{number}`.
     ///
     /// # Errors
-    /// If it takes too long.
+    /// Fails if the time limit expires.
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
         self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
@@ -390,10 +391,10 @@ impl Site {
         Ok(())
     }
 
-    /// Returns the metrics of `/metrics`.
+    /// Returns the metrics that `/metrics` reports.
     ///
     /// # Errors
-    /// If the balancer does not answer, or a value is not a number.
+    /// Fails if the balancer does not answer, or a value is not a number.
     pub fn metrics(&self) -> Result<Metrics> {
         Metrics::parse(&self.metrics_text()?)
     }
@@ -401,16 +402,16 @@ impl Site {
     /// Returns the metrics as text.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// Fails if the balancer does not answer.
     pub fn metrics_text(&self) -> Result<String> {
         scrape_text(self.topology.balancer(), PATIENCE)
     }
 
-    /// The controller's core with the configuration file, in this process. It shows what another balancer of the fleet,
-    /// or this one after a restart, would do.
+    /// Returns a controller core in the test's process, with the site's configuration file. The core shows what another
+    /// balancer of the fleet would do, and what the site's balancer would do after a restart.
     ///
     /// # Errors
-    /// If the file is not valid.
+    /// Fails if the file is not valid.
     pub fn core(&self) -> Result<Core> {
         core(&self.config())
     }
@@ -429,20 +430,21 @@ impl Drop for Site {
     }
 }
 
-/// Starts a balancer with `settings` and its files in `files`, without waiting for it.
+/// Starts a balancer with `settings` and its files in `files`, and does not wait for the balancer to become ready.
 ///
 /// # Errors
-/// If the program cannot be started.
+/// Fails if the program cannot be started.
 pub fn start_controller(topology: &Topology, settings: &Settings, files: &Path) -> Result<Controller> {
     let config = write_config(topology, settings, files)?;
     let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
     Controller::start(topology.balancer(), &settings.binary()?, &config, &socket, &log)
 }
 
-/// Starts the web server `web{number}` on its host: with `nat` at its own addresses, otherwise also at the VIPs.
+/// Starts the web server `web{number}` on its host. With `nat` and `snat`, the server listens on the addresses of its
+/// host; otherwise, the server also listens on the VIPs.
 ///
 /// # Errors
-/// If it does not come up.
+/// Fails if the web server does not start.
 pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, logs: &Path) -> Result<Backend> {
     let port = backend_port(forwarding);
     let own = Family::BOTH.map(|family| SocketAddr::new(topology.backend_address(family, number - 1), port));
@@ -460,10 +462,10 @@ pub fn start_backend(topology: &Topology, forwarding: Forwarding, number: u16, l
     )
 }
 
-/// Starts `balancer decap` on the host of `web{number}` and waits until it serves.
+/// Starts `balancer decap` on the host of `web{number}`, and waits for the program's report that it is ready.
 ///
 /// # Errors
-/// If it does not come up.
+/// Fails if the program does not become ready.
 pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path) -> Result<Process> {
     let name = format!("decap{number}");
     let mut command = topology.backends()[usize::from(number) - 1].command(binaries::balancer()?);
@@ -473,10 +475,10 @@ pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path
     Ok(decap)
 }
 
-/// Waits until the last line of a process's log is as `expected`.
+/// Waits until `expected` accepts the last line of a process's log.
 ///
 /// # Errors
-/// If the process has ended, or it takes too long.
+/// Fails if the process has ended, or the time limit expires.
 pub fn wait_log(process: &mut Process, what: &str, expected: impl Fn(&str) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

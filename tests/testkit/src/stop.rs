@@ -1,8 +1,8 @@
-//! Ends threads together with a test.
+//! Ends a test's threads together with the test.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Tells threads to end when dropped, also after a panic.
+/// Dropping this value, even in a panic, tells the threads of a test to end.
 #[derive(Debug)]
 pub struct StopOnDrop<'a>(pub &'a AtomicBool);
 

@@ -1,12 +1,12 @@
-//! Sweeps the client table for tests that do nothing else at that time.
+//! Sweeps the client table on the test's own thread.
 
 use std::{thread, time::Duration};
 
 use balancer_control::io::BackendId;
 use balancer_dataplane::{Dataplane, Swept};
 
-/// Sweeps a part of the client table, if enough time has passed. Returns the number of known clients of each backend
-/// with the last part of a pass. Returns `None` also if the next pass has to wait for packets.
+/// Sweeps the client table until a pass over the table ends, and returns the number of known clients of each backend.
+/// Returns `None` if too little time has passed, or if the next pass has to wait for packets.
 pub fn sweep(dataplane: &mut impl Dataplane, elapsed: Duration) -> Option<Vec<(BackendId, u64)>> {
     loop {
         match dataplane.sweep(elapsed) {

@@ -1,7 +1,7 @@
-//! Bulk transfers over TCP and UDP. Both ends know every byte.
+//! Bulk transfers over TCP and UDP. Sender and receiver know every byte in advance.
 //!
-//! The data is a fixed pseudo-random stream whose period is prime, so that lost, doubled, changed and misplaced bytes
-//! are found. Every wait has a time limit.
+//! The data is a fixed pseudo-random stream whose period is prime, so that a comparison finds lost, repeated, changed
+//! and misplaced bytes. Every wait of a transfer has a time limit.
 
 use std::{
     fmt::Write as _,
@@ -29,19 +29,20 @@ use crate::{
 
 /// The port of the services that [`add_services`] adds.
 pub const PORT: u16 = 5000;
-/// The port of `nat` and `snat` backends.
+/// The port on which `nat` and `snat` backends listen.
 const NAT_PORT: u16 = 5001;
-/// The number of bytes after which the stream repeats itself.
+/// The number of bytes after which the stream repeats.
 const PERIOD: usize = 1_048_573;
-/// The largest piece to write or compare at once.
+/// The largest number of bytes to write or compare at once.
 const PIECE: usize = 256 << 10;
-/// The number of unacknowledged datagrams: fewer than fit a veth queue or a socket's buffer.
+/// The number of datagrams sent before an acknowledgement. A veth queue and a socket's buffer must have room for this
+/// many datagrams.
 const WINDOW: u64 = 32;
-/// How long to wait for a window's acknowledgement before sending the window again.
+/// How long the sender waits for the acknowledgement of a window before sending the window again.
 const RESEND: Duration = Duration::from_millis(200);
 
-/// Adds services for TCP and UDP at [`PORT`], `tcp` and `udp` for IPv4, `tcp6` and `udp6` for IPv6, with the backends
-/// of the settings.
+/// Adds services for TCP and UDP at [`PORT`], with the backends of the settings: `tcp` and `udp` for IPv4, `tcp6` and
+/// `udp6` for IPv6.
 pub fn add_services(settings: &mut Settings, topology: &Topology) {
     let forwarding = forwarding_word(settings.forwarding);
     for family in Family::BOTH {
@@ -68,7 +69,7 @@ pub fn add_services(settings: &mut Settings, topology: &Topology) {
     }
 }
 
-/// The address to which clients send.
+/// Returns the address to which clients send.
 #[must_use]
 pub fn target(topology: &Topology, family: Family) -> SocketAddr {
     SocketAddr::new(topology.vip(family), PORT)
@@ -83,33 +84,32 @@ pub fn listens(topology: &Topology, forwarding: Forwarding, family: Family, numb
     }
 }
 
-/// A transfer between a client of a site with [`add_services`] and its backend.
+/// A transfer between a client of a site and the client's backend. The site must have the services of [`add_services`].
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
-    /// The site.
     pub site: &'a Site,
-    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// The VIP's family.
+    /// The address family of the VIP.
     pub family: Family,
-    /// The client's host.
+    /// The namespace of the client.
     pub host: &'a Namespace,
-    /// The client's address.
+    /// The source address of the client.
     pub source: IpAddr,
 }
 
 impl<'a> Transfer<'a> {
-    /// A transfer by a client of the topology.
+    /// Creates a transfer for a client of the topology.
     #[must_use]
     pub fn new(site: &'a Site, forwarding: Forwarding, family: Family, client: u16) -> Self {
         let topology = site.topology();
         Self { site, forwarding, family, host: topology.client(), source: topology.client_address(family, client) }
     }
 
-    /// The number of the backend to which the service for `protocol`, `tcp` or `udp`, steers an address.
+    /// Returns the number of the backend to which the controller steers `address` in the service for `protocol` (`tcp`
+    /// or `udp`).
     ///
     /// # Errors
-    /// If the controller refuses.
+    /// Fails if the controller refuses the query.
     pub fn home(&self, protocol: &str, address: IpAddr) -> Result<u16> {
         let six = if self.family == Family::V6 { "6" } else { "" };
         let query = ClientQuery { address, service: Some(format!("{protocol}{six}")) };
@@ -118,11 +118,11 @@ impl<'a> Transfer<'a> {
         Ok(home.trim_start_matches("web").parse()?)
     }
 
-    /// Sends `up` bytes to the backend and `down` bytes back over one TCP connection, and compares all of them. Returns
-    /// the duration.
+    /// Sends `up` bytes to the backend and `down` bytes back over one TCP connection. The client and the backend
+    /// compare all bytes. Returns the duration of the transfer.
     ///
     /// # Errors
-    /// If a byte is missing or wrong, if the backend sees another client, or after a time-out.
+    /// Fails if a byte is missing or wrong, if the backend sees a wrong client address, or if the time limit expires.
     pub fn tcp(&self, up: u64, down: u64) -> Result<Duration> {
         let topology = self.site.topology();
         let number = self.home("tcp", self.source)?;
@@ -162,18 +162,19 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Checks the address that the backend sees: it differs from the client's address only with `snat`.
+    /// Checks the address that the backend sees. Only with `snat`, the backend may see an address other than the
+    /// client's.
     fn seen_as(&self, peer: IpAddr) -> Result<()> {
         let hidden = self.forwarding == Forwarding::Snat;
         ensure!((peer != self.source) == hidden, "{} was seen as {peer}", self.source);
         Ok(())
     }
 
-    /// Sends `bytes` in datagrams of `size` bytes to the backend, which compares them and acknowledges each window of
-    /// 32. Returns the duration, and the number of windows that were sent again.
+    /// Sends `bytes` in datagrams of `size` bytes to the backend. The backend compares the bytes and acknowledges each
+    /// window of 32 datagrams. Returns the duration of the transfer, and the number of repeated windows.
     ///
     /// # Errors
-    /// If a byte is wrong, or if nothing arrives any more.
+    /// Fails if a byte is wrong, or if the backend stops acknowledging.
     pub fn udp(&self, bytes: u64, size: usize) -> Result<(Duration, u64)> {
         let topology = self.site.topology();
         let number = self.home("udp", self.source)?;
@@ -197,10 +198,10 @@ impl<'a> Transfer<'a> {
     }
 }
 
-/// A socket with the time limit [`PATIENCE`], bound to an address of the calling thread's namespace.
+/// Creates a socket with the time limit [`PATIENCE`], bound to an address of the calling thread's namespace.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// Fails if the kernel returns an error.
 pub fn socket(bind: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
     let socket = Socket::new(Domain::for_address(bind), kind, Some(protocol))?;
@@ -210,19 +211,19 @@ pub fn socket(bind: SocketAddr, kind: Type) -> io::Result<Socket> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
     if kind == Type::DGRAM {
-        // The system's limit applies.
+        // The kernel reduces the buffer's size to the system's limit.
         socket.set_recv_buffer_size(8 << 20)?;
     }
     socket.bind(&bind.into())?;
     Ok(socket)
 }
 
-/// Returns `length` bytes of the stream from `offset`; at most 256 KiB.
+/// Returns `length` bytes of the stream from `offset` on, at most 256 KiB.
 #[must_use]
 pub fn piece(offset: u64, length: usize) -> &'static [u8] {
     static STREAM: OnceLock<Vec<u8>> = OnceLock::new();
     let stream = STREAM.get_or_init(|| {
-        // Xorshift (Marsaglia 2003).
+        // The pseudo-random numbers come from Xorshift (Marsaglia 2003).
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
             state ^= state << 13;
@@ -282,7 +283,7 @@ fn send_windows(socket: &UdpSocket, size: usize, windows: u64) -> Result<u64> {
     Ok(again)
 }
 
-/// Waits for a window's acknowledgement; ignores earlier ones.
+/// Waits for a window's acknowledgement; skips acknowledgements of other windows.
 fn acknowledged(socket: &UdpSocket, window: u64) -> Result<bool> {
     let mut number = [0; 8];
     loop {

@@ -1,5 +1,5 @@
-//! Clients with sessions from their users' perspective: which sessions survive, which are lost, and whether the
-//! balancer counts the losses. A failed check panics.
+//! Sessions of clients from the users' point of view. Tests check which sessions survive, and whether the balancer
+//! counts the lost sessions. A failed check of this module panics.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,36 +23,36 @@ const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rul
 /// A session from the client's point of view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The backend that has the session.
+    /// The backend that stores the session.
     pub backend: String,
-    /// The session's name at that backend.
+    /// The name of the session on its backend.
     pub name: String,
-    /// The number of requests so far.
+    /// The number of requests in the session so far.
     pub requests: u64,
 }
 
-/// Makes the balancer's host resolve the clients' neighbour. Otherwise the first reply is lost, and a connection with a
-/// second SYN is counted twice.
+/// Makes the balancer's host create neighbour entries for the clients. Without a neighbour entry, the kernel loses the
+/// first reply, and the balancer counts the repeated SYN as a second connection.
 pub fn find_the_way_to_the_clients(site: &Site) {
     let discard = SocketAddr::new(site.topology().client_address(FAMILY, 1), 9);
     let connect = || TcpStream::connect_timeout(&discard, PATIENCE).unwrap_err().kind();
     assert_eq!(site.topology().balancer().run_in_thread(connect).unwrap(), io::ErrorKind::ConnectionRefused);
 }
 
-/// A site and its clients so far.
+/// A site, and the clients that have visited the site.
 #[derive(Debug)]
 pub struct Users {
-    /// The site.
+    /// The site under test.
     pub site: Site,
-    /// The clients so far, with their sessions.
+    /// The clients and their current sessions.
     pub sessions: BTreeMap<u16, Session>,
-    /// The number of connections so far.
+    /// The number of connections that the clients have opened so far.
     pub connections: u64,
 }
 
 impl Users {
-    /// Starts backends `web1` to `web4` of the configuration, and a host `web5` that serves but is not in the
-    /// configuration.
+    /// Starts the backends `web1` to `web4` of the configuration, and a host `web5` with a server that the
+    /// configuration does not contain.
     pub fn new(forwarding: Forwarding, adapt: impl FnOnce(&mut Settings)) -> Self {
         let mut site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
             settings.backends.pop();
@@ -71,8 +71,8 @@ impl Users {
         Self { site, sessions: BTreeMap::new(), connections: 0 }
     }
 
-    /// Sends one request from each of `clients`, with its session. Returns the clients that lost their session, with
-    /// their previous backends.
+    /// Sends one request from each of `clients`, in the client's session. Returns each client that lost its session,
+    /// and the client's previous backend.
     pub fn visit(&mut self, clients: impl IntoIterator<Item = u16>) -> BTreeMap<u16, String> {
         let clients: Vec<u16> = clients.into_iter().collect();
         let requests: Vec<Request> = clients
@@ -101,7 +101,7 @@ impl Users {
         moved
     }
 
-    /// Sends a request from every known client and checks that none moves.
+    /// Sends a request from every known client, and checks that no client moves.
     #[track_caller]
     pub fn nobody_moves(&mut self, when: &str) {
         let known: Vec<u16> = self.sessions.keys().copied().collect();
@@ -109,8 +109,8 @@ impl Users {
         assert!(moved.is_empty(), "{} of {} clients moved {when}: {moved:?}", moved.len(), self.sessions.len());
     }
 
-    /// Sends a request from every known client and checks that exactly the clients of `backend` move. Returns their
-    /// number.
+    /// Sends a request from every known client, and checks that exactly the clients of `backend` move. Returns the
+    /// number of clients that moved.
     #[track_caller]
     pub fn only_its_clients_move(&mut self, backend: &str) -> u64 {
         let its = self.clients_of(backend);
@@ -130,13 +130,14 @@ impl Users {
         self.sessions.iter().filter(|(_, session)| session.backend == backend).map(|(&client, _)| client).collect()
     }
 
-    /// The number of sessions on each backend.
+    /// Returns the number of sessions on each backend.
     #[must_use]
     pub fn homes(&self) -> BTreeMap<String, usize> {
         counts(self.sessions.values().map(|session| &session.backend))
     }
 
-    /// Checks that `moves_total` has exactly these values by cause, and that every connection is one decision.
+    /// Checks that `moves_total` has exactly the expected values by cause, and that the balancer made one decision for
+    /// every connection.
     #[track_caller]
     pub fn assert_moves(&self, expected: &[(&str, u64)]) {
         let metrics = self.site.metrics().unwrap();
@@ -151,14 +152,14 @@ impl Users {
         assert_eq!(decisions, self.connections as f64, "decisions");
     }
 
-    /// The number of connections with this decision.
+    /// Returns the number of connections with the given decision.
     #[must_use]
     pub fn decided(&self, result: &str) -> f64 {
         let result = format!("result=\"{result}\"");
         self.site.metrics().unwrap().sum("decisions_total", &["service=\"web\"", &result]).unwrap()
     }
 
-    /// Waits until the status shows as many known clients of each backend as have sessions there.
+    /// Waits until the status shows, for each backend, as many known clients as the backend has sessions.
     pub fn wait_counted(&mut self) {
         let homes = self.homes();
         let shown = |status: &balancer_api::model::StatusView| {
@@ -175,7 +176,7 @@ impl Users {
             .unwrap();
     }
 
-    /// The state and reason of a backend.
+    /// The state of a backend in the status, and the reason for the state.
     #[must_use]
     pub fn shown(&self, number: u16) -> (String, String) {
         let status = self.site.status().unwrap();
@@ -184,7 +185,7 @@ impl Users {
         (backend.state.clone(), backend.reason.clone())
     }
 
-    /// Adds the host that is not in the configuration.
+    /// Adds `web5`, which the configuration does not contain.
     pub fn add_web5(&mut self) {
         let address = self.site.backend_address(FAMILY, 5).to_string();
         println!("{}", self.site.cli(&["backend", "add", "web/web5", &address]).unwrap());

@@ -1,6 +1,6 @@
-//! Tests of changing a key in a running service: the effects on its known clients and their connections. The balancer
-//! must announce and count them, as the table in `docs/src/configuration.md` says. The kernel program and the
-//! controller's core run in one process.
+//! Tests of changing a configuration key in a running service: the effects on the service's known clients and on their
+//! connections. The balancer must announce and count exactly the effects that the table in `docs/src/configuration.md`
+//! lists for the key. The kernel program and the controller's core run in one process.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -15,54 +15,54 @@ use balancer_testkit::frame::{ACK, Frame, SYN, Transport};
 const CLIENTS: u32 = 400;
 const ONE: &str = r#"listen = ["198.51.100.10:80"]"#;
 
-/// The effect on known clients.
+/// The effect that the change of a key has on known clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Clients {
-    /// All clients stay known at their backends.
+    /// All known clients stay known at their backends.
     Stay,
-    /// All clients become unknown.
+    /// All known clients become unknown.
     Forgotten,
-    /// Clients that did not return in the second half of the waiting time become unknown.
+    /// Clients that did not return during the second half of the test's waiting time become unknown.
     OlderForgotten,
-    /// Clients of web3 move, for this reason.
+    /// The clients of web3 move, for the given reason.
     Moved(MoveCause),
-    /// Clients that web3's failure had moved go home.
+    /// Clients that moved because web3 failed move back to web3.
     GoHome,
-    /// Clients of web3 are refused.
+    /// No backend takes the clients of web3 any more.
     TurnedAway,
-    /// Some clients go to the host from then on; the others stay.
+    /// After the change, some clients go to the host; all other clients stay at their backends.
     SentBack,
 }
 
-/// The effect on connections of clients that do not move.
+/// The effect of the change on the connections of clients that do not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Connections {
-    /// They continue at their backend.
+    /// The connections continue at their backends.
     GoOn,
     /// Connections to the old address or over the old protocol no longer belong to the service.
     End,
 }
 
-/// The events before the change.
+/// The events before the test changes the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Before {
     Nothing,
-    /// A minute and a half passes, and half of the clients come back.
+    /// A minute and a half passes, and half of the clients send packets again.
     HalfComeBack,
-    /// web3 fails: its checks get no answer.
+    /// The checks of web3 get no answer, so web3 fails.
     Failed,
-    /// web3 fails, its clients return and move, and web3 recovers.
+    /// web3 fails, the clients of web3 move when they return, and web3 recovers.
     FailedAndReturned,
     /// All backends fail; the test considers only web3's clients.
     AllFailed,
 }
 
 struct Case {
-    /// The key in the file: of a service, or `backend.KEY`.
+    /// The configuration key: a key of the service, or `backend.KEY` for a key of a backend.
     key: &'static str,
-    /// `KEY = VALUE` before and after; `""` if absent.
+    /// The line `KEY = VALUE` before and after the change; `""` if the key is absent from the file.
     change: (&'static str, &'static str),
-    /// More lines of the service.
+    /// Additional lines in the service's section.
     with: &'static str,
     before: Before,
     clients: Clients,
@@ -73,7 +73,8 @@ const fn case(key: &'static str, change: (&'static str, &'static str), clients: 
     Case { key, change, with: "", before: Before::Nothing, clients, connections: Connections::GoOn }
 }
 
-/// Every key of `[[service]]` and `[[service.backend]]`, with the table's cells.
+/// Returns a case for every key of `[[service]]` and `[[service.backend]]`, with the effects that the table in the book
+/// lists.
 fn cases() -> Vec<Case> {
     use Clients::{Forgotten, GoHome, Moved, OlderForgotten, SentBack, Stay, TurnedAway};
     let check = r#"check = { type = "tcp" }"#;
@@ -101,13 +102,13 @@ fn cases() -> Vec<Case> {
         case("table_size", ("table_size = 65537", "table_size = 1009"), Stay),
         case("client_prefix", ("", "client_prefix = { v4 = 24 }"), Forgotten),
         case("client_prefix", ("client_prefix = { v4 = 24 }", ""), Forgotten),
-        // The prefix of the other family.
+        // The changed prefix applies to the other address family.
         case("client_prefix", ("", "client_prefix = { v6 = 56 }"), Stay),
         Case {
             before: Before::HalfComeBack,
             ..case("remember", (r#"remember = "10m""#, r#"remember = "1m""#), OlderForgotten)
         },
-        // The clock's ticks get another length.
+        // The change gives the ticks of the service's clock another length.
         Case {
             before: Before::HalfComeBack,
             ..case("remember", (r#"remember = "2h""#, r#"remember = "1m""#), OlderForgotten)
@@ -172,7 +173,8 @@ outage = { share = 1 }"#,
     ]
 }
 
-/// A file with these lines in place of the default lines with the same keys. `backend.` lines belong to web3.
+/// Returns a configuration file with the given lines, each of which replaces a default line with the same key. Lines
+/// that begin with `backend.` belong to web3.
 fn file(with: &str, lines: &str) -> String {
     let defaults = [
         ("name", r#""web""#),
@@ -197,7 +199,7 @@ fn file(with: &str, lines: &str) -> String {
                 None => drop(keys.insert(key, value)),
             },
             None if line == "backend.address" => third[1].1 = "\"10.0.0.23\"",
-            // `removed`.
+            // The value `removed` stands for an absent line.
             None => there = false,
         }
     }
@@ -216,7 +218,7 @@ fn file(with: &str, lines: &str) -> String {
     text
 }
 
-/// The keys of the structures for a service. If the structures get a new field, this does not compile.
+/// Returns the keys of a service and a backend. If the structures get a new field, the function does not compile.
 fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
     let ServiceConfig {
         name: _,
@@ -307,7 +309,7 @@ fn config(text: &str) -> Result<Config> {
     Ok(balancer_config::file::parse("file.toml".as_ref(), text.as_bytes())?.0)
 }
 
-/// Sends a client's packet to the service as it is now; returns the backend.
+/// Sends a client's packet to the listener that the service has at this time, and returns the backend.
 fn send(world: &mut World, number: u32, flags: u8) -> Result<Option<String>> {
     let service = world.controller().services().first().context("no service")?;
     let (listener, _) = service.listeners().next().context("no listener")?;
@@ -375,7 +377,7 @@ fn run(case: &Case) -> Result<()> {
 
     let third = homes.iter().flatten().filter(|home| *home == "web3").count() as u64;
     let at_change = world.counters()?.moved(MoveCause::Forgotten) - before.moved(MoveCause::Forgotten);
-    // Open connections first, because they must not depend on new ones.
+    // The test uses the open connections first, because open connections must work without help from new connections.
     let renamed = |home: &Option<String>| {
         let is = |name: &str| world.controller().services()[0].backends().iter().any(|backend| backend.name() == name);
         home.as_deref().map(|name| if name == "web3" && is("web9") { "web9".to_owned() } else { name.to_owned() })
@@ -412,7 +414,7 @@ fn run(case: &Case) -> Result<()> {
         }
         Clients::Forgotten => {
             ensure!(told == (0, known) && at_change == known && elsewhere > 0, "{told:?}, {elsewhere} elsewhere");
-            // Clients that share a prefix count as one.
+            // For the balancer, clients that share a prefix are one client.
             ensure!(new_clients == all || case.key == "client_prefix" && new_clients > 0, "{new_clients} new");
         }
         Clients::OlderForgotten => {
@@ -439,7 +441,7 @@ fn run(case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Opens connections of the clients for the change, without those that must not come.
+/// Opens connections of all clients, unless the case requires that clients do not return.
 fn connect_some(world: &mut World, case: &Case) -> Result<Vec<Option<String>>> {
     if case.clients == Clients::OlderForgotten {
         let id = world.controller().services()[0].id();
@@ -452,7 +454,7 @@ fn connect_some(world: &mut World, case: &Case) -> Result<Vec<Option<String>>> {
     connect_all(world)
 }
 
-/// Runs one of four parts of the cases, each with a newly loaded program.
+/// Runs every fourth case from number `part` on, each with a newly loaded program.
 #[track_caller]
 fn run_part(part: usize) {
     let failures: Vec<String> = cases()

@@ -1,8 +1,8 @@
-//! Packets of the same clients on several CPUs at once, during all actions of a controller, with a client table that is
-//! too small. How the CPUs interleave is left to chance.
+//! Several CPUs send packets of the same clients at the same time while a controller acts. The client table is too
+//! small for all clients. The interleaving of the CPUs is random.
 //!
-//! Each round ends at rest, and then everything must agree again. `CONTENTION_SECONDS` makes the test longer than in
-//! CI. `CONTENTION_SEED` repeats the controller's actions (the times of packets still differ).
+//! At the end of each round, no packets are in progress, and all counters and tables must agree. `CONTENTION_SECONDS`
+//! makes the test longer than in CI. `CONTENTION_SEED` repeats the controller's actions, but not the times of packets.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -41,24 +41,24 @@ use nix::{
     unistd::Pid,
 };
 
-/// The number of clients: three times as many as the table has room for.
+/// The number of clients, which is three times the capacity of the client table.
 const CLIENTS: u32 = 3000;
 const ROOM: u32 = 1000;
 const BACKENDS: u8 = 5;
 const THREADS: usize = 2;
 const ROUND: Duration = Duration::from_millis(300);
-/// How much longer than requested the test may take until enough has happened.
+/// If the totals are too small, the test may run for this much longer than requested.
 const PATIENCE: Duration = Duration::from_secs(60);
 const XDP_TX: u32 = 3;
 
-/// The last bytes of a backend's MAC address, which are also those of its IP address.
+/// The last bytes of a backend's MAC address, which equal the last bytes of its IP address.
 type Mac = [u8; 2];
 
 fn settings(remember: &str) -> String {
     format!("remember = \"{remember}\"\ntable_size = 251\ndrain = {{ timeout = \"20s\" }}")
 }
 
-/// The backends that may serve a client, with the time in which they may.
+/// A set of backends that could serve clients, and the period in which the set was valid.
 struct Reign {
     begun: Instant,
     gone: Option<Instant>,
@@ -71,16 +71,16 @@ struct Packet {
     end: Instant,
     opens: bool,
     to: Option<Mac>,
-    /// The program's return value.
+    /// The XDP action that the program returned.
     action: u32,
 }
 
-/// The state that the sending threads share with the changing one.
+/// The state that the sending threads share with the test's thread.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     pause: AtomicBool,
-    /// The number of threads that wait for the end of the pause.
+    /// The number of sending threads that wait for the end of a pause.
     waiting: AtomicU64,
     packets: Mutex<Vec<Packet>>,
 }
@@ -101,7 +101,7 @@ fn send(program: &OwnedFd, client: u32, frames: &[Vec<u8>; 2], opens: bool) -> R
     Ok(Packet { client, start, end: Instant::now(), opens, to, action: ran.action })
 }
 
-/// Sends packets of random clients from one CPU, until the test ends.
+/// Sends packets of random clients on one CPU until the test ends.
 fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Result<()> {
     let mut one = CpuSet::new();
     one.set(cpu)?;
@@ -118,19 +118,20 @@ fn load(program: &OwnedFd, cpu: usize, mut random: Rng, shared: &Shared) -> Resu
             shared.waiting.fetch_sub(1, Ordering::AcqRel);
             continue;
         }
-        // A few hundred clients at a time, so that CPUs use the same entries.
+        // Each batch uses only a few clients, so that several CPUs use the same entries of the client table.
         let first = random.u32(0..CLIENTS);
         for _ in 0..100 {
             let number = (first + random.u32(0..50)) % CLIENTS;
             packets.push(send(program, number, &frames[number as usize], random.u8(0..4) == 0)?);
         }
-        // Threads of the kernel end grace periods. They would starve if all CPUs were busy sending.
+        // During the pause, kernel threads can end grace periods of RCU. If all CPUs were busy sending, these kernel
+        // threads would starve.
         thread::sleep(Duration::from_micros(50));
     }
     Ok(())
 }
 
-/// The last events, each with its time since the beginning, for the message of a failure.
+/// The last events and the times of the events since the beginning, for error messages.
 struct Recorder {
     begun: Instant,
     last: VecDeque<(Duration, String)>,
@@ -154,19 +155,19 @@ impl fmt::Display for Recorder {
     }
 }
 
-/// The world, and the test's knowledge of it.
+/// The world, and the test's records about the world.
 struct Contest {
     world: World,
     program: OwnedFd,
-    /// The number of buckets of the client table.
+    /// The number of buckets in the client table.
     buckets: u32,
     random: Rng,
-    /// The last byte of the address of the backend that was added last.
+    /// The last byte in the address of the most recently added backend.
     hosts: u8,
     added: Vec<String>,
     reigns: Vec<Reign>,
-    /// The clients that must stay at their backends in this round, because nothing forgets them, unless their backend
-    /// stops serving them.
+    /// The clients that must stay at their backends in this round while these backends serve: no action of the round
+    /// has made the controller forget these clients.
     staying: BTreeMap<u32, Mac>,
     packets: u64,
     opened: u64,
@@ -200,7 +201,7 @@ impl Contest {
         Reign { begun, gone: None, serving: serving.collect() }
     }
 
-    /// Does one random action of a controller while packets come.
+    /// Carries out one random action of a controller while the threads send packets.
     fn act(&mut self) -> Result<()> {
         let begun = Instant::now();
         self.act_at_random()?;
@@ -212,7 +213,7 @@ impl Contest {
     }
 
     fn act_at_random(&mut self) -> Result<()> {
-        // The last configured backend is always up, so that every client has a backend.
+        // The last configured backend is always up, so that at least one backend serves every client.
         let name = format!("web{}", self.random.u8(1..BACKENDS));
         let refused = CheckOutcome::Hard("connect: refused".to_owned());
         let world = &mut self.world;
@@ -237,8 +238,8 @@ impl Contest {
             }
             17 => self.come_and_go()?,
             18 => {
-                // An eighth of the shortest time is longer than a round. After an eighth, a new client may replace an
-                // established one.
+                // After an eighth of `remember` without packets, a new client may replace an established client. An
+                // eighth of the shortest `remember` in this list is longer than a round.
                 let remember = ["1h", "3h", "5m"][self.random.usize(0..3)];
                 drop(world.reload(&settings(remember), BACKENDS, ROOM)?);
             }
@@ -247,14 +248,15 @@ impl Contest {
         Ok(())
     }
 
-    /// Adds a backend, or removes an added one, so that its id can be reused.
+    /// Adds a backend, or removes a backend that the test has added, so that the controller can reuse the backend's id.
     fn come_and_go(&mut self) -> Result<()> {
         if self.added.len() > 2 {
             let name = named(&self.added.remove(0));
             self.recorder.note(format!("{name} is removed"));
             self.world.change(Change::Remove { name, force: true })?;
         } else {
-            // After a few, the address is that of a recently removed backend that still has clients.
+            // After a few additions, the new address is the address of a recently removed backend that still has
+            // clients.
             self.hosts = self.hosts % 5 + 1;
             let host = self.hosts;
             let name = format!("more{host}");
@@ -267,8 +269,8 @@ impl Contest {
         Ok(())
     }
 
-    /// Checks that every packet went to a backend that served at that time, and that established clients stayed at
-    /// their backends.
+    /// Checks that every packet went to a backend that served at the packet's time, and that established clients stayed
+    /// at their backends.
     fn look_at(&mut self, packets: Vec<Packet>) -> Result<()> {
         self.staying.retain(|_, at| self.reigns.iter().all(|reign| reign.serving.contains(at)));
         for packet in &packets {
@@ -295,7 +297,7 @@ impl Contest {
         Ok(())
     }
 
-    /// Checks that everything agrees after passes over the client table, when no packet is on its way.
+    /// Checks that all counters and tables agree after complete sweeps, while no packet is in progress.
     fn at_rest(&mut self) -> Result<usize> {
         self.world.pass(3)?;
         let entries = self.world.entries()?;
@@ -327,7 +329,7 @@ impl Contest {
         Ok(())
     }
 
-    /// The backends of the known clients with these entries, if their backends keep them.
+    /// Returns the backends of the known clients that `which` accepts, as far as the backends keep their clients.
     fn known(
         &self,
         entries: &BTreeMap<u32, [u64; BUCKET_ENTRIES]>,
@@ -364,24 +366,24 @@ impl Contest {
     }
 }
 
-/// Whether clients may be at a backend in this state.
+/// Returns whether a backend in the given state may have clients.
 const fn serves(state: BackendState) -> bool {
     matches!(state, BackendState::Up | BackendState::Checking | BackendState::Draining | BackendState::DrainingHealth)
 }
 
-/// Totals of all rounds, which show whether the test has tested enough.
+/// The totals of all rounds, which show whether the test was thorough enough.
 #[derive(Debug, Default)]
 struct Done {
     rounds: u32,
     changes: u32,
-    /// The known clients that were checked at rest.
+    /// The number of known clients that the test has checked while no packet was in progress.
     known: usize,
-    /// The clients that had to stay in the next round.
+    /// The number of clients that had to stay at their backends in the following round.
     stayed: usize,
 }
 
 impl Done {
-    /// Whether the totals are large enough to be meaningful.
+    /// Returns whether the totals are large enough to be meaningful.
     const fn is_enough(&self, packets: u64) -> bool {
         packets > 10_000 && self.known > 1000 && self.stayed > 1000 && self.changes > self.rounds
     }
@@ -395,7 +397,7 @@ fn when_everything_is_at_rest_then_cpus_and_controller_agree() -> Result<()> {
     contend(Duration::from_secs(seconds), seed).with_context(|| format!("CONTENTION_SEED={seed}"))
 }
 
-/// Runs rounds for this time; on a busy machine, until there were enough.
+/// Runs rounds for `time`, and longer on a busy machine until the totals are large enough.
 fn contend(time: Duration, seed: u64) -> Result<()> {
     let mut contest = Contest::new(seed)?;
     let allowed = sched_getaffinity(Pid::from_raw(0))?;

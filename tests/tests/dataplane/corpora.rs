@@ -1,12 +1,12 @@
-//! Runs the fuzz targets with the inputs that fuzzing has kept.
+//! Runs the fuzz targets on the inputs that libFuzzer kept.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, panic, thread};
 
 use balancer_tests::fuzz::{TARGETS, corpus};
 
-/// Runs a target with every file of its corpus, on a new thread, because one target moves its thread into another
-/// namespace.
+/// Runs a target on every file of the target's corpus. A new thread runs the target, because one of the targets moves
+/// its thread into another namespace.
 fn replay(name: &'static str) {
     let (_, target) = TARGETS.into_iter().find(|(of, _)| *of == name).unwrap();
     let mut files: Vec<_> = fs::read_dir(corpus(name)).unwrap().map(|entry| entry.unwrap().path()).collect();

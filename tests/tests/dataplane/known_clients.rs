@@ -1,6 +1,7 @@
-//! Tests of known clients with unusual packets: fragments, IPv6 extension headers, ICMP errors. These packets go to the
-//! client's known backend instead of the table's, and are counted and remembered once. Other tests have clients of a
-//! service with a slow clock and of one with a quick clock in the same table.
+//! Tests of known clients that send unusual packets: fragments, IPv6 extension headers, ICMP errors. The program must
+//! send unusual packets to the client's known backend instead of the lookup table's backend, and must count and
+//! remember the client only once. Other tests use clients of a service with long ticks and of a service with short
+//! ticks in the same client table.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -14,7 +15,7 @@ use balancer_testkit::frame::{ACK, DESTINATION_OPTIONS, Frame, HOP_BY_HOP, SYN, 
 const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
 pub(super) const CLIENTS: u32 = 200;
 
-/// A world over IPv4 or IPv6 with its clients.
+/// A world over IPv4 or IPv6, with clients of the same address family.
 pub(super) struct Scene {
     pub(super) world: World,
     v6: bool,
@@ -27,7 +28,7 @@ impl Scene {
     }
 
     pub(super) fn client(&self, number: u32) -> IpAddr {
-        // Each /64 has one client.
+        // Each IPv6 client has a separate /64 prefix.
         if self.v6 {
             Ipv6Addr::new(0x2001, 0xdb8, 0xc, number as u16, 0, 0, 0, 7).into()
         } else {
@@ -45,7 +46,7 @@ impl Scene {
         frame
     }
 
-    /// A router's error about a segment from the VIP to a client.
+    /// Returns a router's ICMP error about a segment from the VIP to a client.
     fn error(&self, number: u32) -> Frame {
         let segment = self.segment(number, ACK);
         let quoted = Frame { source: segment.destination, destination: segment.source, ..segment };
@@ -63,12 +64,12 @@ impl Scene {
         self.world.deliver(frame)?.context("dropped")
     }
 
-    /// Opens a connection and returns the backend.
+    /// Opens a connection of a client, and returns the backend of the connection.
     pub(super) fn connect_one(&mut self, number: u32) -> Result<String> {
         self.deliver(&self.segment(number, SYN))
     }
 
-    /// Makes every client known; returns those of web2.
+    /// Makes every client known, and returns the clients of web2.
     fn connect(&mut self) -> Result<Vec<u32>> {
         let mut there = Vec::new();
         for number in 0..CLIENTS {
@@ -105,7 +106,7 @@ fn where_they_are_known(v6: bool) -> Result<()> {
     }
     let counters = scene.world.counters()?;
     assert_eq!((counters.connections, counters.decided(Decision::New)), (u64::from(CLIENTS), u64::from(CLIENTS)));
-    // A connection opened in fragments and one with options count once each.
+    // The program counts a connection that opens in fragments once, and likewise a connection with extension headers.
     for &number in &known {
         let mut frames = scene.parts(number, SYN, 3000 + number);
         if v6 {
@@ -183,7 +184,7 @@ fn when_a_new_client_sends_rare_packets_then_it_is_recorded_once_and_errors_reco
 
 #[test]
 fn when_a_quick_service_has_many_new_clients_then_a_slow_ones_established_clients_stay() -> Result<()> {
-    // A table of few entries; ticks of 11 s and of 1 s.
+    // The client table has only a few entries. The ticks of the two services last 11 s and 1 s.
     let settings = "remember = \"12h\"
 [[service.backend]]
 name = \"slow\"
@@ -210,7 +211,7 @@ remember = \"10s\"";
     connect_known(&mut world, &all)?;
     let established = connect_known(&mut world, &all)?;
     assert!(established.len() >= 20, "{} established clients", established.len());
-    // By the quick clock, their age is the largest possible.
+    // After 60 seconds, the entries have the largest possible age in the service with ticks of 1 s.
     world.pass(60)?;
     for number in 0..1000 {
         let frame = Frame {

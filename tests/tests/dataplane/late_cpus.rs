@@ -1,4 +1,4 @@
-//! CPUs that come online after the start: the maps have no rows for them.
+//! Tests of CPUs that come online after the balancer's start, for which the maps have no rows.
 
 use std::fs;
 
@@ -17,7 +17,7 @@ use nix::{
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 const CLIENTS: u32 = 400;
 
-/// Makes this thread read that only CPU 0 is online.
+/// Makes the calling thread see only CPU 0 as online.
 fn hide_other_cpus() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace")?;
     let none: Option<&str> = None;
@@ -37,7 +37,8 @@ fn when_a_cpu_comes_online_after_the_start_then_what_it_forwards_is_counted() ->
         return Ok(());
     };
     hide_other_cpus()?;
-    // Ids within a map's few additional rows, and ids beyond them.
+    // On a late CPU, ids from 1 on use the few spare rows of the counter map, and ids from 100 on are beyond the end of
+    // the map.
     for first in [1, 100] {
         let mut world = World::with_ids(first, "remember = \"60s\"", 2, 1024)?;
         let ids = ["web1", "web2"].map(|name| world.controller().backend(&named(name)).unwrap().id());
@@ -61,7 +62,7 @@ fn when_a_cpu_comes_online_after_the_start_then_what_it_forwards_is_counted() ->
                 "packets on CPU {cpu}, ids from {first} on"
             );
         }
-        // Moves are counted also where CPUs share the row.
+        // The program also counts moves in rows that CPUs share.
         world.admin("web1", Admin::Maint, None)?;
         for number in 0..CLIENTS {
             world.send(client(number), SYN)?;

@@ -1,5 +1,5 @@
-//! Tests of the kernel program against its model and below the controller's core, in one process: without hosts and
-//! network.
+//! Tests of the kernel program in one process, without hosts and network: against the model, and together with the
+//! controller's core.
 
 mod changing_keys;
 mod contention;

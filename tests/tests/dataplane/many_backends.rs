@@ -1,4 +1,4 @@
-//! Backends with high ids: their packets, counters and known clients.
+//! Tests of backends with high ids: packets, counters and known clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, time::Duration};
@@ -21,7 +21,7 @@ fn id(world: &World, name: &str) -> u16 {
     world.controller().backend(&named(name)).unwrap().id().0
 }
 
-/// Opens connections of all clients; returns the backend of each.
+/// Sends one packet of each client, and returns the backend of each client.
 fn visit(world: &mut World, flags: u8) -> Result<BTreeMap<u32, String>> {
     let mut homes = BTreeMap::new();
     for number in 0..CLIENTS {
@@ -53,7 +53,7 @@ fn when_backends_have_high_ids_then_they_behave_like_others() -> Result<()> {
         world.pass(4)?;
         assert_eq!(world.shown("web4")?.1, of(&homes, "web4").count() as u64, "known clients that a sweep finds");
 
-        // A known client stays in a drain, counts in a plan, and moves when it is forgotten.
+        // A known client stays during a drain, and moves after the controller has forgotten the client.
         world.admin("web4", Admin::Drain, Some(Duration::from_secs(3600)))?;
         assert_eq!(visit(&mut world, SYN)?, homes);
         let one = of(&homes, "web4").next().unwrap();
@@ -64,7 +64,7 @@ fn when_backends_have_high_ids_then_they_behave_like_others() -> Result<()> {
         let stay = homes.iter().filter(|(_, home)| *home != "web4");
         assert!(stay.clone().all(|(number, home)| moved[number] == *home) && stay.count() > 0);
 
-        // A failure moves the clients there; the counters name the backend that they leave.
+        // A failure moves the clients of web3; the counters name web3, which the clients leave.
         world.checked("web3", &CheckOutcome::Hard("gone".to_owned()), 10)?;
         let after = visit(&mut world, SYN)?;
         assert_eq!(of(&after, "web3").count(), 0);
@@ -72,7 +72,7 @@ fn when_backends_have_high_ids_then_they_behave_like_others() -> Result<()> {
         assert_eq!(world.counters()?.moved(MoveCause::Down), left);
         assert!(world.counters()?.decided(Decision::Moved) >= left);
 
-        // The last free ids, then those that were released.
+        // The controller first assigns the last ids that were never in use, and then ids that backends have released.
         world.add("web5", 15)?;
         world.add("web6", 16)?;
         assert_eq!(id(&world, "web6"), first + 5);

@@ -1,15 +1,15 @@
-//! Tests of the memory that the maps take of the machine.
+//! Tests of the amount of kernel memory that the maps use.
 
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use balancer_dataplane::{Capacity, KernelDataplane};
 
-/// The size of every map that this process has open, by the map's id, from the kernel.
+/// Returns the size of every map that the test's process has open, as the kernel reports it, by the id of the map.
 fn counted() -> Result<BTreeMap<u64, u64>> {
     let mut maps = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fdinfo")? {
-        // A descriptor may have been closed since, like the one of this directory.
+        // The descriptor may already be closed, like the descriptor that read this directory.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
         let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
         if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {

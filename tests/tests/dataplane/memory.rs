@@ -1,5 +1,5 @@
-//! Tests of client memory: which clients stay, which move, the reason, and the counters. The kernel program and the
-//! controller's core run in one process, with ten thousand clients.
+//! Tests of client memory: which clients stay, which clients move for which reason, and what the counters show. The
+//! kernel program and the controller's core run in one process, with ten thousand clients.
 
 use std::{
     collections::HashMap,
@@ -29,19 +29,19 @@ fn refused() -> CheckOutcome {
     CheckOutcome::Hard("connect: refused".to_owned())
 }
 
-/// Connects every client once; returns the backends.
+/// Connects every client once, and returns the clients' backends.
 fn connect_all(world: &mut World) -> Result<HashMap<u32, String>> {
     (0..CLIENTS).map(|number| Ok((number, world.connect(client(number))?))).collect()
 }
 
-/// Checks that no client is at another backend than before.
+/// Checks that every client is still at the same backend.
 #[track_caller]
 fn assert_nobody_moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>, when: &str) {
     let moved = moved(before, after);
     assert!(moved.is_empty(), "{} of {} clients moved {when}, one is {}", moved.len(), before.len(), moved[0]);
 }
 
-/// The clients that are at another backend than before.
+/// Returns the clients that have changed their backend.
 fn moved(before: &HashMap<u32, String>, after: &HashMap<u32, String>) -> Vec<u32> {
     before.iter().filter(|(number, backend)| after.get(number) != Some(backend)).map(|(&number, _)| number).collect()
 }
@@ -138,7 +138,7 @@ fn when_a_drain_reaches_its_deadline_or_its_last_client_leaves_then_it_ends() ->
     assert_eq!(moved(&homes, &after).len(), at(&homes, "web1"));
     assert_eq!(world.counters()?.moved(MoveCause::Drain), at(&homes, "web1") as u64);
 
-    // All clients are forgotten after a minute of silence; a drain then has no client to wait for.
+    // After a minute of silence, the balancer has forgotten all clients, so a drain need not wait for any client.
     world.pass(62)?;
     world.admin("web2", Admin::Drain, Some(Duration::from_secs(3600)))?;
     world.pass(3)?;
@@ -156,7 +156,8 @@ fn when_a_backend_is_in_maintenance_or_removed_then_its_clients_move_at_once_wit
     assert_eq!(world.counters()?.moved(MoveCause::Maint), at(&homes, "web1") as u64);
 
     world.change(Change::Remove { name: named("web2"), force: true })?;
-    // Ids are not reused before the entries are gone: clients known at web2 must not become clients of web9.
+    // The controller must not reuse a backend's id while entries of the client table name the id: clients known at web2
+    // must not become clients of web9.
     world.add("web9", 9)?;
     let last = connect_all(&mut world)?;
     assert!(moved(&after, &last).iter().all(|number| after[number] == "web2"));
@@ -189,7 +190,8 @@ fn when_a_backend_is_removed_without_force_then_it_drains_first() -> Result<()> 
 fn when_the_memory_time_has_passed_then_clients_are_forgotten_and_not_before() -> Result<()> {
     let mut world = World::new("remember = \"10s\"", 4, 262_144)?;
     let homes = connect_all(&mut world)?;
-    // A connection that continues, and one with a packet per second, both without another SYN.
+    // One client sends one packet per second, and a second client sends 50 packets per second; neither client sends
+    // another SYN.
     for _ in 0..30 {
         world.pass(1)?;
         world.send(client(1), ACK)?;
@@ -208,8 +210,9 @@ fn when_the_memory_time_has_passed_then_clients_are_forgotten_and_not_before() -
     Ok(())
 }
 
-/// Clients with one connection each, which sends a packet every `every` seconds. Returns how many have a packet at
-/// another backend, when other backends have taken slots over, after one and a half times `remember`.
+/// Opens a connection for each client, and makes each client send a packet every `every` seconds for one and a half
+/// times `remember`. New backends then take over slots. Returns the number of clients whose next packet reaches another
+/// backend.
 fn cut(remember: u64, every: u64, clients: u32) -> Result<usize> {
     let mut world = World::new(&format!("remember = \"{remember}s\""), 4, 65_536)?;
     let homes: HashMap<u32, String> =
@@ -240,7 +243,7 @@ fn when_connections_are_sparse_then_their_clients_stay_known_at_any_rhythm() -> 
         (16, &[2]),
         (32, &[1, 4]),
         (60, &[2, 7]),
-        // 3 h, with common keep-alives and with silences of minutes up to an eighth of it.
+        // A memory of 3 hours, with common keep-alive intervals and with silences of up to an eighth of the 3 hours.
         (10_800, &[60, 675, 1350]),
     ];
     for (remember, rhythms) in rhythms {
@@ -251,7 +254,8 @@ fn when_connections_are_sparse_then_their_clients_stay_known_at_any_rhythm() -> 
     Ok(())
 }
 
-/// A world after the addition of web5, the backend of each client, and the clients that the table would send to web5.
+/// Returns a world to which the test has added web5, the backend of each client, and the clients that the lookup table
+/// would send to web5.
 fn with_web5() -> Result<(World, HashMap<u32, String>, Vec<u32>)> {
     let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
     let homes: HashMap<u32, String> =
@@ -268,7 +272,7 @@ fn when_an_entry_is_written_late_then_its_slot_is_flagged() -> Result<()> {
     let number = elsewhere[0];
     let before = world.entries()?;
     assert_eq!(world.forget(client(number))?, Forgotten { clients: 1, moved: 1 });
-    // The slot's flag is cleared.
+    // During the pass, the sweep clears the slot's flag.
     world.pass(5)?;
     assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web5"));
     world.write_late(&before)?;
@@ -328,7 +332,8 @@ fn when_no_client_is_away_from_its_slots_backend_then_exceptions_are_cleared() -
     Ok(())
 }
 
-/// Two services in a world that records 4,096 new clients per second, of which each service has 1,024 for itself.
+/// Creates a world with two services that records 4,096 new clients per second. Each of the two services has a share of
+/// 1,024 new clients per second.
 fn two_services() -> Result<World> {
     let settings = "remember = \"3h\"\n[[service.backend]]\nname = \"more\"\naddress = \"10.0.0.99\"\n[[service]]\n\
                     name = \"other\"\naddress = \"198.51.100.20:80\"\nforwarding = \"dsr\"\nremember = \"3h\"";
@@ -380,7 +385,8 @@ fn when_all_cpus_record_new_clients_then_the_limit_per_second_holds() -> Result<
 #[test]
 fn when_no_controller_runs_then_new_clients_are_recorded() -> Result<()> {
     let mut world = two_services()?;
-    // Longer than a period of the kernel's clock; no controller moves the other clocks.
+    // The pause is longer than a period of the clock in the kernel program. No controller runs in this test, so the
+    // clocks of the services stand still.
     for round in 0..3 {
         flood(&mut world, VIP, 10_000 * round, 3500)?;
         std::thread::sleep(Duration::from_millis(1100));
@@ -400,7 +406,8 @@ fn when_a_client_has_one_connection_then_it_is_established_after_seconds() -> Re
     let entries = world.entries()?;
     let entries = entries.values().flatten().filter(|&&word| word != 0).map(|&word| Entry(word));
     let late = entries.filter(|entry| !entry.established()).count();
-    // One client in ten thousand shares its bit within a period.
+    // In the filter of seen clients, about one client in ten thousand shares its bit with another client of the same
+    // period.
     assert!(late <= 1, "{late} of 400 are not established");
     Ok(())
 }
@@ -412,7 +419,8 @@ fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period()
          remember = \"3h\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n",
     )?;
     let frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
-    // The first packet records the client, the second finds it, the third finds it established.
+    // The first packet records the client, the second packet finds the client's entry, and the third packet finds an
+    // established entry.
     for packets in 1..=3 {
         world.deliver(&frame)?;
         assert_eq!((inserted(&world)?, world.counters()?.connections), (1, 1), "after {packets}");
@@ -433,7 +441,7 @@ fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period()
 fn when_clients_are_remembered_for_hours_then_an_established_ones_entry_is_read_once_in_minutes() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
     world.connect(client(1))?;
-    // Until it is established, each packet may establish it.
+    // Until the client is established, every packet may establish it.
     world.send(client(1), ACK)?;
     world.pass(4)?;
     world.send(client(1), ACK)?;
@@ -452,8 +460,8 @@ fn when_clients_are_remembered_for_hours_then_an_established_ones_entry_is_read_
     Ok(())
 }
 
-/// A new client's datagram may find that others have set both of its bits. Then the program does not look for the
-/// client's entry before the next period.
+/// If other clients have already set both filter bits of a new client, the program does not look for the new client's
+/// entry before the next period.
 #[test]
 fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Result<()> {
     const NEWCOMERS: u32 = 20_000;
@@ -464,7 +472,7 @@ fn when_many_udp_clients_come_at_once_then_all_are_known_within_seconds() -> Res
     )?;
     let mut frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
     let mut unknown = 0;
-    // Three of these pass before all clients may be recorded.
+    // The limit on new clients per second delays the last clients until the fourth second.
     for second in 1..=6 {
         world.hold_newcomers()?;
         for _ in 0..2 {
@@ -486,7 +494,7 @@ fn when_many_new_clients_come_then_no_known_client_moves() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
     let homes = connect_all(&mut world)?;
     world.pass(4)?;
-    // Half of them become exceptions.
+    // The additions move half of the slots, so half of the clients are at backends that the lookup table does not name.
     world.add("web5", 5)?;
     world.add("web6", 6)?;
     world.add("web7", 7)?;
@@ -508,7 +516,8 @@ fn when_many_new_clients_come_then_no_known_client_moves() -> Result<()> {
     Ok(())
 }
 
-/// Two packets of each forged source make it established, and the sources are more than the table has room for.
+/// Two packets from each forged source establish a client in the client table, and the flood has more sources than the
+/// client table has entries.
 #[test]
 fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eighth_of_the_time_later() -> Result<()> {
     const ROOM: u32 = 4096;
@@ -521,14 +530,14 @@ fn when_a_flood_has_established_itself_then_real_clients_are_remembered_an_eight
             }
             world.pass(3)?;
         }
-        // This number of new clients is recorded in a second of the kernel's clock.
+        // The kernel's clock limits how many new clients the program records per second.
         std::thread::sleep(Duration::from_millis(1100));
     }
     let full = world.dataplane().memory()?.stats.full;
     assert!(full > 0, "the flood does not fill any bucket");
     world.pass(3600 / 8 + 3600 / 32 + 10)?;
     let known = |world: &World, number| world.dataplane().client(ServiceId(0), client(number).into()).is_some();
-    // Their connections continue a moment later.
+    // A moment later, the connections of known clients continue.
     for first in (0..REAL).step_by(300) {
         (first..first + 300).try_for_each(|number| world.connect(client(number)).map(drop))?;
         world.pass(2)?;
@@ -574,14 +583,14 @@ fn when_the_table_changes_a_thousand_times_then_no_client_goes_where_no_table_po
     Ok(())
 }
 
-/// `remember` changes with ticks of the same length, of a longer and of a shorter one.
+/// Tests changes of `remember` that keep, lengthen or shorten the ticks.
 #[test]
 fn when_the_memory_time_changes_then_no_client_is_forgotten_early() -> Result<()> {
     const MINUTE: u64 = 60;
     let mut world = World::new("remember = \"3h\"", 4, 262_144)?;
     let reload = |world: &mut World, remember: &str| world.reload(&format!("remember = \"{remember}\""), 4, 262_144);
     let homes = connect_all(&mut world)?;
-    // From now on, the table alone would send many of them elsewhere.
+    // After the addition of two backends, the lookup table alone would send many of the clients to other backends.
     world.add("web5", 5)?;
     world.add("web6", 6)?;
     let known =
@@ -609,8 +618,8 @@ fn when_the_memory_time_changes_then_no_client_is_forgotten_early() -> Result<()
         seen(&mut world, &format!("with {remember}"))?;
     }
     assert_eq!(world.counters()?.moves, [0; MoveCause::COUNT]);
-    // Clients that were silent for longer than the new time are forgotten. If the table sends them elsewhere, that
-    // counts as their move.
+    // The balancer forgets clients that were silent for longer than the new value of `remember`. If the lookup table
+    // sends a forgotten client to another backend, the balancer counts a move of the client.
     world.skip(70 * MINUTE)?;
     reload(&mut world, "1h")?;
     world.skip(5)?;
@@ -634,7 +643,8 @@ fn when_the_kernel_refuses_a_change_then_no_clock_changes() -> Result<()> {
     let seen = |world: &World| (0..300).map(|number| world.dataplane().client(id, client(number).into())).collect();
     let before: Vec<_> = seen(&world);
     assert!(before.iter().all(Option::is_some));
-    // The directory has room for 256 services and VIPs and a few more. The ticks would be minutes long.
+    // The table of services has room for a little more than 256 services and VIPs. If the balancer applied the refused
+    // configuration, ticks would be minutes long.
     let more = |service: u32| {
         let vip = Ipv4Addr::from(0xc612_0000 + service);
         format!("[[service]]\nname = \"s{service}\"\naddress = \"{vip}:80\"\nforwarding = \"dsr\"\ntable_size = 251\n")

@@ -1,7 +1,7 @@
-//! Tests of the kernel program against the model: both must handle generated packets in the same way, count the same,
-//! and have the same client table afterwards.
+//! Tests of the kernel program against the model: generated packets must have the same results and counts in the
+//! program and in the model, and lead to the same client table.
 //!
-//! `BALANCER_MODEL_SEED` selects other packets, `BALANCER_MODEL_PACKETS` their number.
+//! `BALANCER_MODEL_SEED` selects other packets, and `BALANCER_MODEL_PACKETS` sets the number of packets.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -22,9 +22,9 @@ const SEED: u64 = 0x0062_616c_616e_6365;
 const PACKETS: usize = 1_000_000;
 /// The number of packets in a scene.
 const SCENE: usize = 4000;
-/// The number of packets from which on all events must occur.
+/// If a test has at least this number of packets, every event must occur.
 const ENOUGH: usize = 200_000;
-/// The minimal number of occurrences of each event, per number of packets.
+/// The minimal number of occurrences of each event, and the number of packets for which that minimum is valid.
 const EACH: (u64, usize) = (20, PACKETS);
 /// The number of steps between two comparisons of the counters.
 const LOOK: usize = 64;
@@ -35,7 +35,7 @@ fn when_packets_are_generated_then_kernel_and_model_agree() {
     let packets = variable::number("BALANCER_MODEL_PACKETS")
         .expect("how many packets")
         .map_or(PACKETS, |packets| packets as usize);
-    // A separate thread, because it moves into another namespace.
+    // The contest moves its thread into another namespace, so the contest runs in a separate thread.
     let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
     if let Some(report) = report.expect("the contest could not be held") {
         panic!("{report}");
@@ -71,14 +71,15 @@ fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
             return Ok(Some(report));
         }
         done += count;
-        // Weyl's sequence: every scene has its own seed, which is enough to repeat it.
+        // The sequence (a Weyl sequence) gives every scene a different seed, from which a developer can repeat the
+        // scene.
         seeds = seeds.wrapping_add(0x9e37_79b9_7f4a_7c15);
     }
     println!("{packets} packets in {:.1?}: {:#?}", start.elapsed(), total.0);
     Ok((packets >= ENOUGH).then(|| total.missing(packets)).filter(|missing| !missing.is_empty()))
 }
 
-/// Formats the case for people.
+/// Formats a failing case for the error message.
 fn case(scene: &Scene, steps: &[Step]) -> String {
     let mut text = String::new();
     for step in steps {
@@ -97,7 +98,8 @@ fn case(scene: &Scene, steps: &[Step]) -> String {
     text
 }
 
-/// Counts of all observed events in all scenes. A comparison with hardly any events would prove nothing.
+/// The total number of observed events of each kind in all scenes. If an event hardly ever occurred, the comparison
+/// would prove nothing about that event.
 #[derive(Debug, Default)]
 struct Total(BTreeMap<String, u64>);
 
@@ -109,7 +111,7 @@ impl Total {
     fn add(&mut self, scene: &Scene, counters: &Counters) {
         let mut sent = counters.watched;
         for verdicts in counters.verdicts.values() {
-            // No backend of a scene is this machine: `e2e/local.rs` has such backends.
+            // Scenes have no backend on the balancer's machine; `e2e/local.rs` tests local backends.
             let unseen = [Verdict::Aborted, Verdict::Local];
             for &verdict in Verdict::ALL.iter().filter(|verdict| !unseen.contains(verdict)) {
                 self.count(verdict.label(), verdicts[verdict.index()]);
@@ -119,14 +121,14 @@ impl Total {
                 .iter()
                 .sum::<u64>();
         }
-        // In these runs, a frame always has headroom, budgets are renewed, and every neighbour answers. No packet makes
-        // the program suspect a backend: `packets/signs.rs` tests that.
+        // In the contest, frames always have headroom, the test renews budgets, and every neighbour answers. No packet
+        // makes the program suspect a backend; `packets/signs.rs` tests suspected backends.
         let unseen = [
             DropReason::NoHeadroom,
             DropReason::EchoLimited,
             DropReason::NoNeighbour,
             DropReason::Withheld,
-            // For `snat`, which no scene has.
+            // The following drop reasons occur only with `snat`, which no scene has.
             DropReason::FlowUnknown,
             DropReason::NoPort,
             DropReason::FlowTableFull,
@@ -154,7 +156,7 @@ impl Total {
             for &decision in Decision::ALL {
                 self.count(decision.label(), stats.decisions[decision.index()]);
             }
-            // Only the controller forgets clients on request.
+            // Only the controller can cause moves because of `forgotten`, since it forgets clients on request.
             for &cause in MoveCause::ALL.iter().filter(|&&cause| cause != MoveCause::Forgotten) {
                 self.count(format!("moved: {}", cause.label()), stats.moves[cause.index()]);
             }
@@ -191,7 +193,7 @@ impl Total {
         }
     }
 
-    /// Lists all events that hardly ever occurred.
+    /// Lists all events that occurred too rarely.
     fn missing(&self, packets: usize) -> String {
         let (least, of) = EACH;
         let rare = self.0.iter().filter(|&(_, &times)| times * (of as u64) < least * packets as u64);

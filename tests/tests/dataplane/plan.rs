@@ -1,4 +1,4 @@
-//! Tests that a plan is correct: slots at once, and clients when every known client has returned.
+//! Tests that a plan is correct: for slots immediately, and for clients after every known client has returned.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ fn plan(world: &mut World, change: Change) -> Result<PlannedService> {
     planned.services.into_iter().find(|plan| plan.service == "web").context("no plan")
 }
 
-/// Connects every client once; returns the backends.
+/// Connects every client once, and returns the clients' backends.
 fn connect_all(world: &mut World) -> Result<Vec<Option<String>>> {
     (0..CLIENTS).map(|number| world.send(client(number), SYN)).collect()
 }
@@ -53,7 +53,7 @@ fn flow(before: &[Option<String>], after: &[Option<String>]) -> Flow {
     flow
 }
 
-/// Plans a change, makes it, and compares.
+/// Plans a change, makes the change, and compares the effect of the change with the plan.
 #[track_caller]
 fn holds(world: &mut World, change: Change) -> Result<PlannedService> {
     let homes = connect_all(world)?;
@@ -109,12 +109,12 @@ fn sequence(settings: &str) -> Result<()> {
     world.pass(2)?;
     let removed = holds(&mut world, Change::Remove { name: named("web4"), force: true })?;
     assert!(removed.known_clients_moved > 500, "{removed:?}");
-    // Clients that move for other reasons do not belong to the change.
+    // The plan must not contain clients that move for reasons other than the planned change.
     connect_all(&mut world)?;
     world.checked("web1", &CheckOutcome::Hard("refused".to_owned()), 3)?;
     let planned = plan(&mut world, Change::SetWeight { name: named("web2"), weight: 200 })?;
     assert_eq!(planned.known_clients_moved, 0);
-    // Without any backend, clients would be dropped or stay, depending on the setting.
+    // Once no backend is left, the service drops or keeps its clients, depending on a setting.
     for backend in ["web2", "web3"] {
         holds(&mut world, admin(backend, Admin::Maint))?;
     }

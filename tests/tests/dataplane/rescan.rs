@@ -1,5 +1,5 @@
-//! Tests of the work that a change of `remember` leaves in the client table, part by part. Between two parts, known
-//! clients must have their backends and their ages.
+//! Tests of the work in the client table that remains after a change of `remember`. The data path rescans the client
+//! table in eight parts; between two parts, known clients must keep their backends and their ages.
 
 use std::{collections::HashMap, thread, time::Duration};
 
@@ -11,20 +11,20 @@ use balancer_fleet::{emptied::Emptied, member::Told};
 use balancer_packet_model::world::{World, client};
 
 const CLIENTS: u32 = 2_000;
-/// The number of clients, for which the table has eight parts.
+/// The capacity of the client table; the data path rescans a table of this size in eight parts.
 const ROOM: u32 = 50_000;
 const PARTS: usize = 8;
-/// Ticks of two seconds.
+/// A setting with ticks of two seconds.
 const TWO_HOURS: &str = "remember = \"2h\"";
-/// Ticks of 22 seconds.
+/// A setting with ticks of 22 seconds.
 const DAY: &str = "remember = \"24h\"";
-/// Ticks of a second.
+/// A setting with ticks of one second.
 const MINUTE: &str = "remember = \"1m\"";
-/// The largest error of an age in seconds: a tick of `DAY` and one of `TWO_HOURS`.
+/// The largest error of an age in seconds: one tick with `DAY` and one tick with `TWO_HOURS`.
 const MOST_SECONDS: u64 = 22 + 2;
 
-/// Clients with even numbers were seen now, those with odd numbers half an hour ago. Half of all are not where the
-/// table would send them.
+/// Clients with even numbers have just sent a packet; clients with odd numbers sent their last packet half an hour ago.
+/// The lookup table would send half of all clients to a backend other than their known backend.
 fn world() -> Result<(World, HashMap<u32, String>)> {
     let mut world = World::new(TWO_HOURS, 4, ROOM)?;
     let homes: HashMap<u32, String> =
@@ -44,7 +44,8 @@ fn age(number: u32) -> u64 {
     if number.is_multiple_of(2) { 0 } else { 1800 }
 }
 
-/// Checks that all clients are known with their ages, up to a tick of either length, `more` seconds later.
+/// Checks that all clients are known and that their ages have grown by `more` seconds. An age may be wrong by one tick
+/// of the old length and one tick of the new length.
 #[track_caller]
 fn assert_ages(world: &World, numbers: impl IntoIterator<Item = u32>, more: u64, when: &str) {
     for number in numbers {
@@ -72,16 +73,16 @@ fn when_half_of_the_parts_are_done_then_all_clients_are_known_with_their_ages() 
     for part in 0..PARTS {
         let when = format!("after {part} parts");
         assert_ages(&world, 0..CLIENTS, 0, &when);
-        // Packets find their clients, and refresh some.
+        // In this loop, packets find the entries of their clients, and refresh some entries.
         let some = (0..CLIENTS).skip(part).step_by(2 * PARTS).filter(|number| number % 2 == 0);
         nobody_moves(&mut world, &homes, some)?;
-        // Half a minute without a sweep passes, and ages do not increase.
+        // Half a minute passes without a sweep, and the ages stay the same.
         assert!(!world.wait(30), "{when}: a sweep has ended");
         assert_eq!(world.rescan(), part + 1 == PARTS, "{when}");
     }
     assert_ages(&world, 0..CLIENTS, 0, "after all parts");
     assert_eq!(world.forgotten(), 0);
-    // Time continues.
+    // From this point, the ages grow with the time.
     world.skip(50)?;
     assert_ages(&world, 0..CLIENTS, 50, "50 s later");
     nobody_moves(&mut world, &homes, 0..CLIENTS)?;
@@ -96,7 +97,7 @@ fn when_clients_are_too_old_then_they_are_forgotten_in_parts_and_new_ones_are_no
     let old: Vec<u32> = (0..CLIENTS).filter(|number| number % 2 == 1).collect();
     let shown: Vec<u32> = old.iter().copied().filter(|&number| world.seen(client(number)).is_some()).collect();
     assert!(shown.is_empty(), "too old for a minute, and shown as known: {shown:?}");
-    // No client is swept by an age in the wrong unit.
+    // A sweep must not compare ages in the wrong unit, so no sweep may end.
     for _ in 0..2 * PARTS {
         assert!(!world.wait(0), "a sweep has ended");
         thread::sleep(Duration::from_millis(1));
@@ -113,7 +114,8 @@ fn when_clients_are_too_old_then_they_are_forgotten_in_parts_and_new_ones_are_no
     assert_eq!(moved, elsewhere);
     nobody_moves(&mut world, &homes, (0..CLIENTS).step_by(2).chain(back.iter().copied()))?;
 
-    // From now on, ages in packets are in the new unit as well; one of the table's eight parts is swept.
+    // From this point, packets also use ages in the new unit. The sweep handles one of the eight parts of the client
+    // table.
     world.wait(90);
     let mut elsewhere = 0;
     for number in (0..CLIENTS).step_by(2) {

@@ -1,5 +1,5 @@
-//! Tests of samples: they have the right client, backend and size, come at the requested rate, and represent periodic
-//! traffic.
+//! Tests of sampled packets: each sample must have the right client, backend and size. The program must take samples at
+//! the requested rate, and the samples of periodic traffic must be representative.
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
@@ -13,7 +13,7 @@ use balancer_testkit::frame::{ACK, Frame, SYN};
 
 const PREFIX: ClientPrefix = ClientPrefix { v4: 24, v6: 64 };
 
-/// The number of CPUs. Each CPU draws for itself, and test runs may use any of them.
+/// Returns the number of CPUs. Each CPU draws random numbers separately, and the kernel may run the tests on any CPU.
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -44,7 +44,7 @@ fn when_packets_are_sampled_then_samples_have_their_client_backend_and_size() ->
         homes.insert(masked, world.connect(address(number))?);
     }
     let taken = taken(&mut samples);
-    // The first packet to each backend on each CPU only draws.
+    // On each CPU, the first packet to each backend only makes the program draw a random number.
     let drawing = 3 * cpus();
     assert!(taken.len() <= CLIENTS as usize && taken.len() + drawing >= CLIENTS as usize, "{} samples", taken.len());
     for sample in &taken {
@@ -53,13 +53,13 @@ fn when_packets_are_sampled_then_samples_have_their_client_backend_and_size() ->
         let backends = world.controller().services()[0].backends();
         let named = backends.iter().find(|backend| backend.id().0 == sample.backend).map(|backend| backend.name());
         assert_eq!(named, Some(home.as_str()), "{client}");
-        // Ethernet, IPv4, TCP.
+        // The frame consists of the Ethernet, IPv4 and TCP headers.
         assert_eq!((sample.bytes, sample.service), (54, world.controller().services()[0].id().0));
     }
     Ok(())
 }
 
-/// Outer headers stand before the packet that the client has sent.
+/// The outer headers precede the packet that the client has sent.
 #[test]
 fn when_packets_are_in_a_tunnel_then_samples_have_the_inner_client() -> Result<()> {
     const CLIENT: &str = "172.16.3.9";
@@ -92,7 +92,7 @@ fn when_traffic_is_periodic_then_packets_are_sampled_at_the_same_rate() -> Resul
     const PACKETS: u32 = 40_000;
     let (mut world, mut samples) = world()?;
     world.sample_every(INTERVAL);
-    // One backend, and two clients in turns.
+    // Only one backend is left, and two clients send packets alternately.
     world.change_weight("web2", 0)?;
     world.change_weight("web3", 0)?;
     let clients = [Ipv4Addr::new(172, 16, 1, 1), Ipv4Addr::new(172, 16, 2, 2)];
@@ -112,9 +112,11 @@ fn when_traffic_is_periodic_then_packets_are_sampled_at_the_same_rate() -> Resul
         *counts.entry(client_of(&sample, PREFIX)).or_insert(0) += 1;
     }
     let all: u32 = counts.values().sum();
-    // 2,500 are expected; gaps between 1 and 31 make the standard deviation 29: more than eight of them.
+    // With these packets, the test expects 2,500 samples. Gaps between 1 and 31 packets give a standard deviation of 29
+    // samples, so the bound is more than eight standard deviations.
     assert!(all.abs_diff(PACKETS / INTERVAL) < 250, "{all} samples");
-    // Binomial, standard deviation 25 of 1,250.
+    // The number of samples of one client has a binomial distribution, with a standard deviation of 25 at 1,250
+    // samples.
     assert!(counts.values().all(|&count| count.abs_diff(all / 2) < 250), "{counts:?}");
 
     world.sample_every(0);

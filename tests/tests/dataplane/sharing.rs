@@ -1,5 +1,5 @@
-//! Tests of clients that one balancer tells another one about: real packets on both, and the kernel's own client tables
-//! between them.
+//! Tests of balancers that share their known clients. Both balancers handle real packets and have client tables in the
+//! kernel.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -21,7 +21,7 @@ use super::known_clients::{CLIENTS, Scene};
 const WEB2: [u8; 2] = [0, 12];
 const WEB2_V6: [u8; 2] = [0, 0x12];
 
-/// A balancer that shares its clients and has sent all that it knows.
+/// Creates a balancer that shares its clients, and has sent records about all clients that it knows.
 fn member(v6: bool) -> Result<Scene> {
     let mut scene = Scene::new(v6)?;
     scene.world.dataplane_mut().share_clients();
@@ -29,8 +29,8 @@ fn member(v6: bool) -> Result<Scene> {
     Ok(scene)
 }
 
-/// A balancer whose table does not have web2, but which keeps known clients there. No slot has a flag for another
-/// client any more.
+/// Creates a balancer that keeps web2's known clients, but whose lookup table does not contain web2. No slot of the
+/// lookup table is still flagged because of another client.
 fn member_without_web2(v6: bool) -> Result<Scene> {
     let mut scene = member(v6)?;
     scene.world.change_weight("web2", 0)?;
@@ -47,7 +47,7 @@ fn import(scene: &mut Scene, records: &[Record]) -> ImportedClients {
     scene.world.dataplane_mut().import_clients(&told, 2, &Emptied::default())
 }
 
-/// The backend of every client, and the records about them.
+/// Returns the backend of every client, and the records about the clients.
 fn known(scene: &mut Scene) -> Result<(Vec<String>, Vec<Record>)> {
     let homes = (0..CLIENTS).map(|number| scene.connect_one(number)).collect::<Result<_>>()?;
     let records = tell(scene, 2);
@@ -55,7 +55,7 @@ fn known(scene: &mut Scene) -> Result<(Vec<String>, Vec<Record>)> {
     Ok((homes, records))
 }
 
-/// A client at web2, and its record.
+/// Returns a client at web2, and the record about that client.
 fn one_at_web2(scene: &mut Scene) -> Result<(u32, Record)> {
     let number = (0..CLIENTS).find(|&number| scene.world.home(scene.client(number)).ok() == Some(WEB2));
     let number = number.context("nobody is at web2")?;
@@ -151,7 +151,7 @@ fn when_a_received_client_is_forgotten_then_the_table_decides() -> Result<()> {
 
 #[test]
 fn when_records_have_ages_then_sweeps_use_them() -> Result<()> {
-    // Remembered for a minute.
+    // Both balancers remember clients for a minute.
     let (mut first, mut second) = (member(false)?, member_without_web2(false)?);
     let (homes, _) = known(&mut first)?;
     let at_web2 = homes.iter().filter(|home| *home == "web2").count() as u64;
@@ -165,7 +165,7 @@ fn when_records_have_ages_then_sweeps_use_them() -> Result<()> {
     assert_eq!(second.connect_one(number)?, "web2");
     second.world.pass(8)?;
     assert_eq!(second.world.shown("web2")?.1, 1, "who was seen here");
-    // A record must not make the client older.
+    // A record of another balancer must not increase the age of the client's entry.
     assert_eq!(
         import(&mut second, &records),
         ImportedClients { known: 1, new: u64::from(CLIENTS) - 1, ..ImportedClients::default() }
@@ -197,7 +197,7 @@ fn when_a_client_moves_then_the_move_is_sent_once_and_wins_against_older_records
     };
     assert_eq!(told, [Record { away: told[0].away, ..wanted }]);
     assert_eq!(tell(&mut second, 3), []);
-    // On that balancer, nothing has happened to web2.
+    // At the first balancer, web2 still serves clients.
     assert_eq!(import(&mut first, &told), ImportedClients { moved: 1, ..ImportedClients::default() });
     assert_eq!(first.connect_one(number)?, moved_to);
     assert_eq!(tell(&mut first, 3), []);
@@ -238,7 +238,7 @@ fn when_there_is_room_or_slots_change_then_new_clients_are_sent() -> Result<()> 
     Ok(())
 }
 
-/// Clients imported from elsewhere: one at each backend, regardless of the table.
+/// Returns clients to import, spread over all backends regardless of the lookup table.
 fn learnt(scene: &Scene, seen: Seen) -> Result<(ServiceId, Vec<Learnt>)> {
     let [service] = scene.world.controller().services().iter().collect::<Vec<_>>()[..] else { bail!("one service") };
     let ids: Vec<_> = service.backends().iter().map(Backend::id).collect();
@@ -254,7 +254,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     let all = u64::from(CLIENTS);
     let done = scene.world.dataplane_mut().learn_clients(service, &clients);
     assert_eq!(done, Learning { new: all, ..Learning::default() });
-    // Even after many passes, clients away from the table's backend stay known there.
+    // Even after many sweeps, clients at backends other than the lookup table's choice stay known at these backends.
     scene.world.pass(40)?;
     let ids = |scene: &Scene| -> Vec<String> {
         let services = scene.world.controller().services();
@@ -268,7 +268,8 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     }
     let counters = scene.world.counters()?;
     assert_eq!((counters.decided(Decision::Kept), counters.moves), (all, [0; MoveCause::COUNT]));
-    // A repeated import changes nothing; if it differs, the last one applies.
+    // Importing the same clients a second time changes nothing. If a later import names other backends, the later
+    // import replaces the earlier import.
     let done = scene.world.dataplane_mut().learn_clients(service, &clients);
     assert_eq!(done, Learning { known: all, ..Learning::default() });
     let elsewhere: Vec<Learnt> = clients
@@ -279,7 +280,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere);
     assert_eq!(done, Learning { moved: all - 1, ..Learning::default() });
     assert_eq!(scene.connect_one(0)?, names[1]);
-    // Clients that were not seen for too long, or of the other family, are not recorded.
+    // The data path does not record clients that were silent for too long, and clients of the other family.
     let (_, old) = learnt(&scene, Seen::Ago(Duration::from_secs(1 << 30)))?;
     let done = scene.world.dataplane_mut().learn_clients(service, &old);
     assert_eq!(done, Learning { expired: all, ..Learning::default() });

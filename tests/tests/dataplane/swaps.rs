@@ -1,6 +1,6 @@
-//! A thousand changes of the lookup table while other threads send packets, with memory: every packet goes to its
-//! client's known backend. If that backend keeps no clients, the packet goes to a backend that one of the tables in use
-//! named.
+//! Tests a thousand changes of the lookup table while other threads send packets of known clients. The program must
+//! send every packet to the known backend of the packet's client. If the known backend keeps no clients, the packet
+//! must go to a backend that a lookup table named while the program used the table.
 
 use std::{
     collections::HashSet,
@@ -29,12 +29,12 @@ const XDP_TX: u32 = 3;
 
 type Mac = [u8; 2];
 
-/// A table, and the time in which it may have been in use.
+/// A lookup table, and the period in which the program may have used the table.
 struct Reign {
     begun: Instant,
     gone: Option<Instant>,
     homes: Vec<Mac>,
-    /// Whether `web4` (in maintenance) keeps no clients.
+    /// Whether `web4` is in maintenance, so that it keeps no clients.
     maint: bool,
 }
 
@@ -143,7 +143,7 @@ fn when_the_table_changes_under_packets_then_each_goes_where_a_table_says() -> R
     let seen: u64 = world.dataplane().interface_stats(1)?.verdicts.iter().sum();
     println!("{} packets under {} of {SWAPS} tables, {moved} moved, {dropped} dropped", packets.len(), tables.len());
     ensure!(seen == packets.len() as u64 + u64::from(CLIENTS), "{seen} verdicts");
-    // The changes affect only one word of a backend's row.
+    // Each change writes only one 64-bit word of a backend's row, so the program may not drop any packet.
     ensure!(dropped == 0, "{dropped} packets dropped");
     ensure!(tables.len() > SWAPS / 2 && moved > 0, "no load");
     let generation = world.controller().services()[0].table_generation();

@@ -1,5 +1,6 @@
-//! Tests of the cost of the programs in the kernel's verifier. Its limit is a million instructions per program. It
-//! counts an instruction for every path that leads to it; old kernels count more than new ones.
+//! Tests of what the programs cost in the kernel's verifier, which allows a million instructions per program. The
+//! verifier counts an instruction once for every path to the instruction; old kernels examine more paths than new
+//! kernels.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::Xdp;
@@ -7,7 +8,7 @@ use balancer_dataplane::{Capacity, Decap, KernelDataplane};
 use nix::sys::utsname::uname;
 
 const BUDGET: u32 = 650_000;
-/// The limit of the tracing program: the normal program with its reports.
+/// The verifier limit of the tracing program, which is the normal program with reports about each packet.
 const TELLING_BUDGET: u32 = 720_000;
 
 #[test]
@@ -29,7 +30,7 @@ fn when_the_programs_are_verified_then_they_stay_within_their_budgets() -> Resul
         vec![("balancer", verified(balancer.program()?)?, BUDGET), ("decap", verified(decap.program()?)?, BUDGET)];
     match balancer.load_telling() {
         Ok(program) => counts.push(("tell_and_steer", verified(program)?, TELLING_BUDGET)),
-        // Tracing is not possible there, and the balancer says so.
+        // Linux 6.1 cannot load the tracing program; in that case, the balancer reports the failure.
         Err(refused) if uname()?.release().as_encoded_bytes().starts_with(b"6.1.") => println!("{refused:#}"),
         Err(refused) => return Err(refused),
     }

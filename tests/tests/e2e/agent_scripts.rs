@@ -1,4 +1,5 @@
-//! Tests of agents that are shell scripts on socat: ones that lie, flap and hang, and answers to checks by HTTPS.
+//! Tests of agents that are shell scripts run by socat. The agents report wrong states, alternate between states, do
+//! not answer, or answer HTTPS checks.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -20,19 +21,21 @@ use crate::{
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 const CHECKS: u16 = 9778;
 
-/// A shell script that socat runs for each connection. It notes each in the file `asked`.
+/// A shell script that socat runs for each connection. At each connection, the script adds a line to the file `asked`.
 struct Script {
     directory: tempfile::TempDir,
     _socat: Process,
 }
 
 impl Script {
-    /// An agent on the port that the book uses. The script finds its files in the working directory.
+    /// Starts an agent on the port that the book uses in its examples. The script finds its files in the working
+    /// directory.
     fn agent(namespace: &Namespace, script: &str) -> Self {
         Self::listen(namespace, "TCP6-LISTEN:9777,fork,reuseaddr,ipv6only=0", script)
     }
 
-    /// A server of checks by HTTPS, whose header `X-Load` is the file `words`, and which answers nothing without it.
+    /// Starts a server of HTTPS checks. The file `words` contains the value for the header `X-Load` of the answer;
+    /// without the file, the server does not answer.
     fn https(namespace: &Namespace) -> Self {
         let listen = format!("OPENSSL-LISTEN:{CHECKS},pf=ip6,fork,reuseaddr,ipv6only=0,cert=server.pem,verify=0");
         let script = r#"while read -r line && [ "${#line}" -gt 1 ]; do :; done
@@ -58,13 +61,13 @@ impl Script {
         self.directory.path().join(name)
     }
 
-    /// Replaces what the script says, in one step.
+    /// Replaces the answer of the script atomically.
     fn say(&self, words: &str) {
         fs::write(self.file("next"), format!("{words}\n")).unwrap();
         fs::rename(self.file("next"), self.file("words")).unwrap();
     }
 
-    /// How often it was asked.
+    /// Returns how often the balancer has asked the agent.
     fn asked(&self) -> usize {
         fs::read(self.file("asked")).map_or(0, |lines| lines.len())
     }
@@ -81,7 +84,8 @@ fn site() -> Site {
     site
 }
 
-/// The known clients that moved, and how often a table changed because of what an agent said.
+/// Returns the number of known clients that moved, and the number of times that the agent's answer changed a lookup
+/// table.
 fn moves_and_changes(site: &Site) -> (f64, usize) {
     let moves = site.metrics().unwrap().sum("moves_total", &[]).unwrap_or_default();
     let events = site.cli(&["events"]).unwrap();
@@ -92,7 +96,7 @@ fn moves_and_changes(site: &Site) -> (f64, usize) {
 fn when_an_agent_is_a_shell_script_on_socat_then_its_words_count_and_while_it_hangs_nothing_changes() {
     let site = site();
     let homes = site.homes(Family::V4, CLIENTS).unwrap();
-    // Without words it waits for an end of the connection that the balancer causes.
+    // Without the file `words`, the script waits until the balancer closes the connection.
     let agent = Script::agent(&site.topology().backends()[0], "cat words || read -r never");
     agent.say("75%");
     let backend = wait_until(&site, "75%", |backend| says(backend) == "75%");
@@ -117,7 +121,7 @@ fn when_an_agent_says_that_all_is_well_then_checks_and_operators_decide_all_the_
     let agent = Script::agent(&site.topology().backends()[0], "echo up ready 100%");
     wait_until(&site, "heard", |backend| says(backend) == "100%" && backend.state == "up");
     let is_heard = |site: &Site, state: &str| {
-        // The answer to the last of three questions is in force once a fourth is asked.
+        // When the balancer asks for the fourth time, it has already applied the third answer.
         agent.wait_for(4);
         let backend = wait_until(site, state, |backend| says(backend) == "100%");
         assert_eq!(backend.state, state, "{backend:?}");
@@ -129,7 +133,8 @@ fn when_an_agent_says_that_all_is_well_then_checks_and_operators_decide_all_the_
     assert_eq!(backend.slots, 0, "{backend:?}");
     assert!(site.homes(Family::V4, CLIENTS).unwrap().values().all(|home| home == "web2"));
 
-    // What an operator takes away stays away as well, and the agent's words are shown beside it.
+    // A state that the operator sets also overrides the agent's answer, and the status shows the answer next to the
+    // operator's state.
     site.start_backend(1).unwrap();
     site.wait_state(1, &["up"]).unwrap();
     for (verb, states) in [("maint", ["maint", "maint"]), ("drain", ["draining", "drained"])] {
@@ -152,14 +157,15 @@ fn when_an_agent_flaps_then_the_table_changes_once_an_answer_at_most_and_clients
     let homes = site.homes(Family::V4, CLIENTS).unwrap();
     let theirs = homes.values().filter(|home| *home == "web1").count();
     assert!(theirs > 0);
-    // Every other answer has the first line of the file `words`, each one between the second.
+    // The script alternates between the first and the second line of the file `words`.
     let script = "[ $(($(wc -l < asked) % 2)) = 0 ] && sed -n 1p words || sed -n 2p words";
     let agent = Script::agent(&site.topology().backends()[0], script);
     let flaps = |words: &str| {
         agent.say(words);
         let (before, asked) = (moves_and_changes(&site).1, agent.asked());
         agent.wait_for(6);
-        // The balancer's changes are counted first, so that none of them is without its answer.
+        // The test must read the changes before the questions, so that each change in the count results from an answer
+        // in the count.
         let changes = moves_and_changes(&site).1 - before;
         (changes, agent.asked() - asked)
     };
@@ -170,16 +176,17 @@ fn when_an_agent_flaps_then_the_table_changes_once_an_answer_at_most_and_clients
         assert_eq!(moves_and_changes(&site).0, 0.0, "{words:?}");
     }
 
-    // Differences of less than five points change nothing.
+    // The balancer ignores differences of less than five points.
     agent.say("ready 60%\nready 60%");
     wait_until(&site, "60%", |backend| says(backend) == "60%" && backend.state == "up");
     let (changes, answers) = flaps("62%\n58%");
     assert!(changes == 0 && answers >= 6, "{changes} changes, {answers} answers");
 
-    // If it says down, its clients move, but they do not come back for more.
+    // When the agent answers "down", the backend's clients move; when the agent then answers "up", these clients do not
+    // return.
     let (changes, answers) = flaps("up\ndown #again");
     assert!((1..=answers + 1).contains(&changes), "{changes} changes, {answers} answers");
-    // A request is cut off if the agent says "down" in the middle of it; its client moves all the same.
+    // A request fails if the agent answers "down" during the request, but the client of the request still moves.
     let _ = site.ask(Family::V4, CLIENTS, Duration::from_secs(5)).unwrap();
     agent.say("down\ndown");
     wait_until(&site, "down", |backend| backend.state == "down");
@@ -218,7 +225,8 @@ fn when_answers_to_https_checks_have_words_of_agents_then_these_count() {
     scripts[0].say("drain");
     of_both("drained", &|backend| says(backend) == "75%, drain" && backend.state == "draining");
     assert_eq!(Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap()), homes);
-    // A check that fails withdraws nothing, and the words of the next that passes count.
+    // A failed check does not end the effect of the last answer, and the answer to the next successful check takes
+    // effect.
     fs::remove_file(scripts[0].file("words")).unwrap();
     of_both("down", &|backend| backend.state == "down" && says(backend) == "75%, drain");
     scripts[0].say("ready 100%");

@@ -1,4 +1,4 @@
-//! Tests of backends' agents with HAProxy's protocol.
+//! Tests of agents on the backends that use HAProxy's protocol.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,10 +22,10 @@ use crate::support::wait;
 pub(crate) const AGENTS: &str = "agent = { port = 9777, interval = \"1s\" }";
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 
-/// The port of answers to HTTP checks.
+/// The port of the servers that answer HTTP checks.
 const HTTP: u16 = 9778;
 
-/// An agent in the namespace of a backend. It ends with the test.
+/// An agent in the namespace of a backend, which ends with the test.
 #[derive(Clone)]
 pub(crate) struct Agent(Arc<Mutex<Option<&'static str>>>);
 
@@ -34,7 +34,8 @@ impl Agent {
         Self::listen(namespace, 9777, Some(words))
     }
 
-    /// A server of health checks whose answers have this header, or none.
+    /// Starts a server of health checks. The server's answers contain the header of the agent if the test sets the
+    /// header.
     pub(crate) fn serve_checks(namespace: &Namespace) -> Self {
         Self::listen(namespace, HTTP, None)
     }
@@ -94,7 +95,7 @@ pub(crate) fn says(backend: &BackendView) -> &str {
     backend.agent.as_ref().map_or("", |agent| &agent.says)
 }
 
-/// Starts a site whose backends' agents are asked.
+/// Starts a site in which the balancer asks the backends' agents.
 pub(crate) fn site() -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "10m";
@@ -128,13 +129,14 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     assert_eq!(site.metrics().unwrap().sum("agent_weight_ratio", &["backend=\"web1\""]).unwrap(), 0.75);
     all_stay(&site);
 
-    // Known clients stay through a drain. The operator's state is shown next to it.
+    // Known clients stay at the backend during a drain that the agent requests. In the status, the operator's state is
+    // separate from the agent's state.
     agent.says("drain");
     let backend = wait_until(&site, "drained", |backend| backend.state == "draining");
     assert_eq!((&*backend.admin, &*backend.reason, backend.slots), ("ready", "its agent says drain", 0));
     all_stay(&site);
 
-    // An agent that hangs, or answers something else, changes nothing.
+    // If the agent hangs or sends a malformed answer, the balancer changes nothing.
     agent.hangs();
     let backend =
         wait_until(&site, "silent", |backend| backend.reason.contains("its agent is silent: no answer within"));
@@ -142,14 +144,15 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     agent.says("HTTP/1.0 200 OK");
     wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: says \"HTTP/1.0 200 OK\""));
 
-    // The agent's state survives a restart, and the restarted balancer asks again.
+    // The state that the agent has reported survives a restart of the balancer. After the restart, the balancer asks
+    // the agent again.
     site.restart(|_| {}).unwrap();
     assert_eq!((says(&web1(&site)), &*web1(&site).state), ("75%, drain", "draining"));
     agent.says("ready 100%");
     wait_until(&site, "it is back", |backend| backend.state == "up" && backend.slots == whole);
     all_stay(&site);
 
-    // Down moves its clients; the agent's "up" does not override failed checks.
+    // The agent's answer "down" moves the backend's clients. The agent's answer "up" does not override failed checks.
     agent.says("down #deploy of v2");
     let backend = wait_until(&site, "down", |backend| backend.state == "down");
     assert_eq!(backend.reason, "its agent says down: deploy of v2");
@@ -159,7 +162,7 @@ fn when_agents_lower_a_backend_then_it_takes_fewer_new_clients_and_keeps_those_t
     let backend = wait_until(&site, "its checks decide", |backend| says(backend) == "100%" && backend.state == "down");
     assert!(!backend.reason.contains("agent says"), "{backend:?}");
 
-    // Without the key, the balancer does not ask, and earlier answers have no effect.
+    // Without the configuration key, the balancer does not ask the agent and ignores earlier answers.
     agent.says("maint");
     wait_until(&site, "maint", |backend| backend.state == "maint");
     site.apply(|settings| settings.service_lines.clear()).unwrap();
@@ -184,7 +187,7 @@ fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long
     let whole = backend.slots;
     let agent = &agents[0];
 
-    // A header of that name from another program is no agent's.
+    // A header of the same name may come from another program; the balancer ignores values of such a header.
     agent.says("0.53");
     thread::sleep(Duration::from_secs(1));
     assert!(web1(&site).agent.is_none());
@@ -198,14 +201,15 @@ fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long
     wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: its X-Load says \"0.53\""));
     assert_eq!(says(&web1(&site)), "75%");
 
-    // The agent's state survives a restart.
+    // The state that the agent has reported survives a restart of the balancer.
     agent.says("drain");
     wait_until(&site, "drained", |backend| backend.state == "draining");
     all_stay(&site);
     site.restart(|_| {}).unwrap();
     assert_eq!(says(&web1(&site)), "75%, drain");
 
-    // The balancer continues to ask a backend in maint. A server without the header has withdrawn everything.
+    // The balancer also checks a backend that is in the state `maint`. If an answer to a check lacks the header, the
+    // balancer forgets the agent's state.
     agent.says("maint");
     wait_until(&site, "maint", |backend| backend.state == "maint");
     agent.hangs();

@@ -30,7 +30,7 @@ fn site() -> Site {
     .unwrap()
 }
 
-/// A program of Ansible on the balancer's host, which prints JSON.
+/// Returns a command that runs a program of Ansible on the balancer's host and prints JSON.
 fn ansible(site: &Site, program: &str) -> Command {
     let mut command = site.topology().balancer().command(program);
     let programs = binaries::balancer().unwrap().parent().unwrap().to_owned();
@@ -60,7 +60,7 @@ fn run(command: &mut Command) -> (Value, Output) {
     (serde_json::from_str(&text[begin..]).expect("the program prints JSON and nothing else"), output)
 }
 
-/// Returns the module's answer to these parameters.
+/// Returns the answer of the Ansible module for the given parameters.
 fn module(site: &Site, parameters: &Value, options: &[&str]) -> Value {
     let mut command = ansible(site, "ansible");
     command.args(["--inventory", "localhost,", "--module-name", "balancer_backend", "--args", &parameters.to_string()]);
@@ -74,7 +74,7 @@ fn module(site: &Site, parameters: &Value, options: &[&str]) -> Value {
 fn changes(site: &Site, parameters: &Value) -> Value {
     let answer = module(site, parameters, &[]);
     assert!(answer["changed"] == true && answer.get("failed").is_none(), "{parameters}: {answer}");
-    // A repetition changes nothing.
+    // When the module runs a second time, it changes nothing.
     let again = module(site, parameters, &[]);
     assert!(again["changed"] == false && again.get("failed").is_none(), "{parameters}, again: {again}");
     answer
@@ -96,7 +96,8 @@ fn when_ansible_wants_a_state_then_the_backend_is_in_it_and_a_second_time_nothin
     assert_eq!(checked["changed"], true, "{checked}");
     assert_eq!(site.status().unwrap().services[0].backends[1].admin, "ready", "a check has changed something");
 
-    // Its clients are known, so it is not drained before its deadline; the wait ends earlier.
+    // The backend has known clients, so the drain lasts until its deadline. The Ansible module stops waiting before
+    // that deadline.
     fails(
         &site,
         &json!({"backend": "web/web2", "state": "drained", "drain_timeout": "5s", "wait_timeout": "500ms"}),
@@ -142,7 +143,7 @@ fn when_servers_are_deployed_one_after_the_other_then_clients_are_answered_all_t
         let mut command = ansible(&site, "ansible-playbook");
         answer = run(command.arg("--inventory").arg(&hosts).arg(&file)).0;
     });
-    // Two requests run at a time, and the end of a drain may cut those at its server.
+    // Two requests run at any time, and the end of each drain may interrupt these two requests.
     load.assert_answered_but(2 * 3, 1000);
     for web in ["web1", "web2", "web3"] {
         let stats = &answer["stats"][web];

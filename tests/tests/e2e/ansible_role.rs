@@ -1,4 +1,4 @@
-//! Tests of the role for Ansible in `contrib/`, on a copy of this machine's system that systemd boots.
+//! Tests of the Ansible role in `contrib/`, on a copy of the machine's system that systemd boots.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -28,7 +28,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The host that the role is for, with a web server and a client beside it.
+/// The host that the role configures, and a web server and a client for the host's balancer.
 struct Host {
     machine: Machine,
     files: TempDir,
@@ -55,7 +55,7 @@ impl Host {
         host
     }
 
-    /// Writes the template of the configuration, with more `lines` for each service.
+    /// Writes the template of the configuration, with additional `lines` for each service.
     fn template(&self, lines: &str) {
         let mut text = "interfaces = [\"eth0\"]\non_exit = \"keep\"\n".to_owned();
         for (family, name) in Family::BOTH.into_iter().zip(["web", "web6"]) {
@@ -71,7 +71,7 @@ impl Host {
         fs::write(self.files.path().join("balancer.toml.j2"), text).unwrap();
     }
 
-    /// Runs a playbook with the role and these variables. Returns what it did.
+    /// Runs a playbook with the role and the given variables, and returns Ansible's report.
     fn play(&self, variables: &str, options: &[&str]) -> Value {
         let playbook = format!("- hosts: localhost\n  roles:\n    - role: balancer\n      vars: {{{variables}}}\n");
         fs::write(self.files.path().join("play.yml"), playbook).unwrap();
@@ -92,7 +92,7 @@ impl Host {
         serde_json::from_str(&text[begin..]).unwrap()
     }
 
-    /// Plays it, which must not fail. Returns the number of changes.
+    /// Runs the playbook, which must succeed, and returns the number of changes.
     #[track_caller]
     fn plays(&self, variables: &str, options: &[&str]) -> u64 {
         let done = self.play(variables, options);
@@ -101,7 +101,7 @@ impl Host {
         stats["changed"].as_u64().unwrap()
     }
 
-    /// Runs a command on the machine, which must succeed. Returns its output.
+    /// Runs a command on the machine, which must succeed, and returns the output.
     #[track_caller]
     fn says(&self, line: &str) -> String {
         let (words, success) = self.machine.shell(line).unwrap();
@@ -150,14 +150,14 @@ fn when_the_role_installs_the_program_then_it_serves_and_changes_are_reloaded_or
     assert_eq!((host.weight(), host.main_process()), ("\"weight\":50".to_owned(), main.clone()), "not by a reload");
     assert!(host.says("id -Gn nobody").split(' ').any(|group| group == "balancer"));
 
-    // A file that is not valid replaces nothing.
+    // The role does not install an invalid file.
     host.template("forwardign = \"dsr\"");
     let refused = host.play(&lighter, &[]);
     assert_eq!(refused["stats"]["localhost"]["failures"], 1, "{refused:#}");
     assert!(refused.to_string().contains(r#"did you mean \"forwarding\""#), "{refused:#}");
     assert!(!host.says("cat /etc/balancer/balancer.toml").contains("forwardign"));
     assert_eq!(host.main_process(), main);
-    // One that is valid and cannot be applied to what runs fails as well.
+    // The role also fails if the running balancer cannot apply a valid file.
     host.template("");
     let file = host.files.path().join("balancer.toml.j2");
     let text = fs::read_to_string(&file).unwrap();
@@ -167,7 +167,7 @@ fn when_the_role_installs_the_program_then_it_serves_and_changes_are_reloaded_or
     fs::write(&file, text).unwrap();
     host.plays(&lighter, &[]);
 
-    // Another program is started in its place.
+    // The role replaces the running balancer by a balancer from another program file.
     let program = host.files.path().join("balancer");
     let mut bytes = fs::read(&program).unwrap();
     bytes.push(0);

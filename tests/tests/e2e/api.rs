@@ -1,4 +1,5 @@
-//! Tests of malformed requests to the running controller: it refuses each with a sentence and changes nothing.
+//! Tests of malformed requests to the running controller. The controller refuses each malformed request with a
+//! sentence, and changes nothing.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,16 +19,16 @@ const BACKENDS: &str = "/v1/services/web/backends";
 const ADMIN: &str = "/v1/services/web/backends/web1/admin";
 const WEIGHT: &str = "/v1/services/web/backends/web1/weight";
 
-/// Method and path.
+/// The method and the path of a request.
 type Target = (&'static str, &'static str);
 
-/// The status without the parts that packets and time change.
+/// Returns the status without the fields that change with packets or time.
 fn settled(mut status: StatusView) -> StatusView {
     for interface in &mut status.interfaces {
         interface.packets_seen = Verdicts::default();
     }
     for service in &mut status.services {
-        // A service that gets no packets says so after some seconds.
+        // The status reports only after some seconds that a service receives no packets.
         (service.rates, service.silence) = (None, None);
         for backend in &mut service.backends {
             (backend.connections, backend.packets, backend.bytes, backend.rates) = (0, 0, 0, None);
@@ -36,7 +37,7 @@ fn settled(mut status: StatusView) -> StatusView {
     status
 }
 
-/// Returns the status code and body of the answer to raw bytes.
+/// Sends raw bytes to the controller, and returns the status code and the body of the answer.
 pub(crate) fn exchange(site: &Site, request: &[u8]) -> (u16, String) {
     let mut stream = UnixStream::connect(site.files().join("balancer.sock")).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -60,7 +61,8 @@ pub(crate) fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Checks that the request is refused with `code` and one line that contains `words`, and that the status is unchanged.
+/// Checks that the controller refuses the request with the status code `code` and one line that contains `words`, and
+/// that the balancer's status stays the same.
 fn refused(site: &Site, before: &StatusView, (method, path): Target, body: &[u8], code: u16, words: &str) {
     let (answered, text) = exchange(site, &request(method, path, body));
     let shown = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
@@ -79,14 +81,14 @@ fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
     let (add, admin, weight, plan) = (("POST", BACKENDS), ("PUT", ADMIN), ("PUT", WEIGHT), ("POST", "/v1/plan"));
 
     let table: &[(Target, &[u8], u16, &str)] = &[
-        // Unknown, missing and doubled fields.
+        // Request fields may be unknown, missing or repeated.
         (add, br#"{"name":"web9","address":"10.0.0.99:8080","wieght":1}"#, 400, "wieght"),
         (add, br#"{"name":"web9"}"#, 400, "address"),
         (add, br#"{"name":"web9","name":"web8","address":"10.0.0.99:8080"}"#, 400, "name"),
         (weight, br#"{"weight":1,"force":true}"#, 400, "force"),
         (weight, b"{}", 400, "weight"),
         (admin, br#"{"admin":"drain","deadline":"1s"}"#, 400, "deadline"),
-        // Wrong types and ranges.
+        // Request fields may have a wrong type or a value out of range.
         (add, br#"{"name":9,"address":"10.0.0.99:8080"}"#, 400, "string"),
         (add, br#"{"name":"web9","address":"10.0.0.99:8080","weight":"1"}"#, 400, "u16"),
         (add, br#"{"name":"web9","address":"10.0.0.99:8080","weight":65536}"#, 400, "65536"),
@@ -97,7 +99,7 @@ fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
         (admin, br#"{"admin":"sleepy"}"#, 400, "sleepy"),
         (admin, br#"{"admin":"maint","timeout":"5m"}"#, 400, "timeout"),
         (admin, br#"{"admin":"drain","timeout":"soon"}"#, 400, "soon"),
-        // A plan is refused in the same way as the change.
+        // The controller refuses the plan of a change in the same way as the change itself.
         (
             plan,
             br#"{"change":"admin","service":"web","name":"web1","admin":{"admin":"maint","timeout":"5m"}}"#,
@@ -134,7 +136,7 @@ fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
         (plan, br#"{"change":"add_listener","service":"web","listener":"192.0.2.9"}"#, 400, "192.0.2.9"),
         (plan, br#"{"change":"add_listener","service":"wbe","listener":"192.0.2.9:80"}"#, 404, "web"),
         (plan, br#"{"change":"remove_listener","service":"web","listener":"192.0.2.9:80"}"#, 404, "192.0.2.9:80"),
-        // Bodies without an object.
+        // The body of a request may contain no JSON object.
         (weight, b"", 400, "JSON object"),
         (weight, b"[1]", 400, "JSON object"),
         (weight, b"7", 400, "JSON object"),
@@ -142,7 +144,7 @@ fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
         (weight, br#"{"weight":7}{"weight":8}"#, 400, "trailing"),
         (add, b"{\"name\":\"web\xff\xfe\",\"address\":\"10.0.0.99:8080\"}", 400, "unicode"),
         (weight, b"\xff\xfe{\"weight\":7}", 400, "JSON object"),
-        // Names and addresses.
+        // Names and addresses in a request may be invalid.
         (add, br#"{"name":"","address":"10.0.0.99:8080"}"#, 400, "name"),
         (add, br#"{"name":"a/b","address":"10.0.0.99:8080"}"#, 400, "a/b"),
         (add, br#"{"name":"web9","address":"10.0.0.999:8080"}"#, 400, "10.0.0.999"),
@@ -183,7 +185,7 @@ fn when_a_request_is_nonsense_then_it_is_refused_and_changes_nothing() {
     assert_eq!(site.homes(Family::V4, 1..=50).unwrap(), homes);
 }
 
-/// A client that stops in the middle or is slow must not delay others.
+/// A slow client, or a client that stops in the middle of a request, must not delay other clients.
 #[test]
 fn when_a_request_is_broken_then_other_clients_are_still_served() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
@@ -193,7 +195,7 @@ fn when_a_request_is_broken_then_other_clients_are_still_served() {
     for end in 0..whole.len() {
         let mut stream = UnixStream::connect(site.files().join("balancer.sock")).unwrap();
         stream.write_all(&whole[..end]).unwrap();
-        // Some keep their connection, too few to block others.
+        // Some clients keep their connections open, but too few clients to block others.
         if end % 8 == 0 {
             open.push(stream);
         }
@@ -205,7 +207,7 @@ fn when_a_request_is_broken_then_other_clients_are_still_served() {
         let mut answer = Vec::new();
         match stream.read_to_end(&mut answer) {
             Ok(_) => {}
-            // This is also acceptable.
+            // Instead of an answer, a reset of the connection is acceptable as well.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
             Err(error) => panic!("no answer to {garbage:?}: {error}"),
         }
@@ -216,7 +218,7 @@ fn when_a_request_is_broken_then_other_clients_are_still_served() {
     assert_eq!(site.status().unwrap().services[0].backends[0].weight, 7);
 }
 
-/// Errors that the command line detects itself.
+/// Tests errors in arguments that the command line itself detects.
 #[test]
 fn when_arguments_make_no_sense_then_the_command_line_refuses() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();

@@ -1,5 +1,5 @@
-//! Tests of the balancer on a bond: packets arrive on its parts. Only the kernels of `cargo xtask test --kernels` have
-//! the necessary modules.
+//! Tests of a balancer on a bond, with packets that arrive on the member interfaces of the bond. Only the kernels of
+//! `cargo xtask test --kernels` have the necessary modules.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,26 +24,26 @@ use crate::{
 
 const ACTIVE_BACKUP: &str = "active-backup";
 const LACP: &str = "802.3ad";
-/// The second part of the bond. The first is the interface that the balancer has on the backends' segment without a
-/// bond.
+/// The second member interface of the bond. The first member interface of the bond is the interface that otherwise
+/// connects the balancer to the backends' segment.
 const SECOND: &str = "more0";
-/// The switch's ends of both parts.
+/// The ends of the links to the bond's two member interfaces on the switch.
 const ENDS: [&str; 2] = ["balancer", SECOND];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parts {
-    /// Pairs of `veth` interfaces.
+    /// The member interfaces of the bond are `veth` interfaces.
     Pairs,
-    /// `virtio_net`'s.
+    /// The member interfaces of the bond are `virtio_net` cards.
     Cards,
 }
 
-/// The bond that replaces the balancer's interface on the backends' segment.
+/// A bond that replaces the balancer's interface on the backends' segment.
 #[derive(Clone, Copy, Debug)]
 struct Bond {
     mode: &'static str,
     parts: Parts,
-    /// Whether the bond carries the segment as VLAN 7.
+    /// Whether the bond uses VLAN 7 for the segment.
     tagged: bool,
 }
 
@@ -52,7 +52,7 @@ impl Bond {
         Self { mode, parts, tagged: false }
     }
 
-    /// Creates `bond0`. The returned value has to live as long as the bond is in use.
+    /// Creates the bond `bond0`. The caller must keep the returned value while the bond is in use.
     fn make(self, topology: &Topology, shape: Shape) -> Result<Option<Passer>> {
         let (balancer, switch) = (topology.balancer(), topology.switch());
         let port = port(shape);
@@ -82,7 +82,7 @@ impl Bond {
         Ok(receiver)
     }
 
-    /// Creates the switch's side.
+    /// Creates the end of the bond on the switch.
     fn connect(self, switch: &Namespace) -> Result<()> {
         let mut ports = ENDS.to_vec();
         if self.mode == LACP {
@@ -101,7 +101,8 @@ impl Bond {
             switch.ip(&format!("link set {part} master br0 up"))?;
         }
         if self.tagged && self.parts == Parts::Pairs {
-            // Like a card that leaves tags in frames. A veth pair would pass them outside of the frame.
+            // Without offloading, VLAN tags stay in frames, as with some network cards. With offloading, a veth pair
+            // would pass VLAN tags outside of the frame.
             for end in ENDS {
                 let off = switch.command("ethtool").args(["-K", end, "txvlan", "off", "rxvlan", "off"]).output()?;
                 ensure!(off.status.success(), "{off:?}");
@@ -137,7 +138,7 @@ fn start(bond: Bond, shape: Shape, forwarding: Forwarding, receiver: &RefCell<Op
     .unwrap()
 }
 
-/// The packets that arrived on the bond and were forwarded.
+/// Returns the number of packets that arrived on the bond and that the balancer forwarded.
 fn sent(site: &Site) -> f64 {
     let metrics = site.metrics().unwrap();
     let of = |verdict| {
@@ -146,7 +147,7 @@ fn sent(site: &Site) -> f64 {
     of("tx") + of("redirect") + of("handed")
 }
 
-/// Checks that after `change`, clients have the same backends and the bond's counters continue.
+/// Checks that clients keep their backends after `change`, and that the bond's counters continue.
 #[track_caller]
 fn goes_on(site: &mut Site, what: &str, homes: &BTreeMap<u16, String>, change: impl FnOnce(&mut Site)) {
     let before = sent(site);

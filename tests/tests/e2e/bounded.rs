@@ -1,4 +1,5 @@
-//! Tests of bounded load: a backend with too many clients gets fewer new ones, and no known client moves.
+//! Tests of bounded load: a backend with too many clients gets fewer new clients, and no known client moves away from
+//! the backend.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -37,7 +38,7 @@ fn web1(site: &Site) -> balancer_api::model::BackendView {
     services.into_iter().flat_map(|service| service.backends).find(|backend| backend.name == "web1").unwrap()
 }
 
-/// The page for people.
+/// Returns the HTML of the status page.
 fn page(site: &Site) -> String {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let request = Request { timeout: PATIENCE, ..Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))) };
@@ -82,8 +83,8 @@ fn when_a_backend_has_too_many_clients_then_it_takes_fewer_new_ones_and_nobody_m
     let all = site.homes(Family::V4, ALL).unwrap();
     assert!(all.values().skip(80).filter(|home| *home == "web2").count() > 60, "{all:?}");
 
-    // The reduced share survives a restart, although that forgets the clients. Without the key, the slots return, and
-    // still no client moves.
+    // The reduced share of the backend survives a restart, although the restart makes the balancer forget the clients.
+    // Without the configuration key, the backend gets its slots back, and still no client moves.
     let table = slots(&site);
     site.restart(|_| {}).unwrap();
     assert_eq!(slots(&site), table);
@@ -94,10 +95,10 @@ fn when_a_backend_has_too_many_clients_then_it_takes_fewer_new_ones_and_nobody_m
     assert_eq!(site.metrics().unwrap().sum("moves_total", &[]).unwrap_or(0.0), 0.0);
 }
 
-/// The port of health checks that measure how fast a server works.
+/// The port of health checks, by which the balancer measures how fast a server answers.
 const WORK: u16 = 9779;
 
-/// A server of health checks on both families, which takes longer for an answer while it is slow.
+/// Starts a server of health checks for both families. While the returned flag is true, the server answers slowly.
 fn serve_checks(namespace: &Namespace) -> Arc<AtomicBool> {
     let (entrance, is_slow) = (namespace.entrance(), Arc::new(AtomicBool::new(false)));
     let slow = Arc::clone(&is_slow);
@@ -119,7 +120,7 @@ fn serve_checks(namespace: &Namespace) -> Arc<AtomicBool> {
     is_slow
 }
 
-/// The slots of each backend of both families' services.
+/// Returns the slots of each backend in the services of both families.
 fn tables(site: &Site) -> BTreeMap<String, u32> {
     let services = site.status().unwrap().services;
     let named = |service: balancer_api::model::ServiceView| {
@@ -152,7 +153,7 @@ fn when_a_server_is_slower_than_the_others_then_new_clients_go_elsewhere_and_kno
         tables(&site).iter().all(|(name, of)| !name.ends_with("1") || *of < whole[name])
     });
 
-    // It loses half of its slots at once, in each family; the others, which are as fast as before, get more.
+    // web1 loses half of its slots in each family. web2 and web3, which are as fast as before, get more slots.
     let given = tables(&site);
     for (name, slots) in &given {
         let before = whole[name];
@@ -173,12 +174,12 @@ fn when_a_server_is_slower_than_the_others_then_new_clients_go_elsewhere_and_kno
     all_stay(&site);
     let newcomers = Family::BOTH.map(|family| site.homes(family, 201..=440).unwrap());
     for homes in &newcomers {
-        // A sixth of 240 clients, where a third was before.
+        // web1 now gets a sixth of the 240 clients instead of a third.
         let counts = counts(homes.values());
         assert!((15..60).contains(&counts["web1"]), "{counts:?}");
     }
 
-    // A restart, and a new start of a process that was killed, leave the slots and the clients where they are.
+    // Neither a restart nor a kill of the balancer changes the slots or the backends of the clients.
     site.restart(|_| {}).unwrap();
     assert_eq!(tables(&site), given);
     site.kill_and_restart(|_| {}).unwrap();
@@ -197,7 +198,7 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     })
     .unwrap();
     let whole = slots(&site);
-    // A plan tells what is wrong as the command would, and alters nothing.
+    // A plan of the change reports the same error as the command, and changes nothing.
     let refused = site.cli(&["plan", "backend", "limit", "web/web1", "--max-connections", "9"]).unwrap_err();
     assert!(format!("{refused}").contains("max_connections needs forwarding = \"snat\""), "{refused}");
     let planned = site.cli(&["plan", "backend", "limit", "web/web1", "--max-clients", "20"]).unwrap();
@@ -223,12 +224,12 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     let all = site.homes(Family::V4, 1..=120).unwrap();
     assert!(all.iter().filter(|(client, _)| **client > 80).all(|(_, home)| home == "web2"), "{all:?}");
 
-    // The limit survives a restart, after which clients are new.
+    // The backend's limit survives a restart of the balancer. After the restart, the balancer knows no clients.
     site.restart(|_| {}).unwrap();
     assert!(web1(&site).full);
     wait("web1 has room", || !web1(&site).full && slots(&site) == whole);
 
-    // Both are full: new clients get a reset, and known ones stay.
+    // web1 and web2 are full: new clients get a reset, and known clients stay.
     site.cli(&["backend", "limit", "web/web1"]).unwrap();
     let homes = site.homes(Family::V4, FIRST).unwrap();
     wait("web2's clients are not counted", || {
@@ -249,7 +250,7 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
     assert_eq!(site.homes(Family::V4, FIRST).unwrap(), homes, "somebody moved");
     let refused = site.ask(Family::V4, [150], Duration::from_secs(3)).unwrap().remove(0).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused:?}");
-    // The file says to serve them nevertheless.
+    // With the new file, the balancer sends new clients to full backends.
     site.apply(|settings| settings.service_lines = "when_full = \"open\"".to_owned()).unwrap();
     assert!(site.homes(Family::V4, 150..=160).is_ok());
     let config = site.config();

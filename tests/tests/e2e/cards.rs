@@ -1,5 +1,5 @@
-//! This machine's own network cards, as in the machines of `cargo xtask test --kernels`: a cable joins the first with
-//! the second, and so on.
+//! The network cards of the virtual machines that `cargo xtask test --kernels` starts. A cable connects the first card
+//! with the second card, and another cable connects the third card with the fourth card.
 
 use std::{
     fs,
@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Result, ensure};
 use balancer_testkit::{namespace::Namespace, site::PATIENCE};
 
-/// The two ends of each cable. No host of a site uses these names.
+/// The names of the two cards at the ends of each cable; no host of a site uses these names.
 pub(crate) const CABLES: [[&str; 2]; 2] = [["card0", "card1"], ["card2", "card3"]];
 
-/// The cards, which are in no namespace. They return here when this value and all namespaces with cards are dropped.
+/// The network cards, which are in no namespace of a test. The cards return to the test's machine when the value and
+/// all namespaces with cards are dropped.
 pub(crate) struct Cards;
 
 impl Cards {
@@ -32,7 +33,8 @@ impl Drop for Cards {
     }
 }
 
-/// Gives the cards these names, because an earlier namespace has renamed them and may still be ending.
+/// Waits until all cards have returned, because an earlier namespace may still be ending, and restores the cards'
+/// names.
 fn name() -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -49,7 +51,7 @@ fn name() -> Result<()> {
     }
 }
 
-/// The devices in their fixed order, with their current names.
+/// Returns the cards' devices in a fixed order, with their current names.
 fn present() -> Result<Vec<(PathBuf, String)>> {
     let mut cards = Vec::new();
     for interface in fs::read_dir("/sys/class/net")? {
@@ -62,12 +64,12 @@ fn present() -> Result<Vec<(PathBuf, String)>> {
     Ok(cards)
 }
 
-/// Moves a card to a host.
+/// Moves a card to a host and renames it.
 pub(crate) fn give(card: &str, host: &Namespace, name: &str) -> Result<()> {
     ip(&["link", "set", card, "netns", host.name(), "name", name])
 }
 
-/// Runs `ip` on this machine itself.
+/// Runs `ip` on the test's machine, outside of all namespaces.
 fn ip(arguments: &[&str]) -> Result<()> {
     let done = Command::new("ip").args(arguments).output()?;
     ensure!(done.status.success(), "{arguments:?}: {done:?}");

@@ -1,7 +1,8 @@
-//! Tests of a hundred changes while clients keep connecting.
+//! Tests of a hundred changes during which clients open connections all the time.
 //!
-//! With memory, known clients stay regardless of the table, so no client notices a change. Without memory, a client
-//! follows its slot of the table, so a change cuts the open connections of exactly the clients that it moves.
+//! With memory, known clients stay regardless of the lookup table, so no client notices a change. Without memory, a
+//! client follows the slot of the lookup table, so a change breaks exactly the open connections of clients that the
+//! change moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -27,11 +28,11 @@ use balancer_testkit::{
 const CLIENTS: RangeInclusive<u16> = 1..=240;
 const WORKERS: usize = 6;
 const CHANGES: usize = 100;
-/// The time between changes, so that connections begin and end under each table.
+/// The time between two changes, so that connections begin and end under each lookup table.
 const PAUSE: Duration = Duration::from_millis(25);
 const FAMILY: Family = Family::V4;
 
-/// One connection.
+/// A client's attempt to connect.
 struct Attempt {
     client: u16,
     start: Instant,
@@ -39,7 +40,7 @@ struct Attempt {
     outcome: Result<String, String>,
 }
 
-/// A table, and the time in which it may have steered packets.
+/// A lookup table, and the period in which the table may have steered packets.
 struct Reign {
     what: &'static str,
     begun: Instant,
@@ -51,7 +52,7 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// Returns the changes to make in turns.
+/// Returns the changes, which the test makes one after another.
 fn changes(fifth: SocketAddr) -> Vec<(&'static str, Change)> {
     let admin = |backend, admin| Change::SetAdmin { name: name(backend), admin, timeout: None };
     let weight = |backend, weight| Change::SetWeight { name: name(backend), weight };
@@ -129,7 +130,7 @@ fn homes(core: &Core, site: &Site) -> BTreeMap<u16, String> {
         .collect()
 }
 
-/// Lets clients connect until `stop` is set.
+/// Makes clients connect until `stop` is true.
 fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let requests: Vec<_> = clients.iter().map(|&client| (client, site.request(FAMILY, client))).collect();
@@ -146,7 +147,7 @@ fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
     attempts
 }
 
-/// Makes the changes while all clients open connections, and returns those connections.
+/// Makes the changes while all clients open connections, and returns the results of the connections.
 fn under_load(site: &Site, changes: impl FnOnce()) -> Vec<Attempt> {
     let stop = AtomicBool::new(false);
     let clients: Vec<u16> = CLIENTS.collect();
@@ -201,8 +202,9 @@ fn nobody_else_notices(forwarding: Forwarding) {
                     possible.len() > 1,
                     "client of {possible:?} lost its connection ({error}, {took:?}) at {changes:?}"
                 );
-                // The new backend does not know the connection. If a removed backend already has the whole request, its
-                // answer is lost: with nat its packets no longer come from the VIP.
+                // The new backend does not know the connection, so it sends a reset. If a removed `nat` backend already
+                // has the whole request, the backend's answer is lost, because the balancer no longer translates
+                // packets of the backend.
                 let removed = forwarding == Forwarding::Nat && changes.iter().any(|what| what.starts_with("remove"));
                 let in_vain = removed && error == "no whole answer in time";
                 let as_expected = error.contains("reset by peer") || in_vain;
@@ -224,7 +226,7 @@ fn nobody_else_notices(forwarding: Forwarding) {
         clients.iter().filter(|client| reigns.iter().any(|reign| reign.homes[client] != reigns[0].homes[client]));
     assert!(moved.count() > clients.len() / 2, "the changes have moved hardly anybody");
 
-    // At the end, the two agree.
+    // At the end, the balancer and the core in the test's process must choose the same backends.
     for client in CLIENTS.step_by(10) {
         assert_eq!(site.locate(FAMILY, client).unwrap().1, reigns.last().unwrap().homes[&client]);
     }
@@ -245,7 +247,7 @@ fn when_changes_move_clients_with_nat_then_no_other_client_notices() {
     nobody_else_notices(Forwarding::Nat);
 }
 
-/// A hundred additions, weights, drains and returns, with memory.
+/// Tests a hundred changes of a service with memory: additions, weights, drains and returns.
 fn nobody_notices(forwarding: Forwarding) {
     let site = Site::start(Shape::OneLegged, forwarding, 5, |settings, _| {
         settings.remember = "60s";
@@ -256,7 +258,7 @@ fn nobody_notices(forwarding: Forwarding) {
     let fifth = site.backend_address(FAMILY, 5);
     let known = site.homes(FAMILY, CLIENTS).unwrap();
     let mut changes = changes(fifth);
-    // Leave out changes that move known clients at once.
+    // The test leaves out changes that move known clients at once.
     changes.retain(|(what, _)| !what.starts_with("remove") && !what.contains("web4"));
     let addition = changes.remove(0).1;
 

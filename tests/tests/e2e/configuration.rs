@@ -1,4 +1,4 @@
-//! Tests of which clients a configuration change moves, and that the change reaches the packets.
+//! Tests of the clients that a configuration change moves, and of the packets of these clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
@@ -15,7 +15,7 @@ use balancer_testkit::{
 const CLIENTS: RangeInclusive<u16> = 1..=300;
 const FAMILY: Family = Family::V4;
 const TABLE_SIZE: u32 = 65_537;
-/// The time limit of connections that must not succeed.
+/// The time limit of connections that must fail.
 const SHORT: Duration = Duration::from_millis(300);
 
 type Homes = BTreeMap<u16, String>;
@@ -24,7 +24,7 @@ fn site(hosts: u16, adapt: impl FnOnce(&mut Settings, &Topology) -> anyhow::Resu
     Site::start(Shape::OneLegged, Forwarding::Nat, hosts, adapt).unwrap()
 }
 
-/// The slots of `balancer status --json`.
+/// Returns the number of slots of each backend, from `balancer status --json`.
 fn slots(site: &Site) -> BTreeMap<String, u32> {
     let status = site.status().unwrap();
     let slots: BTreeMap<_, _> =
@@ -33,7 +33,7 @@ fn slots(site: &Site) -> BTreeMap<String, u32> {
     slots
 }
 
-/// The number of slots moved since the start: required and unnecessary ones.
+/// Returns the number of slots moved since the start: first the required moves, then the unnecessary moves.
 fn moved(site: &Site) -> (u32, u32) {
     let metrics = site.metrics().unwrap();
     let of = |kind: &str| metrics.sum("table_slots_moved_total", &["service=\"web\"", kind]).unwrap() as u32;
@@ -50,7 +50,7 @@ fn homes(site: &Site) -> Homes {
     site.homes(FAMILY, CLIENTS).unwrap()
 }
 
-/// Checks that some clients get no connection, and that their packets count as dropped for `reason`.
+/// Checks that some clients get no connection, and that the program drops the packets of these clients for `reason`.
 fn dropped(site: &Site, reason: &str) {
     let label = format!("reason=\"{reason}\"");
     let drops = || site.metrics().unwrap().sum("drops_total", &[&label]).unwrap();
@@ -94,7 +94,7 @@ fn when_a_fifth_backend_is_added_then_it_takes_a_fifth() {
     assert_eq!(slots_before.values().sum::<u32>(), TABLE_SIZE);
     assert!(slots_after.values().all(|slots| slots.abs_diff(TABLE_SIZE / 5) <= 1), "{slots_after:?}");
 
-    // The same in the core, slot by slot.
+    // The core in the test's process must make the same change, slot by slot.
     let mut core = site.core().unwrap();
     let old = core.services()[0].live_table().to_vec();
     let name = BackendName { service: "web".to_owned(), backend: "web5".to_owned() };
@@ -114,7 +114,7 @@ fn when_a_fifth_backend_is_added_then_it_takes_a_fifth() {
     let elsewhere = changed.iter().filter(|&&new| new != newcomer).count();
     assert_eq!((changed.len(), elsewhere), ((required + needless) as usize, needless as usize));
 
-    // The same for the clients.
+    // The moves of clients must match the moves of slots.
     let after = homes(&site);
     let moves = moves(&before, &after);
     println!("{} of {} clients moved: {:?}", moves.len(), before.len(), counts(after.values()));
@@ -146,7 +146,7 @@ fn when_backends_have_weights_then_these_divide_the_table() {
     assert!((120..=180).contains(&shares["web1"]), "{shares:?}");
 }
 
-/// Runs each command, with its effect on clients, and undoes it.
+/// Runs each command, checks the effect on clients, and undoes the command.
 #[test]
 fn when_a_user_runs_backend_commands_then_packets_follow() {
     let site = site(4, |_, _| Ok(()));
@@ -182,7 +182,7 @@ fn when_there_are_no_backends_then_nothing_is_forwarded() {
     assert_eq!(counts(homes(&site).values()), [("web2".to_owned(), 300)].into());
     site.cli(&["backend", "remove", "web/web2"]).unwrap();
     dropped(&site, "no_backend");
-    // An earlier name can be used again.
+    // After the removal of a backend, the name of that backend is free again.
     site.cli(&["backend", "add", "web/web1", &site.backend_address(FAMILY, 1).to_string()]).unwrap();
     assert_eq!(counts(homes(&site).values()), [("web1".to_owned(), 300)].into());
 }
@@ -203,7 +203,7 @@ fn when_all_backends_are_down_then_the_services_setting_decides() {
         }
         if word == "open" {
             assert_eq!(homes(&site), before);
-            // The operator's state `maint` stays.
+            // The state `maint`, which the operator has set, stays in effect.
             site.cli(&["backend", "maint", "web/web1"]).unwrap();
             assert_eq!(counts(homes(&site).values()), [("web2".to_owned(), 300)].into());
         } else {

@@ -24,7 +24,7 @@ fn contrib(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib").join(path)
 }
 
-/// Needs only Debian's package `prometheus`, and no root.
+/// This test needs Debian's package `prometheus`, but no root.
 #[test]
 fn when_promtool_checks_the_alerts_and_their_tests_then_it_accepts_them() {
     for (verb, file) in [
@@ -65,7 +65,7 @@ fn is_word(character: char) -> bool {
     character.is_ascii_alphanumeric() || character == '_'
 }
 
-/// Every `balancer_…` in an expression, with the labels of its selector.
+/// Returns every metric `balancer_…` in an expression, with the labels in the metric's selector.
 fn names(expression: &str) -> Vec<(String, Vec<String>)> {
     let places = expression.match_indices("balancer_").map(|(at, _)| at);
     places
@@ -83,7 +83,7 @@ fn names(expression: &str) -> Vec<(String, Vec<String>)> {
 #[test]
 fn when_dashboard_and_alerts_use_a_metric_then_it_exists() {
     let site = site();
-    // Some series exist only while a backend drains.
+    // Some metrics have series only during a drain.
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     let text = get(&site, 9660, "/metrics");
     let mut exposed: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -111,13 +111,15 @@ fn when_dashboard_and_alerts_use_a_metric_then_it_exists() {
     let book = include_str!("../../../docs/src/metrics.md");
     for (name, labels) in expressions.iter().flat_map(|expression| names(expression)) {
         if let Some(of_fleet) = name.strip_prefix("balancer_").filter(|name| name.starts_with("fleet_")) {
-            // This balancer is in no fleet. Another test checks the book's list.
+            // The balancer in this test does not belong to a fleet, so it has no metrics of a fleet. Another test
+            // checks the book's list of metrics.
             assert!(book.contains(&format!("| `{of_fleet}` |")), "{name} is not in the book");
             continue;
         }
         let has = exposed.get(&name).unwrap_or_else(|| panic!("{name} is not in\n{text}"));
         for label in labels.iter().filter(|label| !["instance", "job"].contains(&label.as_str())) {
-            // Without a sample, the labels are unknown: heavy clients need more traffic.
+            // A metric without samples shows no labels. For example, the metric of heavy clients needs more traffic
+            // than the test sends.
             assert!(has.is_empty() || has.contains(label), "{name} has {has:?}, not {label}");
         }
         asked += 1;

@@ -1,4 +1,5 @@
-//! Tests of `balancer demo`: the output of its tour, obstacles to its start, and that nothing remains afterwards.
+//! Tests of `balancer demo`: the output of the tour, obstacles to a start, and the complete removal of files and
+//! namespaces.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod lab;
@@ -19,7 +20,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-/// Starts a demo with another balancer program.
+/// Starts a demo that runs another balancer program.
 fn of(balancer: &Path) -> Child {
     spawn(Command::new(binaries::balancer().unwrap()).arg("demo").arg("--balancer").arg(balancer))
 }
@@ -28,7 +29,7 @@ fn spawn(demo: &mut Command) -> Child {
     demo.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Waits for the demo's end and checks that nothing remains.
+/// Waits until the demo ends, and checks that no files or namespaces of the demo remain.
 fn finish(demo: Child) -> Output {
     let pid = demo.id();
     let output = demo.wait_with_output().unwrap();
@@ -40,7 +41,7 @@ fn files_of(pid: u32) -> PathBuf {
     PathBuf::from(format!("/run/balancer-demo-{pid}"))
 }
 
-/// The files and namespaces of the demo with this process id.
+/// Returns the files and namespaces that belong to the demo with the given process ID.
 fn left_by(pid: u32) -> Vec<PathBuf> {
     let prefix = format!("bal-{pid}-");
     let names = fs::read_dir("/run/netns").into_iter().flatten().map(|entry| entry.unwrap().path());
@@ -49,7 +50,7 @@ fn left_by(pid: u32) -> Vec<PathBuf> {
     names.chain(files.into_iter().filter(|files| files.exists())).collect()
 }
 
-/// A program that runs for ever and has no status.
+/// Creates a program that runs forever and reports no status.
 fn mute_balancer(directory: &TempDir) -> PathBuf {
     program(directory, "[ \"$1\" = run ] || exit 3\necho started\nexec sleep 1000\n")
 }
@@ -118,7 +119,7 @@ fn when_a_requirement_is_missing_then_the_demo_names_it() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("the program `ip`") && error.contains("iproute2"), "{error}");
 
-    // In a directory that all users can reach.
+    // The copy is in a directory that all users can reach.
     let programs = TempDir::new().unwrap();
     fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = programs.path().join("balancer");
@@ -134,12 +135,12 @@ fn when_a_requirement_is_missing_then_the_demo_names_it() {
 struct Step {
     moved: u64,
     clients: u64,
-    /// The numbers between the number of clients and that of `ip_hash`.
+    /// The numbers in the line between the number of clients and the number of `ip_hash`.
     details: Vec<u64>,
     ip_hash: u64,
 }
 
-/// Parses the line `SENTENCE. Moved: N of CLIENTS…; nginx ip_hash: K ¹` with this sentence.
+/// Parses the line `SENTENCE. Moved: N of CLIENTS…; nginx ip_hash: K ¹` that begins with `sentence`.
 fn step(text: &str, sentence: &str) -> Step {
     let line = text.lines().find(|line| line.starts_with(sentence)).unwrap_or_else(|| panic!("{sentence}: {text}"));
     let (_, line) = line.split_once("Moved: ").unwrap();
@@ -154,7 +155,7 @@ fn step(text: &str, sentence: &str) -> Step {
     }
 }
 
-/// The lines of a tour.
+/// Returns the output of a tour.
 fn tour(arguments: &[&str]) -> String {
     let demo = spawn(Command::new(binaries::balancer().unwrap()).arg("demo").args(arguments));
     let output = finish(demo);

@@ -1,4 +1,4 @@
-//! Tests of `docs/openapi.json` against the running controller: its answers and refusals are described.
+//! Tests that `docs/openapi.json` describes the answers and refusals of a running controller.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 
 use crate::api::{exchange, request};
 
-/// A client that has already connected.
+/// The number of a client that has already connected.
 const CLIENT: u16 = 1;
 
-/// The method, path and description of every operation: additions come before removals.
+/// Returns the method, path and description of every operation, in an order in which operations that add objects
+/// precede operations that remove objects.
 fn operations(description: &Value) -> Vec<(String, String, Value)> {
     let paths = description["paths"].as_object().unwrap().iter();
     let mut operations: Vec<_> = paths
@@ -36,7 +37,7 @@ fn operations(description: &Value) -> Vec<(String, String, Value)> {
 }
 
 fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) {
-    // References are relative to the whole document.
+    // References in a schema are relative to the whole document.
     let mut document = schema.clone();
     document["components"] = description["components"].clone();
     let validator = jsonschema::options().with_draft(jsonschema::Draft::Draft202012).build(&document).unwrap();
@@ -45,7 +46,7 @@ fn assert_valid(description: &Value, schema: &Value, value: &Value, what: &str) 
     assert!(errors.is_empty(), "{what} is not as docs/openapi.json describes it: {errors:#?}\n{value:#}");
 }
 
-/// Sends a request, checks that its answer is described, and returns the status code.
+/// Sends a request, checks that the document describes the answer, and returns the status code.
 fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &Value, body: &str) -> u16 {
     let (status, answer) = exchange(site, &request(method, path, body.as_bytes()));
     println!("{method} {path} {body} -> {status}");
@@ -57,7 +58,7 @@ fn ask(site: &Site, description: &Value, method: &str, path: &str, operation: &V
     status
 }
 
-/// Returns the number of a new trace, because a trace without readers ends within seconds.
+/// Starts a new trace and returns its number; a trace without readers ends within seconds.
 fn new_trace(site: &Site) -> String {
     let start = Instant::now();
     loop {
@@ -66,7 +67,7 @@ fn new_trace(site: &Site) -> String {
             let answer: Value = serde_json::from_str(&answer).unwrap();
             return answer["trace"].to_string();
         }
-        // The previous trace has to end first.
+        // The balancer accepts a new trace only after the previous one has ended.
         assert!(status == 409 && start.elapsed() < PATIENCE, "{status}: {answer}");
         thread::sleep(Duration::from_millis(100));
     }
@@ -97,7 +98,7 @@ fn when_a_running_controller_answers_or_refuses_then_it_is_as_described() {
         let body = if example.is_null() { String::new() } else { example.to_string() };
         let before = generation();
         let status = ask(&site, &description, &method, &path, &operation, &body);
-        // A single balancer has no fleet, and this service has no QUIC.
+        // The balancer in this test belongs to no fleet, and its service does not use QUIC.
         let expected = match described.as_str() {
             "/v1/fleet" | "/v1/services/{service}/quic/{backend}" => 404,
             "/v1/services/{service}/quic/key" => 409,

@@ -1,4 +1,4 @@
-//! Tests of backends and `nat` clients behind interfaces of the balancer's host that accept no frames from XDP.
+//! Tests of backends and `nat` clients behind interfaces of the balancer's host that do not accept frames from XDP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,12 +23,12 @@ use crate::{
 pub(crate) const CLIENTS: std::ops::RangeInclusive<u16> = 1..=30;
 const MODES: [Forwarding; 4] = [Forwarding::Dsr, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue];
 
-/// The balancer's interface on the backends' segment.
+/// Returns the name of the balancer's interface on the backends' segment.
 pub(crate) const fn port(shape: Shape) -> &'static str {
     if matches!(shape, Shape::OneLegged) { "eth0" } else { "eth1" }
 }
 
-/// Moves the balancer's addresses and routes on the backends' segment from `from` to `to`.
+/// Moves the balancer's addresses and routes for the backends' segment from `from` to `to`.
 fn move_addresses(topology: &Topology, shape: Shape, from: &str, to: &str) -> Result<()> {
     topology.balancer().ip(&format!("addr flush dev {from} scope global"))?;
     give_addresses(topology, shape, to)
@@ -46,7 +46,8 @@ pub(crate) fn give_addresses(topology: &Topology, shape: Shape, to: &str) -> Res
     Ok(())
 }
 
-/// Makes the interface on the backends' segment a port of a bridge, which gets its addresses.
+/// Makes the interface on the backends' segment a port of a bridge. The bridge takes over the addresses of the
+/// interface.
 fn bridge(topology: &Topology, shape: Shape) -> Result<()> {
     let port = port(shape);
     let balancer = topology.balancer();
@@ -80,7 +81,7 @@ fn start(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&Topology) -> 
     .unwrap()
 }
 
-/// Makes the interface on the backends' segment carry it as VLAN 7; the switch removes the tags.
+/// Makes the interface on the backends' segment use VLAN 7; the switch removes the tags.
 fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
     let port = port(shape);
     let (balancer, switch) = (topology.balancer(), topology.switch());
@@ -88,7 +89,8 @@ fn vlan(topology: &Topology, shape: Shape) -> Result<()> {
     switch.ip("link set balancer nomaster")?;
     switch.ip("link add link balancer name balancer.7 type vlan id 7")?;
     switch.ip("link set balancer.7 master br0 up")?;
-    // Like a NIC that leaves tags in frames. A veth pair would pass them outside of the frame.
+    // Without offloading, VLAN tags stay in frames, as with some network cards. With offloading, a veth pair would pass
+    // VLAN tags outside of the frame.
     for (host, port) in [(balancer, port), (switch, "balancer")] {
         let off = host.command("ethtool").args(["-K", port, "txvlan", "off", "rxvlan", "off"]).output()?;
         ensure!(off.status.success(), "{off:?}");
@@ -113,7 +115,8 @@ fn when_the_backends_are_behind_a_bridge_one_legged_then_the_kernel_forwards() {
     served_by_the_kernel(Shape::OneLegged, bridge);
 }
 
-/// With `nat`, the clients' interface accepts frames, but the backends' does not.
+/// With `nat`, the interface on the clients' side accepts frames from XDP, but the interface on the backends' side does
+/// not.
 #[test]
 fn when_the_backends_are_behind_a_bridge_two_legged_then_the_kernel_forwards() {
     for forwarding in MODES {
@@ -123,7 +126,7 @@ fn when_the_backends_are_behind_a_bridge_two_legged_then_the_kernel_forwards() {
         assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
         assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");
         let redirected = counted(&site, "redirect");
-        // Replies leave by the clients' interface, which accepts frames.
+        // Replies leave through the clients' interface, which accepts frames from XDP.
         assert_eq!(redirected > 0.0, forwarding == Forwarding::Nat, "{forwarding:?}: {redirected} were redirected");
     }
 }
@@ -140,7 +143,7 @@ fn when_the_backends_are_behind_a_vlan_two_legged_then_the_kernel_forwards() {
     served_by_the_kernel(Shape::TwoLegged, vlan);
 }
 
-/// While an interface has VLANs, its card leaves their tags in frames, where the program sees them.
+/// While an interface has VLANs, the network card must leave tags in frames, so that the program sees the tags.
 #[test]
 #[ignore = "needs the module 8021q, as the kernels of `cargo xtask test --kernels` have it"]
 fn when_the_backends_are_behind_a_vlan_then_tags_are_not_stripped() {
@@ -156,14 +159,15 @@ fn when_the_backends_are_behind_a_vlan_then_tags_are_not_stripped() {
         })
         .unwrap();
         assert!(!strips(site.topology()));
-        // Another program switches it on. A restarted balancer still knows the original setting.
+        // Another program makes the network card strip tags. A restarted balancer still knows the original setting of
+        // the network card.
         let on = site.topology().balancer().command("ethtool").args(["-K", "eth0", "rxvlan", "on"]).status().unwrap();
         assert!(on.success());
         wait("tags are stripped", || !strips(site.topology()));
         if on_exit == "keep" {
             site.kill_and_restart(|_| {}).unwrap();
         }
-        // No VLAN is left.
+        // From this point, the interface has no VLAN.
         site.topology().balancer().ip("link del eth0.7").unwrap();
         wait("tags are not stripped any more", || strips(site.topology()));
         site.topology().balancer().ip("link add link eth0 name eth0.7 type vlan id 7").unwrap();
@@ -176,7 +180,7 @@ fn when_the_backends_are_behind_a_vlan_then_tags_are_not_stripped() {
     }
 }
 
-/// Makes a cable between two of this machine's network cards carry the backends' segment.
+/// Makes a cable between two network cards the connection to the backends' segment.
 fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     let (near, far) = (port(shape), "balancer");
     topology.balancer().ip(&format!("link del {near}"))?;
@@ -189,7 +193,7 @@ fn cable(topology: &Topology, shape: Shape) -> Result<()> {
     give_addresses(topology, shape, near)
 }
 
-/// With native XDP of the driver.
+/// The test requires that the driver of the network cards supports native XDP.
 #[test]
 #[ignore = "needs network cards joined by a cable, as the machines of `cargo xtask test --kernels` have them"]
 fn when_the_backends_are_behind_network_cards_then_clients_are_served() {
@@ -209,7 +213,7 @@ fn when_the_backends_are_behind_network_cards_then_clients_are_served() {
     }
 }
 
-/// The interface becomes a bridge's port while it is in use, and stops being one.
+/// The interface becomes a port of a bridge while clients use it, and later leaves the bridge.
 #[test]
 fn when_a_bridge_comes_and_goes_then_clients_are_served() {
     let mut site = start(Shape::OneLegged, Forwarding::Nat, |_| Ok(()));
@@ -222,12 +226,13 @@ fn when_a_bridge_comes_and_goes_then_clients_are_served() {
     balancer.ip("link set eth0 nomaster").unwrap();
     move_addresses(site.topology(), Shape::OneLegged, "br0", "eth0").unwrap();
     balancer.ip("link del br0").unwrap();
-    // Frames leave by XDP again.
+    // From this point, XDP sends the frames again.
     until_served_as(&site, &homes, |handed| handed == 0.0);
 }
 
-/// Waits until every client's answer comes from its previous backend, and the number of frames passed to the kernel is
-/// as expected. The balancer follows routes, and a backend without a route for a moment gets its clients back.
+/// Waits until each client gets answers from its previous backend, and `is_wanted` accepts the number of frames passed
+/// to the kernel. The balancer follows changes of routes, and a backend that had no route for a moment gets its clients
+/// back.
 fn until_served_as(site: &Site, homes: &BTreeMap<u16, String>, is_wanted: fn(handed: f64) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     let limit = Duration::from_millis(500);
@@ -242,18 +247,19 @@ fn until_served_as(site: &Site, homes: &BTreeMap<u16, String>, is_wanted: fn(han
     }
 }
 
-/// The backends' segment is behind `eth2` of a veth pair whose other end, `p2`, does not poll.
+/// Starts a site whose backends' segment is behind `eth2`, a veth interface. The interface `p2` at the other end of the
+/// veth pair does not poll (NAPI).
 fn start_behind_a_plain_pair() -> Site {
     start(Shape::TwoLegged, Forwarding::Dsr, |topology| {
         topology.balancer().ip("link add eth2 type veth peer name p2")?;
         topology.balancer().ip(&format!("link set p2 netns {}", topology.switch().name()))?;
         topology.switch().ip("link set p2 master br0 up")?;
-        // Checksums are complete nevertheless, because nothing is offloaded.
+        // The kernel still computes all checksums, because offloading is off.
         move_addresses(topology, Shape::TwoLegged, "eth1", "eth2")
     })
 }
 
-/// The other end of the pair does not poll, so its peer accepts no redirected frames, as the kernel reports.
+/// The other end of the veth pair does not poll, so the kernel reports that `eth2` accepts no redirected frames.
 #[test]
 fn when_the_other_end_of_a_pair_does_not_poll_then_the_kernel_forwards() {
     let mut site = start_behind_a_plain_pair();
@@ -263,7 +269,7 @@ fn when_the_other_end_of_a_pair_does_not_poll_then_the_kernel_forwards() {
     assert_eq!(counted(&site, "redirect"), 0.0);
 }
 
-/// The other end of the pair begins and stops to poll, which changes no link.
+/// The other end of the veth pair starts and stops polling, which does not change any link.
 #[test]
 fn when_an_interface_begins_or_stops_to_take_frames_then_clients_are_served() {
     let mut site = start_behind_a_plain_pair();
@@ -278,7 +284,7 @@ fn when_an_interface_begins_or_stops_to_take_frames_then_clients_are_served() {
     assert!(log.contains("eth2 (veth) takes frames from XDP now"), "{log}");
 }
 
-/// Waits until packets get only this verdict. A few may be lost on the way.
+/// Waits until packets get only the verdict `verdict`; the network may lose a few packets before that.
 fn until(site: &mut Site, verdict: &str) {
     let other = if verdict == "handed" { "redirect" } else { "handed" };
     let deadline = Instant::now() + PATIENCE;
@@ -307,7 +313,8 @@ fn when_the_program_is_in_generic_mode_then_clients_are_served() {
     served(&site);
 }
 
-/// The other end goes down before the balancer can react: it counts exactly the frames that are redirected meanwhile.
+/// The other end of the veth pair goes down before the balancer can react. Until the balancer reacts, it counts exactly
+/// the frames that it redirects.
 #[test]
 fn when_redirects_fail_then_they_are_counted() {
     let mut site = start(Shape::TwoLegged, Forwarding::Dsr, |_| Ok(()));

@@ -1,4 +1,4 @@
-//! Tests of backends from a list of targets.
+//! Tests of backends that the balancer takes from a list of targets in a file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod dns;
@@ -31,7 +31,7 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-/// Replaces a file in one step.
+/// Replaces a file atomically.
 pub(crate) fn replace(file: &Path, text: &str) {
     let new = file.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -117,12 +117,12 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     let first = homes(&site);
     assert!(first.values().any(|home| home == "web1") && first.values().any(|home| home == "web2"));
 
-    // Shuffled, and with a third target: known clients stay.
+    // The new list has a different order and a third target: known clients stay at their backends.
     replace(&file, &list(&[3, 2, 1]));
     wait_until("web3 is there", || backend(&site, 3).is_some());
     assert_eq!(homes(&site), first);
 
-    // One target is missing: its clients stay, and it gets no new ones.
+    // The new list lacks one target: the target's clients stay, and the target gets no new clients.
     replace(&file, &list(&[3, 1]));
     wait_until("web2 drains", || admin(&site, 2) == "drain");
     assert_eq!(homes(&site), first);
@@ -132,13 +132,13 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     wait_until("web2 is back", || admin(&site, 2) == "ready");
     assert_eq!(homes(&site), first);
 
-    // User settings stay; a listed backend is not removed.
+    // Settings that a user has made stay in effect, and the user cannot remove a listed backend.
     site.cli(&["backend", "weight", "web/web3", "7"]).unwrap();
     let output = site.output(&["backend", "remove", "web/web3"]).unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && told.contains("backend web/web3 is a target of"), "{told}");
 
-    // An empty list and a wrong one change nothing.
+    // The balancer ignores an empty list and a malformed list.
     replace(&file, "[]");
     wait_until("the empty list is told", || reasons(&site).contains("has 0 targets, fewer than min = 1"));
     replace(&file, "[\n{\"targets\": [\"web1.internal:80\"]}]");
@@ -147,7 +147,7 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
     assert!(web(&site).backends.iter().all(|backend| backend.admin == "ready"));
 
-    // The last pool survives a restart without a list.
+    // The last valid list survives a restart, even if the file is missing.
     fs::remove_file(&file).unwrap();
     site.restart(|_| {}).unwrap();
     assert!(reasons(&site).contains("targets.json: cannot be read"), "{}", reasons(&site));
@@ -157,14 +157,14 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     assert_eq!(backend(&site, 3).unwrap().weight, 7);
     assert_eq!(site.homes(Family::V4, CLIENTS).unwrap().len(), CLIENTS.count());
 
-    // The balancer follows the list again. A drain ends at its deadline.
+    // The balancer follows the file again. The drain of a backend ends at the drain's deadline.
     site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"2s\" }").unwrap();
     replace(&file, &list(&[1, 3]));
     wait_until("web2 is removed", || backend(&site, 2).is_none());
     assert_eq!(reasons(&site), "");
     assert!(homes(&site).values().all(|home| home != "web2"));
 
-    // Without the section, the backends of the list drain and are removed.
+    // Without the configuration key, the listed backends drain, and the balancer removes them.
     site.apply(|settings| {
         settings.service_lines = "drain = { timeout = \"2s\" }".to_owned();
         settings.backends = vec![(2, 100)];

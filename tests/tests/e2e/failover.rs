@@ -1,4 +1,5 @@
-//! Tests of a backend's failure and recovery: only its own clients move, and they return.
+//! Tests of the failure and recovery of a backend: only the backend's own clients move, and they return after the
+//! recovery.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +26,7 @@ const VICTIM: u16 = 2;
 const FALL: u32 = 3;
 const INTERVAL: Duration = Duration::from_millis(400);
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// The time until clients of a failed backend are served again.
+/// The longest time after a failure until the clients of the failed backend are served again.
 const RECOVERY: Duration = INTERVAL.saturating_mul(FALL).saturating_add(TIMEOUT).saturating_add(SLACK);
 const SLACK: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(20);
@@ -56,7 +57,7 @@ fn clients_of(homes: &Homes, home: &str) -> Vec<u16> {
     homes.iter().filter(|(_, found)| *found == home).map(|(&client, _)| client).collect()
 }
 
-/// Checks that exactly the victim's clients have moved, evenly to the other three backends.
+/// Checks that exactly the clients of the failed backend have moved, in equal numbers to the other three backends.
 fn only_the_victims_moved(before: &Homes, after: &Homes, tolerance: f64) {
     let victim = name(VICTIM);
     for (client, home) in before.iter().filter(|(_, home)| **home != victim) {
@@ -73,13 +74,13 @@ fn only_the_victims_moved(before: &Homes, after: &Homes, tolerance: f64) {
     assert!(off <= tolerance, "{shares:?}");
 }
 
-/// The backends that the core chooses for `clients`.
+/// Returns the backends that the core chooses for the clients in `MANY`.
 fn homes_by_lookup(core: &Core, site: &Site) -> Homes {
     let home = |client| home(core, site.topology().client_address(FAMILY, client)).unwrap().unwrap();
     MANY.map(|client| (client, home(client))).collect()
 }
 
-/// Checks the same failure in the lookup table, for 20,000 clients.
+/// Checks the effects of the same failure in the lookup table, for 20,000 clients.
 fn lookup_agrees(site: &Site, before: &Homes, after: &Homes) {
     let mut core = site.core().unwrap();
     let all_before = homes_by_lookup(&core, site);
@@ -133,7 +134,7 @@ fn when_a_backend_is_killed_then_only_its_own_clients_move() {
     }
 }
 
-/// The health check fails in one way, while the backend continues to serve.
+/// Checks the effects of a health check that fails in one way while the backend continues to serve clients.
 fn a_failed_check_moves_only_its_clients(mode: &str, reason: &str) {
     let mut site = site(Forwarding::Nat);
     let before = site.homes(FAMILY, CLIENTS).unwrap();
@@ -151,7 +152,7 @@ fn a_failed_check_moves_only_its_clients(mode: &str, reason: &str) {
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), before);
 }
 
-/// Without memory there is no client to drain: the backend is down at once.
+/// Without memory, there are no known clients that could drain, so the backend is down at once.
 #[test]
 fn when_a_check_answers_503_then_the_backend_gets_no_clients() {
     a_failed_check_moves_only_its_clients("503", "status 503");

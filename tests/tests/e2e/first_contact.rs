@@ -1,6 +1,6 @@
-//! Tests of `nat` with clients on the balancer's own link: no packet of a first contact is lost, although the kernel
-//! does not know the client's neighbour before its first answer. The controller is stopped meanwhile: only the kernel's
-//! part works.
+//! Tests of `nat` with clients on the balancer's own link. The network loses no packet of a client's first contact,
+//! although the kernel does not know the client's neighbour entry before the first answer. The test suspends the
+//! controller, so that only the kernel program handles packets.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -26,7 +26,7 @@ use socket2::Type;
 const BACKENDS: u16 = 2;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=40;
 
-/// An address on the balancer's link, in a subnet without backends.
+/// Returns a client's address on the balancer's link, in a subnet without backends.
 const fn on_link(family: Family, client: u16) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(Ipv4Addr::new(10, 4, 1, client as u8)),
@@ -43,7 +43,7 @@ fn settle(settings: &mut Settings, topology: &Topology) {
         backend.ip("route add 10.4.0.0/16 via 10.0.0.1").unwrap();
         backend.ip("-6 route add fd00:4::/64 via fd00::1").unwrap();
     }
-    // The client's own ARP requests must not make it known.
+    // The kernel must not learn the client's neighbour entry from ARP requests of the client.
     topology.client().sysctl("net/ipv4/conf/all/arp_announce", "2").unwrap();
     topology.client().sysctl("net/ipv4/conf/all/arp_ignore", "1").unwrap();
     for client in CLIENTS {
@@ -51,7 +51,7 @@ fn settle(settings: &mut Settings, topology: &Topology) {
         topology.client().ip(&format!("addr add {v4}/16 dev eth0")).unwrap();
         topology.client().ip(&format!("addr add {v6}/64 dev eth0 nodad")).unwrap();
     }
-    // Settings that would block packets that the kernel forwards.
+    // With reverse path filtering on, the test shows that the filter does not block packets that the kernel forwards.
     for scope in ["all", "default", "eth0"] {
         topology.balancer().sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "1").unwrap();
     }
@@ -66,7 +66,7 @@ fn one_legged(adapt: impl FnOnce(&mut Settings)) -> Site {
     .unwrap()
 }
 
-/// The number of retransmitted SYN and SYN-ACK segments on a host.
+/// Returns the number of retransmitted SYN and SYN-ACK segments on a host.
 fn sent_again(host: &Namespace) -> u64 {
     let text = host.run_in_thread(|| fs::read_to_string("/proc/thread-self/net/netstat")).unwrap().unwrap();
     let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -96,7 +96,7 @@ fn connect_all(topology: &Topology, from: impl Fn(u16) -> IpAddr, family: Family
     }
 }
 
-/// Answers datagrams until `stop`.
+/// Answers each datagram with the data of the datagram, until `stop` is true.
 fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     let mut buffer = [0; 64];
     while !stop.load(Ordering::Relaxed) {
@@ -106,7 +106,7 @@ fn echo(socket: &UdpSocket, stop: &AtomicBool) {
     }
 }
 
-/// Runs `work` with servers for datagrams on all backends.
+/// Runs `work` while all backends answer datagrams.
 fn with_echo(topology: &Topology, family: Family, work: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -124,7 +124,7 @@ fn with_echo(topology: &Topology, family: Family, work: impl FnOnce()) {
     });
 }
 
-/// Sends one datagram from each client and checks its answer, without retransmissions.
+/// Sends one datagram from each client and checks the answer, without retransmissions.
 fn ask_all(topology: &Topology, family: Family) {
     with_echo(topology, family, || {
         let to = target(topology, family);
@@ -158,7 +158,8 @@ fn nothing_of_a_first_contact_is_lost(xdp_mode: &'static str) {
     }
     assert_eq!(all_sent_again(site.topology()), before, "a SYN or SYN-ACK was lost");
     for family in Family::BOTH {
-        // The entries of the connections, and those of the backends, which the kernel resolves in the same way.
+        // Makes the kernel forget the neighbour entries that the connections need. The kernel resolves neighbour
+        // entries of backends and of clients in the same way.
         let topology = site.topology();
         for client in CLIENTS {
             topology.balancer().ip(&format!("neigh flush {} dev eth0", on_link(family, client))).unwrap();
@@ -181,7 +182,7 @@ fn when_clients_are_on_link_in_generic_mode_then_no_packet_of_a_first_contact_is
     nothing_of_a_first_contact_is_lost("generic");
 }
 
-/// The gateway's neighbour entry has disappeared unnoticed.
+/// The kernel no longer has the neighbour entry of the gateway, and the controller has not noticed the loss.
 #[test]
 fn when_the_gateways_entry_was_forgotten_then_no_packet_is_lost() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, BACKENDS, |settings, _| {
@@ -210,7 +211,8 @@ fn when_the_gateways_entry_was_forgotten_then_no_packet_is_lost() {
     assert!(handed(&site) >= 80.0);
 }
 
-/// The balancer counts a client that does not answer ARP, and serves it once it answers.
+/// The balancer counts packets to a client that does not answer ARP, and serves the client as soon as the client
+/// answers.
 #[test]
 fn when_a_client_does_not_answer_arp_then_it_is_counted() {
     let site = one_legged(|_| {});
@@ -218,7 +220,7 @@ fn when_a_client_does_not_answer_arp_then_it_is_counted() {
     for family in Family::BOTH {
         let from = SocketAddr::new(on_link(family, 200), 0);
         let before = unresolved(&site);
-        // On another interface, because on this one no host answers for it.
+        // At first, the address is on the loopback interface, so that no host answers ARP requests for the address.
         let (length, own, nodad) = if family == Family::V4 { (16, 32, "") } else { (64, 128, "nodad") };
         topology.client().ip(&format!("addr add {}/{own} dev lo {nodad}", from.ip())).unwrap();
         with_echo(topology, family, || {
@@ -251,7 +253,8 @@ fn attached(topology: &Topology) -> usize {
     topology.balancer().run_in_thread(query).unwrap()
 }
 
-/// With `on_exit = "keep"`, the program continues without a controller, and the next controller's program replaces it.
+/// With `on_exit = "keep"`, the kernel program continues without a controller, and the next controller replaces the
+/// program.
 #[test]
 fn when_on_exit_is_keep_then_the_program_survives_a_restart() {
     let mut site = one_legged(|settings| settings.on_exit = "keep");

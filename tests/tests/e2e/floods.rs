@@ -1,5 +1,5 @@
-//! Floods of packets that look like the failure of a server, at their full size. The servers work, so checks stay few, and
-//! nothing moves.
+//! Tests of large floods of packets that look like signs of a server's failure. The servers work, so the balancer must
+//! check the servers rarely and move no client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,17 +19,19 @@ use socket2::{Domain, Socket, Type};
 const SERVERS: u16 = 4;
 const KNOWN: std::ops::RangeInclusive<u16> = 1..=60;
 const FORGED: u32 = 1_000_000;
-/// The number of packets between two looks at the time.
+/// The number of packets that the test sends between two readings of the clock.
 const SALVO: u32 = 20;
-/// Packets a second at most, so that the servers have time for checks as well.
+/// The highest number of packets that the test sends per second. At 150,000 packets per second, the servers still have
+/// enough processor time to answer checks.
 const RATE: u32 = 150_000;
-/// All checks of a server that works, except those of a series, are an hour apart. A check may wait long for a processor.
+/// The intervals and time limits of health checks. Regular checks of a working server are an hour apart, and a check
+/// may wait long for a processor.
 const TIMES: &str = r#"type = "tcp", interval = "1h", fast_interval = "1h", timeout = "10s""#;
 
-/// SYNs to the service, whose sources differ.
+/// A SYN to the service, which the test sends with varying source addresses and ports.
 struct Syns {
     packet: Vec<u8>,
-    /// The length of the IP header.
+    /// The length of the IP header, in bytes.
     header: usize,
     destination: IpAddr,
 }
@@ -43,7 +45,7 @@ impl Syns {
         Self { packet, header: if family == Family::V4 { 20 } else { 40 }, destination }
     }
 
-    /// The packet from this source.
+    /// Returns the SYN with the given source.
     fn of(&mut self, source: SocketAddr) -> &[u8] {
         let (address, segment) = self.packet.split_at_mut(self.header);
         match source.ip() {
@@ -58,7 +60,7 @@ impl Syns {
     }
 }
 
-/// The sources of a flood, at which nobody answers.
+/// Returns a source address of the flood that belongs to no host.
 const fn forged(family: Family, number: u32) -> IpAddr {
     match family {
         Family::V4 => IpAddr::V4(std::net::Ipv4Addr::from_bits(0xac10_0000 | number)),
@@ -66,7 +68,7 @@ const fn forged(family: Family, number: u32) -> IpAddr {
     }
 }
 
-/// Gives all hosts a route to the forged sources, by which answers leave and are lost.
+/// Gives all hosts a route to the forged sources. The network drops answers to the forged sources.
 fn route_answers(site: &Site, family: Family) {
     let (flag, prefix) = if family == Family::V4 { ("-4", "172.16.0.0/12") } else { ("-6", "2001:db8:f00::/96") };
     let topology = site.topology();
@@ -78,12 +80,12 @@ fn route_answers(site: &Site, family: Family) {
     }
 }
 
-/// Sends the SYNs of these sources from the clients' host, one after the other.
+/// Sends SYNs with the given sources from the clients' host, one after another.
 fn send(site: &Site, family: Family, sources: impl Iterator<Item = SocketAddr> + Send) {
     let mut syns = Syns::new(site, family);
     let to = SocketAddr::new(syns.destination, 0).into();
     let send = || -> io::Result<()> {
-        // The header is part of what is sent.
+        // The IP header of each packet comes from this program, not from the kernel.
         let raw = Socket::new(
             Domain::for_address(SocketAddr::new(syns.destination, 0)),
             Type::RAW,
@@ -106,18 +108,18 @@ fn sum(site: &Site, metric: &str, labels: &[&str]) -> f64 {
     site.metrics().unwrap().sum(metric, labels).unwrap_or_default()
 }
 
-/// The number of each server's checks.
+/// Returns the number of checks of each server.
 fn checks(site: &Site) -> Vec<f64> {
     let of = |number| sum(site, "health_checks_total", &[&format!("backend=\"web{number}\"")]);
     (1..=SERVERS).map(of).collect()
 }
 
-/// The number of verdicts that a server is down.
+/// Returns how often the balancer has taken a server down.
 fn failures(site: &Site) -> f64 {
     sum(site, "backend_transitions_total", &["to=\"down\""])
 }
 
-/// A site before a flood, for a comparison with the site after it.
+/// The state of a site before a flood, for a comparison with the state afterwards.
 struct Before {
     homes: std::collections::BTreeMap<u16, String>,
     checks: Vec<f64>,
@@ -128,12 +130,13 @@ struct Before {
 impl Before {
     fn new(site: &mut Site, family: Family) -> Self {
         (1..=SERVERS).for_each(|number| site.wait_state(number, &["up"]).unwrap());
-        // A client is established when it has come twice.
+        // A client's entry is established after two visits.
         let homes = [(); 2].map(|()| site.homes(family, KNOWN).unwrap())[1].clone();
         Self { homes, checks: checks(site), failures: failures(site), begun: Instant::now() }
     }
 
-    /// Each server was checked once a second at most, and is up; nobody moved.
+    /// Checks that the balancer checked each server at most once per second, that all servers are up, and that no
+    /// client moved.
     fn assert_unchanged(&self, site: &Site, what: &str) {
         let seconds = self.begun.elapsed().as_secs_f64();
         let made: Vec<f64> = checks(site).iter().zip(&self.checks).map(|(after, before)| after - before).collect();
@@ -189,7 +192,8 @@ fn when_forged_syns_of_ipv6_come_twice_then_checks_are_few_and_nothing_moves() {
     flood(Forwarding::Dsr, Family::V6, FORGED / 5);
 }
 
-/// The checks go to another port, which is open.
+/// Closes the port of a server while the server's clients connect. The health checks use another port, which stays
+/// open.
 fn refuse(forwarding: Forwarding, family: Family, times: u32) {
     const CHECKED: u16 = 9999;
     const PORTS: u32 = 1000;
@@ -215,7 +219,7 @@ fn refuse(forwarding: Forwarding, family: Family, times: u32) {
         let reply = site.ask(family, [CLIENT], PATIENCE).unwrap().remove(0);
         assert_eq!(reply.unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{what}");
     };
-    // The first time, it is refused a second later.
+    // The balancer withholds the first reset, so the client learns of the refusal a second later.
     refused(&site);
     let (withheld, forwarded) = (sum(&site, "withheld_total", &[]), sum(&site, "packets_total", &[]));
     let address = site.topology().client_address(family, CLIENT);
@@ -238,7 +242,8 @@ fn when_a_client_is_refused_a_hundred_thousand_times_then_checks_are_few_and_not
     }
 }
 
-/// Each refused connection takes a port of the balancer for a while, so that the client runs out of ports before.
+/// Each refused connection occupies a port of the balancer for a while, so a larger number of connections would use up
+/// the balancer's ports.
 #[test]
 fn when_a_client_of_snat_is_refused_ten_thousand_times_then_checks_are_few_and_nothing_moves() {
     for family in Family::BOTH {

@@ -1,5 +1,5 @@
-//! Tests of `client forget`: a forgotten client follows the lookup table with its next connection, like a new client.
-//! No other client does.
+//! Tests of the command `client forget`. The next connection of a forgotten client follows the lookup table, as the
+//! connection of a new client does. When the balancer forgets a client, no other client moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -53,14 +53,14 @@ fn when_a_client_is_forgotten_then_it_follows_the_table() {
     let all = f64::from(*CLIENTS.end());
     assert_eq!(counted(&site), (all, 0.0));
 
-    // If the table sends it to the same backend, it is new, and not moved.
+    // If the lookup table sends the forgotten client to the same backend, the client is new and has not moved.
     let home = at(&homes, "web2")[0];
     assert_eq!(forget(&site, &[&address(home)]), (1, 0));
     assert_eq!(forget(&site, &[&address(home)]), (0, 0), "it is not known any more");
     assert_eq!(site.homes(FAMILY, [home]).unwrap()[&home], "web2");
     assert_eq!(counted(&site), (all + 1.0, 0.0));
 
-    // A drained backend keeps its clients until they are forgotten.
+    // A drained backend keeps its clients until a user makes the balancer forget these clients.
     site.cli(&["backend", "drain", "web/web1"]).unwrap();
     let kept = at(&homes, "web1");
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
@@ -96,7 +96,7 @@ fn when_a_service_has_no_memory_then_there_is_no_client_to_forget() {
         let error = site.cli(&[&["client", "forget"], arguments].concat()).unwrap_err().to_string();
         assert!(error.contains(words) && error.contains("exit status: 1"), "{error}");
     }
-    // In all services with memory.
+    // Without `--service`, the command applies to all services with memory.
     site.homes(FAMILY, [1]).unwrap();
     let client = site.topology().client_address(FAMILY, 1).to_string();
     assert_eq!(forget(&site, &[&client]), (1, 0));

@@ -1,5 +1,5 @@
-//! Tests of datagrams of 64 kB: about fifty fragments each reach the client's backend completely, and so do the
-//! answers.
+//! Tests of datagrams of 64 kB. Each datagram has about fifty fragments: all fragments of a request reach the client's
+//! backend, and all fragments of an answer reach the client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,10 +23,11 @@ use socket2::Type;
 const BACKENDS: u16 = 3;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=24;
 const EACH: u64 = 4;
-/// The answer begins with a byte for the backend's number.
+/// The size of a request, in bytes. The answer is one byte longer than the request, because an answer begins with the
+/// backend's number.
 const SIZE: usize = 65_000;
 
-/// Answers every datagram with itself, after the backend's number.
+/// Answers every datagram with the backend's number, followed by the data of the datagram.
 fn echo(socket: &UdpSocket, number: u16, stop: &AtomicBool) -> Result<()> {
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
@@ -38,7 +39,7 @@ fn echo(socket: &UdpSocket, number: u16, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// The backend that answers a client's datagrams.
+/// Returns the number of the backend that answers a client's datagrams.
 fn ask(topology: &Topology, family: Family, client: u16) -> Result<u16> {
     let source = SocketAddr::new(topology.client_address(family, client), 0);
     let socket = UdpSocket::from(socket(source, Type::DGRAM)?);
@@ -66,7 +67,8 @@ fn large_datagrams_come_back(shape: Shape, forwarding: Forwarding) {
     .unwrap();
     let topology = site.topology();
     if matches!(forwarding, Forwarding::Ipip | Forwarding::Gue) {
-        // Fragments cannot be made smaller on the way, and their sender cannot be told, so it has to know the MTU.
+        // The balancer cannot split fragments further, and cannot inform the sender of a fragment, so the sender must
+        // know the MTU.
         let gateways = if shape == Shape::OneLegged { ["10.0.0.1", "fd00::1"] } else { ["10.3.0.1", "fd00:3::1"] };
         for (vips, gateway) in ["-4 route replace 10.2.0.0/16", "-6 route replace fd00:2::/64"].iter().zip(gateways) {
             topology.client().ip(&format!("{vips} via {gateway} mtu 1400")).unwrap();

@@ -1,5 +1,5 @@
-//! Tests of limits on connections, which `snat` counts: a full backend keeps what it has, and new clients go to the next
-//! one in the table's order, in both families.
+//! Tests of connection limits, which need the connection counts of `snat`. A full backend keeps its clients and
+//! connections. New clients go to the next backend in the order of the lookup table, in both families.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,7 +23,7 @@ use crate::{
 
 const KNOWN: std::ops::RangeInclusive<u16> = 1..=40;
 const NEW: std::ops::RangeInclusive<u16> = 101..=160;
-/// As many connections as a backend may have.
+/// The largest number of connections that the test allows for a backend.
 const MOST: usize = 6;
 
 fn site() -> Site {
@@ -39,12 +39,12 @@ fn site() -> Site {
     site
 }
 
-/// The backend `web{number}` of each family's service.
+/// Returns the backend `web{number}` in the service of each family.
 fn backends(site: &Site, number: usize) -> Vec<BackendView> {
     site.status().unwrap().services.into_iter().map(|mut service| service.backends.remove(number - 1)).collect()
 }
 
-/// The places of clients by the controller's table, in both families.
+/// Returns the backends to which the controller's lookup table sends clients, in both families.
 fn places(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16, bool), String> {
     let of = |family| {
         let place = move |client| ((client, family == Family::V6), site.locate(family, client).unwrap().1);
@@ -53,7 +53,7 @@ fn places(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16,
     Family::BOTH.into_iter().flat_map(of).collect()
 }
 
-/// The backends that answer clients, in both families.
+/// Returns the backends that answer clients, in both families.
 fn answers(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16, bool), String> {
     let of = |family| {
         let homes = site.homes(family, clients.clone()).unwrap();
@@ -62,7 +62,7 @@ fn answers(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<(u16
     Family::BOTH.into_iter().flat_map(of).collect()
 }
 
-/// Opens so many connections to a backend, in each family, all from one client.
+/// Opens `count` connections of one client to a backend in each family.
 fn open(site: &Site, home: &str, count: usize) -> Vec<TcpStream> {
     let of = |family| {
         let client = KNOWN.into_iter().find(|client| site.locate(family, *client).unwrap().1 == home).unwrap();
@@ -91,7 +91,7 @@ fn when_a_backend_has_as_many_connections_as_it_may_then_new_clients_go_to_the_n
     let mut site = site();
     let whole = backends(&site, 1)[0].slots;
     let (mut known, before) = (answers(&site, KNOWN), places(&site, NEW));
-    // The next one in the table's order is where a drain steers them.
+    // A drain steers new clients to the next backend in the order of the lookup table.
     let drain = |verb: &str| {
         for family in Family::BOTH {
             site.cli(&["backend", verb, &format!("{}/web1", service(family))]).unwrap();
@@ -118,7 +118,8 @@ fn when_a_backend_has_as_many_connections_as_it_may_then_new_clients_go_to_the_n
     known.extend(next);
     all_work(&mut open);
 
-    // What a restart and a killed process leave in the kernel is counted again, and the backend stays full.
+    // After a restart and after a kill, the balancer counts the connections in the kernel again, and the backend stays
+    // full.
     site.restart(|_| ()).unwrap();
     assert!(backends(&site, 1).iter().all(|backend| backend.full && backend.slots == 0));
     all_work(&mut open);
@@ -131,7 +132,7 @@ fn when_a_backend_has_as_many_connections_as_it_may_then_new_clients_go_to_the_n
     assert!(later.values().all(|home| home != "web1"), "{later:?}");
     known.extend(later);
 
-    // Once connections have ended, it takes new clients again, and no client has moved.
+    // Once connections have ended, the backend takes new clients again. No known client has moved.
     drop(open);
     wait("web1 has no room", || backends(&site, 1).iter().all(|backend| !backend.full && backend.slots == whole));
     let newest = answers(&site, 191..=230);
@@ -175,7 +176,7 @@ fn when_all_backends_have_as_many_connections_as_they_may_then_when_full_decides
     assert!(new.iter().all(|answer| matches!(answer, Ok(200))), "{new:?}");
     all_work(&mut streams);
 
-    // With `drop`, the end of connections is enough for new clients to be served.
+    // With `when_full = "drop"`, the balancer serves new clients as soon as connections have ended.
     site.apply(|settings| settings.service_lines = "when_full = \"drop\"".to_owned()).unwrap();
     drop(streams);
     wait("they have no room", || (1..=3).flat_map(|number| backends(&site, number)).all(|backend| !backend.full));

@@ -1,4 +1,5 @@
-//! Checks by gRPC's health service in every forwarding mode, by way of the VIP where a mode has one.
+//! Tests of health checks by gRPC's health service, in every forwarding mode. The checks use the VIP in the forwarding
+//! modes that require the VIP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
@@ -50,7 +51,7 @@ fn name(family: Family) -> &'static str {
     }
 }
 
-/// A service for each family whose backends are checked by gRPC.
+/// Returns a service for each family; the balancer checks the service's backends by gRPC.
 fn services(forwarding: Forwarding, topology: &Topology) -> String {
     let through = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { "backend" } else { "service" };
     let mode = forwarding_word(forwarding);
@@ -92,7 +93,7 @@ fn start_nginx(site: &Site, files: &Path, number: u16) -> Process {
     Process::spawn(&name, &mut command, &files.join(format!("{name}.log"))).unwrap()
 }
 
-/// Waits until the second backend has this state and reason in both families, while the first one is up.
+/// Waits until the second backend has the given state and reason in both families, and the first backend is up.
 #[track_caller]
 fn wait_second(site: &Site, state: &str, reason: &str) {
     wait(&format!("the second backend is not {state} {reason:?}"), || {

@@ -1,4 +1,4 @@
-//! Tests that the balancer's changes on its machine follow the configuration while it runs.
+//! Tests that a running balancer adapts the machine's settings to a new configuration.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,8 @@ fn switch(site: &Site, key: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// IPv4 forwarding, IPv6 forwarding, and acceptance of router advertisements, on the last interface.
+/// Returns three settings of the last interface: IPv4 forwarding, IPv6 forwarding, and acceptance of router
+/// advertisements.
 fn switches(site: &Site) -> [String; 3] {
     let interface = site.topology().interfaces().last().unwrap();
     ["ipv4/NAME/forwarding", "ipv6/NAME/forwarding", "ipv6/NAME/accept_ra"].map(|key| {
@@ -51,15 +52,15 @@ fn when_apply_brings_the_first_nat_service_of_a_family_then_it_works_at_once() {
         };
         site.controller().wait_for(PATIENCE, "health checks over IPv6", up).unwrap();
         assert_eq!(site.homes(Family::V6, 1..=10).unwrap().len(), 10);
-        // No service needs IPv4 any more.
+        // From this point, no service uses IPv4.
         wait("net.ipv4 stays switched on", || switches(&site) == ["0", "1", "2"]);
 
         site.apply(|settings| settings.families = vec![Family::V4, Family::V6]).unwrap();
         for family in Family::BOTH {
             assert_eq!(site.homes(family, 1..=10).unwrap().len(), 10, "{family:?}");
         }
-        // Another program switches it off: the balancer soon switches it on again, and the next controller knows what
-        // to restore.
+        // Another program switches forwarding off. The balancer soon switches forwarding on again, and the next
+        // controller still knows which setting to restore.
         site.topology().forward(false).unwrap();
         wait("net.ipv4 stays switched off", || switches(&site) == ["1", "1", "2"]);
         site.kill_and_restart(|_| {}).unwrap();
@@ -71,7 +72,7 @@ fn when_apply_brings_the_first_nat_service_of_a_family_then_it_works_at_once() {
     }
 }
 
-/// Returns the balancer's answer to `apply` of a file that it refuses.
+/// Applies a file that the balancer must refuse, and returns the balancer's answer.
 fn refused(site: &mut Site, adapt: impl FnOnce(&mut Settings)) -> String {
     let error = site.apply(adapt).unwrap_err().to_string();
     assert!(error.contains("exit status: 1"), "{error}");
@@ -93,7 +94,7 @@ fn names(interfaces: &[&str]) -> Vec<String> {
     interfaces.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// Whether a process listens in the balancer's network namespace.
+/// Returns whether a process listens on a port in the balancer's network namespace.
 fn listens(site: &Site, port: u16) -> bool {
     let output =
         site.topology().balancer().command("ss").args(["-Hltn", &format!("sport = :{port}")]).output().unwrap();
@@ -120,7 +121,7 @@ fn when_interfaces_and_mode_change_then_the_running_balancer_follows() {
     };
     let before = site.status().unwrap();
 
-    // An impossible change has no effect, and a dry run reports it as well.
+    // The balancer refuses an impossible change completely, and a dry run reports the refusal as well.
     for (interface, reason) in [("eht9", "interface eht9 does not exist"), ("lo", "interface lo is the loopback")] {
         let error = refused(&mut site, |settings| settings.interfaces = names(&["eth0", "eth1", interface]));
         assert!(error.contains(reason) && error.contains("nothing was changed"), "{error}");
@@ -131,7 +132,7 @@ fn when_interfaces_and_mode_change_then_the_running_balancer_follows() {
     assert_eq!(site.status().unwrap().generation, before.generation);
     assert_eq!(interfaces(&site).len(), 2);
 
-    // One interface more. It is now the first, and gets the VIP.
+    // The new file contains an additional interface, which comes first and gets the VIP.
     let answer = site.apply(|settings| settings.interfaces = names(&["more0", "eth0", "eth1"])).unwrap();
     assert!(answer.contains("configuration applied, interfaces changed"), "{answer}");
     wait("three interfaces", || interfaces(&site).len() == 3);
@@ -139,14 +140,14 @@ fn when_interfaces_and_mode_change_then_the_running_balancer_follows() {
     wait("the VIP is left behind", || on(&site, "more0") && !on(&site, "eth0"));
     assert_eq!(switch(&site, "net.ipv4.conf.more0.forwarding"), "1");
 
-    // One interface less: the balancer restores its settings.
+    // The new file lacks an interface: the balancer restores that interface's settings.
     site.apply(|settings| settings.interfaces = names(&["eth0", "eth1"])).unwrap();
     wait("more0 stays attached", || attached(&site, "more0").is_empty());
     wait("the VIP is left behind", || on(&site, "eth0") && !on(&site, "more0"));
     wait("more0 forwards", || switch(&site, "net.ipv4.conf.more0.forwarding") == "0");
     assert_eq!(site.homes(Family::V4, 1..=10).unwrap().len(), 10);
 
-    // Generic and back. If one interface refuses a mode, no interface gets it.
+    // The XDP mode changes to generic and back. If one interface refuses an XDP mode, the mode of no interface changes.
     site.apply(|settings| settings.xdp_mode = "generic").unwrap();
     wait("eth0 is not generic", || attached(&site, "eth0") == "generic" && attached(&site, "eth1") == "generic");
     site.kill_and_restart(|_| {}).unwrap();
@@ -194,7 +195,7 @@ fn when_listener_group_and_statistics_change_then_the_running_balancer_follows()
         let output = site.topology().balancer().command("ss").args(["-Hltn", "sport = :9660"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("0.0.0.0:9660")
     });
-    // From now on, one packet in this number is sampled.
+    // From this point, the program samples one of `sample_interval` packets.
     let sampled = |site: &Site| site.metrics().unwrap().sum("samples_total", &[]).unwrap();
     let before = sampled(&site);
     site.apply(|settings| settings.lines = lines("127.0.0.1:9660", "[statistics]\nsample_interval = 1\n")).unwrap();
@@ -239,7 +240,8 @@ fn when_settings_that_outlive_the_balancer_change_then_it_follows() {
     };
     wait("the clients are not known any more", || known(&site) == 20);
 
-    // And back: the remaining state goes with the process, however it ends.
+    // The setting changes back: the program and the maps then disappear with the process, even if the process is
+    // killed.
     site.apply(|settings| settings.on_exit = "detach").unwrap();
     assert_eq!(site.homes(Family::V4, 1..=20).unwrap(), before);
     site.controller().process().kill().unwrap();
@@ -247,7 +249,7 @@ fn when_settings_that_outlive_the_balancer_change_then_it_follows() {
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }
 
-/// Reading a configuration from a disk that hangs, or from a pipe without a writer.
+/// A disk may hang while the balancer reads the configuration; reading a pipe without a writer has the same effect.
 #[test]
 fn when_reading_the_configuration_takes_long_then_nothing_else_waits() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
@@ -266,14 +268,15 @@ fn when_reading_the_configuration_takes_long_then_nothing_else_waits() {
         site.status().unwrap().services[0].backends.iter().map(|backend| backend.weight).collect()
     };
     wait("the file is not taken over", || weights(&site) == [7, 7]);
-    // The end does not wait either.
+    // A stopping balancer does not wait for the configuration file, either.
     site.controller().process().signal(Signal::SIGHUP).unwrap();
     thread::sleep(Duration::from_millis(300));
     assert!(site.controller().process().stop().unwrap().success());
     fs::remove_file(&path).unwrap();
 }
 
-/// The backends' answers to checks are for this machine itself, so they arrive even without forwarding.
+/// Backends send their answers to checks to the balancer's machine itself, so the answers arrive even if forwarding is
+/// off.
 #[test]
 fn when_another_program_keeps_forwarding_off_then_answers_to_checks_still_arrive() {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
@@ -325,7 +328,7 @@ fn when_an_interface_is_renamed_then_it_is_steered_whatever_takes_its_name() {
     })
     .unwrap();
     let before = site.homes(Family::V4, 1..=20).unwrap();
-    // Addresses and routes belong to the interface, whatever its name.
+    // Addresses and routes belong to the interface itself, not to the interface's name.
     let balancer = site.topology().balancer();
     if balancer.ip("link set eth0 name lan0").is_err() {
         println!("before Linux 6.2 an interface that is up keeps its name");
@@ -342,7 +345,7 @@ fn when_an_interface_is_renamed_then_it_is_steered_whatever_takes_its_name() {
     }
     assert_eq!((attached(&site, "lan0"), attached(&site, "eth0")), ("native".to_owned(), String::new()));
     assert_eq!(switch(&site, "net.ipv4.conf.lan0.forwarding"), "1");
-    // The configuration follows.
+    // The new configuration uses the new name of the interface.
     site.apply(|settings| settings.interfaces = names(&["lan0", "eth1"])).unwrap();
     wait("it says the old name", || ready(&site).starts_with("ready"));
     assert_eq!(interfaces(&site)[0].0, "lan0");

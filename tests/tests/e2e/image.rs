@@ -1,4 +1,4 @@
-//! The image of `packaging/Containerfile`, run by podman as the book says.
+//! Tests of the image of `packaging/Containerfile`, which podman runs as the book describes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -20,18 +20,19 @@ use tempfile::TempDir;
 const CONTAINERFILE: &str = include_str!("../../../packaging/Containerfile");
 const BOOK: &str = include_str!("../../../docs/src/operations.md");
 
-/// The options of `podman run` in the book, except for those about places.
+/// The options of `podman run` in the book, except for the volumes.
 fn options() -> Vec<&'static str> {
     let (_, command) = BOOK.split_once("podman run --rm --name balancer ").unwrap();
     let (command, _) = command.split_once("--volume").unwrap();
     command.split_whitespace().filter(|word| *word != "\\").collect()
 }
 
-/// An engine whose images and containers are in a directory.
+/// A container engine whose images and containers are in a temporary directory.
 struct Engine(TempDir);
 
 impl Engine {
-    /// Makes the image of this build, which needs its libraries, unlike the static program.
+    /// Builds an image with the current build's program and its libraries. The released program is statically linked
+    /// and needs no libraries.
     fn with_image() -> Self {
         let this = Self(tempfile::tempdir().unwrap());
         let context = this.0.path().join("context");
@@ -52,11 +53,13 @@ impl Engine {
         this
     }
 
-    /// A program that runs `line` where `podman` uses this engine's directory.
+    /// Creates a script that runs the shell line `line`. In the script, `podman` uses the directory of the test's
+    /// engine.
     fn script(&self, name: &str, line: &str) -> PathBuf {
         let script = self.0.path().join(name);
         let place = self.0.path().display();
-        // A hierarchy of one kind: with both kinds at once, the engine starts no container.
+        // The script mounts only version 2 of the control groups. If both cgroup versions are mounted, the container
+        // engine starts no container.
         let text = format!(
             "#!/bin/sh\n[ $# -gt 0 ] && [ \"$1\" != run ] && [ \"$1\" != build ] && exec {balancer} \"$@\"\n\
              [ \"$IN_ITS_OWN\" ] || IN_ITS_OWN=1 exec unshare --mount \"$0\" \"$@\"\n\
@@ -70,10 +73,10 @@ impl Engine {
         script
     }
 
-    /// A program like `balancer` whose `run` is in a container, with its files in `files`.
+    /// Creates a script that serves as `balancer`, and executes `run` in a container with the files in `files`.
     fn balancer(&self, files: &Path) -> PathBuf {
         let options = options().join(" ");
-        // This machine may have limits below the engine's own.
+        // The limits of the machine that runs the test may be lower than the container engine's defaults.
         let limits = "--ulimit nofile=1024:1024 --ulimit nproc=1024:1024 --cgroups disabled";
         let files = files.display();
         self.script(
@@ -85,7 +88,7 @@ impl Engine {
     }
 }
 
-/// The packets of both families, and known clients over a restart and without a container.
+/// Tests packets of both families, and that known clients stay across a restart and while no container runs.
 #[test]
 fn when_the_image_is_run_as_the_book_says_then_it_steers_and_the_next_container_goes_on() {
     let engine = Engine::with_image();

@@ -1,4 +1,4 @@
-//! Tests of the kernel program's log of rare and unexpected events, which must cost nothing if it is off.
+//! Tests of the kernel program's log of rare and unexpected events. A log level that is off must cost no instructions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,7 @@ use balancer_testkit::{
 };
 use log::{Level, Log, Metadata, Record};
 
-/// The number of lines that one CPU may write about one kind of event in 2^30 ns.
+/// The number of log lines that one CPU may write about one kind of event in 2^30 ns.
 const LINES: usize = 8;
 
 const SERVICES: [Service; 2] = [
@@ -43,12 +43,12 @@ const SERVICES: [Service; 2] = [
     },
 ];
 
-/// A reply to a client with an unreachable route.
+/// Returns a reply to a client whose route is unreachable.
 fn without_route() -> Vec<u8> {
     Frame::tcp("10.0.0.21:8080", "192.0.2.200:40000", ACK).bytes()
 }
 
-/// A packet for a backend with an unknown next hop.
+/// Returns a packet for a backend whose next hop is unknown.
 fn without_next_hop() -> Vec<u8> {
     Frame::tcp("203.0.113.7:40000", "198.51.100.21:80", ACK).bytes()
 }
@@ -83,7 +83,7 @@ fn when_an_unexpected_event_occurs_then_it_is_logged_with_its_number_and_a_limit
     let periods = started.elapsed().as_secs() as usize + 2;
     assert_eq!(rig.drops(DropReason::NoRoute).unwrap(), rounds, "each is counted");
     let lines = lines.0.lock().unwrap();
-    // BPF_FIB_LKUP_RET_UNREACHABLE.
+    // The value 2 in the expected line is BPF_FIB_LKUP_RET_UNREACHABLE.
     let no_next_hop = format!("a packet for backend row {}: no next hop", backend_id(1).0);
     for line in ["a reply has no way: the route lookup says 2", &no_next_hop] {
         let count = lines.iter().filter(|told| *told == line).count();
@@ -92,20 +92,20 @@ fn when_an_unexpected_event_occurs_then_it_is_logged_with_its_number_and_a_limit
     }
 }
 
-/// The number of instructions of a program in the kernel, and how many of them use the map.
+/// Returns the number of a loaded program's instructions, and the number of instructions that use the map.
 fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
     const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
     const LOAD_64: u8 = 0x18;
     const PSEUDO_MAP_FD: u8 = 1;
 
-    /// The part of `union bpf_attr` that this call reads.
+    /// The fields of `union bpf_attr` that `BPF_OBJ_GET_INFO_BY_FD` reads.
     #[repr(C)]
     struct Attribute {
         fd: u32,
         length: u32,
         info: u64,
     }
-    /// The beginning of `struct bpf_prog_info`.
+    /// The first fields of `struct bpf_prog_info`.
     #[repr(C)]
     #[derive(Default)]
     struct Info {
@@ -122,7 +122,7 @@ fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
         let length = size_of::<Info>() as u32;
         let attribute =
             Attribute { fd: program.as_raw_fd().cast_unsigned(), length, info: std::ptr::from_mut(info) as u64 };
-        // SAFETY: the attribute and the memory it points to outlive the call, with the correct lengths.
+        // SAFETY: the attribute and the memory to which it points outlive the call, and the lengths are correct.
         let done = unsafe {
             libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw const attribute, size_of::<Attribute>())
         };
@@ -167,7 +167,7 @@ fn when_the_log_is_off_then_the_program_has_no_code_for_it() {
     assert!(names_on > 0 && off < on, "{found:?}");
 }
 
-/// A wrapper that runs the balancer with this log level.
+/// Creates a wrapper that runs the balancer with the given log level.
 fn at_level(directory: &Path, level: &str) -> PathBuf {
     let script = directory.join(level);
     let binary = binaries::balancer().unwrap();
@@ -194,7 +194,7 @@ fn when_the_log_level_is_debug_then_the_controller_logs_unexpected_events() {
         let log = site.files().join("balancer.log");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // The backend's reply is dropped.
+            // The program drops the backend's reply, so the client gets no answer.
             let _nobody = site.ask(Family::V4, [7], Duration::from_millis(300)).unwrap();
             let text = fs::read_to_string(&log).unwrap();
             if text.lines().any(|written| written.contains("DEBUG") && written.ends_with(line)) {

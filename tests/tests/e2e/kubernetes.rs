@@ -1,4 +1,5 @@
-//! Tests of Kubernetes services: a stand-in for the API server, web servers as pods, and the real program.
+//! Tests of Kubernetes Services with web servers as pods, with the real controller for Kubernetes, and with a stand-in
+//! for the API server.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod crossings;
@@ -26,12 +27,12 @@ use serde_json::{Value, json};
 use crate::support::{requests, under_load, wait};
 
 const SERVICE: &str = "k8s.shop.web";
-/// Clients that come while there are four pods.
+/// The clients that connect while there are four pods.
 const FIRST: RangeInclusive<u16> = 1..=200;
-/// Clients that come while there are eight pods.
+/// The clients that connect while there are eight pods.
 const SECOND: RangeInclusive<u16> = 201..=300;
 
-/// The program between cluster and balancer; killed when dropped.
+/// The controller for Kubernetes. Dropping the value kills the controller's process.
 struct Controller(Child);
 
 impl Drop for Controller {
@@ -41,7 +42,7 @@ impl Drop for Controller {
     }
 }
 
-/// A balancer with an IPv6 service of its own file, and a cluster with a pool of the IPv4 VIP.
+/// A balancer with an IPv6 service in its file, and a cluster whose pool contains only the IPv4 VIP.
 struct World {
     site: Site,
     cluster: Kubernetes,
@@ -92,7 +93,7 @@ impl World {
         self.service_with(&[]);
     }
 
-    /// The Service, with more annotations.
+    /// Creates the Service, with the given annotations in addition to the usual ones.
     fn service_with(&self, more: &[(&str, &str)]) {
         let mut annotations = json!({"sticky.balancer/drain": "12s",
             "sticky.balancer/check": "{ type = \"tcp\", interval = \"300ms\", fall = 5, rise = 1 }"});
@@ -107,7 +108,7 @@ impl World {
         );
     }
 
-    /// The names of backends with their states.
+    /// Returns the names of the backends with their states.
     fn states(&self) -> BTreeMap<String, String> {
         let services = self.site.status().unwrap().services;
         let service = services.into_iter().find(|service| service.name == SERVICE);
@@ -115,7 +116,7 @@ impl World {
         backends.map(|backend| (backend.name, backend.state)).collect()
     }
 
-    /// The names of backends with their administrative states.
+    /// Returns the names of the backends with their administrative states.
     fn admins(&self) -> BTreeMap<String, String> {
         let services = self.site.status().unwrap().services;
         let service = services.into_iter().find(|service| service.name == SERVICE);
@@ -145,7 +146,7 @@ impl World {
         self.site.homes(Family::V4, clients).unwrap()
     }
 
-    /// The clients that are at one of these pods.
+    /// Returns the clients whose backend is one of the given pods.
     fn at(homes: &BTreeMap<u16, String>, pods: RangeInclusive<u16>) -> BTreeMap<u16, String> {
         let names: Vec<String> = pods.map(|number| format!("web{number}")).collect();
         homes.iter().filter(|(_, home)| names.contains(home)).map(|(client, home)| (*client, home.clone())).collect()
@@ -169,7 +170,7 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     let all = requests(world.site.topology(), Family::V4, 80, 1..=300);
     let entrance = world.site.topology().client().entrance();
     let load = under_load(&entrance, &all[..200], || {
-        // Four pods become eight, and the controller dies in between.
+        // The number of pods grows from four to eight, and the controller dies at the same time.
         world.pods(&[1, 2, 3, 4, 5, 6, 7, 8], &[]);
         drop(controller.take());
         controller = Some(world.controller());
@@ -178,12 +179,12 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
         let second = world.homes(SECOND);
         assert!(World::at(&second, 5..=8).len() > 20, "{second:?}");
 
-        // Eight pods become four: clients at an ending pod stay while it drains.
+        // The number of pods shrinks from eight to four: clients at an ending pod stay while the pod drains.
         world.pods(&[5, 6, 7, 8], &[1, 2, 3, 4]);
         world.wait_states("four drain", "draining", &[1, 2, 3, 4]);
         assert_eq!(world.homes(FIRST), first);
         assert_eq!(world.homes(SECOND), second);
-        // Changes of the file by others have no effect on it.
+        // If users apply the configuration file themselves, the states of the pods do not change.
         let config = world.site.config();
         world.site.cli(&["apply", config.to_str().unwrap(), "--reread"]).unwrap();
         assert_eq!(world.states().values().filter(|state| *state == "draining").count(), 4);
@@ -199,10 +200,11 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
         assert_eq!(after.iter().filter(|(client, _)| stay.contains_key(*client)).count(), stay.len());
         assert!(stay.iter().all(|(client, home)| after[client] == *home), "{stay:?} {after:?}");
     });
-    // A connection that is open at the end of the drain is cut.
+    // At the end of the drain, the balancer ends the connections that are still open.
     load.assert_answered_but(10, 500);
 
-    // The API server is away while a pod dies: the balancer's check moves exactly its clients.
+    // A pod dies while the API server is unreachable: because of the balancer's own check, exactly the pod's clients
+    // move.
     let before = world.homes(1..=300);
     world.cluster.is_away(true);
     world.site.kill_backend(5).unwrap();
@@ -212,11 +214,11 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     assert!(World::at(&moved, 5..=5).is_empty());
     world.cluster.is_away(false);
 
-    // The balancer is killed, and finds everything in its file.
+    // After a kill, the balancer finds all services in its configuration file.
     world.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     assert_eq!(world.homes(1..=300), moved);
 
-    // The deployment is scaled to zero, and back.
+    // The user scales the deployment to zero pods and back.
     world.pods(&[], &[]);
     wait("no pod is left", || world.states().is_empty());
     let refused = world.site.ask(Family::V4, 1..=5, PATIENCE).unwrap();
@@ -227,7 +229,7 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     world.wait_states("two are back", "up", &[1, 2]);
     world.homes(1..=300);
 
-    // The Service is deleted while the controller is away.
+    // A user deletes the Service while no controller for Kubernetes runs.
     drop(controller.take());
     world.cluster.delete("services", "shop", "web");
     assert!(world.cluster.get("services", "shop", "web").is_some(), "the finalizer keeps it");

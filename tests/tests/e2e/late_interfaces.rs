@@ -1,4 +1,4 @@
-//! Tests of a start under a service manager when no interface is there to attach to yet.
+//! Tests of a start under a service manager while the interfaces in the configuration do not exist yet.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,7 +23,8 @@ use crate::{
     support::wait,
 };
 
-/// Returns how much longer the start may take, and the status if there is one.
+/// Waits for a notification of the balancer, and returns by how much the notification extends the start, and the status
+/// text, if any.
 fn waits(notify: &UnixDatagram) -> (Duration, Option<String>) {
     let words = told_next(notify, "EXTEND_TIMEOUT_USEC=");
     let value = |key| words.lines().find_map(|line: &str| line.strip_prefix(key));
@@ -31,7 +32,7 @@ fn waits(notify: &UnixDatagram) -> (Duration, Option<String>) {
     (longer, value("STATUS=").map(str::to_owned))
 }
 
-/// A balancer under a service manager, waiting for one of these interfaces.
+/// A balancer under a service manager, which waits for a missing interface.
 struct Waiting {
     controller: Controller,
     notify: UnixDatagram,
@@ -71,7 +72,7 @@ impl Waiting {
         }
     }
 
-    /// Waits for a failed end. Returns the reason, which the service manager knows as well.
+    /// Waits until the balancer ends with an error, and returns the reason, which the service manager also receives.
     fn fails(&mut self) -> String {
         assert_eq!(self.end().code(), Some(1), "{}", self.log());
         let words = self.controller.process().tail(1).unwrap();
@@ -91,10 +92,11 @@ fn when_no_interface_is_there_then_the_start_waits_for_the_first_one() {
         status.starts_with("waiting until one of late0, late1 is there: interface late0 does not exist"),
         "{status}"
     );
-    // It looks again without a notification, later each time, and the status has been told.
+    // Without a notification from the kernel, the balancer looks for the interfaces at growing intervals, and repeats
+    // its status text only after a change.
     let pauses: Vec<(Duration, Option<String>)> = (0..2).map(|_| waits(&waiting.notify)).collect();
     assert!(pauses.is_sorted() && pauses.iter().all(|(more, status)| *more > longer && status.is_none()), "{pauses:?}");
-    // Another interface is of no use; it appears among those that exist.
+    // An interface with another name does not end the balancer's wait, but the status text lists that interface.
     waiting.ip("link add other0 type veth peer name other1");
     let named = |(_, status): (Duration, Option<String>)| status.is_some_and(|status| status.contains("other0"));
     wait("it does not name the new interface", || named(waits(&waiting.notify)));
@@ -132,7 +134,8 @@ fn when_the_interface_that_comes_cannot_be_used_then_the_start_fails() {
     assert!(reason.contains("interface late0 carries no Ethernet frames"), "{reason}");
 }
 
-/// The service manager starts it again, and it reads the file again.
+/// The waiting balancer ends when the configuration file changes. The service manager then starts the balancer again,
+/// and the new process reads the new file.
 #[test]
 fn when_the_file_is_mended_while_no_interface_is_there_then_the_next_start_uses_it() {
     let mut waiting = Waiting::start(&["eht0"]);
@@ -145,7 +148,7 @@ fn when_the_file_is_mended_while_no_interface_is_there_then_the_next_start_uses_
     waiting.controller = start_controller(&waiting.topology, &waiting.settings, waiting.files.path()).unwrap();
     told_next(&waiting.notify, "READY=1\n");
 
-    // A file that is not valid any more says so.
+    // If the changed file is invalid, the balancer's reason describes the error in the file.
     let mut waiting = Waiting::start(&["eht0"]);
     waits(&waiting.notify);
     let file = waiting.files.path().join("balancer.toml");
@@ -154,7 +157,8 @@ fn when_the_file_is_mended_while_no_interface_is_there_then_the_next_start_uses_
     assert!(reason.starts_with(&format!("{}:1: ", file.display())), "{reason}");
 }
 
-/// The programs that steer meanwhile, if there are any, and known clients are taken over.
+/// The next balancer takes over the known clients and, with `on_exit = "keep"`, also the programs that continue to
+/// steer.
 #[test]
 fn when_the_interface_comes_back_after_a_restart_without_it_then_known_clients_stay() {
     for on_exit in ["detach", "keep"] {

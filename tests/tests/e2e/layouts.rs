@@ -1,4 +1,4 @@
-//! Upgrades from a version whose kept maps have another layout.
+//! Tests of upgrades from a version of the balancer whose kept maps have another layout.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, net::IpAddr};
@@ -14,10 +14,10 @@ use balancer_testkit::{topology::Family, users::Users};
 
 use super::restart::{pins, refusal, rewrite_notes};
 
-/// The key in the configuration of every site.
+/// The hash key in the configuration of every site.
 const KEY: HashKey = HashKey::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
-/// Turns the kept client table into one of layout 13, in which the low bits of a client's hash are its bucket.
+/// Converts the kept client table to layout 13, in which the low bits of a client's hash select the bucket.
 fn as_in_layout_13(users: &Users) {
     let pins = pins(&users.site);
     fs::rename(pins.join("KNOWN_CLIENTS"), pins.join("CLIENTS")).unwrap();
@@ -44,7 +44,7 @@ fn as_in_layout_13(users: &Users) {
 fn when_a_version_of_layout_13_is_upgraded_then_nobody_moves_even_if_the_capacity_changes() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
     users.visit(1..=200);
-    // From now on the memory alone keeps many clients where they are.
+    // After the addition of a backend, only the client memory keeps many clients at their backends.
     users.add_web5();
     users.nobody_moves("when web5 was added");
     for capacity in [262_144, 4_000_000] {

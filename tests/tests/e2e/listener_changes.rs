@@ -1,5 +1,5 @@
-//! Tests of changing a running service's listeners: connections through another listener belong to known clients,
-//! `apply` adds and removes listeners, and impossible changes are refused without effect.
+//! Tests of changing the listeners of a running service. The balancer recognizes known clients at another listener,
+//! `apply` adds and removes listeners, and impossible changes have no effect.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, net::SocketAddr};
@@ -27,7 +27,7 @@ fn start() -> Site {
     site
 }
 
-/// The decisions about new connections of the shop's clients: new, kept, moved.
+/// Returns the numbers of decisions about new connections of the shop's clients: new, kept, moved.
 fn decisions(site: &Site) -> [f64; 3] {
     let metrics = site.metrics().unwrap();
     ["new", "kept", "moved"]
@@ -42,16 +42,17 @@ fn when_a_client_connects_through_another_listener_then_it_is_kept() {
     assert_eq!(decisions(&site), [all, 0.0, 0.0]);
     assert_eq!(where_all_are(&site, &[HTTPS], &[]), homes);
     assert_eq!(decisions(&site), [all, all, 0.0]);
-    // This holds also if the table now says otherwise.
+    // Known clients also stay when the lookup table names another backend.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &[HTTPS, HTTP], &[]), homes);
     assert_eq!(decisions(&site), [all, 3.0 * all, 0.0]);
-    // A client's first datagram belongs to a client known by its connections, and the next ones are no decision.
+    // A client's first datagram may count as a connection of a known client. Later datagrams of the client do not count
+    // as connections.
     assert_eq!(where_all_are(&site, &[], &[HTTP, IN_RANGE]), homes);
     let [new, kept, moved] = decisions(&site);
     assert_eq!([new, moved], [all, 0.0]);
     assert!((3.0 * all..=5.0 * all).contains(&kept), "{kept}");
-    // A moved client moves at all listeners at once.
+    // A client moves at all listeners of a service at the same time.
     site.cli(&["backend", "maint", "shop/web1"]).unwrap();
     let of_web1 = homes.values().filter(|home| *home == "web1").count();
     let after = where_all_are(&site, &[HTTPS, HTTP], &[HTTPS]);
@@ -66,7 +67,7 @@ fn when_apply_adds_and_removes_listeners_then_no_client_moves() {
     let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
     let [v4, v6] = Family::BOTH.map(|family| site.topology().vip(family));
 
-    // A listener added by hand survives a file without it.
+    // A listener that a user has added survives the application of a file that lacks the listener.
     site.cli(&["service", "listen", "add", "shop", &later]).unwrap();
     let lines = shop(site.topology(), Forwarding::Dsr);
     let without_http = lines.replace(&format!("\"{v4}:{HTTP}\", "), "").replace(&format!("\"[{v6}]:{HTTP}\", "), "");
@@ -87,7 +88,7 @@ fn when_apply_adds_and_removes_listeners_then_no_client_moves() {
         assert_eq!(ask(&site, Family::V4, client, LATER, Protocol::Tcp).unwrap(), homes[&(true, client)]);
     }
 
-    // The listener returns, and its counters start at zero.
+    // The next file names the listener again, and the listener's counters start at zero.
     site.apply(|settings| settings.lines = lines).unwrap();
     assert_eq!(where_all_are(&site, &[HTTP, HTTPS], &[HTTP, IN_RANGE]), homes);
     assert_eq!(site.status().unwrap().services[0].listeners.len(), 11);
@@ -120,15 +121,15 @@ fn when_a_listener_change_is_impossible_then_nothing_changes() {
     }
     let taken = lines.replace(&format!("{v4}:9000"), &format!("{v4}:{HTTP}"));
     assert!(site.apply(|settings| settings.lines = taken).is_err());
-    // The largest number of listeners, and one more. A single port within another service's range is a separate
-    // listener.
+    // The test adds listeners up to the largest allowed number, and tries to add one more. A single port within another
+    // service's range is a separate listener.
     for port in 9150..9150 + 54 {
         site.cli(&["service", "listen", "add", "shop", &format!("{v4}:{port}")]).unwrap();
     }
     let told = refused(&site, &format!("{v4}:9300"));
     assert!(told.contains("more than 64 listeners of one service"), "{told}");
     assert_eq!(site.status().unwrap().services[0].listeners.len(), 64);
-    // The last listener of a service stays.
+    // A user cannot remove the last listener of any service.
     site.cli(&["service", "listen", "remove", "other", &format!("{v4}:9000")]).unwrap();
     let output = site.output(&["service", "listen", "remove", "other", &format!("{v4}:9100-9199")]).unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("only listener"), "{output:?}");

@@ -1,5 +1,6 @@
-//! Tests of a service with several listeners: each client has one backend at all of them, in every mode and both
-//! families, with real sockets, through added and removed listeners, drains and maintenance.
+//! Tests of a service with several listeners. Each client has the same backend at all listeners of the service, in
+//! every mode and for both families. The tests use real sockets, and add and remove listeners, drain backends and put
+//! them into maintenance.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,20 +23,20 @@ use socket2::{Domain, Socket, Type};
 const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) const CLIENTS: u16 = 12;
 pub(crate) const BACKENDS: u16 = 3;
-/// The ports of listeners, and those of `nat` backends behind them.
+/// The ports of listeners, each with the port of the listener's `nat` backends.
 pub(crate) const PORTS: [(u16, u16); 2] = [(7080, 9080), (7443, 9443)];
-/// A port of a range, and a port that is added later.
+/// A port in the range of a listener, and a port for a listener that a test adds later.
 pub(crate) const IN_RANGE: u16 = 7105;
 pub(crate) const LATER: u16 = 7200;
 
-/// Answers every client with its name during the test.
+/// Starts servers that answer every client with the backend's name until the test ends.
 pub(crate) fn serve(site: &Site, forwarding: Forwarding, number: u16) {
     let name = format!("web{number}");
     let topology = site.topology();
     let nat = forwarding == Forwarding::Nat;
     let port = |(listener, backend): (u16, u16)| if nat { backend } else { listener };
     for family in Family::BOTH {
-        // Replies come from the address that received the request.
+        // A UDP server must reply from the address that received the request.
         let everywhere: IpAddr = match family {
             Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
             Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -70,7 +71,7 @@ pub(crate) fn serve(site: &Site, forwarding: Forwarding, number: u16) {
     }
 }
 
-/// A listener for one family, so that both can use the port.
+/// Returns a listener for one address family, so that listeners of both families can use the same port.
 fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     if at.is_ipv6() {
@@ -81,7 +82,7 @@ fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// The backend that answers a client through a listener.
+/// Returns the backend that answers a client through a listener.
 pub(crate) fn ask(site: &Site, family: Family, client: u16, port: u16, protocol: Protocol) -> io::Result<String> {
     let topology = site.topology();
     let vip = SocketAddr::new(topology.vip(family), port);
@@ -110,7 +111,7 @@ pub(crate) fn ask(site: &Site, family: Family, client: u16, port: u16, protocol:
     answer.unwrap()
 }
 
-/// The backend of each client, which is the same at all listeners.
+/// Returns the backend of each client, and checks that the client reaches the same backend at all listeners.
 pub(crate) fn where_all_are(site: &Site, tcp: &[u16], udp: &[u16]) -> BTreeMap<(bool, u16), String> {
     let mut homes = BTreeMap::new();
     for family in Family::BOTH {
@@ -141,7 +142,7 @@ pub(crate) fn shop(topology: &Topology, forwarding: Forwarding) -> String {
     text + &backends(topology)
 }
 
-/// The backends of a service of both families.
+/// Returns the configuration of backends that have addresses of both families.
 pub(crate) fn backends(topology: &Topology) -> String {
     let backend = |number: u16| {
         let [address, address6] = Family::BOTH.map(|family| topology.backend_address(family, number - 1));
@@ -150,7 +151,7 @@ pub(crate) fn backends(topology: &Topology) -> String {
     (1..=BACKENDS).map(backend).collect()
 }
 
-/// Forgets a client of each family by its address, and all others by their backends.
+/// Makes the balancer forget one client of each family by its address, and all other clients by their backend.
 fn forget_everybody(site: &Site) {
     let forget = |arguments: &[&str]| -> u64 {
         let text = site.cli(&[&["client", "forget", "--json"], arguments].concat()).unwrap();
@@ -181,7 +182,7 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     let used: std::collections::BTreeSet<&String> = homes.values().collect();
     assert!(used.len() > 1, "one backend has them all: {homes:?}");
 
-    // Added and removed listeners move no client.
+    // No client moves when a user adds or removes listeners.
     let later = SocketAddr::new(site.topology().vip(Family::V4), LATER).to_string();
     let planned = site.cli(&["plan", "service", "listen", "add", "shop", &later]).unwrap();
     assert_eq!(
@@ -199,12 +200,12 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     site.cli(&["service", "listen", "remove", "shop", &later]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // A drained backend keeps its clients, at all listeners.
+    // A drained backend keeps its clients at all listeners.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // `client where` knows all of them, also those that the table now sends elsewhere. Rules are listed for both
-    // families.
+    // `client where` knows all clients, even if the lookup table now names other backends for them. The list of rules
+    // contains rules of both families.
     for (&(v4, client), home) in &homes {
         let address = site.topology().client_address(if v4 { Family::V4 } else { Family::V6 }, client).to_string();
         let located: ClientView =
@@ -217,11 +218,12 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
     let rules: Vec<RuleView> = serde_json::from_str(&site.cli(&["rule", "list", "shop", "--json"]).unwrap()).unwrap();
     assert_eq!(rules.iter().map(|rule| rule.prefix.as_str()).collect::<Vec<_>>(), strangers);
 
-    // A controller that is killed and returns moves no client either, and continues counting.
+    // If the controller is killed and started again, no client moves, and the counters continue.
     site.kill_and_restart(|_| {}).unwrap();
     assert_eq!(where_all_are(&site, &tcp, &udp), homes);
 
-    // All clients of a backend in maintenance move together, and no others: as many as planned, in both families.
+    // All clients of a backend in maintenance move at the same time, and no other client moves. The number of moved
+    // clients of both families together equals the number in the plan.
     let of_web2 = homes.values().filter(|home| *home == "web2").count();
     let planned = site.cli(&["plan", "backend", "maint", "shop/web2", "--json"]).unwrap();
     let planned: PlanView = serde_json::from_str(&planned).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of backends on this machine itself.
+//! Tests of backends that run on the balancer's own machine.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -29,7 +29,7 @@ use crate::{
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// A site with two servers and one on the balancer's own host, named `own`.
+/// Starts a site with two servers, and a third server named `own` on the balancer's host.
 fn site(shape: Shape, forwarding: Forwarding, family: Family) -> (Site, Backend) {
     let (own, _) = Topology::balancer_address(family);
     let own = SocketAddr::new(own, backend_port(forwarding));
@@ -88,7 +88,7 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
         for (client, home) in &homes {
             assert_eq!(site.locate(family, *client).unwrap().1, *home);
         }
-        // At least a SYN, a request and a FIN of each client.
+        // Each client sends at least three packets: a SYN, a request and a FIN.
         assert!(local(&site) >= 3 * own as u64);
         let metrics = site.metrics().unwrap();
         assert!(metrics.sum("packets_seen_total", &["verdict=\"local\""]).unwrap() >= 3.0 * own as f64);
@@ -125,14 +125,14 @@ fn when_the_balancer_restarts_or_drains_its_own_server_then_clients_stay_where_t
     }
 }
 
-/// The server that answers each client, regardless of the address that the server sees.
+/// Returns the server that answers each client; the server may see any source address.
 #[track_caller]
 fn served(topology: &Topology, family: Family, clients: RangeInclusive<u16>) -> BTreeMap<u16, String> {
     let homes = homes(topology, &requests(topology, family, PORT, clients.clone()));
     clients.zip(homes).collect()
 }
 
-/// Two machines that are both server and balancer. The router sends packets for the VIP to one of them.
+/// Two machines that are both server and balancer. The router sends packets for the VIP to one of the two machines.
 struct Pair {
     controllers: [Controller; 2],
     _servers: [Backend; 2],
@@ -216,7 +216,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
     let family = Family::V4;
     let mut pair = Pair::start(family);
     let name = service(family);
-    // Each finds its own server unusable, and sends all clients to the other.
+    // Each machine considers its own server unusable, and sends all clients to the server on the other machine.
     for number in 0..2 {
         pair.tell(number, &["backend", "maint", &format!("{name}/web{}", number + 1)]);
     }
@@ -225,7 +225,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
         let other = format!("web{}", 2 - number);
         assert!(served(&pair.topology, family, CLIENTS).values().all(|home| *home == other));
     }
-    // Each finds the other's server unusable.
+    // Each machine now considers the server of the other machine unusable.
     for number in 0..2 {
         pair.tell(number, &["backend", "ready", &format!("{name}/web{}", number + 1)]);
         pair.tell(number, &["backend", "maint", &format!("{name}/web{}", 2 - number)]);
@@ -240,7 +240,7 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
 
 const UDP: u16 = 5300;
 
-/// Checks that a datagram of `size` bytes to the VIP comes back unchanged.
+/// Checks that a datagram of `size` bytes to the VIP returns unchanged.
 fn comes_back(site: &Site, family: Family, size: usize) {
     let vip = SocketAddr::new(site.topology().vip(family), UDP);
     let from = SocketAddr::new(site.topology().client_address(family, 1), 0);

@@ -1,5 +1,5 @@
-//! Tests of which frames the balancer accepts: those for its interfaces' MAC addresses, and for those of devices on top
-//! of them, also when they change.
+//! Tests that the balancer accepts frames for the MAC addresses of its interfaces, and of devices on top of these
+//! interfaces. The balancer must follow changes of MAC addresses.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use balancer_testkit::{
 const VRRP: &str = "00:00:5e:00:01:33";
 const ANOTHER: &str = "02:00:00:00:00:77";
 const STRANGER: &str = "02:00:00:00:00:99";
-/// Much longer than a change takes to be noticed.
+/// A time limit that is much longer than the balancer needs to notice a change.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Makes the clients' host send its packets for the VIP to `mac`.
+/// Makes the clients' host send packets for the VIP to the MAC address `mac`.
 fn send_to(client: &Namespace, mac: &str) {
     let route = client.ip("-4 route show 10.2.0.0/16").unwrap();
     let via = route.split_whitespace().nth(2).unwrap();
@@ -41,7 +41,7 @@ fn when_mac_addresses_change_then_the_balancer_follows() {
     let (client, balancer) = (site.topology().client(), site.topology().balancer());
     wait_until_served(&site, true, "the balancer's own MAC");
 
-    // Like a flooded frame of a switch: it arrives, but is for another station.
+    // The frame is addressed to another station, but still arrives, like a frame that a switch floods.
     send_to(client, STRANGER);
     assert!(!is_served(&site), "a stranger's frames are taken");
     send_to(client, VRRP);

@@ -1,4 +1,4 @@
-//! Tests with hosts in network namespaces, real clients and servers, and the programs that users start.
+//! Tests with hosts in network namespaces, with real clients and servers, and with the programs that users start.
 
 mod agent_scripts;
 mod agents;

@@ -1,12 +1,13 @@
-//! Tests of a balancer among several: readiness, `withdraw` and `announce`, VIPs for routing daemons, and an end that
-//! clients do not notice.
+//! Tests of a balancer in a group of balancers: readiness, `withdraw` and `announce`, VIPs for routing daemons, and an
+//! end that clients do not notice.
 //!
-//! | event | restart | SIGKILL, keep | reload | apply of `assign_vip` | no backend up |
-//! | --- | --- | --- | --- | --- | --- |
-//! | VIP on an interface | goes and comes (`detach`) | stays; with `detach` goes, comes | stays | moves, goes, comes |
-//! goes (`drop`), stays (`open`) |
-//! | withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn | stays withdrawn |
-//! | announced | comes back | comes back | – | – | comes with the first backend |
+//! | event | VIP on an interface | after `withdraw` | after `announce` |
+//! | --- | --- | --- | --- |
+//! | restart | disappears and returns with `detach` | stays withdrawn | VIP returns |
+//! | SIGKILL | stays with `keep`; disappears and returns with `detach` | stays withdrawn | VIP returns |
+//! | reload | stays | stays withdrawn | – |
+//! | `apply` of `assign_vip` | moves, disappears or appears | stays withdrawn | – |
+//! | no backend up | disappears with `drop`, stays with `open` | stays withdrawn | VIP returns with the first backend |
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -33,7 +34,7 @@ use crate::support::{runs, wait};
 
 const ON_LO: &str = "assign_vip = \"lo\"\nwhen_all_down = \"drop\"";
 
-/// A site with two backends, whose balancer has only the VIPs that `lines` assign.
+/// Starts a site with two backends, whose balancer has only the VIPs that `lines` assign.
 fn site(on_exit: &'static str, lines: &str) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -49,13 +50,13 @@ fn site(on_exit: &'static str, lines: &str) -> Site {
     .unwrap()
 }
 
-/// Whether the kernel has the VIP on an interface.
+/// Returns whether the kernel has assigned the VIP to an interface.
 fn has(site: &Site, family: Family, interface: &str) -> bool {
     let output = site.topology().balancer().command("ip").args(["addr", "show", "dev", interface]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().contains(&format!(" {}/", site.topology().vip(family)))
 }
 
-/// The interfaces with the VIP, which are the same for both families.
+/// Returns the interfaces that have the VIP, and checks that these interfaces are the same for both families.
 fn places(site: &Site) -> Vec<&'static str> {
     let of = |family| ["lo", "eth0"].into_iter().filter(|on| has(site, family, on)).collect::<Vec<_>>();
     let (v4, v6) = (of(Family::V4), of(Family::V6));
@@ -77,7 +78,7 @@ fn ready(site: &Site) -> (i32, String) {
     said(&site.output(&["ready"]).unwrap())
 }
 
-/// The status and body of `/ready`.
+/// Returns the status code and body of `/ready`.
 fn http_ready(site: &Site) -> Option<(u16, String)> {
     let any = SocketAddr::from(([0, 0, 0, 0], 0));
     let request = Request::new(any, SocketAddr::from(([127, 0, 0, 1], 9660))).path("/ready");
@@ -85,7 +86,7 @@ fn http_ready(site: &Site) -> Option<(u16, String)> {
     reply.ok().map(|reply| (reply.status, String::from_utf8(reply.body).unwrap()))
 }
 
-/// Sends SIGTERM without waiting.
+/// Sends SIGTERM to the balancer, and does not wait for its end.
 fn terminate(site: &mut Site) {
     site.controller().process().signal(Signal::SIGTERM).unwrap();
 }
@@ -101,7 +102,7 @@ fn when_a_balancer_runs_then_it_is_ready_from_its_start_to_its_end() {
     assert_eq!(http_ready(&site), Some((200, "ready\n".to_owned())));
     assert_eq!(site.metrics().unwrap().sample("balancer_ready"), Some(1.0));
 
-    // Its only interface disappears and returns.
+    // The only interface of the balancer disappears and returns.
     site.topology_mut().unplug_balancer().unwrap();
     let reason = "the program is on no interface";
     wait("it is still ready", || ready(&site) == (1, format!("not ready: {reason}\n")));
@@ -164,16 +165,17 @@ fn when_there_is_no_backend_to_steer_to_then_the_vip_leaves_its_interface() {
     assert_eq!(places(&site), ["lo"]);
     site.kill_backend(2).unwrap();
     wait_places(&site, &[]);
-    // The backends' state does not affect the balancer's readiness.
+    // The balancer stays ready even if its backends are down.
     assert_eq!(ready(&site).0, 0);
-    // The kernel has removed it before the controller logs it, for both addresses in one line or in two.
+    // The kernel removes the VIPs before the controller logs the removal. The log contains one line about both VIPs, or
+    // one line about each VIP.
     let vip = site.topology().vip(Family::V4).to_string();
     let told = |line: &str| line.contains(&vip) && line.ends_with("removed from lo (assign_vip)");
     wait("its removal is not told", || site.cli(&["events"]).unwrap().lines().any(told));
     site.start_backend(2).unwrap();
     wait_places(&site, &["lo"]);
 
-    // With "open", the VIP stays even if no backend is up.
+    // With `"open"`, the VIP stays assigned even if no backend is up.
     site.apply(|settings| settings.service_lines = "assign_vip = \"lo\"\nwhen_all_down = \"open\"".to_owned()).unwrap();
     site.kill_backend(2).unwrap();
     site.wait_state(2, &["down"]).unwrap();
@@ -181,7 +183,7 @@ fn when_there_is_no_backend_to_steer_to_then_the_vip_leaves_its_interface() {
     assert_eq!(places(&site), ["lo"]);
     site.apply(|settings| settings.service_lines = ON_LO.to_owned()).unwrap();
     wait_places(&site, &[]);
-    // If it is withdrawn meanwhile, it stays so when a backend is up again.
+    // If a user withdraws the balancer while no backend is up, the VIP does not return when a backend is up again.
     site.cli(&["withdraw", "--wait"]).unwrap();
     site.start_backend(1).unwrap();
     site.wait_state(1, &["up"]).unwrap();
@@ -217,14 +219,14 @@ fn when_assign_vip_changes_then_a_running_balancer_follows() {
     apply(&mut site, "assign_vip = \"br7\"").unwrap();
     wait("not on br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
     wait_places(&site, &[]);
-    // The balancer survives and notices an interface that disappears later.
+    // The balancer keeps running when an interface is removed, and notices the removal.
     site.topology().balancer().ip("link del br7").unwrap();
     wait("it does not notice", || ready(&site).1.starts_with("degraded: assign_vip: interface br7 does not exist"));
     site.topology().balancer().ip("link add br7 type bridge").unwrap();
     wait("not on the new br7", || Family::BOTH.iter().all(|&family| has(&site, family, "br7")));
     wait("still degraded", || ready(&site) == (0, "ready\n".to_owned()));
 
-    // Withdrawn during all of that.
+    // While the balancer is withdrawn, `apply` does not assign the VIP again.
     site.cli(&["withdraw", "--wait"]).unwrap();
     for line in ["assign_vip = true", "assign_vip = \"lo\"", "assign_vip = false", "assign_vip = \"lo\""] {
         apply(&mut site, line).unwrap();
@@ -249,7 +251,7 @@ fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
         assert!(status.withdrawn && status.vips.is_empty());
         assert_eq!(site.metrics().unwrap().sample("balancer_withdrawn"), Some(1.0));
         assert_eq!(site.cli(&["withdraw"]).unwrap(), "withdrawn already: nothing changed\n");
-        // A route still sends clients here, and the balancer steers them.
+        // If a route still sends clients to a withdrawn balancer, the balancer steers these clients.
         site.homes(Family::V4, 1..=5).unwrap();
 
         let stays = |site: &Site, after: &str| {
@@ -281,7 +283,7 @@ fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
     }
 }
 
-/// With `keep`, the kernel continues to steer, so VIPs stay at all times.
+/// With `on_exit = "keep"`, the kernel program continues to steer, so VIPs stay assigned at all times.
 #[test]
 fn when_on_exit_is_keep_then_vips_do_not_flap() {
     let mut site = site("keep", ON_LO);
@@ -333,7 +335,8 @@ fn when_a_balancer_ends_cleanly_then_vips_go_first_and_steering_continues() {
         let (code, line) = ready(&site);
         assert_eq!((code, line.as_str()), (1, "not ready: it was asked to end\n"));
         assert_eq!(http_ready(&site).unwrap().0, 503);
-        // Steering continues; the clients leave a second before the end.
+        // The balancer continues to steer after the signal. In this test, the clients stop a second before the balancer
+        // ends.
         while begin.elapsed() < Duration::from_secs(2) {
             assert!(!exited(&mut site), "it ended after {:?}", begin.elapsed());
             thread::sleep(Duration::from_millis(50));
@@ -363,7 +366,7 @@ fn when_a_second_signal_comes_then_the_balancer_ends_at_once() {
     assert!(status.success(), "{status}");
 }
 
-/// A single balancer has no clients to wait for.
+/// A single balancer need not wait for clients to leave.
 #[test]
 fn when_a_single_balancer_ends_then_it_does_not_linger() {
     for (on_exit, lines, on) in
@@ -377,7 +380,7 @@ fn when_a_single_balancer_ends_then_it_does_not_linger() {
     }
 }
 
-/// A balancer that has not joined its fleet is not ready and has no VIPs, regardless of `assign_vip`.
+/// A balancer that has not joined its fleet is not ready and assigns no VIPs, whatever the setting `assign_vip` says.
 #[test]
 fn when_a_member_has_not_joined_then_it_is_not_ready() {
     let fleet = "[fleet]\nname = \"test\"\nendpoints = [\"https://192.0.2.1:2379\"]\nlinger = \"500ms\"";
@@ -401,7 +404,7 @@ fn when_a_member_has_not_joined_then_it_is_not_ready() {
     assert!(begin.elapsed() > Duration::from_millis(400), "{:?}", begin.elapsed());
 }
 
-/// Clients should not come here while nothing is steered.
+/// No client should reach a balancer whose program steers nothing.
 #[test]
 fn when_the_program_is_on_no_interface_then_vips_leave_theirs() {
     let mut site = site("detach", ON_LO);
@@ -412,7 +415,8 @@ fn when_the_program_is_on_no_interface_then_vips_leave_theirs() {
     wait_places(&site, &["lo"]);
 }
 
-/// The data path ends with the process, so clients should no longer come here, however it ends.
+/// The data path ends with the balancer's process, so clients should not reach this balancer any more, even after a
+/// kill.
 #[test]
 fn when_a_balancer_is_killed_then_its_vips_are_removed() {
     let mut site = site("detach", ON_LO);
@@ -423,7 +427,7 @@ fn when_a_balancer_is_killed_then_its_vips_are_removed() {
         site.start_again().unwrap();
         wait_places(&site, &["lo"]);
     }
-    // The guard ends with the balancer, and is replaced if it is killed.
+    // The guard process ends when the balancer ends. If the guard process is killed, the balancer starts another one.
     let guard = |site: &mut Site| -> Option<i32> {
         let pid = site.controller().process().pid();
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
@@ -438,7 +442,7 @@ fn when_a_balancer_is_killed_then_its_vips_are_removed() {
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
     wait("there is no other", || guard(&mut site).is_some_and(|other| other != first));
     let other = guard(&mut site).unwrap();
-    // Signals for the balancer do not end the guard, but a clean end does.
+    // The guard process ignores signals that are meant for the balancer, but ends when the balancer ends cleanly.
     kill(Pid::from_raw(other), Signal::SIGTERM).unwrap();
     site.controller().process().kill().unwrap();
     wait_places(&site, &[]);
@@ -447,7 +451,7 @@ fn when_a_balancer_is_killed_then_its_vips_are_removed() {
     site.controller().process().signal(Signal::SIGTERM).unwrap();
     wait("it does not end", || exited(&mut site));
     wait("the guard goes on", || !runs(last));
-    // With "keep", the kernel continues to steer: there is nothing to guard.
+    // With `on_exit = "keep"`, the kernel program continues to steer, so the balancer needs no guard process.
     site.restart(|settings| settings.on_exit = "keep").unwrap();
     wait_places(&site, &["lo"]);
     assert_eq!(guard(&mut site), None);

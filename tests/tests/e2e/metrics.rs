@@ -1,4 +1,4 @@
-//! Tests that the numbers add up and agree with the counts of the kernel and the clients.
+//! Tests that the metrics add up, and agree with the counts of the kernel and of the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const TABLE_SIZE: f64 = 65_537.0;
 
-/// The frames that the balancer's interfaces have received, by the kernel's count.
+/// Returns the number of frames that each interface of the balancer has received, according to the kernel.
 fn received(site: &Site) -> Vec<u64> {
     let interfaces = site.topology().interfaces().iter();
     interfaces
@@ -31,7 +31,7 @@ fn received(site: &Site) -> Vec<u64> {
         .collect()
 }
 
-/// Both counts while nothing arrives: the frame counts did not change while the metrics were read.
+/// Returns the frame counts and the metrics, both read while no frames arrived.
 fn at_rest(site: &Site) -> (Vec<u64>, Metrics) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -58,7 +58,7 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
         Ok(())
     })
     .unwrap();
-    // Resolve routes and neighbours first, so that no connection needs a second SYN.
+    // These requests make the kernel resolve routes and neighbours, so that no later connection needs a second SYN.
     for family in Family::BOTH {
         site.homes(family, 1..=20).unwrap();
     }
@@ -69,7 +69,7 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
             *answered.entry((family == Family::V4, home)).or_insert(0.0) += 1.0;
         }
     }
-    // Another port belongs to no service: passed.
+    // No service uses the port 81, so the program passes the packets.
     let other = SocketAddr::new(site.topology().vip(Family::V4), 81);
     let client = SocketAddr::new(site.topology().client_address(Family::V4, 1), 0);
     let strays = 50;
@@ -118,7 +118,7 @@ fn the_sums_are_exact(shape: Shape, forwarding: Forwarding) {
     println!("{forwarded} packets to backends, {steered} sent");
     match forwarding {
         Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => assert_eq!(forwarded, steered),
-        // Replies count as sent.
+        // The metric of sent packets also counts replies.
         Forwarding::Nat | Forwarding::Snat => assert!(forwarded < steered && forwarded > 0.0),
     }
 }
@@ -133,7 +133,7 @@ fn when_all_is_counted_with_nat_on_two_legs_then_the_sums_are_exact() {
     the_sums_are_exact(Shape::TwoLegged, Forwarding::Nat);
 }
 
-/// Health checks, states and transitions in a scrape.
+/// Tests the metrics of health checks, states and transitions.
 #[test]
 fn when_states_change_and_checks_run_then_they_are_counted() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
@@ -166,7 +166,7 @@ fn when_states_change_and_checks_run_then_they_are_counted() {
     assert_eq!(down.sum("table_slots_moved_total", &["kind=\"needless\""]).unwrap(), 0.0);
 }
 
-/// Pings to a VIP, and packets that are too large for a tunnel.
+/// The program answers pings to a VIP, and packets that are too large for a tunnel.
 #[test]
 fn when_the_program_answers_packets_then_they_are_counted() {
     let site = Site::start(Shape::OneLegged, Forwarding::Gue, 1, |_, _| Ok(())).unwrap();

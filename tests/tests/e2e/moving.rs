@@ -1,5 +1,5 @@
-//! Tests of switching from another balancer on the same machine, which has the VIP. At first nginx or HAProxy serves,
-//! then this balancer serves a part of the clients, then all, and the other program ends.
+//! Tests of switching from another balancer on the same machine that has the VIP. At first, nginx or HAProxy serves all
+//! clients. Then the new balancer serves some of the clients, later all clients, and nginx or HAProxy ends.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -27,7 +27,7 @@ use crate::support::{homes, requests, under_load, wait};
 
 const FAMILY: Family = Family::V4;
 
-/// Servers behind a balancer's machine. The balancer is only started to create its files.
+/// Starts servers behind a balancer's machine. The balancer starts only to create its files, and then ends.
 fn site(hosts: u16) -> Site {
     let mut site = Site::start(Shape::TwoLegged, Forwarding::Nat, hosts, |settings, _| {
         settings.service_lines = "steer = 0".to_owned();
@@ -39,7 +39,7 @@ fn site(hosts: u16) -> Site {
     site
 }
 
-/// Starts a program in the balancer's namespace, and waits until it accepts connections to the VIP.
+/// Starts a program in the balancer's namespace, and waits until the program accepts connections to the VIP.
 fn start(site: &Site, name: &str, program: &str, arguments: &[&str]) -> Process {
     assert!(Path::new(program).exists(), "{program} is missing: `cargo xtask setup` installs it");
     let mut command = site.topology().balancer().command(program);
@@ -69,7 +69,7 @@ fn ask_haproxy(site: &Site, command: &str) -> String {
     answer
 }
 
-/// A `listen` section of HAProxy that remembers clients and gives them to the servers in turn.
+/// Returns a `listen` section of HAProxy that remembers clients and assigns new clients to the servers round-robin.
 fn sticky(site: &Site, servers: u16) -> String {
     let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
     let servers: String = (1..=servers)
@@ -82,7 +82,7 @@ fn sticky(site: &Site, servers: u16) -> String {
     )
 }
 
-/// Runs `balancer import` of a file, with arguments.
+/// Runs `balancer import` on a file with the given arguments, and returns the path of the result and the messages.
 fn import(site: &Site, file: &Path, arguments: &[&str]) -> (PathBuf, String) {
     let imported = site.files().join("imported.toml");
     let output = Command::new(binaries::balancer().unwrap())
@@ -98,7 +98,7 @@ fn import(site: &Site, file: &Path, arguments: &[&str]) -> (PathBuf, String) {
     (imported, said)
 }
 
-/// Starts the balancer with the imported services; it steers `steer` percent of their clients.
+/// Starts the balancer with the imported services, of whose clients it steers `steer` percent.
 fn start_balancer(site: &mut Site, imported: &Path, steer: u8) {
     let own = fs::read_to_string(site.config()).unwrap();
     let (head, _) = own.split_once("[[service]]").unwrap();
@@ -113,24 +113,24 @@ fn steer(site: &Site, service: &str, percent: u8) -> String {
     site.cli(&["service", "steer", service, &percent.to_string()]).unwrap()
 }
 
-/// The number of clients on another server.
+/// Returns the number of clients that have changed their server.
 fn elsewhere(before: &[String], after: &[String]) -> usize {
     before.iter().zip(after).filter(|(before, after)| before != after).count()
 }
 
-/// The chapter about switching, whose commands the test runs.
+/// Returns the text of the chapter about switching, whose commands the test runs.
 fn chapter() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     fs::read_to_string(root.join("docs/src/switching.md")).unwrap()
 }
 
-/// The text of the code block that begins with `head`.
+/// Returns the text of the code block that follows `head`.
 fn block<'a>(chapter: &'a str, head: &str) -> &'a str {
     let (_, rest) = chapter.split_once(head).unwrap();
     rest.split_once("```").unwrap().0
 }
 
-/// The commands of a block, each with its output.
+/// Returns the commands of a code block, each with its output.
 fn commands(block: &str) -> Vec<(&str, String)> {
     let mut commands: Vec<(&str, String)> = Vec::new();
     for line in block.lines() {
@@ -174,14 +174,14 @@ fn when_haproxy_is_left_as_in_the_book_then_no_client_comes_to_another_server_an
             assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "{command}");
         }
     };
-    // HAProxy's table would not have clients that reach HAProxy meanwhile because of the load.
+    // If the load started earlier, HAProxy would get clients that are missing in the copy of HAProxy's table.
     let first = typed.iter().position(|(command, _)| command.contains(" steer ")).unwrap();
     typed[..first].iter().for_each(|(command, shown)| type_in(command, shown));
     let load =
         under_load(&entrance, &all, || typed[first..].iter().for_each(|(command, shown)| type_in(command, shown)));
     load.assert_answered(100);
     assert_eq!(shares, ["10", "50", "100"]);
-    // Connections that HAProxy still has end with it.
+    // The remaining connections of HAProxy end with its process.
     haproxy.stop().unwrap();
     let load = under_load(&entrance, &all, || {
         assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "without HAProxy");
@@ -190,12 +190,13 @@ fn when_haproxy_is_left_as_in_the_book_then_no_client_comes_to_another_server_an
     let metrics = site.metrics().unwrap();
     assert_eq!(metrics.sum("moves_total", &["service=\"web\""]).unwrap(), 0.0);
     assert_eq!(metrics.sum("service_steer_percent", &["service=\"web\""]).unwrap(), 100.0);
-    // Each server now sees the client's own address instead of HAProxy's.
+    // From this point, each server sees the client's own address instead of HAProxy's address.
     site.homes(FAMILY, 1..=20).unwrap();
     println!("2,000 clients: 0 on another server, 0 failed requests");
 }
 
-/// Three servers behind HAProxy, and a balancer that has imported HAProxy's file and steers no client.
+/// Starts three servers behind HAProxy, and a balancer that has imported HAProxy's configuration file and steers no
+/// client.
 fn beside_haproxy() -> (Site, Process) {
     let mut site = site(3);
     let text = sticky(&site, 3);
@@ -206,7 +207,7 @@ fn beside_haproxy() -> (Site, Process) {
     (site, haproxy)
 }
 
-/// A client's connection without a request so far.
+/// An open connection of a client that has sent no request yet.
 struct Waiting {
     client: u16,
     stream: TcpStream,
@@ -230,7 +231,7 @@ impl Waiting {
         Self { client, stream }
     }
 
-    /// Sends a request and keeps the connection open. Returns the address that the server has seen.
+    /// Sends a request without closing the connection, and returns the client address that the server has seen.
     fn ask(&mut self) -> Result<String, String> {
         let error = |error: std::io::Error| format!("client {}: {error}", self.client);
         self.stream.set_read_timeout(Some(PATIENCE)).map_err(error)?;
@@ -286,7 +287,7 @@ fn when_the_share_grows_and_shrinks_under_load_then_open_connections_stay_on_the
     });
     load.assert_answered(100);
     println!("of 60 clients, steered at each share: {steered:?}; {} connections stayed open", open.len());
-    // The last measurement at 10% counts with the first.
+    // This map contains the sum of the two measurements at 10%.
     assert!(steered[&0] == 0 && steered[&100] == 60 && steered[&10] < steered[&50] * 2, "{steered:?}");
     let passed = |reason: &str| {
         let reason = format!("reason=\"{reason}\"");
@@ -323,14 +324,14 @@ fn when_a_service_is_watched_then_the_figures_are_there_before_a_packet_is_steer
     }
     let text = site.cli(&["status"]).unwrap();
     assert!(text.contains("steer 0: watched: every packet passes to the host"), "{text}");
-    // A plan tells the effect without making the change.
+    // A plan reports the effect of the change without making the change.
     let plan = site.cli(&["plan", "service", "steer", "web", "100"]).unwrap();
     assert!(plan.contains("100% of the clients would be steered, not 0%; ") && plan.contains("taken over"), "{plan}");
     assert_eq!(site.status().unwrap().services[0].steer, 0);
     let events = || site.cli(&["events"]).unwrap();
     steer(&site, "web", 30);
     assert!(events().contains("service web steer 0 → 30"), "{}", events());
-    // A later start continues with that value.
+    // The changed percentage survives a restart.
     site.restart_with_the_file_as_it_is().unwrap();
     assert_eq!(site.status().unwrap().services[0].steer, 30);
 }
@@ -379,7 +380,7 @@ fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_
 
     let (imported, said) = import(&site, &config, &[]);
     println!("{}", said.trim());
-    // The simulation of ip_hash with the log gives nginx's own results.
+    // For the clients in nginx's log, the simulation of `ip_hash` yields the same shares as nginx.
     let log = site.files().join("access.log");
     let simulated = Command::new(binaries::balancer().unwrap())
         .args(["simulate", "--json", "--config"])
@@ -398,7 +399,8 @@ fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_
     let did = counts(&before).into_iter().map(|(name, clients)| (name.clone(), clients as u64));
     assert_eq!(simulated, did.collect());
 
-    // The log has each client's server: a line of it becomes a line for the import.
+    // The log of nginx contains each client's server, so the test converts each line of the log into a line for the
+    // import.
     let names: BTreeMap<String, String> = (1..=4)
         .map(|number| {
             let address = site.backend_address(FAMILY, number);
@@ -447,7 +449,8 @@ fn when_clients_are_exported_and_imported_then_they_are_known_where_they_were() 
         let address = site.topology().client_address(FAMILY, client).to_string();
         assert_eq!(lines.get(address.as_str()), Some(&home.as_str()), "{address}");
     }
-    // Another client table with another size, and all clients at one server: they are where the file says.
+    // The client table is new and has another size, and the imported file assigns all clients to one server: the import
+    // moves all clients to that server.
     site.restart(|settings| settings.lines = "[client_table]\ncapacity = 65536\n".to_owned()).unwrap();
     let moved = text.replace(" web2 ", " web1 ").replace(" web3 ", " web1 ");
     fs::write(&*file, moved).unwrap();
@@ -455,7 +458,7 @@ fn when_clients_are_exported_and_imported_then_they_are_known_where_they_were() 
     assert!(said.starts_with("service web: 300 clients known from the file"), "{said}");
     let after = site.homes(FAMILY, 1..=300).unwrap();
     assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), ["web1"], "{:?}", counts(after.values()));
-    // The error names a wrong line, and the other lines move no client.
+    // The error names the malformed line, and the remaining lines of the file have no effect.
     fs::write(&*file, "10.1.0.1 web2\n10.1.0.2 web9\n").unwrap();
     let error = site.cli(&["client", "import", "web", &file]).unwrap_err().to_string();
     assert!(error.contains("clients.txt:2: there is no backend \"web9\""), "{error}");
@@ -491,11 +494,12 @@ fn when_clients_have_ipv6_addresses_then_they_are_exported_by_prefix_and_importe
     assert!(said.starts_with("service web6: 100 clients known from the file"), "{said}");
     let after = site.homes(family, 1..=100).unwrap();
     assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), ["web1"], "{:?}", counts(after.values()));
-    // There are too many addresses to search all.
+    // The prefix contains too many addresses for `client export` to search.
     let error = site.cli(&["client", "export", "web6", "--within", "fd00:1::/32"]).unwrap_err().to_string();
     assert!(error.contains("fd00:1::/32 holds too many clients to look at; name smaller prefixes"), "{error}");
 
-    // If a client is a /64, as usual, it is one line, and a whole /32 can be searched.
+    // If each client is a /64 prefix, all addresses of the test are one client, and the balancer can search a whole /32
+    // prefix.
     let text = fs::read_to_string(site.config()).unwrap();
     assert!(text.contains("v6 = 128"), "{text}");
     fs::write(site.config(), text.replace("v6 = 128", "v6 = 64")).unwrap();

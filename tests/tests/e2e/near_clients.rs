@@ -1,5 +1,5 @@
-//! Tests of clients in the subnet of their `nat` backends. The backends' answers bypass the balancer, so the clients
-//! time out, and the operator needs the reason.
+//! Tests of clients in the same subnet as their `nat` backends. The backends' answers bypass the balancer, so the
+//! clients time out, and the balancer must tell the operator the reason.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -15,10 +15,10 @@ use balancer_testkit::{
     topology::{Family, Shape, Topology},
 };
 
-/// A client's time-out, after its second SYN.
+/// The time limit of the client, which expires after the second SYN.
 const SHORT: Duration = Duration::from_millis(1500);
 
-/// The client's address on the segment.
+/// Returns the client's own address on the segment.
 fn own_address(site: &Site, family: Family) -> IpAddr {
     let peer = SocketAddr::new(site.topology().backend_address(family, 0), 9);
     let of_route = || {
@@ -51,7 +51,7 @@ fn when_a_client_is_in_the_subnet_of_nat_backends_then_that_is_said_once_and_onl
     })
     .unwrap();
     let [v4, v6] = Family::BOTH.map(|family| own_address(&site, family));
-    // These routes make the backends answer through the balancer.
+    // With the following routes, the backends answer through the balancer.
     let (balancer, _) = Topology::balancer_address(Family::V6);
     for backend in site.topology().backends() {
         backend.ip(&format!("route add {v6} via {balancer}")).unwrap();
@@ -66,7 +66,7 @@ fn when_a_client_is_in_the_subnet_of_nat_backends_then_that_is_said_once_and_onl
     assert!(!named(&site.status().unwrap(), v6));
     let said = site.cli(&["status"]).unwrap();
     assert!(said.contains(&format!("client {v4} is on eth0")), "{said}");
-    // The warning stays for the next check.
+    // During the pause, the balancer repeats its search, but not the warning in the log.
     std::thread::sleep(Duration::from_secs(11));
     let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Tests of next hops, resolved by the kernel of a real network namespace. They need root.
+//! Tests of next hops that the kernel of a real network namespace resolves. The tests need root.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -24,8 +24,9 @@ use tokio::sync::mpsc;
 const PATIENCE: Duration = Duration::from_secs(15);
 const OTHER_MAC: &str = "02:00:00:00:00:77";
 
-/// A namespace `near` with two links, `east` and `west`, to a namespace `far`. Near ends have the first address of
-/// 10.77.0.0/24 and 10.78.0.0/24 (and 2001:db8:77::/64 on `east`), far ends the ninth.
+/// A namespace `near`, which has the two links `east` and `west` to a namespace `far`. The near ends have the first
+/// address of 10.77.0.0/24 and 10.78.0.0/24 (and of 2001:db8:77::/64 on `east`), and the far ends have the ninth
+/// address.
 struct Links {
     near: String,
     far: String,
@@ -79,12 +80,12 @@ impl Links {
         NextHop { ifindex, source_mac, destination_mac, mtu: 1500, source: None, gateway: None, local: false }
     }
 
-    /// The next hop to the far end of `link`.
+    /// Returns the next hop to the far end of `link`.
     fn hop(&self, link: &str) -> NextHop {
         self.near_hop(link, show(&self.far, link).1)
     }
 
-    /// Runs `test` in the near namespace.
+    /// Runs `test` in the namespace `near`.
     fn run<F: Future<Output = ()>>(&self, test: impl FnOnce(Watcher) -> F + Send) {
         thread::scope(|scope| {
             let in_namespace = scope.spawn(|| {
@@ -127,11 +128,11 @@ impl Watcher {
     async fn next(&mut self) -> (IpAddr, Result<NextHop, String>) {
         let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event").unwrap();
         let Event::NextHop { address, next_hop } = event else { panic!("{event:?}") };
-        // Another test checks the other parts of a route.
+        // The test ignores the source address and the gateway of a next hop, which another test checks.
         (address, next_hop.map(|next_hop| NextHop { source: None, gateway: None, ..next_hop }))
     }
 
-    /// Waits until `address` is reported with the next hop or error `wanted`.
+    /// Waits until the watcher reports `address` with the next hop or error `wanted`.
     async fn until(&mut self, address: &str, wanted: Result<NextHop, &str>) {
         let address: IpAddr = address.parse().unwrap();
         let wanted = wanted.map_err(str::to_owned);
@@ -213,7 +214,7 @@ fn when_neighbour_interface_or_route_changes_then_the_watcher_follows() {
 
         links.near("link set west down");
         watcher.until("10.98.0.5", Err("interface west is down")).await;
-        // The route disappeared with the interface.
+        // The kernel removed the route when the interface went down.
         links.near("link set west up");
         links.near("route add 10.98.0.0/24 via 10.78.0.9");
         watcher.until("10.98.0.5", Ok(NextHop { mtu: 1400, ..west })).await;
@@ -271,7 +272,7 @@ fn when_a_clients_neighbour_is_resolved_then_a_permanent_entry_stays() {
         NeighbourWanted { address, ifindex, family: u32::from(FAMILY_V4) }
     };
     links.run(async |mut watcher| {
-        // When this is reported, the tables have been read.
+        // The watcher reports an address only after reading the kernel's tables of routes and neighbours.
         watcher.watch("10.77.0.1");
         assert_eq!(watcher.next().await.0, IpAddr::from([10, 77, 0, 1]));
         watcher.neighbours.want(&wanted(60));
@@ -310,7 +311,7 @@ fn when_a_route_says_what_fits_then_its_next_hops_say_so_as_long_as_it_does() {
     }
 }
 
-/// Sends a tunnel packet of 1,450 bytes, like XDP: no socket of this machine sends that protocol.
+/// Sends a tunnel packet of 1,450 bytes as XDP would, without a tunnel socket on the machine.
 fn send_tunnel_packet(from: IpAddr, to: IpAddr, protocol: u8) {
     const LENGTH: usize = 1450;
     let udp = [0x9c, 0x41, 0x17, 0xc0, 0x05, 0x96, 0, 0];
@@ -329,7 +330,7 @@ fn send_tunnel_packet(from: IpAddr, to: IpAddr, protocol: u8) {
     };
     packet.extend(udp);
     packet.resize(LENGTH, 0);
-    // IPPROTO_RAW: the packet includes the headers.
+    // With `IPPROTO_RAW`, the sender provides all headers of the packet.
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(255))).unwrap();
     if domain == Domain::IPV6 {
         socket.set_header_included_v6(true).unwrap();
@@ -366,7 +367,7 @@ fn when_a_router_refuses_a_tunnels_packet_then_the_next_hop_is_as_narrow_until_t
                 let to: IpAddr = address.parse().unwrap();
                 watcher.watch(&address);
                 watcher.until(&address, Ok(east)).await;
-                // No socket listens: the kernel treats such an error as foreign.
+                // While no tunnel socket is open, the kernel ignores a router's error about a tunnel packet.
                 watcher.neighbours.set_tunnels(Tunnels::default());
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 send_tunnel_packet(source, to, protocol);
@@ -379,7 +380,7 @@ fn when_a_router_refuses_a_tunnels_packet_then_the_next_hop_is_as_narrow_until_t
                 watcher.neighbours.unwatch(to);
             }
         }
-        // Earlier entries keep their time.
+        // The shorter lifetime applies only to new entries of the kernel.
         forget_after(1);
         let (to, source): (IpAddr, IpAddr) = ("192.0.2.77".parse().unwrap(), "10.77.0.1".parse().unwrap());
         watcher.watch("192.0.2.77");

@@ -1,5 +1,5 @@
-//! Tests that a backend is down with a reason if its forwarding mode cannot reach it, and that gateways are resolved
-//! before a reply needs them.
+//! Tests that a backend which its forwarding mode cannot reach is down with a reason. The balancer must also resolve
+//! gateways before a reply needs them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -13,7 +13,7 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-/// Waits until a backend is shown as `state`, with a reason that contains `why`.
+/// Waits until the status shows a backend in the state `state`, with a reason that contains `why`.
 fn until(site: &mut Site, name: &str, state: &str, why: &str) {
     within(PATIENCE, site, name, state, why);
 }
@@ -41,15 +41,16 @@ fn when_a_dsr_backend_is_behind_a_gateway_then_it_is_down() {
     until(&mut site, "far", "down", &why);
     site.homes(Family::V4, 1..=50).unwrap();
 
-    // Now it is on the link, although no host answers there.
+    // From this point, the kernel treats the backend as on-link, although no host answers at the backend's address.
     site.topology().balancer().ip("route replace 10.9.0.0/16 dev eth0").unwrap();
     until(&mut site, "far", "down", "no next hop: no neighbour: 10.9.0.1 does not answer on eth0");
 }
 
-/// A route with the id of a next hop stays the same when the next hop is replaced.
+/// If a route refers to a next hop by ID, replacing the next hop does not change the route.
 #[test]
 fn when_a_next_hop_object_is_replaced_then_the_balancer_notices() {
-    /// Shorter than the interval of complete reads, which would also notice a second change.
+    /// A time shorter than the interval at which the balancer reads all routes again, because such a read would also
+    /// notice a second change.
     const BEFORE_ALL_IS_READ: Duration = Duration::from_secs(8);
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |_, _| Ok(())).unwrap();
     let gateway = site.topology().backend_address(Family::V4, 1);
@@ -81,7 +82,7 @@ fn when_a_tunnel_has_no_source_address_then_its_backend_is_down() {
         site.homes(Family::V4, 1..=10).unwrap();
         let backend = site.topology().backend_address(Family::V6, 0);
         let balancer = site.topology().balancer();
-        // The remaining address has link scope, and the route has a gateway.
+        // The balancer's only remaining IPv6 address has link scope, and the route has a gateway.
         for address in ["fd00::1/64 dev eth0", "fd00:2::a/128 dev lo"] {
             balancer.ip(&format!("-6 addr del {address}")).unwrap();
         }
@@ -97,7 +98,7 @@ fn when_a_tunnel_has_no_source_address_then_its_backend_is_down() {
     }
 }
 
-/// The clients are behind a router, and no packet has been sent yet.
+/// The clients are behind a router, and no client has sent a packet yet.
 #[test]
 fn when_no_client_has_come_yet_then_gateways_are_already_resolved() {
     let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 1, |settings, _| {
@@ -120,7 +121,7 @@ fn when_no_client_has_come_yet_then_gateways_are_already_resolved() {
     let seen = |site: &Site| site.metrics().unwrap().sum("packets_seen_total", &["verdict=\"tx\""]).unwrap();
     assert_eq!(seen(&site), 0.0, "no client has come");
 
-    // The balancer resolves lost entries again.
+    // If the kernel loses the gateways' entries, the balancer resolves the gateways again.
     for gateway in gateways {
         site.topology().balancer().ip(&format!("neigh flush {gateway} dev eth0")).unwrap();
     }

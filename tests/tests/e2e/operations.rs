@@ -1,4 +1,4 @@
-//! Runs the commands of `docs/src/operations.md` in their order, at a site with clients.
+//! Runs the commands of `docs/src/operations.md` in order, on a site with clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,13 +22,14 @@ use tempfile::TempDir;
 const FAMILY: Family = Family::V4;
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 
-/// A command of the chapter and its output. `…` stands for any text.
+/// A command of the chapter with the expected output, in which `…` stands for any text.
 struct Step {
     command: String,
     answer: String,
 }
 
-/// The lines of the console blocks: commands after `$ `, with their output below.
+/// Returns the commands in the chapter's console blocks: each command follows `$ `, and the command's output follows
+/// the command.
 fn steps() -> Vec<Step> {
     let chapter = include_str!("../../../docs/src/operations.md");
     let blocks = chapter.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
@@ -42,7 +43,7 @@ fn steps() -> Vec<Step> {
     steps
 }
 
-/// Whether `text` matches `pattern`, in which `…` stands for any text.
+/// Returns whether `text` matches `pattern`, in which `…` stands for any text.
 fn is_like(text: &str, pattern: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('…') else { return text == pattern };
     let Some(mut text) = text.strip_prefix(start) else { return false };
@@ -76,7 +77,7 @@ struct Operator {
     site: Site,
     /// The directory in which the shell finds `balancer`.
     programs: TempDir,
-    /// The directory that the shell has as `/etc`.
+    /// The directory that the shell sees as `/etc`.
     etc: TempDir,
     said: String,
 }
@@ -92,7 +93,7 @@ impl Operator {
             Ok(())
         };
         let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, adapt).unwrap();
-        // The balancer was only needed for the addresses; the operator starts it again.
+        // The first balancer only assigns the addresses. Later, a command of the operator starts the balancer again.
         site.controller().process().stop().unwrap();
         assert!(site.detach().unwrap().status.success());
         let programs = tempfile::tempdir().unwrap();
@@ -102,7 +103,8 @@ impl Operator {
         Self { site, programs, etc, said: String::new() }
     }
 
-    /// Runs a command. The test does the work of other programs than the balancer.
+    /// Runs a command of the chapter. For programs other than the balancer, the test simulates the effect of the
+    /// command.
     fn types(&mut self, command: &str) {
         println!("$ {command}");
         self.said.clear();
@@ -113,7 +115,7 @@ impl Operator {
             | "ssh web1 deploy"
             | "apt remove balancer" => {}
             "apt install ./balancer_0.2.0-1_amd64.deb" => {
-                // Another file with another inode, like a new version.
+                // Like the file of a new version, the next program file has another inode.
                 let (next, installed) = (self.programs.path().join("next"), self.programs.path().join("balancer"));
                 fs::copy(binaries::balancer().unwrap(), &next).unwrap();
                 fs::rename(next, &installed).unwrap();
@@ -130,7 +132,8 @@ impl Operator {
                 assert!(command.starts_with("balancer "), "say in this test what becomes of `{command}`");
                 let child = self.shell(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
                 if command.starts_with("balancer backend drain ") {
-                    // Makes its clients leave, which would otherwise take as long as the balancer remembers them.
+                    // The test makes the balancer forget the known clients, because the drain would otherwise last for
+                    // hours.
                     self.site.wait_state(1, &["draining"]).unwrap();
                     let left = self.shell("balancer client forget --backend web/web1").output().unwrap();
                     assert!(left.status.success(), "{left:?}");
@@ -143,7 +146,7 @@ impl Operator {
         }
     }
 
-    /// A shell of the operator that runs one line unchanged.
+    /// Returns an operator's shell that runs one line unchanged.
     fn shell(&self, line: &str) -> Command {
         let mut shell = self.site.topology().balancer().command("unshare");
         shell
@@ -163,7 +166,7 @@ fn path(first: &Path) -> String {
     format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", first.display())
 }
 
-/// Checks that clients of backends other than `gone` have not moved.
+/// Checks that the clients of all backends except `gone` have not moved.
 #[track_caller]
 fn assert_others_stayed(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, String>, gone: &str) {
     let moved: Vec<_> = before.iter().filter(|(client, home)| *home != gone && after[*client] != **home).collect();
@@ -177,7 +180,7 @@ fn when_an_operator_runs_the_chapters_commands_then_output_and_clients_are_as_do
     let mut homes = BTreeMap::new();
     let mut wrong = Vec::new();
     for Step { command, answer } in steps() {
-        // Events before the operator's next command.
+        // Some commands of the chapter wait for an event, which the test causes first.
         match command.as_str() {
             "balancer wait web/web2 down --timeout 1m" => operator.site.kill_backend(2).unwrap(),
             "balancer wait web/web2 up --timeout 1m" => operator.site.start_backend(2).unwrap(),
@@ -191,7 +194,7 @@ fn when_an_operator_runs_the_chapters_commands_then_output_and_clients_are_as_do
         if !is_like(&operator.said, &answer) {
             wrong.push(format!("$ {command}\n{}-- but the chapter says\n{answer}", operator.said));
         }
-        // The effects on the clients.
+        // The test checks how some commands affect the clients.
         match command.as_str() {
             "balancer status" if homes.is_empty() => homes = operator.homes(),
             "balancer backend weight web/web3 50" => {

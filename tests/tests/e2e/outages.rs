@@ -1,4 +1,4 @@
-//! Tests that all backends of a service fail at once and return: known clients stay with them.
+//! Tests that known clients stay with their backends when all backends of a service fail at the same time and return.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -45,13 +45,13 @@ fn moved(before: &BTreeMap<u16, String>, after: &BTreeMap<u16, String>) -> Vec<(
     moved.map(|(client, home)| (*client, home.clone())).collect()
 }
 
-/// Kills every server, like a failed deployment, and starts it again.
+/// Kills every server, as a failed deployment would, and starts all servers again.
 fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
     let mut site = site(forwarding);
     let before = site.homes(FAMILY, 1..=200).unwrap();
     (1..=4).for_each(|number| site.kill_backend(number).unwrap());
     wait_for(&site, "outage of web: 4 of 4 backends fail");
-    // Clients that come meanwhile get no answer, and lose nothing.
+    // Clients that connect during the outage get no answer, but stay assigned to their backends.
     assert!(site.ask(FAMILY, 1..=200, Duration::from_secs(1)).unwrap().iter().all(|reply| reply.is_err()));
     let status = site.cli(&["status"]).unwrap();
     assert!(status.contains("WARNING: outage of web for "), "{status}");
@@ -61,7 +61,7 @@ fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
         assert!(status.contains("WARNING: outage of web for "), "{status}");
     }
     (1..=4).for_each(|number| site.start_backend(number).unwrap());
-    // First some of them are known to be back, then all.
+    // At first, only some backends are up again for the balancer, and later all backends.
     site.wait_state(1, &["up"]).unwrap();
     let first = site.homes_within(Duration::from_secs(10), FAMILY, 1..=200).unwrap();
     (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());

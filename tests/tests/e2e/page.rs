@@ -1,4 +1,4 @@
-//! Tests of the page for people in a browser.
+//! Tests of the status page in a browser.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,7 +18,8 @@ use serde_json::Value;
 
 const URL: &str = "http://127.0.0.1:9660/";
 
-/// Finds the smallest contrast between text and background on the page, by relative luminance.
+/// Finds the smallest contrast between text and background on the page, computed from the relative luminance of text
+/// and background.
 const CONTRAST: &str = r#"
 const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
 const luminance = (color) => {
@@ -42,8 +43,8 @@ while (texts.nextNode()) {
 }
 return least;"#;
 
-/// Checks the structure that a screen reader needs: headings in order, every table with a caption and scopes, every
-/// region with a name.
+/// Checks the structure that a screen reader needs: the headings are in order, every table has a caption and scopes,
+/// and every region has a name.
 const STRUCTURE: &str = r#"
 const all = (selector) => [...document.querySelectorAll(selector)];
 const wrong = [];
@@ -68,7 +69,7 @@ fn site(remember: &'static str) -> Site {
     site_beside(remember, 0)
 }
 
-/// A site with this number of additional services.
+/// Starts a site with `crowd` additional services.
 fn site_beside(remember: &'static str, crowd: u16) -> Site {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
         settings.remember = remember;
@@ -84,7 +85,7 @@ fn site_beside(remember: &'static str, crowd: u16) -> Site {
     site
 }
 
-/// The text of a backend's row in the table.
+/// Returns the text of a backend's row in the page's table.
 fn row(browser: &Browser, backend: &str) -> String {
     browser.text(&format!("[id='backend-web/{backend}']")).unwrap()
 }
@@ -110,12 +111,13 @@ fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
     assert!(browser.text(".summary").unwrap().contains("none in trouble"));
     wait_for("the script", || browser.text("#link").unwrap() == "Live");
 
-    // The reader's position must not change: focus, scroll, and the document itself.
+    // An update must not change the reader's focus, the scroll position, or the document itself.
     browser.run("window.here = 1; document.querySelector('#pause').focus(); window.scrollTo(0, 40);").unwrap();
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     wait_for("web2 to drain on the page", || row(&browser, "web2").contains("draining"));
     assert!(row(&browser, "web1").contains("up"));
-    // Other backends have its slots for now. The pictures of the lookup table and of the last hour show the drain.
+    // Other backends have temporarily taken over web2's slots. The pictures of the lookup table and of the last hour
+    // show the drain.
     let pictures =
         "return [document.querySelectorAll('.slots path').length, document.querySelectorAll('.event').length,
         document.querySelectorAll('.legend li').length, document.querySelector('.maps figcaption').textContent]";
@@ -127,7 +129,7 @@ fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
     let there = "return [window.here, document.activeElement.id, window.scrollY, document.title]";
     assert_eq!(browser.run(there).unwrap(), serde_json::json!([1, "pause", 40, "1 backend not up – balancer"]));
 
-    // When paused, the page does not change.
+    // While the reader has paused the page, the page does not change.
     browser.run("document.querySelector('#pause').click()").unwrap();
     assert_eq!(browser.text("#link").unwrap(), "Paused");
     site.cli(&["backend", "ready", "web/web2"]).unwrap();
@@ -139,7 +141,7 @@ fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
     assert_eq!(browser.console().unwrap(), Vec::<String>::new());
 }
 
-/// Checks the page on narrow and wide screens, light and dark.
+/// Checks that the page is readable on narrow and wide screens, in light and dark colours.
 fn assert_readable(browser: &Browser, url: &str) {
     for width in [320, 360, 768, 1920] {
         browser.resize(width, 800).unwrap();
@@ -169,7 +171,7 @@ fn when_there_are_many_services_then_there_is_an_overview_and_a_page_each() {
     browser.run("document.querySelector('[id=\"row-web\"] a').click()").unwrap();
     wait_for("the service's page", || browser.text("h2").is_ok_and(|heading| heading == "web"));
     wait_for("the script", || browser.text("#link").unwrap() == "Live");
-    // It stays the service's page and follows changes.
+    // The browser stays on the page of the service, which follows changes.
     site.cli(&["backend", "drain", "web/web2"]).unwrap();
     wait_for("web2 to drain on the page", || row(&browser, "web2").contains("draining"));
     assert_readable(&browser, &format!("{URL}?service=crowd1"));
@@ -183,7 +185,7 @@ fn when_the_page_is_read_by_any_means_then_it_is_accessible() {
     site.wait_state(3, &["down"]).unwrap();
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     assert_readable(&browser, URL);
-    // The order of the Tab key: the link to the numbers, the metrics, the button.
+    // The Tab key must reach the link to the numbers, the link to the metrics, and the button, in this order.
     browser.open(URL).unwrap();
     let focus = |browser: &Browser| {
         browser.press("\u{e004}").unwrap();
@@ -208,12 +210,13 @@ fn when_scripts_are_off_then_the_page_has_the_numbers() {
     }
 }
 
-/// `BALANCER_PICTURES=docs/src cargo test -p balancer-tests --test e2e pictures -- --ignored`, 14 minutes
+/// The command in the next line draws the pictures of the documentation, which takes 14 minutes.
+/// `BALANCER_PICTURES=docs/src cargo test -p balancer-tests --test e2e pictures -- --ignored`
 #[test]
 #[ignore = "draws the pictures of the documentation"]
 fn when_pictures_are_asked_for_then_they_are_drawn() {
     let directory = env::var_os("BALANCER_PICTURES").unwrap();
-    // The tests run in their package's directory.
+    // The test runs in the directory of its package, but the path in `BALANCER_PICTURES` is relative to the repository.
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(directory);
     let mut site = site("3h");
     let began = Instant::now();

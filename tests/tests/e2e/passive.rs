@@ -1,5 +1,5 @@
-//! Tests of a server that dies between two checks, which are an hour apart: the observation of clients' packets is
-//! enough.
+//! Tests of a server that dies between two checks, which are an hour apart: the balancer still detects the failure,
+//! because it observes clients' packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -21,7 +21,7 @@ use socket2::{Domain, Socket, Type};
 
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const VICTIM: u16 = 2;
-/// The time of a connection whose SYN has to be sent three times on a loaded machine.
+/// The time limit of a connection whose client sends the SYN three times, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn site(forwarding: Forwarding, families: &[Family], check: &'static str) -> Site {
@@ -43,7 +43,7 @@ fn wait_down(site: &mut Site, clients: &[u16], family: Family) {
     let since = Instant::now();
     while site.status().unwrap().services[0].backends[usize::from(VICTIM) - 1].state != "down" {
         assert!(since.elapsed() < PATIENCE, "{:?}", site.cli(&["status"]));
-        // Refused at once, if the server's own machine refuses.
+        // If the machine of the server itself refuses the connections, the clients get the errors at once.
         let _answers = site.ask(family, clients.iter().copied(), Duration::from_millis(300)).unwrap();
         thread::sleep(Duration::from_millis(100));
     }
@@ -73,7 +73,7 @@ fn signals(site: &Site, kind: &str) -> f64 {
     site.metrics().unwrap().sum("signals_total", &labels).unwrap_or_default()
 }
 
-/// The number of the victim's successful checks.
+/// Returns the number of successful checks of the failing server.
 fn passed(site: &Site) -> f64 {
     let labels = [&format!("backend=\"web{VICTIM}\"")[..], "result=\"passed\""];
     site.metrics().unwrap().sum("health_checks_total", &labels).unwrap()
@@ -83,7 +83,7 @@ fn moves(site: &Site) -> f64 {
     site.metrics().unwrap().sum("moves_total", &[]).unwrap_or_default()
 }
 
-/// The checks use another port, which is open.
+/// The servers close the port of the service, while checks use another port, which stays open.
 #[test]
 fn when_a_port_is_closed_on_purpose_then_clients_learn_so_and_nothing_moves() {
     const CHECKED: u16 = 9999;
@@ -92,7 +92,8 @@ fn when_a_port_is_closed_on_purpose_then_clients_learn_so_and_nothing_moves() {
         let check = r#"{ type = "tcp", port = 9999, interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
         settings.check = check.to_owned();
         settings.remember = "1h";
-        // These listen before the first check, because the next one after a failure is an hour later.
+        // The listeners start before the first check, because the balancer would repeat a failed check only an hour
+        // later.
         for host in topology.backends() {
             listeners.push(host.run_in_thread(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, CHECKED)))??);
         }
@@ -127,8 +128,7 @@ fn state(site: &Site, number: u16) -> String {
     site.status().unwrap().services[0].backends[usize::from(number) - 1].state.clone()
 }
 
-/// The balancer sees only unanswered handshakes, as in a flood of SYNs from forged addresses. Its checks find that the
-/// backend works.
+/// The balancer sees only unanswered handshakes, as in a flood of SYNs from forged addresses, but its checks succeed.
 #[test]
 fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 4, |settings, _| {
@@ -159,7 +159,7 @@ fn when_answers_do_not_reach_clients_then_checks_are_few_and_nothing_moves() {
     assert!(!events.contains("was checked at once"), "{events}");
 }
 
-/// Sends resets as if `web2` refused clients' connections, for some seconds, from the machine of another server.
+/// For some seconds, sends resets from another server's machine, as if `web2` refused the clients' connections.
 fn forge_resets(site: &Site, family: Family, time: Duration) {
     const RST_ACK: u8 = 0x14;
     let (server, header) = (site.backend_address(family, VICTIM), if family == Family::V4 { 20 } else { 40 });
@@ -172,7 +172,7 @@ fn forge_resets(site: &Site, family: Family, time: Duration) {
     };
     let forged: Vec<_> = CLIENTS.map(forged).collect();
     let send = || -> io::Result<()> {
-        // The header is part of what is sent.
+        // With `IPPROTO_RAW`, the sender provides the IP header.
         let raw = Socket::new(Domain::for_address(server), Type::RAW, Some(libc::IPPROTO_RAW.into()))?;
         let begun = Instant::now();
         while begun.elapsed() < time {
@@ -209,7 +209,8 @@ fn when_another_machine_forges_a_servers_resets_then_checks_are_few_and_nothing_
     }
 }
 
-/// Checks that all clients of a killed `nat` server open their connections elsewhere, and that no other client moves.
+/// Checks that every client of a killed `nat` server can open a connection to another server, and that no other client
+/// moves.
 fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: &[u16]) {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
         settings.check = CHECK.to_owned();
@@ -232,7 +233,7 @@ fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: 
     assert!(site.metrics().unwrap().sum("withheld_total", &[]).unwrap() >= 1.0, "{what}");
 }
 
-/// All checks except those of a series are an hour apart.
+/// Checks are an hour apart, except for the checks of a series, which are 100 ms apart.
 const CHECK: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
 
 fn told(site: &Site, arguments: &[&str]) {
@@ -321,7 +322,7 @@ fn when_a_server_is_killed_after_a_restart_that_kept_the_program_then_no_new_con
     nobody_fails("killed and restarted", "", |site| site.kill_and_restart(|_| ()).unwrap(), &[VICTIM]);
 }
 
-/// No controller checks meanwhile, and resets are withheld for a second in total.
+/// Without a controller, no check runs, and the program withholds resets for one second in total.
 #[test]
 fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_after_a_second() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
@@ -343,8 +344,8 @@ fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_aft
     assert!(after.values().all(|home| home != "web2"));
 }
 
-/// Connections that are open when the server's machine fails: the first packet after the verdict goes to another
-/// server, which resets them.
+/// A client has an open connection when the server's machine fails. Once the balancer has marked the server as down,
+/// the first packet of the connection goes to another server, which resets the connection.
 #[test]
 fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once_it_is_down() {
     for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
@@ -376,7 +377,8 @@ fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once
     }
 }
 
-/// The balancer does not see what the dead server's machine answers; it sees handshakes that do not continue.
+/// The machine of the dead server sends its answers past the balancer, so the balancer sees only handshakes that do not
+/// continue.
 #[test]
 fn when_a_server_whose_answers_pass_by_is_killed_then_it_is_down_after_a_few_connections() {
     for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {

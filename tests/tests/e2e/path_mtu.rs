@@ -1,5 +1,5 @@
-//! Tests of a link with a smaller MTU than both ends expect: the errors of routers and of the balancer reach the
-//! sender, and large transfers arrive in both directions.
+//! Tests of a link with a smaller MTU than client and backend expect. ICMP errors of routers and of the balancer must
+//! reach the sender, and large transfers must arrive in both directions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
@@ -16,7 +16,7 @@ use balancer_testkit::{
 use crate::support::wait;
 
 const BYTES: u64 = 8 << 20;
-/// Enough for segments of the largest size.
+/// An upload of one MiB contains segments of the largest size.
 const UPLOAD: u64 = 1 << 20;
 const BACKENDS: u16 = 4;
 
@@ -36,7 +36,7 @@ fn learnt(host: &Namespace, from: IpAddr, to: IpAddr) -> Option<u32> {
     rest.split_whitespace().next().unwrap().parse().ok()
 }
 
-/// Returns the address that a backend sends from.
+/// Returns the source address of packets that a backend sends.
 fn own_address(site: &Site, forwarding: Forwarding, family: Family, number: u16) -> IpAddr {
     match forwarding {
         Forwarding::Nat | Forwarding::Snat => site.topology().backend_address(family, number - 1),
@@ -94,7 +94,8 @@ fn when_a_router_has_a_smaller_mtu_with_gue_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Gue);
 }
 
-/// The balancer's own link has the smallest MTU, and the balancer reports it.
+/// Checks transfers over a link of the balancer with the smallest MTU. The balancer reports the MTU of this link to the
+/// sender.
 fn adapts_to_the_balancers_link(forwarding: Forwarding, narrow: &str, client_learns: bool, backend_learns: bool) {
     let site = site(Shape::TwoLegged, forwarding);
     site.topology().balancer().ip(&format!("link set {narrow} mtu {NARROW}")).unwrap();
@@ -148,7 +149,8 @@ fn narrow_router(site: &Site) -> Namespace {
     for (namespace, setting, value) in [
         (&router, "net/ipv4/conf/all/forwarding", "1"),
         (&router, "net/ipv6/conf/all/forwarding", "1"),
-        // The router is on the same segment, and must not send redirects.
+        // The router sends packets back to the segment from which the packets came, and must not send redirects because
+        // of these packets.
         (&router, "net/ipv4/conf/all/send_redirects", "0"),
         (&router, "net/ipv4/conf/eth0/send_redirects", "0"),
         (topology.balancer(), "net/ipv6/conf/all/accept_redirects", "0"),
@@ -174,7 +176,8 @@ fn way_to_backends(site: &Site, family: Family, and: &str) {
     }
 }
 
-/// Checks that a client adapts to each smaller MTU in turn. Its MTU only decreases, so nothing has to be forgotten.
+/// Checks that a client adapts to each of several MTUs, which become smaller and smaller. The client's path MTU only
+/// decreases, so the test need not make the client forget a learnt value.
 fn adapts_to_the_tunnels_way(forwarding: Forwarding, overhead: [u32; 2]) {
     let site = site(Shape::OneLegged, forwarding);
     let _router = narrow_router(&site);

@@ -1,4 +1,5 @@
-//! Tests that pinned maps belong to one network namespace, and disappear when that namespace is gone.
+//! Tests that each network namespace has its own pinned maps, which the balancer removes when the namespace no longer
+//! exists.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, thread, time::Duration};
@@ -21,7 +22,7 @@ use crate::{
     support::wait,
 };
 
-/// Gives this thread and its children a separate BPF file system, without the pinned maps of other tests.
+/// Gives the calling thread and its child processes a separate BPF file system, without the pinned maps of other tests.
 fn own_file_system() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
     let none = None::<&str>;
@@ -38,7 +39,7 @@ fn site() -> Site {
     .unwrap()
 }
 
-/// A site whose balancer was killed, and the remaining directory.
+/// Starts a site and kills its balancer, and returns the site and the remaining directory of pinned maps.
 fn killed() -> (Site, PathBuf) {
     let mut site = site();
     site.homes(Family::V4, 1..=20).unwrap();
@@ -72,7 +73,7 @@ fn when_a_network_namespace_is_gone_then_the_next_balancer_clears_its_maps() {
     assert_eq!(own_pins(other.topology().balancer()).len(), 1);
 }
 
-/// The kernel reuses the inode of a namespace that is gone.
+/// The kernel may give a new namespace the inode number of a namespace that no longer exists.
 #[test]
 fn when_a_namespace_has_the_inode_of_one_that_is_gone_then_a_balancer_starts_there_without_its_maps() {
     own_file_system();
@@ -118,7 +119,8 @@ fn when_programs_are_left_elsewhere_then_detach_names_them_and_with_all_removes_
     assert!(detach(&elsewhere, &["--all"]).contains("on this machine"));
 }
 
-/// Another process may be `balancer detach`, or a child of the killed controller that has not executed its program yet.
+/// The process with the lock may be `balancer detach`, or a child of the killed controller that has not executed its
+/// program yet.
 #[test]
 fn when_another_process_has_the_lock_for_a_moment_then_a_start_waits_for_it() {
     own_file_system();

@@ -1,5 +1,5 @@
-//! Tests of QUIC: connection IDs with backends in them, in crafted datagrams between real sockets, for all modes and
-//! both families.
+//! Tests of QUIC connection IDs that name a backend, with crafted datagrams between real sockets, for all forwarding
+//! modes and both families.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -58,7 +58,7 @@ impl Scene {
         Self { site, forwarding }
     }
 
-    /// A connection ID from the server of a backend with the current key.
+    /// Returns a connection ID as a backend's server would create it with the current key.
     fn id(&self, number: u16) -> Vec<u8> {
         let text = self.site.cli(&["quic", "server-config", &format!("shop/web{number}"), "--json"]).unwrap();
         let config: QuicServerConfig = serde_json::from_str(&text).unwrap();
@@ -68,7 +68,7 @@ impl Scene {
         format.id(first, &server, &nonce)[..usize::from(config.id_length)].to_vec()
     }
 
-    /// The backend that answers a datagram of a client.
+    /// Returns the backend that answers a client's datagram.
     fn answers(&self, family: Family, client: u16, datagram: &[u8]) -> Option<String> {
         let topology = self.site.topology();
         let from = SocketAddr::new(topology.client_address(family, client), 0);
@@ -105,7 +105,7 @@ impl Scene {
     }
 }
 
-/// The format of a server's connection IDs, and its server ID.
+/// Returns the format of a server's connection IDs, and the server ID in these connection IDs.
 pub(crate) fn maker(config: &QuicServerConfig) -> (QuicFormat, Vec<u8>) {
     let server = hex(&config.server_id[2..]);
     let key = config.key.as_ref().map(|key| hex(&key[4..]).try_into().unwrap());
@@ -116,18 +116,18 @@ fn hex(digits: &str) -> Vec<u8> {
     (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect()
 }
 
-/// A packet of an established connection.
+/// Returns a packet of an established connection.
 pub(crate) fn short(id: &[u8]) -> Vec<u8> {
     [&[0x41], id, &[7; 24]].concat()
 }
 
-/// A packet with a long header of QUIC version 1.
+/// Returns a packet with a long header of QUIC version 1.
 fn long(kind: u8, id: &[u8]) -> Vec<u8> {
     let header = [0xc0 | kind << 4, 0, 0, 0, 1, id.len() as u8];
     [&header, id, &[0; 30]].concat()
 }
 
-/// A connection ID that a client has invented, with the configuration bits of the others.
+/// Returns an invented connection ID with the configuration bits of `id`.
 fn foreign(id: &[u8]) -> Vec<u8> {
     id.iter().enumerate().map(|(at, byte)| if at == 0 { *byte } else { byte ^ 0x5a }).collect()
 }
@@ -138,7 +138,8 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
     for family in Family::BOTH {
         for client in 0..4 {
             let home = scene.by_tcp(family, client);
-            // Packets with the client's own connection ID follow its TCP connections.
+            // If a client has invented the connection ID in its packets, the packets reach the same backend as the
+            // client's TCP connections.
             for (_, id) in &ids {
                 for kind in [0, 1] {
                     assert_eq!(scene.at(family, client, &long(kind, id)), home, "long header {kind}");
@@ -148,13 +149,14 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
             assert_eq!(scene.at(family, client, &[0x41]), home, "no ID at all");
             assert_eq!(scene.at(family, client, &short(&ids[0].1[..5])[..8]), home, "half an ID");
         }
-        // An unknown client arrives with a connection: its TCP connections follow.
+        // If an unknown client sends a packet of an established QUIC connection, the client's TCP connections reach the
+        // same backend as the packet.
         for (client, (backend, id)) in (20..).zip(&ids) {
             assert_eq!(scene.at(family, client, &short(id)), *backend);
             assert_eq!(scene.at(family, client, &long(2, id)), *backend, "a handshake packet");
             assert_eq!(scene.by_tcp(family, client), *backend, "{family:?} client {client} after its connection");
         }
-        // The same holds for a client known elsewhere.
+        // A client that the balancer knows at another backend moves to the backend of the client's QUIC connection.
         let (backend, id) = &ids[0];
         let elsewhere = (30..60).find(|client| scene.by_tcp(family, *client) != *backend).unwrap();
         assert_eq!(scene.at(family, elsewhere, &short(id)), *backend);
@@ -171,7 +173,7 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
     assert_eq!(sum("moves_total", &["service=\"shop\"", "cause=\"migrated\""]), 2);
     assert_eq!(doctor::found(&scene.site), Vec::<String>::new(), "{forwarding:?}");
 
-    // A drained backend keeps its connections, and a backend in maintenance loses them.
+    // A drained backend keeps its QUIC connections, and a backend in maintenance loses its QUIC connections.
     let (family, client, (backend, id)) = (Family::V4, 70, &ids[1]);
     let away = |scene: &Scene| scene.answers(family, client, &short(id));
     scene.site.cli(&["backend", "drain", "shop/web2", "--timeout", "10m"]).unwrap();
@@ -219,7 +221,7 @@ fn when_a_key_is_rotated_then_connections_under_the_one_before_stay_until_the_ne
     assert_eq!((second[0] >> 5, scene.quic().config, scene.quic().config_before), (1, 1, Some(0)));
     let status = scene.site.cli(&["apply", "--dry-run", &scene.site.config().display().to_string()]).unwrap();
     assert!(status.contains("the key of quic of shop: rotated to config 1 at run time and kept"), "{status}");
-    // Both are valid, also after a restart and a reload.
+    // Connection IDs with the old key and with the new key stay valid, even after a restart and a reload.
     let both = |scene: &Scene, client| {
         assert_eq!(scene.at(family, client, &short(&first)), "web2");
         assert_eq!(scene.at(family, client, &short(&second)), "web2");
@@ -243,7 +245,7 @@ fn when_server_ids_are_readable_then_they_steer_and_teach_nothing() {
     let scene = Scene::start(Forwarding::Nat, "{ format = \"nlb\" }");
     let (family, id) = (Family::V4, scene.id(3));
     assert_eq!((id.len(), scene.quic().learns), (16, false));
-    // For any first byte.
+    // The first byte of an unencrypted connection ID may have any value.
     for first in [0x00, 0x5f, 0xff] {
         let id = [&[first], &id[1..]].concat();
         assert_eq!(scene.at(family, 1, &short(&id)), "web3");
@@ -290,7 +292,7 @@ fn each_trace_says_whether_the_connection_id_decided(forwarding: Forwarding, fam
     assert_eq!((word.as_str(), at.as_str()), ("named", "web2"), "{why}");
     assert!(why.starts_with("its connection ID names this backend"), "{why}");
 
-    // A capture has the same words in its comments.
+    // A capture contains the same report about the connection ID, in the comments of packets.
     let file = scene.site.files().join("named.pcapng");
     let mut capture = watch::start(&scene.site, "capture", &["capture", "-w", file.to_str().unwrap()]);
     scene.at(family, 30, &short(&id));

@@ -1,4 +1,5 @@
-//! HTTP/3 connections to quinn's servers, whose clients (quinn and aioquic) change their addresses during a download.
+//! Tests of HTTP/3 connections to quinn servers. The clients (quinn and aioquic) change their addresses several times
+//! during a download.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,14 +39,14 @@ const FAMILY: Family = Family::V4;
 const ALPN: &[u8] = b"h3";
 const NAME: &str = "shop.example";
 const REBINDS: u16 = 20;
-/// The number of bytes between two changes of address.
+/// The number of bytes after which the client changes its address.
 const PART: usize = 256 << 10;
 static CHUNK: [u8; 8 << 10] = [7; 8 << 10];
 const DOWNLOAD: usize = (REBINDS as usize + 2) * PART;
-/// A connection without an answer ends after this time.
+/// The time without an answer after which a connection ends.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// Makes connection IDs like the server of a backend.
+/// Generates the connection IDs of a backend's server.
 struct Ids {
     format: QuicFormat,
     server: Vec<u8>,
@@ -85,10 +86,11 @@ impl ConnectionIdGenerator for Ids {
 
 fn transport() -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
-    // Veth pairs with XDP accept no frames that need segmentation later.
+    // A veth pair with XDP accepts no frames that the kernel would have to segment later, so the server must not send
+    // such frames.
     transport.enable_segmentation_offload(false);
     transport.max_idle_timeout(Some(IdleTimeout::try_from(IDLE).unwrap()));
-    // The server should still be sending when the address changes.
+    // Because the window is small, the server is still sending when the client's address changes.
     transport.stream_receive_window(VarInt::from_u32(PART as u32 / 2));
     Arc::new(transport)
 }
@@ -100,7 +102,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// A shop whose servers use QUIC and TCP, each with its own name.
+    /// Starts a site with the service `shop`. Each server of the shop uses QUIC and TCP, and answers with its own name.
     fn start(forwarding: Forwarding, quic: Option<&str>) -> Self {
         let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
         let site = Site::start(shape, forwarding, BACKENDS, |settings, topology| {
@@ -168,7 +170,8 @@ impl Scene {
         self.site.topology().client().run_in_thread(|| UdpSocket::bind(from).unwrap()).unwrap()
     }
 
-    /// Downloads from one server, with consecutive addresses from `first` on. Returns the server, or the error.
+    /// Downloads from one server while the client changes its address from number `first` upwards, and returns the
+    /// server's name or the error.
     fn download(&self, first: u16) -> Result<String> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.der().clone())?;
@@ -220,7 +223,8 @@ async fn answer(incoming: quinn::Incoming, name: String) -> Result<()> {
 }
 
 impl Scene {
-    /// The same download by aioquic. Every second change of address is a migration to another connection ID.
+    /// Downloads from one server with the client aioquic. At every second change of address, the client also migrates
+    /// to another connection ID.
     fn download_by_aioquic(&self, first: u16) -> String {
         let directory = tempfile::tempdir().unwrap();
         let certificate = directory.path().join("shop.pem");
@@ -239,8 +243,8 @@ impl Scene {
     }
 }
 
-/// Three downloads, the last one by aioquic, each with twenty changes of address, and a TCP connection from each last
-/// address.
+/// Checks three downloads with twenty changes of address each; the last download uses aioquic. If connection IDs are
+/// encrypted, a TCP connection from the client's last address must then reach the server of the download.
 fn downloads_survive(forwarding: Forwarding, quic: &str) {
     let scene = Scene::start(forwarding, Some(quic));
     for first in [1, 31, 61] {

@@ -1,4 +1,4 @@
-//! Tests of the shown rates, and of the hint for a service without packets.
+//! Tests of the displayed packet rates, and of the hint about a service that receives no packets.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use crate::support::wait;
 
-/// The page's HTML.
+/// Returns the HTML of the status page.
 fn page(site: &Site) -> String {
     let mut curl = site.topology().balancer().command("curl");
     run(curl.args(["-s", "http://127.0.0.1:9660/"])).unwrap()
@@ -46,7 +46,7 @@ fn when_clients_come_then_rates_are_shown_and_when_none_come_then_the_first_thin
     assert!(!text.contains("no packets over"), "{text}");
     assert!(page(&site).contains(" bytes a second"), "{}", page(&site));
 
-    // A backend that takes no new clients still has some.
+    // A backend with a weight of 0 takes no new clients, but keeps its known clients.
     site.cli(&["backend", "weight", "web/web1", "0"]).unwrap();
     let is_explained = |reason: &str| {
         let words = reason.strip_prefix("takes no new clients, has ").and_then(|rest| rest.split_once(" known client"));

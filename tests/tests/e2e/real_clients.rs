@@ -1,5 +1,6 @@
-//! Tests of services with several listeners and programs that need them: `curl` with HTTP and HTTPS plus datagrams,
-//! `iperf3` with TCP and UDP, and `dig`, which repeats questions over TCP. Each client has one backend for all of them.
+//! Tests of services with several listeners, with real client programs: `curl` with HTTP, HTTPS and datagrams; `iperf3`
+//! with TCP and UDP; and `dig`, which repeats questions over TCP. Each client must use the same backend for all
+//! listeners of a service.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,7 +23,7 @@ use balancer_testkit::{
 };
 use rcgen::{CertificateParams, KeyPair};
 
-/// The backend of each client.
+/// Maps each client to its backend.
 type Homes = BTreeMap<IpAddr, String>;
 
 const NOBODY: [IpAddr; 0] = [];
@@ -37,13 +38,14 @@ fn client_program(site: &Site, program: &str, arguments: &[&str]) -> String {
     stdout
 }
 
-/// Starts a program on the host of `web{number}`, with its output in the site's file `log`.
+/// Starts a program on the host of `web{number}`. The output of the server program goes to the site's file `log`.
 fn server_program(site: &Site, program: &str, number: u16, log: &str, arguments: &[String]) -> Process {
     let mut command = site.topology().backends()[usize::from(number) - 1].command(program);
     Process::spawn(log, command.args(arguments), &site.files().join(format!("{log}.log"))).unwrap()
 }
 
-/// The addresses of the servers of `web{number}`, first those for clients, then those for checks if they differ.
+/// Returns the addresses on which the server of `web{number}` listens: first the address for clients, then the address
+/// for checks, if they differ.
 fn served(topology: &Topology, forwarding: Forwarding, family: Family, number: u16) -> Vec<IpAddr> {
     let own = topology.backend_address(family, number - 1);
     if translates(forwarding) { vec![own] } else { vec![topology.vip(family), own] }
@@ -59,7 +61,8 @@ fn seen_as(forwarding: Forwarding, client: IpAddr) -> IpAddr {
     if forwarding == Forwarding::Snat { Topology::balancer_address(family(client)).0 } else { client }
 }
 
-/// A service `shop` with `backends` and each of `listeners`, such as `443/udp`, at the VIPs of both families.
+/// Returns the configuration of a service `shop` with the given number of backends. Each VIP of the two families has
+/// every listener in `listeners`, such as `443/udp`.
 fn service(topology: &Topology, forwarding: Forwarding, listeners: &[&str], more: &str, backends: u16) -> String {
     let listen: Vec<String> = Family::BOTH
         .iter()
@@ -85,7 +88,7 @@ fn service(topology: &Topology, forwarding: Forwarding, listeners: &[&str], more
     text
 }
 
-/// Starts `hosts` hosts without any programs, and the balancer.
+/// Starts the balancer and `hosts` hosts, on which no servers run yet.
 fn start(forwarding: Forwarding, hosts: u16, adapt: impl FnOnce(&mut Settings, &Topology)) -> Site {
     let shape = if forwarding == Forwarding::Dsr { Shape::OneLegged } else { Shape::TwoLegged };
     let mut site = Site::start(shape, forwarding, hosts, |settings, topology| {
@@ -103,7 +106,7 @@ const fn family(address: IpAddr) -> Family {
     if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-/// The backend of a client according to the controller.
+/// Returns the backend that the controller names for a client.
 fn located(site: &Site, address: IpAddr) -> String {
     let query = ClientQuery { address, service: Some("shop".to_owned()) };
     let views = site.api(|api| async move { api.client(&query).await }).unwrap();
@@ -111,7 +114,7 @@ fn located(site: &Site, address: IpAddr) -> String {
     views[0].backend.clone().unwrap()
 }
 
-/// Waits until both families of `web{number}` have the state `state`.
+/// Waits until `web{number}` has the state `state` in both families.
 fn wait_both(site: &mut Site, number: u16, state: &str) {
     let name = format!("web{number}");
     let waited = site.controller().wait_for(PATIENCE, &format!("{name} to be {state}"), |status| {
@@ -121,12 +124,12 @@ fn wait_both(site: &mut Site, number: u16, state: &str) {
     waited.unwrap();
 }
 
-/// The clients that have another backend than before.
+/// Returns the clients whose backend has changed.
 fn moved(before: &Homes, after: &Homes) -> Vec<IpAddr> {
     before.iter().filter(|(client, home)| after[*client] != **home).map(|(&client, _)| client).collect()
 }
 
-/// Returns the value of a metric for one listener, such as `80/tcp` of IPv4.
+/// Returns a metric's value for one listener, such as `80/tcp` of IPv4.
 fn counted(site: &Site, metric: &str, family: Family, port: u16, protocol: &str) -> f64 {
     let listener = format!("listener=\"{}/{protocol}\"", SocketAddr::new(site.topology().vip(family), port));
     site.metrics().unwrap().sum(metric, &["service=\"shop\"", &listener]).unwrap()
@@ -157,7 +160,7 @@ http {
 }
 ";
 
-/// The servers' ports for the ports 80 and 443.
+/// Returns the two server ports that correspond to ports 80 and 443 of the VIP.
 const fn web_ports(forwarding: Forwarding) -> [u16; 2] {
     if translates(forwarding) { [8080, 8443] } else { [80, 443] }
 }
@@ -177,7 +180,7 @@ fn start_nginx(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     server_program(site, "/usr/sbin/nginx", number, &format!("nginx{number}"), &arguments)
 }
 
-/// Writes a certificate for the VIPs and its key to files.
+/// Creates a certificate for the VIPs, and writes the certificate and its key to files.
 fn make_certificate(topology: &Topology, files: &Path) {
     let names = Family::BOTH.map(|family| topology.vip(family).to_string());
     let key = KeyPair::generate().unwrap();
@@ -186,8 +189,8 @@ fn make_certificate(topology: &Topology, files: &Path) {
     fs::write(files.join("key.pem"), key.serialize_pem()).unwrap();
 }
 
-/// Answers datagrams to port 443 with the server's name and the sender's address, like a server of HTTP/3, until the
-/// test ends.
+/// Answers datagrams to port 443 in the place of an HTTP/3 server, until the test ends. Each answer contains the
+/// server's name and the sender's address.
 fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
     let [_, port] = web_ports(forwarding);
     for family in Family::BOTH {
@@ -202,7 +205,7 @@ fn answer_datagrams(site: &Site, forwarding: Forwarding, number: u16) {
     }
 }
 
-/// Returns a client's answer to a datagram of the size that opens QUIC.
+/// Sends a client's datagram, which is as large as a QUIC Initial packet, and returns the answer.
 fn datagram(site: &Site, client: IpAddr) -> String {
     let (from, vip) = (SocketAddr::new(client, 0), SocketAddr::new(site.topology().vip(family(client)), 443));
     let answer = site.topology().client().run_in_thread(|| {
@@ -251,7 +254,7 @@ fn shop(topology: &Topology, forwarding: Forwarding, backends: u16) -> String {
     service(topology, forwarding, &["80", "443", "443/udp"], &format!("{ports}{check}"), backends)
 }
 
-/// The clients of `web{number}`.
+/// Returns the clients of `web{number}`.
 fn of(homes: &Homes, number: u16) -> Vec<IpAddr> {
     homes.iter().filter(|(_, home)| **home == format!("web{number}")).map(|(&client, _)| client).collect()
 }
@@ -270,7 +273,7 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     }
     homes.iter().for_each(|(&client, home)| assert_eq!(located(&site, client), *home));
 
-    // An additional backend gets new clients completely, and no known client moves.
+    // An additional backend gets new clients at all listeners, and no known client moves.
     let lines = shop(site.topology(), forwarding, 4);
     site.apply(|settings| settings.lines = lines).unwrap();
     wait_both(&mut site, 4, "up");
@@ -278,17 +281,17 @@ fn http_https_and_datagrams_agree(forwarding: Forwarding) {
     let new = shoppers(&site, forwarding, NEW);
     assert!(!of(&new, 4).is_empty(), "{new:?}");
 
-    // A draining backend keeps its clients, and gets no new ones.
+    // A draining backend keeps its clients, and gets no new clients.
     site.cli(&["backend", "drain", "shop/web1", "--timeout", "10m"]).unwrap();
     assert_eq!(moved(&homes, &shoppers(&site, forwarding, KNOWN)), NOBODY);
     assert_eq!(of(&shoppers(&site, forwarding, 25..31), 1), NOBODY);
 
-    // The controller restarts.
+    // A restart of the controller moves no client.
     site.restart(|_| {}).unwrap();
     assert_eq!(moved(&homes, &shoppers(&site, forwarding, KNOWN)), NOBODY);
     assert_eq!(moved(&new, &shoppers(&site, forwarding, NEW)), NOBODY);
 
-    // The clients of a failed backend move together, and then stay.
+    // The clients of a failed backend move once, with all connections at the same time, and then stay.
     servers[1].stop().unwrap();
     wait_both(&mut site, 2, "down");
     let after = shoppers(&site, forwarding, KNOWN);
@@ -320,15 +323,15 @@ fn when_a_client_uses_http_https_and_datagrams_with_gue_then_it_has_one_backend(
     http_https_and_datagrams_agree(Forwarding::Gue);
 }
 
-/// `iperf3`'s control connection and data, over TCP and UDP, reach one server. Otherwise another server would refuse
-/// the datagram, and the transfer would not begin.
+/// Checks that the control connection of `iperf3` and the data, over TCP and UDP, reach the same server. If a datagram
+/// reached another server, that server would refuse the datagram, and the transfer would not begin.
 fn control_and_data_agree(forwarding: Forwarding) {
     let site = start(forwarding, 3, |settings, topology| {
         settings.lines = service(topology, forwarding, &["5201", "5201/udp"], "check = { type = \"none\" }\n", 3);
     });
     let mut servers = Vec::new();
     for (number, family) in (1..=3).flat_map(|number| Family::BOTH.map(|family| (number, family))) {
-        // The server answers datagrams from its bound address.
+        // The server binds its address explicitly, so that the server's answers to datagrams come from this address.
         let at = served(site.topology(), forwarding, family, number)[0].to_string();
         let arguments = ["-s", "--forceflush", "-B", &at].map(str::to_owned);
         servers
@@ -356,7 +359,7 @@ fn control_and_data_agree(forwarding: Forwarding) {
                     let number = |key: &str| report["end"][sum][key].as_f64().unwrap_or(0.0);
                     number("bytes") > 1024.0 * number("lost_packets")
                 };
-                // On a busy machine, a server may not count data that it has not read before the transfer ends.
+                // On a busy machine, a server may fail to count data that it has not read before the transfer ends.
                 assert!((0..5).any(|_| arrives()), "{source} {more:?}: nothing arrives");
             }
             // Only the log of the backend that the controller names has new lines about them.
@@ -365,7 +368,7 @@ fn control_and_data_agree(forwarding: Forwarding) {
             let numbers: Vec<String> = more.map(|((number, _), _)| format!("web{number}")).collect();
             assert_eq!(numbers, [located(&site, address)], "{source}");
         }
-        // A control connection for each transfer, and a data connection for TCP.
+        // Each transfer has a control connection, and a TCP transfer also has a data connection.
         let connections = counted(&site, "listener_connections_total", family, 5201, "tcp");
         assert!(connections >= 9.0, "{connections} connections");
         let datagrams = counted(&site, "listener_packets_total", family, 5201, "udp");
@@ -388,7 +391,8 @@ fn when_iperf3_runs_with_dsr_then_control_and_data_reach_one_backend() {
     control_and_data_agree(Forwarding::Dsr);
 }
 
-/// A name server on the host of `web{number}`. Its answers begin with its name; one is too long for a datagram.
+/// Starts a name server on the host of `web{number}`. Each answer of the name server begins with the server's name, and
+/// one answer is too long for a datagram.
 fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     let port = if translates(forwarding) { 5353 } else { 53 };
     let name = format!("web{number}");
@@ -408,8 +412,8 @@ fn start_dnsmasq(site: &Site, forwarding: Forwarding, number: u16) -> Process {
     server_program(site, "/usr/sbin/dnsmasq", number, &name, &arguments)
 }
 
-/// The backend of each client. Checks that it is the same for `dig` over UDP, over TCP, and over TCP after a truncated
-/// answer.
+/// Returns the backend of each client, after checking that `dig` reaches the same backend over UDP, over TCP, and over
+/// TCP after a truncated answer.
 fn askers(site: &Site) -> Homes {
     let mut homes = Homes::new();
     for (family, number) in Family::BOTH.into_iter().flat_map(|family| (1..=8).map(move |number| (family, number))) {
@@ -426,7 +430,7 @@ fn askers(site: &Site) -> Homes {
     homes
 }
 
-/// Name servers: a client gets answers over UDP and TCP from the same server, also when a server fails.
+/// Checks that a client gets answers over UDP and TCP from the same name server, even when a server fails.
 fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
     let mut site = start(forwarding, 3, |settings, topology| {
         let ports = if translates(forwarding) { "ports = { 53 = 5353 }\n" } else { "" };
@@ -443,8 +447,8 @@ fn names_over_udp_and_tcp_agree(forwarding: Forwarding) {
     wait_both(&mut site, 3, "down");
     assert_eq!(moved(&homes, &askers(&site)), of(&homes, 3));
     for family in Family::BOTH {
-        // In each of two rounds, each of eight clients asks once over TCP and twice over UDP; one of the UDP questions
-        // is repeated over TCP.
+        // In each of two rounds, each of eight clients asks one question over TCP and two questions over UDP. After a
+        // truncated answer, `dig` repeats one of the UDP questions over TCP.
         for (metric, protocol) in [("connections_total", "tcp"), ("packets_total", "udp")] {
             let counted = counted(&site, &format!("listener_{metric}"), family, 53, protocol);
             assert!(counted >= 32.0, "{family:?} {protocol}: {counted}");

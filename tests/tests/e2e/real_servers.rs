@@ -1,5 +1,5 @@
-//! Tests of every kind of failure with real servers, counted client by client: the demo application with simulated
-//! failures, and nginx.
+//! Tests of every kind of failure with real servers: the demo's web server with simulated failures, and nginx. The
+//! tests count the moves of each client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -32,8 +32,8 @@ fn generation(site: &Site) -> u64 {
     site.status().unwrap().services[0].table_generation
 }
 
-/// The backend does not answer: each of its clients moves once, and no other client moves. After its recovery, they
-/// stay.
+/// The backend does not answer: each client of the backend moves once, and no other client moves. After the backend's
+/// recovery, the moved clients stay with their new backends.
 #[test]
 fn when_a_backend_fails_hard_in_any_way_then_only_its_clients_move_once() {
     let mut users = Users::new(Forwarding::Nat, |_| {});
@@ -73,7 +73,8 @@ fn when_a_backend_fails_hard_in_any_way_then_only_its_clients_move_once() {
     users.assert_moves(&[("down", down)]);
 }
 
-/// The backend answers with a failure: its clients stay until the drain is over, and then move with that reason.
+/// The backend answers with a failure: the backend's clients stay until the drain is over, and then move. The cause of
+/// these moves is the drain.
 #[test]
 fn when_a_backend_fails_softly_in_any_way_then_known_clients_stay_until_the_deadline() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
@@ -124,7 +125,7 @@ fn when_on_failure_words_are_swapped_then_the_reactions_are_swapped() {
         settings.service_lines += "on_failure = { hard = \"drain\", soft = \"move\" }\n";
     });
     users.visit(CLIENTS);
-    // It still serves, but does not answer its check.
+    // The backend still serves clients, but does not answer its health check.
     users.site.fail_backend(1, "hang").unwrap();
     users.site.wait_state(1, &["draining (health)"]).unwrap();
     users.nobody_moves("when the check of web1 was not answered");
@@ -142,7 +143,8 @@ fn wait_metric(site: &Site, name: &str, labels: &[&str], at_least: f64, what: &s
     }
 }
 
-/// Two failures of three, of both kinds in turn, repeatedly: below `fall`, so nothing happens.
+/// Two of three checks fail repeatedly, alternately with hard and soft failures. The number of consecutive failures
+/// stays below `fall`, so the balancer does not react.
 #[test]
 fn when_a_backend_flaps_below_fall_then_no_client_moves() {
     const MANY: std::ops::RangeInclusive<u16> = 1..=600;
@@ -176,12 +178,12 @@ fn when_a_backend_flaps_below_fall_then_no_client_moves() {
     println!("{failed:?} checks failed softly and hard: {} clients, 0 moved", homes.len());
 }
 
-/// The port of nginx, and of the service `shop`.
+/// The port of nginx and of the service `shop`.
 const NGINX_PORT: u16 = 8088;
 const SHOP_PORT: u16 = 8000;
 
-/// Starts nginx on the host of `web{number}`, in the foreground. It answers with a failure while a file `sick{number}`
-/// exists.
+/// Starts nginx in the foreground on the host of `web{number}`. While a file `sick{number}` exists, nginx answers
+/// health checks with a failure.
 fn start_nginx(site: &Site, number: u16) -> Result<Process> {
     let files = site.files();
     let config = files.join(format!("nginx{number}.conf"));
@@ -221,7 +223,7 @@ http {
 }
 ";
 
-/// Sends one request of each client to the shop; returns the backends.
+/// Sends one request of each client to the service `shop`, and returns the backend of each client.
 fn shop(site: &Site, clients: std::ops::RangeInclusive<u16>) -> BTreeMap<u16, String> {
     let requests: Vec<Request> = clients.clone().map(|client| shopper(site, client)).collect();
     let replies = send_all(site.topology().client(), &requests, WORKERS).unwrap();
@@ -274,7 +276,7 @@ fn when_nginx_is_reloaded_stopped_started_or_fails_then_clients_move_only_as_the
     let homes = shop(&site, CLIENTS);
     assert_eq!(counts(homes.values()).len(), 3, "{:?}", counts(homes.values()));
 
-    // Five graceful reloads under load: no request fails, no client moves.
+    // During five graceful reloads under load, no request fails and no client moves.
     let stop = AtomicBool::new(false);
     let requests: Vec<(Request, String)> =
         homes.iter().map(|(&client, home)| (shopper(&site, client), home.clone())).collect();
@@ -300,7 +302,8 @@ fn when_nginx_is_reloaded_stopped_started_or_fails_then_clients_move_only_as_the
     assert!(done > 300, "no load: {done}");
     println!("{done} requests during 5 reloads of 3 servers, none failed, 0 clients moved");
 
-    // Stopped: its clients move once. Started: they stay where they are.
+    // When nginx stops on one host, its clients move once. When nginx starts again, the moved clients stay with their
+    // new backends.
     servers[1].stop().unwrap();
     wait_shop(&mut site, 2, "down");
     let after = shop(&site, CLIENTS);
@@ -311,7 +314,7 @@ fn when_nginx_is_reloaded_stopped_started_or_fails_then_clients_move_only_as_the
     assert_eq!(shop(&site, CLIENTS), after, "moved when it was back");
     assert!(!of(&shop(&site, NEWCOMERS), "web2").is_empty());
 
-    // 503: its clients stay until the drain is over.
+    // When nginx answers its check with 503, nginx's clients stay until the drain is over.
     let known = shop(&site, CLIENTS);
     fs::write(site.files().join("sick3"), "").unwrap();
     wait_shop(&mut site, 3, "draining (health)");

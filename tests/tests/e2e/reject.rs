@@ -1,4 +1,5 @@
-//! Tests of `reject = true`: clients that no backend takes get an immediate error from their own kernel.
+//! Tests of `reject = true`: if no backend can take a client, the balancer's answer makes the client's kernel report an
+//! error at once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -13,10 +14,10 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-/// Longer than an answer takes, and shorter than a client's own time-out.
+/// A time limit that is longer than an answer takes and shorter than a client's own timeout.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A site with TCP services without backends, and UDP services; with this setting of `reject`.
+/// Starts a site with UDP services that have no backends and with TCP services, all with the given setting of `reject`.
 fn site(reject: bool, forwarding: Forwarding) -> Site {
     Site::start(Shape::TwoLegged, forwarding, 1, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -39,7 +40,7 @@ fn connect(site: &Site, family: Family) -> ErrorKind {
     client.run_in_thread(|| TcpStream::connect_timeout(&vip, PATIENCE)).unwrap().unwrap_err().kind()
 }
 
-/// Sends a datagram, and returns the client's error.
+/// Sends a datagram, and returns the error that the client gets.
 fn ask(site: &Site, family: Family, patience: Duration) -> ErrorKind {
     let vip = SocketAddr::new(site.topology().vip(family), 53);
     let asked = site.topology().client().run_in_thread(|| {
@@ -73,7 +74,7 @@ fn when_a_rule_denies_clients_then_they_are_refused_at_once() {
     }
 }
 
-/// A changed file takes effect at once; without the setting, clients get no answer.
+/// A change of `reject` takes effect at once. Without `reject = true`, clients get no answer.
 #[test]
 fn when_a_reload_changes_reject_then_it_takes_effect_at_once() {
     let site = site(false, Forwarding::Nat);

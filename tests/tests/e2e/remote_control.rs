@@ -1,4 +1,4 @@
-//! The control listener for other machines, by the command line, and the audit file.
+//! Tests, through the command line, of the control listener for other machines; and tests of the audit file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,7 +24,7 @@ fn authority() -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// Files of certificates: of the balancer, and of those who ask it.
+/// The certificate files of the balancer and of the users.
 struct Certificates {
     directory: TempDir,
     authority: Authority,
@@ -56,7 +56,7 @@ impl Certificates {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    /// The lines of `[control]`.
+    /// Returns the lines of the `[control]` table in the configuration.
     fn lines(&self, roles: &str) -> String {
         let at = |name| self.path(name).display().to_string();
         let (cert, key, ca) = (at("server.pem"), at("server.key"), at("ca.pem"));
@@ -67,7 +67,7 @@ impl Certificates {
         )
     }
 
-    /// Runs a command of the user who has a certificate.
+    /// Runs a command with the certificate of the user `name`.
     fn ask(&self, site: &Site, name: &str, words: &str) -> Output {
         let mut command = site.topology().balancer().command(binaries::balancer().unwrap());
         command.env("BALANCER_SERVER", "https://127.0.0.1:9661").env("BALANCER_CA", self.path("ca.pem"));
@@ -143,7 +143,8 @@ fn when_a_certificate_has_a_role_then_the_command_line_may_what_it_says_and_the_
     let (code, why) = certificates.code(&site, "admin", "doctor");
     assert!(code == Some(2) && why.contains("doctor looks at the machine that it runs on"), "{why}");
 
-    // Each request for a change, with who, what, and what came of it; none that only reads, unless it is refused.
+    // The audit file records each change with the user, the request and the result. A read request appears in the file
+    // only if the balancer refused it.
     let audited = certificates.audited();
     let has = |via: &str, who: &str, request: &str, status: u16, result: &str| {
         audited.iter().any(|line| {
@@ -164,7 +165,7 @@ fn when_a_certificate_has_a_role_then_the_command_line_may_what_it_says_and_the_
     let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
     assert!(log.contains("the certificate CN=deploy at 127.0.0.1:"), "who changed something is not in the log");
 
-    // A role that is taken away, and one that is given.
+    // The new file takes one role away from a user and gives another role.
     site.cli(&["apply", &write(&site, &original, &certificates.lines("stranger = \"drain\", admin = \"read\""))])
         .unwrap();
     assert_eq!(certificates.code(&site, "deploy", "stats").0, Some(1));
@@ -181,7 +182,7 @@ fn when_the_address_a_certificate_or_the_audit_file_is_bad_then_it_steers_and_is
     let original = fs::read_to_string(site.config()).unwrap();
     let path = write(&site, &original, &certificates.lines(ROLES));
 
-    // A running balancer refuses what cannot be.
+    // A running balancer refuses a file with a listen address or a certificate file that it cannot use.
     let taken = site.topology().balancer().run_in_thread(|| TcpListener::bind("127.0.0.1:9661").unwrap()).unwrap();
     let why = site.cli(&["apply", &path]).unwrap_err().to_string();
     assert!(why.contains("the control listener on 127.0.0.1:9661: another program listens there"), "{why}");
@@ -189,7 +190,7 @@ fn when_the_address_a_certificate_or_the_audit_file_is_bad_then_it_steers_and_is
     let why = site.cli(&["apply", &path]).unwrap_err().to_string();
     assert!(why.contains("[control] key ") && why.contains("server.key cannot be read: No such file"), "{why}");
 
-    // One that starts goes on without.
+    // A balancer that starts with such a file runs without the control listener.
     site.restart_with_the_file_as_it_is().unwrap();
     assert!(ready(&site).starts_with("degraded: [control] key "), "{}", ready(&site));
     certificates.sign("server", "127.0.0.1", &certificates.authority);
@@ -200,14 +201,14 @@ fn when_the_address_a_certificate_or_the_audit_file_is_bad_then_it_steers_and_is
     wait("it stays degraded", || ready(&site) == "ready\n");
     assert_eq!(certificates.code(&site, "admin", "status").0, Some(0));
 
-    // A file that went bad is said, and what was there before goes on.
+    // The balancer reports a certificate file that has become invalid, and continues with the earlier certificates.
     fs::write(certificates.path("server.pem"), "").unwrap();
     wait("it is not degraded", || ready(&site).contains("goes on with the certificates that it had before"));
     assert_eq!(certificates.code(&site, "admin", "status").0, Some(0));
     certificates.sign("server", "127.0.0.1", &certificates.authority);
     wait("it stays degraded", || ready(&site) == "ready\n");
 
-    // The audit file: moved away by logrotate, and in the way.
+    // First logrotate renames the audit file, then a directory takes the name of the audit file.
     let rotated = certificates.path("audit.log.1");
     site.cli(&["backend", "weight", "web/web1", "7"]).unwrap();
     wait("nothing is audited", || certificates.audited().len() == 1);

@@ -1,4 +1,4 @@
-//! Tests of restarts with `on_exit = "keep"`, which clients do not notice.
+//! Tests that clients do not notice restarts with `on_exit = "keep"`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -35,7 +35,8 @@ fn keep(settings: &mut Settings, _: &Topology) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends requests of all clients repeatedly until `stop`. Returns their number and the failed ones.
+/// Sends requests of all clients repeatedly until `stop` is true. Returns the number of successful requests, and a
+/// message for each failed request.
 fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -> (usize, Vec<String>) {
     clients.enter().unwrap();
     let (mut done, mut wrong) = (0, Vec::new());
@@ -52,7 +53,7 @@ fn load(clients: &Entrance, requests: &[(Request, String)], stop: &AtomicBool) -
     (done, wrong)
 }
 
-/// Runs `changes` while every client keeps connecting, and asserts that no client notices anything.
+/// Runs `changes` while every client keeps connecting, and checks that no client notices a change.
 pub(crate) fn nobody_notices(site: &mut Site, homes: &BTreeMap<u16, String>, changes: impl FnOnce(&mut Site)) -> usize {
     let requests: Vec<(Request, String)> = homes
         .iter()
@@ -91,11 +92,12 @@ fn never_backwards(before: &Metrics, after: &Metrics) {
     assert!(compared > 20, "only {compared} counters");
 }
 
-/// Ten controllers are killed, and five are stopped and replaced by another program file.
+/// Kills ten controllers, then restarts five controllers, each from another program file. No client may notice any of
+/// these restarts.
 fn restarts(forwarding: Forwarding) {
     let mut site = Site::start(Shape::OneLegged, forwarding, 3, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
-    // Another file with another inode, like a new version.
+    // Like the file of a new version, the copy is a file with another inode.
     let upgrade = site.files().join("balancer-upgrade");
     std::fs::copy(balancer_testkit::binaries::balancer().unwrap(), &upgrade).unwrap();
 
@@ -104,7 +106,7 @@ fn restarts(forwarding: Forwarding) {
             let before = site.metrics().unwrap();
             site.kill_and_restart(|_| {}).unwrap();
             never_backwards(&before, &site.metrics().unwrap());
-            // Enough time for a pass of the sweep, so that the gate closes and opens.
+            // During the pause, the sweep completes a pass over the client table, so that the gate closes and opens.
             thread::sleep(Duration::from_millis(200));
         }
         for number in 0..5 {
@@ -156,12 +158,12 @@ fn when_no_controller_runs_then_traffic_goes_on_until_the_program_is_detached() 
     let output = site.detach().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("nothing to detach"));
 
-    // After a fresh start, no client is known.
+    // A balancer that starts afresh knows no client, so the lookup table chooses the same backends as before.
     site.restart(|_| {}).unwrap();
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
 }
 
-/// Runs `work` while all processors are busy, because the kernel then delays work that is not urgent.
+/// Runs `work` while all processors are busy, because a busy kernel delays work that is not urgent.
 fn with_busy_processors<T>(work: impl FnOnce() -> T) -> T {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -205,7 +207,7 @@ fn when_a_restart_has_another_mode_then_a_kept_program_changes_it() {
     }
 }
 
-/// `ip netns exec` gives its command a separate mount namespace, which ends with the command.
+/// `ip netns exec` runs its command in a separate mount namespace, which ends with the command.
 #[test]
 fn when_the_mount_namespace_ends_then_pins_stay() {
     let wrapper = tempfile::tempdir().unwrap();
@@ -240,8 +242,8 @@ fn when_a_later_controller_has_detach_then_it_removes_everything_at_its_end() {
     assert!(String::from_utf8_lossy(&site.detach().unwrap().stdout).contains("nothing to detach"));
 }
 
-/// The directories of pinned maps that balancers in the network namespace of `host` have left. Those of other tests are
-/// next to them.
+/// Returns the directories of pinned maps that balancers in the network namespace of `host` have left. The parent
+/// directory also contains directories of other tests.
 pub(super) fn own_pins(host: &Namespace) -> Vec<std::path::PathBuf> {
     let namespace = host.run_in_thread(|| std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()).unwrap();
     let prefix = format!("{namespace}-");
@@ -250,7 +252,7 @@ pub(super) fn own_pins(host: &Namespace) -> Vec<std::path::PathBuf> {
     own.map(|entry| entry.path()).collect()
 }
 
-/// The directory of a site's pinned maps.
+/// Returns the directory of a site's pinned maps.
 pub(super) fn pins(site: &Site) -> std::path::PathBuf {
     own_pins(site.topology().balancer()).into_iter().next().expect("no pins")
 }
@@ -287,7 +289,8 @@ fn when_maps_are_of_another_version_then_the_start_is_refused_with_the_way_out()
     rewrite_notes(&site, &version, &other_version);
     let words = refusal(&site);
     assert!(words.contains(&format!("layout {other}")) && words.contains("`balancer detach`"), "{words}");
-    // Nothing has changed: traffic continues, and the right version would continue with it.
+    // The refused start has changed nothing: the traffic continues, and a controller of the right version can take over
+    // the pinned maps.
     assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes);
     rewrite_notes(&site, &other_version, &version);
     site.restart(|_| {}).unwrap();

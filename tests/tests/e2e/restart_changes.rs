@@ -1,4 +1,5 @@
-//! Tests of restarts with `on_exit = "keep"` after run-time changes: the changes stay in effect, client by client.
+//! Tests that changes which users make at run time stay in effect for each client after restarts with `on_exit =
+//! "keep"`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -58,7 +59,7 @@ fn when_the_controller_is_killed_then_run_time_changes_survive() {
     }
     users.site.fail_backend(4, "reset").unwrap();
     users.site.wait_state(4, &["down"]).unwrap();
-    // Automatic changes are on disk half a second later.
+    // The controller writes automatic changes to the disk with a delay of half a second.
     thread::sleep(Duration::from_secs(2));
 
     let deadline = |site: &Site| {
@@ -79,7 +80,8 @@ fn when_the_controller_is_killed_then_run_time_changes_survive() {
     assert!((deadline(&users.site) - ends).abs() < 2.0, "the drain ends at another time");
     assert!(users.site.ask(FAMILY, [601], Duration::from_millis(300)).unwrap()[0].is_err(), "it was denied");
 
-    // No client has returned between change and kill: exactly the clients of the three backends move now.
+    // No client has sent a packet between the changes and the kill, so exactly the clients of the three backends move
+    // after the restart.
     let of = ["web2", "web3", "web4"].map(|backend| users.clients_of(backend));
     let expected: BTreeSet<u16> = of.iter().flatten().copied().collect();
     assert!(of.iter().all(|clients| clients.len() >= 20), "{:?}", users.homes());
@@ -104,7 +106,7 @@ fn when_the_controller_is_killed_then_run_time_changes_survive() {
     println!("5 kills: {expected:?}, nobody twice");
 }
 
-/// Whether a client is known, and how long ago it was seen.
+/// Returns how many seconds ago the balancer last saw a client, or `None` if the client is not known.
 fn known(site: &Site, client: u16) -> Option<u64> {
     let address = site.topology().client_address(FAMILY, client).to_string();
     let text = site.cli(&["client", "where", &address, "--service", "web", "--json"]).unwrap();
@@ -122,8 +124,8 @@ fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_r
     let begun = Instant::now();
     users.visit([1]);
     let seen = Instant::now();
-    // The clock stands still while no controller runs, so no client is forgotten that comes then. Each restart loses a
-    // part of a second.
+    // The balancer's clock stands still while no controller runs, so the program forgets no client during that time.
+    // Each restart loses a fraction of a second of the clients' ages.
     let mut lost = 0.0;
     for _ in 0..5 {
         let killed = Instant::now();
@@ -134,7 +136,7 @@ fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_r
             assert!(begun.elapsed().as_secs_f64() > REMEMBER - 2.0, "forgotten too early");
             break;
         };
-        // A tick is a second, and the request takes some time.
+        // The measured age is not exact, because a tick lasts one second and the request takes some time.
         let (ago, most) = (ago as f64, begun.elapsed().as_secs_f64());
         assert!(ago > least - 2.5 && ago < most + 2.5, "seen {ago} s ago, it was {least} to {most}");
     }
@@ -155,7 +157,8 @@ fn when_the_controller_restarts_five_times_then_clients_are_remembered_for_the_r
     );
 }
 
-/// A kept client table of this capacity with 100 clients, of which the memory alone keeps many where they are.
+/// Starts a site with 100 known clients and a client table that has the given capacity and survives restarts. Without
+/// the client table, many of the clients would move to the new backend.
 fn known_in_a_table_for(capacity: u32) -> Users {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.on_exit = "keep";
@@ -183,7 +186,7 @@ fn when_the_capacity_of_a_kept_client_table_changes_then_nobody_moves() {
         assert!(log.contains("clients are carried over") && !log.contains("forgotten"), "{log}");
     }
     users.assert_moves(&[]);
-    // The replaced tables are not kept.
+    // The balancer does not keep client tables that it has replaced.
     let tables = fs::read_dir(pins(&users.site)).unwrap().map(|pin| pin.unwrap().file_name().into_string().unwrap());
     assert_eq!(tables.filter(|name| name.contains("CLIENTS")).collect::<Vec<_>>(), ["KNOWN_CLIENTS"]);
 }
@@ -201,7 +204,7 @@ fn when_starts_with_other_capacities_are_killed_at_any_moment_then_nobody_moves(
         thread::sleep(Duration::from_millis(70) * number);
         start.kill().unwrap();
         start.wait().unwrap();
-        // A new client comes to the program that steers now.
+        // A new client connects through the program that is attached now.
         users.visit([100 + number as u16]);
     }
     fs::write(users.site.config(), with(300_000)).unwrap();
@@ -210,8 +213,8 @@ fn when_starts_with_other_capacities_are_killed_at_any_moment_then_nobody_moves(
     users.assert_moves(&[]);
 }
 
-/// `count` services in addition to `web`, each with a table of `table_size` and `backends` backends at one unused
-/// address.
+/// Returns the configuration of `count` services in addition to `web`. Each service has `backends` backends, which
+/// share an unused address, and a lookup table of `table_size` slots.
 fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String {
     let mut text = String::new();
     for service in 0..count {
@@ -230,7 +233,8 @@ fn others(count: u16, table_size: u32, backends: u16, remember: &str) -> String 
     text
 }
 
-/// Regardless of the previous state, a start serves the file, and needs no more and no less space than the file does.
+/// Checks that a start serves the current file regardless of the previous state, and that the client table has the size
+/// that the file requires.
 fn starts_whatever_was_before(on_exit: &'static str) {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {
         settings.on_exit = on_exit;
@@ -239,7 +243,8 @@ fn starts_whatever_was_before(on_exit: &'static str) {
     })
     .unwrap();
     let capacity = |of: u32| format!("[client_table]\ncapacity = {of}\n");
-    // A title, additional lines of the file, `remember` of `web`, services, and the resulting size of the client table.
+    // Each step has a title, additional lines of the file, the `remember` of `web`, the number of services, and the
+    // resulting size of the client table.
     let steps = [
         ("many services and tables", others(24, 65_537, 60, "60s"), "60s", 25, 262_144),
         ("one service", String::new(), "60s", 1, 262_144),

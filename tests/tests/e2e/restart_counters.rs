@@ -1,4 +1,4 @@
-//! Tests of restarts with `on_exit = "keep"`: the counters of rules and the statistics of the last hour continue.
+//! Tests that the counters of rules and the statistics of the last hour continue over restarts with `on_exit = "keep"`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -25,7 +25,7 @@ const FAMILY: Family = Family::V4;
 const PORT: u16 = 5300;
 const VISITORS: RangeInclusive<u16> = 1..=60;
 
-/// Two backends, and a second service without answers: each datagram is one packet.
+/// Starts a site with two backends. A second service, `bulk`, sends no answers, so each datagram is a single packet.
 fn site() -> Site {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.on_exit = "keep";
@@ -50,7 +50,7 @@ fn prefix(site: &Site, client: u16) -> String {
     format!("{}/32", site.topology().client_address(FAMILY, client))
 }
 
-/// Sends `count` datagrams of each client.
+/// Sends `count` datagrams from each client.
 fn send(site: &Site, clients: RangeInclusive<u16>, count: usize) {
     let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
     let sources = clients.map(|client| (site.topology().client_address(FAMILY, client), 0)).collect::<Vec<_>>();
@@ -64,8 +64,8 @@ fn send(site: &Site, clients: RangeInclusive<u16>, count: usize) {
     site.topology().client().run_in_thread(sending).unwrap().unwrap();
 }
 
-/// Asserts that the rules are those of these clients, with these packets and fallbacks, and that `bulk` has this total
-/// of fallbacks, once everything has arrived.
+/// Waits until the controller lists exactly the expected rules with their packets and fallbacks, and until the total of
+/// fallbacks of the service `bulk` has the given value.
 #[track_caller]
 fn assert_counted(site: &Site, expected: &[(u16, u64, u64)], fallbacks: f64) {
     let expected: BTreeMap<String, (u64, u64)> =
@@ -108,7 +108,7 @@ fn when_the_controller_restarts_then_rules_continue_counting() {
     site.start_again().unwrap();
     assert_counted(&site, &[(1, 15, 0), (2, 15, 0), (3, 0, 15)], 15.0);
 
-    // The service keeps the counts of a removed rule, and the next rule is a new one.
+    // The total of the service still includes a removed rule, and a new rule starts at zero.
     site.cli(&["rule", "remove", "bulk", &prefix(&site, 3)]).unwrap();
     rule(&site, 4, &["deny"]);
     assert_counted(&site, &[(1, 15, 0), (2, 15, 0), (4, 0, 0)], 15.0);
@@ -119,7 +119,7 @@ fn when_the_controller_restarts_then_rules_continue_counting() {
     send(&site, 3..=3, 3);
     assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0)], 18.0);
 
-    // This rule ends while no controller runs.
+    // The next rule expires while no controller runs.
     rule(&site, 5, &["pin", "web2", "--ttl", "5s"]);
     let added = Instant::now();
     send(&site, 5..=5, 4);
@@ -144,12 +144,12 @@ fn when_the_state_does_not_have_a_rule_then_the_rule_is_gone() {
     fs::copy(&before, &state).unwrap();
     site.start_again().unwrap();
     assert_eq!(site.cli(&["rule", "list", "--json"]).unwrap().trim(), "[]");
-    // From now on, the program looks at rules of this service.
+    // From this point, the program looks up rules for packets of `web`.
     site.cli(&["rule", "add", "web", &prefix(&site, 1), "spread"]).unwrap();
     site.homes(FAMILY, [4]).unwrap();
 }
 
-/// Returns a period of `web` in the output of `stats`, once it is available.
+/// Waits until the output of `stats` contains a period of `web`, and returns the period.
 #[track_caller]
 fn told(site: &Site, period: &str) -> PeriodView {
     let deadline = Instant::now() + PATIENCE;
@@ -174,7 +174,7 @@ fn when_the_controller_restarts_then_the_last_minute_and_hour_continue() {
     for visits in 2..=4 {
         let before = told(&site, "hour");
         site.kill_and_restart(|_| {}).unwrap();
-        // Immediately, before the new controller has sampled.
+        // The test reads the statistics before the new controller takes its first sample.
         let hour = told(&site, "hour");
         assert_eq!((hour.connections, &hour.decisions), (before.connections, &before.decisions));
         assert!(hour.seconds >= before.seconds, "{hour:?} after {before:?}");
@@ -188,7 +188,7 @@ fn when_the_controller_restarts_then_the_last_minute_and_hour_continue() {
     site.restart(|_| {}).unwrap();
     assert_eq!(told(&site, "hour").connections, 4 * visitors);
 
-    // With other maps, statistics begin again.
+    // The next start creates new maps, so all statistics start at zero.
     site.controller().process().stop().unwrap();
     assert!(site.detach().unwrap().status.success());
     let anew = Instant::now();
@@ -204,8 +204,8 @@ fn when_the_controller_restarts_then_the_last_minute_and_hour_continue() {
     }
 }
 
-/// Returns the number of checks and state changes of all backends, of moved slots, and of connections, including those
-/// at removed backends.
+/// Returns the numbers of checks and state changes of all backends, including removed ones, and the numbers of moved
+/// slots and of connections.
 fn counted(site: &Site) -> [f64; 4] {
     let metrics = site.metrics().unwrap();
     let names = ["health_checks_total", "backend_transitions_total", "table_slots_moved_total", "connections_total"];
@@ -225,7 +225,8 @@ fn when_the_maps_are_gone_then_all_counters_begin_at_0() {
     wait("the checks are not counted", || counted(&site)[0] >= 30.0);
     let before = counted(&site);
     assert!(before.iter().all(|&count| count > 0.0), "{before:?}");
-    // Nothing in the state file is later than the last observation.
+    // From this point, checks are an hour apart, so counters that start at zero stay below the last values, whatever
+    // the state file contains.
     site.restart(|settings| settings.check = r#"{ type = "tcp", interval = "1h" }"#.to_owned()).unwrap();
     let after = counted(&site);
     assert!(after[0] <= 4.0 && after[1..].iter().zip(&before[1..]).all(|(after, before)| after < before), "{after:?}");

@@ -1,4 +1,5 @@
-//! Tests of restarts with `on_exit = "keep"` and another `[flow_table] capacity`: connections of `snat` services go on.
+//! Tests that connections of `snat` services survive restarts with `on_exit = "keep"` and with a changed `[flow_table]
+//! capacity`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, fs, net::TcpStream, thread, time::Duration};
@@ -31,7 +32,7 @@ fn site(flows: u32) -> Site {
     .unwrap()
 }
 
-/// Connections of ten clients of each family.
+/// Opens a connection of each of ten clients of each family.
 fn connect_some(site: &Site) -> Vec<TcpStream> {
     let clients = Family::BOTH.into_iter().flat_map(|family| (1..=10).map(move |client| (family, client)));
     clients.map(|(family, client)| connect(site, family, client)).collect()
@@ -81,7 +82,7 @@ fn when_the_capacity_of_the_flow_table_changes_over_restarts_then_no_connection_
     wait_for(PATIENCE, "other connections have not ended", || {
         listed().iter().filter(|flow| flow.state == "established").count() == 11
     });
-    // The replaced tables are not kept.
+    // The balancer does not keep flow tables that it has replaced.
     assert_eq!(kept_flow_maps(&site), ["FLOWS", "FLOW_LINES", "FLOW_RETURNS"].map(String::from).into());
 }
 
@@ -104,7 +105,7 @@ fn when_starts_with_other_capacities_of_the_flow_table_are_killed_at_any_moment_
     fs::write(site.config(), with(50_000)).unwrap();
     site.restart_with_the_file_as_it_is().unwrap();
     all_answer(&mut open, "at the end");
-    // Rows that a killed start had blocked are free.
+    // New connections can use the rows that a killed start of the balancer had blocked.
     open.extend(connect_some(&site));
     all_answer(&mut open, "connections that came later");
     assert_eq!(kept_flow_maps(&site).len(), 3);
@@ -115,7 +116,7 @@ fn when_the_last_snat_service_goes_and_another_comes_then_restarts_make_the_tabl
     let mut site = site(10_000);
     let mut open = connect_some(&site);
     all_answer(&mut open, "before");
-    // The first start after the change still needs the table, because the service was snat before.
+    // The first start after the change still needs the flow table, because the service used `snat` before the change.
     site.restart(|settings| settings.forwarding = Forwarding::Nat).unwrap();
     site.restart(|_| ()).unwrap();
     assert!(site.metrics().unwrap().sum("flow_table_capacity", &[]).is_err());

@@ -1,5 +1,5 @@
-//! Tests of restarts with `on_exit = "keep"` with a file that has many more backends, and back: the maps of backends
-//! get other sizes, and clients and counters continue.
+//! Tests of restarts with `on_exit = "keep"` with a file that has many more backends, and back to the small file. The
+//! maps of backends change their sizes, while clients and counters continue.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,11 +22,11 @@ use serde_json::Value;
 
 use crate::restart::pins;
 
-/// More than half of the ids of the small maps, so that larger maps are needed.
+/// 9,000 backends use more than half of the ids in the small maps, so the balancer needs larger maps.
 const FEW: u32 = 9000;
 const MANY: u32 = 16_500;
 
-/// A second service with this number of unreachable backends.
+/// Returns the configuration of a second service with the given number of unreachable backends.
 fn bulk(backends: u32) -> String {
     let mut text = "[[service]]\nname = \"crowd\"\naddress = \"10.1.99.1:99\"\nforwarding = \"dsr\"\n\
                     check = { type = \"none\" }\n"
@@ -38,7 +38,7 @@ fn bulk(backends: u32) -> String {
     text
 }
 
-/// This number of unreachable services before the tested one.
+/// Returns the configuration of `count` unreachable services, which precede the service under test in the file.
 fn services(count: u32) -> String {
     let mut text = String::new();
     for number in 0..count {
@@ -69,7 +69,7 @@ fn when_a_service_has_an_id_beyond_4096_then_its_clients_are_known_after_a_resta
     };
     up(&site);
     let homes = site.homes(Family::V4, 1..=100).unwrap();
-    // Most clients would go elsewhere if they were not known.
+    // Without the client memory, most clients would reach a different backend.
     site.cli(&["backend", "weight", "web/web1", "1"]).unwrap();
     for killed in [false, true] {
         if killed { site.kill_and_restart(|_| {}) } else { site.restart(|_| {}) }.unwrap();
@@ -78,13 +78,14 @@ fn when_a_service_has_an_id_beyond_4096_then_its_clients_are_known_after_a_resta
     }
 }
 
-/// The number of rows of the pinned maps of backends, and of the map of per-CPU counters.
+/// Returns the number of rows in the pinned maps of backends, and in the map of per-CPU counters.
 fn rows(site: &Site) -> [u32; 2] {
     let directory = pins(site);
     let left = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.starts_with("NEW-")).count(), 0, "what replaces a map stays");
     let entries = |name| MapData::from_pin(directory.join(name)).unwrap().info().unwrap().max_entries();
-    // The CPUs' rows and a few more, which encode the rows per CPU as an exponent.
+    // The map has rows for each CPU and a few additional rows; the number of additional rows encodes the number of rows
+    // per CPU as an exponent.
     [1 << (entries("BACKEND_STATS") % 64), entries("BACKEND_HISTORY")]
 }
 
@@ -105,7 +106,7 @@ fn restart(users: &mut Users, backends: u32, killed: bool) {
     users.nobody_moves(&format!("with {backends} backends more"));
 }
 
-/// The id of a backend in the saved state.
+/// Returns a backend's id from the saved state.
 fn id(site: &Site, name: &str) -> Option<u64> {
     let path = site.files().join("state.json");
     let state: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -125,7 +126,7 @@ fn when_the_file_has_more_or_fewer_backends_then_their_maps_follow() {
     restart(&mut users, MANY, false);
     assert_eq!(rows(&users.site), [65_536; 2]);
 
-    // A backend whose id only these maps have.
+    // Only the large maps have a row for the id of web5.
     let address = users.site.backend_address(Family::V4, 5).to_string();
     users.site.cli(&["backend", "add", "web/web5", &address]).unwrap();
     users.site.wait_state(5, &["up"]).unwrap();
@@ -136,7 +137,7 @@ fn when_the_file_has_more_or_fewer_backends_then_their_maps_follow() {
     assert!(web5 > u64::from(MANY), "web5 has id {web5}");
     users.nobody_moves("with a high id");
 
-    // While it has this id, this number of rows is needed.
+    // The maps need 32,768 rows while web5 has its high id.
     restart(&mut users, 0, true);
     shrinks_to(&mut users, [32_768; 2]);
     users.site.cli(&["backend", "remove", "web/web5", "--force"]).unwrap();
@@ -144,12 +145,13 @@ fn when_the_file_has_more_or_fewer_backends_then_their_maps_follow() {
     shrinks_to(&mut users, [4096, 16_384]);
 }
 
-/// A removed backend keeps its row until three passes over the client table have found no client there.
+/// Restarts the balancer until the maps have shrunk to the sizes `wanted`. A removed backend keeps its row until three
+/// passes over the client table have found no client of the backend.
 fn shrinks_to(users: &mut Users, wanted: [u32; 2]) {
     let deadline = Instant::now() + 3 * PATIENCE;
     while rows(&users.site) != wanted {
         assert!(Instant::now() < deadline, "{:?} rows, not {wanted:?}", rows(&users.site));
-        // A pass takes a second, and every start begins again.
+        // A pass over the client table takes a second, and after each start the balancer counts the passes from zero.
         thread::sleep(Duration::from_secs(5));
         restart(users, 0, false);
     }

@@ -1,4 +1,4 @@
-//! Tests of an attached interface that disappears and returns under another index.
+//! Tests of an interface with an attached program that disappears and returns with another index.
 
 use std::{thread, time::Duration};
 
@@ -44,7 +44,7 @@ fn when_an_interface_is_made_again_then_it_is_attached_with_its_vips_and_setting
         let events = site.cli(&["events"]).unwrap();
         assert_eq!(events.matches("interface eth0 is back").count(), round, "{events}");
     }
-    // The next controller finds the old one's remains on the new interface.
+    // The next controller finds the program and the maps of the killed controller on the new interface.
     site.kill_and_restart(|_| {}).unwrap();
     for family in Family::BOTH {
         site.homes(family, 1..=5).unwrap();

@@ -1,4 +1,5 @@
-//! The users of the control sockets, as real ones: those who change something, those who only read, and all others.
+//! Tests the permissions of the control sockets with three kinds of real users: users who may make changes, users who
+//! may only read, and all other users.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -17,12 +18,12 @@ use balancer_testkit::{
 
 use crate::support::wait;
 
-/// Numbers of groups that nobody has.
+/// Group numbers to which no existing user belongs.
 const CHANGERS: u32 = 47_110;
 const READERS: u32 = 47_111;
 const STRANGERS: u32 = 47_112;
 
-/// A program that every user may start, in a directory that every user may look into.
+/// Copies the balancer to a directory from which every user can start the copy.
 fn program(site: &Site) -> PathBuf {
     let program = site.files().join("balancer-of-users");
     fs::copy(binaries::balancer().unwrap(), &program).unwrap();
@@ -32,7 +33,7 @@ fn program(site: &Site) -> PathBuf {
     program
 }
 
-/// Runs a command as somebody whose only group beside his own is `group`.
+/// Runs a command as a user whose only additional group is `group`.
 fn as_member(group: u32, program: &Path, site: &Site, words: &str) -> Output {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=65534", "--regid=65534", &format!("--groups={group}")]).arg(program);
@@ -44,7 +45,7 @@ fn error(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The site's file with other lines in `[control]`.
+/// Writes the site's configuration file with additional lines in `[control]`, and returns the path of the new file.
 fn control(site: &Site, original: &str, lines: &str) -> String {
     let text = original.replace("[control]\n", &format!("[control]\n{lines}"));
     fs::write(site.config(), &text).unwrap();
@@ -66,7 +67,7 @@ fn when_a_user_is_of_a_group_then_he_changes_or_reads_or_is_kept_out() {
     let reads = ["status", "stats", "events", "health show", "rule list", "plan backend drain web/web1", &client_where];
     let changes = ["backend weight web/web1 50", "backend drain web/web1", "health force web/web1 down"];
 
-    // The socket for readers comes while the balancer runs.
+    // The running balancer creates the socket for readers when the configuration file names a group of readers.
     assert!(!readers_socket.exists());
     let groups = format!("group = \"{CHANGERS}\"\nreaders = \"{READERS}\"\n");
     let path = control(&site, &original, &groups);
@@ -102,7 +103,7 @@ fn when_a_user_is_of_a_group_then_he_changes_or_reads_or_is_kept_out() {
         site.cli(&["backend", "weight", "web/web1", "100"]).unwrap();
     }
 
-    // A member of the group must not be able to let others in.
+    // A member of the group must not be able to give other users access.
     let other = site.files().join("other.toml");
     fs::write(&other, original.replace("[control]\n", &format!("[control]\nreaders = \"{STRANGERS}\"\n"))).unwrap();
     fs::set_permissions(&other, fs::Permissions::from_mode(0o644)).unwrap();
@@ -111,7 +112,8 @@ fn when_a_user_is_of_a_group_then_he_changes_or_reads_or_is_kept_out() {
     assert!(!refused.status.success() && why.contains("[control] is another one, which comes only from"), "{why}");
     assert!(why.contains("--reread"), "{why}");
 
-    // Another group, one that does not exist, and none.
+    // The test applies three files: the first with another group of readers, the second with a missing group, and the
+    // third without groups.
     site.cli(&["apply", &control(&site, &original, &groups.replace(&READERS.to_string(), &STRANGERS.to_string()))])
         .unwrap();
     assert_eq!(as_member(READERS, &program, &site, "status").status.code(), Some(3));

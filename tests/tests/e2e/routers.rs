@@ -1,5 +1,5 @@
-//! Tests of two balancers behind real routing daemons, with the configurations in `contrib/`: a router that spreads
-//! clients by ECMP (BIRD, FRR), and an active and a standby balancer (keepalived).
+//! Tests of two balancers behind real routing daemons, with the configurations in `contrib/`. Either a router
+//! distributes the clients by ECMP (BIRD, FRR), or keepalived runs an active and a standby balancer.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -32,7 +32,7 @@ const PORT: u16 = 80;
 const BACKENDS: u16 = 3;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
 
-/// A client host behind a router, two balancers, and three `dsr` backends, all on one segment.
+/// A client host behind a router, two balancers, and three `dsr` backends; balancers and backends are on one segment.
 struct Pair {
     controllers: [Controller; 2],
     backends: Vec<Option<Backend>>,
@@ -73,20 +73,20 @@ impl Pair {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Writes a routing daemon's configuration to a file.
+    /// Writes the configuration of a routing daemon to a file, and returns the file's path.
     fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.files.path().join(name);
         fs::write(&path, text).unwrap();
         path
     }
 
-    /// The backend that answers each client.
+    /// Returns the backend that answers each client.
     #[track_caller]
     fn homes(&self, family: Family) -> Vec<String> {
         homes(&self.topology, &requests(&self.topology, family, PORT, CLIENTS))
     }
 
-    /// The number of balancers that have seen each client.
+    /// Returns, for each client, the number of balancers that know the client.
     fn seen(&self) -> BTreeMap<u16, usize> {
         let knows = |number, client| {
             let address = self.topology.client_address(Family::V4, client).to_string();
@@ -96,7 +96,7 @@ impl Pair {
         CLIENTS.map(|client| (client, (0..2).filter(|&number| knows(number, client)).count())).collect()
     }
 
-    /// Lets clients connect all the time while `work` runs.
+    /// Runs `work` while clients keep connecting.
     fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
         let of = |family| requests(&self.topology, family, PORT, CLIENTS);
         let requests: Vec<Request> = Family::BOTH.into_iter().flat_map(of).collect();
@@ -104,7 +104,7 @@ impl Pair {
         under_load(&entrance, &requests, || work(self))
     }
 
-    /// The gateways of the router's route to the VIP.
+    /// Returns the gateways of the router's route to the VIP.
     fn next_hops(&self, family: Family) -> Vec<String> {
         let flag = if family == Family::V4 { "-4" } else { "-6" };
         let vip = self.topology.vip(family).to_string();
@@ -194,7 +194,8 @@ fn when_balancers_come_and_go_then_frr_follows_and_no_request_fails() {
     let _frrs = frrs(&pair);
     follows_what_balancers_announce(&mut pair);
 
-    // A machine that is cut off sends nothing. Without BFD, sessions would last for a minute.
+    // A machine without a connection cannot announce its failure. Without BFD, the router would notice the failure only
+    // after a minute.
     pair.topology.switch().ip("link set balancer nomaster").unwrap();
     pair.wait_next_hops(&[1]);
     pair.topology.switch().ip("link set balancer master br0").unwrap();
@@ -204,7 +205,8 @@ fn when_balancers_come_and_go_then_frr_follows_and_no_request_fails() {
 fn follows_what_balancers_announce(pair: &mut Pair) {
     pair.wait_next_hops(&[0, 1]);
 
-    // With a hash of addresses, each client has one balancer; with ports, both. The answer is the same.
+    // If the router hashes only addresses, each client reaches one balancer. If the router also hashes ports, each
+    // client reaches both balancers. With either hash, clients get answers from the same backends.
     let homes = Family::BOTH.map(|family| pair.homes(family));
     for _ in 0..5 {
         assert_eq!(pair.homes(Family::V4), homes[0]);
@@ -219,7 +221,7 @@ fn follows_what_balancers_announce(pair: &mut Pair) {
     let both = pair.seen().values().filter(|&&balancers| balancers == 2).count();
     assert!(both > CLIENTS.len() / 2, "{both} clients have come to both balancers");
 
-    // One balancer is withdrawn and returns, the other one is restarted: no client notices.
+    // An operator withdraws and announces one balancer, and restarts the second balancer: no client notices.
     let load = pair.under_load(|pair| {
         pair.cli(0, &["withdraw", "--wait"]);
         pair.wait_next_hops(&[1]);
@@ -234,7 +236,7 @@ fn follows_what_balancers_announce(pair: &mut Pair) {
     load.assert_answered(200);
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
 
-    // Without a backend to steer to, balancers announce nothing.
+    // Without a healthy backend, the balancers announce nothing.
     pair.backends.iter_mut().for_each(|backend| *backend = None);
     pair.wait_next_hops(&[]);
     pair.backends[1] = Some(start_backend(&pair.topology, Forwarding::Dsr, 2, pair.files.path()).unwrap());
@@ -257,7 +259,7 @@ fn start_keepalived(pair: &Pair, number: usize) -> Process {
 #[test]
 fn when_the_active_balancer_of_a_pair_fails_or_withdraws_then_its_vips_move() {
     let mut pair = Pair::new("");
-    // The VIPs are on the segment, at either balancer.
+    // The router reaches each VIP at the balancer that has the VIP, directly on the segment.
     for (flag, family) in [("-4", Family::V4), ("-6", Family::V6)] {
         pair.topology.router().ip(&format!("{flag} route add {} dev eth0", pair.topology.vip(family))).unwrap();
     }
@@ -274,16 +276,17 @@ fn when_the_active_balancer_of_a_pair_fails_or_withdraws_then_its_vips_move() {
     thread::sleep(Duration::from_secs(4));
     assert!(pair.has_vips(0) && !pair.has_vips(1));
 
-    // The first balancer dies: it is not ready, and the second one takes over.
+    // The first balancer is killed and therefore not ready, so the second balancer takes over.
     pair.controllers[0].process().kill().unwrap();
     wait("the second one does not take over", || pair.has_vips(1) && !pair.has_vips(0));
     assert_eq!(Family::BOTH.map(|family| pair.homes(family)), homes);
-    // It returns as the standby.
+    // The first balancer returns as the standby balancer.
     pair.start_again(0);
     thread::sleep(Duration::from_secs(4));
     assert!(pair.has_vips(1) && !pair.has_vips(0));
 
-    // The active balancer is withdrawn, returns, and its keepalived ends: no client notices.
+    // An operator withdraws and announces the active balancer, and keepalived ends on the active machine: no client
+    // notices.
     let load = pair.under_load(|pair| {
         pair.cli(1, &["withdraw"]);
         wait("the first one does not take over", || pair.has_vips(0) && !pair.has_vips(1));

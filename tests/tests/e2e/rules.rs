@@ -1,5 +1,5 @@
-//! Tests of rules for client prefixes: which clients they move, once, that no other client notices, and how users
-//! handle them.
+//! Tests of rules for client prefixes: which clients a rule moves, that these clients move only once, that no other
+//! client notices, and how users manage rules.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 const CLIENTS: u32 = 10_000;
 const REMEMBER: &str = "remember = \"60s\"";
-/// A prefix with 256 of the clients, which are numbered from 172.16.0.0 on.
+/// A prefix that contains 256 of the clients, whose addresses start at 172.16.0.0.
 const PREFIX: &str = "172.16.3.0/24";
 
 type Homes = BTreeMap<u32, String>;
@@ -59,7 +59,7 @@ fn moved(before: &Homes, after: &Homes) -> BTreeSet<u32> {
     before.iter().filter(|(number, backend)| after.get(number) != Some(backend)).map(|(&number, _)| number).collect()
 }
 
-/// The clients that a pin of [`PREFIX`] to `backend` should move.
+/// Returns the clients that must move if a rule pins [`PREFIX`] to `backend`.
 fn concerned(homes: &Homes, backend: &str) -> BTreeSet<u32> {
     homes.iter().filter(|&(&number, home)| within(number) && home != backend).map(|(&number, _)| number).collect()
 }
@@ -100,7 +100,7 @@ fn when_a_prefix_is_pinned_then_its_clients_move_once_and_at_the_end_none_moves(
     Ok(())
 }
 
-/// The table alone steers segments of clients without a rule, as if there were no rules.
+/// The lookup table alone still steers clients without a rule, so the slots of these clients need no flags.
 #[test]
 fn when_a_rule_pins_some_then_only_their_slots_have_exceptions() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
@@ -121,7 +121,8 @@ fn when_the_backend_of_a_pin_takes_no_new_clients_then_those_pinned_stay_there()
     for _ in 0..4 {
         world.pass(5)?;
     }
-    // Seen at home in this period, so that the table alone steers their segments.
+    // The balancer has seen every client at the lookup table's backend in this period, so the table alone steers the
+    // clients' segments.
     (0..CLIENTS).try_for_each(|number| world.send(client(number), ACK).map(drop))?;
     add(&mut world, PREFIX, pin("web2"), None)?;
     let pinned = connect_all(&mut world)?;
@@ -151,7 +152,8 @@ fn when_a_pin_ends_before_any_sweep_then_segments_of_those_pinned_stay_there() -
     Ok(())
 }
 
-/// The other addresses of the prefix belong to the same client and have the same entry.
+/// All addresses of the client prefix are one client with one entry, so the balancer refuses a pin for only some of the
+/// addresses.
 #[test]
 fn when_a_pin_names_a_part_of_a_client_then_it_is_refused_and_nobody_moves() -> Result<()> {
     let mut world = World::new(&format!("{REMEMBER}\nclient_prefix = {{ v4 = 24 }}"), 4, 262_144)?;
@@ -163,7 +165,7 @@ fn when_a_pin_names_a_part_of_a_client_then_it_is_refused_and_nobody_moves() -> 
     for number in [0x301, 0x302] {
         assert_eq!(world.connect(client(number))?, home);
     }
-    // A rule that needs no entry may name a part of a client.
+    // A rule that needs no entry may name some of a client's addresses.
     add(&mut world, &address, Action::Deny, None)?;
     assert_eq!(world.connect(client(0x302))?, home);
     Ok(())
@@ -190,7 +192,8 @@ fn when_clients_become_larger_than_a_pin_then_it_is_not_active_until_they_are_sm
 #[test]
 fn when_a_rule_ends_by_itself_then_clients_pinned_meanwhile_stay() -> Result<()> {
     let mut world = World::new(REMEMBER, 4, 262_144)?;
-    // Long before any client is known there: the sweep must not clear the slots' flags meanwhile.
+    // The test adds the rule long before a client of the rule connects. Until that connection, the sweep must not clear
+    // the flags of the slots.
     add(&mut world, PREFIX, pin("web2"), Some(20))?;
     world.pass(10)?;
     let homes = connect_all(&mut world)?;
@@ -201,7 +204,7 @@ fn when_a_rule_ends_by_itself_then_clients_pinned_meanwhile_stay() -> Result<()>
     assert_eq!(world.controller().services()[0].rules().len(), 0, "it has ended");
     world.pass(3)?;
     assert_eq!(connect_all(&mut world)?, homes);
-    // This applies also to a packet of an open connection.
+    // A packet of an open connection also goes to the pinned backend.
     for number in (0..CLIENTS).filter(|&number| within(number)) {
         assert_eq!(world.send(client(number), ACK)?.as_deref(), Some("web2"));
     }
@@ -217,7 +220,7 @@ fn when_a_pin_names_a_backend_without_new_clients_then_it_has_no_effect() -> Res
     add(&mut world, PREFIX, pin("web2"), None)?;
     let homes = connect_all(&mut world)?;
     world.pass(2)?;
-    // Known clients stay at a draining backend; new ones go elsewhere.
+    // Known clients stay with a draining backend, and new clients go to other backends.
     world.admin("web2", Admin::Drain, None)?;
     assert_eq!(moved(&homes, &connect_all(&mut world)?), BTreeSet::new());
     world.checked("web2", &CheckOutcome::Hard("connect: refused".to_owned()), 3)?;
@@ -232,13 +235,14 @@ fn when_a_pin_names_a_backend_without_new_clients_then_it_has_no_effect() -> Res
     let why = world.controller().services()[0].inactive(&rule);
     assert_eq!(why.as_deref(), Some("backend web2 is down (connect: refused)"));
 
-    // The pin works again with the backend, and moves the clients back; the rule is the reason.
+    // When the pinned backend returns, the pin is active again and moves the clients back. The balancer counts the rule
+    // as the cause of these moves.
     world.checked("web2", &CheckOutcome::Passed, 2)?;
     world.admin("web2", Admin::Ready, None)?;
     let back = connect_all(&mut world)?;
     assert_eq!(moved(&down, &back), (0..CLIENTS).filter(|&number| within(number)).collect());
     assert_eq!(world.counters()?.moved(MoveCause::Rule), 256);
-    // With a weight of 0, only rules bring clients to a backend.
+    // A backend with a weight of 0 gets clients only from rules.
     world.change(Change::SetWeight {
         name: balancer_config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() },
         weight: 0,
@@ -255,7 +259,7 @@ fn when_a_rules_backend_is_removed_then_the_rule_works_again_with_one_of_that_na
     assert_eq!(moved(&homes, &connect_all(&mut world)?), concerned(&homes, "web2"));
     let name = balancer_config::names::BackendName { service: "web".to_owned(), backend: "web2".to_owned() };
     world.change(Change::Remove { name, force: true })?;
-    // This backend gets an id; the rule must not confuse it with web2's.
+    // The new backend gets an id that the rule must not confuse with the id of web2.
     world.add("web9", 9)?;
     let service = &world.controller().services()[0];
     let rule = service.rules().iter().next().cloned().unwrap();
@@ -274,7 +278,7 @@ fn when_a_rules_backend_is_removed_then_the_rule_works_again_with_one_of_that_na
     Ok(())
 }
 
-/// The clients of the prefix for which the table names another backend than web2.
+/// Returns those clients in [`PREFIX`] for which the lookup table chooses a backend other than web2.
 fn concerned_by_table(homes: &Homes) -> BTreeSet<u32> {
     concerned(homes, "web2")
 }
@@ -296,7 +300,7 @@ fn when_rules_spread_or_deny_then_the_client_memory_is_unchanged() -> Result<()>
     assert_eq!(at.len(), 4, "connections are spread over {at:?}");
     assert_eq!(world.counters()?.decided(Decision::Stateless) - stateless, 128);
     assert_eq!(world.dataplane().drop_stats()?.reasons[DropReason::Denied.index()], 128);
-    // The longer prefix is removed, the shorter one applies.
+    // After the removal of the rule with the longer prefix, the rule with the shorter prefix applies.
     remove(&mut world, "172.16.3.128/25")?;
     assert!(world.send(client(3 * 256 + 200), SYN)?.is_some());
     remove(&mut world, PREFIX)?;
@@ -305,7 +309,7 @@ fn when_rules_spread_or_deny_then_the_client_memory_is_unchanged() -> Result<()>
     Ok(())
 }
 
-/// Returns exit code, standard output and standard error.
+/// Returns the exit code, the standard output and the standard error of a command.
 fn balancer(site: &Site, arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = site.output(arguments).unwrap();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().trim_end().to_owned();

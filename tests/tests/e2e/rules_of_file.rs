@@ -1,4 +1,4 @@
-//! Tests of rules and lists of denied prefixes in the configuration file.
+//! Tests of rules and of lists of denied prefixes in the configuration file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,7 +23,7 @@ fn address(site: &Site, client: u16) -> String {
     site.topology().client_address(Family::V4, client).to_string()
 }
 
-/// Whether a client gets an answer.
+/// Returns whether a client gets an answer.
 fn is_served(site: &Site, client: u16) -> bool {
     site.ask(Family::V4, [client], SOON).unwrap().iter().all(Result::is_ok)
 }
@@ -87,7 +87,7 @@ fn when_the_file_has_rules_then_they_hold_and_what_was_changed_at_run_time_outli
     assert_eq!(rules(&site), []);
 }
 
-/// Replaces a file in one step.
+/// Replaces a file atomically.
 fn replace(file: &Path, text: &str) {
     let new = file.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -122,7 +122,8 @@ fn when_a_list_of_denied_prefixes_changes_then_it_is_followed_and_a_wrong_one_is
     let shown = site.cli(&["client", "where", &one]).unwrap();
     assert!(shown.contains("(dropped)") && shown.contains("/32 deny"), "{shown}");
 
-    // A rule for the same prefix decides; after its removal, the list does again.
+    // A rule takes precedence over a list of denied prefixes that contains the same prefix. After the removal of the
+    // rule, the list of denied prefixes applies again.
     site.cli(&["rule", "add", "web", &one, "spread"]).unwrap();
     assert!(is_served(&site, 1));
     site.cli(&["rule", "remove", "web", &one]).unwrap();

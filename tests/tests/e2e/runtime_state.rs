@@ -1,4 +1,5 @@
-//! Tests of run-time changes, over restarts, new configuration files, and many users at once.
+//! Tests of changes that users make at run time: over restarts, with new configuration files, and by many users at the
+//! same time.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, fs, process::Command, thread, time::Instant};
@@ -20,7 +21,7 @@ fn site(hosts: u16) -> Site {
     .unwrap()
 }
 
-/// The name, address, weight and administrative state of every backend.
+/// Maps the name of each backend to its address, weight and administrative state.
 type Configured = BTreeMap<String, (String, u16, String)>;
 
 fn configured(status: &StatusView) -> Configured {
@@ -42,7 +43,8 @@ fn wait_log(site: &Site, words: &str) {
     }
 }
 
-/// An operator or NTP sets the clock between the last write of the state and the next start.
+/// The wall clock changes between the last write of the state and the next start, as if an operator or NTP had set the
+/// clock.
 #[test]
 fn when_the_wall_clock_jumps_then_drains_end_at_the_right_time() {
     const DAY: i64 = 86_400;
@@ -91,7 +93,7 @@ fn when_the_balancer_restarts_or_gets_a_new_file_then_run_time_changes_survive()
     assert_eq!(configured(&site.status().unwrap()), configured(&before));
     assert_eq!(site.homes(Family::V4, 1..=100).unwrap(), homes);
 
-    // A changed file overrides only what has changed in it.
+    // A changed file overrides only those run-time settings that have changed in the file.
     site.restart(|settings| {
         settings.backends.retain(|backend| backend.0 != 5);
         settings.backends[3].1 = 70;
@@ -156,7 +158,8 @@ fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
     assert!(configured(&site.status().unwrap()).values().all(|backend| backend.1 == 30));
 }
 
-/// 500 changes by 20 processes: each is made completely, in some order, and is in the state file when it is answered.
+/// Tests 500 changes that 20 processes make. The controller makes the changes one after another, each completely, and
+/// answers a change only when the state file contains the change.
 #[test]
 fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other() {
     let mut site = site(2);
@@ -170,7 +173,8 @@ fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other()
         for user in 0..20u16 {
             let change = &change;
             scope.spawn(move || {
-                // The user's own backend: added, weighed, removed, and absent at the end.
+                // Each user adds, weighs and removes a separate backend several times, and finally adds the backend
+                // again.
                 let own = format!("web/own{user}");
                 let steps = (0..8).flat_map(|round| {
                     let add = format!("backend add {own} 10.9.0.{}:80", user + 1);
@@ -180,7 +184,7 @@ fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other()
                 assert_eq!(steps.len(), 25);
                 for (number, step) in steps.into_iter().enumerate() {
                     assert_eq!(change(&words(step.clone())), (Some(0), String::new()), "{step}");
-                    // And a shared backend: the losers get an error.
+                    // In addition, all users try to add one common backend, and only one attempt succeeds.
                     if number % 5 == 0 {
                         let (code, error) = change(&words("backend add web/shared 10.9.1.1:80".to_owned()));
                         assert!(code == Some(0) || code == Some(1) && error.contains("exists already"), "{error}");
@@ -202,7 +206,7 @@ fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other()
     assert_eq!((configured(&again), again.generation), (configured(&status), 501));
 }
 
-/// If the state is large, a change is a line of the journal next to it.
+/// If the state is large, the controller appends each change as a line to a journal next to the state file.
 #[test]
 fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
@@ -234,7 +238,7 @@ fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     assert_eq!(site.homes(Family::V4, 1..=40).unwrap(), homes);
     assert!(!journal.exists(), "a start writes the state whole");
 
-    // A change that was only partly written when the machine failed was not answered.
+    // If the line of a change was incomplete when the machine failed, the controller has not answered the change.
     site.cli(&["backend", "weight", "web/web1", "60"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "70"]).unwrap();
     site.controller().process().kill().unwrap();
@@ -244,7 +248,7 @@ fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     assert_eq!(web(&site), (3, vec![60, 100]));
     assert!(!log(&site).contains("is lost"), "{}", log(&site));
 
-    // The log reports an answered change that is missing.
+    // The log reports the loss of a change that the controller had answered.
     site.cli(&["backend", "weight", "web/web1", "80"]).unwrap();
     site.cli(&["backend", "weight", "web/web1", "90"]).unwrap();
     site.controller().process().kill().unwrap();
@@ -256,7 +260,7 @@ fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     assert_eq!(web(&site), (4, vec![80, 100]));
     assert!(log(&site).contains("line 2 is of no use") && log(&site).contains("is lost"), "{}", log(&site));
 
-    // A clean end leaves only the state.
+    // After a clean end of the controller, only the state file remains.
     site.cli(&["backend", "weight", "web/web1", "30"]).unwrap();
     site.restart(|_| {}).unwrap();
     assert_eq!(web(&site), (5, vec![30, 100]));
@@ -276,7 +280,7 @@ fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     assert!(log(&site).contains("cannot be used") && log(&site).contains("is lost"), "{}", log(&site));
     assert!(configured(&site.status().unwrap())["web1"].1 >= 50);
 
-    // If nothing can be written, changes are refused.
+    // If the controller cannot write the state file, the controller refuses changes.
     let blocked = site.files().join("state.json.new");
     fs::create_dir(&blocked).unwrap();
     let before = configured(&site.status().unwrap());
@@ -287,7 +291,7 @@ fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
 }
 
-/// A service is scaled to zero and back.
+/// The test removes all backends of a service, and adds the same backends again.
 #[test]
 fn when_all_backends_are_removed_and_added_again_then_their_clients_are_at_home_and_none_has_moved() {
     let site = site(4);

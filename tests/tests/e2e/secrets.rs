@@ -1,5 +1,5 @@
-//! Tests that secrets stay secret. The key of client hashes decides which clients share a bucket, so an attacker with
-//! the key could fill one. No output has the key, nor a secret that checks send.
+//! Tests that the balancer does not reveal secrets. The key of client hashes determines the bucket of each client, so
+//! an attacker who knows the key could fill a bucket. No output may contain the key, or a secret that checks send.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
@@ -12,10 +12,10 @@ use balancer_testkit::{
 
 use crate::support::wait;
 
-/// The key as in the configuration, and its halves as numbers.
+/// The key as written in the configuration, and the two halves of the key as numbers.
 const KEY: [&str; 3] = ["000102030405060708090a0b0c0d0e0f", "506097522914230528", "1084818905618843912"];
 
-/// All outputs of a balancer, each with its source.
+/// Returns all outputs of a balancer, each with its source.
 fn told(site: &Site) -> Vec<(&'static str, String)> {
     let mut told = vec![
         ("metrics", site.metrics_text().unwrap()),
@@ -43,7 +43,7 @@ fn when_a_balancer_shows_anything_then_it_does_not_have_the_hash_key() {
     let client = site.topology().client_address(Family::V4, 1).to_string();
     let mut told = told(&site);
     told.push(("client where", site.cli(&["client", "where", &client, "--json"]).unwrap()));
-    // The error about an invalid file has no line of it either.
+    // The error message for an invalid file must not contain a line of the file.
     let config = fs::read_to_string(site.config()).unwrap();
     assert!(config.contains(KEY[0]), "the key is another one");
     let broken = site.files().join("broken.toml");
@@ -61,7 +61,7 @@ fn when_a_balancer_shows_anything_then_it_does_not_have_the_hash_key() {
     assert_eq!(socket.permissions().mode() & 0o777, 0o660);
 }
 
-/// Members of the socket's group may change services, but this must not let them run programs as other users.
+/// Members of the control socket's group may change services, but must not be able to run programs as other users.
 #[test]
 fn when_a_file_has_a_program_that_the_balancers_own_file_has_not_then_apply_refuses_it() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |_, _| Ok(())).unwrap();
@@ -83,7 +83,7 @@ fn when_a_file_has_a_program_that_the_balancers_own_file_has_not_then_apply_refu
         assert!(words.contains("the check that runs \"true\" as \"nobody\" is new"), "{words}");
         assert!(words.contains("apply") && words.contains("--reread"), "{words}");
     }
-    // The same program as another user counts as another program.
+    // If the user of a check program changes, the balancer treats the program as a different one.
     fs::write(site.config(), with("daemon")).unwrap();
     assert!(!apply().status.success());
     fs::write(site.config(), with("nobody")).unwrap();
@@ -96,7 +96,7 @@ fn when_a_file_has_a_program_that_the_balancers_own_file_has_not_then_apply_refu
     assert!(words.contains("programs of checks never run as root"), "{words}");
 }
 
-/// A check with two secrets, one of them in a file.
+/// Returns a check with two secrets, one of which is in a file.
 fn check_with_secrets(token: &Path) -> String {
     let headers = format!("headers = {{ X-Probe = \"hidden words\", Authorization = {{ file = {token:?} }} }}");
     QUICK_HTTP_CHECK.trim_end().strip_suffix('}').map(|check| format!("{check}, {headers} }}")).unwrap()
@@ -121,7 +121,7 @@ fn when_a_check_sends_secrets_then_they_are_not_told_and_it_follows_their_file()
     wait("it is degraded", || ready(&site) == "ready\n");
     site.wait_state(1, &["up"]).unwrap();
     assert_eq!(hindered(&site), 0.0);
-    // The earlier value stays in use.
+    // Without the file of the secret, the check continues with the earlier secret.
     fs::remove_file(&token).unwrap();
     wait("it is not degraded again", || ready(&site).starts_with(&degraded));
     site.wait_state(1, &["up"]).unwrap();
@@ -143,7 +143,8 @@ fn when_a_check_sends_secrets_then_they_are_not_told_and_it_follows_their_file()
     assert!(state.is_ok_and(|state| state.permissions().mode() & 0o777 == 0o600));
 }
 
-/// Members of the socket's group must not be able to make the balancer send files that they cannot read.
+/// Members of the control socket's group must not be able to make the balancer send files that the members cannot read
+/// themselves.
 #[test]
 fn when_a_check_reads_a_file_that_the_balancers_own_file_has_not_then_apply_refuses_it() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 1, |settings, _| {

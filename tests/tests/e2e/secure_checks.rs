@@ -1,4 +1,5 @@
-//! Checks of a web server that speaks HTTP/2 and asks for certificates: nginx, also in the part of a health service of gRPC.
+//! Tests of health checks of an nginx server that uses HTTP/2, requests client certificates, and acts as a gRPC health
+//! service.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, path::Path};
@@ -26,7 +27,7 @@ fn authority() -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A certificate and its key.
+/// Returns a signed certificate and its key.
 fn signed(authority: &Authority) -> String {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
@@ -34,7 +35,7 @@ fn signed(authority: &Authority) -> String {
     format!("{}{}", params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-/// Replaces a file as a whole.
+/// Replaces a file atomically.
 fn put(file: &Path, text: impl AsRef<[u8]>) {
     let new = file.with_extension("new");
     fs::write(&new, text).unwrap();
@@ -73,7 +74,7 @@ http {
 const SERVING: &[u8] = b"\0\0\0\0\x02\x08\x01";
 const NOT_SERVING: &[u8] = b"\0\0\0\0\x02\x08\x02";
 
-/// Starts nginx on the host of `web{number}`, in the foreground.
+/// Starts nginx in the foreground on the host of `web{number}`.
 fn start_nginx(site: &Site, files: &Path, number: u16) -> Process {
     let config = files.join(format!("nginx{number}.conf"));
     let text = NGINX
@@ -88,7 +89,7 @@ fn start_nginx(site: &Site, files: &Path, number: u16) -> Process {
     Process::spawn(&name, &mut command, &files.join(format!("{name}.log"))).unwrap()
 }
 
-/// Waits until this is so of a backend, in the services of both families.
+/// Waits until a backend fulfils the condition `is_so` in the services of both families.
 #[track_caller]
 fn wait_of_both(site: &Site, number: usize, what: &str, is_so: impl Fn(&BackendView) -> bool) {
     let of = |site: &Site| -> Vec<BackendView> {
@@ -145,7 +146,7 @@ fn when_a_server_asks_for_certificates_then_checks_by_grpc_and_http2_show_theirs
     put(&files.join("state1"), SERVING);
     wait_up(&site);
 
-    // nginx answers those whom it does not know by a page.
+    // nginx sends an error page to a client if nginx does not accept the client's certificate.
     put(&client, signed(&self::authority()));
     wait_failing(&site, 1, "grpcs: HTTP status 400");
     put(&client, signed(&authority));

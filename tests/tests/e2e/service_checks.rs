@@ -1,4 +1,5 @@
-//! Tests of `check = { via = "service" }`: a backend without the VIP is down, although its own address answers.
+//! Tests of `check = { via = "service" }`: a backend without the VIP is down, although the backend's own address
+//! answers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, thread, time::Duration};
@@ -48,7 +49,7 @@ fn site(cell: &Cell) -> Site {
     .unwrap()
 }
 
-/// Gives the victim the VIPs, or removes them.
+/// Adds the VIPs to the host of the failing backend, or removes the VIPs.
 fn hold(site: &Site, holds: bool) {
     let host = &site.topology().backends()[usize::from(VICTIM) - 1];
     for family in Family::BOTH {
@@ -63,7 +64,7 @@ fn all_are(site: &mut Site, state: &str) {
     (1..=3).for_each(|number| site.wait_state(number, &[state]).unwrap());
 }
 
-/// Checks that only the victim is down, with the reason.
+/// Checks that only the failing backend is down, with the correct reason.
 fn the_victim_is_down(site: &mut Site) {
     site.wait_state(VICTIM, &["down"]).unwrap();
     let status = site.status().unwrap();
@@ -88,11 +89,11 @@ fn a_backend_without_the_vip_is_down(cell: &Cell) {
     let homes = site.homes(Family::V4, 1..=60).unwrap();
     assert!(!homes.values().any(|home| home == "web2"), "{homes:?}");
 
-    // Earlier results survive, and the cause is found again.
+    // The new controller keeps the check results of the previous controller, and determines the reason again.
     site.kill_and_restart(|_| {}).unwrap();
     the_victim_is_down(&mut site);
 
-    // Its own address has answered all the time.
+    // The backend's own address has answered during the whole test.
     let text = fs::read_to_string(site.config()).unwrap();
     let past = text.replace(r#"via = "service""#, r#"via = "backend""#);
     fs::write(site.config(), &past).unwrap();
@@ -144,7 +145,7 @@ fn when_a_gue_backend_has_no_vip_then_it_is_down() {
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: true });
 }
 
-/// A negative or missing answer has the same meaning as in other checks.
+/// With `via = "service"`, a negative or missing answer has the same effect as in other checks.
 #[test]
 fn when_a_check_via_the_service_fails_then_it_counts_like_other_checks() {
     let cell = Cell { shape: Shape::OneLegged, forwarding: Forwarding::Dsr, of: HTTP, crossed: false, local: true };

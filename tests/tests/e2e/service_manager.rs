@@ -1,4 +1,5 @@
-//! Tests under a service manager: only the unit's capabilities, notifications, and machine-readable logs.
+//! Tests of the balancer under a service manager: with only the capabilities of the unit, with notifications, and with
+//! machine-readable logs.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,7 +39,7 @@ const FAMILY: Family = Family::V4;
 const UNIT: &str = include_str!("../../../packaging/balancer.service");
 const EXEC_CHECKS: &str = include_str!("../../../contrib/systemd/exec-checks.conf");
 
-/// The capabilities in a unit or a drop-in file.
+/// Returns the capabilities that a unit or a drop-in file grants.
 fn capabilities(unit: &str) -> Vec<&str> {
     let [bounding, ambient]: [Vec<&str>; 2] = ["CapabilityBoundingSet=", "AmbientCapabilities="]
         .map(|key| unit.lines().find_map(|line| line.strip_prefix(key)).unwrap().split(' ').collect());
@@ -46,13 +47,13 @@ fn capabilities(unit: &str) -> Vec<&str> {
     bounding
 }
 
-/// The argument for `setpriv`: `-all,+bpf,…`.
+/// Returns an argument for `setpriv`, such as `-all,+bpf,…`.
 fn bounding_set(capabilities: &[&str]) -> String {
     let names = capabilities.iter().map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
     format!("-all{}", names.collect::<String>())
 }
 
-/// Returns the capabilities that the unit gives, as `/proc` shows them.
+/// Returns the capabilities of the unit in the format of `/proc`.
 fn mask() -> String {
     let bit = |name| match name {
         "CAP_NET_ADMIN" => 1u64 << 12,
@@ -64,8 +65,8 @@ fn mask() -> String {
     format!("{:016x}", capabilities(UNIT).into_iter().map(bit).sum::<u64>())
 }
 
-/// A wrapper that runs the balancer like the unit, but as root: with its capabilities, its own mounts and processes,
-/// and additional `options` of `run`.
+/// Creates a wrapper script that runs the balancer as the unit does, but as root. In the script, the balancer has the
+/// unit's capabilities, separate mounts and processes, and the additional options `options` of `run`.
 pub(crate) fn as_in_the_unit(directory: &Path, variables: &str, options: &str) -> PathBuf {
     with_capabilities(&capabilities(UNIT), directory, variables, options)
 }
@@ -122,19 +123,19 @@ fn when_the_balancer_has_the_units_capabilities_then_they_are_enough() {
     }
 }
 
-/// Whether this process has CAP_SYS_RESOURCE.
+/// Returns whether the test's process has CAP_SYS_RESOURCE.
 fn may_raise_limits() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
     u64::from_str_radix(effective, 16).unwrap() & 1 << 24 != 0
 }
 
-/// The nice value of each thread of a process, by name.
+/// Returns the nice value of each thread of a process, by thread name.
 fn nice_values(pid: u32) -> BTreeMap<String, i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
     let value = |thread: PathBuf| {
         let stat = fs::read_to_string(thread.join("stat")).ok()?;
-        // Names may have spaces; the rest begins with the third field.
+        // The name of a thread may contain spaces. `after` begins with the third field of the line.
         let (before, after) = stat.rsplit_once(") ")?;
         let name = before.split_once('(')?.1.to_owned();
         Some((name, after.split(' ').nth(16)?.parse().unwrap()))
@@ -142,15 +143,16 @@ fn nice_values(pid: u32) -> BTreeMap<String, i32> {
     threads.filter_map(value).collect()
 }
 
-/// If it is allowed, the threads between a failed check and its effect have priority over other programs. Their child
-/// processes do not.
+/// If the limits permit this, the threads that react to a failed check have priority over other programs. The child
+/// processes of these threads have the usual priority.
 #[test]
 fn when_a_check_fails_on_a_busy_machine_then_its_threads_come_before_other_programs() {
     let directory = tempfile::tempdir().unwrap();
     let limit = UNIT.lines().find_map(|line| line.strip_prefix("LimitNICE=")).unwrap();
-    // The kernel counts in the other direction.
+    // The kernel's limit for the nice value is 20 minus the value.
     let limit = format!("prlimit --pid $$ --nice={}", 20 - limit.parse::<i32>().unwrap());
-    // As root, or in the unit with these variables.
+    // The first case runs the balancer as root. In all later cases, the balancer runs as in the unit, with the given
+    // variables.
     let mut cases = vec![(None, true), (Some(""), false)];
     if may_raise_limits() {
         cases.push((Some(limit.as_str()), true));
@@ -181,13 +183,14 @@ fn when_a_check_fails_on_a_busy_machine_then_its_threads_come_before_other_progr
     }
 }
 
-/// Programs of checks have no capabilities of the unit or its drop-in file, and are still ended.
+/// Check programs run without the capabilities of the unit and of the unit's drop-in file, but the balancer can still
+/// end check programs.
 #[test]
 fn when_checks_run_programs_then_these_run_without_privileges() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let begun = directory.path().join("pids");
-    // web2's program never ends by itself.
+    // The check program for web2 never ends by itself.
     let script = format!(
         "set -e; test $(id -u) = $(id -u nobody); test \"$(id -G)\" = \"$(id -g nobody)\"; \
          test $(grep -c '^Cap[IPEA][a-z]*:.0*$' /proc/self/status) = 4; \
@@ -214,7 +217,8 @@ fn when_checks_run_programs_then_these_run_without_privileges() {
     wait("programs of checks go on", || !pids.lines().any(runs));
 }
 
-/// Without the drop-in file, such a check reports what is missing, health stays unknown, and clients are served.
+/// Without the drop-in file, a check with a program reports the missing capabilities. In this case, the health of the
+/// backends stays unknown, and the balancer serves clients.
 #[test]
 fn when_the_unit_has_no_drop_in_file_then_checks_run_no_programs() {
     let directory = tempfile::tempdir().unwrap();
@@ -231,14 +235,14 @@ fn when_the_unit_has_no_drop_in_file_then_checks_run_no_programs() {
     site.homes(FAMILY, 1..=4).unwrap();
 }
 
-/// The next notification for the service manager.
+/// Returns the next notification that the balancer sends to the service manager.
 pub(crate) fn told(notify: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = notify.recv(&mut buffer).unwrap();
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
-/// The next notification that begins with `start`.
+/// Returns the balancer's next notification that begins with `start`.
 pub(crate) fn told_next(notify: &UnixDatagram, start: &str) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -250,7 +254,7 @@ pub(crate) fn told_next(notify: &UnixDatagram, start: &str) -> String {
     }
 }
 
-/// A new socket for the service manager, and the environment line for it.
+/// Creates a socket that receives notifications for the service manager, and the shell line that names the socket.
 pub(crate) fn notify_socket(directory: &Path) -> (UnixDatagram, String) {
     let path = directory.join("notify");
     let notify = UnixDatagram::bind(&path).unwrap();
@@ -289,7 +293,8 @@ fn when_the_balancer_starts_and_stops_then_it_notifies_the_service_manager() {
     }
 }
 
-/// A balancer that continues to steer for a while asks for this time, and notifies the watchdog meanwhile.
+/// A stopping balancer that still steers for a while asks the service manager for more time, and continues to notify
+/// the watchdog.
 #[test]
 fn when_stopping_takes_longer_then_the_service_manager_knows() {
     let directory = tempfile::tempdir().unwrap();
@@ -342,13 +347,13 @@ fn when_the_balancer_reloads_then_it_notifies_the_service_manager() {
         site.controller().process().signal(Signal::SIGHUP).unwrap();
         let words = told_next(&notify, "RELOADING=1\n");
         let begun = words.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|rest| rest.trim().parse().ok());
-        // systemd ignores a READY for an earlier reload.
+        // systemd ignores a `READY` notification for an earlier reload.
         let begun: i128 = begun.expect("microseconds");
         assert!(begun >= i128::from(before.tv_sec()) * 1_000_000 + i128::from(before.tv_nsec()) / 1000, "{words}");
         let words = told_next(&notify, "READY=1\n");
         assert!(words.contains(&status), "{words} instead of {status}");
     }
-    // A change by command line, which is no reload.
+    // For the service manager, a change by the command line is not a reload.
     fs::write(&file, text).unwrap();
     site.cli(&["apply", file.to_str().unwrap()]).unwrap();
     told_next(&notify, "STATUS=serving 1 service\n");
@@ -367,7 +372,7 @@ fn when_the_balancer_cannot_start_then_the_service_manager_gets_the_reason() {
     assert!(words.starts_with(&format!("STATUS={}:1: ", file.display())), "{words}");
     assert_eq!(words.lines().count(), 1, "{words}");
 
-    // One that exists and cannot be used; a missing one is waited for.
+    // The balancer refuses an interface that exists but is unusable, and would wait for a missing interface.
     let text =
         "interfaces = [\"lo\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:80\"\nforwarding = \"nat\"\n";
     fs::write(&file, text).unwrap();
@@ -376,7 +381,7 @@ fn when_the_balancer_cannot_start_then_the_service_manager_gets_the_reason() {
     assert!(words.starts_with("STATUS=") && words.contains("interface lo is the loopback"), "{words}");
 }
 
-/// A shell command that makes standard error look like the journal's stream.
+/// A shell command that makes standard error look like the stream of the systemd journal.
 const JOURNAL: &str = "export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)";
 
 #[test]
@@ -438,7 +443,7 @@ fn when_the_log_is_json_then_every_line_is_an_object() {
             assert!(line[field].as_str().is_some_and(|text| !text.is_empty()), "{field}: {line}");
         }
     }
-    // Each backend has come up earlier.
+    // The log also contains an earlier line about each backend, because each backend has come up.
     let about = |backend: &str, what: &str| {
         let mut lines = lines.iter().filter(|line| line["backend"] == backend);
         lines.find(|line| line["message"].as_str().unwrap().contains(what)).unwrap()
@@ -452,13 +457,13 @@ fn when_the_log_is_json_then_every_line_is_an_object() {
     assert_eq!(state.get("uid"), None);
 }
 
-/// Copies the process's socket with this inode into this process.
+/// Copies the socket with the given inode from another process into the process of the test.
 fn take(pid: u32, inode: u64) -> OwnedFd {
     let name = format!("socket:[{inode}]");
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
     let mut those = descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to.to_str() == Some(&name)));
     let number: i32 = those.next().unwrap().file_name().to_str().unwrap().parse().unwrap();
-    // SAFETY: no memory is involved, and the descriptors are new ones that no other code has.
+    // SAFETY: the calls use no memory of this process, and return new descriptors that no other code uses.
     let open = |call, one: i64, two: i64| unsafe {
         let descriptor = libc::syscall(call, one, two, 0);
         assert!(descriptor >= 0, "{}", std::io::Error::last_os_error());
@@ -468,14 +473,14 @@ fn take(pid: u32, inode: u64) -> OwnedFd {
     open(libc::SYS_pidfd_getfd, process.as_raw_fd().into(), number.into())
 }
 
-/// The inode of the socket in the `wanted` line of a table below `/proc/PID/net`.
+/// Returns the inode of the socket in the `wanted` line of a table below `/proc/PID/net`.
 fn inode(pid: u32, table: &str, field: usize, wanted: impl Fn(&str) -> bool) -> u64 {
     let table = fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
     let line = table.lines().find(|line| wanted(line)).unwrap();
     line.split_ascii_whitespace().nth(field).unwrap().parse().unwrap()
 }
 
-/// A broken listener is one of the reasons why a task ends.
+/// The test breaks the listener of the metrics, so that a task of the balancer ends.
 #[test]
 fn when_a_task_of_the_process_ends_then_the_process_ends_and_traffic_goes_on() {
     let directory = tempfile::tempdir().unwrap();

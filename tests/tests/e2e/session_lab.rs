@@ -1,4 +1,4 @@
-//! Tests of the session lab: a reduced set of its rows with real servers, and its messages about missing parts.
+//! Tests of the session lab: some rows of the lab's table with real servers, and messages about missing programs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::support::wait;
 
-/// The number of clients with their own addresses, and of those behind one.
+/// The number of clients with separate addresses, and the number of clients behind one address.
 const CLIENTS: [u64; 2] = [150, 100];
 
 fn lab(output: &Path, strategy: &str, events: &str) -> Command {
@@ -40,13 +40,13 @@ fn lab(output: &Path, strategy: &str, events: &str) -> Command {
     command
 }
 
-/// Runs the lab to its end, and checks that nothing remains.
+/// Runs the lab until it ends, and checks that no namespace and no file of the lab remains.
 fn finish(command: &mut Command, temporary: &TempDir) -> Output {
     let child = command.env("TMPDIR", temporary.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     end(child, temporary)
 }
 
-/// The same for a running lab.
+/// Waits until a running lab ends, and checks that no namespace and no file of the lab remains.
 fn end(child: Child, temporary: &TempDir) -> Output {
     let prefix = format!("bal-{}-", child.id());
     let output = child.wait_with_output().unwrap();
@@ -88,7 +88,7 @@ fn when_sessions_are_in_a_servers_memory_then_only_that_servers_sessions_are_los
     }
 }
 
-/// Not even sessions of the killed server are lost, although its clients move.
+/// Checks that no session is lost, not even a session on a killed server, whose clients move.
 fn nothing_is_lost(strategy: &str) {
     for cell in play(strategy) {
         let all = cell.sessions();
@@ -127,7 +127,7 @@ fn when_the_lab_is_interrupted_then_it_leaves_nothing_and_goes_on_later() {
     assert!(fs::read_to_string(output.path().join("index.html")).unwrap().contains("signed cookie"));
 }
 
-/// A `PATH` with these programs, and those that the lab itself needs.
+/// Creates a directory for `PATH` with the given programs and the programs that the lab itself needs.
 fn path_with(directory: &Path, programs: &[(&str, &str)]) -> PathBuf {
     let path = directory.join("bin");
     fs::create_dir(&path).unwrap();

@@ -1,5 +1,5 @@
-//! Tests of sessions with client memory from the users' perspective: which users keep theirs, which lose it and why,
-//! and whether it is counted.
+//! Tests of sessions with client memory, as users see them: which users keep their session, which users lose it for
+//! which reason, and which losses the balancer counts.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -71,7 +71,7 @@ fn when_a_backend_drains_then_known_clients_stay_until_the_deadline() {
     users.nobody_moves("while web2 drained");
     users.wait_counted();
 
-    // The exit code is 0, or the command fails.
+    // `cli` fails unless the exit code of the command is 0.
     let said = users.site.cli(&["backend", "drain", "web/web2", "--timeout", "5s", "--wait"]).unwrap();
     assert!(said.contains("backend web/web2 drained"), "{said}");
     assert_eq!(users.shown(2).0, "drained");
@@ -79,7 +79,7 @@ fn when_a_backend_drains_then_known_clients_stay_until_the_deadline() {
     users.assert_moves(&[("drain", moved)]);
     println!("{moved} clients of web2 moved at the deadline, once each");
 
-    // No client is known at web5, so the drain need not wait for an hour.
+    // The balancer knows no client at web5, so the drain ends without waiting for an hour.
     users.site.cli(&["backend", "weight", "web/web1", "0"]).unwrap();
     users.add_web5();
     let arguments = ["backend", "drain", "web/web5", "--timeout", "1h", "--wait", "--wait-timeout", "20s"];
@@ -153,7 +153,7 @@ fn when_a_backend_is_in_maintenance_or_removed_then_its_clients_move_with_that_r
     users.site.cli(&["backend", "ready", "web/web1"]).unwrap();
 
     users.wait_counted();
-    // No sweep has counted these clients yet.
+    // The sweep has not yet counted the clients that connected last.
     users.visit(LATE);
     let said = users.site.cli(&["backend", "remove", "web/web2"]).unwrap();
     assert!(said.contains("drains before it is removed"), "{said}");
@@ -172,7 +172,7 @@ fn when_a_backend_is_in_maintenance_or_removed_then_its_clients_move_with_that_r
     assert_eq!(users.site.status().unwrap().services[0].backends.len(), 2);
     let removed = users.only_its_clients_move("web3");
     users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
-    // The counts of a removed backend survive its row.
+    // The balancer keeps the counts of a removed backend when it reuses the backend's row for another backend.
     users.wait_counted();
     thread::sleep(Duration::from_secs(5));
     users.assert_moves(&[("maint", maint), ("drain", drain), ("removed", removed)]);
@@ -193,7 +193,7 @@ fn when_a_client_is_looked_up_then_the_answer_is_its_real_backend() {
         (&false.into(), &"table".into(), &Value::Null)
     );
     users.visit(CLIENTS);
-    // Half of the clients are no longer where the table says.
+    // For half of the clients, the lookup table now names another backend.
     users.add_web5();
     users.site.cli(&["backend", "weight", "web/web5", "400"]).unwrap();
     users.site.cli(&["backend", "drain", "web/web1"]).unwrap();
@@ -218,7 +218,7 @@ fn when_a_client_is_looked_up_then_the_answer_is_its_real_backend() {
 #[test]
 fn when_addresses_share_a_client_prefix_then_they_are_one_client() {
     let mut users = Users::new(Forwarding::Nat, |settings| settings.prefix_v4 = 24);
-    // 10.1.N.1 and 10.1.N.200 for forty N.
+    // In each of forty networks 10.1.N.0/24, two clients connect: 10.1.N.1 and 10.1.N.200.
     let first = (0..40u16).map(|net| net << 8 | 1);
     users.visit(first.clone());
     users.add_web5();
@@ -232,7 +232,7 @@ fn when_addresses_share_a_client_prefix_then_they_are_one_client() {
     assert_eq!((&view["client"], &view["known"]), (&"10.1.0.0/24".into(), &true.into()));
 }
 
-/// Three backends of `echo`; the fourth comes later.
+/// Tests a service `echo` that starts with three backends and later gets a fourth backend.
 fn datagrams_stick(forwarding: Forwarding) {
     const PORT: u16 = 5300;
     let site = Site::start(Shape::OneLegged, forwarding, 4, |settings, topology| {
@@ -289,7 +289,8 @@ fn datagrams_stick(forwarding: Forwarding) {
         let newcomers = ask(NEWCOMERS);
         assert!(newcomers.values().all(|home| home != "web1") && newcomers.values().any(|home| home == "web4"));
 
-        // After half a minute of silence, the next datagram is a new connection of a still known client.
+        // After half a minute without packets, the client is still known, but the client's next datagram starts a new
+        // connection.
         thread::sleep(Duration::from_secs(32));
         assert_eq!(ask(CLIENTS), homes, "{forwarding:?}");
         let kept = site.metrics().unwrap().sum("decisions_total", &["service=\"echo\"", "result=\"kept\""]).unwrap();

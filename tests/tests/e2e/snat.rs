@@ -1,4 +1,4 @@
-//! Tests of `snat`: backends need no configuration, because they see the balancer's own address.
+//! Tests of `snat`: the backends need no special configuration, because they see the balancer's own address.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -36,7 +36,7 @@ fn site(shape: Shape, lines: &str) -> Site {
     site
 }
 
-/// A client's connection from its own address, which stays open.
+/// Opens a client's connection from the client's own address.
 pub(crate) fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
     let vip = SocketAddr::new(site.topology().vip(family), PORT);
     let from = SocketAddr::new(site.topology().client_address(family, client), 0);
@@ -52,7 +52,7 @@ pub(crate) fn connect(site: &Site, family: Family, client: u16) -> TcpStream {
     site.topology().client().run_in_thread(work).unwrap().unwrap()
 }
 
-/// Sends a request on an open connection and reads the answer's head.
+/// Sends a request on an open connection, and reads the head of the answer.
 pub(crate) fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: vip\r\n\r\n")?;
     let mut answer = vec![0; 4096];
@@ -60,7 +60,7 @@ pub(crate) fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
 }
 
-/// The connections by backend in `status`.
+/// Returns the number of connections of each backend, as `status` reports them.
 fn active(site: &Site, service: usize) -> BTreeMap<String, u64> {
     let status = site.status().unwrap();
     let backends = status.services[service].backends.iter();
@@ -216,7 +216,7 @@ fn when_a_server_dies_then_its_connections_are_reset_and_nobody_else_notices() {
     for stream in [&mut lost, &mut kept] {
         assert!(ask(stream).unwrap().starts_with("HTTP/1.1 200"));
     }
-    // The machine has failed: it sends nothing.
+    // A failed machine sends nothing, not even a reset.
     site.topology().switch().ip("link set web2 down").unwrap();
     site.wait_state(2, &["down"]).unwrap();
     let error = ask(&mut lost).unwrap_err();

@@ -1,4 +1,5 @@
-//! Tests of starting, refusing to start, and ending: clear messages, and nothing left behind.
+//! Tests of the balancer's start, of refusals to start, and of the balancer's end: with clear messages, and without
+//! remains on the host.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -28,11 +29,12 @@ use crate::{restart::own_pins, support::wait};
 
 const FAMILY: Family = Family::V4;
 
-/// Everything that a balancer could leave on its host: programs and addresses of interfaces, settings, pinned objects.
+/// Returns everything that a balancer could leave on its host: programs and addresses of interfaces, kernel settings,
+/// and pinned objects.
 fn traces(topology: &Topology) -> BTreeSet<String> {
     let host = topology.balancer();
     let interfaces = [host.ip("-details link show").unwrap(), host.ip("addr show").unwrap()].concat();
-    // Without the timers of a bridge.
+    // The output lines about bridges contain timers, which change by themselves, so the test ignores these lines.
     let lines = interfaces.lines().filter(|line| !line.trim_start().starts_with("bridge"));
     let mut traces: BTreeSet<String> = lines.map(str::to_owned).collect();
     let switches = host.run_in_thread(|| {
@@ -57,7 +59,7 @@ fn has_program(topology: &Topology, interface: &str) -> bool {
     topology.balancer().ip(&format!("-details link show dev {interface}")).unwrap().contains("prog/xdp")
 }
 
-/// The exit status of a process.
+/// Waits for the end of a process, and returns its exit status.
 fn end(process: &mut Process) -> std::process::ExitStatus {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -69,8 +71,8 @@ fn end(process: &mut Process) -> std::process::ExitStatus {
     }
 }
 
-/// Starts a balancer that must refuse with exit code 1, leave nothing behind, and have the reason in its last line,
-/// which is returned.
+/// Starts a balancer that must refuse to start, and returns the last line of the output, which must contain the reason.
+/// The function also checks that the exit code is 1 and that nothing of the balancer remains.
 fn refused(topology: &Topology, settings: &Settings, files: &Path) -> String {
     let before = traces(topology);
     let mut controller = start_controller(topology, settings, files).unwrap();
@@ -124,7 +126,7 @@ fn when_there_is_no_controller_then_the_command_line_says_so() {
 fn when_privileges_are_missing_then_they_are_named() {
     let (topology, settings, files) = one_leg();
     let config = write_config(&topology, &settings, files.path()).unwrap();
-    // In a place where any user can read and start it.
+    // Any user can read and start this copy of the balancer.
     let program = files.path().join("balancer");
     fs::copy(binaries::balancer().unwrap(), &program).unwrap();
     for path in [files.path(), &program] {
@@ -184,7 +186,7 @@ fn when_one_of_several_interfaces_is_missing_at_a_restart_then_it_steers_on_the_
             wait("more0 is not attached to", || has_program(site.topology(), "more0"));
             wait("it stays degraded", || ready(&site).starts_with("ready"));
         }
-        // The balancer also waits for a VIP's interface.
+        // The balancer also starts if the interface for an assigned VIP is missing.
         site.topology().balancer().ip("link add dummy0 type veth peer name dummy1").unwrap();
         site.apply(|settings| settings.service_lines = "assign_vip = \"dummy0\"".to_owned()).unwrap();
         site.topology().balancer().ip("link del dummy0").unwrap();
@@ -232,7 +234,8 @@ fn when_a_foreign_program_is_attached_then_it_stays() {
     assert!(!has_program(&topology, "eth0"));
 }
 
-/// Puts the balancer's interface into a bridge, whose driver has no native XDP, and moves its IPv4 configuration there.
+/// Puts the balancer's interface into a bridge, whose driver has no native XDP, and moves the interface's IPv4
+/// configuration to the bridge.
 fn onto_a_bridge(topology: &Topology) {
     for command in [
         "link add br0 type bridge mcast_snooping 0",
@@ -289,7 +292,7 @@ fn when_the_program_is_in_generic_mode_then_packets_are_not_merged() {
         let output = topology.balancer().command("ethtool").args(["-k", "eth0"]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().contains("generic-receive-offload: on")
     };
-    // The topology has switched it off on the balancer's side.
+    // The topology has switched off the merging of packets (GRO) on the balancer's interface.
     let on = topology.balancer().command("ethtool").args(["-K", "eth0", "gro", "on"]).status().unwrap();
     assert!(on.success() && merges());
     let mut controller = started(&topology, &settings, files.path());
@@ -299,7 +302,7 @@ fn when_the_program_is_in_generic_mode_then_packets_are_not_merged() {
     assert!(merges());
 }
 
-/// Starts a balancer and waits until it serves and its program is attached.
+/// Starts a balancer, and waits until it serves clients and its program is attached.
 fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller {
     let mut controller = start_controller(topology, settings, files).unwrap();
     controller.wait_ready(PATIENCE).unwrap();
@@ -307,7 +310,8 @@ fn started(topology: &Topology, settings: &Settings, files: &Path) -> Controller
     controller
 }
 
-/// The number of malloc arenas other than the first: 64 MiB each, aligned, with the unused rest inaccessible.
+/// Counts all arenas of malloc except the first arena. Each counted arena is an aligned range of 64 MiB, whose unused
+/// rest is inaccessible.
 fn arenas_of_threads(maps: &str) -> usize {
     const ARENA: u64 = 64 << 20;
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap();
@@ -361,7 +365,7 @@ fn when_a_signal_comes_then_the_balancer_ends_cleanly() {
     }
 }
 
-/// At any time during the start.
+/// The test sends signals at different times while the balancer starts.
 #[test]
 fn when_a_signal_comes_during_the_start_then_nothing_is_left() {
     let (topology, settings, files) = one_leg();
@@ -454,7 +458,7 @@ fn when_a_start_fails_then_nothing_is_left() {
     assert_eq!(fs::read_to_string(&socket).unwrap(), "something else");
     fs::remove_file(&socket).unwrap();
 
-    // None of these failures prevents a good start.
+    // After all failed starts, the balancer still starts.
     started(&topology, &settings, files.path());
 }
 
@@ -497,7 +501,7 @@ fn when_the_configuration_is_broken_then_the_start_is_refused() {
     }
 }
 
-/// Every port of an address that this machine's own programs use.
+/// The service uses every port of an address that programs of the machine itself use.
 #[test]
 fn when_a_service_takes_every_port_of_the_machines_own_address_then_it_is_warned_of_once() {
     let (topology, settings, _) = one_leg();
@@ -510,10 +514,10 @@ fn when_a_service_takes_every_port_of_the_machines_own_address_then_it_is_warned
              [[service.backend]]\nname = \"own1\"\naddress = \"10.0.0.99\"\n"
         );
         let settings = Settings { lines, ..settings.clone() };
-        // With a separate log.
+        // Because of the separate directory, each balancer has its own log.
         let files = tempfile::tempdir().unwrap();
         let mut controller = started(&topology, &settings, files.path());
-        // Makes the balancer check everything again.
+        // Changing the MTU makes the balancer repeat its checks of the machine.
         topology.balancer().ip("link set eth0 mtu 1400").unwrap();
         topology.balancer().ip("link set eth0 mtu 1500").unwrap();
         thread::sleep(Duration::from_millis(300));

@@ -1,4 +1,4 @@
-//! Tests with known clients, traffic and moves: every reported number equals the truth.
+//! Tests that all reported numbers of known clients, packets and moves are correct.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,10 +22,11 @@ const CLIENTS: std::ops::RangeInclusive<u16> = 1..=200;
 const TABLE_SIZE: f64 = 65_537.0;
 const BULK_PORT: u16 = 5300;
 const PAYLOAD: usize = 958;
-/// Ethernet, IPv4, UDP.
+/// The length of an Ethernet frame with an IPv4 header, a UDP header and the payload, in bytes.
 const FRAME: f64 = (14 + 20 + 8 + PAYLOAD) as f64;
 
-/// All clients send a request; returns the backends.
+/// Makes all clients send a request, and updates `homes`. Returns the clients that have moved, each with its previous
+/// backend.
 fn visit(site: &Site, homes: &mut BTreeMap<u16, String>) -> BTreeMap<u16, String> {
     let now = site.homes(FAMILY, CLIENTS).unwrap();
     let moved = homes.iter().filter(|&(client, home)| now.get(client) != Some(home));
@@ -38,7 +39,7 @@ fn of(homes: &BTreeMap<u16, String>, backend: &str) -> usize {
     homes.values().filter(|home| *home == backend).count()
 }
 
-/// The frames sent towards the balancer by the other end of its veth pair, by that end's counters in sysfs.
+/// Returns the number of frames that the balancer's first interface has received, according to the kernel.
 fn received(site: &Site) -> f64 {
     let interface = site.topology().interfaces()[0];
     let shown = site.topology().balancer().ip(&format!("-s -j link show dev {interface}")).unwrap();
@@ -91,10 +92,10 @@ fn when_clients_traffic_and_moves_are_known_then_every_reported_number_is_right(
     let discard = SocketAddr::new(site.topology().client_address(FAMILY, 1), 9);
     let connect = || TcpStream::connect_timeout(&discard, PATIENCE).unwrap_err().kind();
     assert_eq!(site.topology().balancer().run_in_thread(connect).unwrap(), io::ErrorKind::ConnectionRefused);
-    // Another refused connection would count as well.
+    // The metrics also count the refused connection, so the test reads the metrics only after the refusal.
     let (frames_before, before) = at_rest(&site);
 
-    // Which clients moved where, and when.
+    // The test records which clients move to which backend at which time.
     let everybody = CLIENTS.count();
     let mut homes = BTreeMap::new();
     visit(&site, &mut homes);
@@ -140,7 +141,7 @@ fn when_clients_traffic_and_moves_are_known_then_every_reported_number_is_right(
     assert_eq!(after.sum("table_slots", &["service=\"web\""]).unwrap(), TABLE_SIZE);
     assert_eq!(frames - frames_before, gained("packets_seen_total", &[]), "verdicts and frames");
 
-    // Known clients, at the next sweep.
+    // After the next sweep, the number of known clients is correct.
     let deadline = Instant::now() + PATIENCE;
     loop {
         let metrics = site.metrics().unwrap();
@@ -154,7 +155,7 @@ fn when_clients_traffic_and_moves_are_known_then_every_reported_number_is_right(
         thread::sleep(Duration::from_millis(100));
     }
 
-    // The same in `stats`.
+    // The output of `stats` contains the same numbers.
     let stats: Vec<StatsView> = serde_json::from_str(&site.cli(&["stats", "web", "--json"]).unwrap()).unwrap();
     let start = stats[0].periods.iter().find(|period| period.period == "start").unwrap();
     assert_eq!(start.decisions["moved"], moved as u64);
@@ -212,8 +213,8 @@ fn heavy_clients_are_named(site: &mut Site) {
     let share = site.metrics().unwrap().sum("top_client_share_ratio", &["service=\"bulk\"", "rank=\"1\""]).unwrap();
     assert!((share - 0.6).abs() < 0.06, "{share}");
 
-    // This client is most of its backend's load. Status and log report it with a cure, and the events do because the
-    // service asks for proposals.
+    // This client causes most of the load of its backend. Status and log report the client and a remedy. The events
+    // also report the client, because the service asks for proposals.
     let warned = |status: &balancer_api::model::StatusView| {
         let bulk = status.services.iter().find(|service| service.name == "bulk").unwrap();
         bulk.warnings.iter().any(|warning| warning.contains(&format!("balancer rule add bulk {heavy} spread")))
@@ -231,7 +232,7 @@ fn state(status: &balancer_api::model::StatusView, name: &str) -> String {
     backend.map(|backend| backend.state.clone()).unwrap_or_default()
 }
 
-/// `promtool check metrics` has no complaints.
+/// `promtool check metrics` must accept the metrics without complaints.
 #[test]
 fn when_promtool_checks_the_metrics_then_it_accepts_them() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, _| {

@@ -1,5 +1,5 @@
-//! Tests of heavy clients, sums and the last hour of a service with listeners of both address families: the reports
-//! include both.
+//! Tests of a service with listeners of both address families: the heavy clients, the sums and the statistics of the
+//! last hour include both families.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,12 +23,12 @@ use balancer_testkit::{
 const PORT: u16 = 5300;
 const PAYLOAD: usize = 900;
 const ROUNDS: u32 = 100;
-/// Clients of each family that send one datagram per round.
+/// The number of clients of each family that send one datagram per round.
 const OTHERS: u16 = 15;
 const HEAVY: u16 = 700;
 const CLIENTS: u64 = 2 * (OTHERS as u64 + 1);
 
-/// The number of the heavy client's datagrams per round.
+/// Returns the number of datagrams that the heavy client sends per round.
 const fn heavy_sends(family: Family) -> u32 {
     match family {
         Family::V4 => 30,
@@ -36,12 +36,12 @@ const fn heavy_sends(family: Family) -> u32 {
     }
 }
 
-/// The number of datagrams for a family's listener in all rounds.
+/// Returns the number of datagrams that a family's listener receives in all rounds.
 fn sent(family: Family) -> u32 {
     ROUNDS * (heavy_sends(family) + u32::from(OTHERS))
 }
 
-/// All clients send all their datagrams.
+/// Sends all datagrams of all clients.
 fn send(topology: &Topology) -> io::Result<()> {
     let mut sockets = Vec::new();
     for family in Family::BOTH {
@@ -91,7 +91,7 @@ fn top(site: &Site, arguments: &[&str]) -> Vec<TopClient> {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Tries until the attempt returns a value.
+/// Repeats an attempt until the attempt returns a value.
 fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -109,7 +109,7 @@ fn wait_packets(site: &Site, packets: u32) {
     assert_eq!(total(), f64::from(packets));
 }
 
-/// The backend of each client according to the controller.
+/// Returns the backend of each client, according to the controller.
 fn homes(site: &Site) -> BTreeMap<IpAddr, String> {
     let numbers = || (1..=OTHERS).chain([HEAVY]);
     let clients = Family::BOTH.into_iter().flat_map(|family| numbers().map(move |number| (family, number)));
@@ -122,7 +122,7 @@ fn homes(site: &Site) -> BTreeMap<IpAddr, String> {
     clients.map(home).collect()
 }
 
-/// The heavy client of a family as it is shown.
+/// Returns the heavy client of a family in the form in which commands print it.
 fn heavy(site: &Site, family: Family) -> String {
     format!("{}/{}", site.topology().client_address(family, HEAVY), if family == Family::V4 { 32 } else { 128 })
 }
@@ -135,7 +135,7 @@ fn when_a_service_has_both_families_then_reports_are_of_both() {
         Ok(())
     })
     .unwrap();
-    // The last hour begins with the first sample.
+    // The statistics of the last hour begin with the first sample.
     eventually("a first look", || period(&stats(&site), "hour"));
     let began = Instant::now();
     site.topology().client().run_in_thread(|| send(site.topology())).unwrap().unwrap();
@@ -144,7 +144,7 @@ fn when_a_service_has_both_families_then_reports_are_of_both() {
 
     heavy_clients_are_of_both(&site);
 
-    // Sums, and the sums of listeners.
+    // The totals of the service and of the service's listeners must be correct.
     let metrics = site.metrics().unwrap();
     let of = |name: &str, label: &str| metrics.sum(name, &["service=\"bulk\"", label]).unwrap();
     for family in Family::BOTH {
@@ -156,7 +156,8 @@ fn when_a_service_has_both_families_then_reports_are_of_both() {
     assert_eq!(metrics.sum("bytes_total", &["service=\"bulk\""]).unwrap(), bytes);
     assert_eq!(of("decisions_total", "result=\"new\""), CLIENTS as f64);
 
-    // Counts of a removed backend disappear for both families, and the output says so for the last minute and hour.
+    // When web1 goes into maintenance, the clients of web1 in both families move, and the statistics of each period
+    // include these moves.
     let before = homes(&site);
     site.cli(&["backend", "maint", "bulk/web1"]).unwrap();
     site.topology().client().run_in_thread(|| send(site.topology())).unwrap().unwrap();
@@ -171,7 +172,7 @@ fn when_a_service_has_both_families_then_reports_are_of_both() {
     for name in ["minute", "hour", "start"] {
         let period = period(&told, name).unwrap();
         if period.seconds.is_some_and(|seconds| seconds < began.elapsed().as_secs()) {
-            // This period began later than the test.
+            // The period began later than the test, so the numbers of the period may be incomplete.
             continue;
         }
         assert_eq!((period.decisions["new"], period.moves["maint"]), (CLIENTS, moved), "{name}");
@@ -187,7 +188,8 @@ fn when_a_service_has_both_families_then_reports_are_of_both() {
     assert!((shares - 1.0).abs() < 1e-9, "{shares}");
 }
 
-/// The two heavy clients come first, with their shares of the packets of both families, and each has a cure.
+/// Checks that the two heavy clients come first, with their shares of the packets of both families, and that the output
+/// proposes a remedy for each.
 fn heavy_clients_are_of_both(site: &Site) {
     let all = f64::from(Family::BOTH.into_iter().map(sent).sum::<u32>());
     let expected =

@@ -1,4 +1,5 @@
-//! Tests that a client reaches the same backend every time, from every port, and that clients are spread evenly.
+//! Tests that a client reaches the same backend in every connection and from every port, and that the backends get
+//! equal shares of the clients.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -13,7 +14,8 @@ const CLIENTS: std::ops::RangeInclusive<u16> = 1..=600;
 const MANY: std::ops::RangeInclusive<u16> = 1..=20_000;
 const BACKENDS: u16 = 4;
 
-/// 600 clients of each family with three connections each, compared with the controller's answers.
+/// Checks 600 clients of each family with three connections each, and compares the backends with the controller's
+/// answers.
 fn clients_stay(shape: Shape, forwarding: Forwarding) {
     let site = Site::start(shape, forwarding, BACKENDS, |settings, _| {
         settings.families = Family::BOTH.to_vec();
@@ -42,7 +44,8 @@ fn clients_stay(shape: Shape, forwarding: Forwarding) {
             assert_eq!((&view["service"], &view["why"]), (&service(family).into(), &"table".into()));
         }
 
-        // 20,000 clients in the same core in this process, compared with the running one by samples.
+        // The controller core in the test's process chooses backends for 20,000 clients. For a sample of these clients,
+        // the test compares the chosen backends with the answers of the running controller.
         let many: BTreeMap<u16, String> = MANY
             .map(|client| (client, home(&model, site.topology().client_address(family, client)).unwrap().unwrap()))
             .collect();

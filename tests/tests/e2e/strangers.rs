@@ -1,5 +1,6 @@
-//! Tests that a change which makes known clients unknown is announced in the plan, the answer, JSON and the log, and
-//! counted. `renamed_from` keeps the clients.
+//! Tests of a change that makes known clients unknown. The plan, the answer, the JSON output and the log announce the
+//! number of forgotten clients, and a metric counts these clients. If the new file contains `renamed_from`, the clients
+//! stay known.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -29,7 +30,8 @@ fn forgotten(site: &Site, service: &str) -> f64 {
     site.metrics().unwrap().sum("moves_total", &labels).unwrap_or(0.0)
 }
 
-/// Applies the file after `edit`, after a dry run. Checks that both report the same about known clients.
+/// Edits the configuration file, and applies the file after a dry run. The function checks that the dry run and the
+/// change report the same effects on known clients.
 fn apply(site: &Site, edit: impl Fn(&str) -> String) -> Applied {
     let file = site.config();
     let text = fs::read_to_string(&file).unwrap();
@@ -64,18 +66,18 @@ fn when_client_prefix_or_name_changes_then_the_loss_of_clients_is_reported() {
     let moved = users.visit(1..=CLIENTS as u16);
     println!("client_prefix: {} of 300 clients moved", moved.len());
     assert!(moved.len() > 100);
-    // Half as many clients as addresses.
+    // Each two addresses are now one client, so the service has half as many clients as addresses.
     let applied = apply(&users.site, |text| text.replace("name = \"web\"", "name = \"www\""));
     let gone = applied.services.iter().find(|of| of.service == "web").unwrap();
     assert!(gone.removed && gone.known_clients_forgotten == 151, "{gone:?}");
     assert!(applied.message.ends_with(", 151 known clients forgotten"), "{}", applied.message);
     assert!(log(&users.site).contains("if it is called www now, renamed_from = \"web\" there keeps its known clients"));
-    // The service that has taken over the address counts them.
+    // The service that has taken over the address counts the forgotten clients.
     let text = users.site.metrics_text().unwrap();
     let moves: Vec<&str> = text.lines().filter(|line| line.contains("moves_total") && !line.ends_with(" 0")).collect();
     assert_eq!(forgotten(&users.site, "www"), 151.0, "{moves:#?} {applied:?}");
 
-    // A restart with a changed file counts as a change.
+    // A restart with a changed file has the same effect as applying the file.
     users.visit(1..=CLIENTS as u16);
     let file = users.site.config();
     let text = fs::read_to_string(&file).unwrap();
@@ -114,18 +116,19 @@ fn when_a_service_and_backend_are_renamed_then_their_clients_stay() {
     assert!(now > before, "{before} connections, {now} under the new name");
     assert!(metrics.sum("connections_total", &["backend=\"web2\""]).is_err());
     assert_eq!(metrics.sum("moves_total", &["cause=\"forgotten\""]).unwrap_or(0.0), 0.0);
-    // A second later, the state on disk has the new names.
+    // After a delay of a second, the state on disk contains the new names.
     thread::sleep(Duration::from_secs(1));
     users.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     users.nobody_moves("over a restart");
 
-    // After its removal, the file has another meaning.
+    // Without `renamed_from = "web"`, the service counts as a new service, so the balancer forgets the clients of the
+    // old service.
     let applied = apply(&users.site, |text| text.replace("renamed_from = \"web\"\n", ""));
     assert_eq!(applied.services[0].forgotten_because.as_deref(), Some("it is hashed under another name"));
     assert!(applied.message.contains("300 known clients forgotten"), "{}", applied.message);
 }
 
-/// This service's client table has 64 parts, so that events can occur between two of them.
+/// A pass over the service's client table has 64 steps, so that changes can happen between two steps.
 #[test]
 fn when_changes_come_during_a_pass_over_the_client_table_then_all_are_done() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
@@ -141,7 +144,7 @@ fn when_changes_come_during_a_pass_over_the_client_table_then_all_are_done() {
         fs::write(&path, text.replace("remember = \"10m\"", &format!("remember = \"{remember}\""))).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    // Ticks of 1, 22 and 633 seconds.
+    // The three values of `remember` have ticks of 1, 22 and 633 seconds.
     let files = [file("day.toml", "24h"), file("month.toml", "30d"), file("minutes.toml", "10m")];
     let address = users.site.topology().client_address(balancer_testkit::topology::Family::V4, 300).to_string();
     thread::scope(|scope| {
@@ -157,7 +160,7 @@ fn when_changes_come_during_a_pass_over_the_client_table_then_all_are_done() {
     users.nobody_moves("by three changes of remember, a weight and a drain at once");
     assert_eq!(forgotten(&users.site, "web"), 0.0);
 
-    // The controller is ended in the middle of the pass, at different times.
+    // The test ends the controller in the middle of the pass, at different times.
     for (round, file) in [&files[1], &files[0]].into_iter().cycle().take(6).enumerate() {
         let mut command = Command::new(binaries::balancer().unwrap());
         command.args(["apply", file, "--socket"]).arg(users.site.files().join("balancer.sock"));

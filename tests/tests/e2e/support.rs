@@ -1,4 +1,4 @@
-//! Functions for several tests.
+//! Functions that several tests use.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,13 +19,14 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// Waits until `done` is true. Fails with `what` after a time limit, which is long enough for fleets on a busy machine.
+/// Waits until `done` is true, or fails with `what` after a time limit that is long enough for fleets on a busy
+/// machine.
 #[track_caller]
 pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
     wait_for(3 * PATIENCE, what, done);
 }
 
-/// Waits until `done` is true, at most for `patience`.
+/// Waits until `done` is true, but not longer than `patience`.
 #[track_caller]
 pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + patience;
@@ -35,13 +36,14 @@ pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() ->
     }
 }
 
-/// Whether a process runs. A killed process exists until it has died and its new parent has noticed.
+/// Returns whether a process is running. A killed process still runs until the kernel has ended it, and is then a
+/// zombie until its parent process has noticed the end.
 pub(crate) fn runs(pid: impl Display) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'S', 'D', 'T']))
 }
 
-/// The results of clients that connected all the time.
+/// The results of clients that connect repeatedly.
 pub(crate) struct Load {
     asked: usize,
     failed: Vec<String>,
@@ -55,13 +57,13 @@ impl Display for Load {
 }
 
 impl Load {
-    /// Asserts that at least this number of requests were made, and that all were answered.
+    /// Asserts that the clients sent more than `least` requests, and that all requests were answered.
     #[track_caller]
     pub(crate) fn assert_answered(&self, least: usize) {
         self.assert_answered_but(0, least);
     }
 
-    /// Asserts that at least `least` requests were made, and at most `most` were not answered.
+    /// Asserts that the clients sent more than `least` requests, and that at most `most` requests were not answered.
     #[track_caller]
     pub(crate) fn assert_answered_but(&self, most: usize, least: usize) {
         let Self { asked, failed } = self;
@@ -69,7 +71,7 @@ impl Load {
     }
 }
 
-/// Lets clients behind `entrance` repeat these requests while `work` runs.
+/// Runs `work` while clients in the namespace `entrance` repeat the given requests.
 pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl FnOnce()) -> Load {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -99,7 +101,7 @@ pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl F
     })
 }
 
-/// Returns a request of each client.
+/// Returns one request for each client.
 pub(crate) fn requests(topology: &Topology, family: Family, port: u16, clients: RangeInclusive<u16>) -> Vec<Request> {
     let target = SocketAddr::new(topology.vip(family), port);
     let source = |client| SocketAddr::new(topology.client_address(family, client), 0);

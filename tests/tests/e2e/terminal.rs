@@ -1,4 +1,5 @@
-//! Tests of `stats --watch` and `status --watch` on a terminal, with a controller that hangs and one that disappears.
+//! Tests of `stats --watch` and `status --watch` on a terminal, first with a controller that hangs, then with a
+//! controller that disappears.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -31,7 +32,7 @@ fn site() -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, adapt).unwrap()
 }
 
-/// A command on a terminal of 80 by 24.
+/// A command that runs on a terminal of 80 columns and 24 lines.
 struct Terminal {
     keyboard: File,
     screen: Arc<Mutex<Vec<u8>>>,
@@ -53,7 +54,7 @@ impl Terminal {
         let (seen, mut output) = (Arc::clone(&screen), File::from(pair.master.try_clone().unwrap()));
         thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // An error means that the terminal is gone.
+            // A failed read means that the terminal no longer exists.
             while let Ok(length) = output.read(&mut buffer) {
                 seen.lock().unwrap().extend_from_slice(&buffer[..length]);
             }
@@ -61,12 +62,12 @@ impl Terminal {
         Self { keyboard: pair.master.into(), screen, line: pair.slave, before, child }
     }
 
-    /// Returns the output since the last call.
+    /// Returns the command's output since the last call.
     fn take(&self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut *self.screen.lock().unwrap())).into_owned()
     }
 
-    /// Waits until the output has `words`, and returns the output so far.
+    /// Waits until the output contains `words`, and returns all output up to that time.
     #[track_caller]
     fn wait(&self, words: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -79,7 +80,7 @@ impl Terminal {
         text
     }
 
-    /// Waits for the end, and checks that the terminal is restored.
+    /// Waits until the command ends, and checks that the command has restored the terminal.
     #[track_caller]
     fn end(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
@@ -103,7 +104,7 @@ impl Terminal {
     }
 }
 
-/// The sequence that leaves the alternate screen.
+/// The control sequence by which a program leaves the terminal's alternate screen.
 const LEFT: &str = "\x1b[?1049l";
 
 #[test]
@@ -122,7 +123,7 @@ fn when_live_statistics_end_then_the_terminal_is_restored() {
     terminal.wait(LEFT);
     terminal.end();
 
-    // The controller does not answer.
+    // A controller that is stopped by a signal does not answer.
     let mut terminal = Terminal::start(&site, &["stats", "--watch"]);
     terminal.wait("quits");
     site.controller().process().signal(Signal::SIGSTOP).unwrap();

@@ -1,4 +1,5 @@
-//! Tests of the hosts for the other tests: which hosts reach each other, and that nothing remains.
+//! Tests of the hosts that all end-to-end tests use: which hosts reach each other, and that nothing of the hosts
+//! remains.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,7 +25,8 @@ fn any_port(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
 }
 
-/// Checks that every client address reaches every backend's own address, and that the backend sees the client.
+/// Checks that every client address reaches the own address of every backend, and that the backend sees the client's
+/// address.
 fn clients_reach_backends(shape: Shape, forwarding: Forwarding) {
     let logs = tempfile::tempdir().unwrap();
     let topology = Topology::new(shape, forwarding, 2).unwrap();
@@ -71,7 +73,7 @@ fn when_the_topology_is_two_legged_with_nat_then_clients_reach_backends() {
     clients_reach_backends(Shape::TwoLegged, Forwarding::Nat);
 }
 
-/// This holds also if backends have the service's address.
+/// Clients must reach the balancer even if the backends also have the address of the service.
 #[test]
 fn when_a_client_uses_the_service_address_then_it_reaches_the_balancer() {
     let logs = tempfile::tempdir().unwrap();
@@ -115,7 +117,7 @@ fn when_a_topology_is_dropped_then_nothing_remains() {
     let listen = ["127.0.0.1:80".parse().unwrap()];
     let mut backend =
         Backend::start(&binaries::balancer().unwrap(), &topology.backends()[0], "web1", &listen, logs.path()).unwrap();
-    // A process whose starter is gone, like one that a user starts at another terminal.
+    // The topology did not start the following process, which could belong to a user at another terminal.
     let mut stray = Command::new("ip").args(["netns", "exec", &names[0], "sleep", "1000"]).spawn().unwrap();
     while run(Command::new("ip").args(["netns", "pids", &names[0]])).unwrap().is_empty() {}
 
@@ -131,7 +133,7 @@ fn when_a_process_has_died_then_only_its_remains_are_removed() {
     let mut dead = Command::new("true").spawn().unwrap();
     dead.wait().unwrap();
     let leftover = format!("bal-{}-0-web1", dead.id());
-    // Another test's process may remove the namespace during its creation.
+    // The process of another test may remove the namespace during its creation.
     let added = (0..10).any(|_| run(Command::new("ip").args(["netns", "add", &leftover])).is_ok());
     assert!(added, "{leftover} cannot be made");
     let live = Namespace::new("live").unwrap();

@@ -1,5 +1,5 @@
-//! Tests with 100 MB over TCP and UDP in each forwarding mode, for both families, in segments that fill the MTU: every
-//! byte arrives, and the counts of packets are correct.
+//! Tests of transfers of 100 MB over TCP and UDP in each forwarding mode and for both families; the segments fill the
+//! MTU. Every byte must arrive, and the packet counts must be correct.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -13,7 +13,7 @@ const BYTES: u64 = 100 << 20;
 const MTU: u64 = 1500;
 const CLIENT: u16 = 7;
 
-/// The largest packet that fits the path to the backend.
+/// Returns the size of the largest packet that fits the path to the backend.
 fn fits(forwarding: Forwarding, outer: Family) -> u64 {
     let ip = match outer {
         Family::V4 => 20,
@@ -26,7 +26,7 @@ fn fits(forwarding: Forwarding, outer: Family) -> u64 {
     }
 }
 
-/// The numbers of packets and bytes sent to the service's backend.
+/// Returns the numbers of packets and bytes that the balancer has sent to the service's backend.
 fn counted(site: &Site, service: &str) -> (f64, f64) {
     let metrics = site.metrics().unwrap();
     let of = |name| metrics.sum(name, &[&format!("service=\"{service}\"")]).unwrap();
@@ -49,15 +49,16 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
         let ip = if family == Family::V6 { 40 } else { 20 };
         let transfer = Transfer::new(&site, forwarding, family, CLIENT);
 
-        // In the other direction, only transfers with nat and snat pass the balancer.
+        // Downloads pass the balancer only with `nat` and `snat`.
         let down = if matches!(forwarding, Forwarding::Nat | Forwarding::Snat) { BYTES } else { 0 };
         let took = transfer.tcp(BYTES, down).unwrap();
         let (packets, bytes) = counted(&site, &format!("tcp{six}"));
         println!("{forwarding:?} {family:?}: TCP {} MB in {took:?}, {packets} packets", (BYTES + down) >> 20);
-        // 20 bytes of header and 12 of options; the Ethernet header is counted. Nothing was merged on the way.
+        // The TCP header has 20 bytes and 12 bytes of options, and the balancer's byte count includes the Ethernet
+        // header. No kernel on the path has merged packets.
         let segment = (fits - ip - 32) as f64;
         let least = BYTES as f64 / segment;
-        // Data in the other direction causes at most one acknowledgement per packet.
+        // Each packet of a download causes at most one acknowledgement.
         let most = least + down as f64 / segment;
         assert!(packets >= least && packets < 1.1 * most + 128.0, "{packets} packets, {least} to {most} are needed");
         assert!(bytes / packets <= (MTU + 14) as f64, "{bytes} bytes in {packets} packets");

@@ -1,5 +1,5 @@
-//! Tests of `ipip` and `gue` with `balancer decap` on the backends: clients stay, large uploads arrive, and tunnel
-//! packets from other senders do not.
+//! Tests of `ipip` and `gue` with `balancer decap` on the backends: clients keep their backends, large uploads arrive,
+//! and the backends refuse tunnel packets of other senders.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -22,20 +22,20 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=200;
 const BACKENDS: u16 = 3;
-/// The size of an upload: about 3,500 segments of the largest size.
+/// The size of an upload, which fills about 3,500 segments of the largest size.
 const UPLOAD: usize = 5 << 20;
 const MTU: usize = 1500;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     Usual,
-    /// Backends of the other family.
+    /// The backends' addresses belong to the address family that the VIP does not use.
     Crossed,
-    /// Generic XDP, on the balancer and on the backends.
+    /// The balancer and the backends use generic XDP.
     Generic,
 }
 
-/// The size of the outer headers, in bytes.
+/// Returns the size of the outer headers, in bytes.
 fn overhead(forwarding: Forwarding, outer: Family) -> usize {
     let ip = match outer {
         Family::V4 => 20,
@@ -56,7 +56,8 @@ fn site(shape: Shape, forwarding: Forwarding, backends: u16, variant: Variant) -
     .unwrap()
 }
 
-/// The final counts of `balancer decap`: stripped, refused, malformed and passed.
+/// Ends `balancer decap` on a backend, and returns the program's final counts of stripped, refused, malformed and
+/// passed packets.
 fn end(site: &mut Site, number: u16) -> [u64; 4] {
     let decap = site.decap(number).unwrap();
     let status = decap.stop().unwrap();
@@ -76,7 +77,7 @@ fn end(site: &mut Site, number: u16) -> [u64; 4] {
     counters
 }
 
-/// Answers one connection with all data that it receives.
+/// Accepts one connection, and sends back all data that arrives.
 fn echo_one(listener: &TcpListener) -> std::io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     let mut bytes = Vec::new();
@@ -99,7 +100,8 @@ fn upload(source: IpAddr, target: SocketAddr, bytes: &[u8]) -> std::io::Result<V
     Ok(back)
 }
 
-/// A client's full-sized segments do not fit the tunnel. The balancer reports that, and the connection adapts.
+/// Checks that large uploads arrive, although full-sized segments of a client do not fit the tunnel: the balancer
+/// reports the smaller MTU, and the connection adapts.
 fn large_uploads_arrive(site: &mut Site, family: Family, fits: usize) {
     let client = *CLIENTS.start();
     let home = site.homes(family, [client]).unwrap().remove(&client).unwrap();
@@ -126,7 +128,8 @@ fn large_uploads_arrive(site: &mut Site, family: Family, fits: usize) {
     site.start_backend(number).unwrap();
 }
 
-/// The number of packets that the balancer has sent to backends, once it sends no more.
+/// Waits until the balancer sends no more packets to backends, and returns the number of packets that the balancer has
+/// sent.
 fn sent(site: &Site) -> f64 {
     let count = || -> f64 {
         let metrics = site.metrics().unwrap();
@@ -146,7 +149,7 @@ fn sent(site: &Site) -> f64 {
     }
 }
 
-/// Whether the kernel merges packets that a backend receives.
+/// Returns whether the kernel merges packets that a backend receives.
 fn merges(site: &Site, number: u16) -> bool {
     let host = &site.topology().backends()[usize::from(number) - 1];
     let output = host.command("ethtool").args(["-k", "eth0"]).output().unwrap();
@@ -219,7 +222,7 @@ fn when_gue_runs_in_generic_mode_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Gue, Variant::Generic);
 }
 
-/// Tunnel packets from another sender: only those for the VIP get through.
+/// A host other than the balancer sends tunnel packets, and only the packets for the VIP pass.
 #[test]
 fn when_tunnel_packets_are_for_other_addresses_then_they_are_refused_and_counted() {
     const EACH: u64 = 10;
@@ -245,7 +248,7 @@ fn when_tunnel_packets_are_for_other_addresses_then_they_are_refused_and_counted
                     ipip.send_to(&packet, &SockAddr::from(SocketAddr::new(own, 0))).unwrap();
                 }
             }
-            // A GUE control message, and an inner packet that ends too early.
+            // The test also sends a GUE control message, and a tunnel packet whose inner packet ends too early.
             gue.send_to(&[0x20; 40], (own, 6080)).unwrap();
             gue.send_to(&wanted.packet()[..30], (own, 6080)).unwrap();
             gue.send_to(&wanted.packet(), (own, 6080)).unwrap();
@@ -318,12 +321,13 @@ fn when_decap_cannot_start_then_it_says_why_in_one_line() {
     refused(&site, &["--interface", "eth0", "--vip", "0.0.0.0"], 2, "the address of one host");
     refused(&site, &["--interface", "eth0", "--from", "10.0.0.1/24"], 2, "did you mean 10.0.0.0/24?");
     refused(&site, &["--interface", "eth0", "--from", "everybody"], 2, "give a prefix or an address");
-    // None of these failed starts has disturbed the running program.
+    // The failed starts have not affected the program that was already running.
     site.homes(Family::V4, [1]).unwrap();
     end(&mut site, 1);
 }
 
-/// A sender outside of the given prefixes is refused, whatever the tunnel packet contains.
+/// If the sender of tunnel packets is outside the given prefixes, `balancer decap` refuses all tunnel packets of that
+/// sender.
 #[test]
 fn when_a_tunnels_sender_is_not_allowed_then_its_packets_are_refused() {
     const EACH: usize = 10;
@@ -361,7 +365,8 @@ fn when_a_tunnels_sender_is_not_allowed_then_its_packets_are_refused() {
     }
 }
 
-/// An address of the attached interface is served if it is given, also in generic mode.
+/// If the command line names an address of the attached interface as a VIP, `balancer decap` serves the address, also
+/// in generic mode.
 #[test]
 fn when_a_vip_is_given_then_decap_serves_it() {
     let mut site = site(Shape::OneLegged, Forwarding::Gue, 1, Variant::Usual);
@@ -382,7 +387,7 @@ fn when_a_vip_is_given_then_decap_serves_it() {
     let (_, source) = received.recv_from(&mut [0; 64]).unwrap();
     assert_eq!(source.to_string(), "10.1.0.5:4000");
 
-    // Even a killed process leaves no program behind.
+    // A killed `balancer decap` leaves no program attached.
     decap.kill().unwrap();
     assert!(!host.ip("-details link show dev eth0").unwrap().contains("prog/xdp"));
 }

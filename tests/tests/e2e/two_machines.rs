@@ -23,7 +23,7 @@ const PORT: u16 = 80;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
 const FAMILY: Family = Family::V4;
 
-/// The code blocks of a language in the chapter, with the topology's addresses.
+/// Returns the chapter's code blocks in a language, with the addresses of the topology.
 fn blocks(topology: &Topology, language: &str) -> Vec<String> {
     let chapter = include_str!("../../../docs/src/two-machines.md");
     let fence = format!("```{language}\n");
@@ -80,7 +80,7 @@ impl Site {
         self.files.path().join(format!("{index}-{name}"))
     }
 
-    /// Follows the chapter.
+    /// Sets up a machine with the commands and files of the chapter.
     fn set_up(&self, index: u16) -> Machine {
         for script in blocks(&self.topology, "sh") {
             let output = self.host(index).command("sh").args(["-ec", &script]).output().unwrap();
@@ -136,7 +136,8 @@ impl Site {
 #[test]
 fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_server_as_the_vip_moves() {
     let mut site = Site::new();
-    // The first balancer has started before the second server.
+    // The first balancer has started before the second server, so the test waits until the first balancer finds both
+    // servers.
     wait("the first one's balancer does not find both servers", || {
         let health = site.machines[0].controller.cli(&["health", "show", "web", "--json"]).unwrap();
         let health: Vec<HealthView> = serde_json::from_slice(&health.stdout).unwrap();
@@ -145,7 +146,7 @@ fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_serv
     let before = site.homes();
     assert!(["one", "two"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
 
-    // The first machine's keepalived ends and starts again: no client notices.
+    // keepalived ends on the first machine, and the second machine takes over: no client notices.
     let entrance = site.topology.client().entrance();
     let requests = requests(&site.topology, FAMILY, PORT, CLIENTS);
     let load = under_load(&entrance, &requests, || {
@@ -155,14 +156,15 @@ fn when_two_machines_are_set_up_as_the_chapter_says_then_clients_keep_their_serv
     load.assert_answered(20);
     assert_eq!(site.homes(), before);
 
-    // The second balancer dies. The first machine has no keepalived, so the second continues with `on_exit = "keep"`.
+    // The balancer on the second machine dies. keepalived does not run on the first machine, so the second machine
+    // continues because of `on_exit = "keep"`.
     site.machines[1].controller.process().kill().unwrap();
     assert_eq!(site.homes(), before);
     let balancer = site.balance(1);
     site.machines[1].controller = balancer;
     assert_eq!(site.homes(), before);
 
-    // A server dies: its clients move, the others stay.
+    // A server dies: the server's clients move, and all other clients stay.
     site.machines[0].server = None;
     wait("the clients of the first one's server do not move", || {
         let status = site.machines[1].controller.cli(&["health", "show", "web", "--json"]).unwrap();

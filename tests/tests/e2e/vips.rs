@@ -1,4 +1,5 @@
-//! Tests of `assign_vip`: the balancer adds the VIPs to its interface, announces them to neighbours, and removes them.
+//! Tests of `assign_vip`: the balancer adds the VIPs to its interface, announces the VIPs to neighbours, and removes
+//! the VIPs at its end.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{thread, time::Duration};
@@ -19,7 +20,8 @@ fn ip(namespace: &Namespace, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A site whose balancer has no VIP of its own, and whose client has outdated neighbour entries for the VIPs.
+/// Starts a site whose balancer must assign the VIPs itself, and whose client has outdated neighbour entries for the
+/// VIPs.
 fn site(on_exit: &'static str) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
@@ -48,12 +50,12 @@ fn when_the_balancer_starts_and_ends_then_vips_come_and_go() {
         assert!(assigned(&site, family), "{family:?}");
         site.homes(family, 1..=5).unwrap();
     }
-    // An operator removes one: it comes back.
+    // If an operator removes a VIP from the interface, the balancer adds the VIP again.
     let interface = site.topology().interfaces()[0];
     let vip = site.topology().vip(Family::V4);
     site.topology().balancer().ip(&format!("addr del {vip}/32 dev {interface}")).unwrap();
     wait("the VIP does not come back", || assigned(&site, Family::V4));
-    // After a kill, the next balancer recognizes the remaining address.
+    // After a kill, the next balancer recognizes the remaining address as its own.
     site.kill_and_restart(|_| {}).unwrap();
     assert!(assigned(&site, Family::V4));
     site.controller().process().stop().unwrap();
@@ -79,7 +81,7 @@ fn when_an_address_exists_already_then_the_balancer_leaves_it_to_its_owner() {
 fn when_vips_are_assigned_then_neighbours_are_told() {
     let mut site = site("detach");
     site.controller().process().stop().unwrap();
-    // Each of these is a neighbour on the balancer's link with an outdated entry.
+    // The backend is a neighbour on the balancer's link, with an outdated entry for each VIP.
     let backend = &site.topology().backends()[0];
     for family in Family::BOTH {
         let vip = site.topology().vip(family).to_string();
@@ -95,17 +97,17 @@ fn when_vips_are_assigned_then_neighbours_are_told() {
     }
 }
 
-/// The MAC address that a neighbour has for an address.
+/// Returns the MAC address that a neighbour has for an address.
 fn known_mac(neighbour: &Namespace, address: &str) -> String {
     let entry = ip(neighbour, &["neigh", "show", address, "dev", "eth0"]);
     entry.split_whitespace().skip_while(|&word| word != "lladdr").nth(1).unwrap_or_default().to_owned()
 }
 
-/// After each of these changes, the neighbours' entries are outdated, and only an announcement renews them.
+/// Before each change, the test makes the neighbours' entries outdated, so that only an announcement can renew them.
 #[test]
 fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
     const NEW_MAC: &str = "02:00:00:00:00:99";
-    // An address of the operator.
+    // An address that an operator has added.
     const OTHER: &str = "10.0.0.77";
     type Change = fn(&mut Site);
     let mut site = site("detach");
@@ -127,7 +129,7 @@ fn when_mac_carrier_mode_or_an_address_changes_then_neighbours_are_told_anew() {
         }),
     ];
     for (what, change) in changes {
-        // Announcements at the start and for the previous change have ended.
+        // After nine seconds, the announcements of the start or of the previous change have ended.
         thread::sleep(Duration::from_secs(9));
         for address in vips.iter().map(String::as_str).chain([OTHER]) {
             let backend = &site.topology().backends()[0];
@@ -156,8 +158,8 @@ fn when_vips_were_kept_then_detach_removes_them() {
     assert!(!assigned(&site, Family::V4) && !assigned(&site, Family::V6));
 }
 
-/// An address exists before a service needs it, `apply` brings the service, and the balancer restarts: the address
-/// stays with its owner.
+/// An operator adds an address to the interface before a service needs the address. The address still belongs to the
+/// operator after `apply` has added a service that needs the address and the balancer has restarted.
 #[test]
 fn when_apply_begins_to_need_an_operators_address_then_it_stays_the_operators() {
     let mut site = site("keep");
@@ -206,7 +208,7 @@ fn when_the_first_interface_changes_over_a_restart_then_vips_follow() {
     assert!(!on(&site, "eth0") && !on(&site, "eth1"));
 }
 
-/// The notes for the next controller have room for every VIP that was ever assigned.
+/// The notes for the next controller have room for every VIP that the balancer has ever assigned.
 #[test]
 fn when_hundreds_of_vips_come_and_go_then_they_survive_a_restart() {
     const SERVICES: usize = 100;

@@ -1,4 +1,4 @@
-//! Tests of an etcd that answers but does not write.
+//! Tests of the driver with an etcd that answers but refuses writes.
 
 use balancer_etcd::Settings;
 use balancer_fleet::engine::{Answer, Request};
@@ -12,7 +12,7 @@ use crate::lab::{Driver, Lab, address, keys, put, put_leased};
 const QUOTA: &str = "--quota-backend-bytes=4194304";
 
 impl Lab {
-    /// Writes until etcd reports that it is full.
+    /// Writes to etcd until etcd reports that its storage is full.
     fn fill(&self) {
         let value = "x".repeat(100_000);
         let put = |number: usize| {

@@ -1,4 +1,4 @@
-//! Tests of etcd servers that die, freeze and return, and of compacted histories.
+//! Tests of the driver with etcd servers that die, freeze and return, and with compacted histories.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use balancer_fleet::engine::{Answer, News, Request, Revision};
 
 use crate::lab::{Driver, Lab, address, keys, put, put_leased};
 
-/// A driver with one endpoint.
+/// Creates a driver that knows only one endpoint.
 fn at(lab: &Lab, index: usize, lease: u64) -> Driver {
     Driver::new(Settings { endpoints: vec![lab.cluster.endpoints()[index].clone()], ..lab.settings(lease) })
 }
 
-/// The changes that a watcher has received. It must receive each revision once and in order.
+/// The changes that a watcher has received. The watcher must receive each revision once and in order.
 #[derive(Default)]
 struct Seen(BTreeMap<Revision, String>);
 
@@ -33,7 +33,7 @@ fn when_members_die_and_freeze_then_every_change_is_seen_once_and_in_order() {
     Lab::new(3).run(async |lab| {
         let mut writer = lab.join(15).await;
         writer.made(vec![put_leased("live/writer")]).await;
-        // One watcher at each endpoint, so that each failure affects one.
+        // Each endpoint has one watcher, so that the failure of an endpoint affects one watcher.
         let mut watchers = Vec::new();
         for index in 0..3 {
             let mut endpoints = lab.cluster.endpoints();
@@ -100,7 +100,7 @@ fn when_an_endpoint_fails_then_the_session_goes_on_at_another() {
             .await
             .unwrap()
             .unwrap();
-            // The new endpoint may still be electing a leader.
+            // The etcd servers may still be electing a leader.
             while !matches!(driver.transaction(vec![], vec![put("live/other", fault)]).await, Answer::Made(_)) {}
             match fault {
                 "killed" => lab.start_member(u8::try_from(member).unwrap()),
@@ -125,7 +125,7 @@ fn when_the_history_is_compacted_meanwhile_then_the_session_is_lost() {
         let status = lab.etcdctl(0, &["endpoint", "status", "--write-out=fields"]);
         let revision = status.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).unwrap();
         lab.etcdctl(0, &["compaction", revision]);
-        // Its unsent changes are lost with it.
+        // The killed server loses the changes that it has not sent to the driver.
         lab.cluster.kill(2).unwrap();
         lab.start_member(2);
         let reason = driver.lost().await;

@@ -1,4 +1,4 @@
-//! Tests of foreign writes below the fleet's keys.
+//! Tests of writes by other programs below the fleet's keys.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
 
@@ -49,7 +49,7 @@ fn when_keys_have_no_name_or_values_are_too_large_then_they_are_left_out() {
         assert!(watcher.engine.facts.borrow().skipped >= 4);
 
         lab.put_bytes(b"/balancer/site1/live/\xc3\x28", "no name");
-        // More than the driver reads at once: it skips the value.
+        // The second value is longer than the driver reads at a time, so the driver skips the value.
         writer.made(vec![put("bulk/a", "before"), put("bulk/b", vec![4; 70 << 20]), put("bulk/c", "after")]).await;
         assert_eq!(keys(&writer.read("bulk/").await), ["bulk/a", "bulk/c"]);
         let mut late = Driver::new(lab.settings(30));
@@ -67,7 +67,8 @@ fn when_servers_are_no_etcd_then_the_driver_skips_them() {
         let says: [&[u8]; 5] = [
             b"",
             b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-            // HTTP/2: settings, then an unrequested answer, and one that is too long.
+            // The bytes are HTTP/2 frames: settings, an answer without a request, and in the second case an answer that
+            // is too long.
             b"\0\0\0\x04\0\0\0\0\0\0\0\x04\0\0\0\0\0\x7f",
             b"\0\0\0\x04\0\0\0\0\0\xff\xff\xff\x01\x05\0\0\0\x01",
             &[0xff; 100_000],
@@ -78,7 +79,7 @@ fn when_servers_are_no_etcd_then_the_driver_skips_them() {
             let answering = tokio::spawn(async move {
                 let mut connections = Vec::new();
                 while let Ok((mut stream, _)) = stranger.accept().await {
-                    // It does not matter whether the peer receives it.
+                    // The driver may close the connection before it has received the bytes.
                     let _ = stream.write_all(words).await;
                     connections.push(stream);
                 }
@@ -104,7 +105,7 @@ fn when_an_endpoint_belongs_to_another_cluster_then_the_driver_does_not_use_it()
     join((&first.namespace, "there"), (&second_host, "here")).unwrap();
     first.namespace.ip("address add 10.0.0.1/24 dev there").unwrap();
     second_host.ip("address add 10.0.0.2/24 dev here").unwrap();
-    // The names and addresses of members distinguish clusters.
+    // The two clusters differ only in the names and addresses of their members.
     let second = EtcdCluster::start(&[(&second_host, "10.0.0.2".parse().unwrap())], &Options::default()).unwrap();
     first.run(async |lab| {
         let mut endpoints = lab.cluster.endpoints();

@@ -1,4 +1,4 @@
-//! An etcd in its own namespace, and drivers for it.
+//! An etcd cluster in a separate namespace, and drivers that use the cluster.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-/// The time limit for everything on a busy machine.
+/// The time limit of every step, for a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 
 pub(crate) struct Lab {
@@ -31,7 +31,7 @@ impl Lab {
         Self::with(members, &Options::default())
     }
 
-    /// Starts an etcd, and moves the calling thread into its namespace.
+    /// Starts an etcd cluster, and moves the calling thread into the namespace of the cluster.
     pub(crate) fn with(members: u8, options: &Options) -> Self {
         let namespace = Namespace::new("etcd").unwrap();
         let places: Vec<_> = (0..members).map(|index| (&namespace, address(index))).collect();
@@ -40,7 +40,7 @@ impl Lab {
         Self { namespace, cluster, runtime: None }
     }
 
-    /// Runs drivers only in the calling thread: while it does something else, they stand still.
+    /// Makes drivers run only in the calling thread: while the thread does other work, the drivers stand still.
     pub(crate) fn standing_still(mut self) -> Self {
         self.runtime = Some(Builder::new_current_thread().enable_all().build().unwrap());
         self
@@ -57,14 +57,14 @@ impl Lab {
         settings(&self.cluster, lease)
     }
 
-    /// A driver whose session has begun.
+    /// Creates a driver, and waits until the driver's session has begun.
     pub(crate) async fn join(&self, lease: u64) -> Driver {
         let mut driver = Driver::new(self.settings(lease));
         driver.joined().await;
         driver
     }
 
-    /// Runs `etcdctl` with one member and returns its output.
+    /// Runs `etcdctl` against one member, and returns the output.
     pub(crate) fn etcdctl(&self, member: u8, arguments: &[&str]) -> String {
         run(self.cluster.client(&self.namespace, address(member)).args(arguments)).unwrap()
     }
@@ -102,7 +102,7 @@ impl Driver {
         }
     }
 
-    /// Returns the next change.
+    /// Returns the next change that the driver reports.
     pub(crate) async fn changed(&mut self) -> (Revision, Vec<Entry>, Vec<String>) {
         match self.next().await {
             News::Changed { revision, put, deleted } => (revision, put, deleted),
@@ -110,7 +110,7 @@ impl Driver {
         }
     }
 
-    /// Waits for the loss of the session; skips changes.
+    /// Waits for the loss of the driver's session, and skips changes.
     pub(crate) async fn lost(&mut self) -> String {
         loop {
             match self.next().await {
@@ -128,7 +128,7 @@ impl Driver {
         ticket
     }
 
-    /// Returns the answer to a request; skips changes before it.
+    /// Sends a request and returns the answer; the function skips changes before the answer.
     pub(crate) async fn answer(&mut self, request: impl FnOnce(Ticket) -> Request) -> Answer {
         let asked = self.ask(request);
         loop {
@@ -144,7 +144,7 @@ impl Driver {
         self.answer(|ticket| Request::Transaction { ticket, conditions, writes }).await
     }
 
-    /// Makes writes, which must succeed, and returns their revision.
+    /// Sends writes to etcd, which must succeed, and returns the revision of the writes.
     pub(crate) async fn made(&mut self, writes: Vec<Write>) -> Revision {
         match self.transaction(Vec::new(), writes).await {
             Answer::Made(revision) => revision,
@@ -159,7 +159,7 @@ impl Driver {
         }
     }
 
-    /// Waits until the current failure has these words.
+    /// Waits until the driver's message about its current failure contains `words`.
     pub(crate) async fn trouble(&mut self, words: &str) {
         let has = |trouble: &Option<String>| trouble.as_ref().is_some_and(|trouble| trouble.contains(words));
         let waiting = timeout(PATIENCE, self.engine.facts.wait_for(|facts| has(&facts.trouble)));
@@ -181,7 +181,7 @@ pub(crate) fn keys(entries: &[Entry]) -> Vec<&str> {
     entries.iter().map(|entry| entry.key.as_str()).collect()
 }
 
-/// The settings of a driver that may use all members; `lease` in seconds.
+/// Returns the settings of a driver that may use all members of the cluster; `lease` is in seconds.
 pub(crate) fn settings(cluster: &EtcdCluster, lease: u64) -> Settings {
     Settings {
         prefix: balancer_etcd::prefix_of("site1"),

@@ -1,4 +1,4 @@
-//! Tests of expired leases, and of sessions that end with them.
+//! Tests of expired leases, and of driver sessions that end with their leases.
 
 use std::{thread, time::Duration};
 
@@ -13,7 +13,7 @@ fn when_a_process_was_stopped_for_longer_than_its_lease_then_it_begins_again() {
         let mut driver = lab.join(2).await;
         driver.made(vec![put_leased("live/mine"), put("live/stays", "")]).await;
         let asked = driver.ask(|ticket| Request::Read { ticket, prefix: "bulk/".to_owned() });
-        // The driver runs in this thread.
+        // The driver runs in the sleeping thread, so the driver stands still during the sleep.
         thread::sleep(Duration::from_secs(6));
         let reason = loop {
             match driver.next().await {

@@ -1,4 +1,4 @@
-//! Tests of the engine's driver with real etcd servers, which are killed, frozen and compacted.
+//! Tests of the etcd driver against real servers, which the tests kill, freeze and compact.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

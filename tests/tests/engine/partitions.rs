@@ -1,4 +1,4 @@
-//! Tests of network partitions: every etcd server and the driver have separate namespaces.
+//! Tests of the driver in network partitions. Each etcd server has its own namespace, and so has the driver.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -12,7 +12,7 @@ use tokio::{runtime::Builder, time::timeout};
 
 use crate::lab::{Driver, PATIENCE, keys, put, put_leased, settings};
 
-/// Three servers and the driver's host at one switch. The calling thread is on the driver's host.
+/// Three etcd servers and the host of the driver, connected by a switch. The calling thread is on the driver's host.
 struct Network {
     switch: Namespace,
     own: Namespace,
@@ -51,13 +51,14 @@ impl Network {
         settings(&self.cluster, lease)
     }
 
-    /// The server that a driver uses.
+    /// Returns the index of the server that a driver uses.
     fn in_use(&self, driver: &Driver) -> usize {
         let endpoint = driver.engine.facts.borrow().endpoint.clone().unwrap();
         self.cluster.endpoints().iter().position(|known| *known == endpoint).unwrap()
     }
 
-    /// Cuts a server off from the others, or reconnects it; clients still reach it.
+    /// Disconnects an etcd server from the other etcd servers, or reconnects the server. Clients can still reach a
+    /// server that is disconnected in this way.
     fn isolate(&self, member: usize, change: &str) {
         for other in (0..MEMBERS).filter(|&other| other != member) {
             self.hosts[member].ip(&format!("-6 route {change} blackhole {}/128", address(other))).unwrap();

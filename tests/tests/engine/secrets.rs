@@ -1,4 +1,4 @@
-//! Tests of TLS: trust between the sides, and error messages.
+//! Tests of TLS: trust between server and driver, and error messages.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Tests of transactions, reads, and the watch's view of them.
+//! Tests of transactions and reads, and of the reports of watches about transactions.
 
 use balancer_etcd::prefix_of;
 use balancer_fleet::engine::{Answer, Condition, Entry, Request, Revision, Write};

@@ -1,4 +1,4 @@
-//! Tests of following the keys of others.
+//! Tests of a follower, which reads keys that other programs write.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::lab::{Lab, PATIENCE, address};
 
-/// A follower of the keys below `/services/web/`.
+/// A follower of the etcd keys below `/services/web/`.
 struct Follower(mpsc::Receiver<Result<Tree, String>>);
 
 impl Follower {
@@ -22,7 +22,7 @@ impl Follower {
         Self(trees)
     }
 
-    /// Waits until the keys and values are these, as `KEY=VALUE`.
+    /// Waits until the follower's keys and values are exactly the expected ones, in the form `KEY=VALUE`.
     async fn wait_for(&mut self, expected: &[&str]) {
         let mut last = None;
         let arrives = async {
@@ -116,7 +116,7 @@ fn when_no_server_answers_then_that_is_told_and_afterwards_what_has_changed() {
         follower.wait_for(&["a=1"]).await;
         lab.cluster.kill(0).unwrap();
         follower.wait_for_error("127.0.0.1").await;
-        // A follower that starts meanwhile says so as well.
+        // A follower that starts while no etcd server answers reports the failure as well.
         let mut other = Follower::new(lab, 3);
         other.wait_for_error("Connection refused").await;
         lab.start_member(0);
@@ -134,7 +134,7 @@ fn when_a_cluster_is_replaced_by_another_then_the_follower_reads_the_new_one() {
         follower.wait_for(&["a=1"]).await;
         lab.cluster.kill(0).unwrap();
         lab.cluster.lose_disks().unwrap();
-        // Longer than the follower waits for the cluster that it knows.
+        // The pause is longer than the time for which the follower waits for the cluster that it knows.
         sleep(Duration::from_secs(4)).await;
         lab.start_member(0);
         lab.etcdctl(0, &["put", "/services/web/b", "2"]);

@@ -1,4 +1,4 @@
-//! Tests with large volumes and slow readers.
+//! Tests with large amounts of data and with slow readers.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn when_a_reader_is_slow_then_it_keeps_its_lease_and_misses_nothing() {
         let mut slow = lab.join(3).await;
         slow.made(vec![put_leased("live/slow")]).await;
         let mut driver = lab.join(10).await;
-        // More than fits into queues and windows.
+        // 3,000 changes are more than queues and flow-control windows can hold.
         let changes = 3000_usize;
         for number in 0..changes {
             driver.made(vec![put("live/counter", vec![u8::try_from(number % 251).unwrap(); 4000])]).await;
@@ -93,7 +93,8 @@ fn when_there_is_more_than_a_copy_may_hold_then_the_read_fails() {
         for number in 0..255 {
             driver.made(vec![write(number)]).await;
         }
-        // This driver watches as well, and may lose its session before it receives this answer.
+        // The driver also watches the keys of this transaction, so the driver may lose its session before it receives
+        // the answer.
         driver.ask(|ticket| Request::Transaction { ticket, conditions: Vec::new(), writes: vec![write(255)] });
         assert_eq!(watcher.lost().await, "more than 256 MiB below live/");
         watcher.trouble("more than 256 MiB below /balancer/site1/live/").await;

@@ -1,4 +1,4 @@
-//! Tests of budgets: the amount of work that outside senders can cause is limited for each CPU and second.
+//! Tests of budgets, which limit the work that outside senders can cause per CPU and second.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_dataplane::Budgets;
@@ -10,14 +10,14 @@ use nix::sched::{CpuSet, sched_setaffinity};
 
 use crate::cases::services;
 
-/// So small that a test exceeds them within a second.
+/// Budgets that are so small that a test exceeds them within a second.
 const FEW: Budgets = Budgets { errors: 20, rejections: 20, echo: 20, fragments: 20, waiting: 20 };
 const SENT: u64 = 4000;
 
 const XDP_DROP: u32 = 1;
 const XDP_TX: u32 = 3;
 
-/// Runs a test in a new namespace and on one CPU.
+/// Runs a test in a new namespace, with the thread bound to one CPU.
 fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         let mut first = CpuSet::new();
@@ -43,7 +43,7 @@ fn when_echo_requests_exceed_the_budget_then_they_are_dropped() {
         assert_eq!(rig.drops(DropReason::EchoLimited).expect("counters"), dropped);
         assert!(answered >= 20, "{answered}");
         assert!(dropped > 0);
-        // Other work has separate budgets.
+        // Each other kind of work has a separate budget.
         assert_eq!(rig.replies().expect("counters").fragments_not_remembered, 0);
     });
 }
@@ -61,7 +61,7 @@ fn when_first_fragments_exceed_the_budget_then_they_are_forwarded_but_not_rememb
     });
 }
 
-/// A flood with source addresses of the link causes this.
+/// A flood with source addresses of an attached network causes replies that wait for neighbours.
 #[test]
 fn when_replies_wait_for_neighbours_then_the_budget_limits_them() {
     with_rig(|rig| {

@@ -1,4 +1,4 @@
-//! Runs a table of cases.
+//! Runs a table of cases, each of which is a frame with the expected fate.
 
 use balancer_common::{
     handover::Handed,
@@ -11,7 +11,7 @@ use balancer_testkit::{
     rig::{IN_MAC, OUT_MAC, Rig, Service, Target, backend_mac},
 };
 
-/// A row of the table.
+/// A row of the table of cases, with a frame and the frame's expected fate.
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) frame: Vec<u8>,
@@ -22,15 +22,15 @@ pub(crate) struct Case {
 pub(crate) enum Then {
     /// The frame passes to the kernel unchanged.
     Pass,
-    /// The frame leaves by the ingress interface, with these bytes.
+    /// The frame leaves by the ingress interface, with the given bytes.
     Tx(Vec<u8>),
-    /// The frame leaves by another interface, with these bytes.
+    /// The frame leaves by an interface other than its ingress interface, with the given bytes.
     Redirect(Vec<u8>),
-    /// The frame passes to the kernel with a mark and these bytes.
+    /// The frame passes to the kernel with a mark and the given bytes.
     Handed(Vec<u8>),
-    /// The frame leaves by the ingress interface, to this MAC address. Other tests check its bytes.
+    /// The frame leaves by the ingress interface for the given MAC address; other tests check the frame's bytes.
     To([u8; 6]),
-    /// The frame is dropped and counted only for this reason.
+    /// The program drops the frame, and counts the frame under no reason except the given one.
     Drop(DropReason),
 }
 
@@ -45,7 +45,7 @@ const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The services in every table of cases.
+/// The services of the rig in every table of cases.
 pub(crate) fn services() -> Vec<Service> {
     use Forwarding::{Dsr, Gue, Ipip, Nat};
     use Protocol::{Tcp, Udp};
@@ -96,12 +96,12 @@ pub(crate) fn services() -> Vec<Service> {
     ]
 }
 
-/// Runs `cases` in a new namespace and reports every failure.
+/// Runs `cases` in a new namespace, and fails with a list of all failed cases.
 pub(crate) fn run(cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static) {
     run_with(|_| Ok(()), cases);
 }
 
-/// The same after `prepare`.
+/// Runs `cases` after `prepare` has changed the rig.
 pub(crate) fn run_with(
     prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
@@ -109,13 +109,13 @@ pub(crate) fn run_with(
     run_services(services(), prepare, cases);
 }
 
-/// The same with only `services`.
+/// Runs `cases` in a new namespace, and fails with a list of all cases that failed.
 pub(crate) fn run_services(
     services: Vec<Service>,
     prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
 ) {
-    // A separate thread, because it moves into another namespace.
+    // The rig moves its thread into another namespace, so the cases run in a separate thread.
     let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
         let mut rig = Rig::new(&services)?;
         prepare(&mut rig)?;
@@ -167,25 +167,26 @@ fn check(rig: &Rig, case: &Case) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns `frame` as the program passes it to the kernel.
+/// Returns `frame` in the form in which the program passes it to the kernel.
 pub(crate) fn handed(rig: &Rig, frame: &Frame, handed: Handed) -> Frame {
     Frame { destination_mac: handed.destination(), source_mac: rig.handover_source(), ..frame.clone() }
 }
 
-/// Returns `frame`, which is for a `dsr` service, as it goes to the backend.
+/// Returns `frame`, which is for a `dsr` service, in the form that the backend receives.
 pub(crate) fn dsr(rig: &Rig, frame: &Frame) -> Frame {
     let index = rig.service(&frame.destination.to_string()).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };
     Frame { destination_mac: backend_mac(index), source_mac, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// Returns `frame` as it leaves by its ingress interface, for the backend of the service at `service`.
+/// Returns `frame` in the form in which it leaves by its ingress interface, for the backend of the service at
+/// `service`.
 pub(crate) fn to_backend_mac(rig: &Rig, frame: &Frame, service: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     Frame { destination_mac: backend_mac(index), source_mac: IN_MAC, ttl: frame.ttl - 1, ..frame.clone() }
 }
 
-/// Returns `frame`, which is for a `nat` service, as it goes to the backend at `address`.
+/// Returns `frame`, which is for a `nat` service, in the form that the backend at `address` receives.
 pub(crate) fn nat(rig: &Rig, frame: &Frame, service: &str, address: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let source_mac = if frame.destination.port() == 81 { OUT_MAC } else { IN_MAC };

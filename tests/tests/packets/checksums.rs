@@ -1,4 +1,5 @@
-//! Tests with values at which one's complement sums wrap around: the incremental update must equal a sum from scratch.
+//! Tests with values at which one's complement sums wrap around: an incremental update must yield the same checksum as
+//! a computation from scratch.
 
 use balancer_testkit::frame::{ACK, Frame, Transport};
 
@@ -13,7 +14,8 @@ fn when_sums_wrap_around_then_the_incremental_update_is_right() {
             ("[2001:db8:c::7]:40000", "[2001:db8::20]", "[fd00::21]:8080", "[fd00::22]:5353"),
         ] {
             let (tcp, udp) = (format!("{vip}:80"), format!("{vip}:53"));
-            // A payload word that gives the transport checksum each of these values, before or after.
+            // With a suitable payload word, the transport checksum has one of the following values before or after the
+            // translation.
             for wanted in [0x0000u16, 0x0001, 0x7fff, 0x8000, 0xfffe, 0xffff] {
                 for (transport, service, backend) in
                     [(Transport::Tcp(ACK), &tcp, tcp_backend), (Transport::Udp, &udp, udp_backend)]
@@ -29,7 +31,7 @@ fn when_sums_wrap_around_then_the_incremental_update_is_right() {
                 }
             }
         }
-        // With the identification, the IPv4 header checksum passes all of its wrap-arounds.
+        // With these identifications, the IPv4 header checksum goes through all of its wrap-arounds.
         for id in (0..=u16::MAX).step_by(257).chain([0, 1, 0xfffe, 0xffff]) {
             let frame = Frame { id, ..Frame::tcp("203.0.113.7:40000", "198.51.100.20:80", ACK) };
             let out = nat(rig, &frame, "198.51.100.20:80", "10.0.0.21:8080");
@@ -39,7 +41,8 @@ fn when_sums_wrap_around_then_the_incremental_update_is_right() {
     });
 }
 
-/// An eight-byte payload with which `frame`'s transport checksum is `wanted` (0 and 0xffff are equivalent).
+/// Returns an eight-byte payload with which the transport checksum of `frame` is `wanted` (0 and 0xffff are
+/// equivalent).
 fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
     let (at, header) = match frame.transport {
         Transport::Tcp(_) => (16, 20),
@@ -49,7 +52,7 @@ fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
     let bytes = Frame { payload: vec![0; 8], ..frame.clone() }.bytes();
     let segment = bytes.len() - header - 8;
     let check = u16::from_be_bytes([bytes[segment + at], bytes[segment + at + 1]]);
-    // One's complement: the checksum is the complement of the sum, so adding `check - wanted` to the sum gives it.
+    // The checksum is the one's complement of the sum, so adding `check - wanted` to the sum yields `wanted`.
     let difference = (u32::from(check) + u32::from(!wanted)) % 0xffff;
     let mut payload = vec![0; 8];
     payload[2..4].copy_from_slice(&(difference as u16).to_be_bytes());

@@ -1,4 +1,4 @@
-//! Tests of a backend's program: it strips tunnel headers only for local VIPs.
+//! Tests of the kernel program on backends, which strips tunnel headers only from packets for local VIPs.
 
 use std::net::IpAddr;
 
@@ -28,7 +28,8 @@ fn run(cases: &[Case]) {
     run_from(&[], cases);
 }
 
-/// The same with tunnels only from these prefixes, if any is given.
+/// Runs `cases` on a program that allows tunnels only from the prefixes `from`. If `from` is empty, the program allows
+/// all tunnels.
 fn run_from(from: &[&str], cases: &[Case]) {
     let vips = ["198.51.100.10", "2001:db8::10"].map(address);
     let own = OUTER.map(|(_, own)| address(own));
@@ -69,7 +70,7 @@ fn address(text: &str) -> IpAddr {
 
 type Wrap = Box<dyn Fn(&Frame) -> Frame>;
 
-/// Every mode and family pair: its name, an inner packet to a VIP, and the encapsulation.
+/// Returns, for every pair of mode and family, the name of the pair, an inner packet to a VIP, and the encapsulation.
 fn pairs() -> Vec<(String, Frame, Wrap)> {
     let mut pairs: Vec<(String, Frame, Wrap)> = Vec::new();
     for (source, destination) in OUTER {
@@ -100,7 +101,7 @@ fn when_a_tunnel_packet_is_for_a_local_vip_then_its_header_is_stripped() {
         stripped("1300 bytes", long.clone(), wrap(&long));
         let last_hop = Frame { ttl: 1, ..inner.clone() };
         stripped("TTL 1", last_hop.clone(), wrap(&last_hop));
-        // RFC 6040, figure 4: outer, inner, result.
+        // The rows of RFC 6040, figure 4, as ECN fields: outer header, inner header, result.
         for (outer, before, after) in [
             (0, 0, 0),
             (0, 1, 1),
@@ -152,7 +153,8 @@ fn when_a_tunnel_ends_at_another_machine_then_its_packets_pass() {
     let mut cases = Vec::new();
     for (name, inner, wrap) in pairs() {
         let mut outer = wrap(&inner);
-        // The router of another tunnel; the VIP itself is no tunnel end.
+        // The tunnel ends at the router of another tunnel or at the VIP itself; neither address is an end of the
+        // machine's tunnel.
         for end in if outer.source.is_ipv4() { ["10.0.0.51", "198.51.100.10"] } else { ["fd00::51", "2001:db8::10"] } {
             outer.destination.set_ip(address(end));
             cases.push(Case { name: format!("{name} to {end}"), frame: outer.bytes(), then: Then::Passed });
@@ -185,7 +187,7 @@ fn when_a_tunnel_comes_from_an_allowed_prefix_then_its_header_is_stripped() {
     run_from(&["10.0.0.0/29", "192.0.2.1/32", "fd00::/124", "2001:db8:9::1/128"], &cases);
 }
 
-/// A family without any allowed prefix: its tunnels are refused.
+/// If no prefix of a family is allowed, the program refuses all tunnels of that family.
 #[test]
 fn when_only_one_family_has_prefixes_then_the_other_is_unaffected() {
     let mut cases = Vec::new();

@@ -1,4 +1,4 @@
-//! Direct server return: the link-layer addresses change, and the packet loses a hop.
+//! Tests of direct server return: the program changes the link-layer addresses and reduces the TTL or hop limit.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN};

@@ -1,4 +1,4 @@
-//! Tests of echo requests: the program answers them for VIPs, and passes all others.
+//! Tests of echo requests: the program answers echo requests to VIPs, and passes all other echo requests.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -26,7 +26,8 @@ fn reply(request: &Frame, kind: u8) -> Frame {
     }
 }
 
-/// The reply's bytes. An ICMP checksum of 0 is written as 0xffff, which is always right.
+/// Returns the bytes of the reply to an echo request. The program writes an ICMP checksum of 0 as 0xffff, which is
+/// always correct.
 pub(crate) fn reply_bytes(request: &Frame, kind: u8) -> Vec<u8> {
     let mut bytes = reply(request, kind).bytes();
     let check = 14 + 4 * request.vlans.len() + 20 + 2;
@@ -55,7 +56,8 @@ fn when_an_echo_request_is_for_a_vip_then_it_is_answered() {
             for vlans in [vec![7], vec![7, 8]] {
                 cases.push(answered(&format!("VLAN {vlans:?}"), &Frame { vlans, ..ping.clone() }));
             }
-            // Every carry of the checksum: 8 → 0 once lost one in ten thousand of them.
+            // The sequence numbers cover every possible carry in the checksum. An error in the change from type 8 to
+            // type 0 once broke one in ten thousand replies.
             for sequence in (0..=u16::MAX).step_by(1021).chain([0xfff6, 0xfff7, 0xfff8, 0xfffe, 0xffff]) {
                 let [high, low] = sequence.to_be_bytes();
                 let ping = Frame { payload: vec![0; 8], ..Frame::icmp(client, vip, request, 0, [0, 0, high, low]) };

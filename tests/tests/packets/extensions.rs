@@ -1,4 +1,5 @@
-//! Tests of IPv6 extension headers: the program follows them to the ports, and does not change them.
+//! Tests of IPv6 extension headers: the program skips extension headers to find the ports, and leaves the headers
+//! unchanged.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{
@@ -9,7 +10,7 @@ use crate::cases::{Case, Then, dsr, nat, run};
 
 const CLIENT: &str = "[2001:db8:c::7]:40000";
 
-/// Chains that lead to the ports.
+/// Returns header chains behind which the program finds the ports.
 fn chains() -> Vec<(&'static str, Vec<Extension>)> {
     let padding = |units| options(DESTINATION_OPTIONS, units);
     vec![

@@ -1,4 +1,4 @@
-//! Tests of the connection table when it is full and under attack.
+//! Tests of a connection table that is full, and of a table under attack.
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
@@ -33,7 +33,7 @@ fn with_rig(flows: u32, addresses: &'static [Ipv4Addr], test: impl FnOnce(Rig) +
     std::thread::spawn(run).join().expect("the thread panicked");
 }
 
-/// The client with this number, with its own port.
+/// Returns the client with the given number; each client has a different port.
 fn client(number: u32) -> String {
     let [_, a, b, c] = (number / 8).to_be_bytes();
     format!("10.{}.{b}.{c}:{}", a + 1, 40_000 + number % 8)
@@ -44,7 +44,7 @@ fn segment(number: u32, flags: u8) -> Vec<u8> {
     Frame::tcp(&client(number), vip, flags).bytes()
 }
 
-/// The address and port that the backend sees.
+/// Returns the client's address and port in the form in which the backend sees them.
 fn sent(rig: &Rig, number: u32, flags: u8) -> (Ipv4Addr, u16) {
     let ran = rig.run(&segment(number, flags)).expect("a run");
     assert_eq!(ran.action, XDP_TX, "client {number}");
@@ -109,7 +109,7 @@ fn when_a_million_segments_open_connections_that_nobody_answers_then_none_that_c
         for (number, end) in (0..LIVE).zip(&ends) {
             assert_eq!(sent(&rig, number, ACK), *end, "client {number}");
         }
-        // A new client during the attack is served.
+        // The program serves a new client during the attack.
         connect(&rig, LIVE);
         println!("{} without a port", rig.drops(DropReason::NoPort).expect("counters"));
     });
@@ -130,7 +130,7 @@ fn when_the_table_is_full_of_connections_that_carry_data_then_the_next_is_droppe
         for &(number, end) in &ends {
             assert_eq!(sent(&rig, number, ACK), end, "client {number} of {}", ends.len());
         }
-        // There are half as many rows again.
+        // The connection table has 1.5 times as many rows as the configured number of connections.
         assert!((1024..=1536).contains(&ends.len()), "{}", ends.len());
     });
 }

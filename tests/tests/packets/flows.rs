@@ -1,4 +1,4 @@
-//! Tests of `snat`: both ends of a packet are rewritten, and replies reach their client.
+//! Tests of `snat`: the program rewrites both ends of a packet, and replies reach the client of their connection.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
@@ -82,7 +82,7 @@ fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     std::thread::spawn(move || test(Rig::new(&services()).expect("a rig"))).join().expect("the thread panicked");
 }
 
-/// The port under which the backend sees the sender of `frame`.
+/// Returns the port under which the backend sees the sender of `frame`.
 fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
     let ran = rig.run(&frame.bytes()).expect("a run");
     assert_eq!(ran.action, XDP_TX, "{frame:?}");
@@ -129,7 +129,7 @@ fn action(rig: &Rig, frame: &Frame) -> u32 {
     rig.run(&frame.bytes()).expect("a run").action
 }
 
-/// Opens a connection from `port` and sends data. Returns the port that the backend sees.
+/// Opens a connection from `port`, sends data, and returns the port that the backend sees.
 fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
     let seen = sent(rig, scene.index, &scene.there(port, SYN), scene.backend);
     comes_back(rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(port));
@@ -258,7 +258,7 @@ fn when_a_connection_has_ended_then_the_next_from_the_same_port_has_another_end(
     });
 }
 
-/// The state of each connection of a scene's service, by the client's port.
+/// Returns the state of each connection of a scene's service, by the client's port.
 fn states(rig: &Rig, scene: Scene) -> Vec<(u16, &'static str)> {
     let all = rig.flows().list(ServiceId(scene.index as u16), |_| true, 100);
     let mut states: Vec<_> = all.iter().map(|flow| (flow.client.port(), flow.state)).collect();
@@ -266,13 +266,13 @@ fn states(rig: &Rig, scene: Scene) -> Vec<(u16, &'static str)> {
     states
 }
 
-/// A packet that is the first in its tick changes two things: when its connection was seen, and its state.
+/// The first packet in a tick makes the program update two fields of the packet's connection: the time and the state.
 #[test]
 fn when_a_backends_packet_is_the_first_in_a_second_then_what_it_says_counts() {
     const ANSWERED: u16 = 40_000;
     const CLOSED: u16 = 40_001;
     const RESET: u16 = 40_002;
-    // A tick has 2^30 ns.
+    // A tick of the kernel program's clock lasts 2^30 ns, about 1.07 s.
     let wait = || std::thread::sleep(Duration::from_millis(1100));
     with_rig(move |rig| {
         let opening = BOTH.map(|scene| sent(&rig, scene.index, &scene.there(ANSWERED, SYN), scene.backend));
@@ -372,7 +372,7 @@ fn when_a_router_says_that_a_packet_is_too_big_then_its_sender_hears_it() {
                 let length = if scene.index == 0 { length } else { length + 20 };
                 let there = Frame { payload: vec![3; 100], ..scene.there(40_000, ACK) };
                 let at_backend = Frame { ttl: there.ttl - 1, ..translated(&there, scene.index, seen, scene.backend) };
-                // To the client, about its packet to the backend.
+                // The router sends the client an error about the client's packet to the backend.
                 let told = error(scene.router, &at_backend, length, scene.too_big);
                 let as_sent = Frame { source: there.source, destination: there.destination, ..at_backend.clone() };
                 let expected = Frame {
@@ -384,7 +384,7 @@ fn when_a_router_says_that_a_packet_is_too_big_then_its_sender_hears_it() {
                 };
                 let ran = rig.run(&told.bytes()).expect("a run");
                 assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()), "to {}, {length}", scene.client);
-                // To the backend, about its packet to the client.
+                // The router sends the backend an error about the backend's packet to the client.
                 let back = Frame { payload: vec![3; 100], ..scene.back(seen, ACK) };
                 let at_client = restored(&back, scene.vip, &scene.client(40_000));
                 let told = error(scene.router, &at_client, length, scene.too_big);

@@ -1,4 +1,5 @@
-//! Tests of fragments: the ports steer the first fragment, and the others follow it.
+//! Tests of fragments: the ports steer the first fragment of a datagram, and the later fragments follow the first
+//! fragment.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -8,7 +9,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, dsr, nat, run, to_backend_mac};
 
-/// A datagram of 108 bytes from port 40000, which has three fragments of 40 bytes.
+/// Returns a datagram of 108 bytes from port 40000, which has three fragments of 40 bytes.
 fn datagram(client: &str, to: &str) -> Frame {
     Frame { payload: (0..100).collect(), dont_fragment: false, ..Frame::udp(client, to) }
 }
@@ -16,7 +17,7 @@ fn datagram(client: &str, to: &str) -> Frame {
 const FAMILIES: [(&str, &str, &str); 2] =
     [("203.0.113.7:40000", "198.51.100.", ""), ("[2001:db8:c::7]:40000", "[2001:db8::", "]")];
 
-/// Cases in which every fragment of `whole` becomes the same fragment of `out`.
+/// Returns cases in which every fragment of `whole` becomes the fragment of `out` with the same position.
 fn pairs(name: &str, whole: &Frame, out: &Frame, id: u32) -> Vec<Case> {
     let parts = whole.fragments(40, id).into_iter().zip(out.fragments(40, id)).enumerate();
     parts.map(|(index, (part, out))| Case::new(format!("{name}, part {index}"), &part, Then::Tx(out.bytes()))).collect()
@@ -41,15 +42,17 @@ fn when_the_first_fragment_was_seen_then_later_ones_follow_it() {
             cases.extend(pairs(&format!("{client} nat, VLAN"), &tagged, &out, 2));
             let tcp = Frame { payload: (0..100).collect(), ..Frame::tcp(client, &at("10", 80), ACK) };
             cases.extend(pairs(&format!("{client} dsr tcp"), &tcp, &dsr(rig, &tcp), 3));
-            // The same identification from another client belongs to another datagram.
+            // A fragment with the same identification from another client belongs to another datagram.
             let other = client.replace(":40000", ":40001").replace("113.7", "113.8").replace("::7", "::8");
             let later = datagram(&other, &at("10", 53)).fragments(40, 1).remove(1);
             cases.push(match close {
-                // This address has only one UDP service, so the fragment goes there anyway.
+                // The destination address has only one UDP service, so the program sends the fragment to that service
+                // anyway.
                 "" => Case::new("another client", &later, Then::Tx(dsr_part(rig, &later, &at("10", 53)))),
                 _ => Case::new("another client, IPv6", &later, Then::Tx(dsr_part(rig, &later, &at("10", 53)))),
             });
-            // TCP has two services here, so the service of a fragment without its first one is unknown.
+            // The destination address has two TCP services, so the program cannot match a fragment to a service if it
+            // missed the first fragment.
             let tcp = Frame { payload: (0..100).collect(), ..Frame::tcp(&other, &at("10", 80), ACK) };
             let parts = tcp.fragments(40, 9);
             for index in [2, 1] {
@@ -99,7 +102,7 @@ fn when_the_first_fragment_was_not_seen_then_the_only_service_takes_the_rest() {
             let sctp = Frame { transport: Transport::Raw(132), payload: vec![1; 64], ..tcp };
             let part = sctp.fragments(40, 53).remove(1);
             cases.push(Case::new(format!("{client} SCTP"), &part, Then::Pass));
-            // If the first fragment passes to the kernel, the others follow.
+            // If the program passes the first fragment to the kernel, it passes the later fragments as well.
             let passed = datagram(client, &at("70", 5000));
             for (index, part) in passed.fragments(40, 54).iter().enumerate() {
                 cases.push(Case::new(format!("{client} another port, part {index}"), part, Then::Pass));
@@ -168,7 +171,7 @@ fn when_nat_backends_reply_in_fragments_then_all_are_translated() {
             for (index, part) in whole.fragments(40, 81).iter().enumerate().rev() {
                 cases.push(Case::new(format!("{alone} reordered, part {index}"), part, Then::Tx(out[index].bytes())));
             }
-            // The backend's own traffic, from another port.
+            // The backend sends its own traffic from another port.
             let own = datagram(&alone.replace("5353", "9999"), client);
             for (index, part) in own.fragments(40, 82).iter().enumerate() {
                 cases.push(Case::new(format!("{alone} its own, part {index}"), part, Then::Pass));
@@ -179,7 +182,8 @@ fn when_nat_backends_reply_in_fragments_then_all_are_translated() {
             let used_up = Frame { ttl: 1, ..whole.fragments(40, 84).remove(2) };
             cases.push(Case::new(format!("{alone} TTL used up"), &used_up, Then::Drop(DropReason::TtlExceeded)));
         }
-        // Destination options are the first header inside the fragments, so a later fragment names them and not UDP.
+        // Destination options are the first header inside the fragments, so a later fragment names this header instead
+        // of UDP.
         let first = Frame {
             extensions: vec![fragment(0, true, 85), options(DESTINATION_OPTIONS, 1)],
             ..Frame::udp("[fd00::22]:5353", "[2001:db8:c::7]:40000")

@@ -1,5 +1,6 @@
-//! Tests of the tables of listeners and of ways back when almost every row has a key, so that keys are at all possible
-//! places: the program finds each key, and no other.
+//! Tests of the tables of listeners and of `nat` replies when almost every row contains a key, so that keys are at all
+//! possible positions. The program must find each key of a table, and must not find a key that the table does not
+//! contain.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,14 +13,15 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run_services, to_backend_mac};
 
-/// The VIP, backend and client.
+/// The VIP, the backend and the client of each address family.
 const FAMILIES: [(&str, &str, &str); 2] =
     [("198.51.100.20", "10.0.0.20", "203.0.113.7:40000"), ("2001:db8::20", "fd00::20", "[2001:db8:c::7]:40000")];
-/// The listeners of each family. With both addresses of each, they fill 86% of the rig's rows.
+/// The ports of the listeners of each family. With two addresses for each port, the listeners fill 86% of the rows in
+/// the rig's table.
 const PORTS: std::ops::Range<u16> = 1000..1440;
-/// Ports without listeners.
+/// The ports that have no listeners.
 const OTHERS: std::ops::Range<u16> = 1440..2440;
-/// The difference between a listener's port and its backends' port.
+/// The difference between the port of a listener and the port of the listener's backends.
 const FURTHER: u16 = 20_000;
 
 fn at(address: &str, port: u16) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! Tests of frames that XDP cannot send: the program rewrites and marks them, and passes them to the kernel.
+//! Tests of frames that XDP cannot send: the program rewrites and marks these frames, and passes them to the kernel.
 
 use balancer_common::{
     handover::Handed,
@@ -19,8 +19,8 @@ fn to(rig: &Rig, service: &str) -> Handed {
     Handed::Backend(backend_id(index).0)
 }
 
-/// The frame, its service, and the result without its mark, for every mode and family. The backend is behind the other
-/// interface.
+/// Returns, for every mode and family, the frame, the service of the frame, and the expected result without a mark. In
+/// these cases, the backend is behind the second interface.
 fn beyond(rig: &Rig) -> Vec<(String, Frame, &'static str, Frame)> {
     let mut all = Vec::new();
     for flags in [SYN, ACK] {
@@ -82,7 +82,7 @@ fn when_an_interface_takes_no_frames_then_they_are_handed_over() {
     );
 }
 
-/// A tag names the VLAN on which a frame arrived. It leaves by another VLAN.
+/// The VLAN tag of a frame names the VLAN of the ingress interface, but the frame leaves by another VLAN.
 #[test]
 fn when_an_interface_has_vlans_then_tagged_frames_are_handed_over() {
     run_with(
@@ -127,7 +127,8 @@ fn when_an_interface_has_vlans_then_tagged_frames_are_handed_over() {
     );
 }
 
-/// The program checks only properties that matter for the frame: its tag, or that it leaves by another interface.
+/// The program considers only the properties that matter for the frame: whether the frame has a tag, and whether it
+/// leaves by another interface.
 #[test]
 fn when_both_are_known_then_only_frames_with_tags_and_redirected_ones_are_handed_over() {
     run_with(

@@ -1,4 +1,5 @@
-//! Tests of ICMP errors: they go to the backend of the client in the quoted packet, and back.
+//! Tests of ICMP errors. The program sends an error about a backend's packet to the backend, and an error about a
+//! client's packet to the client.
 
 use std::net::SocketAddr;
 
@@ -53,7 +54,7 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-/// An error from `router` that quotes `length` bytes of `quoted`.
+/// Returns an ICMP error from `router` that quotes `length` bytes of `quoted`.
 pub(crate) fn error(
     router: &str,
     quoted: &Frame,
@@ -70,7 +71,7 @@ pub(crate) fn error(
     }
 }
 
-/// Lengths of quotes that routers use: the minimum of RFC 792, more, and everything.
+/// Lengths of quotes that routers use: the minimum of RFC 792, longer quotes, and whole packets.
 const LENGTHS: [usize; 5] = [28, 36, 40, 48, 1500];
 
 #[test]

@@ -1,4 +1,4 @@
-//! Tests of frames that are longer than their linear part: the program reads only headers.
+//! Tests of frames that are longer than their linear part. The program reads only the headers of a frame.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_testkit::{
@@ -60,7 +60,7 @@ fn when_linear_parts_are_short_then_frames_are_forwarded() {
             run_linear(rig.program(), &frame.bytes(), headers - 1, rig.in_ifindex).expect("a run");
         }
         assert_eq!(rig.verdicts(Verdict::Tx).expect("counters"), 6);
-        // Missing headers cannot be read.
+        // The program drops a frame whose headers continue beyond the linear part.
         assert_eq!(rig.drops(DropReason::Malformed).expect("counters"), 2);
     })
     .join()

@@ -1,5 +1,6 @@
-//! Tests of a service with several listeners at two VIPs: all send packets, fragments and ICMP errors to the same
-//! backends, with `nat` to each listener's port, and replies return to the listener of their connection.
+//! Tests of a service with several listeners at two VIPs. The program sends packets, fragments and ICMP errors for all
+//! listeners to the same backends, with `nat` to the port that each listener has for its backends. Replies return to
+//! the client from the listener of their connection.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,10 +21,10 @@ struct Scene {
     forwarding: Forwarding,
     client: &'static str,
     router: &'static str,
-    /// The two VIPs.
+    /// The two VIPs of the service.
     vips: [&'static str; 2],
     backend: &'static str,
-    /// The service of the rig, named by its first listener.
+    /// The service of the rig, named by the service's first listener.
     service: &'static str,
     target: Target,
 }
@@ -56,8 +57,8 @@ const SCENES: [Scene; 8] = {
     ]
 };
 
-/// The index of the VIP, the ports, the protocol, and the port of `nat` backends (0: the packet's own). One port occurs
-/// twice at a VIP with both protocols, and another at both VIPs.
+/// For each listener: the index of the VIP, the ports, the protocol, and the port of `nat` backends (0: the packet's
+/// own port). One port has listeners for TCP and UDP at one VIP, and another port has listeners at both VIPs.
 const LISTENERS: [(usize, &str, Protocol, u16); 5] = [
     (0, "80", Protocol::Tcp, 8080),
     (0, "443", Protocol::Tcp, 8443),
@@ -66,7 +67,8 @@ const LISTENERS: [(usize, &str, Protocol, u16); 5] = [
     (1, "10000-10100", Protocol::Udp, 0),
 ];
 
-/// One packet for each listener and two for the range: VIP, port, protocol, and the backend's port.
+/// One packet for each listener, and two packets for the listener with a range of ports: the VIP, the port, the
+/// protocol, and the backend's port.
 const DOORS: [(usize, u16, Protocol, u16); 6] = [
     (0, 80, Protocol::Tcp, 8080),
     (0, 443, Protocol::Tcp, 8443),
@@ -76,7 +78,7 @@ const DOORS: [(usize, u16, Protocol, u16); 6] = [
     (1, 10_100, Protocol::Udp, 10_100),
 ];
 
-/// Destinations without a listener.
+/// Destinations that have no listener.
 const ELSEWHERE: [(usize, u16, Protocol); 6] = [
     (0, 80, Protocol::Udp),
     (0, 10_000, Protocol::Udp),
@@ -103,17 +105,17 @@ impl Scene {
         format!("{:?} {}/{protocol}", self.forwarding, self.vip(vip, port))
     }
 
-    /// A packet of the client.
+    /// Returns a packet of the scene's client.
     fn frame(&self, vip: usize, port: u16, protocol: Protocol, flags: u8) -> Frame {
         frame(self.client, &self.vip(vip, port).to_string(), protocol, flags)
     }
 
-    /// Returns a packet as it goes to the backend's port.
+    /// Returns a packet in the form that the backend's port receives.
     fn forwarded(&self, rig: &Rig, frame: &Frame, port: u16) -> Frame {
         let out = to_backend_mac(rig, frame, self.service);
         match self.forwarding {
             Forwarding::Dsr => out,
-            // No scene has `snat` with its random ports: other tests have it.
+            // No scene has `snat`, because the source ports of `snat` are random; other tests cover `snat`.
             Forwarding::Nat | Forwarding::Snat => Frame { destination: self.backend(port), ttl: frame.ttl - 1, ..out },
             Forwarding::Ipip => tunnel::wrapped(rig, "ipip", frame, self.service, self.backend),
             Forwarding::Gue => tunnel::wrapped(rig, "gue", frame, self.service, self.backend),
@@ -129,7 +131,7 @@ fn frame(source: &str, destination: &str, protocol: Protocol, flags: u8) -> Fram
     Frame { payload: (0..100).collect(), ..Frame::new(source, destination, transport) }
 }
 
-/// Runs the cases of each scene.
+/// Runs the cases that `cases` returns for each scene.
 fn run(cases: impl Fn(&Rig, &Scene) -> Vec<Case> + Send + 'static) {
     let service = |scene: &Scene| Service {
         address: scene.service,
@@ -177,7 +179,7 @@ fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow() {
     run(|rig, scene| {
         let mut cases = Vec::new();
         if matches!(scene.forwarding, Forwarding::Ipip | Forwarding::Gue) {
-            // Outer packets that may be fragmented have their own identification: end-to-end tests check those.
+            // Outer packets that routers may fragment have varying identifications, which end-to-end tests check.
             return cases;
         }
         for (id, &(vip, port, protocol, backend_port)) in (1..).zip(&DOORS) {
@@ -185,7 +187,8 @@ fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow() {
             let translated = Frame { destination: scene.backend(backend_port), ..whole.clone() };
             let sent = if scene.is_nat() { translated } else { whole.clone() };
             for (part, sent) in whole.fragments(40, id).iter().zip(sent.fragments(40, id)) {
-                // Checksums cover the whole datagram, whose ports and addresses change.
+                // The checksum in the first fragment covers the whole datagram, and the program changes ports and
+                // addresses.
                 let part_out = Frame { destination: part.destination, ..sent };
                 let out = scene.forwarded(rig, &part_out, backend_port);
                 let name = format!("{} part {:?}", scene.name(vip, port, protocol), part.payload.len());
@@ -212,7 +215,7 @@ fn when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection(
             let then = if scene.is_nat() { Then::Tx(restored.bytes()) } else { Then::Pass };
             cases.push(Case::new(format!("from {backend_port}: {}", scene.name(vip, port, protocol)), &reply, then));
         }
-        // Ports of listeners are no ports of backends if they are mapped.
+        // If the program maps the port of a listener to another port, backends do not reply from the listener's port.
         for (port, protocol) in [(80, Protocol::Tcp), (443, Protocol::Tcp), (443, Protocol::Udp), (9443, Protocol::Udp)]
         {
             let reply = frame(&scene.backend(port).to_string(), scene.client, protocol, SYN | ACK);
@@ -284,7 +287,7 @@ fn when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told() {
     });
 }
 
-/// With `nat` the hop limit decreases; with `dsr` it does not.
+/// The program reduces the TTL or hop limit only with `nat`.
 fn what_is_used_up(scene: &Scene) -> Vec<Case> {
     if !scene.is_nat() {
         return Vec::new();

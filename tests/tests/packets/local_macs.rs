@@ -1,5 +1,5 @@
-//! Tests of whether frames are for this machine: by their destination MAC address, and for replies by their ingress
-//! interface.
+//! Tests of frames for the balancer's machine: the program recognizes these frames by the destination MAC address, and
+//! replies also by the ingress interface.
 
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ fn when_a_frame_is_for_another_machine_then_it_passes() {
                 let sent = Then::Tx(dsr(rig, &frame).bytes());
                 cases.push(Case::new(format!("{vip}: to several"), &frame, sent));
             }
-            // A frame that another balancer has forwarded, flooded by a switch.
+            // The test imitates a frame that another balancer has forwarded and a switch has flooded.
             let forwarded = dsr(rig, &frame);
             cases.push(Case::new(format!("{vip}: forwarded by another"), &forwarded, Then::Pass));
         }
@@ -86,7 +86,7 @@ fn when_an_interface_has_several_macs_then_frames_for_each_are_taken() {
         assert!(steered(&rig, new) && !steered(&rig, IN_MAC) && !steered(&rig, vrrp));
         rig.set_layers(full);
         assert!(steered(&rig, IN_MAC) && many[1..].iter().all(|&mac| steered(&rig, mac)) && !steered(&rig, many[0]));
-        // Too many MACs, or none known: the program accepts all frames.
+        // If the interface has too many MAC addresses, or if no address is known, the program accepts all frames.
         rig.set_layers(crowded);
         assert!(steered(&rig, IN_MAC) && steered(&rig, many[0]) && steered(&rig, new));
         rig.set_layers(Layers::default());
@@ -94,14 +94,14 @@ fn when_an_interface_has_several_macs_then_frames_for_each_are_taken() {
     });
 }
 
-/// A reply that arrives on an interface.
+/// Runs the program on a reply that arrives on an interface.
 fn reply(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> Ran {
     let destination_mac = if ifindex == rig.in_ifindex { IN_MAC } else { OUT_MAC };
     let frame = Frame { destination_mac, ..Frame::tcp(source, destination, SYN | ACK) };
     rig.run_by(ifindex, &frame.bytes()).expect("a run")
 }
 
-/// Whether the program forwards a backend's reply that arrives on this interface.
+/// Returns whether the program forwards a backend's reply that arrives on `ifindex`.
 fn goes_on(rig: &Rig, ifindex: u32, source: &str, destination: &str) -> bool {
     let before = rig.drops(DropReason::WrongInterface).expect("counters");
     let ran = reply(rig, ifindex, source, destination);
@@ -121,7 +121,7 @@ fn when_a_reply_comes_in_where_the_backend_is_then_it_is_forwarded() {
         ] {
             assert!(goes_on(&rig, at, backend, client), "{backend}");
             assert!(!goes_on(&rig, elsewhere, backend, client), "{backend} from elsewhere");
-            // For packets to the machine itself, the kernel's reverse path filter decides.
+            // For packets to the balancer's machine itself, the kernel's reverse path filter decides.
             assert_eq!(reply(&rig, elsewhere, backend, own).action, XDP_PASS, "{backend} to {own}");
         }
     });
@@ -180,7 +180,7 @@ fn when_replies_come_in_by_ports_of_one_bridge_then_they_are_forwarded() {
         assert!(by(&rig, usual) && by(&rig, other));
         rig.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         assert!(by(&rig, usual) && !by(&rig, other));
-        // Behind an interface without the program: its replies arrive on another one.
+        // The backend is behind an interface without the program, so the backend's replies arrive on another interface.
         rig.move_backend("198.51.100.20:80", "10.0.0.21:8080", Some(1)).expect("a move");
         assert!(by(&rig, usual) && by(&rig, other));
     });

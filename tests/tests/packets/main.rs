@@ -1,5 +1,6 @@
-//! Tests with single frames in the loaded program (`BPF_PROG_TEST_RUN`), with the real verifier and maps. Each case has
-//! a title, a frame, and the expected result. The tests build expected frames from scratch with new checksums.
+//! Tests with single frames in the loaded program (`BPF_PROG_TEST_RUN`), with the real verifier and real maps. Each
+//! case has a title, a frame, and the expected result. The tests build expected frames from scratch, and compute all
+//! checksums anew.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "the helpers of tests fail like tests")]
 

@@ -1,5 +1,5 @@
-//! Tests of malformed frames: they are dropped and counted if they are for a VIP, and passed if that is unknown or
-//! false.
+//! Tests of malformed frames. The program drops and counts malformed frames for a VIP, and passes malformed frames
+//! whose destination is unknown or not a VIP.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN};
@@ -25,8 +25,8 @@ fn when_a_frame_is_cut_anywhere_then_it_is_passed_or_dropped() {
                 ] {
                     let whole = frame.bytes();
                     for length in 14..whole.len() {
-                        // Before the end of the IP header, the destination is unknown; after it, the IP length is
-                        // wrong.
+                        // If a frame ends within the IP header, the destination is unknown. A frame that contains the
+                        // whole IP header contradicts the length in that header.
                         let then = if length < 14 + ip_header { Then::Pass } else { Then::Drop(DropReason::Malformed) };
                         let name = format!("{prefix}{host} {what} cut to {length} of {} bytes", whole.len());
                         cases.push(Case { name, frame: whole[..length].to_vec(), then });
@@ -43,7 +43,7 @@ fn when_a_frame_is_cut_anywhere_then_it_is_passed_or_dropped() {
     });
 }
 
-/// A frame with some bytes replaced and a new IPv4 header checksum.
+/// Returns the frame's bytes with some bytes replaced, and with an unchanged IPv4 header checksum.
 fn patched(frame: &Frame, patches: &[(usize, u8)]) -> Vec<u8> {
     let mut bytes = frame.bytes();
     for &(at, value) in patches {

@@ -1,4 +1,4 @@
-//! Tests of packets for a service from addresses that no client can have.
+//! Tests of packets for a service from source addresses that no client can have.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use crate::cases::{Case, Then, dsr, run, services};
 
 const MARTIAN: Then = Then::Drop(DropReason::Martian);
 
-/// For each family: a TCP and a UDP service, impossible client addresses, and possible ones.
+/// For most sources, one word of bits shows the program that the source is not a VIP.
 const FAMILIES: [(&str, &str, &[&str], &[&str]); 2] = [
     (
         "198.51.100.10:80",
@@ -89,7 +89,8 @@ fn when_a_source_is_another_vip_then_the_packet_is_dropped() {
     });
 }
 
-/// For most sources, a word of bits shows that they are no VIPs. The word follows the services.
+/// The controller updates this word of bits when services change. If the program missed the first fragment, a later
+/// fragment goes to the only service of the fragment's protocol, unless the source address is impossible.
 #[test]
 fn when_a_service_comes_and_goes_then_its_address_is_a_vip_meanwhile() {
     const DROP: u32 = 1;
@@ -117,7 +118,8 @@ fn when_a_service_comes_and_goes_then_its_address_is_a_vip_meanwhile() {
     .expect("the thread of the rig panicked");
 }
 
-/// A later fragment whose first one was not seen goes to the only service of its protocol, but not from every source.
+/// A later fragment whose first fragment was missed goes to the only service of its protocol, unless its source is
+/// impossible.
 #[test]
 fn when_a_later_fragments_source_cannot_be_a_client_then_it_is_dropped() {
     run(|_: &Rig| {

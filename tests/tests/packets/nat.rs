@@ -1,4 +1,4 @@
-//! Tests of network address translation on the way to the backend.
+//! Tests of packets that the program forwards with `nat` from the client to the backend.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::frame::{ACK, Frame, SYN, Transport};

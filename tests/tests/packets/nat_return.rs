@@ -1,4 +1,5 @@
-//! Tests of replies from `nat` backends: the program restores the VIP, and finds the client by the kernel's routes.
+//! Tests of replies from `nat` backends: the program restores the VIP, and finds the path to the client in the kernel's
+//! routes.
 
 use balancer_common::{handover::Handed, verdict::DropReason};
 use balancer_testkit::{
@@ -8,7 +9,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, handed, run};
 
-/// Returns a backend's reply as it goes to the client.
+/// Returns a backend's reply in the form that the client receives.
 pub(crate) fn restored(frame: &Frame, vip: &str) -> Frame {
     Frame {
         destination_mac: ROUTER_MAC,
@@ -90,7 +91,7 @@ fn when_a_reply_cannot_be_sent_then_it_is_passed_or_counted() {
     });
 }
 
-/// The kernel sends the reply after resolving the neighbour.
+/// The kernel resolves the neighbour of the reply, and then sends the reply.
 #[test]
 fn when_the_neighbour_of_a_reply_is_unknown_then_it_is_handed_over() {
     run(|rig: &Rig| {

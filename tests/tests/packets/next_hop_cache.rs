@@ -1,4 +1,5 @@
-//! Tests of replies with recently cached next hops: they leave as if the program had asked the kernel each time.
+//! Tests of replies whose next hops are in the program's cache: the program sends these replies as if it had asked the
+//! kernel each time.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{process::Command, thread, time::Duration};
@@ -19,17 +20,17 @@ use crate::{
     too_big::{segment, told},
 };
 
-/// The router behind the other interface.
+/// The MAC address of the router behind the second interface.
 const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
-/// Longer than the program caches the kernel's answer.
+/// A time that is longer than the program caches the kernel's answer.
 const LATER: Duration = Duration::from_millis(60);
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The backend and VIP, by family.
+/// The backend and the VIP, for each family.
 const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
 
-/// Runs `test` on one CPU, in a new namespace.
+/// Runs `test` in a new namespace, with the thread bound to one CPU.
 fn with_rig(test: impl FnOnce(&Rig) + Send + 'static) {
     let work = move || {
         let mut cpus = CpuSet::new();
@@ -45,18 +46,18 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
-/// Returns the fate of a reply: the action, and its destination MAC address.
+/// Returns the fate of a reply: the action and the destination MAC address.
 fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
     let ran = rig.run(&Frame::tcp(backend, client, ACK).bytes()).unwrap();
     (ran.action, ran.frame[..6].try_into().unwrap())
 }
 
-/// A reply that leaves by the other interface.
+/// Returns the form in which a reply leaves by the second interface.
 fn redirected(reply: &Frame, vip: &str) -> Frame {
     Frame { destination_mac: OTHER_ROUTER_MAC, source_mac: OUT_MAC, ..restored(reply, vip) }
 }
 
-/// Many more clients than the cache has entries, behind two routers.
+/// More clients send packets than the cache has entries, and the clients are behind two different routers.
 #[test]
 fn when_there_are_more_clients_than_cached_hops_then_each_has_its_own() {
     with_rig(|rig| {
@@ -82,7 +83,7 @@ fn when_there_are_more_clients_than_cached_hops_then_each_has_its_own() {
     });
 }
 
-/// With routes by source, two VIPs have different routes to one client.
+/// If routes depend on the source address, the same client has different routes from two VIPs.
 #[test]
 fn when_routes_depend_on_the_source_then_each_vip_has_its_own_hop() {
     with_rig(|rig| {
@@ -143,7 +144,7 @@ fn when_the_hop_is_cached_then_the_packet_is_still_checked() {
     });
 }
 
-/// XDP may send one packet, and the kernel another, with the same next hop.
+/// XDP may send one packet to a next hop, while the kernel must send another packet to the same next hop.
 #[test]
 fn when_a_hop_is_shared_then_each_packet_decides_whether_xdp_sends_it() {
     run_with(

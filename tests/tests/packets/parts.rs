@@ -1,4 +1,4 @@
-//! Tests of frames in several buffers: some interfaces accept only whole ones from XDP.
+//! Tests of frames in several buffers: some interfaces accept only frames in a single buffer from XDP.
 
 use balancer_common::{
     handover::Handed,
@@ -17,7 +17,7 @@ use crate::{
 
 const LONG: usize = 8000;
 const MTU: u32 = 9000;
-/// The services with a backend behind the other interface, the mode, and a client.
+/// The services whose backend is behind the second interface: VIP, backend, mode, and a client.
 const BEYOND: [(&str, &str, &str, &str); 6] = [
     ("198.51.100.10:81", "10.0.1.11:81", "dsr", "203.0.113.7:40000"),
     ("[2001:db8::10]:81", "[fd01::11]:81", "dsr", "[2001:db8:c::7]:40000"),
@@ -31,7 +31,7 @@ fn widen(rig: &mut Rig) -> anyhow::Result<()> {
     BEYOND.iter().try_for_each(|&(vip, at, ..)| rig.widen(vip, at, MTU))
 }
 
-/// A frame of each service, as it leaves.
+/// Returns a frame for each service, in its original form and in the form in which it leaves.
 fn frames(rig: &Rig, payload: usize) -> impl Iterator<Item = (&'static str, Frame, Frame)> {
     BEYOND.into_iter().map(move |(vip, at, mode, client)| {
         let frame = Frame { payload: vec![7; payload], ..Frame::tcp(client, vip, ACK) };
@@ -49,7 +49,8 @@ fn to(rig: &Rig, vip: &str) -> Handed {
     Handed::Backend(backend_id(rig.service(vip).expect("a service of the rig")).0)
 }
 
-/// The cases while frames in parts, or none, are handed over.
+/// Returns the cases with the expected fates. If `hands_parts` is true, the program hands frames in several buffers
+/// over to the kernel.
 fn cases(rig: &Rig, hands_parts: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for payload in [0, LONG] {
@@ -93,7 +94,8 @@ fn when_an_interface_takes_frames_in_parts_then_the_program_sends_them() {
         |rig| {
             rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)])?;
             widen(rig)?;
-            // Of another interface, which no frame leaves by.
+            // The property of the ingress interface has no effect, because the program redirects no frame to the
+            // ingress interface.
             rig.set_devices([(rig.in_ifindex, DEVICE_TAKES_NO_PARTS)])
         },
         |rig| cases(rig, false),
@@ -116,7 +118,8 @@ fn when_a_reply_in_parts_leaves_by_an_interface_that_takes_none_then_it_is_hande
         ] {
             let reply = Frame { payload: vec![9; 1000], ..Frame::tcp(backend, client, ACK) };
             let out = Frame { source: vip.parse().expect("an address"), ttl: reply.ttl - 1, ..reply.clone() };
-            // Before and after a whole reply to this client, whose next hop is then known.
+            // The test sends an unsplit reply between two split replies, so that the program caches the client's next
+            // hop.
             for linear in [headers, reply.bytes().len(), headers] {
                 let ran = run_linear(rig.program(), &reply.bytes(), linear, rig.in_ifindex).expect("a run");
                 let is_handed = ran.frame == handed(&rig, &out, Handed::Client).bytes();

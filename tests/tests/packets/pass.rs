@@ -8,7 +8,8 @@ fn raw(name: &str, frame: Vec<u8>) -> Case {
     Case { name: name.into(), frame, then: Then::Pass }
 }
 
-/// `frame` with another layer-4 protocol number and an unchanged IPv4 checksum, which the program does not check.
+/// Returns `frame` with a different layer-4 protocol number. The IPv4 checksum stays unchanged, because the program
+/// does not check it.
 fn with_protocol(frame: &Frame, protocol: u8) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let at = if frame.source.is_ipv4() { 14 + 9 } else { 14 + 6 };

@@ -1,4 +1,4 @@
-//! Tests that packets which no backend takes get an answer if the service is configured so: a reset, or an ICMP error.
+//! Tests that services with `reject` answer packets that no backend takes with a reset or an ICMP error.
 
 use std::net::SocketAddr;
 
@@ -17,13 +17,13 @@ const XDP_TX: u32 = 3;
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
-/// The sequence number of [`Frame::tcp`].
+/// The sequence number in frames from [`Frame::tcp`].
 const SEQUENCE: u32 = 0x0102_0304;
 const ANSWERED: u32 = 0x0a0b_0c0d;
 
 const CLIENTS: [&str; 2] = ["203.0.113.7:40000", "[2001:db8:c::7]:40000"];
-/// TCP and UDP services of both families with `reject`: without backends, with all backends down, and one that takes
-/// clients.
+/// TCP and UDP services with `reject`, of both families. Some services have no backends, some have only backends that
+/// are down, and some have a backend that takes clients.
 const EMPTY: [[&str; 2]; 2] = [["198.51.100.10:80", "198.51.100.10:53"], ["[2001:db8::10]:80", "[2001:db8::10]:53"]];
 const DOWN: [[&str; 2]; 2] = [["198.51.100.11:80", "198.51.100.11:53"], ["[2001:db8::11]:80", "[2001:db8::11]:53"]];
 const TAKES: [[&str; 2]; 2] = [["198.51.100.12:80", "198.51.100.12:53"], ["[2001:db8::12]:80", "[2001:db8::12]:53"]];
@@ -61,7 +61,7 @@ fn run(rig: &Rig, frame: &[u8]) -> Ran {
     rig.run(frame).expect("a run")
 }
 
-/// `frame` with an acknowledgement number and a new checksum.
+/// Returns `frame` with an acknowledgement number and a new checksum.
 fn acknowledging(frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.bytes();
     let l4 = bytes.len() - frame.payload.len() - 20;
@@ -72,7 +72,7 @@ fn acknowledging(frame: &Frame) -> Vec<u8> {
     bytes
 }
 
-/// The reset for `frame`, with these numbers.
+/// Returns the reset that answers `frame`, with the given numbers and flags.
 fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u8> {
     let answer = Frame {
         destination_mac: frame.source_mac,
@@ -95,7 +95,7 @@ fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u
     let l4 = bytes.len() - 20;
     bytes[l4 + 4..l4 + 8].copy_from_slice(&sequence.to_be_bytes());
     bytes[l4 + 8..l4 + 12].copy_from_slice(&acknowledgement.to_be_bytes());
-    // No window is offered.
+    // The window field of the reset is 0.
     bytes[l4 + 14..l4 + 18].fill(0);
     let check = transport_checksum(answer.source.ip(), answer.destination.ip(), 6, &bytes[l4..]);
     bytes[l4 + 16..l4 + 18].copy_from_slice(&check.to_be_bytes());
@@ -105,7 +105,8 @@ fn reset(frame: &Frame, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u
     bytes
 }
 
-/// Returns segments for a TCP service: plain, with options, in VLANs, with and without data.
+/// Returns segments for a TCP service: plain segments, segments with options, and segments in VLANs, with and without
+/// data.
 fn dressed(client: &str, vip: &str, flags: u8) -> Vec<(&'static str, Frame)> {
     let plain = Frame::tcp(client, vip, flags);
     let mut frames = vec![
@@ -157,7 +158,7 @@ fn when_no_backend_takes_a_segment_then_it_is_reset() {
     });
 }
 
-/// The error about `frame`, with this type and code.
+/// Returns the ICMP error about `frame`, with the given type and code.
 fn error(frame: &Frame, [kind, code]: [u8; 2]) -> Vec<u8> {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let v4 = frame.source.is_ipv4();
@@ -196,7 +197,8 @@ fn when_no_backend_takes_a_datagram_then_its_sender_is_told() {
                     Frame { payload: vec![1; 1400], ..plain.clone() },
                     Frame { vlans: vec![3, 4], ..plain.clone() },
                 ];
-                // Short packets are quoted completely, because Linux ignores shorter quotes.
+                // The program quotes short packets completely, because Linux ignores errors with truncated quotes of
+                // short packets.
                 frames.extend((0..20).map(|length| Frame { payload: vec![7; length], ..plain.clone() }));
                 if family == 0 {
                     frames.push(Frame { options: vec![1; 8], ..plain.clone() });
@@ -205,7 +207,7 @@ fn when_no_backend_takes_a_datagram_then_its_sender_is_told() {
                     let ran = run(&rig, &frame.bytes());
                     assert_eq!((ran.action, ran.frame), (XDP_TX, error(&frame, UNREACHABLE[family])), "{vip}");
                 }
-                // Only the first fragment is answered.
+                // The program answers only the first fragment of a datagram.
                 let parts = Frame { payload: vec![1; 100], ..plain }.fragments(48, 9);
                 assert_eq!(run(&rig, &parts[0].bytes()).action, XDP_TX, "{vip}");
                 assert_eq!(run(&rig, &parts[1].bytes()).action, XDP_DROP, "{vip}");
@@ -260,7 +262,7 @@ fn when_a_packet_must_not_be_answered_then_it_is_dropped_silently() {
             silent(martian, &Frame::tcp(martian, tcp, SYN).bytes(), DropReason::Martian);
             let parts = Frame { payload: vec![1; 100], ..Frame::tcp(client, tcp, SYN) }.fragments(48, 9);
             silent(&format!("{client}, a SYN in parts"), &parts[0].bytes(), DropReason::NoBackend);
-            // An ICMP error about a packet of the VIP.
+            // The packet is an ICMP error about a packet that the VIP sent.
             let quoted = Frame::tcp(tcp, client, ACK).packet();
             let kind = if family == 0 { 3 } else { 1 };
             let error = Frame { payload: quoted, ..Frame::icmp(client, tcp, kind, 1, [0; 4]) };
@@ -303,7 +305,7 @@ fn when_rejections_exceed_the_budget_then_answers_are_limited() {
     });
 }
 
-/// A service with `reject`, and one with a tunnel that long packets do not fit.
+/// One service uses `reject`, and a second service has a tunnel whose MTU is too small for long packets.
 #[test]
 fn when_a_flood_is_rejected_then_senders_of_long_packets_are_told_all_the_same() {
     rejecting(Budgets { errors: 20, rejections: 20, ..PLENTY }, |rig| {

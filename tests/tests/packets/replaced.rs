@@ -1,4 +1,5 @@
-//! Tests of replacing a backend's row while packets read it: each sees the old or the new row completely.
+//! Tests of replacing a backend's row while the program handles packets: for each packet, the program sees the complete
+//! old row or the complete new row.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd},

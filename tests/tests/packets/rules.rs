@@ -1,4 +1,4 @@
-//! Tests of rules for client prefixes: pin, spread and deny in every mode, also on rare paths.
+//! Tests of rules for client prefixes: rules that pin, spread or deny, in every mode and also for rare packets.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,7 +15,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run_with};
 
-/// Services with rules: the VIP, the backend added to the table, and the backend that takes no clients.
+/// Services with rules: the VIP, the additional backend in the lookup table, and the backend that takes no clients.
 const SERVICES: [(&str, &str, &str); 9] = [
     ("198.51.100.10:80", "10.0.0.111", "10.0.0.211"),
     ("[2001:db8::10]:80", "fd00::111", "fd00::211"),
@@ -28,12 +28,12 @@ const SERVICES: [(&str, &str, &str); 9] = [
     ("[2001:db8::70]:53", "fd00::170", "fd00::242"),
 ];
 
-/// The number of the pinned backend, by the service's index in [`SERVICES`].
+/// Returns the number of the backend to which a rule pins clients, by the service's index in [`SERVICES`].
 const fn pinned(place: usize) -> usize {
     100 + place
 }
 
-/// The number of the backend that takes no clients.
+/// Returns the number of the backend that takes no clients, by the service's index in [`SERVICES`].
 const fn unwilling(place: usize) -> usize {
     150 + place
 }
@@ -96,7 +96,8 @@ fn packet(client: &str, port: u16, vip: &str, flags: u8) -> Frame {
     Frame::new(&from(client, port), vip, transport)
 }
 
-/// The MAC address of the table's backend for a client, or for one of its connections.
+/// Returns the MAC address of the backend that the lookup table names for a client, or for one connection of the
+/// client.
 fn by_table(rig: &Rig, place: usize, client: &str, connection: Option<u16>) -> [u8; 6] {
     let key = HashKey { k0: 1, k1: 2 };
     let words: [u64; 2] = match client.parse().expect("an address") {
@@ -208,7 +209,7 @@ fn when_packets_are_rare_then_rules_apply_as_well() {
     });
 }
 
-/// A router's error about a packet from the VIP to `client`.
+/// Returns a router's ICMP error about a packet from the VIP to `client`.
 fn error(vip: &str, client: &str, port: u16) -> Frame {
     let quoted = Frame {
         source: vip.parse().expect("an address"),

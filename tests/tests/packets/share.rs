@@ -1,5 +1,5 @@
-//! Tests of services that share their clients with the host: which packets pass, which are steered, and what happens to
-//! connections from before a change of the share.
+//! Tests of services that share their clients with the host: which packets pass, which packets the program steers, and
+//! where connections from before a change of the share go.
 
 use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
@@ -25,7 +25,7 @@ use crate::{
     icmp_errors::error,
 };
 
-/// TCP services of both families, one for each mode.
+/// The TCP services of both families, with one service for each mode.
 const TCP: [&str; 6] = [
     "198.51.100.10:80",
     "[2001:db8::10]:80",
@@ -36,7 +36,8 @@ const TCP: [&str; 6] = [
 ];
 const UDP: [&str; 2] = ["198.51.100.70:53", "[2001:db8::71]:53"];
 const HALF: Share = Share::always(50);
-/// Half of the clients are steered. In the change, an equal number moved from the host to the backends or back.
+/// A change after which the program steers half of the clients. Recently, equal numbers of clients have moved to the
+/// backends and back to the host.
 const CHANGED: Share = Share { now: 50, least: 25, most: 75 };
 
 fn tag(client: IpAddr) -> u32 {
@@ -52,8 +53,8 @@ fn tag(client: IpAddr) -> u32 {
     (hash >> 32) as u32
 }
 
-/// A client of `vip`'s family on a side of the share. Each VIP has another client, because the services of the rig
-/// share a hash key.
+/// Returns a client of `vip`'s family on the given side of the share. Each VIP uses different clients, because all
+/// services of the rig have the same hash key.
 fn on(share: Share, side: Side, vip: &str) -> IpAddr {
     let clients = (1..=250u16).map(|host| -> IpAddr {
         if vip.starts_with('[') {
@@ -119,7 +120,7 @@ fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_u
                 cases.push(Case::new(format!("{vip} came, begins"), &of(came, SYN), to(rig, vip)));
                 cases.push(Case::new(format!("{vip} came, is known"), &of(came, ACK), to(rig, vip)));
                 cases.push(Case::new(format!("{vip} left, begins"), &of(left, SYN), Then::Pass));
-                // The host has no sockets here.
+                // The host has no sockets in this test.
                 cases.push(Case::new(format!("{vip} left, goes on"), &of(left, ACK), Then::Pass));
             }
             for vip in UDP {
@@ -133,7 +134,7 @@ fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_u
     );
 }
 
-/// Gives this machine the VIPs, and listens on them.
+/// Assigns the VIPs to the test's machine, and listens on the VIPs.
 fn serve(vips: &[&str]) -> Vec<TcpListener> {
     let ip = |words: &str| {
         let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
@@ -148,8 +149,8 @@ fn serve(vips: &[&str]) -> Vec<TcpListener> {
         .collect()
 }
 
-/// A connection of `client` to a listener; this machine gets the client's address. Its packets do not leave the
-/// machine.
+/// Connects `client` to a listener on the host. The machine of the test also gets the client's address, so the packets
+/// do not leave the machine.
 fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
     let status = Command::new("ip")
         .args(["address", "add", &client.to_string(), "dev", "lo"])
@@ -178,7 +179,8 @@ fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_no
                     let of = |from: SocketAddr, flags| Frame::new(&from.to_string(), vip, Transport::Tcp(flags));
                     let other = SocketAddr::new(client, from.port().wrapping_add(1));
                     cases.push((format!("{side:?} in the host's connection"), of(from, ACK), true));
-                    // The host listens and would know another connection: this one is a backend's.
+                    // The host has a listener, but no socket for this connection of the client, so the connection
+                    // belongs to a backend.
                     cases.push((format!("{side:?} in another connection"), of(other, ACK), false));
                     let begins = matches!(side, Side::Left);
                     cases.push((format!("{side:?} begins another one"), of(other, SYN), begins));
@@ -198,14 +200,15 @@ fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_no
                         let mac = backend_mac(rig.service(&vip.to_string()).expect("a service"));
                         anyhow::ensure!(passes || ran.frame.starts_with(&mac), "{vip} {name}: elsewhere");
                     }
-                    // The connection has ended, so the client may use its port for a connection to a backend.
+                    // After the end of the connection, the client may use the port for a connection to a backend.
                     drop((accepted, own));
                     let ended = Frame::new(&from.to_string(), &vip.to_string(), Transport::Tcp(ACK));
                     let ran = rig.run(&ended.bytes())?;
                     anyhow::ensure!(ran.action == 3, "{vip} {side:?} after the end: action {}", ran.action);
                 }
                 let ShareStats { unsteered, host_connections } = rig.passed(vip)?;
-                // Two packets of the first client; two and a SYN of the other one.
+                // The steered client sent two packets in the host's connection; the unsteered client sent two packets
+                // and a SYN.
                 anyhow::ensure!((unsteered, host_connections) == (3, 2), "{vip}: {unsteered}, {host_connections}");
             }
             Ok(())

@@ -1,5 +1,5 @@
-//! Tests of packets that suggest the failure of a backend: the controller is informed, and resets that refuse
-//! connections are withheld.
+//! Tests of packets that suggest the failure of a backend: the program informs the controller, and withholds resets by
+//! which backends refuse connections.
 
 use std::{
     env,
@@ -22,16 +22,16 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const RST: u8 = 4;
-/// More than the possible delay of the program's clock.
+/// A time that is longer than the largest possible delay of the program's clock.
 const CLOCK: Duration = Duration::from_millis(20);
 
-/// For each family: the service, its backend, and a client without its port.
+/// For each family: the service, the backend of the service, and a client address without a port.
 const NAT: [(&str, &str, &str); 2] =
     [("198.51.100.10:80", "10.0.0.11:80", "203.0.113.7"), ("[2001:db8::10]:80", "[fd00::11]:80", "[2001:db8:c::7]")];
 const DSR: (&str, &str, &str) = ("198.51.100.20:80", "10.0.0.21:80", "203.0.113.7");
-/// The UDP service, its backend, and a client without its port.
+/// The UDP service, the backend of the service, and a client address without a port.
 const DATAGRAMS: (&str, &str, &str) = ("198.51.100.30:53", "10.0.0.31:53", "203.0.113.7");
-/// The number of packets in a flood; `BALANCER_FLOOD` overrides it.
+/// The number of packets in a flood, unless `BALANCER_FLOOD` sets another number.
 const FLOOD: u32 = 1_000_000;
 
 fn services() -> Vec<Service> {
@@ -50,7 +50,7 @@ fn services() -> Vec<Service> {
     ]
 }
 
-/// Runs a test in a new namespace, with resets withheld for this time.
+/// Runs a test in a new namespace. The rig's program withholds resets for the time `withhold`.
 fn with_rig(withhold: Option<Duration>, test: impl FnOnce(Rig, Suspects) + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let mut rig = Rig::new(&services()).expect("a rig");
@@ -63,7 +63,7 @@ fn with_rig(withhold: Option<Duration>, test: impl FnOnce(Rig, Suspects) + Send 
     thread.join().expect("the thread panicked");
 }
 
-/// A segment of the backend to the client at `port`, with this sequence number.
+/// Returns a segment from the backend to the client's port, with the given sequence number.
 fn answer((_, at, client): (&str, &str, &str), port: u16, flags: u8, sequence: u32) -> Vec<u8> {
     let frame = Frame::tcp(at, &format!("{client}:{port}"), flags);
     let header = if frame.source.is_ipv4() { 34 } else { 54 };
@@ -181,7 +181,7 @@ fn when_clients_go_on_with_their_handshakes_then_the_backend_is_left_alone() {
                 for port in 40_000..40_010 {
                     action(&rig, &syn(case, port));
                 }
-                // One packet is enough: the backend answers.
+                // The first packet shows the program that the backend answers.
                 let (vip, _, client) = case;
                 action(&rig, &Frame::tcp(&format!("{client}:{}", 40_000 + round), vip, ACK).bytes());
                 sleep(Duration::from_millis(100));
@@ -224,7 +224,7 @@ fn when_an_error_says_that_a_backend_cannot_be_reached_then_the_controller_is_to
     });
 }
 
-/// The error of `source` to the client at `port` about its packet to the backend.
+/// Returns an ICMP error from `source` to the client about the client's packet `quoted`.
 fn unreachable(source: &str, case: (&str, &str, &str), quoted: &Frame) -> Vec<u8> {
     let (_, _, client) = case;
     let mut payload = quoted.packet();
@@ -257,7 +257,7 @@ fn when_the_datagram_that_could_not_be_delivered_was_fragmented_then_the_control
     }
 }
 
-/// Returns the largest number of reports about one backend since then.
+/// Returns the largest allowed number of reports about one backend since `since`.
 fn budget(since: Instant) -> usize {
     usize::try_from(since.elapsed().as_secs()).expect("not that long") + 2
 }
@@ -266,7 +266,8 @@ fn flood() -> u32 {
     env::var("BALANCER_FLOOD").ok().and_then(|flood| flood.parse().ok()).unwrap_or(FLOOD)
 }
 
-/// The SYNs of nonexistent clients have no answers: the controller checks for that, a limited number of times.
+/// Nonexistent clients never complete handshakes, so the program reports the backend, but only a limited number of
+/// times.
 #[test]
 fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_second() {
     with_rig(Some(Duration::from_secs(1)), |rig, mut suspects| {
@@ -291,7 +292,7 @@ fn when_a_million_forged_syns_come_twice_then_the_controller_is_told_once_a_seco
     });
 }
 
-/// The port is closed on purpose, as the first checks find.
+/// The backend has closed the port on purpose, and the first health checks detect the closed port.
 #[test]
 fn when_a_client_is_refused_a_hundred_thousand_times_then_it_learns_so_and_checks_are_few() {
     with_rig(Some(Duration::from_secs(5)), |rig, mut suspects| {
@@ -325,7 +326,8 @@ fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobod
                 bytes[header + 4..header + 8].fill(0);
                 bytes
             };
-            // To the VIP, like from clients; to a client, from an unknown host and from another port of the backend.
+            // The resets go to the VIP, as a client's resets do, or go to a client from an unknown host or from another
+            // port of the backend.
             for (from, to, wanted) in [
                 (client.as_str(), vip, XDP_TX),
                 (stranger, client.as_str(), XDP_PASS),
@@ -334,7 +336,7 @@ fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobod
                 let forged = zero(Frame::tcp(from, to, RST | ACK));
                 assert_eq!(action(&rig, &forged), wanted, "{from} to {to}");
             }
-            // About the answers of the VIP, to the VIP.
+            // The ICMP error goes to the VIP, and quotes the VIP's answer.
             let answer = Frame::tcp(vip, &client, SYN | ACK);
             let mut payload = answer.packet();
             payload.truncate(48);
@@ -342,7 +344,7 @@ fn when_resets_and_errors_come_from_elsewhere_then_nothing_is_withheld_and_nobod
             let (from, to) = (client.replace(":40000", ":0"), vip.replace(":80", ":0"));
             let error = Frame { payload, ..Frame::icmp(&from, &to, message, code, [0; 4]) }.bytes();
             assert_eq!(action(&rig, &error), XDP_TX, "goes to the backend");
-            // About packets to another host.
+            // The ICMP error quotes a packet to another host.
             let quoted = Frame::tcp(&client, stranger, SYN);
             let stranger = stranger.replace(":80", ":0");
             assert_eq!(action(&rig, &unreachable(&stranger, case, &quoted)), XDP_PASS);

@@ -1,4 +1,4 @@
-//! Tests of packets that are too large for their path: their senders are told the MTU.
+//! Tests of packets that are too large for their path: the program reports the path's MTU to the sender.
 
 use std::net::SocketAddr;
 
@@ -11,13 +11,13 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, dsr, nat, run, services};
 
-/// A TCP segment whose IP packet is `length` bytes long.
+/// Returns a TCP segment whose IP packet is `length` bytes long.
 pub(crate) fn segment(client: &str, vip: &str, length: usize) -> Frame {
     let headers = 20 + if client.starts_with('[') { 40 } else { 20 };
     Frame { payload: (0..length - headers).map(|i| i as u8).collect(), ..Frame::tcp(client, vip, ACK) }
 }
 
-/// Returns the error for the sender of `frame`.
+/// Returns the ICMP error that the program sends to the sender of `frame`.
 pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     let portless = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
     let packet = frame.packet();
@@ -44,7 +44,7 @@ pub(crate) fn told(frame: &Frame, mtu: usize) -> Frame {
     }
 }
 
-/// The client, the VIP, and the remaining MTU of the path.
+/// Returns the client, the VIP, and the MTU that remains for the client's packets, for each path.
 fn ways() -> Vec<(&'static str, &'static str, usize)> {
     let (v4, v6) = ("203.0.113.7:40000", "[2001:db8:c::7]:40000");
     let out = OUT_MTU as usize;
@@ -164,7 +164,7 @@ fn when_senders_are_told_then_answers_are_counted_and_limited() {
         let told = rig.replies().expect("counters").too_big;
         let dropped = rig.drops(DropReason::TooBig).expect("counters");
         assert_eq!(told + dropped, SENT);
-        // The budget is per CPU and second, and this run is short.
+        // The budget applies per CPU and second, and the test sends all packets within a short time.
         assert!(told >= 20, "{told}");
         assert!(dropped > 0);
     })

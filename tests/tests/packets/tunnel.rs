@@ -1,4 +1,4 @@
-//! Tests of `ipip` and `gue` in all family pairs.
+//! Tests of `ipip` and `gue` in all combinations of inner and outer address family.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use crate::cases::{Case, Then, run};
 
-/// The mode, the VIP and port, and the backend's address.
+/// The mode, the VIP with its port, and the address of the backend.
 const PAIRS: [(&str, &str, &str, &str); 8] = [
     ("ipip 4 in 4", "203.0.113.7:40000", "198.51.100.50:80", "10.0.0.50"),
     ("ipip 4 in 6", "203.0.113.7:40000", "198.51.100.52:80", "fd00::52"),
@@ -29,7 +29,7 @@ fn words(address: SocketAddr) -> [u32; 4] {
     }
 }
 
-/// Returns `frame` as it goes to the backend.
+/// Returns `frame` in the form that the backend receives.
 pub(crate) fn wrapped(rig: &Rig, mode: &str, frame: &Frame, service: &str, backend: &str) -> Frame {
     let index = rig.service(service).expect("a service of the rig");
     let backend: IpAddr = backend.parse().expect("an address");
@@ -117,7 +117,8 @@ fn when_a_tunnel_uses_another_interface_or_fragments_then_packets_are_wrapped() 
     });
 }
 
-/// If a packet may be fragmented, so may its outer packet, which then needs its own identification.
+/// If routers may fragment a packet, they may also fragment the outer packet, so the outer packet needs a separate
+/// identification.
 #[test]
 fn when_outer_packets_may_be_fragmented_then_their_identifications_differ() {
     std::thread::spawn(|| {
@@ -137,7 +138,8 @@ fn when_outer_packets_may_be_fragmented_then_their_identifications_differ() {
                 ids.insert(id);
             }
         }
-        // All differ, unless the scheduler moved the test to a CPU whose counter had the same values.
+        // All identifications differ, unless the scheduler moved the test to a CPU whose counter had already used the
+        // same values.
         assert!(ids.len() >= 50, "{ids:?}");
     })
     .join()

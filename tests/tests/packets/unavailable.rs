@@ -1,4 +1,4 @@
-//! Tests that services which cannot forward count the reason.
+//! Tests that a service counts the reason why it cannot forward a packet.
 
 use balancer_common::verdict::DropReason;
 use balancer_testkit::{
@@ -59,7 +59,7 @@ fn when_a_connection_cannot_be_forwarded_then_its_decision_still_counts() {
                 for ((frame, vip), reason, change) in cases {
                     let index = rig.service(&vip).unwrap_or_else(|| panic!("{vip}"));
                     let frame = change.map_or_else(|| frame.clone(), |change| change(frame.clone()));
-                    // Regardless of the DF bit: the sender is told.
+                    // The program informs the sender regardless of the DF bit in the packet.
                     for frame in [frame.clone(), fragmentable(frame)] {
                         let before = rig.backend_stats(index).expect("counters");
                         let drops = rig.drops(reason).expect("counters") + rig.replies().expect("counters").too_big;

@@ -1,10 +1,11 @@
-//! Compares the kernel program's speed with another commit's: `cargo xtask bench path --against REV`, and the gate of
-//! `cargo xtask ci`.
+//! Compares the speeds of the kernel programs of this tree and of another commit: `cargo xtask bench path --against
+//! REV`, and the gate of `cargo xtask ci`.
 //!
-//! The other commit is in target/baseline/tree, without its history. It has its own target directory, which starts with
-//! the dependencies that this tree has already built. This tree's benchmark measures the other commit's program, so
-//! that both sides have the same paths. If this benchmark does not compile there, the other commit's own benchmark
-//! measures it.
+//! The other commit's files are in target/baseline/tree, without the repository's history. The other commit has a
+//! target directory of its own, which initially contains the dependencies that this tree has already built. This tree's
+//! benchmark measures the kernel programs of both commits, so that both measurements have the same packet paths. If
+//! this tree's benchmark does not compile in the other commit, the other commit's own benchmark measures the other
+//! commit's kernel program.
 
 use std::{
     ffi::OsStr,
@@ -18,12 +19,12 @@ use anyhow::{Context as _, Result};
 use super::PATH;
 use crate::command::{built, cargo, output, program, root, run};
 
-/// The file with the name of the commit to compare with.
+/// The file that names the commit with which the gate compares this tree.
 const BASELINE: &str = "tests/bench/baseline";
 /// The directory of the benchmarks.
 const BENCHMARKS: &str = "tests/bench";
 
-/// The sources that determine the kernel program and its loading.
+/// The source files that determine the kernel program and how the balancer loads it.
 const PROGRAM: [&str; 6] = [
     "balancer-common",
     "balancer-ebpf",
@@ -33,7 +34,7 @@ const PROGRAM: [&str; 6] = [
     "rust-toolchain.toml",
 ];
 
-/// A commit to compare this tree with.
+/// A commit with which this tree is compared.
 pub(crate) struct Against {
     commit: String,
 }
@@ -54,7 +55,7 @@ impl Against {
         Self::revision(text.trim()).with_context(|| format!("the commit in {BASELINE}"))
     }
 
-    /// Whether the kernel program may differ.
+    /// Whether the kernel program of this tree may differ from the commit's.
     pub(crate) fn differs(&self) -> Result<bool> {
         let unchanged = git().args(["diff", "--quiet", &self.commit, "--"]).args(PROGRAM).status()?.success();
         let added = output(git().args(["ls-files", "--others", "--exclude-standard", "--"]).args(PROGRAM));
@@ -75,13 +76,13 @@ impl Against {
         Ok(())
     }
 
-    /// Compares the results of `own`, this tree's benchmark, and of the one that [`Self::build`] has made.
+    /// Compares the results of `own`, this tree's benchmark, with the benchmark that [`Self::build`] has made.
     pub(crate) fn compare(&self, own: &Path, options: &[String]) -> Result<()> {
         println!("before: {}, after: this tree", self.commit);
         run(program(own).arg("--against").arg(Place::new()?.benchmark()).args(options))
     }
 
-    /// Keeps an already extracted tree, so that little has to be rebuilt.
+    /// Keeps an already extracted tree of the commit, so that cargo has to rebuild little.
     fn extract(&self, place: &Place) -> Result<()> {
         let is_there = fs::read_to_string(place.stamp()).is_ok_and(|commit| commit == self.commit);
         if is_there { Ok(()) } else { self.extract_anew(place) }
@@ -94,7 +95,8 @@ impl Against {
         gone(fs::remove_dir_all(place.tree())).context("cannot remove the tree of before")?;
         fs::create_dir_all(place.tree()).with_context(|| format!("cannot make {}", place.tree().display()))?;
         run(git().args(["archive", "--format", "tar", "--output"]).arg(place.archive()).arg(&self.commit))?;
-        // Give the files the current time. With the commit's times, existing build outputs would seem newer.
+        // Give the extracted files the current time. With the commit's times, existing build outputs would seem newer
+        // than the files.
         run(program("tar")
             .arg("--extract")
             .arg("--touch")
@@ -106,7 +108,7 @@ impl Against {
     }
 }
 
-/// The directory of the other commit.
+/// The directory with the files of the other commit.
 struct Place(PathBuf);
 
 impl Place {
@@ -122,7 +124,7 @@ impl Place {
         self.0.join("tree.tar")
     }
 
-    /// The file with the commit's name.
+    /// The file that contains the commit's name.
     fn stamp(&self) -> PathBuf {
         self.0.join("commit")
     }
@@ -135,7 +137,7 @@ impl Place {
         self.target().join("debug").join(PATH)
     }
 
-    /// Replaces the other commit's benchmarks by this tree's.
+    /// Replaces the other commit's benchmarks by this tree's benchmarks.
     fn overlay(&self) -> Result<()> {
         let place = self.tree().join(BENCHMARKS);
         gone(fs::remove_dir_all(&place)).with_context(|| format!("cannot remove {}", place.display()))?;
@@ -145,12 +147,13 @@ impl Place {
     fn build(&self) -> Result<()> {
         let mut command = cargo();
         command.args(["build", "--package", "balancer-bench", "--bin", PATH]).current_dir(self.tree());
-        // It is built only once; debug information for the project's crates is enough.
+        // Cargo builds the other commit only once, so debug information for only the project's crates is enough.
         command.args(["--config", "profile.dev.debug=false"]).env("CARGO_INCREMENTAL", "0");
         run(command.env("CARGO_TARGET_DIR", self.target()))
     }
 
-    /// Lets the first build start with the dependencies that this tree has already built.
+    /// Copies the dependencies that this tree has already built, so that the other commit's first build can use the
+    /// copies.
     fn seed(&self) -> Result<()> {
         if self.target().exists() {
             return Ok(());
@@ -159,7 +162,7 @@ impl Place {
         let own = own.parent().context("a profile lies in a target directory")?;
         for profile in ["debug", "bpf/release", "bpf/bpfel-unknown-none/release"] {
             let (from, to) = (own.join(profile), self.target().join(profile));
-            // Compilers replace these files, so hard links can share them.
+            // Compilers replace these files instead of changing them, so hard links can share the files.
             share(&from.join("deps"), &to.join("deps"), &["--link"], |path| {
                 path.extension().and_then(OsStr::to_str).is_some_and(|end| ["rlib", "rmeta", "so", "d"].contains(&end))
             })?;
@@ -198,7 +201,7 @@ fn git() -> Command {
     program("git")
 }
 
-/// Ignores that there was nothing to remove.
+/// Ignores the error of a removal if the file did not exist.
 fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -206,15 +209,15 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The long part of the gate, which may run in parallel with the tests: builds the baseline, if there is anything to
-/// compare.
+/// Builds the baseline if the kernel program may differ. This long part of the gate may run in parallel with the tests.
 pub(crate) fn build_baseline() -> Result<()> {
     let baseline = Against::baseline()?;
     if baseline.differs()? { baseline.build() } else { Ok(()) }
 }
 
-/// The gate: compares the speed of the unoptimized [`PATH`], built together with the tests, with the baseline's. The
-/// kernel program is optimized in every build, and the benchmark measures only the kernel's time.
+/// Compares the speed of this tree's kernel program with the baseline's, by the unoptimized [`PATH`], which is built
+/// together with the tests. An unoptimized benchmark suffices: every build optimizes the kernel program, and the
+/// benchmark measures only the kernel's time.
 pub(crate) fn check_paths() -> Result<()> {
     let baseline = Against::baseline()?;
     if !baseline.differs()? {

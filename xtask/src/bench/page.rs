@@ -18,14 +18,15 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The program that makes the page.
+/// The program that writes the page of results.
 const REPORT: &str = "bench-report";
 /// The directory of the book's pictures.
 const BOOK: &str = "docs/src/charts";
-/// The time limit of a benchmark: the longest takes less than half of it.
+/// The time limit of each benchmark: the longest benchmark takes less than half of this limit.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The benchmarks on the page in their order, with options. It leaves out long ones with further requirements.
+/// The benchmarks on the page in order, with their options. The page leaves out long benchmarks that have further
+/// requirements.
 const WANTED: [(Benchmark, &[&str]); 11] = [
     (Benchmark::Path, &[]),
     (Benchmark::Live, &[]),
@@ -40,13 +41,14 @@ const WANTED: [(Benchmark, &[&str]); 11] = [
     (Benchmark::Table, &["--warm-up-time", "1", "--measurement-time", "3"]),
 ];
 
-/// Everything at once.
+/// The options for running all benchmarks at once.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Page {
-    /// All but `memory` and `fleet`: samples, tables and pictures of all in one directory. The same without a name.
+    /// Run all benchmarks but `memory` and `fleet`, and put samples, tables and pictures in one directory. Without a
+    /// name, --all is the default.
     #[arg(long, conflicts_with = "only")]
     all: bool,
-    /// The directory, instead of target/bench.
+    /// The directory for the results, instead of target/bench.
     #[arg(long, value_name = "DIR", conflicts_with = "only")]
     out: Option<PathBuf>,
     /// Also replace the pictures in the book, docs/src/charts.
@@ -93,7 +95,7 @@ impl Page {
     }
 }
 
-/// Adds the parts of the page, and the finished and failed benchmarks, to the arguments of `report`.
+/// Adds three lists to the arguments of `report`: the page's parts, the finished benchmarks and the failed benchmarks.
 fn of<'a>(report: &'a mut Command, done: &[Benchmark], failed: &[String], raw: &Path) -> Result<&'a mut Command> {
     for &benchmark in done {
         if benchmark == Benchmark::Table {
@@ -116,7 +118,7 @@ fn is_wanted(benchmark: Benchmark) -> bool {
     WANTED.iter().any(|(wanted, _)| *wanted == benchmark)
 }
 
-/// Builds everything before the measurements.
+/// Builds all benchmarks before the first measurement.
 fn build() -> Result<()> {
     let mut binaries = vec!["balancer", REPORT];
     binaries.extend(BINARIES.iter().filter(|(benchmark, ..)| is_wanted(*benchmark)).map(|(_, binary, _)| *binary));
@@ -131,7 +133,7 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-/// Runs a benchmark with its output in a file.
+/// Runs a benchmark, and writes the benchmark's output into a file.
 fn measure(benchmark: Benchmark, options: &[&str], file: &Path) -> Result<()> {
     let mut command = if let Some((_, bench)) = BENCHES.iter().find(|(other, _)| *other == benchmark) {
         let mut command = cargo_bench(*bench);
@@ -144,7 +146,7 @@ fn measure(benchmark: Benchmark, options: &[&str], file: &Path) -> Result<()> {
         command.args(*what);
         command
     };
-    // Criterion stores its samples elsewhere.
+    // Criterion stores samples in a directory of its own.
     let file = if benchmark == Benchmark::Table {
         file.with_extension("txt")
     } else {

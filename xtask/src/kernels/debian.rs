@@ -26,9 +26,9 @@ const SUITES: [&str; 8] = [
 ];
 /// The oldest supported kernel.
 const OLDEST: [u32; 2] = [6, 1];
-/// The packages of a kernel; newer kernels have several.
+/// The Debian packages of a kernel; newer kernels have several packages.
 const PARTS: [&str; 4] = ["image", "binary", "base", "modules"];
-/// The modules that the tests' hosts need. Debian may have compiled some into the kernel.
+/// The modules that the tests' hosts need. Some of these modules may be built into Debian's kernel.
 const MODULES: [&str; 11] = [
     "veth",
     "bridge",
@@ -57,7 +57,7 @@ impl Kernel {
         self.directory.join("vmlinuz")
     }
 
-    /// The version, and the processor if it differs from this machine's.
+    /// The version, and the processor if it is not this machine's.
     pub(super) fn label(&self) -> String {
         if self.arch.is_this_machines() {
             return self.version.clone();
@@ -65,17 +65,17 @@ impl Kernel {
         format!("{} {}", self.version, self.arch.name())
     }
 
-    /// An archive of the modules, numbered in loading order.
+    /// An archive of the modules, which are numbered in the order of loading.
     pub(super) fn modules(&self) -> PathBuf {
         self.directory.join("modules.cpio")
     }
 
-    /// Whether it was unpacked with the currently required modules.
+    /// Whether this directory contains the kernel with all modules that the tests require now.
     fn is_complete(&self) -> bool {
         fs::read_to_string(self.list()).is_ok_and(|list| list == MODULES.join(" "))
     }
 
-    /// The list of requested modules, written last.
+    /// The path of the list of requested modules; the code that unpacks a kernel writes this list last.
     fn list(&self) -> PathBuf {
         self.directory.join("modules")
     }
@@ -85,7 +85,7 @@ impl Kernel {
     }
 }
 
-/// Selects kernels.
+/// A selection of kernels by version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which<'a> {
     /// The newest kernel of a version or series.
@@ -101,7 +101,7 @@ fn flavour(arch: Arch) -> String {
     format!("-cloud-{}", arch.debian())
 }
 
-/// Returns these kernels, each once; downloads missing ones.
+/// Returns the selected kernels, each once, and downloads missing kernels.
 pub(super) fn kernels(directory: &Path, arch: Arch, wanted: &[Which<'_>]) -> Result<Vec<Kernel>> {
     let apt = Apt::new(directory, &SUITES, (!arch.is_this_machines()).then(|| arch.debian()))?;
     let all = versions(&apt, &flavour(arch))?;
@@ -132,7 +132,8 @@ fn versions(apt: &Apt, flavour: &str) -> Result<BTreeSet<String>> {
     Ok(whole(&apt.search(&format!("^linux-(image|binary|modules)-[0-9].*{flavour}$"))?, flavour))
 }
 
-/// The kernel versions whose packages are complete, including the modules if they are in a separate package.
+/// The kernel versions whose packages are all available, including the package of modules if a version has such a
+/// package.
 fn whole(packages: &[String], flavour: &str) -> BTreeSet<String> {
     let of = |part: &str| -> BTreeSet<&str> {
         packages.iter().filter_map(|package| version(package.strip_prefix(part)?, flavour)).collect()
@@ -169,7 +170,7 @@ impl fmt::Display for Which<'_> {
     }
 }
 
-/// Whether a version equals `series` or continues it with a character that is no digit.
+/// Whether a version equals `series`, or starts with `series` and a character that is no digit.
 fn is_of(version: &str, series: &str) -> bool {
     version.strip_prefix(series).is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
 }
@@ -186,7 +187,7 @@ fn numbers(version: &str) -> Vec<u32> {
     version.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// The version in the rest of a kernel package's name. Packages with two numbers only depend on others.
+/// Returns the version in the rest of a kernel package's name. A package with only two numbers is a metapackage.
 fn version<'a>(rest: &'a str, flavour: &str) -> Option<&'a str> {
     rest.strip_suffix(flavour).filter(|version| numbers(version).len() > 2)
 }
@@ -234,7 +235,7 @@ fn modules(kernel: &Kernel, tree: &Path, full: &str) -> Result<()> {
         let mut command = program("modprobe");
         command.arg("--dirname").arg(tree).args(["--set-version", full, "--show-depends", module]);
         let lines = output(&mut command).with_context(|| format!("there is no module {module}"))?;
-        // The module's parameters may follow the path.
+        // In this list, parameters of a module may follow the module's path.
         let paths = lines.lines().filter_map(|line| line.strip_prefix("insmod ")?.split_whitespace().next());
         for path in paths.map(PathBuf::from) {
             if !ordered.contains(&path) {

@@ -1,4 +1,4 @@
-//! Boots a kernel once.
+//! Boots a kernel once in an emulated machine, the guest.
 
 use std::{
     fs::File,
@@ -14,12 +14,14 @@ use super::{debian::Kernel, outcome::Outcome};
 use crate::{arch::Arch, command::program};
 
 const MEMORY: &str = "4G";
-/// Two CPUs, with room for more, as in many virtual machines: the program must not size maps for CPUs that are absent.
+/// The guest has two CPUs of 64 possible CPUs, as many virtual machines do: the balancer must not size maps for absent
+/// CPUs.
 const CPUS: &str = "2,maxcpus=64";
 /// The time limit of a guest.
 const LIMIT: &str = "7200";
 
-/// Boots `kernel` with the archive `tests`, until it shuts down. Returns the results of its suites.
+/// Boots `kernel` with the archive `tests`, and waits until the guest shuts down. Returns the results of the guest's
+/// test suites.
 pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     let start = Instant::now();
     let disk = kernel.image().with_file_name("initrd");
@@ -37,7 +39,7 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         writeln!(log, "{line}")?;
-        // The firmware writes to the same line earlier.
+        // The firmware may have written to the beginning of this line.
         if let Some((_, said)) = line.split_once("@@ ") {
             outcome.hear(said);
             if said != "end" {
@@ -51,7 +53,7 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The ends of each cable between two of a guest's network cards.
+/// The two ends of each cable; a cable joins two network cards of a guest.
 const CABLES: [[&str; 2]; 2] = [["near0", "far0"], ["near1", "far1"]];
 
 /// The emulator command for a machine with a serial line and network cards joined by cables.
@@ -61,7 +63,7 @@ fn emulator(arch: Arch) -> Command {
     qemu.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
     let (cpu, line) = match arch {
         Arch::X86_64 => ("max", "ttyS0"),
-        // The architected algorithm for pointer signatures would take most of the emulator's time.
+        // A cheaper algorithm for pointer authentication: Arm's own algorithm would take most of the emulator's time.
         Arch::Arm64 => ("max,pauth-impdef=on", "ttyAMA0"),
     };
     for (cable, ends) in CABLES.iter().enumerate() {

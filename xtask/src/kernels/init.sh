@@ -1,5 +1,5 @@
 #!/tools/busybox sh
-# Process 1 of a guest. A line that begins with @@ is for whoever booted it.
+# Process 1 of a guest. Lines that begin with @@ are for the program that booted the guest.
 /tools/busybox mkdir -p /applets
 /tools/busybox --install -s /applets
 export PATH=/tools:/applets HOME=/root RUST_BACKTRACE=0
@@ -13,7 +13,7 @@ ulimit -n 65536
 exec </dev/null
 for module in /modules/*; do insmod "$module" || echo "@@ trouble $module cannot be loaded"; done
 ip link set lo up
-# By names that no host of a test has.
+# Gives the cards names that no host of a test has.
 cards=0
 for interface in /sys/class/net/*; do
     if [ -e "$interface/device" ]; then

@@ -19,15 +19,15 @@ use crate::{
     setup::cross_libraries,
 };
 
-/// Process 1.
+/// The guest's process 1, a shell script.
 const INIT: &str = include_str!("init.sh");
 /// The tests that need [`PROGRAM`].
 const STARTS_PROGRAMS: &str = "e2e";
-/// The program that is built with those tests; it is also a suite.
+/// The program that cargo builds with the tests `e2e`; a suite runs this program.
 const PROGRAM: &str = "balancer";
 const DIRECTORIES: [&str; 8] = ["dev", "proc", "sys", "run", "tmp", "root", "tools", "tests/deps"];
 
-/// Builds the suites for a processor and packs them. Returns the archive.
+/// Builds the test suites for a processor, packs them, and returns the path of the archive.
 pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<PathBuf> {
     let root = directory.join("root");
     if root.exists() {
@@ -73,7 +73,7 @@ pub(super) fn make(directory: &Path, arch: Arch, suites: &[Suite]) -> Result<Pat
     Ok(archive)
 }
 
-/// Builds for a processor; links statically if it is not this machine's.
+/// A build for a processor, with static linking if this machine has a different processor.
 struct Builder {
     arch: Arch,
     is_foreign: bool,
@@ -91,7 +91,7 @@ impl Builder {
         Ok(Self { arch, is_foreign, target })
     }
 
-    /// Builds the whole workspace, so that dependencies have the same features as in all other builds.
+    /// The build covers the whole workspace, so that dependencies have the same features as in all other builds.
     fn cargo(&self, what: &str) -> Command {
         let mut command = cargo();
         command.args([what, "--workspace", "--locked", "--quiet"]);
@@ -104,7 +104,7 @@ impl Builder {
         command
     }
 
-    /// The directory of cargo's programs.
+    /// The directory in which cargo puts the built programs.
     fn built(&self) -> Result<PathBuf> {
         if self.is_foreign { Ok(built(&self.target)?.join("debug")) } else { built("debug") }
     }
@@ -117,7 +117,7 @@ impl Builder {
         if self.is_foreign { program(self.binutil("strip")) } else { program("strip") }
     }
 
-    /// Builds the suites' programs.
+    /// Builds the programs of the test suites.
     fn tests(&self, suites: &[Suite]) -> Result<BTreeMap<String, PathBuf>> {
         let mut command = self.cargo("test");
         command.args(["--no-run", "--message-format", "json"]);
@@ -134,7 +134,7 @@ fn test_programs(suites: &[Suite]) -> BTreeSet<&'static str> {
     suites.iter().map(|suite| suite.program).filter(|program| *program != PROGRAM).collect()
 }
 
-/// The guest's shell command for a suite.
+/// The shell command by which the guest runs a suite.
 fn line(suite: &Suite) -> String {
     let Suite { name, program, only, environment } = suite;
     let environment = environment.join(" ");
@@ -144,14 +144,14 @@ fn line(suite: &Suite) -> String {
     format!("suite {name} env {environment} /tests/deps/{program} --test-threads 1 --nocapture {only}\n")
 }
 
-/// The tests' name and program in a message of cargo.
+/// The name and the path of the test program that a message of cargo describes.
 fn executable(message: &Value) -> Option<(String, PathBuf)> {
     let target = &message["target"];
     let tests = target["kind"].as_array()?.iter().any(|kind| kind == "test");
     Some((target["name"].as_str().filter(|_| tests)?.to_owned(), message["executable"].as_str()?.into()))
 }
 
-/// Packs a directory in the kernel's format.
+/// Packs a directory in the kernel's archive format.
 pub(super) fn pack(directory: &Path, archive: &Path) -> Result<()> {
     let list = output(program("find").arg(".").current_dir(directory)).context("`find` failed")?;
     let file = fs::File::create(archive).with_context(|| archive.display().to_string())?;

@@ -1,7 +1,7 @@
 //! `cargo xtask test --kernels`: runs the kernel programs on Debian's kernels in virtual machines.
 //!
-//! The emulator does not use virtualization: a guest boots within ten seconds everywhere, while nested virtualization
-//! often hangs.
+//! The emulator does not use hardware virtualization: an emulated guest boots within ten seconds everywhere, while
+//! nested virtualization often hangs.
 
 mod debian;
 mod guest;
@@ -25,29 +25,30 @@ use crate::{
     setup::{Purpose, guests, setup},
 };
 
-/// The series whose newest kernels are tried by default, in addition to the newest of all.
+/// The default series: tests run on the newest kernel of each series, and on the newest kernel of all.
 const SERIES: [&str; 3] = ["6.1", "6.12", "6.18"];
 
 /// The word for the newest kernel of each supported series.
 const ALL: &str = "all";
 
-/// The series on which each change must load: the oldest supported one, and the most common one.
+/// The series on which the kernel program must load after each change: the oldest supported series and the most common
+/// series.
 const EVERY_CHANGE: [&str; 2] = ["6.1", "6.12"];
 
-/// Which tests run where.
+/// The choice of tests and kernels.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
-    /// Instead: those of the kernel programs, in virtual machines with Debian's newest kernels of these versions (6.1,
-    /// 6.12.117, …) or of all series from 6.1 on (all); without one: 6.1, 6.12, 6.18 and the newest.
+    /// Run only tests of the kernel programs, in virtual machines with Debian's newest kernels of these versions (6.1,
+    /// 6.12.117, …) or of all series from 6.1 on (all); the default is 6.1, 6.12, 6.18 and the newest.
     #[arg(long, value_name = "VERSION", num_args = 0..)]
     kernels: Option<Vec<String>>,
-    /// On this processor, instead of this machine's.
+    /// Run on this processor, instead of this machine's.
     #[arg(long, requires = "kernels")]
     arch: Option<Arch>,
-    /// Only have these kernels verify the programs.
+    /// Only let these kernels verify the programs.
     #[arg(long, requires = "kernels")]
     load: bool,
-    /// Only these suites, such as `packets` or `vlan`.
+    /// Run only these suites, such as `packets` or `vlan`.
     #[arg(long, requires = "kernels", conflicts_with = "load")]
     suite: Vec<String>,
 }
@@ -80,12 +81,12 @@ impl Options {
     }
 }
 
-/// Tests of one program in a guest, or the balancer itself.
+/// One program that a guest runs: a test program, or the balancer itself.
 #[derive(Debug)]
 struct Suite {
     name: &'static str,
     program: &'static str,
-    /// The filter for tests' names, or the balancer's arguments.
+    /// The filter for the names of tests, or the arguments of the balancer.
     only: &'static str,
     environment: &'static [&'static str],
 }
@@ -104,7 +105,7 @@ const SUITES: [Suite; 14] = [
         only: "stickiness::when_clients_connect_with_nat_on_two_legs",
         environment: &[],
     },
-    // The time at which a program leaves its interface differs between kernels.
+    // Kernels differ in the time at which they detach an XDP program from an interface.
     Suite { name: "restart", program: "e2e", only: "restart::when_a_", environment: &[] },
     Suite { name: "passive", program: "e2e", only: "passive::", environment: &[] },
     Suite { name: "tunnels", program: "e2e", only: "tunnels::when_gue_runs_on_one_leg", environment: &[] },
@@ -140,7 +141,7 @@ fn this_machines() -> Result<Arch> {
     Arch::of_this_machine().with_context(|| format!("there are no guests for {ARCH}"))
 }
 
-/// Lets the kernels on which each change must load verify both programs.
+/// Lets the kernels of the series [`EVERY_CHANGE`] verify both programs.
 pub(crate) fn load() -> Result<()> {
     run(this_machines()?, &EVERY_CHANGE.map(Which::Of), &[LOADING])
 }
@@ -164,8 +165,8 @@ fn run(arch: Arch, wanted: &[Which<'_>], suites: &[Suite]) -> Result<()> {
     Ok(())
 }
 
-/// The number of attempts to boot a machine until it reaches process 1. With several processors, qemu without
-/// virtualization sometimes runs into an instruction that the kernel is replacing (`Oops: int3`).
+/// The number of attempts to boot a guest until process 1 starts. If qemu emulates several processors without
+/// virtualization, it sometimes executes an instruction that the kernel is replacing (`Oops: int3`).
 const BOOTS: u32 = 3;
 
 fn on(kernel: &Kernel, tests: &Path, suites: &[Suite]) -> Result<Outcome> {

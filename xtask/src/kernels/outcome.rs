@@ -1,4 +1,4 @@
-//! The results of a guest, as reported by its process 1.
+//! The results of a guest, as reported by the guest's process 1.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,9 +8,9 @@ use super::{LOADING, Suite};
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     kernel: String,
-    /// The number of verified instructions, by program.
+    /// The number of instructions that the verifier processed, by program.
     verified: BTreeMap<String, u32>,
-    /// The exit code and seconds, by suite.
+    /// The exit code and the duration in seconds, by suite.
     suites: BTreeMap<String, (i32, u32)>,
     trouble: bool,
     /// Whether the guest shut down by itself.
@@ -54,7 +54,7 @@ impl Outcome {
         self.heard
     }
 
-    /// Whether every suite passed without complaints from the kernel.
+    /// Whether every suite passed, and the kernel reported no trouble.
     pub(super) fn passed(&self, suites: &[Suite]) -> bool {
         let all = suites.iter().all(|suite| matches!(self.suites.get(suite.name), Some((0, _))));
         all && self.ended && !self.trouble
@@ -75,7 +75,7 @@ impl Outcome {
     }
 }
 
-/// A row for each guest, in columns.
+/// Formats a table with a row for each guest.
 pub(super) fn table(outcomes: &[Outcome], suites: &[Suite]) -> String {
     let mut head = vec!["kernel", "balancer", "decap"];
     head.extend(suites.iter().map(|suite| suite.name));

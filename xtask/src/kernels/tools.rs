@@ -15,11 +15,11 @@ use crate::{
     debian::Apt,
 };
 
-/// The programs and their Debian packages.
+/// The programs' names, and the Debian packages that contain the programs.
 const TOOLS: [(&str, &str); 3] = [("ip", "iproute2"), ("ethtool", "ethtool"), ("busybox", "busybox-static")];
-/// The Debian release of the programs for another processor.
+/// The Debian release from which programs for another processor come.
 const SUITE: &str = "trixie";
-/// Directories that Debian has moved to `usr` since bookworm.
+/// Directories that are links into `usr` since Debian bookworm.
 const MERGED: [&str; 3] = ["bin", "sbin", "lib"];
 
 /// Copies this machine's programs into a guest's directory, with their libraries.
@@ -34,7 +34,7 @@ pub(super) fn copy(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies the libraries of one of this machine's programs.
+/// Copies the libraries that a program of this machine uses.
 pub(super) fn copy_libraries(of: &Path, root: &Path) -> Result<()> {
     let listed = output(program("ldd").arg(of)).unwrap_or_default();
     let libraries: BTreeSet<&Path> =
@@ -49,7 +49,8 @@ pub(super) fn copy_libraries(of: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks Debian's programs for another processor, with their dependencies. Downloads stay in `directory`.
+/// Unpacks Debian's programs for another processor, with their dependencies. The downloaded packages stay in
+/// `directory`.
 pub(super) fn unpack(arch: Arch, directory: &Path, root: &Path) -> Result<()> {
     let apt = Apt::new(&directory.join("tools"), &[SUITE], Some(arch.debian()))?;
     for merged in MERGED {

@@ -1,4 +1,4 @@
-//! The API server of Kubernetes, built from Debian's source package, and Debian's `kubectl`.
+//! Builds the API server of Kubernetes from Debian's source package, and provides Debian's `kubectl`.
 
 use std::{
     collections::BTreeSet,
@@ -14,13 +14,13 @@ use crate::{
     debian::Apt,
 };
 
-/// The suite that has the source package, and the compiler that it is built with.
+/// The Debian release that has the source package and a compiler for it.
 const SUITE: &str = "bookworm";
 
-/// The compiler. This project builds Kubernetes 1.20 in Go's GOPATH mode.
+/// The packages of the Go compiler, which builds Kubernetes 1.20 in GOPATH mode.
 const COMPILER: [&str; 2] = ["golang-1.19-go", "golang-1.19-src"];
 
-/// The import path of the sources.
+/// The Go import path of the sources of Kubernetes.
 const IMPORT: &str = "k8s.io/kubernetes";
 
 /// The mark of types whose fields the server describes to `kubectl`.
@@ -30,8 +30,9 @@ const MARK: &str = "+k8s:openapi-gen=";
 const MARKED: [&str; 4] = ["pkg", "staging/src/k8s.io", "cmd", "plugin"];
 const UNMARKED: [&str; 2] = ["staging/src/k8s.io/code-generator", "staging/src/k8s.io/sample-apiserver"];
 
-/// A library in the sources that calls an internal function of the compiler in its form before Go 1.18, so the server
-/// would crash after minutes. Later versions of the library contain these lines.
+/// A library in the sources of Kubernetes. The library calls an internal function of the Go runtime in the form that
+/// the function had before Go 1.18, so the API server would crash after minutes. `MENDED` contains the changes of the
+/// library's later versions.
 const REFLECTION: &str = "vendor/github.com/modern-go/reflect2";
 const MENDED: [(&str, &str, &str); 3] = [
     (
@@ -50,7 +51,7 @@ const MENDED: [(&str, &str, &str); 3] = [
     ("unsafe_map.go", "mapiterinit(type2.rtype", "mapiteration(type2.rtype"),
 ];
 
-/// The directory with `kube-apiserver` and `kubectl`, which this function builds if they are missing.
+/// Returns the directory with `kube-apiserver` and `kubectl`; builds missing programs.
 pub(crate) fn programs() -> Result<PathBuf> {
     let place = root().join("target/kubernetes");
     let bin = place.join("bin");
@@ -71,7 +72,7 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// Removes everything from `place` except the programs: sources, compiler and cache take gigabytes.
+/// Removes everything from `place` except the built programs, because sources, compiler and cache take gigabytes.
 fn tidy(place: &Path, bin: &Path) -> Result<()> {
     for entry in fs::read_dir(place).with_context(|| place.display().to_string())? {
         let path = entry?.path();
@@ -85,7 +86,7 @@ fn tidy(place: &Path, bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks packages into a separate directory, and empties this directory first.
+/// Empties a separate directory, and unpacks packages into it.
 fn unpacked(apt: &Apt, place: &Path, name: &str, packages: &[&str]) -> Result<PathBuf> {
     let directory = place.join(name);
     let downloads = place.join(format!("{name}.packages"));
@@ -115,7 +116,7 @@ fn files(directory: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     Ok(all.filter(|path| path.to_string_lossy().ends_with(ending)).collect())
 }
 
-/// The sources, and a compiler for them.
+/// The sources of Kubernetes, and a compiler for these sources.
 struct Build {
     place: PathBuf,
     compiler: PathBuf,
@@ -156,7 +157,7 @@ impl Build {
         command.current_dir(self.sources());
         command.env("GOPATH", self.place.join("gopath")).env("GOCACHE", self.place.join("gocache"));
         command.env("GOROOT", &self.compiler).env("GO111MODULE", "off").env("CGO_ENABLED", "0");
-        // Compile one package at a time, because some need a gigabyte of memory.
+        // Compile one package at a time, because the compilation of some packages needs a gigabyte of memory.
         command.env("GOFLAGS", "-p=1").env("HOME", &self.place);
         let path = env::var_os("PATH").unwrap_or_default();
         let path = [self.compiler.join("bin")].into_iter().chain(env::split_paths(&path));
@@ -173,14 +174,14 @@ impl Build {
         run(&mut command)
     }
 
-    /// The version in the server's notation: `v1.20.2`.
+    /// The version of Kubernetes in the API server's notation: `v1.20.2`.
     fn version(&self) -> Result<String> {
         let description = files(&self.place.join("source"), ".dsc")?.pop().context("no description of the package")?;
         let text = fs::read_to_string(&description).with_context(|| description.display().to_string())?;
         version(&text).with_context(|| format!("{} has no version", description.display()))
     }
 
-    /// Generates the description of all types, then builds the server.
+    /// Generates the descriptions of all marked types, then builds the API server.
     fn server(&self, to: &Path) -> Result<()> {
         println!("Building the API server of Kubernetes {} from Debian's sources.", self.version()?);
         let generator = self.place.join("openapi-gen");
@@ -191,7 +192,7 @@ impl Build {
         command.arg("-i").arg(self.marked()?.into_iter().collect::<Vec<_>>().join(","));
         command.arg("-r").arg(self.place.join("violations")).arg("-o").arg(self.place.join("gopath/src"));
         run(&mut command)?;
-        // The file gets its final name only when it is complete.
+        // A built program gets its final name only when its file is complete.
         let half = to.with_extension("new");
         self.go(&half, "cmd/kube-apiserver")?;
         fs::rename(&half, to).with_context(|| to.display().to_string())
@@ -204,7 +205,8 @@ impl Build {
     }
 }
 
-/// The import paths of the packages of these files, whose names are relative to the root of the sources.
+/// Returns the import paths of the packages that contain these files. File names are relative to the root of the
+/// sources.
 fn packages(files: &str) -> BTreeSet<String> {
     let is_one = |file: &&str| !file.ends_with("_test.go") && !UNMARKED.iter().any(|tree| file.starts_with(tree));
     let directory = |file: &str| Some(Path::new(file).parent()?.to_str()?.replacen("staging/src/", "vendor/", 1));

@@ -9,21 +9,21 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// The scenarios to play, and their length.
+/// The choice of scenarios, and their length.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the tests with this in their names.
+    /// Run only tests whose names contain this text.
     #[arg(default_value = "")]
     only: String,
-    /// For how many seconds the API server is away.
+    /// The number of seconds for which the API server is away.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     away: u32,
-    /// How many clients connect all the time.
+    /// The number of clients that connect all the time.
     #[arg(long, default_value_t = 2_000)]
     clients: u16,
 }
 
-/// Sets up, builds the API server if it is missing, and plays the events that can happen to a Service.
+/// Sets up the machine, builds the API server if it is missing, and simulates the events that can happen to a Service.
 pub(crate) fn lab(options: &Options) -> Result<()> {
     ensure_root("the lab of Kubernetes", "lab kubernetes")?;
     setup(Purpose::Test)?;

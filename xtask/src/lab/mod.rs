@@ -15,25 +15,25 @@ use crate::{
 /// The subject of a lab.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lab {
-    /// The session lab: which ways of keeping sessions survive which events, with real servers and stores.
+    /// The session lab: shows which methods of keeping sessions survive which events, with real servers and stores.
     Sessions {
         /// Options of the lab: `--strategy`, `--front`, `--event`, `--output DIRECTORY`, `--fresh`, `--json`, `--list`;
-        /// `--help` says more.
+        /// `--help` explains them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
     /// Tests `balancer doctor`: seeds faults, one at a time and in each forwarding mode in which they can occur. The
     /// doctor must name only the fault, its cure must work, and clients must be served afterwards.
     Doctor {
-        /// Only the faults of this kind, such as `vip-missing`; the book's chapter on troubleshooting has a list.
+        /// Seed only faults of this kind, such as `vip-missing`; the book's chapter on troubleshooting lists the kinds.
         fault: Option<String>,
     },
-    /// What `balancer-kubernetes` does with a real API server and a real `kubectl`, both Debian's; the first time, the
-    /// server is built from Debian's sources, which takes a quarter of an hour and meanwhile 3 GB below `target`.
+    /// Tests `balancer-kubernetes` with a real API server and a real `kubectl`, both Debian's. The first run builds the
+    /// server from Debian's sources, which takes a quarter of an hour, and temporarily 3 GB below `target`.
     Kubernetes(kubernetes::Options),
 }
 
-/// Sets up and runs it.
+/// Installs what a lab needs, and runs the lab.
 pub(crate) fn lab(lab: &Lab) -> Result<()> {
     match lab {
         Lab::Sessions { options } => sessions(options),
@@ -62,7 +62,7 @@ fn sessions(options: &[String]) -> Result<()> {
     programs(&["balancer"], Aim::Release)?;
     let mut command = program(built("release")?.join("balancer"));
     command.args(["demo", "sessions"]);
-    // Set the output only if the user has not.
+    // Set the output directory only if the user has not set it.
     if !options.iter().any(|option| option.starts_with("--output")) {
         command.arg("--output").arg(root().join("target/lab/sessions"));
     }

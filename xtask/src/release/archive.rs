@@ -1,4 +1,4 @@
-//! Makes the archive of a release, and the checksums.
+//! Makes the archive and the checksums of a release.
 
 use std::{fs, path::Path, process::Command};
 
@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use super::PROGRAMS;
 use crate::command::{output, program, root, run};
 
-/// The file of checksums.
+/// The name of the file with the checksums.
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
-/// Files below the project's root, and their directories in the archive.
+/// Files below the project's root, each with its directory in the archive.
 const FILES: [(&str, &str); 13] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
@@ -27,10 +27,11 @@ const FILES: [(&str, &str); 13] = [
     ("contrib/systemd/exec-checks.conf", "contrib/systemd"),
 ];
 
-/// Directories of generated files.
+/// Directories of generated files that the archive contains.
 const DIRECTORIES: [&str; 2] = ["man", "completions"];
 
-/// Makes `NAME.tar.gz` in `directory` from a directory with the programs, which are in `built`, and their other files.
+/// Makes `NAME.tar.gz` in `directory`. The archive contains the programs from `built`, and the documentation, samples
+/// and generated files of the release.
 pub(super) fn make(directory: &Path, name: &str, built: &Path, bill: &Path, time: &str) -> Result<()> {
     let tree = directory.join(name);
     fs::create_dir_all(&tree)?;
@@ -54,7 +55,7 @@ pub(super) fn make(directory: &Path, name: &str, built: &Path, bill: &Path, time
         }
     }
     let archive = format!("{name}.tar");
-    // Reproducible: the same bytes for every user and at every time.
+    // Make the archive reproducible: the same bytes for every user and at every time.
     let mut tar = within(directory, "tar");
     tar.args(["--create", "--format=gnu", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
     run(tar.args(["--mode=go=rX,u+rw,a-s", &format!("--mtime=@{time}"), "--file", &archive, name]))?;

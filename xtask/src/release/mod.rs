@@ -1,7 +1,7 @@
 //! `cargo xtask release`: makes packages and archives for users who do not compile the programs.
 //!
-//! Programs are linked statically with musl, so that they run on every distribution. The same sources, compiler and
-//! tools produce the same bytes in every directory.
+//! The release links programs statically with musl, so that they run on every distribution. The same sources, compiler
+//! and tools produce the same bytes in every directory.
 
 mod archive;
 mod musl;
@@ -25,14 +25,15 @@ use crate::{
     setup::{Purpose, cross_compiler, nightly, setup},
 };
 
-/// The programs, in the order of their packages.
+/// The released programs, in the order of their packages.
 const PROGRAMS: [&str; 2] = ["balancer", KUBERNETES];
 
-/// The version of the whole workspace.
+/// The version number that all crates of the workspace have.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Builds for each of `architectures`, or for all. Puts packages, archives, bills of materials and checksums into
-/// `target/dist`, and signs the checksums with `key` if it is given.
+/// Builds the release for each of `architectures`, or for all architectures if `architectures` is empty. Puts packages,
+/// archives, bills of materials and checksums into `target/dist`, and signs the checksums with `key` if the caller
+/// gives a key.
 pub(crate) fn release(architectures: &[Arch], key: Option<&Path>) -> Result<()> {
     let key = key.map(signature::key).transpose()?;
     let architectures = if architectures.is_empty() { &Arch::ALL[..] } else { architectures };
@@ -71,7 +72,7 @@ fn target(arch: Arch) -> String {
 fn standard_library(compiler: &str) -> Result<Library> {
     let version =
         output(program("rustup").args(["run", compiler, "rustc", "--version"])).context("no answer from rustc")?;
-    // `rustc VERSION (COMMIT DATE)`
+    // The output of the compiler has the form `rustc VERSION (COMMIT DATE)`.
     let version = version.split_whitespace().nth(1).context("rustc names no version")?.to_owned();
     Ok(Library { name: "rust-std", version, licence: "MIT OR Apache-2.0" })
 }
@@ -90,7 +91,8 @@ fn pack(arch: Arch, built: &Path, libraries: &[Library], directory: &Path, time:
     Ok(())
 }
 
-/// The time in seconds since 1970 that replaces every file's time: `SOURCE_DATE_EPOCH`, or the last commit's.
+/// The time, in seconds since 1970, that replaces every file's time: `SOURCE_DATE_EPOCH`, or the time of the last
+/// commit.
 fn source_time() -> Result<String> {
     let time = match env::var("SOURCE_DATE_EPOCH") {
         Ok(time) => time,
@@ -101,7 +103,7 @@ fn source_time() -> Result<String> {
     Ok(time)
 }
 
-/// Builds the programs, and returns their directory.
+/// Builds the programs, and returns the directory with the programs.
 fn build(arch: Arch, compiler: &str, wrapper: &Path, time: &str) -> Result<PathBuf> {
     let target = target(arch);
     let toolchain = Toolchain::make(arch)?;

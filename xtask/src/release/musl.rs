@@ -1,5 +1,6 @@
-//! A C compiler and linker for static programs: gcc with Debian's musl, and with LLVM's unwinder, because gcc's needs
-//! functions of glibc. It downloads Debian's packages without installing them on this machine.
+//! A C compiler and linker for static programs: gcc with Debian's musl, and with LLVM's unwinder, because gcc's
+//! unwinder needs functions that only glibc has. This module downloads Debian's packages without installing them on
+//! this machine.
 
 use std::{
     fs,
@@ -44,7 +45,7 @@ impl Toolchain {
         if !this.compiler().exists() {
             println!("Downloading {} for {}", PACKAGES.join(", "), arch.name());
             this.download().with_context(|| format!("{} for {}", PACKAGES.join(", "), arch.debian()))?;
-            // The compiler is written last, as a sign that the toolchain is complete.
+            // Write the compiler's file last: its existence shows that the toolchain is complete.
             this.write_compiler()?;
         }
         Ok(this)
@@ -54,7 +55,7 @@ impl Toolchain {
         self.directory.join("cc")
     }
 
-    /// Returns the toolchain's libraries that are in every program.
+    /// Returns the toolchain's libraries that are linked into every program.
     pub(super) fn libraries_linked(&self) -> Result<Vec<Library>> {
         let licences = ["MIT", "Apache-2.0 WITH LLVM-exception"];
         (PACKAGES.into_iter().zip(["musl", "libunwind"]).zip(licences))
@@ -71,7 +72,7 @@ impl Toolchain {
             fs::read_dir(&self.directory).ok()?.flatten().filter_map(|file| file.file_name().into_string().ok());
         names.into_iter().find_map(|name| {
             let rest = name.strip_prefix(package)?.strip_prefix('_')?.strip_suffix(".deb")?;
-            // apt escapes colons in file names.
+            // apt escapes the colons of a version in file names.
             Some(rest.rsplit_once('_')?.0.replace("%3a", ":"))
         })
     }
@@ -138,7 +139,7 @@ impl Toolchain {
     }
 }
 
-/// The Debian release of this machine.
+/// The Debian release that this machine runs.
 fn suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("/etc/os-release")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));

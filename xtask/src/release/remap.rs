@@ -6,15 +6,15 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{output, program, root};
 
-/// A program that cargo starts instead of rustc, also for the kernel program. It calls rustc and replaces the paths of
-/// sources, crates and compiler by names.
+/// Makes a wrapper that cargo starts instead of rustc, also when it builds the kernel program. The wrapper calls rustc
+/// and replaces the paths of sources, crates and compiler by names.
 pub(super) fn wrapper(compiler: &str) -> Result<PathBuf> {
     let sysroot = output(program("rustup").args(["run", compiler, "rustc", "--print", "sysroot"]));
     let mut names = vec![
         (root().to_owned(), "/balancer".to_owned()),
         (sysroot.context("no answer from rustc")?.into(), "/rust".to_owned()),
     ];
-    // The directory's name depends on the download server.
+    // The name of cargo's directory for downloaded crates depends on the download server.
     let crates = cargo_home()?.join("registry/src");
     for registry in fs::read_dir(&crates).with_context(|| crates.display().to_string())? {
         names.push((registry?.path(), "/crates".to_owned()));

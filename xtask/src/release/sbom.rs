@@ -1,5 +1,5 @@
-//! The bill of materials: each crate and library in the program, as CycloneDX 1.5 JSON. It uses `cargo metadata`,
-//! because the output of cargo-cyclonedx has the directory of the sources.
+//! The bill of materials: each crate and library in the program, as CycloneDX 1.5 JSON. This module uses `cargo
+//! metadata`, because the output of cargo-cyclonedx contains the directory of the sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use super::VERSION;
 use crate::command::{cargo, output};
 
-/// The command and the kernel program in it, and the program for clusters.
+/// The crates of the command, of the kernel program inside the command, and of the program for Kubernetes clusters.
 const ROOTS: [&str; 3] = ["balancer-userspace", "balancer-ebpf", "balancer-kubernetes"];
 
-/// A library that is linked with the program and is no crate.
+/// A library that is linked with the program but is not a crate.
 pub(super) struct Library {
     pub(super) name: &'static str,
     pub(super) version: String,
     pub(super) licence: &'static str,
 }
 
-/// The bill of materials of the program for `target`.
+/// Returns the bill of materials of the program for `target`.
 pub(super) fn bill(target: &str, libraries: &[Library]) -> Result<String> {
     let metadata = output(cargo().args(["metadata", "--locked", "--format-version", "1", "--filter-platform", target]));
     let metadata: Value = serde_json::from_str(&metadata.context("`cargo metadata` failed")?)?;
@@ -97,7 +97,7 @@ fn component(reference: &str, package: &Value, checksums: &BTreeMap<(&str, &str)
         component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
     }
     if let Some(licence) = package["license"].as_str() {
-        // An older notation for "or".
+        // In a licence expression, a slash is an older notation for "or".
         component["licenses"] = json!([{ "expression": licence.replace('/', " OR ") }]);
     }
     component
@@ -107,7 +107,7 @@ fn reference(package: &Value) -> String {
     format!("pkg:cargo/{}@{}", text(&package["name"]), text(&package["version"]))
 }
 
-/// Whether the dependency is linked with the program, and not only needed for the build or tests.
+/// Whether the dependency is linked with the program, instead of being needed only for the build or for tests.
 fn is_linked(edge: &Value) -> bool {
     items(&edge["dep_kinds"]).any(|kind| kind["kind"].is_null())
 }

@@ -1,4 +1,4 @@
-//! Signs with an SSH key (`ssh-keygen -Y sign`), a tool that users have for checking as well.
+//! Signs with an SSH key (`ssh-keygen -Y sign`), because users already have this tool for checking signatures.
 
 use std::{
     fs,
@@ -12,7 +12,8 @@ use crate::{
     setup::signing,
 };
 
-/// The purpose of the signature. A signature for another purpose is invalid, even with the same key.
+/// The purpose of the signature (ssh-keygen's namespace). A signature for a different purpose is invalid, even with the
+/// same key.
 const NAMESPACE: &str = "balancer-release";
 
 /// Returns the key's absolute path, before the build begins.
@@ -21,9 +22,9 @@ pub(super) fn key(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).with_context(|| format!("the key {}", path.display()))
 }
 
-/// Writes the signature of `file` next to it, as `FILE.sig`.
+/// Writes the signature of `file` into `FILE.sig`, in the same directory.
 pub(super) fn sign(file: &Path, key: &Path) -> Result<()> {
-    // ssh-keygen would ask before it replaces a signature.
+    // Remove an old signature, because ssh-keygen would ask before it replaces a signature.
     let signature = PathBuf::from(format!("{}.sig", file.display()));
     if signature.exists() {
         fs::remove_file(&signature).with_context(|| signature.display().to_string())?;

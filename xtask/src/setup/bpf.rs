@@ -1,11 +1,11 @@
 //! Finds a compiler and a linker for the kernel program, in one of two ways:
 //!
 //! 1. rustup's nightly of the date in `balancer-userspace/dataplane/nightly`, which compiles `core` for BPF from the
-//!    `rust-src` component; if that is not available, the installed nightly;
+//!    `rust-src` component; if the nightly of that date is not available, the installed nightly;
 //! 2. Debian's compiler with its prebuilt `core` for BPF, linked into rustup as `bpf-core`.
 //!
-//! `balancer-userspace/dataplane/build.rs` takes the linked toolchain if there is one, then the nightly of that date,
-//! then any.
+//! `balancer-userspace/dataplane/build.rs` prefers the linked toolchain, then the nightly of that date, then any
+//! nightly.
 
 use std::{fmt, fs, path::Path, process::Command, time::Duration};
 
@@ -14,13 +14,13 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use super::install::Installer;
 use crate::command::{cargo, installed, output, program};
 
-/// The rustup name of the nightly with which to compile the kernel program.
+/// The rustup name of the nightly that compiles the kernel program.
 const PINNED: &str = include_str!("../../../balancer-userspace/dataplane/nightly");
 
 const LINKER: &str = "bpf-linker";
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Downloads programs that are already built.
+/// The program that downloads prebuilt programs from the crate registry.
 const BINSTALL: &str = "cargo-binstall";
 
 /// LLVM versions that can build this version of the linker.
@@ -35,16 +35,16 @@ const DEBIAN_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 /// Packages for building the linker, in addition to LLVM.
 const LINKER_PACKAGES: [&str; 3] = ["libzstd-dev", "zlib1g-dev", "g++"];
 
-/// The time limit of an installation. rustup has its own retries.
+/// The time limit of an installation, including rustup's own retries.
 const COMPONENT_LIMIT: Duration = Duration::from_secs(60);
 const TOOLCHAIN_LIMIT: Duration = Duration::from_secs(300);
 
 /// A compiler for BPF, by its rustup name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compiler {
-    /// The nightly with the pinned date.
+    /// The nightly of the date in the file.
     Pinned,
-    /// Any other nightly.
+    /// Any other installed nightly.
     Nightly,
     Linked,
 }
@@ -69,7 +69,7 @@ impl Compiler {
         output(self.rustc().arg("--version")).is_some()
     }
 
-    /// Whether the toolchain has the sources or binaries of `core` for BPF.
+    /// Whether the toolchain has `core` for BPF, either as sources or prebuilt.
     fn has_core(self) -> bool {
         output(self.rustc().args(["--print", "sysroot"])).is_some_and(|sysroot| match self {
             Self::Pinned | Self::Nightly => Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").is_dir(),
@@ -116,19 +116,20 @@ pub(super) fn ensure(installer: &mut Installer) -> Result<Compiler> {
     println!("No compiler for BPF by way of rustup: {no_nightly:#}");
     let Err(no_debian) = install_debian(installer) else { return Ok(Compiler::Linked) };
     println!("No compiler for BPF by way of Debian's packages: {no_debian:#}");
-    // Compiling takes minutes, and is useful only if prebuilt programs can be downloaded.
+    // Compiling cargo-binstall takes minutes, and is useful only if cargo-binstall can afterwards download prebuilt
+    // programs.
     if preferred.has_core() && !installed(BINSTALL) && install_binstall(installer).is_ok() && installed(LINKER) {
         return Ok(preferred);
     }
     bail!("no compiler for BPF could be installed\n{}", by_hand())
 }
 
-/// The name of a nightly with its sources, which is installed if it is missing.
+/// Returns the name of a nightly with its sources, and installs the nightly if it is missing.
 pub(super) fn nightly(installer: &mut Installer) -> Result<String> {
     Ok(install_sources(installer)?.name().to_owned())
 }
 
-/// The nightly that the build would use.
+/// The nightly that `dataplane/build.rs` would use.
 fn present() -> Compiler {
     if Compiler::Pinned.exists() || !Compiler::Nightly.exists() { Compiler::Pinned } else { Compiler::Nightly }
 }
@@ -166,7 +167,8 @@ fn install_debian(installer: &mut Installer) -> Result<()> {
     }
     let version = output(program("/usr/bin/rustc").arg("--version").arg("--verbose")).context("no /usr/bin/rustc")?;
     install_linker(installer, llvm_major(&version).context("/usr/bin/rustc names no LLVM version")?)?;
-    // This is the last choice, because the linked toolchain hides nightly from the build.
+    // Link Debian's compiler into rustup only as the last choice, because the build prefers the linked toolchain to a
+    // nightly.
     if !Compiler::Linked.exists() {
         let mut command = program("rustup");
         command.args(["toolchain", "link", Compiler::Linked.name(), DEBIAN_SYSROOT]);
@@ -176,7 +178,7 @@ fn install_debian(installer: &mut Installer) -> Result<()> {
     Ok(())
 }
 
-/// Installs the linker for compilers with LLVM `llvm`.
+/// Installs the linker for compilers that use version `llvm` of LLVM.
 fn install_linker(installer: &mut Installer, llvm: u32) -> Result<()> {
     if installed(LINKER) {
         return Ok(());
@@ -192,7 +194,7 @@ fn install_binstall(installer: &mut Installer) -> Result<()> {
     download_linker(installer)
 }
 
-/// Downloads a prebuilt linker, which includes a newer LLVM than any compiler at its release.
+/// Downloads a prebuilt linker, whose LLVM is newer than the LLVM of any compiler at the linker's release.
 fn download_linker(installer: &mut Installer) -> Result<()> {
     let version = format!("{LINKER}@{LINKER_VERSION}");
     installer.step(&version, None, cargo().args(["binstall", "--no-confirm", &version]))

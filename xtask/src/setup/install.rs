@@ -19,7 +19,7 @@ impl Installer {
         Self { manager: Manager::of_this_system(), lists_are_fresh: false }
     }
 
-    /// Installs the missing ones of these tools.
+    /// Installs the missing tools of a list.
     pub(super) fn tools(&mut self, tools: &[Tool]) -> Result<()> {
         match self.missing(tools)? {
             packages if packages.is_empty() => Ok(()),
@@ -27,13 +27,13 @@ impl Installer {
         }
     }
 
-    /// Installs the missing ones of these servers. It does not start them, neither now nor when the system boots.
+    /// Installs the missing servers of a list. The servers start neither now nor when the system boots.
     pub(super) fn servers(&mut self, servers: &[Tool]) -> Result<()> {
         let packages = self.missing(servers)?;
         self.without_starting(&packages)
     }
 
-    /// Installs Debian packages if these files are missing. The packages start no services.
+    /// Installs the Debian packages whose files are missing. The installation starts no services.
     pub(super) fn files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
         let missing = files.iter().filter(|(path, _)| !Path::new(path).exists());
         let packages: Vec<&'static str> = missing.map(|&(_, package)| package).collect();
@@ -43,7 +43,7 @@ impl Installer {
         self.without_starting(&packages)
     }
 
-    /// Like [`Self::files`], for files that other systems have in an already installed package.
+    /// Works like [`Self::files`], for files that belong to an already installed package on systems other than Debian.
     pub(super) fn debian_files(&mut self, files: &[(&str, &'static str)]) -> Result<()> {
         if self.manager == Some(Manager::Apt) { self.files(files) } else { Ok(()) }
     }
@@ -59,7 +59,7 @@ impl Installer {
             return Ok(());
         }
         for unit in packages.iter().flat_map(|package| units(package)) {
-            // Many packages have no unit.
+            // Skip packages without a systemd unit, because many packages have none.
             if output(program("systemctl").args(["cat", "--quiet", &unit])).is_some() {
                 run(program("systemctl").args(["disable", "--now", "--quiet", &unit]))?;
             }
@@ -78,7 +78,7 @@ impl Installer {
         }
     }
 
-    /// Installs packages of this system.
+    /// Installs packages by this system's package manager.
     pub(super) fn packages(&mut self, packages: &[&str]) -> Result<()> {
         let manager = self.manager.context("this system's packages are not known here")?;
         let by_hand = manager.by_hand(packages);
@@ -91,19 +91,20 @@ impl Installer {
         run(&mut command).with_context(|| format!("install by hand, as root: {by_hand}"))
     }
 
-    /// Returns an error if the system does not use Debian packages.
+    /// Returns an error if this system does not use Debian packages.
     pub(super) fn ensure_apt(&self) -> Result<()> {
         ensure!(self.manager == Some(Manager::Apt), "this system has no packages of Debian");
         Ok(())
     }
 
-    /// Whether the system can install a package of this name.
+    /// Whether the package manager can install a package of this name.
     pub(super) fn package_exists(&mut self, package: &str) -> Result<bool> {
         self.refresh_lists()?;
         Ok(output(program("apt-cache").args(["show", "--quiet=2", package])).is_some_and(|text| !text.is_empty()))
     }
 
-    /// Installs a program from the crate registry: downloads it if cargo-binstall is installed, otherwise compiles it.
+    /// Installs a program from the crate registry: downloads the program if cargo-binstall is installed, otherwise
+    /// compiles it.
     pub(super) fn cargo(
         &mut self,
         name: &str,
@@ -124,10 +125,10 @@ impl Installer {
         self.step(&format!("{name} {version}"), None, &mut command)
     }
 
-    /// Runs a command that installs `what`.
+    /// Announces and runs a command that installs `what`.
     pub(super) fn step(&mut self, what: &str, limit: Option<Duration>, command: &mut Command) -> Result<()> {
         announce(what, command);
-        // Backtraces would only clutter these programs' error messages.
+        // Switch backtraces off, because they would only clutter the error messages of the installing programs.
         command.env_remove("RUST_BACKTRACE");
         match limit {
             Some(limit) => run_within(limit, command),
@@ -173,7 +174,7 @@ impl Drop for Policy {
 
 /// Returns the possible names of a package's service: the package's name, or its first word.
 fn units(package: &str) -> Vec<String> {
-    // systemd does not disable a unit by an alias.
+    // Use the unit's real name, because systemd does not disable a unit by an alias.
     if package == "bind9" {
         return vec!["named".to_owned()];
     }

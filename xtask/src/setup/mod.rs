@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: finds the requirements of each task, and installs missing ones.
+//! `cargo xtask setup`: finds the requirements of each task, and installs missing requirements.
 
 mod bpf;
 mod install;
@@ -16,25 +16,25 @@ use crate::{
 };
 use install::Installer;
 
-/// The purpose of a set-up. Each purpose includes the ones before it.
+/// The purpose of a set-up. Each purpose includes all purposes that precede it in this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
-    /// Compiling.
+    /// Compiling the programs.
     Build,
-    /// Running in network namespaces.
+    /// Running the balancer in network namespaces.
     Run,
-    /// All tests.
+    /// Running all tests.
     Test,
-    /// All other checks that a change must pass.
+    /// Running all other checks that a change must pass.
     Ci,
 }
 
-/// Installs the requirements of a separate machine.
+/// Installs what `cargo xtask package --try` needs to boot a separate machine.
 pub(crate) fn machine() -> Result<()> {
     Installer::new().tools(&packages::MACHINES)
 }
 
-/// Installs the requirements of virtual machines with other kernels, for this processor.
+/// Installs the requirements of virtual machines with other kernels, for the processor `arch`.
 pub(crate) fn guests(arch: Arch) -> Result<()> {
     let mut installer = Installer::new();
     installer.tools(&[packages::emulator(arch)])?;
@@ -60,7 +60,7 @@ pub(crate) fn fleet() -> Result<()> {
     Installer::new().servers(&packages::FLEET)
 }
 
-/// Installs the session lab's programs. No package starts a service.
+/// Installs the session lab's programs. The installation starts no services.
 pub(crate) fn session_lab() -> Result<()> {
     let mut installer = Installer::new();
     installer.servers(&packages::SERVERS)?;
@@ -70,7 +70,7 @@ pub(crate) fn session_lab() -> Result<()> {
     node::modules(&mut installer)
 }
 
-/// Installs a linker for a processor.
+/// Installs a linker for programs for another processor.
 pub(crate) fn cross_compiler(arch: Arch) -> Result<()> {
     let processor = arch.processor();
     let compiler = format!("{processor}-linux-gnu-gcc");
@@ -102,7 +102,8 @@ pub(crate) fn cross_libraries(arch: Arch, target: &str) -> Result<()> {
     installer.step(&what, None, program("rustup").args(["target", "add", target]))
 }
 
-/// The rustup name of a compiler with the sources of the standard library, which is installed if it is missing.
+/// Returns the rustup name of a nightly with the sources of the standard library, and installs the nightly if it is
+/// missing.
 pub(crate) fn nightly() -> Result<String> {
     bpf::nightly(&mut Installer::new())
 }
@@ -117,7 +118,7 @@ pub(crate) fn cargo_fuzz() -> Result<()> {
     soon(&mut Installer::new(), "cargo-fuzz", "0.13.1", &[])
 }
 
-/// Installs the spell checker. Returns its path.
+/// Installs the spell checker, and returns the spell checker's path.
 pub(crate) fn typos() -> Result<PathBuf> {
     const NAME: &str = "typos";
     if installed(NAME) { Ok(NAME.into()) } else { python::package(&mut Installer::new(), NAME, "1.52.0") }
@@ -125,12 +126,12 @@ pub(crate) fn typos() -> Result<PathBuf> {
 
 const MDBOOK: &str = "0.5.4";
 
-/// Installs the program that makes HTML of the book, without its server and its search.
+/// Installs `mdbook`, which makes HTML of the book, without its server and its search.
 pub(crate) fn mdbook() -> Result<()> {
     soon(&mut Installer::new(), "mdbook", MDBOOK, &["--no-default-features"])
 }
 
-/// Installs a program that runs only for seconds, with a quick compilation.
+/// Installs a program that runs only for seconds; cargo therefore compiles the program quickly, without optimization.
 fn soon(installer: &mut Installer, name: &str, version: &str, arguments: &[&str]) -> Result<()> {
     if installed(name) {
         return Ok(());
@@ -139,7 +140,7 @@ fn soon(installer: &mut Installer, name: &str, version: &str, arguments: &[&str]
     installer.cargo(name, version, &arguments, &[("CARGO_PROFILE_DEV_DEBUG".to_owned(), "false".to_owned())])
 }
 
-/// Installs missing requirements. It is quick and quiet if there are none.
+/// Installs missing requirements. If no requirement is missing, the function returns quickly and prints nothing.
 pub(crate) fn setup(purpose: Purpose) -> Result<()> {
     let mut installer = Installer::new();
     if purpose >= Purpose::Run {
@@ -158,7 +159,7 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.servers(&packages::SESSIONS)?;
         installer.tools(&packages::SIGNING)?;
         node::modules(&mut installer)?;
-        // A client of HTTP/3.
+        // Tests use aioquic as a client of HTTP/3.
         python::package(&mut installer, "aioquic", "1.7.2")?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;

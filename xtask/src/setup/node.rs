@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::install::Installer;
 use crate::command::{program, root};
 
-/// The files with the packages' names and exact versions.
+/// The files that list the npm packages with their exact versions.
 const FILES: [&str; 2] = ["package.json", "package-lock.json"];
 /// npm writes this file when all packages are installed.
 const DONE: &str = "node_modules/.package-lock.json";

@@ -1,10 +1,10 @@
-//! Distributions, and the names of their packages.
+//! Linux distributions, and the names of the packages that contain the required programs.
 
 use std::fs;
 
 use crate::arch::Arch;
 
-/// A package manager, with the distributions that use it.
+/// A package manager, named with the distributions that use the package manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
     /// Debian, Ubuntu.
@@ -25,7 +25,7 @@ pub(super) struct Tool {
 }
 
 impl Tool {
-    /// A tool whose package has the same name everywhere.
+    /// Returns a tool whose package has the same name in all distributions.
     const fn everywhere(program: &'static str, package: &'static str) -> Self {
         Self { program, apt: package, dnf: package, pacman: package }
     }
@@ -39,13 +39,13 @@ impl Tool {
     }
 }
 
-/// Creates network namespaces.
+/// The program that creates network namespaces.
 pub(super) const NAMESPACES: [Tool; 1] = [Tool { program: "ip", apt: "iproute2", dnf: "iproute", pacman: "iproute2" }];
 
-/// The program with which tests look at interfaces.
+/// The program by which tests inspect interfaces.
 pub(super) const INTERFACES: [Tool; 1] = [Tool::everywhere("ethtool", "ethtool")];
 
-/// Python and its virtual environments, for tools of its package index.
+/// Python and its virtual environments, for tools from Python's package index.
 pub(super) const PYTHON: [Tool; 1] =
     [Tool { program: "python3", apt: "python3-venv", dnf: "python3", pacman: "python" }];
 
@@ -62,7 +62,7 @@ const NSPAWN: Tool =
 
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
-/// Servers, and tools from servers' packages, that only tests start.
+/// Servers that only tests start, and tools from the packages of servers.
 pub(super) const SERVERS: [Tool; 8] = [
     NGINX,
     HAPROXY,
@@ -77,7 +77,7 @@ pub(super) const SERVERS: [Tool; 8] = [
 /// The programs that benchmarks compare with the balancer.
 pub(super) const CLASSICS: [Tool; 3] = [NGINX, HAPROXY, Tool::everywhere("nft", "nftables")];
 
-/// Parts of them in separate Debian packages, each with one of its files.
+/// Separate Debian packages that belong to [`CLASSICS`], each with one of its files.
 pub(super) const CLASSICS_PARTS: [(&str, &str); 1] =
     [("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream")];
 
@@ -92,7 +92,7 @@ pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
-/// Clients that tests use, and servers that no package starts.
+/// Clients that tests use, and servers whose packages do not start them.
 pub(super) const CLIENTS: [Tool; 5] = [
     Tool::everywhere("curl", "curl"),
     Tool::everywhere("iperf3", "iperf3"),
@@ -101,13 +101,13 @@ pub(super) const CLIENTS: [Tool; 5] = [
     Tool::everywhere("socat", "socat"),
 ];
 
-/// The program with which tests ask etcd.
+/// The program by which tests query etcd.
 pub(super) const ENGINE: [Tool; 1] = [Tool { program: "etcdctl", apt: "etcd-client", dnf: "etcd", pacman: "etcd" }];
 
-/// The programs that install a Debian system in a directory and boot it.
+/// The programs that install a Debian system in a directory and boot the system.
 pub(super) const MACHINES: [Tool; 2] = [Tool::everywhere("debootstrap", "debootstrap"), NSPAWN];
 
-/// The programs that the session lab's reduced set runs.
+/// The programs of the session lab's reduced set.
 pub(super) const SESSIONS: [Tool; 4] = [
     Tool { program: "node", apt: "nodejs", dnf: "nodejs", pacman: "nodejs" },
     Tool { program: "npm", apt: "npm", dnf: "npm", pacman: "npm" },
@@ -115,7 +115,7 @@ pub(super) const SESSIONS: [Tool; 4] = [
     Tool::everywhere("memcached", "memcached"),
 ];
 
-/// The additional programs of the whole session lab: Debian packages, each with one of its files.
+/// The additional programs that only the whole session lab needs: Debian packages, each with one of its files.
 pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/bin/java", "default-jre-headless"),
     ("/usr/share/tomcat10/bin/bootstrap.jar", "tomcat10-common"),
@@ -131,7 +131,7 @@ pub(super) const SESSION_LAB: [(&str, &str); 12] = [
     ("/usr/share/doc/postgresql", "postgresql"),
 ];
 
-/// Returns the emulator of machines with this processor.
+/// Returns the program that emulates machines with this processor.
 pub(super) const fn emulator(arch: Arch) -> Tool {
     let (apt, dnf, pacman) = match arch {
         Arch::X86_64 => ("qemu-system-x86", "qemu-system-x86-core", "qemu-system-x86"),
@@ -156,7 +156,7 @@ impl Manager {
         Self::of(&fs::read_to_string("/etc/os-release").ok()?)
     }
 
-    /// Finds the package manager by the text of `/etc/os-release`.
+    /// Finds the package manager from the text of `/etc/os-release`.
     fn of(os_release: &str) -> Option<Self> {
         let value = |key: &str| {
             let line = os_release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -171,7 +171,7 @@ impl Manager {
         })
     }
 
-    /// The program.
+    /// The program's name.
     pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Apt => "apt-get",
@@ -189,7 +189,7 @@ impl Manager {
         }
     }
 
-    /// The install command, for people.
+    /// Returns the install command, for messages to the user.
     pub(super) fn by_hand(self, packages: &[&str]) -> String {
         let command = match self {
             Self::Apt => "apt-get update && apt-get install",

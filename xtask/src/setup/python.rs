@@ -1,4 +1,4 @@
-//! Packages of Python's index, in a place of their own below the target directory.
+//! Installs packages from Python's package index in a separate directory below the target directory.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::{install::Installer, packages};
 use crate::command::{built, program};
 
-/// Installs a package unless it is there, and says where its program would be.
+/// Installs a package unless it is already installed, and returns the path of the package's program.
 pub(super) fn package(installer: &mut Installer, name: &str, version: &str) -> Result<PathBuf> {
     let place = built("tools")?;
     if !is_there(&place, &format!("{name}-{version}.dist-info")) {
@@ -27,7 +27,7 @@ pub(super) fn package(installer: &mut Installer, name: &str, version: &str) -> R
     Ok(place.join("bin").join(name))
 }
 
-/// Whether some version of Python below `place` has installed `record`.
+/// Whether `record` exists in the library directory of some version of Python below `place`.
 fn is_there(place: &Path, record: &str) -> bool {
     let versions = fs::read_dir(place.join("lib")).into_iter().flatten().flatten();
     versions.into_iter().any(|version| version.path().join("site-packages").join(record).exists())

@@ -1,4 +1,4 @@
-//! Changes by users, and the answers to them.
+//! Request bodies for changes by users, and the answers.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,10 +19,11 @@ pub struct AddBackend {
     /// Whether the backend is a backup.
     #[serde(default)]
     pub backup: bool,
-    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
+    /// The number of known clients at which the balancer stops sending new clients to the backend; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
+    /// `snat`: the number of connections at which the balancer stops sending new connections to the backend; absent: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
@@ -33,7 +34,7 @@ pub struct AddBackend {
 pub struct SetAdmin {
     /// The administrative state: `ready`, `drain` or `maint`.
     pub admin: balancer_config::states::Admin,
-    /// With `drain`: a timeout instead of the service's, such as `5m`.
+    /// With `drain`: a timeout such as `5m`, used instead of the service's timeout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
 }
@@ -46,15 +47,15 @@ pub struct ForceHealth {
     pub force: Force,
 }
 
-/// A health set by an operator.
+/// The health that an operator has set for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Force {
-    /// The backend works.
+    /// The balancer treats the backend as healthy.
     Up,
-    /// The backend has failed.
+    /// The balancer treats the backend as failed.
     Down,
-    /// The checks decide.
+    /// The health checks decide about the backend.
     Auto,
 }
 
@@ -70,10 +71,11 @@ pub struct SetWeight {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetLimits {
-    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
+    /// The number of known clients at which the balancer stops sending new clients to the backend; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
+    /// `snat`: the number of connections at which the balancer stops sending new connections to the backend; absent: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
 }
@@ -82,20 +84,21 @@ pub struct SetLimits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SetSteer {
-    /// The share in percent, 0–100.
+    /// The percentage of the service's clients that the balancer steers, 0–100.
     pub steer: u8,
 }
 
 /// The answer to a change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Changed {
-    /// The change in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`.
+    /// The effects of the change in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215
+    /// needless`.
     pub message: String,
 }
 
-/// The answer to a request that was refused.
+/// The answer to a refused request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ApiError {
-    /// The mistake and its correction, in one line.
+    /// The mistake in the request and the correction, in one line.
     pub error: String,
 }

@@ -1,4 +1,4 @@
-//! Clients: the backend of each, known clients and open connections.
+//! Views of clients and their backends, of known clients, and of open connections.
 
 use std::net::IpAddr;
 
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 pub struct ClientView {
     /// The service's name.
     pub service: String,
-    /// The client: the address masked to the service's prefix, with the prefix length.
+    /// The client's address, masked to the service's client prefix length, followed by that length.
     pub client: String,
-    /// The client's slot of the lookup table.
+    /// The slot of the lookup table that the client maps to.
     pub slot: u32,
-    /// The backend; `None`: the client is dropped, or a rule spreads its connections.
+    /// The backend; `None` if the program drops the client's packets, or if a rule spreads the client's connections.
     pub backend: Option<String>,
     /// The reason: `known`, `table`, `rule` or `open`.
     pub why: String,
-    /// The rule that decides, if one does.
+    /// The rule that decides about the client, if there is such a rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<ClientRule>,
     /// Whether the client table contains the client.
     pub known: bool,
-    /// Seconds since its last recorded packet; `None` if the client is not known.
+    /// Seconds since the client's last recorded packet; `None` if the client is unknown.
     pub last_seen_seconds_ago: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl From<Located> for ClientView {
 pub struct ClientRule {
     /// The prefix of the rule.
     pub prefix: String,
-    /// `pin`, `spread` or `deny`.
+    /// The action: `pin`, `spread` or `deny`.
     pub action: String,
 }
 
@@ -58,7 +58,7 @@ pub struct ClientRule {
 pub struct FlowView {
     /// The service's name.
     pub service: String,
-    /// `tcp` or `udp`.
+    /// The protocol: `tcp` or `udp`.
     pub protocol: String,
     /// The client's address and port.
     pub client: String,
@@ -68,13 +68,13 @@ pub struct FlowView {
     pub seen_as: String,
     /// The backend's name; `-` if it was removed.
     pub backend: String,
-    /// The backend's address and port.
+    /// The address and port that the client connected to.
     pub address: String,
     /// The phase: `half_open`, `established` or `closing`.
     pub state: String,
     /// Seconds since the connection began.
     pub age_seconds: u64,
-    /// Seconds since its last packet.
+    /// Seconds since the connection's last packet.
     pub idle_seconds: u64,
     /// Bytes of IP packets to the backend.
     pub bytes_to_backend: u64,
@@ -85,26 +85,27 @@ pub struct FlowView {
 /// The answer to `DELETE /v1/clients/{ip}` and `DELETE /v1/services/{service}/backends/{backend}/clients`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForgottenView {
-    /// The result in one line.
+    /// The result of the request in one line.
     pub message: String,
     /// The number of removed client table entries.
     pub forgotten: u64,
-    /// The number of these clients that the lookup table now sends to another backend.
+    /// The number of forgotten clients that the lookup table now sends to another backend.
     pub moved: u64,
 }
 
-/// The maximum number of clients in one `POST /v1/services/{service}/clients`: a millisecond's work or two.
+/// The maximum number of clients in one `POST /v1/services/{service}/clients`; recording this number takes one or two
+/// milliseconds.
 pub const MAX_IMPORTED: usize = 4096;
 
 /// The body of `POST /v1/services/{service}/clients`: clients to record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportClients {
-    /// The clients, at most [`MAX_IMPORTED`].
+    /// The clients to record, at most [`MAX_IMPORTED`].
     pub clients: Vec<ImportClient>,
 }
 
-/// A client to be recorded at a backend.
+/// A client that the service should remember at a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportClient {
@@ -112,57 +113,59 @@ pub struct ImportClient {
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// Seconds since the client was seen; absent: now.
+    /// Seconds since the client's last packet; absent: the client counts as just seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<u64>,
-    /// Instead of the age: seconds for which the service still remembers the client, at most the service's time.
+    /// An alternative to `age_seconds`: seconds for which the service still remembers the client, at most the service's
+    /// `remember`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub left_seconds: Option<u64>,
 }
 
-/// The result of recording clients.
+/// The answer to a request that records clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportedView {
-    /// The result in one line.
+    /// The result of the request in one line.
     pub message: String,
-    /// Clients that were unknown before.
+    /// The number of clients that were unknown before the request.
     pub new: u64,
-    /// Clients that were known at that backend before.
+    /// The number of clients that were already known at the given backend.
     pub known: u64,
-    /// Clients that were known at another backend before.
+    /// The number of clients that were known at another backend before the request.
     pub moved: u64,
-    /// Clients that were not recorded because they had not been seen for longer than the service remembers clients.
+    /// The number of clients that were not recorded, because the service would already have forgotten clients of that
+    /// age.
     pub expired: u64,
-    /// Clients that were not recorded because the client table had no room.
+    /// The number of clients that were not recorded, because the client table had no room.
     pub full: u64,
-    /// Clients that were not recorded because the service has no listener of their family.
+    /// The number of clients that were not recorded, because the service has no listener of their address family.
     pub strangers: u64,
 }
 
-/// The answer to `GET /v1/services/{service}/clients`: the known clients of a service with addresses in the requested
+/// The answer to `GET /v1/services/{service}/clients`: the service's known clients whose addresses are in the requested
 /// prefixes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownClientsView {
     /// The service's name.
     pub service: String,
-    /// The total number of its known clients.
+    /// The total number of the service's known clients.
     pub known_clients: u64,
-    /// The client prefix length for IPv4.
+    /// The length of the service's client prefixes for IPv4.
     pub prefix_v4: u8,
-    /// The client prefix length for IPv6.
+    /// The length of the service's client prefixes for IPv6.
     pub prefix_v6: u8,
-    /// The clients found.
+    /// The known clients in the requested prefixes.
     pub clients: Vec<KnownClientView>,
 }
 
 /// A known client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownClientView {
-    /// The first address of its prefix.
+    /// The first address of the client's prefix.
     pub client: IpAddr,
     /// The backend's name.
     pub backend: String,
-    /// Seconds since the client was seen.
+    /// Seconds since the client's last packet.
     pub age_seconds: u64,
 }
 
@@ -171,6 +174,6 @@ pub struct KnownClientView {
 pub struct ClientQuery {
     /// The client's source address.
     pub address: IpAddr,
-    /// Restricts the query to this service.
+    /// Restricts the query to the service with this name.
     pub service: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Applying a configuration.
+//! The request that applies a configuration, and the answer.
 
 use std::path::PathBuf;
 
@@ -14,40 +14,41 @@ use super::plan::PlanView;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyConfiguration {
-    /// The file's name, for messages.
+    /// The name of the configuration file, for messages.
     pub file: String,
-    /// The contents of the file.
+    /// The contents of the configuration file.
     pub text: String,
-    /// Change nothing, and report what would change.
+    /// Whether the controller only reports the changes and does not make them.
     #[serde(default)]
     pub dry_run: bool,
-    /// Seconds since the file's last change. A fleet refuses a file that is older than its newest change.
+    /// Seconds since the file's last change. A fleet refuses a file that is older than the fleet's newest change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_seconds: Option<f64>,
-    /// Apply the file even if it is older than the newest change in the fleet.
+    /// Whether the controller applies the file even if it is older than the newest change in the fleet.
     #[serde(default)]
     pub force: bool,
-    /// Undo all run-time changes.
+    /// Whether the controller undoes all run-time changes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reset: bool,
-    /// The file's path on the balancer's machine, with links resolved. It shows whether the file is the balancer's own.
+    /// The path of the file on the balancer's machine, with symbolic links resolved. The path shows whether the file is
+    /// the balancer's own configuration file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }
 
-/// The answer to a new configuration.
+/// The answer to a request that applies a configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Applied {
-    /// The change that was made, or would be, in one line.
+    /// The effects of the change in one line; with `dry_run`, the effects that the file would have.
     pub message: String,
-    /// With `dry_run`: the differences between the file and the configuration in use, and further consequences.
+    /// With `dry_run`: the differences between the file and the configuration in use, and further effects of the file.
     #[serde(default)]
     pub differences: Vec<String>,
-    /// The run-time changes made before.
+    /// The differences that run-time changes had made between services and the previous configuration file.
     #[serde(default)]
     pub changed_at_run_time: Vec<RunTimeChange>,
-    /// The services in which slots or known clients move, clients are forgotten, or listeners are added or removed, as
-    /// planned right before the change.
+    /// The plans for the affected services, made just before the change. A service is affected if slots or known
+    /// clients move, clients are forgotten, or listeners are added or removed.
     #[serde(default)]
     pub services: Vec<PlanView>,
 }

@@ -1,4 +1,4 @@
-//! Bodies of the control API. Field names are the product's terms.
+//! JSON bodies of the control API. The fields have the names that the product's documentation uses.
 
 mod changes;
 mod clients;
@@ -24,7 +24,7 @@ pub use rules::*;
 pub use services::*;
 pub use status::*;
 
-/// The default share: every client, in percent.
+/// The default percentage of steered clients: all clients.
 const fn all() -> u8 {
     100
 }

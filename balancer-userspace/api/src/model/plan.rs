@@ -1,4 +1,4 @@
-//! Plans: the clients that a change would move.
+//! Plans, which show the clients that a change would move.
 
 use balancer_control::plan::{PlannedMove, PlannedService};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ pub enum PlanRequest {
         service: String,
         /// The backend's name.
         name: String,
-        /// Remove it without draining.
+        /// Whether the controller removes the backend without draining it first.
         #[serde(default)]
         force: bool,
     },
@@ -53,90 +53,93 @@ pub enum PlanRequest {
         /// The limits.
         limits: SetLimits,
     },
-    /// Setting the share of steered clients.
+    /// Setting the percentage of steered clients.
     Steer {
         /// The service's name.
         service: String,
-        /// The share in percent, 0–100.
+        /// The percentage of the service's clients that the balancer would steer, 0–100.
         steer: u8,
     },
     /// Adding a listener.
     AddListener {
         /// The service's name.
         service: String,
-        /// The listener, as in `listen` of a configuration file.
+        /// The listener in the format of `listen` in a configuration file.
         listener: String,
     },
     /// Removing a listener.
     RemoveListener {
         /// The service's name.
         service: String,
-        /// The listener, as in `listen` of a configuration file.
+        /// The listener in the format of `listen` in a configuration file.
         listener: String,
     },
 }
 
-/// The planned effects on a service.
+/// The effects that a change would have on a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
     /// The service's name.
     pub service: String,
-    /// Number of slots before the change; of both tables together if the service has listeners of both families.
+    /// The number of slots before the change; the sum over both lookup tables if the service has listeners of both
+    /// address families.
     #[serde(default)]
     pub table_size_before: u32,
-    /// Number of slots after the change.
+    /// The number of slots after the change.
     pub table_size: u32,
-    /// Slots of the live table, or of both, that would get another backend.
+    /// The number of slots that would get another backend, in the one or two live lookup tables of the service.
     pub slots_moved: u32,
     /// The number of slots that move between backends with unchanged shares.
     pub needless_slots_moved: u32,
-    /// Known clients that would move at once. Each counts as moved when it returns.
+    /// The number of known clients that would move at once. The balancer counts each of these clients as moved when the
+    /// client's next packet arrives.
     pub known_clients_moved: u64,
-    /// Known clients that would stay with a draining backend until its deadline.
+    /// The number of known clients that would stay with a draining backend until the drain's deadline.
     pub known_clients_draining: u64,
-    /// Known clients that would be forgotten, because hashing changes, the service is removed, or it remembers for a
-    /// shorter time. Each counts as moved at once, under `forgotten`, unless the table sends it to the same backend, or
-    /// no service takes over the address.
+    /// The number of known clients that would be forgotten, because hashing changes, the service is removed, or the
+    /// service remembers clients for a shorter time. The balancer counts each of these clients as moved at once, with
+    /// the cause `forgotten`. The balancer does not count clients that the lookup table sends to the same backend, nor
+    /// clients of an address that no service takes over.
     #[serde(default)]
     pub known_clients_forgotten: u64,
-    /// The reason for forgetting clients, if there is any.
+    /// The reason why clients would be forgotten, if any are.
     #[serde(default)]
     pub forgotten_because: Option<String>,
-    /// The share of steered clients before the change, in percent.
+    /// The percentage of steered clients before the change.
     #[serde(default = "super::all")]
     pub steer_before: u8,
-    /// The share of steered clients after the change, in percent.
+    /// The percentage of steered clients after the change.
     #[serde(default = "super::all")]
     pub steer: u8,
-    /// Known clients that would start being steered.
+    /// The number of known clients that the balancer would start to steer.
     #[serde(default)]
     pub known_clients_taken_over: u64,
-    /// Known clients that would return to the host.
+    /// The number of known clients that the host would serve again.
     #[serde(default)]
     pub known_clients_sent_back: u64,
     /// Whether the service would be removed.
     #[serde(default)]
     pub removed: bool,
-    /// Added listeners, such as `198.51.100.10:443/tcp`; empty for a removed service.
+    /// The listeners that the change would add, such as `198.51.100.10:443/tcp`; empty for a removed service.
     #[serde(default)]
     pub listeners_added: Vec<String>,
-    /// Removed listeners; empty for a removed service.
+    /// The listeners that the change would remove; empty for a removed service.
     #[serde(default)]
     pub listeners_removed: Vec<String>,
-    /// The moves by old and new backend.
+    /// The moved slots and clients, grouped by old and new backend.
     pub moves: Vec<MoveView>,
 }
 
-/// Slots and clients with the same old and new backend.
+/// The slots and clients that move from one backend to one other backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MoveView {
-    /// The backend that loses the slots and clients; `None`: they had no backend.
+    /// The backend that loses the slots and clients; `None` if the slots and clients had no backend.
     pub from: Option<String>,
-    /// The backend that gets the slots and clients; `None`: their packets would be dropped.
+    /// The backend that gets the slots and clients; `None` if the program would drop the clients' packets.
     pub to: Option<String>,
-    /// Slots of the live table.
+    /// The number of moved slots of the live lookup table.
     pub slots: u32,
-    /// Known clients.
+    /// The number of moved known clients.
     pub clients: u64,
 }
 

@@ -8,27 +8,28 @@ use serde::{Deserialize, Serialize};
 pub struct RuleView {
     /// The service's name.
     pub service: String,
-    /// The prefix of its clients.
+    /// The prefix of the clients to which the rule applies.
     pub prefix: String,
-    /// The treatment of these clients: `pin` (with `backend`), `spread` or `deny`.
+    /// The treatment of clients in the prefix: `pin` (with `backend`), `spread` or `deny`.
     #[serde(flatten)]
     pub action: Action,
-    /// Whether the configuration file contains the same rule; rules added or changed at run time are not in the file.
+    /// Whether the configuration file contains an identical rule; rules added or changed at run time are not in the
+    /// file.
     pub in_file: bool,
     /// Whether the rule has an effect at the moment.
     pub active: bool,
-    /// The reason why the rule has no effect; empty if it has one.
+    /// The reason why the rule has no effect; empty for a rule in effect.
     pub reason: String,
-    /// Seconds until the rule expires; absent: never.
+    /// Seconds until the rule expires; absent: the rule never expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u64>,
-    /// Packets that the rule decided about, except later fragments and ICMP errors.
+    /// The number of packets that the rule decided about, without later fragments and ICMP errors.
     pub packets: u64,
-    /// Packets steered as if the rule did not exist, because its backend took no clients.
+    /// The number of packets steered as if the rule did not exist, because the rule's backend took no clients.
     pub fallbacks: u64,
 }
 
-/// The action of a rule, without the backend.
+/// The action of a rule, without the name of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RuleWord {
@@ -46,7 +47,7 @@ pub enum RuleWord {
 pub struct SetRule {
     /// The treatment of the prefix's clients.
     pub action: RuleWord,
-    /// With `pin`: the backend.
+    /// With `pin`: the backend that gets the prefix's clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
     /// Time after which the rule expires, such as `5m`.

@@ -20,93 +20,97 @@ pub struct ServiceView {
     pub listeners: Vec<ListenerView>,
     /// The forwarding mode, such as `dsr` or `nat`.
     pub forwarding: String,
-    /// Number of slots.
+    /// The number of slots of the lookup table.
     pub table_size: u32,
-    /// The number of live tables so far.
+    /// The number of lookup tables that the service has used so far.
     pub table_generation: u64,
-    /// The share of steered clients in percent; the host serves the others.
+    /// The percentage of clients that the balancer steers; the host serves the other clients.
     #[serde(default = "super::all")]
     pub steer: u8,
-    /// Whether every packet passes to the host and all figures show what would have happened.
+    /// Whether the service is only watched: the host gets every packet, and all figures only show the effects that
+    /// steering would have had.
     #[serde(default)]
     pub watched: bool,
-    /// Packets that passed to the host because their clients are not steered.
+    /// The number of packets that passed to the host because their clients are not steered.
     #[serde(default)]
     pub unsteered_packets: u64,
-    /// Packets of steered clients that passed to the host because they belong to one of the host's connections.
+    /// The number of packets of steered clients that passed to the host because the packets belong to connections of
+    /// the host.
     #[serde(default)]
     pub host_connection_packets: u64,
-    /// How QUIC connection IDs encode the service's backends; absent: the service has no QUIC listener.
+    /// The encoding of the service's backends in QUIC connection IDs; absent: the service has no QUIC listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quic: Option<QuicView>,
-    /// A line about the current sharing of clients between balancer and host; absent if every client has been steered
-    /// for long.
+    /// A line about how the balancer and the host currently share the clients; absent if the balancer has steered every
+    /// client for a long time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<String>,
-    /// The duration of the service's outage: so many backends have failed that known clients stay at their backends.
+    /// Seconds since the beginning of the service's outage; during an outage, known clients stay at their backends
+    /// because too many backends have failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage_seconds: Option<u64>,
-    /// Conditions that need attention, one line each, such as an outage or a client that is most of a backend's load.
+    /// Conditions that need attention, one line each, such as an outage, or a client that causes most of a backend's
+    /// load.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// The deny list; absent: there is none.
+    /// The deny list; absent: the service has no deny list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deny: Option<DenyView>,
-    /// The lists of targets that become its backends.
+    /// The lists of targets from which the controller makes backends of the service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discover: Vec<DiscoverView>,
-    /// The packets, bytes and new connections sent to its backends per second.
+    /// The packets, bytes and new connections sent to the service's backends per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
-    /// If no packets arrive: the first thing to check.
+    /// The first thing to check if no packets arrive for the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<String>,
-    /// The backends in configuration order; those added at run time come last.
+    /// The backends in configuration order; backends added at run time come last.
     pub backends: Vec<BackendView>,
 }
 
 /// A deny list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DenyView {
-    /// The file with the prefixes.
+    /// The file that contains the denied prefixes.
     pub file: String,
-    /// Number of denied prefixes.
+    /// The number of denied prefixes.
     pub prefixes: u64,
-    /// Packets that these prefixes denied.
+    /// The number of packets that the program dropped because of the deny list.
     pub packets: u64,
-    /// Time since the file was last read without an error; absent: never.
+    /// Seconds since the controller last read the file without an error; absent: the controller has never done so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the current file is not in effect; absent: it is in effect.
+    /// The reason why the file's current contents are not in effect; absent: the current contents are in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// A list of targets that become backends of a service.
+/// A list of targets from which the controller makes backends of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoverView {
     /// The file of the list, if the list is a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The name whose SRV records are the list.
+    /// The DNS name whose SRV records form the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns: Option<String>,
-    /// The name whose addresses are the list.
+    /// The DNS name whose addresses form the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_a: Option<String>,
-    /// The prefix of the keys of etcd that contain the list.
+    /// The prefix of the etcd keys that contain the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etcd: Option<String>,
-    /// The name that is the address of one backend.
+    /// The DNS name that serves as the address of one backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// The number of targets in the last valid version; absent: there was none.
+    /// The number of targets in the last valid version of the list; absent: no version was valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<u64>,
-    /// Time since that version was read.
+    /// Seconds since the controller read the last valid version of the list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_seconds_ago: Option<u64>,
-    /// Why the current version is not applied, or not completely; absent: it is applied completely.
+    /// The reason why the current version of the list is not applied completely; absent: the whole version is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -114,32 +118,32 @@ pub struct DiscoverView {
 /// A listener of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListenerView {
-    /// `198.51.100.10:443/tcp`, as in `listen` of a configuration file.
+    /// The listener in the format of `listen` in a configuration file, such as `198.51.100.10:443/tcp`.
     pub listener: String,
-    /// Packets with ports that arrived for the listener; absent if it is the only one.
+    /// The number of packets with ports that arrived for the listener; absent if the service has only this listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packets: Option<u64>,
-    /// TCP connections opened to the listener; absent if it is the only one, and for UDP.
+    /// The number of TCP connections opened to the listener; absent for UDP, or if the service has only this listener.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u64>,
 }
 
-/// The part of a backend that belongs to one address family.
+/// The values of a backend that differ by address family, for one family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FamilyView {
-    /// The family of the clients: `IPv4` or `IPv6`.
+    /// The address family of the clients: `IPv4` or `IPv6`.
     pub family: Family,
-    /// The backend's address in this family.
+    /// The backend's address in this address family.
     pub address: String,
-    /// `unknown`, `up` or `down`.
+    /// The health: `unknown`, `up` or `down`.
     pub health: String,
-    /// The state, as for the backend.
+    /// The state of the backend, with the same values as [`BackendView::state`].
     pub state: String,
-    /// The reason, as for the backend.
+    /// The reason for the backend's state in a few words.
     pub reason: String,
-    /// Slots of the family's live table.
+    /// The number of the backend's slots in the live lookup table of this address family.
     pub slots: u32,
-    /// Entries in the client table; 0 without memory.
+    /// The number of the backend's entries in the client table; 0 if the service remembers no clients.
     pub known_clients: u64,
 }
 
@@ -156,106 +160,111 @@ impl ServiceView {
 pub struct BackendView {
     /// The backend's name in the service.
     pub name: String,
-    /// The backend's address, with a port if the backend has one for all listeners.
+    /// The backend's address; with a port if the backend has the same port for all listeners.
     pub address: String,
-    /// The parts that differ by address family, if the service has listeners of both. The backend's state is then the
-    /// worse of the two, its slots are those of the first listener's family, and all counters cover both.
+    /// The values for each address family, if the service has listeners of both families. With both address families,
+    /// the backend's state is the worse of the two states, its slots are those of the first listener's family, and all
+    /// counters cover both families.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub families: Vec<FamilyView>,
     /// The weight, 0–65535.
     pub weight: u16,
-    /// The backend's agent; absent: its service queries none.
+    /// The agent of the backend; absent: the service queries no agents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentView>,
-    /// `bounded_load`: the slots that the backend gives away; absent: none.
+    /// `bounded_load`: the slots that the backend gives to other backends; absent: the backend keeps all slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<BoundView>,
-    /// The number of known clients at which the backend stops taking new clients; absent: no limit.
+    /// The number of known clients at which the balancer stops sending new clients to the backend; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_clients: Option<u32>,
-    /// `snat`: the number of connections at which the backend stops taking new connections; absent: no limit.
+    /// `snat`: the number of connections at which the balancer stops sending new connections to the backend; absent: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
-    /// Whether the backend is at a limit and takes no new clients.
+    /// Whether the backend has reached a limit and therefore gets no new clients.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
-    /// Whether the backend is used only when no primary backend is eligible.
+    /// Whether the balancer uses the backend only while no primary backend is eligible.
     pub backup: bool,
-    /// `discover`: the list of targets that the backend comes from; absent: it is from the configuration file, or was
-    /// added at run time.
+    /// `discover`: the list of targets that contains the backend; absent: the backend is from the configuration file,
+    /// or a user added it at run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// The administrative state: `ready`, `drain` or `maint`.
     pub admin: String,
-    /// `unknown`, `up` or `down`.
+    /// The health: `unknown`, `up` or `down`.
     pub health: String,
-    /// The resulting state: `up`, `checking`, `draining (health)`, `draining`, `drained`, `down`, `maint`.
+    /// The state that results from configuration, health and operator: `up`, `checking`, `draining (health)`,
+    /// `draining`, `drained`, `down`, `maint`.
     pub state: String,
     /// Seconds until the deadline of a drain in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_seconds_left: Option<u64>,
-    /// The reason in a few words; empty if there is nothing to explain.
+    /// The reason for the backend's state in a few words; empty if the state needs no explanation.
     pub reason: String,
-    /// Slots of the live table.
+    /// The number of the backend's slots in the live lookup table.
     pub slots: u32,
-    /// Entries in the client table; 0 without memory.
+    /// The number of the backend's entries in the client table; 0 if the service remembers no clients.
     pub known_clients: u64,
-    /// `snat`: live connections; other modes do not count them.
+    /// `snat`: the number of live connections; absent in other modes, which do not count connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<u64>,
-    /// New connections forwarded.
+    /// The number of new connections forwarded to the backend.
     pub connections: u64,
-    /// Packets forwarded.
+    /// The number of packets forwarded to the backend.
     pub packets: u64,
-    /// Bytes forwarded.
+    /// The number of bytes forwarded to the backend.
     pub bytes: u64,
-    /// The packets, bytes and new connections sent to the backend per second, over the last ten seconds or slightly
-    /// more; absent: not known yet.
+    /// The packets, bytes and new connections sent to the backend per second, averaged over the last ten seconds or
+    /// slightly longer; absent: not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
-    /// Unfinished handshakes with the backend.
+    /// The handshakes with the backend that are unfinished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
 }
 
-/// The slots that a backend gives away because it has or had more than its share of load.
+/// The slots that a backend gives to other backends, because the backend has or had more than its share of the load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BoundView {
     /// The percentage of its own slots that the backend keeps, 10–90.
     pub keeps_percent: u8,
-    /// The approximate number of slots that the backend gives away.
+    /// The approximate number of slots that the backend gives to other backends.
     pub given_slots: u32,
-    /// The ratio of its load to the expected load at the time of the decision.
+    /// The ratio of the backend's load to the expected load, at the time when the controller chose the slots.
     pub load_ratio: f64,
 }
 
-/// The agent of a backend, which may lower what the operator and the checks allow.
+/// The agent of a backend. The agent may lower the backend's weight and state, but cannot raise them above the
+/// operator's settings and the checks' results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AgentView {
-    /// The report in effect: `75%`, `100%, drain`, `0%, down (no disk)`.
+    /// The report of the agent that is in effect: `75%`, `100%, drain`, `0%, down (no disk)`.
     pub says: String,
-    /// The percentage of `weight` that is in effect, 0–100.
+    /// The percentage of the backend's `weight` that is in effect, 0–100.
     pub weight_percent: u8,
     /// The administrative state that the agent requests: `ready`, `drain` or `maint`.
     pub admin: String,
-    /// The agent's reason why the backend is down; may be empty. Absent: it reports the backend up.
+    /// The agent's reason for reporting that the backend is down; may be empty. Absent: the agent reports that the
+    /// backend is up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down: Option<String>,
     /// Seconds since the agent's last answer; absent: no answer yet, the agent is silent, or another member of the
-    /// fleet queries it.
+    /// fleet queries the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_seconds_ago: Option<f64>,
-    /// The reason why the agent is silent; absent: it is not.
+    /// The reason why the agent does not answer; absent: the agent answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent: Option<String>,
 }
 
-/// Handshakes with a backend that began since one was last completed.
+/// The handshakes that clients began after the last completed handshake with a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnansweredView {
     /// The number of handshakes, including repeated ones.
     pub begun: u32,
-    /// Waiting time of the first.
+    /// Seconds since the first of these handshakes began.
     pub seconds: f64,
 }
 
@@ -284,33 +293,33 @@ pub struct HealthView {
     pub service: String,
     /// The backend's name in the service.
     pub backend: String,
-    /// The address and port that are checked.
+    /// The address and port that the checks use.
     pub target: String,
-    /// The check in words: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
+    /// A description of the check: `http GET /healthz every 2s, timeout 1s, fall 3, rise 2`, or `none`.
     pub check: String,
-    /// The result of the checks alone: `unknown`, `up` or `down`.
+    /// The verdict of the health checks, without overrides: `unknown`, `up` or `down`.
     pub verdict: String,
     /// Seconds since the verdict changed.
     pub verdict_seconds: f64,
-    /// The verdict that the operator has set; `None`: the checks decide.
+    /// The verdict that the operator has set; `None` if the checks decide.
     pub forced: Option<balancer_config::states::Forced>,
     /// The displayed state of the backend.
     pub state: String,
-    /// The reason for the state.
+    /// The reason for the backend's state.
     pub reason: String,
-    /// The result of the last check: `passed`, `soft`, `hard`, or `hindered` if this machine could not check. `None`:
-    /// none yet.
+    /// The result of the last check: `passed`, `soft`, `hard`, or `hindered` if this machine was unable to check.
+    /// `None` if no check has ended yet.
     pub last_result: Option<String>,
-    /// The reason for the result; empty if the check passed.
+    /// The reason for the result of the last check; empty if the check passed.
     pub last_reason: String,
-    /// Duration of the last check.
+    /// The duration of the last check in seconds.
     pub last_duration_seconds: Option<f64>,
-    /// Seconds since its end.
+    /// Seconds since the last check ended.
     pub last_seconds_ago: Option<f64>,
-    /// Consecutive passes.
+    /// The number of consecutive passed checks.
     pub passes: u32,
-    /// Consecutive failures.
+    /// The number of consecutive failed checks.
     pub failures: u32,
-    /// The results needed for another verdict: `down after 2 more failures`. Empty without checks.
+    /// The results that would change the verdict: `down after 2 more failures`. Empty if the backend has no checks.
     pub next_verdict: String,
 }

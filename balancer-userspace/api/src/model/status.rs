@@ -10,28 +10,28 @@ use super::services::ServiceView;
 /// The body of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusView<Services = Vec<ServiceView>> {
-    /// Attached interfaces.
+    /// The interfaces to which the program is attached.
     pub interfaces: Vec<InterfaceView>,
-    /// Frames that were redirected but not sent, by target interface.
+    /// The number of frames that were redirected but not sent, by target interface.
     #[serde(default)]
     pub redirect_errors: BTreeMap<String, u64>,
-    /// Services in configuration order.
+    /// The services in the order of the configuration.
     pub services: Services,
-    /// The number of changes by users, across restarts.
+    /// The number of changes by users; restarts do not reset it.
     pub generation: u64,
-    /// The differences between services and the configuration file.
+    /// The differences between the services and the configuration file.
     #[serde(default)]
     pub changed_at_run_time: Vec<RunTimeChange>,
     /// Whether the balancer is fit to receive clients.
     #[serde(default)]
     pub ready: Readiness,
-    /// Whether the operator has withdrawn its VIPs.
+    /// Whether the operator has withdrawn the balancer's VIPs.
     #[serde(default)]
     pub withdrawn: bool,
     /// The VIPs that the balancer has assigned to its machine.
     #[serde(default)]
     pub vips: Vec<VipView>,
-    /// The fleet that the balancer belongs to; `None`: none.
+    /// The fleet that the balancer belongs to; `None` if the balancer belongs to no fleet.
     #[serde(default)]
     pub fleet: Option<FleetSnapshot>,
     /// The client table and its fill level.
@@ -48,13 +48,13 @@ pub struct StatusView<Services = Vec<ServiceView>> {
 /// The client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientTableView {
-    /// The number of known clients that the table is sized for.
+    /// The number of known clients for which the client table is sized.
     pub capacity: u64,
-    /// Known clients at the last sweep.
+    /// The number of known clients at the last sweep of the client table.
     pub entries: u64,
-    /// Clients that were forgotten to make room for others.
+    /// The number of clients that the program forgot to make room for new clients.
     pub evictions: u64,
-    /// Newcomers that found no room.
+    /// The number of new clients that the program did not record because the client table was full.
     pub unrecorded: u64,
 }
 
@@ -82,32 +82,32 @@ pub struct VipView {
 /// An attached interface.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceView {
-    /// The name of the interface.
+    /// The name of the interface that has the VIP.
     pub name: String,
-    /// The index of the interface.
+    /// An interface to which the program is attached.
     pub ifindex: u32,
-    /// The real XDP mode: `native` or `generic`.
+    /// The XDP mode in use: `native` or `generic`.
     pub xdp_mode: String,
-    /// Packets seen, by verdict.
+    /// The number of packets that the program saw, by verdict.
     pub packets_seen: Verdicts,
 }
 
 /// Packets by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdicts {
-    /// Packets sent by the interface on which they arrived.
+    /// Packets that the program sent out of the interface on which they had arrived.
     pub tx: u64,
-    /// Sent by another interface.
+    /// Packets that the program sent out of another interface.
     pub redirect: u64,
-    /// Passed to the kernel unchanged.
+    /// Packets that the program passed unchanged to the kernel.
     pub pass: u64,
-    /// Dropped.
+    /// Packets that the program dropped.
     pub drop: u64,
-    /// The program failed.
+    /// Packets that the program failed to process.
     pub aborted: u64,
-    /// Rewritten and handed to the kernel for sending.
+    /// Packets that the program rewrote and passed to the kernel for sending.
     pub handed: u64,
-    /// Passed to this machine, which is the backend.
+    /// Packets that the program passed to this machine, because it is the backend.
     #[serde(default)]
     pub local: u64,
 }

@@ -1,4 +1,4 @@
-//! The key `agent` of a service.
+//! Reads the key `agent` of a service.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::{agent::AgentConfig, value};
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(5);
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Reads the section; `None` if it is invalid. Errors are reported.
+/// Reads the section `agent`; `None` if the section is invalid. The function adds errors to `findings`.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<AgentConfig> {
     section.require("port", "port = 9777, the TCP port of the agents", findings);
     let port = section.integer("port", findings, (1, 65_535));

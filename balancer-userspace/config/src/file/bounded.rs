@@ -1,4 +1,4 @@
-//! The key `bounded_load` of a service.
+//! Reads the key `bounded_load` of a service.
 
 use super::{
     findings::Findings,
@@ -11,7 +11,7 @@ use crate::{
 
 const DEFAULT_FACTOR: f64 = 1.25;
 
-/// Reads the section; `None` if it is invalid. Errors are reported.
+/// Reads the section `bounded_load`; `None` if the section is invalid. The function adds errors to `findings`.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Located<BoundedLoad>> {
     let at = section.at;
     section.require("by", "by = \"clients\", \"connections\", \"bytes\" or \"latency\"", findings);
@@ -22,7 +22,8 @@ pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     Some(Located { at, value })
 }
 
-/// Reports a missing requirement: without memory, every move of a slot would move its clients.
+/// Reports a missing requirement: in a service without client memory, every move of a slot would move the slot's
+/// clients.
 pub(super) fn needs(bounded: &Located<BoundedLoad>, (remembers, checks): (bool, bool), findings: &mut Findings<'_>) {
     if !remembers {
         let text = "bounded_load needs memory: with remember = \"0s\", clients would move with the slots that are given \

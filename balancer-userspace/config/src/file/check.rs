@@ -1,4 +1,4 @@
-//! The key `check = { … }` of a service or backend.
+//! Reads the key `check = { … }` of a service or backend.
 
 mod grpc;
 mod http;
@@ -26,7 +26,7 @@ const MIN_TIME: Duration = Duration::from_millis(100);
 const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// The number by which the interval is divided to get the default fast interval.
+/// The default fast interval is the interval divided by this number.
 const FAST: u32 = 4;
 const FALL: u32 = 3;
 const RISE: u32 = 2;
@@ -34,7 +34,7 @@ const MAX_COUNT: i64 = 1000;
 const MAX_ARGUMENTS: usize = 64;
 const MAX_ARGUMENT: usize = 4096;
 
-/// The keys, by the type of check to which they belong.
+/// The keys that a check may have, by the type of check to which they belong.
 const TIMING: [&str; 6] = ["interval", "timeout", "fast_interval", "passive", "fall", "rise"];
 const VIA: [(&str, Via); 2] = [("backend", Via::Backend), ("service", Via::Service)];
 const HTTP: [&str; 6] = ["http2", "method", "path", "expect_status", "expect_body", "expect_body_regex"];
@@ -91,13 +91,13 @@ impl Type {
         matches!(self, Self::Tcp) || self.is_http() || self.is_grpc()
     }
 
-    /// Whether a check of this type takes over all keys from a check of the other type.
+    /// Whether a check of this type inherits all keys from a check of the other type.
     fn takes_all(self, other: Self) -> bool {
         self == other || self.is_http() && other.is_http() || self.is_grpc() && other.is_grpc()
     }
 }
 
-/// The keys of a check that are in the file.
+/// The keys of a check that the file contains.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     kind: Type,
@@ -164,13 +164,13 @@ impl Keys {
         }
     }
 
-    /// The keys of a service's check if the file has no check.
+    /// The keys of a service's check if the file contains no check.
     pub(super) const fn implied(connects: bool) -> Self {
         Self::of(if connects { Type::Tcp } else { Type::None })
     }
 
-    /// The part of these keys that a check of type `kind` inherits: keys of its own type, and times and counts in any
-    /// case.
+    /// Those of these keys that a check of type `kind` inherits: the keys of its own type, and in any case the times
+    /// and counts.
     fn inherited(&self, kind: Type) -> Self {
         if kind == Type::None || self.kind == Type::None {
             return Self::of(kind);
@@ -183,17 +183,17 @@ impl Keys {
         Self { via, interval, timeout, fast_interval, passive, fall, rise, ..Self::of(kind) }
     }
 
-    /// Whether the check goes to the backends' own addresses because the file does not choose a path.
+    /// Whether the check connects to the backends' own addresses because the file does not choose a path.
     pub(super) const fn goes_past_the_service(&self) -> bool {
         self.kind.connects() && self.via.is_none() && self.port.is_none()
     }
 
-    /// Whether the check speaks HTTP/2.
+    /// Whether the check uses HTTP/2.
     fn speaks_http2(&self) -> bool {
         self.kind.is_grpc() || self.kind.is_http() && self.http2.unwrap_or(false)
     }
 
-    /// The check, with defaults for keys that are not in the file.
+    /// The check, with default values for keys that the file does not contain.
     pub(super) fn config(self) -> CheckConfig {
         let interval = self.interval.unwrap_or(INTERVAL);
         let fast = (interval / FAST).max(MIN_TIME).min(interval);
@@ -253,8 +253,8 @@ impl Keys {
     }
 }
 
-/// Reads a check; a backend's own check is read on top of the `service` keys. `None` if it is invalid. Errors are
-/// reported.
+/// Reads a check; the keys of a backend's own check override the keys in `service`. `None` if the check is invalid. The
+/// function adds errors to `findings`.
 pub(super) fn check(
     mut section: Section<'_>,
     service: Option<&Keys>,
@@ -296,7 +296,8 @@ pub(super) fn check(
     Some((keys.clone(), Located { at, value: keys.config() }))
 }
 
-/// Reports that a check has no type; or reports the misspelt keys, one of which may be the type.
+/// Reports that a check has no type; if the check contains misspelt keys, reports these keys, because one of them may
+/// be the type.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
     for keys in [&TIMING[..], &HTTP, &REQUEST, &TLS, &GRPC, &UDP, &DNS, &EXEC, &["type", "via", "port"]] {
         keys.iter().for_each(|key| section.skip(key));
@@ -311,7 +312,7 @@ fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
     section.finish(findings);
 }
 
-/// Reports keys that belong to other types of check.
+/// Reports keys that belong to other types of checks.
 fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings<'_>) {
     let mut refuse_all = |keys: &[&'static str]| {
         for key in keys {
@@ -444,7 +445,8 @@ fn command(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec
     Some(command.into_iter().map(|argument| argument.value).collect())
 }
 
-/// The user as which the program runs: the check's own or the service's. The user must exist.
+/// The user account under which the program runs: the account in the check itself, or else the account in the service's
+/// check. The user account must exist on this machine.
 fn user(section: &mut Section<'_>, service: Option<String>, findings: &mut Findings<'_>) -> Option<String> {
     let own = section.text("user", findings, |text| account(text).map(|()| text.to_owned()));
     if own.is_none()

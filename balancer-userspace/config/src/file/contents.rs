@@ -1,4 +1,4 @@
-//! Reads files that a configuration names.
+//! Reads the files that a configuration names.
 
 use std::{
     fs::File,
@@ -9,10 +9,10 @@ use std::{
 /// Reads a regular file of at most `largest` MiB.
 ///
 /// # Errors
-/// The reason why the file cannot be read, as the continuation of a sentence that begins with the file's name.
+/// Returns the reason why the file cannot be read, in a form that continues a sentence beginning with the file's name.
 pub fn read(path: &Path, largest: u64) -> Result<Vec<u8>, String> {
     let cannot = |error: io::Error| format!("cannot be read: {error}");
-    // Opening a pipe would wait for a writer.
+    // Opening a named pipe would wait for a writer.
     if !path.metadata().map_err(cannot)?.is_file() {
         return Err("cannot be read: it is not a regular file".to_owned());
     }

@@ -1,4 +1,4 @@
-//! The section `[control]` of the configuration.
+//! Reads the section `[control]` of the configuration.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{
     value,
 };
 
-/// Reads the section, or returns the defaults if there is none.
+/// Reads the section `[control]`, or returns the defaults if the file has no such section.
 pub(super) fn control(section: Option<Section<'_>>, findings: &mut Findings<'_>) -> Control {
     let mut control = Control::at(PathBuf::from(DEFAULT_SOCKET));
     let Some(mut section) = section else { return control };
@@ -64,9 +64,9 @@ fn remote(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Remo
     })
 }
 
-/// An example of names in certificates, with the roles of their owners.
+/// An example of roles in the configuration, by names in certificates.
 const ROLES: &str = "{ \"deploy.example.com\" = \"drain\" }";
-/// The maximum length of a name, in bytes.
+/// The maximum length of a name in a certificate, in bytes.
 const LONGEST_NAME: usize = 255;
 
 fn roles(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<BTreeMap<String, Role>> {

@@ -1,4 +1,4 @@
-//! Deny list files.
+//! Reads the files of deny lists.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -8,23 +8,23 @@ use super::{
 };
 use crate::{config::Config, deny::DenyList};
 
-/// The maximum size of a list, in MiB.
+/// The maximum size of a deny list file, in MiB.
 pub(super) const LARGEST: u64 = 64;
 
-/// Reads a list.
+/// Reads a deny list from its file.
 ///
 /// # Errors
-/// The first error in the list.
+/// Returns the first error in the deny list.
 pub fn load(path: &Path) -> Result<DenyList, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, LARGEST).map_err(|text| finding(None, text))?;
     DenyList::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the lists that a configuration names, and returns their total number of prefixes.
+/// Reads the deny lists that a configuration names, and returns the total number of their prefixes.
 ///
 /// # Errors
-/// The first error in each invalid list.
+/// Returns the first error in each invalid deny list.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let files: BTreeSet<&Path> =
         config.services.iter().filter_map(|service| Some(&*service.deny.as_ref()?.file)).collect();

@@ -1,4 +1,4 @@
-//! The section `[[service.discover]]`, and the lists of targets that it names.
+//! Reads the sections `[[service.discover]]`, and the lists of targets that these sections name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,8 @@ const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)
 const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
 const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
 
-/// Reads the sections of one service. `front` has its listeners and its forwarding mode, if these are valid.
+/// Reads the sections `[[service.discover]]` of one service. `front` contains the service's listeners and its
+/// forwarding mode, if these settings are valid.
 pub(super) fn discover(
     sections: Vec<Section<'_>>,
     front: Option<(&[Listener], Forwarding)>,
@@ -67,7 +68,7 @@ pub(super) fn discover(
     lists
 }
 
-/// Reads the source of a list; one of four keys determines it.
+/// Reads the source of a list; exactly one of four keys specifies the source.
 fn source(
     section: &mut Section<'_>,
     front: Option<(&[Listener], Forwarding)>,
@@ -108,7 +109,7 @@ fn refuse(section: &mut Section<'_>, keys: &[&'static str], why: &str, findings:
     keys.iter().for_each(|key| section.refuse(key, &format!("{why}; remove it"), findings));
 }
 
-/// Reads a query of DNS.
+/// Reads the keys of a DNS query.
 fn dns_source(
     section: &mut Section<'_>,
     front: Option<(&[Listener], Forwarding)>,
@@ -132,7 +133,7 @@ fn dns_source(
     Some(Located { at: name.at, value })
 }
 
-/// Reports addresses to which the service's clients cannot be sent.
+/// Reports addresses to which the balancer cannot send packets of the service's clients.
 fn family_fits(
     records: &Records,
     family: Option<&Located<Family>>,
@@ -160,28 +161,29 @@ fn family_fits(
     }
 }
 
-/// Parses a minimum such as `50%`.
+/// Parses a minimum number of targets such as `50%`.
 fn share(text: &str) -> Result<Floor, String> {
     let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
     let percent = percent.filter(|percent| (1..=100).contains(percent));
     percent.map(Floor::Share).ok_or_else(|| format!("min = {} is no floor; give {FLOOR}", value::quoted(text)))
 }
 
-/// Reads a list of targets.
+/// Reads a list of targets from a file.
 ///
 /// # Errors
-/// The first error in the list.
+/// Returns the first error in the list of targets.
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
     target_list::parse(&text, Format::of(path)).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the files that a configuration names, and returns their total number of targets. The function queries neither
-/// DNS nor etcd, because the answers on this machine at this moment say little about the balancer.
+/// Reads the target files that a configuration names, and returns the total number of their targets. The function
+/// queries neither DNS nor etcd, because the present answers on this machine say little about later answers to the
+/// balancer.
 ///
 /// # Errors
-/// The first error in each invalid list.
+/// Returns the first error in each invalid list of targets.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let mut files: BTreeMap<&Path, Floor> = BTreeMap::new();
     for list in config.services.iter().flat_map(|service| &service.discover) {

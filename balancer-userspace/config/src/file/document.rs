@@ -1,4 +1,4 @@
-//! Reads a whole configuration file.
+//! Turns the text of a whole configuration file into a configuration.
 
 use std::{
     collections::HashSet,
@@ -34,7 +34,8 @@ const FLOW_TABLE_CAPACITY: u32 = 262_144;
 const MAX_FLOW_TABLE_CAPACITY: i64 = 1 << 23;
 const MAX_SAMPLE_INTERVAL: i64 = 1 << 20;
 
-/// Makes a configuration from a text. Errors go to `findings`; the result is `None` only if there are errors.
+/// Makes a configuration from the text of a file. The function adds errors to `findings`; the result is `None` only if
+/// there are errors.
 pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>) -> Option<Config> {
     if let Some((head, services)) = pieces::parse(text, known, findings) {
         let config = of_parts(Section::new("the file", 0, head), Some((services, &known.valid)), findings)?;
@@ -44,13 +45,13 @@ pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>)
     as_a_whole(text, findings)
 }
 
-/// Makes a configuration from a text without using earlier results.
+/// Makes a configuration from the text of a file without reusing earlier results.
 pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut lines = HashSet::new();
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
-        // Further errors on the same line are mostly consequences of the first.
+        // Further errors on the same line are in most cases consequences of the first error.
         if lines.insert(findings.line(at)) {
             let hint = if error.message() == "duplicate key" { "; remove one" } else { "" };
             findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
@@ -63,8 +64,8 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
     of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
 }
 
-/// Makes a configuration from its parts. `services` has the services of the file, if they are not in `root`, and the
-/// valid ones.
+/// Makes a configuration from the tables of a file. `services` contains the services of the file, if they are not in
+/// `root`, and the services that are valid.
 fn of_parts(
     mut root: Section<'_>,
     services: Option<(Services, &Valid)>,
@@ -170,7 +171,8 @@ fn interfaces(root: &mut Section<'_>, findings: &mut Findings<'_>) -> Vec<String
     names
 }
 
-/// Checks services that are valid by themselves for conflicts with each other. Errors are reported.
+/// Checks services, each of which is valid by itself, for conflicts with each other. The function adds errors to
+/// `findings`.
 fn related(services: &[(usize, Arc<Placed>)], known: &Valid, findings: &mut Findings<'_>) -> Option<Valid> {
     let configs = services.iter().map(|(_, placed)| Arc::clone(&placed.service)).collect();
     let report = |problems: Vec<Problem>| {

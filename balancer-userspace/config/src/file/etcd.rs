@@ -1,4 +1,4 @@
-//! The keys of a section that say how to reach etcd.
+//! Reads the keys of a section that specify how to reach etcd.
 
 use http::Uri;
 
@@ -37,7 +37,7 @@ pub(super) fn etcd_servers(section: &mut Section<'_>, findings: &mut Findings<'_
     })
 }
 
-/// Reads the endpoints, without trailing slashes.
+/// Reads the URLs of the endpoints, without trailing slashes.
 fn endpoints(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<String>> {
     let at = section.at;
     let located = section.texts("endpoints", ENDPOINTS, findings, endpoint)?;

@@ -1,4 +1,4 @@
-//! Errors and warnings in a configuration file, with their lines.
+//! Errors and warnings in a configuration file, each with its line.
 
 use std::{
     cell::OnceCell,
@@ -9,21 +9,21 @@ use std::{
 use super::Parsed;
 use crate::config::Config;
 
-/// The maximum number of errors reported for a file; the others are only counted.
+/// The maximum number of errors reported for one file; the balancer only counts further errors.
 const MAX_ERRORS: usize = 100;
 
-/// One line for the user: `FILE:LINE: error; advice`.
+/// One error or warning as a line for the user: `FILE:LINE: error; advice`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The file, under the name that the user gave.
+    /// The path of the file, as the user has given it.
     pub file: PathBuf,
     /// The line, counted from 1; `None` if the error concerns the whole file.
     pub line: Option<usize>,
-    /// The error, and how to correct it.
+    /// The error, with advice on how to correct it.
     pub text: String,
 }
 
-/// A finding about something that is allowed but probably not intended.
+/// A warning about something that is allowed but probably not intended.
 pub type Warning = Finding;
 
 impl fmt::Display for Finding {
@@ -35,7 +35,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The reasons why a file is not a valid configuration: at least one finding, in the order of lines.
+/// The reasons why a file is not a valid configuration: at least one error, in the order of lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<Finding>);
 
@@ -48,14 +48,14 @@ impl ConfigErrors {
         Self(findings)
     }
 
-    /// The findings.
+    /// The errors in the order of lines.
     #[must_use]
     pub fn findings(&self) -> &[Finding] {
         &self.0
     }
 }
 
-/// Formats one finding on each line.
+/// Formats each error on a line of its own.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.0.iter().enumerate() {
@@ -70,18 +70,19 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Collects findings while a text is validated. Positions are byte offsets into the text, or into a piece of it.
+/// Collects errors and warnings during the validation of a text. Positions are byte offsets into the whole text, or
+/// into a piece of the text.
 #[derive(Debug)]
 pub(super) struct Findings<'i> {
     file: &'i Path,
     text: &'i str,
-    /// The positions at which lines start.
+    /// The positions at which the lines of the text start.
     line_starts: OnceCell<Vec<usize>>,
-    /// The position at which the piece starts.
+    /// The position at which the current piece starts.
     offset: usize,
-    /// The errors, each with its line.
+    /// The errors found so far, each with its line.
     errors: Vec<(usize, String)>,
-    /// The warnings, each with its position in the text.
+    /// The warnings found so far, each with its position in the text.
     warnings: Vec<(usize, String)>,
 }
 
@@ -90,7 +91,7 @@ impl<'i> Findings<'i> {
         Self { file, text, line_starts: OnceCell::new(), offset: 0, errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Starts a piece at `offset` of the text; from now on, positions are relative to it.
+    /// Starts a piece at `offset` of the text; from now on, positions are relative to the start of this piece.
     pub(super) fn begin_piece(&mut self, offset: usize) {
         self.offset = offset;
     }
@@ -116,7 +117,7 @@ impl<'i> Findings<'i> {
         self.warnings.push((self.offset + at, text));
     }
 
-    /// The warnings about the piece, each with its position in the piece.
+    /// The warnings about the current piece, each with its position in the piece.
     pub(super) fn warnings_of_piece(&self) -> Vec<(usize, String)> {
         let begins = self.warnings.iter().rposition(|(at, _)| *at < self.offset).map_or(0, |before| before + 1);
         self.warnings.iter().skip(begins).map(|(at, text)| (at - self.offset, text.clone())).collect()
@@ -142,7 +143,7 @@ impl<'i> Findings<'i> {
         ConfigErrors(errors)
     }
 
-    /// Returns the result for a text: `config`, unless there are errors.
+    /// Returns the result for a text: `config`, or the errors if there are any.
     pub(super) fn outcome(self, config: Option<Config>) -> Parsed {
         match config {
             Some(config) if !self.has_errors() => Ok((config, self.into_warnings())),

@@ -1,4 +1,4 @@
-//! The section `[fleet]`.
+//! Reads the section `[fleet]` of the configuration.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const MIN_LEASE: Duration = Duration::from_secs(1);
 const MAX_LEASE: Duration = Duration::from_secs(60);
 const MAX_LINGER: Duration = Duration::from_secs(60);
 
-/// Reads the section; `None` if it is invalid. Errors are reported.
+/// Reads the section `[fleet]`; `None` if the section is invalid. The function adds errors to `findings`.
 pub(super) fn fleet(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Fleet> {
     section.require("name", "name = \"…\", the same for all its members", findings);
     section.require("endpoints", "endpoints = [\"https://…:2379\"], where etcd is", findings);

@@ -1,4 +1,4 @@
-//! The key `spread_heavy` of a service.
+//! Reads the key `spread_heavy` of a service.
 
 use super::{findings::Findings, section::Section};
 
@@ -6,7 +6,8 @@ const KEY: &str = "spread_heavy";
 const SHARES: (f64, f64) = (0.01, 1.0);
 const EXAMPLE: &str = "0.2";
 
-/// Reads the key as a number, or as a table that contains one; `None` if it is missing or invalid. Errors are reported.
+/// Reads the key `spread_heavy` as a number, or as a table that contains a number; `None` if the key is missing or
+/// invalid. The function adds errors to `findings`.
 pub(super) fn share(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<f64> {
     if !section.is_table(KEY) {
         return section.number(KEY, findings, SHARES, EXAMPLE).map(|share| share.value);

@@ -1,7 +1,8 @@
-//! Reads a configuration from a file.
+//! Reads a configuration from a file, and validates it.
 //!
-//! A file becomes a table with positions (`toml`). Each table becomes a `section::Section`, which tracks the keys that
-//! were read; `document` makes a [`Config`] of the sections or reports the lines with errors.
+//! The TOML parser turns a file into a table that contains positions (`toml`). Each table becomes a `section::Section`,
+//! which tracks the keys that were read; `document` makes a [`Config`] from the sections, or reports the lines that
+//! contain errors.
 
 mod agent;
 mod bounded;
@@ -32,21 +33,21 @@ pub use findings::{ConfigErrors, Finding, Warning};
 /// The maximum size of a configuration file, in bytes.
 pub const MAX_FILE_SIZE: u64 = 16 << 20;
 
-/// A configuration with its warnings, or the errors that prevent it.
+/// A configuration with warnings about it, or the errors that prevent a configuration.
 pub type Parsed = Result<(Config, Vec<Warning>), ConfigErrors>;
 
 /// Reads and validates a configuration file.
 ///
 /// # Errors
-/// All errors that can be found at once, in the order of lines.
+/// Returns all errors that the balancer can find in one run, in the order of lines.
 pub fn load(path: &Path) -> Parsed {
     Parser::default().load(path)
 }
 
-/// Reads a configuration file; if it is too large, the result is longer than allowed.
+/// Reads a configuration file; if the file is too large, the result is longer than the maximum size.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// Fails if the file is not readable.
 pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     let mut bytes = Vec::new();
     File::open(path)
@@ -55,31 +56,32 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ConfigErrors> {
     Ok(bytes)
 }
 
-/// Validates the contents of a configuration file; `path` is for messages.
+/// Validates the contents of a configuration file; the messages mention the file by `path`.
 ///
 /// # Errors
-/// The same errors as for [`load`].
+/// Returns the same errors as the function [`load`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     Parser::default().parse(path, bytes)
 }
 
-/// A parser for reading a file repeatedly. It skips services whose text has not changed since the last time.
+/// A parser for reading the same configuration file repeatedly. The parser skips services whose text has not changed
+/// since the previous read.
 #[derive(Debug, Default)]
 pub struct Parser(pieces::Known);
 
 impl Parser {
-    /// Reads and validates a file.
+    /// Reads and validates a configuration file.
     ///
     /// # Errors
-    /// The same errors as for [`load`].
+    /// Returns the same errors as the function [`load`].
     pub fn load(&mut self, path: &Path) -> Parsed {
         self.parse(path, &read(path)?)
     }
 
-    /// Validates the contents of a file.
+    /// Validates the contents of a configuration file.
     ///
     /// # Errors
-    /// The same errors as for [`load`].
+    /// Returns the same errors as the function [`load`].
     pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Parsed {
         if bytes.len() as u64 > MAX_FILE_SIZE {
             let what = "is larger than 16 MiB, the largest configuration; is it the right file?";

@@ -1,9 +1,10 @@
-//! Parses a file in pieces, so that only changed pieces are parsed.
+//! Parses a configuration file in pieces, so that a reload parses only the pieces that have changed.
 //!
-//! Each line that begins with `[[service]]` starts a piece. The parser first checks that the text before the first
-//! piece and every piece are valid TOML by themselves. In that case, no string extends from one piece to the next, and
-//! the header of an array of tables means the same at any position. Therefore, the file means the same as its pieces
-//! one after the other. A file without this property, or with an error, is parsed as a whole.
+//! Each line that begins with `[[service]]` starts a new piece. The parser first checks that each piece, and the text
+//! before the first piece, is valid TOML by itself. If all of these texts are valid, no string extends from one piece
+//! into the next, and the header of an array of tables means the same at any position. Therefore, the whole file has
+//! the same meaning as its pieces in sequence. If a piece is not valid by itself, or if the file contains an error, the
+//! parser parses the file as a whole.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::{
 
 const HEADER: &str = "[[service]]";
 
-/// The pieces of the last parsed text, with their services.
+/// The pieces of the text that was last parsed, with their services.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pieces: HashMap<Box<str>, Piece>,
@@ -31,7 +32,7 @@ pub(super) struct Known {
     pub(super) valid: Valid,
 }
 
-/// The result of parsing a piece.
+/// The result of parsing one piece.
 #[derive(Debug)]
 struct Piece {
     service: Arc<Placed>,
@@ -42,8 +43,8 @@ struct Piece {
 /// The services of a text, each with the start of its piece.
 pub(super) type Services = Vec<(usize, Arc<Placed>)>;
 
-/// Parses the text before the services, and the services. `None` if the text must be parsed as a whole; in that case
-/// `findings` is unchanged.
+/// Parses the text before the first service, and then the services. `None` if the text must be parsed as a whole; in
+/// this case, `findings` is unchanged.
 pub(super) fn parse<'i>(
     text: &'i str,
     known: &mut Known,
@@ -79,7 +80,7 @@ pub(super) fn parse<'i>(
     Some((head, services))
 }
 
-/// The pieces of a text, with their start positions.
+/// The pieces of a text, each with its start position.
 fn pieces(text: &str) -> Vec<(usize, &str)> {
     let begins_line = |&at: &usize| at == 0 || text.as_bytes().get(at - 1) == Some(&b'\n');
     let starts: Vec<usize> = memmem::find_iter(text.as_bytes(), HEADER).filter(begins_line).collect();
@@ -92,7 +93,7 @@ fn valid(text: &str) -> Option<DeTable<'_>> {
     errors.is_empty().then(|| document.into_inner())
 }
 
-/// The only service of a piece.
+/// The only service that a piece contains.
 fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
     let mut root = Section::new("the file", 0, valid(piece)?);
     let [section] = <[_; 1]>::try_from(root.tables("service", HEADER, findings)?).ok()?;
@@ -102,7 +103,8 @@ fn parse_piece(piece: &str, findings: &mut Findings<'_>) -> Option<Placed> {
     service(section, findings)
 }
 
-/// Whether a service's validity depends on something outside of the file: on the account as which a program runs.
+/// Whether a service's validity depends on something outside of the file, namely the user account under which a program
+/// runs.
 fn depends_on_more(service: &ServiceConfig) -> bool {
     service.checks().any(|check| matches!(check.kind, CheckKind::Exec(_)))
 }
@@ -184,7 +186,7 @@ mod tests {
         assert!(known.pieces.is_empty());
     }
 
-    /// Parts for random files, including some that split a piece in the middle of something.
+    /// Parts for random files; some of the parts split a piece in the middle of a string or list.
     fn part() -> impl Strategy<Value = String> {
         let odd = [
             "note = \"\"\"\n[[service]]\n\"\"\"\n",

@@ -1,4 +1,4 @@
-//! The key `quic` of a service.
+//! Reads the key `quic` of a service.
 
 use super::{findings::Findings, section::Section};
 use crate::{
@@ -6,12 +6,12 @@ use crate::{
     value,
 };
 
-/// The maximum total length of server ID and nonce in QUIC version 1, in bytes.
+/// The maximum length of server ID and nonce together in QUIC version 1, in bytes.
 const MOST: u8 = 19;
 const NLB: (u8, u8) = (8, 7);
 const DEFAULT_LENGTH: u8 = 8;
 
-/// Reads the section. Invalid parts count as missing. Errors are reported.
+/// Reads the section `quic`. The function treats invalid values as missing. The function adds errors to `findings`.
 pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> QuicConfig {
     let at = section.at;
     section.require("format", "format = \"nlb\" or \"draft\"", findings);

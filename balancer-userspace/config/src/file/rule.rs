@@ -1,4 +1,4 @@
-//! The section `[[service.rule]]`.
+//! Reads the sections `[[service.rule]]` of a service.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     value,
 };
 
-/// A rule, with the positions that are needed for reporting conflicts with its service.
+/// A rule, with the positions that a report about a conflict with its service needs.
 pub(super) struct PlacedRule {
     rule: RuleConfig,
     prefix_at: usize,
@@ -31,7 +31,7 @@ enum Word {
     Deny,
 }
 
-/// Reads a rule; `None` if it is invalid. Errors are reported.
+/// Reads a rule; `None` if the rule is invalid. The function adds errors to `findings`.
 pub(super) fn rule(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<PlacedRule> {
     let at = section.at;
     section.require("prefix", "prefix = \"192.0.2.0/24\"", findings);
@@ -74,7 +74,8 @@ fn ttl(text: &str) -> Result<Duration, String> {
     Ok(ttl)
 }
 
-/// Adds those `rules` that fit to `service`, in the order of their prefixes, and reports the others.
+/// Adds those of the `rules` that are valid in `service` to this service, in the order of their prefixes, and reports
+/// the other rules.
 pub(super) fn put(rules: Vec<PlacedRule>, service: &mut ServiceConfig, findings: &mut Findings<'_>) {
     let mut first_at = HashMap::default();
     for PlacedRule { rule, prefix_at, backend_at } in rules {
@@ -94,7 +95,7 @@ pub(super) fn put(rules: Vec<PlacedRule>, service: &mut ServiceConfig, findings:
     service.rules.sort_by_key(|rule| rule.prefix);
 }
 
-/// Returns the reason why the prefix is invalid in this service; `None` if it is valid.
+/// Returns the reason why the prefix is invalid in this service; `None`: the prefix is valid.
 fn unfit(rule: &RuleConfig, service: &ServiceConfig) -> Option<String> {
     let prefix: IpNet = rule.prefix;
     if let Some(text) = foreign(&service.name, &service.families(), prefix) {

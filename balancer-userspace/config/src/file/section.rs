@@ -1,4 +1,4 @@
-//! Reads a TOML table key by key. A key that no getter has read is unknown.
+//! Reads a TOML table, one key after the other. If the code has read all known keys, each remaining key is unknown.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use toml::de::{DeInteger, DeTable, DeValue};
 use super::findings::Findings;
 use crate::value;
 
-/// A value with its position in the text.
+/// A value, with its position in the text of the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Located<T> {
     pub(super) at: usize,
@@ -21,15 +21,15 @@ pub(super) enum Either<T> {
     Text(T),
 }
 
-/// A text in the file, or the name of a file that contains it.
+/// A text in the configuration, or the name of a file that contains the text.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Given<'a> {
     Text(&'a str),
     File(&'a str),
 }
 
-/// A table of the file. A getter reports a value of the wrong type or with wrong content and then returns `None`, as
-/// for a missing key.
+/// A table of the configuration file. If a value has the wrong type or wrong content, a getter reports the error and
+/// returns `None`, as for a missing key.
 #[derive(Debug)]
 pub(super) struct Section<'i> {
     title: &'static str,
@@ -52,7 +52,7 @@ impl<'i> Section<'i> {
         Some(Located { at: value.span().start, value: value.into_inner() })
     }
 
-    /// Reads the value under `key` with `pick`, whose error is the whole message.
+    /// Reads the value of `key` with `pick`; an error of `pick` is the whole message.
     fn get<T>(
         &mut self,
         key: &'static str,
@@ -69,19 +69,19 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// Whether `key` exists and has not been read.
+    /// Whether the table has `key` and no getter has read it.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// Reports `key` as missing unless it exists; `hint` shows how to write it.
+    /// Reports `key` as missing if the table does not have it; `hint` shows how to write the key.
     pub(super) fn require(&self, key: &str, hint: &str, findings: &mut Findings<'_>) {
         if !self.has(key) {
             findings.error(self.at, format!("{} has no {key:?}; add {hint}", self.title));
         }
     }
 
-    /// Reads a string with `parse`, whose error is the whole message.
+    /// Reads a string with `parse`; an error of `parse` is the whole message.
     pub(super) fn text<T>(
         &mut self,
         key: &'static str,
@@ -109,7 +109,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Reads a whole number within bounds, or one of some words.
+    /// Reads a whole number within bounds, or one of the given words.
     pub(super) fn integer_or<T: From<u32> + Copy>(
         &mut self,
         key: &'static str,
@@ -127,7 +127,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Reads a whole number within bounds, or a string with `parse`; `wanted` describes both.
+    /// Reads a whole number within bounds, or reads a string with `parse`; `wanted` describes the valid values.
     pub(super) fn integer_or_text<T: From<u32>>(
         &mut self,
         key: &'static str,
@@ -145,17 +145,17 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Whether `key` holds a table that has not been read.
+    /// Whether the value of `key` is a table that no getter has read.
     pub(super) fn is_table(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|value| matches!(value.get_ref(), DeValue::Table(_)))
     }
 
-    /// Reads a number from 0 to 1.
+    /// Reads a number between 0 and 1.
     pub(super) fn part(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<Located<f64>> {
         self.number(key, findings, (0.0, 1.0), "0.5")
     }
 
-    /// Reads a number between `low` and `high`; `example` is a valid one for messages.
+    /// Reads a number between `low` and `high`; messages show `example` as a valid number.
     pub(super) fn number(
         &mut self,
         key: &'static str,
@@ -183,7 +183,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Reads `true` or `false`.
+    /// Reads a boolean, which is `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, findings: &mut Findings<'_>) -> Option<bool> {
         let boolean = self.get(key, findings, |value| match value.as_bool() {
             Some(boolean) => Ok(boolean),
@@ -192,7 +192,7 @@ impl<'i> Section<'i> {
         boolean.map(|boolean| boolean.value)
     }
 
-    /// Reads `true`, `false`, or a string with `parse`; `wanted` describes all of them.
+    /// Reads `true` or `false`, or reads a string with `parse`; `wanted` describes the valid values.
     pub(super) fn boolean_or<T>(
         &mut self,
         key: &'static str,
@@ -210,7 +210,7 @@ impl<'i> Section<'i> {
         either.map(|either| either.value)
     }
 
-    /// Reads the table under `key`, which messages call `title`; `example` shows such a table.
+    /// Reads the table that is the value of `key`; messages call the table `title` and show `example` as a valid table.
     pub(super) fn table(
         &mut self,
         key: &'static str,
@@ -227,8 +227,9 @@ impl<'i> Section<'i> {
         table.map(|Located { at, value }| Section::new(title, at, value))
     }
 
-    /// Reads the table under `key`, whose entries are texts or `{ file = "…" }`. Texts may be secrets, so no message
-    /// shows one. `parse` returns the reason why it rejects an entry, which is the whole message.
+    /// Reads the table that is the value of `key`, and whose entries are texts or `{ file = "…" }`. The entries may be
+    /// secrets, so no message contains an entry's text. If `parse` rejects an entry, it returns the reason, which is
+    /// the whole message.
     pub(super) fn texts_or_files<T>(
         &mut self,
         key: &'static str,
@@ -256,7 +257,7 @@ impl<'i> Section<'i> {
         Some(parsed)
     }
 
-    /// Reads the elements of the array under `key` with `pick`; `wanted` describes an element.
+    /// Reads the elements of the array in `key` with `pick`; `wanted` describes a valid element.
     fn array<T>(
         &mut self,
         key: &'static str,
@@ -279,7 +280,7 @@ impl<'i> Section<'i> {
         Some(picked)
     }
 
-    /// Reads a list of strings with `parse`.
+    /// Reads a list of strings, each with `parse`.
     pub(super) fn texts<T>(
         &mut self,
         key: &'static str,
@@ -293,7 +294,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Reads a string with `parse`, or a list of them.
+    /// Reads one string or a list of strings, each with `parse`.
     pub(super) fn text_or_texts<T>(
         &mut self,
         key: &'static str,
@@ -307,7 +308,7 @@ impl<'i> Section<'i> {
         }
     }
 
-    /// Reads the tables with the heading `title`, such as `[[service]]`.
+    /// Reads the tables that have the heading `title`, such as `[[service]]`.
     pub(super) fn tables(
         &mut self,
         key: &'static str,
@@ -321,7 +322,7 @@ impl<'i> Section<'i> {
         })
     }
 
-    /// Reads all remaining entries, whose keys and values are ports.
+    /// Reads all remaining entries of the table; their keys and their values are ports.
     pub(super) fn ports(mut self, findings: &mut Findings<'_>) -> BTreeMap<u16, u16> {
         let mut ports = BTreeMap::new();
         for (key, value) in std::mem::take(&mut self.entries) {
@@ -341,24 +342,24 @@ impl<'i> Section<'i> {
         ports
     }
 
-    /// Rejects a key that has no meaning here; `why` is the rest of the message.
+    /// Rejects a key that has no meaning in this table; `why` is the rest of the message.
     pub(super) fn refuse(&mut self, key: &'static str, why: &str, findings: &mut Findings<'_>) {
         if let Some(Located { at, .. }) = self.take(key) {
             findings.error(at, format!("{key:?} {why}"));
         }
     }
 
-    /// Marks a known key as read without using it.
+    /// Marks a known key as read, although its value is not used.
     pub(super) fn skip(&mut self, key: &'static str) {
         self.take(key);
     }
 
-    /// Whether every key has been read.
+    /// Whether every key of the table has been read.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Reports every key that was not read.
+    /// Reports every key of the table that was not read.
     pub(super) fn finish(self, findings: &mut Findings<'_>) {
         for key in self.entries.keys() {
             let unknown = key.get_ref();
@@ -369,7 +370,7 @@ impl<'i> Section<'i> {
     }
 }
 
-/// Converts a number between `low` and `high`.
+/// Converts a value to a number between `low` and `high`.
 fn whole<T: TryFrom<i64>>(key: &str, integer: &DeInteger<'_>, (low, high): (i64, i64)) -> Result<T, String> {
     i64::from_str_radix(integer.as_str(), integer.radix())
         .ok()

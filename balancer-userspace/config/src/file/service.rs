@@ -1,4 +1,4 @@
-//! The sections `[[service]]` and `[[service.backend]]`.
+//! Reads the sections `[[service]]` and `[[service.backend]]`.
 
 use std::{
     collections::BTreeMap,
@@ -51,18 +51,18 @@ const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
 const MAX_WITHHOLD: Duration = Duration::from_secs(5);
 
-/// A service, with the positions that are needed for reporting conflicts with other services.
+/// A service, with the positions that a report about a conflict with another service needs.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) service: Arc<ServiceConfig>,
     pub(super) name_at: usize,
     pub(super) listen_at: Vec<usize>,
     pub(super) table_size_at: usize,
-    /// The positions of the backends' names and addresses.
+    /// The positions of the names and the addresses of backends.
     pub(super) backends_at: Vec<(usize, usize)>,
 }
 
-/// The parts of a service that determine the addresses of its backends.
+/// The settings of a service that determine the addresses of its backends.
 struct Front {
     listen: Vec<Listener>,
     ports: BTreeMap<u16, u16>,
@@ -70,14 +70,14 @@ struct Front {
 }
 
 impl Front {
-    /// The port that a check of a backend at `port` uses if the check has no port of its own.
+    /// The port to which a check connects if it has no port of its own; the checked backend has the port `port`.
     fn check_port(&self, kind: &CheckKind, port: u16) -> u16 {
         let family = self.listen.first().map_or(Family::V4, Listener::family);
         if port == 0 { implied_check_port(&self.listen, &self.ports, family, kind.protocol()) } else { port }
     }
 }
 
-/// Reads a service; `None` if it is invalid. Errors are reported.
+/// Reads a service; `None` if the service is invalid. The function adds errors to `findings`.
 pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<Placed> {
     let at = section.at;
     section.require("name", "name = \"…\"", findings);
@@ -183,7 +183,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         forwarding: forwarding.value,
     });
     let front = front.as_ref();
-    // UDP servers answer only questions of their own kind, and connections to port 0 are impossible.
+    // UDP servers answer only requests of their own protocol, and no connection to port 0 is possible.
     let connects = !known || listen.iter().any(|of| of.protocol == Protocol::Tcp && of.ports.single().is_some());
     let implied = Keys::implied(connects);
     let (keys, service_check) = match check_section.and_then(|section| check(section, None, findings)) {
@@ -277,7 +277,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     })
 }
 
-/// Reads `listen`, or `address` and `protocol` of a single listener.
+/// Reads `listen`, or reads `address` and `protocol`, which specify a single listener.
 fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Located<Listener>>> {
     let at = section.at;
     let protocol = section.text("protocol", findings, |text| {
@@ -301,7 +301,7 @@ fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<
     Some(vec![Located { at, value: Listener::at(address, protocol) }])
 }
 
-/// Reads `renamed_from`; giving the current name there has no effect.
+/// Reads `renamed_from`; the current name as its value has no effect.
 fn renamed_from(
     section: &mut Section<'_>,
     name: Option<&Located<String>>,
@@ -383,7 +383,7 @@ fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {
     share.map_or_else(Outage::default, |share| Outage { share: share.value })
 }
 
-/// Warns if the table has too few slots for the backends' weights.
+/// Warns if the table has too few slots for the weights of the backends.
 fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findings<'_>) {
     let Located { at, value: TableSize::Fixed(size) } = size else { return };
     let enough = enough_slots(backends);
@@ -396,14 +396,15 @@ fn uneven_shares(size: Located<TableSize>, backends: usize, findings: &mut Findi
     }
 }
 
-/// Reports a check that would connect to port 0.
+/// Reports a check that would have to connect to port 0.
 fn needs_port(check: &Located<CheckConfig>, port: u16, findings: &mut Findings<'_>) {
     if check.value.kind.needs_port() && check.value.kind.port().is_none() && port == 0 {
         findings.error(check.at, "the check has no port, and the service has every port; add port = …".to_owned());
     }
 }
 
-/// Reports `via = "service"` for `nat` and `snat`, where clients' packets go to the backend's own address.
+/// Reports `via = "service"` in a service with `nat` or `snat`, where the packets of clients go to the backend's own
+/// address.
 fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut Findings<'_>) {
     if check.value.via == Via::Service && matches!(forwarding, Forwarding::Nat | Forwarding::Snat) {
         let mode = forwarding_word(forwarding);
@@ -416,7 +417,7 @@ fn via_fits(check: &Located<CheckConfig>, forwarding: Forwarding, findings: &mut
     }
 }
 
-/// Warns about checks that do not test the path of clients.
+/// Warns about checks whose packets do not take the path of clients' packets.
 fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Findings<'_>) {
     let mode = match front.forwarding {
         Forwarding::Nat | Forwarding::Snat => return,
@@ -432,19 +433,19 @@ fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Fi
     }
 }
 
-/// A backend as it was read from the file.
+/// A backend as the parser has read it from the file.
 enum Read {
     Backend(PlacedBackend),
     Named(NamedBackend),
 }
 
-/// A backend whose address is a name.
+/// A backend whose address in the file is a DNS name.
 struct NamedBackend {
     list: DiscoverConfig,
     name_at: usize,
 }
 
-/// The address of a backend.
+/// The address of a backend in the file: an IP address or a DNS name.
 enum Place {
     Address(IpAddr, Option<u16>),
     Name(String, Option<u16>),
@@ -457,7 +458,7 @@ fn place(text: &str) -> Result<Place, String> {
     }
 }
 
-/// Reports duplicate names of backends, if one of the two backends has a name as its address.
+/// Reports duplicate names of backends if one of the two backends has a DNS name as its address.
 fn distinct(backends: &[PlacedBackend], named: &[NamedBackend], findings: &mut Findings<'_>) {
     let mut taken: BTreeMap<&str, usize> =
         backends.iter().map(|backend| (backend.config.name.as_str(), backend.name_at)).collect();
@@ -542,7 +543,7 @@ fn backend(
     }))
 }
 
-/// Reads limits; also returns the position of one of them.
+/// Reads the limits of a backend; the function also returns the position of one of these limits.
 fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Option<usize>) {
     let mut limit = |key| section.integer(key, findings, (1, u32::MAX.into()));
     let (clients, connections) = (limit("max_clients"), limit("max_connections"));
@@ -550,7 +551,7 @@ fn limits(section: &mut Section<'_>, findings: &mut Findings<'_>) -> (Limits, Op
     (Limits { clients: clients.map(|of| of.value), connections: connections.map(|of| of.value) }, at)
 }
 
-/// Reads the remaining keys of a backend whose address is a name.
+/// Reads the remaining keys of a backend whose address is a DNS name.
 fn named(
     mut section: Section<'_>,
     name: Option<Located<String>>,

@@ -1,4 +1,4 @@
-//! The keys `snat` and `idle` of a service.
+//! Reads the keys `snat` and `idle` of a service.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
 
 const MOST_IDLE: Duration = Duration::from_secs(24 * 3600);
 
-/// Reads the settings of connections, which are valid only with `snat`.
+/// Reads the settings for connections, which are valid only in a `snat` service.
 pub(super) fn section(
     service: &mut Section<'_>,
     forwarding: Option<Forwarding>,

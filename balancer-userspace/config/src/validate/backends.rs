@@ -1,4 +1,4 @@
-//! Backends of a service: names, addresses, server IDs, and the size of the table for them.
+//! Backends of a service: their names, addresses and server IDs, and the size of the lookup table for them.
 
 use balancer_common::map_types::Forwarding;
 use foldhash::HashMap;
@@ -27,7 +27,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Checks that server IDs are unique.
+    /// Checks that the server IDs in a service are unique.
     pub(super) fn server_ids(&mut self, index: usize, service: &ServiceConfig) {
         let mut ids = HashMap::default();
         for (number, backend) in service.backends.iter().enumerate() {
@@ -76,12 +76,12 @@ impl Problems<'_> {
     }
 }
 
-/// The number of slots for even shares of this many backends.
+/// The number of slots that gives this many backends even shares.
 pub(crate) fn enough_slots(backends: usize) -> u32 {
     u32::try_from(backends.saturating_mul(SLOTS_PER_BACKEND)).map_or(MAX_TABLE_SIZE, next_prime)
 }
 
-/// Whether the service's packets can be forwarded to `backend`.
+/// Whether the program can forward the service's packets to `backend`.
 fn fits(service: &ServiceConfig, backend: &BackendConfig) -> Result<(), String> {
     let name = &backend.name;
     for address in [Some(backend.address), backend.address6].into_iter().flatten() {
@@ -119,7 +119,7 @@ fn family_missing(service: &ServiceConfig, backend: &BackendConfig, family: Fami
     format!("backend {name:?} has the address {}, which {mode} cannot reach from {vip}; {give}", backend.address.ip())
 }
 
-/// Whether a backend may have `port` for all listeners; 0: it has none.
+/// Whether a backend may have the same `port` for all listeners; 0: the backend has no port of its own.
 fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), String> {
     let mode = forwarding_word(service.forwarding);
     let every = service.listen.iter().any(|listener| listener.ports.single().is_none());

@@ -1,4 +1,4 @@
-//! Listeners: each by itself, conflicts between services, and the settings that belong to them.
+//! Listeners: checks each listener by itself, conflicts between services, and the settings that belong to listeners.
 
 use std::net::IpAddr;
 
@@ -13,11 +13,11 @@ use crate::{
     value,
 };
 
-/// Port ranges with their objects and service names.
+/// Port ranges, with the listeners that contain the ranges and with the names of the services.
 type Ranges<'a> = Vec<(Listener, Place, &'a str)>;
 
 impl Problems<'_> {
-    /// Checks listeners: each by itself, conflicts between services, and their number.
+    /// Checks each listener by itself, conflicts between the listeners of services, and the number of listeners.
     pub(super) fn listeners(&mut self) {
         let services = self.services;
         let mut taken: HashMap<Listener, (Place, &str)> = HashMap::default();
@@ -64,7 +64,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Checks the share of a service whose connections only the balancer knows.
+    /// Checks the share of steered clients in a service whose connections only the balancer knows.
     fn steer(&mut self, index: usize, service: &ServiceConfig) {
         if service.steer != ServiceConfig::steer_by_default() && service.forwarding == Forwarding::Snat {
             let text = format!(
@@ -75,7 +75,7 @@ impl Problems<'_> {
         }
     }
 
-    /// Checks that QUIC listeners and QUIC settings occur together.
+    /// Checks that a service has QUIC settings if and only if it has a QUIC listener.
     fn quic(&mut self, index: usize, service: &ServiceConfig) {
         let listener = service.listen.iter().position(|listener| listener.protocol == Protocol::Quic);
         let (at, text) = match (&service.quic, listener) {
@@ -94,7 +94,7 @@ impl Problems<'_> {
         self.add(at, Fault::Invalid(text.to_owned()));
     }
 
-    /// Checks `ports`, which is invalid for modes that keep ports.
+    /// Checks the setting `ports`, which is invalid in modes that do not change ports.
     fn ports(&mut self, index: usize, service: &ServiceConfig) {
         let at = Place::Name(index);
         if !service.ports.is_empty() && !matches!(service.forwarding, Forwarding::Nat | Forwarding::Snat) {
@@ -112,7 +112,7 @@ impl Problems<'_> {
     }
 }
 
-/// Whether ranges overlap without one containing the other.
+/// Whether two ranges overlap although neither range contains the other.
 const fn overlap(one: PortRange, other: PortRange) -> bool {
     let apart = one.last < other.first || other.last < one.first;
     let within = one.first >= other.first && one.last <= other.last;

@@ -1,52 +1,53 @@
-//! Problems in a list of services, and their words.
+//! Problems in a list of services, and the messages about these problems.
 
 use std::{fmt, net::SocketAddr};
 
 use crate::listeners::Listener;
 
-/// The object of a problem in a list of services. Numbers count from 0.
+/// The object in a list of services that has a problem. All indices of services and their parts count from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
-    /// A service's name.
+    /// The object is a service's name.
     Name(usize),
-    /// A service's listener.
+    /// The object is a service's listener.
     Listener(usize, usize),
-    /// A service's table size.
+    /// The object is a service's table size.
     TableSize(usize),
-    /// The name of a service's backend.
+    /// The object is the name of a service's backend.
     BackendName(usize, usize),
-    /// The address of a service's backend.
+    /// The object is the address of a service's backend.
     BackendAddress(usize, usize),
 }
 
-/// A problem in a list of services.
+/// A problem that the validation has found in a list of services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The object.
+    /// The object that has the problem.
     pub at: Place,
-    /// The service's name.
+    /// The name of the object's service.
     pub(super) service: String,
     pub(super) fault: Box<Fault>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// An object that is invalid by itself or in its context, or one too many.
+    /// The object is invalid by itself or in its context, or it exceeds a maximum number.
     Invalid(String),
-    /// A duplicate name.
+    /// The name of the object occurs more than once.
     NameTaken { what: &'static str, name: String, first: Place },
-    /// Two services with the same listener.
+    /// Two services have the same listener.
     ListenerTaken { listener: Listener, first: Place, by: String },
-    /// Two overlapping port ranges of which neither is more specific.
+    /// Two port ranges overlap, and neither of them is more specific.
     Overlapping { one: Listener, other: Listener, at: Place, by: String },
-    /// Two objects of one kind hashed under the same name.
+    /// Two objects of the same kind are hashed by the same name.
     HashedAlike(String),
-    /// Two `nat` backends whose replies cannot be distinguished.
+    /// The replies of two `nat` backends cannot be distinguished.
     Ambiguous { one: String, other: String, address: [SocketAddr; 2], listeners: [Listener; 2], at: Place },
 }
 
 impl Problem {
-    /// Whether two existing objects contradict each other; otherwise one is invalid by itself.
+    /// Whether the problem is that two existing objects contradict each other, and not that one object is invalid by
+    /// itself.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         match *self.fault {
@@ -59,8 +60,8 @@ impl Problem {
         }
     }
 
-    /// The problem and what would be right, in one line; `line` returns the line of an object in a file, if there is
-    /// one.
+    /// The problem and its correction, in one line; `line` returns the line of an object in a file, if the object has a
+    /// line.
     #[must_use]
     pub fn text(&self, line: impl Fn(Place) -> Option<usize>) -> String {
         match &*self.fault {
@@ -95,7 +96,7 @@ impl Problem {
     }
 }
 
-/// Formats without lines.
+/// Formats the problem without line numbers.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let says_where = matches!(self.at, Place::Name(_) | Place::Listener(..));

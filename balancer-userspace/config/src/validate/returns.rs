@@ -1,4 +1,4 @@
-//! Detecting `nat` backends whose replies the return path could not distinguish.
+//! Detects `nat` backends whose replies the return path could not distinguish.
 
 use std::{
     cell::LazyCell,
@@ -17,24 +17,25 @@ use crate::{
     shared::by_name,
 };
 
-/// The source of a `nat` backend's replies to the clients of a listener.
+/// The source address and port of a `nat` backend's replies to the clients of a listener.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     service: &'a ServiceConfig,
     backend: &'a BackendConfig,
     pub(super) listener: Listener,
-    /// The source address; port 0: every port.
+    /// The source address of the replies; port 0: every port.
     pub(super) from: SocketAddr,
     pub(super) at: Place,
 }
 
-/// Pairs of sources that cannot be distinguished.
+/// Pairs of reply sources that cannot be distinguished.
 pub(super) fn confused(services: &[Arc<ServiceConfig>]) -> Vec<(Source<'_>, Source<'_>)> {
     pairs(&sources(services).collect::<Vec<_>>(), &[])
 }
 
-/// Whether there may be such pairs. Sources of known valid services, or of services derived from one, do not conflict
-/// with each other, so only the others are compared with all.
+/// Whether there may be pairs of reply sources that cannot be distinguished. The reply sources of services that are
+/// known to be valid, or that were derived from such a service, do not conflict with each other. The function therefore
+/// compares only the remaining sources with all sources.
 pub(super) fn may_be_confused(
     services: &[Arc<ServiceConfig>],
     known: &Valid,
@@ -48,7 +49,7 @@ pub(super) fn may_be_confused(
     !pairs(&new, &old).is_empty()
 }
 
-/// Pairs with at least one `new` source; `old` sources do not conflict with each other.
+/// Pairs of reply sources in which at least one source is `new`; the `old` sources do not conflict with each other.
 fn pairs<'a>(new: &[Source<'a>], old: &[Source<'a>]) -> Vec<(Source<'a>, Source<'a>)> {
     let mut pairs = Vec::new();
     let mut exact: HashMap<_, &Source<'a>> = HashMap::default();
@@ -83,7 +84,8 @@ fn pairs<'a>(new: &[Source<'a>], old: &[Source<'a>]) -> Vec<(Source<'a>, Source<
     pairs
 }
 
-/// Sources of backends that no known service of that name has at the same address behind the same listeners.
+/// The reply sources of backends that are not in a known service of the same name, at the same address and behind the
+/// same listeners.
 fn new_backends(
     services: &[Arc<ServiceConfig>],
     known: &Valid,
@@ -127,27 +129,27 @@ impl<'a> Source<'a> {
         (self.from.ip(), self.from.port(), self.listener.protocol.transport())
     }
 
-    /// The key of a backend that replies from every port of its address.
+    /// The key of a backend whose replies may come from every port of its address.
     const fn every_port(&self) -> (IpAddr, u16, Protocol) {
         (self.from.ip(), 0, self.listener.protocol.transport())
     }
 
-    /// Whether it does not matter which of both a reply belongs to: several ranges of one VIP.
+    /// Whether both sources are port ranges of one VIP, so that it does not matter to which of the two a reply belongs.
     fn is_told_with(&self, other: &Self) -> bool {
         self.from.port() == 0
             && self.listener.address == other.listener.address
             && self.service.name == other.service.name
     }
 
-    /// Whether `other`, which replies from every port of its address, also replies from the port of this one. The pair
-    /// is harmless only if the address behind them is the same and no port changes.
+    /// Whether `other`, whose replies may come from every port of its address, also replies from the port of this
+    /// source. Such a pair is harmless only if both sources stand for the same VIP and no port changes.
     fn is_taken_for(&self, other: &Self) -> bool {
         let port = self.from.port();
         other.may_answer_from(port)
             && !(other.listener.address == self.listener.address && self.listener.ports.single() == Some(port))
     }
 
-    /// Whether a source with every port may reply from `port`: a range replies only from its own ports.
+    /// Whether replies of a source with every port may come from `port`: a range replies only from its own ports.
     fn may_answer_from(&self, port: u16) -> bool {
         let of_vip = |listener: &&Listener| {
             listener.address == self.listener.address

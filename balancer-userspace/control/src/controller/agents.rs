@@ -1,4 +1,4 @@
-//! Handles the reports of backends' agents.
+//! Handles the reports from backends' agents.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ impl Controller {
         service.words_of(service.backends().iter().find(|backend| backend.name() == name.backend)?)
     }
 
-    /// Returns what the agent of a backend has reported so far; `None` if it has no agent, or does not exist.
+    /// Returns what the agent of a backend has reported so far; `None` if the backend has no agent or does not exist.
     #[must_use]
     pub fn agent_said(&self, name: &BackendName) -> Option<Said> {
         self.words_of(name)?;

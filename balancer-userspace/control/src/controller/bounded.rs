@@ -1,4 +1,4 @@
-//! Applies bounds to the loads of backends.
+//! Applies the bounds that follow from the loads of backends.
 
 use std::{collections::BTreeMap, time::Instant};
 

@@ -1,4 +1,4 @@
-//! Changes requested by users.
+//! Handles changes that users request.
 
 use std::{
     mem,
@@ -24,20 +24,20 @@ use crate::{
     table::Tier,
 };
 
-/// The weight of a backend that a user adds without one.
+/// The weight of a backend that a user adds without a weight.
 const DEFAULT_WEIGHT: u16 = 100;
 
 impl Controller {
-    /// Makes a change completely or not at all. Returns one line that says what was done, and the commands. The
-    /// commands include reports of consequences beyond the named backend.
+    /// Makes the whole change, or refuses it and changes nothing. Returns the commands and one line that says what the
+    /// controller has done. The commands include reports about effects on backends other than the named backend.
     ///
     /// # Errors
-    /// [`Refused`] says why nothing was changed.
+    /// [`Refused`] says why the controller has changed nothing.
     pub fn change(&mut self, change: Change, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         if let Change::Reload(config) | Change::Reset(config) = &change
             && self.is_follower()
         {
-            // In a fleet, the fleet decides about the services.
+            // In a fleet, not this controller but the fleet decides about the services.
             return self.take_over_settings(Config::clone(config));
         }
         self.refuse_as_follower()?;
@@ -89,7 +89,7 @@ impl Controller {
                     )));
                 }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
-                    // The count of the last sweep may be some seconds old.
+                    // The number of clients comes from the last sweep, which may be some seconds old.
                     let swept = self.parts(&name).map(Backend::known_clients).sum();
                     let is_counted = self.role != Role::Decides;
                     let known = self.precomputed.known_clients.or_else(|| is_counted.then_some(swept));
@@ -136,7 +136,7 @@ impl Controller {
         Ok(done)
     }
 
-    /// Applies the settings of a configuration other than its services.
+    /// Applies all settings of a configuration except its services.
     fn take_over_settings(&mut self, config: Config) -> Result<(String, Vec<Command>), Refused> {
         let differences = self.settings.differences(&config);
         if !differences.refused.is_empty() {
@@ -162,7 +162,7 @@ impl Controller {
         let message = self.done(name, "drains before it is removed", &reconciled);
         let mut commands = reconciled.commands;
         commands.extend(self.remove_those_that_left(now));
-        // A controller that decides for a fleet has no client table in which it could count.
+        // A controller that decides for a fleet has no client table in which it could count clients.
         let clients = known.map_or_else(
             || "its known clients leave first".to_owned(),
             |known| counted(known as usize, "known client"),
@@ -170,8 +170,8 @@ impl Controller {
         (format!("{message}; {clients} (--force does not wait for them)"), commands)
     }
 
-    /// Sets a weight. A weight is valid whatever the other weights are, so this does not validate the rest of the
-    /// configuration.
+    /// Sets the weight of a backend. Every weight is valid in combination with all other weights, so this function does
+    /// not validate the rest of the configuration.
     fn set_weight(&mut self, name: &BackendName, weight: u16, now: Instant) -> Result<(String, Vec<Command>), Refused> {
         let old = self.backend(name)?.weight();
         if old == weight {
@@ -249,8 +249,8 @@ impl Controller {
         Ok((self.done(subject, what, &reconciled) + &resized, reconciled.commands))
     }
 
-    /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, followed by
-    /// anything unusual about the service now.
+    /// Returns a line such as `backend web/web4 added: 13,107 of 65,537 slots moved, 215 needless`, and appends a note
+    /// if the service is in an unusual state now.
     pub(super) fn done(&self, name: &BackendName, what: &str, reconciled: &Reconciled) -> String {
         let mut message = format!("backend {name} {what}");
         let none = Moves::default();

@@ -1,4 +1,4 @@
-//! Moving from one configuration to the next.
+//! Changes the controller from one configuration to the next.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -47,8 +47,8 @@ impl Difference {
 }
 
 impl Controller {
-    /// Applies what has changed in the configuration file since it was last applied; with `reset`, every difference
-    /// between the file and the current state.
+    /// Applies what has changed in the configuration file since the controller last applied the file; with `reset`,
+    /// applies every difference between the file and the current state.
     pub(super) fn reload(
         &mut self,
         file: Valid,
@@ -142,9 +142,9 @@ impl Controller {
         Ok((message, commands))
     }
 
-    /// Returns the id of a removed backend with the same name and address that clients still know, and the number of
-    /// these clients. The added backend takes over the id, so that its clients return without moving. Its next hop is
-    /// assumed to be unchanged until a new one is reported.
+    /// Returns the id of a removed backend with the same name and address that still has known clients, and the number
+    /// of these clients. The added backend takes over this id, so that its clients return without moving. The
+    /// controller assumes that the backend's next hop is unchanged until the shell reports a new next hop.
     fn come_back(&mut self, service: &Service, wanted: &BackendConfig) -> Option<(BackendId, u64)> {
         let address = service.row_address_of(wanted);
         let is_same = |gone: &Gone| {
@@ -153,7 +153,7 @@ impl Controller {
                 && gone.name == wanted.name
                 && gone.row.address == address
         };
-        // If several such backends exist, the function takes the one that was removed last.
+        // If several such backends exist, the function returns the backend that was removed last.
         let gone = self.gone.remove(self.gone.iter().rposition(is_same)?);
         if let Some(hop) = gone.row.next_hop {
             self.hops.expect(gone.row.address.ip(), hop);
@@ -161,7 +161,7 @@ impl Controller {
         Some((gone.row.id, gone.known))
     }
 
-    /// Makes `configs` the current services, keeping the state of services that remain.
+    /// Makes `configs` the current services, and keeps the state of services that remain.
     pub(super) fn configure(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
@@ -172,7 +172,7 @@ impl Controller {
         self.take_over(configs, &AllRules::default(), subject, now)
     }
 
-    /// Works like [`configure`](Self::configure), for valid configurations, with new `rules` for some services.
+    /// Like [`configure`](Self::configure), for valid configurations, with new `rules` for some services.
     pub(super) fn take_over(
         &mut self,
         configs: Vec<Arc<ServiceConfig>>,
@@ -206,7 +206,7 @@ impl Controller {
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
-        // The id of a removed service is not reused while clients are known at its backends.
+        // The id of a removed service is not reused while clients are known at the backends of this service.
         let gone = self.gone.iter().map(|gone| gone.row.service);
         let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
         let mut service_ids = (0..=u16::MAX).map(ServiceId).filter(|id| !used.contains(id));
@@ -273,7 +273,8 @@ impl Controller {
             self.services.push(Arc::new(service));
         }
         for service in old_services.values() {
-            // The rules of a removed part wait in the other part until the removed part's clients are served again.
+            // The rules of a removed part wait in the other part of the service until the service serves clients of the
+            // removed part's family again.
             let heir = self.services.those_mut(|other| other.name() == service.name()).next();
             if let Some(heir) = heir.filter(|_| !service.rules().is_empty()) {
                 service.rules().iter().cloned().for_each(|rule| drop(heir.rules_mut().set(rule)));
@@ -290,7 +291,7 @@ impl Controller {
         Ok((difference, self.reconcile(|service| concerned.contains(&service.id()), removed, subject, now)))
     }
 
-    /// The names of services that already match `configs`.
+    /// The names of services whose current configuration already equals that in `configs`.
     fn configured_so<'a>(&self, configs: &'a [Arc<ServiceConfig>]) -> HashSet<&'a str> {
         let parts: Vec<&Service> = self.services.iter().collect();
         let parts = parts.chunk_by(|one, other| one.name() == other.name());
@@ -302,8 +303,8 @@ impl Controller {
         configs.iter().filter(same).map(|config| config.name.as_str()).collect()
     }
 
-    /// Copies the operator's settings of backends that were `added` to one part of a service from the same backends in
-    /// its other part.
+    /// Copies the operator's settings to backends that were `added` to one part of a service, from the same backends in
+    /// the other part of this service.
     fn follow_twins(&mut self, added: &HashSet<BackendId>) {
         for index in 0..self.services.len() {
             let Some(service) = self.services.get(index).filter(|service| service.is_one_of_two()) else { continue };
@@ -322,8 +323,8 @@ impl Controller {
         }
     }
 
-    /// Moves every rule to the part of its service for its address family, if that part exists. Returns the services
-    /// whose rules changed.
+    /// Moves every rule to the part of the service for the rule's address family, if the service has this part. Returns
+    /// the services whose rules have changed.
     fn sort_rules(&mut self) -> Vec<ServiceId> {
         let mut touched = Vec::new();
         let place = |services: &Services, name: &str, family| {
@@ -372,8 +373,8 @@ impl Controller {
     }
 }
 
-/// The difference between `configs` and the `present` services; `renamed` maps new names of services to their former
-/// names.
+/// The difference between the services in `configs` and the `present` services; `renamed` maps new names of services to
+/// their former names.
 fn difference(
     present: Vec<ServiceConfig>,
     renamed: &HashMap<String, String>,
@@ -407,17 +408,17 @@ fn difference(
     difference
 }
 
-/// Whether `config` is the configuration of these parts.
+/// Whether `config` is the configuration from which these parts come.
 pub(super) fn are_configured_as(parts: &[&Service], config: &Arc<ServiceConfig>) -> bool {
     parts.len() == config.families().len() && parts.iter().all(|part| part.is_configured_as(config))
 }
 
-/// The parts of a configured service: one for each family of its clients.
+/// The parts of a configured service: one part for each address family of its clients.
 fn parts(config: &Arc<ServiceConfig>) -> impl Iterator<Item = (&Arc<ServiceConfig>, Family)> {
     config.families().into_iter().map(move |family| (config, family))
 }
 
-/// Reports the changes that were undone instead of their consequences.
+/// Replaces the reports about consequences by reports about the changes that the controller has undone.
 fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     let follows = |line: &String| {
         changes.iter().any(|change| {
@@ -433,7 +434,7 @@ fn tell_of_reset(changes: &[RunTimeChange], differences: &mut Vec<String>) {
     differences.splice(0..0, changes.iter().map(|change| format!("reset: {change}")));
 }
 
-/// Returns a line for each rename, of a service or of one of its backends.
+/// Returns a line for each renamed service and for each renamed backend of a service.
 fn told_of_renames(old: &Arc<ServiceConfig>, new: &Arc<ServiceConfig>) -> Vec<String> {
     let mut lines = Vec::new();
     if Arc::ptr_eq(old, new) {

@@ -1,4 +1,4 @@
-//! Lists of targets: adds, drains and re-adds backends as the targets of a list change.
+//! Lists of targets: adds backends, drains them or makes them ready again as the targets of a list change.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 impl Largest {
-    /// Makes room for the targets of a list, each of which becomes a backend of the service.
+    /// Makes the configuration large enough for the targets of a list, each of which becomes a backend of the service.
     pub fn expect_targets(&mut self, service: &str, source: &Source, targets: &[Target]) {
         let Some(of) = self.services.iter_mut().find(|of| of.name == service) else { return };
         let new = discover::newcomers(of, source, targets);
@@ -33,7 +33,7 @@ impl Controller {
     /// Returns the backends that result from the targets of a list; `None`: the list changes nothing.
     ///
     /// # Errors
-    /// One line that says why the list cannot be applied.
+    /// Returns one line that says why the controller cannot apply the list.
     pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
         let (services, index) = self.edit(service)?;
         let Some(config) = services.get(index) else { return Ok(None) };
@@ -41,7 +41,7 @@ impl Controller {
         Ok(pool.filter(|pool| pool.backends != config.backends))
     }
 
-    /// The DNS queries whose answers services need.
+    /// The DNS queries whose answers contain backends of services.
     #[must_use]
     pub fn questions(&self) -> Questions {
         let mut lists = self.services.iter().flat_map(Service::discover);
@@ -71,13 +71,13 @@ impl Controller {
         discover::pool(service, list, targets, admin).map(Some).map_err(told)
     }
 
-    /// Whether the service still has the list that a backend comes from.
+    /// Whether the service still has the list that the backend comes from.
     pub(super) fn is_discovered(&self, service: &str, backend: &Discovered) -> bool {
         let lists = self.legs(service).flat_map(Service::discover);
         { lists }.any(|list| list.source == backend.source)
     }
 
-    /// Applies a list of targets.
+    /// Applies a list of targets to a service.
     pub(super) fn discover(
         &mut self,
         service: &str,
@@ -121,7 +121,7 @@ impl Controller {
         Ok((format!("service {service} discovers: {summary}; {moved} slots moved, {needless} needless"), commands))
     }
 
-    /// Starts to drain backends from lists that their services no longer have.
+    /// Starts to drain the backends from lists that are no longer part of their services.
     pub(super) fn leave_lost_lists(&mut self, now: Instant) -> Vec<Command> {
         let mut lost = Vec::new();
         for service in self.services.iter().filter(|service| service.discover().is_empty()) {

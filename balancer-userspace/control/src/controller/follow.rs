@@ -1,5 +1,5 @@
-//! Controllers of a fleet: one member's controller *decides* on the basis of what all members have agreed on, and the
-//! controllers of all members *follow* its state.
+//! Controllers of a fleet: the controller of one member *decides* by the results on which all members have agreed, and
+//! the controllers of all members *follow* the state of the deciding controller.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Controller {
-    /// A following controller. It has no services before the first [`follow`](Self::follow).
+    /// Makes a following controller. The controller has no services before the first [`follow`](Self::follow).
     #[must_use]
     pub fn follower(config: Config, key: HashKey, now: Instant) -> Self {
         let role = Role::Follows { as_of: now, alone: false };
@@ -34,7 +34,7 @@ impl Controller {
         this
     }
 
-    /// Turns a restored controller into a following one.
+    /// Turns a restored controller into a following controller.
     #[must_use]
     pub fn into_follower(mut self, now: Instant) -> Self {
         self.role = Role::Follows { as_of: now, alone: true };
@@ -43,8 +43,8 @@ impl Controller {
         self
     }
 
-    /// Announces everything as it was before a restart. The first call to a restored controller, in place of
-    /// [`start`](Self::start).
+    /// Returns commands that announce everything as it was before a restart. For a restored controller, this is the
+    /// first call, in place of [`start`](Self::start).
     pub fn start_following(&mut self, now: Instant) -> Vec<Command> {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
@@ -52,7 +52,7 @@ impl Controller {
         commands
     }
 
-    /// A deciding controller from a configuration, for the first member of a fleet.
+    /// Makes a deciding controller from a configuration, for the first member of a fleet.
     #[must_use]
     pub fn decider(config: Config, key: HashKey, now: Instant) -> Self {
         let mut this = Self { role: Role::Decides, ..Self::new(config, key) };
@@ -62,10 +62,10 @@ impl Controller {
         this
     }
 
-    /// A deciding controller that succeeds another one.
+    /// Makes a deciding controller that succeeds another deciding controller.
     ///
     /// # Errors
-    /// One line about a contradiction in the state.
+    /// Returns one line about a contradiction in the given state.
     pub fn decider_from(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let config = Config { services: Valid::default(), ..config };
         let mut this = Self { role: Role::Decides, ..Self::restore(config, key, state, clocks)? };
@@ -74,7 +74,7 @@ impl Controller {
         Ok(this)
     }
 
-    /// Marks new backends so that the fleet's agreed results decide about them.
+    /// Marks new backends, so that the fleet's agreed results decide about these backends.
     fn decide(&mut self, now: Instant) {
         self.services.those_mut(|_| true).for_each(|service| service.is_agreed_on(false));
         let _ = self.reconcile(|_| true, Vec::new(), None, now);
@@ -83,7 +83,7 @@ impl Controller {
     /// Makes a change as the deciding controller: see [`change`](Self::change).
     ///
     /// # Errors
-    /// [`Refused`] says why nothing was changed.
+    /// [`Refused`] says why the controller has changed nothing.
     pub fn decide_change(&mut self, change: crate::io::Change, now: Instant) -> Decided {
         let decided = self.change(change, now)?;
         self.decide(now);
@@ -93,7 +93,7 @@ impl Controller {
     /// Applies the services in a member's configuration file: see [`crate::merge`].
     ///
     /// # Errors
-    /// [`Refused`] says why nothing was changed.
+    /// [`Refused`] says why the controller has changed nothing.
     pub fn decide_services(&mut self, file: Vec<ServiceConfig>, reset: bool, now: Instant) -> Decided {
         let decided = self.reload(Valid::new(shared(file))?, &Differences::default(), reset, now)?;
         self.generation += 1;
@@ -101,7 +101,7 @@ impl Controller {
         Ok(decided)
     }
 
-    /// Applies agreed judgements.
+    /// Applies the verdicts on which the members have agreed.
     pub fn judge(&mut self, judgements: &[Judgement], now: Instant) -> Vec<Command> {
         let mut concerned = HashSet::new();
         for judgement in judgements {
@@ -114,8 +114,8 @@ impl Controller {
         self.reconcile(|service| concerned.contains(&service.id()), Vec::new(), None, now).commands
     }
 
-    /// Returns the state that other balancers follow, without the parts that each member determines itself. Two states
-    /// of the same moment can be compared.
+    /// Returns the state that other balancers follow, without the values that each member determines itself. Two such
+    /// states are comparable if they belong to the same moment.
     #[must_use]
     pub fn agreed_state(&self, clocks: Clocks) -> SavedState {
         let mut state = SavedState { hash_key: None, next_hops: Vec::new(), instance: 0, ..self.export(clocks) };
@@ -124,25 +124,25 @@ impl Controller {
         state
     }
 
-    /// Performs everything that is due, so that all readers of [`agreed_state`](Self::agreed_state) see the same state
-    /// as of now.
+    /// Performs all actions that are due, so that all readers of [`agreed_state`](Self::agreed_state) see the state as
+    /// of now.
     pub fn decide_what_is_due(&mut self, now: Instant) -> Vec<Command> {
         let mut commands = self.handle_all([Event::Tick], now);
         commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
         commands
     }
 
-    /// Whether the change from `before` to this state takes slots from backends that keep their known clients.
+    /// Whether the change from `before` to this state takes slots from backends that still keep their known clients.
     #[must_use]
     pub fn gives(&self, before: &Self) -> bool {
         self.services.iter().any(|service| before.services.with_id(service.id()).is_some_and(|old| service.gives(old)))
     }
 
-    /// Follows, from now on, a state that was decided at `clocks.wall`. A contradictory state, or one of another fleet,
-    /// changes nothing.
+    /// Follows, from now on, a state that another controller decided at `clocks.wall`. A contradictory state, or a
+    /// state of another fleet, changes nothing.
     ///
     /// # Errors
-    /// One line about the fault of the state.
+    /// Returns one line about the contradiction in the state.
     pub fn follow(&mut self, state: SavedState, clocks: Clocks) -> Result<Vec<Command>, String> {
         if state.key_fingerprint != keys::fingerprint(self.key) {
             return Err("it was made under another hash key".to_owned());
@@ -161,8 +161,8 @@ impl Controller {
         Ok(commands)
     }
 
-    /// Continues from the previous controller, matching services and backends by their ids. Returns the commands that
-    /// remove what no longer exists.
+    /// Continues from the previous controller, and matches services and backends by their ids. Returns the commands
+    /// that remove the services and backends that no longer exist.
     fn succeed(&mut self, before: Self) -> Dropped {
         let mut dropped = Dropped::default();
         let told: HashMap<BackendId, _> = before.gone.iter().map(|gone| (gone.row.id, &gone.row)).collect();
@@ -175,8 +175,8 @@ impl Controller {
         dropped.last.extend(freed.map(Command::RetireBackend));
         for old in before.services {
             for backend in old.backends() {
-                // If the same id now belongs to another service's backend, no clients of the old backend are known
-                // here.
+                // If the same id now belongs to a backend of another service, this balancer knows no clients of the old
+                // backend.
                 let stays = self.owners.get(&backend.id()) == Some(&old.id());
                 self.leave_behind(backend, stays, needed.contains(&backend.id()), &mut dropped);
             }
@@ -188,7 +188,8 @@ impl Controller {
         dropped
     }
 
-    /// Gives removed backends the next hops that this balancer knew, and lets returning backends start with theirs.
+    /// Gives removed backends the next hops that this balancer knew, and lets returning backends start with their
+    /// earlier next hops.
     fn keep_next_hops(&mut self, before: &Self) {
         let present =
             before.services.iter().flat_map(Service::backends).filter_map(|backend| backend.told.row.as_ref());
@@ -223,7 +224,7 @@ impl Controller {
         }
     }
 
-    /// Sets whether the engine is unreachable, so that hard failures that this balancer sees count at once.
+    /// Sets whether the engine is unreachable, so that hard failures that this balancer sees take effect immediately.
     pub fn set_alone(&mut self, alone: bool, now: Instant) -> Vec<Command> {
         if let Role::Follows { alone: before, .. } = &mut self.role {
             *before = alone;
@@ -248,34 +249,34 @@ impl Controller {
         reconciled.commands.into_iter().chain(reports).collect()
     }
 
-    /// The time at which [`Event::Tick`] is due for the decisions that this balancer makes itself although another one
-    /// decides for the fleet.
+    /// The time at which [`Event::Tick`] is due for the decisions that this balancer makes itself while another
+    /// balancer decides for the fleet.
     pub(super) fn deadline_alone(&self) -> Option<Instant> {
         self.services.iter().filter_map(Service::deadline_alone).min()
     }
 
-    /// The backends whose latest check by this balancer failed, in services where so many fail that it looks like an
-    /// outage.
+    /// The backends whose latest check by this balancer failed, in services where so many backends fail that an outage
+    /// is likely.
     #[must_use]
     pub fn failing_in_numbers(&self) -> Vec<BackendId> {
         self.services.iter().flat_map(|service| service.failing_in_numbers(&self.hops)).collect()
     }
 
-    /// The backends whose latest check by this balancer failed, but which it does not consider down yet.
+    /// The backends whose latest check by this balancer failed, although the balancer does not consider them down yet.
     pub fn begin_to_fail(&self) -> impl Iterator<Item = BackendId> {
         let backends = self.services.iter().flat_map(Service::backends);
         backends.filter(|backend| backend.health().failing().is_some_and(|(failures, _)| failures > 0)).map(Backend::id)
     }
 
-    /// Records which backends' latest checks failed according to most members of the fleet.
+    /// Records the backends whose latest check failed at most members of the fleet.
     pub fn note_failing(&mut self, failing: &HashSet<BackendId>) {
         self.services
             .those_mut(|service| service.differs_in_failing(failing))
             .for_each(|service| service.note_failing(failing));
     }
 
-    /// Handles events as a follower: the results of checks and next hops form an opinion, and determine the paths of
-    /// packets.
+    /// Handles events in a following controller: check results and next hops form this balancer's opinion, and next
+    /// hops also determine the paths of packets.
     pub(super) fn witness_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         let mut reached_otherwise = HashSet::new();
         for event in events {
@@ -327,7 +328,7 @@ impl Controller {
         })
     }
 
-    /// A deciding copy, for finding out the effect of a change.
+    /// Returns a deciding copy of the controller, which can show the effect of a change.
     pub(crate) fn as_one_that_decides(&self) -> Self {
         let role = if self.role.follows() { Role::Decides } else { self.role.clone() };
         Self { role, ..self.clone() }
@@ -339,19 +340,19 @@ impl Controller {
         &self.file
     }
 
-    /// The hash key.
+    /// The hash key of the fleet.
     #[must_use]
     pub const fn key(&self) -> HashKey {
         self.key
     }
 
-    /// Whether this controller follows another one.
+    /// Whether this controller follows another controller.
     #[must_use]
     pub const fn is_follower(&self) -> bool {
         self.role.follows()
     }
 
-    /// Refuses a change if this balancer follows, because in that case the fleet decides.
+    /// Refuses a change if this controller follows another controller, because in that case the fleet decides.
     pub(super) fn refuse_as_follower(&self) -> Result<(), Refused> {
         if self.role.follows() {
             return Err(Refused::Conflict("this balancer is one of a fleet, which decides".to_owned()));
@@ -363,8 +364,8 @@ impl Controller {
 /// Commands that remove backends and services that are missing from a new state.
 #[derive(Default)]
 struct Dropped {
-    /// The commands that come before all others.
+    /// The commands that the shell must carry out before all others.
     first: Vec<Command>,
-    /// The commands that come after all others.
+    /// The commands that the shell must carry out after all others.
     last: Vec<Command>,
 }

@@ -1,4 +1,4 @@
-//! Applies the limits of backends.
+//! Applies the limits on clients and connections of backends.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -39,7 +39,7 @@ impl Controller {
         self.reconfigure(services, name, &format!("{old} → {limits}"), now)
     }
 
-    /// Sets which backends of a service are full and take no new clients; all others take new clients.
+    /// Sets which backends of a service are full and take no new clients; all other backends have room.
     pub(super) fn fill(
         &mut self,
         name: &str,

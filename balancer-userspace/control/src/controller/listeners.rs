@@ -1,4 +1,4 @@
-//! Adding and removing listeners.
+//! Adds listeners to services and removes them.
 
 use std::{sync::Arc, time::Instant};
 
@@ -22,7 +22,8 @@ impl Controller {
             return Ok((format!("service {service} listens on {listener} already: nothing changed"), Vec::new()));
         }
         config.listen.push(listener);
-        // If two listeners collide, the error must blame the requested one and not the existing one.
+        // If two listeners collide, the error must name the requested listener as the cause, and not the existing
+        // listener.
         let mut asked_last = services.clone();
         asked_last[index..].rotate_left(1);
         validate::services(&asked_last, &self.file)?;

@@ -1,8 +1,8 @@
-//! The controller: events and changes in, commands out.
+//! The controller, which turns events and changes into commands.
 //!
-//! Every configuration takes the same path (`configure.rs`), whether it is the first one, a changed one, or has a
-//! single added backend: the controller compares the wanted state with the state that it has passed to the shell
-//! (`reconcile.rs`), and the difference becomes commands.
+//! Every configuration takes the same path (`configure.rs`): the first configuration, a changed configuration, or a
+//! configuration with a single added backend. The controller compares the wanted state with the state that it has
+//! passed to the shell (`reconcile.rs`), and expresses the difference as commands.
 
 mod agents;
 mod bounded;
@@ -64,20 +64,20 @@ pub use self::{
     services::{Iter, Services},
 };
 
-/// The controller, which decides what the data path does. See the [module](self).
+/// The controller, which decides how the data path steers packets. The [module](self) describes its work.
 #[derive(Clone, Debug)]
 pub struct Controller {
     key: HashKey,
-    /// Whether the controller owns the hash key because the configuration has none.
+    /// Whether the controller must save the hash key itself, because the configuration has no hash key.
     keeps_key: bool,
-    /// The number of the kernel maps in use.
+    /// A number that identifies the kernel maps in use.
     instance: u64,
     /// The number of changes that users have made.
     generation: u64,
     settings: settings::Settings,
-    /// The services of the configuration file, as it was last applied.
+    /// The services in the configuration file when the controller last applied the file.
     file: Valid,
-    /// The services of the configuration file at the start; empty once `start` has applied them.
+    /// The services in the configuration file at the start of the controller; empty after `start` has applied them.
     first: Valid,
     /// Whether the controller continues from an earlier state.
     restored: bool,
@@ -85,34 +85,34 @@ pub struct Controller {
     owners: HashMap<BackendId, ServiceId>,
     ids: Ids,
     hops: NextHops,
-    /// The directory of services, as it was last published.
+    /// The directory of services that the controller last published.
     published: Option<Arc<Vec<ServiceSpec>>>,
-    /// Removed backends that clients may still know.
+    /// Removed backends that may still have known clients.
     gone: Vec<Gone>,
-    /// The number of the check started last.
+    /// The number of the check that the controller started last.
     last_check: CheckNumber,
     role: Role,
     precomputed: Precomputed,
 }
 
-/// A removed backend whose row and id must remain because clients may still know it.
+/// A removed backend whose row and id the controller must keep because the backend may still have known clients.
 #[derive(Clone, Debug)]
 pub struct Gone {
     /// The backend's name in its former service.
     pub name: String,
-    /// The backend's row, which keeps no clients.
+    /// The backend's row, which tells the data path to keep no clients.
     pub row: Arc<BackendSpec>,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub known: u64,
     empty_sweeps: u32,
 }
 
-/// The services and ids for which maps must have room.
+/// The services and ids for which the kernel maps must have room.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Largest {
-    /// The services, each at the largest size that it has at any time.
+    /// The services, each at the largest size that the service has at any time.
     pub services: Vec<Arc<ServiceConfig>>,
-    /// The number of backend ids in use at the same time.
+    /// The number of backend ids that are in use at the same time.
     pub ids: usize,
     /// The highest backend id that is already in use.
     pub highest_id: u16,
@@ -121,7 +121,7 @@ pub struct Largest {
 }
 
 impl Largest {
-    /// Extends this value to what another alternative needs.
+    /// Extends these needs so that they also cover the needs of an alternative.
     pub fn extend(&mut self, other: Self) {
         self.services.extend(other.services);
         self.ids = self.ids.max(other.ids);
@@ -142,15 +142,16 @@ fn ids_of(services: &[Arc<ServiceConfig>]) -> usize {
 }
 
 impl Gone {
-    /// The number of consecutive sweeps that must find no client before an id is free. The sweep that is in progress at
-    /// the removal may have passed a client; the second sweep cannot. Packets that moved the last clients during the
-    /// second sweep have been counted and have left before the third one begins.
+    /// The number of consecutive sweeps that must find no client of a removed backend before its id is free. A sweep
+    /// that is in progress when the backend is removed may miss a client; the second sweep cannot miss one. Before the
+    /// third sweep begins, the program has counted and sent the packets that moved the last clients during the second
+    /// sweep.
     pub const ENOUGH_SWEEPS: u32 = 3;
 }
 
 impl Controller {
-    /// A controller for the services of `config`, which must be valid, under the fleet's key `key`. It serves nothing
-    /// before [`start`](Self::start).
+    /// Makes a controller for the services of `config`, which must be valid, under the fleet's key `key`. The
+    /// controller serves no clients before [`start`](Self::start).
     #[must_use]
     pub fn new(config: Config, key: HashKey) -> Self {
         Self {
@@ -174,14 +175,14 @@ impl Controller {
         }
     }
 
-    /// Removed backends that clients may still know.
+    /// Removed backends that may still have known clients.
     #[must_use]
     pub fn gone(&self) -> &[Gone] {
         &self.gone
     }
 
-    /// Returns the services and ids for which [`start`](Self::start) needs room, or more: the controller announces the
-    /// old services first, and they still exist while it adds their replacements.
+    /// Returns the services and ids for which [`start`](Self::start) needs room, or more than these. The controller
+    /// announces the old services first, and these services still exist while the controller adds their replacements.
     #[must_use]
     pub fn largest(&self) -> Largest {
         let services = self.largest_services();
@@ -194,8 +195,8 @@ impl Controller {
         }
     }
 
-    /// Limits backend ids to the number of rows in the maps of backends, a power of two. A member of a fleet uses the
-    /// ids that the fleet chooses.
+    /// Limits backend ids to the number of rows in the maps of backends, which is a power of two. A member of a fleet
+    /// uses the ids that the deciding controller chooses.
     pub fn set_backend_rows(&mut self, rows: u32) {
         if !self.role.follows() {
             self.ids.set_rows(rows);
@@ -214,7 +215,7 @@ impl Controller {
                 continue;
             }
             if service.forwarding != now.forwarding {
-                // A service with another mode needs other maps.
+                // A service whose mode changes needs other maps.
                 services.push(now);
                 continue;
             }
@@ -239,25 +240,25 @@ impl Controller {
         self.restored
     }
 
-    /// The number of the kernel maps in use, which the shell chooses at random when it creates them.
+    /// A number that identifies the kernel maps in use; the shell chooses it at random when it creates the maps.
     #[must_use]
     pub const fn instance(&self) -> u64 {
         self.instance
     }
 
-    /// Binds the controller to other kernel maps.
+    /// Tells the controller that it now works with other kernel maps.
     pub const fn set_instance(&mut self, instance: u64) {
         self.instance = instance;
     }
 
-    /// The number of changes by users, across restarts.
+    /// The number of changes by users, including changes before a restart.
     #[must_use]
     pub const fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Starts to serve. The first call to a controller. A restored controller announces its old state first, and then
-    /// applies what has changed in the configuration file.
+    /// Starts to serve clients. For a new controller, this must be the first call. A restored controller announces its
+    /// old state first, and then applies what has changed in the configuration file.
     pub fn start(&mut self, now: Instant) -> Vec<Command> {
         let services = mem::take(&mut self.first);
         if !self.restored {
@@ -294,7 +295,7 @@ impl Controller {
         }
     }
 
-    /// The controller without its history.
+    /// A copy of the controller without its history.
     fn without_history(self) -> Self {
         Self {
             restored: false,
@@ -309,13 +310,13 @@ impl Controller {
         }
     }
 
-    /// Handles an event.
+    /// Handles one event.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
         self.handle_all([event], now)
     }
 
-    /// Handles events that arrived together: each service's table changes at most once, whatever has happened to its
-    /// backends.
+    /// Handles events that arrived together: the table of each service changes at most once, however many events
+    /// concern its backends.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Instant) -> Vec<Command> {
         if self.role.follows() {
             return self.witness_all(events, now);
@@ -367,14 +368,14 @@ impl Controller {
         commands
     }
 
-    /// Whether an added backend still waits for its next hop and therefore takes no clients.
+    /// Whether an added backend still waits for its next hop, so that it takes no clients yet.
     #[must_use]
     pub fn waits_for_next_hop(&self, name: &BackendName) -> bool {
         self.parts(name).any(|backend| backend.waits_for_next_hop(&self.hops))
     }
 
-    /// Returns the line about an added backend. `before` has the numbers of slots of its service that had moved before
-    /// the change (required, needless).
+    /// Returns the message about an added backend. `before` contains the numbers of slots of the backend's service that
+    /// had moved before the change (required, needless).
     #[must_use]
     pub fn added(&self, name: &BackendName, before: (u64, u64)) -> String {
         let Ok(backend) = self.backend(name) else { return format!("backend {name} added") };
@@ -397,13 +398,13 @@ impl Controller {
         )
     }
 
-    /// Returns to the state `before` a change, without reusing the check numbers that were used since.
+    /// Returns to the state `before` a change, except that the check numbers used since then are not reused.
     pub fn undo(&mut self, before: Self) {
         let last_check = self.last_check;
         *self = Self { last_check, ..before };
     }
 
-    /// The latest time at which the caller must send [`Event::Tick`]: the end of the next drain or rule, or the next
+    /// The latest time at which the caller must send [`Event::Tick`]: the next end of a drain or of a rule, or the next
     /// step of a slow start.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
@@ -413,32 +414,33 @@ impl Controller {
         self.services.iter().filter_map(Service::deadline).min()
     }
 
-    /// The services, in configuration order.
+    /// The services in the order of the configuration.
     #[must_use]
     pub const fn services(&self) -> &Services {
         &self.services
     }
 
-    /// Returns the settings of the configuration file; the list of services in it is empty.
+    /// Returns the settings of the configuration file with an empty list of services.
     #[must_use]
     pub const fn settings(&self) -> &Config {
         self.settings.config()
     }
 
-    /// Fixes the list of interfaces, whatever the configuration says.
+    /// Sets the list of interfaces, which then overrides the configuration.
     pub fn name_interfaces(&mut self, named: Vec<String>) {
         self.settings.name_interfaces(named);
     }
 
-    /// The interfaces to which the program should be attached.
+    /// The interfaces to which the kernel program should be attached.
     #[must_use]
     pub fn interfaces(&self) -> &[String] {
         self.settings.interfaces()
     }
 
-    /// The VIPs that the balancer should assign to its machine, with their interfaces; a VIP without an interface goes
-    /// to the first one. If another machine could take over (in a fleet, or where routing daemons announce assigned
-    /// addresses), the set has only VIPs of services that can take clients, and only while this balancer is `ready`.
+    /// The VIPs that the balancer should assign to its machine, with their interfaces; a VIP without an interface is
+    /// assigned to the first interface. In a fleet, or where routing daemons announce assigned addresses, another
+    /// machine may take over the VIPs. In these cases, the result contains only VIPs of services that can take clients,
+    /// and only while this balancer is `ready`.
     #[must_use]
     pub fn assigned_vips(&self, ready: bool) -> BTreeSet<(Option<String>, IpAddr)> {
         let in_fleet = self.settings().fleet.is_some();
@@ -455,20 +457,20 @@ impl Controller {
         assigned.flatten().collect()
     }
 
-    /// Whether some service has `assign_vip`.
+    /// Whether some service has the setting `assign_vip`.
     #[must_use]
     pub fn assigns_vips(&self) -> bool {
         self.services.iter().any(|service| *service.assign_vip() != AssignVip::No)
     }
 
-    /// The port ranges named by `snat` services.
+    /// The port ranges that `snat` services use.
     #[must_use]
     pub fn snat_ports(&self) -> BTreeSet<(u16, u16)> {
         let snat = self.services.iter().filter(|service| service.forwarding() == Forwarding::Snat);
         snat.filter_map(Service::snat_ports).collect()
     }
 
-    /// The interfaces named by `assign_vip`.
+    /// The interfaces that the setting `assign_vip` names.
     #[must_use]
     pub fn vip_interfaces(&self) -> BTreeSet<String> {
         let named = self.services.iter().filter_map(|service| match service.assign_vip() {
@@ -478,29 +480,29 @@ impl Controller {
         named.collect()
     }
 
-    /// The service that is called `name`.
+    /// The service with the name `name`.
     ///
     /// # Errors
-    /// [`Refused::NotFound`] with the most similar name.
+    /// Otherwise, the function returns [`Refused::NotFound`] with the most similar name.
     pub fn service(&self, name: &str) -> Result<&Service, Refused> {
         self.services.iter().find(|service| service.name() == name).ok_or_else(|| self.no_service(name))
     }
 
-    /// The part of the service `name` for clients of `family`.
+    /// The part of the service `name` that serves clients of `family`.
     #[must_use]
     pub fn leg(&self, name: &str, family: Family) -> Option<&Service> {
         self.services.iter().find(|service| service.name() == name && service.family() == family)
     }
 
-    /// The parts of the service `name`: one for each family of its listeners.
+    /// The parts of the service `name`, one for each address family of its listeners.
     pub fn legs(&self, name: &str) -> impl Iterator<Item = &Service> {
         self.services.iter().filter(move |service| service.name() == name)
     }
 
-    /// The backend that is called `name`.
+    /// The backend with the name `name`.
     ///
     /// # Errors
-    /// [`Refused::NotFound`] with the most similar name.
+    /// Otherwise, the function returns [`Refused::NotFound`] with the most similar name.
     pub fn backend(&self, name: &BackendName) -> Result<&Backend, Refused> {
         let backends = self.service(&name.service)?.backends();
         backends.iter().find(|backend| backend.name() == name.backend).ok_or_else(|| {
@@ -509,19 +511,20 @@ impl Controller {
         })
     }
 
-    /// The name of the backend with this id in its service, including removed backends that clients may still know.
+    /// The name that the backend with this id has in its service; includes removed backends that may still have known
+    /// clients.
     #[must_use]
     pub fn name_of(&self, id: BackendId) -> Option<&str> {
         let present = self.backend_with_id(id).map(Backend::name);
         present.or_else(|| self.gone.iter().find(|gone| gone.row.id == id).map(|gone| gone.name.as_str()))
     }
 
-    /// The backend with this id, unless it was removed.
+    /// The backend with this id, if it was not removed.
     pub fn backend_with_id(&self, id: BackendId) -> Option<&Backend> {
         self.with_service(id).map(|(_, backend)| backend)
     }
 
-    /// Returns the name of a backend together with that of its service; `None` if no backend has this id.
+    /// Returns the name of a backend together with the name of its service; `None` if no backend has this id.
     pub fn full_name_of(&self, id: BackendId) -> Option<BackendName> {
         self.with_service(id).map(|(service, backend)| service.name_of(backend))
     }
@@ -531,19 +534,19 @@ impl Controller {
         Some((service, service.backends().get(service.position(id)?)?))
     }
 
-    /// The backend's entry in each part of its service.
+    /// The entries of a backend, one in each part of its service.
     pub fn parts<'a>(&'a self, name: &'a BackendName) -> impl Iterator<Item = &'a Backend> {
         let backends = self.legs(&name.service).flat_map(Service::backends);
         backends.filter(|backend| backend.name() == name.backend)
     }
 
-    /// The same as [`Self::parts`], mutable.
+    /// The mutable entries of a backend, one in each part of its service.
     pub(super) fn parts_mut(&mut self, name: &BackendName) -> impl Iterator<Item = &mut Backend> {
         let legs = self.services.those_mut(|service| service.name() == name.service);
         legs.flat_map(Service::backends_mut).filter(|backend| backend.name() == name.backend)
     }
 
-    /// Whether a backend waits for its next hop in its own part of the service.
+    /// Whether a backend waits for its next hop in this part of the service.
     #[cfg(test)]
     pub(crate) fn waits(&self, backend: &Backend) -> bool {
         backend.waits_for_next_hop(&self.hops)
@@ -558,7 +561,7 @@ impl Controller {
         Refused::not_found("service", name, self.services.iter().map(Service::name))
     }
 
-    /// Records a check. Returns the service and the backend's place if the table may change.
+    /// Records the result of a check. Returns the service and the backend's position in it if the table may change.
     fn checked(
         &mut self,
         backend: BackendId,
@@ -584,7 +587,7 @@ impl Controller {
         self.services_with(|backend| addresses.contains(&backend.address().ip()))
     }
 
-    /// Records the number of known clients of each backend. Returns the services with a backend whose drain is now
+    /// Records the number of known clients of each backend. Returns the services that have a backend whose drain is now
     /// complete.
     fn swept(&mut self, known: &HashMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
@@ -601,8 +604,8 @@ impl Controller {
         concerned
     }
 
-    /// Records the number of connections of each backend of `snat` services. Returns the services with a backend whose
-    /// drain is now complete.
+    /// Records the number of connections of each backend in `snat` services. Returns the services that have a backend
+    /// whose drain is now complete.
     fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);

@@ -1,5 +1,5 @@
-//! Backends that may reply to some clients directly, bypassing this machine: backends of `nat` services on one of this
-//! machine's links, whose replies to clients on the same link need no router.
+//! Backends that may reply to some clients directly, so that the replies bypass this machine. A near backend belongs to
+//! a `nat` service and is on one of this machine's links; its replies to clients on the same link need no router.
 
 use std::time::Instant;
 
@@ -13,18 +13,18 @@ use crate::{
     next_hops::Hop,
 };
 
-/// A backend that can reach clients without this machine.
+/// A backend whose replies can reach clients without passing this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearBackend {
     /// The index of the backend's service.
     pub service: ServiceId,
     /// The index of the backend's row.
     pub id: BackendId,
-    /// The backend's name.
+    /// The name of the backend.
     pub name: BackendName,
     /// The interface through which this machine reaches the backend.
     pub ifindex: u32,
-    /// The time since which the backend has passed its checks.
+    /// The time since which the backend has been passing its checks.
     pub up_since: Instant,
 }
 

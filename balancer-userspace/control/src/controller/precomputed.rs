@@ -1,4 +1,4 @@
-//! Results that are computed before a change is made: base tables from the copy of the controller that tried the
+//! Results that are computed before a change is made: base tables, from the copy of the controller that tried the
 //! change, and the number of known clients that the change affects.
 
 use std::{collections::HashMap, sync::Arc};
@@ -6,17 +6,19 @@ use std::{collections::HashMap, sync::Arc};
 use super::{Controller, Services};
 use crate::{io::ServiceId, table::Made};
 
-/// Precomputed tables and the number of known clients for the next change.
+/// The precomputed base tables, and the number of known clients, for the next change.
 #[derive(Clone, Debug, Default)]
 pub struct Precomputed {
-    /// The precomputed tables, by service. If they do not match, the controller computes the tables again.
+    /// The precomputed tables, by service. If a precomputed table does not match, the controller computes the table
+    /// again.
     tables: HashMap<ServiceId, Arc<[Made]>>,
-    /// The number of known clients of the backend to be removed, counted shortly before; `None`: they were not counted.
+    /// The number of known clients of the backend to be removed, which was counted shortly before; `None`: the clients
+    /// were not counted.
     pub(super) known_clients: Option<u64>,
 }
 
 impl Precomputed {
-    /// Sets the number of clients known at the backend to be removed.
+    /// Sets the number of clients that are known at the backend to be removed.
     #[must_use]
     pub fn with_known_clients(self, known_clients: Option<u64>) -> Self {
         Self { known_clients, ..self }
@@ -29,7 +31,7 @@ impl Precomputed {
 }
 
 impl Controller {
-    /// The tables of services that have changed since this controller shared them with `before`.
+    /// The tables of services that have changed since this controller shared these services with `before`.
     #[must_use]
     pub fn precomputed_since(&self, before: &Services) -> Precomputed {
         let touched = self.services.touched_since(before);
@@ -37,7 +39,7 @@ impl Controller {
         Precomputed { tables, known_clients: None }
     }
 
-    /// Sets the results for the next change, in place of the last ones.
+    /// Sets the precomputed results for the next change, in place of the previous results.
     pub fn expect(&mut self, precomputed: Precomputed) {
         self.precomputed = precomputed;
     }

@@ -1,4 +1,4 @@
-//! The key with which the servers of a service encode themselves in QUIC connection IDs.
+//! The key by which the servers of a service encode themselves in QUIC connection IDs.
 
 use std::{sync::Arc, time::Instant};
 

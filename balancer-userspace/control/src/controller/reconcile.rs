@@ -1,4 +1,4 @@
-//! Turns the difference between the wanted state and the state that was passed to the shell into commands, ordered by
+//! Expresses the difference between the wanted state and the state that was passed to the shell as commands, ordered by
 //! stage (`stage.rs`).
 
 use std::{
@@ -23,16 +23,16 @@ use crate::{
     service::{Backend, Look, Service},
 };
 
-/// The commands for a difference, and the slots that these commands move.
+/// The commands for a difference between two states, and the slots that these commands move.
 pub(super) struct Reconciled {
     pub(super) commands: Vec<Command>,
     pub(super) moves: HashMap<ServiceId, Moves>,
 }
 
 impl Controller {
-    /// Makes the commands for the difference between the wanted state and the one that was passed to the shell, for the
-    /// `concerned` services; the `removed` backends no longer belong to a service. No report is made about the state of
-    /// `subject`.
+    /// Makes the commands for the difference between the wanted state and the state that was passed to the shell, for
+    /// the `concerned` services; the `removed` backends no longer belong to any service. The commands include no report
+    /// about the state of `subject`.
     pub(super) fn reconcile(
         &mut self,
         concerned: impl Fn(&Service) -> bool,
@@ -43,8 +43,8 @@ impl Controller {
         self.settle_looking(|service| concerned(service).then_some(Look::Whole), removed, subject, now)
     }
 
-    /// Makes the commands where `look` says which part of a service may have changed. Everything else is as it was
-    /// passed to the shell.
+    /// Makes the commands for the services in `look`, which says which part of a service may have changed. Everything
+    /// outside these parts is unchanged since it was passed to the shell.
     pub(super) fn settle_looking<'a>(
         &mut self,
         look: impl Fn(&Service) -> Option<Look<'a>>,
@@ -79,12 +79,12 @@ impl Controller {
         for service in services.those_mut(|service| look(service).is_some()) {
             let look = look(service).unwrap_or(Look::Whole);
             let turn = if judges { service.judge_outage(hops, now) } else { Turn::default() };
-            // An outage may keep the clients of any backend, so all backends are evaluated.
+            // An outage may let any backend keep its clients, so the controller evaluates all backends.
             let look = if turn.changed { Look::Whole } else { look };
             let places = service.places(look, now);
             tell_checks(service, &places, last_check, &mut commands);
             let refreshed = service.refresh(&places, hops, now, precomputed.of(service.id()));
-            // Each backend's row says whether the service treats all backends as up.
+            // The row of each backend says whether the service treats all its backends as up.
             let told = if refreshed.tier.is_some() { service.places(Look::Whole, now) } else { places };
             tell_rows(service, &told, hops, &mut commands);
             if refreshed.swap {
@@ -107,9 +107,9 @@ impl Controller {
             all_moves.insert(service.id(), refreshed.moves);
         }
 
-        // A service's published part changes only with the service, and there may be thousands of services.
+        // The published data of a service changes only with the service, and there may be thousands of services.
         let is_same = |(spec, service): (&ServiceSpec, &Service)| {
-            // Check results may change whether all backends are full.
+            // Check results may change whether all backends of a service are full.
             let may_differ = whole(service) || look(service).is_some() && service.has_limits();
             spec.id == service.id() && (!may_differ || *spec == service.spec())
         };
@@ -132,8 +132,9 @@ impl Controller {
             owners.remove(&id);
             match row.filter(|row| row.keeps_known || backend.known_clients() > 0 || remembering.contains(&row.service))
             {
-                // The row keeps its service id for its known clients until the last of them has moved or is forgotten,
-                // and keeps its next hop for packets in progress, and for the case that the backend is added again.
+                // The row of a removed backend keeps its service id until the last known client has moved or is
+                // forgotten. This row also keeps its next hop, for packets in progress and in case the backend is added
+                // again.
                 Some(row) => {
                     let cause = backend.cause_of_moves().unwrap_or(MoveCause::Removed);
                     let left =
@@ -167,7 +168,7 @@ impl Controller {
     }
 }
 
-/// Whether the shell knows everything about an affected service.
+/// Whether the shell has the complete state of an affected service.
 fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
     service.is_assessed(hops, now)
         && service.told_rules == service.rule_specs()
@@ -178,7 +179,8 @@ fn is_told(service: &Service, hops: &NextHops, now: Instant) -> bool {
         })
 }
 
-/// Adds commands for the rows of a service's backends at these places that differ from what was passed to the shell.
+/// Adds commands for those rows of a service's backends at these positions that differ from the rows passed to the
+/// shell.
 fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
@@ -193,7 +195,8 @@ fn tell_rows(service: &mut Service, places: &[usize], hops: &NextHops, commands:
     }
 }
 
-/// Adds commands for the checks of a service's backends at these places that differ from what was passed to the shell.
+/// Adds commands for those checks of a service's backends at these positions that differ from the checks passed to the
+/// shell.
 fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, commands: &mut Staged) {
     for &index in places {
         let Some(backend) = service.backends().get(index) else { continue };
@@ -209,7 +212,7 @@ fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, 
                 backend.check_as(*last, wanted);
             }
             None => {
-                // A check that is started later begins without a verdict.
+                // A check that starts later begins without a verdict.
                 backend.forget_verdict();
                 backend.told.check = None;
                 commands.add(Stage::Checks, Command::StopChecks(backend.id()));

@@ -23,7 +23,7 @@ use crate::{
     state::{Clocks, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
-/// The highest valid counter in a state, so that the controller can continue to count.
+/// The highest counter that is valid in a state, which leaves the controller room to count further.
 const MOST_COUNTED: u64 = u64::MAX / 2;
 
 impl Controller {
@@ -71,7 +71,7 @@ impl Controller {
         }
     }
 
-    /// Returns the changes since the state of `before`, an earlier copy.
+    /// Returns the changes since the state of `before`, an earlier copy of this controller.
     #[must_use]
     pub fn changes_since(&self, before: &Self, clocks: Clocks) -> SavedChanges {
         let changed = self.services.changed_since(&before.services).map(|service| service.export(clocks)).collect();
@@ -89,7 +89,7 @@ impl Controller {
         }
     }
 
-    /// Whether nothing differs from `before`, an earlier copy, not even a counter.
+    /// Whether the whole state, including every counter, equals that of `before`, an earlier copy of this controller.
     #[must_use]
     pub fn is_untouched_since(&self, before: &Self) -> bool {
         let known = |gone: &[Gone]| gone.iter().map(|gone| gone.known).collect::<Vec<_>>();
@@ -102,11 +102,12 @@ impl Controller {
         self.gone.iter().map(saved).collect()
     }
 
-    /// Restores the controller that exported `state`, with the same ids and tables; [`start`](Self::start) then applies
-    /// what has changed in `config`. `key` is the key from the configuration or from the state.
+    /// Restores the controller that exported `state`, with the same ids and tables; a later call of
+    /// [`start`](Self::start) applies what has changed in `config`. `key` is the hash key from the configuration or
+    /// from the state.
     ///
     /// # Errors
-    /// One line about a contradiction in the state.
+    /// Returns one line about a contradiction in the given state.
     pub fn restore(config: Config, key: HashKey, state: SavedState, clocks: Clocks) -> Result<Self, String> {
         let mut this = Self::new(config, key);
         this.restored = true;
@@ -144,7 +145,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The current configuration of services; unchanged ones are shared rather than copied.
+    /// The current configuration of all services; the result shares unchanged configurations and does not copy them.
     pub(crate) fn present(&self) -> Vec<Arc<ServiceConfig>> {
         let file = by_name(&self.file);
         let parts: Vec<&Service> = self.services.iter().collect();
@@ -164,13 +165,13 @@ impl Controller {
     }
 }
 
-/// The configuration from which these parts come.
+/// The configuration of the service to which these parts belong.
 fn joined(parts: &[&Service]) -> Option<ServiceConfig> {
     let (first, others) = parts.split_first()?;
     let mut config = first.config();
     for part in others {
         // A backend that was removed from one part of its service stays in the configuration until it is removed from
-        // the other.
+        // the other part.
         let known: HashSet<String> = config.backends.iter().map(|backend| backend.name.clone()).collect();
         let left = part.backends().iter().filter(|backend| !known.contains(backend.name()));
         config.backends.extend(left.map(|backend| backend.config().clone()));
@@ -188,8 +189,8 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
     ListChanges::new(names(before), names(now), changed)
 }
 
-/// Checks the properties on which the controller relies but which a foreign file may lack. Returns the services of the
-/// configuration file.
+/// Checks properties on which the controller relies, and which the state in a foreign file may lack. Returns the
+/// services of the configuration file.
 fn consistent(state: &SavedState) -> Result<Valid, String> {
     if let Some(count) = state.counts().find(|count| *count > MOST_COUNTED) {
         return Err(format!("it has a count of {count}, which nothing comes to"));

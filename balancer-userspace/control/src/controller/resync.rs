@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl Controller {
-    /// Returns the commands that take a shell from `applied` to the state that was passed to it, in an order that is
-    /// safe at every step. They write rows, tables, the directory and rules again in any case.
+    /// Returns commands that take a shell from the state `applied` to the state that was passed to the shell; each step
+    /// in their order is safe. The commands write rows, tables, the directory and rules again in any case.
     #[must_use]
     pub fn resync(&mut self, applied: &Applied) -> Vec<Command> {
         let rows: Vec<Arc<BackendSpec>> = self.told_rows().collect();
@@ -44,7 +44,7 @@ impl Controller {
             commands.add(Stage::Removed, Command::StopChecks(id));
         }
         for &id in applied.rows.difference(&wanted) {
-            // Clients may have learnt this id.
+            // The data path may have recorded clients under this backend id.
             self.ids.postpone(id);
             commands.add(Stage::Removed, Command::RetireBackend(id));
         }
@@ -57,8 +57,8 @@ impl Controller {
         commands.in_order()
     }
 
-    /// The rows by which packets are forwarded, including those of removed backends that still have clients. The flag
-    /// says whether the backend still exists.
+    /// The rows by which the data path forwards packets, including rows of removed backends that still have clients.
+    /// The flag says whether the backend still exists.
     pub fn rows(&self) -> impl Iterator<Item = (Arc<BackendSpec>, bool)> {
         self.told_rows().map(|row| {
             let present = self.owners.contains_key(&row.id);

@@ -20,11 +20,11 @@ use crate::{
     service::Service,
 };
 
-/// Rules of services by service name.
+/// Rules of services, by the name of the service.
 #[derive(Default)]
 pub(super) struct AllRules {
     merged: BTreeMap<String, MergedRules>,
-    /// The number of rules of services that have no rules in the file and had none there before.
+    /// The number of rules of services that have no rules in the file now and had none in the file before.
     others: usize,
 }
 
@@ -84,7 +84,7 @@ impl Controller {
         Ok((message, self.reconcile(|other| other.name() == service, Vec::new(), None, now).commands))
     }
 
-    /// Ends the rules whose time is over.
+    /// Ends the rules that have expired.
     pub(super) fn end_rules(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
@@ -104,8 +104,9 @@ impl Controller {
         commands
     }
 
-    /// The rules of services that have or had rules in the file: the rules of `file`, merged into the current ones, and
-    /// the differences. `before` and `present` are the services under their old and new names.
+    /// Merges the rules of `file` into the current rules of those services that have rules in the file or had some.
+    /// Returns the merged rules and the differences between the rules. `before` and `present` are the services under
+    /// their old and under their new names.
     pub(super) fn merge_all_rules(
         &self,
         before: &[Arc<ServiceConfig>],
@@ -144,9 +145,9 @@ impl Controller {
         if count > MAX_RULES as usize { Err(rules::too_many()) } else { Ok((all, differences)) }
     }
 
-    /// Gives services their merged rules, and each part the rules of its family. The first part also stores rules of a
-    /// family for which the service has no listener. Returns the services with changed rules, and the numbers of rules
-    /// added, removed and changed.
+    /// Gives services their merged rules, so that each part of a service gets the rules of its address family. The
+    /// first part also stores rules of a family for which the service has no listener. Returns the services with
+    /// changed rules, and the numbers of rules added, removed and changed.
     pub(super) fn set_rules(&mut self, all: &AllRules) -> (Vec<ServiceId>, [usize; 3]) {
         let (mut touched, mut counts) = (Vec::new(), [0; 3]);
         for (name, merged) in &all.merged {
@@ -176,8 +177,8 @@ impl Controller {
         rules
     }
 
-    /// The set that contains the rule for a prefix: in the part for the prefix's family, or otherwise in the first
-    /// part, where the rule waits.
+    /// The set that contains the rule for a prefix: in the part of the service for the prefix's family, or otherwise in
+    /// the first part, where the rule waits.
     fn rules_mut(&mut self, service: &str, prefix: IpNet) -> Option<&mut Rules> {
         let family = Family::of(prefix.addr());
         let about = self.services.iter().position(|other| other.name() == service && other.family() == family);
@@ -186,8 +187,8 @@ impl Controller {
     }
 }
 
-/// The rules to use in place of the previous file's rules, so that the new file wins for every rule: all current rules,
-/// and those that have expired.
+/// The rules that replace the rules of the previous file, so that the new file overrides every rule: all current rules,
+/// and all expired rules.
 fn as_if_written(rules: &Rules, before: &[RuleConfig]) -> Vec<RuleConfig> {
     let ended = before.iter().filter(|rule| rules.has_ended(rule.prefix)).cloned();
     rules.iter().map(Rule::written).chain(ended).collect()

@@ -1,4 +1,4 @@
-//! Changes made at run time: listing and undoing them.
+//! Changes made at run time: lists these changes and undoes them.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl Controller {
-    /// The differences between the services and the configuration file. Expired rules and withdrawn VIPs do not count
-    /// as differences.
+    /// The differences between the current services and the services in the configuration file. Expired rules and
+    /// withdrawn VIPs do not count as differences.
     #[must_use]
     pub fn changed_at_run_time(&self) -> Vec<RunTimeChange> {
         let present = self.present();
@@ -43,7 +43,7 @@ impl Controller {
         changes
     }
 
-    /// Makes every backend ready, and lets its checks decide. Returns the affected services.
+    /// Makes every backend ready, and lets the checks of each backend decide. Returns the affected services.
     pub(super) fn reset_states(&mut self) -> HashSet<ServiceId> {
         let is_set = |backend: &Backend| {
             let is_unlisted = backend.is_leaving() && backend.config().discovered.is_some();
@@ -63,7 +63,7 @@ impl Controller {
     }
 }
 
-/// The states that the operator has set, by backend.
+/// The states that the operator has set for backends.
 fn states(service: &Service) -> BTreeMap<String, String> {
     let words = |backend: &Backend| {
         let admin = match backend.admin() {
@@ -83,8 +83,8 @@ fn states(service: &Service) -> BTreeMap<String, String> {
     service.backends().iter().filter_map(words).collect()
 }
 
-/// The services to use in place of the previous file's services, so that the new file wins for everything: all current
-/// services, without leaving backends that the `file` contains.
+/// The services that replace the services of the previous file, so that the new file overrides everything: all current
+/// services, except that backends which are being removed are absent if the `file` contains them.
 pub(super) fn as_if_written(
     present: &[Arc<ServiceConfig>],
     leaves: impl Fn(&str, &str) -> bool,
@@ -105,7 +105,7 @@ pub(super) fn as_if_written(
     present.iter().map(written).collect()
 }
 
-/// Gives discovered backends the weights from their lists.
+/// Gives discovered backends the weights that their lists contain.
 pub(super) fn as_listed(services: &mut [Arc<ServiceConfig>]) {
     let weight = |backend: &BackendConfig| backend.discovered.as_ref().map_or(backend.weight, |of| of.weight);
     for service in services.iter_mut().filter(|of| of.backends.iter().any(|backend| backend.weight != weight(backend)))

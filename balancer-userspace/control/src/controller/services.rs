@@ -1,4 +1,4 @@
-//! The services of a controller; copies of the controller share each service until one of them changes it.
+//! The services of a controller; copies of the controller share each service until one of the copies changes it.
 
 use std::{ops::Index, slice, sync::Arc};
 
@@ -6,15 +6,15 @@ use foldhash::{HashMap, HashSet};
 
 use crate::{ids::place, io::ServiceId, service::Service};
 
-/// The services in configuration order. A copy costs one pointer for each service.
+/// The services in the order of the configuration. Each service costs a copy of the controller only one pointer.
 #[derive(Clone, Debug, Default)]
 pub struct Services(Vec<Arc<Service>>);
 
-/// See [`Services::iter`].
+/// The iterator is that of [`Services::iter`].
 pub type Iter<'a> = std::iter::Map<slice::Iter<'a, Arc<Service>>, fn(&Arc<Service>) -> &Service>;
 
 impl Services {
-    /// Iterates over the services in order.
+    /// Iterates over the services in the order of the configuration.
     pub fn iter(&self) -> Iter<'_> {
         self.0.iter().map(AsRef::as_ref)
     }
@@ -36,7 +36,7 @@ impl Services {
         self.0.is_empty()
     }
 
-    /// The first service.
+    /// The first service in configuration order.
     #[must_use]
     pub fn first(&self) -> Option<&Service> {
         self.get(0)
@@ -67,7 +67,7 @@ impl Services {
         place(&self.0, id.0, |service| service.id().0)
     }
 
-    /// The `wanted` services, mutable. The others stay shared.
+    /// The `wanted` services, mutable. The other services stay shared with copies of the controller.
     pub(super) fn those_mut(&mut self, wanted: impl Fn(&Service) -> bool) -> impl Iterator<Item = &mut Service> {
         self.0.iter_mut().filter(move |service| wanted(service)).map(Arc::make_mut)
     }
@@ -76,13 +76,13 @@ impl Services {
         self.0.push(service);
     }
 
-    /// The services that changed since they were shared with `other`, or are not in it.
+    /// The services that have changed since they were shared with `other`, and those that `other` does not have.
     pub fn touched_since<'a>(&'a self, other: &Self) -> impl Iterator<Item = &'a Service> {
         let others: HashSet<*const Service> = other.0.iter().map(Arc::as_ptr).collect();
         self.0.iter().filter(move |service| !others.contains(&Arc::as_ptr(service))).map(AsRef::as_ref)
     }
 
-    /// Whether nothing has changed since these services were shared with `before`.
+    /// Whether no service has changed since these services were shared with `before`.
     pub(super) fn is_untouched_since(&self, before: &Self) -> bool {
         self.0.len() == before.0.len() && self.0.iter().zip(&before.0).all(|(now, before)| Arc::ptr_eq(now, before))
     }

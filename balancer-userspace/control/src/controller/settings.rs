@@ -1,4 +1,4 @@
-//! The settings of a configuration other than its services: which of them can change at run time, and which need a
+//! The settings of a configuration except its services: which settings can change at run time, and which need a
 //! restart.
 
 use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
@@ -14,24 +14,24 @@ use crate::io::{Command, Report, ReportLevel};
 /// The current settings.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// The settings as they were last read, without services.
+    /// The settings without services, as the controller last read them.
     config: Config,
-    /// The interfaces named on the command line, which override the file; empty if the file decides.
+    /// The interfaces that the command line names, which override the file; empty if the file decides.
     named: Vec<String>,
-    /// Whether memory was allocated for client memory, because some service remembers clients.
+    /// Whether the balancer has allocated client memory, because some service remembers clients.
     memory: bool,
-    /// Whether a flow table exists, because some service is `snat`.
+    /// Whether the balancer has a flow table, because some service is `snat`.
     flows: bool,
 }
 
-/// The differences from another configuration.
+/// The differences from another configuration's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// The reasons to refuse the configuration, one line each.
+    /// The reasons to refuse the other configuration, one line each.
     pub(super) refused: Vec<String>,
-    /// The changed keys.
+    /// The keys of the changed settings.
     pub(super) changed: Vec<&'static str>,
-    /// The changes, one line each with the old and the new value.
+    /// The changed settings, each as a line with the old and the new value.
     pub(super) lines: Vec<String>,
 }
 
@@ -49,18 +49,18 @@ impl Settings {
         self.named = named;
     }
 
-    /// The interfaces to which the program should be attached.
+    /// The interfaces to which the kernel program should be attached.
     pub(super) fn interfaces(&self) -> &[String] {
         if self.named.is_empty() { &self.config.interfaces } else { &self.named }
     }
 
-    /// Replaces the settings with those of `config`, which has no services.
+    /// Replaces the settings with the settings of `config`, which has no services.
     pub(super) fn take_over(&mut self, config: Config) {
         self.config = config;
     }
 
-    /// Compares the settings with those of `config`. The code names every key, so that it does not compile if a key is
-    /// forgotten.
+    /// Compares the settings with the settings of `config`. The code of this function names every key, so that it does
+    /// not compile if a key is forgotten.
     pub(super) fn differences(&self, config: &Config) -> Differences {
         let Config {
             interfaces,
@@ -75,7 +75,7 @@ impl Settings {
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
             fleet,
-            // The merge with run-time changes handles the services.
+            // The merge with changes made at run time handles the services.
             services: _,
         } = config;
         let old = &self.config;
@@ -125,7 +125,7 @@ impl Settings {
 }
 
 impl Differences {
-    /// The differences as reports.
+    /// The differences between the settings as reports.
     pub(super) fn reports(&self) -> impl Iterator<Item = Command> {
         self.lines.iter().cloned().map(noted)
     }
@@ -145,7 +145,7 @@ impl Differences {
     }
 }
 
-/// Treats a remote listener that is added or removed as a change of its address.
+/// An added or removed remote listener counts as a change of its address.
 fn remotes(old: Option<&Remote>, new: Option<&Remote>, differences: &mut Differences) {
     let at = |remote: Option<&Remote>| remote.map_or_else(|| "off".to_owned(), |remote| remote.listen.to_string());
     differences.changes("control.listen", &at(old), &at(new));
@@ -164,12 +164,12 @@ fn remotes(old: Option<&Remote>, new: Option<&Remote>, differences: &mut Differe
     differences.changes("control.roles", &words(&old.roles), &words(roles));
 }
 
-/// A report for the log and the events.
+/// A report about settings, for the log and the events.
 pub(super) const fn noted(message: String) -> Command {
     Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None })
 }
 
-/// Compares `[fleet]`, which cannot change while the member runs.
+/// Compares the section `[fleet]` of two configurations; this section cannot change while the member runs.
 fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Differences) {
     let (Some(old), Some(new)) = (old, new) else {
         return differences.restart("fleet", old.is_none() && new.is_none());

@@ -35,8 +35,8 @@ impl Controller {
         Ok((told(service, before, steer), reconciled.commands))
     }
 
-    /// Stops looking for connections that are older than the last change of a service's share, once that change is long
-    /// enough ago.
+    /// Stops looking for connections that are older than the last change of a service's share, once this change is old
+    /// enough.
     pub(super) fn settle_shares(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
@@ -54,7 +54,7 @@ impl Controller {
     }
 }
 
-/// Returns the line about the effect of a change of a service's share, in percent.
+/// Returns the line that describes the effect of a change of a service's share, in percent.
 fn told(service: &str, before: u8, steer: u8) -> String {
     let what = match steer {
         0 => "every new connection goes to the host, what would be steered is counted".to_owned(),

@@ -1,4 +1,4 @@
-//! Lookup table sizes before and after a change.
+//! The sizes of lookup tables before and after a change.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use super::Services;
 use crate::{report, service::Service};
 
-/// The services before a change. While this value exists, a change copies the service that it changes.
+/// The services before a change. While this value exists, a change copies a service before it changes the service.
 pub(super) struct Sizes(Services);
 
 impl Sizes {
@@ -16,7 +16,8 @@ impl Sizes {
         Self(services.clone())
     }
 
-    /// Returns the change in the size of one service's tables, as part of a sentence; empty if there is no change.
+    /// Returns how the size of a service's tables has changed, as part of a sentence; empty if the size has not
+    /// changed.
     pub(super) fn resized(&self, now: &Services, service: &str) -> String {
         let size = |of: &Services| of.iter().find(|of| of.name() == service).map_or(0, Service::slots_wanted);
         report::resized(size(&self.0), size(now))

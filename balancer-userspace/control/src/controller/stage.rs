@@ -1,4 +1,4 @@
-//! An order of commands that is safe at every step.
+//! An order of commands in which every step is safe.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,39 +10,41 @@ use crate::{
     service::Service,
 };
 
-/// The position of a command in the order. Earlier stages come first; commands of the same stage keep their order.
+/// The position of a command in the order. Commands of earlier stages come first; commands of the same stage keep their
+/// relative order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// Watching next hops of backends.
+    /// The stage that watches the next hops of backends.
     Watch,
-    /// Writing rows of backends, before a table names them.
+    /// The stage that writes rows of backends before a table names these backends.
     Rows,
-    /// Removing a service's last rules, before the directory says that it has none.
+    /// The stage that removes the last rules of a service, before the directory says that the service has no rules.
     LastRules,
-    /// Writing tables of services that are not published yet.
+    /// The stage that writes tables of services that are not published yet.
     FirstTables,
-    /// Publishing the directory of services if something was added: replies can be translated before packets are
-    /// forwarded.
+    /// The stage that publishes the directory of services if something was added, so that the program can translate
+    /// replies before it forwards packets.
     LargerDirectory,
-    /// Writing rows of backends with a new address: their replies come from the new address after the first packet.
+    /// The stage that writes rows of backends with a new address: replies from the new address arrive only after the
+    /// first packet to it.
     MovedRows,
-    /// Writing tables of the other services.
+    /// The stage that writes tables of services that are already published.
     Tables,
-    /// Publishing the directory of services if something was only removed.
+    /// The stage that publishes the directory of services if something was only removed.
     SmallerDirectory,
-    /// Writing rules, once the directory says that the service has rules.
+    /// The stage that writes rules, after the directory says that the service has rules.
     Rules,
-    /// Removing checks and rows of removed backends, which no table names any more.
+    /// The stage that removes the checks and the rows of removed backends, which no table names any more.
     Removed,
-    /// Releasing next hops that are no longer needed.
+    /// The stage that releases next hops which are no longer needed.
     Unwatch,
-    /// Starting health checks of other backends.
+    /// The stage that starts the health checks of other backends.
     Checks,
-    /// Reporting lines to the operator.
+    /// The stage that reports lines to the operator.
     Reports,
 }
 
-/// Commands with their stages.
+/// Commands, each with its stage.
 #[derive(Debug, Default)]
 pub(super) struct Staged(Vec<(Stage, Command)>);
 
@@ -51,7 +53,7 @@ impl Staged {
         self.0.push((stage, command));
     }
 
-    /// Adds the table of a service that is either already `published` or not yet.
+    /// Adds the table of a service; `published` says whether the service is already published.
     pub(super) fn swap(&mut self, service: &Service, published: bool) {
         let (table, home) = service.tables();
         let stage = if published { Stage::Tables } else { Stage::FirstTables };

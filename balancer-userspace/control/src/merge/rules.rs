@@ -1,4 +1,4 @@
-//! Merges the rules of a service: those of the old file, those at run time, and those of the new file.
+//! Merges the rules of a service: the rules of the old file, the rules at run time, and the rules of the new file.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -7,12 +7,12 @@ use ipnet::IpNet;
 
 use crate::rules::{Rule, Rules};
 
-/// The result of merging one service's rules.
+/// The result of merging the rules of one service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedRules {
     /// The rules that result from the merge.
     pub rules: Rules,
-    /// The numbers of rules added, removed and changed.
+    /// The numbers of rules that were added, removed and changed.
     pub counts: [usize; 3],
     /// The differences between the file and the run-time state, one line each.
     pub differences: Vec<String>,
@@ -80,7 +80,7 @@ pub fn merge_rules(
     merged
 }
 
-/// The numbers of rules only in the second set, only in the first, and in both with differences.
+/// The numbers of rules that are only in the second set, only in the first set, and in both sets with differences.
 fn counts(before: &Rules, after: &Rules) -> [usize; 3] {
     let missing = |rules: &Rules, from: &Rules| rules.iter().filter(|rule| from.get(rule.prefix).is_none()).count();
     let other = |rule: &&Rule| before.get(rule.prefix).is_some_and(|old| old.written() != rule.written());
@@ -119,7 +119,8 @@ mod tests {
     #[test]
     fn when_the_file_is_read_again_then_it_wins_for_the_rules_that_it_has_changed() {
         type Case<'a> = (&'a str, [&'a [&'a str]; 4], &'a [&'a str]);
-        // Each case has its name, [old file, run time, new file, result], and the reported differences.
+        // Each case contains its name, the rules ([old file, run time, new file, result]), and the reported
+        // differences.
         let cases: &[Case<'_>] = &[
             ("nothing changed", [&["1 deny"], &["1 deny"], &["1 deny"], &["1 deny"]], &[]),
             ("added in the file", [&[], &[], &["1 deny"], &["1 deny"]], &[]),

@@ -1,4 +1,5 @@
-//! A disk to which only changes are written: a start from it must yield the same state as a start from the whole state.
+//! A disk to which the controller writes only changes: a start from this disk must yield the same state as a start from
+//! the complete state.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -10,7 +11,7 @@ use crate::{
 
 pub(super) struct Disk {
     state: SavedState,
-    /// The controller as it was last written.
+    /// The controller's state when it was last written to the disk.
     written: Controller,
     begin: Instant,
 }

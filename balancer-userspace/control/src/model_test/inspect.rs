@@ -1,4 +1,4 @@
-//! The expected state, derived anew after each step and compared with the controller and the data plane.
+//! Derives the expected state anew after each step, and compares it with the controller and the data plane.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,7 +30,7 @@ use crate::{
     table::Tier,
 };
 
-/// The progress of a backend's drain.
+/// The expected progress of a backend's drain.
 #[derive(Clone, Debug)]
 struct Drain {
     admin: Admin,
@@ -44,7 +44,7 @@ fn held(service: &Service, backend: &Backend) -> bool {
     service.holds(backend.id()) && backend.admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Whether some backend for new clients has not failed, as far as known.
+/// Whether some backend that may get new clients has not failed, as far as is known.
 fn anybody_stands(service: &Service, plane: &DataPlane) -> bool {
     let config = service.config();
     let primaries = service.backends().iter().any(|backend| may_serve(backend) && !backend.is_backup());
@@ -63,16 +63,16 @@ fn may_serve(backend: &Backend) -> bool {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeMap<BackendId, Drain>);
 
-/// The expected treatment of a backend's clients.
+/// The expected treatment of the clients at a backend.
 struct Standing {
     takes_new: bool,
     keeps_known: bool,
     cause: MoveCause,
-    /// Whether the backend keeps clients although its drain is over.
+    /// Whether the backend keeps its clients although its drain is over.
     beyond: bool,
 }
 
-/// Returns how a failure treats known clients; `None`: the backend has not failed.
+/// Returns how the failure of a backend affects known clients; `None`: the backend has not failed.
 fn failure(config: &ServiceConfig, backend: &Backend, hop: &Hop) -> Option<FailureAction> {
     let check = backend.config().check.as_deref().unwrap_or(&config.check);
     let kind = match (hop, backend.effective_forced(), backend.health().verdict()) {
@@ -89,7 +89,7 @@ impl Drains {
         self.0.insert(id, Drain { admin, timeout, until: None, empty_sweeps: 0 });
     }
 
-    /// Records a complete sweep.
+    /// Records the result of a complete sweep.
     pub(super) fn swept(&mut self, known: &[(BackendId, u64)]) {
         for (id, drain) in &mut self.0 {
             let empty = drain.until.is_some() && !known.iter().any(|(other, known)| other == id && *known > 0);
@@ -99,7 +99,7 @@ impl Drains {
         }
     }
 
-    /// Resets the counts of sweeps after a restart, except for drains that are shown as over.
+    /// Resets the counts of empty sweeps after a restart, except for drains that users already see as over.
     pub(super) fn restarted(&mut self, controller: &Controller) {
         for backend in controller.services().iter().flat_map(Service::backends) {
             let over = backend.state() == BackendState::Drained
@@ -119,7 +119,7 @@ impl Drains {
                 present.insert(backend.id());
                 let admin = backend.admin();
                 let fresh = Drain { admin, timeout: None, until: None, empty_sweeps: 0 };
-                // A backend that is new in one part of a service is treated as in the other part.
+                // A backend that is new in one part of a service has the same drain as in the other part.
                 let name = service.name_of(backend);
                 let mut twins = controller.parts(&name);
                 let twin = twins.find(|twin| twin.id() != backend.id() && twin.admin() == Admin::Drain);
@@ -145,7 +145,8 @@ impl Drains {
         self.0.retain(|id, _| present.contains(id));
     }
 
-    /// The standing of a backend according to the table in the manual: administrative state × health × memory.
+    /// The treatment of a backend's clients according to the table in the manual: administrative state × health ×
+    /// memory.
     fn standing(&self, service: &Service, backend: &Backend, plane: &DataPlane, waits: bool, now: Instant) -> Standing {
         let hop = &plane.watched[&backend.address().ip()];
         let config = &service.config();
@@ -157,7 +158,7 @@ impl Drains {
             && backend.effective_forced().is_none()
             && check.kind != CheckKind::None;
         let failed = failure(config, backend, hop);
-        // Without memory, a backend in an outage keeps its slots, as long as some backend is not down.
+        // Without client memory, a backend in an outage keeps its slots, as long as some backend is not down.
         let keeps_slots = !remembers && anybody_stands(service, plane);
         let held = held(service, backend) && failed.is_some() && (remembers || keeps_slots);
         let (takes_new, keeps_known, cause) = match (backend.admin(), failed) {
@@ -176,7 +177,7 @@ impl Drains {
     }
 }
 
-/// Compares everything visible of the controller with the data plane and with the expected state.
+/// Compares the whole visible state of the controller with the data plane and with the expected state.
 pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drains, now: Instant) {
     let ids: Vec<BackendId> = controller
         .services()

@@ -1,5 +1,5 @@
-//! Lookup tables, implemented a second time from their description in [`crate::maglev`], slot by slot and without
-//! optimization.
+//! A second implementation of lookup tables, written from their description in [`crate::maglev`], slot by slot and
+//! without optimization.
 
 use std::hash::Hasher as _;
 
@@ -13,7 +13,7 @@ struct Filler {
     id: u16,
     offset: u64,
     skip: u64,
-    /// The number of draws so far.
+    /// The number of the backend's draws so far.
     draws: u64,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Plain {
     next: Vec<Option<u16>>,
 }
 
-/// The lookup table of `members`, which are distinguished by name.
+/// The lookup table of `members`, each of which has its own name.
 pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<Plain> {
     let mut members: Vec<_> = members.iter().filter(|member| member.weight != 0).collect();
     members.sort_by_key(|member| member.name);
@@ -52,7 +52,7 @@ pub(super) fn table(members: &[Member<'_>], slots: u32, key: HashKey) -> Option<
     Some(Plain { slots: table.into_iter().collect::<Option<_>>()?, next })
 }
 
-/// Returns the table `base` as it is if only the members in `left` may have slots, by the description in
+/// Returns the slots of `base` if only the members in `left` may have slots, according to the description in
 /// [`crate::succession`].
 pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> {
     let Plain { slots: base, next } = base;
@@ -67,14 +67,14 @@ pub(super) fn left(base: &Plain, left: &[Member<'_>], key: HashKey) -> Vec<u16> 
     base.iter().enumerate().map(|(slot, id)| if is_left(id) { *id } else { successor(slot) }).collect()
 }
 
-/// Returns `slots·w/Σw` for each weight: rounded down, and one more for the largest remainders (among equal ones, for
-/// the first).
+/// Returns `slots·w/Σw` for each weight: rounded down, and one more for each of the largest remainders (among equal
+/// remainders, for the first).
 fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     let total: u64 = weights.iter().sum();
     let mut counts: Vec<u64> =
         weights.iter().map(|weight| (slots * weight).checked_div(total)).collect::<Option<_>>()?;
     for _ in counts.iter().sum::<u64>()..slots {
-        // The difference from the exact share, in parts of `total`.
+        // The difference between the count and the exact share, in parts of `total`.
         let lack = |index: usize| (slots * weights[index]).saturating_sub(counts[index] * total);
         let most = (0..weights.len()).map(lack).max()?;
         let first = (0..weights.len()).find(|&index| lack(index) == most)?;
@@ -83,7 +83,7 @@ fn counts(weights: &[u64], slots: u64) -> Option<Vec<u64>> {
     Some(counts)
 }
 
-/// Returns the order of turns as indices of backends.
+/// Returns the order of turns as a list of backend indices.
 fn turns(counts: &[u64]) -> Vec<usize> {
     let price = counts.iter().copied().max().unwrap_or(0);
     let mut credits = vec![0; counts.len()];
@@ -115,7 +115,7 @@ impl Filler {
         (((draw >> 32) * u64::from(slots)) >> 32) as usize
     }
 
-    /// Makes this backend the runner-up (in `next`) of a taken slot, unless the slot has one already.
+    /// Makes this backend the runner-up (in `next`) of a taken slot, unless the slot already has a runner-up.
     fn lose(&self, slot: usize, table: &[Option<u16>], next: &mut [Option<u16>]) {
         if table[slot] != Some(self.id) && next[slot].is_none() {
             next[slot] = Some(self.id);

@@ -1,4 +1,4 @@
-//! An in-memory data plane with clients, which refuses commands that the real one could not survive.
+//! An in-memory data plane with clients, which refuses commands that would break a real data plane.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,27 +22,27 @@ use crate::{
     next_hops::Hop,
 };
 
-/// A live table and, if there is one, a base table.
+/// A live table and its base table, if there is one.
 pub(super) type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
-/// The data plane that the commands build, which is empty at first.
+/// The data plane, which is empty at first and which the commands fill.
 #[derive(Clone, Default)]
 pub(super) struct DataPlane {
     pub(super) rows: BTreeMap<BackendId, Arc<BackendSpec>>,
     pub(super) tables: BTreeMap<ServiceId, Tables>,
     pub(super) services: Vec<ServiceSpec>,
-    /// The watched addresses with their next hops.
+    /// The addresses whose next hops are watched, with these next hops.
     pub(super) watched: BTreeMap<IpAddr, Hop>,
-    /// The running checks, by backend.
+    /// The running health checks, by backend.
     pub(super) checked: BTreeMap<BackendId, CheckSpec>,
     pub(super) last_check: CheckNumber,
-    /// The number of swaps that changed a live table.
+    /// The number of table swaps that changed a live table.
     pub(super) swaps: HashMap<ServiceId, u64>,
     pub(super) rules: BTreeMap<ServiceId, Arc<[RuleSpec]>>,
-    /// Known clients by the high half of their hashes.
+    /// The known clients, by the high half of each client's hash.
     pub(super) clients: BTreeMap<(ServiceId, u32), Entry>,
     pub(super) applied: Applied,
-    /// Whether commands may repeat what earlier ones said.
+    /// Whether the controller may repeat earlier commands.
     pub(super) again: bool,
 }
 
@@ -165,7 +165,7 @@ impl DataPlane {
         }
     }
 
-    /// The destination of a client's next connection.
+    /// The backend that a client's next connection would reach.
     pub(super) fn steer(&self, spec: &ServiceSpec, tag: u32) -> Steered {
         let (table, home) = &self.tables[&spec.id];
         let place = slot(u64::from(tag) << 32, table.len() as u32) as usize;
@@ -200,7 +200,7 @@ impl DataPlane {
         steered.backend
     }
 
-    /// Returns the numbers of known clients by backend.
+    /// Returns the numbers of known clients for each backend.
     pub(super) fn sweep(&self) -> Vec<(BackendId, u64)> {
         let mut known: BTreeMap<BackendId, u64> = BTreeMap::new();
         for entry in self.clients.values() {

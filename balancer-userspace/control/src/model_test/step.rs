@@ -1,4 +1,4 @@
-//! Random steps: events and changes.
+//! Random steps of the model test: events and changes.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use proptest::{prelude::*, sample::Index};
 pub(super) enum Step {
     Check(Index, u8, u8),
     NextHop(Index, bool),
-    /// Several backends are checked at the same time, often enough for verdicts.
+    /// Several backends are checked at the same time, often enough for a verdict on each of them.
     Together(Vec<(Index, u8)>),
     Add {
         service: Index,
@@ -25,29 +25,30 @@ pub(super) enum Step {
     Force(Index, Option<Forced>),
     /// An agent reports a percentage, and whether its backend is down.
     Agent(Index, u8, bool),
-    /// A backend gives slots away or not, and the other backends of its service do not.
+    /// A backend starts or stops giving slots away, and the other backends of its service stop giving slots away.
     Bound(Index, Option<u8>),
-    /// A backend is full or has room, and the other backends of its service have room.
+    /// A backend becomes full or has room again, and all other backends of its service have room.
     Full(Index, bool),
-    /// A backend gets a limit on its clients, or loses it.
+    /// A backend gets a limit on its clients, or loses this limit.
     Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
-    /// A service's list gets other targets: those of the possible ones that begin with this index, with this weight.
+    /// A service's list gets other targets: the targets in this bit mask, beginning with the target at this index, all
+    /// with this weight.
     Discover(u8, u8, u16),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
-    /// Clients connect: every client whose number is divisible by this number.
+    /// Every client whose number is divisible by this number connects.
     Connect(u32),
     Forget(u32),
     Sweep,
     Wait(Duration),
-    /// A command of the next change or event fails.
+    /// One command of the next change or event fails.
     Fail(Index),
     Restart,
 }
 
-/// A change to the configuration file.
+/// The configuration file changes in this way.
 #[derive(Clone, Debug)]
 pub(super) enum Edit {
     Add(Index, u8, u8),
@@ -58,7 +59,7 @@ pub(super) enum Edit {
     DropService(Index),
     Resize(Index),
     Policy(Index, u16),
-    /// A service and its first backend are renamed; if the flag is set, without their former names.
+    /// A service and its first backend get new names; if the flag is set, the file does not state their former names.
     Rename(Index, u8, bool),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index),

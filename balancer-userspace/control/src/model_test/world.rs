@@ -1,4 +1,4 @@
-//! A controller, its data plane, and time.
+//! A controller, its in-memory data plane, and a clock.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -42,11 +42,11 @@ use crate::{
     state::Clocks,
 };
 
-/// The number of possible known clients of a service, by the high half of their hashes.
+/// The number of possible known clients of a service, which differ in the high half of their hashes.
 const CLIENTS: u32 = 30;
 
-/// Further addresses for listeners: some of them are for one service only, and the IPv6 ones for services whose
-/// backends have IPv6 addresses.
+/// Additional addresses for listeners: some addresses are for one service only, and the IPv6 addresses are for services
+/// whose backends have IPv6 addresses.
 const LISTENERS: [&str; 6] = [
     "198.51.100.10:443/tcp",
     "198.51.100.10:443/udp",
@@ -64,7 +64,7 @@ fn tag(number: u32) -> u32 {
     (number + 1).wrapping_mul(0x9e37_79b9)
 }
 
-/// The source of SRV records.
+/// The DNS source of SRV records in the test.
 fn source() -> Source {
     let name = "_http._tcp.web.internal".to_owned();
     Source::Dns(DnsSource { records: Records::Services, name, family: None, servers: Vec::new() })
@@ -92,10 +92,10 @@ fn services() -> Vec<ServiceConfig> {
     vec![web, dns]
 }
 
-/// The configuration, the generation, the live table, and the states of the backends.
+/// The configuration, the generation, the live table, and the state of each backend.
 type Seen = (ServiceConfig, u64, Vec<u16>, Vec<(BackendState, Admin)>);
 
-/// A move between two backends, with its slots and clients.
+/// A move between two backends, with the slots and clients that move.
 type Pair = (Option<String>, Option<String>, (u32, u64));
 
 pub(super) struct World {
@@ -105,7 +105,7 @@ pub(super) struct World {
     /// The configuration file.
     file: Valid,
     now: Instant,
-    /// The index of the next command that fails.
+    /// The index of the command that will fail.
     failing: Option<Index>,
     disk: Disk,
 }
@@ -132,14 +132,14 @@ impl World {
         self.disk.write(&self.controller, self.now);
     }
 
-    /// Lets a copy compute the tables for a change in advance.
+    /// Lets a copy of the controller compute the tables for a change in advance.
     fn propose(&self, change: Change) -> Precomputed {
         let mut copy = self.controller.clone();
         let _ = copy.change(change, self.now);
         copy.precomputed_since(self.controller.services())
     }
 
-    /// Continues in another process with an empty data plane after one minute, or earlier if something is due.
+    /// Continues in another process with an empty data plane after one minute, or earlier if a deadline comes first.
     fn restart(&mut self) {
         self.event(Event::Tick);
         let clocks = Clocks { now: self.now, wall: UNIX_EPOCH + Duration::from_secs(1_700_000_000) };
@@ -203,7 +203,7 @@ impl World {
         self.controller.services().iter().map(seen).collect()
     }
 
-    /// The numbers of slots moved, required and needless, by service.
+    /// The numbers of slots moved by service: the required moves and the needless moves.
     fn moved(&self) -> BTreeMap<String, (u64, u64)> {
         self.controller.services().iter().map(|service| (service.label(), service.slots_moved())).collect()
     }
@@ -212,8 +212,8 @@ impl World {
         self.events(vec![event]);
     }
 
-    /// Handles events that arrive together. A single backend that fails or returns while all others are up moves no
-    /// slot between two others, and no service's table changes twice.
+    /// Handles events that arrive at the same time. A single backend that fails or returns while all other backends are
+    /// up moves no slot between two other backends, and no service's table changes twice.
     fn events(&mut self, events: Vec<Event>) {
         for event in &events {
             match event {
@@ -256,7 +256,7 @@ impl World {
         self.look();
     }
 
-    /// The position of the command that fails, if one does.
+    /// The position of the command that fails, if a command is to fail.
     fn failure(&mut self, commands: &[Command]) -> Option<usize> {
         let can_fail = |command: &Command| match command {
             Command::WriteBackend(_)
@@ -275,8 +275,8 @@ impl World {
         (!places.is_empty()).then(|| *place.get(&places))
     }
 
-    /// Makes the command at `place` fail. The controller then sends everything again, and the result must be the same
-    /// as without the failure.
+    /// Makes the command at `place` fail. The controller sends all commands again after the failure, and the result
+    /// must be the same as without the failure.
     fn fails(&mut self, mut commands: Vec<Command>, place: usize) {
         let mut expected = self.plane.clone();
         commands.iter().cloned().for_each(|command| expected.apply(command));
@@ -298,12 +298,12 @@ impl World {
         assert_eq!(of(&self.plane), of(expected));
         assert_eq!((&self.plane.services, &self.plane.applied), (&expected.services, &expected.applied));
         assert!(self.plane.watched.keys().eq(expected.watched.keys()), "watched");
-        // Counters may differ, and next hops are reported at once to new watchers.
+        // Counters may differ, and a new watch reports a next hop immediately.
         (self.plane.watched, self.plane.swaps) = (expected.watched.clone(), expected.swaps.clone());
         self.plane.clients.clone_from(&expected.clients);
     }
 
-    /// Makes a change, and compares the effect with the change's plan.
+    /// Makes a change, and compares its effect with the plan of the change.
     fn change(&mut self, change: Change) -> Result<String, Refused> {
         let before = self.seen();
         if self.failing.is_some() {
@@ -346,7 +346,7 @@ impl World {
         }
     }
 
-    /// Asserts that the plan of a change was right about slots and, once all clients have returned, about clients.
+    /// Asserts that the plan of a change had the right slots and, once all clients have returned, the right clients.
     fn holds(&self, plan: Plan, old: &DataPlane) {
         let spec = |plane: &DataPlane, id: ServiceId| plane.services.iter().find(|spec| spec.id == id).cloned();
         let ids: Vec<ServiceId> = plan.services.iter().map(|of| of.id).collect();
@@ -405,7 +405,7 @@ impl World {
                 planned.iter_mut().for_each(|moves| moves.2.1 = 0);
                 planned.retain(|moves| moves.2 != (0, 0));
             }
-            // Backends that were removed at once have no name any more.
+            // Backends that were removed without a drain have no name any more.
             let gone = |moves: &Pair| moves.0.is_none();
             if expected.iter().any(gone) {
                 let sum =
@@ -419,7 +419,7 @@ impl World {
         }
     }
 
-    /// Makes the event of a finished check; works for a backend without checks as well.
+    /// Makes the event of a finished check, even for a backend without checks.
     fn checked(&self, backend: BackendId, outcome: u8) -> Event {
         let outcome = match outcome {
             0 => CheckOutcome::Passed,
@@ -446,7 +446,7 @@ impl World {
                 for _ in 0..times {
                     self.event(self.checked(id, outcome));
                 }
-                // The result belongs to an earlier check, which was running when this one began.
+                // The result belongs to an earlier check that was still running when the present check began.
                 let before = self.seen();
                 if let Event::Checked { backend, check, outcome, took, asked } = self.checked(id, 2) {
                     let check = CheckNumber(check.0.saturating_sub(1));
@@ -645,8 +645,8 @@ impl World {
         self.look();
     }
 
-    /// Lets clients connect. Known clients stay where they are kept, and new clients never go to a backend that takes
-    /// none.
+    /// Lets clients open connections. Known clients stay at backends that keep them, and new clients never go to a
+    /// backend that takes no new clients.
     fn connect(&mut self, every: u32) {
         for spec in self.plane.services.clone().into_iter().filter(|spec| !spec.remember.is_zero()) {
             let service = self.controller.services().iter().find(|service| service.id() == spec.id).unwrap();
@@ -731,7 +731,7 @@ impl World {
     }
 }
 
-/// Whether every backend to which clients could be sent takes new ones.
+/// Whether every backend to which clients could be sent takes new clients.
 fn all_there(service: &Service) -> bool {
     let primaries = service.backends().iter().filter(|backend| !backend.is_backup() && backend.effective_weight() > 0);
     service.backends().iter().all(|backend| backend.deadline().is_none())

@@ -1,9 +1,10 @@
-//! Joins plans: a service with both address families is two services in the core, but its plan is shown as one.
+//! Joins plans of services: a service with both address families is two services in the core, but users see one plan
+//! for it.
 
 use super::{Planned, PlannedMove, PlannedService};
 
 impl Planned {
-    /// Joins the neighbouring parts of each service, adding up slots and tables.
+    /// Joins the adjacent parts of each service, and adds up their slots and tables.
     #[must_use]
     pub fn joined(self) -> Self {
         let mut services: Vec<PlannedService> = Vec::with_capacity(self.services.len());
@@ -18,7 +19,8 @@ impl Planned {
 }
 
 impl PlannedService {
-    /// Adds the other part of the service. The facts about listeners are the same in both parts and stay.
+    /// Adds the plan for the other part of the service. The data about listeners is the same in both parts, so it stays
+    /// unchanged.
     fn add(&mut self, other: Self) {
         self.table_size_before += other.table_size_before;
         self.table_size += other.table_size;
@@ -70,7 +72,7 @@ mod tests {
         all.iter().map(|listener| listener.parse().unwrap()).collect()
     }
 
-    /// A service of three backends with addresses of both families.
+    /// A service of three backends, each of which has addresses of both families.
     fn shop(listen: &[&str]) -> ServiceConfig {
         let backends = ["a 10.0.0.11:0", "b 10.0.0.12:0", "c 10.0.0.13:0"];
         let mut shop = service("shop", V4, Forwarding::Dsr, &backends);
@@ -90,7 +92,7 @@ mod tests {
         bench
     }
 
-    /// The plan of a change if every slot of both tables has a known client at its backend.
+    /// The plan of a change for a service in which every slot of both tables has a known client at its backend.
     fn plan(bench: &Bench, change: Change) -> PlannedService {
         let all: Vec<(usize, Vec<u16>)> = bench
             .controller
@@ -110,7 +112,7 @@ mod tests {
         of
     }
 
-    /// The number of a backend's slots in both tables.
+    /// The number of a backend's slots in both tables together.
     fn slots(bench: &Bench, backend: &str) -> u32 {
         let of = |part: &Service| {
             let id = part.backends().iter().find(|of| of.name() == backend).map(Backend::id).unwrap();
@@ -119,7 +121,7 @@ mod tests {
         bench.controller.services().iter().map(of).sum()
     }
 
-    /// The listeners before a change, the change, and the listeners that it adds and removes.
+    /// The listeners before a change, the change, and the listeners that the change adds and removes.
     type Case<'a> = (&'a [&'a str], Change, &'a [&'a str], &'a [&'a str]);
 
     fn reload(listen: &[&str]) -> Change {

@@ -1,4 +1,5 @@
-//! The effects of agents' reports. An agent can lower what the operator and the checks allow, but never raise it.
+//! The effects of reports from backends' agents. An agent can take away what the operator and the checks allow, but
+//! never add to it.
 
 use balancer_config::{
     agent::Said,
@@ -8,17 +9,17 @@ use balancer_config::{
 
 use super::{Backend, Service};
 
-/// The source of a backend's capacity reports.
+/// The source of reports about a backend's capacity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WordsOf {
-    /// An agent that the balancer queries.
+    /// The source is an agent that the balancer queries.
     Agents,
-    /// The answers to the backend's HTTP checks, if they have the header.
+    /// The source is the answers to the backend's HTTP checks, if they contain the header.
     Checks,
 }
 
 impl Backend {
-    /// Returns the report of the backend's agent that is in effect; `None`: nothing is reduced.
+    /// Returns the report of the backend's agent that is in effect; `None`: no agent reduces anything.
     #[must_use]
     pub fn agent(&self) -> Option<&Said> {
         self.agent.as_deref()
@@ -28,26 +29,28 @@ impl Backend {
         self.agent = Some(said).filter(|said| !said.is_nothing()).map(Box::new);
     }
 
-    /// Returns the weight that determines the backend's slots: the configured weight, reduced by its agent.
+    /// Returns the weight that determines the number of the backend's slots: the configured weight, reduced by the
+    /// backend's agent.
     #[must_use]
     pub fn effective_weight(&self) -> u16 {
         self.agent().map_or(self.config.weight, |said| said.weight(self.config.weight))
     }
 
-    /// Returns the effective administrative state: the operator's or the agent's, whichever allows less.
+    /// Returns the administrative state in effect: the operator's state or the agent's state, whichever allows less.
     #[must_use]
     pub fn effective_admin(&self) -> Admin {
         self.agent().map_or(self.admin, |said| said.admin(self.admin))
     }
 
-    /// Returns the verdict that overrides the checks. The operator takes precedence over the agent.
+    /// Returns the verdict that overrides the checks, if the operator or the agent has set one. The operator's verdict
+    /// takes precedence over the agent's verdict.
     #[must_use]
     pub fn effective_forced(&self) -> Option<Forced> {
         let by_agent = || self.agent().is_some_and(|said| said.down.is_some()).then_some(Forced::Down);
         self.forced.or_else(by_agent)
     }
 
-    /// Returns the reason why the backend is down regardless of its checks.
+    /// Returns the reason why the backend is down regardless of the results of its checks.
     pub(super) fn forced_down_by(&self) -> String {
         match self.agent().and_then(|said| said.down.as_deref()).filter(|_| self.forced.is_none()) {
             None => "forced down by operator".to_owned(),
@@ -56,7 +59,8 @@ impl Backend {
         }
     }
 
-    /// Why the backend takes fewer clients than the operator and its checks allow; empty if there is no reason.
+    /// The reason why the backend takes fewer clients than the operator and the checks allow; empty if there is no
+    /// reason.
     pub(super) fn lowered(&self) -> String {
         let Some(said) = self.agent() else { return String::new() };
         if said.admin(self.admin) != self.admin {
@@ -70,8 +74,8 @@ impl Backend {
 }
 
 impl Service {
-    /// Returns the source of a backend's capacity reports; `None` if it has no source. If the balancer queries agents,
-    /// it ignores other sources.
+    /// Returns the source of reports about a backend's capacity; `None` if the backend has no source. If the balancer
+    /// queries agents, it ignores all other sources.
     #[must_use]
     pub fn words_of(&self, backend: &Backend) -> Option<WordsOf> {
         let has_answers = || matches!(self.check_config(backend).kind, CheckKind::Http(_));
@@ -81,12 +85,12 @@ impl Service {
         }
     }
 
-    /// Forgets all reports, because their source has changed.
+    /// Forgets all reports about the service's backends, because the source of the reports has changed.
     pub(super) fn forget_words(&mut self) {
         self.backends.iter_mut().for_each(|backend| backend.agent = None);
     }
 
-    /// Forgets the reports about backends that have no source of reports.
+    /// Forgets the reports about those backends that have no source of reports any more.
     pub(crate) fn drop_words(&mut self) {
         let silent: Vec<bool> = self.backends.iter().map(|backend| self.words_of(backend).is_none()).collect();
         for (backend, _) in self.backends.iter_mut().zip(silent).filter(|(_, is_silent)| *is_silent) {

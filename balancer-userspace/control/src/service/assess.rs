@@ -1,4 +1,4 @@
-//! The assessment of a backend from its configuration, health and next hop.
+//! Derives the assessment of a backend from its configuration, its health and its next hop.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Service {
-    /// Assesses a backend by everything but its slow start.
+    /// Assesses a backend by all facts except its slow start.
     pub(super) fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
         let checked = match backend.health.verdict() {
@@ -97,7 +97,7 @@ impl Service {
         })
     }
 
-    /// Begins, advances and ends slow starts.
+    /// Begins slow starts of backends, advances them and ends them.
     pub(super) fn start_slowly(&mut self, assessments: &[Assessment], now: Instant) {
         let lasts = self.settings.slow_start;
         if lasts.is_zero() && self.backends.iter().all(|backend| backend.slow_start.is_none()) {
@@ -105,9 +105,9 @@ impl Service {
         }
         for (backend, assessment) in self.backends.iter_mut().zip(assessments) {
             let may = !lasts.is_zero() && assessment.standing.takes_new && backend.effective_weight() > 0;
-            // A following controller receives slow starts from the deciding one.
+            // A following controller receives slow starts from the deciding controller.
             let begins = backend.witness().is_none() && backend.begins(assessment);
-            // After an outage, all backends return at the same time, so none of them starts slowly.
+            // After an outage, all backends return at the same time, so none of them gets a slow start.
             let begins = begins && !self.outage.has_returned(backend.id);
             let begins = begins.then_some(SlowStart { since: now, lasts, step: 1 });
             let slow_start = backend.slow_start.as_deref().copied().or(begins).filter(|_| may);
@@ -121,8 +121,8 @@ impl Service {
                     backend.config.backup == backup && backend.effective_weight() > 0 && assessment.standing.takes_new
                 })
             };
-            // Without other backends that could take the clients there is no slow start, and slow starts end for all
-            // backends at the same time.
+            // A slow start needs other backends that can take the clients; without such backends no slow start begins,
+            // and the slow starts of all backends end at the same time.
             let all_start = together().all(|(backend, _)| backend.slow_start.is_some());
             let through =
                 together().all(|(backend, _)| backend.slow_start.as_ref().is_none_or(|start| start.step == STEPS));

@@ -1,4 +1,4 @@
-//! Backends at run time.
+//! Backends of a service at run time.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -26,67 +26,70 @@ use crate::{
     table::STEPS,
 };
 
-/// A backend.
+/// A backend of a service, at run time.
 #[derive(Clone, Debug)]
 pub struct Backend {
     pub(super) id: BackendId,
     pub(super) config: BackendConfig,
-    /// The address under which the balancer reaches the backend; port 0: the ports of its service's listeners.
+    /// The address under which the balancer reaches the backend; port 0: the backend has the ports of the service's
+    /// listeners.
     pub(super) reached: SocketAddr,
     pub(super) admin: Admin,
     pub(super) health: Health,
     pub(super) assessment: Option<Assessment>,
-    /// The start of the current state.
+    /// The time at which the backend's current state began.
     pub(super) since: Instant,
     pub(super) slots: u32,
     pub(super) steered: bool,
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     pub(super) known: u64,
-    /// The number of connections at the last count; `None`: connections are not counted.
+    /// The number of the backend's connections at the last count; `None`: the balancer does not count connections.
     pub(super) flows: Option<u64>,
-    /// Whether the backend's drains wait for connections rather than clients.
+    /// Whether a drain of the backend waits for the end of connections rather than for clients.
     pub(super) waits_for_connections: bool,
     pub(super) drain: Drain,
     pub(super) slow_start: Option<Box<SlowStart>>,
-    /// Whether the backend is removed once it is drained.
+    /// Whether the controller removes the backend after the drain.
     pub(super) leaving: bool,
-    /// Whether the backend (or its address) was added while the service was in use, so that new clients wait for its
-    /// next hop.
+    /// Whether the backend (or its address) was added while the service was in use, so that it gets no new clients
+    /// before its next hop is known.
     pub(super) late: bool,
     pub(super) checks: [u64; 3],
     pub(super) last_check: Option<LastCheck>,
-    /// When the verdict of the checks last changed.
+    /// The time at which the verdict of the checks last changed.
     pub(super) verdict_since: Instant,
-    /// The verdict that the operator has set.
+    /// The verdict that the operator has set for the backend.
     pub(super) forced: Option<Forced>,
-    /// The agent's report that reduces something; `None`: nothing is reduced.
+    /// The agent's report, if it reduces something; `None`: no report reduces anything.
     pub(super) agent: Option<Box<Said>>,
-    /// The part of the backend's slots that its load allows; `None`: all.
+    /// The fraction of its slots that the backend keeps because of its load; `None`: all slots.
     pub(super) bound: Option<Bound>,
-    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: it is not full.
+    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: the backend is not
+    /// full.
     pub(super) full: Option<Full>,
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
-    /// Whether the prober must forget earlier results.
+    /// Whether the prober must forget the earlier results of this backend.
     checked_anew: bool,
-    /// The backend's state in a fleet; `None`: there is no fleet.
+    /// The backend's state in a fleet; `None`: the balancer belongs to no fleet.
     pub(super) fleet: Option<Box<InFleet>>,
 }
 
 /// The additional state of a backend in a fleet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFleet {
-    /// The path on which the fleet has agreed; `None`: this balancer's own next hop decides.
+    /// The path to the backend on which the fleet has agreed; `None`: this balancer's own next hop decides.
     pub(super) agreed_way: Option<Way>,
-    /// The results of this balancer's checks, if `health` holds the fleet's verdict.
+    /// The results of this balancer's checks, if `health` contains the fleet's verdict.
     pub(super) witness: Option<Health>,
-    /// Why the backend counts as failed, regardless of what the fleet agreed on before this member lost contact.
+    /// The reason why the balancer treats the backend as failed, whatever the fleet agreed on before this member lost
+    /// contact.
     pub(super) overruled: Option<String>,
-    /// Whether the backend's latest checks failed according to most members.
+    /// Whether the backend's latest checks failed at most members.
     pub(super) fails: bool,
 }
 
-/// The specifications of a backend that were last passed to the shell.
+/// The specifications of a backend that the controller last passed to the shell.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told {
     pub(crate) row: Option<Arc<BackendSpec>>,
@@ -94,7 +97,7 @@ pub(crate) struct Told {
     pub(crate) check: Option<Box<ToldCheck>>,
 }
 
-/// A running check.
+/// The number and the specification of a running check.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ToldCheck {
     pub(crate) number: CheckNumber,
@@ -102,12 +105,12 @@ pub(crate) struct ToldCheck {
     pub(crate) config: CheckConfig,
 }
 
-/// A finished health check.
+/// A health check that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCheck {
-    /// The outcome.
+    /// The outcome of the check.
     pub outcome: CheckOutcome,
-    /// The duration.
+    /// The duration of the check.
     pub took: Duration,
     /// The time at which the check ended.
     pub ended: Instant,
@@ -116,17 +119,17 @@ pub struct LastCheck {
 /// The progress of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drain {
-    /// A timeout in place of the service's timeout.
+    /// A timeout for this drain in place of the service's timeout.
     pub(super) timeout: Option<Duration>,
     /// The deadline of a drain in progress.
     pub(super) until: Option<Instant>,
-    /// The number of consecutive sweeps during the drain that found no known client.
+    /// The number of consecutive sweeps during the drain that found no known client at the backend.
     pub(super) empty_sweeps: u32,
 }
 
 impl Drain {
-    /// The number of empty sweeps that end a drain. The sweep in progress at its start may have passed a client; the
-    /// second cannot.
+    /// The number of consecutive sweeps without a known client that end a drain. A sweep that is in progress when the
+    /// drain starts may have missed a client; the second sweep cannot miss one.
     pub(super) const ENOUGH_SWEEPS: u32 = 2;
 
     pub(super) fn is_over(&self, now: Instant) -> bool {
@@ -140,17 +143,18 @@ pub(super) struct SlowStart {
     pub(super) since: Instant,
     /// The total duration of the slow start.
     pub(super) lasts: Duration,
-    /// The current step in the live table, from 1.
+    /// The current step of the slow start in the live table, counted from 1.
     pub(super) step: u8,
 }
 
 impl SlowStart {
-    /// When a step begins: the first step at once, the last one at the end.
+    /// The time at which a step begins: the first step begins immediately, and the last step begins at the end of the
+    /// slow start.
     fn step_begins(self, step: u8) -> Instant {
         self.since + self.lasts * u32::from(step.saturating_sub(1)) / u32::from(STEPS - 1)
     }
 
-    /// Performs the steps that are due.
+    /// Performs the steps of the slow start that are due.
     pub(super) fn advance(self, now: Instant) -> Self {
         let step = (1..=STEPS).rev().find(|&step| self.step_begins(step) <= now).unwrap_or(1);
         Self { step, ..self }
@@ -167,7 +171,7 @@ pub(super) struct Assessment {
     pub(super) health: HealthFact,
     pub(super) standing: Standing,
     pub(super) drains: bool,
-    /// Whether the backend keeps clients although its drain is over.
+    /// Whether the backend keeps its clients although its drain is over.
     pub(super) beyond: bool,
     pub(super) reason: String,
 }
@@ -217,19 +221,20 @@ impl Backend {
         &self.config.name
     }
 
-    /// Returns the backend's present configuration.
+    /// Returns the backend's present configuration, including changes made at run time.
     #[must_use]
     pub const fn config(&self) -> &BackendConfig {
         &self.config
     }
 
-    /// The address under which the balancer reaches the backend; port 0: the ports of its service's listeners.
+    /// The address under which the balancer reaches the backend; port 0: the backend has the ports of the service's
+    /// listeners.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.reached
     }
 
-    /// The weight, 0–65535.
+    /// The weight of the backend, 0–65535.
     #[must_use]
     pub const fn weight(&self) -> u16 {
         self.config.weight
@@ -241,25 +246,25 @@ impl Backend {
         self.config.backup
     }
 
-    /// Returns the administrative state that the operator wants.
+    /// Returns the administrative state that the operator wants for the backend.
     #[must_use]
     pub const fn admin(&self) -> Admin {
         self.admin
     }
 
-    /// The word for the verdict: `unknown`, `up` or `down`.
+    /// The name of the verdict: `unknown`, `up` or `down`.
     #[must_use]
     pub fn health_word(&self) -> &'static str {
         self.assessment.as_ref().map_or(HealthFact::Unknown, |assessment| assessment.health).word()
     }
 
-    /// Returns the state that users see.
+    /// Returns the state of the backend that users see.
     #[must_use]
     pub fn state(&self) -> BackendState {
         self.assessment.as_ref().map_or(BackendState::Checking, |assessment| assessment.standing.state)
     }
 
-    /// The reason in a few words; empty if there is nothing to explain.
+    /// The reason for the backend's state in a few words; empty if the state needs no explanation.
     #[must_use]
     pub fn reason(&self) -> &str {
         self.assessment.as_ref().map_or("", |assessment| &assessment.reason)
@@ -271,30 +276,30 @@ impl Backend {
         self.slots
     }
 
-    /// Whether new clients are steered to the backend now. An idle backup gets none.
+    /// Whether the balancer steers new clients to the backend now. An idle backup gets no new clients.
     #[must_use]
     pub const fn takes_new_clients(&self) -> bool {
         self.steered
     }
 
-    /// Whether rules may pin clients to the backend; weight and backup status do not matter.
+    /// Whether rules may pin clients to the backend; neither its weight nor its backup status matters.
     #[must_use]
     pub fn takes_pinned(&self) -> bool {
         self.may_take_new()
     }
 
-    /// Whether the backend's standing allows new clients.
+    /// Whether the backend's state and health allow new clients.
     pub(crate) fn may_take_new(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.takes_new)
     }
 
-    /// The numbers of health checks that passed, failed softly, and failed hard.
+    /// The numbers of the backend's health checks that passed, failed softly, and failed hard.
     #[must_use]
     pub const fn checks(&self) -> [u64; 3] {
         self.checks
     }
 
-    /// The last health check.
+    /// The backend's last health check.
     #[must_use]
     pub const fn last_check(&self) -> Option<&LastCheck> {
         self.last_check.as_ref()
@@ -310,7 +315,7 @@ impl Backend {
         own_health(&mut self.health, self.fleet.as_deref_mut())
     }
 
-    /// Returns the results of this balancer's checks, if the verdict is a fleet's.
+    /// Returns the results of this balancer's own checks, if the fleet determines the verdict.
     pub(super) fn witness(&self) -> Option<&Health> {
         self.fleet.as_ref()?.witness.as_ref()
     }
@@ -320,17 +325,17 @@ impl Backend {
         self.fleet.as_ref()?.agreed_way.as_ref()
     }
 
-    /// Why the backend counts as failed, regardless of what the fleet has agreed on.
+    /// The reason why the balancer treats the backend as failed, whatever the fleet has agreed on.
     pub(super) fn overruled(&self) -> Option<&str> {
         self.fleet.as_ref()?.overruled.as_deref()
     }
 
-    /// Whether the backend's latest checks failed according to most members of the fleet.
+    /// Whether the backend's latest checks failed at most members of the fleet.
     pub(super) fn fails_for_the_fleet(&self) -> bool {
         self.fleet.as_ref().is_some_and(|fleet| fleet.fails)
     }
 
-    /// Returns the backend's state in the fleet, creating it if necessary.
+    /// Returns the backend's state in the fleet, and creates this state if it is missing.
     pub(super) fn in_fleet(&mut self) -> &mut InFleet {
         self.fleet.get_or_insert_default()
     }
@@ -341,24 +346,24 @@ impl Backend {
         }
     }
 
-    /// When the verdict of the backend's checks last changed.
+    /// The time at which the verdict of the backend's checks last changed.
     #[must_use]
     pub const fn verdict_since(&self) -> Instant {
         self.verdict_since
     }
 
-    /// Returns the verdict that the operator has set.
+    /// Returns the verdict that the operator has set for the backend.
     #[must_use]
     pub const fn forced(&self) -> Option<Forced> {
         self.forced
     }
 
-    /// Overrides the verdict of the checks, which continue.
+    /// Overrides the verdict of the checks; the checks continue.
     pub(crate) const fn force(&mut self, forced: Option<Forced>) {
         self.forced = forced;
     }
 
-    /// Records a check. `service_check` is the service's configuration.
+    /// Records a finished check of the backend. `service_check` is the check in the service's configuration.
     pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
@@ -377,13 +382,14 @@ impl Backend {
         }
     }
 
-    /// The number of times the backend entered each of [`BackendState::ALL`], not counting its first state.
+    /// The number of times that the backend entered each of [`BackendState::ALL`], without its first state.
     #[must_use]
     pub const fn transitions(&self) -> [u64; BackendState::ALL.len()] {
         self.transitions
     }
 
-    /// Applies another configuration. A backend with a new address is a new server, about which nothing is known.
+    /// Applies another configuration to the backend. A backend whose address changes is a new server, about which
+    /// nothing is known.
     pub(crate) fn configure(&mut self, config: BackendConfig, reached: SocketAddr) {
         let ports = [self.reached.port(), reached.port()];
         if self.reached.ip() != reached.ip() || ports[0] != ports[1] && !ports.contains(&0) {
@@ -404,7 +410,8 @@ impl Backend {
         self.config = config;
     }
 
-    /// Copies the operator's settings from the backend's `twin`, the same backend in the other part of its service.
+    /// Copies the operator's settings from the `twin` of the backend, which is the same backend in the other part of
+    /// its service.
     pub(crate) fn follow(&mut self, twin: &Self) {
         self.admin = twin.admin;
         self.forced = twin.forced;
@@ -417,19 +424,20 @@ impl Backend {
         }
     }
 
-    /// Announces the backend's check again under a new name of the backend or service; results continue to count.
+    /// Announces the backend's check to the shell again under a new name of the backend or service; the results so far
+    /// continue to count.
     pub(super) fn called_otherwise(&mut self) {
         self.checked_anew = true;
     }
 
-    /// Sets the operator's state; a drain has `timeout` in place of the service's timeout.
+    /// Sets the state that the operator wants; a drain has `timeout` in place of the service's timeout.
     pub(crate) fn set_admin(&mut self, admin: Admin, timeout: Option<Duration>) {
         self.admin = admin;
         self.drain = Drain { timeout, ..Drain::default() };
         self.leaving &= admin == Admin::Drain;
     }
 
-    /// Marks the backend for removal once it is drained.
+    /// Marks the backend, so that the controller removes it after the drain.
     pub(crate) fn leave(&mut self) {
         if self.admin != Admin::Drain {
             self.set_admin(Admin::Drain, None);
@@ -437,7 +445,7 @@ impl Backend {
         self.leaving = true;
     }
 
-    /// Cancels the backend's removal, and restores the operator's state unless that state has changed since.
+    /// Cancels the removal of the backend, and restores the operator's state unless this state has changed since.
     pub(crate) fn stay(&mut self, admin: Admin) {
         if self.leaving && admin != Admin::Drain {
             self.set_admin(admin, None);
@@ -450,57 +458,62 @@ impl Backend {
         self.leaving && !self.may_keep_known()
     }
 
-    /// Whether known clients would stay with the backend if another one could take them.
+    /// Whether known clients would stay with the backend if another backend could take them.
     pub(crate) fn may_keep_known(&self) -> bool {
         self.assessment.as_ref().is_some_and(|assessment| assessment.standing.keeps_known)
     }
 
-    /// The cause of moves of the backend's known clients; `None` while they stay.
+    /// The cause of moves of the backend's known clients; `None`: the clients stay.
     pub(crate) fn cause_of_moves(&self) -> Option<MoveCause> {
         let standing = self.assessment.as_ref()?.standing;
         (!standing.keeps_known).then_some(standing.cause)
     }
 
-    /// Whether the backend is removed once it is drained.
+    /// Whether the controller removes the backend after the drain.
     pub(crate) const fn is_leaving(&self) -> bool {
         self.leaving
     }
 
-    /// Whether a complete sweep with this many known clients changes anything.
+    /// Whether a complete sweep that found this many known clients would change anything.
     pub(crate) const fn learns_from_sweep(&self, known: u64) -> bool {
         self.known != known || self.drain.until.is_some() || self.drain.empty_sweeps > 0
     }
 
-    /// Records a complete sweep. Returns true if the sweep ends a drain.
+    /// Records a complete sweep that found this many known clients. Returns true if the sweep ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
         !self.waits_for_connections && self.found(known)
     }
 
-    /// Whether a count of the backend's connections changes anything; `waits` says whether drains wait for connections.
+    /// Whether a count of the backend's connections would change anything; `waits` says whether drains wait for
+    /// connections.
     pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
         self.flows != Some(flows)
             || self.waits_for_connections != waits
             || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
     }
 
-    /// Records the backend's number of connections. Returns true if that ends a drain that waits only for connections.
+    /// Records the backend's number of connections. Returns true if this number ends a drain that waits only for
+    /// connections.
     pub(crate) fn flows(&mut self, flows: u64) -> bool {
         self.flows = Some(flows);
         self.waits_for_connections = true;
         self.found(flows)
     }
 
-    /// Returns the number of connections at the last count; `None` if connections are not counted.
+    /// Returns the number of the backend's connections at the last count; `None` if the balancer does not count
+    /// connections.
     #[must_use]
     pub const fn connections(&self) -> Option<u64> {
         self.flows
     }
 
-    /// Records the number of clients or connections for which a drain waits. Returns true if that ends the drain.
+    /// Records the number of clients or connections whose end a drain awaits. Returns true if this number ends the
+    /// drain.
     fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
-            // The drain stays over even if a client comes, which may happen in an open table without other backends.
+            // The drain stays over even if a new client comes, which may happen in an open table without other
+            // backends.
             return false;
         }
         if self.drain.until.is_none() || known > 0 {
@@ -511,21 +524,21 @@ impl Backend {
         self.drain.empty_sweeps == Drain::ENOUGH_SWEEPS
     }
 
-    /// Records a complete sweep whose consequences another balancer decides.
+    /// Records a complete sweep; another balancer decides about the consequences.
     pub(crate) const fn note_known(&mut self, known: u64) {
         self.known = known;
     }
 
-    /// Records connections whose consequences another balancer decides.
+    /// Records the number of connections; another balancer decides about the consequences.
     pub(crate) const fn note_flows(&mut self, flows: u64) {
         self.waits_for_connections = false;
         self.flows = Some(flows);
     }
 
-    /// The deadline of a drain in progress.
+    /// The deadline of the backend's drain in progress.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
-        // If a down backend keeps clients beyond its deadline, the reason is an outage.
+        // If a backend that is down keeps clients beyond its deadline, the reason is an outage.
         let drains = self.assessment.as_ref().is_some_and(|assessment| {
             let keeps = assessment.standing.keeps_known && assessment.standing.state != BackendState::Down;
             keeps && !assessment.beyond
@@ -533,7 +546,7 @@ impl Backend {
         self.drain.until.filter(|_| drains)
     }
 
-    /// The next time at which something is due.
+    /// The next time at which something about the backend is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.drain_deadline()
             .into_iter()
@@ -541,8 +554,8 @@ impl Backend {
             .min()
     }
 
-    /// Whether the backend begins to take new clients with the new `assessment`. No backend does at the balancer's
-    /// start, because all of them are there at once.
+    /// Whether the backend begins to take new clients with the new `assessment`. When the balancer starts, no backend
+    /// begins to take new clients, because all backends appear at the same time.
     pub(super) fn begins(&self, assessment: &Assessment) -> bool {
         let before = self.assessment.as_ref().map(|before| before.standing);
         let absent = match before {
@@ -552,8 +565,8 @@ impl Backend {
         assessment.standing.takes_new && absent
     }
 
-    /// Explains the backend's state if it has no other explanation and the backend is full, starts slowly or has too
-    /// much load: `slow start, step 3 of 10`.
+    /// Explains the backend's state if nothing else explains it and the backend is full, starts slowly or has too much
+    /// load: `slow start, step 3 of 10`.
     pub(super) fn explain(&self, assessment: &mut Assessment) {
         if let Some(full) = self.full.filter(|_| assessment.standing.takes_new && assessment.reason.is_empty()) {
             assessment.reason = format!("full: {full}");
@@ -567,7 +580,7 @@ impl Backend {
         }
     }
 
-    /// Whether the backend is this machine itself, according to the row that was passed to the shell.
+    /// Whether the backend is this machine itself, according to the row that the controller last passed to the shell.
     pub(crate) fn is_local(&self) -> bool {
         self.told.row.as_ref().and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
     }
@@ -580,26 +593,26 @@ impl Backend {
             }
     }
 
-    /// Whether known clients stay with the backend.
+    /// Whether known clients stay at the backend.
     #[must_use]
     pub fn keeps_known(&self) -> bool {
         self.told.row.as_ref().is_some_and(|row| row.keeps_known)
     }
 
-    /// The number of known clients at the last sweep.
+    /// The number of the backend's known clients at the last sweep.
     #[must_use]
     pub const fn known_clients(&self) -> u64 {
         self.known
     }
 
-    /// Resets the verdict to unknown, because no check was running.
+    /// Resets the verdict to unknown, because no check of the backend was running.
     pub(crate) fn forget_verdict(&mut self) {
         *self.health_mut() = Health::default();
         self.last_check = None;
         self.checked_anew = true;
     }
 
-    /// Whether the check that was passed to the shell is the wanted one.
+    /// Whether the check that the controller last passed to the shell is the wanted check.
     pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
         match (&self.told.check, wanted) {
             (None, None) => true,
@@ -610,7 +623,8 @@ impl Backend {
         }
     }
 
-    /// Starts the check `number`. Counts towards the next verdict continue unless the new check asks something else.
+    /// Starts the check with this `number`. Checks counted towards another verdict continue to count unless the new
+    /// check has another target or kind.
     pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
         if self.told.check.as_deref().is_some_and(other) {
@@ -620,7 +634,7 @@ impl Backend {
         self.told.check = Some(Box::new(ToldCheck { number, target, config }));
     }
 
-    /// The number of the running check.
+    /// The number of the check that is running.
     #[must_use]
     pub fn check_number(&self) -> Option<CheckNumber> {
         self.told.check.as_ref().map(|told| told.number)
@@ -645,7 +659,8 @@ impl Backend {
     }
 }
 
-/// Returns the results of this balancer's checks, which are separate if `health` holds the fleet's verdict.
+/// Returns the results of this balancer's own checks, which are stored separately if `health` contains the fleet's
+/// verdict.
 fn own_health<'a>(health: &'a mut Health, fleet: Option<&'a mut InFleet>) -> &'a mut Health {
     fleet.and_then(|fleet| fleet.witness.as_mut()).unwrap_or(health)
 }

@@ -1,4 +1,4 @@
-//! Slots that backends give away because of their load.
+//! Bounds by which backends give slots away because of their load.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::table::STEPS;
 pub(super) const PERCENT_IN_A_STEP: u8 = 100 / STEPS;
 
 impl Backend {
-    /// Returns the part of the backend's slots that its load allows; `None`: all.
+    /// Returns the fraction of its slots that the backend keeps because of its load; `None`: all slots.
     #[must_use]
     pub const fn bound(&self) -> Option<Bound> {
         self.bound
@@ -24,13 +24,13 @@ impl Backend {
 }
 
 impl Service {
-    /// Returns the rule for bounded load; `None` if there is none.
+    /// Returns the service's rule for bounded load; `None`: the service does not bound loads.
     #[must_use]
     pub const fn bounded_load(&self) -> Option<&BoundedLoad> {
         self.settings.bounded_load.as_ref()
     }
 
-    /// Sets exactly these bounds, by backend name.
+    /// Sets exactly these bounds, given by backend name.
     pub(crate) fn set_bounds(&mut self, bounds: &BTreeMap<String, Bound>) {
         for backend in &mut self.backends {
             backend.bound = bounds.get(&backend.config.name).copied();

@@ -1,4 +1,4 @@
-//! Services whose state another balancer decides.
+//! Services about whose state another balancer decides.
 
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Service {
-    /// Continues from `before`, the same service in the previous state: takes over what was passed to the shell, and
-    /// the knowledge that only this balancer has.
+    /// Continues from `before`, the same service in the previous state: takes over what the controller had passed to
+    /// the shell, and the knowledge that only this balancer has.
     pub(crate) fn succeed(&mut self, before: Self) {
         self.told_rules = before.told_rules;
         self.outage_seen_alone = before.outage_seen_alone;
@@ -34,8 +34,8 @@ impl Service {
         }
     }
 
-    /// Makes each backend follow agreed judgements; with `witness`, it also keeps the results of its own checks
-    /// separately.
+    /// Lets each backend follow the agreed verdicts; with `witness`, the backend also stores the results of its own
+    /// checks separately.
     pub(crate) fn is_agreed_on(&mut self, witness: bool) {
         for backend in &mut self.backends {
             let fleet = backend.in_fleet();
@@ -46,7 +46,7 @@ impl Service {
         }
     }
 
-    /// Applies a judgement. Returns true if it is new.
+    /// Applies an agreed verdict to a backend. Returns true if the verdict differs from the previous one.
     pub(crate) fn judge(&mut self, judgement: &Judgement) -> bool {
         let place = self.position(judgement.backend);
         let Some(backend) = place.and_then(|place| self.backends.get_mut(place)) else { return false };
@@ -70,8 +70,8 @@ impl Service {
         }
     }
 
-    /// If no other member decides, counts a backend that fails hard for this balancer as failed, unless so many fail
-    /// that it is an outage. Returns whether something changed, and news about an outage.
+    /// If no other member decides, treats a backend whose checks by this balancer fail hard as failed, unless so many
+    /// backends fail that there is an outage. Returns whether something has changed, and news about an outage.
     pub(crate) fn overrule(&mut self, hops: &NextHops, alone: bool, now: Instant) -> (bool, Option<Report>) {
         let report = if alone {
             let facts = self.facts_seen_here(hops);
@@ -93,7 +93,7 @@ impl Service {
         (news, report)
     }
 
-    /// Whether [`overrule`](Self::overrule) would change anything.
+    /// Whether a call of [`overrule`](Self::overrule) would change anything.
     pub(crate) fn is_to_be_overruled(&self, hops: &NextHops, alone: bool) -> bool {
         self.outage_seen_alone.is_under_way()
             || self
@@ -112,8 +112,8 @@ impl Service {
         }
     }
 
-    /// Whether some slot leaves a backend that keeps its known clients. Every balancer that uses this table must know
-    /// these clients first.
+    /// Whether some slot leaves a backend that still keeps its known clients. Before a balancer uses the new table, it
+    /// must know the clients of these slots.
     pub(crate) fn gives(&self, before: &Self) -> bool {
         if !self.remembers() || !before.remembers() {
             return false;
@@ -132,7 +132,8 @@ impl Service {
                 .any(|(old, new)| old != new && keeps.get(usize::from(*old)).copied().unwrap_or(false))
     }
 
-    /// Whether each slot differs between `self` and `before`; true for all slots if the tables differ in size.
+    /// For each slot, whether its entry differs between `self` and `before`; true for all slots if the tables differ in
+    /// size.
     #[must_use]
     pub fn slots_changed_since(&self, before: &Self) -> Vec<bool> {
         if self.live.len() != before.live.len() {
@@ -143,7 +144,7 @@ impl Service {
 }
 
 impl Backend {
-    /// Continues from the previous state.
+    /// Continues from the backend's previous state.
     fn succeed(&mut self, before: &mut Self) {
         self.told = std::mem::take(&mut before.told);
         self.assessment = before.assessment.take();
@@ -166,13 +167,13 @@ impl Backend {
         }
     }
 
-    /// Returns the agreed path and health.
+    /// Returns the path and the health on which the fleet has agreed.
     #[must_use]
     pub fn agreed(&self) -> (&Way, &Verdict) {
         (self.agreed_way().unwrap_or(&Way::Unknown), self.health.verdict())
     }
 
-    /// Returns why this balancer cannot use the backend, if the fleet agrees that it can be used.
+    /// Returns the reason why this balancer cannot use the backend, if the fleet has agreed that the backend is usable.
     #[must_use]
     pub fn unreachable_here(&self, opinion: &Opinion) -> Option<String> {
         let agreed = matches!(self.health.verdict(), Verdict::Up | Verdict::Unknown)

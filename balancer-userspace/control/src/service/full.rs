@@ -1,4 +1,4 @@
-//! Applies the limits of backends within a service.
+//! Applies the limits of backends within one service.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use balancer_config::limits::{Full, WhenFull};
 use super::{Backend, Service};
 
 impl Backend {
-    /// Returns the limit (of clients or connections) that the backend has reached; `None`: it is not full.
+    /// Returns the limit (of clients or connections) that the backend has reached; `None`: the backend is not full.
     #[must_use]
     pub const fn full(&self) -> Option<Full> {
         self.full
@@ -15,13 +15,14 @@ impl Backend {
 }
 
 impl Service {
-    /// Whether a backend has a limit.
+    /// Whether a backend of the service has a limit.
     #[must_use]
     pub fn has_limits(&self) -> bool {
         self.backends.iter().any(|backend| !backend.config.limits.is_none())
     }
 
-    /// Whether backends can be full: at least one has a limit, and clients or connections are counted.
+    /// Whether backends of the service can be full: at least one has a limit, and the balancer counts clients or
+    /// connections.
     #[must_use]
     pub fn bounds_clients(&self) -> bool {
         self.keeps_clients() && self.has_limits()
@@ -34,13 +35,13 @@ impl Service {
         }
     }
 
-    /// The treatment of new clients when all backends are full.
+    /// How the service treats new clients when all backends are full.
     #[must_use]
     pub const fn when_full(&self) -> WhenFull {
         self.settings.when_full
     }
 
-    /// Sets exactly these backends as full, by name.
+    /// Sets exactly these backends as full, given by name.
     pub(crate) fn set_full(&mut self, full: &BTreeMap<String, Full>) {
         for backend in &mut self.backends {
             let has_limits = !backend.config.limits.is_none();
@@ -48,7 +49,7 @@ impl Service {
         }
     }
 
-    /// Whether all backends that could take new clients are full. `takes_new` is as in [`Service::build`].
+    /// Whether all backends that could take new clients are full. The argument `takes_new` is as in [`Service::build`].
     pub(super) fn are_all_full(&self, takes_new: &[Option<bool>]) -> bool {
         let takers = self.backends.iter().zip(takes_new);
         let mut takers = takers.filter(|(of, takes_new)| **takes_new == Some(true) && of.effective_weight() > 0);
@@ -60,7 +61,7 @@ impl Service {
         self.all_full
     }
 
-    /// Whether clients that no backend takes are rejected with an answer.
+    /// Whether the program rejects the packets of clients that no backend takes.
     pub(super) const fn rejects(&self) -> bool {
         match self.settings.when_full {
             WhenFull::Reject if self.all_full => true,

@@ -1,4 +1,4 @@
-//! Services at run time.
+//! Services and their backends at run time.
 
 mod agent;
 mod assess;
@@ -58,16 +58,16 @@ fn tick_after(tick_seconds: u32, remember: Duration) -> u32 {
     Clock::tick_after(tick_seconds, u32::try_from(remember.as_secs()).unwrap_or(u32::MAX))
 }
 
-/// A service.
+/// A service, at run time, for one address family.
 #[derive(Clone, Debug)]
 pub struct Service {
     id: ServiceId,
     /// The family of the service's clients; each configured service becomes one such service for each family.
     family: Family,
     listeners: Vec<(Listener, ListenerId)>,
-    /// The service's configuration, without `backends`, which are stored below.
+    /// The service's configuration without `backends`; the backends are stored in a field below.
     settings: ServiceConfig,
-    /// The configuration that the service last got, as long as the service and its backends match it.
+    /// The last configuration that was applied to the service, as long as the service and its backends match it.
     configured_as: Option<Arc<ServiceConfig>>,
     fleet: HashKey,
     client_key: HashKey,
@@ -75,13 +75,13 @@ pub struct Service {
     backends: Vec<Backend>,
     rules: Rules,
     outage: Outage,
-    /// The outage that this balancer's own checks show, while it is alone in its fleet.
+    /// The outage that this balancer's own checks show while the balancer is alone in its fleet.
     outage_seen_alone: Outage,
-    /// The rules that were last passed to the shell.
+    /// The rules that the controller last passed to the shell.
     pub(crate) told_rules: Arc<[RuleSpec]>,
     /// Whether one of the service's backends is being removed.
     has_leaving: bool,
-    /// The time at which something about the backends is due next, as of the last evaluation.
+    /// The time of the next due action for a backend, as of the last evaluation.
     due: Option<Instant>,
     builder: Builder,
     live: Arc<[u16]>,
@@ -91,8 +91,8 @@ pub struct Service {
     generation: u64,
     required: u64,
     needless: u64,
-    /// The number of seconds in a tick of the service's memory. It stays while possible, so that ages need no
-    /// conversion.
+    /// The number of seconds in a tick of the service's memory. The length of a tick stays the same as long as
+    /// possible, so that ages in entries need no conversion.
     tick_seconds: u32,
     share: SharedClients,
     /// Whether all backends that could take new clients are full.
@@ -143,31 +143,33 @@ impl Service {
         &self.settings.name
     }
 
-    /// The family of the service's clients.
+    /// The address family of the service's clients.
     #[must_use]
     pub const fn family(&self) -> Family {
         self.family
     }
 
-    /// Returns the name for messages: `shop`, or `shop (IPv6)` if the service has both families.
+    /// Returns the name of the service for messages: `shop`, or `shop (IPv6)` if the configured service has both
+    /// families.
     #[must_use]
     pub fn label(&self) -> String {
         if self.is_one_of_two() { format!("{} ({})", self.name(), self.family) } else { self.name().to_owned() }
     }
 
-    /// Returns the family as a prefix of messages, such as `IPv6: `, if the configured service has both families;
-    /// otherwise nothing.
+    /// Returns the family as a prefix for messages, such as `IPv6: `, if the configured service has both families;
+    /// otherwise an empty text.
     pub(crate) fn prefix(&self) -> String {
         if self.is_one_of_two() { format!("{}: ", self.family) } else { String::new() }
     }
 
-    /// Whether the configured service has listeners of the other family as well.
+    /// Whether the configured service also has listeners of the other address family.
     #[must_use]
     pub fn is_one_of_two(&self) -> bool {
         self.settings.listen.iter().any(|listener| listener.family() != self.family)
     }
 
-    /// Returns the listeners of all families in configured order, with the ids of those of this service's own family.
+    /// Returns the listeners of all families in the configured order, with ids for the listeners of this service's own
+    /// family.
     pub fn listeners(&self) -> impl Iterator<Item = (Listener, Option<ListenerId>)> {
         self.settings.listen.iter().map(|&listener| (listener, self.listener_id(listener)))
     }
@@ -181,7 +183,7 @@ impl Service {
         self.listeners.iter().map(|&(_, id)| id)
     }
 
-    /// Gives each listener of the service an id: its earlier id, or one of `free`.
+    /// Gives each listener of the service an id: the listener's earlier id, or one of the `free` ids.
     pub(crate) fn name_listeners(&mut self, free: &mut impl Iterator<Item = ListenerId>) {
         let before = std::mem::take(&mut self.listeners);
         let known = |listener| before.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id);
@@ -195,24 +197,24 @@ impl Service {
         self.settings.backend_address(backend, self.family).unwrap_or(backend.address)
     }
 
-    /// The address of a backend as users see it.
+    /// The address of a backend in the form that users see.
     #[must_use]
     pub fn shown_address(&self, backend: &Backend) -> String {
         self.settings.shown_address(&backend.config)
     }
 
-    /// The forwarding mode.
+    /// The forwarding mode of the service.
     #[must_use]
     pub const fn forwarding(&self) -> Forwarding {
         self.settings.forwarding
     }
 
-    /// The range of source ports that backends see, if it is configured.
+    /// The range of source ports that backends see, if the configuration contains a range.
     pub(crate) const fn snat_ports(&self) -> Option<(u16, u16)> {
         self.settings.snat.ports
     }
 
-    /// Returns the condition that a drain waits for until its deadline.
+    /// Returns the condition for which a drain waits until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
         self.settings.drains_until()
@@ -224,25 +226,25 @@ impl Service {
         if self.live.is_empty() { self.slots_wanted() } else { self.live.len() as u32 }
     }
 
-    /// The number of slots once all backends of the service are reachable.
+    /// The number of slots that the table will have when all backends of the service are reachable.
     pub(crate) fn slots_wanted(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len())
     }
 
-    /// The number of slots before a backend was added.
+    /// The number of slots that the table had before a backend was added.
     pub(crate) fn slots_wanted_before(&self) -> u32 {
         self.settings.table_size.slots(self.backends.len().saturating_sub(1))
     }
 
-    /// Returns the service's current configuration, with backends added at run time and without those removed at run
-    /// time.
+    /// Returns the service's current configuration: it includes backends added at run time, but no backends removed at
+    /// run time.
     #[must_use]
     pub fn config(&self) -> ServiceConfig {
         let backends = self.backends.iter().map(|backend| backend.config.clone()).collect();
         ServiceConfig { backends, ..self.settings.clone() }
     }
 
-    /// Whether the service matches `config`, including the order of backends.
+    /// Whether the service matches `config`, including the order of the backends.
     pub(crate) fn is_configured_as(&self, config: &Arc<ServiceConfig>) -> bool {
         let is_so = || {
             self.settings.has_settings_of(config)
@@ -254,12 +256,12 @@ impl Service {
         is_known || is_so()
     }
 
-    /// Returns the configuration that the service matches, if this is known without a comparison.
+    /// Returns the configuration that the service matches, if this configuration is known without a comparison.
     pub(crate) const fn configured_as(&self) -> Option<&Arc<ServiceConfig>> {
         self.configured_as.as_ref()
     }
 
-    /// Records that the service matches `config`.
+    /// Records that the service now matches `config`.
     pub(crate) fn note_configured(&mut self, config: &Arc<ServiceConfig>) {
         self.configured_as = Some(Arc::clone(config));
     }
@@ -270,13 +272,13 @@ impl Service {
         self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
     }
 
-    /// Returns the service's backends in configuration order, those added at run time last.
+    /// Returns the service's backends in the order of the configuration, followed by backends added at run time.
     #[must_use]
     pub fn backends(&self) -> &[Backend] {
         &self.backends
     }
 
-    /// The backends that are being removed.
+    /// The backends of the service that are being removed.
     pub(crate) fn leaving(&self) -> impl Iterator<Item = &Backend> {
         debug_assert!(self.has_leaving || !self.backends.iter().any(Backend::is_leaving), "{}", self.name());
         let all = if self.has_leaving { self.backends.as_slice() } else { &[] };
@@ -294,52 +296,52 @@ impl Service {
             .min()
     }
 
-    /// The time of the next decision that this balancer makes itself although another one decides for the fleet.
+    /// The time of the next decision that this balancer makes itself while another balancer decides for the fleet.
     pub(crate) fn deadline_alone(&self) -> Option<Instant> {
         self.outage_seen_alone.deadline()
     }
 
-    /// Whether something about the service's backends is due.
+    /// Whether an action for one of the service's backends is due.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.due.into_iter().chain(self.outage.deadline()).any(|due| due <= now)
     }
 
-    /// The position of the backend with this id.
+    /// The position in the service of the backend with this id.
     pub(crate) fn position(&self, id: BackendId) -> Option<usize> {
         place(&self.backends, id.0, |backend| backend.id.0)
     }
 
-    /// The live table: M entries, each a backend id, `NO_BACKEND` or `ALL_DOWN`.
+    /// The M entries of the live table, each of which is a backend id, `NO_BACKEND` or `ALL_DOWN`.
     #[must_use]
     pub fn live_table(&self) -> &[u16] {
         &self.live
     }
 
-    /// The live table and the base table, for the data path.
+    /// The live table and the base table, in the form that the data path needs.
     #[must_use]
     pub fn tables(&self) -> (Arc<[u16]>, Option<Arc<[u16]>>) {
         (Arc::clone(&self.live), self.home.clone())
     }
 
-    /// The treatment of moved clients when their home returns.
+    /// How the service treats moved clients when their home backend returns.
     pub(crate) const fn failback(&self) -> Failback {
         self.settings.failback
     }
 
-    /// Whether sending clients to the service makes sense: some backend takes clients, or works and keeps known ones,
-    /// or the operator wants clients steered regardless of checks.
+    /// Whether it makes sense to send clients to the service: some backend takes clients, or works and keeps known
+    /// clients, or the operator wants clients steered regardless of checks.
     pub(crate) fn has_somebody(&self) -> bool {
         let keeps = |backend: &Backend| backend.keeps_known() && self.outage.holds(backend.id).is_none();
         let takes = |backend: &Backend| backend.takes_new_clients() || keeps(backend);
         self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
     }
 
-    /// Whether, and on which interface, the balancer should assign the VIPs to its machine.
+    /// Whether the balancer should assign the VIPs to its machine, and to which interface.
     pub(crate) const fn assign_vip(&self) -> &AssignVip {
         &self.settings.assign_vip
     }
 
-    /// The lists of targets that become the service's backends.
+    /// The lists of targets from which the service's backends come.
     #[must_use]
     pub fn discover(&self) -> &[DiscoverConfig] {
         &self.settings.discover
@@ -351,42 +353,43 @@ impl Service {
         self.settings.deny.as_ref()
     }
 
-    /// The fraction of the service's bytes from which on a rule is suggested for a client.
+    /// The fraction of the service's bytes above which the balancer suggests a rule for a client.
     #[must_use]
     pub const fn spread_heavy(&self) -> Option<f64> {
         self.settings.spread_heavy
     }
 
-    /// Whether clients are remembered.
+    /// Whether the service remembers clients.
     #[must_use]
     pub const fn remembers(&self) -> bool {
         !self.settings.remember.is_zero()
     }
 
-    /// Whether clients may stay with a backend that takes no new ones, because of memory or connections.
+    /// Whether clients may stay at a backend that takes no new clients, because of client memory or because of
+    /// connections.
     pub(crate) fn keeps_clients(&self) -> bool {
         self.remembers() || self.forwarding() == Forwarding::Snat
     }
 
-    /// The number of live tables so far, including the first one.
+    /// The number of live tables that the service has had, including the first one.
     #[must_use]
     pub const fn table_generation(&self) -> u64 {
         self.generation
     }
 
-    /// The numbers of slots moved since the start, required and needless (see [`Moves`]).
+    /// The numbers of slots moved since the start: the required moves and the needless moves (see [`Moves`]).
     #[must_use]
     pub const fn slots_moved(&self) -> (u64, u64) {
         (self.required, self.needless)
     }
 
-    /// The slots that differ from an `earlier` state.
+    /// The slots whose backend differs from the backend in an `earlier` state.
     #[must_use]
     pub fn moves_since(&self, earlier: &Self) -> Moves {
         Moves::between(&earlier.live, &earlier.shares, &self.live, &self.shares)
     }
 
-    /// The kind of backends to which the live table steers.
+    /// The kind of backends to which the live table steers clients.
     #[must_use]
     pub fn tier(&self) -> Tier {
         self.tier.unwrap_or(Tier::NoBackend)
@@ -407,20 +410,20 @@ impl Service {
         self.settings.client_prefix
     }
 
-    /// The address to which the check of a backend connects, or would connect if it ran.
+    /// The address to which the check of a backend connects, or would connect if the check ran.
     #[must_use]
     pub fn check_target(&self, backend: &Backend) -> SocketAddr {
         let check = self.check_config(backend);
         self.settings.check_target(&backend.config, check, self.family).unwrap_or(backend.reached)
     }
 
-    /// The key of the service's client hash.
+    /// The key of the hash for the service's clients.
     #[must_use]
     pub const fn client_key(&self) -> HashKey {
         self.client_key
     }
 
-    /// The full name of a backend.
+    /// The full name of a backend, which includes the name of its service.
     #[must_use]
     pub fn name_of(&self, backend: &Backend) -> BackendName {
         BackendName { service: self.settings.name.clone(), backend: backend.config.name.clone() }
@@ -447,7 +450,7 @@ impl Service {
         }
     }
 
-    /// How QUIC connection IDs encode the service's backends.
+    /// How QUIC connection IDs name the service's backends.
     #[must_use]
     pub fn quic_spec(&self) -> Option<QuicSpec> {
         let config = self.settings.quic.clone()?;
@@ -468,7 +471,7 @@ impl Service {
         self.listeners.iter().map(spec).collect()
     }
 
-    /// A backend's address in the data path.
+    /// The address of a backend in the form that the data path needs.
     fn row_address(&self, backend: &Backend) -> SocketAddr {
         self.row_address_of(&backend.config)
     }
@@ -502,10 +505,11 @@ impl Service {
         self.drop_full();
     }
 
-    /// The row that a backend should have, after a [`refresh`](Self::refresh).
+    /// The row that a backend should have in the kernel's map, after a [`refresh`](Self::refresh).
     pub(crate) fn row(&self, backend: &Backend, hops: &NextHops) -> BackendSpec {
         let standing = backend.assessment.as_ref().map(|assessment| assessment.standing);
-        // If the service treats backends as up, this backend keeps its clients even as a backup or with weight 0.
+        // If the service treats all backends as up, this backend keeps its clients even if it is a backup or has weight
+        // 0.
         let as_if_up =
             self.tier == Some(Tier::AsIfUp) && backend.effective_admin() != Admin::Maint && self.keeps_clients();
         let next_hop = match self.way(backend, hops) {
@@ -515,9 +519,9 @@ impl Service {
         BackendSpec {
             service: self.id,
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
-            // Without memory no client moves, so a change of the cause needs no new row.
+            // Without client memory, no client moves, so a change of the cause of moves needs no new row.
             cause: standing.filter(|_| self.keeps_clients()).map_or(MoveCause::Down, |standing| standing.cause),
-            // Services without pins do not rewrite rows because of this flag.
+            // In a service without pins, this flag alone does not make the controller rewrite rows.
             takes_pinned: self.rules.pins() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
@@ -528,13 +532,13 @@ impl Service {
         }
     }
 
-    /// Returns the reaction to packets with signs of failure; `None` if no check could confirm a failure.
+    /// Returns how the program reacts to packets with signs of failure; `None` if no check could confirm a failure.
     fn passive(&self, backend: &Backend) -> Option<Passive> {
         let check = self.check_config(backend);
         (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
     }
 
-    /// The path to a backend, if its service's forwarding mode can use it.
+    /// The path to a backend, if the forwarding mode of the service can use it.
     fn way(&self, backend: &Backend, hops: &NextHops) -> Hop {
         let address = backend.reached.ip();
         let hop = hops.get(address);
@@ -545,8 +549,8 @@ impl Service {
         obstacle.map_or_else(|| hop.clone(), Hop::Failed)
     }
 
-    /// The path that determines a backend's standing: the one on which the fleet has agreed, if there is one, or else
-    /// this balancer's own.
+    /// The path that counts for a backend: the path on which the fleet has agreed, or without an agreed path this
+    /// balancer's own path.
     fn judged_way(&self, backend: &Backend, hops: &NextHops) -> Way {
         if let Some(way) = backend.agreed_way() {
             return way.clone();
@@ -558,7 +562,7 @@ impl Service {
         }
     }
 
-    /// The check that should run on a backend, and its target.
+    /// The check that should run on a backend, and the target of this check.
     #[must_use]
     pub fn check<'a>(&'a self, backend: &'a Backend) -> Option<(SocketAddr, &'a CheckConfig)> {
         Some((self.checked_at(backend)?, self.check_config(backend)))
@@ -568,7 +572,8 @@ impl Service {
     #[must_use]
     pub fn checked_at(&self, backend: &Backend) -> Option<SocketAddr> {
         let check = self.check_config(backend);
-        // A backend whose answers say `maint` is still checked, because otherwise it could not revoke this state.
+        // The balancer still checks a backend whose answers say `maint`, because otherwise the backend could not revoke
+        // this state.
         let admin = match self.words_of(backend) {
             Some(WordsOf::Checks) => backend.admin(),
             Some(WordsOf::Agents) | None => backend.effective_admin(),
@@ -577,8 +582,8 @@ impl Service {
         self.settings.check_target(&backend.config, check, self.family).filter(|_| wanted)
     }
 
-    /// Why this machine could not make the last check of a backend; `None` if it could, or if there was nothing to
-    /// check.
+    /// The reason why this machine could not make the last check of a backend; `None` if the machine made the check, or
+    /// if there was nothing to check.
     #[must_use]
     pub fn hindered<'a>(&self, backend: &'a Backend) -> Option<&'a str> {
         match &backend.last_check()?.outcome {
@@ -587,19 +592,19 @@ impl Service {
         }
     }
 
-    /// Returns where the balancer queries the agents of the service's backends; `None` if it does not.
+    /// Returns how the balancer queries the agents of the service's backends; `None`: the balancer queries no agents.
     #[must_use]
     pub const fn agents(&self) -> Option<&AgentConfig> {
         self.settings.agent.as_ref()
     }
 
-    /// The check of backends that have none of their own.
+    /// The service's check, for backends that have no check of their own.
     #[must_use]
     pub const fn own_check(&self) -> &CheckConfig {
         &self.settings.check
     }
 
-    /// Returns the specification for the shell of the check that runs on a backend.
+    /// Returns the specification, for the shell, of the check that runs on a backend.
     pub(crate) fn check_spec(&self, backend: &Backend, told: &ToldCheck) -> CheckSpec {
         CheckSpec {
             backend: backend.id(),
@@ -611,13 +616,14 @@ impl Service {
         }
     }
 
-    /// The check of a backend: its own check if it has one, or else the service's.
+    /// The check of a backend: the backend's own check, or without one the service's check.
     #[must_use]
     pub fn check_config<'a>(&'a self, backend: &'a Backend) -> &'a CheckConfig {
         backend.config.check.as_deref().unwrap_or(&self.settings.check)
     }
 
-    /// Records a check of the backend at `index`. Returns true if the service should be evaluated again.
+    /// Records a finished check of the backend at `index`. Returns true if the controller should evaluate the service
+    /// again.
     pub(crate) fn record(
         &mut self,
         index: usize,

@@ -1,4 +1,4 @@
-//! Outages of a service: collects the facts that decide about them.
+//! Outages of a service: collects the facts that determine outages.
 
 use std::{
     collections::HashSet,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 impl Service {
-    /// Judges the failures of all backends together.
+    /// Decides about the failures of all backends of the service together.
     pub(crate) fn judge_outage(&mut self, hops: &NextHops, now: Instant) -> Turn {
         let facts = self.facts(hops);
         self.outage.judge(&facts, self.settings.outage, now)
@@ -33,7 +33,7 @@ impl Service {
         self.outage.holds(id).is_some()
     }
 
-    /// The duration of the service's outage as of `now`, also in words; `None` if there is none.
+    /// The duration of the service's outage as of `now`, also as text; `None` if the service has no outage.
     #[must_use]
     pub fn outage(&self, now: Instant) -> Option<(Duration, String)> {
         let lasted = now.saturating_duration_since(self.outage.since().or(self.outage_seen_alone.since())?);
@@ -42,7 +42,7 @@ impl Service {
         Some((lasted, line))
     }
 
-    /// Returns the report for users on an outage that has begun or ended.
+    /// Returns the report to users about an outage that has begun or ended.
     pub(crate) fn outage_report(&self, news: &News) -> Report {
         match news {
             News::Began { failing, eligible } => {
@@ -68,14 +68,14 @@ impl Service {
         if self.remembers() { self.held().map(|backend| backend.known).sum() } else { 0 }
     }
 
-    /// Whether a backend that is down in an outage may keep what it has: its clients if they are remembered, otherwise
-    /// its slots. It may not keep slots if all backends are down, because
-    /// [`WhenAllDown`](balancer_config::config::WhenAllDown) is for this case.
+    /// Whether a backend that is down in an outage may keep what it has: its clients if the service remembers clients,
+    /// otherwise its slots. If all backends are down, none of them may keep its slots, because
+    /// [`WhenAllDown`](balancer_config::config::WhenAllDown) determines this case.
     pub(super) fn may_be_held(&self, backend: &Backend) -> bool {
         is_judged_by_checks(backend) && (self.remembers() || self.outage.spares_some())
     }
 
-    /// Returns the facts about the service's backends from which outages are derived.
+    /// Returns the facts about the service's backends that determine outages.
     pub(super) fn facts(&self, hops: &NextHops) -> Facts {
         let judged = || self.backends.iter().filter(|backend| is_judged_by_checks(backend));
         let has_primaries = self.backends.iter().any(|backend| !backend.config.backup && may_serve(backend));
@@ -94,12 +94,13 @@ impl Service {
         Facts { backends: facts, relieved, round, return_takes }
     }
 
-    /// Returns the facts according to this balancer's own checks and next hops, if other members have decided.
+    /// Returns the facts according to this balancer's own checks and next hops, for the case that other members have
+    /// decided.
     pub(super) fn facts_seen_here(&self, hops: &NextHops) -> Facts {
         let facts = self.facts(hops);
         let seen = |fact: Fact| {
             let backend = self.backends.get(self.position(fact.id)?)?;
-            // A backend that the fleet considers down needs no decision.
+            // A backend that the fleet considers down needs no decision by this balancer.
             if matches!(backend.health.verdict(), Verdict::Down { .. }) && self.outage.holds(fact.id).is_none() {
                 return None;
             }
@@ -115,7 +116,7 @@ impl Service {
         Facts { backends: facts.backends.into_iter().filter_map(seen).collect(), ..facts }
     }
 
-    /// The backends whose latest check by this balancer failed, if so many fail that it looks like an outage.
+    /// The backends whose latest check by this balancer failed, if so many backends fail that an outage is likely.
     pub(crate) fn failing_in_numbers(&self, hops: &NextHops) -> Vec<BackendId> {
         let fails_here = |backend: &Backend| {
             fails(backend.health(), false) || matches!(self.opinion(backend, hops), Opinion::NoWay(_))
@@ -129,12 +130,12 @@ impl Service {
         if self.settings.outage.is_exceeded(failing.len(), eligible.len()) { failing } else { Vec::new() }
     }
 
-    /// Whether [`note_failing`](Self::note_failing) would change anything.
+    /// Whether a call of [`note_failing`](Self::note_failing) would change anything.
     pub(crate) fn differs_in_failing(&self, failing: &HashSet<BackendId>) -> bool {
         self.backends.iter().any(|backend| backend.fails_for_the_fleet() != failing.contains(&backend.id))
     }
 
-    /// Records which backends' latest checks failed according to most members of the fleet.
+    /// Records the backends whose latest checks failed at most members of the fleet.
     pub(crate) fn note_failing(&mut self, failing: &HashSet<BackendId>) {
         for backend in &mut self.backends {
             let fails = failing.contains(&backend.id);
@@ -144,7 +145,7 @@ impl Service {
         }
     }
 
-    /// The facts about a backend; if `primaries`, a backup is not considered.
+    /// The facts about a backend that determine outages; with `primaries`, a backup does not count.
     fn fact(&self, backend: &Backend, primaries: bool, hops: &NextHops) -> Fact {
         let is_checked = self.check_config(backend).kind != CheckKind::None;
         let has_no_way = backend.overruled().is_some() || matches!(self.judged_way(backend, hops), Way::Closed(_));
@@ -175,12 +176,12 @@ fn fails(health: &Health, for_the_fleet: bool) -> bool {
     }
 }
 
-/// Whether only checks decide about the backend's clients, because no operator or agent does.
+/// Whether only checks decide about the backend's clients, because neither the operator nor an agent decides.
 fn is_judged_by_checks(backend: &Backend) -> bool {
     backend.effective_admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// Whether the backend would get new clients if it worked.
+/// Whether the backend would get new clients if its checks passed.
 fn may_serve(backend: &Backend) -> bool {
     backend.effective_admin() == Admin::Ready
         && backend.effective_weight() > 0

@@ -1,4 +1,4 @@
-//! Evaluates a service: derives the consequences for its backends, and updates the live table.
+//! Evaluates a service: derives the state of its backends, and updates the live table.
 
 use std::{collections::BTreeSet, mem, sync::Arc, time::Instant};
 
@@ -15,28 +15,29 @@ use crate::{
     table::{Made, Tier},
 };
 
-/// The part of a service that may have changed.
+/// The part of a service that may have changed since the last evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look<'a> {
-    /// Anything may have changed.
+    /// Any fact about the service may have changed.
     Whole,
-    /// Only the check results of the backends at these places may have changed.
+    /// Only the check results of the backends at these positions may have changed.
     Checked(&'a [usize]),
 }
 
-/// The changes that an evaluation has found.
+/// The changes that an evaluation of a service has found.
 pub(crate) struct Refreshed {
     /// Whether the live table (or its base table) has changed.
     pub(crate) swap: bool,
     pub(crate) moves: Moves,
     pub(crate) transitions: Vec<Transition>,
-    /// The new tier, if it has changed (at first: if it is not that of primary backends).
+    /// The new tier, if the tier has changed (in the first evaluation: if the new tier is not the tier of primary
+    /// backends).
     pub(crate) tier: Option<Tier>,
 }
 
 impl Service {
-    /// The places of the backends to evaluate, in ascending order. If only check results changed, only those backends
-    /// are evaluated, unless something is due or a backend starts slowly.
+    /// The positions of the backends that the controller must evaluate, in ascending order. If only check results
+    /// changed, the result contains only the backends concerned, unless something is due or a backend starts slowly.
     pub(crate) fn places(&self, look: Look<'_>, now: Instant) -> Vec<usize> {
         match look {
             Look::Checked(places) if self.settings.slow_start.is_zero() && self.due.is_none_or(|due| due > now) => {
@@ -46,7 +47,8 @@ impl Service {
         }
     }
 
-    /// Assesses the backends at these `places`, and updates the live table. Tables in `made` are reused.
+    /// Assesses the backends at these positions (`places`), and updates the live table. The function reuses tables in
+    /// `made`.
     pub(crate) fn refresh(&mut self, places: &[usize], hops: &NextHops, now: Instant, made: &[Made]) -> Refreshed {
         let is_whole = places.len() == self.backends.len();
         let mut assessments: Vec<Assessment> =
@@ -86,7 +88,8 @@ impl Service {
         self.needless += u64::from(moves.needless());
         let swap = changed || self.remembers() && self.home != live.home;
         if swap {
-            // Without memory the home table is not needed; the data path receives it once it is.
+            // Without client memory, the data path does not need the home table; it receives the table when it first
+            // needs it.
             self.home = live.home;
         }
         if changed {
@@ -115,13 +118,13 @@ impl Service {
         Refreshed { swap, moves, transitions, tier }
     }
 
-    /// Assesses the backend at a place, and starts or ends its drain.
+    /// Assesses the backend at a position, and starts or ends the backend's drain.
     fn look_at(&mut self, place: usize, hops: &NextHops, now: Instant) -> Option<Assessment> {
         let remembers = self.keeps_clients();
         let backend = self.backends.get(place)?;
         let assessment = self.assess(backend, hops, now);
         let timeout = backend.drain.timeout.unwrap_or(self.settings.drain_timeout);
-        // A drain by the operator ends at its time, whatever fails and recovers before then.
+        // A drain that the operator has started ends at its time, whatever fails and recovers before this time.
         let drain = if assessment.drains || backend.effective_admin() == Admin::Drain && remembers {
             Drain { until: Some(backend.drain.until.unwrap_or(now + timeout)), ..backend.drain }
         } else {

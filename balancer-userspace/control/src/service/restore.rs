@@ -44,7 +44,8 @@ impl Service {
         }
     }
 
-    /// Whether a restart would find the same service as `before`, except for counters of checks and sweeps.
+    /// Whether a restart would find the service in the same state as `before`, except for counters of checks and
+    /// sweeps.
     pub(crate) fn is_saved_as(&self, before: &Self) -> bool {
         self.id == before.id
             && self.family == before.family
@@ -60,13 +61,14 @@ impl Service {
             && self.backends.iter().zip(&before.backends).all(|(now, before)| now.is_saved_as(before))
     }
 
-    /// Restores a service. A refresh builds its table, which follows from the rest.
+    /// Restores a service from its saved state. A later refresh builds the service's table, which follows from the rest
+    /// of the saved state.
     pub(crate) fn restored(state: SavedService, fleet: HashKey, hops: &NextHops, clocks: Clocks) -> Self {
         let family = state.family.unwrap_or(state.settings.first().family());
         let mut this = Self::new(state.id, family, state.settings, fleet);
         this.listeners = state.listeners;
         this.share = SharedClients::restored(this.settings.steer, state.share, clocks);
-        // The refresh counts the table once more.
+        // This count is one too low, because the refresh counts the table again.
         this.generation = state.table_generation.saturating_sub(1);
         if state.tick_seconds > 0 {
             this.tick_seconds = state.tick_seconds;
@@ -92,8 +94,8 @@ impl Service {
         this
     }
 
-    /// Assesses a restored backend whose last displayed state was `shown`. Changes since then, such as the end of a
-    /// drain, count as transitions.
+    /// Assesses a restored backend; users last saw it in the state `shown`. Changes since this last state, such as the
+    /// end of a drain, count as transitions.
     fn reassess(&mut self, index: usize, shown: BackendState, hops: &NextHops, now: Instant) {
         let Some(backend) = self.backends.get(index) else { return };
         let mut assessment = self.assess(backend, hops, now);
@@ -111,7 +113,7 @@ impl Service {
 }
 
 impl Backend {
-    /// See [`Service::is_saved_as`].
+    /// The corresponding function for the whole service is [`Service::is_saved_as`].
     fn is_saved_as(&self, before: &Self) -> bool {
         self.id == before.id
             && self.config == before.config
@@ -164,8 +166,8 @@ impl Backend {
         this.admin = state.admin;
         this.health = state.health;
         this.since = clocks.instant(state.since);
-        // A drained backend stays drained. Other sweeps are counted anew, because one may have passed a client that
-        // came in between.
+        // A backend that has drained stays drained. The count of sweeps without a client starts again, because an
+        // earlier sweep may have missed a client that came in between.
         let drained = match state.state {
             BackendState::Drained => true,
             BackendState::Down => state.admin == Admin::Ready,

@@ -1,4 +1,4 @@
-//! The rules of a service for client prefixes, and their effect given its backends.
+//! The rules of a service for client prefixes, and the effect of these rules, given the service's backends.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl Service {
         &mut self.rules
     }
 
-    /// Why `rule` has no effect at the moment; `None` if it has one.
+    /// The reason why `rule` has no effect at present; `None`: it has an effect.
     #[must_use]
     pub fn inactive(&self, rule: &Rule) -> Option<String> {
         if Family::of(rule.prefix.addr()) != self.family {
@@ -44,8 +44,9 @@ impl Service {
         }
     }
 
-    /// Whether a pin covers only a part of a remembered client. A client has a single entry in the client table, so the
-    /// pin would move the whole client, and two such pins would move it with every packet.
+    /// Whether a pin covers only some of the addresses that the service remembers as one client. A client has only one
+    /// entry in the client table, so such a pin would move all addresses of the client, and two such pins would move
+    /// the client with every packet.
     pub(crate) fn is_part_of_a_client(&self, rule: &Rule) -> bool {
         let pins = matches!(rule.action, Action::Pin { .. });
         pins && self.remembers()
@@ -53,23 +54,23 @@ impl Service {
             && rule.prefix.prefix_len() > self.client_prefix()
     }
 
-    /// The reason why a pin of a part of a client is useless.
+    /// The reason why a pin of only some of a client's addresses is useless.
     pub(crate) fn less_than_a_client(&self, prefix: IpNet) -> String {
         less_than_a_client(self.name(), prefix, self.client_prefix()).unwrap_or_default()
     }
 
-    /// Removes the rules that have expired.
+    /// Removes the rules of the service that have expired.
     pub(crate) fn take_ended_rules(&mut self, now: Instant) -> Vec<Rule> {
         self.rules.take_ended(&self.settings.rules, now)
     }
 
-    /// Whether the configuration file has the same rule.
+    /// Whether the configuration file contains the same rule.
     #[must_use]
     pub fn is_in_file(&self, rule: &Rule) -> bool {
         self.settings.rules.contains(&rule.written())
     }
 
-    /// Returns the specifications of the service's rules for the kernel.
+    /// Returns the service's rules in the form that the kernel program needs.
     pub(crate) fn rule_specs(&self) -> Arc<[RuleSpec]> {
         let ours = self.rules.iter().filter(|rule| Family::of(rule.prefix.addr()) == self.family);
         let ours = ours.filter(|rule| !self.is_part_of_a_client(rule));

@@ -1,4 +1,5 @@
-//! The share of a service's clients that the balancer steers, and connections from before this share changed.
+//! The share of a service's clients that the balancer steers, and connections that began before the last change of this
+//! share.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +8,11 @@ use balancer_common::share::{SETTLES_SECONDS, Share, WHOLE};
 use super::Service;
 use crate::state::{Clocks, SavedShare};
 
-/// The share of clients that the balancer steers, now and recently.
+/// The share of clients that the balancer steers, now and in the recent past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedClients {
     share: Share,
-    /// The time from which on the earlier shares no longer matter.
+    /// The time after which connections from before the last change of the share no longer matter.
     settles: Option<Instant>,
 }
 
@@ -54,17 +55,17 @@ impl Service {
         self.share.share()
     }
 
-    /// Sets the share of clients that the balancer steers to that of the settings.
+    /// Sets the share of clients that the balancer steers to the share in the settings.
     pub(crate) fn share_as_configured(&mut self, now: Instant) {
         self.share.set(self.settings.steer, now);
     }
 
-    /// Whether connections from before the change of the share no longer matter.
+    /// Whether connections from before the last change of the share no longer matter.
     pub(crate) fn share_settles(&self, now: Instant) -> bool {
         self.share.settles.is_some_and(|settles| settles <= now)
     }
 
-    /// Stops looking for connections from before the change of the share.
+    /// Stops looking for connections from before the last change of the share.
     pub(crate) const fn settle_share(&mut self) {
         self.share = SharedClients::always(self.settings.steer);
     }

@@ -1,4 +1,4 @@
-//! A service's lookup tables.
+//! The live table and the base tables of a service.
 
 use std::mem;
 
@@ -19,15 +19,17 @@ use crate::{
 };
 
 impl Service {
-    /// Returns `takes_new` for every backend that counts, and `None` for a backend that counts as not configured, so
-    /// that slots move only once, when it can serve them.
+    /// Returns `takes_new` for every backend that the table includes, and `None` for a backend that the table treats as
+    /// not configured. Slots for a backend that the table does not include yet move only once, when the backend can
+    /// serve clients.
     pub(super) fn counted(&self, takes_new: impl Iterator<Item = bool>, hops: &NextHops) -> Vec<Option<bool>> {
         let all_wait = self.backends.iter().all(|backend| backend.waits_for_next_hop(hops));
         let counts = self.backends.iter().map(|backend| all_wait || !backend.waits_for_next_hop(hops));
         counts.zip(takes_new).map(|(counts, takes_new)| counts.then_some(takes_new)).collect()
     }
 
-    /// The live table. `takes_new` says whether each backend takes new clients; `None`: the backend does not count yet.
+    /// The live table for the present state of the backends. `takes_new` says for each backend whether it takes new
+    /// clients; `None`: the table does not include the backend yet.
     pub(super) fn build(&self, builder: &mut Builder, takes_new: &[Option<bool>], made: &[Made]) -> Live {
         let all_full = self.are_all_full(takes_new);
         let is_open = self.settings.when_full == WhenFull::Open;
@@ -52,13 +54,13 @@ impl Service {
         builder.live(&candidates, when_nobody, (slots, self.table_key), made)
     }
 
-    /// The precomputed base tables.
+    /// The precomputed base tables of the service.
     pub(crate) fn made(&self) -> Vec<Made> {
         self.builder.made()
     }
 
-    /// Records that clients are steered to exactly these backends. Writes the changed rows or, if backends may be new,
-    /// all rows.
+    /// Records that the balancer steers clients to exactly these backends. Writes the rows that have changed or, if
+    /// backends may be new, all rows.
     pub(super) fn steer(&mut self, shares: Shares, all: bool) {
         let before = mem::replace(&mut self.shares, shares);
         if all {
@@ -74,7 +76,8 @@ impl Service {
         }
     }
 
-    /// Counts the slots of each backend: from the moves if the table's length is the same, or else anew.
+    /// Counts the slots of each backend: from the moves if the table's length stays the same, otherwise from the whole
+    /// table.
     pub(super) fn count_slots(&mut self, moves: Option<&Moves>) {
         let counts = match moves {
             Some(moves) => {
@@ -99,7 +102,8 @@ impl Service {
     }
 }
 
-/// The number of slots of each backend in `table`. There may be thousands of tables, each with few of the ids.
+/// The number of slots that each backend has in `table`. The controller may have thousands of tables, each of which
+/// contains few of the ids.
 fn counts(table: &[u16], backends: &[Backend]) -> ById<u32> {
     let mut counts = ById::new(backends.iter().map(|backend| backend.id.0), 0);
     for &entry in table {

@@ -1,4 +1,4 @@
-//! The differences between a state and the one that was written before.
+//! The differences between a state and an earlier state that was written before.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
@@ -8,55 +8,55 @@ use super::{SavedClock, SavedCountersByService, SavedEpoch, SavedGone, SavedServ
 use crate::{io::ServiceId, next_hops::Hop};
 use balancer_config::config::ServiceConfig;
 
-/// Changes that turn an earlier state into a later one; parts that are absent are unchanged. Counters of checks and
-/// sweeps alone make no difference, so they are as old as the last whole state or as the last other change of their
-/// service.
+/// Changes that turn an earlier state into a later state; if a field is absent, its value is unchanged. A change of
+/// nothing but counters of checks and sweeps is left out, so these counters are as old as the last complete state or as
+/// the last other change of their service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedChanges {
-    /// See [`SavedState::generation`].
+    /// The new value of [`SavedState::generation`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// See [`SavedState::file`].
+    /// The new value of [`SavedState::file`].
     #[serde(default, skip_serializing_if = "ListChanges::is_empty")]
     pub file: ListChanges<String, ServiceConfig>,
-    /// See [`SavedState::services`].
+    /// The changes of [`SavedState::services`].
     #[serde(default, skip_serializing_if = "ListChanges::is_empty")]
     pub services: ListChanges<ServiceId, SavedService>,
-    /// See [`SavedState::gone`].
+    /// The changes of [`SavedState::gone`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Vec<SavedGone>>,
-    /// See [`SavedState::free_ids`].
+    /// The new value of [`SavedState::free_ids`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free_ids: Option<Vec<(u16, u16)>>,
-    /// See [`SavedState::next_hops`]; `None`: the address is no longer watched.
+    /// The changes of [`SavedState::next_hops`]; `None`: the address is no longer watched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next_hops: Vec<(IpAddr, Option<Hop>)>,
-    /// See [`SavedState::removed_backends`].
+    /// The changes of [`SavedState::removed_backends`].
     #[serde(default, rename = "departed", skip_serializing_if = "Option::is_none")]
     pub removed_backends: Option<SavedCountersByService>,
-    /// See [`SavedState::repeated_moves`].
+    /// The changes of [`SavedState::repeated_moves`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated_moves: Option<std::collections::BTreeMap<u16, Vec<u64>>>,
-    /// See [`SavedState::withdrawn`].
+    /// The new value of [`SavedState::withdrawn`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<bool>,
-    /// See [`SavedState::epoch`].
+    /// The new value of [`SavedState::epoch`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<SavedEpoch>,
-    /// See [`SavedState::clock`]; the clock has run on steadily since the earlier state.
+    /// The new value of [`SavedState::clock`]; the clock has advanced steadily since the earlier state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<SavedClock>,
 }
 
-/// The differences between two versions of a list with keys.
+/// The differences between two versions of a list whose items have keys.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListChanges<K, T> {
-    /// The keys in their order, if the set of keys or their order has changed.
+    /// The keys in their new order, if the set of keys or their order has changed.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub order: Option<Vec<K>>,
-    /// The new and the changed items.
+    /// The items that are new or have changed.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<T>,
 }
@@ -74,7 +74,7 @@ impl<K, T> ListChanges<K, T> {
 }
 
 impl<K: Eq + Hash, T> ListChanges<K, T> {
-    /// Compares the keys `before` and `now`; `changed` has the items that are new or different.
+    /// Compares the keys `before` and `now`; `changed` contains the items that are new or different.
     pub(crate) fn new(before: Vec<K>, now: Vec<K>, changed: Vec<T>) -> Self {
         Self { order: (before != now).then_some(now), changed }
     }
@@ -95,7 +95,7 @@ impl<K: Eq + Hash, T> ListChanges<K, T> {
 }
 
 impl SavedChanges {
-    /// Whether a restart would find the same state without these changes.
+    /// Whether a restart without these changes would find the same state.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self { clock: self.clock.clone(), ..Self::default() }
@@ -103,7 +103,7 @@ impl SavedChanges {
 }
 
 impl SavedState {
-    /// Applies changes that lead to the later state.
+    /// Applies the changes, which turn this state into the later state.
     pub fn apply(&mut self, changes: SavedChanges) {
         let SavedChanges {
             generation,

@@ -1,4 +1,4 @@
-//! The peer that sent a request, and the condition under which it wants a change.
+//! The peer that sent a request, and the generation that the peer requires for a change.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use balancer_api::IF_GENERATION;
@@ -7,11 +7,11 @@ use balancer_config::value;
 use super::{failure::Failure, peer::Peer};
 use crate::call::Calls;
 
-/// The peer that requests a change, and its condition.
+/// The peer that requests a change, and the generation that the peer requires.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) uid: Option<u32>,
-    /// The generation that the configuration must have for the change to be made.
+    /// The generation that the configuration must have; otherwise, the controller refuses the change.
     pub(super) if_generation: Option<u64>,
 }
 

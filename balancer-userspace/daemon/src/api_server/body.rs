@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size and time.
+//! Request bodies, with limits on size and time.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::failure::Failure;
 
 /// The maximum time for receiving the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// The number of bytes of a body that is too large which the server reads and discards, so that a reset does not
-/// destroy the answer.
+/// The maximum number of bytes of an oversized body that the server reads and discards, so that a connection reset does
+/// not destroy the answer.
 const MAX_DISCARDED: usize = 16 << 20;
 
-/// Reads a JSON body; `shape` shows a valid one for the error message.
+/// Reads a JSON body; the error message shows `shape`, an example of a valid body.
 pub(super) async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body, shape: &str) -> Result<T, Failure> {
     read_up_to(MAX_REQUEST_BODY, headers, body, shape).await
 }
@@ -35,7 +35,7 @@ pub(super) async fn read_up_to<T: DeserializeOwned>(
         let text = format!("the body did not arrive within {} s; nothing was changed", BODY_TIMEOUT.as_secs());
         Err(Failure::new(StatusCode::REQUEST_TIMEOUT, text))
     })?;
-    // A JSON list would be accepted as the fields in their order.
+    // The parser would also accept a JSON list that contains the values of the fields in their order.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Failure::bad_request(format!("the body is not a JSON object; give {shape}")));
     }
@@ -43,7 +43,7 @@ pub(super) async fn read_up_to<T: DeserializeOwned>(
         .map_err(|error| Failure::bad_request(format!("the body is not right: {error}; give {shape}")))
 }
 
-/// Discards a body that the server does not need, as far as it arrives in time.
+/// Discards a body that the server does not need, until the end of the body or a timeout.
 pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
     if headers.contains_key(header::EXPECT) {
         return;
@@ -56,7 +56,7 @@ pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
             discarded += frame.data_ref().map_or(0, |data| data.len());
         }
     };
-    // A peer that takes longer may lose the answer.
+    // A peer that sends the body for longer than the timeout may lose the answer.
     let _ = timeout(BODY_TIMEOUT, all).await;
 }
 
@@ -65,7 +65,7 @@ async fn read_bytes(limit: usize, headers: &HeaderMap, mut body: Body) -> Result
     let mut discarded = 0;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let mut too_large = declared.is_some_and(|length| length > limit as u64);
-    // A peer that waits for permission to send the body gets the answer at once.
+    // The server answers at once if the peer waits for permission to send the body.
     while !(too_large && (headers.contains_key(header::EXPECT) || discarded > MAX_DISCARDED)) {
         let Some(frame) = body.frame().await else { break };
         let frame = frame.map_err(|error| Failure::bad_request(format!("the body broke off: {error}")))?;

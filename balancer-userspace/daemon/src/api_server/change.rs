@@ -1,5 +1,4 @@
-//! Converts bodies of requests into changes, in the same way for a change that is made and for one that is only
-//! planned.
+//! Converts request bodies into changes, both for changes to make and for changes to plan.
 
 use balancer_api::model::{AddBackend, PlanRequest, SetAdmin, SetLimits};
 use balancer_config::{limits::Limits, names::BackendName, states::Admin, value};
@@ -35,7 +34,7 @@ pub(super) const fn set_limits(name: BackendName, SetLimits { max_clients, max_c
     Change::SetLimits { name, limits: Limits { clients: max_clients, connections: max_connections } }
 }
 
-/// The change that a plan is requested for, with the name of its service.
+/// The change to plan, with the name of the service.
 pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure> {
     let of = |service: &String, backend: String| BackendName { service: service.clone(), backend };
     Ok(match request {

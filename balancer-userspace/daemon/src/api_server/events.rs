@@ -37,7 +37,7 @@ pub(super) async fn events(State(calls): State<Calls>, Asked(query): Asked<Event
     found.map(Json).map_err(|error| Failure::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
 }
 
-/// Parses the start of a reading: the number of an event, or an age.
+/// Parses the start of the range of requested events: the number of an event, or an age.
 fn begin(text: &str) -> Result<Since, String> {
     if let Ok(sequence) = text.parse() {
         return Ok(Since::Sequence(sequence));

@@ -1,4 +1,4 @@
-//! Refusals in the words of the API.
+//! Refusals of requests in the format of the API.
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use axum::{
 use balancer_api::model::ApiError;
 use balancer_control::io::Refused;
 
-/// A refusal to be sent as the answer to a request.
+/// A refusal as the answer to a request.
 #[derive(Debug)]
 pub(super) struct Failure {
     status: StatusCode,

@@ -1,6 +1,6 @@
-//! Programs and files of checks come only from the balancer's own file. Members of the control socket's group may
-//! change services, but must not be able to run any program as another user, or to have a file sent that only the
-//! balancer can read.
+//! Checks may use only those programs and files of this machine that the balancer's own configuration file names.
+//! Members of the control socket's group may change services, but must not be able to run an arbitrary program as
+//! another user, or to make the balancer send a file that only the balancer can read.
 
 use std::{collections::HashSet, path::Path};
 
@@ -20,11 +20,11 @@ enum Taken<'a> {
     File(FileUse, &'a Path),
 }
 
-/// Refuses a configuration whose checks run a program as some user, or read a file for some purpose, unless a check in
-/// the balancer's own file does the same.
+/// Refuses a configuration in which a check runs a program as some user, or reads a file for some purpose, unless a
+/// check in the balancer's own configuration file does the same with this program or file.
 ///
 /// # Errors
-/// If the configuration has such a program or file.
+/// Fails if the configuration has such a check.
 pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
     let mut wanted = all(config).peekable();
     if wanted.peek().is_none() {
@@ -37,11 +37,11 @@ pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> 
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
-/// Refuses a configuration whose `[control]` differs from the one in the balancer's own file: members of the control
-/// socket's group must not be able to let others in, or to have a file written.
+/// Refuses a configuration whose `[control]` differs from that in the balancer's own file: members of the control
+/// socket's group must not be able to grant access to other users, or to make the balancer write a file.
 ///
 /// # Errors
-/// If the configuration has another `[control]`.
+/// Fails if the configuration has a different `[control]`.
 pub(super) async fn refuse_control(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
     if own(configurations).await.is_some_and(|own| own.control == config.control) {
         return Ok(());
@@ -51,7 +51,7 @@ pub(super) async fn refuse_control(configurations: &Configurations, config: &Con
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
 }
 
-/// The present configuration in the balancer's own file; `None` if there is no file, or if it is not valid.
+/// The current contents of the balancer's own configuration file; `None` if the file is missing or invalid.
 async fn own(configurations: &Configurations) -> Option<Config> {
     let path = configurations.own().map(Path::to_owned)?;
     configurations.load(path).await.ok()?.ok().map(|(config, _)| config)
@@ -76,7 +76,8 @@ fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
 }
 
 impl Taken<'_> {
-    /// The message that the program or file is new and may come only from the balancer's own file.
+    /// The message that the program or file is new, and that only the balancer's own configuration file may introduce
+    /// it.
     fn told(&self) -> String {
         match self {
             Self::Program { command, user } => format!(
@@ -111,7 +112,7 @@ mod tests {
         )
     }
 
-    /// Returns the refusal of a configuration with the check `wanted` by a balancer whose file has the check `own`.
+    /// Returns the refusal of a configuration with the check `wanted`, if the balancer's own file has the check `own`.
     async fn refused(own: Option<&str>, wanted: &str) -> Option<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("own.toml");

@@ -1,4 +1,4 @@
-//! Guards all requests: a request goes on only if its peer may make it, and requests for changes are written to the
+//! Guards all requests: refuses requests that the peer is not allowed to make, and writes requests for changes to the
 //! audit file.
 
 use axum::{
@@ -19,21 +19,21 @@ use super::{
 };
 use crate::audit::{Audit, Entry};
 
-/// The maximum length of a request's method and path in messages, in characters.
+/// The maximum number of characters of a request's method and path in messages.
 const LONGEST: usize = 500;
 
-/// Marks an answer: whether its request asked only what a change would do.
+/// Marks an answer with whether the request only planned a change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned(pub(super) bool);
 
-/// The texts that an answer may have.
+/// The fields with text that an answer may have.
 #[derive(Default, Deserialize)]
 struct Told {
     message: Option<String>,
     error: Option<String>,
 }
 
-/// Answers a request that needs the right `needs`, or refuses it.
+/// Answers a request if the peer has the right `needs`, and refuses the request otherwise.
 pub(super) async fn guard(State(needs): State<Needs>, request: Request, next: Next) -> Response {
     let Some(peer) = request.extensions().get::<Peer>().cloned() else {
         return Failure::new(StatusCode::FORBIDDEN, "nobody knows who asks").into_response();
@@ -52,14 +52,14 @@ pub(super) async fn guard(State(needs): State<Needs>, request: Request, next: Ne
 
 async fn refuse(peer: &Peer, needs: Needs, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    // A peer that is still sending would lose the answer.
+    // The peer would lose the answer while it is still sending.
     discard(&parts.headers, body).await;
     let peer = peer.clone();
     let why = spawn_blocking(move || peer.refusal(needs)).await.unwrap_or_else(|_| "this is not allowed".to_owned());
     Failure::new(StatusCode::FORBIDDEN, why).into_response()
 }
 
-/// Records a request, with the message of its answer, which is in memory.
+/// Records a request with the message of its answer; the body of the answer is in memory.
 async fn tell(audit: Option<&Audit>, peer: &Peer, request: &str, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let Ok(bytes) = to_bytes(body, usize::MAX).await else {

@@ -8,27 +8,27 @@ use nix::unistd::{Group, geteuid};
 use super::remote::Names;
 use crate::audit::Who;
 
-/// The right that a request needs. Each right includes those before it.
+/// The right that a request needs. Each right includes the rights that precede it in this list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
-    /// The request reads, and changes nothing.
+    /// The request only reads, and makes no change.
     Read,
     /// The request sets the administrative state or the weight of a backend.
     Drain,
-    /// The request changes something else.
+    /// The request makes another change.
     Change,
-    /// The request reads a key.
+    /// The request reads a secret key.
     Keys,
 }
 
 /// The peer at the other end of a connection.
 #[derive(Clone, Debug)]
 pub(super) enum Peer {
-    /// The peer is unknown and may do everything: the connection has no other end.
+    /// The peer is unknown and may make every request, because the connection exists only inside this process.
     Unknown,
     /// A process that may open the control socket.
     Changer(Process),
-    /// A process that may open the socket for readers, which allows no changes.
+    /// A process that may open the read-only socket.
     Reader {
         process: Process,
         /// The path of the socket that allows changes.
@@ -53,7 +53,7 @@ impl Peer {
         }
     }
 
-    /// The kind of connection and the identity of the peer, for the audit file.
+    /// Returns the kind of connection and the identity of the peer, for the audit file.
     pub(super) fn told(&self) -> (&'static str, Who) {
         let of = |process: &Process| Who { uid: process.uid, pid: process.pid, ..Who::default() };
         match self {
@@ -67,7 +67,7 @@ impl Peer {
         }
     }
 
-    /// The highest right that the peer has; `None`: it has none.
+    /// The highest right that the peer has; `None` if the peer has no right.
     pub(super) fn may(&self) -> Option<Needs> {
         match self {
             Self::Unknown => Some(Needs::Keys),
@@ -82,7 +82,8 @@ impl Peer {
         }
     }
 
-    /// Why the peer is refused a request that needs `needs`. The function looks up groups, which may take a while.
+    /// The reason why a peer is refused a request that needs the right `needs`. The function looks up group names,
+    /// which may take a while.
     pub(super) fn refusal(&self, needs: Needs) -> String {
         match self {
             Self::Unknown | Self::Changer(_) => {
@@ -112,13 +113,13 @@ impl Peer {
 }
 
 impl Process {
-    /// Whether the process could read everything that the balancer reads.
+    /// Whether the process could read all files that the balancer can read.
     fn is_owner(self) -> bool {
         self.uid.is_some_and(|uid| uid == 0 || uid == geteuid().as_raw())
     }
 }
 
-/// Describes the users who may change something, according to the socket's file.
+/// Describes the users who may make changes, according to the permissions of the socket's file.
 fn changers(socket: &Path) -> String {
     use std::os::unix::fs::MetadataExt as _;
     let at = socket.display();

@@ -1,4 +1,4 @@
-//! The control API for other machines: over TLS, for clients that show a certificate.
+//! The control API for other machines, over TLS: each client must present a certificate.
 
 mod handshakes;
 mod identity;
@@ -18,10 +18,10 @@ pub(super) use self::names::Names;
 use super::{Answering, LIMITS, peer::Peer};
 use crate::listener;
 
-/// Listens on `listen`.
+/// Opens a TCP listener at the address `listen`.
 ///
 /// # Errors
-/// If the address does not belong to this machine, is taken, or needs privileges.
+/// Fails if the address does not belong to this machine, is in use, or needs privileges.
 pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -33,11 +33,11 @@ pub(crate) async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Serves the control API to clients that show a certificate, within the limits of their roles, until `shutdown`
-/// completes and all pending requests are answered or out of time.
+/// Serves the control API to clients that present a certificate, within the limits of their roles. Returns when
+/// `shutdown` has completed and every pending request has been answered or has timed out.
 ///
 /// # Errors
-/// If the listener is broken.
+/// Fails if the listener no longer accepts connections.
 pub(crate) async fn serve(
     listener: TcpListener,
     identity: Arc<Identity>,
@@ -53,7 +53,7 @@ pub(crate) async fn serve(
         router.clone().layer(Extension(Peer::Remote { names, role, address: arrived.address }))
     };
     let served = listener::serve(Arrivals::new(arrivals), LIMITS, of, shutdown);
-    // Accepting ends together with serving, because no connection would be served after that.
+    // Accepting connections and serving them end together, because later connections would not be served.
     let (accepted, served) = tokio::join!(accept(listener, identity, sender), served);
     accepted.and(served)
 }

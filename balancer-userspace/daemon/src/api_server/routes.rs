@@ -1,4 +1,4 @@
-//! The paths of the control API, and the calls to the controller that its requests become.
+//! The paths of the control API, and the conversion of requests into calls to the controller.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -51,13 +51,13 @@ use crate::{
     reload,
 };
 
-/// The maximum time for an answer of the controller.
+/// The maximum time to wait for the controller's answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The machine-readable description of this API.
+/// The OpenAPI description of the control API.
 const OPENAPI: &str = include_str!("../../../../docs/openapi.json");
 
-/// Every method with its path, the right that it needs, and the function that answers it. `docs/openapi.json` describes
-/// each of them; `tests/openapi.rs` compares.
+/// Every method with its path, the right that a request needs, and the function that answers the request.
+/// `docs/openapi.json` describes each method and path, and `tests/openapi.rs` compares this table with the description.
 fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
     vec![
         ("GET", "/v1/status", Needs::Read, get(status)),
@@ -131,7 +131,7 @@ pub(super) fn router(calls: Calls, configurations: Configurations) -> Router {
         .with_state(calls)
 }
 
-/// How long a request with `wait` waits for news, at most `most`.
+/// The time that a request with `wait` waits for new data, at most `most`.
 pub(super) fn patience(wait: Option<&str>, most: Duration) -> Result<Duration, Failure> {
     let wait = wait.map(value::duration).transpose().map_err(Failure::bad_request)?.unwrap_or(Duration::ZERO);
     if wait > most {
@@ -142,7 +142,7 @@ pub(super) fn patience(wait: Option<&str>, most: Duration) -> Result<Duration, F
 
 pub(super) type Outcome<T> = Result<Json<T>, Failure>;
 
-/// The parameters in the path of a URL, checked; a rejection becomes JSON.
+/// The validated parameters in the path of a URL; the server answers invalid parameters with a JSON error.
 pub(super) struct Names<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
@@ -154,7 +154,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Calls> for Names<T> {
     }
 }
 
-/// The query string of a URL, checked; a rejection becomes JSON.
+/// The validated query string of a URL; the server answers an invalid query with a JSON error.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
@@ -166,7 +166,7 @@ impl<T: DeserializeOwned> FromRequestParts<Calls> for Asked<T> {
     }
 }
 
-/// Sends a call and waits for its answer.
+/// Sends a call to the controller and waits for the answer.
 pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Failure> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
@@ -184,7 +184,7 @@ pub(super) async fn ask<T>(calls: &Calls, call: impl FnOnce(oneshot::Sender<T>) 
     })
 }
 
-/// Returns a snapshot of everything, whose services are assembled while they are read.
+/// Returns a snapshot of the whole state; each service in it is assembled only when it is read.
 async fn coming(calls: &Calls) -> Result<Snapshot<Coming>, Failure> {
     ask(calls, |reply| Call::Snapshot { reply })
         .await?
@@ -215,7 +215,7 @@ pub(super) struct ServiceQuery {
     pub(super) service: Option<String>,
 }
 
-/// The query of a request that takes no parameters besides its path.
+/// The query of a request that takes no query parameters.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoQuery {}
@@ -325,7 +325,7 @@ async fn forget(
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExportQuery {
-    /// Prefixes, separated by commas; without them, the search finds no clients.
+    /// Client prefixes, separated by commas; without prefixes, the answer contains no clients.
     within: Option<String>,
 }
 
@@ -408,7 +408,7 @@ async fn set_steer(
 ) -> Outcome<Changed> {
     let SetSteer { steer } = read(&headers, body, r#"{"steer": 10}, 0 to 100"#).await?;
     let set = Change::SetSteer { service, steer };
-    // Only a plan counts the clients that change sides.
+    // Only a plan counts the clients that would move between balancer and host.
     let planned = ask(&calls, |reply| Call::Plan { change: set.clone(), reply }).await??;
     let Json(Changed { message }) = change(&calls, asker, set).await?;
     Ok(Json(Changed { message: message + &clients_changing_sides(&planned.services) }))
@@ -480,7 +480,7 @@ async fn apply(
     let config = Box::new(config);
     let reload = if reset { Change::Reset(config.clone()) } else { Change::Reload(config.clone()) };
     let planned = ask(&calls, |reply| Call::Plan { change: reload.clone(), reply }).await??;
-    // A member of a fleet takes over only the services of the file.
+    // A member of a fleet uses only the services of the configuration file.
     if config.fleet.is_none() && planned.reports.iter().any(|line| line.starts_with("control.")) {
         foreign::refuse_control(&configurations, &config).await?;
     }
@@ -512,7 +512,7 @@ async fn apply(
     Ok((Extension(Planned(dry_run)), Json(applied)))
 }
 
-/// Handles a request that has the effect of SIGHUP, but gets an answer.
+/// Rereads the configuration file as SIGHUP does, and returns the result.
 async fn reread(State(calls): State<Calls>, Extension(configurations): Extension<Configurations>) -> Outcome<Changed> {
     let Some(file) = configurations.own() else {
         return Err(Failure::new(StatusCode::CONFLICT, "this balancer was started without a file"));
@@ -528,7 +528,7 @@ async fn reread(State(calls): State<Calls>, Extension(configurations): Extension
     }
 }
 
-/// Whether a file of this age is older than the last change in the fleet.
+/// Whether a configuration file of this age is older than the last change in the fleet.
 async fn is_older(calls: &Calls, age_seconds: Option<f64>) -> Result<bool, Failure> {
     let Some(age) = age_seconds.and_then(|age| Duration::try_from_secs_f64(age).ok()) else { return Ok(false) };
     let changed = ask(calls, |reply| Call::FleetChanged { reply }).await?;

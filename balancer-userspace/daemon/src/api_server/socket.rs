@@ -1,4 +1,5 @@
-//! The file of the control socket: created, taken over from a controller that has ended, removed.
+//! The file of the control socket: this module creates the file, takes it over from an ended controller, and removes
+//! it.
 
 use std::{
     fs, io,
@@ -14,10 +15,10 @@ use tracing::warn;
 
 use crate::listener::Listen;
 
-/// The maximum number of connections that wait to be accepted.
+/// The maximum number of connections in the socket's accept queue.
 const BACKLOG: u32 = 128;
 
-/// A bound control socket. Dropping it removes the file.
+/// A bound control socket. Dropping the value removes the socket's file.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
@@ -25,20 +26,20 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds `path` with mode 0660, for the `group` (a name or a number) if one is given. Creates the directory if it
-    /// is missing, and replaces a file that an ended controller has left.
+    /// Binds a socket at `path` with mode 0660; the file belongs to `group` (a name or a number), if given. The
+    /// function creates the directory if it is missing, and replaces a socket file that an ended controller has left.
     ///
     /// # Errors
-    /// If there is no such group, if another controller serves the socket, if `path` is something other than a socket,
-    /// or if the kernel refuses.
+    /// Fails if the group does not exist, if another controller serves the socket, if `path` is not a socket, or if a
+    /// system call fails.
     pub async fn bind(path: &Path, group: Option<&str>) -> anyhow::Result<Self> {
         Self::bind_for(path, group, Whose::Changers).await
     }
 
-    /// Binds the socket for readers that belongs to the one at `changing`.
+    /// Binds the read-only socket that belongs to the control socket at `changing`.
     ///
     /// # Errors
-    /// If [`bind`](Self::bind) would return an error.
+    /// Fails in the same cases as [`bind`](Self::bind).
     pub(crate) async fn bind_readers(changing: &Path, group: &str) -> anyhow::Result<Self> {
         Self::bind_for(&readers_socket(changing), Some(group), Whose::Readers).await
     }
@@ -57,7 +58,7 @@ impl ControlSocket {
         if let Some(group) = group {
             give_to(path, group)?;
         }
-        // The mode is set before listening: until then no process can connect, whatever the umask is.
+        // The mode is set before the socket listens: until then, no process can connect, regardless of the umask.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(cannot)?;
         let listener = socket.listen(BACKLOG).with_context(cannot)?;
         Ok(Self { listener, _file: file })
@@ -72,10 +73,10 @@ impl Listen for ControlSocket {
     }
 }
 
-/// The users of a socket.
+/// The users for whom a socket exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
-    /// Users who may change something.
+    /// Users who may make changes.
     Changers,
     /// Users who may only read.
     Readers,
@@ -98,18 +99,18 @@ fn resolve(group: &str, whose: Whose) -> anyhow::Result<Gid> {
     })
 }
 
-/// Gives the socket at `path` to another group; if `group` is `None`, to the group of this process.
+/// Gives the socket at `path` to the group `group`, or, if `group` is `None`, to the group of this process.
 ///
 /// # Errors
-/// If there is no such group, or if the socket cannot be given to it.
+/// Fails if the group does not exist, or if this process cannot give the socket to the group.
 pub(crate) fn give(path: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
     give_to(path, find(group, whose)?)
 }
 
-/// The id of the group to which the socket would be given.
+/// Returns the id of the group to which [`give`] would give the socket.
 ///
 /// # Errors
-/// If there is no such group.
+/// Fails if the group does not exist.
 pub(crate) fn find(group: Option<&str>, whose: Whose) -> anyhow::Result<Gid> {
     group.map_or_else(|| Ok(getegid()), |group| resolve(group, whose))
 }
@@ -124,7 +125,7 @@ fn give_to(path: &Path, group: Gid) -> anyhow::Result<()> {
     })
 }
 
-/// Removes a file that an ended controller has left at `path`.
+/// Removes a socket file that an ended controller has left at `path`.
 async fn clear(path: &Path) -> anyhow::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -148,7 +149,7 @@ async fn clear(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Removes the file for which it was made, but not another file that has taken its place.
+/// Removes the socket's file when dropped, but does not remove another file at the same path.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::call::{Call, Calls, Tallies};
 
-/// The number of clients listed if the request does not set it.
+/// The default number of clients listed in `/v1/top`.
 const CLIENTS: usize = 10;
 /// The number of heavy clients listed in `/v1/stats`.
 const TOP_OF_STATS: usize = 5;
@@ -52,12 +52,13 @@ pub(super) async fn stats(State(calls): State<Calls>, Asked(query): Asked<StatsQ
     Ok(Json(views))
 }
 
-/// Returns this member's counts, for the other members of a fleet; `None`: the controller is shutting down.
+/// Returns this member's counters, which the other members of the fleet add to their own; `None` if the controller is
+/// shutting down.
 pub(crate) async fn tally(calls: &Calls) -> Option<Tally> {
     views(calls, None).await.ok().map(|views| Tally::of(&views))
 }
 
-/// Returns the statistics of a service, or of all services, without the information whether the heaviest clients are
+/// Returns the statistics of one service, or of all services, but does not yet look up whether the heaviest clients are
 /// known.
 async fn views(calls: &Calls, service: Option<&str>) -> Result<Vec<StatsView>, Failure> {
     let view = |service: &ServiceSnapshot| {
@@ -127,13 +128,13 @@ fn heaviest<'a>(
     })
 }
 
-/// Looks up in the client table which of these clients are known.
+/// Looks up whether the client table contains these clients.
 async fn look_up(calls: &Calls, clients: &mut [TopClient]) -> Result<(), Failure> {
     for client in clients {
         let address = client.client.split_once('/').and_then(|(address, _)| address.parse().ok());
         let Some(address) = address else { continue };
         let query = ClientQuery { address, service: Some(client.service.clone()) };
-        // A service that was removed meanwhile knows no clients.
+        // A service that was removed in the meantime knows no clients.
         let views = ask(calls, |reply| Call::Clients { query, reply }).await?.unwrap_or_default();
         client.known = views.iter().any(|view| view.known);
     }

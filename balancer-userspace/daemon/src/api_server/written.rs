@@ -1,4 +1,4 @@
-//! Answers that may be long, which the server sends while it writes them.
+//! Long answers, which the server starts to send before they are complete.
 
 use std::io::BufWriter;
 
@@ -12,19 +12,19 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use super::failure::Failure;
 use crate::pieces::Pieces;
 
-/// The size in bytes up to which an answer is sent as a whole, with its length.
+/// The server sends an answer of up to this size, in bytes, as a whole and with a `content-length`.
 const WHOLE: usize = 1 << 20;
-/// The number of bytes sent at a time.
+/// The number of bytes in each piece of a long answer.
 const PIECE: usize = 64 << 10;
 
-/// Writes `answer` as JSON, with only a few pieces in memory at a time.
+/// Writes `answer` as JSON, with only a few pieces of it in memory at a time.
 pub(super) async fn written(answer: impl Serialize + Send + 'static) -> Result<Response, Failure> {
     let (begin, body) = oneshot::channel();
     spawn_blocking(move || {
-        // The peer that asked may be gone.
+        // Sending fails if the peer has closed the connection.
         let pieces = Pieces::new(WHOLE, |body| drop(begin.send(body)));
         let mut text = BufWriter::with_capacity(PIECE, pieces);
-        // If the answer is cut off, the connection shows this to the client.
+        // If the answer is incomplete, the client notices that the end of the body is missing.
         if serde_json::to_writer(&mut text, &answer).is_ok()
             && let Ok(pieces) = text.into_inner()
         {

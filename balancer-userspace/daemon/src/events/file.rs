@@ -1,4 +1,4 @@
-//! The file of events, with one JSON object on each line.
+//! The file of events, which contains one JSON object per line.
 
 use std::{
     collections::VecDeque,
@@ -12,11 +12,11 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The size in bytes at which the file becomes the previous file.
+/// The size in bytes at which the current file becomes the previous file, and a new file replaces it.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
 const EVENTS: Kind = Kind { name: "events", writer: "the writer of events", bytes: MAX_SIZE, lines: u64::MAX };
 
-/// The writing end.
+/// The writer of the event files.
 #[derive(Debug)]
 pub(super) struct EventFile(LineFile);
 
@@ -32,7 +32,8 @@ impl EventFile {
     }
 }
 
-/// Reads the last `limit` events of both files. Skips invalid lines, such as a torn last line.
+/// Reads the last `limit` events from the previous and the current file. The function skips invalid lines, such as an
+/// incomplete last line.
 pub(super) fn read(path: &Path, limit: usize) -> VecDeque<EventView> {
     let mut events: VecDeque<EventView> = VecDeque::new();
     for line in lines::read(path, EVENTS) {

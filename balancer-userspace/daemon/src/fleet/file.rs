@@ -1,4 +1,4 @@
-//! Compares the member's own configuration file with the one that the fleet last applied.
+//! Compares the member's own configuration file with the configuration file that the fleet last applied.
 
 use std::{
     fs,
@@ -20,16 +20,16 @@ use crate::{
     owner::Owner,
 };
 
-/// See the [module](self).
+/// The member's own configuration file: see the [module](self).
 pub(super) struct OwnFile {
-    /// The file's path without symbolic links, if known.
+    /// The path of the member's own file, without symbolic links, if known.
     path: Option<PathBuf>,
-    /// The services in the file, as the member last read them.
+    /// The services in the member's own file at the last read.
     services: Valid,
-    /// The epoch with whose file the member compared its own.
+    /// The epoch at which the member last compared its own file with the fleet's file.
     compared: Option<Epoch>,
     differs: bool,
-    /// The time of the last change by a user in the fleet, on this machine's clock.
+    /// The time of the last change that a user made in the fleet, on this machine's clock.
     changed: Option<SystemTime>,
 }
 
@@ -38,20 +38,21 @@ impl OwnFile {
         Self { path: None, services, compared: None, differs: false, changed: None }
     }
 
-    /// Whether the file differs from the fleet's.
+    /// Whether the member's own file differs from the fleet's file.
     pub(super) const fn differs(&self) -> bool {
         self.differs
     }
 
-    /// Records how long ago a user changed something.
+    /// Records the time since the last change that a user made in the fleet.
     pub(super) fn fleet_has_changed(&mut self, ago: Option<Duration>) {
         let changed = ago.and_then(|ago| wall().checked_sub(ago));
         self.changed = self.changed.max(changed);
     }
 
-    /// Records the file's contents. Returns whether these are newer than the fleet's.
+    /// Records the contents of the member's own file. The function returns whether these contents are newer than the
+    /// fleet's services.
     fn read(&mut self, services: Valid, modified: Option<SystemTime>) -> bool {
-        // A file that was copied back is not an edit, however late this happens.
+        // A restored file with unchanged contents is not an edit, however new the file is.
         let is_edited = services != self.services;
         self.services = services;
         self.compared = None;
@@ -64,7 +65,7 @@ fn is_newer(modified: Option<SystemTime>, changed: Option<SystemTime>) -> bool {
 }
 
 impl Fleet {
-    /// The time of the last change by a user in the fleet, on this machine's clock.
+    /// The time of the last change that a user made in the fleet, on this machine's clock.
     pub(crate) const fn changed(&self) -> Option<SystemTime> {
         self.file.changed
     }
@@ -74,14 +75,16 @@ impl Fleet {
         self.file.path = fs::canonicalize(file).ok();
     }
 
-    /// Records that this member applied a file; if it is the member's own file, it counts as read.
+    /// Records that this member applied a configuration file; if it is the member's own file, also records the file as
+    /// read.
     pub(crate) fn file_was_applied(&mut self, path: &Path, services: Valid) {
         if self.file.path.as_deref() == Some(path) {
             (self.file.services, self.file.compared) = (services, None);
         }
     }
 
-    /// Handles the own file after it was read again: its services become the fleet's if they are newer.
+    /// Handles the member's own file after a task has reread it: the file's services become the fleet's services if the
+    /// file's services are newer.
     pub(crate) fn file_was_read(
         &mut self,
         config: Box<Config>,
@@ -91,7 +94,7 @@ impl Fleet {
     ) {
         let is_newer = self.file.read(config.services.clone(), modified);
         if !is_newer || *owner.controller().file() == config.services {
-            // A caller that is gone no longer needs its answer.
+            // Sending fails if the requester no longer waits.
             let _ = reply.send(Ok(None));
             return;
         }
@@ -105,7 +108,8 @@ impl Fleet {
         });
     }
 
-    /// Returns whether the own file differs from the fleet's, if this has changed.
+    /// Returns whether the member's own file differs from the fleet's file; `None` if this has not changed since the
+    /// last call.
     pub(super) fn compare_file(&mut self, owner: &Owner<KernelDataplane>) -> Option<bool> {
         let epoch = self.member.epoch().filter(|_| self.member.is_in_step())?;
         let was_read = self.file.compared.is_none();

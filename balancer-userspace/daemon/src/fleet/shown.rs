@@ -22,16 +22,17 @@ use tokio::time::Instant;
 
 use crate::{clocks::wall, owner::Owner};
 
-/// The interval at which the task looks at members without an event.
+/// The interval at which the task checks the other members even if no event occurs.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// Counters and measurements of a fleet, for display only.
+/// Counters and measurements of a fleet, which are only displayed.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
     records: FleetRecords,
     commit: Option<Duration>,
     looked: Option<Instant>,
-    /// The members that apply an outdated epoch: which epoch, and since when.
+    /// The members that apply an outdated epoch, each with that epoch and the time since when the epoch has been
+    /// outdated.
     behind: HashMap<String, (Option<Epoch>, Instant)>,
 }
 
@@ -48,12 +49,12 @@ impl Shown {
         self.records.conflicts += imported.conflicts;
     }
 
-    /// Records that the member now applies the decision made at `at`.
+    /// Records that this member now applies the decision made at the moment `at`.
     pub(super) fn applied(&mut self, at: Moment) {
         self.commit = Some(wall().duration_since(UNIX_EPOCH + at.0).unwrap_or_default());
     }
 
-    /// Records from time to time which members are behind.
+    /// Records periodically which members apply an outdated epoch.
     pub(super) fn look(&mut self, member: &Member) {
         let now = Instant::now();
         if self.looked.is_none_or(|looked| now.duration_since(looked) >= LOOKS_EVERY) {
@@ -116,8 +117,8 @@ impl Shown {
     }
 }
 
-/// The backends for which a member's card differs from what this member applies. Ids are comparable only within an
-/// epoch.
+/// The backends whose state on a member's card differs from the state that this member applies. Backend ids are
+/// comparable only within an epoch.
 fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Vec<String> {
     if card.epoch.is_none() || card.epoch != member.epoch() {
         return Vec::new();
@@ -125,7 +126,7 @@ fn differing(card: &Card, member: &Member, owner: &Owner<KernelDataplane>) -> Ve
     let services = owner.controller().services().iter();
     let backends = services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
     let differing = backends.filter(|(_, backend)| differs(backend, &card.ballot.opinion(backend.id())));
-    // A service with both families counts as two services here.
+    // A service with both address families appears as two services in this list.
     let names: BTreeSet<String> = differing.map(|(service, backend)| service.name_of(backend).to_string()).collect();
     names.into_iter().collect()
 }
@@ -138,12 +139,12 @@ fn differs(backend: &Backend, opinion: &Opinion) -> bool {
     }
 }
 
-/// Why etcd refuses writes, without the name of the server.
+/// The reason why etcd refuses writes, without the name of the etcd server.
 pub(super) fn in_its_words(why: &str) -> String {
     why.trim_start_matches("etcd answers: ").to_owned()
 }
 
-/// The engine as its driver and the protocol see it.
+/// The state of the engine, as its driver and the protocol report it.
 pub(super) fn engine(facts: Facts, traffic: &Traffic, connected: bool) -> FleetEngine {
     let warnings = facts.warnings();
     FleetEngine {

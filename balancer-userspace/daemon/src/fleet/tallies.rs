@@ -1,4 +1,5 @@
-//! Exchanges counters in a fleet: sends this member's counters to the others, and reads theirs.
+//! Exchanges counters in a fleet: sends this member's counters to the other members, and reads the other members'
+//! counters.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::{
     owner::Owner,
 };
 
-/// Sends this member's counters to the others every ten seconds, until the controller has ended.
+/// Sends this member's counters to the other members every ten seconds, until the controller has ended.
 pub(crate) async fn tell(calls: Calls) {
     let mut step = interval(STEP);
     step.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -42,7 +43,7 @@ pub(crate) async fn tell(calls: Calls) {
 }
 
 impl Fleet {
-    /// Requests the counters of the other members.
+    /// Requests the counters of the fleet's other members.
     pub(crate) fn ask_tallies(
         &mut self,
         reply: oneshot::Sender<Result<Tallies, Refused>>,
@@ -62,7 +63,7 @@ impl Fleet {
             others.remove(self.member.name());
             Tallies { others, shared: self.config.share_clients }
         });
-        // A caller that is gone no longer needs its answer.
+        // Sending fails if the requester no longer waits.
         let _ = reply.send(result);
     }
 }

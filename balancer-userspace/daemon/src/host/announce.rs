@@ -1,5 +1,5 @@
-//! Announces addresses to neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour advertisements (RFC
-//! 4861 section 7.2.6).
+//! Announces addresses to the machines on a link: gratuitous ARP (RFC 5227 section 3) and unsolicited neighbour
+//! advertisements (RFC 4861 section 7.2.6).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,8 @@ use crate::{
     packet_socket::{self, link_address},
 };
 
-/// The pauses after which an announcement is repeated, because it may be lost, especially when a link has just come up.
+/// The pauses between repetitions of an announcement. A single announcement may be lost, especially when a link has
+/// just come up.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(300), Duration::from_millis(700), Duration::from_secs(2), Duration::from_secs(5)];
 
@@ -32,10 +33,10 @@ const BROADCAST: Mac = [0xff; 6];
 /// The Ethernet address of ff02::1, all nodes.
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-/// The hop limit which proves that no router has forwarded the packet.
+/// The hop limit by which receivers know that no router has forwarded the packet.
 const HOP_LIMIT: u8 = 255;
 
-/// Pending repetitions of announcements. Dropping this value cancels them.
+/// Pending repetitions of announcements. Dropping this value cancels the repetitions.
 #[derive(Debug)]
 struct Repeats(AbortHandle);
 
@@ -45,7 +46,7 @@ impl Drop for Repeats {
     }
 }
 
-/// The announcements that neighbours have received.
+/// The announcements that the balancer has already sent to neighbours.
 #[derive(Debug, Default)]
 pub(super) struct Announcements {
     announcer: Announcer,
@@ -54,12 +55,13 @@ pub(super) struct Announcements {
 }
 
 impl Announcements {
-    /// Forgets an address that was absent for a while, because another machine may have had it.
+    /// Forgets the announcement of an address that was absent for a while, because another machine may have had the
+    /// address in the meantime.
     pub(super) fn forget(&mut self, place: Place) {
         self.told.remove(&place);
     }
 
-    /// Announces the addresses that neighbours do not know yet: see [`plan::announcements`].
+    /// Announces the addresses for which [`plan::announcements`] requires an announcement.
     pub(super) fn tell(
         &mut self,
         ours: &BTreeSet<Place>,
@@ -75,7 +77,7 @@ impl Announcements {
             })
             .collect();
         let due = plan::announcements(&self.told, ours, others, &signs);
-        // An address whose link is down is announced once the link is up again.
+        // If a link is down, the balancer announces the link's addresses after the link has come up again.
         self.told
             .retain(|place, _| others.contains(place) || ours.contains(place) && signs.contains_key(&place.ifindex));
         self.repeats.retain(|place, _| self.told.contains_key(place));
@@ -105,7 +107,8 @@ impl Announcements {
     }
 }
 
-/// Sends announcements. All of them use one socket, because closing a socket costs a grace period in the kernel.
+/// Sends announcements of addresses to the neighbours. All announcements use one socket, because closing a socket costs
+/// a grace period in the kernel.
 #[derive(Clone, Debug, Default)]
 struct Announcer(Arc<Mutex<Option<Socket>>>);
 
@@ -124,7 +127,7 @@ impl Announcer {
         socket.send_to(&frame, &link_address(0, ifindex, None)).map(drop)
     }
 
-    /// Repeats an announcement after the pauses.
+    /// Repeats an announcement after each of the pauses.
     async fn again(self, interface: String, ifindex: u32, mac: Mac, address: IpAddr) {
         for pause in PAUSES {
             sleep(pause).await;
@@ -135,7 +138,7 @@ impl Announcer {
     }
 }
 
-/// Makes an ARP request for an address that has the same address as its sender.
+/// Makes an ARP request in which the requested address is also the sender's address.
 fn arp(mac: Mac, address: Ipv4Addr) -> io::Result<Vec<u8>> {
     let own = address.octets();
     let request = ArpEthIpv4Packet {
@@ -153,7 +156,7 @@ fn arp(mac: Mac, address: Ipv4Addr) -> io::Result<Vec<u8>> {
 fn advertisement(mac: Mac, address: Ipv6Addr) -> io::Result<Vec<u8>> {
     let flags = NeighborAdvertisementHeader { router: false, solicited: false, r#override: true };
     let mut body = address.octets().to_vec();
-    // The target link-layer address takes one unit of eight bytes.
+    // The option with the target link-layer address has a length of one unit, which is eight bytes.
     body.extend([2, 1]);
     body.extend(mac);
     let mut frame = Vec::new();
@@ -187,7 +190,8 @@ mod tests {
     fn when_an_ipv6_address_is_announced_then_the_checksum_is_right() {
         let frame = advertisement(MAC, "2001:db8::10".parse().unwrap()).unwrap();
         assert_eq!(frame.len(), 86);
-        // The pseudo-header's addresses, length and protocol, and the message have a sum of all ones.
+        // The pseudo-header (addresses, length and protocol) and the message together have a ones' complement sum of
+        // all ones.
         let words = |bytes: &[u8]| -> u32 {
             bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
         };

@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use super::{plan, switches::Switches, vips};
 
-/// Undoes every change. Later changes by other programs stay.
+/// Undoes every change that the balancer has made to this machine. If another program has changed a setting later, the
+/// function leaves that setting unchanged.
 pub fn put_back(changes: HostChanges) {
     if !changes.vips_on.is_empty() {
         remove_vips(changes.vips_on);
@@ -23,7 +24,7 @@ pub fn put_back(changes: HostChanges) {
     changes.tag_stripping.into_iter().for_each(|name| offload::switch_on(Offload::TagStripping, name));
 }
 
-/// Removes the VIPs in a separate thread, which waits for the kernel.
+/// Removes the VIPs on the interfaces `on` in a separate thread, which waits for the kernel.
 pub(super) fn remove_vips(on: BTreeSet<u32>) {
     let work = move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,7 +1,7 @@
-//! A helper process that removes VIPs when the balancer ends without doing so.
+//! A helper process that removes the VIPs if the balancer ends without removing them.
 //!
-//! If the data path ends with the process, a VIP that remains would make routers keep sending clients to this machine
-//! in vain. The kernel detaches the program by itself, but does not remove addresses.
+//! Without the helper, a remaining VIP would make routers continue to send clients to this machine after the data path
+//! has ended with the process. When the process ends, the kernel detaches the program but does not remove addresses.
 
 use std::{
     collections::BTreeSet,
@@ -18,10 +18,10 @@ use super::changes::remove_vips;
 
 /// The subcommand of the helper process.
 pub const VERB: &str = "guard-vips";
-/// The path of the running program, which works even if the program's file has been replaced.
+/// The path of the running program, which stays valid even if the program's file is replaced.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// The helper process, while there are VIPs to guard.
+/// The helper process, which exists while there are VIPs to guard.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
     running: Option<(Child, ChildStdin)>,
@@ -29,10 +29,11 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Makes the helper remove the VIPs that a balancer has added to the interfaces `on` if this process ends.
+    /// Makes the helper remove the VIPs that a balancer has added to the interfaces `on`, as soon as this process has
+    /// ended.
     ///
     /// # Errors
-    /// If the helper cannot be started or informed.
+    /// Fails if the helper process cannot be started, or does not receive the interfaces.
     pub(super) fn watch(&mut self, on: &BTreeSet<u32>) -> anyhow::Result<()> {
         if on.is_empty() {
             *self = Self::default();
@@ -67,10 +68,11 @@ impl Guard {
 }
 
 impl Drop for Guard {
-    /// Tells the helper that the end is orderly: the balancer has removed all VIPs that had to go.
+    /// Tells the helper that this process ends gracefully: the balancer has already removed all VIPs that have to be
+    /// removed.
     fn drop(&mut self) {
         let Some((mut child, mut input)) = self.running.take() else { return };
-        // A panic is not an orderly end.
+        // After a panic, the helper must remove the VIPs.
         let told = if thread::panicking() { Ok(()) } else { input.write_all(b"\n") };
         drop(input);
         if told.is_ok() {
@@ -79,12 +81,13 @@ impl Drop for Guard {
     }
 }
 
-/// Starts the helper, which knows from the beginning what it has to guard.
+/// Starts the helper process, which gets its first list of interfaces as arguments.
 fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
     let mut command = Command::new(PROGRAM);
     command.arg(VERB).args(on.iter().map(u32::to_string)).stdin(Stdio::piped()).stdout(Stdio::null());
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
-    // SAFETY: between fork and exec the child makes only a system call; it allocates and locks nothing.
+    // SAFETY: between fork and exec, the child only makes a system call; the child neither allocates memory nor takes a
+    // lock.
     unsafe {
         // Signals meant for the balancer must not end the helper.
         command.pre_exec(move || Ok(signals.thread_block()?));
@@ -94,10 +97,10 @@ fn start(on: &BTreeSet<u32>) -> anyhow::Result<(Child, ChildStdin)> {
     Ok((child, input))
 }
 
-/// Runs the helper process: it starts with the indices of the interfaces `on`, and each line of its input replaces
-/// these indices. At the end of its input it removes VIPs from the interfaces of the last line.
+/// Runs the helper process: the indices of the first interfaces are in `on`, and each line of input replaces these
+/// indices. At the end of the input, the helper removes the VIPs from the last named interfaces.
 pub fn guard_vips(mut on: BTreeSet<u32>) {
-    // The input ends when the balancer ends, for whatever reason.
+    // The input ends when the balancer's process ends, for whatever reason.
     for line in io::stdin().lock().lines().map_while(Result::ok) {
         on = line.split_whitespace().filter_map(|index| index.parse().ok()).collect();
     }

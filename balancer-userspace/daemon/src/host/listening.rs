@@ -1,4 +1,4 @@
-//! A listener on an address, which may move to another address while it serves.
+//! A listener whose address may change while the listener serves requests.
 
 use std::{
     net::{self, IpAddr, SocketAddr},
@@ -15,41 +15,41 @@ use tracing::{info, warn};
 
 use crate::supervisor::{Supervisor, Task};
 
-/// The maximum time for an address to become free after its listener was told to end.
+/// The maximum time until an address becomes free after the task has closed the listener.
 const RELEASE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A kind of listener.
 pub(super) trait Outlet: Send {
-    /// The settings of such a listener.
+    /// The settings of a listener of this kind.
     type Settings: Clone + PartialEq + Send + Sync;
-    /// The data that the listener needs besides its address.
+    /// The data that the listener needs in addition to its address.
     type Means: Clone + Send + Sync;
 
     /// The name of the listener's task, for messages about its end.
     const TASK: &str;
-    /// The name of what the listener serves, in the plural, for the log.
+    /// The subject and verb of log messages about the listener, such as `metrics are`.
     const WHAT: &str;
 
-    /// The address of the listener; `None`: it is off.
+    /// The address of the listener; `None` if the listener is off.
     fn at(settings: &Self::Settings) -> Option<SocketAddr>;
 
     /// Gets the data that the listener needs.
     ///
     /// # Errors
-    /// If this data is not available.
+    /// Fails if the data is not available.
     fn means(&self, settings: &Self::Settings) -> impl Future<Output = anyhow::Result<Self::Means>> + Send;
 
-    /// Why the listener does not serve as it should, although it serves.
+    /// The reason why a running listener does not serve as configured, if there is one.
     fn trouble(means: &Self::Means) -> impl Future<Output = Option<String>> + Send;
 
-    /// Starts to listen on an address.
+    /// Starts to listen on the address `at`.
     ///
     /// # Errors
-    /// If the address cannot be used.
+    /// Fails if the machine cannot listen on this address.
     fn bind(&self, at: SocketAddr) -> impl Future<Output = anyhow::Result<TcpListener>> + Send;
 
-    /// Serves until `shutdown` ends.
+    /// Serves requests until `shutdown` completes.
     fn serve(
         &self,
         listener: TcpListener,
@@ -59,20 +59,20 @@ pub(super) trait Outlet: Send {
     ) -> impl Future<Output = anyhow::Result<()>> + Send + 'static;
 }
 
-/// The running server, and its prepared settings.
+/// The running server, and the settings prepared for a change.
 pub(super) struct Listening<O: Outlet> {
     outlet: O,
     settings: O::Settings,
     serving: Option<Serving<O>>,
-    /// The listener for a change that has not been made yet.
+    /// The listener that was prepared for a change.
     next: Option<Next<O>>,
-    /// Why the wanted listener does not serve, or not as it should.
+    /// The reason why the wanted listener does not serve at all, or does not serve as configured.
     trouble: Option<String>,
     supervisor: Supervisor,
 }
 
 struct Serving<O: Outlet> {
-    /// A second descriptor for the socket.
+    /// A second descriptor for the listening socket.
     socket: net::TcpListener,
     means: O::Means,
     stop: watch::Sender<()>,
@@ -85,8 +85,8 @@ struct Next<O: Outlet> {
 }
 
 impl<O: Outlet> Listening<O> {
-    /// Serves on `listener`, which was bound according to `settings`; without a listener, it [tries again](Self::retry)
-    /// later.
+    /// Serves on `listener`, which the caller has bound according to `settings`. If there is no listener, the task
+    /// [retries](Self::retry) later.
     pub(super) async fn start(
         outlet: O,
         settings: O::Settings,
@@ -107,7 +107,7 @@ impl<O: Outlet> Listening<O> {
         let listener = TcpListener::from_std(listener).context(O::TASK)?;
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error means that the sender is gone, which ends the server as well.
+            // An error means that the sender was dropped, which also ends the server.
             let _ = stopped.changed().await;
         };
         let served = self.outlet.serve(listener, &self.settings, means.clone(), ended);
@@ -115,7 +115,7 @@ impl<O: Outlet> Listening<O> {
         Ok(Serving { socket, means, stop, task })
     }
 
-    /// Starts the wanted server if that has failed before. Returns whether the listener is as wanted.
+    /// Starts the wanted server again after a failed attempt. The function returns whether the listener is as wanted.
     pub(super) async fn retry(&mut self) -> bool {
         let trouble = match (&self.serving, O::at(&self.settings)) {
             (Some(serving), _) => O::trouble(&serving.means).await,
@@ -141,15 +141,15 @@ impl<O: Outlet> Listening<O> {
         self.serve(self.outlet.bind(at).await?, means)
     }
 
-    /// Why the wanted listener does not serve, or not as it should.
+    /// The reason why the wanted listener does not serve at all, or does not serve as configured.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
 
-    /// Binds the address of `wanted`, beside the present listener if possible.
+    /// Binds the address of `wanted`, if possible while the current listener stays bound.
     ///
     /// # Errors
-    /// If the address cannot be used. The present listener continues to serve.
+    /// Fails if the machine cannot listen on this address. After a failure, the current listener continues to serve.
     pub(super) async fn prepare(&mut self, wanted: &O::Settings) -> anyhow::Result<()> {
         if *wanted == self.settings {
             return Ok(());
@@ -167,7 +167,8 @@ impl<O: Outlet> Listening<O> {
                 TcpListener::from_std(socket).context(O::TASK)?
             }
             Some(_) if before.is_some_and(|before| overlap(before, at)) => {
-                // Both listeners cannot exist at once, so the present one stops for the moment.
+                // The current and the new listener cannot be bound at the same time, so the current listener stops for
+                // the moment.
                 self.stop().await;
                 match self.bind_soon(at).await {
                     Ok(listener) => listener,
@@ -183,7 +184,7 @@ impl<O: Outlet> Listening<O> {
         Ok(())
     }
 
-    /// Checks whether [`prepare`](Self::prepare) would succeed, as far as this can be known beforehand.
+    /// Checks whether [`prepare`](Self::prepare) would succeed, as far as this can be checked without changes.
     pub(super) async fn check(&self, wanted: &O::Settings) -> anyhow::Result<()> {
         let Some(at) = O::at(wanted).filter(|_| *wanted != self.settings) else { return Ok(()) };
         self.outlet.means(wanted).await?;
@@ -218,7 +219,7 @@ impl<O: Outlet> Listening<O> {
         }
     }
 
-    /// Ends the server; pending requests get a moment to finish.
+    /// Ends the server; pending requests get a short time to finish.
     pub(super) async fn end(mut self) {
         self.stop().await;
     }
@@ -260,7 +261,7 @@ impl<O: Outlet> Serving<O> {
     }
 }
 
-/// Whether two listeners cannot exist at the same time.
+/// Whether two listeners cannot be bound at the same time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let any = |address: IpAddr| address.is_unspecified();
     one.port() == other.port() && (one.ip() == other.ip() || any(one.ip()) || any(other.ip()))

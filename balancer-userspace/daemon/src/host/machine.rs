@@ -1,4 +1,4 @@
-//! Manages this machine, and the balancer's changes to it.
+//! Manages the balancer's changes to this machine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,49 +32,49 @@ use crate::{
     interfaces::{self, Link},
 };
 
-/// The number of addresses added or removed at a time.
+/// The maximum number of addresses that are added or removed at a time.
 const AT_ONCE: usize = 64;
-/// The maximum number of addresses named in a log line; the others are only counted.
+/// The maximum number of addresses named in a log line; the line gives only the number of further addresses.
 const NAMED: usize = 4;
 
-/// Everything that the balancer changes besides maps. Dropping this value detaches the program and resets switches;
-/// only addresses need [`remove_vips`](Self::remove_vips).
+/// The balancer's changes to this machine, except for the eBPF maps. Dropping this value detaches the program and
+/// resets switches; only addresses must be removed with [`remove_vips`](Self::remove_vips).
 pub(super) struct Machine {
     handle: Handle,
     announcements: Announcements,
     guard: Guard,
-    /// The addresses that a balancer has added, as last found.
+    /// The VIPs that a balancer has added, as of the last round.
     vips: BTreeSet<(IpAddr, String)>,
     attacher: Attacher,
     attached: Vec<Attached>,
-    /// The pins, if the data path may outlive this process.
+    /// The pins of the data path, if the data path may outlive this process.
     pins: Option<Pins>,
-    /// Whether the pins were made for a change that may still be undone.
+    /// Whether the task made the pins for a change that may still be cancelled.
     fresh_pins: bool,
-    /// The state file, whose path determines the names of pins.
+    /// The state file; its path determines the names of pins.
     state_file: PathBuf,
     switches: Switches,
-    /// The interfaces that may have addresses of the balancer.
+    /// The interfaces on which the balancer may have added addresses.
     vips_on: BTreeSet<u32>,
-    /// The interfaces whose receive offload an earlier process left off, until this process has settled.
+    /// The interfaces on which an earlier process switched receive offload off; empty after this process has settled.
     receive_offload: Vec<String>,
-    /// The interfaces whose VLAN tag stripping an earlier process left off.
+    /// The interfaces on which an earlier process switched VLAN tag stripping off.
     tag_stripping: Vec<String>,
-    /// The additional counters that interfaces had before the program was attached to them, by index.
+    /// The counters that interfaces already had before the balancer attached the program, by the interface's index.
     counted: BTreeMap<u32, BTreeSet<u32>>,
-    /// This machine's own addresses of which the balancer has [warned](Self::warn_of_own).
+    /// This machine's own addresses about which the balancer has [warned](Self::warn_of_own).
     warned: BTreeSet<IpAddr>,
-    /// The addresses that were added before this process settled.
+    /// The addresses that this process added before it settled.
     fresh: Vec<Place>,
     notes: NotesWriter,
     events: Events,
-    /// The interfaces that have disappeared.
+    /// The wanted interfaces that have disappeared.
     missed: BTreeSet<String>,
-    /// The interfaces whose mode was changed for a change that may still be undone, with their earlier mode.
+    /// The interfaces that got a new mode for a change that may still be cancelled, each with the previous mode.
     modes_before: Vec<(u32, XdpMode)>,
-    /// Problems by subject. Each is reported once.
+    /// The current problems by subject. The task reports each problem once.
     troubles: BTreeMap<String, String>,
-    /// The problems found in this round.
+    /// The problems found in the current round.
     round: BTreeMap<String, String>,
 }
 
@@ -122,11 +122,12 @@ impl Machine {
         }
     }
 
-    /// Makes the additions that `target` needs, and removes nothing. The interfaces in `must` have to exist;
-    /// `mode_before` is the earlier mode.
+    /// Makes the additions to the machine that `target` needs, and removes nothing. The interfaces in `must` have to
+    /// exist, and `mode_before` is the mode before the change.
     ///
     /// # Errors
-    /// The first problem. Additions made before it stay until [`settle`](Self::settle) changes them.
+    /// Fails with the first problem. After a failure, additions that were already made stay until
+    /// [`settle`](Self::settle) removes them.
     pub(super) async fn extend(
         &mut self,
         target: &Target,
@@ -148,7 +149,8 @@ impl Machine {
             let mode = self.attached.last().map_or("no", |attached| attached.at.mode());
             self.events.note(&format!("{how} {name} in {mode} mode"));
         }
-        // The members are recorded before attachments are reported, because packets arrive by members from the start.
+        // The task records the members of bonds before it reports attachments, because packets arrive on the members
+        // from the start.
         self.follow_parts(&links);
         let Places { all: wanted, announced } = self.places(target, &links);
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
@@ -171,10 +173,11 @@ impl Machine {
         done
     }
 
-    /// The first round: waits for missing interfaces, as long as at least one exists.
+    /// Runs the first round of changes to the machine. A missing interface is no error if at least one wanted interface
+    /// exists.
     ///
     /// # Errors
-    /// As in [`extend`](Self::extend), and if the program is attached to no interface.
+    /// Fails in the same cases as [`extend`](Self::extend), or if the program is attached to no interface.
     pub(super) async fn begin(&mut self, target: &Target) -> anyhow::Result<()> {
         self.extend(target, &[], target.mode).await?;
         let links = interfaces::links(&self.handle).await?;
@@ -193,7 +196,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Removes added addresses if the first round fails.
+    /// Removes the added addresses after the first round has failed.
     pub(super) async fn undo_first(&mut self) {
         for place in mem::take(&mut self.fresh) {
             if let Err(error) = vips::remove(&self.handle, place).await {
@@ -202,10 +205,10 @@ impl Machine {
         }
     }
 
-    /// Completes the first round: this process takes over the changes of an earlier one, and pins stay however it ends.
+    /// Completes the first round: this process takes over the changes and pins of an earlier process.
     ///
     /// # Errors
-    /// If a pin cannot be removed.
+    /// Fails if a pin cannot be removed.
     pub(super) fn take_over(&mut self) -> anyhow::Result<()> {
         self.finish_pins()?;
         self.fresh.clear();
@@ -219,10 +222,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Pins the data path so that it can outlive this process; [`keep`](Self::keep) makes this final.
+    /// Pins the data path so that it can outlive this process; [`keep`](Self::keep) makes these pins permanent.
     ///
     /// # Errors
-    /// If the data path cannot be pinned; in that case no pins remain.
+    /// Fails if the data path cannot be pinned; no pins remain after a failure.
     pub(super) fn pin(&mut self) -> anyhow::Result<()> {
         if self.pins.is_some() {
             return Ok(());
@@ -254,7 +257,7 @@ impl Machine {
         }
     }
 
-    /// Removes pins that were made for a change that was cancelled.
+    /// Removes the pins that were made for a cancelled change.
     pub(super) fn undo_pins(&mut self) {
         if mem::take(&mut self.fresh_pins)
             && let Err(error) = self.unpin()
@@ -273,14 +276,16 @@ impl Machine {
         self.pins.take().map_or(Ok(()), |mut pins| pins.remove())
     }
 
-    /// Checks whether the program can be attached to the interfaces in `attach`, and whether those in `there` exist.
+    /// Checks whether the program can be attached to the interfaces in `attach`, and whether all interfaces in `there`
+    /// exist.
     pub(super) async fn check(&self, attach: &[String], there: &BTreeSet<String>) -> anyhow::Result<()> {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(attach, &links)?;
         there.iter().try_for_each(|name| interfaces::find(name, &links)).context("assign_vip")
     }
 
-    /// Brings the machine to the state of `target` as far as possible. Returns whether this succeeded completely.
+    /// Brings the machine as far as possible to the state of `target`. The function returns whether the machine has
+    /// this state completely.
     pub(super) async fn settle(&mut self, target: &Target) -> bool {
         let links = match interfaces::links(&self.handle).await {
             Ok(links) => links,
@@ -343,7 +348,7 @@ impl Machine {
         }
     }
 
-    /// The interfaces by which packets arrive: the wanted ones that exist, and their lower devices.
+    /// The interfaces on which packets arrive: those wanted interfaces that exist, and their lower devices.
     fn forwarding<'a>(&self, target: &Target, links: &'a [Link]) -> Vec<&'a str> {
         let wanted = |link: &&Link| {
             let attached = self.attached.iter().find(|attached| attached.at.ifindex == link.ifindex);
@@ -355,7 +360,7 @@ impl Machine {
         with_parts.map(|link| link.name.as_str()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Switches off merging of packets and stripping of VLAN tags before the program sees packets.
+    /// Switches off the offloads that merge packets or strip VLAN tags before the program receives packets.
     fn settle_offloads(&mut self, links: &[Link]) {
         for attached in &mut self.attached {
             let tagged = interfaces::tagged(attached.at.ifindex, links);
@@ -366,8 +371,8 @@ impl Machine {
         }
     }
 
-    /// Warns about addresses for which a service takes every port although they are this machine's own: the balancer
-    /// would steer connections of this machine's other programs as well.
+    /// Warns if a service takes every port of one of this machine's own addresses, because the balancer would also
+    /// steer the connections of other programs on this machine.
     fn warn_of_own(&mut self, target: &Target, found: &[Found], links: &[Link]) {
         let own = found.iter().filter(|found| {
             let link = links.iter().find(|link| link.ifindex == found.place.ifindex);
@@ -385,8 +390,8 @@ impl Machine {
         self.warned = own.into_keys().collect();
     }
 
-    /// Reports an interface whose current name differs from the configured one, because the next start will look for
-    /// the configured one.
+    /// Reports each interface whose current name differs from the configured name, because the next start will look for
+    /// the configured name.
     fn follow_names(&mut self, links: &[Link]) {
         let mut troubles = Vec::new();
         for attached in &mut self.attached {
@@ -436,8 +441,8 @@ impl Machine {
         }
     }
 
-    /// Forgets interfaces that were removed, records new names, and returns the interfaces to which the program must be
-    /// attached.
+    /// Forgets removed interfaces, records new names of interfaces, and returns the interfaces to which the program
+    /// must be attached.
     fn not_entered(&mut self, target: &Target, links: &[Link]) -> Vec<(String, u32)> {
         let (there, on) = (names(links), self.on());
         let plan::InterfacePlan { gone, leave: _, enter, renamed } =
@@ -456,7 +461,7 @@ impl Machine {
         enter.into_iter().map(|on| (on.name.to_owned(), on.ifindex)).collect()
     }
 
-    /// Attaches the program. Returns whether an earlier controller was attached.
+    /// Attaches the program to an interface. The function returns whether an earlier controller had attached a program.
     fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode) -> anyhow::Result<bool> {
         let others: Vec<u32> = self.attached.iter().map(|attached| attached.at.ifindex).collect();
         let attached = block_in_place(|| self.attacher.attach(name, ifindex, mode, &others))?;
@@ -475,7 +480,7 @@ impl Machine {
         block_in_place(|| self.attacher.tell_no_more(&mut self.attached));
     }
 
-    /// Reattaches the program to interfaces where its mode is wrong.
+    /// Reattaches the program to each interface on which the program has the wrong mode.
     fn change_modes(&mut self, mode: XdpMode, before: XdpMode) -> anyhow::Result<()> {
         let wrong = |attached: &Attached| plan::wrong_mode(attached.at.native, mode, before);
         let wrong: Vec<u32> =
@@ -506,12 +511,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Confirms the modes that were changed.
+    /// Makes the changed modes of interfaces permanent.
     pub(super) fn keep_modes(&mut self) {
         self.modes_before.clear();
     }
 
-    /// Restores the earlier modes of interfaces.
+    /// Restores the previous modes of interfaces.
     pub(super) fn undo_modes(&mut self) {
         for (ifindex, mode) in mem::take(&mut self.modes_before) {
             if let Err(error) = self.change_mode(ifindex, mode) {
@@ -527,7 +532,7 @@ impl Machine {
         let before = self.vips_on.len();
         self.vips_on.extend(wanted.iter().map(|place| place.ifindex));
         if before != self.vips_on.len() {
-            // The balancer writes the notes before any change that must be undone later.
+            // The task writes a note of every change that must be undone later before it makes the change.
             self.write_notes()?;
         }
         if let Err(error) = self.guard(target) {
@@ -566,7 +571,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The wanted addresses on existing interfaces.
+    /// The wanted addresses whose interfaces exist.
     fn places(&self, target: &Target, links: &[Link]) -> Places {
         let ifindex = |name: &String| {
             let attached = self.attached.iter().find(|attached| attached.at.name == *name);
@@ -597,7 +602,7 @@ impl Machine {
         vips::add(&self.handle, place).await.with_context(|| format!("interface {interface}"))
     }
 
-    /// Reports changes of addresses, one line for each interface.
+    /// Reports added or removed addresses with one line for each interface.
     fn tell(&self, done: &[(Place, anyhow::Result<()>)], what: &str, links: &[Link]) {
         let mut by_interface: BTreeMap<u32, Vec<String>> = BTreeMap::new();
         for (place, _) in done.iter().filter(|(_, done)| done.is_ok()) {
@@ -633,7 +638,7 @@ impl Machine {
         removed
     }
 
-    /// Tells the helper process to remove the addresses if this process is killed.
+    /// Prepares the helper process to remove the addresses if this process is killed.
     fn guard(&mut self, target: &Target) -> anyhow::Result<()> {
         let none = BTreeSet::new();
         let on = if target.guarded { &self.vips_on } else { &none };
@@ -653,7 +658,7 @@ impl Machine {
         }
     }
 
-    /// Detaches the program from every interface, and undoes all other changes.
+    /// Detaches the program from every interface, and undoes all other changes to the machine.
     pub(super) async fn detach(mut self) -> anyhow::Result<()> {
         self.remove_vips().await;
         let detached = self.attached.drain(..).map(Attached::detach).fold(Ok(()), anyhow::Result::and);
@@ -661,7 +666,7 @@ impl Machine {
         detached.and(unpinned)
     }
 
-    /// Leaves everything in place for the next controller.
+    /// Leaves the program attached and all changes in effect for the next controller.
     pub(super) fn leave(self) {
         self.attached.into_iter().for_each(Attached::leave);
         self.switches.leave();
@@ -706,11 +711,11 @@ impl Machine {
     }
 }
 
-/// The places of wanted addresses.
+/// The wanted addresses with their interfaces.
 #[derive(Debug, Default)]
 struct Places {
     all: BTreeSet<Place>,
-    /// The places that the balancer announces to neighbours.
+    /// The addresses that the balancer announces to neighbours.
     announced: BTreeSet<Place>,
 }
 

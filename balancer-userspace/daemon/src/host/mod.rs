@@ -1,9 +1,9 @@
-//! The balancer's changes to its machine besides its own maps: attachments of the program, forwarding switches, receive
-//! offload and VIPs, with the notes about them.
+//! The balancer's changes to its machine, except for the eBPF maps: attachments of the program, forwarding switches,
+//! receive offload and VIPs, with notes about these changes.
 //!
-//! A separate task brings the machine to the wanted state again and again: when the wanted state changes, when the
-//! kernel reports a change, after a failure, and periodically. Before a configuration change is made, the task prepares
-//! the machine for it ([`Host::prepare`]), so that the change can be refused.
+//! A separate task repeatedly brings the machine to the wanted state: when the wanted state changes, when the kernel
+//! reports a change, after a failure, and periodically. Before the controller makes a configuration change, the task
+//! prepares the machine ([`Host::prepare`]); if the preparation fails, the controller refuses the change.
 
 mod announce;
 mod changes;
@@ -62,13 +62,13 @@ use super::{
     trace::Trace,
 };
 
-/// The interval at which the task checks everything.
+/// The interval at which the task checks the whole state of the machine.
 const PERIOD: Duration = Duration::from_secs(10);
-/// The delay before a retry.
+/// The delay before the task retries after a failure.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The part of [`Wanted`] that the task enforces continuously. Each VIP has an explicit interface, so that two targets
-/// can be joined.
+/// The settings in [`Wanted`] that the task enforces continuously. Each VIP has an explicit interface, so that the task
+/// can combine two targets.
 #[derive(Clone, Debug)]
 struct Target {
     interfaces: Vec<String>,
@@ -76,15 +76,15 @@ struct Target {
     v4: bool,
     v6: bool,
     vips: BTreeSet<WantedVip>,
-    /// The addresses for which services take every port.
+    /// The addresses of which services take every port.
     whole: BTreeSet<IpAddr>,
     /// The port ranges that the kernel must not assign to its own sockets.
     reserved: BTreeSet<(u16, u16)>,
-    /// Whether VIPs are removed, however the process ends.
+    /// Whether the helper removes the VIPs, however the process ends.
     guarded: bool,
 }
 
-/// A wanted address of an interface.
+/// An address that an interface should have.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct WantedVip {
     interface: String,
@@ -95,7 +95,7 @@ struct WantedVip {
 
 impl From<&Wanted> for Target {
     fn from(wanted: &Wanted) -> Self {
-        // The other parts are applied only once, when they change.
+        // The task applies the other fields of `Wanted` only when they change.
         let Wanted {
             interfaces,
             mode,
@@ -125,7 +125,7 @@ impl From<&Wanted> for Target {
 }
 
 impl Target {
-    /// Returns the union of both targets, with the mode of this one.
+    /// Returns the combination of two targets, with the mode of `self`.
     fn and(mut self, other: &Self) -> Self {
         let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
         self.interfaces.extend(more);
@@ -142,11 +142,11 @@ impl Target {
 enum Ask {
     /// Enforce this state from now on.
     Want(Wanted),
-    /// Prepare this state in addition to the current one, because it may be wanted soon.
+    /// Prepare this state in addition to the current state, because the caller may set this state soon.
     Prepare(Wanted, oneshot::Sender<anyhow::Result<()>>),
-    /// Check whether this state could be prepared, as far as that is possible without changes.
+    /// Check whether this state could be prepared, as far as the task can check this without changes.
     Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
-    /// Discard the prepared state, which is not wanted after all.
+    /// Discard the prepared state, because the caller no longer needs it.
     Cancel,
     /// Start to trace packets.
     Trace(Filter, oneshot::Sender<anyhow::Result<Arc<Trace>>>),
@@ -160,29 +160,30 @@ enum Ask {
 
 /// The resources that the task needs.
 pub struct Surroundings {
-    /// The ends of the data path that this task uses.
+    /// The handles of the data path that this task uses.
     pub ends: HostEnds,
-    /// The state file, whose path determines the names of pins.
+    /// The state file; its path determines the names of pins.
     pub state_file: PathBuf,
     /// The changes that an earlier process made.
     pub inherited: HostChanges,
-    /// The history, for the task's reports.
+    /// The history of events, for the task's reports.
     pub events: Events,
-    /// The channel for requests of the metrics listener.
+    /// The channel to the owner, for requests of the metrics listener.
     pub calls: Calls,
-    /// The metrics listener, if it is wanted and could be bound.
+    /// The bound metrics listener, if it is wanted.
     pub metrics: Option<TcpListener>,
-    /// The path of the control socket, whose group is already set.
+    /// The path of the control socket; the socket file already has its group.
     pub socket: PathBuf,
-    /// The socket for readers, already bound.
+    /// The read-only socket, already bound.
     pub readers: Option<ControlSocket>,
-    /// Answers the requests of both sockets.
+    /// Answers the requests on the control socket and the read-only socket.
     pub answering: Answering,
     /// The supervisor of tasks.
     pub supervisor: Supervisor,
 }
 
-/// The running task. The caller must [end](Self::end) it, because otherwise addresses stay behind.
+/// The running task that manages the machine. The caller must [end](Self::end) the task, because otherwise addresses
+/// stay on the machine.
 pub struct Host {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
@@ -191,13 +192,14 @@ pub struct Host {
     task: Task<()>,
 }
 
-/// A preparation of the machine for a change. Dropping it without calling [`made`](Self::made) undoes the preparation.
+/// A preparation of the machine for a change. Dropping the value without calling [`made`](Self::made) undoes the
+/// preparation.
 #[must_use]
 #[derive(Debug)]
 pub struct Prepared(Option<mpsc::UnboundedSender<Ask>>);
 
 impl Prepared {
-    /// Confirms that the change is made; the caller sets the wanted state next.
+    /// Confirms that the controller has made the change; the caller sets the wanted state next.
     pub fn made(mut self) {
         self.0 = None;
     }
@@ -206,23 +208,23 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         if let Some(asks) = self.0.take() {
-            // The end of the task undoes the preparation as well.
+            // If the task has already ended, the preparation has been undone.
             let _ = asks.send(Ask::Cancel);
         }
     }
 }
 
-/// A handle for checking whether a state could be prepared.
+/// A handle for checking whether the machine could be prepared for a state.
 pub struct Checker {
     asks: mpsc::UnboundedSender<Ask>,
     wanted: Wanted,
 }
 
 impl Checker {
-    /// Checks whether `wanted` could be prepared, as far as that is possible without changes.
+    /// Checks whether `wanted` could be prepared, as far as the task can check this without changes.
     ///
     /// # Errors
-    /// The problem that prevents the preparation.
+    /// Fails with the problem that would prevent the preparation.
     pub async fn check(self, wanted: Wanted) -> anyhow::Result<()> {
         if wanted == self.wanted {
             return Ok(());
@@ -234,10 +236,11 @@ impl Checker {
 }
 
 impl Host {
-    /// Brings the machine to the wanted state, and starts the task that keeps it there.
+    /// Brings the machine to the state `wanted`, and starts the task that maintains this state.
     ///
     /// # Errors
-    /// The problem that prevents this. Nothing is changed in that case, and changes of an earlier process stay.
+    /// Fails with the problem that prevents the state `wanted`. After a failure, the machine is unchanged, and changes
+    /// of an earlier process stay.
     pub async fn start(wanted: Wanted, surroundings: Surroundings) -> anyhow::Result<Self> {
         let Surroundings {
             ends,
@@ -261,7 +264,7 @@ impl Host {
         let tracing = Tracing { present: Arc::clone(&trace), asks: asks.downgrade(), last: 0 };
         let (ready, started) = oneshot::channel::<anyhow::Result<()>>();
         let now = wanted.clone();
-        // Attaching blocks, which only a task of the runtime may do.
+        // Attaching the program blocks the thread, and only a task of the runtime may block its thread.
         let watched = supervisor.clone();
         let task = supervisor.spawn("the keeping of this machine", async move {
             let target = Target::from(&now);
@@ -271,7 +274,7 @@ impl Host {
                 machine.begin(&target).await?;
                 machine.take_over()?;
                 let scrapes = Scrapes::start(Metrics(calls), now.metrics, metrics, watched.clone()).await?;
-                // The listener is bound together with what is settled first.
+                // The control listener is bound in the first round.
                 let control = Control(answering.clone());
                 anyhow::Ok((scrapes, Distant::start(control, now.remote.clone(), None, watched.clone()).await?))
             };
@@ -307,7 +310,7 @@ impl Host {
         Ok(Self { asks, wanted, present, trace, task })
     }
 
-    /// Waits until the state of the machine changes, and returns it.
+    /// Waits until the state of the machine changes, and returns the new state.
     pub async fn changed(&mut self) -> Present {
         if self.present.changed().await.is_err() {
             std::future::pending().await
@@ -315,7 +318,7 @@ impl Host {
         self.present.borrow_and_update().clone()
     }
 
-    /// Returns the state of the machine as it is now.
+    /// Returns the current state of the machine.
     #[must_use]
     pub fn present(&mut self) -> Present {
         self.present.borrow_and_update().clone()
@@ -331,15 +334,15 @@ impl Host {
     pub fn want(&mut self, wanted: Wanted) {
         if self.wanted != wanted {
             self.wanted = wanted.clone();
-            // The receiver is missing only when the process ends.
+            // Sending fails only while the process ends.
             let _ = self.asks.send(Ask::Want(wanted));
         }
     }
 
-    /// Prepares the machine for `wanted` in addition to the current state.
+    /// Prepares the machine for the state `wanted` in addition to the current state.
     ///
     /// # Errors
-    /// The problem that prevents this. Nothing has changed in that case.
+    /// Fails with the problem that prevents the preparation. After a failure, the machine is unchanged.
     pub fn prepare(&self, wanted: Wanted) -> impl Future<Output = anyhow::Result<Prepared>> + Send + 'static {
         let asks = self.asks.clone();
         async move {
@@ -350,11 +353,11 @@ impl Host {
         }
     }
 
-    /// Starts a trace that lasts until its future is no longer polled. The counters of the backends in `hops` explain
-    /// the destination of each packet.
+    /// Starts a trace, which lasts as long as a client polls for the trace's packets. The counters of the backends in
+    /// `hops` show to which backend each packet went.
     ///
     /// # Errors
-    /// If another trace is running, or the kernel refuses.
+    /// Fails if another trace is running, or if a system call fails.
     pub fn trace(
         &self,
         filter: Filter,
@@ -374,7 +377,7 @@ impl Host {
         }
     }
 
-    /// Returns the trace with this number, if it is running.
+    /// Returns the trace with the number `number` if that trace is running.
     #[must_use]
     pub fn traced(&self, number: u64) -> Option<Arc<Trace>> {
         let present = self.trace.lock().unwrap_or_else(PoisonError::into_inner);
@@ -386,10 +389,11 @@ impl Host {
         Checker { asks: self.asks.clone(), wanted: self.wanted.clone() }
     }
 
-    /// Ends the task. Undoes all changes, unless they are left for the next controller.
+    /// Ends the task that manages the machine. The task undoes all changes to the machine, unless `leave` keeps them
+    /// for the next controller.
     ///
     /// # Errors
-    /// The first interface from which the program could not be detached.
+    /// Fails with the first interface from which the task could not detach the program.
     pub async fn end(self, leave: bool) -> anyhow::Result<()> {
         let (done, ended) = oneshot::channel();
         self.task.release();
@@ -421,7 +425,7 @@ impl Tracing {
         let prepared = machine.trace(filter)?;
         let asks = self.asks.clone();
         let gone = move || {
-            // At the end of the process, the receiver is gone.
+            // The receiver of requests no longer exists when the process ends.
             if let Some(asks) = asks.upgrade() {
                 let _ = asks.send(Ask::TraceEnded);
             }
@@ -447,9 +451,9 @@ struct Keeping {
     audit: Audit,
     wanted: Wanted,
     target: Target,
-    /// The wanted state of a prepared change, and its target.
+    /// The wanted state of a prepared change, and the target for that state.
     soon: Option<(Wanted, Target)>,
-    /// Whether everything is as wanted.
+    /// Whether the machine has the wanted state.
     well: bool,
     tracing: Tracing,
 }
@@ -514,7 +518,7 @@ impl Keeping {
         self.well = machine && listeners == [true; 2];
     }
 
-    /// Returns the state of the machine and of the listeners, as of the last round.
+    /// Returns the state of the machine and of the listeners as of the last round.
     fn present(&self) -> Present {
         let mut present = self.machine.present();
         let troubles = [self.scrapes.trouble(), self.distant.trouble()];
@@ -523,7 +527,8 @@ impl Keeping {
         present
     }
 
-    /// Prepares the machine for `wanted` in addition to the current state, or changes nothing.
+    /// Prepares the machine for the state `wanted` in addition to the current state; if this fails, the machine is
+    /// unchanged.
     async fn prepare(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
         let target = Target::from(wanted);
         let (must, vip_interfaces) = self.new_interfaces(wanted);
@@ -563,7 +568,7 @@ impl Keeping {
         spawn_blocking(find).await?
     }
 
-    /// The interfaces to which the program is to be attached, and those that may get VIPs.
+    /// The interfaces to which the task would attach the program, and the interfaces that may get VIPs.
     fn new_interfaces(&self, wanted: &Wanted) -> (Vec<String>, BTreeSet<String>) {
         let interfaces = wanted.interfaces.iter().filter(|name| !self.target.interfaces.contains(name)).cloned();
         (interfaces.collect(), &wanted.vip_interfaces - &self.wanted.vip_interfaces)
@@ -614,7 +619,7 @@ impl Keeping {
     }
 }
 
-/// Sets the group of a socket. The system's usual functions resolve group names.
+/// Sets the group of a socket file. Functions of the C library, which may block, resolve the name of the group.
 async fn give(socket: &Path, group: Option<&str>, whose: Whose) -> anyhow::Result<()> {
     let (socket, group) = (socket.to_owned(), group.map(str::to_owned));
     spawn_blocking(move || socket::give(&socket, group.as_deref(), whose)).await?

@@ -1,5 +1,5 @@
 //! Notifications of the kernel about changes on this machine: links (names, MAC addresses, carriers and offloads),
-//! addresses, and forwarding. The receiver reads the changed state anew, so the contents of notifications do not
+//! addresses, and forwarding. The receiver reads the changed state again, so the contents of notifications do not
 //! matter.
 
 use std::{io, time::Duration};
@@ -18,19 +18,19 @@ const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Ipv4Netconf,
     MulticastGroup::Ipv6Netconf,
 ];
-/// How long to wait for more notifications about the same change.
+/// The time to wait for further notifications about the same change.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// The delay before a broken socket is reopened.
+/// The delay before the task reopens a broken socket.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The size of the buffer, which exceeds the kernel's longest datagram (32 KiB).
+/// The size of the receive buffer, which exceeds the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 
 /// A socket for change notifications.
 pub(crate) struct News {
-    /// The socket; `None` after it broke, until it is reopened.
+    /// The socket for notifications; `None` if the socket broke and has not been reopened yet.
     socket: Option<TokioSocket>,
     buffer: BytesMut,
-    /// Whether a notification has arrived for which [`next`](Self::next) has not returned yet.
+    /// Whether a notification has arrived since [`next`](Self::next) last returned.
     heard: bool,
 }
 
@@ -39,7 +39,8 @@ impl News {
         Ok(Self { socket: Some(socket()?), buffer: BytesMut::new(), heard: false })
     }
 
-    /// Waits for a change and a little longer, because changes often come together. Cancelling the wait loses nothing.
+    /// Waits for a change, and then briefly for further changes, because changes often come in groups. If the caller
+    /// cancels the wait, no notification is lost.
     pub(crate) async fn next(&mut self) {
         if !self.heard {
             self.hear().await;
@@ -50,7 +51,7 @@ impl News {
         self.heard = false;
     }
 
-    /// Receives one datagram. Lost datagrams count as a notification as well.
+    /// Receives one datagram with notifications. Lost datagrams also count as a notification.
     async fn hear(&mut self) {
         let Some(socket) = &mut self.socket else { return self.reopen().await };
         self.buffer.clear();
@@ -64,7 +65,8 @@ impl News {
         }
     }
 
-    /// Reopens the socket, however many attempts this takes. Periodic checks find changes that were missed in between.
+    /// Tries to reopen the socket until an attempt succeeds. Periodic checks of the machine find changes that were
+    /// missed without a socket.
     async fn reopen(&mut self) {
         loop {
             sleep(AGAIN).await;

@@ -1,4 +1,5 @@
-//! Compares the wanted state of this machine with the actual one, and derives the steps to take. Pure functions.
+//! Compares the wanted state of this machine with the actual state, and derives the steps that lead to the wanted
+//! state. All functions of this module are pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,21 +15,22 @@ pub(super) struct On<'a> {
     pub(super) ifindex: u32,
 }
 
-/// The steps that attach the program to the wanted interfaces and detach it from all others.
+/// The steps that attach the program to the wanted interfaces and detach it from all other interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InterfacePlan<'a> {
     /// The indices of interfaces that no longer exist.
     pub(super) gone: Vec<u32>,
-    /// The indices of interfaces that are no longer wanted.
+    /// The indices of attached interfaces that are no longer wanted.
     pub(super) leave: Vec<u32>,
     /// The interfaces to which the program must be attached, with their names and indices.
     pub(super) enter: Vec<On<'a>>,
-    /// The interfaces that are wanted under their new names.
+    /// The attached interfaces that are wanted under their current names, which are new.
     pub(super) renamed: Vec<On<'a>>,
 }
 
-/// Derives the steps; `there` has every interface of the network namespace. An attached interface is identified by its
-/// index, whatever its current name is; a configured name counts when the program is attached.
+/// Derives the steps for attaching and detaching the program; `there` contains every interface of the network
+/// namespace. An attached interface is identified by its index, whatever its current name is. The configured name
+/// matters only when the program is attached.
 pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(String, u32)]) -> InterfacePlan<'a> {
     let mut plan = InterfacePlan::default();
     let exists = |ifindex: u32| there.iter().any(|&(_, other)| other == ifindex);
@@ -63,15 +65,16 @@ pub(super) fn interfaces<'a>(wanted: &'a [String], on: &[On<'_>], there: &[(Stri
     plan
 }
 
-/// The addresses to be added and removed.
+/// The addresses to add, and the addresses to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Addresses {
     pub(super) add: Vec<Place>,
     pub(super) remove: Vec<Place>,
 }
 
-/// Derives the addresses to add and remove; `own` has the interfaces that this balancer uses or has used. Marked
-/// addresses on other interfaces belong to another balancer, and unmarked ones to the operator.
+/// Derives the addresses to add and remove; `own` contains the interfaces that this balancer uses or has used. On other
+/// interfaces, marked addresses belong to another balancer; unmarked addresses belong to the operator on all
+/// interfaces.
 pub(super) fn addresses(wanted: &BTreeSet<Place>, found: &[Found], own: &BTreeSet<u32>) -> Addresses {
     let there: BTreeSet<Place> = found.iter().map(|found| found.place).collect();
     let unwanted =
@@ -84,21 +87,22 @@ pub(super) fn ours(wanted: &BTreeSet<Place>, found: &[Found]) -> BTreeSet<Place>
     found.iter().filter(|found| found.ours && wanted.contains(&found.place)).map(|found| found.place).collect()
 }
 
-/// The facts that require a new announcement when they change, because neighbours would send packets elsewhere, or a
-/// switch has forgotten the port.
+/// Facts about an interface that affect its neighbours. When one of these facts changes, the balancer must announce
+/// addresses again, because neighbours use an outdated MAC address, or because a switch has forgotten the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sign {
     pub(super) mac: Mac,
-    /// The number of times that the carrier came up.
+    /// The number of times that the interface's carrier came up.
     pub(super) carrier_ups: u32,
-    /// Whether the driver runs the program; a change may take the link down for a moment.
+    /// Whether the driver runs the program in native mode; a change of the mode may take the link down for a moment.
     pub(super) native: Option<bool>,
 }
 
-/// The addresses to announce, because they are new or their sign differs from the `told` one.
+/// Returns the addresses to announce, because they are new or because their sign differs from the sign in `told`.
 ///
-/// `ours` are announced at once. `others` belong to the operator, and the kernel or another program announced them;
-/// they matter only when the MAC address changes, which the kernel does not announce. `signs` has the signs of
+/// The balancer announces an address in `ours` as soon as the address is new. The addresses in `others` belong to the
+/// operator, and the kernel or another program has already announced them. The balancer announces `others` only after a
+/// change of the MAC address, because the kernel does not announce such a change. `signs` contains the signs of those
 /// interfaces whose link is up.
 pub(super) fn announcements(
     told: &BTreeMap<Place, Sign>,
@@ -115,12 +119,12 @@ pub(super) fn announcements(
     new.chain(moved).copied().collect()
 }
 
-/// Whether the program must be reattached to get `mode`, if `before` was the earlier mode.
+/// Whether the program must be reattached to get the mode `mode`, if the previous mode was `before`.
 pub(super) fn wrong_mode(native: bool, mode: XdpMode, before: XdpMode) -> bool {
     match mode {
         XdpMode::Native => !native,
         XdpMode::Generic => native,
-        // If the driver has no native mode, attaching in this mode has failed before.
+        // With a driver that has no native mode, an earlier attempt to attach in native mode has failed.
         XdpMode::Auto => !native && before == XdpMode::Generic,
     }
 }
@@ -136,7 +140,7 @@ mod tests {
     #[test]
     fn when_interfaces_come_go_return_or_are_renamed_then_the_plan_follows() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, u32)], &'a [(&'a str, u32)], [&'a [u32]; 4]);
-        // Each case has its name, wanted, attached, existing, [gone, leave, enter, renamed].
+        // The fields of each case: name, wanted, attached, existing, [gone, leave, enter, renamed].
         let cases: &[Case<'_>] = &[
             ("the first time", &["a", "b"], &[], &[("lo", 1), ("a", 2), ("b", 3)], [&[], &[], &[2, 3], &[]]),
             ("nothing to do", &["a"], &[("a", 2)], &[("a", 2), ("b", 3)], [&[], &[], &[], &[]]),
@@ -170,7 +174,8 @@ mod tests {
     #[test]
     fn when_addresses_are_planned_then_only_marked_ones_on_own_interfaces_are_removed() {
         type Case<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, bool)], &'a [&'a str], &'a [&'a str]);
-        // Each case has its name, wanted, found (marked?), added, removed. Interfaces 2 and 3 are the balancer's.
+        // The fields of each case: name, wanted, found (marked?), added, removed. Interfaces 2 and 3 belong to the
+        // balancer.
         let cases: &[Case<'_>] = &[
             ("new", &["2 192.0.2.1", "2 2001:db8::1"], &[], &["2 192.0.2.1", "2 2001:db8::1"], &[]),
             ("there", &["2 192.0.2.1"], &[("2 192.0.2.1", true)], &[], &[]),

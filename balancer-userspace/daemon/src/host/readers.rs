@@ -1,4 +1,4 @@
-//! The socket for readers, which may appear, change its group, and disappear while the balancer runs.
+//! The read-only socket, which may be created, change its group, and be removed while the balancer runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,17 +15,17 @@ use crate::{
     supervisor::{Supervisor, Task},
 };
 
-/// The running server, and its prepared change.
+/// The server of the read-only socket, and a prepared change of the socket.
 pub(super) struct Readers {
     /// The path of the socket that allows changes.
     changing: Arc<Path>,
     path: PathBuf,
     answering: Answering,
     supervisor: Supervisor,
-    /// The group of the socket, while it is served.
+    /// The group of the read-only socket, while the server runs.
     group: Option<String>,
     serving: Option<Serving>,
-    /// A change that has not been made yet.
+    /// A change that was prepared but not made yet.
     next: Option<Next>,
 }
 
@@ -36,13 +36,13 @@ struct Serving {
 
 enum Next {
     Begin(String, ControlSocket),
-    /// The socket already belongs to this group.
+    /// The file of the socket already belongs to this group.
     Given(String),
     End,
 }
 
 impl Readers {
-    /// Serves the `bound` socket with its group, beside the socket `changing`.
+    /// Starts to serve the `bound` socket, which has its group and belongs to the control socket `changing`.
     pub(super) fn start(
         changing: &Path,
         bound: Option<(String, ControlSocket)>,
@@ -62,7 +62,7 @@ impl Readers {
         info!("members of the group {group} may read by {}", self.path.display());
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error means that the sender is gone, which ends the server as well.
+            // An error means that the sender was dropped, which also ends the server.
             let _ = stopped.changed().await;
         };
         let served = api_server::serve_readers(socket, Arc::clone(&self.changing), self.answering.clone(), ended);
@@ -70,10 +70,11 @@ impl Readers {
         (self.group, self.serving) = (Some(group), Some(Serving { stop, task }));
     }
 
-    /// Prepares a socket for readers of the group `wanted`.
+    /// Prepares a read-only socket for the group `wanted`.
     ///
     /// # Errors
-    /// If there is no such group, or if the socket cannot be created or given to it. Nothing has changed in that case.
+    /// Fails if the group does not exist, or if this process cannot create the socket or give it to the group. After a
+    /// failure, the current socket is unchanged.
     pub(super) async fn prepare(&mut self, wanted: Option<&str>) -> anyhow::Result<()> {
         self.next = match (self.group.as_deref(), wanted) {
             (before, wanted) if before == wanted => None,
@@ -89,7 +90,7 @@ impl Readers {
         Ok(())
     }
 
-    /// Completes the prepared change of the socket.
+    /// Completes the prepared change of the read-only socket.
     pub(super) fn make(&mut self) {
         match self.next.take() {
             Some(Next::Begin(group, socket)) => self.begin(group, socket),
@@ -102,9 +103,9 @@ impl Readers {
         }
     }
 
-    /// Cancels the prepared change of the socket.
+    /// Cancels the prepared change of the read-only socket.
     pub(super) async fn undo(&mut self) {
-        // Dropping the change also removes a socket that was bound for it.
+        // Dropping the change also removes a socket that was bound for the change.
         if let Some(Next::Given(_)) = self.next.take()
             && let Err(error) = give(&self.path, self.group.as_deref(), Whose::Readers).await
         {
@@ -112,7 +113,7 @@ impl Readers {
         }
     }
 
-    /// Ends the server; pending requests get a moment to finish.
+    /// Ends the server; pending requests get a short time to finish.
     pub(super) async fn end(mut self) {
         if let Some(task) = self.stop() {
             let _ = task.ended().await;

@@ -1,4 +1,4 @@
-//! The control listener, for other machines.
+//! The listener that serves the control API to other machines.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::api_server::{
 /// The listener that serves the control API to other machines.
 pub(super) type Distant = Listening<Control>;
 
-/// The kind of listener.
+/// The kind of listener that serves the control API.
 pub(super) struct Control(pub(super) Answering);
 
 impl Outlet for Control {

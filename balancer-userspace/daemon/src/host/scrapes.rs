@@ -1,4 +1,4 @@
-//! The metrics listener.
+//! The listener that serves metrics.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::{call::Calls, host_state::Listen, metrics};
 /// The listener that serves the metrics.
 pub(super) type Scrapes = Listening<Metrics>;
 
-/// The kind of listener.
+/// The kind of listener that serves metrics.
 pub(super) struct Metrics(pub(super) Calls);
 
 impl Outlet for Metrics {
@@ -94,7 +94,7 @@ mod tests {
                 assert!(answers(second).await);
             }
         }
-        // Only the page setting changes, so the listener is never absent.
+        // Only the setting for the page changes, so the listener never closes.
         scrapes.prepare(&Listen { at: Some(second), page: false }).await.unwrap();
         scrapes.make().await;
         assert!(answers(second).await);
@@ -131,7 +131,7 @@ mod tests {
         assert!(!scrapes.retry().await);
         let trouble = scrapes.trouble().unwrap();
         assert!(trouble.contains("another program listens there"), "{trouble}");
-        // An unchanged address does not prevent a change.
+        // A change that keeps the address succeeds.
         scrapes.prepare(&listen).await.unwrap();
         drop(taken);
         assert!(scrapes.retry().await && scrapes.trouble().is_none());

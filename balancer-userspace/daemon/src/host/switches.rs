@@ -1,5 +1,6 @@
-//! Switches of the kernel: forwarding, and reserved ports for `snat`. For a reply of `nat` or `snat`, the program looks
-//! up the path to the client in the kernel's routing tables, which answer only for interfaces with forwarding on.
+//! Switches of the kernel below `/proc/sys`: forwarding, and the reserved ports for `snat`. To send a reply of `nat` or
+//! `snat`, the program looks up the route to the client in the kernel, which answers only for interfaces with
+//! forwarding on.
 
 use std::{
     collections::BTreeSet,
@@ -11,17 +12,18 @@ use anyhow::{Context as _, bail};
 use balancer_dataplane::SwitchChange;
 
 const PROC_SYS: &str = "/proc/sys";
-/// Ports of both families that the kernel does not assign to its own sockets.
+/// The switch for ports that the kernel does not assign to its own sockets, in both address families.
 const RESERVED: &str = "net/ipv4/ip_local_reserved_ports";
 
-/// The changed switches, which are reset when they are no longer wanted or when this value is dropped.
+/// The changed switches; this value resets a switch that is no longer wanted, and resets all switches when it is
+/// dropped.
 #[derive(Debug)]
 #[must_use = "dropping this switches forwarding off again"]
 pub(super) struct Switches {
     root: PathBuf,
-    /// The changes, in the order in which they were made.
+    /// The changes of switches, in the order in which they were made.
     changes: Vec<SwitchChange>,
-    /// The number of changes by an earlier process, which stay until this process has [settled](Self::settle).
+    /// The number of changes by an earlier process; these changes stay until this process has [settled](Self::settle).
     inherited: usize,
     /// The reserved port ranges.
     reserved: BTreeSet<(u16, u16)>,
@@ -37,11 +39,11 @@ impl Switches {
         Self { root, inherited: inherited.len(), changes: inherited, reserved: BTreeSet::new() }
     }
 
-    /// Keeps the kernel from assigning these port ranges to its own sockets; reservations of other programs stay. An
-    /// empty set releases all ranges.
+    /// Keeps the kernel from assigning ports in these ranges to its own sockets; reservations by other programs stay.
+    /// An empty set releases all ranges.
     ///
     /// # Errors
-    /// If the switch cannot be read or written; the error gives the command for running it by hand.
+    /// Fails if the switch cannot be read or written; the error names the command that sets the switch by hand.
     pub(super) fn reserve(&mut self, ports: &BTreeSet<(u16, u16)>) -> anyhow::Result<()> {
         let made = self.changes.iter().position(|change| change.key == RESERVED);
         if made.is_none() && ports.is_empty() {
@@ -51,7 +53,7 @@ impl Switches {
         let before = match made.map(|place| &self.changes[place]) {
             Some(change) if change.after == present && self.reserved == *ports => return Ok(()),
             Some(change) if change.after == present => change.before.clone(),
-            // Another program has changed the switch.
+            // Another program has changed the switch in the meantime.
             Some(_) | None => present,
         };
         let ranges = ports.iter().map(|(first, last)| format!("{first}-{last}"));
@@ -62,7 +64,7 @@ impl Switches {
         fs::write(&path, &wanted).with_context(|| {
             format!("cannot write {}; run `sysctl -w {}={wanted}`", path.display(), sysctl(RESERVED))
         })?;
-        // The kernel joins and sorts the ranges that it is given.
+        // The kernel merges and sorts the ranges that are written.
         let after = self.read(RESERVED)?;
         match made {
             Some(place) if ports.is_empty() => {
@@ -80,12 +82,12 @@ impl Switches {
     }
 
     /// Switches forwarding on for `interfaces`, for IPv4 (`v4`), IPv6 (`v6`) or both, and resets switches that are no
-    /// longer wanted. With IPv6, interfaces that accept router advertisements continue to accept them, so that the host
-    /// keeps its routers.
+    /// longer wanted. If the kernel forwards IPv6, interfaces that accept router advertisements continue to accept
+    /// them, so that the host keeps its routers.
     ///
     /// # Errors
-    /// If a switch cannot be read or written; the error gives the command for running it by hand. The function resets
-    /// switches that this call has changed.
+    /// Fails if a switch cannot be read or written; the error names the command that sets the switch by hand. After a
+    /// failure, the function resets the switches that this call has changed.
     pub(super) fn set(&mut self, interfaces: &[&str], v4: bool, v6: bool) -> anyhow::Result<()> {
         let wanted = interfaces.iter().flat_map(|name| keys(name, v4, v6)).chain([RESERVED.to_owned()]);
         let wanted: Vec<String> = wanted.collect();
@@ -120,17 +122,17 @@ impl Switches {
         &self.changes
     }
 
-    /// Allows the balancer to reset changes of an earlier process as well.
+    /// Allows this value to reset changes by an earlier process as well.
     pub(super) const fn settle(&mut self) {
         self.inherited = 0;
     }
 
-    /// Leaves all switches as they are.
+    /// Drops the value without resetting any switch.
     pub(super) fn leave(mut self) {
         self.changes.clear();
     }
 
-    /// Updates the switches of renamed interfaces (old and new names).
+    /// Records the new names of renamed interfaces (pairs of old and new name) for their switches.
     pub(super) fn follow(&mut self, renamed: &[(String, String)]) {
         let parts = renamed.iter().map(|(before, now)| (format!("/conf/{before}/"), format!("/conf/{now}/")));
         let parts: Vec<_> = parts.collect();
@@ -155,8 +157,9 @@ impl Switches {
                 due.extend(self.due(accept_ra(name), "1", "2")?);
                 off.extend(self.due(forwarding("ipv6", name), "0", "1")?);
             }
-            // Switching forwarding on for any interface makes the kernel forget the advertised routers of all
-            // interfaces, except where accept_ra is 2. Therefore the other interfaces get 2 for that moment.
+            // When forwarding is switched on for any interface, the kernel forgets the advertised routers of all
+            // interfaces, except those where accept_ra is 2. To prevent this, the function temporarily sets accept_ra
+            // to 2 on the other interfaces.
             if !off.is_empty() {
                 keeps_routers = self.interfaces_v6();
                 keeps_routers.retain(|name| !interfaces.contains(&name.as_str()));
@@ -175,16 +178,16 @@ impl Switches {
         self.write_all(due)
     }
 
-    /// Returns the change that sets a switch to `after`, if it is at `before`.
+    /// Returns the change that sets a switch to `after`, if the present value of the switch is `before`.
     fn due(&self, key: String, before: &str, after: &str) -> anyhow::Result<Option<SwitchChange>> {
         let is_due = self.read(&key)? == before;
         Ok(is_due.then(|| SwitchChange { key, before: before.to_owned(), after: after.to_owned() }))
     }
 
-    /// Makes all of these changes.
+    /// Makes all changes in the list.
     ///
     /// # Errors
-    /// If some change cannot be made; the error gives the commands for all of them.
+    /// Fails if a change cannot be made; the error names the commands that make all changes by hand.
     fn write_all(&mut self, changes: Vec<SwitchChange>) -> anyhow::Result<()> {
         let mut first = None;
         let mut by_hand = String::new();
@@ -239,7 +242,7 @@ fn restore(root: &Path, change: &SwitchChange) -> anyhow::Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    // Later changes by other programs stay.
+    // If another program has changed a switch later, the function leaves the switch unchanged.
     let present = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     if present.trim() == change.after {
         fs::write(&path, &change.before).with_context(|| path.display().to_string())?;
@@ -255,14 +258,14 @@ fn accept_ra(interface: &str) -> String {
     format!("net/ipv6/conf/{interface}/accept_ra")
 }
 
-/// The switches of an interface that translation needs for these families.
+/// The switches of an interface that `nat` and `snat` need for these address families.
 fn keys(interface: &str, v4: bool, v6: bool) -> impl Iterator<Item = String> {
     let v4 = v4.then(|| forwarding("ipv4", interface));
     let v6 = v6.then(|| [forwarding("ipv6", interface), accept_ra(interface)]);
     v4.into_iter().chain(v6.into_iter().flatten())
 }
 
-/// The name of a switch for sysctl(8), which writes dots in interface names as slashes.
+/// The name of a switch for sysctl(8), in which a slash replaces each dot of an interface name.
 fn sysctl(key: &str) -> String {
     key.chars()
         .map(|c| match c {
@@ -280,7 +283,7 @@ mod tests {
     struct Tree(tempfile::TempDir);
 
     impl Tree {
-        /// Creates switches of eth0, eth1.100 and wan0, with forwarding off and advertisements accepted.
+        /// Creates files for the switches of eth0, eth1.100 and wan0, with forwarding off and advertisements accepted.
         fn new() -> Self {
             let tree = Self(tempfile::tempdir().unwrap());
             for name in ["all", "default", "eth0", "eth1.100", "wan0"] {
@@ -304,7 +307,7 @@ mod tests {
             fs::read_to_string(self.0.path().join(key)).unwrap().trim().to_owned()
         }
 
-        /// Returns forwarding (v4), forwarding (v6) and accept_ra.
+        /// Returns the values of forwarding (v4), forwarding (v6) and accept_ra.
         fn state(&self, name: &str) -> [String; 3] {
             ["ipv4/conf/NAME/forwarding", "ipv6/conf/NAME/forwarding", "ipv6/conf/NAME/accept_ra"]
                 .map(|key| self.get(&format!("net/{}", key.replace("NAME", name))))
@@ -338,7 +341,7 @@ mod tests {
         assert_eq!((tree.get(RESERVED), switches.changes().len()), ("8080".to_owned(), 0));
         switches.reserve(&ports(&[(20_000, 20_999)])).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
-        // The task does this every few seconds: it resets unwanted switches and sets wanted ones.
+        // Every few seconds, the task resets unwanted switches and sets wanted switches.
         switches.set(&["eth0"], true, false).unwrap();
         assert_eq!(tree.get(RESERVED), "8080,20000-20999");
         switches.reserve(&ports(&[(30_000, 30_999)])).unwrap();
@@ -372,7 +375,7 @@ mod tests {
                 (eth0.map(Into::into), wan0.map(Into::into)),
                 "{names:?}"
             );
-            // Repeating the call does not record anything twice.
+            // A repeated call does not record a change twice.
             let changes = switches.changes().to_vec();
             switches.set(names, v4, v6).unwrap();
             assert_eq!(switches.changes(), changes);
@@ -448,7 +451,7 @@ mod tests {
     #[test]
     fn when_several_switches_cannot_be_written_then_all_are_named_at_once() {
         let tree = Tree::new();
-        // Not even root can write to a directory.
+        // Writing fails because the path is a directory, even for root.
         let change = |key: &str| SwitchChange { key: key.to_owned(), before: "0".to_owned(), after: "1".to_owned() };
         let mut switches = tree.switches();
         let error = switches

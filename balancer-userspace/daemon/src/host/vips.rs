@@ -1,5 +1,5 @@
-//! VIPs that the balancer assigns to its machine (`assign_vip`). These addresses carry a protocol number of the
-//! balancer (`IFA_PROTO`), which distinguishes them from an operator's addresses for every reader at any time.
+//! VIPs that the balancer assigns to its machine (`assign_vip`). The VIPs carry a protocol number of the balancer
+//! (`IFA_PROTO`), by which any program can distinguish them from the operator's addresses.
 
 use std::{
     io,
@@ -13,9 +13,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use rtnetlink::{AddressMessageBuilder, Error, Handle};
 use tokio::time::timeout;
 
-/// The maximum time for an answer of the kernel.
+/// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The protocol number of the balancer's addresses; `ip address` shows it as `proto 0xb1`.
+/// The protocol number of the addresses that balancers add; `ip address` shows the number as `proto 0xb1`.
 const MARK: AddressProtocol = AddressProtocol::Other(0xb1);
 
 /// An address on an interface.
@@ -31,13 +31,13 @@ pub(super) struct Found {
     pub(super) place: Place,
     /// Whether a balancer has added the address.
     pub(super) ours: bool,
-    /// Whether the address certainly belongs to this machine and to no other machine on the link.
+    /// Whether no other machine on the link has the address, according to duplicate address detection.
     pub(super) settled: bool,
-    /// Whether the address has a subnet, like a machine's own address.
+    /// Whether the address has a subnet, as a machine's own address has.
     pub(super) subnet: bool,
 }
 
-/// Every address of the network namespace.
+/// Finds every address of the network namespace.
 pub(super) async fn found(handle: &Handle) -> anyhow::Result<Vec<Found>> {
     let dump = handle.address().get().execute().try_collect();
     let messages: Vec<AddressMessage> = timeout(TIMEOUT, dump)
@@ -63,7 +63,7 @@ fn read(message: &AddressMessage) -> Option<Found> {
     Some(Found { place: Place { ifindex: message.header.index, address }, ours, settled, subnet })
 }
 
-/// Adds an address.
+/// Adds an address to an interface.
 pub(super) async fn add(handle: &Handle, place: Place) -> anyhow::Result<()> {
     let Place { ifindex, address } = place;
     let length = if address.is_ipv4() { 32 } else { 128 };
@@ -75,7 +75,7 @@ pub(super) async fn add(handle: &Handle, place: Place) -> anyhow::Result<()> {
         .with_context(|| format!("adding {address}"))
 }
 
-/// Removes an address. A missing address is not an error.
+/// Removes an address from an interface. A missing address is not an error.
 pub(super) async fn remove(handle: &Handle, place: Place) -> anyhow::Result<()> {
     let address = place.address;
     let removed = timeout(TIMEOUT, handle.address().del(message(place)).execute())
@@ -83,7 +83,7 @@ pub(super) async fn remove(handle: &Handle, place: Place) -> anyhow::Result<()> 
         .with_context(|| format!("removing {address}: no answer from the kernel"))?;
     match removed {
         Ok(()) => Ok(()),
-        // Another program was faster, or the interface no longer exists.
+        // Another program has added the address in the meantime, or the interface no longer exists.
         Err(Error::NetlinkError(error))
             if matches!(error.to_io().raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) =>
         {
@@ -100,7 +100,7 @@ fn message(Place { ifindex, address }: Place) -> AddressMessage {
     };
     message.attributes.push(AddressAttribute::Protocol(MARK));
     if address.is_ipv6() {
-        // Backends with dsr have the address as well, so duplicate detection would report them.
+        // Backends of `dsr` services also have the address, so duplicate address detection would find a conflict.
         message.header.flags |= AddressHeaderFlags::Nodad;
     }
     message

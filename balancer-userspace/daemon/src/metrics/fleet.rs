@@ -1,4 +1,4 @@
-//! The metrics of a fleet in Prometheus' text format.
+//! The metrics of a fleet in the text format of Prometheus.
 
 use balancer_common::verdict::{CauseIndex, MoveCause};
 use balancer_control::{fleet::FleetSnapshot, snapshot::ServiceSnapshot};

@@ -1,4 +1,4 @@
-//! Metrics of the balancer as a whole: interfaces, tables, readiness.
+//! Metrics of the balancer as a whole: interfaces, tables and readiness.
 
 use balancer_common::verdict::{DropReason, Verdict};
 use balancer_control::{
@@ -62,7 +62,7 @@ pub(super) fn interfaces(encoder: &mut Text<'_>, snapshot: &Snapshot) {
     );
 }
 
-/// Writes the readiness of this balancer, whether it is withdrawn, and its number of VIPs.
+/// Writes whether this balancer is ready, whether it is withdrawn, and how many VIPs it has.
 pub(super) fn member(encoder: &mut Text<'_>, member: &MemberSnapshot) {
     let one = |value: u64| std::iter::once(([], value));
     let serves = u64::from(member.readiness.state.serves());

@@ -1,4 +1,4 @@
-//! The metrics listener: `/metrics` for Prometheus, and a page for browsers.
+//! The metrics listener, which serves `/metrics` for Prometheus, and a page for browsers.
 
 mod backends;
 mod fleet;
@@ -37,11 +37,12 @@ use super::{
 };
 pub use render::render;
 
-/// The maximum length of texts that the listener sends as a whole, because not every scraper understands chunks.
+/// The maximum length of a text that the listener sends as a whole, because not every scraper supports chunked
+/// encoding.
 const WHOLE: usize = 16 << 20;
 /// The content type of the text that [`render()`] writes.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-/// How long a scrape waits for the controller, which is less than Prometheus' default of 10 s.
+/// The time that a scrape waits for the controller, which is shorter than Prometheus' default timeout of 10 s.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LIMITS: Limits = Limits {
     connections: 64,
@@ -50,13 +51,14 @@ const LIMITS: Limits = Limits {
     lifetime: Duration::from_secs(60),
     farewell: Duration::from_secs(1),
 };
-/// The maximum number of concurrent answers: each keeps a snapshot in memory until it is written completely.
+/// The maximum number of concurrent answers: each answer keeps a snapshot in memory until the kernel has taken all
+/// bytes of the answer.
 const ANSWERS: usize = 4;
 
-/// Listens on `listen`.
+/// Opens a TCP listener at the address `listen`.
 ///
 /// # Errors
-/// If the address does not belong to this machine, is taken, or needs privileges.
+/// Fails if the address does not belong to this machine, is in use, or needs privileges.
 pub async fn bind(listen: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(listen).await.map_err(|error| {
         let advice = match error.raw_os_error() {
@@ -75,10 +77,10 @@ struct Pages {
     answers: Arc<Semaphore>,
 }
 
-/// Answers scrapes and, if `page`, also browsers, until `shutdown` completes.
+/// Serves Prometheus and, with `page`, also browsers, until `shutdown` completes.
 ///
 /// # Errors
-/// If the listener is broken.
+/// Fails if the metrics listener can no longer accept connections.
 pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: impl Future) -> anyhow::Result<()> {
     let routes = Router::new().route("/metrics", get(metrics)).route("/ready", get(ready));
     let routes = if page {
@@ -93,7 +95,7 @@ pub async fn serve(listener: TcpListener, calls: Calls, page: bool, shutdown: im
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ServiceQuery {
-    /// The service to which the answer is restricted; `None`: all services.
+    /// The service to which the answer is restricted; `None` means all services.
     service: Option<String>,
 }
 
@@ -111,12 +113,13 @@ async fn metrics(State(scrapes): State<Pages>, Query(ServiceQuery { service }): 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ReadyQuery {
-    /// Whether a withdrawn balancer counts as not ready.
+    /// Whether a balancer with withdrawn VIPs counts as not ready.
     #[serde(default)]
     announced: bool,
 }
 
-/// Answers 200 if clients may be sent to this balancer, otherwise 503, with the state and a line for each reason.
+/// Answers 200 if routers may send clients to this balancer, and otherwise 503. The body contains the state and a line
+/// for each reason.
 async fn ready(State(scrapes): State<Pages>, Query(ReadyQuery { announced }): Query<ReadyQuery>) -> Response {
     let readiness = async {
         let (reply, readiness) = oneshot::channel();
@@ -150,7 +153,7 @@ async fn page_numbers(State(scrapes): State<Pages>, Query(ServiceQuery { service
     scrapes.answer(service, show).await
 }
 
-/// The newest events, oldest first; empty if the owner does not answer.
+/// The newest events in chronological order; empty if the owner does not answer.
 async fn events(calls: &Calls) -> Vec<EventView> {
     let history = async {
         let (reply, history) = oneshot::channel();
@@ -170,14 +173,14 @@ struct Reply(oneshot::Sender<anyhow::Result<Response>>);
 
 impl Reply {
     fn send(self, answer: anyhow::Result<Response>) {
-        // The requester may be gone.
+        // Sending fails if the requester no longer waits.
         let _ = self.0.send(answer);
     }
 }
 
 impl Pages {
-    /// Answers with a view that `show` makes of a snapshot and of the requested service, or with the reason why there
-    /// is no such view. `show` runs on a thread that it may block.
+    /// Answers with a page that `show` makes from a snapshot and the requested service, or with the reason why there is
+    /// no such page. `show` runs on a separate thread, which it may block.
     async fn answer(
         &self,
         service: Option<String>,
@@ -209,11 +212,11 @@ impl Pages {
         };
         let shown = match timeout(PATIENCE, snapshot).await {
             Ok(Some(Ok(snapshot))) => {
-                // The permit is released when the last byte has left this process.
+                // The permit is released when the last byte of the answer leaves this process.
                 let permit = Arc::new(permit);
                 let writing = Arc::clone(&permit);
                 let (reply, shown) = oneshot::channel();
-                // With ten thousand backends, the text has megabytes, so rendering it must not block other tasks.
+                // The text for ten thousand backends has several megabytes, so rendering must not block other tasks.
                 tokio::task::spawn_blocking(move || {
                     let _writing = writing;
                     show(snapshot.whole(), Reply(reply));
@@ -250,7 +253,7 @@ mod tests {
         *,
     };
 
-    /// Starts a listener whose controller answers with `answer` until shutdown.
+    /// Starts a metrics listener with a controller that answers with `answer` until shutdown.
     async fn serving(
         answer: fn() -> anyhow::Result<balancer_control::snapshot::Snapshot>,
     ) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<anyhow::Result<()>>) {
@@ -297,7 +300,7 @@ mod tests {
         assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
         assert!(http(address, "POST", "/metrics").await.0.starts_with("HTTP/1.1 405 "));
 
-        // An idle connection must not delay the end.
+        // An idle connection must not delay the shutdown.
         let _idle = TcpStream::connect(address).await.unwrap();
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
@@ -328,7 +331,7 @@ mod tests {
         }
     }
 
-    /// A snapshot whose text has 46 MB.
+    /// A snapshot that is rendered as a text of 46 MB.
     fn large() -> anyhow::Result<Snapshot> {
         let mut large = snapshot();
         let backends = large.services[0].backends.clone();
@@ -336,7 +339,7 @@ mod tests {
         Ok(large)
     }
 
-    /// Joins a body that came in chunks.
+    /// Joins the chunks of an HTTP body.
     fn whole(mut chunks: &str) -> String {
         let mut body = String::new();
         loop {
@@ -369,7 +372,7 @@ mod tests {
         slow.read_exact(&mut vec![0; 1 << 20]).await.unwrap();
         stop.send(()).unwrap();
         server.await.unwrap().unwrap();
-        // The missing last chunk shows the reader that the answer is incomplete.
+        // The last chunk is missing, so the reader knows that the answer is incomplete.
         let mut rest = Vec::new();
         let _ = slow.read_to_end(&mut rest).await;
         assert!(rest.len() < 32 << 20 && !rest.ends_with(b"0\r\n\r\n"), "{}", rest.len());
@@ -378,7 +381,7 @@ mod tests {
     #[tokio::test]
     async fn when_answers_are_not_read_then_their_number_and_time_are_bounded() {
         let (address, _stop, _server) = serving(large).await;
-        // The answer has far more bytes than sockets buffer, and the client does not read it.
+        // The answer is much larger than the socket buffers, and the client does not read the answer.
         let mut stuck = Vec::new();
         for _ in 0..ANSWERS + 8 {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -396,7 +399,8 @@ mod tests {
         assert!(heads.iter().all(|head| head.ends_with("200") || head.ends_with("503")), "{heads:?}");
         let (head, body) = http(address, "GET", "/metrics").await;
         assert!(head.starts_with("HTTP/1.1 503 ") && body.contains("too many ask at once"), "{head} {body}");
-        // Requests for small answers work as before, and requests for large ones work once a reader is gone.
+        // Requests for small answers still succeed, and requests for large answers succeed after one reader has closed
+        // its connection.
         assert!(http(address, "GET", "/other").await.0.starts_with("HTTP/1.1 404 "));
         drop(stuck);
         let (head, body) = http(address, "GET", "/metrics").await;
@@ -417,7 +421,7 @@ mod tests {
         let (head, numbers) = http(address, "GET", "/numbers").await;
         assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
         assert!(numbers.contains("<main") && !numbers.contains("<script"), "{numbers}");
-        // Each answer has a nonce of its own for the script.
+        // Each answer has a different nonce for the script.
         assert!(!http(address, "GET", "/").await.0.contains(policy));
 
         let (calls, _asked) = mpsc::channel(1);
@@ -428,7 +432,7 @@ mod tests {
         assert!(http(address, "GET", "/numbers").await.0.starts_with("HTTP/1.1 404 "));
     }
 
-    /// Services with these names, each like the service of [`snapshot`].
+    /// A snapshot of services with these names; each service is otherwise equal to the service of [`snapshot`].
     fn several<const N: usize>(names: [&str; N]) -> Snapshot {
         let mut several = snapshot();
         let one = several.services.remove(0);

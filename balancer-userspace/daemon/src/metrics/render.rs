@@ -1,4 +1,5 @@
-//! A snapshot in Prometheus' text format. Label values are names from the configuration, never a client's address.
+//! Renders a snapshot in Prometheus' text format. Label values are names from the configuration, and never the
+//! addresses of clients.
 
 use balancer_control::{run_time::What, snapshot::Snapshot};
 
@@ -7,8 +8,8 @@ use super::{
     text::{Text, gauges},
 };
 
-/// The text of `snapshot`, in which every name has the prefix `balancer_`. `full` receives the pieces as they are
-/// written; the function returns the last piece.
+/// Renders `snapshot` as text; every metric name has the prefix `balancer_`. The function passes each full piece of the
+/// text to `full`, and returns the last piece.
 pub fn render(snapshot: &Snapshot, full: &mut dyn FnMut(String)) -> String {
     let mut text = Text::new(full);
     let encoder = &mut text;

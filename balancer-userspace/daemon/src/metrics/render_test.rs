@@ -1,4 +1,4 @@
-//! Tests of the metrics text of a snapshot.
+//! Tests of the metrics text that is made from a snapshot.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -82,7 +82,7 @@ fn backend(id: u16, name: &str, weight: u16, state: BackendState, connections: u
     }
 }
 
-/// A snapshot with a service `web`: web1 and web2 are up with weights 100 and 300, web3 is down, 100 connections.
+/// A snapshot with a service `web` of 100 connections: web1 and web2 are up with weights 100 and 300, and web3 is down.
 pub(super) fn snapshot() -> Snapshot {
     let mut verdicts = [0; Verdict::COUNT];
     verdicts[Verdict::Tx.index()] = 1000;
@@ -171,7 +171,7 @@ pub(super) fn snapshot() -> Snapshot {
     }
 }
 
-/// The whole text of the metrics.
+/// The whole metrics text of a snapshot.
 pub(super) fn text(snapshot: &Snapshot) -> String {
     let mut pieces = Vec::new();
     let last = render(snapshot, &mut |piece| pieces.push(piece));
@@ -287,7 +287,8 @@ fn when_a_backend_is_removed_and_added_then_its_moves_count_on() {
         moves[CauseIndex::from(MoveCause::Removed).counter()] = count;
         BackendStats { moves, ..BackendStats::default() }
     };
-    // web2 was removed twice and added again each time; after the recent removal, clients are still known there.
+    // The backend web2 was removed twice and added again each time; clients of the backend removed last are still
+    // known.
     snapshot.services[0].removed_backends = vec![("web0".to_owned(), moved(5)), ("web2".to_owned(), moved(30))];
     snapshot.services[0].gone =
         vec![GoneSnapshot { id: BackendId(9), name: "web2".to_owned(), known_clients: 7, stats: moved(4) }];

@@ -12,10 +12,10 @@ use balancer_control::{snapshot::ServiceSnapshot, top::By};
 
 use super::text::{Text, Written, counters, gauges};
 
-/// The ranks of `top_client_share_ratio`.
+/// The label values for ranks in `top_client_share_ratio`.
 pub(super) const RANKS: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
 
-/// The listeners of a service that have counters, with their text.
+/// The listeners of a service that have counters, each with its text form.
 fn listeners(service: &ServiceSnapshot) -> impl Iterator<Item = (&str, String, Protocol, ListenerStats)> {
     service
         .listeners
@@ -153,7 +153,7 @@ pub(super) fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     )
 }
 
-/// The clients that a connection moved to another backend, by the name of the backend that they left.
+/// The numbers of clients that moved because of a QUIC connection ID, by the name of the backend that they left.
 fn migrated(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, u64)> {
     let servers = service.quic.iter().flat_map(|quic| &quic.servers);
     servers
@@ -178,8 +178,8 @@ pub(super) fn quic(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     }
 }
 
-/// The clients that moved, by the name of the backend that they left. Counts of a removed backend continue under its
-/// name.
+/// The numbers of clients that moved, by the name of the backend that they left. The counts of a removed backend
+/// continue under the name of this backend.
 fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE_COUNTERS])> {
     let present = service.backends.iter().map(|backend| (backend.name.as_str(), &backend.stats));
     let gone = service.gone.iter().map(|gone| (gone.name.as_str(), &gone.stats));
@@ -193,7 +193,7 @@ fn moves(service: &ServiceSnapshot) -> impl Iterator<Item = (Written, [u64; MOVE
     by_name.into_iter().map(move |(from, moves)| (labels(from), moves))
 }
 
-/// The shares of the heaviest clients by rank, without their addresses.
+/// The shares of the heaviest clients by rank, without the clients' addresses.
 pub(super) fn heavy(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     gauges(
         encoder,

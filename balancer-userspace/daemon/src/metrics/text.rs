@@ -1,19 +1,19 @@
-//! Prometheus' text format, version 0.0.4, which every Prometheus reads and promtool checks.
+//! A writer of Prometheus' text format, version 0.0.4, which every Prometheus reads and promtool checks.
 
 use std::{fmt::Write as _, mem};
 
 /// The type of a metric family.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// A value that only increases.
+    /// A counter, whose value only increases.
     Counter,
-    /// A value that goes up and down.
+    /// A gauge, whose value may rise and fall.
     Gauge,
 }
 
 /// The labels of a sample.
 pub(super) trait Labels {
-    /// Appends the labels in the form in which they stand between braces.
+    /// Appends the labels as they appear between the braces of a sample.
     fn write(&self, text: &mut String);
 }
 
@@ -31,7 +31,7 @@ impl<const N: usize> Labels for [(&'static str, &str); N] {
     }
 }
 
-/// Labels that many samples share, formatted once.
+/// Labels that many samples share and that are formatted only once.
 #[derive(Debug)]
 pub(super) struct Written(String);
 
@@ -49,7 +49,7 @@ impl Labels for &Written {
     }
 }
 
-/// Shared labels, followed by other labels.
+/// Shared labels, followed by labels of one sample.
 impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
     fn write(&self, text: &mut String) {
         self.0.write(text);
@@ -60,7 +60,7 @@ impl<const N: usize> Labels for (&Written, [(&'static str, &str); N]) {
 
 /// The value of a sample.
 pub(super) trait Value {
-    /// Appends the value.
+    /// Appends the value to `text`.
     fn write(self, text: &mut String);
 }
 
@@ -83,19 +83,19 @@ impl Value for f64 {
     }
 }
 
-/// The approximate length of a piece of text: few answers are longer, and many pieces fit into memory.
+/// The approximate length in bytes of a piece of text: most answers are shorter, and many pieces fit into memory.
 const PIECE: usize = 256 * 1024;
-/// An upper estimate for the length of a sample.
+/// An upper estimate for the length of a sample in bytes.
 const SAMPLE: usize = 1024;
 
-/// The text since the last full piece.
+/// The text that was written after the last full piece.
 pub(super) struct Text<'a> {
     text: String,
     full: &'a mut dyn FnMut(String),
 }
 
 impl<'a> Text<'a> {
-    /// A text that passes its pieces to `full`, except for the last one.
+    /// Makes a text that passes each piece except the last one to `full`.
     pub(super) fn new(full: &'a mut dyn FnMut(String)) -> Self {
         Self { text: String::new(), full }
     }
@@ -110,7 +110,7 @@ impl<'a> Text<'a> {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// Appends a sample of the family that was started last.
+    /// Appends a sample to the metric family that was started last.
     pub(super) fn sample(&mut self, name: &str, labels: &impl Labels, value: impl Value) {
         self.text.push_str(name);
         let bare = self.text.len();
@@ -152,7 +152,7 @@ fn push_label_value(text: &mut String, value: &str) {
     }
 }
 
-/// Writes counters; their names get the prefix `balancer_` and the suffix `_total`.
+/// Writes counters; the names get the prefix `balancer_` and the suffix `_total`.
 pub(super) fn counters<L: Labels>(
     encoder: &mut Text<'_>,
     name: &str,
@@ -164,7 +164,7 @@ pub(super) fn counters<L: Labels>(
     samples.for_each(|(labels, value)| encoder.sample(&name, &labels, value));
 }
 
-/// Writes gauges; their names get the prefix `balancer_`.
+/// Writes gauges; the names get the prefix `balancer_`.
 pub(super) fn gauges<L: Labels, V: Value>(
     encoder: &mut Text<'_>,
     name: &str,

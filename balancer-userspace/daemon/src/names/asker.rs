@@ -1,4 +1,4 @@
-//! A DNS query: asks for records, and for the addresses of the hosts that these name.
+//! A DNS query for the records of a name, and for the addresses of the hosts in these records.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,21 +28,21 @@ use tokio::{
 
 use super::servers::{Resolver, Servers};
 
-/// The maximum time for a whole answer.
+/// The maximum time for a complete answer, including the addresses of all hosts.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The number of hosts in one answer whose addresses are queried at a time.
+/// The maximum number of hosts whose addresses are queried at a time.
 const HOSTS_AT_ONCE: usize = 16;
 
-/// Performs one query repeatedly.
+/// Performs one DNS query repeatedly.
 pub(super) struct Asker {
     dns: DnsSource,
     families: BTreeSet<Family>,
     servers: Servers,
-    /// The addresses of hosts, as long as they are valid.
+    /// The addresses of hosts, which are kept as long as they are valid.
     hosts: HashMap<(String, Family), Held>,
 }
 
-/// Addresses, and the end of their validity.
+/// Addresses of a host, and the time until which they are valid.
 struct Held {
     addresses: Vec<IpAddr>,
     until: Instant,
@@ -51,11 +51,11 @@ struct Held {
 /// The targets in an answer.
 pub(super) struct Answer {
     pub(super) targets: Vec<Target>,
-    /// How long the whole answer is valid.
+    /// The duration for which the whole answer is valid.
     pub(super) valid: Duration,
 }
 
-/// Records of one type.
+/// The DNS records of one type in an answer.
 struct Found {
     data: Vec<RData>,
     valid: Duration,
@@ -71,10 +71,10 @@ impl Asker {
         &self.dns
     }
 
-    /// Performs the query.
+    /// Performs the DNS query.
     ///
     /// # Errors
-    /// One line that says why there is no answer, or no target in it.
+    /// Fails with one line that says why no answer arrived, or why the answer contains no target.
     pub(super) async fn ask(&mut self) -> Result<Answer, String> {
         let told = |error| format!("{}: {error}", self.dns);
         let resolver = self.servers.resolver().map_err(told)?;
@@ -120,7 +120,7 @@ impl Asker {
         Ok(Answer { targets: dns::of_addresses(&addresses, port)?, valid })
     }
 
-    /// Queries SRV records, and the addresses of their hosts that are unknown or no longer valid.
+    /// Queries SRV records, and also the addresses of those hosts whose addresses are unknown or no longer valid.
     async fn ask_services(&mut self, resolver: &Resolver, name: Name, deadline: Instant) -> Result<Answer, String> {
         let found = lookup(resolver, name, RecordType::SRV, deadline).await.map_err(Missing::text)?;
         let (mut records, mut names) = (Vec::with_capacity(found.data.len()), BTreeMap::new());
@@ -136,7 +136,7 @@ impl Asker {
         Ok(Answer { targets: dns::of_services(&records, &hosts)?, valid: valid.min(found.valid) })
     }
 
-    /// Resolves the addresses of hosts, and returns how long all of them are valid.
+    /// Resolves the addresses of hosts, and returns the time for which all these addresses are valid.
     async fn resolve(
         &mut self,
         resolver: &Resolver,
@@ -191,11 +191,11 @@ async fn addresses(resolver: &Resolver, name: Name, family: Family, deadline: In
     }
 }
 
-/// Why the query found no records.
+/// The reason why the query found no records.
 enum Missing {
-    /// A server reports that no records exist.
+    /// A DNS server reports that no records exist.
     NoRecords(String),
-    /// No server answers the query.
+    /// No DNS server answers the query.
     NoAnswer(String),
 }
 
@@ -239,7 +239,7 @@ fn missing(error: &NetError, kind: RecordType, servers: &str) -> Missing {
     }))
 }
 
-/// The usual word for a refusal with this code.
+/// The usual term for a DNS refusal with this code.
 fn refusal(code: ResponseCode) -> &'static str {
     if code == ResponseCode::ServFail {
         "SERVFAIL"
@@ -250,7 +250,7 @@ fn refusal(code: ResponseCode) -> &'static str {
     }
 }
 
-/// A fully qualified name, to which no search domain is added.
+/// A fully qualified DNS name, to which the resolver adds no search domain.
 fn name(text: &str) -> Result<Name, String> {
     Name::from_ascii(format!("{text}.")).map_err(|error| format!("it is no name of DNS: {error}"))
 }

@@ -1,5 +1,5 @@
-//! DNS queries whose answers are lists of targets. Each query is repeated when its answer is no longer valid. The
-//! queries are independent, so a query without an answer delays no other.
+//! DNS queries whose answers are lists of targets. A separate task repeats each query when the answer expires, so a
+//! query without an answer delays no other query.
 
 mod asker;
 mod servers;
@@ -23,13 +23,14 @@ use crate::{
     tasks_by_key,
 };
 
-/// The minimum and maximum time between two queries.
+/// The minimum and maximum time from one query to the next.
 const BETWEEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// The maximum time between two queries while no answer arrives.
+/// The maximum time from one query to the next while no answer arrives.
 const BACK_OFF: Duration = Duration::from_secs(30);
-/// The fraction by which a wait may be longer. It is never shorter, because a cache would give the same answer.
+/// The maximum fraction by which jitter extends the time until the next query. Jitter never shortens this time, because
+/// a cache would still give the same answer.
 const JITTER: f64 = 0.1;
-/// The maximum number of concurrent queries. Further queries wait.
+/// The maximum number of concurrent queries. Above this number, further queries wait for a permit.
 const AT_ONCE: usize = 64;
 
 /// Performs all queries once, and returns the answers that arrive within `patience`.
@@ -50,7 +51,7 @@ pub(crate) async fn first_answers(questions: &Questions, patience: Duration) -> 
     answers
 }
 
-/// Performs the `wanted` queries repeatedly, and reports each answer.
+/// Performs the `wanted` queries repeatedly, and reports each answer to the owner.
 pub(crate) async fn follow(wanted: watch::Receiver<Questions>, calls: Calls) {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     tasks_by_key::follow(wanted, |dns, families| {
@@ -59,7 +60,7 @@ pub(crate) async fn follow(wanted: watch::Receiver<Questions>, calls: Calls) {
     .await;
 }
 
-/// Performs one query until it is no longer wanted.
+/// Performs one query until the caller ends this task.
 async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
     let mut failures = 0;
     loop {
@@ -77,7 +78,7 @@ async fn ask_on(mut asker: Asker, permits: Arc<Semaphore>, calls: Calls) {
     }
 }
 
-/// The time until the next query, after this number of consecutive incomplete or missing answers.
+/// The time until the next query, after `failures` consecutive answers that were incomplete or missing.
 fn wait(valid: Option<Duration>, failures: u32) -> Duration {
     let (least, most) = BETWEEN;
     let patience = match failures.checked_sub(1) {

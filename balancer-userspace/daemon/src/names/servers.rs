@@ -1,4 +1,4 @@
-//! The DNS servers to query: the configured ones, or those of the system.
+//! The DNS servers to query: the servers in the configuration or, if there are none, the system's servers.
 
 use std::{
     fs,
@@ -16,24 +16,24 @@ use hickory_resolver::{
 use crate::followed_files::{Version, version};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// The maximum time for a server's answer.
+/// The maximum time to wait for a DNS server's answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PORT: u16 = 53;
 
-/// The servers that are queried at present.
+/// The DNS servers that the balancer currently queries.
 #[derive(Default)]
 pub(super) struct Servers {
-    /// The configured servers; if empty, those of the system are used.
+    /// The DNS servers in the configuration; if empty, the balancer queries the system's servers.
     named: Vec<SocketAddr>,
-    /// The resolver, and the version of the system's file from which it was made.
+    /// The resolver, and the version of `resolv.conf` from which the resolver was made.
     present: Option<(Version, Resolver)>,
 }
 
-/// A resolver for a set of servers.
+/// A resolver that queries a set of DNS servers.
 #[derive(Clone)]
 pub(super) struct Resolver {
     pub(super) asks: TokioResolver,
-    /// The servers as text.
+    /// The addresses of the DNS servers as text.
     pub(super) servers: String,
 }
 
@@ -42,10 +42,10 @@ impl Servers {
         Self { named, present: None }
     }
 
-    /// Returns the resolver, taking changes of the system's file into account.
+    /// Returns the resolver; makes a new one if the system's `resolv.conf` has changed.
     ///
     /// # Errors
-    /// If the system's file names no server.
+    /// Fails if the system's `resolv.conf` names no server.
     pub(super) fn resolver(&mut self) -> Result<Resolver, String> {
         let version = if self.named.is_empty() { version(Path::new(RESOLV_CONF)) } else { None };
         if let Some((at, resolver)) = &self.present
@@ -70,7 +70,7 @@ fn of_system() -> Result<Vec<SocketAddr>, String> {
     Ok(servers.into_iter().map(|ip| SocketAddr::new(ip, PORT)).collect())
 }
 
-/// The servers in the text of a `resolv.conf`.
+/// The DNS servers in the text of a `resolv.conf`.
 fn listed(text: &str) -> Vec<IpAddr> {
     let server = |line: &str| {
         let mut words = line.split_whitespace();
@@ -95,7 +95,7 @@ fn build(servers: &[SocketAddr]) -> Result<Resolver, String> {
     options.use_hosts_file = ResolveHosts::Never;
     options.edns0 = true;
     options.preserve_intermediates = true;
-    // The system chooses ports outside of those that are reserved for `snat` connections.
+    // The kernel chooses a source port that is not reserved for `snat` connections.
     options.os_port_selection = true;
     let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
     let asks = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())

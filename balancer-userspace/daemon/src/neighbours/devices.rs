@@ -1,4 +1,4 @@
-//! Interfaces to which XDP cannot simply send frames. Pure functions.
+//! Interfaces to which XDP can send no frames, or only some frames. All functions of this module are pure.
 
 use std::collections::HashMap;
 
@@ -9,11 +9,13 @@ use netlink_packet_route::link::InfoKind;
 use super::features::Accepts;
 use crate::interfaces::Link;
 
-/// The kinds of interfaces that are known to accept frames from XDP on other interfaces. Hardware has no kind.
+/// The kinds of virtual interfaces that accept frames which XDP sends from other interfaces. A hardware interface has
+/// no kind.
 const TAKE_FRAMES: [InfoKind; 3] = [InfoKind::Veth, InfoKind::Bond, InfoKind::Tun];
 
-/// Returns the known properties of `links`. `said` has the frames that drivers accept, if the kernel reports them.
-/// Kernels that do not report them (before Linux 6.3) redirect no frame in several buffers.
+/// Returns the properties of `links` that matter for sending with XDP. `said` contains the kinds of frames that drivers
+/// accept, if the kernel reports these kinds. Kernels before Linux 6.3 report no such kinds, and cannot redirect frames
+/// that consist of several buffers.
 pub(super) fn devices<'a>(links: impl Iterator<Item = &'a Link>, said: Option<&HashMap<u32, Accepts>>) -> Devices {
     let mut devices = Devices::new();
     if said.is_none() {

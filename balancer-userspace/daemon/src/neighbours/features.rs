@@ -11,7 +11,8 @@ use nix::sys::{
 
 /// `NETDEV_XDP_ACT_NDO_XMIT`: the driver accepts frames that XDP sends from another interface.
 const TAKES_FRAMES: u64 = 1 << 2;
-/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: the driver also accepts such frames if they have several buffers.
+/// `NETDEV_XDP_ACT_NDO_XMIT_SG`: the driver also accepts frames in several buffers that XDP sends from another
+/// interface.
 const TAKES_PARTS: u64 = 1 << 6;
 
 const CONTROLLER: u16 = 0x10;
@@ -21,7 +22,7 @@ const FAMILY_NAME: u16 = 2;
 const FAMILY_GROUPS: u16 = 7;
 const GROUP_NAME: u16 = 1;
 const GROUP_ID: u16 = 2;
-/// The multicast group in which the family reports changes.
+/// The multicast group in which the netlink family reports changes.
 const CHANGES: &[u8] = b"mgmt\0";
 const DEV_GET: u8 = 1;
 const DEV_IFINDEX: u16 = 1;
@@ -34,21 +35,22 @@ const DONE: u16 = 3;
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
-/// The maximum time for an answer; the kernel answers during the call that sends the query.
+/// The maximum time to wait for an answer; the kernel answers during the call that sends the query.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The size of the buffer for one notification.
+/// The size of the receive buffer in bytes, which is enough for one notification.
 const DATAGRAM: usize = 4096;
 
-/// The frames that an interface accepts from XDP on another interface.
+/// The kinds of frames that an interface accepts from XDP on another interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepts {
     None,
-    /// Only frames in one buffer.
+    /// The interface accepts only frames in one buffer.
     Whole,
     All,
 }
 
-/// The frames that each interface accepts from XDP on another interface; `None` if this kernel does not report them.
+/// The kinds of frames that each interface accepts from XDP on another interface; `None` if this kernel does not report
+/// XDP features.
 pub(super) fn accepted() -> Option<HashMap<u32, Accepts>> {
     ask().map_err(|error| tracing::debug!("XDP features of interfaces: {error}")).ok()
 }
@@ -77,11 +79,11 @@ fn connect() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The numbers of the family in the running kernel.
+/// The numbers of the netlink family `netdev` in the running kernel.
 #[derive(Debug, PartialEq, Eq)]
 struct Family {
     id: u16,
-    /// The multicast group in which the family reports changes.
+    /// The multicast group in which the netlink family reports changes.
     changes: Option<u32>,
 }
 
@@ -103,15 +105,15 @@ impl Family {
     }
 }
 
-/// Notifications of changed XDP features: many drivers accept frames only while a program is attached to their own
-/// interface, and no link notification accompanies such a change.
+/// Notifications of changed XDP features; no link notification accompanies such a change, although many drivers accept
+/// frames only while a program is attached to their own interface.
 pub(super) struct Changes {
     socket: TokioSocket,
     buffer: BytesMut,
 }
 
 impl Changes {
-    /// Opens the socket; `None` if this kernel sends no notifications.
+    /// Opens the socket for notifications; `None` if this kernel sends no notifications.
     pub(super) fn open() -> Option<Self> {
         let open = || {
             let family = Family::of(&mut connect()?)?;
@@ -124,12 +126,13 @@ impl Changes {
         open().map_err(|error| tracing::debug!("changes of XDP features: {error}")).ok()
     }
 
-    /// Waits for a change; further pending changes count as the same one. Cancelling the wait loses nothing.
+    /// Waits for a change, and treats all pending changes as one change. If the caller cancels the wait, no change is
+    /// lost.
     pub(super) async fn next(&mut self) -> io::Result<()> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
         match self.socket.recv(&mut self.buffer).await {
-            // Notifications were lost, so anything may have changed.
+            // The kernel dropped notifications, so any feature may have changed.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
             heard => heard?,
         }
@@ -203,7 +206,7 @@ fn value(body: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(body).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// Reads a datagram: returns interfaces by index, with the frames that their drivers accept.
+/// Returns the interfaces in a datagram by index, with the kinds of frames that their drivers accept.
 pub(super) fn told(datagram: &[u8]) -> io::Result<impl Iterator<Item = (u32, Accepts)>> {
     Ok(messages(datagram)?.filter_map(device))
 }

@@ -1,4 +1,4 @@
-//! Processes the kernel's datagrams without a kernel, for fuzz targets.
+//! Processes datagrams as if the kernel had sent them, for fuzz targets.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -16,8 +16,9 @@ use super::{
 };
 use crate::layers;
 
-/// Processes two datagrams, one of rtnetlink and one with drivers' features, while next hops of `addresses` are
-/// watched. Returns the number of neighbours that would be queried and the number of changes reported.
+/// Processes an rtnetlink datagram and a datagram about drivers' features, while the tracker watches the next hops of
+/// `addresses`. The function returns the number of neighbours that the task would query, and the number of changes that
+/// the task would report.
 #[must_use]
 pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, usize) {
     let begin = Instant::now();
@@ -25,7 +26,7 @@ pub fn heard(changes: &[u8], features: &[u8], addresses: &[IpAddr]) -> (usize, u
     for &address in addresses {
         tracker.watch(address, begin);
     }
-    // The answer to a route query is a message like all others.
+    // The kernel's answer to a route query has the same format as a notification about a route.
     let mut known: Option<Route> = None;
     if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(changes)
         && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) = message.payload

@@ -1,9 +1,9 @@
-//! Next hops: how frames reach an address. They are kept up to date when the kernel's routes, links and neighbours
-//! change.
+//! Next hops, which determine how frames reach an address. A task updates the next hops when the kernel's routes, links
+//! and neighbours change.
 //!
-//! One task owns the netlink sockets. `resolve` turns tables into next hops, and `tracker` decides which changes to
-//! report and which neighbours to query; both are pure. `netlink` queries the kernel, and `monitor` receives its
-//! notifications.
+//! One task owns the netlink sockets. `resolve` derives next hops from tables, and `tracker` decides which changes to
+//! report and which neighbours to query; both modules are pure. `netlink` sends queries to the kernel, and `monitor`
+//! receives the kernel's notifications.
 
 mod devices;
 mod features;
@@ -35,15 +35,15 @@ use crate::supervisor::{Supervisor, Task};
 #[cfg(test)]
 pub(super) use resolve::tests::link as test_link;
 
-/// The maximum number of clients' neighbours that wait to be resolved; further ones are dropped, and return with the
-/// client's next packet.
+/// The maximum number of waiting requests to resolve clients' neighbours; the task drops further requests, and the next
+/// packet of the client causes a new request.
 const WANTED: usize = 256;
 
-/// Requests of callers that the task has not taken yet. No request is lost, and the number of addresses limits the
-/// memory.
+/// Requests that callers have made and the task has not taken yet. No request is lost; the number of addresses limits
+/// the memory for requests.
 #[derive(Debug, Default)]
 struct Wishes {
-    /// The last request for each address that the task has not taken yet: whether the address is to be watched.
+    /// For each address, the last request that the task has not taken yet: whether to watch the address.
     untaken: Mutex<HashMap<IpAddr, bool>>,
     changed: Notify,
 }
@@ -63,25 +63,25 @@ impl Wishes {
     }
 }
 
-/// An address that has answered on the link of an interface.
+/// An address on an interface's link that has answered the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Near {
     pub ifindex: u32,
     pub address: IpAddr,
 }
 
-/// A request for addresses on the links of interfaces.
+/// A request for the addresses on the links of some interfaces.
 struct NearAsked {
     ifindexes: BTreeSet<u32>,
     reply: oneshot::Sender<Vec<Near>>,
 }
 
-/// A handle that tells which addresses are on this machine's links.
+/// A handle for listing the addresses on this machine's links.
 #[derive(Clone, Debug)]
 pub struct NearAddresses(mpsc::Sender<NearAsked>);
 
 impl NearAddresses {
-    /// Returns the addresses on the links of some interfaces, up to a thousand; empty if the task has ended.
+    /// Returns the addresses on the links of the given interfaces, at most a thousand; empty if the task has ended.
     pub async fn on(&self, ifindexes: BTreeSet<u32>) -> Vec<Near> {
         let (reply, answer) = oneshot::channel();
         match self.0.send(NearAsked { ifindexes, reply }).await {
@@ -91,7 +91,7 @@ impl NearAddresses {
     }
 }
 
-/// The watched next hops. Dropping this value ends the watching.
+/// A handle for watching next hops. Dropping this value ends the task that watches next hops.
 #[derive(Debug)]
 pub struct Neighbours {
     wishes: Arc<Wishes>,
@@ -110,12 +110,12 @@ impl Drop for Neighbours {
 }
 
 impl Neighbours {
-    /// Starts the task on the current tokio runtime, in the network namespace of the calling thread. Changes arrive at
-    /// `events` as [`Event::NextHop`]; when the channel is full they wait, and only the latest one for each address is
-    /// sent.
+    /// Starts the task on the current tokio runtime, in the calling thread's network namespace. Changes arrive at
+    /// `events` as [`Event::NextHop`]; if the channel is full, changes wait, and for each address the task sends only
+    /// the latest change.
     ///
     /// # Errors
-    /// If a netlink socket cannot be opened.
+    /// Fails if a netlink socket cannot be opened.
     pub fn spawn(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> anyhow::Result<Self> {
         let wishes = Arc::new(Wishes::default());
         let (wanted, wanted_receiver) = mpsc::channel(WANTED);
@@ -139,50 +139,53 @@ impl Neighbours {
         Ok(Self { wishes, wanted, layers, devices, tunnels, near: NearAddresses(near), task })
     }
 
-    /// The network devices of this machine: empty until the task has first listed them, then updated when they change.
+    /// The network devices of this machine: empty until the task has listed the devices, and updated after each change
+    /// of the devices.
     pub fn layers(&self) -> watch::Receiver<Layers> {
         self.layers.clone()
     }
 
-    /// The interfaces to which XDP cannot simply send frames, updated when they change. They are known soon after the
-    /// start.
+    /// The interfaces to which XDP can send no frames, or only some frames; updated after each change. The task
+    /// determines these interfaces soon after it has started.
     #[must_use]
     pub fn devices(&self) -> watch::Receiver<Devices> {
         self.devices.clone()
     }
 
-    /// Tracks the next hop of `address`: sends an event as soon as it is resolved (or, after about 2.5 s, with the
-    /// reason why it is not), and one at each change. Watching an address again repeats the event. Never blocks.
+    /// Watches the next hop of `address`: the task sends an event as soon as the next hop is resolved, and after each
+    /// change of the next hop. If the next hop stays unresolved for about 2.5 s, the task sends an event with the
+    /// reason. If `address` is already watched, the task repeats the last event. The function never blocks.
     pub fn watch(&self, address: IpAddr) {
         self.wishes.wish(address, true);
     }
 
-    /// Stops watching `address`, however often it was watched. Never blocks.
+    /// Stops watching `address`, even if the caller has called `watch` several times. The function never blocks.
     pub fn unwatch(&self, address: IpAddr) {
         self.wishes.wish(address, false);
     }
 
-    /// Returns access to the addresses on this machine's links.
+    /// Returns a handle for listing the addresses on this machine's links.
     #[must_use]
     pub fn near(&self) -> NearAddresses {
         self.near.clone()
     }
 
-    /// Sets which tunnels lead to watched addresses, so that the task receives routers' errors about their packets.
-    /// Never blocks.
+    /// Sets the kinds of tunnels that lead to watched addresses, so that the task receives routers' errors about tunnel
+    /// packets. The function never blocks.
     pub fn set_tunnels(&self, tunnels: Tunnels) {
         self.tunnels.send_if_modified(|known| std::mem::replace(known, tunnels) != tunnels);
     }
 
     /// Makes the kernel resolve a neighbour that a `nat` reply needs, at most once a second for each neighbour and a
-    /// hundred times a second in total; further requests are dropped. Never blocks.
+    /// hundred times a second for all neighbours. The task drops requests above these limits. The function never
+    /// blocks.
     pub fn want(&self, wanted: &NeighbourWanted) {
         let address = match u8::try_from(wanted.family) {
             Ok(FAMILY_V4) => IpAddr::V4(Ipv4Addr::from(wanted.address[0].to_ne_bytes())),
             Ok(FAMILY_V6) => IpAddr::V6(Ipv6Addr::from(bytemuck::cast::<[u32; 4], [u8; 16]>(wanted.address))),
             _ => return,
         };
-        // The full queue enforces the limit.
+        // If the queue is full, the request is dropped, and this enforces the limit.
         let _ = self.wanted.try_send(NeighbourKey { ifindex: wanted.ifindex, address });
     }
 }

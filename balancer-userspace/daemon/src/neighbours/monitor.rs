@@ -1,4 +1,4 @@
-//! The notifications of the kernel about links, neighbours, routes, rules and addresses.
+//! Receives the kernel's notifications about links, neighbours, routes, rules and addresses.
 
 use std::io;
 
@@ -23,30 +23,31 @@ const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Ipv6Ifaddr,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
-    // The group is about next hops that routes name by id (`ip nexthop`). With `net.ipv4.nexthop_compat_mode=0`,
-    // replacing such a next hop causes no notification about routes.
+    // This multicast group reports changes of next hops that routes name by id (`ip nexthop`). With
+    // `net.ipv4.nexthop_compat_mode=0`, the kernel sends no notification about routes when such a next hop is replaced.
     MulticastGroup::Nexthop,
 ];
 
-/// The size of the buffer for bursts, in bytes; if the buffer overflows, notifications are lost and the kernel reports
-/// the loss.
+/// The size in bytes of the receive buffer for bursts; if the buffer overflows, notifications are lost, and the kernel
+/// reports the loss.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// The size of the buffer for one datagram, which exceeds the kernel's longest datagram (32 KiB).
 const DATAGRAM: usize = 1 << 16;
 const HEADER: usize = 16;
 
-/// Why notifications are missing.
+/// The reason why notifications are missing.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Lost {
-    /// The tables must be read anew.
+    /// Notifications were lost, so the task must reread all tables.
     #[error("the kernel told of more changes than fitted the receive buffer")]
     Overrun,
-    /// The socket is unusable.
+    /// The socket no longer works.
     #[error("reading the netlink socket: {0}")]
     Broken(io::Error),
 }
 
-/// A socket for notifications. The task buffers at most one datagram, so the socket's receive buffer limits a burst.
+/// A socket for the kernel's notifications. The task holds at most one datagram in memory, so the socket's receive
+/// buffer limits the size of a burst.
 pub(super) struct Monitor {
     socket: TokioSocket,
     buffer: BytesMut,
@@ -61,7 +62,7 @@ impl Monitor {
         Ok(Self { socket, buffer: BytesMut::new() })
     }
 
-    /// Returns the next changes. Cancelling the wait loses nothing.
+    /// Waits for notifications, and returns the changes in them. If the caller cancels the wait, no change is lost.
     pub(super) async fn next(&mut self) -> Result<Vec<Update>, Lost> {
         self.buffer.clear();
         self.buffer.reserve(DATAGRAM);
@@ -73,8 +74,8 @@ impl Monitor {
     }
 }
 
-/// The changes in a datagram of one or more messages. An unreadable message may be of any kind, and may concern next
-/// hops.
+/// The changes in a datagram, which contains one or more messages. A message that cannot be parsed may be of any kind,
+/// and may concern next hops.
 pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
     let mut updates = Vec::new();
     while datagram.len() >= HEADER {
@@ -95,7 +96,7 @@ pub(super) fn updates(datagram: &mut BytesMut) -> Vec<Update> {
 #[expect(clippy::wildcard_enum_match_arm, reason = "rtnetlink has dozens of messages that say nothing about routes")]
 fn update(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<Update> {
     let NetlinkPayload::InnerMessage(message) = message.payload else { return None };
-    // Messages of a bridge about its ports look like messages about links.
+    // A bridge's messages about its ports differ from messages about links only in their family.
     let of_link = |family: AddressFamily| family == AddressFamily::Unspec;
     match message {
         RouteNetlinkMessage::NewLink(link) if of_link(link.header.interface_family) => {
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn when_a_next_hop_object_changes_then_any_route_may_have_changed() {
-        // The number comes from linux/rtnetlink.h.
+        // The message number from linux/rtnetlink.h.
         const RTM_NEWNEXTHOP: u16 = 104;
         let mut message = bytes(vec![RouteNetlinkMessage::NewRoute(RouteMessage::default())]);
         message[4..6].copy_from_slice(&RTM_NEWNEXTHOP.to_ne_bytes());

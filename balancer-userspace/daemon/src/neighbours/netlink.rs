@@ -22,15 +22,15 @@ use tokio::task::AbortHandle;
 use super::resolve::{Neighbour, NeighbourKey, NoRoute, Route};
 use crate::interfaces::{self, Link};
 
-/// The maximum time for an answer of the kernel.
+/// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The maximum time for listing all routes: some machines have a million.
+/// The maximum time for listing all routes: some machines have a million routes.
 const LISTING: Duration = Duration::from_secs(10);
-/// The maximum number of gateways; most machines have only a handful.
+/// The maximum number of gateways; most machines have only a few gateways.
 const MAX_GATEWAYS: usize = 256;
 
-/// A connection for requests; the kernel answers them in their order.
+/// A netlink connection for requests; the kernel answers requests in the order of their arrival.
 pub(super) struct Netlink {
     handle: Handle,
     connection: AbortHandle,
@@ -109,8 +109,8 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Makes the kernel resolve a neighbour as if a packet for it were waiting (`ip neigh … use`). Do not call it for a
-    /// permanent entry, which the kernel would turn into an ordinary one.
+    /// Makes the kernel resolve a neighbour as if a packet for the neighbour were waiting (`ip neigh … use`). Callers
+    /// must not call this function for a permanent entry, because the kernel would replace it by an ordinary entry.
     pub(super) async fn ask(&self, key: NeighbourKey) -> anyhow::Result<()> {
         let request = self
             .handle
@@ -170,12 +170,12 @@ fn way(attributes: &[RouteAttribute]) -> Way {
     way
 }
 
-/// The MTU of a route, or of the path behind it while the kernel remembers that a router refused larger packets.
+/// The MTU of a route. While the kernel remembers a router's refusal of larger packets, the result is the path's MTU.
 fn mtu(metric: &RouteMetric) -> Option<u32> {
     if let RouteMetric::Mtu(mtu) = metric { Some(*mtu).filter(|&mtu| mtu > 0) } else { None }
 }
 
-/// The next hops of packets on this route.
+/// The next hops that packets on this route may use.
 pub(super) fn gateways(message: &RouteMessage) -> Vec<NeighbourKey> {
     if message.header.kind != RouteType::Unicast {
         return Vec::new();
@@ -202,7 +202,7 @@ fn route_address(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The prefix of the route in a message.
+/// The destination prefix of the route in a message.
 pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     let destination = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
@@ -210,7 +210,7 @@ pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     let family = message.header.address_family;
     let address = match destination {
         Some(address) => address,
-        // A default route has no destination.
+        // The message about a default route contains no destination.
         None if family == AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
         None if family == AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         None => return None,
@@ -218,7 +218,7 @@ pub(super) fn prefix(message: &RouteMessage) -> Option<ipnet::IpNet> {
     ipnet::IpNet::new(address, message.header.destination_prefix_length).ok()
 }
 
-/// The entry in a neighbour message; `None` if the message is not about IP (but about a bridge's forwarding database).
+/// The neighbour entry in a message; `None` if the message is about a bridge's forwarding database and not about IP.
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {
         return None;

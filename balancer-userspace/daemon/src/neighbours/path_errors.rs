@@ -1,8 +1,8 @@
-//! Errors from routers on the path to tunnel endpoints which say that packets are too big.
+//! Receives "packet too big" errors from routers on the path to tunnel endpoints.
 //!
-//! The kernel learns a path's MTU from such an error only if a socket of this machine may have sent the quoted packet.
-//! XDP sends tunnel packets without a socket, so a raw socket of each outer protocol stands in for the sender. The
-//! kernel then stores the MTU with the route, and forgets it after a while.
+//! The kernel learns a path's MTU from such an error only if a socket of this machine could have sent the quoted
+//! packet. XDP sends tunnel packets without a socket, so this module opens a raw socket for each outer protocol as the
+//! apparent sender. The kernel then stores the MTU with the route, and forgets it after some time.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -24,25 +24,25 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-/// How long the task collects errors before it reports them.
+/// The time for which the task collects errors before it reports them.
 const PAUSE: Duration = Duration::from_millis(50);
-/// A filter `return 0` in classic BPF, with which the socket receives nothing.
+/// A classic BPF filter `return 0`, which makes the socket receive no packets.
 const NOTHING: SockFilter = SockFilter::new(6, 0, 0, 0);
-/// The protocol numbers of IPv4 and IPv6 inside IP.
+/// The protocol numbers for IPv4 in IP and for IPv6 in IP.
 const IP_IN_IP: [i32; 2] = [libc::IPPROTO_IPIP, libc::IPPROTO_IPV6];
 const UDP: [i32; 1] = [libc::IPPROTO_UDP];
 
-/// The kinds of tunnels that lead to backends.
+/// The kinds of tunnels through which the balancer sends packets to backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
-    /// Whether tunnels of IP in IP exist.
+    /// Whether there are tunnels of IP in IP.
     pub ipip: bool,
-    /// Whether tunnels of IP in UDP exist.
+    /// Whether there are tunnels of IP in UDP.
     pub gue: bool,
 }
 
 impl Tunnels {
-    /// The kinds of tunnels of these services.
+    /// The kinds of tunnels that these services use.
     #[must_use]
     pub fn of(services: &[ServiceSpec]) -> Self {
         let any = |forwarding| services.iter().any(|service| service.forwarding == forwarding);
@@ -57,7 +57,7 @@ impl Tunnels {
     }
 }
 
-/// See the [module](self).
+/// The sockets for errors from routers: see the [module](self).
 #[derive(Default)]
 pub(super) struct PathErrors {
     sockets: BTreeMap<(i32, i32), AsyncFd<Socket>>,
@@ -66,10 +66,10 @@ pub(super) struct PathErrors {
 }
 
 impl PathErrors {
-    /// Listens for errors about exactly these tunnels.
+    /// Receives errors about tunnels of exactly these kinds from now on.
     ///
     /// # Errors
-    /// If this process lacks the necessary permission.
+    /// Fails if this process lacks the permission to open a raw socket.
     pub(super) fn listen(&mut self, tunnels: Tunnels) -> io::Result<()> {
         let both = |protocol| [(libc::AF_INET, protocol), (libc::AF_INET6, protocol)];
         let wanted: Vec<(i32, i32)> = tunnels.protocols().flat_map(both).collect();
@@ -80,7 +80,7 @@ impl PathErrors {
                 Ok(socket) => {
                     closed.insert(socket);
                 }
-                // The kernel has no IPv6.
+                // This kernel does not support IPv6.
                 Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {}
                 Err(error) => return Err(error),
             }
@@ -88,7 +88,8 @@ impl PathErrors {
         Ok(())
     }
 
-    /// Returns the destinations of packets that some router has refused. Cancelling the wait loses nothing.
+    /// Waits for errors, and returns the destinations of the refused packets. If the caller cancels the wait, no error
+    /// is lost.
     pub(super) async fn next(&mut self) -> Vec<IpAddr> {
         if self.sockets.is_empty() {
             return future::pending().await;
@@ -101,7 +102,8 @@ impl PathErrors {
         self.pause = Some(Instant::now() + PAUSE);
         match ready {
             Ok(mut ready) => {
-                // The flag is cleared first, so that an error that arrives meanwhile is not missed.
+                // The task clears the flag before it reads, so that it does not miss an error that arrives during the
+                // read.
                 ready.clear_ready();
                 refused(ready.get_inner())
             }
@@ -120,11 +122,11 @@ fn open((domain, protocol): (i32, i32)) -> io::Result<AsyncFd<Socket>> {
     } else {
         setsockopt(&socket, Ipv6RecvErr, &true)?;
     }
-    // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
+    // SAFETY: the socket owns its descriptor, which stays open and unchanged as long as the socket exists.
     unsafe { AsyncFd::register_with_interest(socket, Interest::ERROR) }.map_err(io::Error::other)
 }
 
-/// Reads all pending errors; the socket's buffer limits their number.
+/// Reads all pending errors from the socket; the socket's buffer limits their number.
 fn refused(socket: &Socket) -> Vec<IpAddr> {
     let mut quoted = [MaybeUninit::uninit(); 1];
     let mut next = || socket.recv_from_with_flags(&mut quoted, libc::MSG_ERRQUEUE).ok();

@@ -1,4 +1,5 @@
-//! Derives a next hop, or the reason why there is none, from a route, links and neighbour entries. Pure functions.
+//! Derives a next hop, or the reason why there is no next hop, from a route, links and neighbour entries. All functions
+//! of this module are pure.
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
@@ -13,15 +14,16 @@ use crate::interfaces::Link;
 pub(super) struct Route {
     pub(super) kind: RouteType,
     pub(super) ifindex: u32,
-    /// The gateway, whose family may differ from that of the address (IPv4 via an IPv6 gateway).
+    /// The gateway of the route. The gateway's address family may differ from that of the destination, as for IPv4 via
+    /// an IPv6 gateway.
     pub(super) gateway: Option<IpAddr>,
-    /// This machine's source address for the route.
+    /// The source address that this machine uses on the route.
     pub(super) source: Option<IpAddr>,
-    /// The path MTU, if the route or a router reports one.
+    /// The path MTU, if the kernel reports an MTU for the route.
     pub(super) mtu: Option<u32>,
 }
 
-/// Why the kernel has no route for an address.
+/// The reason why the kernel has no route for an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NoRoute {
     Missing,
@@ -43,7 +45,7 @@ impl fmt::Display for NoRoute {
     }
 }
 
-/// An address as a neighbour on an interface: the key of the kernel's neighbour tables.
+/// An address on an interface's link, which is the key of the kernel's neighbour tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct NeighbourKey {
     pub(super) ifindex: u32,
@@ -58,7 +60,7 @@ pub(super) struct Neighbour {
 }
 
 impl Neighbour {
-    /// The MAC address, if it is usable now.
+    /// The neighbour's MAC address, if frames can currently use it.
     pub(super) fn usable_mac(&self) -> Option<Mac> {
         let usable = matches!(
             self.state,
@@ -82,24 +84,24 @@ pub(super) struct Tables {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Resolution {
-    /// Packets can be sent to the address.
+    /// The next hop is known, so packets can be sent to the address.
     Known { next_hop: NextHop, neighbour: NeighbourKey },
     /// The address belongs to this machine.
     Local(NextHop),
-    /// The MAC address of the neighbour is unknown.
+    /// The MAC address of the neighbour is not known yet.
     Unanswered {
         neighbour: NeighbourKey,
-        /// Whether the kernel has queried the neighbour and given up.
+        /// Whether the kernel has queried the neighbour and received no answer.
         failed: bool,
-        /// The reason to report if the MAC address stays unknown.
+        /// The reason to report if the neighbour's MAC address stays unknown.
         reason: String,
     },
-    /// Packets cannot be sent, and queries to neighbours would not help.
+    /// The kernel cannot send packets to the address, and queries to neighbours would not change this.
     Impossible(String),
 }
 
-/// Resolves the next hop of `address`, given its `route`. `last_egress` is the interface of its last route: if the
-/// route disappeared together with that interface, the reason names the interface.
+/// Resolves the next hop of `address` from its `route`. `last_egress` is the interface of the last route to the
+/// address. If the route and this interface have both disappeared, the reason names the interface.
 pub(super) fn resolve(
     address: IpAddr,
     route: &Result<Route, NoRoute>,

@@ -1,4 +1,4 @@
-//! The task that owns the netlink sockets and feeds the tracker.
+//! The task that owns the netlink sockets and passes the kernel's data to the tracker.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,14 +28,14 @@ use super::{
 };
 use crate::layers;
 
-/// The interval at which the task reads links, neighbours and some routes again, in case a notification is missing, and
-/// has unconfirmed neighbours confirmed.
+/// The interval at which the task rereads links, neighbours and some routes, in case a notification was lost, and makes
+/// the kernel confirm unconfirmed neighbours.
 const RESYNC: Duration = Duration::from_secs(10);
-/// The interval at which the task searches routes for gateways; there may be very many routes.
+/// The interval at which the task searches the routes for gateways, which may take long with many routes.
 const GATEWAYS: Duration = Duration::from_secs(60);
-/// The maximum number of addresses returned for the links of interfaces.
+/// The maximum number of addresses in an answer about the links of interfaces.
 const NEAR: usize = 1000;
-/// The delay after a failure before the task reads everything again.
+/// The delay before the task rereads everything after a failure.
 const RECOVERY: Duration = Duration::from_secs(1);
 
 /// The channels on which the task publishes findings about this machine's devices.
@@ -56,18 +56,19 @@ pub(super) struct Task {
     callers: WantedBy,
     events: mpsc::Sender<Event>,
     told: Told,
-    /// The interfaces that the task has reported as those on which the kernel sends frames to backends.
+    /// The interfaces that accept no frames from XDP, as last reported; the kernel sends packets to the backends behind
+    /// these interfaces.
     by_kernel: BTreeSet<u32>,
     netlink: Netlink,
-    /// The socket; `None` after it broke, until it is reopened.
+    /// The socket for the kernel's notifications; `None` if the socket broke and has not been reopened yet.
     monitor: Option<Monitor>,
-    /// The notifications of changed XDP features of drivers; also `None` if the kernel sends none.
+    /// The notifications of changed XDP features; also `None` if the kernel sends no such notifications.
     changes: Option<Changes>,
     path_errors: PathErrors,
     tracker: Tracker,
     limiter: Limiter,
     resync_at: Instant,
-    /// Whether changes may have been missed since the task last read everything.
+    /// Whether the task may have missed changes since it last read all tables.
     missed: bool,
     gateways_at: Instant,
 }
@@ -163,7 +164,7 @@ impl Task {
             Ok(updates) => {
                 for update in updates {
                     if matches!(&update, Update::Routes(Some(prefix)) if prefix.prefix_len() == 0) {
-                        // The default gateway may have changed.
+                        // The default gateway may have changed, so the task searches for gateways now.
                         self.gateways_at = now;
                         self.resync_at = self.resync_at.min(now + RECOVERY);
                     }
@@ -184,7 +185,7 @@ impl Task {
         }
     }
 
-    /// Reads the tables again, and asks the kernel to confirm unconfirmed neighbours.
+    /// Rereads the tables, and asks the kernel to confirm unconfirmed neighbours.
     async fn resync(&mut self) {
         self.resync_at = Instant::now() + RESYNC;
         if self.monitor.is_none() {
@@ -214,12 +215,12 @@ impl Task {
         }
         self.tracker.resync(links, neighbours, std::mem::take(&mut self.missed), Instant::now());
         self.tell_layers();
-        // The task may have missed a change of devices as well.
+        // The task may also have missed a change of devices.
         self.tell_devices();
         Ok(())
     }
 
-    /// Publishes links that have changed. Returns whether there were any.
+    /// Publishes this machine's links if they have changed. The function returns whether links have changed.
     fn tell_layers(&mut self) -> bool {
         let changed = self.tracker.take_links_changed();
         if changed {
@@ -232,7 +233,8 @@ impl Task {
         tell(&self.told.devices, devices(self.tracker.links(), accepted().as_ref()));
     }
 
-    /// Reports that XDP cannot send to an interface with backends behind it, and later that it can again.
+    /// Reports when XDP can no longer send to an interface with backends behind it, and when XDP can send to the
+    /// interface again.
     fn tell_of_devices(&mut self) {
         let devices = self.told.devices.borrow();
         let takes_none = |ifindex: &u32| devices.get(ifindex).is_some_and(|flags| flags & DEVICE_TAKES_NO_FRAMES != 0);
@@ -278,7 +280,7 @@ impl Task {
         }
     }
 
-    /// Starts anew with a new connection, after a pause.
+    /// Starts again with a new netlink connection, after a pause.
     fn recover(&mut self, error: &anyhow::Error) {
         tracing::warn!("next hops are not up to date: {error:#}; trying again in {RECOVERY:?}");
         let at = Instant::now() + RECOVERY;
@@ -291,7 +293,7 @@ impl Task {
     }
 }
 
-/// Publishes a value if it has changed.
+/// Publishes a value on the channel if the value has changed.
 fn tell<T: PartialEq>(to: &watch::Sender<T>, what: T) {
     to.send_if_modified(|told| {
         let changed = *told != what;
@@ -314,7 +316,8 @@ async fn next(monitor: &mut Option<Monitor>) -> Result<Vec<Update>, Lost> {
     }
 }
 
-/// Limits the queries that clients can cause: a token bucket for all, and a pause for each neighbour.
+/// Limits the neighbour queries that clients can cause, with a token bucket for all queries and a pause for each
+/// neighbour.
 #[derive(Debug)]
 struct Limiter {
     tokens: f64,
@@ -334,7 +337,7 @@ impl Limiter {
         let earned = now.duration_since(self.filled).as_secs_f64() * Self::PER_SECOND;
         self.tokens = (self.tokens + earned).min(Self::PER_SECOND);
         self.filled = now;
-        // The tokens of the bucket during a pause limit the size of this set.
+        // The number of tokens that the bucket gets during a pause limits the size of this set.
         self.recent.retain(|_, &mut asked| now.duration_since(asked) < Self::PAUSE);
         if self.tokens < 1.0 || self.recent.contains_key(&key) {
             return false;

@@ -1,6 +1,5 @@
-//! The watched next hops, the last report about each, and when to query which neighbours. Pure functions: time is an
-//! argument.
-//!
+//! Tracks the watched next hops, the last report about each next hop, and the times at which to query neighbours. All
+//! functions of this module are pure: the time is an argument.
 //!
 //! ```text
 //!                    usable entry                       entry lost, not failed
@@ -28,13 +27,13 @@ use super::{
 };
 use crate::interfaces::Link;
 
-/// The interval at which a silent neighbour is queried.
+/// The interval at which the task queries a neighbour that does not answer.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
-/// How long a neighbour may leave the first queries unanswered.
+/// The time for which the first queries to a neighbour may stay unanswered.
 pub(super) const PATIENCE: Duration = Duration::from_millis(2500);
-/// The number of routes that are looked up at a time without a notification: about 10 µs each.
+/// The maximum number of routes that a resync looks up without a notification; each lookup takes about 10 µs.
 const AGAIN: usize = 4096;
-/// How long a change waits for further changes.
+/// The time for which the tracker waits for further changes after a change.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// A change reported by the kernel.
@@ -44,7 +43,7 @@ pub(super) enum Update {
     LinkGone(u32),
     Neighbour(NeighbourKey, Neighbour),
     NeighbourGone(NeighbourKey),
-    /// Routes to this prefix changed; `None`: any route may have changed.
+    /// Routes to this prefix have changed; `None` if any route may have changed.
     Routes(Option<IpNet>),
     /// A router has refused a packet to this address.
     PathError(IpAddr),
@@ -52,14 +51,14 @@ pub(super) enum Update {
 
 #[derive(Debug, Default)]
 struct Watch {
-    /// The route; `None` before the first lookup.
+    /// The route to the address; `None` before the first lookup.
     route: Option<Result<Route, NoRoute>>,
-    /// The interface of the last existing route.
+    /// The interface of the last route that existed.
     egress: Option<u32>,
-    /// The current next hop, or the reason why there is none, and the neighbour on which it depends.
+    /// The current next hop, or the reason why there is no next hop.
     current: Option<Result<NextHop, String>>,
     through: Option<NeighbourKey>,
-    /// The result that was reported last.
+    /// The result that the tracker reported last.
     told: Option<Result<NextHop, String>>,
     asking: Option<Box<Asking>>,
 }
@@ -68,36 +67,37 @@ struct Watch {
 struct Asking {
     neighbour: NeighbourKey,
     since: Instant,
-    /// The time of the last query; `None`: the neighbour was not queried yet.
+    /// The time of the last query to the neighbour; `None` if the task has not queried the neighbour yet.
     last: Option<Instant>,
 }
 
-/// The watched addresses, and the tables with which they are resolved.
+/// The watched addresses, and the tables from which their next hops are resolved.
 #[derive(Debug, Default)]
 pub(super) struct Tracker {
     tables: Tables,
-    /// The watches are boxed, because a tree reserves more room than it uses.
+    /// Each watch is in a box, because the tree reserves space for more entries than it contains.
     watches: BTreeMap<IpAddr, Box<Watch>>,
-    /// The addresses whose route must be looked up.
+    /// The addresses that need a route lookup.
     stale_routes: BTreeSet<IpAddr>,
-    /// The address up to which routes were looked up again without a notification.
+    /// The last address whose route a resync looked up without a notification.
     again: Option<IpAddr>,
-    /// The addresses about which a change may have to be reported.
+    /// The addresses whose next hop may have changed since the last report.
     news: BTreeSet<IpAddr>,
-    /// The neighbours on which next hops depend or for which they wait, and the gateways.
+    /// The neighbours on which next hops depend, and the gateways.
     relevant: HashSet<NeighbourKey>,
-    /// This machine's gateways, which replies to clients may need at any time, with the time of the last query of each.
+    /// This machine's gateways, and the time of the last query to each gateway. Replies to clients may need each
+    /// gateway at any time.
     gateways: BTreeMap<NeighbourKey, Option<Instant>>,
     /// Whether links may have changed.
     links_changed: bool,
-    /// The time at which the changes seen so far must be processed.
+    /// The time at which the task must evaluate the changes so far.
     due: Option<Instant>,
-    /// The time at which some neighbour must be queried again or given up.
+    /// The time at which the task must query a neighbour again, or report that it does not answer.
     retry: Option<Instant>,
 }
 
 impl Tracker {
-    /// Watches `address` from the beginning: the current result is reported even if it was reported before.
+    /// Starts to watch `address`: reports the current result, even if the tracker has already reported it.
     pub(super) fn watch(&mut self, address: IpAddr, now: Instant) {
         self.watches.insert(address, Box::default());
         self.stale_routes.insert(address);
@@ -159,9 +159,10 @@ impl Tracker {
         self.due.get_or_insert(now + DEBOUNCE);
     }
 
-    /// Replaces the tables with new copies of the kernel's tables. If changes were `missed` or links differ from the
-    /// notifications, every route is looked up again; otherwise only some routes, different ones each time, because the
-    /// kernel does not notify of every change that affects a route.
+    /// Replaces the tables with new copies of the kernel's tables. If changes were `missed`, or if links differ from
+    /// those in notifications, the task looks up all routes again. If neither is the case, the task looks up only some
+    /// routes, and each resync continues with the next routes: the kernel does not report every change that affects a
+    /// route.
     pub(super) fn resync(
         &mut self,
         links: Vec<Link>,
@@ -195,7 +196,7 @@ impl Tracker {
         self.gateways = gateways.into_iter().map(|key| (key, asked.get(&key).copied().flatten())).collect();
     }
 
-    /// Returns up to `most` addresses on the links of some interfaces.
+    /// Returns up to `most` addresses on the links of the given interfaces.
     pub(super) fn near(&self, ifindexes: &BTreeSet<u32>, most: usize) -> Vec<Near> {
         let all = self.tables.neighbours.iter().filter(|(key, _)| ifindexes.contains(&key.ifindex));
         let usable = all.filter(|(_, neighbour)| neighbour.usable_mac().is_some());
@@ -212,7 +213,7 @@ impl Tracker {
         std::mem::take(&mut self.links_changed)
     }
 
-    /// The addresses whose route must be looked up before [`Tracker::evaluate`].
+    /// The addresses whose routes the task must look up before [`Tracker::evaluate`].
     pub(super) fn stale_routes(&self) -> Vec<IpAddr> {
         self.stale_routes.iter().copied().collect()
     }
@@ -227,23 +228,23 @@ impl Tracker {
         }
     }
 
-    /// Whether [`Tracker::evaluate`] has something to do.
+    /// Whether there is work for [`Tracker::evaluate`].
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// The time at which [`Tracker::evaluate`] has something to do.
+    /// The time at which there will be work for [`Tracker::evaluate`].
     pub(super) fn deadline(&self) -> Option<Instant> {
         [self.due, self.retry].into_iter().flatten().min()
     }
 
-    /// Postpones all work until `at`.
+    /// Postpones all work until the time `at`.
     pub(super) fn postpone(&mut self, at: Instant) {
         self.due = Some(at);
         self.retry = None;
     }
 
-    /// Evaluates all changes. Returns the neighbours to query now.
+    /// Evaluates all changes so far. The function returns the neighbours that the task should query now.
     pub(super) fn evaluate(&mut self, now: Instant) -> Vec<NeighbourKey> {
         self.due = None;
         self.retry = None;
@@ -285,7 +286,7 @@ impl Tracker {
                         watch.current = Some(Err(reason));
                     }
                     let wake = if now < given_up { given_up.min(last + RETRY) } else { last + RETRY };
-                    // This lets neighbours that were queried at different moments share a round.
+                    // Because of this delay, one evaluation serves neighbours that were queried at different times.
                     let wake = wake.max(now + DEBOUNCE);
                     self.retry = Some(self.retry.map_or(wake, |retry| retry.min(wake)));
                 }
@@ -297,8 +298,8 @@ impl Tracker {
         ask.into_iter().collect()
     }
 
-    /// The gateways without a MAC that were not queried recently. A silent gateway is queried again when the kernel
-    /// gives it up, and with every resync.
+    /// The gateways whose MAC address is unknown and that the task has not queried recently. The task queries a silent
+    /// gateway again when the kernel gives up its own queries, and with every resync.
     fn unanswered_gateways(&mut self, now: Instant) -> HashSet<NeighbourKey> {
         let unknown: Vec<NeighbourKey> = self.gateways.keys().copied().filter(|&key| self.is_unknown(key)).collect();
         let mut ask = HashSet::new();
@@ -326,8 +327,8 @@ impl Tracker {
         self.watches.values().filter_map(|watch| watch.egress).collect()
     }
 
-    /// Whether querying this neighbour for a client makes sense: the interface exists and is up, and the kernel has no
-    /// MAC for the neighbour.
+    /// Whether the task should query this neighbour for a client: the interface exists and is up, and the kernel does
+    /// not know the neighbour's MAC address.
     pub(super) fn is_unknown(&self, key: NeighbourKey) -> bool {
         let up = self.tables.links.get(&key.ifindex).is_some_and(|link| link.up && link.mac.is_some());
         let known = self.tables.neighbours.get(&key).is_some_and(|entry| entry.usable_mac().is_some());
@@ -338,7 +339,7 @@ impl Tracker {
         !self.news.is_empty()
     }
 
-    /// The next change to report: the current state, without intermediate states.
+    /// The next change to report, which contains the current state and no intermediate states.
     pub(super) fn next_news(&mut self) -> Option<Event> {
         while let Some(address) = self.news.pop_first() {
             let Some(watch) = self.watches.get_mut(&address) else { continue };

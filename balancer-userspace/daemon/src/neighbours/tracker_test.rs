@@ -14,7 +14,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Starts with a watched `ADDRESS` on the link of eth0 (2), whose neighbour has been queried; eth1 (3) exists too.
+    /// Makes a tracker that watches `ADDRESS` on the link of eth0 (2), and that has queried the neighbour; eth1 (3)
+    /// exists too.
     fn new() -> Self {
         let mut bench = Self { tracker: Tracker::default(), now: Instant::now() };
         bench.tracker.resync(vec![link(2, "eth0"), link(3, "eth1")], Vec::new(), true, bench.now);
@@ -50,7 +51,7 @@ impl Bench {
         self.tracker.evaluate(self.now)
     }
 
-    /// Lets the debounce time pass, and evaluates the changes.
+    /// Advances the time by the debounce time, and evaluates the changes.
     fn settle(&mut self) -> Option<Result<NextHop, String>> {
         self.now += DEBOUNCE;
         self.evaluate();
@@ -65,7 +66,7 @@ impl Bench {
         })
     }
 
-    /// Advances to the next deadline; returns the neighbours that are queried at that time.
+    /// Advances the time to the next deadline, and returns the neighbours to query at that time.
     fn next(&mut self) -> Vec<NeighbourKey> {
         self.now = self.tracker.deadline().unwrap();
         self.evaluate()

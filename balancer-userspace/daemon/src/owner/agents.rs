@@ -1,4 +1,4 @@
-//! Agents of backends: decides which ones to query, and uses their answers.
+//! Agents of backends: this module decides which agents the balancer queries, and uses their answers.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -18,42 +18,44 @@ use tracing::{info, warn};
 use super::Owner;
 use crate::agents::{Agent, Agents};
 
-/// The last answer of each agent.
+/// The last answer of each backend's agent.
 #[derive(Debug, Default)]
 pub(super) struct Heard(BTreeMap<BackendName, Last>);
 
 #[derive(Debug)]
 struct Last {
-    /// The time of the last valid answer or, if there is none, of the first query.
+    /// The time of the last valid answer, or of the first query if no valid answer has arrived.
     at: Instant,
-    /// Why there has been no valid answer since then.
+    /// The reason why no valid answer has arrived since that time.
     silent: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The agents to query; none unless `asks`: in a fleet only the leader queries agents.
+    /// The agents that the balancer should query. The result is empty if `asks` is false, because only the leader of a
+    /// fleet queries agents.
     pub fn agents(&self, asks: bool) -> Agents {
         let mut agents = Agents::new();
         for service in self.controller.services().iter().filter(|_| asks) {
             let Some(config) = service.agents() else { continue };
             for backend in service.backends() {
                 let at = SocketAddr::new(backend.address().ip(), config.port);
-                // In a service with both families, an agent is queried once, at the address of the first family.
+                // In a service with both address families, the balancer queries each agent once, at the address of the
+                // first family.
                 agents.entry(service.name_of(backend)).or_insert(Agent { at, interval: config.interval });
             }
         }
         agents
     }
 
-    /// Records the `X-Load` header of a check's answer, or its absence. Returns the change that results. If the
-    /// balancer queries agents, only the agents' reports count.
+    /// Records the header `X-Load` in the answer to a check, or that the answer has no such header. The function
+    /// returns the resulting change of the backend. If the balancer queries agents, it ignores `X-Load`.
     pub fn load_said(&mut self, name: BackendName, words: Option<&[u8]>) -> Option<Change> {
         if self.controller.words_of(&name) != Some(WordsOf::Checks) {
             return None;
         }
         match words.map(Answer::parse) {
             Some(Ok(answer)) => self.agent_answered(name, Ok(answer)),
-            // The header may have this name but another meaning.
+            // The header may have another meaning for this server.
             Some(Err(_)) if !self.heard.0.contains_key(&name) => None,
             Some(Err(why)) => self.agent_answered(name, Err(format!("its X-Load {why}"))),
             None => {
@@ -64,7 +66,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Records an answer, or the reason why there is none. Returns the change that results.
+    /// Records the answer of an agent, or the reason why the agent did not answer. The function returns the resulting
+    /// change of the backend.
     pub fn agent_answered(&mut self, name: BackendName, answer: Result<Answer, String>) -> Option<Change> {
         let Some(before) = self.controller.agent_said(&name) else {
             self.heard.0.remove(&name);
@@ -98,7 +101,7 @@ impl<D: Dataplane> Owner<D> {
         heard.0.retain(|name, _| wanted.contains_key(name) || is_heard(name));
     }
 
-    /// The states of the agents of a service, by backend.
+    /// The states of the agents of a service's backends, in the order of the backends.
     pub(super) fn agent_snapshots(&self, service: &Service) -> Vec<Option<AgentSnapshot>> {
         let snapshot = |name: BackendName, backend: &Backend| {
             let last = self.heard.0.get(&name);

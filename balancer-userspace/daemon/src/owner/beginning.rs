@@ -1,4 +1,4 @@
-//! The first commands of a controller: they are computed, and next hops are requested, before the data path exists.
+//! Computes the first commands of a controller, and starts to watch next hops, before the data path exists.
 
 use balancer_control::{applied::Applied, controller::Controller, io::Command};
 use tokio::time::Instant;
@@ -8,15 +8,15 @@ use crate::neighbours::Neighbours;
 /// A started controller with its first commands.
 pub struct Beginning {
     pub(super) controller: Controller,
-    /// The commands that are still to be carried out.
+    /// The commands that still have to be carried out.
     pub(super) commands: Vec<Command>,
-    /// The effect of the commands about next hops, which have already been carried out.
+    /// The effects of the commands about next hops, which this module has already carried out.
     pub(super) applied: Applied,
     at: Instant,
 }
 
 impl Beginning {
-    /// Starts `controller`, and makes `neighbours` watch the addresses that it needs.
+    /// Starts `controller`, and makes `neighbours` watch the addresses that the controller names.
     #[must_use]
     pub fn new(mut controller: Controller, neighbours: &Neighbours) -> Self {
         let at = Instant::now();
@@ -37,7 +37,7 @@ impl Beginning {
         Self { controller, commands, applied, at }
     }
 
-    /// The time of the start.
+    /// The time at which the controller was started.
     #[must_use]
     pub const fn at(&self) -> Instant {
         self.at

@@ -1,4 +1,4 @@
-//! Loads of backends: decides which backends give slots away, and which are full.
+//! Loads of backends, which decide which backends give slots to other backends, and which backends are full.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::Owner;
 
-/// The observed loads of each service with bounded loads.
+/// The observed loads of the backends, for each service with bounded loads.
 #[derive(Debug, Default)]
 pub(super) struct Watches(BTreeMap<String, Watch>);
 
@@ -23,7 +23,8 @@ pub(super) struct Watches(BTreeMap<String, Watch>);
 pub(super) struct Fullness(BTreeMap<String, full::Watch>);
 
 impl<D: Dataplane> Owner<D> {
-    /// Records the loads. Returns the changes that result if this balancer `decides`; in a fleet only the leader does.
+    /// Records the current loads of backends. The function returns the resulting changes if this balancer `decides`; in
+    /// a fleet, only the leader decides.
     pub fn look_at_loads(&mut self, decides: bool) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, dataplane, watches, .. } = self;
@@ -36,7 +37,7 @@ impl<D: Dataplane> Owner<D> {
             let name = service.name();
             let legs = || services.iter().filter(|of| of.name() == name);
             if legs().next().is_some_and(|first| first.id() != service.id()) {
-                // The part belongs to a service whose other family was evaluated already.
+                // The loop has already evaluated this service when it reached the first address family.
                 continue;
             }
             let watch = watches.0.entry(name.to_owned()).or_insert_with(|| Watch::new(rule.by));
@@ -55,7 +56,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// Evaluates the backends that have limits. Returns the changes that result.
+    /// Compares the current loads of backends with the backends' limits. The function returns the resulting changes.
     pub fn look_at_limits(&mut self) -> Vec<Change> {
         let now = Instant::now().into_std();
         let Self { controller, fullness, .. } = self;
@@ -78,7 +79,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The numbers of known clients of backends, or their counters, over all address families.
+/// The numbers of known clients of each backend, or the backend's counters, summed over all address families.
 fn loads<'a, D: Dataplane>(dataplane: &D, by: Load, legs: impl Iterator<Item = &'a Service>) -> BTreeMap<&'a str, f64> {
     let counters = dataplane.backend_counters();
     let mut loads = BTreeMap::new();

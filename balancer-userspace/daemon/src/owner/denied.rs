@@ -1,4 +1,4 @@
-//! Deny lists: records which lists are known, and which ones the data path should have.
+//! Deny lists: this module records the known lists, and the lists that the data path should have.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -16,34 +16,35 @@ use tracing::{error, info};
 
 use super::Owner;
 
-/// See the [module](self).
+/// The deny lists of the owner: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Denied {
     lists: HashMap<PathBuf, Known>,
-    /// The lists that were last passed to the data path.
+    /// The deny lists that the owner last passed to the data path.
     told: HashMap<ServiceId, (Family, Arc<DenyList>)>,
-    /// Whether the data path still has work to do.
+    /// Whether the data path has not finished installing the deny lists.
     going: bool,
-    /// Why the data path refused the lists.
+    /// The reason why the data path refused the deny lists.
     refused: Option<String>,
 }
 
-/// The last state of a deny list file.
+/// The last known contents of a deny list's file.
 #[derive(Debug, Default)]
 struct Known {
-    /// The last valid list, with the time at which it was read.
+    /// The last valid list, and the time at which it was read.
     list: Option<(Arc<DenyList>, Instant)>,
-    /// Why the file is no longer valid.
+    /// The reason why the file's current contents are not valid.
     error: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The deny list files that services name.
+    /// The files of deny lists that services name.
     pub fn deny_files(&self) -> BTreeSet<PathBuf> {
         self.controller.services().iter().filter_map(Service::deny_file).map(Path::to_owned).collect()
     }
 
-    /// Handles a file that was read. An invalid file changes only the reported error.
+    /// Handles the contents of a deny list's file. If the file is invalid, the list stays, and only the reported error
+    /// changes.
     pub fn deny_file_was_read(&mut self, file: PathBuf, read: Result<Arc<DenyList>, String>) {
         let known = self.denied.lists.entry(file).or_default();
         match read {
@@ -66,7 +67,7 @@ impl<D: Dataplane> Owner<D> {
         self.tell_lists();
     }
 
-    /// Passes the lists that services name to the data path.
+    /// Passes the deny lists that services name to the data path.
     pub fn tell_lists(&mut self) {
         let wanted: HashMap<ServiceId, (Family, &Path)> = self
             .controller
@@ -106,12 +107,12 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Whether work on the lists is left.
+    /// Whether the data path has not finished installing the deny lists.
     pub const fn has_list_steps(&self) -> bool {
         self.denied.going
     }
 
-    /// Continues the work on lists for about a millisecond.
+    /// Continues to install deny lists for about a millisecond.
     pub fn step_lists(&mut self) {
         match self.dataplane.step_lists() {
             Ok(true) => {
@@ -121,15 +122,15 @@ impl<D: Dataplane> Owner<D> {
             }
             Ok(false) => {}
             Err(error) => {
-                // The owner retries when a list changes.
+                // The owner retries as soon as a deny list changes.
                 self.denied.going = false;
                 self.note_lists(Err(error));
             }
         }
     }
 
-    /// Completes the work on lists. Lists that an earlier controller left stay for services whose files could not be
-    /// read.
+    /// Installs all deny lists completely. If the file of a service's deny list could not be read, the list of an
+    /// earlier controller stays in effect.
     pub fn begin_lists(&mut self) {
         self.tell_lists();
         while self.denied.going {
@@ -141,7 +142,7 @@ impl<D: Dataplane> Owner<D> {
         self.note_lists(forgotten);
     }
 
-    /// Records the result of a write. Returns whether it succeeded.
+    /// Records the result of writing deny lists. The function returns whether the write succeeded.
     fn note_lists(&mut self, done: anyhow::Result<()>) -> bool {
         let refused = done.err().map(|error| format!("a list of denied prefixes is in force in part: {error:#}"));
         if let Some(refused) = &refused
@@ -157,7 +158,7 @@ impl<D: Dataplane> Owner<D> {
         is_well
     }
 
-    /// Returns the problems with lists, one sentence each.
+    /// Returns the problems with deny lists, as one sentence each.
     pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
         errors.sort_unstable();
@@ -165,7 +166,7 @@ impl<D: Dataplane> Owner<D> {
         errors.chain(self.denied.refused.clone())
     }
 
-    /// Returns the size, packets, age and error of a service's list; `None` if the service has none.
+    /// Returns the size, packets, age and error of a service's deny list; `None` if the service has no deny list.
     pub(super) fn denied_snapshot(&self, service: &Service) -> Option<DeniedSnapshot> {
         let file = service.deny_file()?;
         let known = self.denied.lists.get(file);
@@ -179,7 +180,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// Applies the service's list to the location of a client.
+    /// Takes the service's deny list into account in the location of a client.
     pub(super) fn deny_located(&self, service: &Service, address: IpAddr, located: &mut Located) {
         let list = self.denied.told.get(&service.id());
         let Some(prefix) = list.and_then(|(_, list)| list.longest(address)) else { return };

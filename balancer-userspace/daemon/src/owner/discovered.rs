@@ -1,4 +1,4 @@
-//! Lists of targets: which ones are known, and the resulting changes.
+//! Lists of targets: this module records the known lists, and derives the resulting changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,29 +24,30 @@ use tracing::{error, info, warn};
 
 use super::Owner;
 
-/// The delay before a refused list is retried.
+/// The delay before the owner retries a refused list.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// See the [module](self).
+/// The lists of targets of the owner: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
-    /// Whether this balancer reads the lists; in a fleet only the leader does.
+    /// Whether this balancer reads the lists of targets; in a fleet, only the leader does.
     reads: bool,
-    /// The number of times that it has begun or ceased to read.
+    /// The number of times that this balancer has started or stopped reading lists.
     readings: u64,
     lists: BTreeMap<Source, Known>,
-    /// The attempts by service and list.
+    /// The last attempt to apply each list, by service and list.
     uses: BTreeMap<(String, Source), Use>,
 }
 
 /// The lists that services name, by the kind of their source.
 #[derive(Debug, Default)]
 pub struct WantedLists {
-    /// If it differs from that of earlier lists, the owner has forgotten them, and wants all lists anew.
+    /// The number of times that the balancer has started or stopped reading lists. If this number has changed, the
+    /// owner has forgotten the lists read so far, and needs all lists again.
     pub reading: u64,
-    /// The files.
+    /// The files that contain lists.
     pub files: BTreeSet<PathBuf>,
-    /// The DNS queries.
+    /// The DNS queries whose answers are lists.
     pub questions: Questions,
     /// The prefixes of keys of etcd.
     pub trees: BTreeMap<EtcdSource, ()>,
@@ -55,27 +56,29 @@ pub struct WantedLists {
 /// The last state of a list of targets.
 #[derive(Debug, Default)]
 struct Known {
-    /// The targets of the last valid list, and when it was read.
+    /// The targets of the last valid list, and the time at which the list was read.
     targets: Option<(Arc<Vec<Target>>, Instant)>,
-    /// Why the list is no longer valid.
+    /// The reason why the current list is not valid.
     error: Option<String>,
 }
 
-/// The last attempt of a service to apply a list.
+/// The last attempt to apply a list to a service.
 #[derive(Debug, Default)]
 struct Use {
-    /// The input of the last attempt: the list, the section of the configuration, and its generation.
+    /// The input of the last attempt: the list, the configuration's section about the list, and the configuration's
+    /// generation.
     seen: Option<(Arc<Vec<Target>>, DiscoverConfig, u64)>,
-    /// Whether a change was requested and not answered.
+    /// Whether the controller has not answered the requested change yet.
     is_asked: bool,
-    /// Why the list is not applied, and since when.
+    /// The reason why the controller refused the change, and the time of the refusal.
     refused: Option<(String, Instant)>,
-    /// Why some targets lack addresses that the service needs.
+    /// The reason why some targets lack an address that the service needs.
     unresolved: Option<String>,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Sets whether this balancer reads the lists. A new leader of a fleet reads all of them again.
+    /// Sets whether this balancer reads the lists of targets. When a member becomes the leader of a fleet, it reads all
+    /// lists again.
     pub fn read_lists(&mut self, reads: bool) {
         if self.discovery.reads != reads {
             let readings = self.discovery.readings + 1;
@@ -84,7 +87,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The lists to read.
+    /// The lists that the balancer should read.
     pub fn wanted_lists(&self) -> WantedLists {
         WantedLists {
             reading: self.discovery.readings,
@@ -94,13 +97,15 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Sections to use by the name of their service, each once. Followers in a fleet use none.
+    /// The sections about lists that are in use, without duplicates, by the name of the service. The result is empty
+    /// for a member of a fleet that is not the leader.
     fn uses(&self) -> impl Iterator<Item = (&str, &DiscoverConfig)> {
         let services = self.controller.services().iter().filter(|_| self.discovery.reads);
         services.flat_map(|service| service.discover().iter().map(|list| (service.name(), list)))
     }
 
-    /// Handles a list that was read. An invalid list changes only what is reported.
+    /// Handles the contents of a list of targets. If the new contents are invalid, the last valid list stays, and only
+    /// the reported error changes.
     pub fn list_was_read(&mut self, source: Source, read: Result<Arc<Vec<Target>>, String>) {
         if !self.uses().any(|(_, list)| list.source == source) {
             return;
@@ -125,7 +130,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The changes that lists require now. [`discovery_done`](Self::discovery_done) reports the outcome of each.
+    /// Returns the changes that lists of targets currently require. The caller reports the outcome of each change with
+    /// [`discovery_done`](Self::discovery_done).
     pub fn discoveries(&mut self) -> Vec<Change> {
         let wanted: BTreeMap<(String, Source), DiscoverConfig> =
             self.uses().map(|(service, list)| ((service.to_owned(), list.source.clone()), list.clone())).collect();
@@ -166,7 +172,7 @@ impl<D: Dataplane> Owner<D> {
         changes
     }
 
-    /// Records the outcome of a change that a list required.
+    /// Records the outcome of a change that a list of targets required.
     pub fn discovery_done(&mut self, service: &str, source: &Source, refused: Option<&Refused>) {
         if let Some(of) = self.discovery.uses.get_mut(&(service.to_owned(), source.clone())) {
             of.is_asked = false;
@@ -186,7 +192,7 @@ impl<D: Dataplane> Owner<D> {
         of.refused = refused.map(|text| (text, Instant::now()));
     }
 
-    /// Makes the changes that lists require immediately: before the first packet no client waits.
+    /// Makes all changes that lists require immediately, because no client waits before the first packet.
     pub fn begin_discovery(&mut self) {
         for change in self.discoveries() {
             let Change::Discover { service, source, .. } = &change else { continue };
@@ -196,7 +202,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Why lists are not applied, one sentence each.
+    /// The reasons why lists are not applied, as one sentence each.
     pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
         let errors = self.discovery.lists.values().filter_map(|known| known.error.as_ref());
         let told = |error: &String| format!("a list of targets is not taken over, the last pool stays: {error}");
@@ -211,7 +217,7 @@ impl<D: Dataplane> Owner<D> {
         troubles.into_iter()
     }
 
-    /// The states of the lists named by a service.
+    /// The states of the lists that a service names.
     pub(super) fn discover_snapshots(&self, service: &Service) -> Vec<DiscoverSnapshot> {
         let pool = |source: &Source| (!self.discovery.reads).then(|| listed(service, source));
         let snapshot = |list: &DiscoverConfig| {
@@ -231,7 +237,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The number of backends that a service has by a list.
+/// The number of backends of a service that come from a list.
 fn listed(service: &Service, source: &Source) -> usize {
     let discovered = service.backends().iter().filter_map(|backend| backend.config().discovered.as_ref());
     discovered.filter(|of| of.source == *source && of.gone.is_none()).count()

@@ -14,10 +14,10 @@ use super::Owner;
 use crate::flow_look::FlowLook;
 
 impl<D: Dataplane> Owner<D> {
-    /// Access to the connections of one `snat` service, or of all.
+    /// Returns a view of the connections of one `snat` service, or of all such services.
     ///
     /// # Errors
-    /// If the requested service does not exist or has no flows.
+    /// Fails if the requested service does not exist, or is not a `snat` service.
     pub fn flows(&self, service: Option<&str>) -> Result<FlowLook, Refused> {
         let is_snat = |service: &Service| service.forwarding() == Forwarding::Snat;
         if let Some(name) = service
@@ -36,7 +36,7 @@ impl<D: Dataplane> Owner<D> {
         })
     }
 
-    /// The state of the flow table; `None` if there is none.
+    /// The state of the flow table; `None` if no flow table exists.
     pub(super) fn flows_snapshot(&self) -> Option<FlowsSnapshot> {
         let capacity = u64::from(self.dataplane.flows().capacity());
         let pool = |id: &BackendId| Some((self.controller.full_name_of(*id)?, full(&self.flow_counts, *id)?));
@@ -55,12 +55,13 @@ impl<D: Dataplane> Owner<D> {
         self.flows_counted += 1;
     }
 
-    /// The number of times that connections were counted.
+    /// The number of times that the connections have been counted.
     pub(crate) const fn flows_counted(&self) -> u64 {
         self.flows_counted
     }
 
-    /// The connections of backends whose drains wait for them; `None` if no drain does.
+    /// The numbers of connections at draining backends, for drains that wait for connections to end; `None` if there is
+    /// no such drain.
     pub(crate) fn connections_waited_for(&self) -> Option<Vec<(BackendId, u64)>> {
         let services = self.controller.services().iter();
         let services = services.filter(|service| service.drains_until() == DrainUntil::Connections);
@@ -82,7 +83,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// The warnings about a service's backends, as long as they apply.
+    /// The current warnings about backends of a service that have few free ports left.
     pub(super) fn full_pools(&self, service: &Service) -> Vec<String> {
         let of = |backend: &Backend| {
             let part = full(&self.flow_counts, backend.id())?;
@@ -96,7 +97,7 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The fraction of a backend's ports that are in use, if it is large.
+/// The fraction of a backend's ports that are in use; `None` if the fraction is small.
 fn full(counts: &FlowCounts, id: BackendId) -> Option<f64> {
     const LARGE: f64 = 0.8;
     counts.fullest.get(&id).copied().filter(|&part| part >= LARGE)

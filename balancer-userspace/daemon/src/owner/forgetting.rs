@@ -19,20 +19,20 @@ use crate::events::Events;
 /// A pass over the client table that forgets a backend's clients.
 #[derive(Debug)]
 pub struct Forgetting {
-    /// The parts of the service that are not processed yet, each with the id of the backend.
+    /// The services to scan, one for each address family, each with the id of the backend.
     parts: Vec<(ServiceId, BackendId)>,
     name: BackendName,
     uid: Option<u32>,
-    /// The position in the client table for the last of these parts.
+    /// The position in the client table at which the scan for the last of these services continues.
     next: usize,
     sum: Forgotten,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Forgets a client in every service with memory, or in the requested one.
+    /// Forgets a client in the requested service, or in every service that remembers clients.
     ///
     /// # Errors
-    /// If there is no such service, or none with memory.
+    /// Fails if the requested service does not exist, or if no service remembers clients.
     pub fn forget(&mut self, query: &ClientQuery, uid: Option<u32>) -> Result<ForgottenView, Refused> {
         let located = self.controller.locate(query.address, query.service.as_deref())?;
         let address = query.address.to_canonical();
@@ -55,10 +55,10 @@ impl<D: Dataplane> Owner<D> {
         Ok(forgotten_view(&self.events, &format!("client {address}"), None, sum, uid))
     }
 
-    /// Starts to forget the clients of a backend; [`Owner::forget_more`] continues.
+    /// Starts to forget the clients of a backend, which [`Owner::forget_more`] continues.
     ///
     /// # Errors
-    /// If there is no such backend, or its service has no memory.
+    /// Fails if the backend does not exist, or if its service remembers no clients.
     pub fn forget_all(&self, name: BackendName, uid: Option<u32>) -> Result<Forgetting, Refused> {
         self.controller.backend(&name)?;
         if !self.controller.service(&name.service)?.remembers() {
@@ -71,7 +71,8 @@ impl<D: Dataplane> Owner<D> {
         Ok(Forgetting { parts: parts.collect(), name, uid, next: 0, sum: Forgotten::default() })
     }
 
-    /// Forgets the backend's clients in one more part of the client table. Returns `Some` with the last part.
+    /// Forgets the backend's clients in the next section of the client table. The function returns `Some` after the
+    /// last section.
     pub fn forget_more(&mut self, forgetting: &mut Forgetting) -> Option<ForgottenView> {
         let Forgetting { parts, name, uid, next, sum } = forgetting;
         if let Some(&(service, backend)) = parts.last() {
@@ -90,7 +91,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Counts a move at once, because later packets cannot reveal that their client was known elsewhere.
+    /// Counts the moves of forgotten clients immediately, because later packets cannot show that their client was known
+    /// at another backend.
     pub(super) fn count_forgotten(&mut self, service: ServiceId, backend: String, moved: u64) {
         if moved > 0 {
             let mut stats = BackendStats::default();

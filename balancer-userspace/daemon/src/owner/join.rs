@@ -1,12 +1,12 @@
-//! Joins services: a service with both address families is two services in the core and the data path, but shown as
-//! one.
+//! Joins the two snapshots of a service with both address families: the core and the data path treat it as two
+//! services, but users see one service.
 
 use std::iter;
 
 use balancer_config::states::BackendState;
 use balancer_control::snapshot::{BackendSnapshot, OutageSnapshot, ServiceSnapshot, Unanswered};
 
-/// Joins the neighbouring parts of services.
+/// Joins adjacent snapshots of the same service.
 pub(super) fn join(services: impl Iterator<Item = ServiceSnapshot>) -> impl Iterator<Item = ServiceSnapshot> {
     let mut services = services.peekable();
     iter::from_fn(move || {
@@ -52,7 +52,7 @@ fn add(first: &mut ServiceSnapshot, other: ServiceSnapshot) {
         first.last_change = other.last_change;
     }
     for listener in other.listeners {
-        // Each part has counters only for its own listeners.
+        // Each of the two snapshots has counters only for the listeners of its own address family.
         let same = first.listeners.iter_mut().find(|known| known.listener == listener.listener);
         if let Some(known) = same.filter(|known| known.stats.is_none()) {
             known.stats = listener.stats;
@@ -104,7 +104,8 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
     }
 }
 
-/// Ranks states. Of two states the one with the higher rank is shown, because users should see it first.
+/// Ranks the states of a backend. If a backend has a different state in each address family, the balancer shows the
+/// state with the higher rank, because users should see it first.
 const fn severity(state: BackendState) -> u8 {
     match state {
         BackendState::Up => 0,

@@ -1,4 +1,4 @@
-//! Imports known clients from elsewhere, and exports them.
+//! Imports and exports known clients.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use super::Owner;
 
-/// The known clients of a service, for a search in another thread.
+/// The known clients of a service, for a search that runs in another thread.
 pub struct Searching {
     service: String,
     prefixes: ClientPrefix,
@@ -30,10 +30,11 @@ pub struct Searching {
 }
 
 impl Owner<KernelDataplane> {
-    /// Records clients of a service at the named backends.
+    /// Records clients of a service at the backends that `clients` names.
     ///
     /// # Errors
-    /// If there is no such service or backend, or if the service has no memory. Nothing is changed in that case.
+    /// Fails if the service or a backend does not exist, or if the service remembers no clients. After a failure, the
+    /// client table is unchanged.
     pub fn import_clients(
         &mut self,
         service: &str,
@@ -95,10 +96,10 @@ impl Owner<KernelDataplane> {
         ImportedView { message, new, known, moved, expired, full, strangers }
     }
 
-    /// Returns the known clients of a service for [`Searching::search`].
+    /// Returns the known clients of a service, for use with [`Searching::search`].
     ///
     /// # Errors
-    /// If there is no such service, or if it has no memory.
+    /// Fails if the service does not exist, or if it remembers no clients.
     pub fn export_clients(&mut self, service: &str) -> Result<Searching, Refused> {
         if !self.controller.service(service)?.remembers() {
             let text = format!("service {service} has no memory of clients (remember = \"0s\"): nobody is known");
@@ -121,10 +122,10 @@ impl Owner<KernelDataplane> {
 }
 
 impl Searching {
-    /// Searches for clients with addresses `within` these prefixes. The search takes up to a second.
+    /// Searches for clients whose addresses are in the prefixes `within`. The search takes up to a second.
     ///
     /// # Errors
-    /// If the prefixes contain more clients than one search can examine.
+    /// Fails if the prefixes contain more clients than one search can examine.
     pub fn search(self, within: &[IpNet]) -> Result<KnownClientsView, Refused> {
         let Self { service, prefixes, legs, names, known } = self;
         let mut clients: Vec<KnownClientView> = Vec::new();

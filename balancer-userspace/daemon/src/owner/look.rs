@@ -1,4 +1,5 @@
-//! Snapshots: the owner copies the state that only it knows; the requester assembles shared state.
+//! Snapshots of the state: the owner copies the state that only the owner can access, and the requester adds the state
+//! that tasks share.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -20,27 +21,27 @@ use super::{
     show::{Aside, Passive, show},
 };
 
-/// The material for a snapshot as of one moment.
+/// The data for a snapshot, as of one moment.
 pub struct Counting {
     now: std::time::Instant,
     services: Services,
-    /// The part of each service that the core does not know.
+    /// The state of each service that is not in the core.
     aside: Vec<Aside>,
     gone: Vec<Gone>,
     counters: Arc<BackendCounters>,
-    /// All other parts.
+    /// The snapshot without the services.
     rest: Snapshot<()>,
 }
 
 impl Counting {
-    /// Adds the state of the fleet, if there is one.
+    /// Adds the state of the fleet, if the balancer belongs to a fleet.
     #[must_use]
     pub fn with_fleet(mut self, fleet: Option<FleetSnapshot>) -> Self {
         self.rest.fleet = fleet;
         self
     }
 
-    /// Makes the snapshot, service by service; the duration depends on the numbers of backends and CPUs.
+    /// Makes the snapshot, service by service; the duration depends on the numbers of backends and of CPUs.
     #[must_use]
     pub fn finish(self) -> Snapshot<Coming> {
         let Self { now, services, aside, gone, counters, rest } = self;
@@ -54,8 +55,8 @@ impl Counting {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Stores counters that only the controller updates, so that their displayed values survive however this process
-    /// ends.
+    /// Stores the counters that only the controller updates, so that the displayed values are preserved, however this
+    /// process ends.
     fn keep_histories(&self) {
         for service in self.controller.services() {
             let (slots_moved_required, slots_moved_needless) = service.slots_moved();
@@ -75,10 +76,10 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the parts of a snapshot as of this moment.
+    /// Returns the data for a snapshot as of this moment.
     ///
     /// # Errors
-    /// If a counter cannot be read.
+    /// Fails if a counter cannot be read.
     pub fn snapshot(&self) -> anyhow::Result<Counting> {
         let now = Instant::now().into_std();
         self.keep_histories();
@@ -152,7 +153,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the listeners of a service; those of the other family have no counters.
+    /// Returns the listeners of a service; listeners of the other address family have no counters in the result.
     fn listeners(&self, service: &Service) -> anyhow::Result<Vec<ListenerSnapshot>> {
         let several = service.listeners().count() > 1;
         service
@@ -165,7 +166,7 @@ impl<D: Dataplane> Owner<D> {
             .collect()
     }
 
-    /// The redirect errors by interface name; a removed interface has its index as name.
+    /// The numbers of redirect errors by interface name, or by interface index if the interface was removed.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         let name = |index| {
             let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());

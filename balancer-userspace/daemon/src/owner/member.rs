@@ -1,5 +1,4 @@
-//! This balancer as a member: whether it is fit to receive clients, whether it is withdrawn, and which VIPs its machine
-//! has.
+//! This balancer as one of several: its readiness, its withdrawal, and the VIPs of its machine.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -15,23 +14,24 @@ use balancer_dataplane::{Dataplane, KernelDataplane};
 use super::Owner;
 use crate::host_state::{Present, Wanted};
 
-/// See the [module](self).
+/// The owner's state about this balancer: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Member {
     stage: Stage,
     /// Whether the operator has withdrawn the VIPs.
     withdrawn: bool,
-    /// The facts about the fleet; `None`: there is no fleet.
+    /// The facts about the fleet that affect readiness; `None` if the balancer belongs to no fleet.
     fleet: Option<FleetFacts>,
-    /// The VIPs of the machine that a balancer has added.
+    /// The VIPs that a balancer has added to this machine.
     vips: BTreeSet<(IpAddr, String)>,
-    /// The problems of the machine, one sentence each.
+    /// The problems of this machine, as one sentence each.
     troubles: Vec<String>,
-    /// The readiness that was last reported.
+    /// The readiness that the owner last reported.
     told: Option<Readiness>,
 }
 
-/// Whether the balancer takes clients, and whether it is leaving, so that other balancers should get its VIPs.
+/// Whether the balancer takes clients, and whether it is leaving. The VIPs of a leaving balancer should move to other
+/// balancers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     takes_clients: bool,
@@ -74,8 +74,8 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// A backend that this machine cannot check, and the reason. The text contains no number, so that it does not
-    /// change while the problem lasts.
+    /// A backend that this machine is unable to check, and the reason. The text contains no number, so that the text
+    /// stays the same while the problem lasts.
     fn hindered(&self) -> Option<String> {
         let services = self.controller.services().iter();
         let mut backends =
@@ -96,18 +96,19 @@ impl<D: Dataplane> Owner<D> {
         Place { takes_clients: self.takes_clients(), leaves }
     }
 
-    /// Whether this machine may have VIPs that another one could take over. The host adds VIPs after attaching the
-    /// program, so a balancer without a fleet need not wait for the attachment.
+    /// Whether this machine may have VIPs that another machine could also take. The host adds VIPs only after attaching
+    /// the program, so the readiness of a balancer without a fleet need not depend on the attachment.
     fn takes_clients(&self) -> bool {
         match self.member.stage {
             Stage::Starting => self.member.fleet.is_none(),
-            // Problems degrade a balancer, but it still serves clients.
+            // A balancer with problems is degraded but still serves clients.
             Stage::Serving | Stage::Leaving => self.facts(Vec::new()).readiness().state.serves(),
         }
     }
 
-    /// Whether clients can be sent elsewhere before the balancer ends: in a fleet, and with routing daemons. A balancer
-    /// that has no substitute and leaves the kernel steering keeps its clients instead.
+    /// Whether routers can send clients to another balancer before this balancer ends, because of a fleet or of routing
+    /// daemons. A balancer without a substitute keeps its clients if the kernel program continues to steer after the
+    /// end of the process.
     pub fn gives_way(&self) -> bool {
         let settings = self.controller.settings();
         let keeps = settings.on_exit == OnExit::Keep;
@@ -120,7 +121,7 @@ impl<D: Dataplane> Owner<D> {
         self.changed = true;
     }
 
-    /// Sets the facts about the fleet; `None`: there is no fleet.
+    /// Sets the facts about the fleet that affect readiness; `None` if the balancer belongs to no fleet.
     pub fn set_fleet(&mut self, fleet: Option<FleetFacts>) {
         if self.member.fleet != fleet {
             self.member.fleet = fleet;
@@ -128,7 +129,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Continues the withdrawn state that an ended process has left.
+    /// Takes over from an ended process whether the VIPs are withdrawn.
     pub const fn take_over_withdrawn(&mut self, withdrawn: bool) {
         self.member.withdrawn = withdrawn;
     }
@@ -138,12 +139,12 @@ impl<D: Dataplane> Owner<D> {
         self.member.withdrawn
     }
 
-    /// Whether the machine no longer has any VIP that a balancer has added.
+    /// Whether the machine has no VIP left that a balancer has added.
     pub fn has_no_vips(&self) -> bool {
         self.member.vips.is_empty()
     }
 
-    /// Withdraws or restores the VIPs for the user `uid`.
+    /// Withdraws or restores the VIPs at the request of the user `uid`.
     pub fn set_withdrawn(&mut self, withdrawn: bool, uid: Option<u32>) -> Changed {
         let message = match (withdrawn, self.member.withdrawn, self.controller.assigns_vips()) {
             (true, true, _) => "withdrawn already: nothing changed",
@@ -162,7 +163,7 @@ impl<D: Dataplane> Owner<D> {
         Changed { message }
     }
 
-    /// Reports the readiness if it has changed.
+    /// Reports the readiness if it has changed since the last report.
     pub fn tell_readiness(&mut self) {
         let readiness = self.verdict();
         let ready = Readiness { state: Fitness::Ready, reasons: Vec::new() };

@@ -1,4 +1,4 @@
-//! Computes the consequences of a request on a copy, so that the owner continues to handle events.
+//! Computes the consequences of a request on a copy of the state, so that the owner continues to handle events.
 
 use std::time::Instant;
 
@@ -14,31 +14,32 @@ use tokio::task::JoinError;
 use super::{Owner, member::Place};
 use crate::{call::ChangeRequest, host_state::Wanted, restorable::Restorable};
 
-/// A request, and a copy of the state that it would change.
+/// A request, and a copy of the state that the request would change.
 pub struct Proposing {
     change_request: ChangeRequest,
     state: Restorable,
     place: Place,
-    /// The backend whose clients the request concerns, if there is one.
+    /// The backend that the request concerns, with the known clients, if the result needs the backend's clients.
     clients: Option<(BackendName, KnownClients)>,
 }
 
 /// The consequences of a request.
 #[derive(Debug)]
 pub struct Proposal {
-    /// The state that a restart would have to preserve.
+    /// The state that a restart after the change must preserve.
     pub state: Restorable,
-    /// The required state of this machine.
+    /// The state that this machine needs for the change.
     pub wanted: Wanted,
     /// The precomputed tables and the number of known clients.
     pub precomputed: Precomputed,
 }
 
 impl Proposing {
-    /// Computes the consequences, which takes as long as it takes to build the tables and scan the client table.
+    /// Computes the consequences of the request, which includes building the lookup tables and scanning the client
+    /// table.
     ///
     /// # Errors
-    /// If the change is refused.
+    /// Fails if the controller would refuse the change.
     pub fn finish(self) -> Result<Proposal, Refused> {
         let Self { change_request, mut state, place, clients } = self;
         let known_clients = clients.map(|(name, clients)| known_at(&state.controller, &name, &clients));
@@ -58,7 +59,7 @@ impl Proposing {
     }
 }
 
-/// The number of clients known at a backend.
+/// The number of clients that are known at a backend.
 fn known_at(controller: &Controller, name: &BackendName, clients: &KnownClients) -> u64 {
     let ids: Vec<u16> = controller.parts(name).map(|backend| backend.id().0).collect();
     let mut known = 0;
@@ -66,7 +67,7 @@ fn known_at(controller: &Controller, name: &BackendName, clients: &KnownClients)
     known
 }
 
-/// A change to be planned, and a copy of the state that it would change.
+/// A change to plan, and a copy of the state that the change would modify.
 pub struct Planning {
     controller: Controller,
     change: Change,
@@ -76,17 +77,17 @@ pub struct Planning {
     clients: Option<KnownClients>,
 }
 
-/// A plan whose known clients are not counted yet.
+/// A plan without the numbers of known clients.
 pub struct Draft {
     plan: Plan,
     clients: Option<KnownClients>,
 }
 
 impl Planning {
-    /// Computes the plan and, if this balancer decides, the required state of this machine.
+    /// Computes the plan and, if this balancer decides about changes, the state that this machine would need.
     ///
     /// # Errors
-    /// If the change would be refused.
+    /// Fails if the controller would refuse the change.
     pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
         let Self { controller, change, now, place, withdrawn, clients } = self;
         let (plan, after) = controller.plan_with_limits(change, now)?;
@@ -96,7 +97,7 @@ impl Planning {
 }
 
 impl Draft {
-    /// Counts known clients by scanning the whole client table, which takes milliseconds.
+    /// Adds the numbers of known clients, for which it scans the whole client table in a few milliseconds.
     #[must_use]
     pub fn count(self) -> Planned {
         let planned = self.plan.counted(|count| {
@@ -108,16 +109,17 @@ impl Draft {
     }
 }
 
-/// The answer if the computing thread ended early.
+/// The answer to a request if the computing thread has ended early.
 pub fn not_worked_out(error: JoinError) -> Refused {
     Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Starts to compute what a restart would have to preserve after a change, and the required state of this machine.
+    /// Prepares to compute the state that a restart after a change must preserve, and the state that this machine needs
+    /// for the change.
     ///
     /// # Errors
-    /// If the configuration has another generation.
+    /// Fails if the configuration does not have the required generation.
     pub fn propose(&mut self, change_request: ChangeRequest, if_generation: Option<u64>) -> Result<Proposing, Refused> {
         let generation = self.controller.generation();
         if if_generation.is_some_and(|wanted| wanted != generation) {
@@ -131,7 +133,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Proposing { change_request, state: self.restorable(), place: self.place(), clients })
     }
 
-    /// Starts to compute which slots and clients a change would move.
+    /// Prepares to compute the slots and clients that a change would move.
     pub fn plan(&mut self, change: Change) -> Planning {
         Planning {
             controller: self.controller.clone(),

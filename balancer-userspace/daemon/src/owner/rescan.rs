@@ -1,5 +1,5 @@
-//! The work that a change leaves in the client table, done in parts between other tasks. The requester gets the answer
-//! at the end, with the number of forgotten clients.
+//! The client table work that remains after a change; the owner does this work in steps between other tasks. The
+//! requester gets the answer after the last step, with the number of forgotten clients.
 
 use std::{collections::HashSet, thread};
 
@@ -14,33 +14,33 @@ use tokio::time::Instant;
 
 use super::{Owner, PAUSE};
 
-/// The remaining work of the last change.
+/// The remaining client table work of the last change.
 pub(super) struct Rescan {
-    /// The directories that the change has replaced.
+    /// The directories of services that the change has replaced.
     pub(super) before: Vec<ServiceSpec>,
-    /// The report to make at the end.
+    /// The report to make after the last step.
     pub(super) report: Option<Report>,
-    /// The time of the next part of the work.
+    /// The time of the next step.
     pub(super) at: Instant,
 }
 
-/// A completed change.
+/// A completed change and its effects.
 pub(super) struct Report {
     pub(super) message: String,
     pub(super) about: Option<BackendName>,
     pub(super) uid: Option<u32>,
     pub(super) moves: Moved,
-    /// Whether the history gets an entry as well.
+    /// Whether the change also becomes an event in the history.
     pub(super) is_event: bool,
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// The time at which to continue the work of a change in the client table, if there is any.
+    /// The time of the next step of a change's client table work, if work remains.
     pub fn rescans_at(&self) -> Option<Instant> {
         self.rescan.as_ref().map(|rescan| rescan.at)
     }
 
-    /// Continues the work for about a millisecond.
+    /// Continues the client table work for about a millisecond.
     pub fn rescan(&mut self) {
         let Some(rescan) = &mut self.rescan else { return };
         let forgotten = match self.dataplane.rescan() {
@@ -53,7 +53,7 @@ impl<D: Dataplane> Owner<D> {
         };
         let Some(Rescan { before, report, .. }) = self.rescan.take() else { return };
         self.forgotten = forgotten.iter().map(|(_, forgotten)| forgotten.clients).sum();
-        // The flag makes a restart continue with these counts.
+        // The flag causes a write of the state file, so that a restart continues with the counts of forgotten clients.
         self.changed |= !forgotten.is_empty();
         for (backend, forgotten) in forgotten {
             let Some((service, name)) = self.owners.get(&backend).cloned() else { continue };
@@ -71,7 +71,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Does all remaining work.
+    /// Does all remaining client table work.
     pub fn rescan_all(&mut self) {
         while let Some(at) = self.rescans_at() {
             thread::sleep(at.saturating_duration_since(Instant::now()));
@@ -79,7 +79,7 @@ impl<D: Dataplane> Owner<D> {
         }
     }
 
-    /// Returns the next result of a change that forgot clients in parts, in the order of the changes.
+    /// Returns the next result of a change that forgot clients in several steps, in the order of the changes.
     pub fn take_told(&mut self) -> Option<Changed> {
         self.told.pop_front()
     }
@@ -97,8 +97,8 @@ impl<D: Dataplane> Owner<D> {
     }
 }
 
-/// The service that gets the clients of `service` now: `service` itself, or one that has one of its listeners. `None`:
-/// no service does.
+/// The service that now gets the clients of `service`, which is `service` itself, or a service that took over one of
+/// its listeners; `None` if no service gets these clients.
 fn heir(service: ServiceId, before: &[ServiceSpec], now: &[ServiceSpec]) -> Option<ServiceId> {
     if now.iter().any(|spec| spec.id == service) {
         return Some(service);

@@ -1,15 +1,15 @@
-//! Recently retired backends. Packets in progress may still count for them, so the owner reads their counters once more
-//! before other backends get their ids.
+//! Backends that were removed recently. The program may still count packets in progress for such a backend, so the
+//! owner reads the backend's counters once more before another backend gets its id.
 
 use std::time::{Duration, Instant};
 
 use balancer_common::map_types::BackendStats;
 use balancer_control::io::{BackendId, ServiceId};
 
-/// A time that is longer than any packet stays in the program.
+/// No packet stays in the program for longer than this time.
 const PACKETS_ARE_OVER: Duration = Duration::from_millis(100);
 
-/// See the [module](self).
+/// The recently removed backends: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct RecentlyRetired(Vec<Retired>);
 
@@ -18,7 +18,7 @@ pub(super) struct Retired {
     pub(super) id: BackendId,
     pub(super) service: ServiceId,
     pub(super) name: String,
-    /// The counters at the time of retirement.
+    /// The counters at the time when the backend was removed.
     pub(super) counted: BackendStats,
     pub(super) at: Instant,
 }
@@ -28,12 +28,12 @@ impl RecentlyRetired {
         self.0.push(retired);
     }
 
-    /// Removes and returns the backends for which no packet can count any more.
+    /// Removes and returns those backends for which the program can no longer count packets.
     pub(super) fn take_final(&mut self, now: Instant) -> Vec<Retired> {
         self.0.extract_if(.., |of| now.saturating_duration_since(of.at) >= PACKETS_ARE_OVER).collect()
     }
 
-    /// Removes and returns the backend whose id now goes to another one.
+    /// Removes and returns the backend with the id `id`, because another backend gets this id.
     pub(super) fn take_id(&mut self, id: BackendId) -> Option<Retired> {
         let place = self.0.iter().position(|of| of.id == id)?;
         Some(self.0.swap_remove(place))

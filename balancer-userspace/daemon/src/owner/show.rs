@@ -1,4 +1,4 @@
-//! Shows a service in a snapshot.
+//! Adds a service to a snapshot.
 
 use std::{
     sync::Arc,
@@ -23,43 +23,44 @@ use balancer_control::{
 
 use super::suspects::Counts;
 
-/// The signs of failure of a backend, from packets or from other members.
+/// The signs of a backend's failure that are not results of checks, from packets or from other members.
 pub(super) struct Passive {
-    /// The number of resets that were withheld from clients.
+    /// The number of resets that the program withheld from clients.
     pub(super) withheld: u64,
     pub(super) signals: Counts,
     /// The unfinished handshakes with the backend.
     pub(super) unanswered: Option<Unanswered>,
 }
 
-/// The part of a service that the core does not know.
+/// The state of a service that is not in the core.
 pub(super) struct Aside {
     pub(super) last_change: Option<LastChange>,
     pub(super) listeners: Vec<ListenerSnapshot>,
     pub(super) rule_fallbacks: u64,
     pub(super) denied: Option<DeniedSnapshot>,
     pub(super) discover: Vec<DiscoverSnapshot>,
-    /// The agent of each backend.
+    /// The state of each backend's agent.
     pub(super) agents: Vec<Option<AgentSnapshot>>,
     pub(super) passed: ShareStats,
     pub(super) quic: Option<QuicSnapshot>,
-    /// The passive signals of each backend.
+    /// The signs of failure of each backend, apart from checks.
     pub(super) passive: Vec<Passive>,
-    /// The counters of backends removed for good, by name.
+    /// The counters of permanently removed backends, by name.
     pub(super) removed_backends: Vec<(String, BackendStats)>,
-    /// The moves that other members of the fleet count, by cause.
+    /// The numbers of moves that other members of the fleet also count, by cause.
     pub(super) repeated_moves: [u64; MOVE_COUNTERS],
     pub(super) table_build: Duration,
     /// Conditions that need attention.
     pub(super) warnings: Vec<String>,
 }
 
-/// A service at the moment `now`, with those of the `gone` backends that were its own; all counters are still zero.
+/// Shows a service at the moment `now`, with those `gone` backends that belonged to the service. The counters in the
+/// result are all zero.
 pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant) -> ServiceSnapshot {
     let (slots_moved_required, slots_moved_needless) = service.slots_moved();
     let (live, base) = service.tables();
     let gone = gone.iter().filter(|gone| gone.row.service == service.id());
-    // Nearly all backends share the check of their service, and formatting it takes time.
+    // Formatting a check takes time, and nearly all backends share the check of their service.
     let check: Arc<str> = service.own_check().to_string().into();
     ServiceSnapshot {
         ids: vec![service.id()],
@@ -141,7 +142,7 @@ fn show_backend(
     }
 }
 
-/// Returns the parts of a backend that belong to one address family, if its service has both.
+/// Returns the values of a backend for each address family, if the service has listeners of both families.
 fn families(service: &Service, backend: &Backend) -> Vec<FamilySnapshot> {
     let of = || FamilySnapshot {
         family: service.family(),

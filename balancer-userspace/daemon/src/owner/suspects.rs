@@ -1,4 +1,4 @@
-//! Backends that may have failed, according to packets or to other members of a fleet.
+//! Backends that may have failed, as packets or other members of the fleet indicate.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,34 +13,34 @@ use tokio::time::Instant;
 
 use super::Owner;
 
-/// The time after which a suspicion without a check expires.
+/// The time after which a suspicion expires if no check has ended.
 const LAPSES: Duration = Duration::from_secs(10);
-/// After a backend has passed a check, this balancer does not tell other members for this time that packets suspect it;
-/// otherwise a client that keeps trying a closed port would cause endless reports.
+/// After a backend has passed a check, this balancer reports no suspicion from packets to other members for this time.
+/// Without this limit, a client that keeps trying a closed port would cause endless reports.
 const CALM: Duration = Duration::from_secs(10);
 
-/// The numbers of a backend's signs of failure, by kind.
+/// The numbers of signs of a backend's failure, by kind.
 pub(super) type Counts = [u64; Signal::COUNT];
 
 #[derive(Debug)]
 struct Suspect {
     signal: Signal,
     since: Instant,
-    /// Whether a check has failed since the suspicion.
+    /// Whether a check of the suspect has failed since the suspicion.
     fails: bool,
 }
 
-/// See the [module](self).
+/// The suspected backends: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    /// The suspected backends that have not passed a check since.
+    /// The suspected backends that have passed no check since the suspicion.
     suspects: HashMap<BackendId, Suspect>,
-    /// The times at which other backends last passed a check.
+    /// The times at which backends that are not suspected last passed a check.
     passed: HashMap<BackendId, Instant>,
     counts: HashMap<BackendId, Counts>,
 }
 
-/// The check result of a suspect.
+/// The meaning of a check result for a suspect.
 pub(super) enum Answer {
     Works(BackendId),
     /// The first check of the suspect has failed.
@@ -58,11 +58,12 @@ impl Suspects {
         }
     }
 
-    /// Records a check, and returns what it means for a suspect.
+    /// Records the result of a check, and returns what it means for a suspect.
     pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
         let Event::Checked { backend, outcome, asked, .. } = event else { return None };
         match outcome {
-            // A check that started earlier, or is reported late, may have passed before the backend died.
+            // The check may have passed before the backend died, because the check started before the suspicion or was
+            // reported late.
             CheckOutcome::Passed if !asked => None,
             CheckOutcome::Passed => {
                 self.suspects.remove(backend)?;
@@ -80,7 +81,7 @@ impl Suspects {
         }
     }
 
-    /// The suspects from this balancer's packets that other members should know about.
+    /// The backends that this balancer suspects because of packets, and that the other members should check.
     fn to_tell(&self, now: Instant) -> impl Iterator<Item = BackendId> {
         let is_news = move |(id, suspect): &(&BackendId, &Suspect)| {
             let is_calm = self.passed.get(id).is_some_and(|at| now.saturating_duration_since(*at) < CALM);
@@ -89,20 +90,20 @@ impl Suspects {
         self.suspects.iter().filter(is_news).map(|(id, _)| *id)
     }
 
-    /// Forgets a removed backend, because another one may get its id.
+    /// Forgets a removed backend, because another backend may get the same id.
     pub(super) fn forget(&mut self, id: BackendId) {
         self.suspects.remove(&id);
         self.passed.remove(&id);
         self.counts.remove(&id);
     }
 
-    /// The numbers of a backend's signs of failure since this process began, by kind.
+    /// The numbers of signs of a backend's failure since this process began, by kind.
     pub(super) fn counts(&self, id: BackendId) -> Counts {
         self.counts.get(&id).copied().unwrap_or_default()
     }
 }
 
-/// Returns the meaning of a sign of failure as the end of a sentence.
+/// Describes a sign of failure, for the end of a sentence.
 const fn words(signal: Signal) -> &'static str {
     match signal {
         Signal::Refused => "it refuses connections",
@@ -119,7 +120,7 @@ pub(super) fn report(name: BackendName, signal: Signal, why: &str) -> Report {
 }
 
 impl<D: Dataplane> Owner<D> {
-    /// Has a backend that may have failed checked at once.
+    /// Makes the prober check a backend immediately, because the backend may have failed.
     pub fn suspect(&mut self, id: BackendId, signal: Signal) {
         let Some(backend) = self.controller.backend_with_id(id) else { return };
         let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
@@ -127,8 +128,8 @@ impl<D: Dataplane> Owner<D> {
         self.prober.suspect(id);
     }
 
-    /// The backends that other members of a fleet should check at once: those that packets suspect, and those that
-    /// begin to fail this balancer's checks.
+    /// The backends that other members of the fleet should check immediately: those suspected because of packets, and
+    /// those that begin to fail this balancer's checks.
     pub(crate) fn suspected(&self) -> Vec<BackendId> {
         let mut all: Vec<BackendId> = self.suspects.to_tell(Instant::now()).collect();
         all.extend(self.controller.begin_to_fail());

@@ -1,4 +1,4 @@
-//! The facts about services and backends that a trace needs.
+//! Provides the facts about services and backends that a trace needs.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,10 @@ use balancer_dataplane::{Dataplane, telling::Filter};
 use super::Owner;
 
 impl<D: Dataplane> Owner<D> {
-    /// The filter that selects the wanted packets.
+    /// Makes the filter that selects the packets to trace.
     ///
     /// # Errors
-    /// If there is no such service, or the client or the length is invalid.
+    /// Fails if the service does not exist, or if the client or the length is invalid.
     pub fn trace_filter(&self, wanted: &BeginTrace) -> Result<Filter, Refused> {
         let BeginTrace { service, client, snaplen } = wanted;
         if let Some(name) = service {
@@ -32,7 +32,7 @@ impl<D: Dataplane> Owner<D> {
         Ok(Filter { client, vips, only_vips: service.is_some(), snaplen: *snaplen })
     }
 
-    /// The paths to backends.
+    /// The paths to all backends.
     #[must_use]
     pub fn hops(&self) -> Vec<HopView> {
         self.controller.rows().map(|(row, present)| hop(&row, present)).collect()

@@ -1,4 +1,4 @@
-//! A health check, which connects, asks, and judges the answer.
+//! A health check, which connects, sends a request, and judges the answer.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -22,12 +22,12 @@ use super::{
     service_path::Ways,
 };
 
-/// The size of the buffer between a question and its connection, in bytes.
+/// The size in bytes of the buffer between an HTTP request and the connection that carries it.
 const PIPE: usize = 64 * 1024;
 /// The maximum number of characters that a report quotes from a server or a program.
 pub(super) const TOLD: usize = 200;
 
-/// The backend to check.
+/// The backend that a check tests.
 #[derive(Clone)]
 pub(super) struct Whom {
     pub(super) backend: BackendId,
@@ -37,12 +37,12 @@ pub(super) struct Whom {
     pub(super) hearer: Hearer,
 }
 
-/// A check, with everything prepared that does not change between its runs.
+/// A check, with all data prepared that does not change between runs.
 pub(super) struct Check {
     target: SocketAddr,
     timeout: Duration,
     what: What,
-    /// The backend and its paths, if the check takes the path of clients' packets.
+    /// The backend and the paths to backends, if the check uses the path of clients' packets.
     through: Option<(BackendId, Ways)>,
 }
 
@@ -54,10 +54,10 @@ enum What {
 }
 
 impl Check {
-    /// Makes the check of a backend.
+    /// Prepares the check of a backend.
     ///
     /// # Errors
-    /// If this machine lacks the resources.
+    /// Fails if this machine lacks the resources for the check.
     pub(super) async fn new(whom: &Whom, config: &CheckConfig) -> io::Result<Self> {
         let Whom { backend, name, target, ways, hearer } = whom;
         let words = || Some(Words::new(name.clone(), hearer.clone()));
@@ -73,15 +73,15 @@ impl Check {
         Ok(Self { target: *target, timeout: config.timeout, what, through })
     }
 
-    /// Runs the check once. It takes at most the check's timeout, plus at most the same time for reading the needed
-    /// files.
+    /// Runs the check once. A run takes at most the check's timeout, after at most the same time for reading the files
+    /// that the check needs.
     ///
     /// # Errors
-    /// If this machine lacks the resources (file descriptors, memory, ports, the program, a file), which says nothing
-    /// about the backend.
+    /// Fails if this machine lacks a resource: file descriptors, memory, ports, the program or a file. An error about
+    /// this machine says nothing about the backend.
     pub(super) async fn run(&self) -> io::Result<CheckOutcome> {
-        // Tens of thousands of these futures may exist and mostly wait, so they do not contain data that only some of
-        // them need.
+        // Tens of thousands of these futures may exist and wait at the same time, so they do not contain data that only
+        // some checks need.
         let deadline = || Instant::now() + self.timeout;
         let asks = match &self.what {
             What::Program(program) => return Box::pin(program.run(deadline(), self.timeout)).await,
@@ -90,7 +90,7 @@ impl Check {
             What::Answer(question) => Some((&**question, Box::pin(self.means(question)).await?)),
         };
         let deadline = deadline();
-        // This machine connects to itself in the usual way.
+        // For a backend on this machine, the check uses an ordinary connection.
         if let Some((backend, ways)) = &self.through
             && !ways.lead_here(*backend)
         {
@@ -112,7 +112,7 @@ impl Check {
         timeout(self.timeout, question.means()).await.map_err(late)?
     }
 
-    /// Runs the check along the path of clients' packets.
+    /// Runs the check on the path of clients' packets.
     async fn run_through(
         &self,
         ways: &Ways,
@@ -135,7 +135,7 @@ impl Check {
         let (near, far) = tokio::io::duplex(PIPE);
         let answered = async {
             tokio::select! {
-                // Data that was read is judged before the end of the connection.
+                // The check judges the received data before it handles the end of the connection.
                 biased;
                 outcome = question.ask(means, near) => outcome,
                 Err(error) = conversation.carry(far) => {
@@ -150,22 +150,23 @@ impl Check {
     async fn connect(&self, asks: bool) -> io::Result<TcpStream> {
         let socket = socket(self.target)?;
         if asks {
-            // The handshake's last acknowledgement is sent together with the question, like in HAProxy's smart connect.
+            // Without quick acknowledgements, the kernel sends the last acknowledgement of the handshake together with
+            // the request, as in HAProxy's smart connect.
             SockRef::from(&socket).set_tcp_quickack(false)?;
         }
         socket.connect(self.target).await
     }
 }
 
-/// A socket for one question to `target`. Closing it sends a reset, because otherwise the kernel would remember each
-/// check for a minute.
+/// Makes a socket for one connection to `target`. Closing the socket sends a reset; without the reset, the kernel would
+/// keep state about each check for a minute.
 pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_zero_linger()?;
     Ok(socket)
 }
 
-/// The outcome of a check without an answer in time.
+/// The outcome of a check that has exceeded its timeout.
 pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
     CheckOutcome::Hard(too_late(what, timeout))
 }
@@ -181,7 +182,7 @@ pub(super) fn is_local(error: &io::Error) -> bool {
         .any(|code| error.raw_os_error() == Some(code))
 }
 
-/// Describes an error of a connection in one or two words.
+/// Describes a connection error in one or two words.
 pub(super) fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => "refused".to_owned(),
@@ -196,7 +197,7 @@ pub(super) fn reason(error: &io::Error) -> String {
     }
 }
 
-/// The beginning of a text from a server or a program, in one line.
+/// The beginning of a text that a server or a program has sent, as one line.
 pub(super) fn told(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.trim().chars().take(TOLD).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()

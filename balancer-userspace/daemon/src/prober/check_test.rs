@@ -1,4 +1,4 @@
-//! The `tcp` and `http` checks against servers that behave and servers that misbehave.
+//! Tests of `tcp` and `http` checks, with correct and with faulty servers.
 
 use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ async fn check(target: SocketAddr, config: &CheckConfig) -> io::Result<CheckOutc
     Check::new(&Whom::at(target), config).await?.run().await
 }
 
-/// Starts a server that reads a request and then runs a handler.
+/// Starts a server that reads a request and then calls a handler.
 async fn server<F: Future<Output = ()> + Send>(
     serve: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> (SocketAddr, JoinHandle<()>) {
@@ -97,7 +97,7 @@ fn wanting(text: &str) -> HttpCheck {
     HttpCheck { expect_body: Some(BodyTest::Contains(text.to_owned())), ..http() }
 }
 
-/// An address that refuses connections.
+/// Returns an address that refuses connections.
 async fn refusing() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
@@ -275,7 +275,7 @@ async fn secure(answer: &'static str) -> SocketAddr {
     secure_with_certificate(answer).await.0
 }
 
-/// Starts a TLS server, and returns its certificate in PEM.
+/// Starts a TLS server, and returns its address and its certificate in PEM.
 async fn secure_with_certificate(answer: &'static str) -> (SocketAddr, String) {
     let made = rcgen::generate_simple_self_signed(["www.example.com".to_owned()]).unwrap();
     let certificate = made.cert.pem();
@@ -324,7 +324,7 @@ async fn when_https_is_checked_then_any_certificate_will_do_unless_verification_
     assert_eq!(outcome(unavailable, https(false), LONG).await, soft("status 503"));
     match check(target, &config(CheckKind::Http(https(true)), LONG)).await {
         Ok(CheckOutcome::Soft(reason)) => assert!(reason.starts_with("tls: invalid peer certificate"), "{reason}"),
-        // A machine without root certificates reports this fact, which says nothing about the backend.
+        // On a machine without root certificates, the check reports this error, which says nothing about the backend.
         Err(error) => assert!(error.to_string().contains("no root certificates"), "{error}"),
         outcome => panic!("{outcome:?}"),
     }
@@ -416,14 +416,14 @@ async fn when_there_is_a_server_name_then_tls_has_it_and_the_header_has_the_host
         let tls = Tls { verify: true, ca_file: Some(path.clone()), sni: Some(sni.to_owned()), client: None };
         HttpCheck { tls: Some(tls), host: Some(host.to_owned()), ..http() }
     };
-    // The server checks both names.
+    // The server checks the server name in TLS and the name in the request's `host` header.
     assert_eq!(outcome(target, named("www.example.com", "www.example.com:8443"), LONG).await, CheckOutcome::Passed);
     assert_eq!(outcome(target, named("www.example.com", "web.example"), LONG).await, soft("status 421"));
     let misnamed = outcome(target, named("other.example.com", "www.example.com:8443"), LONG).await;
     assert!(matches!(&misnamed, CheckOutcome::Soft(reason) if reason.contains("not valid for name")), "{misnamed:?}");
 }
 
-/// Starts a server that accepts every request, and returns the requests to the test.
+/// Starts a server that accepts every request, and passes the requests to the test.
 async fn listening() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! The `udp` and `dns` checks: they send a datagram and wait for its answer.
+//! The `udp` and `dns` checks: each check sends a datagram and waits for the answer.
 
 use std::{
     io,
@@ -23,20 +23,20 @@ use super::{
     dns::{Answer, Query},
 };
 
-/// The longest datagram, in bytes.
+/// The maximum length of a datagram in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// A question, and the expected answer.
+/// The datagram that a check sends, and the answer that it expects.
 pub(super) enum Datagram {
     Text(UdpCheck),
     Dns(DnsCheck),
 }
 
 impl Datagram {
-    /// Queries `target` once.
+    /// Sends the datagram to `target` once, and judges the answers.
     ///
     /// # Errors
-    /// If this machine lacks the resources.
+    /// Fails if this machine lacks the resources for the check.
     pub(super) async fn ask(
         &self,
         target: SocketAddr,
@@ -61,7 +61,7 @@ impl Datagram {
             Ok(socket) => socket,
             Err(error) => return failed(error),
         };
-        // The reason why no answer that arrived in time was the expected one.
+        // The reason why none of the answers so far was the expected answer.
         let mut other = None;
         loop {
             let answer = match timeout_at(deadline, receive(&socket)).await {
@@ -99,7 +99,7 @@ impl Datagram {
 
 enum Judged {
     Answered(CheckOutcome),
-    /// An answer to another question, late or forged: the right one may still arrive.
+    /// The datagram answers another query, because it is late or forged; the expected answer may still arrive.
     Other(&'static str),
 }
 
@@ -123,14 +123,14 @@ fn judge_dns(check: &DnsCheck, answer: Answer) -> Judged {
     }
 }
 
-/// Opens a socket that has sent the question and receives only from `target`.
+/// Opens a socket that receives only from `target`, and sends the datagram.
 async fn connect(target: SocketAddr, question: &[u8]) -> io::Result<UdpSocket> {
     let any = match target {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = UdpSocket::bind(any).await?;
-    // Without this option the kernel hides unreachable hosts and networks.
+    // Without this socket option, the kernel does not report unreachable hosts and networks.
     match target {
         SocketAddr::V4(_) => setsockopt(&socket, Ipv4RecvErr, &true)?,
         SocketAddr::V6(_) => setsockopt(&socket, Ipv6RecvErr, &true)?,
@@ -140,11 +140,12 @@ async fn connect(target: SocketAddr, question: &[u8]) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Receives the next datagram, or the ICMP error that arrived instead.
+/// Receives the next datagram, or returns the ICMP error that arrives instead.
 async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     loop {
         socket.ready(Interest::READABLE | Interest::ERROR).await?;
-        // The buffer is allocated only now, because checks spend most of their time waiting.
+        // The check allocates the buffer only after a datagram has arrived, because checks spend most of their time
+        // waiting.
         let mut buffer = vec![0; LONGEST];
         match socket.try_recv(&mut buffer) {
             Ok(length) => {
@@ -161,7 +162,7 @@ async fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether this machine has caused an error, such as by a firewall that blocks outgoing packets.
+/// Whether this machine has caused an error, for example because a firewall blocks outgoing packets.
 fn is_own(error: &io::Error) -> bool {
     is_local(error) || error.raw_os_error() == Some(libc::EPERM)
 }

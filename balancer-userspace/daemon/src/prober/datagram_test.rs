@@ -1,4 +1,4 @@
-//! The `udp` and `dns` checks against servers that behave and servers that misbehave.
+//! Tests of `udp` and `dns` checks, with correct and with faulty servers.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -45,7 +45,7 @@ fn hard(reason: &str) -> CheckOutcome {
     CheckOutcome::Hard(reason.to_owned())
 }
 
-/// Starts a server that answers each question with the datagrams that `answer` makes of it.
+/// Starts a server that answers each datagram with the datagrams that `answer` makes from it.
 async fn server_at(address: &str, answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
     let socket = UdpSocket::bind(address).await.unwrap();
     let target = socket.local_addr().unwrap();

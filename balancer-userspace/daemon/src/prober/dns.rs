@@ -1,24 +1,24 @@
-//! DNS messages, as far as a check needs them: a query, and the header and question of an answer.
+//! The DNS messages of a `dns` check: a query, and the header and question of an answer.
 
 use balancer_config::config::{DnsCheck, Rcode};
 
 const HEADER: usize = 12;
-/// The flag that requests recursion. A server without recursion answers all the same.
+/// The header flag by which a query requests recursion. A server that offers no recursion also answers such a query.
 const RECURSION_DESIRED: u16 = 1 << 8;
 const IS_ANSWER: u8 = 1 << 7;
 const OPCODE: u8 = 0x78;
 const CODE: u8 = 0x0f;
 const INTERNET: u16 = 1;
 
-/// A query, and the part of it that an answer has to repeat.
+/// A DNS query, and those bytes of the query that an answer has to repeat.
 pub(super) struct Query {
     message: Vec<u8>,
 }
 
-/// The part of an answer that a check needs.
+/// The content of a DNS answer, as far as a check needs it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// An answer to the query with this response code, which may have no name.
+    /// An answer to the query: the response code, and the name of the code, if the code has a name.
     Code(u8, Option<Rcode>),
     /// A DNS message that does not answer the query.
     Other,
@@ -34,7 +34,7 @@ impl Query {
             message.extend_from_slice(&u16::to_be_bytes(field));
         }
         for label in check.name.labels() {
-            // A label has at most 63 bytes.
+            // The conversion cannot fail, because a label has at most 63 bytes.
             message.push(u8::try_from(label.len()).unwrap_or(0));
             message.extend_from_slice(label.as_bytes());
         }
@@ -48,7 +48,7 @@ impl Query {
         &self.message
     }
 
-    /// Parses an answer. A server that does not understand the query may omit the question.
+    /// Parses an answer to the query. The answer of a server that does not understand the query may lack the question.
     pub(super) fn read(&self, answer: &[u8]) -> Answer {
         let (Some((header, rest)), Some((asked, question))) =
             (answer.split_first_chunk::<HEADER>(), self.message.split_first_chunk::<HEADER>())
@@ -79,7 +79,7 @@ mod tests {
         Query::new(0x1234, &DnsCheck { port: None, name, record: Record::Aaaa, expect_rcode: vec![Rcode::NoError] })
     }
 
-    /// An answer that repeats the question and contains nothing else.
+    /// Makes an answer that contains only the repeated question.
     fn answer(code: u8) -> Vec<u8> {
         let mut answer = query().message;
         answer[2] |= IS_ANSWER;

@@ -29,7 +29,7 @@ use tokio::{
 
 use super::check::{TOLD, timed_out, told};
 
-/// The search path for programs if this process has none.
+/// The search path for programs, if the environment of this process has none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program that checks one backend.
@@ -40,13 +40,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Makes the program that checks backend `name` at `target`.
+    /// Prepares the program that checks the backend `name` at `target`.
     ///
     /// # Errors
-    /// If the program cannot run as its configured user.
+    /// Fails if the program cannot run as its configured user.
     pub(super) async fn new(name: &BackendName, target: SocketAddr, exec: &ExecCheck) -> io::Result<Self> {
         let user = exec.user.clone();
-        // The data about users may come from another machine, so the lookup may block.
+        // The lookup may block, because the user database may be on another machine.
         let account = tokio::task::spawn_blocking(move || Account::of(&user)).await.map_err(io::Error::other)??;
         Ok(Self::run_as(account, name, target, exec))
     }
@@ -62,10 +62,11 @@ impl Program {
         Self { command: exec.command.clone(), account, environment }
     }
 
-    /// Runs the program until it ends, or until `deadline`. Its descendants are killed together with it.
+    /// Runs the program until it ends, or until `deadline`. When the program ends, the function kills all its remaining
+    /// descendants.
     ///
     /// # Errors
-    /// If the program cannot be started.
+    /// Fails if the program cannot be started.
     pub(super) async fn run(&self, deadline: Instant, timeout: Duration) -> io::Result<CheckOutcome> {
         let Some((program, arguments)) = self.command.split_first() else {
             return Err(io::Error::other("no program"));
@@ -80,9 +81,9 @@ impl Program {
         unsafe { command.pre_exec(move || account.assume()) };
         let cannot_start = |error| io::Error::other(format!("cannot start {program:?}: {error}"));
         let mut child = command.spawn().map_err(cannot_start)?;
-        // Dropping the command closes this process's copies of the pipe's ends.
+        // Dropping the command closes this process's copies of the pipe's file descriptors.
         drop(command);
-        // The group is declared after the child, so it is dropped while the child's id is still valid.
+        // The group is declared after the child, so Rust drops the group first, while the child's id is still valid.
         let _group = Group::of(child.id());
         let mut output = Receiver::from_owned_fd(output.into())?;
         let mut line = FirstLine::default();
@@ -114,7 +115,7 @@ impl Program {
 pub(super) struct Account {
     uid: Uid,
     gid: Gid,
-    /// Whether this process may drop its groups.
+    /// Whether this process may drop the supplementary groups.
     sheds_groups: bool,
 }
 
@@ -122,8 +123,9 @@ impl Account {
     /// Looks up the account of `user`.
     ///
     /// # Errors
-    /// If there is no such user, if it is root, the balancer's own user or another one that could change the balancer,
-    /// or if this process cannot run a program as another user and end it.
+    /// Fails if the user does not exist, or if the user is root, the balancer's own user or another user that could
+    /// change the balancer. The function also fails if this process is unable to run and to end a program of another
+    /// user.
     fn of(user: &str) -> io::Result<Self> {
         let found = User::from_name(user)?.ok_or_else(|| io::Error::other(format!("there is no user {user:?}")))?;
         if let Some(whose) = powerful(found.uid, found.gid, geteuid(), getegid()) {
@@ -144,11 +146,12 @@ impl Account {
         Ok(Self::from(&found))
     }
 
-    /// Makes the calling process run as this user, without its earlier privileges and without any means to gain new
-    /// ones.
+    /// Makes the calling process run as this user, without its previous privileges and without any means to gain
+    /// privileges.
     fn assume(self) -> io::Result<()> {
         for capability in 0..64 {
-            // SAFETY: the call takes a number, and refuses unknown numbers and those that it may not drop.
+            // SAFETY: the call takes only numbers, and the kernel refuses capabilities that are unknown or that this
+            // process may not drop.
             unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         }
         if self.sheds_groups {
@@ -162,7 +165,8 @@ impl Account {
         for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Permitted] {
             caps::clear(None, set).map_err(refused)?;
         }
-        // If the bounding set could not be dropped, this setting blocks capabilities of files and of root.
+        // Even if this process cannot reduce the bounding set, this setting prevents the program from gaining
+        // capabilities from files or from root.
         Ok(prctl::set_no_new_privs()?)
     }
 }
@@ -174,8 +178,8 @@ impl From<&User> for Account {
     }
 }
 
-/// Names the account that could change the balancer, or read what the balancer reads, if the user or the group has this
-/// power. `own_user` and `own_group` are the balancer's own.
+/// Returns a name for the account if the user or the group could change the balancer or read the balancer's files.
+/// `own_user` and `own_group` are the balancer's user and group.
 fn powerful(user: Uid, group: Gid, own_user: Uid, own_group: Gid) -> Option<&'static str> {
     match () {
         () if user.is_root() => Some("root"),
@@ -199,7 +203,7 @@ fn judge(status: ExitStatus, line: &str) -> CheckOutcome {
     CheckOutcome::Soft(if line.is_empty() { what } else { format!("{what}: {line}") })
 }
 
-/// The first line of the output, up to the length that is reported.
+/// The first line of the program's output, up to the length that reports quote.
 #[derive(Default)]
 struct FirstLine {
     bytes: Vec<u8>,
@@ -207,7 +211,7 @@ struct FirstLine {
 }
 
 impl FirstLine {
-    /// Enough bytes for [`TOLD`] characters.
+    /// The maximum number of bytes that [`TOLD`] characters take.
     const BYTES: usize = 4 * TOLD;
 
     fn take(&mut self, written: &[u8]) {
@@ -226,8 +230,8 @@ impl FirstLine {
     }
 }
 
-/// A process group that is killed when this value is dropped, even if its leader has ended: the kernel assigns ids in
-/// turn, so no other process can have this id yet.
+/// A process group. Dropping the value kills the group even if its leader has ended: the kernel assigns process ids in
+/// sequence, so no other process can have this id yet.
 struct Group(Option<Pid>);
 
 impl Group {
@@ -239,7 +243,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // An error means that no process of the group is left.
+            // An error means that no process is left in the group.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }

@@ -1,4 +1,4 @@
-//! Tests of `exec` checks with programs that end well, badly, or not at all.
+//! Tests of `exec` checks, with programs that succeed, that fail, and that do not end.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use super::exec::{Account, Program};
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
-/// Returns a user other than the current one, if possible.
+/// Returns a user other than the current user, if possible.
 fn user() -> User {
     if geteuid().is_root() { User::from_name("nobody") } else { User::from_uid(geteuid()) }.unwrap().unwrap()
 }
@@ -21,7 +21,8 @@ async fn run(command: &[&str], timeout: Duration) -> CheckOutcome {
     run_as(&user(), command, timeout).await
 }
 
-/// Runs a program without checking whether the user is allowed, because a test may not be able to change its user.
+/// Runs a program without checking whether `exec` checks allow the user, because a test may be unable to change its
+/// user.
 async fn run_as(user: &User, command: &[&str], timeout: Duration) -> CheckOutcome {
     let command = command.iter().map(|&word| word.to_owned()).collect();
     let exec = ExecCheck { port: None, command, user: user.name.clone() };
@@ -63,7 +64,7 @@ async fn when_a_program_runs_then_its_environment_names_the_backend_and_nothing_
         panic!("it passed")
     };
     let names: Vec<&str> = all.trim_start_matches("exit code 1: ").split(' ').collect();
-    // Shells set these variables themselves.
+    // Shells set these variables in their own environment.
     let names: Vec<&str> = names.into_iter().filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
     assert_eq!(names, ["BALANCER_ADDRESS", "BALANCER_BACKEND", "BALANCER_PORT", "BALANCER_SERVICE", "PATH"]);
 }
@@ -77,7 +78,7 @@ async fn when_output_never_ends_then_it_is_cut() {
     assert_eq!(sh("yes", SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
 }
 
-/// Returns the first line that a program prints about itself.
+/// Runs a script, and returns the first line that the script prints.
 async fn said(script: &str) -> String {
     let CheckOutcome::Soft(said) = sh(&format!("{script}; exit 1"), LONG).await else { panic!("it passed") };
     said.trim_start_matches("exit code 1: ").to_owned()
@@ -98,8 +99,7 @@ async fn when_a_program_runs_then_it_has_its_user_without_groups_and_capabilitie
     }
 }
 
-/// The test also covers a balancer that runs as root, which would regain all capabilities with each program that it
-/// starts.
+/// The case matters for a balancer that runs as root, because a program started by root would regain all capabilities.
 #[tokio::test]
 async fn when_the_user_is_root_then_the_program_has_no_capabilities_either() {
     let user = User::from_uid(geteuid()).unwrap().unwrap();
@@ -149,7 +149,7 @@ async fn when_a_program_ends_then_its_descendants_end_with_it() {
     assert_eq!(sh(&started("exit 1"), LONG).await, soft("exit code 1"));
     gone(&fs::read_to_string(&file).unwrap()).await;
 
-    // The next check is cancelled while it runs.
+    // The test cancels the next check while it runs.
     fs::remove_file(&file).unwrap();
     let script = started("wait");
     let check = tokio::spawn(async move { sh(&script, LONG).await });

@@ -1,4 +1,5 @@
-//! Small files that checks need: each file is read once for all checks, and again when it changes.
+//! Small files that checks need, such as certificates. The prober reads each file once for all checks, and rereads it
+//! when it changes.
 
 use std::{
     collections::BTreeMap,
@@ -13,12 +14,12 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 use crate::followed_files::{Version, version};
 
-/// The maximum age of what is known about a file.
+/// The time after which the prober checks again whether a file has changed.
 const LOOK: Duration = Duration::from_secs(1);
 /// The maximum size of a file, in MiB.
 const LARGEST: u64 = 1;
 
-/// Parses the bytes of a file; an error continues the sentence that begins with the file's name.
+/// A function that parses the bytes of a file; its error continues a sentence that begins with the file's name.
 type Parse<T> = fn(Vec<u8>) -> Result<T, String>;
 
 /// The files of one kind that checks currently need.
@@ -32,9 +33,9 @@ impl<T: Clone + Send + Sync + 'static> Shelf<T> {
         Self { parse, files: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Returns the file at `path`, which stays known while it is in use.
+    /// Returns the file at `path`, which stays on the shelf as long as a check uses it.
     pub(super) fn file(&self, path: &Path) -> Arc<Watched<T>> {
-        // A panicking thread did not hold the lock during a change.
+        // The data is consistent even if the lock is poisoned, because no thread panics while it changes the data.
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = files.get(path).and_then(Weak::upgrade) {
             return file;
@@ -51,7 +52,7 @@ impl<T: Clone + Send + Sync + 'static> Shelf<T> {
     }
 }
 
-/// A watched file.
+/// A file that the prober watches for changes.
 pub(super) struct Watched<T> {
     path: PathBuf,
     parse: Parse<T>,
@@ -65,15 +66,16 @@ struct Known<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Watched<T> {
-    /// Returns the contents of the file, which are at most one second old.
+    /// Returns the contents of the file, which were up to date at most one second ago.
     ///
     /// # Errors
-    /// The file, and the reason why it has no usable contents.
+    /// Fails with the name of the file, and the reason why its contents are not usable.
     pub(super) async fn contents(&self) -> io::Result<T> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
         if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             let (path, parse) = (self.path.clone(), self.parse);
-            // The read continues even if its caller is gone, so an unresponsive file system blocks only one thread.
+            // The read continues even if the caller no longer waits, so an unresponsive file system blocks only one
+            // thread.
             let look = spawn_blocking(move || {
                 known.look(&path, parse);
                 known
@@ -85,9 +87,9 @@ impl<T: Clone + Send + Sync + 'static> Watched<T> {
 }
 
 impl<T> Known<T> {
-    /// Reads the file if its version has changed or none was read yet.
+    /// Reads the file if its version has changed, or if the file has not been read yet.
     fn look(&mut self, path: &Path, parse: Parse<T>) {
-        // The version is determined before the read, so that a write in between leads to another read.
+        // The file version is determined before the read, so that a write in between causes another read.
         let version = version(path);
         if self.contents.is_err() || version != self.version {
             self.contents = contents::read(path, LARGEST).and_then(parse);
@@ -112,7 +114,7 @@ mod tests {
         String::from_utf8(bytes).map_err(|_| "is no text".to_owned())
     }
 
-    /// The cases are in a single test because it counts how often files are parsed.
+    /// One test contains all cases, because the test counts how often files are parsed.
     #[tokio::test]
     async fn when_a_file_changes_then_it_is_read_again_once_for_all() {
         static SHELF: Shelf<String> = Shelf::new(parse);

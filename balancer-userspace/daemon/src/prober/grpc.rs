@@ -1,4 +1,4 @@
-//! The `grpc` and `grpcs` checks, which use the protocol `grpc.health.v1`.
+//! The `grpc` and `grpcs` checks, which use the health checking protocol `grpc.health.v1`.
 
 use std::net::SocketAddr;
 
@@ -19,12 +19,12 @@ use super::{
     http2,
 };
 
-/// The maximum length of an answer, in bytes.
+/// The maximum length in bytes of a gRPC answer.
 const ANSWER: usize = 64 * 1024;
-/// The length of the header of a message: a flag and the message's length.
+/// The length in bytes of a gRPC message's header, which consists of a flag and the length of the message.
 const HEAD: usize = 5;
 
-/// The names of gRPC's status codes, from 0 on.
+/// The names of gRPC's status codes, starting with code 0.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -58,15 +58,15 @@ struct HealthCheckRequest {
 /// The message type `grpc.health.v1.HealthCheckResponse`.
 #[derive(prost::Message)]
 struct HealthCheckResponse {
-    /// The state, a `ServingStatus`.
+    /// The state of the service, as a `ServingStatus`.
     #[prost(int32, tag = "1")]
     status: i32,
 }
 
-/// The service about which the check asks a server; empty: the server as a whole.
+/// The name of the service whose state the check requests; empty for the server as a whole.
 pub(super) struct Service(String);
 
-/// The request that `check` sends to `target`, without the metadata that `check` configures.
+/// The request that `check` sends to `target`, without the configured metadata.
 pub(super) fn request(target: SocketAddr, check: &GrpcCheck) -> Result<Request<()>, hyper::http::Error> {
     let is_secure = check.tls.is_some();
     let host = check.host.clone().unwrap_or_else(|| host(target, is_secure));
@@ -82,7 +82,7 @@ impl Service {
         Self(check.service.clone())
     }
 
-    /// Asks for the service's state, and judges the answer.
+    /// Requests the state of the service, and judges the answer.
     pub(super) async fn ask(
         &self,
         scheme: &str,
@@ -103,16 +103,16 @@ impl Service {
         let message = HealthCheckRequest { service: self.0.clone() }.encode_to_vec();
         let mut framed = BytesMut::with_capacity(HEAD + message.len());
         framed.put_u8(0);
-        // The length of a service's name is limited.
+        // The conversion cannot fail, because the length of a service's name is limited.
         framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
         framed.put_slice(&message);
         framed.freeze()
     }
 
-    /// The fault that a whole answer reports; no error if the service is serving.
+    /// Returns the fault that the whole answer reports; no fault if the service is serving.
     async fn judge(&self, answer: Response<RecvStream>) -> Result<Result<(), String>, h2::Error> {
         let (head, mut body) = answer.into_parts();
-        // An answer without a message has the status in its headers.
+        // In an answer without a message, the status is in the headers.
         if let Some(status) = Status::of(&head.headers) {
             return Ok(self.status(&status).and(Err("an answer without a message".to_owned())));
         }
@@ -137,7 +137,7 @@ impl Service {
         Ok(self.status(&status).and_then(|()| self.state(message(&read)?)))
     }
 
-    /// The fault that the status of the request reports.
+    /// Returns the fault that the gRPC status of the request reports.
     fn status(&self, status: &Status) -> Result<(), String> {
         let what = match status.code {
             OK => return Ok(()),
@@ -151,7 +151,7 @@ impl Service {
         Err(if status.message.is_empty() { what } else { format!("{what}: {}", status.message) })
     }
 
-    /// The fault that the state of the service reports.
+    /// Returns the fault that the state of the service reports.
     fn state(&self, message: &[u8]) -> Result<(), String> {
         let shown = self.shown();
         match HealthCheckResponse::decode(message).map(|answer| answer.status) {
@@ -169,13 +169,13 @@ impl Service {
     }
 }
 
-/// Whether a content type belongs to gRPC, such as `application/grpc+proto`.
+/// Whether a content type belongs to gRPC, for example `application/grpc+proto`.
 fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
     let rest = content_type.and_then(|kind| kind.as_bytes().strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// The only message of an answer.
+/// Returns the message in an answer with exactly one message.
 fn message(read: &[u8]) -> Result<&[u8], String> {
     match read.split_first_chunk() {
         None if read.is_empty() => Err("an answer without a message".to_owned()),
@@ -188,16 +188,16 @@ fn message(read: &[u8]) -> Result<&[u8], String> {
     }
 }
 
-/// The status of a request.
+/// The gRPC status of a request.
 struct Status {
     code: u32,
-    /// The explanation in a form that can be shown.
+    /// The explanation of the status in a printable form.
     message: String,
 }
 
 impl Status {
     fn of(headers: &HeaderMap) -> Option<Self> {
-        // A value that is not a number counts as the code UNKNOWN.
+        // A status that is not a number counts as the code UNKNOWN.
         let code = headers.get("grpc-status")?.to_str().ok().and_then(|code| code.parse().ok()).unwrap_or(2);
         let message = headers.get("grpc-message").map(|message| told(&decoded(message.as_bytes())));
         Some(Self { code, message: message.unwrap_or_default() })

@@ -1,4 +1,4 @@
-//! Pages for which `http` and `https` checks ask. The checks do not follow redirects.
+//! The pages that `http` and `https` checks request. The checks do not follow redirects.
 
 use std::{io, net::SocketAddr, pin::pin};
 
@@ -19,7 +19,7 @@ use super::{
     tls,
 };
 
-/// The maximum total length of status line and headers, in bytes.
+/// The maximum total length in bytes of status line and headers.
 const HEADERS: usize = 64 * 1024;
 
 /// The name and version of this program.
@@ -29,11 +29,11 @@ pub(super) const USER_AGENT: &str = concat!("balancer/", env!("CARGO_PKG_VERSION
 pub(super) struct Page {
     expect_status: StatusRanges,
     expect_body: Option<BodyTest>,
-    /// The receiver of the `X-Load` headers.
+    /// The receiver of `X-Load` headers in answers.
     words: Option<Words>,
 }
 
-/// The request that `check` sends to `target`, without the headers that `check` configures.
+/// The request that `check` sends to `target`, without the configured headers.
 pub(super) fn request(target: SocketAddr, check: &HttpCheck) -> Result<Request<()>, hyper::http::Error> {
     let is_secure = check.tls.is_some();
     let host = check.host.clone().unwrap_or_else(|| host(target, is_secure));
@@ -46,7 +46,7 @@ pub(super) fn request(target: SocketAddr, check: &HttpCheck) -> Result<Request<(
     request.header(header::USER_AGENT, USER_AGENT).header(header::ACCEPT, "*/*").body(())
 }
 
-/// The scheme of a page.
+/// The URL scheme of a page.
 pub(super) const fn scheme(is_secure: bool) -> &'static str {
     if is_secure { "https" } else { "http" }
 }
@@ -56,7 +56,7 @@ impl Page {
         Self { expect_status: check.expect_status.clone(), expect_body: check.expect_body.clone(), words }
     }
 
-    /// Asks for the page over HTTP/1.1, and judges the answer.
+    /// Requests the page over HTTP/1.1, and judges the answer.
     pub(super) async fn ask(
         &self,
         scheme: &str,
@@ -75,14 +75,15 @@ impl Page {
         let (mut sender, connection) =
             http1::Builder::new().max_buf_size(HEADERS).handshake(TokioIo::new(stream)).await?;
         let judged = pin!(async { self.judge(sender.send_request(request).await?).await });
-        // Polling the connection moves the bytes; its end also shows in the answer.
+        // The bytes of the answer arrive only while the connection is polled. If the connection ends, the answer fails
+        // as well.
         match future::select(judged, pin!(connection)).await {
             Either::Left((outcome, _)) => outcome,
             Either::Right((_, judged)) => judged.await,
         }
     }
 
-    /// Asks for the page over HTTP/2, and judges the answer.
+    /// Requests the page over HTTP/2, and judges the answer.
     pub(super) async fn ask_http2(
         &self,
         scheme: &str,
@@ -121,7 +122,8 @@ impl Page {
     }
 }
 
-/// The meaning of an incomplete answer: an invalid answer is a soft failure, silence a hard one.
+/// The outcome of a check whose answer is incomplete: an invalid answer is a soft failure, and no answer is a hard
+/// failure.
 fn failure(scheme: &str, error: &hyper::Error) -> CheckOutcome {
     let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     if error.is_parse_too_large() {
@@ -141,7 +143,7 @@ fn failure(scheme: &str, error: &hyper::Error) -> CheckOutcome {
     }
 }
 
-/// The host of an address, in the form for a header or URL.
+/// The host of an address, in the format for a header or URL.
 pub(super) fn host(target: SocketAddr, is_secure: bool) -> String {
     let default_port = if is_secure { 443 } else { 80 };
     match target {

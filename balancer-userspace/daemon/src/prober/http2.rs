@@ -1,4 +1,4 @@
-//! One request over HTTP/2, without a separate task for the connection.
+//! Sends one request over HTTP/2, without a separate task for the connection.
 
 use std::{
     io,
@@ -18,15 +18,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::check::reason;
 
-/// The name of the protocol HTTP/2 in TLS.
+/// The ALPN name of HTTP/2.
 pub(super) const ALPN: &[u8] = b"h2";
-/// The maximum total length of the headers of an answer, in bytes.
+/// The maximum total length in bytes of the headers of an answer.
 const HEADERS: u32 = 64 * 1024;
 
-/// Sends `request`, with a message if there is one, over `stream`, and has the answer judged.
+/// Sends `request` over `stream`, followed by `message` if given, and passes the answer to `judge`.
 ///
 /// # Errors
-/// If the answer is incomplete, or is not one of HTTP/2.
+/// Fails if the answer is incomplete or violates HTTP/2.
 pub(super) async fn exchange<Judged: Future<Output = Result<CheckOutcome, h2::Error>>>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<()>,
@@ -44,7 +44,8 @@ pub(super) async fn exchange<Judged: Future<Output = Result<CheckOutcome, h2::Er
         }
         judge(answer.await?).await
     });
-    // Polling the connection moves the bytes; its end also shows in the answer.
+    // The bytes of the answer arrive only while the connection is polled. If the connection ends, the answer fails as
+    // well.
     match future::select(judged, pin!(connection)).await {
         Either::Left((outcome, _)) => outcome,
         Either::Right((_, judged)) => judged.await,
@@ -70,12 +71,13 @@ impl Body for Received {
     }
 }
 
-/// The meaning of an incomplete answer: an invalid answer and a refusal are soft failures, silence is a hard one.
+/// The outcome of a check whose answer is incomplete: an invalid answer or a refusal is a soft failure, and no answer
+/// is a hard failure.
 pub(super) fn failure(scheme: &str, error: &h2::Error) -> CheckOutcome {
     match (error.get_io(), error.reason()) {
-        // TLS reports its own errors in this form.
+        // The TLS library reports its own errors in this form.
         (Some(error), _) if error.kind() == io::ErrorKind::InvalidData => CheckOutcome::Soft(format!("tls: {error}")),
-        // The library reports the end of the connection in this form.
+        // The HTTP/2 library reports the end of the connection in this form.
         (Some(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {
             CheckOutcome::Hard(format!("{scheme}: connection closed"))
         }

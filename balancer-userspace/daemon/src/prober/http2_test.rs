@@ -1,5 +1,4 @@
-//! Checks over HTTP/2 and gRPC, and checks that show a certificate, against servers that behave and servers that
-//! misbehave.
+//! Tests of checks over HTTP/2 and gRPC, and of checks with a client certificate, with correct and with faulty servers.
 
 use std::{
     fs, io,
@@ -63,7 +62,7 @@ fn soft(reason: &str) -> CheckOutcome {
     CheckOutcome::Soft(reason.to_owned())
 }
 
-/// Short forms of the kinds of checks.
+/// Types with which tests write the kinds of checks briefly.
 struct Http(HttpCheck);
 struct Grpc(GrpcCheck);
 
@@ -101,7 +100,7 @@ fn any_certificate() -> Tls {
     Tls { verify: false, ca_file: None, sni: None, client: None }
 }
 
-/// An answer that the server gives.
+/// The answer of a test server.
 enum Answer {
     Page(Response<&'static str>),
     /// An answer with headers, a message, and trailers.
@@ -113,7 +112,7 @@ fn status(code: u16, body: &'static str) -> Answer {
     Answer::Page(Response::builder().status(code).body(body).unwrap())
 }
 
-/// Serves requests over HTTP/2 on one connection until its end.
+/// Serves HTTP/2 requests on one connection until the connection ends.
 async fn serve<F: Fn(&Parts, &[u8]) -> Answer + Clone + Send + 'static>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     answer: F,
@@ -134,7 +133,7 @@ async fn serve_one<F: Fn(&Parts, &[u8]) -> Answer>(
     while let Some(Ok(data)) = body.data().await {
         message.extend_from_slice(&data);
     }
-    // A check closes the connection when it has received enough.
+    // Sending may fail, because a check closes the connection as soon as it has received enough.
     let _ = match answer(&head, &message) {
         Answer::Page(page) => {
             let (head, text) = page.into_parts();
@@ -189,7 +188,7 @@ async fn secure<F: Fn(&Parts, &[u8]) -> Answer + Clone + Send + 'static>(
         async move {
             match accepted.into_fallible().await {
                 Ok(stream) => serve(stream, answer).await,
-                // The alert arrives before the connection ends.
+                // The client receives the TLS alert before the connection ends.
                 Err((_, mut stream)) => drop(stream.read_to_end(&mut Vec::new()).await),
             }
         }
@@ -206,14 +205,15 @@ fn authority(name: &str) -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A certificate that the authority has signed, and its key, in PEM.
+/// Returns a certificate that the authority has signed, and the key of the certificate, in PEM.
 fn signed(authority: &Authority) -> (String, String) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["www.example.com".to_owned()]).unwrap();
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-/// Settings of a server that offers `alpn`. With `clients`, it asks for a certificate that this authority has signed.
+/// The TLS settings of a server that offers the protocols `alpn`. With `clients`, the server requests a certificate
+/// that the authority `clients` has signed.
 fn settings(authority: &Authority, clients: Option<&Authority>, alpn: &[&str]) -> ServerConfig {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -349,7 +349,7 @@ fn grpc(message: &'static [u8], trailers: Option<HeaderMap>) -> Answer {
     Answer::Message(head.body(Bytes::from_static(message)).unwrap(), trailers)
 }
 
-/// An answer that consists of a status alone.
+/// An answer that contains only a status.
 fn refusal(code: &str, message: &str) -> Answer {
     let mut answer = Response::builder().header("content-type", "application/grpc").body(Bytes::new()).unwrap();
     answer.headers_mut().extend(trailers(code, message));
@@ -359,7 +359,7 @@ fn refusal(code: &str, message: &str) -> Answer {
 const SERVING: &[u8] = b"\0\0\0\0\x02\x08\x01";
 const NOT_SERVING: &[u8] = b"\0\0\0\0\x02\x08\x02";
 
-/// A health service that knows the server as a whole and some services.
+/// A health service that reports the state of the server as a whole and of some services.
 fn health_service(head: &Parts, message: &[u8]) -> Answer {
     let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap());
     assert_eq!((head.method.as_str(), head.uri.path()), ("POST", "/grpc.health.v1.Health/Check"));
@@ -416,7 +416,7 @@ async fn when_a_server_has_no_health_service_then_the_reason_is_its_answer() {
     }
 }
 
-/// A server that asks clients for certificates, with the files of a valid client certificate.
+/// A server that requests client certificates, with the files of a valid client certificate.
 struct Asking {
     directory: tempfile::TempDir,
     clients: Authority,
@@ -426,7 +426,7 @@ struct Asking {
 impl Asking {
     async fn start() -> Self {
         let (servers, clients) = (authority("servers"), authority("clients"));
-        // The server answers with HTTP/1.1 if the client chooses it.
+        // The server answers with HTTP/1.1 if the client has chosen this protocol.
         let acceptor = TlsAcceptor::from(Arc::new(settings(&servers, Some(&clients), &["h2", "http/1.1"])));
         let target = listening(move |stream| {
             let accepted = acceptor.accept(stream);
@@ -453,7 +453,7 @@ impl Asking {
         path
     }
 
-    /// Checks of all kinds, which show the certificate in these files.
+    /// Checks of all kinds that present the certificate in the files `client`.
     fn checks(client: Option<ClientFiles>) -> [CheckKind; 3] {
         let tls = Some(Tls { client, ..any_certificate() });
         let http1 = HttpCheck { http2: false, ..page(tls.clone()) };

@@ -1,4 +1,4 @@
-//! The certificate that a check shows to servers that ask for one.
+//! The certificate that a check presents to servers that request a client certificate.
 
 use std::{io, sync::Arc};
 
@@ -7,10 +7,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObj
 
 use super::files::{Shelf, Watched};
 
-/// A certificate, followed by the certificates that lead from it to a root.
+/// A certificate, followed by the intermediate certificates up to a root.
 pub(super) type Chain = Arc<Vec<CertificateDer<'static>>>;
 
-/// The files with a certificate and its key.
+/// The files that contain a certificate and its key.
 pub(super) struct Identity {
     cert: Arc<Watched<Chain>>,
     key: Arc<Watched<Key>>,
@@ -21,7 +21,7 @@ pub(super) struct Identity {
 #[derive(Clone)]
 pub(super) struct Key(Arc<PrivateKeyDer<'static>>);
 
-/// A certificate and a key as they are in the files. They may not belong together.
+/// The certificate and the key from the files, which may not match each other.
 #[derive(Clone)]
 pub(super) struct Pair {
     pub(super) chain: Chain,
@@ -33,7 +33,7 @@ impl Pair {
         self.key.0.clone_key()
     }
 
-    /// Whether both pairs come from the same reading of the files.
+    /// Whether both pairs were read from the same versions of the files.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.chain, &other.chain) && Arc::ptr_eq(&self.key.0, &other.key.0)
     }
@@ -47,10 +47,10 @@ impl Identity {
         Self { cert: CERTS.file(&files.cert), key: KEYS.file(key), files: files.clone() }
     }
 
-    /// Returns the current contents of the files.
+    /// Returns the certificate and the key that the files currently contain.
     ///
     /// # Errors
-    /// An error about the missing or invalid file.
+    /// Fails with an error that names the missing or invalid file.
     pub(super) async fn pair(&self) -> io::Result<Pair> {
         let named = |what: &'static str| move |error| io::Error::other(format!("the {what} {error}"));
         let chain = self.cert.contents().await.map_err(named("client_cert"))?;
@@ -59,7 +59,7 @@ impl Identity {
         Ok(Pair { chain, key })
     }
 
-    /// Names the files, as the subject of a sentence.
+    /// Formats the names of the files, as the subject of a sentence.
     pub(super) fn names(&self) -> String {
         let cert = self.files.cert.display();
         match &self.files.key {

@@ -1,4 +1,4 @@
-//! The header `X-Load`: agents' reports in the answers to HTTP checks.
+//! The header `X-Load`, in which answers to HTTP checks contain an agent's report.
 
 use std::sync::{
     Arc, OnceLock,
@@ -11,27 +11,28 @@ use hyper::{HeaderMap, header::HeaderName};
 use crate::call::{Call, Calls};
 
 const X_LOAD: HeaderName = HeaderName::from_static("x-load");
-/// The number of answers after which a missing header is reported again, because another balancer may decide now.
+/// The number of answers without the header after which the prober reports this again, because another balancer may
+/// have become the leader.
 const REMIND: u32 = 30;
 
-/// The receiver of all reports, once it exists.
+/// The receiver of all reports from `X-Load` headers, once it exists.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hearer(Arc<OnceLock<Calls>>);
 
 impl Hearer {
-    /// Sets the receiver of reports.
+    /// Sets the receiver of reports from `X-Load` headers.
     pub(super) fn set(&self, calls: Calls) {
-        // The first receiver stays as long as there are checks.
+        // A receiver that was set earlier stays as long as the checks run.
         let _ = self.0.set(calls);
     }
 }
 
-/// The reports of one backend.
+/// The `X-Load` reports of one backend.
 #[derive(Debug)]
 pub(super) struct Words {
     name: BackendName,
     hearer: Hearer,
-    /// The number of answers without the header since the last report about a missing header.
+    /// The number of answers without the header since the prober last reported a missing header.
     untold: AtomicU32,
 }
 
@@ -40,8 +41,8 @@ impl Words {
         Self { name, hearer, untold: AtomicU32::new(REMIND) }
     }
 
-    /// Reports the header of an answer or, if the check `passed`, its absence. If the receiver is busy, the next answer
-    /// is reported instead.
+    /// Reports the header in the answer to a check; if the check `passed` and there is no header, reports that. If the
+    /// receiver is busy, the function skips this answer, and the next answer is reported instead.
     pub(super) fn note(&self, headers: &HeaderMap, passed: bool) {
         let words = headers.get(X_LOAD).map(|words| {
             let words = words.as_bytes();

@@ -1,4 +1,4 @@
-//! Health checks, which run on a separate thread. The thread reports the outcome of every check.
+//! Runs health checks on a separate thread, which reports the outcome of every check.
 
 mod body;
 mod check;
@@ -55,10 +55,10 @@ use crate::{
     supervisor::{Supervisor, Thread},
 };
 
-/// Runs a check over HTTP or gRPC on `stream`, a connection to `target`, and judges the answer.
+/// Runs a check over HTTP or gRPC on `stream`, which is connected to `target`, and judges the answer.
 ///
 /// # Errors
-/// If this machine lacks the resources, or the check is of another kind.
+/// Fails if this machine lacks the resources, or if the check is of another kind.
 pub(crate) async fn ask_over(
     target: SocketAddr,
     check: &CheckKind,
@@ -74,8 +74,8 @@ pub(crate) async fn ask_over(
     Ok(question.ask(question.means().await?, stream).await)
 }
 
-/// Checks may use at most one in this many of the files that the process may open. Whole racks may be silent, and all
-/// other work needs files as well, including that of check programs.
+/// Checks may use at most this fraction (1/`SHARE`) of the file descriptors that the process may open. Many backends
+/// may stop answering at the same time, and the rest of the process and check programs need file descriptors as well.
 const SHARE: u64 = 4;
 
 /// The maximum number of concurrent checks.
@@ -84,7 +84,7 @@ fn at_once() -> io::Result<usize> {
     Ok(usize::try_from(files / SHARE).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS))
 }
 
-/// The running health checks. Dropping this value ends them.
+/// The running health checks. Dropping this value ends all checks.
 #[derive(Debug)]
 pub struct Prober {
     orders: Option<mpsc::UnboundedSender<Order>>,
@@ -104,31 +104,33 @@ impl Drop for Prober {
 }
 
 impl Prober {
-    /// Starts the thread without any checks. Outcomes go to `events` as [`Event::Checked`]: at once if the controller
-    /// may have to act, within 100 ms if it only counts them. When the channel is full, checks wait.
+    /// Starts the thread, which does not run any checks yet. Outcomes go to `events` as [`Event::Checked`]: at once if
+    /// the controller may have to act, and within 100 ms if the controller only counts them. If the channel `events` is
+    /// full, checks wait.
     ///
     /// # Errors
-    /// If the thread cannot be started, or the kernel does not report the limit of open files.
+    /// Fails if the thread cannot be started, or if the limit of open files cannot be read.
     pub fn new(events: mpsc::Sender<Event>, supervisor: &Supervisor) -> io::Result<Self> {
-        // All sockets and timers are on one thread: an outcome wakes only its own check, and a slow handshake delays no
-        // change.
+        // All sockets and timers of checks belong to this thread, so an outcome wakes only its own check, and a slow
+        // TLS handshake delays no change.
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let (orders, given) = mpsc::unbounded_channel();
         let ways = Ways::default();
         let hearer = Hearer::default();
         let rounds = Rounds::new(events, (ways.clone(), hearer.clone()), at_once()?);
         let thread = supervisor.thread("the health checks", move || {
-            // The code that serves reports that precedence is missing.
+            // The main loop reports if a thread was refused precedence.
             let _ = precedence::take();
             runtime.block_on(rounds.follow(given));
         })?;
         Ok(Self { orders: Some(orders), thread: Some(thread), ways, hearer })
     }
 
-    /// Starts to check a backend in place of any earlier check of it, and continues its counts. The first check comes
-    /// at a random moment of the first 500 ms (or of `interval`, if that is shorter), so that the checks of many
-    /// backends do not coincide. Each further check comes `interval` (`fast_interval` while a verdict is pending) ± 10%
-    /// after the start of the one before. Checks of a backend never overlap. [`CheckKind::None`] checks nothing.
+    /// Starts to check a backend; if the backend is already checked, replaces the earlier check and continues its
+    /// counts. The first check starts at a random moment within 500 ms (or within `interval`, if `interval` is
+    /// shorter), so that the checks of many backends do not coincide. Each further check starts `interval` ± 10% after
+    /// the start of the previous check, or `fast_interval` ± 10% while a verdict is pending. Two checks of one backend
+    /// never overlap. With [`CheckKind::None`], the prober checks nothing.
     pub fn start(&mut self, spec: CheckSpec) {
         match spec.check.kind {
             CheckKind::None => self.stop(spec.backend),
@@ -141,40 +143,40 @@ impl Prober {
         }
     }
 
-    /// Sets how the data path reaches a backend, for checks that take the same path.
+    /// Sets the data path's path to a backend, for checks that use this path.
     pub fn set_way(&self, row: Arc<BackendSpec>) {
         self.ways.insert(row);
     }
 
-    /// Forgets the path to a backend.
+    /// Forgets the data path's path to a backend.
     pub fn forget_way(&self, backend: BackendId) {
         self.ways.remove(backend);
     }
 
-    /// From now on, reports the `X-Load` headers of answers to HTTP checks to `calls`.
+    /// Makes the prober report the `X-Load` headers of answers to HTTP checks to `calls` from now on.
     pub fn tell_words(&self, calls: Calls) {
         self.hearer.set(calls);
     }
 
-    /// Sets all VIPs. No check uses a VIP as its source, because backends have these addresses as well.
+    /// Sets the VIPs of all services. No check uses a VIP as its source, because backends also have the VIPs.
     pub fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.ways.set_vips(vips);
     }
 
-    /// Checks a suspected backend at once and then every 50 ms, until `fall` consecutive checks have failed or one has
-    /// passed. Such a series starts at most once a second.
+    /// Checks a suspected backend immediately and then every 50 ms, until `fall` consecutive checks have failed or one
+    /// check has passed. The prober starts at most one such series of checks per second for a backend.
     pub fn suspect(&self, backend: BackendId) {
         self.order(Order::Suspect(backend));
     }
 
-    /// Ends the checks of `backend`. An outcome may still be in the channel.
+    /// Ends the checks of `backend`. An outcome of an earlier check may still be in the channel.
     pub fn stop(&mut self, backend: BackendId) {
         self.order(Order::Stop(backend));
     }
 
     fn order(&self, order: Order) {
         if let Some(orders) = &self.orders {
-            // Without the thread there are no checks, but then the process ends anyway.
+            // If the thread has ended, no checks run any more, but then the process ends as well.
             let _ = orders.send(order);
         }
     }
@@ -242,11 +244,11 @@ mod tests {
             assert_eq!(next(&mut events).await.0, BackendId(2));
         }
         drop(prober);
-        // The channel closes once the last task has ended.
+        // The channel closes after the last task has ended.
         while events.recv().await.is_some() {}
     }
 
-    /// The test measures the pauses between checks of a server that first refuses and then accepts.
+    /// The test measures the time between checks of a server that first refuses connections and then accepts them.
     #[tokio::test]
     async fn when_a_verdict_is_pending_then_checks_come_faster() {
         let (sender, mut events) = mpsc::channel(1);
@@ -254,7 +256,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // With an hour between regular checks, only the fast checks take place at all.
+        // Regular checks are an hour apart, so that only fast checks run during the test.
         let hour = Duration::from_secs(3600);
         let check = CheckConfig {
             interval: hour,
@@ -268,7 +270,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(next(&mut events).await.1, CheckOutcome::Hard("connect: refused".to_owned()));
         }
-        // The verdict has been reached.
+        // The verdict has been reached, so no further check follows.
         assert!(tokio::time::timeout(Duration::from_millis(500), events.recv()).await.is_err());
     }
 
@@ -279,7 +281,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap();
         drop(listener);
-        // Only a check during a pending verdict follows another one soon.
+        // The next check follows soon only while a verdict is pending.
         let check = CheckConfig { interval: Duration::from_secs(3600), fall: 4, ..tcp() };
         let mut health = Health::default();
         (0..2).for_each(|_| health.record(&CheckOutcome::Hard("connect: refused".to_owned()), &check));

@@ -1,19 +1,19 @@
-//! Determines the times of checks.
+//! Determines the times at which checks start.
 
 use std::time::Duration;
 
 use balancer_config::config::CheckConfig;
 use tokio::time::Instant;
 
-/// The longest wait before the first check.
+/// The maximum time before the first check of a backend.
 const FIRST: Duration = Duration::from_millis(500);
-/// The time within which due checks share one wake-up.
+/// The time span within which due checks share one wake-up.
 const TOGETHER: Duration = Duration::from_millis(5);
 
 /// The timing of one backend's checks.
 pub(super) struct Pace {
     random: fastrand::Rng,
-    /// The common origin of all backends' timing.
+    /// The origin of the wake-up times of all backends.
     origin: Instant,
 }
 
@@ -22,20 +22,20 @@ impl Pace {
         Self { random, origin }
     }
 
-    /// The time of the first check, if it was requested at `now`.
+    /// The time of the first check if a check is requested at `now`.
     pub(super) fn first(&mut self, now: Instant, interval: Duration) -> Instant {
         let wait = interval.min(FIRST).mul_f64(self.random.f64());
         self.shared(now + wait)
     }
 
-    /// The time of the check after the one at `last`.
+    /// The time of the next check if the previous check started at `last`.
     pub(super) fn next(&mut self, last: Instant, interval: Duration) -> Instant {
         let jitter = CheckConfig::JITTER;
         let wait = interval.mul_f64(1.0 - jitter + 2.0 * jitter * self.random.f64());
         self.shared(last + wait)
     }
 
-    /// The next wake-up that is common to all backends.
+    /// The next wake-up time after `moment`; the wake-up times are the same for all backends.
     fn shared(&self, moment: Instant) -> Instant {
         let since = moment.saturating_duration_since(self.origin).as_nanos();
         let over = u64::try_from(since % TOGETHER.as_nanos()).unwrap_or(0);
@@ -74,8 +74,8 @@ mod tests {
             let delay = pace.first(now, Duration::from_secs(2)) - now;
             by_tenth[usize::try_from(delay.as_millis() * 10 / FIRST.as_millis()).unwrap()] += 1;
         }
-        // Each tenth should get 100 checks; the limit is five standard deviations of 9.5. Checks in the last 5 ms come
-        // at the very end.
+        // Each tenth of the interval should get 100 checks; the allowed difference is five standard deviations of 9.5.
+        // Checks due in the last 5 ms start exactly at the end of the interval.
         by_tenth[9] += by_tenth[10];
         assert!(by_tenth[..10].iter().all(|&count| count.abs_diff(100) < 48), "{by_tenth:?}");
         assert!(pace.first(now, Duration::from_millis(100)) <= now + Duration::from_millis(100));

@@ -1,4 +1,4 @@
-//! Checks that send a request over a connection, with HTTP or gRPC.
+//! Checks that send a request over a connection, by HTTP or gRPC.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -24,10 +24,10 @@ use super::{
     tls::{self, Security},
 };
 
-/// The name of HTTP/1.1 in TLS.
+/// The ALPN name of HTTP/1.1.
 const HTTP1: &[u8] = b"http/1.1";
 
-/// A request, and the expected answer.
+/// The request that a check sends, and the answer that it expects.
 pub(super) struct Question {
     request: Request<()>,
     /// The headers whose values are in files.
@@ -36,17 +36,17 @@ pub(super) struct Question {
     wanted: Wanted,
 }
 
-/// The expected answer.
+/// The kind of answer that a check expects.
 enum Wanted {
-    /// A page over HTTP/1.1.
+    /// The answer is a page over HTTP/1.1.
     Page(Page),
-    /// A page over HTTP/2.
+    /// The answer is a page over HTTP/2.
     Page2(Page),
-    /// The state of a gRPC service.
+    /// The answer is the state of a gRPC service.
     Service(Service),
 }
 
-/// The resources of this machine that a request needs, as of now.
+/// The current contents of the files that a request needs.
 #[derive(Default)]
 pub(super) struct Means {
     tls: Option<TlsConnector>,
@@ -54,10 +54,10 @@ pub(super) struct Means {
 }
 
 impl Question {
-    /// Makes the request that `check` sends to `target`. `words` receives the `X-Load` headers of answers.
+    /// Prepares the request that `check` sends to `target`. `words` receives the `X-Load` headers of answers.
     ///
     /// # Errors
-    /// If the request is invalid, which validation of the configuration prevents.
+    /// Fails if the request is invalid, which the validation of the configuration prevents.
     pub(super) fn of_page(target: SocketAddr, check: &HttpCheck, words: Option<Words>) -> io::Result<Self> {
         let page = Page::of(check, words);
         let wanted = if check.http2 { Wanted::Page2(page) } else { Wanted::Page(page) };
@@ -65,10 +65,10 @@ impl Question {
         Self::new(target, check.host.as_deref(), check.tls.as_ref(), &check.headers, request, wanted)
     }
 
-    /// Makes the request that `check` sends to `target`.
+    /// Prepares the request that `check` sends to `target`.
     ///
     /// # Errors
-    /// If the request is invalid, which validation of the configuration prevents.
+    /// Fails if the request is invalid, which the validation of the configuration prevents.
     pub(super) fn of_service(target: SocketAddr, check: &GrpcCheck) -> io::Result<Self> {
         let wanted = Wanted::Service(Service::of(check));
         let request = grpc::request(target, check).map_err(io::Error::other)?;
@@ -106,10 +106,10 @@ impl Question {
         Ok(Self { request, headers, tls, wanted })
     }
 
-    /// Returns the current contents of the needed files.
+    /// Returns the current contents of the files that the request needs.
     ///
     /// # Errors
-    /// An error about the missing or invalid file, or because this machine cannot verify certificates.
+    /// Fails if a file is missing or invalid, or if this machine cannot verify certificates.
     pub(super) async fn means(&self) -> io::Result<Means> {
         let tls = match &self.tls {
             Some(security) => Some(security.connector().await?),
@@ -169,8 +169,8 @@ impl Wanted {
         }
     }
 
-    /// Whether a server that chose this protocol will understand the request. HTTP/1.1 is understood even without a
-    /// choice.
+    /// Whether a server that chose the protocol `chosen` understands the request. A server that chose no protocol
+    /// understands HTTP/1.1.
     fn is_understood(&self, chosen: Option<&[u8]>) -> bool {
         matches!(self, Self::Page(_)) || chosen == Some(http2::ALPN)
     }
@@ -178,7 +178,7 @@ impl Wanted {
 
 static HEADERS_IN_FILES: Shelf<HeaderValue> = Shelf::new(in_file);
 
-/// The header value in a file, without its line end.
+/// Makes a header value from the bytes of a file, without the line end.
 fn in_file(mut bytes: Vec<u8>) -> Result<HeaderValue, String> {
     while let Some(b'\n' | b'\r') = bytes.last() {
         bytes.pop();

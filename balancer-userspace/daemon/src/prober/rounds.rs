@@ -1,4 +1,4 @@
-//! The checks of all backends, with one task for each, and the delivery of their outcomes to the controller.
+//! Runs the checks of all backends, with one task for each backend, and passes the outcomes to the controller.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -27,25 +27,26 @@ use super::{
     service_path::Ways,
 };
 
-/// How long a routine outcome may wait for others, so that the controller wakes only once for all of them.
+/// The maximum time for which the prober holds a routine outcome, so that the controller wakes only once for several
+/// outcomes.
 const HELD: Duration = Duration::from_millis(100);
-/// The maximum number of outcomes that wait; beyond that, checks wait.
+/// The maximum number of outcomes that wait for the controller; at this number, checks wait.
 const FOUND: usize = 1024;
 
-/// Notifies the checks of a service when one of its backends begins to fail, so that an outage of all is detected
-/// before the first verdict.
+/// Notifies the checks of a service's backends when one of the backends begins to fail, so that the balancer detects an
+/// outage of all backends before the first verdict.
 type Alarm = watch::Sender<Option<Instant>>;
 
-/// An instruction to the checks.
+/// An instruction to the prober's thread.
 #[derive(Debug)]
 pub(super) enum Order {
     Start(Box<CheckSpec>),
     Stop(BackendId),
-    /// Clients' packets suggest that the backend has failed; check it at once.
+    /// Check the backend at once, because clients' packets suggest that it has failed.
     Suspect(BackendId),
 }
 
-/// The task that checks a backend.
+/// The running task that checks a backend.
 struct Checks {
     number: CheckNumber,
     task: AbortHandle,
@@ -55,34 +56,34 @@ struct Checks {
 /// The result of a check.
 pub(super) struct Found {
     pub(super) backend: BackendId,
-    /// The number of the check.
+    /// The number of the check in the sequence of checks of its backend.
     pub(super) number: CheckNumber,
     pub(super) outcome: CheckOutcome,
     pub(super) took: Duration,
     /// Whether a suspicion triggered the check.
     pub(super) asked: bool,
-    /// Whether the result may change the controller's view of the backend.
+    /// Whether the result may change the controller's verdict about the backend.
     pub(super) matters: bool,
 }
 
-/// The tasks, and the results that the controller has not received yet.
+/// The tasks that check backends, and the results that the controller has not received yet.
 pub(super) struct Rounds {
     events: mpsc::Sender<Event>,
     ways: Ways,
     hearer: Hearer,
     permits: Arc<Semaphore>,
     tasks: HashMap<BackendId, Checks>,
-    /// The alarms of services, by name.
+    /// The alarms of services, by the name of the service.
     alarms: HashMap<String, Weak<Alarm>>,
     running: JoinSet<()>,
     origin: Instant,
     held: VecDeque<(BackendId, Event)>,
-    /// The time at which held results must be delivered.
+    /// The time at which the prober must pass the held results to the controller.
     due: Option<Instant>,
 }
 
 impl Rounds {
-    /// Starts without tasks. At most `at_once` checks run at the same time; further checks wait.
+    /// Makes a `Rounds` without tasks. At most `at_once` checks run at the same time; further checks wait.
     pub(super) fn new(events: mpsc::Sender<Event>, (ways, hearer): (Ways, Hearer), at_once: usize) -> Self {
         let (tasks, alarms, held) = (HashMap::new(), HashMap::new(), VecDeque::new());
         let permits = Arc::new(Semaphore::new(at_once));
@@ -90,8 +91,8 @@ impl Rounds {
         Self { events, ways, hearer, permits, tasks, alarms, running: JoinSet::new(), origin, held, due: None }
     }
 
-    /// Follows orders until the sender is gone. Passes on a panic of a task, because a backend without checks would
-    /// keep its state forever.
+    /// Follows orders until the sender is dropped. If a task panics, this function panics as well, because a backend
+    /// without checks would keep its state forever.
     pub(super) async fn follow(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let (found_in, mut found) = mpsc::channel(FOUND);
         let events = self.events.clone();
@@ -159,7 +160,7 @@ impl Rounds {
         }
     }
 
-    /// The alarm of a service, which exists while one of its backends is checked.
+    /// The alarm of a service, which exists as long as the prober checks a backend of the service.
     fn alarm(&mut self, service: &str) -> Arc<Alarm> {
         if let Some(alarm) = self.alarms.get(service).and_then(Weak::upgrade) {
             return alarm;
@@ -170,7 +171,8 @@ impl Rounds {
         alarm
     }
 
-    /// Stores a result. Returns whether the controller must get it at once.
+    /// Holds a result until the controller receives it. The function returns whether the controller must get the result
+    /// at once.
     fn hold(&mut self, found: Found) -> bool {
         let Found { backend, number, outcome, took, asked, matters } = found;
         if self.tasks.get(&backend).is_some_and(|checks| checks.number == number) {
@@ -181,7 +183,7 @@ impl Rounds {
     }
 }
 
-/// Events that cause an earlier check.
+/// The events that make a check start earlier.
 struct News {
     alarm: Arc<Alarm>,
     suspected: Arc<Notify>,
@@ -210,7 +212,7 @@ async fn run(
     loop {
         let Ok(permit) = permits.acquire().await else { return };
         let mut start = Instant::now();
-        // A check that runs into its timeout gives way to a series.
+        // If a series is requested, it cancels the running check, which may hang until its timeout.
         let outcome = tokio::select! {
             biased;
             outcome = once(&mut check, &whom, &count.config) => Some(outcome),
@@ -247,25 +249,26 @@ async fn run(
     }
 }
 
-/// The results of a backend's checks so far.
+/// The counts of the results of a backend's checks so far.
 pub(super) struct Count {
     backend: BackendId,
     number: CheckNumber,
     name: BackendName,
     pub(super) config: CheckConfig,
-    /// The verdict and counts. The controller gets the same outcomes and counts them in the same way.
+    /// The verdict about the backend, and the counts that lead to it. The controller gets the same outcomes, and counts
+    /// them by the same rules.
     pub(super) health: Health,
     hindered: bool,
     found: mpsc::Sender<Found>,
     alarm: Arc<Alarm>,
 }
 
-/// An error: the receiver of results is gone.
+/// The error that the receiver of results no longer exists.
 pub(super) struct Ended;
 
 impl Count {
-    /// Counts a check that began at `start`, and reports it: at once if the controller may have to act on it, or if the
-    /// check was `asked` for.
+    /// Counts a check that began at `start`, and reports its outcome. The report is immediate if the controller may
+    /// have to act, or if a suspicion triggered the check (`asked`).
     pub(super) async fn add(
         &mut self,
         outcome: io::Result<CheckOutcome>,
@@ -298,8 +301,8 @@ impl Count {
     }
 }
 
-/// Causes checks of the service's other backends, at most once in an `interval`, so that a flapping backend does not
-/// cause constant checks.
+/// Triggers checks of the service's other backends, at most once per `interval`, so that a backend that keeps failing
+/// and recovering does not cause constant checks.
 fn raise(alarm: &Alarm, interval: Duration) {
     let now = Instant::now();
     alarm.send_if_modified(|last| {
@@ -311,7 +314,7 @@ fn raise(alarm: &Alarm, interval: Duration) {
     });
 }
 
-/// Runs a check; prepares it first if this was not possible before.
+/// Runs a check once. If an earlier preparation of the check failed, the function prepares the check first.
 async fn once(check: &mut Option<Check>, whom: &Whom, config: &CheckConfig) -> io::Result<CheckOutcome> {
     let check = match check {
         Some(check) => check,
@@ -336,14 +339,14 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A check specification with its backend's number.
+    /// A check specification for the backend with the number `number`.
     pub(in crate::prober) fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
         let (backend, number) = (BackendId(number), CheckNumber(number.into()));
         CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
     }
 
-    /// The servers accept connections and stay silent, so checks wait, and together they have no more connections than
-    /// allowed.
+    /// The servers accept connections and send nothing, so checks wait; together they have at most the allowed number
+    /// of connections.
     #[tokio::test]
     async fn when_checks_wait_for_servers_then_only_so_many_run_at_once() {
         const AT_ONCE: usize = 2;
@@ -382,7 +385,7 @@ pub(super) mod tests {
                         while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
                         open.fetch_sub(1, Ordering::SeqCst);
                     });
-                    // The test may notice the end of one check after the next one has begun.
+                    // The test may notice the end of one check only after the next check has begun.
                     tokio::time::sleep(interval / 5).await;
                     assert!(count.load(Ordering::SeqCst) <= AT_ONCE, "more than {AT_ONCE} at once");
                 }
@@ -395,7 +398,7 @@ pub(super) mod tests {
         }
     }
 
-    /// One of three backends begins to fail; the others are checked long before their next regular check.
+    /// When one of three backends begins to fail, the prober checks the other two long before their next regular check.
     #[tokio::test]
     async fn when_one_of_a_service_begins_to_fail_then_the_others_are_checked_soon() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -438,15 +441,15 @@ pub(super) mod tests {
             _ => None,
         };
         assert_eq!(next().await, Some(true));
-        // The backend works, as one check shows.
+        // The backend works, as a single check shows.
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!(next().await, Some(true));
         drop(listener);
-        // A second series must not begin until a second has passed.
+        // The next series must not begin until a second has passed since the last series.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert_eq!([next().await, next().await, next().await], [Some(false); 3]);
-        // The verdict has been reached, so no further series is needed.
+        // The verdict has been reached, so the prober runs no further series.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         orders.send(Order::Suspect(BackendId(1))).unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(500), next()).await.is_err());
@@ -495,7 +498,7 @@ pub(super) mod tests {
         }
     }
 
-    /// The server accepts connections and stays silent, so checks run into their timeouts side by side.
+    /// The server accepts connections and sends nothing, so several checks wait for their timeouts at the same time.
     #[tokio::test]
     async fn when_a_check_hangs_as_its_backend_is_suspected_then_others_run_beside_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -529,7 +532,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Up to 60,000 checks may wait for their next turn.
+    /// Up to 60,000 checks may wait for the time at which they start again.
     #[tokio::test]
     async fn when_a_check_waits_then_it_takes_little_memory() {
         let spec = spec(1, "127.0.0.1:1".parse().unwrap(), fixture::check());

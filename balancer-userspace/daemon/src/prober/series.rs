@@ -1,4 +1,5 @@
-//! Series of checks of a suspected backend: the first check at once, and then one every 50 ms until there is a verdict.
+//! A series of checks of a suspected backend: the first check starts at once, and a further check starts every 50 ms
+//! until there is a verdict.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -15,29 +16,29 @@ use super::{
     rounds::{Count, Ended},
 };
 
-/// The time between the starts of two checks.
+/// The time from the start of one check to the start of the next check in a series.
 const GAP: Duration = Duration::from_millis(50);
-/// The minimum time between the starts of two series of a backend.
+/// The minimum time from the start of one series to the start of the next series for the same backend.
 const PERIOD: Duration = Duration::from_secs(1);
-/// The maximum number of checks in a series; `fall` may be lower.
+/// The maximum number of checks in a series; `fall`, if lower, is the maximum instead.
 const MOST: u32 = 20;
 
-/// The start times of a backend's series.
+/// The times at which series for a backend have started.
 pub(super) struct Series {
     suspected: Arc<Notify>,
-    /// Whether a series is requested but not started.
+    /// Whether a series has been requested but not started yet.
     is_asked: bool,
     last: Option<Instant>,
 }
 
 impl Series {
-    /// Makes the record of series that `suspected` requests.
+    /// Makes the record of a backend's series, which notifications on `suspected` request.
     pub(super) const fn new(suspected: Arc<Notify>) -> Self {
         Self { suspected, is_asked: false, last: None }
     }
 
-    /// Waits until a series is requested and may start. Cancelling the wait loses nothing: a backend that dies right
-    /// after a check has found it working is checked a moment later.
+    /// Waits until a series has been requested and may start. If the caller cancels the wait, no request is lost: if a
+    /// backend dies right after a successful check, the next series follows soon.
     pub(super) async fn asked(&mut self) {
         if !self.is_asked {
             self.suspected.notified().await;
@@ -50,8 +51,8 @@ impl Series {
     }
 }
 
-/// Checks until `fall` consecutive checks have failed or one has passed. If a machine is dead, checks run into their
-/// timeouts side by side, because a check does not wait for the one before.
+/// Runs checks until `fall` consecutive checks have failed or one check has passed. A check does not wait for the end
+/// of the previous check, so checks of a dead machine wait for their timeouts at the same time.
 pub(super) async fn run(whom: &Whom, count: &mut Count, permits: &Arc<Semaphore>) -> Result<(), Ended> {
     if matches!(count.health.verdict(), Verdict::Down { .. }) {
         return Ok(());
@@ -122,7 +123,7 @@ mod tests {
         let first = Instant::now();
         series.asked().await;
         suspected.notify_one();
-        // The wait is cancelled repeatedly, like by checks that end meanwhile.
+        // The test cancels the wait repeatedly, as checks that end during the wait would do.
         for _ in 0..4 {
             assert!(timeout(Duration::from_millis(200), series.asked()).await.is_err());
         }

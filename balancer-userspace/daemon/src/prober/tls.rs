@@ -30,17 +30,18 @@ use super::{
 
 type Verifier = Arc<dyn ServerCertVerifier>;
 
-/// The settings of connections, which are made when a check needs them, and again when a file has changed.
+/// The TLS settings of a check's connections. The first check that needs the settings makes them, and a later check
+/// makes them again if a file has changed in between.
 pub(super) struct Security {
     trust: Trust,
     identity: Option<Identity>,
     server: ServerName<'static>,
-    /// The name in TLS of the protocol above it.
+    /// The ALPN name of the protocol that TLS carries.
     alpn: &'static [u8],
     made: Mutex<Option<Made>>,
 }
 
-/// Settings, and the contents of the files from which they were made.
+/// TLS settings, and the file contents from which they were made.
 struct Made {
     verifier: Verifier,
     pair: Option<Pair>,
@@ -59,28 +60,28 @@ impl Made {
 }
 
 impl Security {
-    /// The settings that a check configures for connections to `server` that speak the protocol `alpn`.
+    /// Describes the TLS settings for a check's connections to `server` with the protocol `alpn`.
     pub(super) fn of(tls: &Tls, server: ServerName<'static>, alpn: &'static [u8]) -> Self {
         let identity = tls.client.as_ref().map(Identity::of);
         Self { trust: Trust::of(tls), identity, server, alpn, made: Mutex::new(None) }
     }
 
-    /// The requested server name.
+    /// The server name that the check requests.
     pub(super) fn server(&self) -> ServerName<'static> {
         self.server.clone()
     }
 
-    /// The settings, with the current contents of the needed files.
+    /// Returns TLS settings that were made from the current contents of the files.
     ///
     /// # Errors
-    /// If certificates must be verified but no root certificates exist, or if a file is missing or invalid.
+    /// Fails if the check must verify certificates but no root certificates exist, or if a file is missing or invalid.
     pub(super) async fn connector(&self) -> io::Result<TlsConnector> {
         let verifier = self.trust.verifier().await?;
         let pair = match &self.identity {
             Some(identity) => Some(identity.pair().await?),
             None => None,
         };
-        // A panicking thread did not hold the lock during a change.
+        // The data is consistent even if the lock is poisoned, because no thread panics while it changes the data.
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(made) = made.as_ref().filter(|made| made.is_of(&verifier, pair.as_ref())) {
             return Ok(made.connector.clone());
@@ -105,24 +106,24 @@ impl Security {
             _ => config.with_no_client_auth(),
         };
         config.alpn_protocols = vec![self.alpn.to_vec()];
-        // Each check makes a connection like that of a new client.
+        // Each check connects like a new client, without session resumption.
         config.resumption = Resumption::disabled();
         Ok(TlsConnector::from(Arc::new(config)))
     }
 }
 
-/// How a check judges certificates.
+/// The rule by which a check judges a server's certificate.
 enum Trust {
     /// The check accepts every certificate.
     Any,
-    /// The check verifies certificates with the system's roots.
+    /// The check verifies certificates with the system's root certificates.
     System,
-    /// The check verifies certificates with the roots in a file.
+    /// The check verifies certificates with the root certificates in a file.
     File(Arc<Watched<Verifier>>),
 }
 
 impl Trust {
-    /// The trust that the configuration of a check demands.
+    /// Returns the rule that the configuration of a check demands.
     fn of(tls: &Tls) -> Self {
         static FILES: Shelf<Verifier> = Shelf::new(of_file);
         match &tls.ca_file {
@@ -132,10 +133,11 @@ impl Trust {
         }
     }
 
-    /// The verifier of certificates, made once for all checks with the same roots, which are up to date.
+    /// Returns the verifier of certificates, with current root certificates. All checks with the same root certificates
+    /// share one verifier.
     ///
     /// # Errors
-    /// If certificates must be verified but no root certificates exist.
+    /// Fails if the check must verify certificates but no root certificates exist.
     async fn verifier(&self) -> io::Result<Verifier> {
         static CAREFUL: Roots = Roots::new(careful);
         static CURIOUS: OnceLock<Verifier> = OnceLock::new();
@@ -147,10 +149,10 @@ impl Trust {
     }
 }
 
-/// Reads the roots; it runs outside of the checks' thread.
+/// A function that reads the root certificates, on another thread than that of the checks.
 type Read = fn() -> Result<Verifier, String>;
 
-/// The system's roots, which may change.
+/// The system's root certificates, which may change.
 struct Roots {
     read: Read,
     known: Mutex<Known>,
@@ -159,13 +161,13 @@ struct Roots {
 #[derive(Clone, Default)]
 struct Known {
     verifier: Option<Verifier>,
-    /// When the roots were read, or when the last attempt was made.
+    /// The time of the last attempt to read the root certificates.
     at: Option<Instant>,
 }
 
 impl Roots {
-    /// The age at which roots are read again. The check that notices this uses the known roots, and later checks get
-    /// newer ones.
+    /// The age at which the prober rereads the system's root certificates. The check that triggers the read uses the
+    /// previous root certificates, and later checks use the new ones.
     const FRESH: Duration = Duration::from_secs(60);
 
     const fn new(read: Read) -> Self {
@@ -193,7 +195,8 @@ impl Roots {
         }
     }
 
-    /// Reads the roots again. The new roots replace the old ones, unless there are none.
+    /// Rereads the system's root certificates. The new root certificates replace the previous ones, unless the read
+    /// finds none.
     fn read_again(&self) -> Result<Verifier, String> {
         let read = (self.read)();
         match &read {
@@ -207,12 +210,12 @@ impl Roots {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // A panicking thread did not hold the lock during a change.
+        // The data is consistent even if the lock is poisoned, because no thread panics while it changes the data.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes a verifier that checks certificates against the system's roots.
+/// Makes a verifier that checks certificates against the system's root certificates.
 fn careful() -> Result<Verifier, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
@@ -223,7 +226,7 @@ fn careful() -> Result<Verifier, String> {
     verifying(roots)
 }
 
-/// Makes a verifier that checks certificates against the roots in a PEM file.
+/// Makes a verifier that checks certificates against the root certificates in a PEM file.
 fn of_file(bytes: Vec<u8>) -> Result<Verifier, String> {
     let found = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let mut roots = RootCertStore::empty();
@@ -241,7 +244,7 @@ fn verifying(roots: RootCertStore) -> Result<Verifier, String> {
     }
 }
 
-/// Makes a verifier that accepts every certificate, because only the server's answer matters.
+/// Makes a verifier that accepts every certificate, because only the server's answer matters to the check.
 fn curious() -> Verifier {
     Arc::new(Unverified)
 }
@@ -250,23 +253,24 @@ fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     Arc::clone(PROVIDER.get_or_init(|| {
         let mut provider = ring::default_provider();
-        // The checks send nothing secret, so the cheapest cipher comes first.
+        // The cheapest cipher suite comes first, because checks send no secrets.
         provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         Arc::new(provider)
     }))
 }
 
-/// Whether an error of a connection comes from TLS rather than the network, so that the server has answered.
+/// Whether a connection error comes from TLS and not from the network; an error from TLS means that the server has
+/// answered.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     rustls_error(error).is_some()
 }
 
-/// Whether the server speaks none of the protocols that it was offered.
+/// Whether the error says that the server supports none of the offered protocols.
 pub(super) fn knows_no_protocol(error: &io::Error) -> bool {
     matches!(rustls_error(error), Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)))
 }
 
-/// The meaning of a TLS failure.
+/// The outcome of a check whose TLS handshake has failed.
 pub(super) fn failure(error: &io::Error) -> CheckOutcome {
     match rustls_error(error) {
         Some(Error::InvalidMessage(_)) => CheckOutcome::Soft("tls: not a TLS answer".to_owned()),
@@ -325,7 +329,7 @@ mod tests {
 
     static READ: AtomicU32 = AtomicU32::new(0);
 
-    /// Returns first no roots, then some, then none again, then others.
+    /// Returns at successive calls: no root certificates, some, none again, and others.
     fn changing() -> Result<Verifier, String> {
         match READ.fetch_add(1, Ordering::Relaxed) {
             0 | 2 => Err("no roots".to_owned()),

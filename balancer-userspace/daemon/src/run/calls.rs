@@ -1,4 +1,4 @@
-//! Answers calls to the owner.
+//! Answers calls to the task that owns the controller.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -24,7 +24,7 @@ use crate::{
     statistics::Statistics,
 };
 
-/// Answers a call. A caller that is gone no longer needs its answer.
+/// Answers a call; if the caller no longer waits, drops the answer.
 pub(super) fn answer(
     owner: &mut Owner<KernelDataplane>,
     persistence: &mut Persistence,
@@ -110,7 +110,7 @@ pub(super) fn answer(
             }
         }
         Call::LoadSaid { name, words } => {
-            // In a fleet, each member makes checks, and only the leader decides.
+            // In a fleet, each member makes checks, but only the leader makes decisions.
             let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
                 lower(change, owner, fleet, persistence);
@@ -149,8 +149,8 @@ pub(super) fn answer(
     }
 }
 
-/// Returns the effects of a change, or the reason why it would be refused. Other threads build tables and scan the
-/// client table, so that no other caller has to wait.
+/// Returns the effects that a change would have, or the reason why the controller would refuse the change. Other
+/// threads build the tables and scan the client table, so that no other caller has to wait.
 async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> {
     let (draft, wanted) = spawn_blocking(|| planning.draft()).await.map_err(not_worked_out)??;
     if let Some(wanted) = wanted {
@@ -159,8 +159,8 @@ async fn plan(planning: Planning, checker: Checker) -> Result<Planned, Refused> 
     spawn_blocking(|| draft.count()).await.map_err(not_worked_out)
 }
 
-/// Passes a change to the part that decides: to the fleet if there is one and the request is about services, otherwise
-/// to the persistence.
+/// Passes a request for a change to the fleet, if there is a fleet and the request concerns services, and otherwise to
+/// the persistence.
 fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     match (fleet, &request.change_request) {
         (Some(fleet), ChangeRequest::Change(_)) => fleet.change_request(request, owner),
@@ -170,8 +170,8 @@ fn ask(request: Request, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     }
 }
 
-/// Requests the change that follows from an agent's answer or a load. If it is refused, the next answer requests it
-/// again.
+/// Requests the change that follows from an agent's answer or from a backend's load. If the change is refused, the next
+/// answer requests it again.
 fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let (reply, answer) = oneshot::channel();
     let request = Request { change_request: ChangeRequest::Change(change), uid: None, if_generation: None, reply };
@@ -183,8 +183,8 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     });
 }
 
-/// Requests the changes that follow from the loads of backends. If one is refused, the next evaluation requests it
-/// again.
+/// Requests the changes that follow from the current loads of backends. If a change is refused, the next evaluation
+/// requests it again.
 pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut Fleet>, persistence: &mut Persistence) {
     let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
     let mut changes = owner.look_at_loads(decides);
@@ -196,7 +196,7 @@ pub(super) fn bound(owner: &mut Owner<KernelDataplane>, mut fleet: Option<&mut F
     }
 }
 
-/// Requests the changes that follow from lists of targets.
+/// Requests the changes that follow from the current lists of targets.
 pub(super) fn discover(
     owner: &mut Owner<KernelDataplane>,
     mut fleet: Option<&mut Fleet>,
@@ -218,7 +218,7 @@ pub(super) fn discover(
     }
 }
 
-/// Makes a change that has already been written to disk.
+/// Makes a change whose resulting state is already on disk.
 pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, ready: Ready) {
     let Ready { request, prepared, precomputed } = ready;
     let Request { change_request, uid, reply, .. } = request;
@@ -251,13 +251,13 @@ pub(super) fn make(owner: &mut Owner<KernelDataplane>, joining: &mut Joining, re
     }
 }
 
-/// A pass that forgets the clients of a backend, and the channel to its requester.
+/// A scan that forgets the clients of a backend, and the channel for the answer.
 pub(super) struct ForgettingPass {
     forgetting: Forgetting,
     reply: oneshot::Sender<Result<ForgottenView, Refused>>,
 }
 
-/// Continues the first pass for about a millisecond.
+/// Continues the first of the scans for about a millisecond.
 pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDeque<ForgettingPass>) {
     let Some(mut pass) = passes.pop_front() else { return };
     match owner.forget_more(&mut pass.forgetting) {
@@ -268,12 +268,12 @@ pub(super) fn forget_part(owner: &mut Owner<KernelDataplane>, passes: &mut VecDe
     }
 }
 
-/// Completed changes whose answers have to wait for their consequences.
+/// Completed changes whose answers have to wait until the consequences of the change are known.
 #[derive(Default)]
 pub(super) struct Joining {
-    /// Added backends that wait for their next hops.
+    /// The added backends that wait for their next hops.
     joins: Vec<Join>,
-    /// The requesters of changes whose clients are being forgotten, in the order of the changes.
+    /// The channels for answers to changes that are still forgetting clients, in the order of the changes.
     forgetting: VecDeque<oneshot::Sender<Result<Changed, Refused>>>,
 }
 
@@ -290,7 +290,7 @@ impl Joining {
         self.joins.iter().map(|join| join.until).min()
     }
 
-    /// Answers requests whose consequences are known or whose time is over.
+    /// Answers each request whose consequences have become known or that has waited too long.
     pub(super) fn answer(&mut self, owner: &mut Owner<KernelDataplane>) {
         while let Some(changed) = owner.take_told() {
             if let Some(reply) = self.forgetting.pop_front() {

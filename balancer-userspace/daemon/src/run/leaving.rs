@@ -1,4 +1,5 @@
-//! A graceful end: the balancer removes VIPs first, and steers clients until routers send them elsewhere.
+//! A graceful end: the balancer first removes its VIPs, and continues to steer clients until routers send these clients
+//! to other balancers.
 
 use std::time::Duration;
 
@@ -9,13 +10,13 @@ use tokio::time::Instant;
 
 use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};
 
-/// The maximum time for removing VIPs.
+/// The maximum time for removing the VIPs.
 const VIPS_GO: Duration = Duration::from_secs(3);
 
-/// A balancer that was asked to end and still steers.
+/// A balancer that continues to steer clients after a signal to end.
 #[derive(Debug)]
 pub(super) struct Leaving {
-    /// The signal that asked it to end.
+    /// The signal that has requested the end.
     pub(super) signal: ShutdownSignal,
     linger: Duration,
     /// The time at which the balancer ends.
@@ -46,7 +47,7 @@ impl Leaving {
         Some(this)
     }
 
-    /// Checks whether the VIPs are gone, because the remaining time begins then.
+    /// Checks whether the VIPs have been removed, because the remaining time begins at that moment.
     pub(super) fn look(&mut self, owner: &Owner<KernelDataplane>) {
         if !self.vips_gone && owner.has_no_vips() {
             self.vips_gone = true;

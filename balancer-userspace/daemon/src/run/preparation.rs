@@ -1,5 +1,5 @@
-//! Preparations at the start that run while the kernel verifies the program, which keeps one processor busy most of the
-//! time.
+//! Preparations at the start that run while the kernel verifies the program; the verification keeps one processor busy
+//! for most of this time.
 
 use anyhow::Context as _;
 use balancer_control::{controller::Controller, io::Event};
@@ -18,28 +18,28 @@ use crate::{
     supervisor::{Supervisor, panicked},
 };
 
-/// A program that is being loaded into the kernel.
+/// The kernel program while it is being loaded.
 pub(super) struct Loading(JoinHandle<anyhow::Result<KernelDataplane>>);
 
-/// Everything that can be prepared without the program.
+/// The resources that the balancer can prepare before the kernel program is loaded.
 pub(super) struct Prepared {
     pub(super) beginning: Beginning,
     pub(super) neighbours: Neighbours,
     pub(super) prober: Prober,
     pub(super) events: mpsc::Receiver<Event>,
-    /// The events that arrived meanwhile.
+    /// The events that arrived during the preparation.
     pub(super) found: Vec<Event>,
 }
 
 impl Loading {
-    /// Starts to load the program on a separate thread.
+    /// Starts to load the kernel program on a separate thread.
     pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
         let (supervisor, tells) = (supervisor.clone(), kernel_log::wanted());
         Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
     }
 
-    /// Prepares `controller` until the program is loaded. The function does not return earlier, even after an error, so
-    /// that the caller can undo everything that was made in the kernel.
+    /// Prepares `controller` while the kernel program is being loaded. Even after an error, the function waits until
+    /// loading has ended, so that the caller can undo all changes in the kernel.
     pub(super) async fn meanwhile(
         mut self,
         controller: Controller,

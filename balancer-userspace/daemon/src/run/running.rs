@@ -49,19 +49,19 @@ use crate::{
     tasks_by_key::want,
 };
 
-/// The maximum number of events that wait for the controller; further senders wait.
+/// The maximum number of events that wait for the controller; at this number, senders wait.
 pub(super) const EVENTS: usize = 1024;
-/// The maximum interval between parts of a sweep of the client table.
+/// The maximum interval between two steps of a sweep of the client table.
 const SWEEP: Duration = Duration::from_millis(250);
-/// The approximate maximum duration of a whole sweep.
+/// The approximate maximum duration of a whole sweep of the client table.
 const SWEEP_ALL: Duration = Duration::from_secs(8);
-/// The interval at which the owner retries failed work.
+/// The interval at which the owner retries work that has failed.
 const UPKEEP: Duration = Duration::from_millis(250);
 
-/// Everything that serves. Fields are dropped in the order of their declaration.
+/// The components of a balancer that serves clients. Rust drops the fields in the order of their declaration.
 pub(super) struct Running {
     pub(super) manager: ServiceManager,
-    /// The configuration that was last passed to the statistics.
+    /// The configuration that the owner last passed to the statistics.
     pub(super) settings: StatisticsConfig,
     pub(super) state_file: PathBuf,
     pub(super) persistence: Persistence,
@@ -74,14 +74,14 @@ pub(super) struct Running {
     pub(super) suspects: Ring<Sign>,
     pub(super) history: Events,
     pub(super) reloads: Attended<()>,
-    /// The deny list files that the task follows.
+    /// The files with deny lists that a task follows.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
     pub(super) lists: ListSources,
-    /// The agents that the task queries.
+    /// The agents that a task queries.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
-    /// The channel for tasks that send their results later.
+    /// The sending end of the channel for calls, for tasks that send their results later.
     pub(super) calls_in: Calls,
     pub(super) watching: Attended<()>,
     pub(super) finding: Attended<()>,
@@ -97,7 +97,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Serves until something ends it.
+    /// Serves until a signal arrives or an essential task ends.
     pub(super) async fn serve(&mut self) -> End {
         let Self {
             manager,
@@ -185,7 +185,8 @@ impl Running {
                 }
                 neighbours = wanted.next() => neighbours.iter().for_each(|neighbour| owner.neighbours().want(neighbour)),
                 signs = suspects.next() => signs.iter().for_each(|sign| suspect(owner, *sign)),
-                // The branch is always ready while work is left, so it comes last.
+                // The branch for remaining client table work is always ready while work remains, so it comes after all
+                // other branches.
                 () = until(rescans) => owner.rescan(),
                 () = ready(()), if owner.has_list_steps() => owner.step_lists(),
                 () = ready(()), if !passes.is_empty() => forget_part(owner, &mut passes),
@@ -232,7 +233,7 @@ fn suspect(owner: &mut Owner<KernelDataplane>, sign: Sign) {
     }
 }
 
-/// Why the loop has ended.
+/// The reason why the loop has ended.
 pub(super) enum End {
     /// A signal has requested the end.
     Asked(ShutdownSignal),
@@ -249,10 +250,10 @@ impl fmt::Display for End {
     }
 }
 
-/// The control socket, which is served until this value is dropped.
+/// The server of the control socket. The server runs until this value is dropped.
 pub(super) struct Api {
     task: Task<()>,
-    /// Notifies the server of the end.
+    /// Tells the server to stop.
     stop: watch::Sender<()>,
 }
 
@@ -260,13 +261,13 @@ impl Api {
     pub(super) fn serve(socket: ControlSocket, answering: Answering, supervisor: &Supervisor) -> Self {
         let (stop, mut stopped) = watch::channel(());
         let ended = async move {
-            // An error means that the sender is gone, which ends the server as well.
+            // An error means that the sender was dropped, which also ends the server.
             let _ = stopped.changed().await;
         };
         Self { task: supervisor.spawn("the control socket", api_server::serve(socket, answering, ended)), stop }
     }
 
-    /// Stops accepting requests, and waits until running answers are complete.
+    /// Stops accepting requests, and waits until the pending answers are complete.
     pub(super) async fn end(self) {
         let Self { task, stop } = self;
         drop(stop);
@@ -274,7 +275,7 @@ impl Api {
     }
 }
 
-/// Waits for the fleet's next input; waits forever if there is no fleet.
+/// Waits for the next input from the fleet; waits forever if there is no fleet.
 async fn heard(fleet: &mut Option<Fleet>) -> Input {
     match fleet {
         Some(fleet) => fleet.next().await,
@@ -282,7 +283,7 @@ async fn heard(fleet: &mut Option<Fleet>) -> Input {
     }
 }
 
-/// The interval between parts of a sweep if the client table has this many parts.
+/// The interval between two steps of a sweep if the client table has `parts` sections.
 fn sweeps(parts: usize) -> Duration {
     let parts = u32::try_from(parts).unwrap_or(u32::MAX).max(1);
     SWEEP.min(SWEEP_ALL / parts)
@@ -290,14 +291,14 @@ fn sweeps(parts: usize) -> Duration {
 
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        // A timer has a resolution of one millisecond.
+        // A deadline in the past needs no timer, which has a resolution of only one millisecond.
         Some(deadline) if deadline <= Instant::now() => {}
         Some(deadline) => sleep_until(deadline).await,
         None => pending().await,
     }
 }
 
-/// A ring buffer that contains reports of the kernel program.
+/// A ring buffer that contains reports from the kernel program.
 pub(super) struct Ring<T> {
     ring: AsyncFd<RingBuf<MapData>>,
     tells: PhantomData<T>,
@@ -305,7 +306,8 @@ pub(super) struct Ring<T> {
 
 impl<T: AnyBitPattern> Ring<T> {
     pub(super) fn new(ring: RingBuf<MapData>) -> anyhow::Result<Self> {
-        // SAFETY: the ring buffer owns its descriptor, which stays the same and open for as long as it lives.
+        // SAFETY: the ring buffer owns its descriptor, which stays open and unchanged as long as the ring buffer
+        // exists.
         let ring = unsafe { AsyncFd::register(ring) }.context("watching the ring buffer")?;
         Ok(Self { ring, tells: PhantomData })
     }

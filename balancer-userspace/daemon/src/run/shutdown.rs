@@ -1,8 +1,9 @@
-//! The clean end of the balancer.
+//! The graceful end of the balancer's process.
 
 use super::running::{End, Running};
 
-/// Everything that served until the end, which must be taken down in an order that loses nothing.
+/// The components of a balancer that has served until the end. The components must end in an order in which no data is
+/// lost.
 pub(super) struct Shutdown {
     running: Running,
     end: End,
@@ -13,10 +14,10 @@ impl Shutdown {
         Self { running, end }
     }
 
-    /// Saves the state, detaches the program or leaves it attached, and completes the last answers.
+    /// Saves the state, detaches the program or leaves it attached, and completes the pending answers.
     pub(super) async fn finish(self) -> anyhow::Result<()> {
         let Self { running, end } = self;
-        // Fields that are not named here are dropped last.
+        // The fields that are not named here are dropped last.
         let Running {
             manager,
             persistence,

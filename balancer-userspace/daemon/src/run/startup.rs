@@ -1,4 +1,4 @@
-//! Startup: from a configuration to a serving balancer.
+//! Startup, which turns a configuration into a serving balancer.
 
 use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -50,10 +50,10 @@ use crate::{
     supervisor::{Endings, Supervisor},
 };
 
-/// The maximum number of requests that wait for the controller.
+/// The maximum number of calls that wait for the controller.
 const CALLS: usize = 64;
 
-/// Everything that may fail and must exist before the program is loaded.
+/// The resources that must exist before the balancer loads the program and that may be unavailable.
 pub(super) struct Startup {
     config: Config,
     named: Vec<String>,
@@ -66,20 +66,20 @@ pub(super) struct Startup {
     ifindexes: Vec<u32>,
     socket: ControlSocket,
     readers: Option<ControlSocket>,
-    /// The pins, which will outlive this process or have outlived an earlier one.
+    /// The pins, which will outlive this process or have outlived an earlier process.
     pins: Option<Pins>,
     resumed: Resumed,
-    /// The member of the fleet, if there is a fleet.
+    /// This balancer as a member of the fleet, if there is a fleet.
     fleet: Option<Fleet>,
     metrics: Option<TcpListener>,
 }
 
 impl Startup {
-    /// Prepares the start; returns `None` if a signal came while there was no interface to attach to.
+    /// Prepares the start; returns `None` if a signal arrived before an interface for the program existed.
     pub(super) async fn new(launch: Launch) -> anyhow::Result<Option<Self>> {
         let Launch { config, as_written, named, file, configurations } = launch;
         if let Some(fleet) = &config.fleet {
-            // The name is checked before anything is set up.
+            // An invalid member name must be reported before anything is set up.
             fleet.member_name().map_err(anyhow::Error::msg)?;
         }
         let (supervisor, endings) = Supervisor::new();
@@ -102,7 +102,8 @@ impl Startup {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            // The start behaves like a running balancer: it works, is degraded, and retries.
+            // If the balancer cannot bind the listener at the start, it does the same as a running balancer: it serves
+            // in degraded state, and retries.
             Some(listen) => metrics::bind(listen).await.ok(),
             None => None,
         };
@@ -125,7 +126,7 @@ impl Startup {
         }))
     }
 
-    /// Loads the program, fills its maps and attaches it.
+    /// Loads the kernel program, fills its maps, and attaches it.
     pub(super) async fn finish(self) -> anyhow::Result<Running> {
         let Self {
             config,
@@ -195,17 +196,17 @@ impl Startup {
             fleet.set_file(&file);
             fleet.catch_up(&mut owner);
         }
-        // Lists are applied before the first packet to which they apply.
+        // The owner applies the deny lists before the first packet arrives.
         files.all().for_each(|(file, read)| owner.deny_file_was_read(file, read));
         owner.begin_lists();
-        // A member of a fleet reads the lists once it leads.
+        // A member of a fleet reads the lists of targets only after it has become the leader.
         owner.read_lists(fleet.is_none());
         let list_files = if fleet.is_none() { lists.tell(&mut owner) } else { Files::default() };
         owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
         owner.dataplane().set_devices(&devices.borrow_and_update())?;
-        // The state is saved before the pins exist, because pins could not be identified without it.
+        // The balancer saves the state before it creates pins, because pins could not be identified without the state.
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
         let answering =
@@ -291,7 +292,7 @@ impl Startup {
     }
 }
 
-/// Logs the capacity of the maps, and the process that left them, if there was one.
+/// Logs the capacity of the maps, and which process has left the maps, if any.
 fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
@@ -305,7 +306,8 @@ fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity)
     info!("client table for {} known clients: {table:.1} MiB", capacity.clients);
 }
 
-/// The pins to continue with or to create; `None` if nothing is to outlive this process or has outlived an earlier one.
+/// The pins to create or to take over; `None` if the data path will not outlive this process and has not outlived an
+/// earlier process.
 fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     let left = Pins::find(&config.state_file)?;
     match config.on_exit {
@@ -314,7 +316,7 @@ fn pins(config: &Config) -> anyhow::Result<Option<Pins>> {
     }
 }
 
-/// Handles `found` and later events until each backend's address has got an answer, or `deadline` has passed.
+/// Handles `found` and later events until the next hop of every backend is known or impossible, or until `deadline`.
 async fn await_next_hops(
     owner: &mut Owner<KernelDataplane>,
     mut found: Vec<Event>,

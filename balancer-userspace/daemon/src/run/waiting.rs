@@ -1,5 +1,6 @@
-//! Waits for an interface to attach to, if a start finds none and a service manager expects the program to become
-//! ready. Without a service manager such a start fails, because a person who mistyped a name waits for the answer.
+//! Waits for an interface for the program, if none of the configured interfaces exists and a service manager expects
+//! the balancer to become ready. Without a service manager, the start fails instead, because a user, who may have
+//! mistyped an interface's name, waits for the result.
 
 use std::{iter, path::PathBuf, time::Duration};
 
@@ -18,28 +19,29 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// The maximum duration of the rest of the start once an interface exists.
+/// The maximum duration of the start after an interface has appeared.
 const REST_OF_START: Duration = Duration::from_mins(1);
 
-/// A configuration as it was read, and the file from which it was read.
+/// A configuration as it was read, and the path of its file.
 pub(super) struct AsRead<'a> {
     pub(super) config: &'a Config,
     pub(super) file: &'a PathBuf,
     pub(super) configurations: &'a Configurations,
 }
 
-/// Returns the indices of the interfaces among `names` that exist, and of their members, as soon as at least one
-/// exists; `None` if a signal came first.
+/// Waits until at least one of the interfaces `names` exists; returns the indices of the existing interfaces and of
+/// their members; `None` if a signal arrives first.
 ///
 /// # Errors
-/// If an interface exists but cannot be attached to; without a service manager, also if none exists; if the file
-/// changes meanwhile, because the service manager's next start will read it.
+/// Fails if the program cannot be attached to an existing interface, or, without a service manager, if no interface
+/// exists. The function also fails if the configuration file changes during the wait, because the service manager will
+/// start the balancer again with the new file.
 pub(super) async fn interfaces(
     names: &[String],
     as_read: AsRead<'_>,
     signals: &mut Signals,
 ) -> anyhow::Result<Option<Vec<u32>>> {
-    // The socket subscribes to notifications before the first search, so that none is missed.
+    // The socket subscribes to notifications before the first search, so that this process misses no notification.
     let mut news = News::open().context("opening a netlink socket")?;
     let mut pauses = pauses();
     let mut told = String::new();
@@ -78,7 +80,8 @@ fn waiting(absence: &anyhow::Error, names: &[String]) -> String {
     }
 }
 
-/// The times after which to search without a notification, in case one was lost.
+/// The times after which the balancer searches for interfaces even without a notification, because a notification may
+/// be lost.
 fn pauses() -> impl Iterator<Item = Duration> {
     iter::successors(Some(FIRST_PAUSE), |pause| Some((*pause * 2).min(LONGEST_PAUSE)))
 }

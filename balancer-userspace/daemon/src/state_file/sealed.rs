@@ -1,4 +1,4 @@
-//! Bodies of JSON that are sealed with a version and a checksum.
+//! Lines with a JSON body, a version and a checksum (sealed lines).
 
 use std::{
     fs::File,
@@ -21,10 +21,10 @@ struct Envelope<'a> {
     body: &'a RawValue,
 }
 
-/// The parts of a sealed line with a valid checksum.
+/// The contents of a sealed line whose checksum is valid.
 pub(super) struct Opened<'a> {
     pub(super) version: u32,
-    /// The checksum, with which other data refers to the body.
+    /// The checksum of the body, by which other data refers to the body.
     pub(super) checksum: &'a str,
     pub(super) body: &'a str,
 }
@@ -40,14 +40,14 @@ pub(crate) enum Bad {
     Broken(String),
 }
 
-/// The number of bytes of a body that are in memory while it is written.
+/// The maximum number of bytes of a body that are in memory during a write.
 const PIECE: usize = 64 << 10;
 /// A placeholder for a checksum that is not known yet.
 const UNKNOWN: &str = "00000000";
-/// The text after the body.
+/// The text of a sealed line after the body.
 const END: &str = "}\n";
 
-/// Begins the CRC-32 of a version and its body.
+/// Starts a CRC-32 over a version and a body.
 fn begin_checksum(version: u32) -> crc32fast::Hasher {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&version.to_le_bytes());
@@ -64,18 +64,19 @@ fn checksum(version: u32, body: &str) -> String {
     end_checksum(hasher)
 }
 
-/// Returns the text before the checksum, and the text between the checksum and the body.
+/// Returns the text of a sealed line before the checksum, and the text between the checksum and the body.
 fn head(version: u32) -> (String, &'static str) {
     (format!("{{\"balancer_state\":{version},\"checksum\":\""), "\",\"body\":")
 }
 
-/// Seals `body`, which is JSON, as a line of a file.
+/// Makes a sealed line from `body`, which is JSON.
 pub(crate) fn sealed(version: u32, body: &str) -> String {
     let (before, after) = head(version);
     [&before, &checksum(version, body), after, body, END].concat()
 }
 
-/// Writes `body` as a [`sealed`] line into an empty file, in pieces; returns the line's checksum and its size in bytes.
+/// Writes `body` as a [`sealed`] line into an empty file, in pieces; returns the checksum and the size in bytes of the
+/// line.
 pub(super) fn write(mut file: &File, version: u32, body: &impl Serialize) -> io::Result<(String, u64)> {
     let (before, after) = head(version);
     file.write_all([&before, UNKNOWN, after].concat().as_bytes())?;
@@ -118,7 +119,7 @@ pub(super) fn open(bytes: &[u8]) -> Result<Opened<'_>, Bad> {
     Ok(Opened { version, checksum: found, body: body.get() })
 }
 
-/// Opens a sealed state.
+/// Parses a state that is stored as a sealed line.
 pub(crate) fn open_sealed(bytes: &[u8]) -> Result<SavedState, Bad> {
     state(&open(bytes)?)
 }

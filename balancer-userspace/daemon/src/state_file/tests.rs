@@ -1,4 +1,4 @@
-//! Tests of loading a state file and its journal after anything that may have happened to them.
+//! Tests that damage a state file and its journal in many ways, and then load them.
 
 use std::{os::unix::fs::PermissionsExt as _, time::UNIX_EPOCH};
 
@@ -54,7 +54,7 @@ fn when_a_state_is_saved_then_it_is_loaded_and_only_its_owner_can_read_it() {
     assert_eq!(names, ["state.json", "state.json.lock", "state.json.previous"]);
 }
 
-/// A running controller in which `web` is the smaller service, and its start time.
+/// Makes a running controller in which `web` is the smaller service, and returns its start time.
 fn begun() -> (Controller, Instant) {
     let web = service("web", "198.51.100.10:80", Forwarding::Nat, &["web1 10.0.0.1:80", "web2 10.0.0.2:80"]);
     let mut dns = service("dns", "198.51.100.11:53", Forwarding::Nat, &[]);
@@ -69,7 +69,7 @@ fn weigh(controller: &mut Controller, weight: u16, now: Instant) {
     controller.change(Change::SetWeight { name: name("web/web1"), weight }, now).unwrap();
 }
 
-/// Counts a sweep, which changes nothing but counters.
+/// Counts a sweep of the client table, which changes only counters.
 fn sweep(controller: &mut Controller, known: u64, now: Instant) {
     let ids = controller.services().iter().flat_map(Service::backends).map(|backend| (backend.id(), known));
     let known = ids.collect();
@@ -117,12 +117,12 @@ fn when_only_counters_change_then_they_are_written_from_time_to_time() {
     sweep(&mut controller, 7, now);
     keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
     assert_eq!(loaded(&mut file), first);
-    // Together with another change, counters are written at once.
+    // When the balancer writes another change, it also writes the counters.
     weigh(&mut controller, 50, now);
     keep_now(&mut file, &controller, now + COUNTS_EVERY / 2, Occasion::Refresh);
     let second = loaded(&mut file);
     assert_eq!((second.generation, second.services[0].backends[0].known), (1, 7));
-    // After a while the counters are written, but only if something was counted.
+    // If nothing but counters has changed, the balancer writes the counters after a while.
     sweep(&mut controller, 8, now);
     keep_now(&mut file, &controller, now + 2 * COUNTS_EVERY, Occasion::Refresh);
     assert_eq!(loaded(&mut file).services[0].backends[0].known, 8);
@@ -153,7 +153,7 @@ fn when_a_state_is_large_then_changes_are_written_until_they_are_half_as_long() 
         journals += 1;
     }
     assert!((1..39).contains(&journals), "{journals}");
-    // With its journal, the previous state is as recent as the current one was.
+    // The previous state together with its journal is as recent as the current state was before the damage.
     fs::write(&path, "").unwrap();
     assert_eq!(generation(&file.load().unwrap()), journals);
 }
@@ -206,17 +206,17 @@ fn when_a_journal_is_cut_or_flipped_anywhere_then_it_is_noticed() {
         assert_eq!(warning.is_some(), told.is_some(), "{warning:?}");
         assert!(warning.is_none_or(|warning| warning.contains(told.unwrap()) && warning.contains("is lost")));
     };
-    // The cut simulates a write during which the machine failed.
+    // Cutting the file simulates a machine that failed during a write.
     for length in (0..good.len()).filter(|length| length % first < 60 || length % 7 == 0) {
         check(&good[..length], u64::from(length >= first), None);
     }
     check(&good, 2, None);
-    // The flips hit all of the seals, and a part of the sealed data.
+    // The test flips bits in all seals, and in some of the sealed data.
     for place in (0..good.len()).filter(|place| place % first < 60 || place % 7 == 0) {
         let mut bytes = good.clone();
         bytes[place] ^= 0x01;
         match place {
-            // Without its line end, the line is incomplete.
+            // A line without its line end is incomplete.
             _ if place + 1 == good.len() => check(&bytes, 1, None),
             _ if place < first => check(&bytes, 0, Some("line 1")),
             _ => check(&bytes, 1, Some("line 2")),
@@ -239,10 +239,10 @@ fn when_a_journal_belongs_to_another_state_then_it_is_passed_over() {
     weigh(&mut controller, 51, now);
     keep_now(&mut file, &controller, now, Occasion::Whole);
     assert!(!journal.exists());
-    // The machine has failed between the two writes.
+    // The test simulates a machine that failed after the first of two writes.
     fs::write(&journal, &left).unwrap();
     assert_eq!(loaded(&mut file).generation, 2);
-    // The next change begins a new journal.
+    // The next change starts a new journal.
     weigh(&mut controller, 52, now);
     keep_now(&mut file, &controller, now, Occasion::Change);
     assert_eq!(loaded(&mut file).generation, 3);
@@ -279,7 +279,7 @@ fn when_a_file_is_cut_or_flipped_anywhere_then_it_is_noticed() {
         fs::write(&path, bytes).unwrap();
         fs::write(&previous, &before).unwrap();
         match file.load().unwrap() {
-            // The newline at the end is insignificant.
+            // The loader ignores whether the file ends with a newline.
             Loaded::State(loaded) => assert!(*loaded == state(2) && bytes.trim_ascii() == good.trim_ascii()),
             loaded @ (Loaded::Nothing | Loaded::Older(..)) => assert_eq!(generation(&loaded), 1),
         }
@@ -329,7 +329,7 @@ fn when_a_file_is_of_version_1_then_it_is_read() {
     let (_directory, path) = place();
     let mut file = StateFile::open(&path).unwrap();
     file.save(&state(1)).unwrap();
-    // In version 1, a service had one address, and a backend had the service's port.
+    // In version 1, a service had exactly one address, and a backend had the port of its service.
     let mut body = serde_json::to_value(state(1)).unwrap();
     body["version"] = 1.into();
     let one = |service: &mut serde_json::Value, backends: Vec<&mut serde_json::Value>| {

@@ -1,5 +1,5 @@
-//! Past counts in a file beside the state file, so that the figures of the last minute and hour continue as long as the
-//! kernel's counters do. Each line describes a moment in JSON.
+//! The file of past counts beside the state file; because of this file, the figures of the last minute and hour
+//! continue as long as the kernel's counters continue. Each line contains the counts of one moment in JSON.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,10 +18,11 @@ use crate::{
     supervisor::Supervisor,
 };
 
-/// The kind of the file, which holds more than an hour, unless there are very many services.
+/// The name and limits of the history file. A history file covers more than an hour, unless there are very many
+/// services.
 const MOMENTS: Kind = Kind { name: "statistics", writer: "the writer of statistics", bytes: 16 << 20, lines: 400 };
 
-/// The writing end.
+/// The writer of the history file.
 #[derive(Debug)]
 pub(super) struct HistoryFile(LineFile);
 
@@ -32,14 +33,14 @@ pub(super) struct Moment {
     /// The number of milliseconds since the machine was started.
     pub(super) at: u64,
     pub(super) services: BTreeMap<String, Counted>,
-    /// The shares of the minute that ends at this moment, if one does: the kind of load, and each backend's share in
-    /// parts of 65,535.
+    /// The shares of the minute that ends at this moment, if a minute ends: the kind of load, and the share of each
+    /// backend in units of 1/65,535.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) shares: BTreeMap<String, (Load, Vec<(String, u16)>)>,
 }
 
 impl HistoryFile {
-    /// Continues the file beside `state_file`.
+    /// Opens the file beside `state_file` for further counts.
     pub(super) fn open(state_file: &Path, supervisor: &Supervisor) -> Self {
         Self(LineFile::open(path(state_file), MOMENTS, supervisor))
     }
@@ -51,8 +52,8 @@ impl HistoryFile {
     }
 }
 
-/// Reads the histories in the file beside `state_file` up to `now`, by service. Skips invalid lines, such as a torn
-/// last line.
+/// Reads the histories of all services in the file beside `state_file`, up to the time `now`. The function skips
+/// invalid lines, such as an incomplete last line.
 pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     let mut histories: HashMap<String, Past> = HashMap::new();
     for line in lines::read(&path(state_file), MOMENTS) {
@@ -73,7 +74,7 @@ pub(super) fn read(state_file: &Path, now: Duration) -> HashMap<String, Past> {
     histories
 }
 
-/// Removes the file beside `state_file`, because its counts come from other maps.
+/// Removes the file beside `state_file`, because the counts in the file are from other maps.
 pub(super) fn forget(state_file: &Path) {
     let path = path(state_file);
     if let Err(error) = lines::remove(&path) {
@@ -116,7 +117,7 @@ mod tests {
         torn.write_all(b"{\"at\": 1020, \"ser").unwrap();
         let mut file = HistoryFile::open(&state, &Supervisor::default());
         moment(&mut file, 1030, 3);
-        // The line comes from another boot, so its time is unknown.
+        // The line was written before the machine was rebooted, so its time is unknown.
         moment(&mut file, 5000, 9);
         drop(file);
 

@@ -1,9 +1,11 @@
-//! Carrying over the connections of an earlier controller's table if this table has another size.
+//! Copies the connections in an earlier controller's table to a table of another size.
 //!
-//! The earlier program opens connections in its table until it is replaced. The controller therefore copies in three
-//! passes. At the start, it copies everything. Shortly before the replacement, it blocks the empty rows of the former
-//! table, so that this table takes no more connections, and copies the changes. After the replacement, it copies the
-//! changes made in between. A client whose connection finds no row in the meantime sends its SYN again after a second.
+//! The earlier controller's program opens connections in the earlier table until the new program replaces it. The
+//! controller therefore copies in three passes. At the start, the controller copies all connections. Shortly before the
+//! replacement, the controller blocks the empty rows of the former table, so that this table takes no more connections,
+//! and copies the changes since the first pass. After the replacement, the controller copies the changes since the
+//! second pass. If a client's new connection finds no row in the meantime, the client sends its SYN again after a
+//! second.
 
 use std::{
     fs, io,
@@ -33,61 +35,61 @@ const PER_LINE: usize = FLOWS_PER_LINE as usize;
 /// The tag of a blocked row.
 const BLOCKED: u32 = 0x6b6c_6362;
 
-/// A table that an earlier controller's program may still use.
+/// A table of flows that an earlier controller's program may still use.
 pub(crate) struct FormerFlows {
     table: Source,
     pins: Vec<Renaming>,
-    /// For each row of the former table, the connection that was copied last.
+    /// For each row of the former table, the connection that the controller copied last.
     copied: Vec<Copied>,
     /// Whether the empty rows of the former table are blocked.
     is_blocked: bool,
     is_replaced: bool,
 }
 
-/// The maps of the former table that a copy needs.
+/// The maps of the former table that the controller needs for copying.
 struct Source {
     lines: MappedArray<FlowLine>,
     rows: MappedArray<FlowRow>,
 }
 
-/// The pin of a map, and the pin of the map that replaces it.
+/// The pin of a former map, and the pin of the map that replaces it.
 struct Renaming {
     name: &'static str,
     last: PathBuf,
     new: PathBuf,
 }
 
-/// A copied connection.
+/// A connection that the controller has copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Copied {
-    /// The word that was copied; 0: none.
+    /// The state word that was copied; 0: no connection was copied.
     word: u64,
-    /// The row in the new table. `None`: there was no room.
+    /// The row of the connection in the new table. `None`: the new table had no room for the connection.
     row: Option<u32>,
 }
 
-/// The number of connections that a pass has copied, and the number of those for which there was no room.
+/// The number of connections that a pass has copied, and the number of connections for which the new table had no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Outcome {
     copied: u64,
     no_room: u64,
 }
 
-/// The numbers of entries of the three maps.
+/// The numbers of entries of the three flow maps.
 type Sizes = [Option<u32>; 3];
 
 impl FormerFlows {
-    /// The pinned table, if its size differs from the one that `capacity` requires.
+    /// The pinned table, if its size differs from the size that `capacity` requires.
     ///
     /// # Errors
-    /// If a pin cannot be opened, renamed or removed.
+    /// Fails if a pin cannot be opened, renamed or removed.
     pub(crate) fn find(pins: Option<&Pins>, capacity: &Capacity) -> anyhow::Result<Option<Self>> {
         let Some(pins) = pins else { return Ok(None) };
         let renamings: Vec<Renaming> = FLOW_MAPS.into_iter().map(|name| Renaming::of(pins, name)).collect();
         let interrupted = renamings.iter().any(|one| one.new.exists());
         let there = sizes(pins)?;
         if interrupted && !is_whole(there) {
-            // A controller was killed while it replaced the pins.
+            // An earlier controller was killed while it replaced the pins.
             renamings.iter().filter(|one| one.new.exists()).try_for_each(Renaming::rename)?;
         }
         for one in &renamings {
@@ -114,7 +116,7 @@ impl FormerFlows {
         Ok(Some(Self { table, pins: renamings, copied: Vec::new(), is_blocked: false, is_replaced: false }))
     }
 
-    /// The paths at which to pin the new maps, with their names.
+    /// The paths at which the controller must pin the new maps, with the names of these maps.
     pub(crate) fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         self.pins.iter().map(|one| (one.name, one.new.as_path()))
     }
@@ -126,7 +128,7 @@ impl FormerFlows {
             return;
         }
         self.copied = vec![Copied::default(); from * PER_LINE];
-        // Connections that carry data come first, in case the new table is smaller.
+        // Connections that carry data come first, in case the new table is smaller than the former table.
         let first = self.copy(new, |word| !word.is_half_open());
         let rest = self.copy(new, |_| true);
         let (copied, no_room) = (first.copied + rest.copied, first.no_room + rest.no_room);
@@ -140,7 +142,8 @@ impl FormerFlows {
         }
     }
 
-    /// Blocks the empty rows of the former table and copies what has changed, shortly before the program is replaced.
+    /// Blocks the empty rows of the former table and copies the rows that have changed, shortly before the program is
+    /// replaced.
     pub(crate) fn block(&mut self, new: &FlowTable) {
         if self.copied.is_empty() {
             return;
@@ -153,18 +156,18 @@ impl FormerFlows {
         self.copy(new, |_| true);
     }
 
-    /// Copies what has changed since [`block`](Self::block), now that no program uses the former table, and replaces
-    /// its pins.
+    /// Copies the rows that have changed since [`block`](Self::block), now that no program uses the former table, and
+    /// replaces the pins of the former table.
     ///
     /// # Errors
-    /// If the file system refuses to rename a pin.
+    /// Fails if the file system refuses to rename a pin.
     pub(crate) fn replace(mut self, new: &FlowTable) -> anyhow::Result<()> {
         self.copy(new, |_| true);
         self.is_replaced = true;
         self.pins.iter().try_for_each(Renaming::rename)
     }
 
-    /// Copies the rows that have changed since they were copied and whose word is `wanted`.
+    /// Copies the rows that have changed since the last copy and whose state word is `wanted`.
     fn copy(&mut self, new: &FlowTable, wanted: impl Fn(FlowWord) -> bool) -> Outcome {
         let mut outcome = Outcome::default();
         for (index, copied) in self.copied.iter_mut().enumerate() {
@@ -204,7 +207,8 @@ impl Drop for FormerFlows {
         if self.is_replaced {
             return;
         }
-        // A failed start restores the table. The next start removes any pins that remain.
+        // If the start fails, the controller makes the blocked rows usable again. The next start removes any pins of
+        // new maps that remain.
         if self.is_blocked {
             self.table.unblock();
         }
@@ -214,11 +218,11 @@ impl Drop for FormerFlows {
     }
 }
 
-/// The content of a row.
+/// The content of a row, as a reader finds it.
 enum Read {
     Flow(FlowRow),
     Empty,
-    /// The program is writing the row.
+    /// The program is writing the row at the moment.
     Changes,
 }
 
@@ -228,13 +232,13 @@ impl Source {
         if is_block(word) { FlowWord::EMPTY } else { word }
     }
 
-    /// Reads the row whose word is `word`.
+    /// Reads a row whose state word is `word`.
     fn flow(&self, index: usize, word: FlowWord) -> Read {
         if word == FlowWord::EMPTY {
             return Read::Empty;
         }
         let row = self.rows.load(index);
-        // The program gives a row another tag before it writes the row.
+        // The program changes the tag of a row before it writes the row.
         let is_of = word.tag() == (row.ends >> 32) as u32 && self.word(index).tag() == word.tag();
         if is_of { Read::Flow(row) } else { Read::Changes }
     }
@@ -264,7 +268,7 @@ impl Renaming {
 
     fn rename(&self) -> anyhow::Result<()> {
         match fs::rename(&self.new, &self.last) {
-            // All pins were removed, because this controller shall keep nothing.
+            // The controller has removed all pins, because the data path is not to outlive it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.with_context(|| format!("replacing the pinned map {}", self.last.display())),
         }
@@ -275,13 +279,13 @@ fn new_name(name: &str) -> String {
     format!("NEW-{name}")
 }
 
-/// The numbers of entries of pinned maps.
+/// The numbers of entries of the pinned maps.
 fn sizes(pins: &Pins) -> anyhow::Result<Sizes> {
     let [lines, rows, returns] = FLOW_MAPS.map(|name| entries(pins, name));
     Ok([lines?, rows?, returns?])
 }
 
-/// Whether the maps belong to one table.
+/// Whether the maps belong to the same table.
 fn is_whole(sizes: Sizes) -> bool {
     match sizes {
         [Some(lines), Some(rows), Some(returns)] => {
@@ -292,7 +296,8 @@ fn is_whole(sizes: Sizes) -> bool {
 }
 
 impl FlowTable {
-    /// Puts a connection into an empty row, as the kernel program does. `None`: there is no room.
+    /// Puts a connection into an empty row, in the same way as the kernel program. `None`: the table has no room for
+    /// the connection.
     fn put(&self, row: &FlowRow, word: FlowWord) -> Option<u32> {
         let index = self.take_row(row.ends, word)?;
         let Some(place) = self.take_return(row, index) else {
@@ -310,8 +315,8 @@ impl FlowTable {
         u32::try_from(index).ok()
     }
 
-    /// Takes an empty row of the two buckets, preferring the first if more than half of it is empty. Packets do not
-    /// find the row yet.
+    /// Takes an empty row of the connection's two buckets; prefers the first bucket if more than half of it is empty.
+    /// The kernel program does not find this row for packets yet.
     fn take_row(&self, ends: u64, word: FlowWord) -> Option<usize> {
         const ENOUGH: usize = PER_LINE / 2 + 1;
         let buckets = u32::try_from(self.lines.len()).ok()?;
@@ -326,8 +331,8 @@ impl FlowTable {
             .find(|&row| self.word(row).compare_exchange(0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
-    /// Takes an entry in the index of replies. `None`: another connection has the address and port, or there is no
-    /// room.
+    /// Takes an entry in the index of replies for a connection. `None`: another connection has the address and port, or
+    /// the index has no room.
     fn take_return(&self, row: &FlowRow, index: usize) -> Option<usize> {
         let ends = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;
         let hash = return_hash(&row.pool, &row.backend, ends, row.protocol);
@@ -345,15 +350,15 @@ impl FlowTable {
         let free = |word: &AtomicU64| word.compare_exchange(0, entry.0, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let place = places.iter().position(free)?;
         if places.iter().filter(|word| has_tag(word)).count() > 1 {
-            // The program has taken the same address and port in the meantime.
+            // In the meantime, the program has taken the same address and port for another connection.
             let _ours = places[place].compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed);
             return None;
         }
         Some(begin + place)
     }
 
-    /// Updates the connection in `row`, which was copied when its word was `was` and whose word is `now` in the former
-    /// table.
+    /// Updates the connection in `row`; it was copied when its state word was `was`, and in the former table its state
+    /// word is `now`.
     fn continues(&self, row: usize, was: u64, now: FlowWord) {
         const SAID: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
         let _kept = self.word(row).fetch_update(Ordering::AcqRel, Ordering::Acquire, |there| {
@@ -361,13 +366,14 @@ impl FlowTable {
             if there.0 == was {
                 return Some(now.0);
             }
-            // Packets have changed it in both tables.
+            // The old and the new program have changed the connection in their tables.
             let is_same = there.is_found_by(now.tag());
             is_same.then(|| there.with(there.state() | now.state() & SAID, there.seen()).0)
         });
     }
 
-    /// Removes the connection in `row` that the former program has ended, unless packets have continued it.
+    /// Removes the connection in `row` after the former program has ended it, unless the new program has seen more
+    /// packets of it.
     fn ends(&self, row: usize, was: u64) {
         let _continued = self.give_up(row, FlowWord(was), FlowWord(was).seen());
     }

@@ -9,7 +9,7 @@ use super::*;
 const OPEN: u8 = FLOW_TAKEN | FLOW_ANSWERED | FLOW_ESTABLISHED;
 const HALF_OPEN: u8 = FLOW_TAKEN;
 
-/// Two views of one table: the program's and the controller's.
+/// Two mappings of one table: the program's mapping and the controller's mapping.
 fn table(lines: usize) -> (FlowTable, Source) {
     let [lines, same_lines] = MappedArray::<FlowLine>::twice(lines).unwrap();
     let [rows, same_rows] = MappedArray::twice(lines.len() * PER_LINE).unwrap();
@@ -25,7 +25,7 @@ fn former(table: Source) -> FormerFlows {
     FormerFlows { table, pins: Vec::new(), copied: Vec::new(), is_blocked: false, is_replaced: false }
 }
 
-/// The connection of this number: client and backend port differ from those of all others.
+/// The connection with this number: its client port and its backend port differ from those of all other connections.
 fn flow(number: u64) -> FlowRow {
     let ends = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     FlowRow {
@@ -57,7 +57,7 @@ fn row_of(table: &FlowTable, number: u64) -> Option<usize> {
         .find(|&index| FlowWord(table.word(index).load(Ordering::Relaxed)).is_found_by((row.ends >> 32) as u32))
 }
 
-/// The state of a connection that packets of both directions find, or `None`.
+/// The state of a connection that packets of both directions find; `None`: they find no connection.
 fn state(table: &FlowTable, number: u64) -> Option<u8> {
     let wanted = flow(number);
     let index = row_of(table, number)?;
@@ -131,7 +131,7 @@ fn when_connections_change_before_the_program_is_replaced_then_the_new_table_fol
     assert_eq!(states, [Some(HALF_OPEN), Some(OPEN), None, Some(FLOW_TAKEN | FLOW_DATAGRAMS)]);
     assert!(!open_one(&old, 8, OPEN), "its empty rows are blocked");
 
-    // Packets of both programs go on.
+    // The old and the new program continue to receive packets.
     set_state(&old, 0, FLOW_TAKEN | FLOW_ANSWERED);
     set_state(&new, 3, FLOW_TAKEN | FLOW_ANSWERED);
     set_state(&old, 3, FLOW_TAKEN | FLOW_CLIENT_ENDS | FLOW_RESET);

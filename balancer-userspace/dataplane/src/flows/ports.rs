@@ -1,11 +1,11 @@
-//! Ports of this machine that its own sockets do not use.
+//! Ports of this machine that the kernel does not assign to the machine's own sockets.
 
 use std::fs;
 
 use anyhow::Context as _;
 
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
-/// The lowest port of a pool; lower ports are reserved for servers.
+/// The lowest port of a pool; the ports below are reserved for servers.
 const LOWEST: u16 = 10_240;
 /// The smallest useful number of ports in a pool.
 const FEWEST: u16 = 1024;
@@ -13,7 +13,7 @@ const FEWEST: u16 = 1024;
 /// The longer of the two port ranges that the kernel does not assign to its own sockets.
 ///
 /// # Errors
-/// If the kernel assigns nearly all ports.
+/// Fails if the kernel assigns nearly all ports to sockets.
 pub(super) fn not_given_by_the_kernel() -> anyhow::Result<(u16, u16)> {
     let text = fs::read_to_string(LOCAL).with_context(|| format!("reading {LOCAL}"))?;
     let (first, last) = local(&text).with_context(|| format!("{LOCAL} says {text:?}"))?;

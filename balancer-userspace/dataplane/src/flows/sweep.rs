@@ -1,4 +1,4 @@
-//! The sweep of the flow table, which counts each backend's flows and removes those that have ended.
+//! The sweep of the flow table, which counts the flows of each backend and removes flows that have ended.
 
 use std::{
     collections::BTreeMap,
@@ -21,12 +21,13 @@ use super::{FlowTable, address, idle_ticks};
 /// The result of a sweep of the flow table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FlowCounts {
-    /// Number of connections of each backend that has any. Closed connections that are still in the table do not count.
+    /// The number of connections of each backend that has connections. This number does not include closed connections
+    /// that are still in the table.
     pub of_backends: BTreeMap<BackendId, u64>,
     /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
-    /// For each backend, the fraction of ports in use (by connections and by resting ports) at the pool address with
-    /// the highest fraction.
+    /// For each backend, the fraction of ports in use (by connections and by ports that must rest after a connection)
+    /// at the pool address with the highest fraction.
     pub fullest: BTreeMap<BackendId, f64>,
 }
 
@@ -35,35 +36,35 @@ pub struct FlowCounts {
 pub struct KnownFlow {
     /// The client's address and port.
     pub client: SocketAddr,
-    /// The address and port that the client connects to.
+    /// The address and port to which the client connects.
     pub vip: SocketAddr,
-    /// The address and port that the backend sees.
+    /// The address and port that the backend sees as the packet's source.
     pub pool: SocketAddr,
     /// The backend's address and port.
     pub at: SocketAddr,
-    /// The backend.
+    /// The backend of the connection.
     pub backend: BackendId,
-    /// The protocol.
+    /// The protocol of the connection.
     pub protocol: Protocol,
-    /// `half_open`, `established` or `closing`.
+    /// The state of the connection: `half_open`, `established` or `closing`.
     pub state: &'static str,
-    /// Time since the connection began.
+    /// The time since the connection began.
     pub age: Duration,
-    /// Time since its last packet.
+    /// The time since the connection's last packet.
     pub idle: Duration,
-    /// Bytes of IP packets to the backend.
+    /// The number of bytes of IP packets to the backend.
     pub bytes_to_backend: u64,
-    /// Bytes of IP packets to the client.
+    /// The number of bytes of IP packets to the client.
     pub bytes_to_client: u64,
 }
 
-/// The tick of the kernel's clock.
+/// The current tick of the kernel's clock.
 pub(super) fn now() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     (u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) >> TICK_SHIFT) as u32
 }
 
-/// The limits of each service, by its index.
+/// The limits for the flows of each service, by the service's index.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 
@@ -71,7 +72,7 @@ pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) idle: IdleTicks,
-    /// Number of ports of each pool address.
+    /// The number of ports of each pool address.
     pub(super) ports: u32,
 }
 
@@ -82,14 +83,14 @@ impl FlowTimes {
 
     fn of_row(&self, row: &FlowRow) -> IdleTicks {
         let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.idle);
-        // A removed service has no limits, so its remaining flows end after the default times.
+        // A removed service has no limits, so its remaining flows end after the default idle times.
         known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
     }
 }
 
 impl FlowTable {
-    /// Sweeps all flows: removes those that have ended, and counts the others. A sweep takes about 2 ms for 100,000
-    /// rows.
+    /// Sweeps all flows: removes the flows that have ended, and counts the other flows. A sweep takes about 2 ms for
+    /// 100,000 rows.
     #[must_use]
     pub fn sweep(&self) -> FlowCounts {
         let (now, times) = (now(), self.times());
@@ -125,8 +126,8 @@ impl FlowTable {
         self.times.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Removes a flow as the kernel program does when it needs the row. `false`: a packet has used the flow in the
-    /// meantime.
+    /// Removes a flow, as the kernel program does when it needs the row of the flow. `false`: the program has used the
+    /// flow for a packet in the meantime.
     pub(super) fn give_up(&self, index: usize, seen: FlowWord, now: u32) -> bool {
         let word = self.word(index);
         let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);
@@ -144,7 +145,7 @@ impl FlowTable {
         true
     }
 
-    /// Up to `most` flows of a service for which `wanted` is true.
+    /// At most `most` flows of a service for which `wanted` returns true.
     #[must_use]
     pub fn list(&self, service: ServiceId, wanted: impl Fn(&KnownFlow) -> bool, most: usize) -> Vec<KnownFlow> {
         let (now, times) = (now(), self.times());

@@ -1,4 +1,4 @@
-//! The work that changes leave in the client table, while maps are written.
+//! The remaining work in the client table after changes, as part of the kernel's data path.
 
 use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl KernelDataplane {
-    /// See [`Dataplane::complete`](crate::Dataplane::complete).
+    /// The trait method is [`Dataplane::complete`](crate::Dataplane::complete).
     pub(super) fn begin_rereading(&mut self) {
         let mut former = std::mem::take(&mut self.former);
         let Some(settled) = self.settled.replace(self.directory.clone()) else { return };
@@ -35,7 +35,7 @@ impl KernelDataplane {
         }
     }
 
-    /// See [`Dataplane::rescan`](crate::Dataplane::rescan).
+    /// The trait method is [`Dataplane::rescan`](crate::Dataplane::rescan).
     pub(super) fn rescan_part(&mut self) -> Rescanned {
         let Some(rescan) = &mut self.rescan else { return Rescanned::Ends(Vec::new()) };
         if rescan.grace().is_some_and(|grace| !self.grace_periods.is_over(grace)) {
@@ -52,7 +52,7 @@ impl KernelDataplane {
         Rescanned::Ends(self.rescan.take().map_or_else(Vec::new, Rescan::forgotten))
     }
 
-    /// Completes the work of the last change at once, for an operation that needs exact ages.
+    /// Completes the remaining work of the last change immediately, for an operation that needs exact ages.
     pub(crate) fn rescan_all(&mut self) {
         let Some(rescan) = &mut self.rescan else { return };
         let Stickiness { clients, memories, .. } = &self.stickiness;
@@ -66,7 +66,7 @@ impl KernelDataplane {
         self.settle();
     }
 
-    /// Records that all ages are now in ticks of their services' clocks.
+    /// Records that all ages in entries are now in ticks of their services' clocks.
     fn settle(&mut self) {
         let Some(rescan) = &self.rescan else { return };
         for service in rescan.services() {

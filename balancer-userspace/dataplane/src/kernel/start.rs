@@ -1,4 +1,4 @@
-//! Starting the data path: the object with its parameters, then the maps, then the programs.
+//! Starts the data path: first the object with its parameters, then the maps, then the programs.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -47,7 +47,7 @@ use crate::{
     threads::{Threads, Unwatched},
 };
 
-/// The parameters of the kernel program and its maps.
+/// The parameters for the kernel program and its maps.
 struct Numbers<'a> {
     capacity: &'a Capacity,
     budgets: Budgets,
@@ -60,20 +60,20 @@ struct Numbers<'a> {
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes maps that end with this process. The program is not attached yet, so no packet is
-    /// affected.
+    /// Loads the program and makes maps that end with this process. The program is not attached yet, so the call
+    /// affects no packet.
     ///
     /// # Errors
-    /// If the kernel refuses the program or a map.
+    /// Fails if the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
         Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
     }
 
-    /// Loads the program. The maps that outlive a controller come from `pins`, or are pinned there. `tells` says
-    /// whether the program logs rare and unexpected events; this cannot be changed later.
+    /// Loads the program. The maps that outlive a controller come from `pins`, or are pinned in them. `tells` says
+    /// whether the program logs rare and unexpected events; this setting cannot change later.
     ///
     /// # Errors
-    /// If the kernel refuses the program or a map.
+    /// Fails if the kernel refuses the program or a map.
     pub fn load_kept(
         capacity: Capacity,
         ifindexes: &[u32],
@@ -84,10 +84,10 @@ impl KernelDataplane {
         Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
     }
 
-    /// Loads the program with other budgets for each CPU.
+    /// Loads the program with other limits for each CPU.
     ///
     /// # Errors
-    /// If the kernel refuses the program or a map.
+    /// Fails if the kernel refuses the program or a map.
     pub fn load_limited(
         capacity: Capacity,
         ifindexes: &[u32],
@@ -176,7 +176,8 @@ impl KernelDataplane {
 }
 
 impl Numbers<'_> {
-    /// Makes the maps, or takes the pinned ones. Also returns their total size in bytes.
+    /// Makes the maps of the program, or takes the pinned maps. The function also returns the total size of the maps in
+    /// bytes.
     fn load(
         &self,
         pins: Option<&Pins>,
@@ -232,7 +233,7 @@ fn all_interfaces() -> Vec<u32> {
     all.iter().flat_map(|all| all.iter()).map(|interface| interface.index()).collect()
 }
 
-/// The level of the program's log, and the size of its ring in bytes, which must be whole pages.
+/// The level of the program's log, and the size of the log's ring buffer in bytes, which must be whole pages.
 fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
     if tells {
         return Ok((Level::Debug as u8, 1 << 17));
@@ -241,7 +242,7 @@ fn log_settings(tells: bool) -> anyhow::Result<(u8, u32)> {
     Ok((0, u32::try_from(page)?))
 }
 
-/// The control words before anything is published: views of two empty tables, which are valid.
+/// The control words before the first publication: views of two empty tables, which are valid.
 fn first_control(seen_salt: u64) -> Control {
     let view = TableView { base: 0, bits: 1, factor: 1 }.to_word();
     Control {

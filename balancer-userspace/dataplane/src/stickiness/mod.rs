@@ -1,8 +1,8 @@
-//! Known clients, and the tables that would send them elsewhere: state that packets, swaps and sweeps change at the
-//! same time.
+//! Known clients, and the tables that would send them to other backends: state that the kernel program, table swaps and
+//! sweeps change at the same time.
 //!
-//! A slot without an exception is steered from the live table alone. The flag is set before a client of the slot can be
-//! elsewhere; [`super::sweep`] says when it is cleared.
+//! For clients of a slot without an exception flag, the live table alone determines the backend. A slot is flagged
+//! before one of its clients can be recorded at another backend; [`super::sweep`] says when the sweep clears the flag.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,28 +19,28 @@ use super::{
     tables::{Known, Tables},
 };
 
-/// The number of a sweep's findings processed at a time: less than a tenth of a millisecond of work.
+/// The number of a sweep's findings that are processed at a time: less than a tenth of a millisecond of work.
 const AT_ONCE: usize = 4096;
 
 #[cfg(test)]
 mod races;
 
-/// The memories of all services, and their tables.
+/// The client memories of all services, and the lookup tables of these services.
 pub(super) struct Stickiness {
     pub(super) tables: Tables,
     pub(super) clients: ClientTable,
     pub(super) sweep: Sweep,
     scanner: Scanner,
-    /// The memory of every service that has a table.
+    /// The client memory of every service that has a lookup table.
     pub(super) memories: HashMap<ServiceId, Memory>,
     grace_periods: Arc<GracePeriods>,
-    /// The grace period before the next pass over the client table: packets in progress may have seen the earlier
-    /// state.
+    /// The grace period before the next pass over the client table: for packets in progress, the program may have read
+    /// the earlier state.
     next_pass: Option<Grace>,
 }
 
 impl Stickiness {
-    /// Starts without services.
+    /// Makes a value that contains no services.
     pub(super) fn new(
         tables: Tables,
         clients: ClientTable,
@@ -51,8 +51,9 @@ impl Stickiness {
         Self { tables, clients, sweep, scanner, memories: HashMap::new(), grace_periods, next_pass: None }
     }
 
-    /// Makes `table` a service's live table, calling `publish` if the service is published. `adopted` says whether an
-    /// earlier controller may have left clients anywhere. A service without memory gets the result of `begin`.
+    /// Makes `table` the live table of a service, and calls `publish` if the service is published. `adopted` says
+    /// whether an earlier controller may have left clients of the service at any backend. A service that has no memory
+    /// yet gets the memory that `begin` returns.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
@@ -71,14 +72,15 @@ impl Stickiness {
         self.memories.get(&service).is_some_and(|memory| memory.clock.is_some())
     }
 
-    /// Flags every slot of a service with memory, because rules have sent clients elsewhere than the table.
+    /// Flags every slot of a service with client memory, because rules have sent clients to backends other than the
+    /// table's.
     pub(super) fn flag_all(&mut self, service: ServiceId) {
         if self.remembers(service) {
             self.tables.flag_all(service);
         }
     }
 
-    /// Assumes that packets may still record clients of a service at other backends, as after a swap.
+    /// Assumes that the program may still record clients of a service at other backends, as after a swap of the table.
     pub(super) fn distrust(&mut self, service: ServiceId) {
         self.wait_for_packets();
         if let Some(memory) = self.memories.get_mut(&service) {
@@ -86,14 +88,15 @@ impl Stickiness {
         }
     }
 
-    /// Delays the next pass until every packet that is in progress now has left.
+    /// Delays the next pass until the program has finished every packet that is in progress now.
     pub(super) fn wait_for_packets(&mut self) {
         self.next_pass = Some(self.grace_periods.begin());
     }
 
-    /// Continues the sweep in parts of `words` entries: starts the next scan, or processes the findings of the last.
-    /// Flags of services for which `keep` is true are not cleared. `migrated` counts the clients of a service that
-    /// packets have recorded elsewhere; each such packet updates this counter before it sets a flag.
+    /// Continues the sweep in parts of `words` entries: starts the scan of the next part, or processes the findings of
+    /// the last scan. If `keep` is true for a service, the sweep does not clear the flags of this service. `migrated`
+    /// counts the clients of a service that the program has recorded at another backend because of a QUIC connection;
+    /// the program updates this counter before it sets a flag.
     pub(super) fn sweep(
         &mut self,
         words: usize,
@@ -138,7 +141,7 @@ impl Stickiness {
             tables.take_back_exceptions(service, &slots);
             let before = memories.get(&service).map(|memory| memory.migrated);
             if before != Some(migrated(service)) {
-                // A packet may have set a flag before it was cleared.
+                // The program may have set a flag just before the controller cleared this flag.
                 slots.iter().for_each(|&slot| tables.flag(service, slot));
             }
         }
@@ -146,8 +149,8 @@ impl Stickiness {
         Swept::Ends(pass.known)
     }
 
-    /// Takes over the clients that came to the earlier program after its table was copied. That program has already
-    /// been replaced.
+    /// Takes over the clients that the earlier program recorded after the controller had copied its table. The new
+    /// program has already replaced the earlier program.
     pub(super) fn catch_up(&mut self, former: FormerClients) -> anyhow::Result<()> {
         let Self { tables, clients, sweep, memories, .. } = self;
         let memory = |entry: Entry| {
@@ -164,7 +167,7 @@ impl Stickiness {
         former.replace()
     }
 
-    /// Forgets the client of a hash.
+    /// Forgets the client that has this hash.
     pub(super) fn forget(&mut self, service: ServiceId, hash: u64) -> Forgotten {
         let Some(memory) = self.memories.get(&service) else { return Forgotten::default() };
         let forgotten = self.clients.forget(hash).map(|entry| {
@@ -175,7 +178,7 @@ impl Stickiness {
         forgotten.unwrap_or_default()
     }
 
-    /// Forgets the clients of a backend in `words` entries from `from` on, and returns the start of the next part.
+    /// Forgets the clients at a backend in `words` entries from `from` on, and returns the start of the next part.
     pub(super) fn forget_all(&mut self, backend: BackendId, from: usize, words: usize) -> (Forgotten, Option<usize>) {
         let memory = self.clients.service_of(backend.0).and_then(|service| self.memories.get(&service));
         let Some(memory) = memory else { return (Forgotten::default(), None) };

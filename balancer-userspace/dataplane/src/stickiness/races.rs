@@ -1,8 +1,10 @@
-//! Races of packets against swaps, sweeps, failures and forgetting, in orders chosen by a scheduler (`shuttle`).
+//! Tests of races between packets and swaps, sweeps, failures and forgetting, in orders that a scheduler (`shuttle`)
+//! chooses.
 //!
-//! The controller's half is the real code. Simulated packets take the steps of `balancer-ebpf/src/steer.rs` with the
-//! shared code of `balancer-common`; between any two accesses to shared data, other threads may run. `RACES=100000`
-//! runs more schedules, `SHUTTLE_RANDOM_SEED` those of one seed.
+//! In these tests, the controller's side is the real code. The simulated packets take the same steps as in
+//! `balancer-ebpf/src/steer.rs` with the shared code of `balancer-common`; between any two accesses to shared data,
+//! other threads may run. With `RACES=100000`, the tests run more schedules, and with `SHUTTLE_RANDOM_SEED`, they run
+//! the schedules of one seed.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -42,14 +44,14 @@ use crate::{
 const SERVICE: ServiceId = ServiceId(1);
 const BACKENDS: usize = 16;
 const BUCKETS: usize = 2;
-/// The number of ticks for which a client is remembered.
+/// The number of ticks for which the service remembers a client.
 const REMEMBER: u16 = 4096;
-/// The number of entries in one part of a sweep; four parts make a pass.
+/// The number of entries in one part of a sweep; four such parts make a pass.
 const PART: usize = 4;
-/// The number of slots of all tables, except in tests that depend on it.
+/// The number of slots of all tables, except in tests that need a different number.
 const SIZE: usize = 4;
 
-/// A client by its hash, chosen so that it falls into a given bucket and slot.
+/// A client, given by a hash that was chosen so that the client is in a given bucket and slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Client(u64);
 
@@ -67,52 +69,55 @@ impl Client {
         bucket(self.0, BUCKETS as u32 - 1) as usize
     }
 
-    /// Returns the client's bit in the filter of recently seen clients.
+    /// Returns the bit of the client in the filter of recently seen clients.
     const fn bit(self) -> u64 {
         1 << (self.bucket() * 8 + self.tag() as usize % 8)
     }
 }
 
-/// Packets that have entered the program and not left it.
+/// The packets that have entered the simulated program and have not left it yet.
 #[derive(Default)]
 struct OnTheirWay {
     begun: u64,
     packets: BTreeSet<u64>,
 }
 
-/// The maps that packets see, and the packets in progress.
+/// The maps that the simulated program uses, and the packets in progress.
 struct Packets {
     slots: MappedArray<SlotLine>,
     buckets: MappedArray<Bucket>,
     table: AtomicU64,
-    /// The first slot of the newest table before it is published. Access to it is no separate step for the scheduler.
+    /// The first slot of the newest table, which is announced before it is published. An access to this value is no
+    /// separate step for the scheduler.
     announced: std::sync::atomic::AtomicU16,
-    /// The first slot of the last published table.
+    /// The first slot of the table that was published last.
     published: AtomicU16,
     tick: AtomicU16,
     seen: AtomicU64,
     keeps_known: [AtomicBool; BACKENDS],
-    /// Known clients moved from each backend, as packets count them.
+    /// The numbers of known clients moved from each backend, as the simulated program counts them.
     moved_from: [AtomicU64; BACKENDS],
-    /// The number of steps that other threads run between a packet's move and its counting.
+    /// The number of steps that other threads run between the move of a client by a packet and the counting of this
+    /// move.
     counts_after: AtomicU64,
-    /// Clients that a QUIC connection has brought to another backend, as packets count them.
+    /// The number of clients that a QUIC connection has brought to another backend, as the simulated program counts
+    /// them.
     migrated: AtomicU64,
     on_their_way: Mutex<OnTheirWay>,
     left: Condvar,
 }
 
-/// The result of steering a packet.
+/// The result of steering one packet.
 #[derive(Clone, Copy, Debug)]
 struct Steered {
     backend: u16,
-    /// Whether the client has an entry after this packet.
+    /// Whether the client has an entry in the client table after this packet.
     is_known: bool,
-    /// The first slot of the newest table that was announced when the packet read its own table.
+    /// The first slot of the newest table that was announced when the simulated program read the table for this packet.
     newest: u16,
 }
 
-/// A bucket in which each access is a separate step.
+/// A bucket in which each access is a separate step for the scheduler.
 struct Words<'a>(&'a Packets, usize);
 
 impl Entries for Words<'_> {
@@ -128,7 +133,7 @@ impl Entries for Words<'_> {
 }
 
 impl Packets {
-    /// Lets other threads run.
+    /// Lets the scheduler run other threads.
     fn step(&self) {
         self.tick.load(SeqCst);
     }
@@ -137,7 +142,8 @@ impl Packets {
         self.on_its_way(|| self.steer(client))
     }
 
-    /// Sends a packet of a QUIC connection that the client brings to `backend` from another address.
+    /// Sends a packet of a QUIC connection; with this packet, the client moves the connection from another address to
+    /// `backend`.
     fn migrate(&self, client: Client, backend: u16) {
         self.on_its_way(|| self.follow_connection(client, backend));
     }
@@ -177,7 +183,7 @@ impl Packets {
         Steered { backend: answer.backend.expect("every slot has a backend"), is_known, newest }
     }
 
-    /// Records the client, counts it as migrated, and flags its slot, in this order.
+    /// Records the client, then counts the client as migrated, and then flags the client's slot.
     fn follow_connection(&self, client: Client, backend: u16) {
         let table = LiveTable::from_word(self.table.load(SeqCst));
         self.step();
@@ -221,7 +227,7 @@ impl Packets {
         consult(&Words(self, client.bucket()), &query, facts, || true)
     }
 
-    /// A hash's slot in a table, read in two steps as the kernel program does.
+    /// The slot of a hash in a table, which is read in two steps as in the kernel program.
     fn slot(&self, table: LiveTable, hash: u64) -> TableSlot {
         let SlotPlace { line, index } = table.place(slot(hash, table.size));
         let flags = self.slots.word64(line as usize, offset_of!(SlotLine, flags)).load(SeqCst);
@@ -229,7 +235,7 @@ impl Packets {
         SlotLine { flags, ..self.slots.load(line as usize) }.slot(index)
     }
 
-    /// Waits until every packet that is in progress now has left.
+    /// Waits until every packet has left that is in progress when the function is called.
     fn wait(&self) {
         let way = self.on_their_way.lock().unwrap();
         let last = way.begun;
@@ -242,14 +248,14 @@ impl Packets {
     }
 }
 
-/// The controller, in one thread as in production.
+/// The controller, which runs in one thread as in production.
 struct Controller {
     stickiness: Stickiness,
     packets: Arc<Packets>,
 }
 
 impl Controller {
-    /// A controller with a live table in a map of this many lines.
+    /// A controller that has a live table in a map of this many lines.
     fn new(lines: u32, table: &[u16]) -> Self {
         let [slots, slots_seen] = MappedArray::twice(lines as usize).unwrap();
         let [buckets, buckets_seen] = MappedArray::twice(BUCKETS).unwrap();
@@ -302,7 +308,7 @@ impl Controller {
         self.stickiness.sweep(PART, |_| false, |_| self.packets.migrated.load(SeqCst))
     }
 
-    /// Completes a part of the sweep.
+    /// Completes the current part of the sweep.
     fn sweep_part(&mut self) -> Swept {
         loop {
             match self.sweep() {
@@ -312,7 +318,8 @@ impl Controller {
         }
     }
 
-    /// Finishes the current pass, or makes a complete one. Returns whether the pass found no client at a backend.
+    /// Finishes the pass in progress, or makes a complete pass if there is none. Returns whether the pass found no
+    /// client at any backend.
     fn sweep_finds_nobody_at(&mut self, backend: BackendId) -> bool {
         loop {
             match self.sweep() {
@@ -322,15 +329,15 @@ impl Controller {
         }
     }
 
-    /// Makes complete passes with nothing else to do.
+    /// Makes complete passes while nothing else happens.
     fn sweep_passes(&mut self, count: usize) {
         for _ in 0..count {
             self.sweep_finds_nobody_at(BackendId(NO_BACKEND));
         }
     }
 
-    /// Makes up to `most` parts of a sweep, as far as passes may begin and scans are complete. The findings of a scan
-    /// that is in progress at the end are processed after the next event.
+    /// Makes up to `most` parts of a sweep, as long as passes may begin and scans are complete. If a scan is in
+    /// progress at the end, its findings are processed after the next event.
     fn sweep_parts(&mut self, most: usize) {
         for _ in 0..thread_rng().gen_range(0..2 * most) {
             if self.sweep() == Swept::GoesOn && thread_rng().gen_bool(0.7) {
@@ -344,7 +351,7 @@ impl Controller {
         self.packets.seen.fetch_and(!client.bit(), SeqCst);
     }
 
-    /// Begins a period in which no client has been seen, and advances the clock.
+    /// Begins a period in which no client has been seen yet, and advances the clock.
     fn advance(&mut self) {
         self.packets.seen.store(0, SeqCst);
         let memory = self.stickiness.memories.get_mut(&SERVICE).unwrap();
@@ -352,7 +359,8 @@ impl Controller {
         self.packets.tick.store(memory.tick, SeqCst);
     }
 
-    /// Asserts, with no packet in progress, that every client away from its table's backend is in a flagged slot.
+    /// Asserts that every client which is not at its table's backend is in a flagged slot; no packet may be in
+    /// progress.
     fn assert_exceptions_are_flagged(&self) {
         let table = self.stickiness.tables.location(SERVICE).unwrap();
         for entry in self.packets.known() {
@@ -369,7 +377,7 @@ impl Controller {
         self.stickiness.tables.exceptions()
     }
 
-    /// Disturbs, sweeps for a while, and disturbs again.
+    /// Calls `disturb`, sweeps for some time, and calls `disturb` again.
     fn disturb(&mut self, mut disturb: impl FnMut(&mut Self)) {
         for _ in 0..thread_rng().gen_range(1..6) {
             disturb(self);
@@ -378,14 +386,15 @@ impl Controller {
     }
 }
 
-/// Runs a scenario in many orders: half of them random, half with few thread switches at chosen places (PCT).
+/// Runs a scenario in many orders: half of the orders are random, and half have few thread switches at chosen steps
+/// (PCT).
 fn in_many_orders(scenario: fn()) {
     let schedules = env::var("RACES").map_or(Ok(2000), |number| number.parse()).expect("RACES is a number");
     shuttle::check_random(scenario, schedules / 2);
     shuttle::check_pct(scenario, schedules / 2, 4);
 }
 
-/// Two tables without a common slot.
+/// Two tables that have different backends in every slot.
 const HERE: [u16; SIZE] = [1; SIZE];
 const THERE: [u16; SIZE] = [2; SIZE];
 
@@ -419,7 +428,7 @@ fn when_tables_are_swapped_and_swept_then_a_known_client_stays() {
         });
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
-        // Once all clients are at the table's backends, none is an exception.
+        // After all clients have reached the table's backends, no client is an exception.
         controller.swap(&HERE);
         controller.forget(comes_and_goes);
         controller.sweep_passes(4);
@@ -433,7 +442,7 @@ fn when_threads_race_then_a_client_elsewhere_is_in_a_flagged_slot() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
         let clients = [Client::new(0, 0, 0), Client::new(0, 0, 1), Client::new(1, 1, 0)];
-        // Two processors receive packets of each client.
+        // Two processors receive packets from each client.
         let threads = [clients, clients].map(|clients| {
             let packets = Arc::clone(&controller.packets);
             thread::spawn(move || {
@@ -462,7 +471,7 @@ fn when_threads_race_then_a_client_elsewhere_is_in_a_flagged_slot() {
 fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_flagged() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
-        // Sweeps clear flags of a service only if the service has flagged slots.
+        // A sweep clears flags of a service only if the service has flagged slots.
         controller.packets.migrate(Client::new(1, 3, 0), 2);
         controller.sweep_passes(1);
         let threads = [Client::new(0, 0, 0), Client::new(1, 1, 0)].map(|client| {
@@ -477,7 +486,7 @@ fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_
         controller.disturb(Controller::advance);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         controller.assert_exceptions_are_flagged();
-        // Once all clients are at the table's backends, none is an exception.
+        // After all clients have reached the table's backends, no client is an exception.
         controller.swap(&THERE);
         controller.sweep_passes(4);
         assert_eq!(controller.exceptions(), 0);
@@ -488,7 +497,7 @@ fn when_connections_bring_clients_elsewhere_during_sweeps_then_their_slots_stay_
 fn when_a_client_is_forgotten_then_a_packet_in_progress_does_not_restore_its_old_backend() {
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
-        // The sweep reads this bucket last.
+        // The sweep reads the bucket of this client last.
         let client = Client::new(1, 0, 0);
         controller.packets.send(client);
         controller.swap(&THERE);
@@ -531,7 +540,7 @@ fn when_a_failure_is_announced_then_no_packet_goes_to_the_failed_backend() {
             })
         });
         controller.sweep_part();
-        // The backend may release its clients before or after the table stops naming it.
+        // The backend may give up its clients before or after the table no longer names the backend.
         if thread_rng().gen_bool(0.5) {
             controller.swap(&[1, 3, 1, 3]);
             controller.packets.keeps_known[usize::from(FAILED)].store(false, SeqCst);
@@ -553,7 +562,7 @@ fn when_a_backend_is_removed_then_all_moves_are_counted_before_its_id_is_reused(
     in_many_orders(|| {
         let mut controller = Controller::new(3, &HERE);
         let client = Client::new(0, 0, 0);
-        // The current pass has left the bucket before the client becomes known.
+        // The current pass has already read the bucket before the client becomes known.
         assert_eq!([controller.sweep_part(), controller.sweep_part()], [Swept::Rests, Swept::Rests]);
         controller.packets.send(client);
         controller.swap(&THERE);
@@ -564,7 +573,7 @@ fn when_a_backend_is_removed_then_all_moves_are_counted_before_its_id_is_reused(
         let packet = thread::spawn(move || {
             packets.send(client);
         });
-        // The packet has moved the client but may not have counted it yet.
+        // The program may have moved the client without having counted the move yet.
         while controller.packets.known().any(|entry| entry.backend() == REMOVED.0) {
             thread::yield_now();
         }
@@ -580,18 +589,18 @@ fn when_a_backend_is_removed_then_all_moves_are_counted_before_its_id_is_reused(
 
 #[test]
 fn when_a_table_was_not_live_during_a_packet_then_the_packet_does_not_read_it() {
-    /// Number of slots that fills two lines.
+    /// The number of slots that fill two lines.
     const LONG: usize = 20;
     const TABLES: u16 = 7;
     in_many_orders(|| {
-        // There is room for the live table and one more, so lines are reused at the second swap.
+        // The map has room for the live table and one more table, so the second swap reuses lines.
         let mut controller = Controller::new(4, &[1; LONG]);
         let threads = [Client::new(0, 0, 0), Client::new(1, 3, 0)].map(|client| {
             let packets = Arc::clone(&controller.packets);
             thread::spawn(move || {
                 for number in 0..4 {
                     let first = packets.published.load(SeqCst);
-                    // Each packet comes from a new, unknown client.
+                    // Each packet comes from a client that was unknown before.
                     let Steered { backend, newest, .. } = packets.send(Client(client.0 + (number << 32)));
                     assert!((first..=newest).contains(&backend), "table {backend} while {first} to {newest} were live");
                 }

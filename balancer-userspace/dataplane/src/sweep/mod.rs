@@ -1,16 +1,19 @@
-//! Sweeps: passes over the client table, in parts, that count clients, forget expired ones, and clear exception flags.
+//! Sweeps: passes over the client table that count clients, forget expired clients, and clear exception flags, one part
+//! of the table at a time.
 //!
-//! A separate thread scans each part and changes nothing. The owner of the table processes the findings a little at a
-//! time, so that no other work waits for a sweep. The state may change after the scan, so the owner empties an entry
-//! only if the current state requires it. An unnecessary flag, such as one for a slot of the previous table, does no
-//! harm.
+//! A separate thread scans each part of the table and changes nothing. The owner of the table processes a few findings
+//! at a time, so that no other work of the owner waits for a sweep. The state may change after the scan, so the owner
+//! empties an entry only if the present state requires it. An unnecessary flag, such as one for a slot of the previous
+//! table, does no harm.
 //!
-//! A slot's exception flag may be cleared when no client of the slot is at another backend than the slot names. One
-//! scan is not enough: a packet in progress may write an entry that it read before the sweep passed, and steer by a
-//! table that has been swapped since. Clearing therefore takes two complete passes in a row. Between them there must be
-//! no swap, and no QUIC connection may bring a client to another backend, because its packet may flag a slot behind the
-//! scan. Each pass begins only after every packet has left that was in progress at the end of the previous pass or saw
-//! the old table. In every case, the sweep flags the slot of an entry that it finds at another backend.
+//! The sweep may clear a slot's exception flag if no client of the slot is at another backend than the slot names. One
+//! scan is not enough to know this: for a packet in progress, the program may write an entry that it read before the
+//! sweep passed, and may use a table that has been swapped since. To clear flags, the sweep therefore needs two
+//! complete passes in a row. Between these two passes, no table may be swapped. Nor may a QUIC connection move a client
+//! to another backend, because a packet of such a connection may flag a slot that the scan has already passed. Each
+//! pass begins only after the program has finished every packet that was in progress at the end of the previous pass or
+//! that used the old table. If the sweep finds an entry at another backend than the slot's, it flags the slot in every
+//! case.
 
 mod scan;
 mod scanner;
@@ -35,21 +38,21 @@ use super::{clients::ClientTable, memory::Memory};
 #[cfg(test)]
 mod tests;
 
-/// A set of slots of a service.
+/// A set of slots of one service.
 #[derive(Clone, Debug)]
 struct SlotSet {
     size: usize,
-    /// Membership by slot; empty: no slot is a member.
+    /// For each slot, whether it is in the set; if the list is empty, no slot is in the set.
     slots: Vec<bool>,
 }
 
 impl SlotSet {
-    /// An empty set for a table of this size.
+    /// An empty set of slots for a table of this size.
     const fn of(size: usize) -> Self {
         Self { size, slots: Vec::new() }
     }
 
-    /// Adds a slot. Returns whether it is new.
+    /// Adds a slot to the set. Returns whether the slot was not in the set before.
     fn insert(&mut self, slot: u32) -> bool {
         if self.slots.is_empty() {
             self.slots = vec![false; self.size];
@@ -62,31 +65,32 @@ impl SlotSet {
     }
 }
 
-/// The slots of a service that have some client at another backend.
+/// The slots of a service that have a client at another backend than the slot's.
 #[derive(Clone, Debug)]
 struct Elsewhere {
-    /// The number of the service's swaps when the pass began.
+    /// The number of table swaps of the service when the pass began.
     swaps: u64,
-    /// The number of migrated clients when the pass began.
+    /// The number of migrated clients of the service when the pass began.
     migrated: u64,
     slots: SlotSet,
 }
 
 impl Elsewhere {
-    /// Whether the pass has seen all clients that are elsewhere: no swap or migration has happened since it began.
+    /// Whether the pass has seen all clients at other backends, because no swap and no migration has happened since the
+    /// pass began.
     const fn is_current(&self, memory: &Memory) -> bool {
         self.swaps == memory.swaps && self.migrated == memory.migrated
     }
 }
 
-/// Clients that have been forgotten. A packet in progress may have written the entry of such a client again. If an
-/// entry names the earlier backend although the table has named another one all the time, it is therefore not the entry
-/// of a newcomer.
+/// Clients that the balancer has forgotten. For a packet in progress, the program may have written the entry of a
+/// forgotten client again. Therefore, if an entry names the earlier backend although the table has always named another
+/// backend, the entry does not belong to a new client.
 #[derive(Debug, Default)]
 struct Again {
-    /// The backend and the number of the service's swaps, by bucket and tag.
+    /// The backend, and the number of table swaps of the service, by bucket and tag.
     clients: HashMap<(usize, u32), (u16, u64)>,
-    /// Backends all of whose clients were forgotten.
+    /// The backends all of whose clients were forgotten.
     backends: HashMap<u16, u64>,
 }
 
@@ -97,41 +101,41 @@ impl Again {
     }
 }
 
-/// The result of a complete pass.
+/// The result of a complete pass over the client table.
 pub(super) struct Pass {
-    /// Numbers of known clients, in rising order of backend ids.
+    /// The numbers of known clients, in ascending order of backend ids.
     pub(super) known: Vec<(BackendId, u64)>,
-    /// Slots without exceptions, by service.
+    /// The slots that have no exceptions, by service.
     pub(super) settled: Vec<(ServiceId, Vec<u32>)>,
 }
 
-/// The current activity of the sweep.
+/// The present activity of the sweep.
 enum Stage {
-    /// No activity.
+    /// The sweep is doing nothing.
     Rests,
-    /// A scan of a part.
+    /// The sweep is scanning a part of the client table.
     Looks,
-    /// Processing the findings of a scan.
+    /// The sweep is processing the findings of a scan.
     Acts(Scanned),
 }
 
-/// The progress of the sweep.
+/// The progress of the sweep through the client table.
 pub(super) struct Sweep {
     stage: Stage,
-    /// Start of the next part.
+    /// The start of the next part.
     next: usize,
-    /// Numbers of known clients by backend id.
+    /// The numbers of known clients, by backend id.
     known: Vec<u64>,
     this_pass: HashMap<ServiceId, Elsewhere>,
     last_pass: HashMap<ServiceId, Elsewhere>,
-    /// Clients forgotten since the pass began, for the next one.
+    /// The clients forgotten since the pass began, which the next pass needs.
     forgotten: Again,
     again: Arc<Again>,
     entries: u64,
 }
 
 impl Sweep {
-    /// Makes a sweep for backends whose ids are below `backends`.
+    /// Makes a sweep for backends with ids below `backends`.
     pub(super) fn new(backends: usize) -> Self {
         Self {
             stage: Stage::Rests,
@@ -145,44 +149,44 @@ impl Sweep {
         }
     }
 
-    /// Number of known clients in the last complete pass.
+    /// The number of known clients that the last complete pass counted.
     pub(super) const fn entries(&self) -> u64 {
         self.entries
     }
 
-    /// Whether no part is in progress, so that one may begin.
+    /// Whether no part is in progress, so that the sweep may begin the next part.
     pub(super) const fn rests(&self) -> bool {
         matches!(self.stage, Stage::Rests)
     }
 
-    /// Whether a scan is currently in progress.
+    /// Whether a scan is in progress at the moment.
     pub(super) const fn looks(&self) -> bool {
         matches!(self.stage, Stage::Looks)
     }
 
-    /// Whether the next part is the first of a pass.
+    /// Whether the next part is the first part of a pass.
     pub(super) const fn begins_pass(&self) -> bool {
         self.next == 0
     }
 
-    /// Records that a client of this slot is elsewhere, in a part that the pass may already have scanned.
+    /// Records that a client of this slot is at another backend; the pass may already have scanned the client's entry.
     pub(super) fn found_elsewhere(&mut self, service: ServiceId, slot: u32) {
         if let Some(pass) = self.this_pass.get_mut(&service) {
             pass.slots.insert(slot);
         }
     }
 
-    /// Records that a client of this hash has been forgotten. The next pass checks this client again.
+    /// Records that the balancer has forgotten the client with this hash. The next pass checks this client again.
     pub(super) fn forgot(&mut self, bucket: usize, entry: Entry, swaps: u64) {
         self.forgotten.clients.insert((bucket, entry.tag()), (entry.backend(), swaps));
     }
 
-    /// Records that all clients of a backend have been forgotten. The next pass checks these clients again.
+    /// Records that the balancer has forgotten all clients of a backend. The next pass checks these clients again.
     pub(super) fn forgot_all(&mut self, backend: BackendId, swaps: u64) {
         self.forgotten.backends.insert(backend.0, swaps);
     }
 
-    /// Returns the scan of the next part, of up to `words` entries, which the caller must run.
+    /// Returns the scan of the next part, which has up to `words` entries; the caller must run this scan.
     pub(super) fn part(&mut self, words: usize, clients: &ClientTable, memories: &HashMap<ServiceId, Memory>) -> Scan {
         if self.begins_pass() {
             self.begin(memories);
@@ -192,7 +196,7 @@ impl Sweep {
         Scan::new(clients, self.next..end, memories, Arc::clone(&self.again))
     }
 
-    /// Stores the findings of the scan.
+    /// Stores the findings of the scan that the caller has run.
     pub(super) fn found(&mut self, scanned: Scanned) {
         for &(id, count) in &scanned.known {
             if let Some(known) = self.known.get_mut(usize::from(id)) {
@@ -202,7 +206,8 @@ impl Sweep {
         self.stage = Stage::Acts(scanned);
     }
 
-    /// Processes up to `most` findings. Returns slots to flag. After the last finding, the sweep rests.
+    /// Processes up to `most` findings of the scan. Returns the slots that the caller must flag. After the last
+    /// finding, the sweep does nothing.
     pub(super) fn act(
         &mut self,
         most: usize,
@@ -225,7 +230,8 @@ impl Sweep {
         elsewhere
     }
 
-    /// Ends the pass if the last part is done. If no slot of a service `is_flagged`, none of its slots needs clearing.
+    /// Ends the pass if its last part is done. If `is_flagged` returns false for a service, no slot of this service
+    /// needs clearing.
     pub(super) fn end(
         &mut self,
         clients: &ClientTable,
@@ -266,13 +272,13 @@ impl Sweep {
         self.this_pass = remembering.map(|(&id, memory)| (id, begin(memory))).collect();
     }
 
-    /// Whether no client has been found elsewhere in this slot during this pass so far.
+    /// Whether this pass has so far found no client of this slot at another backend.
     fn is_first(&mut self, service: ServiceId, slot: u32) -> bool {
         self.this_pass.get_mut(&service).is_some_and(|pass| pass.slots.insert(slot))
     }
 
-    /// Counts a client, or forgets it if it is not remembered. Returns the client's slot if the caller must flag this
-    /// slot.
+    /// Counts a client, or forgets the client if the service does not remember it. Returns the client's slot if the
+    /// caller must flag this slot.
     fn look_again(
         &mut self,
         index: usize,
@@ -285,7 +291,7 @@ impl Sweep {
         if entry.is_empty() {
             return None;
         }
-        // The entry is emptied only if no packet has changed it since the scan.
+        // The sweep empties the entry only if the program has not changed the entry since the scan.
         let forget = || {
             let _ = word.compare_exchange(raw, 0, Ordering::Relaxed, Ordering::Relaxed);
         };

@@ -1,4 +1,4 @@
-//! Scanning a part of the client table without changing it, so that any thread may do it.
+//! Scans a part of the client table without changing it, so that any thread may run the scan.
 
 use std::{
     collections::HashMap,
@@ -15,31 +15,31 @@ use balancer_control::io::ServiceId;
 use super::{Again, SlotSet};
 use crate::{clients::ClientTable, mapped::MappedArray, memory::Memory};
 
-/// A part of a pass over the client table, with all data that its scan needs.
+/// A part of a pass over the client table, with all data that the scan of this part needs.
 pub(in super::super) struct Scan {
     buckets: Arc<MappedArray<Bucket>>,
     entries: Range<usize>,
-    /// The service of each backend, by backend id.
+    /// The service to which each backend belongs, by backend id.
     services: Arc<Vec<Option<ServiceId>>>,
-    /// The memories by service number, as of the start of the scan.
+    /// The client memories by number of the service, as they were at the start of the scan.
     memories: Vec<Option<Memory>>,
     again: Arc<Again>,
 }
 
-/// The findings of a scan.
+/// The findings of the scan of one part.
 pub(in super::super) struct Scanned {
-    /// Start of the next part.
+    /// The start of the part that follows.
     pub(super) end: usize,
-    /// Numbers of known clients by backend, without zeros.
+    /// The numbers of known clients by backend; backends without clients are missing.
     pub(super) known: Vec<(u16, u64)>,
-    /// Slots with a client elsewhere, each once.
+    /// The slots that have a client at another backend, each slot once.
     pub(super) elsewhere: Vec<(ServiceId, u32)>,
-    /// Entries that may have to be emptied, which the owner must check against the current state.
+    /// The entries that may have to be emptied; the owner must check them against the present state.
     pub(super) doubtful: Vec<usize>,
 }
 
 impl Scan {
-    /// Makes a scan of these entries, with the services and memories as they are now.
+    /// Makes a scan of these entries, which uses the services and memories as they are now.
     pub(super) fn new(
         clients: &ClientTable,
         entries: Range<usize>,
@@ -47,7 +47,7 @@ impl Scan {
         again: Arc<Again>,
     ) -> Self {
         let mut by_number = Vec::new();
-        // Memories are indexed by number, so that the loop needs no hashing.
+        // Memories are indexed by number, so that the loop computes no hashes.
         by_number.resize_with(memories.keys().map(|id| usize::from(id.0) + 1).max().unwrap_or(0), || None);
         for (id, memory) in memories {
             if let Some(place) = by_number.get_mut(usize::from(id.0)) {
@@ -58,7 +58,7 @@ impl Scan {
         Self { buckets, entries, services, memories: by_number, again }
     }
 
-    /// Reads each entry once.
+    /// Reads each entry of the part once.
     pub(super) fn run(&self) -> Scanned {
         let mut known = vec![0u64; self.services.len()];
         let slots = |memory: &Option<Memory>| SlotSet::of(memory.as_ref().map_or(0, |memory| memory.table.len()));
@@ -92,7 +92,7 @@ impl Scan {
         Scanned { end: self.entries.end, known, elsewhere, doubtful }
     }
 
-    /// The service that an entry belongs to, if the service still remembers the client.
+    /// The service to which an entry belongs, if the service still remembers the client.
     fn memory(&self, entry: Entry) -> Option<(ServiceId, &Memory)> {
         let service = self.services.get(usize::from(entry.backend())).copied().flatten()?;
         let memory = self.memories.get(usize::from(service.0))?.as_ref()?;

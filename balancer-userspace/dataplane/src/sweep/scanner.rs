@@ -11,17 +11,17 @@ use shuttle::sync::mpsc::{Receiver, Sender, channel};
 use super::scan::{Scan, Scanned};
 use crate::threads::Threads;
 
-/// The scanning thread, which ends when this value is dropped.
+/// The scanning thread, which ends when the owner drops this value.
 pub(in super::super) struct Scanner {
     wanted: Sender<Scan>,
     found: Receiver<Scanned>,
 }
 
 impl Scanner {
-    /// Starts the thread.
+    /// Starts the scanning thread.
     ///
     /// # Errors
-    /// If the system allows no more threads.
+    /// Fails if the system allows no more threads.
     pub(in super::super) fn spawn(threads: &dyn Threads) -> anyhow::Result<Self> {
         let ((wanted, scans), (finds, found)) = (channel(), channel());
         let work = move || while scans.recv().is_ok_and(|scan: Scan| finds.send(scan.run()).is_ok()) {};
@@ -29,12 +29,12 @@ impl Scanner {
         Ok(Self { wanted, found })
     }
 
-    /// Starts a scan. Nothing happens if the thread is gone.
+    /// Starts a scan in the scanning thread. If the thread has ended, nothing happens.
     pub(in super::super) fn begin(&self, scan: Scan) {
         let _ = self.wanted.send(scan);
     }
 
-    /// Returns the findings once the scan is over.
+    /// Returns the findings after the scan is complete.
     pub(in super::super) fn found(&self) -> Option<Scanned> {
         self.found.try_recv().ok()
     }

@@ -1,4 +1,4 @@
-//! Tests of processing the findings of a scan after the state has changed.
+//! Tests that process the findings of a scan after the state has changed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,8 @@ const BUCKETS: usize = 4;
 const ENTRIES: usize = BUCKETS * BUCKET_ENTRIES;
 const SERVICE: ServiceId = ServiceId(3);
 const OTHER: ServiceId = ServiceId(1);
-/// The first table: backends 1 to 3 belong to the service, 4 to the other service, and 5 to none.
+/// The first lookup table: backends 1 to 3 belong to the service, backend 4 to the other service, and backend 5 to no
+/// service.
 const TABLE: [u16; 4] = [1, 2, 3, 1];
 const OTHERS: [u16; 2] = [4, 4];
 const NOW: u16 = 9000;
@@ -24,7 +25,7 @@ struct Bench {
     sweep: Sweep,
 }
 
-/// A test's entry: its backend, its age in ticks, and its slot among four.
+/// An entry in a test: its backend, its age in ticks, and its slot in a table of four slots.
 type Client = (u16, u16, u32);
 
 fn entry((backend, age, slot): Client, number: u32) -> Entry {
@@ -36,7 +37,7 @@ fn clock(remember: u16) -> Clock {
 }
 
 impl Bench {
-    /// Puts one client in each place, from the first on.
+    /// Puts one client into each entry of the table, from the first entry on.
     fn new(clients: &[Client]) -> Self {
         let [buckets, _] = MappedArray::<Bucket>::twice(BUCKETS).unwrap();
         let mut table = ClientTable::new(buckets, 6);
@@ -60,7 +61,8 @@ impl Bench {
         self.memories.get_mut(&SERVICE).unwrap()
     }
 
-    /// Runs a part, with `between` after the scan and before processing. Returns the slots to flag.
+    /// Runs one part of the sweep, and calls `between` after the scan and before the processing. Returns the slots that
+    /// must be flagged.
     fn part(&mut self, words: usize, at_once: usize, between: impl FnOnce(&mut Self)) -> Vec<(ServiceId, u32)> {
         assert!(self.sweep.rests());
         let scan = self.sweep.part(words, &self.clients, &self.memories);
@@ -75,7 +77,7 @@ impl Bench {
         flagged
     }
 
-    /// Runs a pass of one part. Returns its result and the slots to flag.
+    /// Runs a pass that consists of one part. Returns the result of the pass and the slots that must be flagged.
     fn pass(&mut self, between: impl FnOnce(&mut Self)) -> (Pass, Vec<(ServiceId, u32)>) {
         let flagged = self.part(usize::MAX, usize::MAX, between);
         (self.end().unwrap(), flagged)
@@ -93,8 +95,8 @@ impl Bench {
         Entry(self.clients.words()[index].load(Ordering::Relaxed))
     }
 
-    /// Runs a pass over one client, with `between` after the scan. Returns whether the client is still there and
-    /// counted.
+    /// Runs a pass over a table with one client, and calls `between` after the scan. Returns whether the client still
+    /// has an entry and whether it is counted.
     fn meanwhile(client: Client, between: impl FnOnce(&mut Self)) -> bool {
         let mut bench = Self::new(&[client]);
         let (pass, _) = bench.pass(between);
@@ -111,11 +113,11 @@ fn when_a_client_was_expired_at_the_scan_then_it_is_forgotten_only_if_it_still_i
     assert!(Bench::meanwhile((1, REMEMBER, 0), |_| ()));
     assert!(!Bench::meanwhile(expired, |_| ()));
     assert!(!Bench::meanwhile(stranger, |_| ()));
-    // A packet arrives.
+    // A packet from the client arrives.
     assert!(Bench::meanwhile(expired, |bench| bench.set(0, bench.at(0).aged(0, NOW))));
-    // The client is now remembered for longer.
+    // The service now remembers the client for a longer time.
     assert!(Bench::meanwhile(expired, |bench| bench.memory().retime(Some(clock(REMEMBER + 1)), Duration::ZERO)));
-    // The backend is added.
+    // The backend is added to the service.
     assert!(Bench::meanwhile(stranger, |bench| bench.clients.belongs(BackendId(5), Some(SERVICE))));
 }
 
@@ -133,7 +135,7 @@ fn when_a_swap_follows_a_scan_then_the_count_of_passes_begins_anew() {
     let mut bench = Bench::new(&[(1, 0, 1), (1, 0, 2)]);
     assert_eq!(bench.pass(|_| ()).1.len(), 2);
     let settled = |pass: Pass| BTreeMap::from_iter(pass.settled).remove(&SERVICE);
-    // Neither that pass nor the next one began after the swap.
+    // Neither this pass nor the next pass began after the swap of the table.
     let (pass, _) = bench.pass(|bench| bench.memory().swapped([1, 2, 1, 1].into()));
     assert_eq!(settled(pass), None);
     let (pass, flagged) = bench.pass(|_| ());

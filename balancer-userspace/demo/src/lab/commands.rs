@@ -1,4 +1,4 @@
-//! Commands to try from another terminal, and the scripts that they use.
+//! Commands that a user may try from another terminal, and the scripts for these commands.
 
 use std::{fs, path::Path};
 
@@ -16,7 +16,7 @@ use crate::{
     topology::Family,
 };
 
-/// A script that starts a program again in the same way as the lab.
+/// A script that starts a program with the same command line that the lab used.
 pub(super) struct Script<'a> {
     pub(super) name: &'a str,
     pub(super) host: &'a Namespace,
@@ -25,8 +25,8 @@ pub(super) struct Script<'a> {
 }
 
 impl Script<'_> {
-    /// Writes `start-NAME`, and `NAME.pid` if the program runs with this process id. The script also writes the process
-    /// id.
+    /// Writes the script `start-NAME`, and writes `pid`, if given, to `NAME.pid`. The script also writes the id of its
+    /// own process to this file.
     pub(super) fn write(&self, files: &Path, pid: Option<u32>) -> Result<()> {
         let Self { name, host, program, arguments } = self;
         let (pid_file, log) = (files.join(format!("{name}.pid")), files.join(format!("{name}.again.log")));
@@ -48,12 +48,12 @@ impl Script<'_> {
     }
 }
 
-/// Quotes a word for the shell.
+/// Quotes an argument for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-/// A command line to copy.
+/// A command line that users can copy.
 #[derive(Clone, Debug, Serialize)]
 struct Command {
     what: &'static str,
@@ -79,7 +79,7 @@ pub(super) fn json(lab: &Lab) -> Result<String> {
 fn commands(lab: &Lab) -> Vec<Command> {
     let (balancer, files) = (lab.program.display(), lab.files.path().display());
     let cable = |state: &str| {
-        // The switch's port towards the first balancer.
+        // The port of the switch that leads to the first balancer.
         format!("ip -n {} link set balancer {state}", lab.topology.switch().name())
     };
     let kill = |name: &str| format!("kill -9 $(cat {files}/{name}.pid)");

@@ -1,4 +1,4 @@
-//! A balancer of the lab.
+//! A balancer that the lab runs.
 
 use std::{
     fs,
@@ -14,7 +14,8 @@ use crate::{config::Config, controller::Controller, topology::Topology};
 /// The number of backends at the start.
 pub(super) const BACKENDS: u16 = 4;
 
-/// A balancer. A user may have killed its process and started another one with the same files.
+/// A balancer of the lab with its files. A user may have killed the process of the balancer, and started another
+/// process with the same files.
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) controller: Controller,
@@ -23,7 +24,7 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Starts balancer `index`, counted from 0, with its files in a new directory in `files`.
+    /// Starts the balancer `index`, counted from 0, with its files in a new directory in `files`.
     pub(super) fn start(
         options: &Options,
         topology: &Topology,

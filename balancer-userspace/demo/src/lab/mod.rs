@@ -1,5 +1,6 @@
-//! Several balancers of one fleet on one machine: behind a router, or as an active and a standby balancer. Includes
-//! etcd, web servers and clients, commands that cause failures, and a table of what the clients see.
+//! The lab: several balancers of one fleet on one machine, behind a router or as an active and a standby balancer. The
+//! lab also runs etcd, web servers and clients, prints commands that cause failures, and shows a table of the clients'
+//! observations.
 
 mod commands;
 mod member;
@@ -29,38 +30,38 @@ use crate::{
 /// The time between two lines of JSON.
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long clients wait for an answer. It is longer than a router needs to notice that a balancer's machine is gone,
-/// so that a second or third SYN reaches another balancer.
+/// The time that clients wait for an answer. A router notices in less time that a balancer's machine has failed, so a
+/// client's second or third SYN reaches another balancer.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The most members of a fleet.
+/// The maximum number of balancers in the lab.
 pub const MAX_MEMBERS: u16 = 8;
 
 /// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The number of balancers, and how clients are spread over them.
+    /// The method that spreads clients over the balancers, and the number of balancers.
     pub kind: Kind,
     /// The number of client addresses that send requests, 1 to [`crate::MAX_CLIENTS`].
     pub clients: u16,
     /// The service's setting `remember`.
     pub remember: Duration,
-    /// How long the lab runs; `None`: until a signal comes.
+    /// The time after which the lab ends; `None` if the lab runs until a signal arrives.
     pub limit: Option<Duration>,
     /// Whether to print a line of JSON each second instead of the table.
     pub json: bool,
-    /// This program, `balancer`.
+    /// The path of this program, `balancer`.
     pub program: PathBuf,
-    /// The balancer program that the lab runs.
+    /// The path of the balancer program that the lab runs.
     pub balancer: PathBuf,
 }
 
-/// The way in which clients are spread over balancers.
+/// The method that spreads clients over the balancers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A router spreads clients by ECMP over this number of balancers: 2 to [`MAX_MEMBERS`].
+    /// A router spreads clients by ECMP over this number of balancers, 2 to [`MAX_MEMBERS`].
     Spread(u16),
-    /// One of two balancers has the VIP.
+    /// One of two balancers has the VIP, and the other is on standby.
     Standby,
 }
 
@@ -87,14 +88,15 @@ impl Kind {
     }
 }
 
-/// Runs a fleet. Ctrl-C, `SIGTERM` and `SIGHUP` end it and clean up.
+/// Runs the lab with its fleet. After Ctrl-C, `SIGTERM` or `SIGHUP`, the lab ends and cleans up.
 ///
 /// # Errors
-/// If the process is not root, if a program is missing, if a part does not start, or if standard output is closed.
+/// Fails if the process is not root, if a program is missing, if a component does not start, or if standard output is
+/// closed.
 pub fn run(options: &Options) -> Result<()> {
     needs::of_the_demo()?;
     needs::programs(&options.kind.programs())?;
-    // The lab handles signals before it starts threads or children, so that the signals end none of them.
+    // The lab blocks the signals before it starts threads or child processes, so that the signals end none of them.
     let interrupt = Interrupt::new()?;
     if !options.json {
         let kind = options.kind;

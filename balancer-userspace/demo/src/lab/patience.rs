@@ -1,4 +1,4 @@
-//! Waits until success, a time limit, or a signal.
+//! Waits for a condition, up to a time limit or a signal.
 
 use std::{
     error::Error,
@@ -10,13 +10,13 @@ use anyhow::{Result, bail};
 
 use crate::interrupt::Interrupt;
 
-/// How long a part of the lab may take to become ready.
+/// The maximum time for a component of the lab to become ready.
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// The time between two checks.
+/// The time between two checks of a condition.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// A signal came before everything was ready.
+/// The error that a signal arrived before everything was ready.
 #[derive(Debug)]
 pub(super) struct Interrupted;
 
@@ -28,7 +28,7 @@ impl fmt::Display for Interrupted {
 
 impl Error for Interrupted {}
 
-/// Waits, unless a signal comes.
+/// Waits for conditions, and stops waiting when a signal arrives.
 pub(super) struct Patience<'a>(&'a Interrupt);
 
 impl<'a> Patience<'a> {
@@ -36,7 +36,8 @@ impl<'a> Patience<'a> {
         Self(interrupt)
     }
 
-    /// Waits until `missing` returns `None`. If the time is over, the error has the last result of `missing`.
+    /// Waits until `missing` returns `None`. After the time limit, the function fails with the last result of
+    /// `missing`.
     pub(super) fn until(&self, mut missing: impl FnMut() -> Result<Option<String>>) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {

@@ -1,4 +1,4 @@
-//! Everything that runs in the lab.
+//! The processes and hosts of the lab.
 
 use std::{
     fs,
@@ -29,13 +29,14 @@ use crate::{
     topology::{Family, Shape, Topology},
 };
 
-/// The host numbers of the etcd servers on the segment.
+/// The host numbers of the etcd servers on the backends' segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// More arguments for etcd. Its data need not outlive the lab.
+/// Additional arguments for etcd, whose data need not outlive the lab.
 const ENGINES_ARGUMENTS: [&str; 2] = ["--auto-compaction-retention=5m", "--unsafe-no-fsync"];
 
-/// The time between the first SIGTERM and the second, after which balancers do not linger.
+/// The time from the first to the second SIGTERM that the lab sends. After the second SIGTERM, a balancer ends without
+/// waiting for routers.
 const FAREWELL: Duration = Duration::from_millis(200);
 
 /// An etcd server and its host.
@@ -45,13 +46,14 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Whether clients can read from the server.
+    /// Whether clients can read from the etcd server.
     pub(super) fn is_well(&self) -> bool {
         self.server.is_well(&self.host)
     }
 }
 
-/// The lab. Fields are dropped, and thus ended, in their order.
+/// The lab with its processes and hosts. Rust drops the fields in the order of their declaration, and dropping a field
+/// ends its processes.
 pub(super) struct Lab {
     pub(super) members: Vec<Member>,
     routing: Vec<Process>,
@@ -61,12 +63,13 @@ pub(super) struct Lab {
     pub(super) kind: Kind,
     pub(super) program: PathBuf,
     pub(super) files: Files,
-    /// The directory of etcd's data.
+    /// The directory that contains etcd's data.
     data: Files,
 }
 
 impl Lab {
-    /// Starts everything, and waits until clients get answers. After an error, ends everything that it has started.
+    /// Starts the lab, and waits until clients get answers. After an error, the function ends everything that it has
+    /// started.
     pub(super) fn start(options: &Options, patience: &Patience<'_>) -> Result<Self> {
         let (files, data) = (Files::new()?, Files::on_disk()?);
         let mut topology = Topology::new(Shape::Routed, Forwarding::Dsr, usize::from(BACKENDS) + 1)?;
@@ -113,13 +116,14 @@ impl Lab {
         }
     }
 
-    /// Notices processes that have ended.
+    /// Records which processes have ended.
     pub(super) fn reap(&mut self) {
         let engines = self.engines.iter_mut().filter_map(|engine| engine.server.process());
         let members = self.members.iter_mut().map(|member| member.controller.process());
         let backends = self.backends.iter_mut().map(Backend::process);
         for process in engines.chain(members).chain(backends).chain(&mut self.routing) {
-            // The view finds out by a request whether the process runs.
+            // This call only reaps a process that has ended; the view sends a request to find out whether the balancer
+            // works.
             let _ended = process.exited();
         }
     }
@@ -157,7 +161,7 @@ impl Lab {
                 self.start_birds(balancers)?;
                 patience.until(|| self.what_routing_lacks())
             }
-            // The balancers start one after the other, so that the first one gets the VIP.
+            // The balancers start one after the other, so that the first balancer gets the VIP.
             Kind::Standby => (0..self.kind.balancers()).try_for_each(|index| {
                 self.start_keepalived(index)?;
                 patience.until(|| self.what_routing_lacks())
@@ -168,7 +172,7 @@ impl Lab {
     fn start_birds(&mut self, balancers: u16) -> Result<()> {
         let router = self.topology.router();
         for family in ["ipv4", "ipv6"] {
-            // Hash ports as well, so that each client reaches all balancers.
+            // The router includes ports in the hash, so that each client reaches all balancers.
             router.sysctl(&format!("net/{family}/fib_multipath_hash_policy"), "1")?;
         }
         let config = self.write("router.conf", &routing::router(balancers)?)?;
@@ -182,7 +186,7 @@ impl Lab {
 
     fn start_keepalived(&mut self, index: u16) -> Result<()> {
         if index == 0 {
-            // The VIP is always on the segment.
+            // The VIP belongs to the segment, whichever balancer has it.
             let vip = self.topology.vip(Family::V4);
             self.topology.router().ip(&format!("-4 route add {vip} dev eth0"))?;
         }
@@ -195,7 +199,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Writes a file and returns its path.
+    /// Writes a file with this text, and returns the path.
     fn write(&self, file: &str, text: &str) -> Result<PathBuf> {
         let path = self.files.path().join(file);
         fs::write(&path, text).with_context(|| path.display().to_string())?;
@@ -264,10 +268,10 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        // End all balancers at the same time.
+        // The lab sends the signals to all balancers, so that they end at the same time.
         for again in [false, true] {
             for member in &mut self.members {
-                // A process that has already ended needs no signal.
+                // If the process has already ended, the signal is not needed.
                 let _gone = member.controller.process().signal(Signal::SIGTERM);
             }
             if !again {
@@ -278,7 +282,7 @@ impl Drop for Lab {
     }
 }
 
-/// Returns `lb1` for index 0.
+/// Returns the name of a balancer: `lb1` for index 0.
 fn member_name(index: u16) -> String {
     format!("lb{}", index + 1)
 }

@@ -1,4 +1,4 @@
-//! The state of the lab: what the clients saw, and what the members report about themselves.
+//! The state of the lab: the observations of the clients, and the reports of the members about themselves.
 
 use std::collections::BTreeMap;
 
@@ -9,30 +9,31 @@ use serde_json::{Value, json};
 use super::site::Lab;
 use crate::{load::Seen, screen};
 
-/// The lab at one point in time.
+/// The state of the lab at one point in time.
 pub(super) struct View {
     seen: Seen,
-    /// The status of an up-to-date member, with the connections of all members; `None` if no member answers.
+    /// The status of a member that is up to date, with the connections summed over all members; `None` if no member
+    /// answers.
     status: Option<StatusView>,
     epoch: Option<u64>,
     leader: Option<String>,
     members: Vec<MemberView>,
-    /// The names of etcd's servers, and whether each is healthy.
+    /// The name of each etcd server, and whether the server is healthy.
     engines: Vec<(String, bool)>,
 }
 
-/// A member.
+/// A member of the lab's fleet.
 struct MemberView {
     name: String,
     /// Whether the balancer receives clients' packets.
     in_use: bool,
-    /// `None` if the member does not answer.
+    /// The member's report about itself; `None` if the member does not answer.
     said: Option<Said>,
 }
 
-/// A member's report on itself.
+/// A member's report about itself.
 struct Said {
-    /// `ready`, `degraded` or `not_ready`.
+    /// The state: `ready`, `degraded` or `not_ready`.
     state: String,
     withdrawn: bool,
     epoch: Option<u64>,
@@ -42,7 +43,7 @@ struct Said {
 }
 
 impl View {
-    /// Asks all members and etcd servers.
+    /// Queries the state of all members and etcd servers.
     pub(super) fn of(lab: &mut Lab, seen: Seen) -> Self {
         lab.reap();
         let in_use = lab.in_use();
@@ -64,7 +65,7 @@ impl View {
         }
     }
 
-    /// The state as text for the terminal.
+    /// Formats the state as text for the terminal.
     pub(super) fn text(&self) -> String {
         let mut text = self.table();
         if let Some(status) = &self.status {
@@ -86,7 +87,7 @@ impl View {
         text + "\n"
     }
 
-    /// The state as JSON.
+    /// Formats the state as JSON.
     pub(super) fn json(&self) -> Value {
         let seen = &self.seen;
         let backends: Vec<Value> = self.backends().map(|backend| self.backend_json(backend)).collect();
@@ -190,7 +191,7 @@ impl Said {
     }
 }
 
-/// The status of the member that knows most about the fleet, with the connections of all members.
+/// The status of the member that knows most about the fleet, with the connections summed over all members.
 fn joined(statuses: Vec<StatusView>) -> Option<StatusView> {
     let mut connections: BTreeMap<String, u64> = BTreeMap::new();
     for backend in statuses.iter().flat_map(|status| &status.services).flat_map(|service| &service.backends) {

@@ -1,4 +1,4 @@
-//! The addresses of all hosts.
+//! The addresses of the hosts in all topologies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,37 +6,38 @@ use anyhow::Result;
 
 use crate::namespace::Namespace;
 
-/// Host numbers on the backends' segment: the balancer is 1, the clients' host 2; more balancers follow from 3,
-/// backends from 11.
+/// The backends' segment: the balancer has host number 1, and the clients' host has 2; further balancers start at 3,
+/// and backends at 11.
 pub(super) const SEGMENT: Net = Net(0);
-/// The clients' addresses.
+/// The network of the clients' source addresses.
 pub(super) const CLIENTS: Net = Net(1);
-/// The service's address.
+/// The network of the VIPs.
 pub(super) const VIP: Net = Net(2);
-/// Two-legged: the balancer is 1, the clients' host 2. Routed: the router is 1.
+/// The segment between the clients and the balancer or router. In the two-legged shape, the balancer is host 1, and the
+/// clients' host is host 2. In the routed shape, the router is host 1.
 pub(super) const CLIENT_LEG: Net = Net(3);
 
 pub(super) const BALANCER: u16 = 1;
-/// The clients' host, or in the routed shape the router on the segment.
+/// The number on the backends' segment of the clients' host, or, in the routed shape, of the router.
 pub(super) const CLIENT: u16 = 2;
-/// The second balancer's host number.
+/// The host number of the second balancer.
 pub(super) const SECOND_BALANCER: u16 = 3;
 pub(super) const FIRST_BACKEND: u16 = 11;
 pub(super) const VIP_HOST: u16 = 10;
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// IPv4.
+    /// The address family IPv4.
     V4,
-    /// IPv6.
+    /// The address family IPv6.
     V6,
 }
 
 impl Family {
-    /// Both families.
+    /// The two address families, IPv4 first.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
-    /// The other family.
+    /// Returns IPv6 for IPv4, and IPv4 for IPv6.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -53,7 +54,7 @@ impl Family {
     }
 }
 
-/// `10.N.0.0` and `fd00:N::`.
+/// The networks `10.N.0.0` and `fd00:N::`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Net(u8);
 

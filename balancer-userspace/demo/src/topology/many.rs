@@ -16,17 +16,17 @@ use crate::{
     xdp::{Hook, Passer},
 };
 
-/// The router's host number on the clients' side.
+/// The host number of the router on the clients' segment.
 const ROUTER: u16 = 1;
 
-/// The number of balancers that have an address.
+/// The maximum number of balancers, for which there are addresses.
 pub(crate) const MAX_BALANCERS: u16 = FIRST_BACKEND - SECOND_BALANCER + 1;
 
 impl Topology {
-    /// Adds a balancer's host, named `lb` with its number counted from 1, with the interface `eth0`.
+    /// Adds the host of a balancer, with the name `lb`, a number counted from 1, and the interface `eth0`.
     ///
     /// # Errors
-    /// If there are nine already, or if the kernel refuses.
+    /// Fails if there are already nine balancers, or if the host cannot be created.
     pub fn add_balancer(&mut self) -> Result<()> {
         let index = u16::try_from(1 + self.more_balancers.len()).context("too many balancers")?;
         anyhow::ensure!(index < MAX_BALANCERS, "there are addresses for {MAX_BALANCERS} balancers");
@@ -43,21 +43,21 @@ impl Topology {
         Ok(())
     }
 
-    /// The balancers' hosts in their order.
+    /// The hosts of the balancers, in the order of their numbers.
     pub fn balancers(&self) -> impl Iterator<Item = &Namespace> {
         std::iter::once(&self.balancer).chain(&self.more_balancers)
     }
 
-    /// The address of balancer `index`, counted from 0, on the backends' segment.
+    /// The address of the balancer `index`, counted from 0, on the backends' segment.
     #[must_use]
     pub const fn balancers_address(family: Family, index: u16) -> IpAddr {
         SEGMENT.host(family, balancer_host(index))
     }
 
-    /// Adds another host on the backends' segment, with this host number in both address families.
+    /// Adds another host to the backends' segment, with the same host number in both address families.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the host cannot be created.
     pub fn add_host(&self, name: &str, host: u16) -> Result<Namespace> {
         let namespace = Namespace::new(name)?;
         join((&namespace, "eth0"), (&self.switch, name))?;
@@ -68,13 +68,13 @@ impl Topology {
         Ok(namespace)
     }
 
-    /// The address of the host of this number on the backends' segment.
+    /// The address on the backends' segment of the host with this number.
     #[must_use]
     pub const fn host_address(family: Family, host: u16) -> IpAddr {
         SEGMENT.host(family, host)
     }
 
-    /// Returns the host that routes for the clients: the router, or without one the clients' host.
+    /// Returns the host that routes for the clients: the router, or the clients' host if there is no router.
     #[must_use]
     pub fn router(&self) -> &Namespace {
         self.router.as_ref().unwrap_or(&self.client)
@@ -86,7 +86,7 @@ impl Topology {
         SEGMENT.host(family, CLIENT)
     }
 
-    /// Creates the router, with `eth0` on the backends' segment and `eth1` to the clients.
+    /// Creates the router, with `eth0` on the backends' segment and `eth1` on the clients' segment.
     pub(super) fn make_router(&mut self) -> Result<()> {
         let router = self.add_host("router", CLIENT)?;
         join((&self.client, "eth0"), (&router, "eth1"))?;
@@ -103,7 +103,7 @@ impl Topology {
     }
 }
 
-/// The host number of balancer `index` on the segment.
+/// The host number of the balancer `index` on the backends' segment.
 const fn balancer_host(index: u16) -> u16 {
     if index == 0 { BALANCER } else { SECOND_BALANCER + index - 1 }
 }

@@ -1,4 +1,4 @@
-//! Findings about the way to each backend, and the results of probes.
+//! Findings about the path to each backend, and about the results of probes.
 
 use std::net::IpAddr;
 
@@ -21,7 +21,7 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, broken: &[u32]) -
     findings
 }
 
-/// Joins findings about one firewall, because it is a single cause for all backends behind it.
+/// Joins two findings about the same firewall, because the firewall is a single cause for all backends behind it.
 fn join(known: &mut Finding, other: Finding) {
     let names = other.service.iter().chain(&other.backend).map(String::as_str).collect::<Vec<_>>().join("/");
     known.what.push_str(&format!("; the same of {names}"));
@@ -33,7 +33,7 @@ fn join(known: &mut Finding, other: Finding) {
     known.cure.commands.extend(look);
 }
 
-/// The first problem on the way to a backend, because it causes the later ones.
+/// Returns only the first problem on the path to a backend, because the first problem causes the later ones.
 fn of(facts: &Facts, controller: &Controller, broken: &[u32], backend: &Backend) -> Option<Finding> {
     let (ifindex, next_hop) = match &backend.way {
         Way::Known { ifindex, next_hop } => (*ifindex, *next_hop),
@@ -66,7 +66,8 @@ fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) 
     Finding { kind, service, backend, what, seen, cure }
 }
 
-/// A finding if this machine is the backend and lacks the VIP, because untranslated packets reach it for the VIP.
+/// Returns a finding if this machine is the backend and lacks the VIP, because it then receives untranslated packets
+/// for the VIP.
 fn without_the_vip(facts: &Facts, backend: &Backend) -> Option<Finding> {
     let vip = backend.vip.filter(|vip| backend.has_the_vip() && !facts.is_own(vip.ip()))?.ip();
     let place = if vip.is_ipv4() { format!("{vip}/32 dev lo") } else { format!("{vip}/128 dev lo") };
@@ -94,7 +95,7 @@ fn no_route(facts: &Facts, backend: &Backend, why: &str) -> Finding {
         }
         None => Cure::here(&[format!("ip route add {address} via GATEWAY")]),
     };
-    // All backends behind a missing route have the same finding.
+    // All backends behind the same missing route get the same finding.
     let what = match near {
         Some((prefix, interface)) => format!("there is no route to {prefix}, the prefix of {interface}"),
         None => format!("there is no route to backend {} ({address})", name(backend)),
@@ -148,7 +149,7 @@ fn neighbour(backend: &Backend, interface: &str, next_hop: IpAddr) -> Option<Fin
     ))
 }
 
-/// Whether an answer came from the backend, regardless of its neighbour entry.
+/// Whether an answer came from the backend, even if the kernel's neighbour entry is wrong.
 fn is_alive(backend: &Backend) -> bool {
     let direct = backend.direct.as_ref().is_some_and(|direct| direct.came || direct.outcome == Outcome::Connected);
     let probe = backend.service_probe.as_ref();
@@ -158,7 +159,8 @@ fn is_alive(backend: &Backend) -> bool {
     direct || vip || backend.path.is_some()
 }
 
-/// Findings about the connection to the backend's own address, like a health check's.
+/// Returns findings about the connection to the backend's own address, which resembles the connection of a health
+/// check.
 fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
     let Direct { outcome, left, came, checksum_wrong } = backend.direct.as_ref()?;
     let (name, address) = (name(backend), backend.address);
@@ -212,8 +214,8 @@ fn direct(facts: &Facts, backend: &Backend) -> Option<Finding> {
     }
 }
 
-/// Replies of `nat` and `snat` backends pass through the program, which loses the kernel's mark of an unfinished
-/// checksum. This machine's own connections keep the mark.
+/// Returns a finding if the replies of a `nat` or `snat` backend have unfinished checksums: the program loses the
+/// kernel's mark of an unfinished checksum. On this machine's own connections, the packets keep the mark.
 fn checksum(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let Way::Known { ifindex, .. } = backend.way else { return None };
     let native = controller.after.interfaces.iter().any(|view| view.ifindex == ifindex && view.xdp_mode == "native");
@@ -231,7 +233,7 @@ fn unfinished(backend: &Backend) -> Finding {
     )
 }
 
-/// Commands that make a firewall accept packets of health checks.
+/// Returns commands that make a firewall accept the packets of health checks.
 fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<String> {
     let (family, to) = if address.is_ipv4() { ("ip", address.ip()) } else { ("ip6", address.ip()) };
     let chains = facts.firewall.iter().filter(|chain| chain.hook == hook);
@@ -252,7 +254,7 @@ fn accept(facts: &Facts, hook: &str, address: std::net::SocketAddr) -> Vec<Strin
     commands
 }
 
-/// Findings about the probe to the VIP, which takes the path of clients' packets.
+/// Returns findings about the probe to the VIP, which takes the path of clients' packets.
 fn service(backend: &Backend) -> Option<Finding> {
     let probe = backend.service_probe.as_ref()?;
     let ServiceProbe { echo, bare_echo, tcp, refused_outer } = probe;
@@ -306,7 +308,7 @@ fn service(backend: &Backend) -> Option<Finding> {
             );
             Some(about(backend, Kind::VipMissing, what, seen, Cure::elsewhere(&machine(backend), &commands)))
         }
-        // For a service without TCP, a ping alone proves nothing.
+        // For a service without TCP, an unanswered ping alone proves nothing.
         None => None,
     }
 }
@@ -355,7 +357,7 @@ fn path(facts: &Facts, backend: &Backend, (ifindex, next_hop): (u32, IpAddr)) ->
     ))
 }
 
-/// A server that answers although its health check fails.
+/// Returns a finding if a server answers although its health check fails.
 fn unhealthy(backend: &Backend, controller: &Controller) -> Option<Finding> {
     let view = controller.health.iter().find(|view| is_of(view, backend) && view.verdict == "down")?;
     let name = name(backend);
@@ -378,7 +380,7 @@ fn is_of(view: &HealthView, backend: &Backend) -> bool {
     view.service == backend.service && view.backend == backend.name
 }
 
-/// Clients that get no answer although everything answers this machine.
+/// Returns findings about backends that answer this machine but whose answers do not reach the clients.
 pub(super) fn lost_replies(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     facts.backends.iter().filter_map(|backend| lost_reply(backend, controller)).collect()
 }

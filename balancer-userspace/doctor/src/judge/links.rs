@@ -1,4 +1,4 @@
-//! Findings about interfaces: whether frames can pass, and whether something changes them.
+//! Findings about interfaces: whether frames can pass an interface, and whether an interface changes frames.
 
 use super::general;
 use crate::{
@@ -6,16 +6,16 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// The names of the balancer's programs, and of the program on backends.
+/// The names of the kernel programs of this product: two for balancers, and one for backends.
 const OWN: [&str; 3] = ["balancer", "tell_and_steer", "decap"];
 
-/// Interfaces that packets need but that are broken, each with a finding.
+/// The broken interfaces among those that packets must pass, each with a finding.
 pub(super) fn broken(facts: &Facts, controller: &Controller) -> Vec<(u32, Finding)> {
     let broken = needed(facts, controller).into_iter().filter(|link| !(link.up && link.carrier));
     broken.map(|link| (link.ifindex, passes_nothing(link))).collect()
 }
 
-/// The interfaces that packets arrive on, and the interfaces towards backends.
+/// The interfaces on which packets arrive, and the interfaces towards backends.
 fn needed<'a>(facts: &'a Facts, controller: &Controller) -> Vec<&'a Link> {
     let attached = controller.after.interfaces.iter().map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| match backend.way {
@@ -50,7 +50,7 @@ fn passes_nothing(link: &Link) -> Finding {
     )
 }
 
-/// Interfaces that change frames in a harmful way, or have another program.
+/// Findings about interfaces that change frames in a harmful way, or on which another program runs.
 pub(super) fn spoiled(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let attached: Vec<u32> = controller.after.interfaces.iter().map(|view| view.ifindex).collect();
     let mut findings = foreign_programs(facts, &attached);
@@ -69,7 +69,8 @@ pub(super) fn spoiled(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
-/// Foreign programs on interfaces that the balancer is `attached` to, or, without a controller, on all interfaces.
+/// Findings about other products' programs on the interfaces to which the balancer is `attached`, or, without a
+/// controller, on all interfaces.
 pub(super) fn foreign_programs(facts: &Facts, attached: &[u32]) -> Vec<Finding> {
     let concerned = |link: &&Link| facts.controller.is_none() || attached.contains(&link.ifindex);
     let all = facts.links.iter().filter(concerned).flat_map(|link| link.programs.iter().map(move |of| (link, of)));
@@ -92,8 +93,8 @@ fn foreign_program(link: &Link, name: &str, id: u32) -> Finding {
     )
 }
 
-/// A finding about generic mode, which is several times slower. A driver with native mode refuses native mode if it
-/// conflicts with an offload.
+/// Returns a finding about generic mode, which is several times slower than native mode. A driver that has native mode
+/// refuses it if it conflicts with an offload.
 fn generic(link: &Link, unasked: bool) -> Option<Finding> {
     let could = link.xdp.is_some_and(|features| features.runs_programs);
     let name = &link.name;
@@ -133,13 +134,13 @@ fn offloads(link: &Link, native: bool) -> Vec<Finding> {
     findings
 }
 
-/// `nat` and `snat` need the kernel's forwarding, which the controller switches on.
+/// Returns findings about the kernel's forwarding, which `nat` and `snat` need and the controller switches on.
 fn forwarding(facts: &Facts, link: &Link) -> Vec<Finding> {
     let uses = |v4: bool| facts.backends.iter().any(|of| of.answers_the_balancer() && of.address.is_ipv4() == v4);
     let families = [("ipv4", uses(true), link.forwards.v4), ("ipv6", uses(false), link.forwards.v6)];
     let off = families.into_iter().filter(|(_, used, forwards)| *used && *forwards == Some(false));
     off.map(|(family, _, _)| {
-        // sysctl(8) writes dots of a name as slashes.
+        // In sysctl(8), a slash replaces each dot of an interface name.
         let key = format!("net.{family}.conf.{}.forwarding", link.name.replace('.', "/"));
         general(
             Kind::Forwarding,

@@ -9,9 +9,9 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// The oldest kernel with all required features.
+/// The oldest kernel version that has all required features.
 const OLDEST: (u32, u32) = (6, 1);
-/// Members warn if clocks differ by more than this, in seconds.
+/// The difference in seconds between two members' clocks above which members warn.
 const CLOCKS: f64 = 2.0;
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
@@ -32,8 +32,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Returns the findings from the controller's own reports. If a broken interface `is_known`, leaves out reasons that it
-/// causes.
+/// Returns the findings that follow from the controller's own reports. If there is already a finding about a broken
+/// interface (`is_known`), leaves out the consequences of that interface.
 pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ready = &controller.after.ready;
@@ -72,7 +72,8 @@ fn out_of_memory(kills: u64) -> Finding {
     )
 }
 
-/// A finding about the client table, which is too small if it forgets known clients or has no room for new ones.
+/// Returns a finding if the client table is too small, because the program evicts known clients or finds no room for
+/// new clients.
 fn client_table(controller: &Controller) -> Option<Finding> {
     let table = controller.after.client_table;
     let lost = table.evictions + table.unrecorded;

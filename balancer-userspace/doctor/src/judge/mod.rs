@@ -1,4 +1,5 @@
-//! Derives findings from facts, without side effects. It reports a fault once and leaves out its consequences.
+//! Derives findings from facts, without side effects. The module reports each fault once, and leaves out the
+//! consequences of the fault.
 
 mod backends;
 mod links;
@@ -89,7 +90,7 @@ fn looked_at(facts: &Facts) -> Vec<String> {
     lines
 }
 
-/// A finding that concerns no single service or backend.
+/// Makes a finding that concerns no particular service or backend.
 fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
     Finding { kind, service: None, backend: None, what, seen, cure }
 }

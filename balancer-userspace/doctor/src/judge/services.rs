@@ -34,7 +34,8 @@ fn no_backends(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// A finding if operator or agents have taken every backend out of use. A failed backend has its own finding.
+/// Returns a finding if operator or agents have taken every backend of a service out of use. The doctor reports failed
+/// backends by separate findings.
 fn none_eligible(service: &ServiceView) -> Option<Finding> {
     let name = &service.name;
     let by_agent = |agent: &AgentView| agent.weight_percent == 0 || agent.admin != "ready" || agent.down.is_some();
@@ -61,7 +62,7 @@ fn none_eligible(service: &ServiceView) -> Option<Finding> {
     })
 }
 
-/// A rule that denies all clients of a family.
+/// Returns findings about rules that deny all clients of an address family.
 fn denied(service: &ServiceView, controller: &Controller) -> Vec<Finding> {
     let rules = controller.rules.iter().filter(|rule| rule.service == service.name && rule.active);
     let all =

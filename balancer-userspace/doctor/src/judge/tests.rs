@@ -1,4 +1,4 @@
-//! Each test makes one fact wrong and expects exactly the finding that names it.
+//! Each test makes one fact wrong, and expects exactly one finding, which concerns this fact.
 
 use std::collections::BTreeMap;
 
@@ -115,7 +115,7 @@ fn health() -> HealthView {
     }
 }
 
-/// Facts without any problem.
+/// Facts about a machine without any problem.
 fn healthy(forwarding: &str) -> Facts {
     let link = Link {
         ifindex: 2,
@@ -184,7 +184,7 @@ fn kinds(facts: &Facts) -> Vec<Kind> {
     judge(facts).findings.iter().map(|finding| finding.kind).collect()
 }
 
-/// Expects exactly this finding after the change, in these modes.
+/// Checks that the change to the facts causes exactly this finding, in each of these forwarding modes.
 #[track_caller]
 fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
     for mode in modes {
@@ -200,7 +200,7 @@ fn after(facts: &mut Facts) -> &mut StatusView {
 
 fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
     facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
-    // The probe takes the path of clients' packets and fails as well.
+    // The probe also fails, because it takes the path of clients' packets.
     if let Some(probe) = &mut facts.backends[0].service_probe {
         *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
     }
@@ -215,12 +215,12 @@ fn when_nothing_is_wrong_then_nothing_is_found() {
     for mode in MODES {
         assert_eq!(kinds(&healthy(mode)), [], "{mode}");
     }
-    // A host that answers no pings, and a gateway that answers no ARP for another network, are no faults.
+    // A host that answers no pings is no fault, and neither is a gateway that answers no ARP for another network.
     let mut quiet = healthy("ipip");
     (probe(&mut quiet).echo, probe(&mut quiet).bare_echo) = (false, Some(false));
     (quiet.backends[0].path, quiet.backends[0].neighbour.as_mut().unwrap().answered) = (None, Vec::new());
     assert_eq!(kinds(&quiet), []);
-    // Without a probe (no CAP_NET_RAW), there are no findings from it.
+    // Without probes (no CAP_NET_RAW), there are no findings that need probes.
     let mut blind = healthy("gue");
     let backend = &mut blind.backends[0];
     (backend.neighbour, backend.direct, backend.service_probe, backend.path) = (None, None, None, None);
@@ -251,7 +251,7 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     ] {
         expect(&MODES, kind, |facts| direct(facts, outcome.clone(), left, came, wrong));
     }
-    // If a connection succeeds, the checksum does not matter, unless such packets pass the program.
+    // If the connection succeeds, the checksum matters only if packets with such checksums pass the program.
     let unfinished = |facts: &mut Facts| facts.backends[0].direct.as_mut().unwrap().checksum_wrong = true;
     expect(&["nat", "snat"], Kind::Checksum, unfinished);
     let mut offloaded = healthy("dsr");
@@ -292,7 +292,7 @@ fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_an
         let silent = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: true };
         *probe(facts) = silent;
     });
-    // Unanswered pings show nothing about a UDP service.
+    // An unanswered ping shows nothing about a UDP service.
     let mut udp = healthy("dsr");
     *probe(&mut udp) = ServiceProbe { echo: false, bare_echo: None, tcp: None, refused_outer: false };
     assert_eq!(kinds(&udp), []);
@@ -344,12 +344,12 @@ fn when_another_machine_has_the_vip_then_it_is_told_who() {
     expect(&MODES, Kind::VipDuplicate, answer([9; 6]));
     expect(&["dsr", "ipip", "gue"], Kind::VipAnswered, answer(WEB1));
     expect(&["nat"], Kind::VipDuplicate, answer(WEB1));
-    // With VRRP, the other member of a pair may have the address.
+    // With VRRP, the other member of the pair may have the VIP.
     let mut standby = healthy("nat");
     standby.addresses.retain(|own| own.length == 16);
     standby.vips[0].answered = vec![(2, [0, 0, 0x5e, 0, 1, 51])];
     assert_eq!(kinds(&standby), []);
-    // A bridge answers with an address of this machine.
+    // The answer comes from a bridge of this machine, which has an address of this machine.
     let mut own = healthy("nat");
     own.vips[0].answered = vec![(2, OWN)];
     assert_eq!(kinds(&own), []);
@@ -376,8 +376,8 @@ fn when_clients_packets_are_not_taken_then_it_is_said_where_they_come_in() {
     };
     expect(&MODES, Kind::NotAttached, seen(3, false));
     expect(&MODES, Kind::WrongMac, seen(2, true));
-    // A switch floods frames for others, and interfaces on top of an attached one receive the packets that it has
-    // passed.
+    // A switch also floods frames for other machines, and interfaces above an attached interface receive the packets
+    // that the program has passed.
     let mut others = healthy("nat");
     seen(3, true)(&mut others);
     assert_eq!(kinds(&others), []);
@@ -439,7 +439,7 @@ fn when_an_interface_spoils_frames_then_the_switch_is_named() {
     expect(&MODES, Kind::Redirect, |facts| {
         after(facts).redirect_errors.insert("eth1".to_owned(), 3);
     });
-    // Handshakes from before the examination may be old.
+    // Errors that the program counted before the examination may be of no current importance.
     let mut old = healthy("nat");
     let controller = old.controller.as_mut().unwrap();
     for status in [&mut controller.before, &mut controller.after] {
@@ -456,13 +456,14 @@ fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_l
         }
     };
     expect(&MODES, Kind::Replies, wait(3, 4.0));
-    // These handshakes are too few, too recent, too old, or from before the backend came up.
+    // The handshakes in these cases are no problem: they are too few, too recent, or too old, or they began before the
+    // backend came up.
     for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
         let mut facts = healthy("nat");
         wait(begun, seconds)(&mut facts);
         assert_eq!(kinds(&facts), [], "{begun} in {seconds} s");
     }
-    // Another cause explains it.
+    // The path MTU is the cause of these handshakes.
     expect(&MODES, Kind::Mtu, |facts| {
         wait(9, 8.0)(facts);
         facts.backends[0].path = Some(Path { wanted: 1500, passed: 576 });

@@ -1,4 +1,4 @@
-//! Findings about VIPs: the machines that have them, and clients' packets that the program does not steer.
+//! Findings about VIPs: which machines have a VIP, and which packets of clients the program does not steer.
 
 use std::net::IpAddr;
 
@@ -10,7 +10,8 @@ use crate::{
     finding::{Cure, Finding, Kind},
 };
 
-/// The first bytes of VRRP's virtual hardware addresses. They mean that another router has the VIP, as intended.
+/// The first bytes of the virtual hardware addresses of VRRP. If such an address answers for a VIP, another router has
+/// the VIP, as the operator intends.
 const VRRP: [&[u8]; 2] = [&[0, 0, 0x5e, 0, 1], &[0, 0, 0x5e, 0, 2]];
 
 pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
@@ -19,10 +20,12 @@ pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).collect()
 }
 
-/// Packets that clients sent to the VIP during the examination and that the program did not take.
+/// Returns findings about packets that clients sent to the VIP during the examination and that the program did not
+/// steer.
 fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let attached = |ifindex: u32| controller.after.interfaces.iter().any(|view| view.ifindex == ifindex);
-    // Packets that an attached interface passes also appear on the interfaces on top of it.
+    // If the program passes packets on an attached interface, the packets also appear on the interfaces above that
+    // interface.
     let passed = vip.unsteered.iter().any(|of| attached(of.ifindex));
     let mut findings = Vec::new();
     for Unsteered { ifindex, for_another, packets } in &vip.unsteered {
@@ -80,7 +83,7 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
-/// Whether a backend is the neighbour with this hardware address.
+/// Whether the hardware address of the backend is `mac`.
 fn is_of(backend: &Backend, mac: Mac) -> bool {
     let near = matches!(backend.way, crate::facts::Way::Known { next_hop, .. } if next_hop == backend.address.ip());
     near && backend.neighbour.as_ref().is_some_and(|of| of.answered.contains(&mac))
@@ -117,8 +120,8 @@ fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
     finding(vip, Kind::VipDuplicate, what, seen, cure)
 }
 
-/// A VIP within an interface's prefix needs an owner. A VIP outside reaches this machine by a route, which the doctor
-/// cannot see.
+/// Returns a finding if a VIP within the prefix of an interface belongs to no machine. Packets for a VIP outside all
+/// prefixes reach this machine by a route on other machines, which the doctor cannot see.
 fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding> {
     let IpAddr::V4(address) = vip.address else { return None };
     let is_here = facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address);

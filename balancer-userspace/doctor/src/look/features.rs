@@ -10,9 +10,9 @@ use nix::sys::{
 
 use crate::facts::XdpFeatures;
 
-/// `NETDEV_XDP_ACT_BASIC`: the driver runs programs itself.
+/// `NETDEV_XDP_ACT_BASIC`: the driver itself runs XDP programs.
 const RUNS: u64 = 1;
-/// `NETDEV_XDP_ACT_NDO_XMIT`: the driver takes frames that XDP sends from another interface.
+/// `NETDEV_XDP_ACT_NDO_XMIT`: the driver accepts frames that XDP sends from another interface.
 const TAKES: u64 = 1 << 2;
 
 const CONTROLLER: u16 = 0x10;
@@ -29,13 +29,13 @@ const DONE: u16 = 3;
 const HEADER: usize = 16;
 const GENERIC_HEADER: usize = 4;
 const ATTRIBUTE_HEADER: usize = 4;
-/// The time limit for the kernel, which answers within the system call.
+/// The time limit for the kernel's answer, which arrives during the system call.
 const PATIENCE: i64 = Duration::from_secs(1).as_millis() as i64;
 
-/// The XDP features of every interface.
+/// Returns the XDP features of every interface by index.
 ///
 /// # Errors
-/// If this kernel does not report them.
+/// Fails if this kernel does not report XDP features.
 pub(super) fn features() -> io::Result<HashMap<u32, XdpFeatures>> {
     let mut socket = Socket::new(NETLINK_GENERIC)?;
     socket.bind(&SocketAddr::new(0, 0))?;
@@ -87,7 +87,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// The kind and body of each message in a datagram.
+/// The type and the body of each message in a datagram.
 fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -98,7 +98,7 @@ fn parts(datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The attributes of each answer in a datagram.
+/// The attributes of each answer in a datagram, as bytes.
 fn bodies(datagram: &[u8]) -> io::Result<Vec<&[u8]>> {
     let mut bodies = Vec::new();
     for (kind, body) in parts(datagram) {

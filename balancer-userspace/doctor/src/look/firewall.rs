@@ -1,4 +1,4 @@
-//! The chains of this machine's firewall that its packets pass, as `nft` lists them.
+//! The chains of this machine's firewall that packets may pass, as listed by `nft`.
 
 use std::{io, process::Command};
 
@@ -11,7 +11,7 @@ struct Listing {
     nftables: Vec<Object>,
 }
 
-/// Ignores objects of other kinds.
+/// An object in the output of `nft`; the doctor reads only chains.
 #[derive(Deserialize)]
 struct Object {
     chain: Option<Listed>,
@@ -25,10 +25,10 @@ struct Listed {
     hook: Option<String>,
 }
 
-/// The chains with a hook.
+/// Returns the chains that are attached to a hook of the kernel.
 ///
 /// # Errors
-/// If there is no `nft`, or it fails.
+/// Fails if `nft` is missing, or if it fails.
 pub(super) fn chains() -> io::Result<Vec<Chain>> {
     let output = Command::new("nft").args(["-j", "list", "chains"]).output();
     let output = output.map_err(|error| {

@@ -1,4 +1,4 @@
-//! Facts about interfaces and the controller's process that the kernel shows in files and by ioctl.
+//! Facts about interfaces and about the controller's process that the kernel provides in files and by ioctl.
 
 use std::{
     collections::HashMap,
@@ -24,20 +24,21 @@ pub(super) fn kernel() -> String {
     uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The process that serves the control socket.
+/// Returns the id of the process that serves the control socket.
 ///
 /// # Errors
-/// If there is none, or if this process cannot see it.
+/// Fails if no process serves the socket, or if the doctor's process cannot see the serving process.
 pub(super) fn controller(socket: &Path) -> io::Result<i32> {
     let stream = UnixStream::connect(socket)?;
     let pid = getsockopt(&stream, PeerCredentials)?.pid();
     if pid > 0 { Ok(pid) } else { Err(io::Error::other("it runs in another process namespace")) }
 }
 
-/// Moves this thread into the network namespace of a process. Returns whether it was another one.
+/// Moves the calling thread into the network namespace of a process. The function returns whether the thread was in
+/// another network namespace before.
 ///
 /// # Errors
-/// If this process lacks the permission.
+/// Fails if this process may not enter the namespace.
 pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
     let theirs = fs::File::open(format!("/proc/{pid}/ns/net"))?;
     let (own, other) = (fs::read_link("/proc/thread-self/ns/net")?, fs::read_link(format!("/proc/{pid}/ns/net"))?);
@@ -48,10 +49,10 @@ pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether the configuration file of a controller's process asks for generic mode.
+/// Whether the configuration file of the controller with the process id `pid` requests generic mode.
 ///
 /// # Errors
-/// If the file is missing or invalid.
+/// Fails if the configuration file is missing or invalid.
 pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
     let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
@@ -66,7 +67,7 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
         None => None,
     };
     let path = path.ok_or_else(|| io::Error::other("its command line names no file"))?;
-    // The path is relative to the working directory of the process.
+    // The path is relative to the working directory of the controller's process.
     let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
     let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
     Ok(config.xdp_mode == XdpMode::Generic)
@@ -100,7 +101,7 @@ pub(super) fn forwards(interface: &str) -> Forwards {
 /// The names of the loaded BPF programs, by id.
 ///
 /// # Errors
-/// If this process lacks the permission.
+/// Fails if this process may not list the programs.
 pub(super) fn programs() -> Result<HashMap<u32, String>, String> {
     let mut names = HashMap::new();
     for program in aya::programs::loaded_programs() {
@@ -115,17 +116,17 @@ const ETHTOOL_GGRO: u32 = 0x2b;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 const ETH_FLAG_LRO: u32 = 1 << 15;
 
-/// `struct ethtool_value`.
+/// The kernel's `struct ethtool_value`.
 #[repr(C)]
 struct EthtoolValue {
     cmd: u32,
     data: u32,
 }
 
-/// Returns the offloads of an interface, which change frames before a program sees them.
+/// Returns those offloads of an interface that change frames before an XDP program sees the frames.
 ///
 /// # Errors
-/// If its driver cannot be asked.
+/// Fails if the driver does not report offloads.
 pub(super) fn offloads(interface: &str) -> io::Result<Offloads> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let flags = ethtool(socket.as_raw_fd(), interface, ETHTOOL_GFLAGS)?;

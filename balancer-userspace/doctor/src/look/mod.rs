@@ -1,4 +1,4 @@
-//! Gathers facts from the controller, the kernel, neighbours and backends. It changes nothing.
+//! Gathers facts from the controller, the kernel, neighbours and backends. The module changes nothing on the machine.
 
 mod features;
 mod firewall;
@@ -31,10 +31,10 @@ use crate::{
     finding::Unseen,
 };
 
-/// Gathers the facts about a service or about all services. A missing controller is no error.
+/// Gathers the facts about one service, or about all services. If there is no controller, that is no error.
 ///
 /// # Errors
-/// If the controller does not know the service, or if its answer is malformed.
+/// Fails if the controller does not know the service, or if the controller's answer is malformed.
 pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
     let mut facts = Facts { kernel: machine::kernel(), ..Facts::default() };
     let mut services = match client.status().await {
@@ -59,7 +59,7 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
     if facts.controller.is_some() {
         find_clients(client, &mut facts).await;
         look_at_services(&mut facts, &services).await;
-        // Problems that occurred during the examination still show here.
+        // The second status also shows problems that occurred during the examination.
         let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
             (controller.after, controller.health) = (after, health);
@@ -80,7 +80,7 @@ async fn controller(client: &Client, status: balancer_api::model::StatusView) ->
     })
 }
 
-/// Moves to the controller's network namespace.
+/// Moves the doctor to the network namespace of the controller.
 fn enter(socket: &Path, facts: &mut Facts) {
     if facts.controller.is_none() {
         return;
@@ -167,7 +167,7 @@ async fn look_at_services(facts: &mut Facts, services: &[ServiceView]) {
     }
 }
 
-/// The addresses of a service's backends that receive packets.
+/// The addresses to which a service sends packets, for each of its backends.
 fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iterator<Item = Backend> + 'a {
     let in_use = service.backends.iter().filter(|backend| backend.admin != "maint");
     in_use.flat_map(move |backend| {
@@ -177,7 +177,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
             let checked = target.clone().find(|target| target.ip() == own);
             let vip = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
             let families = target.count();
-            // A tunnel may carry packets of the other address family.
+            // Inside a tunnel, packets may have the other address family.
             let vip = vip
                 .clone()
                 .find(|vip| vip.address.is_ipv4() == own.is_ipv4())
@@ -200,7 +200,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
     })
 }
 
-/// The addresses of a backend, with its port or 0.
+/// The addresses of a backend, each with the backend's port, or 0 if it has no port.
 fn addresses(backend: &BackendView) -> impl Iterator<Item = (IpAddr, u16)> {
     let families = backend.families.iter().map(|family| family.address.as_str());
     let one = backend.families.is_empty().then_some(backend.address.as_str());
@@ -236,7 +236,7 @@ async fn ways(facts: &mut Facts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Plans the probes: the backends to send packets to, and the addresses to ask for by ARP.
+/// Plans the probes: the backends to which the doctor sends packets, and the addresses for which it sends ARP requests.
 async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Vec<Target>, Vec<Asked>)> {
     let netlink = Netlink::connect()?;
     let entries = netlink.neighbours().await?;
@@ -289,7 +289,8 @@ fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usi
     })
 }
 
-/// An address of this machine that is no VIP: the preferred one, one of the interface, or any.
+/// An address of this machine that is not a VIP: the preferred address, otherwise an address of the interface,
+/// otherwise any address.
 fn own_address(facts: &Facts, ifindex: u32, v4: bool, preferred: Option<IpAddr>) -> Option<IpAddr> {
     let is_vip = |address: IpAddr| facts.vips.iter().any(|vip| vip.address == address);
     let usable = |address: &IpAddr| {
@@ -303,7 +304,7 @@ fn own_address(facts: &Facts, ifindex: u32, v4: bool, preferred: Option<IpAddr>)
     preferred.into_iter().chain(near.chain(&facts.addresses).map(|own| own.address)).find(usable)
 }
 
-/// The IPv4 VIPs to ask neighbours for, on attached interfaces and on interfaces towards backends.
+/// Plans ARP requests for the IPv4 VIPs, on attached interfaces and on interfaces towards backends.
 fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
     let attached = facts.controller.iter().flat_map(|of| &of.before.interfaces).map(|view| view.ifindex);
     let egress = facts.backends.iter().filter_map(|backend| Target::way(backend).map(|(ifindex, _)| ifindex));
@@ -331,7 +332,7 @@ fn ask_for_vips(facts: &mut Facts) -> Vec<Asked> {
     asked
 }
 
-/// Finds the prefix of the route to a recently seen client.
+/// Finds the destination prefix of the route to a recently seen client.
 async fn find_clients(client: &Client, facts: &mut Facts) {
     let Some(controller) = &mut facts.controller else { return };
     let Ok(top) = client.top(&TopQuery { n: Some(1), ..TopQuery::default() }).await else { return };

@@ -17,10 +17,10 @@ use tokio::task::AbortHandle;
 
 use crate::facts::{Address, Link, Mac, Program, Way};
 
-/// How long the kernel may take to answer.
+/// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection for requests.
+/// A netlink connection for requests to the kernel.
 pub(super) struct Netlink {
     handle: Handle,
     connection: AbortHandle,
@@ -41,14 +41,14 @@ pub(super) struct Entry {
 
 impl Netlink {
     /// # Errors
-    /// If there is no socket.
+    /// Fails if no netlink socket can be opened.
     pub(super) fn connect() -> anyhow::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection().context("opening a netlink socket")?;
         Ok(Self { handle, connection: tokio::spawn(connection).abort_handle() })
     }
 
     /// # Errors
-    /// If the kernel does not answer.
+    /// Fails if the kernel does not answer.
     pub(super) async fn links(&self) -> anyhow::Result<Vec<Link>> {
         let dump = self.handle.link().get().execute().try_collect::<Vec<LinkMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the interfaces: no answer")??;
@@ -63,7 +63,7 @@ impl Netlink {
     }
 
     /// # Errors
-    /// If the kernel does not answer.
+    /// Fails if the kernel does not answer.
     pub(super) async fn addresses(&self) -> anyhow::Result<Vec<Address>> {
         let dump = self.handle.address().get().execute().try_collect::<Vec<AddressMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the addresses: no answer")??;
@@ -71,14 +71,14 @@ impl Netlink {
     }
 
     /// # Errors
-    /// If the kernel does not answer.
+    /// Fails if the kernel does not answer.
     pub(super) async fn neighbours(&self) -> anyhow::Result<HashMap<(u32, IpAddr), Entry>> {
         let dump = self.handle.neighbours().get().execute().try_collect::<Vec<NeighbourMessage>>();
         let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the neighbours: no answer")??;
         Ok(messages.iter().filter_map(neighbour).collect())
     }
 
-    /// The kernel's route to an address, and the source address for it.
+    /// Returns the kernel's route to an address, and the source address that the kernel would use.
     ///
     /// # Errors
     /// If the kernel does not answer.
@@ -111,10 +111,10 @@ impl Netlink {
         Ok(Route { way, source, mtu })
     }
 
-    /// The prefix of the route to an address.
+    /// Returns the destination prefix of the route to an address.
     ///
     /// # Errors
-    /// If the kernel does not answer.
+    /// Fails if the kernel does not answer.
     pub(super) async fn prefix(&self, to: IpAddr) -> anyhow::Result<Option<IpNet>> {
         let Ok(message) = self.route(to, true).await? else { return Ok(None) };
         let named = message.attributes.iter().find_map(|attribute| {
@@ -124,8 +124,8 @@ impl Netlink {
         Ok(named.and_then(|address| IpNet::new(address, length).ok()))
     }
 
-    /// Asks the kernel for the route to an address: the resolved one, or with `covering` the matching entry of the
-    /// table.
+    /// Asks the kernel for the route to an address. With `covering`, the function returns the matching entry of the
+    /// routing table instead of the resolved route.
     async fn route(&self, to: IpAddr, covering: bool) -> anyhow::Result<Result<RouteMessage, io::Error>> {
         let mut message = RouteMessage::default();
         (message.header.address_family, message.header.destination_prefix_length) = match to {
@@ -197,7 +197,7 @@ fn kind(infos: &[LinkInfo]) -> Option<&InfoKind> {
     infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None })
 }
 
-/// The interface below a VLAN interface.
+/// The index of the interface below a VLAN interface.
 fn vlan_upon(message: &LinkMessage) -> Option<u32> {
     let mut lower = None;
     let mut is_vlan = false;
@@ -211,7 +211,7 @@ fn vlan_upon(message: &LinkMessage) -> Option<u32> {
     lower.filter(|_| is_vlan)
 }
 
-/// Lists the XDP programs; another part of the doctor adds their names.
+/// Lists the XDP programs of an interface; another module of the doctor adds the names.
 fn programs(parts: &[LinkXdp]) -> Vec<Program> {
     let program = |id, native| Program { id, name: None, native };
     let mut found = Vec::new();
@@ -223,7 +223,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
         }
     }
     if found.is_empty() {
-        // An older kernel reports only one program, and its hook separately.
+        // An older kernel reports only one program, and reports the program's hook separately.
         let native = !parts
             .iter()
             .any(|part| matches!(part, LinkXdp::Attached(netlink_packet_route::link::XdpAttached::SocketBuffer)));
@@ -241,7 +241,7 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
 fn address(message: &AddressMessage) -> Option<Address> {
     let mut found = None;
     for attribute in &message.attributes {
-        // For a point-to-point link, the other attribute has the peer's address.
+        // On a point-to-point link, the other attribute contains the address of the peer.
         if let AddressAttribute::Local(address) = attribute {
             found = Some(*address);
         } else if let AddressAttribute::Address(address) = attribute {

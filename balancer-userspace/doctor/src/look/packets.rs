@@ -12,12 +12,12 @@ const UDP: usize = 8;
 const ARP: usize = 28;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
-/// The bits of a fragment's offset, and the bit for more fragments.
+/// The bits of the fragment offset in an IPv4 header, and the bit for more fragments.
 const FRAGMENT: u16 = 0x3fff;
-/// The port of GUE.
+/// The UDP port of GUE.
 const GUE_PORT: u16 = 6080;
 
-/// Protocol numbers.
+/// The protocol numbers in IP headers.
 const ICMP: u8 = 1;
 const IPV4: u8 = 4;
 const PROTO_TCP: u8 = 6;
@@ -32,20 +32,21 @@ pub(super) const RST: u8 = 0x04;
 /// The TCP flag ACK.
 pub(super) const ACK: u8 = 0x10;
 
-/// A received packet.
+/// A received packet, as far as it matters to probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// A host answers ARP for an address.
+    /// A host's ARP answer for an address.
     Arp { address: Ipv4Addr, mac: Mac },
-    /// A TCP segment.
+    /// A TCP segment between two addresses.
     Tcp { from: SocketAddr, to: SocketAddr, flags: u8, checksum_right: bool },
-    /// An answer to a ping.
+    /// An echo reply, which answers a ping.
     Echo { from: IpAddr, to: IpAddr, id: u16, sequence: u16 },
-    /// `from` reports that a packet to `target` with this protocol did not reach a host or port.
+    /// An ICMP error, by which `from` reports that a packet to `target` with this protocol did not reach its host or
+    /// port.
     Unreachable { from: IpAddr, target: IpAddr, protocol: u8 },
 }
 
-/// The outer header of packets.
+/// The outer header in which the balancer encapsulates packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outer {
     None,
@@ -54,7 +55,7 @@ pub(super) enum Outer {
 }
 
 impl Outer {
-    /// The outer header of a forwarding mode.
+    /// Returns the outer header of a forwarding mode.
     pub(super) fn of(forwarding: &str) -> Self {
         match forwarding {
             "ipip" => Self::Ipip,
@@ -63,7 +64,7 @@ impl Outer {
         }
     }
 
-    /// Whether this protocol number is that of the outer header.
+    /// Whether a packet with this protocol number may have this outer header.
     pub(super) const fn is(self, protocol: u8) -> bool {
         match self {
             Self::None => false,
@@ -72,7 +73,7 @@ impl Outer {
         }
     }
 
-    /// The number of bytes that the outer header adds on the way to a backend of this family.
+    /// The number of bytes that the outer header adds to packets for a backend of this address family.
     pub(super) const fn length(self, backend_v4: bool) -> usize {
         let ip = if backend_v4 { V4 } else { V6 };
         match self {
@@ -82,7 +83,7 @@ impl Outer {
         }
     }
 
-    /// Adds the header to `packet`, from `source` to `backend`.
+    /// Encapsulates `packet` in the outer header, from `source` to `backend`.
     pub(super) fn put_on(self, packet: &[u8], source: IpAddr, backend: IpAddr, port: u16) -> Vec<u8> {
         let inner = if is_v4(packet) { IPV4 } else { IPV6 };
         match self {
@@ -90,7 +91,7 @@ impl Outer {
             Self::Ipip => ip(source, backend, inner, packet),
             Self::Gue => {
                 let length = (UDP + packet.len()) as u16;
-                // The header has no checksum, because the inner packet has its own.
+                // The outer UDP header has no checksum, because the inner packet has its own checksum.
                 let header = [port, GUE_PORT, length, 0].map(u16::to_be_bytes);
                 ip(source, backend, PROTO_UDP, &[header.as_flattened(), packet].concat())
             }
@@ -102,7 +103,7 @@ fn is_v4(packet: &[u8]) -> bool {
     packet.first().is_none_or(|byte| byte >> 4 == 4)
 }
 
-/// Builds an IP packet. The two addresses are of one family.
+/// Builds an IP packet. Source and target must be of the same address family.
 fn ip(source: IpAddr, target: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = Vec::with_capacity(V6 + payload.len());
     match (source, target) {
@@ -134,7 +135,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The sum of RFC 1071, without the complement.
+/// The Internet checksum (RFC 1071) before it is complemented.
 fn folded(bytes: &[u8], begin: u32) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
     let mut sum = words.fold(begin, u32::wrapping_add);
@@ -144,13 +145,13 @@ fn folded(bytes: &[u8], begin: u32) -> u16 {
     sum as u16
 }
 
-/// The checksum of the pseudo-header of TCP and ICMPv6.
+/// The sum over the pseudo-header of TCP or ICMPv6.
 fn pseudo(source: IpAddr, target: IpAddr, protocol: u8, length: usize) -> u32 {
     let addresses = [octets(source), octets(target)].concat();
     u32::from(folded(&addresses, u32::from(protocol) + length as u32))
 }
 
-/// A TCP segment without data.
+/// Builds a TCP segment without data.
 pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, flags: u8) -> Vec<u8> {
     let mut segment = Vec::with_capacity(TCP);
     segment.extend([from.port(), to.port()].map(u16::to_be_bytes).as_flattened());
@@ -162,7 +163,7 @@ pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged:
     ip(from.ip(), to.ip(), PROTO_TCP, &segment)
 }
 
-/// A ping of `length` bytes, or of its smallest size if that is larger.
+/// Builds a ping of `length` bytes, or of the smallest possible size if `length` is smaller.
 pub(super) fn echo(source: IpAddr, target: IpAddr, id: u16, sequence: u16, length: usize) -> Vec<u8> {
     let (protocol, kind, header) = if target.is_ipv4() { (ICMP, 8, V4) } else { (ICMPV6, 128, V6) };
     let mut message = vec![kind, 0, 0, 0];
@@ -174,7 +175,7 @@ pub(super) fn echo(source: IpAddr, target: IpAddr, id: u16, sequence: u16, lengt
     ip(source, target, protocol, &message)
 }
 
-/// An ARP request for an address. It has no sender address, so that it changes no neighbour table.
+/// Builds an ARP request for an address. The request has no sender address, so that it changes no neighbour table.
 pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     let mut question = vec![0, 1, 8, 0, 6, 4, 0, 1];
     question.extend(own);
@@ -183,7 +184,7 @@ pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     question
 }
 
-/// Parses an ARP packet; `None` unless it is a complete reply for IPv4 over Ethernet.
+/// Parses an ARP packet; `None` if the packet is not a complete reply for IPv4 over Ethernet.
 pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     const REPLY: [u8; 2] = [0, 2];
     let packet = packet.get(..ARP)?;
@@ -192,7 +193,7 @@ pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     (packet[..6] == [0, 1, 8, 0, 6, 4] && packet[6..8] == REPLY).then(|| Heard::Arp { address: address.into(), mac })
 }
 
-/// Parses an IP packet with TCP, an echo reply or an ICMP error; `None` for other or incomplete packets.
+/// Parses an IP packet with TCP, an echo reply or an ICMP error; `None` if the packet is incomplete or of another kind.
 pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
     let header = Header::read(packet)?;
     let payload = packet.get(header.length..header.end.min(packet.len()))?;
@@ -212,7 +213,7 @@ pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
             const REPLY_V6: u8 = 129;
             const UNREACHABLE: u8 = 3;
             const UNREACHABLE_V6: u8 = 1;
-            /// The ICMPv6 type with which a host answers to an unknown header.
+            /// The ICMPv6 type of messages by which a host reports an unknown header.
             const PARAMETER_V6: u8 = 4;
             match (header.protocol, *payload.first()?) {
                 (ICMP, REPLY) | (ICMPV6, REPLY_V6) => Some(Heard::Echo {
@@ -237,7 +238,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// The header of a complete packet.
+/// The fields of a complete packet's IP header.
 struct Header {
     source: IpAddr,
     target: IpAddr,

@@ -1,4 +1,4 @@
-//! Sends probes to neighbours, VIPs and backends, all at once and in rounds, and records the answers.
+//! Sends probes to neighbours, VIPs and backends, to all of them in each round, and records the answers.
 
 use std::{
     collections::HashMap,
@@ -24,48 +24,49 @@ use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, Servic
 /// The time after which the doctor repeats an unanswered probe.
 const ROUND: Duration = Duration::from_millis(400);
 const ROUNDS: u32 = 5;
-/// After this number of rounds without an answer, no other host has the VIP.
+/// The number of rounds without an answer after which the doctor assumes that no other host has the VIP.
 const SILENT_ROUNDS: u32 = 3;
-/// The time limit of a connection: the length of all rounds.
+/// The time limit of a connection attempt, equal to the duration of all rounds.
 const CONNECT: Duration = Duration::from_millis(2000);
-/// The first source port of probes, above the ports that kernels choose for connections.
+/// The first source port of probes, which is above the ports that kernels choose for connections.
 const FIRST_PORT: u16 = 61_000;
 const PORTS: u16 = 4_000;
-/// The number of kinds of pings to a backend.
+/// The number of kinds of pings that the doctor sends to a backend.
 const KINDS: u16 = 4;
 const VIP_ECHO: u16 = 0;
 const BARE_ECHO: u16 = 1;
 const SMALL: u16 = 2;
 const LARGE: u16 = 3;
-/// The smallest MTU of every link for IPv4, and for IPv6.
+/// The minimum MTU of a link, for IPv4 and for IPv6.
 const SMALLEST: [u32; 2] = [576, 1280];
-/// The number of packet sizes to try for a backend, until the MTU is known to a byte.
+/// The number of packet sizes that the doctor tries for a backend, after which the MTU is known to the byte.
 const HALVINGS: u32 = 16;
-/// The number of backends to probe. The report says if there are more.
+/// The maximum number of backends that the doctor probes. If there are more backends, the report says so.
 pub(super) const MOST: usize = 256;
 
-/// The probes of a backend.
+/// The probes that the doctor sends to a backend.
 pub(super) struct Target {
-    /// The index in the list of backends.
+    /// The index of the backend in the list of backends.
     pub(super) index: usize,
     pub(super) ifindex: u32,
     pub(super) own_mac: Mac,
     pub(super) next_hop: IpAddr,
     pub(super) entry: Option<Entry>,
-    /// This machine's address for the backend.
+    /// This machine's source address for packets to the backend.
     pub(super) source: IpAddr,
-    /// This machine's address for the VIP's family; `None` if there is none, and the doctor does not probe the VIP.
+    /// This machine's source address in the VIP's address family; `None` if this machine has no such address, in which
+    /// case the doctor does not probe the VIP.
     pub(super) vip_source: Option<IpAddr>,
     pub(super) outer: Outer,
-    /// Whether to connect to the backend's own address.
+    /// Whether the doctor connects to the backend's own address.
     pub(super) direct: bool,
-    /// Whether to probe the VIP on the backend, and whether also by TCP.
+    /// The VIP at the backend that the doctor probes; the flag tells whether it also probes TCP.
     pub(super) vip: Option<(SocketAddr, bool)>,
-    /// The largest packet that clients may send on this path.
+    /// The size of the largest packet that clients may send on the path to the backend.
     pub(super) largest: u32,
 }
 
-/// A VIP, and the interfaces on which to ask for it.
+/// A VIP, and the interfaces on which the doctor sends ARP requests for the VIP.
 pub(super) struct Asked {
     pub(super) index: usize,
     pub(super) address: Ipv4Addr,
@@ -81,7 +82,7 @@ struct Probe<'a> {
     notes: Vec<Note>,
 }
 
-/// Sends all probes and adds the results to the facts.
+/// Sends all probes, and adds the results to the facts.
 pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], facts: &mut Facts) {
     let connects: Vec<_> = targets.iter().map(|target| connect(target, &facts.backends)).collect();
     let mut probe =
@@ -118,7 +119,7 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
     }
 }
 
-/// Begins a connection through the kernel.
+/// Starts a connection through the kernel's TCP stack.
 fn connect(target: &Target, backends: &[Backend]) -> Option<JoinHandle<Outcome>> {
     let address = backends.get(target.index)?.address;
     target.direct.then(|| {
@@ -156,7 +157,8 @@ impl Probe<'_> {
         }
     }
 
-    /// Sends the probes that have no answer yet. A probe that an interface refuses stays without an answer.
+    /// Sends those probes that have no answer yet. If an interface refuses a probe, the probe remains without an
+    /// answer.
     fn send(&self) {
         for asked in self.asked {
             for (ifindex, mac) in &asked.interfaces {
@@ -196,7 +198,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Sends a segment to the VIP on a backend.
+    /// Sends a TCP segment to the VIP at a backend.
     fn segment(&self, number: usize, source: IpAddr, vip: SocketAddr, flags: u8) {
         let target = &self.targets[number];
         let backend = self.backends[target.index].address.ip();
@@ -216,7 +218,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Closes the connections that servers accepted.
+    /// Closes the connections that servers have accepted.
     fn hang_up(&self) {
         for number in 0..self.targets.len() {
             if let (Some((vip, _)), Some(source)) = (self.targets[number].vip, self.targets[number].vip_source)
@@ -245,7 +247,7 @@ impl Probe<'_> {
         self.notes.iter().filter(|note| !note.outgoing)
     }
 
-    /// The hosts that answered ARP for an address.
+    /// The hardware addresses of hosts that answered ARP for an address.
     fn answers_of(&self, wanted: Ipv4Addr, on: u32) -> Vec<Mac> {
         let mut found = Vec::new();
         for note in self.incoming().filter(|note| note.ifindex == on) {
@@ -268,7 +270,7 @@ impl Probe<'_> {
             .any(|note| matches!(note.heard, Heard::Echo { id, sequence, .. } if id == self.id && sequence == wanted))
     }
 
-    /// Returns the outcome of the SYN to the VIP.
+    /// Returns the outcome of the SYN to the VIP at a backend.
     fn tcp(&self, number: usize) -> Outcome {
         let Some((vip, _)) = self.targets[number].vip else { return Outcome::Silent };
         let answers = self.incoming().filter_map(|note| match note.heard {
@@ -325,7 +327,8 @@ impl Probe<'_> {
         })
     }
 
-    /// The largest packet that reaches a backend. The backend must answer small ones.
+    /// Finds the size of the largest packet that reaches a backend. The function returns `None` if the backend does not
+    /// answer small packets.
     async fn path(&mut self, number: usize) -> Option<Path> {
         let wanted = self.targets[number].largest;
         if self.echoed(number, LARGE) {
@@ -343,7 +346,7 @@ impl Probe<'_> {
             if size <= passed {
                 break;
             }
-            // These numbers are above the numbers of all targets.
+            // The numbers of these pings are above the numbers of all targets.
             let number = (u16::MAX - try_number as u16).wrapping_sub(number as u16 * HALVINGS as u16);
             if self.passes(target, backend, number, size).await { passed = size } else { lost = size }
         }
@@ -364,7 +367,7 @@ impl Probe<'_> {
         false
     }
 
-    /// Clients' SYNs to a VIP that reached this socket, because the program did not steer them.
+    /// SYN packets of clients to a VIP that reached the doctor's socket because the program did not steer the packets.
     fn unsteered(&self, vip: &Vip) -> Vec<Unsteered> {
         let mut found: Vec<Unsteered> = Vec::new();
         for note in self.incoming() {
@@ -384,7 +387,7 @@ impl Probe<'_> {
         found
     }
 
-    /// The hosts that have a VIP, by interface.
+    /// The hosts that have a VIP, each with the interface towards the host.
     fn owners(&self, asked: &Asked) -> Vec<(u32, Mac)> {
         let on = asked.interfaces.iter();
         on.flat_map(|(ifindex, _)| self.answers_of(asked.address, *ifindex).into_iter().map(|mac| (*ifindex, mac)))
@@ -393,7 +396,7 @@ impl Probe<'_> {
 }
 
 impl Target {
-    /// Whether the backend itself is the neighbour.
+    /// Whether the backend itself is the neighbour, and not a gateway.
     fn is_near(&self, backend: IpAddr) -> bool {
         self.next_hop == backend
     }

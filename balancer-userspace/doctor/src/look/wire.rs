@@ -1,4 +1,5 @@
-//! A packet socket that sends probes and receives all packets that this machine's kernel sends or receives.
+//! A packet socket of the doctor, which sends probes and receives all packets that this machine's kernel sends or
+//! receives.
 
 use std::{
     io,
@@ -12,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use super::packets::{Heard, arp, heard};
 use crate::facts::Mac;
 
-/// All protocols.
+/// The protocol number that selects packets of all protocols.
 const ETH_P_ALL: u16 = 0x0003;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_ARP: u16 = 0x0806;
@@ -20,61 +21,61 @@ const ETH_P_IPV6: u16 = 0x86dd;
 const PACKET_OTHERHOST: u8 = 3;
 const PACKET_OUTGOING: u8 = 4;
 const BROADCAST: Mac = [0xff; 6];
-/// The largest packet, including merged ones.
+/// The maximum size in bytes of a received packet, including packets that the kernel has merged.
 const PACKET: usize = 65_600;
-/// The largest number of recorded packets.
+/// The maximum number of packets that the doctor records.
 const MOST: usize = 200_000;
-/// The number of packets to read at once, so that a flood does not delay the examination.
+/// The maximum number of packets that are read at a time, so that a flood of packets does not delay the examination.
 const AT_ONCE: usize = 4096;
 
-/// The socket.
+/// The packet sockets that the doctor uses.
 pub(super) struct Wire {
     socket: AsyncFd<OwnedFd>,
     out: Socket,
     buffer: Vec<u8>,
 }
 
-/// A received packet, with its interface and direction.
+/// A received packet, with the interface and the direction.
 #[derive(Clone, Debug)]
 pub(super) struct Note {
     pub(super) ifindex: u32,
     pub(super) outgoing: bool,
-    /// Whether the frame was for another hardware address.
+    /// Whether the frame was sent to another hardware address.
     pub(super) for_another: bool,
     pub(super) heard: Heard,
 }
 
 impl Wire {
-    /// Opens the socket, which receives from now on.
+    /// Opens the sockets, which receive packets from now on.
     ///
     /// # Errors
-    /// If this process lacks the permission (`CAP_NET_RAW`).
+    /// Fails if this process lacks the capability `CAP_NET_RAW`.
     pub(super) fn open() -> io::Result<Self> {
         let out = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         out.set_nonblocking(true)?;
         let all = Protocol::from(i32::from(ETH_P_ALL.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(all))?;
         socket.set_nonblocking(true)?;
-        // A packet that does not fit is lost, but the doctor repeats probes.
+        // The kernel drops packets that do not fit into this buffer, but the doctor repeats unanswered probes.
         socket.set_recv_buffer_size(4 << 20)?;
-        // SAFETY: the registered value owns the descriptor, which stays open and unchanged for the value's lifetime.
+        // SAFETY: the registered value owns the descriptor, which stays open and unchanged as long as the value exists.
         let socket = unsafe { AsyncFd::register(OwnedFd::from(socket)) }?;
         Ok(Self { socket, out, buffer: vec![0; PACKET] })
     }
 
-    /// Sends an IP packet to a neighbour.
+    /// Sends an IP packet to a neighbour on an interface.
     ///
     /// # Errors
-    /// If the interface refuses it.
+    /// Fails if the interface refuses the packet.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let protocol = if packet.first().is_none_or(|byte| byte >> 4 == 4) { ETH_P_IP } else { ETH_P_IPV6 };
         self.out.send_to(packet, &link_address(protocol, ifindex, to)).map(drop)
     }
 
-    /// Sends an ARP request to all hosts on a link.
+    /// Sends an ARP request to all hosts on the link of an interface.
     ///
     /// # Errors
-    /// If the interface refuses it.
+    /// Fails if the interface refuses the packet.
     pub(super) fn ask(&self, ifindex: u32, question: &[u8]) -> io::Result<()> {
         self.out.send_to(question, &link_address(ETH_P_ARP, ifindex, BROADCAST)).map(drop)
     }
@@ -91,7 +92,7 @@ impl Wire {
             match read {
                 Ok(Ok(_)) if notes.len() >= MOST => {}
                 Ok(Ok((length, from))) => notes.extend(note(buffer.get(..length).unwrap_or_default(), from.as_ref())),
-                // This is an error about a removed interface, which does not affect later packets.
+                // The error concerns a removed interface, and does not affect later packets.
                 Ok(Err(_)) => {}
                 Err(_would_block) => return,
             }
@@ -115,16 +116,16 @@ fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
     })
 }
 
-/// The socket address of a neighbour on an interface.
+/// The packet socket address of a neighbour on an interface.
 fn link_address(protocol: u16, ifindex: u32, to: Mac) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: this is one of the platform's address types, for which all bytes are valid.
+    // SAFETY: the type is one of the platform's socket address types, for which all bit patterns are valid.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = protocol.to_be();
     address.sll_ifindex = ifindex as i32;
     address.sll_halen = 6;
     address.sll_addr[..6].copy_from_slice(&to);
-    // SAFETY: the code above wrote an address of this length.
+    // SAFETY: the code above has written an address of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }

@@ -1,29 +1,30 @@
-//! Deciding which of two places of a client wins.
+//! Decides which one wins if two members know a client at different backends (places).
 
 use crate::{emptied::Emptied, records::Record};
 
-/// The place of a client as a member knows it.
+/// The backend at which a member knows a client, and how the client came to that backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) backend: u16,
-    /// Whether the client came there from another backend.
+    /// Whether the client came to this backend from another backend.
     pub(super) moved: bool,
-    /// The epoch in which the client came there; 0: unknown.
+    /// The epoch in which the client came to this backend; 0 if the epoch is unknown.
     pub(super) epoch: u32,
 }
 
 impl Place {
-    /// The epoch of a place that does not count; it is higher than every epoch's number.
+    /// The epoch of an invalid place, which exceeds every epoch's number.
     pub(super) const NONE: u32 = u32::MAX;
 
     pub(super) const fn of(record: &Record) -> Self {
         Self { backend: record.backend, moved: record.moved, epoch: record.epoch }
     }
 
-    /// Whether this reported place wins against the other one. A place wins if the client came there after it could no
-    /// longer stay at the other place. Otherwise a place to which the client has moved wins (the later one, if it moved
-    /// to both), and else the older place. The result depends only on the records and the epoch, so all members reach
-    /// the same result.
+    /// Whether the reported place `self` wins against the place `other`. A place wins if the client came to it after
+    /// the client had to leave the other place. If this is not decisive, a place to which the client moved wins against
+    /// a place where the client began. Of two places to which the client moved, the later wins; of two places where the
+    /// client began, the earlier wins. The result depends only on the records and the epoch, so all members get the
+    /// same result.
     pub(super) fn holds_against(&self, other: &Self, emptied: &Emptied) -> bool {
         if other.epoch == Self::NONE || self.follows(other, emptied) {
             return true;
@@ -50,7 +51,7 @@ mod tests {
 
     use super::*;
 
-    /// Backend 4 had to give up its clients in epoch 5.
+    /// Backend 4 stopped keeping its clients in epoch 5.
     fn emptied() -> Emptied {
         let mut emptied = Emptied::default();
         emptied.note([4], 5);
@@ -70,16 +71,16 @@ mod tests {
         for (winner, loser) in [
             (at(3, 1), at(4, 2)),
             (at(4, 2), at(3, 4)),
-            // The client came to 3 when it could not stay at 4.
+            // The client came to backend 3 when it could no longer stay at backend 4.
             (at(3, 5), at(4, 2)),
             (at(3, 9), at(4, 0)),
             (at(3, 9), moved(4, 2)),
             (moved(3, 9), at(4, 2)),
             (at(4, 5), at(4, 2)),
-            // The client came to 4 after it had been at 3.
+            // The client came to backend 4 after it had been at backend 3.
             (at(4, 5), at(3, 6)),
             (at(3, 6), at(4, 7)),
-            // The client was at 3 before, and has left it for 4.
+            // The client was at backend 3 at first, and has moved from there to backend 4.
             (moved(4, 3), at(3, 2)),
             (moved(4, 3), moved(3, 2)),
             (moved(4, 7), at(3, 8)),

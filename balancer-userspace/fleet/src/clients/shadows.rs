@@ -1,28 +1,30 @@
-//! The other members' knowledge about each entry of a client table: 8 bytes for the entry, 4 for the epoch, 3 bits.
+//! The other members' knowledge of each entry of a client table, which takes 8 bytes for the entry, 4 bytes for the
+//! epoch, and 3 bits.
 
 use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
-/// The other members' knowledge about an entry.
+/// The knowledge that the other members have of an entry of the client table.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shadow {
-    /// The entry as the other members know it; 0: unknown.
+    /// The entry that the other members have; 0 if this is unknown.
     pub(super) told: u64,
-    /// The epoch in which the entry's client came to its place.
+    /// The epoch in which the client of the entry came to its backend.
     pub(super) epoch: u32,
-    /// See [`Record::moved`](crate::records::Record::moved).
+    /// Whether the client moved to its backend, see [`Record::moved`](crate::records::Record::moved).
     pub(super) moved: bool,
     /// Whether the other members may have forgotten the entry.
     pub(super) doubtful: bool,
-    /// Whether the entry must be sent again even if it does not change.
+    /// Whether this member must send the entry again, even if the entry does not change.
     pub(super) unheard: bool,
 }
 
-/// The shadows of all entries. The part that a scan of the whole table reads is stored separately.
+/// The shadows of all entries of a client table. Separate arrays contain those fields that a scan of the whole table
+/// needs.
 #[derive(Debug)]
 pub(super) struct Shadows {
     told: Vec<[u64; BUCKET_ENTRIES]>,
     epochs: Vec<[u32; BUCKET_ENTRIES]>,
-    /// One bit for each entry of a bucket.
+    /// For each bucket, one bit per entry.
     moved: Vec<u8>,
     doubtful: Vec<u8>,
     unheard: Vec<u8>,
@@ -55,7 +57,7 @@ impl Shadows {
         }
     }
 
-    /// Returns the shadow of an entry; an empty one if the index is beyond the end.
+    /// Returns the shadow of an entry; the shadow is empty if the index is beyond the end.
     pub(super) fn get(&self, index: usize) -> Shadow {
         let (bucket, at) = (index / BUCKET_ENTRIES, index % BUCKET_ENTRIES);
         Shadow {
@@ -78,17 +80,18 @@ impl Shadows {
         set(&mut self.unheard, index, shadow.unheard);
     }
 
-    /// Marks an entry to be sent again even if it does not change.
+    /// Marks an entry, so that this member sends it again even if the entry does not change.
     pub(super) fn mark_unheard(&mut self, index: usize) {
         set(&mut self.unheard, index, true);
     }
 
-    /// Whether the others know this bucket in its present state, so that none of its entries must be sent.
+    /// Whether the other members know all current entries of this bucket, so that this member need not send any of
+    /// them.
     pub(super) fn agree(&self, bucket: usize, entries: &[Entry; BUCKET_ENTRIES]) -> bool {
         self.unheard.get(bucket) == Some(&0) && self.told.get(bucket) == Some(&entries.map(|entry| entry.0))
     }
 
-    /// Clears the shadows of this backend's clients.
+    /// Clears the shadows of all clients of this backend.
     pub(super) fn forget_backend(&mut self, id: u16) {
         for bucket in 0..self.told.len() {
             for at in 0..BUCKET_ENTRIES {
@@ -106,7 +109,7 @@ impl Shadows {
         }
     }
 
-    /// Marks every doubtful entry to be sent again.
+    /// Marks every doubtful entry, so that this member sends it again.
     pub(super) fn confirm(&mut self) {
         for (doubtful, unheard) in self.doubtful.iter_mut().zip(&mut self.unheard) {
             *unheard |= std::mem::take(doubtful);

@@ -1,4 +1,4 @@
-//! Tests of sending and importing records, and of which place of a client wins.
+//! Tests of sending and importing records, and of the choice between two places (backends) of a client.
 
 use std::{cell::Cell, sync::LazyLock};
 
@@ -40,7 +40,7 @@ impl Table for Cells {
 
 const NOW: u16 = 1000;
 
-/// Backends 1 to 19 of one service.
+/// The backends 1 to 19 belong to one service.
 fn backends(id: u16) -> Option<Facts> {
     (1..20).contains(&id).then_some(Facts { service: 0, tick: NOW, remember: 400, keeps: true })
 }
@@ -132,17 +132,17 @@ fn when_a_move_meets_an_older_place_then_the_move_wins_on_both_sides() {
 #[test]
 fn when_others_do_not_know_an_entry_then_it_is_told_even_if_they_tell_the_same_place() {
     let (table, mut sharing) = (Cells::new(1), Sharing::new(8));
-    // A new process found the entry in the table, so its age is unknown.
+    // A new process has found the entry in the table, so the epoch of the entry is unknown.
     table.put(0, established(7, 9, 0));
     let import = |sharing: &mut Sharing, record| sharing.import(&table, &record, heard(9), &backends, |_, _, _| {});
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(import(&mut sharing, record(7, 6, 4)), Imported::Stale);
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
-    // The other members know the client now, however late the report arrives.
+    // After this import, the other members know the client, even if the report arrives late.
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), []);
-    // The other members may have forgotten the client.
+    // From now on, the other members may have forgotten the client.
     sharing.doubt();
     assert_eq!(import(&mut sharing, record(7, 9, 8)), Imported::Known);
     assert_eq!(all(&mut sharing, &table, 9), [record(7, 9, 0)]);
@@ -154,7 +154,7 @@ fn when_a_place_from_before_keeps_no_client_then_it_does_not_count() {
     let drained = |id| backends(id).map(|facts| Facts { keeps: id != 3, ..facts });
     table.put(0, established(7, 3, 0));
     table.put(1, established(8, 3, 0));
-    // Meanwhile a member that did not know the client has passed the record on.
+    // In the meantime, a member that did not know the client has passed the record on.
     let sent = sharing.import(&table, &record(7, 2, 5), heard(5), &drained, |_, _, _| {});
     assert_eq!((sent, table.load(0).backend()), (Imported::Conflict, 2));
     assert_eq!(sharing.collect(&table, &drained, 5, |_| true), []);
@@ -187,7 +187,7 @@ fn when_a_client_leaves_a_failed_backend_then_that_move_is_later_than_its_arriva
     table.put(0, established(7, 2, 0));
     all(&mut sharing, &table, 7);
     sharing.has_told(7);
-    // The client came to 6 in epoch 7, and 6 failed in epoch 8, before anything was sent.
+    // The client came to backend 6 in epoch 7, and backend 6 failed in epoch 8, before any member sent records.
     table.put(0, established(7, 6, 0));
     let came = sharing.collect(&table, &failed, 8, |_| false);
     assert_eq!(came, [Record { moved: true, ..record(7, 6, 7) }]);

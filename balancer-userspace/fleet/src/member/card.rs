@@ -1,4 +1,4 @@
-//! The member's own card, which shows all other members that the member is alive.
+//! The member's own card, which shows all other members that this member is alive.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     store_schema::{self, Ballot, FORMAT, Member as Card},
 };
 
-/// The minimum interval between writes of suspicions, because anyone can send packets that cause suspicions.
+/// The minimum interval between two writes of suspicions, because packets from any sender can cause suspicions.
 const SUSPECTS_EVERY: Duration = Duration::from_millis(200);
 
 fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
@@ -23,29 +23,29 @@ fn differs_in_suspects_alone(one: &Card, other: &Card) -> bool {
     one.ballot.suspected != other.ballot.suspected && without(one) == without(other)
 }
 
-/// See the [module](self).
+/// The state of this member's card: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct OwnCard {
-    /// The card in the last write request; `None`: the card must be written.
+    /// The contents of the card in the last write request; `None` if the card must be written.
     written: Option<Card>,
-    /// The revision at which this process last wrote the card; `None`: unknown.
+    /// The revision at which this process last wrote the card; `None` if the revision is unknown.
     revision: Option<Revision>,
-    /// The time of the last write of the card whose only reason was a change of suspicions.
+    /// The time at which the card was last written only because suspicions had changed.
     suspected: Option<Instant>,
-    /// When the card of this session reached the store.
+    /// The time at which the card of the current session was stored.
     since: Option<Instant>,
     denial: Option<Denial>,
 }
 
-/// A period in which the engine answers but does not write the card.
+/// A period in which the engine answers other requests but does not write the card.
 #[derive(Debug)]
 struct Denial {
     since: Instant,
     /// The reason in the engine's words.
     why: String,
-    /// Whether the engine has refused the card, rather than not answered.
+    /// Whether the engine has refused to write the card; false if the engine has not answered.
     is_certain: bool,
-    /// Whether the denial has lasted as long as a lease.
+    /// Whether the denial has lasted at least as long as a lease.
     lasts: bool,
 }
 
@@ -55,17 +55,17 @@ impl OwnCard {
         self.denial.as_ref().is_some_and(|denial| denial.lasts)
     }
 
-    /// Why the engine refuses this member's writes, if known.
+    /// The reason why the engine refuses this member's writes, if known.
     pub(super) fn denial(&self) -> Option<&str> {
         self.denial.as_ref().filter(|denial| denial.is_certain || denial.lasts).map(|denial| denial.why.as_str())
     }
 
-    /// Writes the card again to find out whether the engine accepts it.
+    /// Requests another write of the card, to find out whether the engine accepts it.
     pub(super) fn probe(&mut self) {
         self.written = None;
     }
 
-    /// The time since which others can see this member.
+    /// The time at which this member became visible to the other members.
     pub(super) const fn since(&self) -> Option<Instant> {
         self.since
     }
@@ -107,7 +107,7 @@ impl Member {
             }
             self.card.suspected = Some(clocks.now);
         }
-        // The condition protects the card of another process with the same name that started at the same moment.
+        // The condition protects the card of another process that has the same name and started at the same moment.
         let condition = match (self.card.revision, session.get(&key)) {
             (Some(revision), _) => Condition::Modified(key.clone(), revision),
             (None, Some(entry)) => Condition::Modified(key.clone(), entry.modified),
@@ -123,11 +123,11 @@ impl Member {
         self.card.written = Some(card);
     }
 
-    /// Why this process may not use its name: another process uses it elsewhere.
+    /// The reason why this process may not use its name, if a process with another home uses the name.
     pub(super) fn name_is_taken(&self) -> Option<String> {
         let (members, settings) = (self.cards(), &self.settings);
         let other = members.get(&settings.name).filter(|other| other.instance != settings.instance)?;
-        // The card of a process that ended in the same place disappears with its lease.
+        // If the other process has ended in the same home, its card will disappear with its lease.
         if other.home == settings.home || other.home == 0 {
             return None;
         }
@@ -138,11 +138,11 @@ impl Member {
         ))
     }
 
-    /// Handles the answer to writing the card.
+    /// Handles the engine's answer to writing the card.
     pub(super) fn card_answered(&mut self, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         let (why, is_certain) = match answer {
             Answer::Made(revision) => return self.card_is_written(revision, now, outputs),
-            // Another process has written a card, which this process is about to receive.
+            // Another process has written this card, and this process is about to receive that change.
             Answer::Refused | Answer::Read(_) => {
                 self.card.written = None;
                 self.card.revision = None;
@@ -174,9 +174,9 @@ impl Member {
         }
     }
 
-    /// Handles a denial: a member whose card the engine has not written for the length of its lease is alone, like one
-    /// that cannot reach the engine. Its keys must disappear from the store, because otherwise the others would wait
-    /// for it and count its old votes.
+    /// Handles a denial: if the engine has not written the card for the length of a lease, the member is alone, like a
+    /// member that cannot reach the engine. The member's keys must then disappear from the store, because otherwise the
+    /// other members would wait for this member and count its old votes.
     pub(super) fn see_to_denial(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let lease = self.settings.lease;
         let Some(denial) = self.card.denial.as_mut().filter(|denial| !denial.lasts && denial.since + lease <= now)

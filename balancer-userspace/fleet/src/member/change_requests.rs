@@ -1,4 +1,4 @@
-//! Changes of the fleet that users request from this member.
+//! Requests by users of this member for changes in the fleet.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,34 +18,36 @@ use crate::{
     store_schema::{self, Answer, ChangeRequest, Epoch, FORMAT, Member as Card, Request},
 };
 
-/// Requests of at least this size in bytes are packed. Members of versions without packing can read smaller ones.
+/// The minimum size in bytes of a request that the member packs. Members whose version lacks packing can read smaller
+/// requests.
 const LARGE: usize = 256 << 10;
 
 /// The maximum time to wait for the leader's answer.
 const PATIENCE: Duration = Duration::from_secs(7);
-/// The maximum time for members to apply a granted request.
+/// The maximum time to wait until all members have applied a granted request.
 const LAG: Duration = Duration::from_secs(2);
 
-/// How long an answer whose request may still arrive stays in the store: longer than 7 s, etcd's limit for a request.
+/// The time for which the store keeps an answer while its request may still arrive, longer than etcd's limit of 7 s for
+/// a request.
 const ANSWER_STAYS: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Waiting {
     key: String,
     request: Vec<u8>,
-    /// The part of the change that does not fit into the request.
+    /// The change, if it is too large for the key of the request.
     part: Option<Vec<u8>>,
     until: Instant,
-    /// Whether the request was sent more than once.
+    /// Whether the member has sent the request more than once.
     repeated: bool,
-    /// Why the request must be sent again; `None` if it need not be.
+    /// The reason why the member must send the request again; `None` if the member need not send the request again.
     lost: Option<String>,
     granted: Option<(String, Epoch)>,
 }
 
 impl Waiting {
-    /// Sends the request to the leader. The leader handles it once however often it arrives: the store refuses a copy
-    /// while the request waits or its answer exists.
+    /// Sends the request to the leader. The leader handles a request only once, because the store refuses a copy while
+    /// the request or its answer exists.
     fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
         let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
@@ -54,11 +56,11 @@ impl Waiting {
     }
 }
 
-/// The unanswered requests, by the users' numbers.
+/// The unanswered requests, by the number that the caller gave.
 #[derive(Debug, Default)]
 pub(super) struct ChangeRequests {
     waiting: BTreeMap<u64, Waiting>,
-    /// Answers that stay in the store for a while, with the end of that time.
+    /// Answers that stay in the store for a while, each with the time of its deletion.
     staying: VecDeque<(String, Instant)>,
     last: u64,
 }
@@ -114,12 +116,12 @@ impl Member {
             engine::Answer::Denied(why) => {
                 let repeated = self.change_requests.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
                 self.pauses.succeeded(Errand::ChangeRequest(id));
-                // The store may contain an earlier attempt.
+                // The store may contain the request from an earlier attempt.
                 let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
                 let why = format!("{end}: the fleet's engine does not take the request: {why}");
                 outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why)) });
             }
-            // The outcome is unknown, for example because a server of the engine has failed.
+            // The outcome is unknown, for example because an etcd server has failed.
             engine::Answer::Unknown(why) => {
                 if let Some(waiting) = self.change_requests.waiting.get_mut(&id) {
                     (waiting.repeated, waiting.lost) = (true, Some(why));
@@ -211,7 +213,7 @@ impl Member {
     }
 }
 
-/// Serializes a request; returns a part that is too large for the request separately.
+/// Serializes a request; a change that is too large for the key of the request is returned separately.
 fn written(change_request: ChangeRequest, if_generation: Option<u64>) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
     let request =
         store_schema::write(&Request { format: FORMAT, change_request: Some(change_request.clone()), if_generation });

@@ -1,4 +1,5 @@
-//! Backends that other members doubt: this member checks them at once, so that all members reach a verdict together.
+//! Backends that other members doubt: this member checks such backends at once, so that all members reach a verdict at
+//! the same time.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +7,7 @@ use balancer_control::io::BackendId;
 
 use super::{Member, Output};
 
-/// The backends that other members doubted when their cards were last read, by member name.
+/// By member name, the backends that the other members doubted when this member last read their cards.
 #[derive(Debug, Default)]
 pub(super) struct Doubts(BTreeMap<String, HashSet<BackendId>>);
 
@@ -24,7 +25,7 @@ impl Member {
     }
 
     pub(super) fn new_doubts(&mut self) -> Vec<BackendId> {
-        // Ids have the same meaning in all epochs of a lineage.
+        // Backend ids have the same meaning in all epochs of a lineage.
         let lineage = self.epoch().map(|epoch| epoch.lineage);
         let cards = self.cards();
         let others = cards.iter().filter(|(name, card)| {

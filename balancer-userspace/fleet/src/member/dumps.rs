@@ -1,4 +1,4 @@
-//! How a joining member learns the clients of all other members.
+//! Dumps of known clients, from which a joining member learns the clients of all other members.
 
 use std::time::Instant;
 
@@ -10,11 +10,12 @@ use crate::{
     store_schema::{self, Dump, FORMAT, Member as Card},
 };
 
-/// The maximum number of parts being written. The other parts wait here rather than in the engine's queue.
+/// The maximum number of dump parts whose writes are in progress. Above this number, further parts of dumps wait here
+/// and not in the engine's queue.
 const UNDER_WAY: usize = 8;
 
 impl Member {
-    /// Imports the clients that were dumped for this member.
+    /// Imports the clients that another member has dumped for this member.
     pub(super) fn learn_clients(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let asks = self.applied.is_some()
@@ -31,7 +32,7 @@ impl Member {
             outputs.push(Output::Ask(session.read(&mut self.last_ticket, Purpose::Clients, prefix)));
             return;
         }
-        // If no member is in step, no member knows more than the leader.
+        // If no member is in step, no member knows more clients than the leader.
         let somebody = session.members().values().any(|member| member.in_step);
         if !somebody && matches!(self.leading, Leading::Leads(_)) {
             self.clients = Clients::Known;
@@ -43,15 +44,15 @@ impl Member {
         let name = &self.settings.name;
         let dump = session.card::<Dump>(&keys::dump(name)).and_then(Result::ok);
         if dump.is_none_or(|dump| dump.instance != self.settings.instance || dump.parts != entries.len()) {
-            // This dump is incomplete or outdated, so the member requests a new one.
+            // The dump is incomplete or outdated, so the member requests another dump.
             self.clients = Clients::Wanted;
             self.pauses.failed(Errand::Clients, now);
             let delete = vec![Write::Delete(keys::dump(name))];
             outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), delete)));
             return;
         }
-        // The dumping member may have joined after others had sent earlier records, so other members know only the
-        // records in the dump.
+        // The dumping member may have joined after other members had sent earlier records, so this member must not
+        // assume that the other members know more than the records in the dump.
         outputs.push(Output::Doubt);
         for entry in entries {
             self.take_over(entry, outputs);
@@ -63,7 +64,7 @@ impl Member {
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Other, Vec::new(), writes)));
     }
 
-    /// Dumps the clients of this member for joining members, if it is the first member in step.
+    /// Dumps the known clients of this member for joining members, if this member is the first one in step.
     pub(super) fn dump(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         if !self.in_step {
@@ -113,7 +114,7 @@ impl Member {
         ));
     }
 
-    /// Writes dumped parts into the store, some at a time. The reading member notices a lost part.
+    /// Writes parts of dumps to the store, a few at a time. If a part is lost, the reading member notices this.
     pub(super) fn put_dumps(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let under_way = session.under_way(|purpose| *purpose == Purpose::Dump);
@@ -123,7 +124,7 @@ impl Member {
     }
 }
 
-/// Deletes a member's dump.
+/// Returns the writes that delete the dump for a member.
 pub(super) fn without_dump(name: &str) -> [Write; 2] {
     [Write::DeletePrefix(keys::dump_parts(name)), Write::Delete(keys::dump(name))]
 }

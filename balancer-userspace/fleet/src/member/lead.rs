@@ -1,9 +1,11 @@
-//! The leader: at any time one member, which decides for all.
+//! The leader: at most one member at a time, which decides for the whole fleet.
 //!
-//! The leader has two controllers: the *committed* and the *decided* state. A decision that *takes* (for example, that
-//! a backend is down according to most members) is applied to both states and written at once. All other decisions are
-//! applied only to the decided state. If the difference between the states *gives*, the leader has it prepared first,
-//! and makes no further decisions until it is committed.
+//! The leader runs two controllers, with the *committed* and with the *decided* state. A decision *takes* if a backend
+//! loses its known clients by it, for example because most members report the backend as down. The leader applies a
+//! decision that takes to both states, and writes the committed state at once. The leader applies all other decisions
+//! only to the decided state. If the difference between the two states *gives* slots of backends that keep their
+//! clients, the leader first asks all members to prepare, and makes no further decisions until the difference is
+//! committed.
 
 mod election;
 mod writing;
@@ -35,20 +37,19 @@ use crate::{
     votes,
 };
 
-/// The progress of becoming the leader.
+/// The stages of becoming the leader.
 #[derive(Debug, Default)]
 pub(super) enum Leading {
-    /// Another member leads, or no member does.
+    /// Another member is the leader, or there is no leader.
     #[default]
     No,
-    /// The member has asked to become the leader, and may have succeeded.
+    /// The member has requested to become the leader, and may have succeeded.
     Stands,
     /// The member is the leader, but does not know the outcome of its earlier writes.
     Doubts,
-    /// The member confirms its leadership; when the engine has answered, all earlier requests have ended or are
-    /// refused.
+    /// The member confirms its leadership; when the engine answers, all earlier requests have ended or will be refused.
     Asks,
-    /// The member is elected as of this revision, and waits until it has seen all changes up to it.
+    /// The member has been elected at this revision, and waits until it has received all changes up to this revision.
     Elected(Revision),
     /// The member is the leader.
     Leads(Box<Lead>),
@@ -57,52 +58,56 @@ pub(super) enum Leading {
 /// The state of a leader.
 #[derive(Debug)]
 pub(super) struct Lead {
-    /// The revision at which the leader's key was last written, which is the condition of every write. A leader that
-    /// does not know the outcome of a write writes the key once more, and the engine then refuses all pending writes.
+    /// The revision at which the leader's key was last written; every write of the leader requires this revision. If
+    /// the leader does not know the outcome of a write, it writes its key once more, so that the engine refuses all
+    /// pending writes.
     fence: Revision,
-    /// The current epoch, with the revision that wrote it.
+    /// The current epoch, and the revision at which it was written.
     epoch: Option<(Epoch, Revision)>,
     lineage: u64,
     /// The number of the first epoch that this leader writes.
     first: u64,
     committed: Controller,
     decided: Controller,
-    /// Whether each backend keeps its clients in the current epoch, by id. `emptied` lists the backends that could not.
+    /// By backend id, whether the backend keeps its clients in the current epoch. `emptied` contains the backends that
+    /// could not keep their clients.
     keeping: Vec<bool>,
     emptied: Emptied,
-    /// Whether a decision that takes has changed the committed state since the leader last wrote it.
+    /// Whether a decision that takes clients from backends has changed the committed state since the leader last wrote
+    /// it.
     taken: bool,
-    /// The state being prepared.
+    /// The card of the state for which members prepare.
     prepared: Option<StateCard>,
-    /// The write in progress.
+    /// The write that is in progress.
     writing: Option<Writing>,
-    /// The outcomes of requests, to be written together with the decided state.
+    /// The outcomes of requests, which the leader will write together with the decided state.
     answers: Vec<(String, Result<String, store_schema::Denied>)>,
     /// The requests that the leader has handled.
     seen: HashSet<String>,
     lines: Vec<Line>,
-    /// The documents that are no longer needed. `document` is the number of the last one made.
+    /// The numbers of documents that are no longer needed. `document` is the number of the latest document.
     garbage: Vec<u64>,
     document: u64,
-    /// The first epoch whose ballots are about the current backend, by id.
+    /// By backend id, the first epoch whose ballots are about the current backend with this id.
     since: HashMap<BackendId, u64>,
     since_all: u64,
-    /// The sweeps that the leader has handled. `flow_counts` is the same for counts of connections.
+    /// The sweeps of client tables that the leader has already handled. `flow_counts` contains the same for counts of
+    /// connections.
     sweeps: Counted,
     flow_counts: Counted,
     deadline: Option<Instant>,
     name: String,
-    /// The time of the last change by a user.
+    /// The time of the last change that a user made.
     changed: Instant,
     #[cfg(test)]
     mutation: Option<super::Mutation>,
 }
 
-/// The maximum number of requests handled at once: each needs two writes in a transaction.
+/// The maximum number of requests that the leader handles together: each request needs two writes in the transaction.
 const REQUESTS_AT_ONCE: usize = 32;
 
 impl Leading {
-    /// Handles the successful write of the leader's key.
+    /// Handles the successful write of the leader's key by this member.
     pub(super) fn elected(&mut self, revision: Revision) {
         if matches!(self, Self::Stands | Self::Asks) {
             *self = Self::Elected(revision);
@@ -116,7 +121,7 @@ impl Leading {
         }
     }
 
-    /// Records that the leader's write has been made.
+    /// Records that the engine has made a write of the leader.
     pub(super) fn has_written(&mut self, revision: Revision) {
         if let Self::Leads(lead) = self {
             lead.has_written(revision);
@@ -160,7 +165,8 @@ impl Member {
 }
 
 impl Lead {
-    /// Applies the members' reports: decisions that take at once, and others while no state is being prepared.
+    /// Decides from the members' reports: applies decisions that take clients at once, and other decisions only while
+    /// no state is in preparation.
     fn listen(&mut self, members: &BTreeMap<String, Card>, clocks: Clocks) {
         if self.epoch.is_none() {
             return;
@@ -184,7 +190,8 @@ impl Lead {
         }
     }
 
-    /// Splits `downs` into those after which a backend keeps no clients, and those after which it still keeps them.
+    /// Splits `downs` into verdicts after which the backend keeps no clients, and verdicts after which the backend
+    /// still keeps its clients.
     fn that_take(&self, downs: Vec<Judgement>, now: Instant) -> (Vec<Judgement>, Vec<Judgement>) {
         if downs.is_empty() {
             return (downs, Vec::new());
@@ -195,7 +202,7 @@ impl Lead {
         downs.into_iter().partition(|judgement| !keeping[usize::from(judgement.backend.0)])
     }
 
-    /// The backends whose latest checks failed according to more than half of the voting members.
+    /// The backends whose latest check failed according to more than half of the voting members.
     fn failing(&self, members: &BTreeMap<String, Card>) -> HashSet<BackendId> {
         let votes = |card: &&Card| card.in_step && card.epoch.is_some_and(|epoch| epoch.lineage == self.lineage);
         let ballots: Vec<_> = members.values().filter(votes).map(|card| &card.ballot).collect();
@@ -204,7 +211,7 @@ impl Lead {
         named.into_iter().filter(|&id| by(id) * 2 > ballots.len()).collect()
     }
 
-    /// Returns the new verdicts that follow from the members' opinions.
+    /// Returns the new verdicts that follow from the members' ballots.
     fn judgements(&self, members: &BTreeMap<String, Card>) -> Vec<Judgement> {
         let voters: Vec<(&str, &Card, u64)> = members
             .iter()
@@ -230,7 +237,7 @@ impl Lead {
         self.decided.services().iter().flat_map(Service::backends).filter_map(judge).collect()
     }
 
-    /// Decides the next write.
+    /// Decides what the leader writes next.
     fn step(
         &mut self,
         session: &Session,
@@ -264,7 +271,7 @@ impl Lead {
         if self.decided.agreed_state(clocks) == self.committed.agreed_state(clocks) {
             let mut writes = self.take_answers(epoch);
             if session.get(keys::NEXT).is_some() && session.revision() >= written {
-                // The card belongs to another leader, which never committed it.
+                // The card belongs to an earlier leader that did not commit the state.
                 writes.push(Write::Delete(keys::NEXT.to_owned()));
             }
             if !writes.is_empty() {
@@ -293,7 +300,7 @@ impl Lead {
         self.lines.extend(lines(commands));
     }
 
-    /// Adds up the connections of all members, because each connection belongs to one member.
+    /// Adds up the numbers of connections of all members, because each connection belongs to only one member.
     fn count_flows(&mut self, members: &BTreeMap<String, Card>, now: Instant) {
         if !self.flow_counts.all_have_more(members, |card| card.flow_counts) {
             return;
@@ -349,17 +356,17 @@ impl Lead {
     }
 }
 
-/// The members whose reports count: those that apply an epoch of the current lineage.
+/// The members that apply an epoch of the current lineage; the leader uses only the reports of these members.
 fn current(members: &BTreeMap<String, Card>) -> impl Iterator<Item = (&String, &Card)> {
     members.iter().filter(|(_, card)| card.in_step)
 }
 
-/// Counters of an activity of each process of a member, as of the last time the leader handled them.
+/// The counters of an activity when the leader last handled them, by member and process.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Counted(BTreeMap<(String, u64), u64>);
 
 impl Counted {
-    /// Whether every member has a higher counter than last time; if so, records the new counters.
+    /// Whether every member's counter has risen since the leader last handled them; if so, records the new counters.
     fn all_have_more(&mut self, members: &BTreeMap<String, Card>, count: impl Fn(&Card) -> u64) -> bool {
         let now: BTreeMap<(String, u64), u64> =
             current(members).map(|(name, card)| ((name.clone(), card.instance), count(card))).collect();
@@ -382,7 +389,7 @@ fn change_request(request: &Request, session: &Session, key: &str) -> Result<Cha
     documents::unpack(&packed.value, "the request").map_err(store_schema::Denied::Invalid)
 }
 
-/// Returns deletions of answers whose requesters are gone.
+/// Returns writes that delete the answers to requesters that no longer exist.
 fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     if session.below(keys::ANSWERS).next().is_none() {
         return Vec::new();
@@ -393,7 +400,7 @@ fn orphans(session: &Session, members: &BTreeMap<String, Card>) -> Vec<Write> {
     orphans.map(|(_, entry)| Write::Delete(entry.key.clone())).take(REQUESTS_AT_ONCE).collect()
 }
 
-/// Returns for each backend id whether the backend's known clients stay.
+/// Returns by backend id whether the backend keeps its known clients.
 fn keeping(controller: &Controller) -> Vec<bool> {
     let mut keeping = vec![false; usize::from(u16::MAX) + 1];
     for backend in controller.services().iter().flat_map(Service::backends) {
@@ -406,7 +413,8 @@ fn is_down(judgement: &Judgement) -> bool {
     matches!(judgement.way, Way::Closed(_)) || matches!(judgement.verdict, Verdict::Down { .. })
 }
 
-/// The log lines among a controller's commands. Followers carry out the other commands, so this function ignores them.
+/// Returns the log lines among a controller's commands. The function ignores all other commands, because the members
+/// carry them out when they follow the state.
 fn lines(commands: Vec<Command>) -> Vec<Line> {
     let line = |command| match command {
         Command::Report(report) => Some(Line {

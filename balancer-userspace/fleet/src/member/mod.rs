@@ -1,13 +1,14 @@
-//! One member of a fleet.
+//! A member of a fleet, as a state machine.
 //!
-//! Every member keeps a copy of the store (`session.rs`) and acts on it: it applies the current epoch, sends the
-//! clients of its table, and reports about its backends. One member leads (`lead.rs`): it decides on the basis of all
-//! ballots and users' requests, and writes epochs on condition that it is still the leader and that the previous epoch
-//! is the one it knows.
+//! Every member keeps a copy of the store (`session.rs`) and acts on this copy: the member applies the current epoch,
+//! sends the known clients in its client table, and reports about its backends. The leader (`lead.rs`) is one of the
+//! members: it makes decisions from all ballots and users' requests, and writes epochs. The engine accepts an epoch
+//! only if the writer is still the leader and knows the previous epoch.
 //!
-//! An epoch *gives* if it takes slots from backends that keep their known clients. Such an epoch is prepared first:
-//! every member sends the clients in slots that are about to change, and then says so on its card. All members receive
-//! cards and records in the same order, so a member that sees the epoch has seen all records sent for it.
+//! An epoch *gives* if it takes slots from backends that keep their known clients. All members first prepare for such
+//! an epoch: every member sends the clients in the slots that are about to change, and then reports on its card that it
+//! has sent them. All members receive cards and records in the same order, so a member that receives the epoch has
+//! already received all records that were sent for the epoch.
 
 mod card;
 mod change_requests;
@@ -55,26 +56,26 @@ use time::{Heard, Skews};
 pub struct Settings {
     /// The member's unique name.
     pub name: String,
-    /// A random number drawn when the member starts.
+    /// A random number that identifies the process of the member.
     pub instance: u64,
-    /// The version of the member's balancer.
+    /// The version of the balancer that the member runs.
     pub version: String,
-    /// The fingerprint of the member's steering: [`balancer_control::fingerprint`].
+    /// The fingerprint of how the member steers clients, see [`balancer_control::fingerprint`].
     pub steering: u32,
     /// The number of buckets of the member's client table.
     pub buckets: u32,
-    /// The member's configuration, which also becomes the fleet's if this is the first member.
+    /// The member's configuration, which becomes the fleet's configuration if this is the first member.
     pub config: Config,
-    /// The member's own hash key; the fleet refuses a configured key that differs from its own.
+    /// The member's own hash key; the fleet refuses a configured hash key that differs from the fleet's hash key.
     pub key: HashKey,
-    /// Whether the key is configured.
+    /// Whether the hash key comes from the configuration.
     pub key_is_configured: bool,
-    /// Whether known clients are shared.
+    /// Whether the members share their known clients.
     pub share_clients: bool,
-    /// How long the engine keeps the leased keys of a silent member.
+    /// The time for which the engine keeps the leased keys of a member that has fallen silent.
     pub lease: Duration,
-    /// The place of the member's process: a process that starts in the same place takes over from one that has ended
-    /// there.
+    /// The home of the member's process: a process that starts in the same home takes over the name of a process that
+    /// has ended there.
     pub home: u64,
 }
 
@@ -83,210 +84,213 @@ pub struct Settings {
 pub enum Input {
     /// A message from the engine.
     News(News),
-    /// The outcome of [`Output::Follow`]: the member's ballot on the backends of the applied state, or why the state
-    /// was not applied.
+    /// The outcome of [`Output::Follow`]: the member's ballot about the backends of the applied state, or the reason
+    /// why the member did not apply the state.
     Applied(Epoch, Result<Ballot, String>),
-    /// The answer to [`Output::Tell`]: batches of records.
+    /// The answer to [`Output::Tell`]: batches of client records.
     Told {
-        /// The document for which the records were collected; `None`: the regular collection.
+        /// The document for which the records were collected; `None` for the regular collection.
         document: Option<u64>,
-        /// The batches; empty if there is nothing to send.
+        /// The batches; empty if there are no records to send.
         batches: Vec<Vec<u8>>,
     },
-    /// The answer to [`Output::Dump`]: records of all known clients, in batches.
+    /// The answer to [`Output::Dump`]: batches with the records of all known clients.
     Dumped {
         /// The name of the member that requested the dump.
         to: String,
-        /// The process number of the requesting member.
+        /// The random number of the process that requested the dump.
         instance: u64,
-        /// The batches in order.
+        /// The batches in the order of their parts.
         batches: Vec<Vec<u8>>,
     },
-    /// The member's opinions of backends have changed.
+    /// The member's verdicts about backends have changed.
     Ballot(Ballot),
-    /// A sweep of the member's client table is complete: the known clients of draining or leaving backends.
+    /// A sweep of the member's client table is complete; contains the numbers of known clients at backends that are
+    /// draining or being removed.
     Swept(Vec<(BackendId, u64)>),
-    /// A count of the member's `snat` connections is complete, while some drain waits for them: the counts of these
-    /// backends.
+    /// A count of the member's `snat` connections is complete; contains the counts for backends whose drains wait for
+    /// connections to end.
     FlowsCounted(Vec<(BackendId, u64)>),
     /// The member's own readiness: `ready`, `degraded`, `not_ready`, `withdrawn`.
     Readiness(String),
-    /// Whether the member's configuration file lists services other than those that the fleet last applied.
+    /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
     FileDiffers(bool),
-    /// A user's request.
+    /// A user has requested a change from this member.
     ChangeRequest {
-        /// The number that identifies the answer.
+        /// The number by which the answer refers to the request.
         id: u64,
         /// The change that the user wants.
         change_request: ChangeRequest,
-        /// The generation of the state for which the user made the request.
+        /// The generation that the configuration must have for the change to be made.
         if_generation: Option<u64>,
     },
-    /// The member's counters, for other members to read: at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
+    /// The member's counters for the other members, in at most [`LONGEST_VALUE`](crate::engine::LONGEST_VALUE) bytes.
     Tally(Vec<u8>),
-    /// A request for all members' counters, answered by [`Output::Tallies`].
+    /// A request for the counters of all members, which [`Output::Tallies`] answers.
     AskTallies(u64),
-    /// A deadline has passed.
+    /// The deadline of the member has passed.
     Tick,
 }
 
-/// A task for the caller. Tasks must be done in the given order.
+/// A task that the caller must carry out. The caller carries out the tasks in the given order.
 #[derive(Clone, Debug)]
 pub enum Output {
     /// Send this request to the engine.
     Ask(Request),
-    /// The fleet's key, sent before the first epoch.
+    /// Use this hash key, which is the fleet's; the output precedes the first epoch.
     Key(HashKey),
-    /// Follow this state, even if the caller followed another one meanwhile. Answered by [`Input::Applied`].
+    /// Follow this state, even if the caller has followed another state in the meantime. [`Input::Applied`] answers
+    /// this output.
     Follow {
         /// The epoch of the state.
         epoch: Epoch,
-        /// The state itself, as it was at the moment `at`.
+        /// The state as it was at the moment `at`.
         state: Box<SavedState>,
         /// The moment of the state, by the clock of the member that decided.
         at: Moment,
-        /// The age of the decision.
+        /// The time since the decision.
         age: Duration,
-        /// The time since the last change by a user, if known.
+        /// The time since a user last made a change, if known.
         changed: Option<Duration>,
-        /// Events, as lines for the log.
+        /// The events of the epoch, as lines for the log.
         lines: Vec<Line>,
     },
-    /// Collect the clients that the other members do not know. Answered by [`Input::Told`].
+    /// Collect the records of clients that the other members do not know. [`Input::Told`] answers this output.
     Tell {
-        /// The document for which the clients are collected; `None`: the regular collection.
+        /// The document for which the caller collects the clients; `None` for the regular collection.
         document: Option<u64>,
-        /// Include clients seen only once, in slots that this state changes.
+        /// The state whose changed slots matter: include clients in these slots even if they were seen only once.
         state: Option<(Box<SavedState>, Moment)>,
     },
-    /// Import another member's records.
+    /// Import records of another member.
     Import {
-        /// The records, with what is needed to import them.
+        /// The records, with the circumstances under which they are imported.
         told: Told,
-        /// The backends that could not keep their clients up to the current epoch.
+        /// The backends whose known clients had to leave, up to the current epoch.
         emptied: Arc<Emptied>,
     },
-    /// Other members may have forgotten what this member sent. Their knowledge is imported next.
+    /// Assume that other members may have forgotten this member's records; imports of the other members' records
+    /// follow.
     Doubt,
-    /// The knowledge of other members has been imported: the next [`Output::Tell`] includes entries that they do not
-    /// know.
+    /// The imports of the other members' records are complete: the next [`Output::Tell`] includes entries that the
+    /// other members do not know.
     Confirm,
-    /// Dump all clients for another member. Answered by [`Input::Dumped`].
+    /// Dump the records of all known clients for another member. [`Input::Dumped`] answers this output.
     Dump {
         /// The name of the receiving member.
         to: String,
-        /// The process number of the receiving member.
+        /// The random number of the process that receives the dump.
         instance: u64,
     },
     /// Check these backends at once, because another member doubts them.
     Check(Vec<BackendId>),
-    /// Whether the engine is unreachable, so that hard failures seen here count.
+    /// Whether the engine is unreachable, in which case hard failures that this member sees take effect.
     Alone(bool),
-    /// The outcome of a user's request.
+    /// The outcome of a change that a user requested.
     Answer {
-        /// The number of the request, as given.
+        /// The number that identified the change request.
         id: u64,
-        /// The change with the members that apply it, or the reason why none was made.
+        /// The change and the members that apply it, or the reason why no change was made.
         result: Result<Done, Refused>,
     },
-    /// The members' counters, by member name.
+    /// The counters of the members, by member name.
     Tallies {
-        /// The number of the request, as given.
+        /// The number that identified the request for counters.
         id: u64,
-        /// The counters, or the reason why they are unknown.
+        /// The counters, or the reason why the counters are unknown.
         result: Result<Vec<(String, Vec<u8>)>, String>,
     },
     /// A line for the log.
     Log {
         /// Whether the line is a warning.
         warning: bool,
-        /// The text.
+        /// The text of the line.
         message: String,
     },
 }
 
-/// Records of clients from another member.
+/// Client records from another member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// The records.
+    /// The client records from the other member.
     pub records: Vec<Record>,
-    /// Whether the other member counts a move that both members have made, because its name comes first.
+    /// Whether the other member, whose name comes first, counts a move that both members have made.
     pub precedes: bool,
 }
 
-/// A granted request.
+/// The result of a request that the leader has granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// The message that says what was done.
+    /// The message that describes the change.
     pub message: String,
     /// The number of members that apply the change.
     pub applied: usize,
-    /// The number of members present.
+    /// The number of members in the fleet.
     pub members: usize,
-    /// The members that do not apply the change yet.
+    /// The names of members that do not apply the change yet.
     pub lagging: Vec<String>,
 }
 
-/// The progress of learning all clients.
+/// The progress of the member in learning the clients that other members know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Clients {
-    /// The member needs a dump.
+    /// The member needs a dump from another member.
     Wanted,
-    /// The member is reading its dump.
+    /// The member is reading a dump.
     Reading,
-    /// The member has read its dump.
+    /// The member has read the whole dump.
     Read,
-    /// The member knows all clients.
+    /// The member knows all clients that the other members know.
     Known,
 }
 
-/// See the [module](self).
+/// A member of a fleet: see the [module](self).
 #[derive(Debug)]
 pub struct Member {
     settings: Settings,
     session: Option<Session>,
     joined: Option<Instant>,
     last_ticket: Ticket,
-    /// The reason why the member does not take part; `None` if it takes part.
+    /// The reason why the member does not take part in the fleet; `None` if it takes part.
     refused: Option<String>,
-    /// The fleet's key, once it is known.
+    /// The hash key of the fleet, once it is known.
     key: Option<HashKey>,
-    /// The applied epoch with its state.
+    /// The applied epoch with its state and moment.
     applied: Option<(Epoch, SavedState, Moment)>,
-    /// When the member received the current epoch.
+    /// The time at which the member received the current epoch.
     heard: Option<Heard>,
     skews: Skews,
-    /// The backends that could not keep their clients up to the last known epoch.
+    /// The backends whose known clients had to leave, up to the last known epoch.
     emptied: Arc<Emptied>,
-    /// The epoch being applied.
+    /// The epoch that the caller is applying.
     applying: Option<Epoch>,
     incoming: Option<(Epoch, SavedState, Moment)>,
-    /// An epoch that could not be applied, and why.
+    /// The epoch that the member could not apply, and the reason.
     failed: Option<(Epoch, String)>,
-    /// Members that steer clients differently from this one.
+    /// The other members that steer clients in a different way from this member.
     others: BTreeSet<String>,
-    /// The document for which the member has sent its clients.
+    /// The document of the state for which the member has sent its clients.
     prepared: Option<u64>,
-    /// The document for which the member is writing its clients to the store.
+    /// The document of the state for which the member is writing its clients to the store.
     preparing: Option<Preparing>,
-    /// Whether clients are being collected, and for which document.
+    /// Whether the caller is collecting clients, and for which document.
     telling: Option<Option<u64>>,
-    /// When the member last collected clients.
+    /// The time at which the member last collected clients.
     told: Option<Instant>,
-    /// Sent batches, oldest first.
+    /// The batches that the member has sent, oldest first.
     batches: VecDeque<Batch>,
     last_batch: u64,
     clients: Clients,
-    /// Records that arrived before their epoch was applied.
+    /// The records that arrived before the member had applied their epoch.
     early: Vec<Told>,
-    /// Whether the member has been in step in this session, so that it is not alone.
+    /// Whether the member has been in step during this session, so that it is not alone.
     in_step: bool,
-    /// Whether the member has been in step in any session.
+    /// Whether the member has been in step during any session.
     been_in_step: bool,
     alone: bool,
-    /// The members for which this member makes dumps, with their processes.
+    /// The members for which this member makes dumps, with the random number of each process.
     dumping: BTreeMap<String, (u64, Instant)>,
-    /// Dumped records to be written to the store.
+    /// The parts of dumps that the member has not written to the store yet.
     dumps: VecDeque<Write>,
     card: OwnCard,
     pauses: Pauses,
@@ -297,62 +301,62 @@ pub struct Member {
     flow_counts: u64,
     connections: Vec<(BackendId, u64)>,
     readiness: String,
-    /// The member's address as the engine sees it.
+    /// The address from which the engine receives this member's connections.
     address: String,
-    /// Whether the member's configuration file lists services other than those that the fleet last applied.
+    /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
     file_differs: bool,
-    /// The member's last reported counters.
+    /// The counters that the member last reported.
     tally: Option<Vec<u8>>,
-    /// Whether the member has asked the store to take these counters, and the store has not refused.
+    /// Whether the member has sent these counters to the store, and the store has not refused them.
     tally_is_told: bool,
     change_requests: ChangeRequests,
     leading: Leading,
-    /// Why the engine does not write this leader's decisions.
+    /// The reason why the engine does not write the decisions of this leader.
     lead_denial: Option<String>,
-    /// The number of lineages that the member has begun. Each gets a different number, because the store may lose
-    /// everything right after the member has begun one.
+    /// The number of lineages that this process has begun. Each lineage gets a different number, because the store may
+    /// lose all data right after the member has begun a lineage.
     founded: u64,
     #[cfg(test)]
     mutation: Option<Mutation>,
 }
 
-/// A deliberate fault that the simulation must find.
+/// A fault that a test puts into the protocol and that the simulation must find.
 #[cfg(test)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutation {
-    /// A member sends new clients only while a state is being prepared.
+    /// A member sends new clients only while a state is in preparation.
     TellsNothingByItself,
-    /// Joining members get no clients.
+    /// Joining members get no dumps of clients.
     JoinsWithoutClients,
-    /// A leader writes without checking that it still leads and that it knows the current epoch.
+    /// A leader writes without the condition that it is still the leader and knows the current epoch.
     WritesUnconditionally,
-    /// Ballots count for backends that are newer than their epoch.
+    /// The leader counts ballots about backends that are newer than the ballot's epoch.
     VotesForOtherEpochs,
-    /// A leader commits changes that *give* before the other members have sent their known clients.
+    /// A leader commits a change that *gives* slots before the other members have sent their known clients.
     CommitsWithoutWaiting,
-    /// Cards stay in the store after their members are gone.
+    /// The store keeps the cards of members whose lease has expired.
     StaysWithoutLease,
-    /// A member sends each client only once, however long the client stays.
+    /// A member sends each client only once, however long it is known.
     TellsOnce,
-    /// The member does not report that clients have moved.
+    /// A member does not report that a client has moved.
     ForgetsMoves,
-    /// Epochs lack the record of backends that could not keep their clients.
+    /// Epochs lack the record of backends whose clients had to leave.
     ForgetsWhoHadToLeave,
-    /// The member does not immediately check backends that other members suspect.
+    /// A member does not check at once those backends that other members suspect.
     KeepsDoubtsToItself,
 }
 
 impl Member {
     /// The interval at which a member sends new clients.
     pub const TELLS_EVERY: Duration = Duration::from_secs(1);
-    /// How long sent records stay in the store for slow members: longer than a lease.
+    /// The time for which sent records stay in the store for slow members, longer than a lease.
     const BATCH_STAYS: Duration = Duration::from_secs(90);
     /// The time after which a member requests a missing dump again.
     const DUMP_TAKES: Duration = Duration::from_secs(10);
-    /// How long a member stays alone after it has reconnected, so that members can agree on failures meanwhile.
+    /// The time for which a member stays alone after it has reconnected, so that the members can agree on failures.
     const HOLDS: Duration = Duration::from_secs(2);
 
-    /// Creates a member that applies `held`, an earlier epoch, or nothing yet.
+    /// Creates a member that applies the epoch `held` from its last run, or no epoch yet.
     #[must_use]
     pub fn new(settings: Settings, held: Option<(Epoch, SavedState, Moment)>) -> Self {
         let pauses = Pauses::new(settings.instance);
@@ -426,7 +430,7 @@ impl Member {
         self.mutation == Some(mistake)
     }
 
-    /// Handles an input, and returns the tasks that follow.
+    /// Handles an input, and returns the resulting tasks for the caller.
     pub fn handle(&mut self, input: Input, clocks: Clocks) -> Vec<Output> {
         let mut outputs = Vec::new();
         match input {
@@ -456,12 +460,12 @@ impl Member {
         outputs
     }
 
-    /// Sets the member's address as the engine sees it.
+    /// Records the address from which the engine receives this member's connections.
     pub fn note_address(&mut self, address: String) {
         self.address = address;
     }
 
-    /// The latest time for the next [`Input::Tick`].
+    /// The time at which the caller must pass the next [`Input::Tick`] at the latest.
     #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Instant {
         let tells = now + Self::TELLS_EVERY / 4;
@@ -480,25 +484,25 @@ impl Member {
         &self.settings.name
     }
 
-    /// The epoch that the member applies.
+    /// The epoch that the member currently applies.
     #[must_use]
     pub fn epoch(&self) -> Option<Epoch> {
         self.applied.as_ref().map(|(epoch, ..)| *epoch)
     }
 
-    /// Returns the applied state, which the caller saves for a restart.
+    /// Returns the applied epoch with its state, which the caller saves for a restart.
     #[must_use]
     pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
         self.applied.as_ref()
     }
 
-    /// Whether the member has the current epoch and all clients.
+    /// Whether the member applies the current epoch and knows all clients.
     #[must_use]
     pub const fn is_in_step(&self) -> bool {
         self.in_step
     }
 
-    /// Whether the member has been in step since it was started.
+    /// Whether the member has been in step at any time since its start.
     #[must_use]
     pub const fn has_been_in_step(&self) -> bool {
         self.been_in_step
@@ -510,13 +514,13 @@ impl Member {
         self.session.is_some()
     }
 
-    /// Why the member does not take part although it reaches the engine.
+    /// The reason why the member does not take part in the fleet although it reaches the engine.
     #[must_use]
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_deref()
     }
 
-    /// Why the reachable engine refuses the member's writes, in the engine's words.
+    /// The reason why the engine, although reachable, refuses the member's writes, in the engine's words.
     #[must_use]
     pub fn denial(&self) -> Option<&str> {
         self.card.denial()
@@ -541,7 +545,7 @@ impl Member {
         Some(card.ok()?.member)
     }
 
-    /// Returns the current troubles, one per line.
+    /// Returns the current problems, as one line each.
     #[must_use]
     pub fn troubles(&self) -> Vec<String> {
         let failed = self.failed.as_ref().map(|(epoch, why)| format!("epoch {} is not applied: {why}", epoch.number));

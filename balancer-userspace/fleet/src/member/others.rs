@@ -1,11 +1,11 @@
-//! Members that steer clients differently from this one.
+//! Compares how other members and this member steer clients.
 
 use std::collections::BTreeSet;
 
 use super::{Member, Output};
 
 impl Member {
-    /// Compares all cards, and logs which members have begun or ceased to steer differently.
+    /// Compares the cards of all members, and logs the members that have begun or ceased to steer in a different way.
     pub(super) fn compare(&mut self, outputs: &mut Vec<Output>) {
         let cards = self.cards();
         let others = cards.iter().filter(|(_, card)| card.steering != self.settings.steering);

@@ -1,4 +1,4 @@
-//! Pauses before the member repeats failed requests to the engine.
+//! Pauses before a member repeats a failed request to the engine.
 
 use std::{
     collections::BTreeMap,
@@ -7,32 +7,32 @@ use std::{
 
 /// The pause after the first failure; each further failure doubles it.
 const SHORTEST: Duration = Duration::from_millis(50);
-/// The longest pause.
+/// The longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(4);
 
-/// A request that the member repeats until the engine carries it out. Each kind has its own pauses.
+/// A kind of request that the member repeats until the engine carries it out. Each kind of request has its own pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Errand {
-    /// Writing the shared settings.
+    /// Writing the settings that all members share.
     Common,
-    /// Writing the member's own key in etcd.
+    /// Writing the member's own card.
     Card,
     /// Becoming the leader, and writing as the leader.
     Lead,
-    /// Sending clients.
+    /// Writing records of clients for the other members.
     Records,
     /// Reading the clients that were dumped for this member.
     Clients,
-    /// Deleting keys that no member waits for.
+    /// Deleting keys for which no member waits.
     Orphans,
-    /// Passing on the user's request with this number.
+    /// Passing on the change request with this number.
     ChangeRequest(u64),
 }
 
-/// See the [module](self).
+/// The pauses of a member: see the [module](self).
 #[derive(Debug)]
 pub(super) struct Pauses {
-    /// A seed that differs between members, so that they do not retry at the same time.
+    /// A seed that differs between members, so that the members do not retry at the same time.
     seed: u64,
     by_errand: BTreeMap<Errand, Pause>,
 }
@@ -48,7 +48,7 @@ impl Pauses {
         Self { seed, by_errand: BTreeMap::new() }
     }
 
-    /// Records a failure. Several requests that fail together count once.
+    /// Records the failure of a request. If several requests of a kind fail together, they count as one failure.
     pub(super) fn failed(&mut self, errand: Errand, now: Instant) {
         let pause = self.by_errand.entry(errand).or_insert(Pause { failures: 0, until: now });
         if pause.until <= now {
@@ -66,25 +66,25 @@ impl Pauses {
         self.by_errand.clear();
     }
 
-    /// Whether it is too early to retry.
+    /// Whether it is too early to repeat a request of this kind.
     pub(super) fn hold(&self, errand: Errand, now: Instant) -> bool {
         self.by_errand.get(&errand).is_some_and(|pause| pause.until > now)
     }
 
-    /// The end of the next pause.
+    /// The time at which the next pause ends.
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
         self.by_errand.values().map(|pause| pause.until).filter(|until| *until > now).min()
     }
 }
 
-/// A random time between half of the pause and all of it.
+/// A random time between one half of the pause and the whole pause.
 fn pause_after(failures: u32, random: u64) -> Duration {
     let longest = SHORTEST.saturating_mul(1 << failures.min(16)).min(LONGEST);
     let thousandths = u32::try_from(random % 501).unwrap_or(0);
     longest / 2 + longest * thousandths / 1000
 }
 
-/// A step of SplitMix64.
+/// One step of the random number generator SplitMix64.
 const fn mixed(seed: u64) -> u64 {
     let seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! The steps that every member takes.
+//! The steps that every member of a fleet takes.
 
 use std::{
     mem,
@@ -18,12 +18,12 @@ use crate::{
     store_schema::{self, Ballot, Common, Epoch, FORMAT, Line},
 };
 
-/// The number of clients for which a table with this many buckets is sized.
+/// The number of clients for which a client table with this number of buckets is sized.
 fn clients(buckets: u32) -> u64 {
     u64::from(buckets) * BUCKET_ENTRIES as u64
 }
 
-/// The maximum number of records that wait for their epoch: about 100 MB.
+/// The maximum number of records that wait until the member applies their epoch, about 100 MB.
 const MOST_EARLY: usize = if cfg!(test) { 500 } else { 4 << 20 };
 
 impl Member {
@@ -32,7 +32,7 @@ impl Member {
             News::Joined { revision, entries } => {
                 self.join(Session::new(revision, entries), clocks.now, outputs);
                 self.note_epoch(false, clocks);
-                // A starting member checks all backends anyway.
+                // The member ignores doubts at its start, because it checks all backends then anyway.
                 let _ = self.new_doubts();
             }
             News::Changed { revision, put, deleted } => {
@@ -117,7 +117,7 @@ impl Member {
         if !self.settings.share_clients {
             return;
         }
-        // Records of an earlier process with this name are imported like those of other members.
+        // Records that an earlier process with this member's name sent are imported like records of other members.
         let own = format!("{}{}/", keys::RECORDS, self.asker());
         for batch in batches.iter().filter(|batch| !batch.key.starts_with(&own)) {
             self.take_over(batch, outputs);
@@ -128,7 +128,7 @@ impl Member {
         }
     }
 
-    /// Discards records for an epoch that this member does not apply, because it may never apply it.
+    /// Discards the records of an epoch that this member does not apply, because the member may never apply this epoch.
     fn ask_for_clients_again(&mut self, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         let writes = without_dump(&self.settings.name).into();
@@ -170,7 +170,7 @@ impl Member {
 
     fn answered(&mut self, purpose: Purpose, answer: Answer, now: Instant, outputs: &mut Vec<Output>) {
         if matches!((&purpose, &answer), (Purpose::Records(_) | Purpose::Dump | Purpose::Tally, Answer::Denied(_))) {
-            // The engine may refuse all further writes of this member.
+            // The card is written again to find out whether the engine refuses all further writes of this member.
             self.card.probe();
         }
         if let (Purpose::Lead, Answer::Denied(why)) = (&purpose, &answer) {
@@ -224,7 +224,8 @@ impl Member {
         }
     }
 
-    /// Handles an engine that does not write this leader's decisions; it may still write the member's own card.
+    /// Handles the case that the engine does not write this leader's decisions, although it may still write the
+    /// leader's card.
     fn lead_is_denied(&mut self, why: &str, outputs: &mut Vec<Output>) {
         if self.lead_denial.as_deref() != Some(why) {
             let message = format!("what this balancer decides for the fleet is not written: {why}");
@@ -233,7 +234,7 @@ impl Member {
         self.lead_denial = Some(why.to_owned());
     }
 
-    /// Performs everything that follows from the facts known so far.
+    /// Takes every step that follows from the known facts.
     pub(super) fn step(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         if self.session.is_none() {
             return;
@@ -256,7 +257,7 @@ impl Member {
         self.write_card(clocks, outputs);
     }
 
-    /// Whether this member and the fleet share the required settings, which the first member defines.
+    /// Whether this member has the settings that all members must share, and which the first member defines.
     fn has_in_common(&mut self, now: Instant, outputs: &mut Vec<Output>) -> bool {
         let taken = self.name_is_taken();
         let Some(session) = &mut self.session else { return false };
@@ -359,19 +360,20 @@ impl Member {
         let incoming = self.incoming.take();
         match result {
             Ok(ballot) => {
-                // The ballot is written together with the epoch: an earlier ballot would report new backends as up.
+                // The ballot belongs to this epoch: with an earlier ballot, the card would report new backends as up.
                 self.ballot = ballot;
                 self.failed = None;
                 self.applied = incoming;
-                // The other members know the records sent before this epoch; newer records are sent now.
+                // The other members know the records sent before this epoch, so this member sends only newer records
+                // from now on.
                 self.told = None;
             }
             Err(why) => self.cannot_apply(epoch, why, outputs),
         }
     }
 
-    /// Whether the member has the current epoch and all clients. After that it stays in step while the session lasts,
-    /// because it receives everything that follows.
+    /// Whether the member applies the current epoch and knows all clients. The member then stays in step until the
+    /// session ends, because the session delivers all later changes.
     fn is_in_step_now(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &self.session else { return };
         let holds = session.holding();

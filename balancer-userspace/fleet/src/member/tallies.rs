@@ -1,4 +1,4 @@
-//! The members' counters, gathered for display only: no decision depends on them.
+//! The counters of the members, which are only displayed: no decision depends on them.
 
 use super::{Member, Output, steps::put};
 use crate::{
@@ -32,7 +32,7 @@ impl Member {
         }
     }
 
-    /// Answers pending requests with an error when the session is over.
+    /// Answers pending requests for counters with an error when the session has ended.
     pub(super) fn fail_tallies(&self, outputs: &mut Vec<Output>) {
         let waiting = self.session.iter().flat_map(Session::who_wait_for_tallies);
         outputs.extend(waiting.map(|id| Output::Tallies { id, result: Err(out_of_reach()) }));

@@ -1,17 +1,18 @@
-//! How a member sends its known clients to the others.
+//! Sends the known clients of this member to the other members.
 
 use std::time::Instant;
 
 use super::{Member, Output, pauses::Errand, steps::put};
 use crate::{engine::Write, keys, session::Purpose};
 
-/// The maximum number of batches being written. The other batches wait here rather than in the engine's queue.
+/// The maximum number of batches whose writes are in progress. Above this number, further batches wait here and not in
+/// the engine's queue.
 const UNDER_WAY: usize = 8;
 /// The maximum number of batches that one transaction deletes.
 const DELETED_AT_ONCE: usize = 50;
 
-/// Sent records, kept until every member has seen them: after a reconnection, the member sends its latest records
-/// again.
+/// A batch of sent records, which the member keeps until every member has received it: after a reconnection, the member
+/// sends its latest batches again.
 #[derive(Debug)]
 pub(super) struct Batch {
     number: u64,
@@ -21,15 +22,16 @@ pub(super) struct Batch {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BatchState {
-    /// The batch must be written to the store.
+    /// The batch still has to be written to the store.
     Waits,
-    /// The member has requested the write.
+    /// The member has requested the write of the batch.
     Asked,
-    /// The store has held the batch since this time.
+    /// The store has contained the batch since this time.
     Kept(Instant),
 }
 
-/// The document for which the records were sent. The member's card names it once all of these records are in the store.
+/// The document of the state for which the records were sent. The member's card names this document after all of these
+/// records have reached the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Preparing {
     pub(super) document: u64,
@@ -37,7 +39,7 @@ pub(super) struct Preparing {
 }
 
 impl Member {
-    /// Requests a collection of clients: at once for a state being prepared, otherwise every second.
+    /// Requests a collection of clients: at once if a state is in preparation, and otherwise every second.
     pub(super) fn tell(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         if self.telling.is_some() || self.applied.is_none() || self.applying.is_some() || self.card.is_denied() {
@@ -52,7 +54,8 @@ impl Member {
         match next.filter(|next| told_for != Some(next.document)) {
             Some(next) => {
                 let Some(state) = session.state(next) else { return };
-                // This member cannot apply an unreadable state, so it needs no preparation for it.
+                // If this member cannot read the state, it cannot apply it either, so it need not send clients in the
+                // changed slots.
                 let state = state.ok().map(|state| (Box::new(state), next.at));
                 let document = Some(next.document);
                 self.telling = Some(document);
@@ -80,7 +83,7 @@ impl Member {
         }
     }
 
-    /// Writes batches to the store, a few at a time, and deletes those that every member has seen.
+    /// Writes batches to the store, a few at a time, and deletes batches that every member has received.
     pub(super) fn put_batches(&mut self, now: Instant, outputs: &mut Vec<Output>) {
         let asker = self.asker();
         let Some(session) = &mut self.session else { return };
@@ -105,7 +108,7 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
         }
-        // The member writes the card that names the document after all batches are in the store.
+        // The member writes the card that names the document only after all batches are in the store.
         let is_there = |preparing: &mut Preparing| {
             let mut told = self.batches.iter().take_while(|batch| batch.number <= preparing.last_batch);
             told.all(|batch| matches!(batch.state, BatchState::Kept(_)))
@@ -115,20 +118,20 @@ impl Member {
         }
     }
 
-    /// Handles the outcome of writing a batch.
+    /// Handles the engine's answer to writing a batch.
     pub(super) fn batch_answered(&mut self, number: u64, is_kept: bool, now: Instant) {
         let state = if is_kept {
             self.pauses.succeeded(Errand::Records);
             BatchState::Kept(now)
         } else {
-            // The member sends the batch again, which is harmless.
+            // The member sends the batch again, which is harmless even if the store already contains it.
             self.pauses.failed(Errand::Records, now);
             BatchState::Waits
         };
         self.batches.iter_mut().filter(|batch| batch.number == number).for_each(|batch| batch.state = state);
     }
 
-    /// Handles the outcome of deleting the batches up to this one.
+    /// Handles the engine's answer to deleting the batches up to the number `last`.
     pub(super) fn batches_forgotten(&mut self, last: u64, are_gone: bool, now: Instant) {
         if !are_gone {
             return self.pauses.failed(Errand::Orphans, now);
@@ -137,8 +140,8 @@ impl Member {
         while self.batches.pop_front_if(|batch| batch.number <= last).is_some() {}
     }
 
-    /// Marks all batches to be sent again: they have vanished with the session, possibly before any member received
-    /// them.
+    /// Marks all batches, so that the member sends them again: they disappeared with the session, possibly before any
+    /// member received them.
     pub(super) fn tell_again(&mut self) {
         self.batches.iter_mut().for_each(|batch| batch.state = BatchState::Waits);
     }

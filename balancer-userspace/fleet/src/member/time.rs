@@ -1,4 +1,4 @@
-//! The ages of decisions, computed although members' clocks differ.
+//! The ages of decisions, computed although the clocks of members differ.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,27 +14,27 @@ use crate::{
     store_schema::{self, Epoch, Member as Card},
 };
 
-/// The difference in seconds from which on the member warns of a clock.
+/// The difference in seconds between two members' clocks from which a member warns.
 const WARNED_OF: f64 = 2.0;
-/// The number of a member's cards from which its clock is estimated.
+/// The number of cards of another member from which this member estimates the other member's clock.
 const SAMPLES: usize = 4;
 
-/// When a member received an epoch.
+/// The time at which a member received an epoch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heard {
     epoch: Epoch,
     at: Instant,
     wall: SystemTime,
-    /// Whether the member received the epoch when it was decided, rather than at the start of the session.
+    /// Whether the member received the epoch right after the decision, and not in the copy at the start of the session.
     live: bool,
 }
 
-/// How far other members' clocks are ahead of this one's, in seconds. A late card makes a clock look slower, so the
-/// highest of the latest comparisons counts.
+/// The number of seconds by which the clocks of other members are ahead of this member's clock. A card that arrives
+/// late makes a clock look slower, so the member uses the highest of the latest differences.
 #[derive(Debug, Default)]
 pub(super) struct Skews {
     samples: BTreeMap<String, VecDeque<f64>>,
-    /// The members of whose clocks this member has warned.
+    /// The members about whose clocks this member has warned.
     warned: BTreeMap<String, f64>,
 }
 
@@ -53,7 +53,8 @@ impl Skews {
 }
 
 impl Member {
-    /// Reads the changed keys, and records how far the other members' clocks are ahead of this one's.
+    /// Reads the cards among changed keys, and records by how much the other members' clocks are ahead of this member's
+    /// clock.
     pub(super) fn note_time(&mut self, put: &[Entry], clocks: Clocks) {
         let own = keys::member(&self.settings.name);
         for entry in put.iter().filter(|entry| entry.key != own) {
@@ -70,7 +71,7 @@ impl Member {
         }
     }
 
-    /// The age of an epoch to which the leader `by` gave the time `at` by its own clock.
+    /// The age of an epoch that the leader `by` decided at the time `at` of its own clock.
     pub(super) fn age_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Duration {
         let heard = self.heard.filter(|heard| heard.epoch == epoch);
         let Some(Heard { at: heard, wall, live, .. }) = heard else { return since(at, clocks.wall) };
@@ -82,19 +83,19 @@ impl Member {
         known + since(at, shifted(wall, ahead))
     }
 
-    /// Both clocks at the decision of an epoch; the wall clock is that of the epoch's leader.
+    /// The times on both clocks when an epoch was decided; the wall clock is the clock of the epoch's leader.
     pub(super) fn as_of(&self, epoch: Epoch, at: Moment, by: &str, clocks: Clocks) -> Clocks {
         let age = self.age_of(epoch, at, by, clocks);
         Clocks { now: clocks.now.checked_sub(age).unwrap_or(clocks.now), wall: UNIX_EPOCH + at.0 }
     }
 
-    /// The number of seconds by which a member's clock is ahead of this one's, if known.
+    /// The number of seconds by which another member's clock is ahead of this member's clock, if known.
     #[must_use]
     pub fn clock_ahead(&self, name: &str) -> Option<f64> {
         self.skews.ahead(name)
     }
 
-    /// Logs which members' clocks have begun or ceased to differ.
+    /// Logs the members whose clocks have begun or ceased to differ from this member's clock.
     pub(super) fn compare_clocks(&mut self, outputs: &mut Vec<Output>) {
         let members = self.cards();
         self.skews.samples.retain(|name, _| members.contains_key(name));

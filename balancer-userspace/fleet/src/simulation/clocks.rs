@@ -1,4 +1,4 @@
-//! Fleets whose members' clocks differ.
+//! Tests of fleets whose members' clocks differ.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -15,8 +15,8 @@ use super::{
 
 const CLIENTS: u32 = 200;
 
-/// Three members: the leader's clock is `leader` seconds ahead, and the clocks of both others are `others` seconds
-/// ahead.
+/// Makes a fleet of three members: the leader's clock is `leader` seconds ahead, and the clocks of the other two are
+/// `others` seconds ahead.
 fn fleet(leader: u64, others: u64, slow_start: Duration) -> (World, usize) {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     web.slow_start = slow_start;
@@ -37,7 +37,7 @@ fn has(world: &World, member: usize, is: impl Fn(&Backend) -> bool) -> bool {
     node.is_some_and(|node| node.controller.services().iter().flat_map(Service::backends).any(is))
 }
 
-/// The time until no running member has a backend of this kind.
+/// Returns the time until no running member has a backend for which `is` is true.
 fn lasts(world: &mut World, is: impl Fn(&Backend) -> bool) -> Time {
     let begin = world.now;
     while (0..3).any(|member| has(world, member, &is)) {
@@ -61,7 +61,7 @@ fn when_the_leader_dies_then_a_drain_ends_when_it_was_to_whatever_the_clocks_say
         let drains = |backend: &Backend| backend.keeps_known() && backend.admin() == Admin::Drain;
         assert!(has(&world, (first + 1) % 3, drains));
         world.kill(first, true);
-        // The drain was to take 20 s. The rest is the delay on the way to the members.
+        // The drain should take 20 s; delays on the path to the members may postpone its end.
         let rest = lasts(&mut world, drains);
         assert!((14_000..19_000).contains(&rest), "{rest} ms after 4 s, clocks {leader} and {others} s ahead");
     }

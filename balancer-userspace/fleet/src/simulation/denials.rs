@@ -1,4 +1,4 @@
-//! A store that answers but does not write.
+//! Tests with a store that answers but does not write.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -24,12 +24,12 @@ fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     (0..CLIENTS).map(|client| world.packet_at(member, client)).collect()
 }
 
-/// The number of clients that moved, and the number of those that were at a dead backend.
+/// Returns the number of clients that moved, and how many of these were at a dead backend.
 fn moved(before: &[Option<u16>], after: &[Option<u16>]) -> usize {
     before.iter().zip(after).filter(|(before, after)| before != after).count()
 }
 
-/// The backends with slots in each member's table.
+/// Returns for each member the backends that have slots in the member's lookup table.
 fn tables(world: &World) -> Vec<Vec<u16>> {
     let table = |node: &super::node::Node| node.plane.table(ServiceId(0)).map(<[u16]>::to_vec).unwrap_or_default();
     world.nodes.iter().flatten().map(table).collect()
@@ -43,7 +43,7 @@ fn is_alone(world: &World, member: usize) -> bool {
     world.nodes[member].as_ref().is_some_and(|node| node.alone)
 }
 
-/// Lets time pass; returns the maximum number of requests answered in a second.
+/// Lets time pass, and returns the maximum number of requests that the store answered within a second.
 fn busiest_second(world: &mut World, seconds: Time) -> u64 {
     let second = |world: &mut World| {
         let before = world.store.asked;
@@ -62,7 +62,8 @@ fn when_the_store_takes_no_writes_then_members_act_on_what_they_see_and_ask_seld
         let calm = busiest_second(&mut world, 5);
         world.store.full = true;
         world.dead.insert(DEAD);
-        // The members send clients that were known before: 25 new clients a second at each member.
+        // The members still send the clients that they knew before. In addition, each member gets 25 new clients per
+        // second.
         let busiest = (0..20)
             .map(|second| {
                 (0..75).for_each(|client| {
@@ -98,7 +99,8 @@ fn when_one_member_may_not_write_then_the_others_go_on_and_it_follows() {
         for denied in 0..3 {
             let tables_before = tables(&world);
             world.store.lines[denied].may_not_write = true;
-            // The time is longer than a sweep, after which the member writes its card, and than twice the lease.
+            // The time is longer than two leases, and longer than the time until the sweep after which the member
+            // writes its card.
             world.pass(22_000);
             assert!(is_alone(&world, denied), "lb{denied}, lb{leader} leads");
             assert!(troubles(&world, denied).contains("permission denied"), "{}", troubles(&world, denied));
@@ -106,7 +108,7 @@ fn when_one_member_may_not_write_then_the_others_go_on_and_it_follows() {
             assert!(!world.store.keys().any(|key| key == card), "the others wait for it");
             let calm = busiest_second(&mut world, 10);
             assert!(calm < 25, "{calm} requests in a second");
-            // The backends fail for the other members as well, so the fleet decides that they are down.
+            // The backends also fail for the other members, so the fleet decides that these backends are down.
             world.dead.insert(DEAD);
             world.pass(6000);
             let after = tables(&world);

@@ -1,4 +1,4 @@
-//! Directed scenarios: failures that need several events at the same moment, which the tests stage exactly then.
+//! Directed scenarios: failures that need several events at the same moment, which the tests cause on purpose.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -21,9 +21,9 @@ use super::{
 };
 use crate::{keys, member::Mutation};
 
-/// A backend of the first service.
+/// The address of a backend that the first service has from the start.
 const STARTS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// The backend that users add.
+/// The address of the backend that users add.
 const ADDED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const CLIENTS: u32 = 300;
 
@@ -40,7 +40,7 @@ fn add() -> Change {
     }
 }
 
-/// Every member's table of the first service.
+/// Returns every member's lookup table for the first service.
 fn tables(world: &World) -> Vec<Vec<u16>> {
     world.nodes.iter().flatten().filter_map(|node| Some(node.plane.table(ServiceId(0))?.to_vec())).collect()
 }
@@ -49,13 +49,13 @@ fn web() -> ServiceConfig {
     service("web", "198.51.100.1:80", Failback::Stay)
 }
 
-/// A user asks the leader to add a backend.
+/// Makes a user request the addition of a backend from the leader.
 fn ask_for_one_more(world: &mut World) {
     let leader = world.leader();
     world.ask(leader, add());
 }
 
-/// A fleet of three members that agree, with a service whose backends start slowly.
+/// Makes a fleet of three members that agree, with a service that uses slow start.
 fn fleet(seed: u64, slow_start: Duration) -> World {
     let mut web = web();
     web.slow_start = slow_start;
@@ -68,13 +68,13 @@ fn agreeing(seed: u64, web: ServiceConfig, mutation: Option<Mutation>) -> World 
     world
 }
 
-/// The two members that do not lead.
+/// Returns the indices of the two members that are not the leader.
 fn followers(world: &World) -> [usize; 2] {
     let leader = world.leader();
     [(leader + 1) % 3, (leader + 2) % 3]
 }
 
-/// The backends of many clients whose connections reach this member.
+/// Returns the backends of many clients, if the connections of all clients reach this member.
 fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     (0..CLIENTS).map(|client| world.packet_at(member, client)).collect()
 }
@@ -83,7 +83,7 @@ fn differences(some: &[Option<u16>], others: &[Option<u16>]) -> usize {
     some.iter().zip(others).filter(|(one, other)| one != other).count()
 }
 
-/// A backend fails, returns, and starts slowly.
+/// Makes a backend fail, return, and start slowly.
 fn begin_slowly(world: &mut World) {
     let before = tables(world);
     world.dead.insert(STARTS);
@@ -111,7 +111,7 @@ fn when_no_member_led_for_a_while_then_the_next_leader_writes_what_is_due() {
     let mut world = fleet(2, Duration::from_secs(10));
     let before = tables(&world);
     begin_slowly(&mut world);
-    // The whole slow start passes without a leader.
+    // The whole slow start passes while there is no leader.
     world.store.down = true;
     world.pass(15_000);
     world.settle();
@@ -120,7 +120,7 @@ fn when_no_member_led_for_a_while_then_the_next_leader_writes_what_is_due() {
 
 #[test]
 fn when_a_member_was_alone_then_it_forgets_its_own_slow_starts() {
-    // The slow start has ten steps, so the leader writes nothing meanwhile.
+    // The slow start has ten steps, so no step falls into the test, and the leader writes nothing.
     let mut world = fleet(3, Duration::from_secs(600));
     let lonely = (world.leader() + 1) % 3;
     begin_slowly(&mut world);
@@ -160,8 +160,9 @@ fn when_a_backend_is_new_then_it_is_not_up_before_a_member_has_seen_it_up() {
     assert!(holds_up_what_nobody_reaches(Some(Mutation::VotesForOtherEpochs)));
 }
 
-/// New clients reach a member that cannot report at once while a user requests a backend, and another member as soon as
-/// the backend is in its table. Returns the number of clients that moved.
+/// A user requests the addition of a backend while new clients reach a member that cannot report these clients at once.
+/// These clients reach another member as soon as the backend is in the other member's lookup table. The function
+/// returns the number of clients that moved.
 fn moved_by_a_change(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(6, web(), mutation);
     let [one, other] = followers(&world);
@@ -184,7 +185,7 @@ fn when_a_member_has_newcomers_then_another_that_applies_a_change_knows_them() {
     assert!(moved_by_a_change(Some(Mutation::CommitsWithoutWaiting)) > 20);
 }
 
-/// Returns whether the remaining members start using a backend although one member is gone for good.
+/// Returns whether the remaining members start to use a backend although one member has disappeared for good.
 fn goes_on_without_one(mutation: Option<Mutation>) -> bool {
     let mut world = agreeing(7, web(), mutation);
     let [one, _] = followers(&world);
@@ -202,8 +203,8 @@ fn when_a_member_is_gone_then_the_others_do_not_wait_for_it() {
     assert!(!goes_on_without_one(Some(Mutation::StaysWithoutLease)));
 }
 
-/// Clients send packets only through one member for longer than a silent client is remembered; then that member's
-/// machine disappears. Returns the number of clients that moved.
+/// Clients send packets through only one member, for longer than the service remembers a silent client; then the
+/// machine of that member disappears. The function returns the number of clients that moved.
 fn moved_after_a_long_time(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.remember = Duration::from_secs(60);
@@ -226,9 +227,9 @@ fn when_clients_keep_talking_to_one_member_then_the_others_know_them() {
     assert!(moved_after_a_long_time(Some(Mutation::TellsOnce)) > 20);
 }
 
-/// All clients of a failed backend become known elsewhere and return home through one member once the backend is up
-/// again. Another backend is added, which gets some of their slots. Returns the number of clients that are not at home
-/// when they reach another member.
+/// All clients of a failed backend become known at other backends; when the failed backend is up again, they return to
+/// it through one member. Then a user adds another backend, which gets the slots of some clients of the failed backend.
+/// The function returns the number of clients that are not at the backend of their slot when they reach another member.
 fn moved_home(mutation: Option<Mutation>) -> usize {
     let mut web = web();
     web.failback = Failback::Return;
@@ -255,8 +256,9 @@ fn when_a_client_moves_home_then_the_others_know() {
     assert!(moved_home(Some(Mutation::ForgetsMoves)) > 5);
 }
 
-/// A member receives nothing while a backend fails and returns; meanwhile the machines of all others are replaced and
-/// know no clients. Returns the number of clients that the member moves back to the backend where it knew them.
+/// A member receives nothing while a backend fails and returns; at the same time, new machines, which know no clients,
+/// replace all other members. The function returns the number of clients that this member moves back to the backend at
+/// which it knew them.
 fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     let mut world = agreeing(12, web(), mutation);
     let ([one, away], leader) = (followers(&world), world.leader());
@@ -267,7 +269,7 @@ fn moved_by_one_who_was_away(mutation: Option<Mutation>) -> usize {
     world.dead.insert(STARTS);
     world.pass(4000);
     [one, leader].iter().for_each(|&index| world.kill(index, true));
-    // The records of these members disappear with their leases.
+    // The records that these members sent disappear with the leases.
     world.pass(8000);
     [one, leader].iter().for_each(|&index| world.start(index));
     world.pass(10_000);
@@ -286,8 +288,8 @@ fn when_a_member_was_away_then_it_moves_no_client_back_to_a_backend_that_has_fai
     assert!(moved_by_one_who_was_away(Some(Mutation::ForgetsWhoHadToLeave)) > 50);
 }
 
-/// All clients of a failed backend reach all three members before any member has reported their moves. Returns the
-/// number of clients and the number of counted moves.
+/// All clients of a failed backend reach all three members before any of the members has reported a move. The function
+/// returns the number of clients, and the number of moves that the members counted.
 fn count_moves() -> (usize, u64) {
     let mut world = agreeing(10, web(), None);
     let [one, _] = followers(&world);

@@ -1,4 +1,4 @@
-//! Tests that all members check a backend if one suspects it.
+//! Tests that all members check a backend if one member suspects the backend.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,10 +9,11 @@ use super::world::{World, service};
 use crate::member::Mutation;
 
 const VICTIM: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// The time from a signal to the applied epoch: four trips to a store with up to 40 ms delay each way, and the checks.
+/// The time from a suspicion to the applied epoch: four trips to or from a store with a delay of up to 40 ms each, and
+/// the checks.
 const VERDICT: u64 = 600;
 
-/// A fleet whose members agree, and whose next regular check is an hour away.
+/// Makes a fleet whose members agree; the next regular check is an hour later.
 fn world(seed: u64, mutation: Option<Mutation>) -> World {
     let mut world = World::of_three(seed, service("web", "198.51.100.1:80", Failback::Stay), mutation);
     world.settle();
@@ -25,7 +26,7 @@ fn victim(world: &World) -> BackendId {
     node.plane.rows.values().find(|row| row.address.ip() == VICTIM).expect("a row").id
 }
 
-/// The number of members that apply the fleet's decision that the backend is down.
+/// Returns the number of members that apply the fleet's decision that the backend is down.
 fn hold_down(world: &World, id: BackendId) -> usize {
     let agreed = |node: &&super::node::Node| {
         let mut backends = node.controller.services().iter().flat_map(Service::backends);

@@ -1,4 +1,4 @@
-//! The ends of drains in a fleet.
+//! Tests of how drains end in a fleet.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,7 +11,7 @@ use balancer_control::{
 
 use super::world::{World, service};
 
-/// A timeout longer than any test.
+/// A drain timeout that is longer than any test.
 const DRAIN: Duration = Duration::from_secs(3600);
 const CLIENTS: u32 = 100;
 
@@ -21,7 +21,7 @@ fn fleet(forwarding: Forwarding) -> World {
     world
 }
 
-/// A fleet to which nothing has happened yet.
+/// Makes a new fleet in which no event has happened yet.
 fn young_fleet(forwarding: Forwarding) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     (web.forwarding, web.drain_timeout) = (forwarding, DRAIN);
@@ -40,7 +40,7 @@ fn drained(world: &World) -> Vec<&Backend> {
     backends.filter(|backend| backend.name() == "b1" && backend.admin() == Admin::Drain).collect()
 }
 
-/// Whether all members drain the backend and its drain has not ended.
+/// Whether all members still drain the backend.
 fn lasts(world: &World) -> bool {
     let backends = drained(world);
     backends.len() == 3 && backends.iter().all(|backend| backend.keeps_known())
@@ -63,14 +63,14 @@ fn with_clients(world: &mut World) -> BackendId {
     backend.id()
 }
 
-/// The backend as the first member knows it.
+/// Returns the backend in the state that the first member applies.
 fn backend(world: &World) -> &Backend {
     let node = world.nodes[0].as_ref().unwrap();
     let mut backends = node.controller.services().iter().flat_map(Service::backends);
     backends.find(|backend| backend.name() == "b1").unwrap()
 }
 
-/// Sweeps count for a process: those of a process that has ended say nothing about the next one.
+/// Counts of sweeps belong to a process: the sweeps of an ended process say nothing about the process that replaces it.
 #[test]
 fn when_a_member_restarts_then_a_drain_still_ends_with_its_last_client() {
     let mut world = fleet(Forwarding::Dsr);

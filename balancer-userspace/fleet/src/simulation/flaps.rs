@@ -1,4 +1,4 @@
-//! A flapping backend.
+//! Tests with a flapping backend, which keeps failing and recovering.
 
 use std::{
     collections::HashMap,
@@ -11,23 +11,24 @@ use balancer_control::io::ServiceId;
 use super::world::{World, service};
 
 const WEB: ServiceId = ServiceId(0);
-/// The backend that flaps.
+/// The address of the backend that flaps.
 const FLAPPING: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// The number of clients that keep connecting: with every other flap one client stays away, and another one comes.
+/// The number of clients that keep opening connections. With every second flap, a new client replaces one of these
+/// clients.
 const CLIENTS: u32 = 120;
 
-/// The number of flaps. `FLEET_FLAPS=1000` makes a long run.
+/// The number of flaps in a test. `FLEET_FLAPS=1000` makes the test longer.
 fn flaps() -> u32 {
     std::env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(24)
 }
 
-/// The backends of clients after each has connected once, at a random member.
+/// Lets each client connect once, at a random member, and returns the clients' backends.
 fn places(world: &mut World, clients: std::ops::Range<u32>) -> HashMap<u32, u16> {
     clients.clone().for_each(|client| world.packet(client));
     clients.map(|client| (client, world.place(WEB, client).expect("nobody answers"))).collect()
 }
 
-/// The backend's id.
+/// Returns the id of the flapping backend.
 fn id(world: &World) -> u16 {
     let node = world.nodes[0].as_ref().expect("it runs");
     let row = node.plane.rows.values().find(|row| row.address.ip() == FLAPPING);
@@ -38,7 +39,8 @@ fn cut(world: &mut World, members: &[usize]) {
     world.cut = members.iter().map(|&member| (member, FLAPPING)).collect();
 }
 
-/// A backend flaps as seen by one member, by two, and by all three. Returns how often each client moved.
+/// Makes a backend flap; one, two or all three members notice each flap. The function returns the number of times that
+/// each client moved.
 fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
     world.settle();
     let flapping = id(world);
@@ -57,7 +59,7 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             *moves.entry(client).or_default() += u32::from(leaves);
         }
         cut(world, &[]);
-        // The fleet prepares for a returning backend, so all members know what clients did meanwhile.
+        // The fleet prepares for a returning backend, so all members know to which backends clients have moved.
         world.pass(4000);
         let after = places(world, clients.clone());
         for client in clients {
@@ -65,7 +67,8 @@ fn flap(world: &mut World, failback: Failback) -> HashMap<u32, u32> {
             assert_eq!(after[&client], wanted, "client {client} after round {round}");
             *moves.entry(client).or_default() += u32::from(after[&client] != during[&client]);
         }
-        // A client that reaches another member before that member knows of the move is counted there as well.
+        // If a client reaches another member before that member knows about the move, the other member counts a move as
+        // well.
         world.pass(2000);
     }
     let sum: u32 = moves.values().sum();

@@ -1,7 +1,7 @@
-//! Random simulations of whole fleets: members with data paths, a store, users, clients, and all kinds of failures.
+//! Random simulations of whole fleets: members with data paths, a store, users, clients, and failures of all kinds.
 //!
-//! `cargo xtask soak` runs a hundred thousand simulations, and `FLEET_FIRST_SEED=… FLEET_SEEDS=1` a single one by its
-//! seed.
+//! `cargo xtask soak` runs a hundred thousand simulations, and `FLEET_FIRST_SEED=… FLEET_SEEDS=1` runs the simulation
+//! of one seed.
 
 mod clocks;
 mod denials;
@@ -24,17 +24,17 @@ use crate::member::Mutation;
 use story::{Setup, Story};
 use world::World;
 
-/// The number of tests that divide the seeds among themselves, so that all processors are busy.
+/// The number of tests among which the seeds are divided, so that all processors are busy.
 const TESTS: u64 = 4;
 
-/// The number of simulated fleets, unless `FLEET_SEEDS` sets another.
+/// The number of simulated fleets if `FLEET_SEEDS` sets no other number.
 const SEEDS: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Fails with the story of the first fleet in which something goes wrong, shortened as far as possible.
+/// Fails with the story of the first fleet that violates a property, after shortening the story as far as possible.
 fn members_agree_and_nobody_moves_without_a_cause(test: u64) {
     let first = number("FLEET_FIRST_SEED").unwrap_or(0);
     let seeds = first..first + number("FLEET_SEEDS").unwrap_or(SEEDS);
@@ -90,7 +90,7 @@ fn when_anything_happens_then_members_agree_and_no_client_moves_without_a_cause_
     members_agree_and_nobody_moves_without_a_cause(3);
 }
 
-/// Seeds outside the range of every run with which something went wrong once.
+/// Seeds outside the range of regular runs whose fleets once violated a property.
 const FOUND: [u64; 10] = [1082, 1772, 21153, 21960, 32117, 32159, 34153, 36394, 37466, 702_645];
 
 #[test]
@@ -102,8 +102,8 @@ fn when_a_fleet_went_wrong_once_then_it_agrees_now() {
     }
 }
 
-/// The member that began a lineage begins another one if the store has lost everything that other members have written
-/// since.
+/// The member that began the first lineage begins another lineage if the store has lost all later writes of other
+/// members.
 #[test]
 fn when_a_fleets_store_is_lost_then_it_goes_on_under_another_name() {
     for seed in 0..8 {

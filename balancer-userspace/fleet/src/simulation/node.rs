@@ -1,4 +1,4 @@
-//! A simulated member: the protocol, a following controller, and a data path.
+//! A simulated member (node): the protocol, a controller that follows it, and a data path.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,13 +24,13 @@ use crate::{
     store_schema::{Ballot, Epoch},
 };
 
-/// An event at a node that matters to the world.
+/// An event at a node about which the simulated world must know.
 pub(crate) enum Happened {
     Answered(u64, Result<String, String>),
     Applied,
 }
 
-/// The remains of an ended process: the tables in the kernel, and the process's saved state.
+/// The data that an ended process leaves: the tables in the kernel, and the saved state of the process.
 pub(crate) type Left = (Plane, Option<(Epoch, SavedState, Moment)>);
 
 pub(crate) struct Node {
@@ -39,30 +39,31 @@ pub(crate) struct Node {
     pub(crate) controller: Controller,
     pub(crate) plane: Plane,
     sharing: Sharing,
-    /// The start of the node's clock; members' clocks differ.
+    /// The origin of the node's clock, because the clocks of members differ.
     begin: Instant,
     pub(crate) skew: Duration,
     checks: HashMap<BackendId, (CheckNumber, IpAddr)>,
     watched: HashSet<IpAddr>,
     ballot: Ballot,
-    /// Backends that packets have made the node suspect.
+    /// The backends that the node suspects because of packets.
     suspected: Vec<BackendId>,
-    /// The connections of `snat` services. `None`: the node does not count them, like earlier versions.
+    /// The numbers of connections of `snat` services, by backend. `None` if the node does not count connections, as in
+    /// earlier versions.
     pub(crate) flows: Option<BTreeMap<BackendId, u64>>,
-    /// Backends to check at once because another member doubts them.
+    /// The backends that the node must check at once, because another member doubts them.
     pub(crate) asked: Vec<BackendId>,
     pub(crate) stopped_from: Time,
     pub(crate) stopped_until: Time,
     pub(crate) alone: bool,
-    /// When the node was last alone or out of step.
+    /// The time at which the node was last alone or out of step.
     pub(crate) astray: Time,
     pub(crate) born: Time,
-    /// When the node last sent its clients, and a log of the epochs in which it sent them.
+    /// The time at which the node last sent its clients.
     pub(crate) told: Time,
     pub(crate) log: Vec<String>,
-    /// The number of moves that the node has made and that other members count.
+    /// The number of moves that the node has made but that other members count.
     pub(crate) repeated: u64,
-    /// The events in which the node sent or received records of clients, by tag.
+    /// The events in which the node sent or received a record of a client, by the client's tag.
     heard: HashMap<u32, Vec<String>>,
 }
 
@@ -79,7 +80,7 @@ fn hop() -> NextHop {
 }
 
 impl Node {
-    /// Starts a member's process; `before` is what an earlier process of this member left.
+    /// Starts the process of a member; `before` contains the data that an earlier process of this member has left.
     pub(crate) fn start(
         (index, name): (usize, usize),
         instance: u64,
@@ -139,7 +140,7 @@ impl Node {
         this
     }
 
-    /// Returns the node's clocks; its wall clock is some seconds off.
+    /// Returns the times of the node's clocks; the node's wall clock is wrong by some seconds.
     pub(crate) fn clocks(&self, now: Time) -> Clocks {
         let elapsed = Duration::from_millis(now);
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000) + self.skew + elapsed;
@@ -164,7 +165,8 @@ impl Node {
             for output in self.member.handle(input, self.clocks(now)) {
                 self.obey(output, now, (store, rng), &mut inputs, &mut happened);
             }
-            // Reversed, so that the loop handles the inputs in order of arrival.
+            // The inputs are reversed, because the loop takes the last input first and must handle the inputs in order
+            // of arrival.
             inputs.reverse();
         }
         if self.alone || !self.member.is_in_step() {
@@ -276,7 +278,7 @@ impl Node {
         }
     }
 
-    /// Describes the node's knowledge of a client, for human readers.
+    /// Describes what the node knows about a client, for human readers.
     pub(crate) fn trace(&self, service: ServiceId, client: u32) -> String {
         let Some(hash) = self.plane.hash(service, client) else { return String::new() };
         let (entry, keeps) = self.plane.entry(hash);
@@ -295,7 +297,7 @@ impl Node {
         Ballot::of(&self.controller, suspected)
     }
 
-    /// Runs the node's checks once; `reaches` tells which addresses the node reaches.
+    /// Runs each check of the node once; `reaches` tells whether the node reaches an address.
     pub(crate) fn check(
         &mut self,
         now: Time,
@@ -316,7 +318,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Simulates packets that show signs of a failure.
+    /// Simulates packets from which the node suspects a failure.
     pub(crate) fn suspect(
         &mut self,
         id: BackendId,
@@ -329,7 +331,7 @@ impl Node {
         self.vote(now, store, rng)
     }
 
-    /// Reports the node's opinions of backends if they have changed.
+    /// Reports the node's ballot to the member if it has changed.
     fn vote(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let ballot = self.ballot_now();
         if ballot == self.ballot {
@@ -339,7 +341,7 @@ impl Node {
         self.handle(Input::Ballot(ballot), now, store, rng)
     }
 
-    /// Checks the requested backends twice, which is enough for a verdict.
+    /// Checks the requested backends twice, which is enough to reach a verdict.
     pub(crate) fn check_asked(
         &mut self,
         now: Time,
@@ -373,7 +375,7 @@ impl Node {
         self.handle(Input::Swept(all), now, store, rng)
     }
 
-    /// Counts the node's connections.
+    /// Counts the node's `snat` connections.
     pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let Some(of) = self.flows.clone() else { return Vec::new() };
         let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();

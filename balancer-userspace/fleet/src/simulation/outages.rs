@@ -1,4 +1,4 @@
-//! Outages: all backends fail at once, as seen by all members or by one.
+//! Tests of outages, in which all members, or only one member, see all backends fail at once.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ fn places(world: &mut World) -> HashMap<u32, u16> {
     (0..CLIENTS).map(|client| (client, world.place(WEB, client).expect("nobody answers"))).collect()
 }
 
-/// All backends of the service.
+/// Returns the addresses of all backends of the service.
 fn backends(world: &World) -> Vec<IpAddr> {
     let node = world.nodes[0].as_ref().expect("it runs");
     node.plane.rows.values().map(|row| row.address.ip()).collect()
@@ -43,7 +43,7 @@ fn when_all_backends_fail_for_all_members_and_come_back_then_nobody_is_moved() {
         cut(&mut world, &[0, 1, 2], &all);
         world.pass(20_000);
         assert_eq!(places(&mut world), before, "in the outage");
-        // The backends come back one by one.
+        // The backends recover one after the other.
         for gone in (0..all.len()).rev() {
             cut(&mut world, &[0, 1, 2], &all[..gone]);
             world.pass(300);
@@ -64,7 +64,7 @@ fn when_one_member_is_cut_off_from_all_backends_then_there_is_no_outage() {
     world.pass(20_000);
     assert_eq!(places(&mut world), before);
     let starts = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-    // A backend that the other members find down is down at once, whatever this member sees.
+    // If the other members report a backend as down, it is down at once, whatever this member sees.
     world.cut.extend([(0, starts), (2, starts)]);
     world.pass(4_000);
     let gone =

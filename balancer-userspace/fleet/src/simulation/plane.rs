@@ -1,4 +1,4 @@
-//! The data path of a simulated member: real entries, with the real rule of client memory.
+//! The data path of a simulated member, with real client table entries and the real rule for known clients.
 
 use std::{cell::Cell, collections::HashMap, sync::Arc};
 
@@ -18,10 +18,10 @@ use crate::{
     records::Record,
 };
 
-/// The number of buckets in every table.
+/// The number of buckets in every client table.
 pub(crate) const BUCKETS: usize = 256;
 
-/// Entries that outlive the controller's process.
+/// The client table entries, which outlive the process of the controller.
 pub(crate) struct Words(Vec<Cell<u64>>);
 
 impl Words {
@@ -50,16 +50,16 @@ impl Table for Words {
     }
 }
 
-/// A live table and, where it differs, a base table.
+/// A live lookup table, and a base table if the base table differs from the live one.
 type Tables = (Arc<[u16]>, Option<Arc<[u16]>>);
 
-/// Everything that a packet depends on.
+/// All data that decides about a packet.
 pub(crate) struct Plane {
     pub(crate) words: Words,
     pub(crate) rows: HashMap<u16, Arc<BackendSpec>>,
     tables: HashMap<ServiceId, Tables>,
     services: Vec<ServiceSpec>,
-    /// Whether the lookup tables are those of another version.
+    /// Whether the member uses the lookup tables of another version.
     turned: bool,
 }
 
@@ -113,7 +113,7 @@ impl Plane {
         }
     }
 
-    /// Switches to lookup tables of another version: the same number of slots for each backend, in other places.
+    /// Switches to the lookup tables of another version: each backend has the same number of slots, but other slots.
     pub(crate) const fn turn(&mut self) {
         self.turned = true;
     }
@@ -146,7 +146,7 @@ impl Plane {
         Some(hash_v4(self.service(service.0)?.hash_key, client.to_be()))
     }
 
-    /// The backend that gets a client's connection; if `looks`, the call changes nothing.
+    /// The backend that gets a connection of a client; with `looks`, the call changes nothing.
     pub(crate) fn packet(&self, service: ServiceId, client: u32, now: Time, looks: bool) -> Option<Answer> {
         let spec = self.service(service.0)?;
         let clock = spec.clock()?;
@@ -181,7 +181,7 @@ impl Plane {
 
     pub(crate) fn collect(&self, sharing: &mut Sharing, epoch: u32, now: Time) -> Vec<Record> {
         let facts = |id| self.facts(id, now);
-        // The number of clients is below any budget for new clients.
+        // All new clients are sent, because their number is below any limit.
         sharing.collect(&self.words, &facts, epoch, |_| true)
     }
 
@@ -193,7 +193,7 @@ impl Plane {
         sharing.import(&self.words, record, heard, &|id| self.facts(id, now), |_, _, _| {})
     }
 
-    /// The entry of a client, and whether its backend keeps it.
+    /// The entry of a client, and whether the backend in the entry keeps the client.
     pub(crate) fn entry(&self, hash: u64) -> (Option<(u16, bool)>, Option<bool>) {
         let bucket = client_table::bucket(hash, BUCKETS as u32 - 1) as usize;
         let bucket = Bucket(&self.words.0[bucket * BUCKET_ENTRIES..(bucket + 1) * BUCKET_ENTRIES], false);

@@ -1,4 +1,4 @@
-//! Changes that exceed the engine's limits.
+//! Tests of changes that exceed the engine's limits.
 
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
@@ -9,7 +9,7 @@ use balancer_control::service::Service;
 
 use super::world::{World, service};
 
-/// A service with this many backends, each with this many additional letters in its name.
+/// Makes a service with `backends` backends, each of which has a name with `letters` additional letters.
 fn large(backends: u16, letters: usize) -> ServiceConfig {
     let mut random = fastrand::Rng::with_seed(1);
     let mut name = || (0..letters).map(|_| random.alphanumeric()).collect::<String>();

@@ -1,4 +1,4 @@
-//! A store with exactly the guarantees of the engine.
+//! A simulated store that gives exactly the guarantees of the engine.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -7,10 +7,10 @@ use crate::{
     keys,
 };
 
-/// The maximum size of a transaction, in bytes.
+/// The maximum size of a transaction in bytes.
 const LARGEST: usize = 3 << 19;
 
-/// Milliseconds since the beginning of the simulation.
+/// A time in milliseconds since the beginning of the simulation.
 pub(crate) type Time = u64;
 
 #[derive(Clone)]
@@ -25,43 +25,43 @@ struct Stored {
 #[derive(Default)]
 pub(crate) struct Line {
     lease: Option<u64>,
-    /// When the connection's lease expires, as the member sees it.
+    /// The time at which the member considers the connection's lease expired.
     lost_at: Time,
-    /// Requests on their way to the store, and answers and changes on their way back.
+    /// The requests on their way to the store, and the answers and changes on their way back.
     up: VecDeque<(Time, Request)>,
     answers: VecDeque<(Time, News)>,
     changes: VecDeque<(Time, News)>,
-    /// Abandoned requests that still arrive.
+    /// Requests of ended sessions that still arrive.
     late: Vec<(Time, u64, Request)>,
     joined: bool,
     pub(crate) cut: bool,
-    /// The store refuses all of this member's writes.
+    /// Whether the store refuses all of this member's writes.
     pub(crate) may_not_write: bool,
 }
 
-/// See the [module](self).
+/// The simulated store: see the [module](self).
 pub(crate) struct Store {
     revision: i64,
     keys: BTreeMap<String, Stored>,
-    /// The expiry of each lease.
+    /// The time at which each lease expires.
     leases: BTreeMap<u64, Time>,
     last_lease: u64,
     pub(crate) lines: Vec<Line>,
     pub(crate) down: bool,
-    /// The store answers, but accepts only writes that make it smaller.
+    /// Whether the store is full: a full store answers, but accepts only writes that free space.
     pub(crate) full: bool,
-    /// The number of answered requests.
+    /// The number of requests that the store has answered.
     pub(crate) asked: u64,
     pub(crate) lease_time: Time,
-    /// One in this many requests gets no answer; 0: every request gets one.
+    /// One in this number of requests gets no answer; 0 if every request gets an answer.
     pub(crate) loses_answers: u32,
-    /// The next transaction that writes this key gets no answer, and arrives at the store this much later.
+    /// The next transaction that writes this key gets no answer, and reaches the store later by this time.
     pub(crate) delays: Option<(&'static str, Time)>,
-    /// The number of abandoned transactions that the store made when they arrived.
+    /// The number of transactions of ended sessions that the store made when they arrived.
     pub(crate) late_made: u64,
     pub(crate) slowest: Time,
     pub(crate) writes: u64,
-    /// All answers that users' requests have ever got.
+    /// All answers that requests of users have received so far.
     granted: BTreeSet<String>,
 }
 
@@ -86,7 +86,7 @@ impl Store {
         }
     }
 
-    /// Loses all data.
+    /// Makes the store lose all data.
     pub(crate) fn lose_everything(&mut self) {
         self.keys.clear();
         self.granted.clear();
@@ -94,14 +94,14 @@ impl Store {
         self.leases.clear();
     }
 
-    /// Ends a member's process.
+    /// Ends the connection of a member whose process has ended.
     pub(crate) fn hang_up(&mut self, member: usize) {
         let line = &mut self.lines[member];
         line.up.clear();
         line.answers.clear();
         line.changes.clear();
         line.joined = false;
-        // The member's lease expires later by itself.
+        // The lease of the member expires later, without an action.
     }
 
     pub(crate) fn ask(&mut self, member: usize, request: Request, now: Time, rng: &mut fastrand::Rng) {
@@ -110,7 +110,7 @@ impl Store {
         line.up.push_back((at, request));
     }
 
-    /// Handles everything that is due up to `now`, and returns the messages to members.
+    /// Handles all events that are due up to `now`, and returns the messages to members.
     pub(crate) fn run(&mut self, now: Time, running: &[bool], rng: &mut fastrand::Rng) -> Vec<(usize, News)> {
         let mut news = Vec::new();
         for (member, runs) in running.iter().enumerate() {
@@ -126,7 +126,7 @@ impl Store {
         news
     }
 
-    /// Renews a lease if the connection is up and the process runs.
+    /// Renews the lease of a member if its connection is up and its process runs.
     fn renew(&mut self, member: usize, now: Time, runs: bool) {
         let (down, time) = (self.down, self.lease_time);
         let line = &mut self.lines[member];
@@ -186,8 +186,8 @@ impl Store {
         }
     }
 
-    /// Ends the member's session. Its leased keys disappear at once, unless the member may not write at all: in that
-    /// case they disappear when the lease expires.
+    /// Ends the session of a member. The leased keys of the member disappear at once. If the store refuses all writes
+    /// of the member, the leased keys disappear only when the lease expires.
     fn end_session(&mut self, member: usize, now: Time) {
         let line = &mut self.lines[member];
         line.lost_at = now;
@@ -246,7 +246,7 @@ impl Store {
         }
     }
 
-    /// Records granted requests: each request that changes the epoch may be carried out only once.
+    /// Records granted requests, and checks that no request changes the epoch twice.
     fn note_granted(&mut self, writes: &[Write]) {
         let puts =
             || writes.iter().filter_map(|write| if let Write::Put { key, .. } = write { Some(key) } else { None });
@@ -289,7 +289,7 @@ impl Store {
         }
     }
 
-    /// Expires leases, and deletes their keys.
+    /// Ends the leases whose time has passed, and deletes their keys.
     fn expire(&mut self, now: Time, rng: &mut fastrand::Rng) {
         if self.down {
             return;
@@ -340,7 +340,7 @@ impl Store {
             if line.cut || down || full || rng.u8(..10) > 0 {
                 return;
             }
-            // The lease of the earlier process or session expires by itself.
+            // The lease of the earlier process or session expires without an action.
             self.last_lease += 1;
             line.lease = Some(self.last_lease);
             line.joined = true;
@@ -355,7 +355,7 @@ impl Store {
         if line.cut || down {
             return;
         }
-        // Answers and changes travel separately.
+        // Answers and changes travel in separate queues.
         let mut queues = [&mut line.answers, &mut line.changes];
         if rng.bool() {
             queues.reverse();
@@ -389,7 +389,7 @@ fn puts(request: &Request, key: &str) -> bool {
     }
 }
 
-/// A random time from now, after the previous message.
+/// A random time of arrival that is not before the arrival of the previous message.
 fn later(last: Option<Time>, now: Time, slowest: Time, rng: &mut fastrand::Rng) -> Time {
     last.unwrap_or(0).max(now + rng.u64(1..=slowest))
 }

@@ -1,4 +1,4 @@
-//! Stories: histories of a fleet as lists of steps, which can be shortened.
+//! Stories: the history of a simulated fleet as a list of steps, which the simulation can shorten.
 
 use std::{
     cell::Cell,
@@ -9,7 +9,7 @@ use std::{
 use super::{store::Time, world::World};
 use crate::member::Mutation;
 
-/// Everything that follows from a seed.
+/// Everything in a simulation that follows from a seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Story {
     /// The seed, which also determines all delays in the store.
@@ -25,33 +25,33 @@ pub(crate) struct Setup {
     /// Whether clients return to their former backend when it is up again.
     pub(crate) failback: bool,
     pub(crate) two_services: bool,
-    /// Whether a client's connections reach all members.
+    /// Whether the connections of a client reach all members.
     pub(crate) spread: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// This client opens a connection.
+    /// The client with this number opens a connection.
     Packet(u32),
-    /// A user makes a request that follows from this number.
+    /// A user makes a request that is derived from this number.
     ChangeRequest(u64),
-    /// Something breaks or is repaired, depending on this number.
+    /// A component fails or is repaired; this number determines which.
     Disturb(u64),
     Pass(Time),
-    /// All faults are repaired, and all members must come to agree.
+    /// The simulation repairs all faults, and all members must then agree.
     Settle,
 }
 
-/// The end of a story.
+/// The result of running a story.
 pub(crate) struct End {
     pub(crate) world: World,
-    /// The failure, if one was found.
+    /// The violated property, if the run found a violation.
     pub(crate) wrong: Option<String>,
-    /// The number of steps that were started.
+    /// The number of steps that the run has started.
     steps: usize,
 }
 
-/// The maximum number of runs for shortening a story.
+/// The maximum number of runs with which the simulation shortens a story.
 const ATTEMPTS: usize = 400;
 
 thread_local! {
@@ -59,7 +59,7 @@ thread_local! {
 }
 
 impl Story {
-    /// Creates a story with rounds of trouble and calm.
+    /// Creates a story in which periods with failures and periods without failures alternate.
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let setup =
@@ -81,7 +81,7 @@ impl Story {
         Self { seed, setup, steps }
     }
 
-    /// Runs the story.
+    /// Runs the story from the beginning.
     pub(crate) fn tell(&self, mutation: Option<Mutation>) -> End {
         expect_panics();
         let mut end = End { world: World::new(self.seed, &self.setup, mutation), wrong: None, steps: 0 };
@@ -99,7 +99,7 @@ impl Story {
         end
     }
 
-    /// Returns the shortest failing story that the attempts find, and its failure.
+    /// Returns the shortest failing story that the attempts find, and the result of running it.
     pub(crate) fn shrunk(mut self, mutation: Option<Mutation>) -> (Self, End) {
         let mut end = self.tell(mutation);
         let mut attempts = ATTEMPTS;
@@ -135,7 +135,7 @@ impl Story {
         (self, end)
     }
 
-    /// Replaces this story with the other one if that fails as well.
+    /// Replaces this story by the story `other` if `other` fails as well.
     fn replace(&mut self, other: Self, mutation: Option<Mutation>, end: &mut End, attempts: &mut usize) -> bool {
         if *attempts == 0 {
             return false;
@@ -151,7 +151,7 @@ impl Story {
         goes_wrong
     }
 
-    /// The number of steps.
+    /// The number of steps in the story.
     pub(crate) const fn len(&self) -> usize {
         self.steps.len()
     }
@@ -169,7 +169,7 @@ impl World {
     }
 }
 
-/// Catches panics of this thread without printing them, because shortening a story causes hundreds.
+/// Keeps panics of this thread from being printed, because shortening a story causes hundreds of panics.
 fn expect_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

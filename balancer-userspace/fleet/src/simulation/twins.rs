@@ -1,4 +1,4 @@
-//! Two balancers with the same name.
+//! Tests with two balancers that have the same name.
 
 use balancer_config::config::Failback;
 
@@ -28,7 +28,7 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_until_that_has_g
         let said = troubles(&world, 2);
         assert!(said.contains("another balancer is lb1 already (instance 0000000000000002"), "{said}");
         assert_eq!(troubles(&world, 1).matches("already").count(), 0, "{}", troubles(&world, 1));
-        // The first balancer restarts in its place, so it gets its name at once.
+        // The first balancer restarts in its own home, so it gets its name back at once.
         world.kill(1, false);
         world.start(1);
         world.pass(15_000);
@@ -36,7 +36,7 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_until_that_has_g
         world.kill(1, true);
         world.pass(20_000);
         assert!(is_in_step(&world, 2), "{}", troubles(&world, 2));
-        // The second balancer has the name now.
+        // The second balancer has the name at this time.
         world.start(1);
         world.pass(20_000);
         assert!(!is_in_step(&world, 1) && is_in_step(&world, 2), "{}", troubles(&world, 1));

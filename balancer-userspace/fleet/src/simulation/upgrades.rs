@@ -1,4 +1,4 @@
-//! Fleets whose members are upgraded one by one to a version with other lookup tables.
+//! Tests of fleets whose members are upgraded one by one to a version with other lookup tables.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -20,19 +20,19 @@ fn name(backend: &str) -> BackendName {
     BackendName { service: "web".to_owned(), backend: backend.to_owned() }
 }
 
-/// The backend of each client whose connections reach this member.
+/// Returns the backend of each client, if the connections of all clients reach this member.
 fn answers(world: &World, member: usize) -> Vec<Option<u16>> {
     CLIENTS.map(|client| world.packet_at(member, client)).collect()
 }
 
-/// The members that, according to this member, steer differently.
+/// Returns the members that steer in a different way, according to this member.
 fn others(world: &World, member: usize) -> Vec<String> {
     let troubles = world.nodes[member].as_ref().map(|node| node.member.troubles()).unwrap_or_default();
     let names = troubles.iter().filter(|trouble| trouble.contains("computes other lookup tables"));
     names.filter_map(|trouble| trouble.split(' ').next().map(str::to_owned)).collect()
 }
 
-/// Makes clients known in the fleet whose connections reach all members.
+/// Makes all clients known to the members of the fleet. The connections of each client reach all members.
 fn known(world: &mut World) -> Vec<Option<u16>> {
     let first = answers(world, 0);
     world.pass(3000);

@@ -1,4 +1,4 @@
-//! Foreign writes into the fleet's keys: garbage, extreme values, and values that other versions might write.
+//! Tests with foreign writes to the fleet's keys: garbage, extreme values, and values that other versions might write.
 
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
 use proptest::prelude::*;
@@ -8,14 +8,14 @@ use std::io::{Read as _, Write as _};
 use super::{story::Setup, world::World};
 use crate::keys;
 
-/// A foreign write, derived from numbers.
+/// A foreign write to the store, derived from numbers.
 #[derive(Clone, Debug)]
 struct Act {
-    /// The index of the key among the existing ones.
+    /// The index of the damaged key among the existing keys.
     key: usize,
-    /// The kind of damage to its value.
+    /// The kind of damage to the value of the key.
     kind: u8,
-    /// The position in the value.
+    /// The position of the damage in the value.
     at: usize,
     bytes: Vec<u8>,
 }
@@ -25,7 +25,7 @@ fn act() -> impl Strategy<Value = Act> {
         .prop_map(|(key, kind, at, bytes)| Act { key, kind, at, bytes })
 }
 
-/// Values that are extremely large, small, deep or strange.
+/// Returns a value that is extremely large, small, deep or strange.
 fn strange(at: usize) -> Value {
     let deep = (0..100).fold(Value::Null, |inner, _| Value::Array(vec![inner]));
     let all = [
@@ -48,7 +48,7 @@ fn strange(at: usize) -> Value {
     all[at % all.len()].clone()
 }
 
-/// All positions in a value, from the outside in.
+/// Lists the paths to all elements of a value, from the outside in.
 fn places(value: &Value, path: &str, into: &mut Vec<String>) {
     into.push(path.to_owned());
     match value {
@@ -133,18 +133,18 @@ proptest! {
         world.settle();
         for act in acts {
             let mut all: Vec<String> = world.store.keys().map(str::to_owned).collect();
-            // All members act on these keys.
+            // All members use the values of these keys.
             let state = all.iter().filter(|key| **key == keys::EPOCH || key.starts_with(keys::DOCUMENTS));
             all.extend(state.cloned().cycle().take(all.len()).collect::<Vec<_>>());
             let key = &all[act.key % all.len()];
             let value = world.store.get(key).unwrap_or_default().to_vec();
-            // The name of this key belongs to no member.
+            // The name in this key belongs to no member.
             let foreign = act.kind == 8;
             let name = if foreign { format!("{key}/{}", act.at) } else { key.clone() };
             let value = changed(key, &value, &act);
             world.vandalize(name, value);
             world.pass(700);
-            // A new member reads all damaged keys at once.
+            // A new process reads all damaged keys at the same time.
             world.kill(act.at % 3, act.at % 2 == 0);
             world.start(act.at % 3);
             world.pass(2500);

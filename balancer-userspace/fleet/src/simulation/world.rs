@@ -1,4 +1,4 @@
-//! The world around the members, and the properties that must hold.
+//! The world around the simulated members, and the properties that must hold in it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,17 +26,18 @@ use crate::{
     store_schema::ChangeRequest,
 };
 
-/// The time after which every member has a record: a member sends it within a second, and the store then delivers it.
+/// The time after which every member has received a record: a member sends a record within a second, and the store then
+/// delivers it.
 const SPREADS: Time = 1000 + 250 + 500;
 
-/// The last backend that answered a client.
+/// The last backend that answered a client, and when.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     backend: u16,
     since: Time,
     by: usize,
-    /// Whether the answering member could not report the client, or the client had such an answer before: members have
-    /// not agreed yet which place wins.
+    /// Whether members may disagree about the client's backend, because the member that steered the client was at some
+    /// time unable to report this.
     unheard: bool,
 }
 
@@ -46,22 +47,22 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) nodes: Vec<Option<Node>>,
     begin: Instant,
-    /// The remains of each node that is not running.
+    /// For each node that is not running, the data that its process has left.
     left: Vec<Option<Left>>,
     config: Config,
     places: HashMap<(ServiceId, u32), Place>,
     pub(crate) dead: HashSet<IpAddr>,
     pub(crate) cut: HashSet<(usize, IpAddr)>,
-    /// The last period in which each member could not receive anything.
+    /// For each member, the last period in which the member could not receive messages.
     deaf: Vec<(Time, Time)>,
-    /// Whether a client's connections reach all members.
+    /// Whether the connections of a client reach all members.
     spread: bool,
     change_requests: HashMap<u64, (usize, Time)>,
     last_wish: u64,
     instances: u64,
-    /// Members that use the name of another member.
+    /// The members that use the name of another member, each with that member.
     pub(crate) names: HashMap<usize, usize>,
-    /// Whether the members make regular checks.
+    /// Whether the members run regular checks.
     pub(crate) checks: bool,
     mutation: Option<Mutation>,
     pub(crate) skewed: u64,
@@ -96,11 +97,11 @@ impl World {
             api.slow_start = Duration::from_secs(10);
             services.push(api);
         }
-        // These random numbers differ from the story's.
+        // These random numbers must differ from those with which the story was made.
         Self::with(fastrand::Rng::with_seed(!seed), setup.members, services, setup.spread, mutation)
     }
 
-    /// Creates three members, one service, and clients whose connections reach all members.
+    /// Creates a fleet of three members, one service, and clients whose connections reach all members.
     pub(crate) fn of_three(seed: u64, service: ServiceConfig, mutation: Option<Mutation>) -> Self {
         Self::with(fastrand::Rng::with_seed(seed), 3, vec![service], true, mutation)
     }
@@ -167,7 +168,7 @@ impl World {
         self.nodes[index] = Some(node);
     }
 
-    /// Kills a process. The kernel's data stays, unless the machine is gone.
+    /// Kills the process of a member. The data in the kernel stays, unless the machine disappears as well.
     pub(crate) fn kill(&mut self, index: usize, machine: bool) {
         let Some(node) = self.nodes[index].take() else { return };
         self.note(format!("lb{index} is killed{}", if machine { " with its machine" } else { "" }));
@@ -180,7 +181,7 @@ impl World {
         }
     }
 
-    /// Replaces a member's process with one of a version with other lookup tables.
+    /// Replaces the process of a member by a process of a version with other lookup tables.
     pub(crate) fn upgrade(&mut self, index: usize) {
         self.kill(index, false);
         if let Some((plane, _)) = &mut self.left[index] {
@@ -189,7 +190,8 @@ impl World {
         self.start(index);
     }
 
-    /// Marks the recent places of clients that this member saw last, because the other members may never learn of them.
+    /// Marks those clients that this member steered recently, because the other members may never learn about these
+    /// clients.
     fn cannot_tell(&mut self, index: usize) {
         for place in self.places.values_mut().filter(|place| place.by == index) {
             place.unheard |= place.since + SPREADS > self.now;
@@ -208,7 +210,7 @@ impl World {
         }
     }
 
-    /// Lets time pass.
+    /// Advances the simulated time.
     pub(crate) fn pass(&mut self, time: Time) {
         self.listen();
         let until = self.now + time;
@@ -231,7 +233,7 @@ impl World {
                 if self.checks && self.now % 500 == (index as u64) * 10 {
                     self.check(index);
                 }
-                // The first check of a series has its answer after this time.
+                // The first check of a series gets its answer after this time.
                 if self.now.is_multiple_of(50) && self.nodes[index].as_ref().is_some_and(|node| !node.asked.is_empty())
                 {
                     self.check_asked(index);
@@ -271,7 +273,7 @@ impl World {
         }
     }
 
-    /// Simulates signs of failure in a member's packets.
+    /// Simulates packets from which a member suspects that a backend has failed.
     pub(crate) fn suspect(&mut self, index: usize, id: BackendId) {
         if let Some(node) = &mut self.nodes[index] {
             let happened = node.suspect(id, self.now, &mut self.store, &mut self.rng);
@@ -332,12 +334,13 @@ impl World {
         }
     }
 
-    /// Simulates a connection of a client of the first service at this member; returns the backend.
+    /// Simulates a connection of a client of the first service at this member, and returns the client's backend.
     pub(crate) fn packet_at(&self, index: usize, client: u32) -> Option<u16> {
         self.nodes[index].as_ref()?.plane.packet(ServiceId(0), client, self.now, false)?.backend
     }
 
-    /// Whether routers send packets to a member: to ready members, and to those that lost the engine.
+    /// Whether routers send packets to a member: to ready members, and to members that have lost the connection to the
+    /// engine.
     fn takes_packets(&self, index: usize) -> bool {
         self.nodes[index].as_ref().is_some_and(|node| {
             node.member.epoch().is_some() && (node.member.is_in_step() || !node.member.is_connected())
@@ -376,7 +379,7 @@ impl World {
                     && node.member.is_in_step()
                     && !node.alone
                     && node.astray + SPREADS <= now
-                    // A stopped member does not report clients that come while it is stopped.
+                    // A stopped member does not report clients that arrive while it is stopped.
                     && (node.stopped_until + SPREADS <= now || in_step_since < node.stopped_from)
                     && node.backend_of(service, client) == Some(place.backend)
             };
@@ -402,7 +405,8 @@ impl World {
         self.places.insert(key, Place { backend, since: now, by: index, unheard });
     }
 
-    /// Asserts that once members agree, each unreported client is known to all members, or to none.
+    /// Checks for each client that was not reported that, when the members agree, either all members know it or none
+    /// does.
     fn all_is_heard(&mut self) {
         let Some(node) = self.nodes.iter().flatten().next() else { return };
         for ((service, client), place) in self.places.iter_mut().filter(|(_, place)| place.unheard) {
@@ -413,7 +417,7 @@ impl World {
         }
     }
 
-    /// A user requests something from a random member.
+    /// Makes a user request a change from a random member.
     pub(crate) fn change_request(&mut self, rng: &mut fastrand::Rng) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.nodes[index].is_some()).collect();
         let Some(&index) = up.get(rng.usize(..up.len().max(1))) else { return };
@@ -440,7 +444,7 @@ impl World {
         self.ask(index, change);
     }
 
-    /// A user requests this change from a member.
+    /// Makes a user request this change from the member `index`.
     pub(crate) fn ask(&mut self, index: usize, change: Change) {
         self.last_wish += 1;
         let id = self.last_wish;
@@ -452,7 +456,7 @@ impl World {
         );
     }
 
-    /// A user applies these services.
+    /// Makes a user apply these services at the member `index`.
     pub(crate) fn apply(&mut self, index: usize, services: Vec<ServiceConfig>) {
         self.last_wish += 1;
         let id = self.last_wish;
@@ -464,7 +468,7 @@ impl World {
         );
     }
 
-    /// Something breaks or is repaired.
+    /// Makes a component fail, or repairs it.
     pub(crate) fn disturb(&mut self, rng: &mut fastrand::Rng) {
         let members = self.nodes.len();
         let index = rng.usize(..members);
@@ -523,14 +527,14 @@ impl World {
         }
     }
 
-    /// Disconnects a member from the store.
+    /// Disconnects the member `index` from the store.
     pub(crate) fn lose_store(&mut self, index: usize) {
         self.note(format!("lb{index} loses the store"));
         self.cannot_tell(index);
         self.store.lines[index].cut = true;
     }
 
-    /// Stops a member for a while.
+    /// Stops the process of a member for a while.
     pub(crate) fn stop(&mut self, index: usize, time: Time) {
         self.note(format!("lb{index} stops for {time}"));
         self.cannot_tell(index);
@@ -543,13 +547,13 @@ impl World {
         }
     }
 
-    /// Loses the store's disks.
+    /// Makes the store lose all data, as if its disks had failed.
     pub(crate) fn forget_everything(&mut self) {
         self.note("the store loses everything".to_owned());
         self.store.lose_everything();
     }
 
-    /// Writes a value into the store as an outsider.
+    /// Writes a value to the store, as a foreign program would.
     pub(crate) fn vandalize(&mut self, key: String, value: Vec<u8>) {
         self.note(format!("{key} is vandalized: {}", String::from_utf8_lossy(&value)));
         let write = Write::Put { key, value, leased: false };
@@ -557,13 +561,13 @@ impl World {
         self.store.make(request, 0, self.now, &mut self.rng);
     }
 
-    /// The member that decides.
+    /// Returns the index of the leader.
     pub(crate) fn leader(&self) -> usize {
         let leads = |node: &Option<Node>| node.as_ref().is_some_and(|node| node.member.leads());
         self.nodes.iter().position(leads).expect("somebody leads after a calm")
     }
 
-    /// Lets everything work undisturbed for a while; then all members must agree, with nothing left to do.
+    /// Lets time pass without failures; after that, all members must agree, and no work may remain.
     pub(crate) fn settle(&mut self) {
         self.note("calm".to_owned());
         self.store.down = false;
@@ -585,7 +589,7 @@ impl World {
         self.all_is_heard();
     }
 
-    /// Property F1: all members in step steer alike.
+    /// Property F1: all members that are in step steer clients in the same way.
     pub(crate) fn agree(&self) {
         let nodes: Vec<&Node> = self.nodes.iter().flatten().collect();
         let fail = |what: String| {

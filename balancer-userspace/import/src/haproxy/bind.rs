@@ -1,4 +1,4 @@
-//! Reads the listeners of `bind`.
+//! Reads listeners from HAProxy's `bind`.
 
 use super::{other::OWN, parse::Line};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     service::Listener,
 };
 
-/// Returns the listeners of `bind ADDRESS:PORT[-PORT],…`.
+/// Returns the listeners of a line `bind ADDRESS:PORT[-PORT],…`.
 pub(super) fn bind(conversion: &mut Conversion, line: &Line) -> Vec<Listener> {
     let ends = |word: &String| ["ssl", "accept-proxy"].contains(&word.as_str());
     if line.after(2).iter().any(ends) || line.word(1).starts_with("quic") {
@@ -37,7 +37,7 @@ fn listener(text: &str) -> Result<Listener, &'static str> {
         (_, Some(bare)) => (false, bare),
         _ => (true, text),
     };
-    // The port follows the last colon, also without brackets: `:::80`.
+    // The port follows the last colon, even if the address has no brackets, as in `:::80`.
     let (host, ports) = bare.rsplit_once(':').unwrap_or((bare, ""));
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = match host {

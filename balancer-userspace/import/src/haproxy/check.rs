@@ -1,4 +1,4 @@
-//! Reads `option httpchk` and `http-check`.
+//! Reads HAProxy's `option httpchk` and `http-check`.
 
 use super::parse::Line;
 use crate::{
@@ -19,7 +19,7 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// The check, with the TLS and the version of HTTP of a server.
+    /// Returns the check with the TLS settings and the HTTP version of a server.
     pub(super) fn kind(&self, tls: Option<Tls>, http2: Option<bool>) -> service::Http {
         let Self { method, path, host, headers, status } = self.clone();
         let method = method.or_else(|| Some("OPTIONS".to_owned()));
@@ -27,7 +27,7 @@ impl Http {
     }
 }
 
-/// Reads `option httpchk [METHOD] [URI] [VERSION]`. Old files append `\r\nHost:\ www` to the version.
+/// Reads a line `option httpchk [METHOD] [URI] [VERSION]`. In old files, `\r\nHost:\ www` follows the version.
 pub(super) fn httpchk(http: &mut Http, line: &Line) {
     match line.after(2) {
         [] => {}
@@ -75,13 +75,14 @@ fn send(conversion: &mut Conversion, http: &mut Http, line: &Line) {
     }
 }
 
-/// Adds a header, unless the balancer does not send it. Notes never show a header's value.
+/// Adds a header to the check, if the balancer can send this header. Notes never show the value of a header.
 fn header(conversion: &mut Conversion, http: &mut Http, line: &Line, (word, value): (String, String)) {
     let directive = format!("http-check send hdr {word}");
     if word.eq_ignore_ascii_case("connection") {
         return conversion.not_needed(&line.place, directive, "each check is a connection of its own; nothing to do");
     }
-    // Two percent signs mean one; a single one begins an expression. In quotes, `$` begins the name of a variable.
+    // Two percent signs stand for one percent sign; a single percent sign begins an expression. Inside quotes, `$`
+    // begins the name of a variable.
     let literal = value.replace("%%", "");
     let headers = http.headers.get_or_insert_default();
     let why = if literal.contains(['%', '$']) {

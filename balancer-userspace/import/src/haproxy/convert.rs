@@ -1,4 +1,4 @@
-//! Makes services of HAProxy's listeners and backends.
+//! Makes services from HAProxy's listeners and backends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::{error::NotUnderstood, notes::Conversion, service::Service};
 
 type Backends<'a> = BTreeMap<&'a str, (&'a Section, Vec<Line>)>;
 
-/// Lines that sections inherit, from the `defaults` section before them or from the one they name.
+/// The lines that sections inherit, from the preceding `defaults` section or from a `defaults` section that they name.
 #[derive(Default)]
 struct Defaults<'a> {
     last: Vec<Line>,
@@ -20,7 +20,7 @@ struct Defaults<'a> {
 }
 
 impl<'a> Defaults<'a> {
-    /// Reads `defaults [NAME] [from NAME]`.
+    /// Reads a section `defaults [NAME] [from NAME]`.
     fn add(&mut self, section: &'a Section) {
         let mut lines = self.from(section).cloned().unwrap_or_default();
         lines.extend(section.lines.iter().filter(|line| inherits(line)).cloned());

@@ -1,4 +1,4 @@
-//! HAProxy: `listen`, `frontend` and `backend`.
+//! Converts HAProxy's `listen`, `frontend` and `backend` sections.
 
 mod bind;
 mod check;

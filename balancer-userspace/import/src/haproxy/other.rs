@@ -1,4 +1,4 @@
-//! Handles lines that do not decide where connections go.
+//! Handles lines of HAProxy's configuration that do not affect where connections go.
 
 use super::parse::Line;
 use crate::notes::Conversion;

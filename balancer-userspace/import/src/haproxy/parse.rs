@@ -1,4 +1,4 @@
-//! Parses HAProxy's configuration into sections of lines.
+//! Parses HAProxy's configuration into sections, which consist of lines.
 
 use crate::{
     error::NotUnderstood,
@@ -27,7 +27,7 @@ impl Line {
 
 #[derive(Debug)]
 pub(super) struct Section {
-    /// The first line, such as `backend NAME`.
+    /// The first line of the section, such as `backend NAME`.
     pub(super) head: Line,
     pub(super) lines: Vec<Line>,
 }
@@ -69,7 +69,7 @@ pub(super) fn parse(files: &[(String, String)]) -> Result<Vec<Section>, NotUnder
             match sections.last_mut() {
                 _ if is_head => sections.push(Section { head: line, lines: Vec::new() }),
                 Some(section) => section.lines.push(line),
-                // `.if` and similar lines may stand before the first section.
+                // Lines such as `.if` may precede the first section.
                 None if line.word(0).starts_with('.') => {}
                 None => {
                     let what =

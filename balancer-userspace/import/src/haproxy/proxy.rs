@@ -1,4 +1,4 @@
-//! Fills a service from a `backend` or `listen`.
+//! Fills a service from HAProxy's `backend` or `listen` section.
 
 use super::{
     check::{Http, http_check, httpchk},
@@ -12,7 +12,7 @@ use crate::{
     service::{CheckKind, Service},
 };
 
-/// Whether sections inherit this line from `defaults`.
+/// Whether a section inherits this line from a `defaults` section.
 pub(super) fn inherits(line: &Line) -> bool {
     match line.word(0) {
         "balance" | "hash-type" | "default-server" | "option" | "http-check" => true,
@@ -21,7 +21,7 @@ pub(super) fn inherits(line: &Line) -> bool {
     }
 }
 
-/// Adds a note where HAProxy would use only one backup at a time.
+/// Adds a note if HAProxy would use only one backup server at a time.
 fn one_backup(conversion: &mut Conversion, service: &Service) {
     if let Some(second) = service.backends.iter().filter(|backend| backend.backup).nth(1) {
         let why =
@@ -92,7 +92,7 @@ pub(super) fn fill<'a>(
 
 fn balance(conversion: &mut Conversion, service: &mut Service, line: &Line) {
     match line.word(1) {
-        // HAProxy hashes the whole address.
+        // HAProxy hashes the whole address of the client.
         "source" => service.prefix = service.prefix.or(Some((32, 128))),
         "roundrobin" | "static-rr" => conversion.not_needed(
             &line.place,

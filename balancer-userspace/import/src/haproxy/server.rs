@@ -1,4 +1,4 @@
-//! Reads `server`, `server-template` and `default-server`.
+//! Reads HAProxy's `server`, `server-template` and `default-server`.
 
 use super::parse::Line;
 use crate::{
@@ -7,23 +7,23 @@ use crate::{
     service::{Backend, Check, CheckKind, Discover, Http, Records, Tls},
 };
 
-/// Options that `default-server` sets and a `server` can change.
+/// Options that `default-server` sets and that a `server` line can change.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
     weight: Option<u32>,
     backup: bool,
     disabled: bool,
     is_checked: bool,
-    /// Whether connections and checks use TLS, if the options say so.
+    /// Whether connections use TLS, and whether checks use TLS.
     tls: bool,
     check_tls: Option<bool>,
-    /// The options about certificates; they matter only with TLS.
+    /// The options about certificates, which have an effect only with TLS.
     verify: Option<bool>,
     ca_file: Option<String>,
     sni: Option<String>,
     check_sni: Option<String>,
     crt: Option<String>,
-    /// The protocols of connections and of checks: the ones that TLS offers, and the one that is set.
+    /// The protocols of connections and of checks: the protocols that TLS offers, or the protocol that an option sets.
     alpn: Option<String>,
     check_alpn: Option<String>,
     proto: Option<String>,
@@ -31,7 +31,7 @@ pub(super) struct Options {
     check: Check,
 }
 
-/// Parses a time into milliseconds. A number without a unit counts milliseconds.
+/// Parses a time as a number of milliseconds. A number without a unit is in milliseconds.
 pub(super) fn time(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale = match text.get(digits.len()..)? {
@@ -47,7 +47,7 @@ pub(super) fn time(text: &str) -> Option<u64> {
 }
 
 impl Options {
-    /// Reads the options from the word `at` on.
+    /// Reads the options of a line, starting at the word with the index `at`.
     pub(super) fn read(&mut self, conversion: &mut Conversion, line: &Line, at: usize) {
         let mut words = line.after(at).iter().map(String::as_str);
         let label = if at > 1 { format!("{} {}", line.word(0), line.word(1)) } else { line.word(0).to_owned() };
@@ -79,7 +79,7 @@ impl Options {
         }
     }
 
-    /// Applies an option without a value; `false` if the word is no such option.
+    /// Applies an option that has no value; returns `false` for any other word.
     fn flag(&mut self, word: &str) -> bool {
         match word {
             "check" => self.is_checked = true,
@@ -108,7 +108,8 @@ impl Options {
         Some(())
     }
 
-    /// Reads an option about certificates or protocols. The error explains why an operator has to convert it.
+    /// Reads an option about certificates or protocols. The error explains why the operator has to convert the option
+    /// by hand.
     fn encryption(&mut self, word: &str, value: &str) -> Result<(), &'static str> {
         match (word, value) {
             ("verify", "none") => self.verify = Some(false),
@@ -119,7 +120,7 @@ impl Options {
                     return Err("write the whole path of one file as `ca_file` of the check");
                 }
                 self.ca_file = path.starts_with('/').then(|| path.to_owned());
-                // HAProxy verifies certificates unless the configuration disables that.
+                // HAProxy verifies certificates unless its configuration disables verification.
                 self.verify.get_or_insert(true);
             }
             ("crt", path) if path.starts_with('/') => self.crt = Some(path.to_owned()),
@@ -138,7 +139,7 @@ impl Options {
         Ok(())
     }
 
-    /// The TLS settings of checks: the settings of connections, unless options differ or checks go to another port.
+    /// The TLS settings of checks, which are those of connections unless options differ or checks use another port.
     fn check_tls(&self) -> Option<Tls> {
         if !self.check_tls.unwrap_or(self.tls && self.check.port.is_none()) {
             return None;
@@ -148,7 +149,7 @@ impl Options {
         Some(Tls { verify: self.verify, ca_file, sni, client_cert: self.crt.clone() })
     }
 
-    /// Whether checks speak only HTTP/2, because the configuration says so or TLS offers nothing else.
+    /// Whether checks use only HTTP/2, because the configuration demands it or TLS offers no other protocol.
     fn speaks_http2(&self, over_tls: bool) -> bool {
         let alpn = self.check_alpn.as_ref().or(self.alpn.as_ref()).filter(|_| over_tls);
         match self.check_proto.as_ref().or(self.proto.as_ref()) {
@@ -180,7 +181,7 @@ impl Options {
         }
     }
 
-    /// The list of a `server-template` with a name of DNS.
+    /// The list of targets for a `server-template` that has a DNS name.
     pub(super) fn discover(&self, conversion: &mut Conversion, line: &Line) -> Option<Discover> {
         let text = line.word(3);
         let (host, port) = match host(bare(text))? {
@@ -200,12 +201,12 @@ impl Options {
                 conversion.needs_you(&line.place, format!("{label} {what}"), why);
             }
         }
-        // HAProxy asks for SRV records of such names, too.
+        // Like HAProxy, the balancer queries SRV records for names that begin with `_`.
         let records = if host.starts_with('_') { Records::Services(host) } else { Records::Addresses(host, port) };
         Some(Discover { place: line.place.clone(), name: line.word(1).to_owned(), records, check: self.check() })
     }
 
-    /// The backends of a `server` or `server-template`.
+    /// The backends that a `server` or `server-template` line defines.
     pub(super) fn backends(&self, conversion: &mut Conversion, line: &Line) -> Vec<Backend> {
         let template = line.word(0) == "server-template";
         let names = [&self.sni, &self.check_sni, &self.crt, &self.alpn, &self.check_alpn];
@@ -216,7 +217,7 @@ impl Options {
         }
         let text = line.word(if template { 3 } else { 2 });
         let bare = bare(text);
-        // `:+1000` is relative to the client's port.
+        // A port such as `:+1000` is relative to the client's port.
         let Some((host, port)) = host(bare) else {
             let names = if template { format!(" for each of {}{}", line.word(1), line.word(2)) } else { String::new() };
             let why = if split(bare).1.is_some_and(|port| port.starts_with(['+', '-'])) {

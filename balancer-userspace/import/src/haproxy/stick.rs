@@ -1,4 +1,4 @@
-//! Reads `stick-table` and `stick on`.
+//! Reads HAProxy's `stick-table` and `stick on`.
 
 use super::{parse::Line, server::time};
 use crate::{address::mask, notes::Conversion, service::Service};
@@ -30,7 +30,7 @@ pub(super) fn stick_table(conversion: &mut Conversion, service: &mut Service, li
     }
 }
 
-/// Reads `stick on src`, also with a prefix: `stick on src,ipmask(24,64)`.
+/// Reads a line `stick on src`, also with a prefix length, as in `stick on src,ipmask(24,64)`.
 pub(super) fn stick(conversion: &mut Conversion, service: &mut Service, line: &Line) {
     let key = line.word(2);
     let masks = key.strip_prefix("src,ipmask(").and_then(|rest| rest.strip_suffix(')'));
@@ -49,7 +49,7 @@ pub(super) fn stick(conversion: &mut Conversion, service: &mut Service, line: &L
     }
 }
 
-/// The length of a mask, which may be in dotted notation.
+/// The prefix length that corresponds to a mask, which may be in dotted notation.
 fn length(text: &str) -> Option<u8> {
     let (v4, v6) = mask(text)?;
     Some(if text.contains('.') { v4 } else { v6 })

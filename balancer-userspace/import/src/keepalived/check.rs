@@ -1,4 +1,4 @@
-//! Reads checkers of real servers.
+//! Reads the checkers of keepalived's real servers.
 
 use crate::{
     notes::Conversion,
@@ -10,7 +10,7 @@ const EXEC: &str = "checks are tcp, http, https, grpc, udp, dns or exec; write o
 const OWN: &str = "it concerns keepalived's own checks; nothing to do";
 pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
 
-/// Values that a virtual server sets for its real servers, and real servers for their checkers.
+/// The values that a virtual server sets for its real servers, and that a real server sets for its checkers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Defaults {
     delay_loop: Option<u64>,
@@ -21,20 +21,20 @@ pub(super) struct Defaults {
     pub(super) alpha: bool,
 }
 
-/// Parses seconds with a fraction into milliseconds.
+/// Parses seconds, which may have a fraction, as a number of milliseconds.
 fn milliseconds(text: &str) -> Option<u64> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits: String = fraction.chars().chain("000".chars()).take(3).collect();
     seconds.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(digits.parse().ok()?)
 }
 
-/// Whether the directive is on: `on`, or no word at all.
+/// Whether the directive is switched on: `on`, or without a value.
 pub(super) fn is_on(directive: &Directive) -> bool {
     !["off", "false", "no"].contains(&directive.argument())
 }
 
 impl Defaults {
-    /// Reads a directive that sets a default; `false` if it is another directive.
+    /// Reads a directive that sets a default value; returns `false` for any other directive.
     pub(super) fn read(&mut self, conversion: &mut Conversion, directive: &Directive) -> bool {
         let argument = directive.argument();
         let taken = match directive.name() {
@@ -62,7 +62,7 @@ impl Defaults {
         true
     }
 
-    /// A check with keepalived's defaults. The defaults of retries depend on the checker.
+    /// Makes a check with keepalived's default values. The default values for retries depend on the checker.
     fn check(&self, retry: u32, delay: u64) -> Check {
         let interval = self.delay_loop.unwrap_or(60_000).max(100);
         Check {
@@ -77,12 +77,12 @@ impl Defaults {
     }
 }
 
-/// Whether the name is that of a checker.
+/// Whether keepalived has a checker with this name.
 pub(super) fn is_checker(name: &str) -> bool {
     name.ends_with("_CHECK") || ["HTTP_GET", "SSL_GET"].contains(&name)
 }
 
-/// Converts a checker to a check, if the balancer has such a check.
+/// Converts a checker to a check of the balancer, if there is a corresponding check.
 pub(super) fn checker(conversion: &mut Conversion, directive: &Directive, defaults: &Defaults) -> Option<Check> {
     let mut defaults = defaults.clone();
     let rest: Vec<_> = directive.children().iter().filter(|one| !defaults.read(conversion, one)).collect();

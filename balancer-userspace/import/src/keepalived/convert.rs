@@ -1,4 +1,4 @@
-//! Makes services of keepalived's virtual servers.
+//! Makes services from keepalived's virtual servers.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 const OWN: &str = "it concerns keepalived itself; nothing to do";
-/// keepalived's default timeout of persistence.
+/// The default timeout of persistence in keepalived, in seconds.
 const PERSISTENCE: u64 = 360;
 
 type Groups<'a> = BTreeMap<&'a str, &'a Directive>;
@@ -62,7 +62,7 @@ pub(crate) fn convert(
     Ok(())
 }
 
-/// The directives of a `virtual_server`.
+/// The directives in a `virtual_server` block.
 #[derive(Default)]
 struct Parts<'a> {
     defaults: Defaults,
@@ -121,7 +121,7 @@ fn name(words: &[String], listeners: &[Listener], udp: bool) -> String {
     }
 }
 
-/// Reads a `virtual_server`; `None` if the balancer has no such forwarding method.
+/// Reads a `virtual_server` block; `None` if the balancer lacks the block's forwarding method.
 fn parts<'a>(conversion: &mut Conversion, directive: &'a Directive, service: &mut Service) -> Option<Parts<'a>> {
     let mut parts = Parts::default();
     for one in directive.children() {

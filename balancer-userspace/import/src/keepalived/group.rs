@@ -1,13 +1,13 @@
-//! Reads the addresses that a `virtual_server` or a line of its group selects.
+//! Reads the addresses that keepalived's `virtual_server`, or a line of the group that it names, selects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::{address::unspecified, ipvsadm::MARK, notes::Conversion, place::Place, service::Listener};
 
-/// The largest number of listeners of a service.
+/// The maximum number of listeners of a service.
 const MOST: u128 = 64;
 
-/// Returns the listeners of `ADDRESS[-ADDRESS] [PORT]`, `ADDRESS/LENGTH [PORT]` or `fwmark N`.
+/// Returns the listeners for `ADDRESS[-ADDRESS] [PORT]`, `ADDRESS/LENGTH [PORT]` or `fwmark N`.
 pub(super) fn listeners(
     conversion: &mut Conversion,
     place: &Place,
@@ -44,7 +44,7 @@ pub(super) fn listeners(
     }
 }
 
-/// An address, or a range of them.
+/// Parses an address, or a range of addresses.
 fn addresses(text: &str) -> Result<Vec<IpAddr>, &'static str> {
     const WRONG: &str = "this is no numeric address or range; write one";
     if let Ok(address) = text.parse::<IpAddr>() {
@@ -72,7 +72,7 @@ fn addresses(text: &str) -> Result<Vec<IpAddr>, &'static str> {
     }
 }
 
-/// The end of a range: a whole address, or only its last part.
+/// Parses the end of an address range: a whole address, or only the last number of an address.
 fn last(first: &str, last: &str) -> Option<u128> {
     if let Ok(address) = last.parse::<IpAddr>() {
         return Some(number(address));

@@ -1,4 +1,4 @@
-//! Reads the lines of keepalived's files; inserts included files and the values of `$PARAMETER`s.
+//! Reads the lines of keepalived's files; inserts the lines of included files and the values of `$PARAMETER`s.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -6,13 +6,13 @@ use crate::{Include, error::NotUnderstood, notes::Conversion, place::Place};
 
 const DEEPEST: usize = 16;
 const MOST_FILES: usize = 4096;
-/// The limit on lines, because parameters that contain each other could grow without end.
+/// The maximum number of lines, which is needed because parameters that contain each other could expand without end.
 const MOST_LINES: usize = 1_000_000;
 const LONGEST: usize = 65_536;
 
 const INCLUDES: [&str; 6] = ["include", "includer", "includem", "includew", "includeb", "includea"];
 
-/// A line without its comment.
+/// A line of a file, without its comment.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) place: Place,
@@ -25,12 +25,12 @@ pub(super) struct Reader<'a> {
     pub(super) parameters: BTreeMap<String, String>,
     pub(super) lines: Vec<Line>,
     pub(super) files: usize,
-    /// The number of lines read so far.
+    /// The number of lines that were read so far.
     pub(super) seen: usize,
 }
 
 impl Reader<'_> {
-    /// Reads a file. Relative names in it are relative to its directory.
+    /// Reads the lines of a file. Relative file names refer to the directory of the file that contains them.
     pub(super) fn read(
         &mut self,
         file: Option<&Rc<str>>,
@@ -89,7 +89,7 @@ impl Reader<'_> {
             self.parameters.insert(parameter.to_owned(), value.trim().to_owned());
             return Ok(());
         }
-        // The value of a parameter may have several lines, which may define other parameters.
+        // The value of a parameter may consist of several lines, which may define other parameters.
         if text.contains('\n') {
             if depth >= DEEPEST {
                 return Err(NotUnderstood::at(place, "parameters stand for each other too deeply"));
@@ -103,10 +103,11 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Inserts the values of parameters into the line. An undefined parameter stays as it is.
+    /// Inserts the values of parameters into a line. A reference to an undefined parameter stays unchanged.
     fn put_in(&self, place: &Place, line: &str) -> Result<String, NotUnderstood> {
         let mut text = line.to_owned();
-        // A value with several lines is inserted alone, because its lines may change parameters.
+        // If a value consists of several lines, the loop inserts only this value, because the lines may change
+        // parameters.
         for _ in 0..DEEPEST {
             let Some((from, to, value)) = self.parameter(&text) else { break };
             let value = value.to_owned();
@@ -119,7 +120,7 @@ impl Reader<'_> {
         Ok(text)
     }
 
-    /// The position and the value of the first defined parameter in the text.
+    /// The position and the value of the first defined parameter in a text.
     fn parameter(&self, text: &str) -> Option<(usize, usize, &str)> {
         text.match_indices('$').find_map(|(from, _)| {
             let rest = text.get(from + 1..)?;
@@ -164,14 +165,14 @@ impl Reader<'_> {
     }
 }
 
-/// Parses `$NAME=VALUE`.
+/// Parses a definition `$NAME=VALUE`.
 fn definition(line: &str) -> Option<(&str, &str)> {
     let (name, value) = line.trim_start().strip_prefix('$')?.split_once('=')?;
     let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     is_name.then_some((name, value))
 }
 
-/// Removes a comment, which begins with # or ! outside of quotes.
+/// Removes the comment of a line, which begins with # or ! outside of quotes.
 fn without_comment(line: &str) -> &str {
     let mut quote = None;
     let mut escaped = false;

@@ -1,4 +1,4 @@
-//! Converts keepalived's `virtual_server`s, their groups and checkers. keepalived continues to run VRRP.
+//! Converts keepalived's `virtual_server`s with their groups and checkers. keepalived continues to run VRRP.
 
 mod check;
 mod convert;

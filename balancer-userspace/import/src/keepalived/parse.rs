@@ -1,9 +1,9 @@
-//! Parses keepalived's lines into a tree of directives.
+//! Parses the lines of keepalived's files into a tree of directives.
 
 use super::lines::Line;
 use crate::{error::NotUnderstood, place::Place, tree::Directive};
 
-/// The limit on nesting. keepalived's own blocks are four deep.
+/// The maximum nesting depth of blocks. keepalived's own blocks are four levels deep.
 const DEEPEST: usize = 16;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -13,7 +13,8 @@ enum Token {
     Close,
 }
 
-/// Parses lines. A directive ends with its line, unless the next line opens its block.
+/// Parses lines into directives. A directive ends at the end of its line, unless the next line opens a block of the
+/// directive.
 pub(super) fn parse(lines: &[Line]) -> Result<Vec<Directive>, NotUnderstood> {
     let mut current: Vec<Directive> = Vec::new();
     let mut open: Vec<(Directive, Vec<Directive>)> = Vec::new();
@@ -75,7 +76,7 @@ fn tokens(text: &str) -> Result<Vec<Token>, &'static str> {
                 quote = Some(c);
                 word.get_or_insert_default();
             }
-            // An undefined parameter stays as it is.
+            // A reference to an undefined parameter stays unchanged.
             (None, '$') if characters.peek() == Some(&'{') => {
                 let word = word.get_or_insert_default();
                 word.push(c);

@@ -1,4 +1,4 @@
-//! Makes backends of `real_server` and `sorry_server`.
+//! Makes backends from keepalived's `real_server` and `sorry_server`.
 
 use super::check::{Defaults, NOTIFY, checker, is_checker, is_on};
 use crate::{
@@ -12,7 +12,8 @@ use crate::{
 
 const INHIBIT: &str = "a backend that fails keeps no known clients unless `on_failure` of the service says \"drain\"; write it where it should";
 
-/// The forwarding method of `lvs_method` or `lb_kind`; `None`, with a note, if the balancer has no such method.
+/// The forwarding method that `lvs_method` or `lb_kind` names. If the balancer lacks this method, the function adds a
+/// note and returns `None`.
 pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Option<Forwarding> {
     let words: Vec<_> = directive.arguments().iter().map(String::as_str).collect();
     let upper = words.first().map(|word| word.to_ascii_uppercase());
@@ -35,7 +36,7 @@ pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Opti
     }
 }
 
-/// The backend at a directive's address and port.
+/// Makes a backend from the address and port of a directive.
 fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend> {
     let port = directive.words.get(2).map(|port| port.parse::<u16>()).transpose();
     let (Ok(address), Ok(port)) = (directive.argument().parse(), port) else {
@@ -58,14 +59,14 @@ fn backend(conversion: &mut Conversion, directive: &Directive) -> Option<Backend
     })
 }
 
-/// The server that takes over when all others are down.
+/// Makes a backend from the server that takes over when all other servers are down.
 pub(super) fn sorry(conversion: &mut Conversion, directive: &Directive) -> Option<Backend> {
     let mut backend = backend(conversion, directive)?;
     backend.backup = true;
     Some(backend)
 }
 
-/// Converts a real server, if the balancer can do the same.
+/// Converts a real server, as far as the balancer has the same features.
 pub(super) fn real(
     conversion: &mut Conversion,
     directive: &Directive,

@@ -1,11 +1,11 @@
-//! Handles VRRP, which keepalived continues to run.
+//! Handles VRRP, which keepalived continues to run after the conversion.
 
 use crate::{notes::Conversion, tree::Directive};
 
 const STAYS: &str = "keepalived goes on moving these addresses: take the virtual servers out of its file, and let \
                      `track_script` ask `balancer ready --announced`; or give each service `assign_vip` and the balancers a `[fleet]`";
 
-/// Notes a `vrrp_instance` and the addresses that it moves.
+/// Adds a note about a `vrrp_instance` and the addresses that VRRP moves.
 pub(super) fn instance(conversion: &mut Conversion, directive: &Directive) {
     let blocks = directive
         .children()
@@ -20,7 +20,7 @@ pub(super) fn instance(conversion: &mut Conversion, directive: &Directive) {
     conversion.needs_you(&directive.place, format!("{}{moved}", directive.text()), STAYS);
 }
 
-/// Whether the word is `ADDRESS` or `ADDRESS/LENGTH`.
+/// Whether the word has the form `ADDRESS` or `ADDRESS/LENGTH`.
 fn is_address(word: &str) -> bool {
     word.split('/').next().is_some_and(|address| address.parse::<std::net::IpAddr>().is_ok())
 }

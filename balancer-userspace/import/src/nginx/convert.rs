@@ -1,4 +1,4 @@
-//! Makes services of nginx's `server`s.
+//! Makes services from nginx's `server` blocks.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub(crate) fn convert(
     for directive in &top {
         match directive.name() {
             "http" | "stream" => context(conversion, directive.children(), directive.name() == "stream"),
-            // The text is a single file of conf.d.
+            // The text may be a single file from the directory conf.d.
             "upstream" | "server" => {}
             "events" => directive.children().iter().for_each(|each| other(conversion, each)),
             _ => other(conversion, directive),
@@ -53,7 +53,7 @@ pub(crate) fn convert(
         let bare: Vec<_> = top.into_iter().filter(|one| ["upstream", "server"].contains(&one.name())).collect();
         let passes =
             |one: &Directive| one.name() == "server" && one.children().iter().any(|each| each.name() == "proxy_pass");
-        // In `http`, `proxy_pass` stands in a location and has a scheme.
+        // In an `http` context, `proxy_pass` occurs in a location and has a URL scheme.
         context(conversion, &bare, bare.iter().any(passes));
     }
     Ok(())
@@ -78,7 +78,7 @@ fn context(conversion: &mut Conversion, directives: &[Directive], stream: bool) 
     }
 }
 
-/// The addresses on which a server listens, and its target.
+/// The addresses on which an nginx server listens, and its target.
 #[derive(Default)]
 struct Parts<'a> {
     listeners: Vec<Listener>,
@@ -132,14 +132,14 @@ fn parts<'a>(conversion: &mut Conversion, server: &'a Directive) -> Parts<'a> {
     parts
 }
 
-/// The host of a URL, or the name of an upstream.
+/// The host in a URL, or the name of an upstream.
 fn target(pass: &Directive) -> &str {
     let url = pass.argument();
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default()
 }
 
-/// Converts one server, and returns the name of the upstream that the server uses.
+/// Converts one nginx server, and returns the name of the upstream that the server uses.
 fn server<'a>(
     conversion: &mut Conversion,
     server: &Directive,
@@ -193,7 +193,7 @@ fn server<'a>(
     found.map(|(name, _)| *name)
 }
 
-/// The backend for a `proxy_pass` without an upstream.
+/// Makes the backend for a `proxy_pass` that names no upstream.
 fn single(conversion: &mut Conversion, pass: &Directive, target: &str, stream: bool, udp: bool) -> Option<Backend> {
     let port = (split(target).1.is_none() && !stream).then_some(80);
     let Some((host, own)) = host(target) else {

@@ -1,11 +1,11 @@
-//! Reads the output of `nginx -T`: the main file and all files that it includes, one after another.
+//! Reads the output of `nginx -T`: the main file, followed by all files that it includes.
 
 use glob::{MatchOptions, Pattern};
 
-/// The line before each file.
+/// The beginning of the line that precedes each file.
 const HEAD: &str = "# configuration file ";
 
-/// The files of a dump by name, the main file first; empty if the text is no dump.
+/// The files in the output by name, the main file first; empty if the text is not the output of `nginx -T`.
 pub(super) fn files(text: &str) -> Vec<(String, String)> {
     let mut files: Vec<(String, String)> = Vec::new();
     for line in text.split_inclusive('\n') {
@@ -13,14 +13,14 @@ pub(super) fn files(text: &str) -> Vec<(String, String)> {
         match (name, files.last_mut()) {
             (Some(name), _) => files.push((name.to_owned(), String::new())),
             (None, Some((_, text))) => text.push_str(line),
-            // Before the first file, nginx prints that the syntax is ok.
+            // Before the first file, nginx reports whether the syntax is correct.
             (None, None) => {}
         }
     }
     files
 }
 
-/// The files of a dump that an `include` names. Relative names are relative to the main file's directory.
+/// The files in the output that an `include` names. Relative names refer to the directory of the main file.
 pub(super) fn included(files: &[(String, String)], main: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory = main.rsplit_once('/').map_or("", |(directory, _)| directory);
     let full = if pattern.starts_with('/') { pattern.to_owned() } else { format!("{directory}/{pattern}") };

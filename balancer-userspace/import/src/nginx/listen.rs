@@ -1,4 +1,4 @@
-//! Reads the listeners of `listen`.
+//! Reads listeners from nginx's `listen`.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,8 @@ use crate::{
     tree::Directive,
 };
 
-/// Returns the listeners of a `listen`. One on every address may become several.
+/// Returns the listeners of a `listen` directive. A `listen` on every address may become several listeners, one for
+/// each known address.
 pub(super) fn listen(conversion: &mut Conversion, directive: &Directive) -> Vec<Listener> {
     let options = directive.arguments().get(1..).unwrap_or_default();
     match parse(directive.argument(), options) {
@@ -50,7 +51,7 @@ fn parse(text: &str, options: &[String]) -> Result<Listener, &'static str> {
     }
     let (host, port) = split(text);
     let (host, port) = match (host.parse::<IpAddr>(), port) {
-        // The text is only a port or a range.
+        // The text contains only a port or a range of ports.
         (Err(_), None) if host.starts_with(|c: char| c.is_ascii_digit()) => ("*", host),
         (_, port) => (host, port.unwrap_or("80")),
     };

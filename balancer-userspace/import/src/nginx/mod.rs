@@ -1,4 +1,4 @@
-//! Converts nginx's `upstream`s and the `server`s that pass to them.
+//! Converts nginx's `upstream`s, and the `server`s that pass connections to them.
 
 mod convert;
 mod dump;

@@ -1,11 +1,12 @@
-//! Handles directives that do not decide where connections go.
+//! Handles directives of nginx's configuration that do not affect where connections go.
 
 use crate::{notes::Conversion, tree::Directive};
 
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run nginx on several machines and make them the backends";
 const OWN: &str = "it concerns nginx's own process or connections; nothing to do";
 
-/// Directives of layer 7. Each name also stands for all names that begin with this name and `_`.
+/// The directives of layer 7, which the balancer does not need. A name in this list also stands for all names that
+/// begin with this name and `_`.
 const LAYER_7: [&str; 32] = [
     "sub_filter",
     "rewrite",
@@ -41,7 +42,7 @@ const LAYER_7: [&str; 32] = [
     "mirror",
 ];
 
-/// Notes a directive that does not decide where connections go.
+/// Adds a note about a directive that does not affect where connections go.
 pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
     let name = directive.name();
     let is = |of: &&str| name.strip_prefix(*of).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));

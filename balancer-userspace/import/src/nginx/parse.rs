@@ -4,7 +4,7 @@ use std::{iter::Peekable, rc::Rc, str::Chars};
 
 use crate::{Include, error::NotUnderstood, place::Place, tree::Directive};
 
-/// The limit on nesting. nginx's own blocks are five deep.
+/// The maximum nesting depth of blocks. nginx's own blocks are five levels deep.
 const DEEPEST: usize = 32;
 const MOST_FILES: usize = 4096;
 
@@ -28,7 +28,7 @@ impl Lexer<'_> {
         next
     }
 
-    /// The next token and its line. An error says what is wrong with the token.
+    /// Returns the next token and its line. The error describes the fault in the token.
     fn token(&mut self) -> Result<Option<(usize, Token)>, &'static str> {
         loop {
             match self.characters.peek() {
@@ -78,10 +78,10 @@ impl Lexer<'_> {
     }
 }
 
-/// Reads files and the files that they include.
+/// Reads a file, and the files that it includes.
 pub(super) struct Reader<'a> {
     pub(super) include: Include<'a>,
-    /// The main file; names in `include` are relative to its directory.
+    /// The name of the main file; names in `include` are relative to the main file's directory.
     pub(super) main: String,
     pub(super) files: usize,
     pub(super) unread: Vec<(Place, String, String)>,
@@ -144,7 +144,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Handles a directive without a block. Replaces an `include` by the contents of its files.
+    /// Handles a directive that has no block. The function replaces an `include` by the directives in the included
+    /// files.
     fn end(&mut self, directive: Directive, into: &mut Vec<Directive>, depth: usize) -> Result<(), NotUnderstood> {
         if directive.name() != "include" {
             into.push(directive);

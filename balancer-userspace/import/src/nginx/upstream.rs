@@ -1,4 +1,4 @@
-//! Reads `upstream` and its servers.
+//! Reads nginx's `upstream` blocks and their servers.
 
 use super::other::{BEHIND, other};
 use crate::{
@@ -11,13 +11,13 @@ use crate::{
 
 const OWN: &str = "it concerns nginx's own connections to the servers; nothing to do";
 
-/// Fills a service from its `upstream`. In `http`, the default port of servers is 80.
+/// Fills a service from the `upstream` that it uses. In an `http` context, the default port of servers is 80.
 pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream: &Directive, stream: bool, udp: bool) {
     for each in upstream.children() {
         let mut tell = |why: &str| conversion.needs_you(&each.place, each.text(), why);
         match each.name() {
             "server" => service.backends.extend(server(conversion, each, stream, udp)),
-            // nginx hashes three octets of an IPv4 address, and the whole IPv6 address.
+            // nginx hashes three octets of an IPv4 address, or the whole IPv6 address.
             "ip_hash" => service.prefix = Some((24, 128)),
             "hash" if ["$remote_addr", "$binary_remote_addr"].contains(&each.argument()) => {
                 service.prefix = Some((32, 128));

@@ -1,4 +1,4 @@
-//! Checks that the balancer accepts the results of conversions, and that no text makes the conversion panic.
+//! Tests that the balancer accepts the results of conversions, and that no text makes a conversion panic.
 
 use crate::support::{SAMPLES, assert_has, checked, text_of};
 use balancer_import::{Conversion, Dialect, convert};
@@ -57,7 +57,7 @@ fn converted(dialect: Dialect, text: &str) -> Conversion {
     crate::support::try_convert(dialect, "file", text, &[]).unwrap()
 }
 
-/// The reason why the conversion refused the text.
+/// Returns the reason why the conversion refused the text.
 fn refusal(dialect: Dialect, text: &str) -> String {
     crate::support::try_convert(dialect, "file", text, &[]).unwrap_err().to_string()
 }
@@ -88,7 +88,7 @@ fn when_a_file_of_haproxy_is_converted_then_its_options_stand_in_the_result() {
         "name = \"b\"\n  address = \"10.0.0.12:8080\"\n  weight = 0 ",
         "name = \"c\"\n  address = \"10.0.0.13:8080\"\n  weight = 1\n  backup = true\n  check = { type = \"none\" }\n",
         "name = \"d2\"\n  address = \"10.0.0.14:8080\"\n",
-        // Both servers of the template have one address and port, which nat cannot tell apart.
+        // The two servers of the template have the same address and port, so with nat, replies could not be told apart.
         "# not converted (line 19): d3 in web: ",
     ];
     assert_has(&checked(&conversion), &wanted);
@@ -147,7 +147,7 @@ fn when_a_server_has_a_name_then_its_backend_follows_the_name() {
     let alone =
         "http {\n server {\n listen 198.51.100.10:80;\n location / {\n proxy_pass http://web.internal;\n }\n }\n}\n";
     assert_has(&checked(&converted(Dialect::Nginx, alone)), &["address = \"web.internal:80\"\n"]);
-    // Names of /etc/hosts or a search domain, variables and named ports.
+    // These hosts have names from /etc/hosts or for a search domain, variables in their names, or named ports.
     for host in ["localhost:80", "web1", "web1.internal:http", "web1.$domain:80", "-"] {
         let text = format!("listen web\n bind 198.51.100.10:80\n server a {host}\n");
         assert_has(&converted(Dialect::Haproxy, &text).toml(), &["none of its servers could be converted"]);
@@ -269,7 +269,7 @@ fn when_a_section_of_haproxy_names_its_defaults_then_it_takes_over_these() {
     assert_has(&checked(&conversion), &["  interval = \"9s\"\n  fall = 7\n"]);
 }
 
-/// Converts a service whose servers have these options, with HTTP checks.
+/// Converts a service that has HTTP checks and whose servers have these options.
 fn checked_over_tls(send: &str, servers: &[&str]) -> Conversion {
     let mut text = format!("listen web\n bind 198.51.100.10:443\n option httpchk\n http-check send {send}\n");
     for (number, server) in servers.iter().enumerate() {
@@ -441,7 +441,7 @@ fn when_parameters_of_keepalived_stand_for_several_lines_then_they_are_put_in() 
     assert_has(&checked(&conversion), &["address = \"10.0.0.11:80\"", "address = \"10.0.0.12:80\"", "type = \"tcp\""]);
 }
 
-/// Each parameter doubles the one before.
+/// Each parameter contains the previous parameter several times, so the values grow exponentially.
 #[test]
 fn when_parameters_of_keepalived_grow_without_end_then_they_are_refused() {
     let mut text = "$A0=x\n".to_owned();

@@ -1,10 +1,10 @@
-//! Converts whole configurations of the four programs and compares the results with `samples`.
+//! Converts whole sample configurations of the four programs, and compares the results with the files in `samples`.
 
 use std::{env, fs};
 
 use crate::support::{SAMPLES, checked, completed, samples, text_of, try_convert};
 
-/// `UPDATE_SAMPLES=1` writes the expected results again: read the difference before you commit it.
+/// `UPDATE_SAMPLES=1` makes the test write the expected results: read the differences before you commit the files.
 #[test]
 fn when_a_whole_configuration_is_converted_then_the_result_is_the_one_that_was_read() {
     for (dialect, sample, addresses) in SAMPLES {
@@ -24,7 +24,7 @@ fn when_a_service_lacks_an_address_then_it_is_valid_once_one_is_put_in() {
     for (dialect, sample, _) in SAMPLES {
         let text = try_convert(dialect, sample, &text_of(sample), &[]).unwrap().toml();
         let whole = completed(&text, "203.0.113.10").replace(":PORT", ":443");
-        // Servers with host names are left out.
+        // The loop skips services whose servers have host names.
         for service in whole.split("[[service]]").skip(1).filter(|service| service.contains("[[service.backend]]")) {
             let text = format!("[[service]]{service}");
             let parsed = balancer_config::file::parse("balancer.toml".as_ref(), text.as_bytes());

@@ -1,4 +1,4 @@
-//! Converts whole configurations of other programs, and checks that these programs accept them.
+//! Tests that convert whole configurations of other programs and check that these programs accept the configurations.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! Checks that the programs themselves accept the samples.
+//! Tests that nginx, HAProxy and keepalived themselves accept the sample configurations.
 
 use std::{
     fs,
@@ -10,18 +10,18 @@ use std::{
 use crate::support::{samples, text_of};
 use tempfile::TempDir;
 
-/// The places where distributions have nginx's `stream` module.
+/// The paths at which distributions install nginx's `stream` module.
 const STREAM_MODULES: [&str; 2] =
     ["/usr/lib/nginx/modules/ngx_stream_module.so", "/usr/lib64/nginx/modules/ngx_stream_module.so"];
 
-/// Makes a program check a configuration.
+/// Runs a program to check a configuration file.
 fn accepts(program: &str, arguments: &[&str], file: &Path) {
     let output = Command::new(program).args(arguments).arg(file).output();
     let output = output.expect("`cargo xtask setup` installs nginx, HAProxy and keepalived");
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A directory with a certificate and its key, which both programs read.
+/// Makes a directory that contains a certificate and its key, for nginx and HAProxy.
 fn with_certificate() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(["site".to_owned()]).unwrap();
@@ -32,7 +32,7 @@ fn with_certificate() -> TempDir {
     directory
 }
 
-/// `nginx -t` opens sockets and files, so addresses and paths have to exist on this machine.
+/// `nginx -t` opens sockets and files, so the addresses and paths in the configuration have to exist on this machine.
 fn made_local(text: &str, directory: &Path) -> String {
     let text =
         text.replace("/etc/ssl", directory.to_str().unwrap()).replace("/var/log/nginx", directory.to_str().unwrap());

@@ -1,4 +1,4 @@
-//! The samples and their conversion.
+//! The sample configurations, and functions for converting them.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use balancer_import::{Conversion, Dialect, NotUnderstood, convert};
 
-/// Each program's sample, and its result with addresses for listeners that have none.
+/// For each program, the sample and the addresses that replace the addresses of listeners on every address.
 pub(crate) const SAMPLES: [(Dialect, &str, &[&str]); 4] = [
     (Dialect::Nginx, "nginx/nginx.conf", &["198.51.100.10"]),
     (Dialect::Haproxy, "haproxy.cfg", &[]),
@@ -20,7 +20,7 @@ pub(crate) fn samples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/samples")
 }
 
-/// Returns the files that `pattern` names, relative to the samples' directory of `from`.
+/// Returns the files that `pattern` names; the pattern is relative to the directory of the sample `from`.
 pub(crate) fn include(from: &str, pattern: &str) -> Result<Vec<(String, String)>, String> {
     let directory = Path::new(from).parent().unwrap();
     let full = samples().join(directory).join(pattern);
@@ -48,7 +48,8 @@ pub(crate) fn try_convert(
     convert(dialect, &[(name.to_owned(), text.to_owned())], &addresses, &mut include)
 }
 
-/// Returns the configuration, after the balancer's check of it and of the services in its comments.
+/// Checks with the balancer's validation the resulting configuration, and also the services in its comments; returns
+/// the configuration.
 pub(crate) fn checked(conversion: &Conversion) -> String {
     let text = conversion.toml();
     let accepted = |text: &str| {
@@ -61,7 +62,7 @@ pub(crate) fn checked(conversion: &Conversion) -> String {
     text
 }
 
-/// The services that lack an address, with one filled in.
+/// Returns the services without an address, with `address` filled in.
 pub(crate) fn completed(text: &str, address: &str) -> String {
     let (_, waiting) = text.split_once("\n# This service lacks").unwrap_or_default();
     let lines = waiting.lines().skip(1).filter(|line| !line.contains("This service lacks"));

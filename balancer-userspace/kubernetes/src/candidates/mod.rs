@@ -1,4 +1,4 @@
-//! Pods and nodes that may serve a Service.
+//! Pods and nodes that may become backends of a Service.
 
 pub mod nodes;
 pub mod pods;
@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Service;
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// The name of the port; empty if it has none.
+    /// The name of the port; empty if the port has no name.
     pub name: String,
     /// The protocol: `TCP` or `UDP`.
     pub protocol: String,
@@ -20,20 +20,20 @@ pub struct Port {
     pub node_port: Option<u16>,
 }
 
-/// A pod or a node that may serve a Service.
+/// A pod or a node that may become a backend of a Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidate {
-    /// The IPv4 address, if any.
+    /// The IPv4 address of the candidate, if it has one.
     pub v4: Option<IpAddr>,
-    /// The IPv6 address, if any.
+    /// The IPv6 address of the candidate, if it has one.
     pub v6: Option<IpAddr>,
     /// The port on which the candidate listens, by the port of the Service.
     pub ports: BTreeMap<u16, u16>,
-    /// Whether the candidate takes new clients.
+    /// Whether the candidate may take new clients.
     pub eligible: bool,
 }
 
-/// The candidates, by their names as backends.
+/// The candidates, by the names that they have as backends.
 pub type Candidates = BTreeMap<String, Candidate>;
 
 impl Candidate {
@@ -45,7 +45,7 @@ impl Candidate {
     }
 }
 
-/// The ports of a Service, and the mistakes in those that are left out.
+/// Returns the ports of a Service, and descriptions of the mistakes because of which ports are left out.
 #[must_use]
 pub fn ports(service: &Service) -> (Vec<Port>, Vec<String>) {
     let (mut ports, mut wrong) = (Vec::new(), Vec::new());

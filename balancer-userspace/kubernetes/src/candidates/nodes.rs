@@ -1,17 +1,17 @@
-//! Nodes, which take packets at NodePorts.
+//! Nodes as backends, which accept packets at NodePorts.
 
 use k8s_openapi::api::core::v1::Node;
 
 use super::{Candidate, Candidates, Port};
 use crate::names;
 
-/// The label of a node that shall not serve.
+/// The label of a node that must not receive clients' packets.
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// The taint of a node that is about to be removed.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
-/// All nodes that may serve.
+/// Returns all nodes that may become backends.
 #[must_use]
 pub fn candidates(ports: &[Port], nodes: &[Node]) -> Candidates {
     let ports = ports.iter().filter_map(|port| Some((port.port, port.node_port?)));

@@ -1,11 +1,12 @@
-//! Pods, as described by slices of endpoints.
+//! Pods as backends, which `EndpointSlice`s describe.
 
 use std::net::IpAddr;
 
 use super::{Candidates, Port};
 use crate::{names, slices::EndpointSlice};
 
-/// The pods of a Service. A pod in several slices is one candidate, which is usable if one of them says so.
+/// Returns the pods of a Service. A pod in several slices is only one candidate, which is eligible if one of the slices
+/// says so.
 pub fn candidates<'a>(
     (namespace, name): (&str, &str),
     ports: &[Port],

@@ -1,6 +1,7 @@
-//! All objects of a kind, as the API server has them: listed once a minute, and watched in between.
+//! A copy of all objects of a kind in the API server. The program lists the objects once a minute, and watches them
+//! between two lists.
 //!
-//! Nothing depends on a watch: the next list corrects what a watch misses or reports twice.
+//! A watch need not be reliable, because the next list corrects changes that the watch has missed or reported twice.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +25,22 @@ use tokio::{
 use super::{Answer, Cluster, Failure, trouble::Trouble};
 use crate::{metrics::Metrics, slices::EndpointSlice};
 
-/// How long a list stays current.
+/// The time after which the program lists the objects again.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// The pause after a failure, which doubles with each further failure, up to a limit.
+/// The pause after the first failure. Each further failure doubles the pause, up to a maximum.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// The number of objects in one answer.
+/// The maximum number of objects in one answer of the API server.
 const PAGE: usize = 500;
 
-/// An object of the cluster.
+/// An object in the Kubernetes cluster.
 pub trait Object: Clone + DeserializeOwned + Send + Sync + 'static {
-    /// The paths of the kind, the newest version first.
+    /// The API paths of the kind of object, with the newest version first.
     const PATHS: &'static [&'static str];
 
-    /// The object's namespace, name and version.
+    /// The namespace, name and version of the object.
     fn metadata(&self) -> &ObjectMeta;
 }
 
@@ -68,7 +69,7 @@ impl Object for EndpointSlice {
     }
 }
 
-/// All objects of a kind.
+/// A copy of all objects of a kind.
 #[derive(Debug)]
 pub struct Mirror<T> {
     objects: Mutex<Option<BTreeMap<String, T>>>,
@@ -88,7 +89,7 @@ struct List<T> {
 }
 
 impl<T: Object> Mirror<T> {
-    /// The objects; `None`: they have not been listed yet.
+    /// Returns the objects in the copy; `None` if the program has not listed the objects yet.
     #[must_use]
     pub fn objects(&self) -> Option<Vec<T>> {
         let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +112,7 @@ impl<T: Object> Mirror<T> {
         };
     }
 
-    /// Follows the objects forever, and notifies `wake` of each change.
+    /// Keeps the copy up to date without end, and notifies `wake` of each change.
     pub async fn follow(self: Arc<Self>, cluster: Cluster, wake: Arc<Notify>, metrics: Arc<Metrics>) {
         let mut pause = PAUSE;
         let mut trouble = Trouble::new(T::PATHS[0]);
@@ -134,7 +135,7 @@ impl<T: Object> Mirror<T> {
         }
     }
 
-    /// Lists all objects. Returns their path, and the version of the list.
+    /// Lists all objects of the kind. The function returns the API path of the objects, and the version of the list.
     async fn list(&self, cluster: &Cluster) -> Answer<(&'static str, String)> {
         let mut last = Failure::NotFound("no path".to_owned());
         for path in T::PATHS {
@@ -150,7 +151,8 @@ impl<T: Object> Mirror<T> {
         Err(last)
     }
 
-    /// Watches until the next list is due, or the API server no longer has the events after `version`.
+    /// Watches the objects until the next list is due, or until the API server no longer has the events after
+    /// `version`.
     async fn watch(&self, cluster: &Cluster, path: &str, mut version: String, wake: &Notify) {
         let end = Instant::now() + FRESH;
         while Instant::now() < end {
@@ -168,7 +170,7 @@ impl<T: Object> Mirror<T> {
             loop {
                 let event = match timeout_at(end, events.next()).await {
                     Ok(Some(Ok(event))) => event,
-                    // The watch was cut off: the next one begins where it ended.
+                    // The connection of the watch broke, and the next watch begins where this one ended.
                     Ok(Some(Err(_)) | None) => break,
                     Err(_) => return,
                 };
@@ -182,7 +184,8 @@ impl<T: Object> Mirror<T> {
         }
     }
 
-    /// Applies an event, and returns the version after it. `None`: all objects must be listed again.
+    /// Applies an event to the copy, and returns the version after the event. `None` if the program must list all
+    /// objects again.
     fn take(&self, event: WatchEvent<T>) -> Option<String> {
         let (object, is_there) = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, true),

@@ -1,4 +1,4 @@
-//! Requests to the API server, and the ways in which they fail.
+//! Requests to the cluster's API server, and the failures of requests.
 
 pub mod mirror;
 pub mod trouble;
@@ -15,10 +15,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
-/// How long an answer may take.
+/// The maximum time to wait for an answer of the API server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The API server of a cluster.
+/// A client of the API server of a cluster.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
@@ -27,19 +27,19 @@ pub struct Cluster {
 /// The reason why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The object does not exist, or the API server does not know the kind.
+    /// The object does not exist, or the API server does not know its kind.
     #[error("{0}")]
     NotFound(String),
-    /// Another client has changed the object.
+    /// Another client has changed the object in the meantime.
     #[error("{0}")]
     Conflict(String),
-    /// The requested version is too old.
+    /// The API server no longer has the requested version.
     #[error("{0}")]
     Gone(String),
-    /// The API server refuses the request for another reason.
+    /// The API server refused the request for another reason.
     #[error("{0}")]
     Refused(String),
-    /// The API server does not answer.
+    /// The API server did not answer.
     #[error("the API server does not answer: {0}")]
     Away(String),
 }
@@ -60,7 +60,7 @@ impl Failure {
     fn of_status(code: u16, message: &str) -> Self {
         let message = format!("the API server says {code}: {message}");
         match code {
-            // Another object has this name now.
+            // Another object has the name of the expected object.
             422 if message.contains("metadata.uid") => Self::Conflict(message),
             404 => Self::NotFound(message),
             409 => Self::Conflict(message),
@@ -72,10 +72,10 @@ impl Failure {
 }
 
 impl Cluster {
-    /// The cluster of a kubeconfig, or the one that this program runs in.
+    /// Makes a client for the cluster of a kubeconfig file, or for the cluster in which this program runs.
     ///
     /// # Errors
-    /// If the file or the service account cannot be read.
+    /// Fails if the kubeconfig file or the service account cannot be read.
     pub async fn new(kubeconfig: Option<&Path>) -> anyhow::Result<Self> {
         let mut config = match kubeconfig {
             Some(path) => {
@@ -88,15 +88,15 @@ impl Cluster {
                 .context("there is no service account here; outside a cluster give --kubeconfig FILE")?,
         };
         config.connect_timeout = Some(PATIENCE / 2);
-        // This program has its own retries.
+        // The client library must not retry, because this program retries by itself.
         config.default_retry = false;
         Ok(Self { client: Client::try_from(config).context("the API server cannot be asked")? })
     }
 
-    /// Sends a request.
+    /// Sends a request to the API server.
     ///
     /// # Errors
-    /// If the API server refuses, or does not answer.
+    /// Fails if the API server refuses the request, or does not answer.
     pub async fn send<T: DeserializeOwned>(
         &self,
         method: http::Method,
@@ -116,10 +116,10 @@ impl Cluster {
         }
     }
 
-    /// Reads the object or list at a path.
+    /// Reads the object or list at a path of the API.
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// See [`send`](Self::send).
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {
         self.send(http::Method::GET, path, None).await
     }

@@ -1,8 +1,8 @@
-//! Failures of repeated attempts, each of which is logged once.
+//! Logs repeated failures only once.
 
 use super::Failure;
 
-/// A task that may fail repeatedly.
+/// The failures of a task that may fail repeatedly.
 #[derive(Debug)]
 pub struct Trouble {
     what: String,
@@ -10,20 +10,20 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    /// A task that has not failed yet.
+    /// Makes the record of a task that has not failed yet.
     #[must_use]
     pub fn new(what: &str) -> Self {
         Self { what: what.to_owned(), last: String::new() }
     }
 
-    /// Logs the failure and its consequence, unless the last one was the same.
+    /// Logs a failure of the task and the consequence, unless the last failure was the same.
     pub fn say(&mut self, failure: &Failure, then: &str) {
         if let Some(text) = self.news(failure) {
             tracing::warn!("{}: {text}; {then}", self.what);
         }
     }
 
-    /// Logs that the task works again, if it had failed.
+    /// Logs that the task works again, if it has failed before.
     pub fn is_over(&mut self) {
         if !std::mem::take(&mut self.last).is_empty() {
             tracing::info!("{}: the API server answers again", self.what);

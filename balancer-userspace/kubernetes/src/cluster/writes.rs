@@ -1,4 +1,4 @@
-//! All writes to the cluster: finalizers, addresses, events.
+//! All writes to the cluster: finalizers, addresses and events.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,10 @@ use crate::{
 };
 
 impl Cluster {
-    /// Adds the finalizer to a Service, if the Service is unchanged since it was seen.
+    /// Adds the finalizer to a Service, if the Service has not changed since the program read it.
     ///
     /// # Errors
-    /// If the API server refuses, or does not answer.
+    /// Fails if the API server refuses the write, or does not answer.
     pub async fn finalize(&self, object: &Object) -> Answer<()> {
         let mut finalizers = object.finalizers.clone();
         finalizers.push(FINALIZER.to_owned());
@@ -26,19 +26,19 @@ impl Cluster {
     /// Writes the addresses of a Service to its status.
     ///
     /// # Errors
-    /// As [`finalize`](Self::finalize).
+    /// See [`finalize`](Self::finalize).
     pub async fn publish(&self, object: &Object, addresses: &[IpAddr]) -> Answer<()> {
         let ingress: Vec<Value> = addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
         let ingress = if ingress.is_empty() { Value::Null } else { ingress.into() };
-        // The UID excludes another Service of the same name.
+        // The UID makes the API server refuse the write if another Service now has this name.
         let patch = json!({"metadata": {"uid": object.uid}, "status": {"loadBalancer": {"ingress": ingress}}});
         self.patch(object, "/status", &patch).await
     }
 
-    /// Removes addresses and finalizer from a Service. Succeeds if the Service no longer exists.
+    /// Removes the addresses and the finalizer from a Service. If the Service no longer exists, the function succeeds.
     ///
     /// # Errors
-    /// As [`finalize`](Self::finalize).
+    /// See [`finalize`](Self::finalize).
     pub async fn release(&self, object: &Object) -> Answer<()> {
         let rest: Vec<&String> = object.finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).collect();
         let patch = json!({"metadata": {"finalizers": rest, "resourceVersion": object.version}});
@@ -46,22 +46,24 @@ impl Cluster {
             Err(Failure::NotFound(_)) => Ok(()),
             answer => answer,
         };
-        // If the finalizer went first, this program would not return to remove the addresses.
+        // The addresses must be removed before the finalizer: without the finalizer, this program would not handle the
+        // Service again.
         let metadata: Value = match self.get(&path(object, "")).await {
             Ok(metadata) => metadata,
             Err(failure) => return is_gone(Err(failure)),
         };
         if !metadata["status"]["loadBalancer"]["ingress"].is_null() {
-            // The watch reports the change, and the next comparison removes the finalizer.
+            // The watch will report this change, and the next comparison will remove the finalizer.
             return is_gone(self.publish(object, &[]).await);
         }
         is_gone(self.patch(object, "", &patch).await)
     }
 
-    /// Sends the owner of a Service a notice, as an event. Equal notices get the same name.
+    /// Writes a notice to the owner of a Service, as an event. Equal notices get the same event name, so that each is
+    /// written only once.
     ///
     /// # Errors
-    /// As [`finalize`](Self::finalize).
+    /// See [`finalize`](Self::finalize).
     pub async fn tell(&self, object: &Object, notice: &Notice) -> Answer<()> {
         let Object { namespace, name, uid, .. } = object;
         let hash = names::hash(&format!("{uid} {} {}", notice.reason, notice.message));
@@ -76,7 +78,7 @@ impl Cluster {
         let answer =
             self.send::<Value>(Method::POST, &format!("/api/v1/namespaces/{namespace}/events"), Some(&event)).await;
         match answer {
-            // An earlier run of this program has already sent this notice.
+            // An earlier process of this program has already written this notice.
             Ok(_) | Err(Failure::Conflict(_)) => Ok(()),
             Err(failure) => Err(failure),
         }

@@ -1,4 +1,4 @@
-//! Tests of the controller between stand-ins for a cluster and a balancer.
+//! Tests of the controller with a simulated cluster and a simulated balancer.
 
 mod manuals;
 mod services;

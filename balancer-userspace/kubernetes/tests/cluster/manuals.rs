@@ -1,4 +1,4 @@
-//! Tests of statements in the book and the manifests.
+//! Tests of statements in the book and of the manifests.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,19 +11,19 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(file)).unwrap()
 }
 
-/// The documents in a manifest file.
+/// Parses the documents in a manifest file.
 fn manifest(file: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&read(file)).unwrap()
 }
 
-/// The Service in the book's example.
+/// Returns the Service in the example of the book.
 fn shown() -> Value {
     let book = read("docs/src/kubernetes.md");
     let block = book.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
     serde_saphyr::from_str(block).unwrap()
 }
 
-/// The granted rights, as `VERB GROUP/RESOURCE`.
+/// Returns the rights that the manifest grants, as `VERB GROUP/RESOURCE`.
 fn granted() -> BTreeSet<String> {
     let mut granted = BTreeSet::new();
     for document in manifest("contrib/kubernetes/rbac.yaml") {
@@ -39,7 +39,7 @@ fn granted() -> BTreeSet<String> {
     granted
 }
 
-/// The right that a request needs.
+/// Returns the right that a request to the API server needs.
 fn needed(method: &str, path: &str, watch: bool) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let (group, rest) = if parts[0] == "api" { ("", &parts[2..]) } else { (parts[1], &parts[3..]) };

@@ -1,11 +1,11 @@
-//! Tests of the controller between a failing cluster and a balancer.
+//! Tests of how the controller behaves when the cluster or the balancer fails.
 
 use crate::support::{FINALIZER, OTHERS, World, service, slice};
 use serde_json::json;
 
 const WEB: &str = "k8s.shop.shop-web";
 
-/// A cluster with one Service that is served by pods 1 and 2.
+/// Makes a cluster with one Service, for which the balancer serves the pods 1 and 2.
 fn served() -> World {
     let world = World::with_controller();
     world.cluster.put("services", service("shop-web"));

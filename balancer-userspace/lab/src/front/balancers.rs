@@ -1,4 +1,5 @@
-//! The balancer: a single one, an active and a standby one, or a fleet behind a router.
+//! The balancer as the front: a single balancer, a pair of an active and a standby balancer, or a fleet behind a
+//! router.
 
 use std::{
     cell::RefCell,
@@ -31,19 +32,19 @@ use crate::{
 };
 
 const VIP: Family = Family::V4;
-/// The switch's port of the first balancer.
+/// The name of the switch port to which the first balancer is connected.
 const CABLE: &str = "balancer";
-/// The time limit of a scrape.
+/// The time limit for a scrape of a balancer's metrics.
 const SCRAPE: Duration = Duration::from_secs(3);
 
-/// The number of balancers, and the rule that chooses between them.
+/// The arrangement of balancers, which determines how clients reach a balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FrontOf {
-    /// A single balancer.
+    /// A single balancer receives all connections.
     One,
-    /// Two balancers; keepalived gives one of them the address.
+    /// There are two balancers, and keepalived gives one of them the service's address.
     Pair,
-    /// Three balancers; a router spreads connections over them.
+    /// There are three balancers, and a router spreads connections over them.
     Fleet,
 }
 
@@ -72,7 +73,8 @@ struct Balancer {
     files: PathBuf,
 }
 
-/// Running balancers. Fields are dropped, and thus ended, in their order.
+/// The running balancers of the front. Rust drops the fields in the order of their declaration, and dropping a field
+/// ends its processes.
 pub(crate) struct Balancers {
     kind: FrontOf,
     routing: Vec<Process>,
@@ -87,7 +89,7 @@ impl std::fmt::Debug for Balancers {
 }
 
 impl Balancers {
-    /// Starts balancers in front of a row's servers, and waits until all servers are up.
+    /// Starts balancers in front of the servers of a row, and waits until all servers are up.
     pub(crate) fn start(hosts: &Hosts, row: Row, kind: FrontOf) -> Result<Self> {
         let servers = row.strategy.servers();
         let engines = if kind == FrontOf::One { Vec::new() } else { start_engines(hosts)? };
@@ -96,7 +98,7 @@ impl Balancers {
         for index in 0..kind.balancers() {
             let namespace = balancers_host(hosts, index)?;
             let files = hosts.directory(&format!("lb{}", index + 1))?;
-            // The balancer would restore the state that an earlier balancer left in this file.
+            // Without this removal, the balancer would restore the state that an earlier balancer has left in the file.
             drop(fs::remove_file(files.join("state.json")));
             let text = config(&hosts.topology, row, (kind, index), &endpoints, &files);
             fs::write(files.join("balancer.toml"), text)?;
@@ -150,7 +152,7 @@ impl Balancers {
 
     fn start_birds(&mut self, hosts: &Hosts) -> Result<()> {
         let router = hosts.topology.router();
-        // Hash ports as well, so that each client reaches all balancers.
+        // The router includes ports in the hash, so that each client reaches all balancers.
         router.sysctl("net/ipv4/fib_multipath_hash_policy", "1")?;
         let config = hosts.files().join("router.conf");
         fs::write(&config, routing::router(BALANCERS)?)?;
@@ -170,12 +172,12 @@ impl Balancers {
         })
     }
 
-    /// Whether the balancers are of this kind and all of them run.
+    /// Whether the balancers have this arrangement, and all of them are running.
     pub(crate) fn suits(&self, kind: FrontOf) -> bool {
         self.kind == kind && kind == FrontOf::One
     }
 
-    /// Runs a command such as `["backend", "drain", "web/web2"]` on the last balancer and returns its output.
+    /// Runs a command such as `["backend", "drain", "web/web2"]` on the last balancer, and returns the output.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Result<String> {
         let balancers = self.balancers.borrow();
         let output = balancers.last().context("no balancer is left")?.controller.cli(arguments)?;
@@ -184,14 +186,14 @@ impl Balancers {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The backend for an unknown client.
+    /// Returns the backend that an unknown client with this address would get.
     pub(crate) fn home(&self, client: IpAddr) -> Result<String> {
         let said = self.cli(&["client", "where", &client.to_string(), "--service", "web", "--json"])?;
         let said: serde_json::Value = serde_json::from_str(&said)?;
         Ok(said["backend"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits until all balancers show a backend in this state.
+    /// Waits until all balancers show the backend `number` in this state.
     pub(crate) fn wait_state(&self, number: u16, state: &str) -> Result<()> {
         let name = format!("web{number}");
         let shown = |status: &StatusView| {
@@ -204,7 +206,8 @@ impl Balancers {
         Ok(())
     }
 
-    /// Restarts the only balancer; with a copy of its program if `upgrade`.
+    /// Restarts the balancer of a front with a single balancer. With `upgrade`, the function starts a copy of the
+    /// program file.
     pub(crate) fn restart(&self, hosts: &Hosts, upgrade: bool) -> Result<()> {
         let mut balancers = self.balancers.borrow_mut();
         let balancer = balancers.first_mut().context("there is no balancer")?;
@@ -220,28 +223,29 @@ impl Balancers {
         Ok(())
     }
 
-    /// Simulates the loss of the first balancer's machine: kills its program and unplugs its cable.
+    /// Simulates the loss of the first balancer's machine: kills the balancer's process and disconnects its switch
+    /// port.
     pub(crate) fn lose_first(&self, hosts: &Hosts) -> Result<()> {
         hosts.plug(CABLE, false)?;
         self.balancers.borrow_mut().remove(0).controller.process().kill().map(drop)
     }
 
-    /// The sum of the moves that all balancers have counted; `None` if one of them did not answer.
+    /// The number of moves that all balancers together have counted; `None` if a balancer does not answer.
     pub(crate) fn moves(&self, hosts: &Hosts) -> Option<u64> {
         let gone = usize::from(self.kind.balancers()) - self.balancers.borrow().len();
         let of = |host| {
             let metrics = Metrics::scrape(host, SCRAPE).ok()?;
-            // The sample exists only after the first move.
+            // The metric has no sample before the first move.
             Some(metrics.sum("moves_total", &["service=\"web\""]).unwrap_or(0.0) as u64)
         };
         hosts.topology.balancers().take(usize::from(self.kind.balancers())).skip(gone).map(of).sum()
     }
 
-    /// Ends all balancers, removes pinned maps, and restores cable and routes.
+    /// Ends all balancers, removes pinned maps, and restores the switch port and the routes.
     pub(crate) fn end(mut self, hosts: &Hosts) -> Result<()> {
         self.routing.clear();
         for balancer in self.balancers.get_mut() {
-            // The second signal ends it without waiting for clients.
+            // After a second signal, the balancer ends without waiting for routers.
             balancer.controller.process().signal(nix::sys::signal::Signal::SIGTERM)?;
         }
         let balancers = std::mem::take(self.balancers.get_mut());
@@ -255,7 +259,7 @@ impl Balancers {
         });
         let detached: Vec<Result<()>> = detached.collect();
         hosts.plug(CABLE, true)?;
-        // The route is missing if the router learnt it by BGP.
+        // Flushing fails if the router learnt the route by BGP, because the route is then already missing.
         drop(hosts.topology.router().ip(&format!("-4 route flush {}", hosts.topology.vip(VIP))));
         detached.into_iter().collect()
     }
@@ -270,10 +274,10 @@ fn balancers_host(hosts: &Hosts, index: u16) -> Result<&Namespace> {
     hosts.topology.balancers().nth(index.into()).context("there is no such balancer")
 }
 
-/// Starts three etcd servers, and waits until each is healthy.
+/// Starts three etcd servers, and waits until each server is healthy.
 fn start_engines(hosts: &Hosts) -> Result<Vec<Server>> {
     let addresses = Hosts::engine_addresses();
-    // Servers of an earlier front may have left data here.
+    // The etcd servers of an earlier front may have left data in this directory.
     drop(fs::remove_dir_all(hosts.files().join("etcd")));
     let directory = hosts.directory("etcd")?;
     let mut engines = servers(&addresses, None, &directory, &["--unsafe-no-fsync".to_owned()]);

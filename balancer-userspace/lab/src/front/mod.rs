@@ -1,4 +1,4 @@
-//! The programs between clients and servers.
+//! The programs (fronts) between clients and servers.
 
 mod balancers;
 mod proxies;
@@ -15,17 +15,18 @@ use crate::{
     row::{Front as Kind, Row},
 };
 
-/// The balancers or the proxy in front of the servers. Dropping the value ends them.
+/// The front: the balancers or the proxy between clients and servers. Dropping the value ends the programs of the
+/// front.
 #[derive(Debug)]
 pub(crate) enum Front {
-    /// One or several balancers.
+    /// The front consists of one or several balancers.
     Balancers(Box<Balancers>),
-    /// nginx or HAProxy.
+    /// The front is nginx or HAProxy.
     Proxy(Proxy),
 }
 
 impl Front {
-    /// Starts the front of a row as an event needs it.
+    /// Starts the front of a row, in the arrangement that an event needs.
     pub(crate) fn start(hosts: &Hosts, row: Row, event: Event) -> Result<Self> {
         let Some(rule) = row.front.rule() else {
             let balancers = Balancers::start(hosts, row, FrontOf::event(event))?;
@@ -37,7 +38,8 @@ impl Front {
         Ok(Self::Proxy(Proxy::start(hosts, rule, row.strategy.servers())?))
     }
 
-    /// Whether the front fits an event, after it has forgotten its clients. Proxies cannot forget clients.
+    /// Whether this front, after forgetting its clients, can be used again for the event. A proxy cannot forget
+    /// clients, so it is never used again.
     pub(crate) fn suits(&self, event: Event) -> bool {
         match self {
             Self::Balancers(balancers) => balancers.suits(FrontOf::event(event)),
@@ -45,7 +47,7 @@ impl Front {
         }
     }
 
-    /// Forgets the clients of this number of servers, and of an added server.
+    /// Makes the front forget the clients of this number of servers, and of a server that was added.
     pub(crate) fn forget(&self, servers: u16) -> Result<()> {
         let Self::Balancers(balancers) = self else { return Ok(()) };
         (1..=servers).try_for_each(|number| {
@@ -61,7 +63,7 @@ impl Front {
         }
     }
 
-    /// Ends the front and cleans up.
+    /// Ends the front and undoes its changes to the hosts.
     pub(crate) fn end(self, hosts: &Hosts) -> Result<()> {
         match self {
             Self::Balancers(balancers) => balancers.end(hosts),

@@ -1,4 +1,4 @@
-//! nginx and HAProxy, at the service's address on the first balancer's host.
+//! nginx and HAProxy as fronts, at the service's address on the first balancer's host.
 
 use std::net::SocketAddr;
 
@@ -28,12 +28,12 @@ impl Proxy {
         Ok(Self(proxy::Proxy::start(host, rule, servers, target, HEALTH, &files)?))
     }
 
-    /// Adds a server.
+    /// Adds a server to the proxy's configuration.
     pub(crate) fn add(&mut self, hosts: &Hosts, number: u16) -> Result<()> {
         self.0.add(server(&hosts.topology, number))
     }
 
-    /// Changes the weight of a server; all servers begin with 10.
+    /// Changes the weight of a server; at first, all servers have the weight 10.
     pub(crate) fn weigh(&mut self, number: u16, weight: u16) -> Result<()> {
         self.0.weigh(&name(number), weight)
     }

@@ -1,4 +1,4 @@
-//! `HAProxy`'s configuration.
+//! The configuration of `HAProxy`.
 
 use std::fmt::Write as _;
 

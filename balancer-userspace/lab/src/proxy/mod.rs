@@ -1,4 +1,4 @@
-//! nginx and `HAProxy` with the configurations that their manuals recommend.
+//! nginx and `HAProxy`, with the configurations that their manuals recommend.
 
 mod haproxy;
 mod nginx;
@@ -24,36 +24,36 @@ use crate::part::{GLANCE, PATIENCE, Part};
 /// A server behind a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// The proxy's name for the server.
+    /// The name of the server in the proxy's configuration.
     pub name: String,
-    /// The server's address.
+    /// The address and port of the server.
     pub address: SocketAddr,
-    /// The server's share, as a weight.
+    /// The weight of the server, which determines its share of clients.
     pub weight: u16,
-    /// Whether the server gets no new clients.
+    /// Whether the server is drained, so that it gets no new clients.
     pub drained: bool,
 }
 
 impl Server {
-    /// A server with the default weight.
+    /// Makes a server with the default weight.
     #[must_use]
     pub fn new(name: String, address: SocketAddr) -> Self {
         Self { name, address, weight: 10, drained: false }
     }
 }
 
-/// The values in a configuration.
+/// The values that a proxy's configuration contains.
 #[derive(Debug)]
 struct Setup {
     rule: Rule,
     servers: Vec<Server>,
     target: SocketAddr,
-    /// The path of health checks; empty if there are none.
+    /// The path that health checks request; empty if there are no checks.
     health: &'static str,
     config: PathBuf,
 }
 
-/// A running proxy. Dropping the value ends it.
+/// A running nginx or `HAProxy`. Dropping the value ends the proxy.
 #[derive(Debug)]
 pub struct Proxy {
     part: Option<Part>,
@@ -62,10 +62,10 @@ pub struct Proxy {
 
 impl Proxy {
     /// Starts the proxy on `host`, with its files in `files`, and waits until it listens at `target`. `health` is the
-    /// path of health checks, if the rule has any; empty for none.
+    /// path that health checks request; an empty path means no checks.
     ///
     /// # Errors
-    /// If the proxy does not start.
+    /// Fails if the proxy does not start.
     pub fn start(
         host: &Namespace,
         rule: Rule,
@@ -80,7 +80,8 @@ impl Proxy {
         Ok(this)
     }
 
-    /// The servers, for changes. They take effect with a [restart](Self::restart) or reload.
+    /// The servers in the proxy's configuration, which callers may change. Changes of this list take effect at a
+    /// [restart](Self::restart) or reload.
     pub const fn servers(&mut self) -> &mut Vec<Server> {
         &mut self.setup.servers
     }
@@ -88,7 +89,7 @@ impl Proxy {
     /// Returns a server by its name.
     ///
     /// # Errors
-    /// If no server has this name.
+    /// Fails if no server has this name.
     pub fn server(&mut self, name: &str) -> Result<&mut Server> {
         let found = self.setup.servers.iter_mut().find(|server| server.name == name);
         found.with_context(|| format!("there is no server {name}"))
@@ -97,10 +98,10 @@ impl Proxy {
     /// Adds a server to the running proxy.
     ///
     /// # Errors
-    /// If the proxy refuses.
+    /// Fails if the proxy refuses the server.
     pub fn add(&mut self, server: Server) -> Result<()> {
         let Server { name, address, weight, .. } = &server;
-        // In tests, a reload lost the table in spite of `peers`.
+        // HAProxy adds the server at run time, because in tests, a reload lost the stick table in spite of `peers`.
         let commands = [
             format!("add server web/{name} {address} weight {weight} check"),
             format!("enable health web/{name}"),
@@ -116,7 +117,7 @@ impl Proxy {
     /// Changes the weight of a server in the running proxy.
     ///
     /// # Errors
-    /// If the proxy refuses.
+    /// Fails if the proxy refuses the weight.
     pub fn weigh(&mut self, name: &str, weight: u16) -> Result<()> {
         self.server(name)?.weight = weight;
         if self.setup.rule.is_nginx() {
@@ -128,7 +129,7 @@ impl Proxy {
     /// Drains a server in the running proxy, or makes it ready again.
     ///
     /// # Errors
-    /// If the proxy refuses.
+    /// Fails if the proxy refuses the change.
     pub fn drain(&mut self, name: &str, drained: bool) -> Result<()> {
         self.server(name)?.drained = drained;
         if self.setup.rule.is_nginx() {
@@ -138,10 +139,10 @@ impl Proxy {
         self.command(&format!("set server web/{name} state {state}"))
     }
 
-    /// Kills the proxy and starts it again, with the current servers.
+    /// Kills the proxy, and starts it again with the current servers.
     ///
     /// # Errors
-    /// If it does not start.
+    /// Fails if the proxy does not start.
     pub fn restart(&mut self, host: &Namespace) -> Result<()> {
         self.kill()?;
         self.run(host)
@@ -153,10 +154,10 @@ impl Proxy {
         self.part.as_ref().map(Part::pid)
     }
 
-    /// Kills it.
+    /// Kills the running proxy.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the process cannot be killed.
     pub fn kill(&mut self) -> Result<()> {
         self.part.take().map_or(Ok(()), |mut part| part.kill())
     }
@@ -182,7 +183,7 @@ impl Proxy {
     fn run(&mut self, host: &Namespace) -> Result<()> {
         let Setup { rule, target, ref config, .. } = self.setup;
         let listens = || host.run_in_thread(|| TcpStream::connect(target)).is_ok_and(|connected| connected.is_ok());
-        // The children of a killed process end a little later.
+        // The child processes of a killed process end a little later than the process itself.
         wait_until_free(target, listens)?;
         self.setup.write()?;
         let mut command = host.command(rule.program().0);

@@ -1,4 +1,4 @@
-//! nginx's configuration.
+//! The configuration of nginx.
 
 use std::{
     fmt::Write as _,
@@ -68,14 +68,14 @@ fn line(server: &Server, more: &str) -> String {
     format!("server {} weight={}{down}{more};\n", server.address, server.weight)
 }
 
-/// An upstream for each server, with the others as its backups, and a map from cookies to upstreams.
+/// An upstream for each server, in which the other servers are backups, and a map from cookies to upstreams.
 fn cookies(setup: &Setup) -> String {
     let (mut text, mut target, mut chosen) = (upstream(setup, ""), String::new(), String::new());
     for server in &setup.servers {
         let name = &server.name;
         let others = setup.servers.iter().filter(|other| other.name != *name && !other.drained);
         let backups: String = others.map(|other| line(other, " backup")).collect();
-        // A drained server keeps the clients whose cookie names it.
+        // A drained server keeps the clients that have its cookie.
         let own = line(&Server { drained: false, ..server.clone() }, "");
         // Writing to a string cannot fail.
         let _ = write!(text, "upstream {name} {{\n{own}{backups}}}\n");
@@ -89,7 +89,7 @@ fn cookies(setup: &Setup) -> String {
     text
 }
 
-/// The file of the stream module; `None` if it is built in.
+/// The file of nginx's stream module; `None` if the module is built into nginx.
 pub(super) fn module() -> Result<Option<PathBuf>> {
     let output = Command::new("nginx").arg("-V").output().context("cannot start nginx")?;
     let Some(path) = module_of(&String::from_utf8_lossy(&output.stderr)) else { return Ok(None) };
@@ -101,7 +101,7 @@ pub(super) fn module() -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Finds the stream module in the output of `nginx -V`; `None` if it is built in.
+/// Finds the file of the stream module in the output of `nginx -V`; `None` if the module is built into nginx.
 fn module_of(said: &str) -> Option<PathBuf> {
     let mut words = said.split_whitespace();
     if words.clone().any(|word| word == "--with-stream") {

@@ -1,4 +1,4 @@
-//! The rules by which a proxy chooses a server.
+//! The rules by which nginx and HAProxy choose a server.
 
 use std::process::Command;
 
@@ -10,33 +10,33 @@ use super::nginx;
 /// The rule by which a proxy chooses a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// nginx: `ip_hash`.
+    /// In nginx, the directive `ip_hash`.
     NginxIpHash,
-    /// nginx: `hash $remote_addr`.
+    /// In nginx, the directive `hash $remote_addr`.
     NginxHash,
-    /// nginx: `hash $remote_addr consistent`.
+    /// In nginx, the directive `hash $remote_addr consistent`.
     NginxConsistent,
-    /// nginx: a cookie that names the server, like `sticky` of its commercial edition.
+    /// A cookie that names the server, in nginx, similar to `sticky` in nginx's commercial edition.
     NginxCookie,
-    /// nginx: `hash $remote_addr consistent` for connections, without HTTP.
+    /// In nginx without HTTP, for TCP connections: `hash $remote_addr consistent`.
     NginxStream,
-    /// `HAProxy`: `balance source`.
+    /// In `HAProxy`, the directive `balance source`.
     HaproxySource,
-    /// `HAProxy`: `balance source`, `hash-type consistent`.
+    /// In `HAProxy`, the directive `balance source` with `hash-type consistent`.
     HaproxyConsistent,
-    /// `HAProxy`: a stick table of sources.
+    /// A stick table in `HAProxy` that contains source addresses.
     HaproxyTable,
-    /// `HAProxy`: `cookie insert`.
+    /// In `HAProxy`, the directive `cookie insert`.
     HaproxyCookie,
-    /// `HAProxy`: `balance source` for connections, without HTTP.
+    /// In `HAProxy` without HTTP, for TCP connections: `balance source`.
     HaproxyStream,
 }
 
 impl Rule {
-    /// Checks that the program and its modules are installed.
+    /// Checks that the rule's program and its modules are installed.
     ///
     /// # Errors
-    /// If one is missing, with the name of Debian's package.
+    /// Fails with the name of the Debian package if the program or a module is missing.
     pub fn ensure_installed(self) -> Result<()> {
         let (program, package) = self.program();
         ensure!(needs::is_installed(program), "{program} is missing: it is in the package {package}");
@@ -46,7 +46,7 @@ impl Rule {
         Ok(())
     }
 
-    /// The program and its Debian package.
+    /// The program that has the rule, and its Debian package.
     pub(crate) const fn program(self) -> (&'static str, &'static str) {
         if self.is_nginx() { ("nginx", "nginx-light") } else { ("haproxy", "haproxy") }
     }
@@ -68,10 +68,10 @@ impl Rule {
         }
     }
 
-    /// The program's version, such as `1.22.1`.
+    /// The version of the rule's program, such as `1.22.1`.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// Fails if the program cannot be started.
     pub fn version(self) -> Result<String> {
         let (program, _) = self.program();
         let output = Command::new(program).arg("-v").output().with_context(|| format!("cannot start {program}"))?;
@@ -79,7 +79,7 @@ impl Rule {
         Ok(version_of(&String::from_utf8_lossy(&said)))
     }
 
-    /// Whether the program is nginx and not `HAProxy`.
+    /// Whether the rule's program is nginx and not `HAProxy`.
     #[must_use]
     pub const fn is_nginx(self) -> bool {
         matches!(

@@ -1,4 +1,4 @@
-//! The web servers with sessions, each on its host.
+//! The web servers with sessions, each on its own host.
 
 mod node;
 mod php;
@@ -20,25 +20,25 @@ use crate::{
     strategy::{Home, Strategy},
 };
 
-/// The servers' port.
+/// The port of the web servers.
 pub(crate) const PORT: u16 = 80;
 /// The path and query that a server answers without using a session.
 pub(crate) const HEALTH: &str = "/?health=1";
-/// The time limit for checking a server.
+/// The time limit for a check of a web server.
 const GLANCE: Duration = Duration::from_secs(1);
 
-/// The settings of a server.
+/// The settings for starting a web server.
 #[derive(Debug)]
 pub(crate) struct Setting<'a> {
     hosts: &'a Hosts,
     strategy: Strategy,
-    /// The addresses of the stores.
+    /// The addresses of the stores that the server uses.
     endpoints: &'a [String],
-    /// The total number of servers.
+    /// The total number of web servers.
     servers: u16,
 }
 
-/// The programs of each server, from number 1.
+/// The running programs of each server, beginning with server 1.
 #[derive(Debug)]
 pub(crate) struct Servers {
     strategy: Strategy,
@@ -47,14 +47,15 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
-    /// Starts all servers, and waits until they answer.
+    /// Starts all web servers, and waits until they answer.
     pub(crate) fn start(strategy: Strategy, endpoints: Vec<String>, hosts: &Hosts) -> Result<Self> {
         let count = strategy.servers() + strategy.spares();
         let mut this = Self { strategy, endpoints, servers: (0..count).map(|_| Vec::new()).collect() };
         for number in 1..=count {
             this.spawn(hosts, number)?;
             if strategy.home() == Home::Servers {
-                // A starting server asks the others for their sessions, including those that are still starting.
+                // The servers start one by one, because a starting server requests the sessions of all other servers,
+                // even of those that are still starting.
                 this.wait(hosts, number)?;
             }
         }
@@ -77,14 +78,14 @@ impl Servers {
         Ok(())
     }
 
-    /// Kills all processes of a server at once.
+    /// Kills all processes of a server at the same time.
     pub(crate) fn kill(&mut self, number: u16) -> Result<()> {
         self.parts(number)?.iter_mut().try_for_each(Part::kill)?;
         self.parts(number)?.clear();
         Ok(())
     }
 
-    /// Freezes a server without closing its connections, or lets it continue.
+    /// Freezes a server without closing its connections, or makes a frozen server continue.
     pub(crate) fn freeze(&mut self, number: u16, frozen: bool) -> Result<()> {
         let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
         self.parts(number)?.iter().try_for_each(|part| part.signal(signal))

@@ -1,4 +1,4 @@
-//! Runs Node with Express.
+//! Runs web servers with Node and Express.
 
 use std::fs;
 

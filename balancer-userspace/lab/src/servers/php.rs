@@ -1,4 +1,4 @@
-//! Runs PHP-FPM behind nginx, both on the same host.
+//! Runs web servers with PHP-FPM behind nginx, both on the same host.
 
 use std::fs;
 
@@ -56,7 +56,7 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     Ok(vec![fpm, Part::start(&format!("{name}-nginx"), &mut nginx, logs)?])
 }
 
-/// PHP's session settings.
+/// The settings for sessions in PHP.
 fn settings(setting: &Setting<'_>, files: &str) -> Vec<(&'static str, String)> {
     let mut settings = vec![("session.gc_maxlifetime", "3600".to_owned()), ("session.use_strict_mode", "0".to_owned())];
     let (handler, path) = match setting.strategy {
@@ -70,7 +70,7 @@ fn settings(setting: &Setting<'_>, files: &str) -> Vec<(&'static str, String)> {
     settings.extend([("session.save_handler", handler.to_owned()), ("session.save_path", format!("\"{path}\""))]);
     match setting.strategy {
         Strategy::PhpMemcachedReplicas => settings.extend([
-            // Replication needs the binary protocol.
+            // The replication of sessions needs memcached's binary protocol.
             ("memcached.sess_binary_protocol", "1".to_owned()),
             ("memcached.sess_number_of_replicas", "1".to_owned()),
             ("memcached.sess_randomize_replica_read", "0".to_owned()),

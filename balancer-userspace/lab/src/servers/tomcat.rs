@@ -1,4 +1,4 @@
-//! Runs Tomcat 10.
+//! Runs web servers with Tomcat 10.
 
 use std::{fmt::Write as _, fs, os::unix::fs::symlink};
 
@@ -8,7 +8,7 @@ use super::Setting;
 use crate::{hosts::server_address, part::Part, software, strategy::Strategy};
 
 const HOME: &str = "/usr/share/tomcat10";
-/// The port on which servers exchange sessions.
+/// The port on which Tomcat servers exchange sessions.
 const CLUSTER: u16 = 4000;
 
 pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
@@ -40,7 +40,7 @@ pub(super) fn start(setting: &Setting<'_>, number: u16) -> Result<Vec<Part>> {
     Ok(vec![Part::start(&format!("{name}-tomcat"), &mut command, setting.hosts.files())?])
 }
 
-/// Returns the configuration of Tomcat's session manager.
+/// Returns the configuration of Tomcat's session manager for this strategy.
 fn context(setting: &Setting<'_>) -> Result<String> {
     Ok(match setting.strategy {
         Strategy::TomcatFile => {
@@ -70,7 +70,7 @@ fn context(setting: &Setting<'_>) -> Result<String> {
     })
 }
 
-/// The configuration by which servers find each other and exchange sessions.
+/// Returns the configuration by which Tomcat servers find each other and exchange sessions.
 fn cluster(setting: &Setting<'_>, number: u16) -> Result<String> {
     let manager = match setting.strategy {
         Strategy::TomcatDelta | Strategy::TomcatDelta3 | Strategy::TomcatDelta6 | Strategy::TomcatDelta9 => {
@@ -79,7 +79,7 @@ fn cluster(setting: &Setting<'_>, number: u16) -> Result<String> {
         Strategy::TomcatBackup => "org.apache.catalina.ha.session.BackupManager",
         _ => return Ok(String::new()),
     };
-    // Only DeltaManager fetches all sessions when it starts.
+    // DeltaManager is the only manager that fetches all sessions when it starts.
     let transfer = if setting.strategy == Strategy::TomcatBackup { "" } else { " stateTransferTimeout=\"10\"" };
     let own = u8::try_from(number)?;
     let member = |element: &str, number: u8| {

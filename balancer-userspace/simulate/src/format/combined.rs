@@ -1,4 +1,4 @@
-//! `ADDRESS - USER [10/Oct/2000:13:55:36 -0700] "REQUEST" 200 2326 "REFERER" "USER AGENT"`.
+//! Parses `ADDRESS - USER [10/Oct/2000:13:55:36 -0700] "REQUEST" 200 2326 "REFERER" "USER AGENT"`.
 
 use memchr::{memchr, memchr_iter};
 
@@ -9,13 +9,13 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let (first, rest) = split(line, b' ')?;
     let (address, rest) = match address::parse(first) {
         Some(address) => (address, rest),
-        // The line begins with the virtual host.
+        // The line begins with the name of the virtual host.
         None => {
             let (second, rest) = split(rest, b' ')?;
             (address::parse(second)?, rest)
         }
     };
-    // A user's name may have any characters, also brackets.
+    // The name of a user may contain any characters, even brackets.
     let (at, rest) = memchr_iter(b'[', rest).find_map(|open| {
         let (time, rest) = rest.get(open + 1..)?.split_at_checked(26)?;
         let at = clock.read(time, time.get(21..))?;
@@ -25,7 +25,7 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     Some(Hit { address, at: Some(at), agent: agent.map(|(agent, _)| agent), requests: 1 })
 }
 
-/// Returns the next quoted text, in which a backslash escapes quotes, and the rest.
+/// Returns the next quoted text, in which a backslash may precede a quote, and the text after it.
 fn quoted(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let text = text.get(memchr(b'"', text)? + 1..)?;
     let end = memchr_iter(b'"', text).find(|&end| {
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(shown(line), Some((address.to_owned(), Some(at), agent.to_owned())), "{line}");
     }
 
-    /// The examples of the manuals of Apache and nginx, and peculiarities of real logs.
+    /// The lines are examples from the manuals of Apache and nginx, and peculiar lines from real logs.
     #[test]
     fn when_lines_are_of_nginx_or_apache_then_they_are_read() {
         is(
@@ -62,28 +62,28 @@ mod tests {
             971_211_336,
             "Mozilla/4.08 [en] (Win98; I ;Nav)",
         );
-        // The common format: without referer and user agent.
+        // This line has the common format, without referer and user agent.
         is(
             r#"127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /apache_pb.gif HTTP/1.0" 200 2326"#,
             "127.0.0.1",
             971_211_336,
             "none",
         );
-        // nginx's `main`, with $http_x_forwarded_for.
+        // This line has nginx's format `main`, with $http_x_forwarded_for.
         is(
             r#"2001:db8::7 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/2.0" 304 0 "-" "curl/8.5.0" "-""#,
             "2001:db8::7",
             971_211_336,
             "curl/8.5.0",
         );
-        // Apache's `vhost_combined`.
+        // This line has Apache's format `vhost_combined`.
         is(
             r#"www.example.com:443 203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "GET / HTTP/1.1" 200 5 "-" "-""#,
             "203.0.113.7",
             971_211_336,
             "-",
         );
-        // A malformed request; quotes in the user agent; a user name with blanks and brackets.
+        // These lines contain a malformed request, quotes in the user agent, or a user name with blanks and brackets.
         is(
             r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] "\x16\x03\x01" 400 0 "-" "-""#,
             "203.0.113.7",

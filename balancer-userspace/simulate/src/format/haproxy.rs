@@ -1,4 +1,5 @@
-//! `… haproxy[14387]: ADDRESS:PORT [06/Feb/2009:12:12:51.443] FRONTEND …` and `… Connect from ADDRESS:PORT to …`.
+//! Parses `… haproxy[14387]: ADDRESS:PORT [06/Feb/2009:12:12:51.443] FRONTEND …` and `… Connect from ADDRESS:PORT to
+//! …`.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ const CONNECT: &[u8] = b"Connect from ";
 
 pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     let accepted = memchr_iter(b'[', line).find_map(|open| {
-        // A time with milliseconds and without a zone: the machine's zone.
+        // The time contains milliseconds and no time zone; HAProxy writes the local time of its machine.
         let [time @ .., b']'] = line.get(open + 1..open + 26)? else { return None };
         let at = (time.get(20) == Some(&b'.')).then(|| clock.read(time, None)).flatten()?;
         let before = line.get(..open)?.strip_suffix(b" ")?;
@@ -28,7 +29,7 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
     Some(Hit { address, at, agent: None, requests: 1 })
 }
 
-/// The client's port always follows the last colon, and IPv6 addresses have no brackets.
+/// The client's port always follows the last colon, because HAProxy writes IPv6 addresses without brackets.
 fn client(text: &[u8]) -> Option<IpAddr> {
     address::parse(text.get(..memrchr(b':', text)?)?)
 }
@@ -46,7 +47,7 @@ mod tests {
         assert_eq!(shown(line), Some((address.to_owned(), at)), "{line}");
     }
 
-    /// The examples of the configuration manual, section 8.2, and peculiarities of real logs.
+    /// The lines are examples from HAProxy's configuration manual, section 8.2, and peculiar lines from real logs.
     #[test]
     fn when_lines_are_of_haproxy_then_they_are_read() {
         is(
@@ -64,7 +65,8 @@ mod tests {
             "10.0.1.2",
             Some(1_233_922_454),
         );
-        // Captured headers with blanks, brackets and addresses; no server; standard output instead of syslog.
+        // These lines contain captured headers with blanks, brackets and addresses, or no server, or are from standard
+        // output and not from syslog.
         is(
             "203.0.113.7:4000 [06/Feb/2009:12:14:14.655] http-in~ http-in/<NOSRV> -1/-1/-1/-1/0 400 212 - - PR-- 1/1/0/0/0 0/0 {a b|198.51.100.9:80 [x]||} \"<BADREQ>\"",
             "203.0.113.7",

@@ -1,4 +1,4 @@
-//! `{"time": "2000-10-10T13:55:36-07:00", "remote_addr": "203.0.113.7", …}`.
+//! Parses `{"time": "2000-10-10T13:55:36-07:00", "remote_addr": "203.0.113.7", …}`.
 
 use std::{fmt, net::IpAddr};
 
@@ -10,7 +10,7 @@ use crate::{
     time::{self, Clock},
 };
 
-/// Fields that usually have the client's address.
+/// The names of fields that usually contain the client's address.
 pub(super) const FIELDS: [&str; 14] = [
     "remote_addr",
     "client_ip",
@@ -28,7 +28,7 @@ pub(super) const FIELDS: [&str; 14] = [
     "src",
 ];
 
-/// Fields of the outermost object that usually have the time.
+/// The names of fields in the outermost object that usually contain the time.
 const TIMES: [&str; 11] = [
     "time",
     "ts",
@@ -57,21 +57,21 @@ struct Found<'c> {
     clock: &'c mut Clock,
 }
 
-/// Searches a value for the address at the end of the path; `None`: the value is a time.
+/// Searches a JSON value for the address at the end of the path; `None` if the wanted value is a time.
 struct Inside<'p, 'f, 'c> {
     path: Option<&'p str>,
     is_outermost: bool,
     found: &'f mut Found<'c>,
 }
 
-/// A key that is compared with the path and not stored.
+/// Reads an object's key, which it compares with the path and does not store.
 struct Key<'p> {
     path: &'p str,
     is_outermost: bool,
 }
 
 enum Meaning<'p> {
-    /// The rest of the path; empty at the address.
+    /// The key matches, and this is the remaining path; empty at the address.
     Path(&'p str),
     Time,
     Other,
@@ -79,7 +79,7 @@ enum Meaning<'p> {
 
 impl<'p> Key<'p> {
     fn meaning(&self, key: &str) -> Meaning<'p> {
-        // A key may contain dots.
+        // The key itself may contain dots.
         if key == self.path {
             return Meaning::Path("");
         }
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Inside<'_, '_, '_> {
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
         match self.path {
-            // The first address of a list, such as that of X-Forwarded-For.
+            // The address is the first in a list, such as the list in X-Forwarded-For.
             Some("") => {
                 let first = text.split(',').next().unwrap_or_default().trim();
                 self.found.address = address::with_port(first.as_bytes());
@@ -201,7 +201,8 @@ impl Found<'_> {
     }
 }
 
-/// Some programs write milliseconds, which would be times in the distant future if read as seconds.
+/// Converts a number for a time to seconds. If the number in seconds would be in the distant future, it is in
+/// milliseconds, which some programs write.
 const fn seconds(number: f64) -> i64 {
     (if number >= 1e11 { number / 1000.0 } else { number }) as i64
 }
@@ -215,7 +216,7 @@ mod tests {
         Some((hit.address.to_string(), hit.at))
     }
 
-    /// Lines from the manuals of nginx, Caddy and Traefik.
+    /// The lines are examples from the manuals of nginx, Caddy and Traefik.
     #[test]
     fn when_lines_are_json_then_they_are_read() {
         let is =

@@ -1,4 +1,4 @@
-//! `ADDRESS`, or `NUMBER ADDRESS`.
+//! Parses lines of the form `ADDRESS` or `NUMBER ADDRESS`.
 
 use std::str;
 

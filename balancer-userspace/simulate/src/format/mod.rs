@@ -1,4 +1,4 @@
-//! The formats of the lines of a log.
+//! The formats that the lines of a log may have.
 
 mod combined;
 mod haproxy;
@@ -9,34 +9,36 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use crate::time::Clock;
 
-/// The format of a log's lines.
+/// The format of the lines in a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// nginx's and Apache's "combined" and "common" formats, optionally with more fields at the end or the virtual host
-    /// in front.
+    /// The formats "combined" and "common" of nginx and Apache, optionally with the virtual host at the beginning or
+    /// with more fields at the end.
     Combined,
-    /// `HAProxy`'s formats: `option httplog`, `option tcplog` or neither, with or without the prefix that syslog adds.
+    /// The formats of `HAProxy`: with `option httplog`, with `option tcplog` or without either, and with or without the
+    /// prefix of syslog.
     Haproxy,
-    /// One address per line, or a number and an address, as `uniq -c` prints them.
+    /// Lists with one address per line, or with a number and an address per line, as written by `uniq -c`.
     List,
-    /// JSON objects, one per line. The named field has the address; dots in the name lead into objects.
+    /// JSON objects, with one object per line. The named field contains the address; dots in the name separate nested
+    /// fields.
     Json(String),
 }
 
-/// The contents of a line that the simulator uses.
+/// The contents of a line, as far as the simulator uses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit<'a> {
     /// The client's address.
     pub address: IpAddr,
-    /// The time, in seconds since 1970.
+    /// The time of the request, in seconds since 1970.
     pub at: Option<i64>,
-    /// The client's `User-Agent`.
+    /// The value of the client's `User-Agent`.
     pub agent: Option<&'a [u8]>,
-    /// The number of requests that the line stands for.
+    /// The number of requests that the line represents.
     pub requests: u32,
 }
 
-/// Reads the lines of a format.
+/// A reader for lines of one format.
 #[derive(Clone, Debug)]
 pub struct Reader {
     format: Format,
@@ -44,13 +46,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Creates a reader for lines of that format.
+    /// Creates a reader for lines of this format.
     #[must_use]
     pub fn new(format: Format) -> Self {
         Self { format, clock: Clock::default() }
     }
 
-    /// Reads a line; `None` if it has another format or no address.
+    /// Parses a line; `None` if the line has another format or contains no address.
     pub fn read<'a>(&mut self, line: &'a [u8]) -> Option<Hit<'a>> {
         match &self.format {
             Format::Combined => combined::read(line, &mut self.clock),
@@ -61,7 +63,7 @@ impl Reader {
     }
 }
 
-/// The format that fits most of these lines; `None` if no format fits any line.
+/// Returns the format that fits most of these lines; `None` if no format fits any line.
 #[must_use]
 pub fn guess<L: AsRef<[u8]>>(lines: &[L]) -> Option<Format> {
     let json = json::FIELDS.iter().map(|&field| Format::Json(field.to_owned()));
@@ -70,7 +72,7 @@ pub fn guess<L: AsRef<[u8]>>(lines: &[L]) -> Option<Format> {
         let mut reader = Reader::new(format.clone());
         (lines.iter().filter(|line| reader.read(line.as_ref()).is_some()).count(), format)
     });
-    // The first format among those that fit most lines.
+    // If several formats fit the same number of lines, the first of these formats wins.
     let best = read.reduce(|best, next| if next.0 > best.0 { next } else { best });
     best.filter(|&(count, _)| count > 0).map(|(_, format)| format)
 }

@@ -1,16 +1,16 @@
-//! Computes which server `HAProxy`'s `balance source` chooses with its default hash type (map-based).
+//! Computes which server `HAProxy` chooses with `balance source` and the default hash type (map-based).
 
 use std::net::IpAddr;
 
 use super::{Peer, reduced};
 
-/// A map with as many places as the total weight of the servers that take clients.
+/// A map that has as many entries as the total weight of the servers that take clients.
 #[derive(Clone, Debug)]
 pub struct Map(Vec<usize>);
 
 impl Map {
-    /// Builds the map of `peers`: each place has the server that is furthest behind its share, the first one among
-    /// equals.
+    /// Builds the map of `peers`: each entry gets the server that is furthest behind its share, and the first one if
+    /// several servers are equally far behind.
     #[must_use]
     pub fn new(peers: &[Peer]) -> Self {
         let weights: Vec<i64> = reduced(peers.iter().map(|peer| peer.weight))
@@ -26,7 +26,7 @@ impl Map {
                 scores.iter_mut().zip(&weights).enumerate().filter(|(_, (_, weight))| **weight > 0)
             {
                 *score += weight;
-                // Like HAProxy, compare how often each score contains the total.
+                // HAProxy compares how many times each score contains the total, so this loop does the same.
                 let rank = (*score + total) / total;
                 if best.is_none_or(|(_, best)| rank > best) {
                     best = Some((peer, rank));
@@ -41,7 +41,7 @@ impl Map {
         Self(places)
     }
 
-    /// The server of a client, as an index into the peers; `None` if no server takes clients.
+    /// Returns the server of a client, as an index into the list of peers; `None` if no server takes clients.
     #[must_use]
     pub fn server(&self, client: IpAddr) -> Option<usize> {
         let hash = match client {
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(Map::new(&[Peer { up: false, ..Peer::UP }, Peer::UP]).server(client), Some(1));
     }
 
-    /// `docs/src/performance.md#stickiness` has the results of `HAProxy` 2.6.12.
+    /// The expected numbers are the results of `HAProxy` 2.6.12 in `docs/src/performance.md#stickiness`.
     #[test]
     fn when_a_server_leaves_then_clients_move_as_measured_with_haproxy() {
         let ten = Peer { weight: 10, up: true };

@@ -1,18 +1,18 @@
-//! The clients of `tests/bench/src/bin/bench-sticky`, and the answers of real programs for them.
+//! The clients of `tests/bench/src/bin/bench-sticky`, and the servers that nginx and `HAProxy` chose for them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{Peer, haproxy, nginx};
 
-/// 4,000 networks, with one client each.
+/// Returns 4,000 clients, each in another network.
 pub(crate) fn clients() -> impl Iterator<Item = IpAddr> {
     let first = Ipv4Addr::new(10, 16, 0, 0).to_bits();
     let host = |number: u16| u32::from(1 + number.wrapping_mul(37) % 250);
     (0..4_000u16).map(move |number| IpAddr::V4(Ipv4Addr::from_bits(first + (u32::from(number) << 8) + host(number))))
 }
 
-/// Returns how many clients the second server had, how many of these move, and how many clients of other servers move.
-/// `after` has the servers' previous indexes.
+/// Returns three numbers: the clients that the second server had, those of them that move, and the clients of other
+/// servers that move. `after` contains indexes of servers in the list before the change.
 pub(crate) fn moves(
     rule: impl Fn(IpAddr, &[Peer]) -> Option<usize>,
     before: &[Peer],
@@ -33,9 +33,9 @@ pub(crate) fn moves(
     ((own, own_moved), others)
 }
 
-/// The servers, from 0, that nginx 1.22.1 with `ip_hash` and `HAProxy` 2.6.12 with `balance source` chose for clients
-/// whose addresses came in PROXY headers. The three cases are: four servers of weight 1; four servers of the weights 3,
-/// 1, 2 and 1; and the first four servers with the second one down (`HAProxy`: weight 0).
+/// The indexes of the servers that nginx 1.22.1 with `ip_hash` and `HAProxy` 2.6.12 with `balance source` chose; the
+/// clients' addresses came from PROXY headers. The three cases: four servers of weight 1; four servers of the weights
+/// 3, 1, 2 and 1; and the servers of the first case with the second one down (`HAProxy`: weight 0).
 const ANSWERS: &str = include_str!("answers.txt");
 
 #[test]

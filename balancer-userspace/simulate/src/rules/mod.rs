@@ -6,17 +6,17 @@ pub mod nginx;
 #[cfg(test)]
 pub(crate) mod measured;
 
-/// A server, with the properties that these rules use.
+/// A server, with the properties that matter to these rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The weight in the configuration.
+    /// The weight of the server in the configuration.
     pub weight: u32,
     /// Whether the server takes clients.
     pub up: bool,
 }
 
 impl Peer {
-    /// A server that takes clients, with the default weight.
+    /// A server that takes clients and has the default weight.
     pub const UP: Self = Self { weight: 1, up: true };
 }
 

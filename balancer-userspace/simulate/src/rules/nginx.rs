@@ -1,14 +1,14 @@
-//! Computes which server nginx's `ip_hash` chooses: the rule of `ngx_http_upstream_get_ip_hash_peer`.
+//! Computes which server nginx chooses with `ip_hash`: the rule of `ngx_http_upstream_get_ip_hash_peer`.
 
 use std::net::IpAddr;
 
 use super::Peer;
 
-/// The number of hashes that nginx tries before it takes turns.
+/// The number of hashes that nginx tries before it chooses servers in rotation.
 const TRIES: usize = 20;
 
-/// The server of a client, as an index into `peers`, all of which have a weight; `None` if nginx takes turns. Only the
-/// first three bytes of an IPv4 address count.
+/// Returns the server of a client, as an index into `peers`; `None` if nginx chooses servers in rotation. The weight of
+/// each peer must not be zero. The rule uses only the first three bytes of IPv4 addresses.
 #[must_use]
 pub fn ip_hash(client: IpAddr, peers: &[Peer]) -> Option<usize> {
     match client {
@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(ip_hash(Ipv4Addr::LOCALHOST.into(), &[]), None);
     }
 
-    /// `docs/src/performance.md#stickiness` has the results of nginx 1.22.1.
+    /// The expected numbers are the results of nginx 1.22.1 in `docs/src/performance.md#stickiness`.
     #[test]
     fn when_a_server_leaves_then_clients_move_as_measured_with_nginx() {
         let ten = Peer { weight: 10, up: true };

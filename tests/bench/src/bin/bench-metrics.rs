@@ -1,5 +1,5 @@
-//! Measures the cost of a scrape of a large balancer: how long it holds the task that owns the controller, and how long
-//! it takes to read the counters and to write the text (neither of which holds the task).
+//! Measures what a scrape of a large balancer costs: how long the scrape occupies the owner task, and how long reading
+//! counters and writing text take. Reading the counters and writing the text happen outside the owner task.
 
 use std::{
     fmt::Write as _,
@@ -34,10 +34,10 @@ const ROUNDS: usize = 21;
 /// Measures what a scrape costs; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Services.
+    /// Number of configured services.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
     services: u16,
-    /// Backends of each.
+    /// Number of backends of each service.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=250))]
     backends: u16,
     /// Print JSON instead of a table.

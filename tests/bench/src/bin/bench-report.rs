@@ -1,5 +1,5 @@
-//! Combines the results that benchmarks have printed with `--json`: `cargo xtask bench --all` runs the benchmarks, and
-//! then this program.
+//! Combines results that benchmarks have printed with `--json` into one report. `cargo xtask bench --all` runs the
+//! benchmarks and then this program.
 
 use std::{
     fs,
@@ -13,30 +13,30 @@ use balancer_bench::report::{Report, criterion, document::Document, setting::Set
 use balancer_testkit::outcome::outcome;
 use clap::Parser;
 
-/// Groups of the benchmark of lookup tables.
+/// The groups of the benchmark of lookup tables.
 const GROUPS: [&str; 3] = ["build", "failure", "decision"];
 
-/// Makes results.json, results.md and pictures of what benchmarks have printed.
+/// Makes results.json, results.md and pictures from the results that benchmarks have printed.
 #[derive(Parser)]
 struct Options {
-    /// Output directory.
+    /// Directory for the report.
     out: PathBuf,
-    /// A file that a benchmark has printed with --json.
+    /// A file with the JSON output of a benchmark.
     #[arg(long)]
     printed: Vec<PathBuf>,
-    /// Criterion's directory, if lookup tables were measured.
+    /// The directory of Criterion's results, if lookup tables were measured.
     #[arg(long)]
     criterion: Option<PathBuf>,
-    /// A benchmark that failed.
+    /// The name of a benchmark that failed.
     #[arg(long)]
     failed: Vec<String>,
-    /// The command line.
+    /// The command line that ran the benchmarks.
     #[arg(long)]
     command: String,
-    /// The load before it began.
+    /// The load of the machine before the benchmarks began.
     #[arg(long, default_value = "unknown")]
     load: String,
-    /// How long it took.
+    /// The duration of all benchmarks, in seconds.
     #[arg(long, default_value_t = 0)]
     seconds: u64,
 }

@@ -1,4 +1,5 @@
-//! The hosts: clients and backends, each in one namespace, and the balancer between them.
+//! The hosts: one namespace with all clients, one namespace with all backends, and the balancer between clients and
+//! backends.
 //!
 //! ```text
 //! clients 10.1.0.0/16 ── 10.3.0.2 ── 10.3.0.1 eth0, balancer, eth1 10.0.0.1 ── 10.0.0.2 ── backends 10.4.0.0/16
@@ -17,43 +18,40 @@ use balancer_testkit::namespace::{Namespace, join};
 use nix::errno::Errno;
 use socket2::{Domain, Socket, Type};
 
-/// The service's address.
+/// The VIP and the port of the service.
 pub const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 2, 0, 10), 80);
-/// The source address of checks.
+/// The source address of the balancer's checks.
 pub const CHECKER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// The port on which servers listen.
+/// The port on which the backends' servers listen.
 pub const PORT: u16 = 8080;
-/// The UDP port of `gue`.
+/// The destination port of `gue` packets.
 pub const GUE: u16 = 6080;
-/// The backlog of checks at a backend.
+/// The number of waiting connections of checks that a backend's socket allows.
 const BACKLOG: i32 = 16;
 
-/// The hosts. Dropping the value removes them.
+/// The hosts; dropping the value removes the hosts.
 pub struct Hosts {
-    /// The clients.
     pub clients: Namespace,
-    /// The balancer.
     pub balancer: Namespace,
-    /// The backends.
     pub backends: Namespace,
 }
 
-/// The address of client `number`.
+/// Returns the address of client `number`.
 pub const fn client(number: u16) -> Ipv4Addr {
     in_net(1, number)
 }
 
-/// The number of a client's address.
+/// Returns the number of the client with the given address.
 pub const fn client_number(address: Ipv4Addr) -> Option<u16> {
     number_in(1, address)
 }
 
-/// The address of backend `number`.
+/// Returns the address of backend `number`.
 pub const fn backend(number: u16) -> SocketAddrV4 {
     SocketAddrV4::new(in_net(4, number), PORT)
 }
 
-/// The number of a backend's address.
+/// Returns the number of the backend with the given address.
 pub const fn backend_number(address: Ipv4Addr) -> Option<u16> {
     number_in(4, address)
 }
@@ -70,7 +68,8 @@ const fn number_in(net: u8, address: Ipv4Addr) -> Option<u16> {
     }
 }
 
-/// The beginning of a balancer's configuration, with files in `files`: both interfaces, and a constant key.
+/// Returns the beginning of a balancer's configuration, with the paths of the balancer's files in `files`, the two
+/// interfaces, and a constant hash key.
 #[must_use]
 pub fn settings(files: &Path) -> String {
     let files = files.display();
@@ -82,10 +81,10 @@ pub fn settings(files: &Path) -> String {
 }
 
 impl Hosts {
-    /// Creates the hosts with their routes.
+    /// Creates the hosts and their routes.
     ///
     /// # Errors
-    /// If the process is not root, `ip` is missing, or the kernel refuses.
+    /// Fails if the process is not root, if `ip` is not installed, or if the kernel returns an error.
     pub fn new() -> Result<Self> {
         let [clients, balancer, backends] =
             [Namespace::new("clients")?, Namespace::new("balancer")?, Namespace::new("backends")?];
@@ -99,25 +98,28 @@ impl Hosts {
         balancer.ip("addr add 10.3.0.1/24 dev eth0")?;
         balancer.ip("route add 10.1.0.0/16 via 10.3.0.2")?;
         balancer.ip("addr add 10.0.0.1/24 dev eth1")?;
-        // The addresses are behind a gateway, because the kernel's table of neighbours holds only a thousand in total.
+        // The backends' addresses are behind a gateway, because the kernel's neighbour table has only about a thousand
+        // entries.
         balancer.ip("route add 10.4.0.0/16 via 10.0.0.2")?;
         backends.ip("addr add 10.0.0.2/24 dev eth0")?;
         backends.ip("route add default via 10.0.0.1")?;
         backends.ip("route add local 10.4.0.0/16 dev lo")?;
-        // Clients get no answers: a reset would look like the reset of a check, and cost as much as a packet.
+        // The rules make the kernel discard clients' packets, because a reset would look like a refused check, and
+        // would cost as much as a packet.
         backends.ip("rule add pref 10 lookup local")?;
         backends.ip("rule add pref 5 from 10.1.0.0/16 blackhole")?;
-        // No backend removes outer headers, or reports an error about them.
+        // The rule makes the kernel discard tunnel packets, because no backend removes outer headers, and the kernel
+        // would report an error for each tunnel packet.
         backends.ip("rule add pref 5 ipproto ipip blackhole")?;
         backends.ip(&format!("rule add pref 5 ipproto udp dport {GUE} blackhole"))?;
         backends.ip("rule del pref 0")?;
         Ok(Self { clients, balancer, backends })
     }
 
-    /// Makes servers listen at backends.
+    /// Starts a listening server at each of the given backends.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn listen(&self, numbers: &[u16], servers: &mut Servers) -> Result<()> {
         self.backends.run_in_thread(|| {
             for &number in numbers {
@@ -129,18 +131,18 @@ impl Hosts {
         })?
     }
 
-    /// Stops all packets from this backend, including refusals.
+    /// Drops all packets to the backend, so that the backend does not even refuse connections.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn silence(&self, number: u16) -> Result<()> {
         self.backends.ip(&format!("rule add pref 4 to {}/32 blackhole", backend(number).ip())).map(drop)
     }
 
-    /// Makes one server listen at all backends, of which so many are connected to at once.
+    /// Makes one server listen on the addresses of all backends, with a backlog of `at_once` connections.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
         self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
         let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());
@@ -148,23 +150,24 @@ impl Hosts {
     }
 }
 
-/// The listening servers.
+/// The listening servers, by backend number.
 #[derive(Default)]
 pub struct Servers(BTreeMap<u16, TcpListener>);
 
 impl Servers {
-    /// Closes a server: the kernel refuses connections to this backend from now on.
+    /// Closes the server of a backend. After this call, the kernel refuses connections to the backend.
     pub fn close(&mut self, number: u16) {
         self.0.remove(&number);
     }
 }
 
-/// A server without a thread: the kernel waits for a request that checks do not send, and answers the handshakes.
+/// A server without a thread that accepts connections. The kernel answers handshakes by itself, and waits for requests,
+/// which checks do not send.
 fn listen(address: SocketAddrV4, backlog: i32) -> Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     let seconds: libc::c_int = 1;
-    // SAFETY: the option is an integer, which is read during the call.
+    // SAFETY: the option is an integer, which the kernel reads only during the call.
     Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! Sends packets of clients.
+//! Sends packets that look like packets of clients.
 
 use std::{
     net::{SocketAddr, SocketAddrV4},
@@ -22,10 +22,10 @@ use super::hosts::{VIP, client};
 
 /// The source port of all clients.
 const PORT: u16 = 40_000;
-/// The number of packets in a burst, and the pause after it: 20,000 a second.
+/// The number of packets in a burst, and the pause after the burst: 20,000 packets per second.
 const SALVO: (usize, Duration) = (20, Duration::from_millis(1));
 
-/// An IPv4 socket that sends packets with any source address.
+/// Creates an IPv4 socket that sends packets with any source address.
 fn raw() -> Result<Socket> {
     let protocol = Protocol::from(libc::IPPROTO_RAW);
     Socket::new(Domain::IPV4, Type::RAW, Some(protocol)).context("sending packets with other sources")
@@ -40,10 +40,10 @@ fn vip() -> SockAddr {
     SocketAddr::V4(VIP).into()
 }
 
-/// Sends one packet of each client.
+/// Sends one packet from each client.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// Fails if the kernel returns an error.
 pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, flags: u8) -> Result<()> {
     namespace.run_in_thread(|| {
         let socket = raw()?;
@@ -57,7 +57,7 @@ pub fn once(namespace: &Namespace, clients: impl Iterator<Item = u16> + Send, fl
     })?
 }
 
-/// A steady load, until it is stopped or its time is over.
+/// A steady load, which runs until the caller stops the load or a time limit expires.
 pub struct Load {
     stopped: Arc<AtomicBool>,
     unanswered: Arc<AtomicBool>,
@@ -65,8 +65,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends packets with all of these flags of one client of each group every `pause`, of each client in turn, for
-    /// `limit` at most.
+    /// Every `pause`, the load sends one packet for each of `flags`, which are TCP flags. In each round, one client of
+    /// each group sends packets; the clients of a group take turns. The load lasts for at most `limit`.
     pub fn start(namespace: Entrance, groups: &[Vec<u16>], flags: &[u8], pause: Duration, limit: Duration) -> Self {
         let of = |client: &u16| flags.iter().map(|&flags| packet(*client, flags)).collect();
         let packets: Vec<Vec<Vec<Vec<u8>>>> = groups.iter().map(|group| group.iter().map(of).collect()).collect();
@@ -75,7 +75,7 @@ impl Load {
         let thread = thread::spawn(move || {
             namespace.enter()?;
             let (socket, vip) = (raw()?, vip());
-            // Otherwise, pauses are 50 µs longer.
+            // With the default timer slack of the kernel, pauses would be 50 µs longer.
             set_timerslack(1)?;
             let start = Instant::now();
             let mut next = start;
@@ -92,7 +92,7 @@ impl Load {
                 turn += 1;
                 next += pause;
                 let now = Instant::now();
-                // Do not make up for packets that could not be sent in time.
+                // The load skips packets that it could not send in time.
                 next = next.max(now);
                 thread::sleep(next - now);
             }
@@ -101,15 +101,15 @@ impl Load {
         Self { stopped, unanswered, thread }
     }
 
-    /// Stops the answers to clients: they send only the first of their packets.
+    /// Makes the load look as if clients got no answers: each client sends only its first packet.
     pub fn leave_unanswered(&self) {
         self.unanswered.store(true, Ordering::Relaxed);
     }
 
-    /// Stops the load.
+    /// Stops sending packets.
     ///
     /// # Errors
-    /// If it did not get so far.
+    /// Fails if the kernel refused packets, or if the time limit expired before the call.
     pub fn stop(self) -> Result<()> {
         self.stopped.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the thread that sends packets has panicked"))?

@@ -1,5 +1,5 @@
-//! Watches the backends' end of the wire, with the kernel's time stamps: clients' packets as they arrive, answers to
-//! checks as they leave.
+//! Observes packets at the backends with the kernel's time stamps: clients' packets when they arrive, and answers to
+//! checks when they leave.
 
 use std::{
     collections::HashMap,
@@ -35,54 +35,56 @@ const HEADERS: usize = 40;
 const IP: usize = 20;
 /// The size of a UDP header.
 const UDP: usize = 8;
-/// The size of the longest outer headers, with the inner IP header.
+/// The size of the longest outer headers and the inner IP header together.
 const ENCAPSULATED: usize = IP + UDP + IP;
-/// The size of the socket's queue in bytes, enough for seconds.
+/// The size of the socket's queue in bytes, which suffices for the packets of several seconds.
 const QUEUE: usize = 64 << 20;
-/// How often the queue is emptied. The kernel stamps packets when they come.
+/// The interval at which the observer empties the queue. The interval does not affect time stamps, because the kernel
+/// stamps packets when they arrive.
 const PAUSE: Duration = Duration::from_millis(2);
 const RST: u8 = 4;
 const IPIP: u8 = 4;
 const TCP: u8 = 6;
-/// UDP, which carries `gue`.
+/// The protocol number of UDP, which carries `gue`.
 const GUE: u8 = 17;
 
-/// The observations of one backend.
+/// The observations about one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
-    /// The times of refused checks since the last successful one.
+    /// The times of refused checks since the last successful check.
     pub refused: Vec<Duration>,
-    /// The time of the last packet of a client.
+    /// The time of the last client packet at the backend.
     pub last: Option<Duration>,
-    /// The time when one of its clients first arrived at another backend after that.
+    /// The time of the first packet that another backend received from this backend's clients after the last packet at
+    /// this backend.
     pub elsewhere: Option<Duration>,
 }
 
-/// The checks of one backend.
+/// The observed checks of one backend.
 #[derive(Debug, Default)]
 struct Checked {
-    /// The time of the last one.
+    /// The time of the last check of the backend.
     last: Duration,
-    /// The longest time between two of them.
+    /// The longest time between two checks of the backend.
     pause: Duration,
 }
 
-/// The observations of all clients and backends. Times are those of the wall clock.
+/// The observations of all clients and backends, with wall-clock times.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The backend of each client's last packet.
+    /// The backend that received each client's last packet.
     pub clients: HashMap<u16, u16>,
-    /// The watched backends.
+    /// The watched backends, by number.
     pub watched: HashMap<u16, Watched>,
-    /// The watched backend of each of their clients.
+    /// The watched backend of each client, for the clients that had a watched backend when the watch began.
     pub home: HashMap<u16, u16>,
-    /// The checks of each backend since the pauses were last forgotten.
+    /// The checks of each backend since [`Self::forget_pauses`].
     checked: HashMap<u16, Checked>,
-    /// The time of the last packet.
+    /// The time of the last observed packet.
     pub now: Duration,
 }
 
-/// Observes packets until it is dropped.
+/// Observes packets until the value is dropped.
 pub struct Wire {
     seen: Arc<Mutex<Seen>>,
     ended: Arc<AtomicBool>,
@@ -90,10 +92,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Begins to observe all interfaces of a namespace.
+    /// Begins to observe packets on all interfaces of a namespace.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn tap(namespace: Entrance) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let ended = Arc::new(AtomicBool::new(false));
@@ -110,10 +112,10 @@ impl Wire {
         Ok(Self { seen, ended, thread: Some(thread) })
     }
 
-    /// Returns the observations so far.
+    /// Returns all observations so far.
     ///
     /// # Errors
-    /// If it has missed packets, or the kernel refused.
+    /// Fails if the observer has missed packets, or the kernel returned an error.
     pub fn seen(&mut self) -> Result<MutexGuard<'_, Seen>> {
         if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
             thread.join().map_err(|_| anyhow!("the thread that sees packets has panicked"))??;
@@ -145,7 +147,7 @@ fn packets() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Reads all waiting packets.
+/// Reads all packets that wait in the socket's queue.
 fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
     let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec, u32);
     let mut packet = [0; ENCAPSULATED];
@@ -170,7 +172,7 @@ fn receive(socket: &OwnedFd, seen: &mut Seen) -> Result<()> {
     }
 }
 
-/// The addresses and the protocol of an IPv4 header without options.
+/// Returns the addresses and the protocol of an IPv4 header without options.
 fn ip(packet: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u8)> {
     let header = packet.first_chunk::<IP>()?;
     let [0x45, .., p0, p1, p2, p3, q0, q1, q2, q3] = *header else { return None };
@@ -178,26 +180,26 @@ fn ip(packet: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, u8)> {
 }
 
 impl Seen {
-    /// Watches these backends from now on, and no others.
+    /// After this call, the observer watches only the given backends.
     pub fn watch(&mut self, backends: &[u16]) {
         self.watched = backends.iter().map(|&backend| (backend, Watched::default())).collect();
         let theirs = |&(_, backend): &(&u16, &u16)| self.watched.contains_key(backend);
         self.home = self.clients.iter().filter(theirs).map(|(&client, &backend)| (client, backend)).collect();
     }
 
-    /// Forgets the pauses between checks; those that last count from their beginning.
+    /// Forgets the measured pauses between checks. A pause that has not ended yet keeps its start time.
     pub fn forget_pauses(&mut self) {
         self.checked.values_mut().for_each(|checked| checked.pause = Duration::ZERO);
     }
 
-    /// The longest time without a check of each backend that is not watched.
+    /// Returns, for each backend that is not watched, the longest time without a check.
     #[must_use]
     pub fn pauses(&self) -> Vec<Duration> {
         let others = self.checked.iter().filter(|(backend, _)| !self.watched.contains_key(backend));
         others.map(|(_, checked)| checked.pause.max(self.now.saturating_sub(checked.last))).collect()
     }
 
-    /// Evaluates the beginning of an IPv4 packet.
+    /// Evaluates an IPv4 packet by its first bytes.
     fn packet(&mut self, packet: &[u8], at: Duration) {
         let Some((source, destination, protocol)) = ip(packet) else { return };
         self.now = self.now.max(at);
@@ -222,7 +224,7 @@ impl Seen {
         } else if let (Some(backend), hosts::CHECKER) = (hosts::backend_number(source), destination)
             && let Some(watched) = self.watched.get_mut(&backend)
         {
-            // Unlike the reset of a connection, a refusal has no sequence number.
+            // A reset that refuses a connection has the sequence number 0, unlike a reset of an open connection.
             match packet[33] {
                 flags if flags & RST != 0 && packet[24..28] == [0; 4] => watched.refused.push(at),
                 flags if flags & (SYN | ACK) == SYN | ACK => watched.refused.clear(),

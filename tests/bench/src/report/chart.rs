@@ -1,4 +1,4 @@
-//! The contents of a picture: bars under headings, in the order in which a benchmark names them.
+//! The contents of a picture: bars under headings, in the order in which the benchmark's document lists them.
 
 use crate::{
     figures::Spread,
@@ -13,33 +13,33 @@ use crate::{
 pub struct Chart {
     /// The title of the picture.
     pub title: String,
-    /// The smallest and the largest number of rounds.
+    /// The smallest and the largest number of rounds that a figure in the picture has.
     pub rounds: (usize, usize),
-    /// The groups in their order.
+    /// The groups of bars, from top to bottom.
     pub groups: Vec<Group>,
 }
 
-/// Bars under a heading.
+/// A group of bars under one heading.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// The heading.
+    /// The heading of the group.
     pub heading: String,
     /// The unit of the bars' values.
     pub unit: String,
-    /// The value for the full width, the same in all groups of the same unit.
+    /// The value that a bar of full width has; groups with the same unit have the same value.
     pub full: f64,
-    /// The bars in their order.
+    /// The bars of the group, from top to bottom.
     pub bars: Vec<Bar>,
 }
 
-/// A figure.
+/// A bar that shows one figure.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bar {
     /// The program or path that the bar shows.
     pub label: String,
     /// The spread of the figure over all rounds.
     pub spread: Spread,
-    /// Whether the figure is the balancer's.
+    /// Whether the figure belongs to the balancer.
     pub ours: bool,
 }
 
@@ -48,7 +48,7 @@ impl Bar {
         Self { label: series.of.replace('`', ""), spread: Spread::of(values(series)), ours: series.ours }
     }
 
-    /// Returns the value in words.
+    /// Returns the value of the bar as text.
     #[must_use]
     pub fn shown(&self) -> String {
         shown(self.spread.median)
@@ -56,7 +56,7 @@ impl Bar {
 }
 
 impl Chart {
-    /// Makes the chart of a document; `None` if it has nothing to draw.
+    /// Creates the chart of a document; returns `None` if the document contains nothing to draw.
     #[must_use]
     pub fn of(document: &Document) -> Option<Self> {
         let mut groups: Vec<Group> = Vec::new();
@@ -81,7 +81,8 @@ impl Chart {
     }
 }
 
-/// The samples, in percent if they count parts of a total.
+/// Returns the samples of a series. If the samples count items out of a total, the function converts the samples to
+/// percent.
 fn values(series: &Series) -> impl Iterator<Item = f64> + '_ {
     let factor = series.total.map_or(1.0, |total| 100.0 / total.max(1) as f64);
     series.samples.iter().map(move |sample| sample * factor)

@@ -1,4 +1,4 @@
-//! Reads the results that Criterion has left of its benchmarks.
+//! Reads the results that Criterion has written for its benchmarks.
 
 use std::{fs, path::Path};
 
@@ -7,24 +7,24 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::document::Series;
 
-/// The identity of a benchmark.
+/// The identity of a benchmark in Criterion's files.
 #[derive(Deserialize)]
 struct Identity {
     function_id: Option<String>,
     value_str: Option<String>,
 }
 
-/// The measured samples: the number of iterations of each, and their total time in ns.
+/// The samples of a benchmark: the number of iterations of each sample, and the total time of the iterations in ns.
 #[derive(Deserialize)]
 struct Sample {
     iters: Vec<f64>,
     times: Vec<f64>,
 }
 
-/// The series of groups of benchmarks in Criterion's directory; samples are in µs.
+/// Reads the series of the given groups of benchmarks from Criterion's directory. The samples in the series are in µs.
 ///
 /// # Errors
-/// If a group is not there, or is not what Criterion writes.
+/// Fails if a group is missing, or if a file in the directory is not from Criterion.
 pub fn read(directory: &Path, groups: &[&str]) -> Result<Vec<Series>> {
     let mut series = Vec::new();
     for group in groups {
@@ -35,7 +35,7 @@ pub fn read(directory: &Path, groups: &[&str]) -> Result<Vec<Series>> {
     Ok(series)
 }
 
-/// Benchmarks are one or two directories below their group.
+/// Collects the benchmarks of a group, which are one or two directories below the group.
 fn gather(directory: &Path, group: &str, series: &mut Vec<Series>) -> Result<()> {
     let new = directory.join("new");
     if new.join("sample.json").is_file() {
@@ -45,7 +45,7 @@ fn gather(directory: &Path, group: &str, series: &mut Vec<Series>) -> Result<()>
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let mut below = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     below.retain(|path| path.is_dir());
-    // Numbers in numerical order: 3, 100, 1000.
+    // Sorting the paths by length first orders numbers by value: 3, 100, 1000.
     below.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
     below.iter().try_for_each(|path| gather(path, group, series))
 }

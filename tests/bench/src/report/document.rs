@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// The results of a benchmark, as its program prints them with `--json`.
+/// The results of a benchmark, as the benchmark's program prints them with `--json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Document {
     /// The name of the benchmark.
@@ -14,48 +14,48 @@ pub struct Document {
     pub title: String,
     /// The method of the measurement.
     pub about: String,
-    /// The series that were measured.
+    /// The series that the benchmark measured.
     pub series: Vec<Series>,
-    /// The parts that could not be measured here, with the reasons.
+    /// The figures that the benchmark could not measure on the machine, with the reasons.
     pub left_out: Vec<String>,
 }
 
-/// One figure in every round.
+/// The samples of one figure in all rounds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Series {
-    /// The owner of the figure: a program or a path.
+    /// The program or path to which the figure belongs.
     pub of: String,
     /// The name of the figure.
     pub what: String,
     /// The unit of the samples.
     pub unit: String,
-    /// The total, if the samples count parts of it.
+    /// The total, if the samples count items out of a total.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Whether the figure is the balancer's, and not one for comparison.
+    /// Whether the figure belongs to the balancer. Figures of other programs serve for comparison.
     #[serde(default)]
     pub ours: bool,
-    /// The heading in the picture. Series without it are only in tables.
+    /// The heading of the series in the picture. Series without a heading appear only in tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heading: Option<String>,
-    /// The samples of every round, in their order.
+    /// The samples of all rounds, in the order of the rounds.
     pub samples: Vec<f64>,
 }
 
 impl Series {
-    /// A figure of the balancer.
+    /// Creates a figure of the balancer.
     #[must_use]
     pub fn ours(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
         Self { ours: true, ..Self::others(of, what, unit, samples) }
     }
 
-    /// A figure of another program.
+    /// Creates a figure of another program.
     #[must_use]
     pub fn others(of: impl Into<String>, what: impl Into<String>, unit: &str, samples: Vec<f64>) -> Self {
         Self { of: of.into(), what: what.into(), unit: unit.to_owned(), samples, ..Self::default() }
     }
 
-    /// Adds the series to the picture under a heading.
+    /// Puts the series into the picture, under the given heading.
     #[must_use]
     pub fn under(self, heading: impl Into<String>) -> Self {
         Self { heading: Some(heading.into()), ..self }
@@ -63,20 +63,20 @@ impl Series {
 }
 
 impl Document {
-    /// Reads what a benchmark has printed.
+    /// Reads the document that a benchmark has printed.
     ///
     /// # Errors
-    /// If the file cannot be read, or is something else.
+    /// Fails if the benchmark's output cannot be read, or contains no document.
     pub fn read(file: &Path) -> Result<Self> {
         let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
         serde_json::from_slice(&text)
             .with_context(|| format!("{} is not what a benchmark prints with --json", file.display()))
     }
 
-    /// Prints the document for other programs.
+    /// Prints the document in a form that other programs can read.
     ///
     /// # Errors
-    /// If a figure is none.
+    /// Fails if a figure of the document is not a number.
     pub fn print(&self) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(self)?);
         Ok(())

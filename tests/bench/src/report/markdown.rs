@@ -1,4 +1,4 @@
-//! The tables of a report.
+//! Writes the tables of a report in Markdown.
 
 use std::fmt::Write as _;
 
@@ -49,10 +49,10 @@ fn section(document: &Document) -> String {
         let Spread { least, median, p95, .. } = Spread::of(series.samples.iter().copied());
         let [mut least, median, mut p95] = [least, median, p95].map(|value| cell(series, value));
         if series.samples.len() == 1 {
-            // One round has no spread.
+            // The figures of a single round have no spread.
             (least, p95) = (String::new(), String::new());
         }
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(
             section,
             "| {} | {} | {} | {} | {least} | {median} | {p95} |",

@@ -1,6 +1,6 @@
-//! Numbers for people.
+//! Formats numbers so that people can read them easily.
 
-/// Formats with a meaningful number of digits and separated thousands.
+/// Formats a number with a meaningful number of digits, and with separators between thousands.
 #[must_use]
 pub fn shown(value: f64) -> String {
     let digits = match value.abs() {

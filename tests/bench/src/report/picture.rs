@@ -1,4 +1,4 @@
-//! A chart as SVG: horizontal bars with their labels, without script, in light and dark.
+//! Draws a chart as SVG without scripts: horizontal bars with labels, for light and dark colour schemes.
 
 use maud::{Markup, PreEscaped, html};
 
@@ -7,7 +7,7 @@ use super::{
     number::shown,
 };
 
-/// The width in pixels.
+/// The width of the picture, in pixels.
 const WIDTH: f64 = 640.0;
 const MARGIN: f64 = 16.0;
 const TITLE: f64 = 26.0;
@@ -15,10 +15,10 @@ const LINE: f64 = 18.0;
 const HEADING: f64 = 30.0;
 const ROW: f64 = 22.0;
 const BAR: f64 = 12.0;
-/// The width of a letter of a label, and the greatest width that labels may take.
+/// The width of one letter of a label, in pixels.
 const LETTER: f64 = 6.7;
 const LABELS: f64 = 320.0;
-/// The space after a bar for its number.
+/// The space after a bar for the bar's number, in pixels.
 const NUMBER: f64 = 64.0;
 
 const STYLE: &str = "\
@@ -27,7 +27,7 @@ const STYLE: &str = "\
 @media (prefers-color-scheme:dark){.b{fill:#0d1117}text{fill:#e6edf3}.n{fill:#9198a1}.ours{fill:#4493f8}\
 .others{fill:#656c76}.w{stroke:#e6edf3}}";
 
-/// Draws the picture; `place` says where and when it was measured.
+/// Draws the picture; `place` describes where and when the benchmark ran.
 pub(super) fn svg(chart: &Chart, place: &str) -> String {
     let labels = chart.groups.iter().flat_map(|group| &group.bars).map(|bar| bar.label.chars().count()).max();
     let labels = (labels.unwrap_or(0) as f64 * LETTER).clamp(60.0, LABELS);
@@ -96,7 +96,7 @@ fn text(class: &str, x: f64, y: f64, words: &str) -> Markup {
     html! { text class=[(!class.is_empty()).then_some(class)] x=(tenths(x)) y=(tenths(y)) { (words) } }
 }
 
-/// Cuts a label to its maximal length.
+/// Shortens a label to the maximal length of a label.
 fn cut(label: &str) -> String {
     let most = (LABELS / LETTER) as usize;
     if label.chars().count() <= most {
@@ -123,7 +123,7 @@ mod tests {
             assert!(picture.contains(part), "{part} in {picture}");
         }
         assert_eq!(picture.matches("<rect class=\"ours\"").count(), 1, "{picture}");
-        // Only one bar has different minimum and 95th percentile.
+        // Only one bar has different values for minimum and 95th percentile.
         assert_eq!(picture.matches("<line").count(), 1, "{picture}");
         assert!(picture.contains("median of 1 to 3 rounds") && picture.contains("prefers-color-scheme"), "{picture}");
         assert!(!picture.contains("script") && !picture.contains("NaN"), "{picture}");

@@ -9,25 +9,25 @@ use serde::Serialize;
 
 use crate::machine::Machine;
 
-/// The circumstances of a report.
+/// The machine, time and program of a report's measurements.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
-    /// The command line.
+    /// The benchmark's command line.
     pub command: String,
-    /// The start, in UTC.
+    /// The time at which the benchmark started, in UTC.
     pub date: String,
-    /// The duration, in seconds.
+    /// The duration of the benchmark, in seconds.
     pub seconds: u64,
-    /// The commit of the sources, with `-dirty` if they differ.
+    /// The commit of the source code, with the suffix `-dirty` if the sources differ from that commit.
     pub commit: String,
-    /// The number of runnable threads before the start, in the last 1, 5 and 15 minutes.
+    /// The average number of runnable threads in the last 1, 5 and 15 minutes before the start.
     pub load_before: String,
-    /// The machine.
+    /// The machine that ran the benchmark.
     pub machine: Machine,
 }
 
 impl Setting {
-    /// Describes this machine and commit, for `command` with this duration.
+    /// Describes the current machine and commit, and a run of `command` that took `took`.
     #[must_use]
     pub fn here(command: String, load_before: String, took: Duration) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Setting {
         }
     }
 
-    /// Describes machine, day and other load in a few words.
+    /// Describes the machine, the date and the load of the machine in a few words.
     #[must_use]
     pub fn in_short(&self) -> String {
         let day = self.date.split('T').next().unwrap_or_default();

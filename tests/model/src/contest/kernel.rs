@@ -1,4 +1,4 @@
-//! The loaded kernel program, which the controller's data path sets up.
+//! The loaded kernel program, which the data path of the controller configures.
 
 use std::{
     collections::BTreeMap,
@@ -36,32 +36,31 @@ use balancer_testkit::{
     rig::{self, IN_MAC, OUT_MAC, OUT_MTU, ROUTER_MAC},
 };
 
-/// The MAC address of the router behind the other interface.
+/// The MAC address of the router behind the second interface.
 const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
-/// The kernel program.
 pub struct Kernel {
     dataplane: KernelDataplane,
     program: OwnedFd,
     maps: Maps,
-    /// The interfaces that packets arrive on.
+    /// The interfaces on which packets arrive.
     pub interfaces: Interfaces,
     scene: Vec<Placed>,
     /// The counters at the beginning of the scene.
     before: Counters,
     /// The ids of the backends.
     backends: Vec<BackendId>,
-    /// The ids of the counted listeners.
+    /// The ids of the listeners whose packets the program counts.
     listeners: Vec<ListenerId>,
-    /// The drops by reason at the last packet.
+    /// The number of drops by reason, as read after the last packet.
     drops: [u64; DROP_COUNTERS],
 }
 
-/// A service, with the positions of its row and its live table.
+/// A service, with the positions of the service's row and live table in their maps.
 struct Placed {
     id: ServiceId,
     row: u32,
@@ -74,7 +73,7 @@ impl Kernel {
     /// Moves the thread into a new namespace and onto the first CPU, and loads the program.
     ///
     /// # Errors
-    /// If the process is not root, or if the kernel refuses.
+    /// Fails if the process is not root, or if the kernel returns an error.
     pub fn new() -> anyhow::Result<Self> {
         let (usual, other) = rig::enter_namespace()?;
         let mut first = CpuSet::new();
@@ -88,7 +87,7 @@ impl Kernel {
             ranges: 128,
             returns: 512,
             backends: BACKEND_ROWS,
-            // CPUs share the counters of half of the rows.
+            // All CPUs share the counters for the upper half of the rows.
             counted: BACKEND_ROWS / 2,
             clients,
             flows: 0,
@@ -110,7 +109,7 @@ impl Kernel {
         })
     }
 
-    /// Finds the row of each service of `scene` in the active half of the table.
+    /// Finds the row of each service of `scene` in the active half of the service table.
     fn place(&self, scene: &Scene) -> anyhow::Result<Vec<Placed>> {
         let view = PublishedView(self.maps.control.get(&0, 0)?.listeners);
         let first = if view.base() == 0 { 0 } else { self.maps.services.len() / 2 };
@@ -147,7 +146,8 @@ impl Kernel {
     }
 
     fn set_rules(&mut self, service: usize, rules: &[RuleSpec]) -> anyhow::Result<()> {
-        // The data path flags slots itself; here the scene and the packets determine the flags.
+        // The data path flags slots itself, but in a contest, only the scene and the packets may determine which slots
+        // are flagged.
         let slots = self.read_slots(service)?;
         let placed = &mut self.scene[service];
         placed.rules = rules.iter().map(|rule| rule.prefix).collect();
@@ -170,7 +170,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Renews all budgets, because a scene has no limits by the clock.
+    /// Renews all budgets, because the model does not know rate limits.
     fn grant_budgets(&mut self) -> anyhow::Result<()> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         for kind in 0..BUDGETS {
@@ -179,7 +179,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Reads the counters like `dataplane`.
+    /// Reads all counters with the functions of the data path.
     fn read(&self) -> anyhow::Result<Counters> {
         let mut counters = Counters::default();
         for ifindex in [self.interfaces.usual, self.interfaces.other] {
@@ -228,7 +228,8 @@ impl Player for Kernel {
             self.dataplane.retire_backend(id)?;
         }
         for Placed { id, .. } in std::mem::take(&mut self.scene) {
-            // The counters of these rules start again with the service's next rules.
+            // Removing the rules of a service resets the rules' counters, so that the service's next rules start at
+            // zero.
             self.dataplane.set_rules(id, &[])?;
         }
         for backend in &scene.backends {
@@ -323,7 +324,8 @@ impl Player for Kernel {
     }
 
     fn counters(&mut self) -> anyhow::Result<Counters> {
-        // The clock limits how long a neighbour counts as asked. Tests do not use the clock.
+        // The program remembers for a limited time that it has asked the kernel for a neighbour, but tests do not use
+        // the clock.
         self.grant_budgets()?;
         self.maps.forget_asked()?;
         let mut counters = self.read()?;
@@ -361,7 +363,7 @@ impl Player for Kernel {
         Ok(counters)
     }
 
-    /// The routes of [`rig::enter_namespace`].
+    /// The routes that [`rig::enter_namespace`] sets up.
     fn routes(&self) -> Routes {
         let usual = Hop { ifindex: self.interfaces.usual, source_mac: IN_MAC, destination_mac: ROUTER_MAC, mtu: 1500 };
         let other = Hop {
@@ -389,7 +391,7 @@ impl Player for Kernel {
             ("fd01::/64", Route::NoNeighbour),
             known("fd01::fe/128", other),
         ];
-        // Addresses of this machine, and broadcast addresses.
+        // The addresses of the balancer's machine, and broadcast addresses.
         let own = ["10.0.0.1", "10.0.0.255", "10.0.1.1", "10.0.1.255", "203.0.113.1", "203.0.113.255"];
         let own6 = ["fd00::1", "fd00::", "fd01::1", "fd01::"];
         let own = own.into_iter().chain(own6).filter_map(|address| address.parse::<IpAddr>().ok());

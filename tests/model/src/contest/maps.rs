@@ -1,4 +1,4 @@
-//! The maps of the loaded program by name, for states that the controller would only reach after hours.
+//! Accesses the maps of the loaded program by name, to create states that the controller would reach only after hours.
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
@@ -35,7 +35,7 @@ pub(super) struct Maps {
     pub(super) seen: Mapped<u64, SEEN_WORDS>,
 }
 
-/// A map of the program.
+/// Returns the map `name` of the program.
 pub(crate) fn map_of(program: &Xdp, name: &str) -> anyhow::Result<MapData> {
     for id in program.info()?.map_ids()?.context("the kernel does not tell the program's maps")? {
         if MapInfo::from_id(id)?.name_as_str() == Some(name) {
@@ -45,8 +45,8 @@ pub(crate) fn map_of(program: &Xdp, name: &str) -> anyhow::Result<MapData> {
     anyhow::bail!("the program has no map {name}")
 }
 
-/// Allows new clients to be recorded again, as at the beginning of a period that lasts until the next call. The
-/// services' ids are below 64.
+/// Lets the kernel program record new clients again, as at the beginning of a period; this period lasts until the next
+/// call. The ids of the services must be below 64.
 pub(crate) fn hold_newcomers(budgets: &mut Array<MapData, NewcomerBudget>) -> anyhow::Result<()> {
     for row in (0..64).chain([NEWCOMER_ROWS]) {
         budgets.set(row, NewcomerBudget { period: u64::MAX, used: 0 }, 0)?;
@@ -72,7 +72,7 @@ impl Maps {
         })
     }
 
-    /// Forgets which neighbours have been asked for.
+    /// Makes the program forget which neighbours it has asked the kernel to resolve.
     pub(super) fn forget_asked(&mut self) -> anyhow::Result<()> {
         let asked: Vec<_> = self.asked.keys().collect::<Result<_, _>>()?;
         for neighbour in asked {
@@ -82,7 +82,7 @@ impl Maps {
     }
 }
 
-/// An array of `N` values in memory, so that tests can compare it after each packet.
+/// An array map of `N` values that is mapped into memory, so that tests can compare the array after each packet.
 pub(super) struct Mapped<T, const N: usize> {
     memory: NonNull<T>,
     _map: MapData,
@@ -94,7 +94,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     fn new(map: MapData) -> anyhow::Result<Self> {
         let entries = map.info()?.max_entries() as usize;
         anyhow::ensure!(entries == N, "{entries} entries instead of {N}");
-        // SAFETY: a new mapping at an address that the kernel chooses.
+        // SAFETY: the call creates a new mapping at an address that the kernel chooses.
         let memory = unsafe {
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             libc::mmap(std::ptr::null_mut(), Self::BYTES, protection, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
@@ -104,13 +104,15 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
     }
 
     pub(super) fn load(&self) -> [T; N] {
-        // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
+        // SAFETY: the index is within the mapping, and the kernel program writes only while this thread runs the kernel
+        // program.
         std::array::from_fn(|index| unsafe { self.memory.add(index).read_volatile() })
     }
 
     pub(super) fn store(&mut self, values: &[T]) {
         for (index, &value) in values.iter().take(N).enumerate() {
-            // SAFETY: the index is within the mapping; the kernel program writes only while this thread runs it.
+            // SAFETY: the index is within the mapping, and the kernel program writes only while this thread runs the
+            // kernel program.
             unsafe { self.memory.add(index).write_volatile(value) };
         }
     }
@@ -118,7 +120,7 @@ impl<T: Copy, const N: usize> Mapped<T, N> {
 
 impl<T, const N: usize> Drop for Mapped<T, N> {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped it with this size, and nothing borrows from it.
+        // SAFETY: `new` created the mapping with this size, and no value borrows from the mapping.
         let _unmapped = unsafe { libc::munmap(self.memory.as_ptr().cast(), N * size_of::<T>()) };
     }
 }

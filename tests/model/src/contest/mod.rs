@@ -1,4 +1,4 @@
-//! Runs the same packets through the kernel program and the model, and reduces a disagreement to a short case.
+//! Runs the same packets through the kernel program and the model, and reduces any disagreement to a short case.
 
 mod kernel;
 mod maps;

@@ -1,4 +1,4 @@
-//! Plays a scene on both sides.
+//! Plays a scene on the kernel program and on the model.
 
 use std::fmt::Write as _;
 
@@ -9,53 +9,53 @@ use crate::{
     model::{Counters, Fate, Routes, SEEN_WORDS, State},
 };
 
-/// A program that receives packets and that the test compares with the model.
+/// A program that receives packets, and whose results the test compares with the results of the model.
 pub trait Player {
-    /// Starts a new scene.
+    /// Starts a new scene with the given initial state.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     fn begin(&mut self, scene: &Scene) -> anyhow::Result<()>;
 
-    /// Applies a change between packets.
+    /// Applies a change of the scene between two packets.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     fn change(&mut self, step: &Step) -> anyhow::Result<()>;
 
     /// Returns the fate of a frame that arrives on the interface `ingress`.
     ///
     /// # Errors
-    /// If the kernel refuses to run the program.
+    /// Fails if the kernel refuses to run the program.
     fn packet(&mut self, frame: &[u8], ingress: u32) -> anyhow::Result<Fate>;
 
-    /// The client table.
+    /// Returns the current client table.
     fn clients(&self) -> Vec<[u64; BUCKET_ENTRIES]>;
 
     /// The filter of recently seen clients.
     fn seen(&self) -> [u64; SEEN_WORDS];
 
-    /// Returns the counters since the beginning of the scene, and renews limits by the clock.
+    /// Returns the counters since the beginning of the scene, and renews the limits that depend on the clock.
     ///
     /// # Errors
-    /// If the kernel refuses the read.
+    /// Fails if the kernel refuses the read.
     fn counters(&mut self) -> anyhow::Result<Counters>;
 
-    /// The routes of replies.
+    /// Returns the routes that the kernel uses for replies.
     fn routes(&self) -> Routes;
 }
 
-/// A difference between program and model.
+/// A difference between the results of the program and of the model.
 #[derive(Clone, Debug)]
 pub struct Disagreement {
-    /// The index of the last step before the difference was noticed.
+    /// The index of the last step before the test noticed the difference.
     pub step: usize,
-    /// A description of the difference.
+    /// A description of the difference, as text.
     pub what: String,
 }
 
 impl State {
-    /// Applies a change between packets.
+    /// Applies a change of the scene between two packets.
     pub(super) fn change(&mut self, step: &Step) {
         match step {
             Step::Packet { .. } => {}
@@ -70,11 +70,12 @@ impl State {
     }
 }
 
-/// Plays `steps`. Compares the fate of each packet and the client table after it, and the counters every `every` steps
-/// and at the end. Returns the counters if both agree.
+/// Plays `steps` on the program and on the model. Compares, between program and model, the fate of each packet and the
+/// client table after each packet. Compares the counters after every `every` steps and at the end. Returns the counters
+/// if program and model agree.
 ///
 /// # Errors
-/// If the kernel refuses.
+/// Fails if the kernel returns an error.
 pub fn play(
     player: &mut impl Player,
     scene: &Scene,
@@ -124,7 +125,7 @@ fn table_difference(said: &[[u64; BUCKET_ENTRIES]], done: &[[u64; BUCKET_ENTRIES
     text
 }
 
-/// Formats a fate for people.
+/// Formats a packet's fate for people.
 fn shown(fate: &Fate) -> String {
     match fate {
         Fate::Pass => "pass".to_owned(),

@@ -1,14 +1,16 @@
-//! Reduces a case of disagreement: first its history, then its packets.
+//! Reduces a failing case: first the steps of the case, then the packets of the remaining steps.
 
 use crate::generate::Step;
 
-/// The largest number of runs. After that, the result is shown in its current form.
+/// The largest number of times that `shrink` runs a case. After the last run, `shrink` returns the most reduced case so
+/// far.
 const RUNS: usize = 1500;
 
-/// Finds the fewest and simplest of `steps` that still `fail`. The given steps must fail.
+/// Finds the shortest and simplest selection of `steps` with which `fail` still returns an error. With the given steps,
+/// `fail` must return an error.
 ///
 /// # Errors
-/// The first error of `fail`.
+/// Returns the first error of `fail`.
 pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bool>) -> anyhow::Result<Vec<Step>> {
     let mut left = RUNS;
     let mut fails = |steps: &[Step]| {
@@ -27,7 +29,7 @@ pub fn shrink(steps: &[Step], mut fail: impl FnMut(&[Step]) -> anyhow::Result<bo
 
 type Fails<'a> = dyn FnMut(&[Step]) -> anyhow::Result<bool> + 'a;
 
-/// Removes sequences of steps, long ones first, while the case still fails (delta debugging).
+/// Removes sequences of steps, the longest sequences first, while the case still fails (delta debugging).
 fn fewer(steps: &[Step], fails: &mut Fails<'_>) -> anyhow::Result<Vec<Step>> {
     let mut steps = steps.to_vec();
     let mut size = steps.len();
@@ -116,10 +118,11 @@ mod tests {
 
     const INTERFACES: Interfaces = Interfaces { usual: 2, other: 3 };
 
-    /// A model with a fault.
+    /// A model with a deliberate fault.
     struct Faulty {
         state: State,
-        /// The fault: the clocks stand still; otherwise, frames that leave by the other interface have a wrong bit.
+        /// Selects the fault: `true` stops the clocks; `false` puts a wrong bit into frames that leave by an interface
+        /// other than their ingress interface.
         clocks_stand: bool,
     }
 
@@ -163,7 +166,7 @@ mod tests {
         }
     }
 
-    /// The first of several scenes that shows the fault, after its reduction.
+    /// Returns the reduced case of the first scene that shows the fault.
     fn small(clocks_stand: bool) -> Vec<Step> {
         for seed in 8..100 {
             let (scene, steps) = generate::scene(seed, 1000, INTERFACES);
@@ -182,14 +185,14 @@ mod tests {
     fn when_single_packets_are_wrong_then_the_case_is_one_short_packet() {
         let small = small(false);
         let [Step::Packet { frame, .. }] = small.as_slice() else { panic!("{small:?}") };
-        // The remaining bytes: types, lengths, an address and a port, and perhaps the same fields of a quoted packet.
+        // The nonzero bytes are types, lengths, an address and a port, and perhaps the same fields of a quoted packet.
         assert!(frame.iter().filter(|&&byte| byte != 0).count() <= 40, "{frame:x?}");
     }
 
     #[test]
     fn when_clocks_stand_still_then_the_case_is_one_tick_and_one_packet() {
         let small = small(true);
-        // A step that makes the required clients known may also remain.
+        // The case may also keep a step that makes the required clients known.
         let is_other = |step: &&Step| !matches!(step, Step::Clients(_));
         let steps: Vec<&Step> = small.iter().filter(is_other).collect();
         assert!(matches!(steps.as_slice(), [Step::Tick { .. }, Step::Packet { .. }]), "{small:?}");

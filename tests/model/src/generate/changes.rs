@@ -8,7 +8,7 @@ use super::{
     scene::{self, table},
 };
 
-/// A random change.
+/// Returns a random change of the scene.
 pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
     let index = rng.usize(..scene.services.len());
     let service = &scene.services[index];

@@ -1,4 +1,4 @@
-//! Makes random client addresses. There are few of them, so that they repeat.
+//! Makes random client addresses from a small set, so that addresses repeat.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,8 @@ use fastrand::Rng;
 
 use super::once_in;
 
-/// A client's address. Most have a route and a neighbour; some have no route, no neighbour, or are no host addresses.
+/// A client's address, chosen at random. Most addresses have a route and a neighbour. Some addresses have no route or
+/// no neighbour, or cannot belong to a host.
 pub(super) fn address(rng: &mut Rng, v4: bool) -> IpAddr {
     if v4 { self::v4(rng).into() } else { self::v6(rng).into() }
 }

@@ -1,4 +1,4 @@
-//! Makes frames that hosts might send: to services, from `nat` backends, and for other destinations.
+//! Makes frames that hosts might send: to services, from `nat` backends, and to other destinations.
 
 use std::{
     collections::VecDeque,
@@ -16,10 +16,10 @@ use super::{Scene, clients, icmp, once_in, one_of, quic};
 use crate::model::Service;
 use balancer_testkit::frame::{self, ACK, DESTINATION_OPTIONS, Extension, FRAGMENT, Frame, HOP_BY_HOP, SYN, Transport};
 
-/// Makes frames for a scene.
+/// Makes frames that belong to a scene.
 pub(super) struct Source<'a> {
     pub(super) scene: &'a Scene,
-    /// Fragments that are still to be sent.
+    /// Fragments that the source has not yet returned.
     pending: VecDeque<Frame>,
 }
 
@@ -31,7 +31,7 @@ impl<'a> Source<'a> {
     /// Returns the next frame.
     pub(super) fn frame(&mut self, rng: &mut Rng) -> Vec<u8> {
         if !self.pending.is_empty() && rng.bool() {
-            // Mostly in order.
+            // The source returns fragments mostly in order.
             let at = if once_in(rng, 4) { rng.usize(..self.pending.len()) } else { 0 };
             if let Some(frame) = self.pending.remove(at) {
                 return padded(rng, frame.bytes());
@@ -54,18 +54,18 @@ impl<'a> Source<'a> {
         padded(rng, frame.bytes())
     }
 
-    /// A random service of the scene.
+    /// Returns a random service of the scene.
     pub(super) fn service(&self, rng: &mut Rng) -> &'a Service {
         &self.scene.services[rng.usize(..self.scene.services.len())]
     }
 
-    /// A service and one of its listeners.
+    /// Returns a random service and one of its listeners.
     pub(super) fn listener(&self, rng: &mut Rng) -> (&'a Service, Listener) {
         let service = self.service(rng);
         (service, service.spec.listeners[rng.usize(..service.spec.listeners.len())].listener)
     }
 
-    /// A client's packet to a service.
+    /// Returns a client's packet to a service.
     pub(super) fn to_service(&self, rng: &mut Rng) -> Frame {
         let (service, listener) = self.listener(rng);
         let mut client = client(rng, listener.address.is_ipv4());
@@ -81,7 +81,7 @@ impl<'a> Source<'a> {
         frame
     }
 
-    /// A reply of a `nat` backend, or a packet that looks like one.
+    /// Returns a reply of a `nat` backend, or a packet that looks like a reply.
     pub(super) fn reply(&self, rng: &mut Rng) -> Frame {
         let nat: Vec<&Service> =
             self.scene.services.iter().filter(|service| service.spec.forwarding == Forwarding::Nat).collect();
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
         between(rng, SocketAddr::new(backend.ip(), port), client, of.listener.protocol)
     }
 
-    /// A packet whose destination differs slightly from a service's.
+    /// Returns a packet whose destination differs slightly from a listener's address.
     fn past(&self, rng: &mut Rng) -> Frame {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         match rng.u32(..5) {
@@ -130,7 +130,7 @@ impl<'a> Source<'a> {
         payload.iter_mut().zip(&frame.payload).for_each(|(byte, of)| *byte = *of);
         frame.payload = payload;
         let size = one_of(rng, &[8, 24, 64, 512, 1400]).max(frame.payload.len() / 40 * 8 + 8);
-        // There are few identifications, so that datagrams can be confused.
+        // The range of identifications is small, so that several datagrams have the same identification.
         let mut parts = frame.fragments(size, rng.u32(..500));
         if once_in(rng, 6) {
             parts.remove(0);
@@ -146,7 +146,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Pretends that destination options were the first header inside the fragments.
+/// Makes destination options the first header inside the fragments.
 fn with_options_inside(parts: &mut [Frame], kind: u8, header: &[u8]) {
     for part in parts {
         let Transport::Raw(protocol) = part.transport else { continue };
@@ -161,7 +161,7 @@ fn with_options_inside(parts: &mut [Frame], kind: u8, header: &[u8]) {
     }
 }
 
-/// Pretends that the datagram is much longer: sets the highest bit of each later part's offset.
+/// Makes the datagram look much longer by setting the highest bit in the offset of each later fragment.
 fn far_apart(parts: &mut [Frame]) {
     for part in parts {
         if part.fragment_offset != 0 {
@@ -175,12 +175,12 @@ fn far_apart(parts: &mut [Frame]) {
     }
 }
 
-/// A client's address and port.
+/// Returns a client's address and port.
 pub(super) fn client(rng: &mut Rng, v4: bool) -> SocketAddr {
     SocketAddr::new(clients::address(rng, v4), 40_000 + rng.u16(..4))
 }
 
-/// One of the ports of a listener, or a port next to them.
+/// Returns one of a listener's ports, or a port next to the listener's ports.
 fn at_port_of(rng: &mut Rng, listener: Listener) -> SocketAddr {
     let PortRange { first, last } = listener.ports;
     let ports = [first, last, first + (last - first) / 2, first.saturating_sub(1), last.saturating_add(1)];
@@ -192,7 +192,7 @@ fn at_port_of(rng: &mut Rng, listener: Listener) -> SocketAddr {
     SocketAddr::new(listener.address, port)
 }
 
-/// A packet with this source and destination.
+/// A packet with the given source and destination.
 pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr, protocol: Protocol) -> Frame {
     let transport = match protocol {
         Protocol::Tcp => Transport::Tcp(one_of(rng, &[SYN, SYN, ACK, ACK, ACK | 8, ACK | 1, SYN | ACK, 4, 0])),
@@ -206,14 +206,14 @@ pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr
     frame
 }
 
-/// A packet of the family of `source`, with random values in all secondary fields. The caller sets source and
+/// A packet of the family of `source`, with random values in all secondary fields. The caller sets the source and the
 /// destination.
 pub(super) fn dressed(rng: &mut Rng, source: IpAddr, transport: Transport) -> Frame {
     let v4 = source.is_ipv4();
     let payload = match rng.u32(..20) {
         0..14 => rng.usize(..40),
         14..16 => rng.usize(..600),
-        // A length near the limit.
+        // A payload length near a common MTU.
         16 => one_of(rng, &[1300, 1280, 1500, 576]) - rng.usize(20..100),
         17 => rng.usize(..1460),
         _ => 0,
@@ -240,7 +240,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
             0..3 if index == 0 => frame::options(HOP_BY_HOP, rng.usize(1..4)),
             0..3 => frame::routing(0),
             3 => frame::routing(rng.u8(..2)),
-            // A datagram in a single fragment, sometimes the first of several.
+            // A fragment of a datagram: usually the only fragment, and sometimes the first of several fragments.
             4 => frame::fragment(0, once_in(rng, 3), rng.u32(..500)),
             5 if once_in(rng, 4) => long_options(rng.u8(100..170)),
             6 if once_in(rng, 4) => frame::options(HOP_BY_HOP, 1),
@@ -250,7 +250,7 @@ fn extensions(rng: &mut Rng) -> Vec<Extension> {
     headers
 }
 
-/// Destination options of this many × 8 bytes, all of them Pad1.
+/// Destination options of `units` × 8 bytes that consist of Pad1 options.
 fn long_options(units: u8) -> Extension {
     let mut header = vec![0; usize::from(units) * 8];
     header[1] = units - 1;
@@ -259,7 +259,7 @@ fn long_options(units: u8) -> Extension {
 
 pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    // All zeros and all ones are special cases of checksums.
+    // Checksums have special cases for data that consists of only zeros or only ones.
     match rng.u32(..16) {
         0 => {}
         1 => bytes.fill(0xff),
@@ -268,7 +268,7 @@ pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Varies the link layer: frames to several stations, or bytes after the packet.
+/// Sometimes makes the destination a group MAC address, or appends bytes after the packet.
 fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     if once_in(rng, 100) {
         frame[0] |= 1;
@@ -280,7 +280,7 @@ fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Frames that contain no IP packet.
+/// Returns a frame that contains no IP packet.
 fn noise(rng: &mut Rng) -> Vec<u8> {
     let length = rng.usize(14..80);
     let mut frame = bytes(rng, length);

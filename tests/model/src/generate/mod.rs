@@ -1,4 +1,4 @@
-//! Makes random scenes and random packets for them from a seed.
+//! Makes random scenes, and random packets for the scenes, from a seed.
 
 mod changes;
 mod clients;
@@ -22,39 +22,36 @@ pub use scene::{BACKEND_ROWS, Interfaces, Scene};
 /// A step of a scene.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// A frame arrives.
+    /// Passes a frame to the program.
     Packet {
-        /// The bytes of the frame.
+        /// The bytes of the frame that arrives.
         frame: Vec<u8>,
-        /// The bytes before their mutation.
+        /// The bytes of the frame before the mutation.
         unbroken: Vec<u8>,
-        /// The interface that the frame arrives on.
+        /// The interface on which the frame arrives.
         ingress: u32,
     },
     /// Replaces the live table of a service.
     Table {
-        /// The index of the service.
+        /// The index of the service whose table the step replaces.
         service: usize,
-        /// The new table.
         slots: Vec<TableSlot>,
     },
     /// Replaces a backend's row.
     Backend(BackendSpec),
-    /// Moves the clock of a service.
+    /// Sets the clock of a service to the given tick.
     Tick {
-        /// The index of the service.
+        /// The index of the service whose clock the step moves.
         service: usize,
-        /// The new tick.
         tick: u16,
     },
     /// Replaces the rules of a service.
     Rules {
-        /// The index of the service.
+        /// The index of the service whose rules the step replaces.
         service: usize,
-        /// The new rules.
         rules: Vec<RuleSpec>,
     },
-    /// Allows new clients to be recorded again.
+    /// Lets the program record new clients again, as at the beginning of a period.
     Epoch,
     /// Replaces the client table.
     Clients(Vec<[u64; BUCKET_ENTRIES]>),
@@ -62,7 +59,7 @@ pub enum Step {
     Seen(Seen),
 }
 
-/// The scene with this seed and `packets` packets.
+/// Returns the scene with the given seed, and steps with `packets` packets.
 #[must_use]
 pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
     let mut rng = Rng::with_seed(seed);
@@ -82,7 +79,8 @@ pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<S
     (scene, steps)
 }
 
-/// Addresses a frame to `station`, unless the frame is for several stations; in rare cases, to another station.
+/// Sets the frame's destination MAC address to `station`, or rarely to another address, unless the frame has a group
+/// address.
 fn address(rng: &mut Rng, frame: &mut [u8], station: Mac) {
     if frame[0] & 1 == 0 {
         frame[..6].copy_from_slice(&station);
@@ -98,7 +96,7 @@ fn one_of<T: Copy>(rng: &mut Rng, choices: &[T]) -> T {
     choices[rng.usize(..choices.len())]
 }
 
-/// Returns true once in `times`, at random.
+/// Returns true with a probability of one in `times`.
 fn once_in(rng: &mut Rng, times: u32) -> bool {
     rng.u32(..times) == 0
 }

@@ -1,4 +1,4 @@
-//! Damages frames.
+//! Damages frames at random positions.
 
 use fastrand::Rng;
 
@@ -7,13 +7,13 @@ use super::{once_in, one_of};
 /// The shortest frame that the kernel accepts.
 const SHORTEST: usize = 14;
 
-/// The frame, which is damaged in one of four cases.
+/// Returns the frame, damaged with a probability of one in four.
 pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if !once_in(rng, 4) {
         return frame;
     }
-    // The link-layer header, which is damaged less often, has a length that depends on its tags.
+    // The length of the link-layer header depends on the VLAN tags. Most mutations leave the link-layer header intact.
     let start = (12..frame.len().saturating_sub(1))
         .step_by(4)
         .find(|&at| !matches!(frame[at..at + 2], [0x81, 0x00] | [0x88, 0xa8]))
@@ -29,7 +29,7 @@ pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
         }
         2 => frame.truncate(rng.usize(SHORTEST..=frame.len())),
         3 => {
-            // Near the end of a header.
+            // Cuts the frame near the end of a header.
             let length = one_of(rng, &[0, 19, 20, 27, 28, 39, 40, 47, 48, 53, 59, 60]);
             frame.truncate((start + length).max(SHORTEST));
         }
@@ -48,14 +48,14 @@ pub(super) fn perhaps(rng: &mut Rng, frame: &[u8]) -> Vec<u8> {
             }
         }
         6 => {
-            // A length in layer 4: of the datagram, or of the TCP header.
+            // Changes a length in layer 4: the datagram's length, or the TCP header's length.
             let at = start + if v4 { 20 } else { 40 } + one_of(rng, &[4, 5, 12]);
             if let Some(byte) = frame.get_mut(at) {
                 *byte = rng.u8(..);
             }
         }
         _ => {
-            // Words of zeros and ones are special cases of checksums.
+            // Checksums have special cases for 16-bit words that consist of zeros or of ones.
             let at = rng.usize(start.min(frame.len() - 2)..frame.len() - 1);
             frame[at..at + 2].fill(one_of(rng, &[0, 0xff]));
         }

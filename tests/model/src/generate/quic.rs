@@ -1,4 +1,4 @@
-//! Random formats of QUIC connection IDs, and datagrams with them.
+//! Random formats of QUIC connection IDs, and datagrams with connection IDs of these formats.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -10,13 +10,13 @@ use fastrand::Rng;
 use super::{Scene, frames::bytes, once_in, one_of};
 use crate::model::Service;
 
-/// A random format, and server IDs of backends; a few backends have none.
+/// A random format of connection IDs, and server IDs for most of the backends.
 pub(super) fn random(rng: &mut Rng, backends: &[(BackendId, SocketAddr)]) -> QuicSpec {
     let config = random_config(rng);
     let mut taken = HashSet::new();
     let mut servers = Vec::new();
     for (id, _) in backends {
-        // Some services share a server ID; the program must not confuse them.
+        // Some backends of different services have the same server ID; the program must not confuse these services.
         let name = config.derived_id(&if rng.bool() { id.0.to_string() } else { format!("web{}", servers.len()) });
         if !once_in(rng, 5) && taken.insert(name) {
             servers.push((*id, name));
@@ -34,7 +34,7 @@ fn random_config(rng: &mut Rng) -> QuicConfig {
     }
     let server_id_length = one_of(rng, &[1, 2, 4, 5, 8, 8, 10, 15]);
     let nonce_length = match rng.u32(..3) {
-        // Server ID and nonce together are one block, if the lengths allow that.
+        // If the lengths allow, the server ID and the nonce together fill one cipher block.
         0 if server_id_length <= 12 => 16 - server_id_length,
         1 => 4,
         _ => rng.u8(4..=19 - server_id_length),
@@ -50,7 +50,8 @@ fn keyed(rng: &mut Rng, config: u8) -> Keyed {
     Keyed { config, key }
 }
 
-/// A datagram for a service that has listeners of QUIC: mostly a datagram of a connection to one of its backends.
+/// A datagram for a service with QUIC listeners; most datagrams belong to a connection to one of the service's
+/// backends.
 pub(super) fn datagram(rng: &mut Rng, scene: &Scene, service: &Service) -> Vec<u8> {
     let id = connection_id(rng, scene, service);
     let mut datagram = match rng.u32(..8) {
@@ -71,7 +72,7 @@ fn long_header(rng: &mut Rng, id: &[u8]) -> Vec<u8> {
     [&[0x80 | rng.u8(..0x80)], &version.to_be_bytes()[..], &[said], id].concat()
 }
 
-/// A connection ID that names a backend of this service, one of another service, or none.
+/// A connection ID that names a backend of `service`, a backend of another service, or no backend.
 fn connection_id(rng: &mut Rng, scene: &Scene, service: &Service) -> Vec<u8> {
     let others: Vec<&QuicSpec> = scene.services.iter().filter_map(|service| service.spec.quic.as_ref()).collect();
     let own = service.spec.quic.as_ref();

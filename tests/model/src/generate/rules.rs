@@ -1,4 +1,4 @@
-//! Random rules.
+//! Makes random rules of services.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::{clients, once_in, one_of};
 
-/// Rules of a service for nested prefixes of a few clients.
+/// Rules of a service for the nested prefixes of a few clients.
 pub(super) fn random(rng: &mut Rng, service: &ServiceSpec) -> Vec<RuleSpec> {
     let v4 = service.family == Family::V4;
     let lengths: &[u8] =

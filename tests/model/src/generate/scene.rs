@@ -1,4 +1,4 @@
-//! Random services, backends, tables and client tables.
+//! Makes random services, backends, tables and client tables.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,31 +24,29 @@ use super::{clients, once_in, one_of, quic, rules};
 use crate::model::{BUCKETS, Newcomers, Routes, SEEN_WORDS, Seen, Service, State, client_hash};
 use balancer_testkit::rig::{IN_MAC, OUT_MAC, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6};
 
-/// The number of backend rows. Backends have some of the lowest and some of the highest ids, which have the highest bit
-/// set.
+/// The number of rows in the map of backends. The scenes use some of the lowest and some of the highest ids; the
+/// highest ids have the highest bit set.
 pub const BACKEND_ROWS: u32 = 49_152;
 const ESTABLISHED: u64 = 1 << 14;
 const AWAY: u64 = 1 << 15;
 
-/// The indexes of the interfaces.
+/// The indexes of the interfaces on which frames arrive.
 #[derive(Clone, Copy, Debug)]
 pub struct Interfaces {
-    /// The interface that most packets arrive on.
+    /// The interface on which most packets arrive.
     pub usual: u32,
-    /// The other interface.
+    /// The interface on which all other packets arrive.
     pub other: u32,
 }
 
-/// The state before the packets.
+/// The state of program and model before the first packet.
 #[derive(Clone, Debug)]
 pub struct Scene {
     /// Services with their tables and clocks.
     pub services: Vec<Service>,
-    /// Backends.
     pub backends: Vec<BackendSpec>,
-    /// The client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
-    /// The recently seen clients.
+    /// The filter of recently seen clients.
     pub seen: Seen,
     /// The limits on recording new clients.
     pub newcomers: Newcomers,
@@ -56,7 +54,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A random scene.
+    /// Returns a random scene.
     pub(super) fn random(rng: &mut Rng, interfaces: Interfaces) -> Self {
         let newcomers =
             Newcomers::new(one_of(rng, &[0, 2, 1000, 1 << 20, 1 << 20]), one_of(rng, &[0, 5, 1000, 1 << 20]));
@@ -153,12 +151,12 @@ impl Scene {
         self.services.push(Service { spec, slots, tick: rng.u16(..) & TICK_MASK, rules });
     }
 
-    /// The MAC addresses of the interfaces.
+    /// Returns the MAC addresses of the interfaces.
     pub(super) fn local_macs(&self) -> BTreeMap<u32, Mac> {
         BTreeMap::from([(self.interfaces.usual, IN_MAC), (self.interfaces.other, OUT_MAC)])
     }
 
-    /// The backend with a new state.
+    /// Returns the backend in a new random state.
     pub(super) fn change_of(&self, rng: &mut Rng, backend: &BackendSpec) -> BackendSpec {
         let usual = !once_in(rng, 3);
         let (ifindex, source_mac) =
@@ -175,7 +173,7 @@ impl Scene {
         }
     }
 
-    /// A random client table: empty, or full of clients that have been known for a long time, or anything in between.
+    /// A random client table: empty, full of clients that have been known for a long time, or anything in between.
     pub(super) fn random_clients(&self, rng: &mut Rng) -> Vec<[u64; BUCKET_ENTRIES]> {
         let mut buckets = vec![[0; BUCKET_ENTRIES]; BUCKETS];
         let crowded = once_in(rng, 4);
@@ -208,7 +206,7 @@ impl Scene {
         bucket[place.unwrap_or_else(|| rng.usize(..BUCKET_ENTRIES))] = entry;
     }
 
-    /// The model's view of the scene.
+    /// Returns the scene's state in the form that the model uses.
     #[must_use]
     pub fn state(&self, routes: Routes) -> State {
         let backends: BTreeMap<_, _> = self.backends.iter().map(|backend| (backend.id.0, backend.clone())).collect();
@@ -219,7 +217,7 @@ impl Scene {
     }
 }
 
-/// The share of steered clients: usually all of them.
+/// A random share of steered clients; usually all clients are steered.
 fn random_share(rng: &mut Rng) -> Share {
     if !once_in(rng, 4) {
         return Share::ALL;
@@ -229,13 +227,13 @@ fn random_share(rng: &mut Rng) -> Share {
     if rng.bool() { before } else { before.changed(one_of(rng, &percents)) }
 }
 
-/// Listeners of one family that are not in `taken`; perhaps none.
+/// Random listeners of one family that are not yet in `taken`. The returned list may be empty.
 fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) -> Vec<ListenerSpec> {
     let (v4, mapped) = (rng.bool(), once_in(rng, 3));
     let mut listeners = Vec::new();
     for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
         let range = |first, last| PortRange { first, last };
-        // Separate ranges, or one range within the other.
+        // Two ranges of ports are separate, or one range lies within the other.
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
@@ -243,7 +241,7 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let listener = Listener { address: vip(rng, v4), ports, protocol };
         if taken.insert(listener.taken()) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };
-            // For the listeners of every second service, CPUs share the counters.
+            // All CPUs share the counters for the listeners of every second service.
             let id = ListenerId(service * 10 + number + service % 2 * LISTENER_COUNTERS as u16);
             listeners.push(ListenerSpec { id, listener, backend_port, counted: false });
         }
@@ -257,7 +255,8 @@ fn backend_id(row: u16) -> BackendId {
     BackendId(if row.is_multiple_of(2) { row } else { BACKEND_ROWS as u16 - row })
 }
 
-/// Reserves the source of a backend's replies. Returns whether these replies differ from all others.
+/// Reserves the addresses and ports from which a backend sends replies. Returns whether no other backend has the same
+/// source addresses and ports.
 fn take_ways(
     target: SocketAddr,
     row: u16,
@@ -291,7 +290,7 @@ fn vip(rng: &mut Rng, v4: bool) -> IpAddr {
     }
 }
 
-/// `nat` backends share hosts, so that their ports matter.
+/// Returns a backend's address. `nat` backends share hosts, so that their ports matter.
 fn backend_address(
     rng: &mut Rng,
     v4: bool,
@@ -314,7 +313,7 @@ fn backend_address(
     SocketAddr::new(ip, port)
 }
 
-/// A filter of seen clients: none, all, or some.
+/// A random filter of seen clients: it contains no clients, all clients, or some.
 pub(super) fn random_seen(rng: &mut Rng) -> Seen {
     let words = match rng.u32(..4) {
         0 | 1 => [0; SEEN_WORDS],
@@ -324,7 +323,7 @@ pub(super) fn random_seen(rng: &mut Rng) -> Seen {
     Seen { salt: balancer_common::seen::salt(rng.u64(..)), words }
 }
 
-/// A random live table.
+/// Returns a random live table of a service.
 pub(super) fn table(rng: &mut Rng, service: &ServiceSpec, size: usize) -> Vec<TableSlot> {
     let nobody = once_in(rng, 25);
     let slot = |_| TableSlot {

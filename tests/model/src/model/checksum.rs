@@ -1,7 +1,8 @@
-//! Computes checksums, each from scratch over all bytes it covers.
+//! Computes each checksum from scratch, over all bytes that the checksum covers.
 //!
-//! A router must not repair checksums: a packet that arrives with a wrong checksum must leave with one that is wrong by
-//! the same amount, so that its receiver notices. (The error is a difference modulo 65535, like all sums here.)
+//! A router must not correct wrong checksums of packets. If a packet arrives with a wrong checksum, the packet must
+//! leave with a checksum that is wrong by the same amount, so that the receiver notices the error. (The error is a
+//! difference modulo 65535, like all sums in this module.)
 
 use std::net::IpAddr;
 
@@ -11,11 +12,11 @@ fn sum(bytes: &[u8]) -> u32 {
     words.fold(0, |sum, word| (sum + word) % 65535)
 }
 
-/// The input of a checksum: an optional pseudo-header, and the bytes that contain the checksum.
+/// The input of a checksum: an optional pseudo-header, and bytes that include the checksum field.
 pub(super) struct Covered<'a> {
     pub(super) pseudo: &'a [u8],
     pub(super) bytes: &'a [u8],
-    /// The position of the checksum in `bytes`.
+    /// The position of the checksum field in `bytes`.
     pub(super) check: usize,
 }
 
@@ -24,21 +25,22 @@ impl Covered<'_> {
         u32::from(self.bytes[self.check]) << 8 | u32::from(self.bytes[self.check + 1])
     }
 
-    /// The correct checksum, modulo 65535.
+    /// Returns the correct checksum, modulo 65535.
     fn right(&self) -> u32 {
         let all = sum(self.pseudo) + sum(self.bytes) + 2 * 65535;
         (2 * 65535 - (all - self.field()) % 65535) % 65535
     }
 }
 
-/// The checksum for `after`: correct if the one of `before` was correct, otherwise wrong by the same amount. Zero has
-/// two representations, 0 and 0xffff; a sum over nonzero bytes has the first (RFC 1071).
+/// Returns the checksum for the packet `after`, which replaces the packet `before`. If `before` has a correct checksum,
+/// the result is correct. Otherwise, the result is wrong by the same amount as the checksum of `before`. Zero has two
+/// representations, 0 and 0xffff; a sum over nonzero bytes uses 0 (RFC 1071).
 pub(super) fn carried(before: &Covered<'_>, after: &Covered<'_>) -> u16 {
     let error = before.field() + 65535 - before.right();
     ((after.right() + error) % 65535) as u16
 }
 
-/// The checksum over `bytes` with a checksum field of zero.
+/// Computes the checksum over `bytes`, whose checksum field is zero.
 pub(super) fn fresh(pseudo: &[u8], bytes: &[u8]) -> u16 {
     match (65535 - (sum(pseudo) + sum(bytes)) % 65535) % 65535 {
         0 if bytes.iter().all(|&byte| byte == 0) && pseudo.iter().all(|&byte| byte == 0) => 0xffff,
@@ -46,7 +48,7 @@ pub(super) fn fresh(pseudo: &[u8], bytes: &[u8]) -> u16 {
     }
 }
 
-/// Returns the pseudo-header of TCP, UDP or ICMPv6: addresses, length and protocol.
+/// Returns the pseudo-header of TCP, UDP or ICMPv6, which contains the addresses, the length and the protocol.
 pub(super) fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     for address in [source, destination] {

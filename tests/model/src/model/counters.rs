@@ -1,4 +1,4 @@
-//! The counters of the model.
+//! Counts packets and decisions in the model.
 
 use std::collections::BTreeMap;
 
@@ -12,61 +12,64 @@ use ipnet::IpNet;
 /// All counters of the kernel program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// For each interface, the packets by verdict.
+    /// The number of packets of each interface, by verdict.
     pub verdicts: BTreeMap<u32, [u64; Verdict::COUNT]>,
     /// The dropped packets by reason.
     pub drops: [u64; DROP_COUNTERS],
-    /// For each backend, its counters; absent backends have counted nothing.
+    /// The counters of each backend; backends without counts are absent from the map.
     pub backends: BTreeMap<u16, BackendStats>,
-    /// For each listener, packets and TCP connections; absent listeners have counted nothing.
+    /// The packets and TCP connections of each listener; listeners without counts are absent from the map.
     pub listeners: BTreeMap<u16, (u64, u64)>,
-    /// For each service, packets of clients that are not steered; absent services have counted nothing.
+    /// The packets of each service whose clients are not steered; services without such packets are absent from the
+    /// map.
     pub unsteered: BTreeMap<u16, u64>,
-    /// Packets that passed and were counted for a backend. Only the model counts them.
+    /// Packets that the program passed to the host but counted for a backend; only the model has this counter.
     pub watched: u64,
-    /// New clients in the client table.
+    /// New clients, counted by the outcome of the attempt to record the client in the client table.
     pub memory: Newcomers,
-    /// The answered echo requests.
+    /// The number of echo requests that the program answered.
     pub echo: u64,
-    /// Packets that were too big and whose sender was informed.
+    /// Packets that were too big and whose sender the program informed.
     pub too_big: u64,
-    /// Packets that no backend takes and whose sender was informed.
+    /// Packets that no backend takes and whose sender the program informed.
     pub rejected: u64,
-    /// For each service and prefix of an existing rule, the rule's counters; absent rules have counted nothing.
+    /// The rule counters of each service and prefix; rules without counts are absent from the map.
     pub rules: BTreeMap<(u16, IpNet), RuleStats>,
-    /// For each service, packets steered as if the rule did not exist, including those of removed rules.
+    /// For each service, the packets of clients whose rule names an unavailable backend. Packets of removed rules
+    /// remain in this counter.
     pub fallbacks: BTreeMap<u16, u64>,
-    /// For each service, the counters of connection IDs; absent services have counted nothing.
+    /// The counters of connection IDs of each service; services without counts are absent from the map.
     pub quic: BTreeMap<u16, QuicStats>,
-    /// For each backend, clients that moved to another one together with their connections.
+    /// The number of clients that left each backend because a connection ID named another backend.
     pub migrated: BTreeMap<u16, u64>,
-    /// Decisions of rules on packets, and on ICMP errors about packets. Only the model counts them.
+    /// The decisions of rules, first about packets, then about packets quoted in ICMP errors; only the model has these
+    /// counters.
     pub ruled: [Ruled; 2],
 }
 
 /// The decisions of rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ruled {
-    /// Clients that were sent to the pinned backend.
+    /// Clients that the program sent to the pinned backend.
     pub pinned: u64,
     /// Pinned clients whose backend takes no clients.
     pub fallen_back: u64,
-    /// Clients whose connections were spread by port.
+    /// Clients whose connections the program spread by port.
     pub spread: u64,
-    /// Dropped.
+    /// Packets that a rule dropped.
     pub denied: u64,
 }
 
-/// New clients by their outcome in the client table.
+/// New clients, by the outcome of recording the client in the client table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Newcomers {
-    /// Recorded.
+    /// Clients recorded in a free entry.
     pub inserted: u64,
-    /// Clients recorded in place of another client.
+    /// Clients recorded in the entry of another client.
     pub evicted: u64,
-    /// Clients not recorded because the bucket was full.
+    /// Clients that were not recorded because their bucket of the client table was full.
     pub full: u64,
-    /// Clients not recorded because of the rate limit.
+    /// Clients that were not recorded because of the rate limit.
     pub limited: u64,
 }
 
@@ -86,7 +89,7 @@ impl Counters {
         stats.connections += u64::from(opens);
     }
 
-    /// Adds the counters of another program, except those of single rules.
+    /// Adds the counters of `other`, except the counters of individual rules.
     pub fn add(&mut self, other: &Self) {
         for (&ingress, verdicts) in &other.verdicts {
             add(self.verdicts.entry(ingress).or_default(), verdicts);
@@ -129,7 +132,7 @@ impl Counters {
         }
     }
 
-    /// Returns the differences from `other`, a line each.
+    /// Returns one line for each difference between `self` and `other`.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mut lines = Vec::new();

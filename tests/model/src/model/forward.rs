@@ -19,20 +19,20 @@ use super::{
 /// The data after a packet's headers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Carries {
-    /// A TCP or UDP header.
+    /// A TCP or UDP header with ports.
     Ports,
-    /// A later fragment's bytes.
+    /// The bytes of a later fragment, without ports.
     Nothing,
 }
 
-/// The end of a packet to replace.
+/// One end of a packet, whose address and port the program replaces.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
     Source,
     Destination,
 }
 
-/// A new address and port. With port 0, the port stays.
+/// The new address and port of one end of a packet. Port 0 means that the packet keeps its port.
 #[derive(Clone, Copy)]
 pub(super) struct New {
     pub(super) end: End,
@@ -40,19 +40,19 @@ pub(super) struct New {
     pub(super) port: u16,
 }
 
-/// A reply's way to its client.
+/// The next step of a reply on its way to the client.
 pub(super) enum Way {
     Hop(Hop),
     /// The kernel sends the packet.
     Handed,
     /// The kernel handles the packet.
     Kernel,
-    /// The path is narrow: the packet must not be longer than this.
+    /// The path's MTU, which is smaller than the packet.
     Narrow(usize),
 }
 
 impl Hop {
-    /// Sends `frame` along this path.
+    /// Sends `frame` to the next hop.
     pub(super) fn leave(self, mut frame: Vec<u8>, ingress: u32) -> Fate {
         write_macs(&mut frame, self.destination_mac, self.source_mac);
         Fate::sent(frame, ingress, self.ifindex)
@@ -81,7 +81,8 @@ impl State {
                 Ok(frame) => frame,
                 Err(fits) => return self.tell_too_big(arrival, packet, fits),
             },
-            // If the packet goes back to its ingress interface, it fits, because it arrived there.
+            // A packet that leaves by its ingress interface fits into that interface's MTU, because the packet arrived
+            // on that interface.
             _ if hop.ifindex != arrival.ingress && packet.length > hop.mtu as usize => {
                 return self.tell_too_big(arrival, packet, hop.mtu as usize);
             }
@@ -89,7 +90,8 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
-            // The port would be random, so no scene has it; the packet tests of flows cover it.
+            // Scenes contain no `snat` services, because the source port would be random. The packet tests in
+            // `flows.rs` cover `snat`.
             Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;
@@ -128,16 +130,16 @@ impl State {
         }
     }
 
-    /// The way to the client.
+    /// Finds how a reply reaches the client.
     pub(super) fn way_to_client(&self, arrival: Arrival<'_>, packet: &Packet, way: WayBack) -> Result<Way, DropReason> {
         match self.routes.find(packet.destination) {
             Route::Kernel => Ok(Way::Kernel),
             _ if !self.came_by(way, arrival.ingress) => Err(DropReason::WrongInterface),
             Route::Forbidden => Err(DropReason::NoRoute),
-            // A choice: the model assumes that the neighbour may still answer. The program limits this time by the
-            // clock; tests do not.
+            // The program's choice: for a limited time, the program assumes that an unresolved neighbour may still
+            // answer. The clock ends this assumption of the program, but tests do not use the clock.
             Route::NoNeighbour => one_hop_is_left(packet).map(|()| Way::Handed),
-            // A choice: the check of the size comes before the check of the last hop.
+            // The program's choice: the program checks the size before the hop limit.
             Route::Hop(hop) if hop.ifindex != arrival.ingress && packet.length > hop.mtu => Ok(Way::Narrow(hop.mtu)),
             Route::Hop(hop) => {
                 one_hop_is_left(packet)?;
@@ -146,7 +148,7 @@ impl State {
         }
     }
 
-    /// Returns the new source of a reply, which replaces the backend's.
+    /// Returns the new source address and port of a reply, which replace those of the backend.
     pub(super) fn back(&self, way: WayBack, end: End) -> New {
         let vip = self.services[way.service].spec.listeners[way.listener].listener;
         New { end, address: vip.address, port: vip.ports.single().unwrap_or(0) }
@@ -222,8 +224,8 @@ pub(super) fn renew_header(before: &[u8], after: &mut [u8], packet: &Packet) {
     after[packet.start + 10..][..2].copy_from_slice(&check.to_be_bytes());
 }
 
-/// Updates the checksum of a TCP or UDP segment (up to byte `end`) after one end has changed. A UDP checksum may be
-/// absent (0), and then stays absent. Therefore, a result of 0 is written as 0xffff (RFC 768).
+/// Updates the checksum of a TCP or UDP segment, which ends at byte `end`, after one address and port have changed. If
+/// a UDP checksum is missing (0), it stays missing. A computed checksum of 0 therefore becomes 0xffff (RFC 768).
 pub(super) fn renew_segment(before: &[u8], after: &mut [u8], packet: &Packet, new: New, end: usize) {
     let check_at = match packet.protocol {
         TCP => 16,

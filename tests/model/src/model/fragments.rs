@@ -1,4 +1,4 @@
-//! Later fragments of a datagram, which have no ports, follow the first one.
+//! Later fragments have no ports; the program sends later fragments where the datagram's first fragment went.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::{
     steer::{Choice, Nowhere},
 };
 
-/// The common fields of a datagram's fragments. In IPv6, the protocol is not one of them (RFC 8200).
+/// The fields that all fragments of a datagram share. In IPv6, fragments may differ in their protocol (RFC 8200).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Datagram {
     source: IpAddr,
@@ -33,7 +33,7 @@ impl Datagram {
     }
 }
 
-/// The way of a first fragment.
+/// The direction in which a first fragment went.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Way {
     Kernel,
@@ -42,7 +42,8 @@ pub(super) enum Way {
 }
 
 impl State {
-    /// A choice: the way is recorded once a backend is chosen, even if the fragment then does not reach it.
+    /// The program's choice: the program records the direction once it has chosen a backend, even if the fragment does
+    /// not reach the backend.
     pub(super) fn follow_to_backend(&mut self, packet: &Packet, backend: u16) {
         if packet.is_first_fragment() {
             self.datagrams.insert(Datagram::of(packet), Way::Backend(backend));
@@ -55,7 +56,7 @@ impl State {
         }
     }
 
-    /// A choice: the way is recorded only if the fragment could be mistaken for a service's or a backend's.
+    /// The program's choice: the program records the direction only if a service or a backend could own the fragment.
     pub(super) fn follow_to_kernel(&mut self, packet: &Packet) {
         let mistakable = self.is_vip(packet.destination)
             || !matches!(self.only_way_back(packet.source, packet.protocol), Portless::Nothing);
@@ -99,8 +100,8 @@ impl State {
                 }
             };
         }
-        // A backend also has packets of its own. If a packet is not certainly a reply, the program does not treat it as
-        // one.
+        // A backend also sends packets other than replies. The program therefore treats a fragment as a reply only if
+        // no other interpretation is possible.
         match self.only_way_back(packet.source, packet.protocol) {
             Portless::Only(way) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             Portless::Nothing | Portless::Several => Ok(Fate::Pass),

@@ -1,4 +1,4 @@
-//! ICMP and ICMPv6: echo requests to VIPs, and errors about flows of services.
+//! Handles ICMP and ICMPv6: echo requests to VIPs, and errors about packets of services.
 
 use balancer_common::{handover::Handed, map_types::Forwarding, verdict::DropReason};
 
@@ -49,15 +49,16 @@ impl State {
         out[packet.l4()] = if packet.v6 { 129 } else { 0 };
         let pseudo = pseudo_header(packet.source, packet.destination, packet.protocol, packet.l4_length());
         let check = renew_message(frame, &mut out, packet, &pseudo, &pseudo);
-        // A choice between the two representations of zero: the one that is also correct for a reply of only zeros.
+        // The program's choice: the program writes a checksum of zero as 0xffff, which is also correct for a message of
+        // only zeros.
         if !packet.v6 && check == 0 {
             out[packet.l4() + 2..][..2].fill(0xff);
         }
         Fate::Tx(out)
     }
 
-    /// An error about a packet that a backend sent with the VIP as its source: the error goes to the backend of that
-    /// packet's client.
+    /// Handles an ICMP error about a packet that a backend sent with the VIP as the source address. The program sends
+    /// the error to the backend of the client to which the quoted packet was addressed.
     fn error_to_vip(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let vip = packet.destination;
         let Some(inner) = parse::quoted(arrival.frame, packet) else { return self.refused(vip, DropReason::Malformed) };
@@ -77,13 +78,13 @@ impl State {
             self.service(inner.source, port, inner.protocol)
         };
         let Some(service) = service else { return Ok(Fate::Pass) };
-        // The client's end is known only if it is quoted.
+        // The program knows the client's port only if the ICMP error quotes the port.
         let port = if inner.is_later_fragment() { None } else { parse::word(arrival.frame, inner.l4() + 2) };
         let segment = inner.protocol == TCP && port.is_some();
         let came = match self.treated(service, inner.destination) {
             Treated::Steered { came } => came,
             Treated::Left if segment => {
-                // This is a choice, as for packets.
+                // The program's choice: when an ICMP error makes the program apply a rule, the program counts the rule.
                 self.rule(service, inner.destination, true);
                 return Ok(self.left(service));
             }
@@ -107,7 +108,7 @@ impl State {
         let backend = self.reachable(choice.backend).ok_or(DropReason::NoNextHop)?.clone();
         let hop = backend.next_hop.ok_or(DropReason::NoNextHop)?;
         let mut frame = match backend.forwarding {
-            // An error causes no further error.
+            // An ICMP error must not cause another ICMP error.
             Forwarding::Ipip | Forwarding::Gue => {
                 self.wrap(arrival, packet, &backend)?.map_err(|_fits| DropReason::TooBig)?
             }
@@ -131,8 +132,8 @@ impl State {
         Ok(Fate::sent(frame, arrival.ingress, hop.ifindex))
     }
 
-    /// An error about a packet that was translated on its way to a `nat` backend: the error goes from the VIP to the
-    /// client that sent the packet.
+    /// Handles an ICMP error about a packet that the program translated for a `nat` backend. The program sends the
+    /// error from the VIP to the client that sent the quoted packet.
     fn error_to_client(&self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         let Some(inner) = parse::quoted(arrival.frame, packet).filter(|inner| is_ours(packet, inner)) else {
             return Ok(Fate::Pass);
@@ -155,7 +156,7 @@ impl State {
         };
         match to_client {
             Way::Kernel => Ok(Fate::Pass),
-            // An error causes no further error.
+            // An ICMP error must not cause another ICMP error.
             Way::Narrow(_) => Err(DropReason::TooBig),
             Way::Hop(hop) => Ok(hop.leave(frame(), arrival.ingress)),
             Way::Handed => Ok(Fate::handed(frame(), Handed::Client)),
@@ -163,13 +164,13 @@ impl State {
     }
 }
 
-/// Whether an error went to the sender of the quoted packet.
+/// Returns whether the error went to the sender of the quoted packet.
 fn is_ours(packet: &Packet, inner: &Packet) -> bool {
     inner.source == packet.destination && matches!(inner.protocol, TCP | UDP)
 }
 
-/// An error with one of its ends replaced by `outer`, the hop limit reduced by one, and one end of the quoted packet
-/// replaced by `new`. Checksums within the quote change as well, if they are quoted.
+/// Replaces one end of an ICMP error by `outer` and one end of the quoted packet by `new`, and reduces the error's hop
+/// limit by one. The function also updates the checksums in the quoted packet.
 fn translated(frame: &[u8], packet: &Packet, inner: &Packet, outer: New, new: New) -> Vec<u8> {
     let mut out = frame.to_vec();
     replace_address(&mut out, packet, outer);
@@ -191,7 +192,7 @@ fn translated(frame: &[u8], packet: &Packet, inner: &Packet, outer: New, new: Ne
     out
 }
 
-/// Updates the checksum of an ICMP message. In IPv6 it also covers the pseudo-header.
+/// Updates the checksum of an ICMP message. The checksum of ICMPv6 also covers the pseudo-header.
 fn renew_message(before: &[u8], after: &mut [u8], packet: &Packet, old: &[u8], new: &[u8]) -> u16 {
     let message = packet.l4()..packet.end();
     let (old, new) = if packet.v6 { (old, new) } else { (&[] as &[u8], &[] as &[u8]) };

@@ -1,5 +1,5 @@
-//! The memory rule, written a second time from the contract: without code of the kernel program and without
-//! optimization. Where the contract leaves a choice, a comment says what the program does.
+//! The rules of client memory, written a second time from the description of these rules, without code of the kernel
+//! program and without optimization. Comments mark the decisions that the description leaves to the program.
 
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
@@ -7,18 +7,18 @@ use balancer_common::{
 };
 use balancer_control::io::{BackendSpec, ServiceId};
 
-/// The modulus of ages, in ticks.
+/// The program computes ages in ticks modulo this number.
 const TICKS: u16 = 1 << 14;
 
-/// The remembered state of a client: a word `tag:32 | backend:16 | away:1 | established:1 | last seen:14`. 0 means no
-/// client.
+/// The remembered state of a client, as one word: `tag:32 | backend:16 | away:1 | established:1 | last seen:14`. A word
+/// of 0 is an empty entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     tag: u32,
     backend: u16,
-    /// The client moved here because its home had failed.
+    /// Whether the client moved to this backend because the client's home backend had failed.
     away: bool,
-    /// The client was seen in more than one tick.
+    /// Whether the client was seen in more than one tick.
     established: bool,
     last_seen: u16,
 }
@@ -42,8 +42,8 @@ impl Known {
             + u64::from(self.last_seen)
     }
 
-    /// The number of ticks since the client was last seen. It is 0 if that time is up to 8 ticks in the future, because
-    /// another CPU's clock is ahead.
+    /// The number of ticks since the client was last seen. A time up to 8 ticks in the future yields 0, because the
+    /// clock of another CPU may be ahead of this CPU's clock.
     fn age(self, now: u16) -> u16 {
         let age = (now % TICKS + TICKS - self.last_seen) % TICKS;
         if age >= TICKS - 8 { 0 } else { age }
@@ -54,24 +54,24 @@ impl Known {
     }
 }
 
-/// A packet for which the program asks the client memory.
+/// A packet for which the program reads the client memory.
 pub(super) struct Asked {
-    /// Half of the client's hash.
+    /// Half of the client's hash, which identifies the client within the bucket.
     pub(super) tag: u32,
     pub(super) service: ServiceId,
     /// The backend that the live table or a rule names.
     pub(super) live: Option<u16>,
-    /// Whether a rule names the backend.
+    /// Whether a rule names the backend `live`.
     pub(super) pinned: bool,
-    /// With `pinned`: the backend comes not from a rule, but from a connection that the client brought from another
-    /// address.
+    /// If `pinned`: whether the backend comes from a connection that the client brought from another address, and not
+    /// from a rule.
     pub(super) migrates: bool,
-    /// Whether the table would name the same backend if nothing had failed.
+    /// Whether the live table would also name the backend `live` if no backend had failed.
     pub(super) is_home: bool,
     /// Whether the packet is a SYN.
     pub(super) opens: bool,
     pub(super) datagram: bool,
-    /// Whether the service has `failback = "return"`.
+    /// Whether the service's setting `failback` is `"return"`.
     pub(super) failback: bool,
     pub(super) now: u16,
     /// The number of ticks after which a client is forgotten.
@@ -80,43 +80,43 @@ pub(super) struct Asked {
     pub(super) idle: u16,
 }
 
-/// The outcome for an unknown client.
+/// The result of recording an unknown client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Newcomer {
     Recorded {
         forgets_another: bool,
     },
-    /// The bucket is full.
+    /// The program did not record the client, because the client's bucket is full.
     Full,
-    /// The rate limit is reached.
+    /// The program did not record the client, because the rate limit is reached.
     Limited,
 }
 
-/// The answer to a packet that asks the client memory.
+/// The answer of the client memory for one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// The backend; `None` if no backend takes the client.
     pub(super) backend: Option<u16>,
-    /// The decision, if the packet opens a connection.
+    /// The decision about the packet, if the packet opens a connection.
     pub(super) decision: Option<Decision>,
-    /// The backend that a known client leaves, and the reason.
+    /// The backend that a known client leaves, and the reason for the move.
     pub(super) moved: Option<(u16, MoveCause)>,
     pub(super) newcomer: Option<Newcomer>,
-    /// Whether the client's entry is up to date, and the client was seen in two ticks or sends datagrams.
+    /// Whether the client's entry is up to date, and the client was either seen in two ticks or sends datagrams.
     pub(super) settled: bool,
 }
 
-/// The next backend of a known client.
+/// Where a known client goes next.
 enum Goes {
     /// The client stays at its backend.
     Stays,
-    /// The client moves to the backend of the table or of a rule.
+    /// The client moves to the backend that the live table or a rule names.
     Moves { to: u16, cause: MoveCause, away: bool },
-    /// No backend takes the client, and it stays known.
+    /// No backend takes the client, but the client memory keeps the client's entry.
     Nowhere,
 }
 
-/// Steers one packet by memory, and records it in the client's `bucket`.
+/// Steers one packet by the client memory, and records the packet's client in `bucket`.
 pub(super) fn ask<'a>(
     bucket: &mut [u64; BUCKET_ENTRIES],
     asked: &Asked,
@@ -140,13 +140,14 @@ pub(super) fn ask<'a>(
                     bucket[place] = new.write();
                     Newcomer::Recorded { forgets_another: false }
                 }
-                // A client of another service has the same tag in this bucket. The entry of that client stays.
+                // A client of another service has the same tag in the bucket, and that client keeps its entry.
                 (Some(_), None) => Newcomer::Full,
                 (None, None) if !may_record() => Newcomer::Limited,
                 (None, None) => record(bucket, new, asked, is_ours),
             }
         });
-        // Otherwise, every datagram of an unrecorded client would open a connection.
+        // A datagram opens a connection only if its client is recorded, because every datagram of an unrecorded client
+        // would open another connection.
         let opens = asked.opens || asked.datagram && matches!(newcomer, Some(Newcomer::Recorded { .. }));
         return Answer {
             backend: asked.live,
@@ -168,7 +169,8 @@ pub(super) fn ask<'a>(
     };
     let (to, moved) = match goes {
         Goes::Nowhere => (None, None),
-        // Too many clients came at once: this one goes to the backend without being recorded.
+        // Too many clients have arrived in this period: the program sends the client to the backend without recording
+        // the client.
         Goes::Moves { to, .. } if asked.migrates && !may_record() => {
             return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, settled: false };
         }
@@ -187,25 +189,30 @@ pub(super) fn ask<'a>(
 
 fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) -> Goes {
     match asked.live {
-        // Rules have the highest priority.
+        // A rule takes precedence over the client memory.
         Some(to) if asked.pinned && to != known.backend => Goes::Moves { to, cause: MoveCause::Rule, away: false },
         Some(_) if asked.pinned => Goes::Stays,
-        // With a new connection, the client returns home, once its home takes clients again.
+        // A new connection moves the client back to its home backend once that backend takes clients again.
         Some(to) if keeps && asked.failback && opens && known.away && asked.is_home && to != known.backend => {
             Goes::Moves { to, cause: MoveCause::Failback, away: false }
         }
         Some(_) | None if keeps => Goes::Stays,
         None => Goes::Nowhere,
-        // No other backend takes clients: the table is open.
+        // No backend except the known backend takes clients, so the live table still names the known backend.
         Some(to) if to == known.backend => Goes::Stays,
         Some(to) => Goes::Moves { to, cause: lost, away: !asked.is_home },
     }
 }
 
-/// Gives a new client a place. In this order: an empty one; that of a forgotten client; that of the client seen once
-/// and longest ago, if that is more than four ticks; that of a client of this service that was seen twice, but not for
-/// an eighth of the time, a period and a tick; that of another client seen once. Among equals, the program takes the
-/// last one.
+/// Finds an entry of the bucket for a new client and records the client in the entry. The program takes the first kind
+/// of entry in this list that exists; among several such entries, the program takes the last one:
+/// 1. an entry that is empty;
+/// 2. the entry of an expired client of this service;
+/// 3. among the clients that were seen in only one tick, the entry of the client seen longest ago, if that tick is more
+///    than four ticks ago;
+/// 4. the entry of this service's client that was seen longest ago, if `remember / 8`, one period and one tick have
+///    passed since;
+/// 5. the entry of any other client that was seen in only one tick.
 fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours: impl Fn(&Known) -> bool) -> Newcomer {
     let expired = |known: &Known| is_ours(known) && known.age(asked.now) > asked.remember;
     let oldest = |wanted: &dyn Fn(&Known) -> bool| {

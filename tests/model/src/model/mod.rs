@@ -1,10 +1,10 @@
-//! A model of packet handling, derived from the description of the behaviour and written as plainly as possible: over
-//! byte vectors, with checksums computed from scratch, and without code of the kernel program. Tests compare the kernel
-//! program with it, packet by packet.
+//! A model of packet handling, derived from the description of the behaviour and written as plainly as possible. The
+//! model works on byte vectors, computes checksums from scratch, and uses no code of the kernel program. Tests compare
+//! the kernel program with the model, packet by packet.
 //!
-//! Parts that both share by design come from the shared crate: the hash of a client and its slot, the memory rule with
-//! its entries, and the entropy of tunnels. Where the description leaves a choice, the model follows the kernel program
-//! and marks this with the word *choice*.
+//! By design, the model and the kernel program share one crate for layouts, the position of a client's bucket, the
+//! filter of seen clients, the sides of a share, and the entropy of tunnels. If the description leaves a choice to the
+//! program, the model follows the program, and a comment contains the word *choice*.
 
 mod checksum;
 mod counters;
@@ -43,13 +43,14 @@ use parse::{DESTINATION_OPTIONS, ICMP, ICMP_V6, Packet, Parsed, TCP, UDP};
 pub enum Fate {
     /// The frame passes to the kernel unchanged.
     Pass,
-    /// The frame leaves by its ingress interface, with these bytes.
+    /// The frame leaves by the interface on which it arrived, with the given bytes.
     Tx(Vec<u8>),
-    /// The frame leaves by another interface, with these bytes.
+    /// The frame leaves by an interface other than its ingress interface, with the given bytes.
     Redirect(Vec<u8>),
-    /// The frame passes to the kernel with a mark and these bytes. The source part of the mark is left out (zeros).
+    /// The frame passes to the kernel with a mark and the given bytes. The mark includes the frame's source MAC
+    /// address, which the model sets to zeros.
     Handed(Vec<u8>),
-    /// The frame is dropped. Its bytes do not matter.
+    /// The frame is dropped, and the test ignores its bytes.
     Drop(DropReason),
 }
 
@@ -66,19 +67,19 @@ impl Fate {
         }
     }
 
-    /// The frame goes to the kernel, which sends it.
+    /// Marks the frame and passes it to the kernel, which sends it.
     fn handed(mut frame: Vec<u8>, handed: Handed) -> Self {
         forward::write_macs(&mut frame, handed.destination(), [0; 6]);
         Self::Handed(frame)
     }
 
-    /// The frame arrived on `ingress` and leaves by `egress`.
+    /// Sends the frame, which arrived on `ingress`, by `egress`.
     fn sent(frame: Vec<u8>, ingress: u32, egress: u32) -> Self {
         if ingress == egress { Self::Tx(frame) } else { Self::Redirect(frame) }
     }
 }
 
-/// A frame and its ingress interface.
+/// A frame, and the interface on which it arrived.
 #[derive(Clone, Copy)]
 struct Arrival<'a> {
     frame: &'a [u8],
@@ -86,7 +87,7 @@ struct Arrival<'a> {
 }
 
 impl State {
-    /// Decides about one frame that arrived on `ingress`, counts it, and records what has to be remembered.
+    /// Decides the fate of one frame that arrived on `ingress`, counts the frame, and updates the model's state.
     pub fn packet(&mut self, frame: &[u8], ingress: u32) -> Fate {
         let fate = match self.decide(Arrival { frame, ingress }) {
             Ok(fate) => fate,
@@ -107,15 +108,17 @@ impl State {
         let packet = match parse::frame(arrival.frame) {
             Parsed::Packet(packet) => packet,
             Parsed::NotIp | Parsed::Waypoint => return Ok(Fate::Pass),
-            // A malformed packet is dropped only if it is for a VIP. Otherwise, the kernel decides.
+            // The program drops a malformed packet only if the packet is for a VIP. The kernel decides about other
+            // malformed packets.
             Parsed::Broken { destination } => return self.broken(destination),
         };
         match packet.protocol {
             TCP | UDP if packet.is_later_fragment() => self.later_fragment(arrival, &packet),
-            // In a later fragment, this is the first header inside: TCP or UDP may follow.
+            // In a later fragment, the protocol field names the first header of the fragmented data: TCP or UDP may
+            // follow this header.
             DESTINATION_OPTIONS if packet.v6 && packet.is_later_fragment() => self.later_fragment(arrival, &packet),
             TCP | UDP => self.with_ports(arrival, &packet),
-            // A choice: fragments of ICMP messages pass.
+            // The program's choice: fragments of ICMP messages pass.
             ICMP if !packet.v6 && !packet.is_fragment() => self.icmp(arrival, &packet),
             ICMP_V6 if packet.v6 && !packet.is_fragment() => self.icmp(arrival, &packet),
             _ => Ok(Fate::Pass),
@@ -126,7 +129,8 @@ impl State {
         if self.is_vip(destination) { self.refused(destination, DropReason::Malformed) } else { Ok(Fate::Pass) }
     }
 
-    /// Returns the fate of a packet to an address that cannot be a service's VIP.
+    /// Returns the fate of a packet to a VIP if the program cannot steer the packet. The packet passes if the host also
+    /// serves clients of the VIP.
     fn refused(&self, vip: std::net::IpAddr, reason: DropReason) -> Result<Fate, DropReason> {
         if self.is_shared(vip) { Ok(Fate::Pass) } else { Err(reason) }
     }
@@ -153,7 +157,7 @@ impl State {
         let opening =
             steer::Opening { port: ports.source, opens: ports.opens, datagram: packet.protocol == UDP, known_alone };
         if treated == Treated::Left {
-            // A choice: the packet's rule is counted before the packet passes.
+            // The program's choice: the program counts the packet's rule before the packet passes.
             self.rule(service, packet.source, false);
             return Ok(self.left(service));
         }
@@ -183,8 +187,8 @@ impl State {
         self.forward(arrival, packet, choice)
     }
 
-    /// Whether the source of a packet cannot be a client's. A choice: whether it is the VIP of another service matters
-    /// only if the packet opens a connection, or may open one.
+    /// Returns whether the source of a packet cannot be a client's address. The program's choice: the program refuses a
+    /// source that is the VIP of another service only if the packet opens a connection or may open one.
     fn is_martian(&self, packet: &Packet, may_open: bool) -> bool {
         let source = packet.source;
         let broadcast = source == std::net::IpAddr::from(std::net::Ipv4Addr::BROADCAST);

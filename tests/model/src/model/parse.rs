@@ -1,4 +1,4 @@
-//! Parses the fields of a frame's headers that decisions need.
+//! Parses those fields of a frame's headers on which decisions depend.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -11,10 +11,10 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 
-/// An IP packet and the positions of its parts in the frame.
+/// An IP packet and the positions of the packet's headers in the frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Packet {
-    /// The beginning of the IP header.
+    /// The position of the IP header in the frame.
     pub(crate) start: usize,
     pub(crate) v6: bool,
     pub(crate) protocol: u8,
@@ -22,7 +22,7 @@ pub(crate) struct Packet {
     pub(crate) traffic_class: u8,
     pub(crate) source: IpAddr,
     pub(crate) destination: IpAddr,
-    /// The packet's length from the IP header on, according to that header.
+    /// The length that the IP header states, which includes the IP header.
     pub(crate) length: usize,
     /// The length of all headers before layer 4.
     pub(crate) headers: usize,
@@ -30,9 +30,9 @@ pub(crate) struct Packet {
     pub(crate) fragment_offset: u16,
     pub(crate) more_fragments: bool,
     pub(crate) id: u32,
-    /// Whether routers must not fragment the packet. In IPv6 they never do.
+    /// Whether the packet has the flag that forbids routers to fragment packets. Routers never fragment IPv6 packets.
     pub(crate) dont_fragment: bool,
-    /// Whether the IP header is consistent.
+    /// Whether all fields of the IP header are consistent.
     sound: bool,
 }
 
@@ -49,26 +49,26 @@ impl Packet {
         self.fragment_offset != 0
     }
 
-    /// The beginning of layer 4 in the frame.
+    /// The position of layer 4 in the frame.
     pub(crate) fn l4(&self) -> usize {
         self.start + self.headers
     }
 
-    /// The length of layer 4.
+    /// Returns the length of layer 4, in bytes.
     pub(crate) fn l4_length(&self) -> usize {
         self.length - self.headers
     }
 
-    /// The packet's end in the frame; the link may have added bytes.
+    /// The position of the packet's end in the frame. The link may have appended bytes after the packet.
     pub(crate) fn end(&self) -> usize {
         self.start + self.length
     }
 }
 
 pub(crate) enum Parsed {
-    /// The frame has no IP, or too little of the packet to know its destination.
+    /// The frame contains no IP packet, or the frame is too short to contain the packet's destination.
     NotIp,
-    /// The packet has a source route that does not end here.
+    /// The packet has a source route that continues beyond the balancer.
     Waypoint,
     Broken {
         destination: IpAddr,
@@ -80,7 +80,7 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Parses the frame's IP packet.
+/// Parses the IP packet in a frame.
 pub(crate) fn frame(frame: &[u8]) -> Parsed {
     let Some(mut ether_type) = word(frame, 12) else { return Parsed::NotIp };
     let mut start = 14;
@@ -109,8 +109,8 @@ pub(crate) fn frame(frame: &[u8]) -> Parsed {
     }
 }
 
-/// Parses the packet that the ICMP error `error` quotes, of the same family; `None` if it is malformed or too short to
-/// know where it belongs.
+/// Parses the packet that the ICMP error `error` quotes. Returns `None` if the quote is malformed, or too short to
+/// identify the packet's connection.
 pub(crate) fn quoted(frame: &[u8], error: &Packet) -> Option<Packet> {
     let start = error.l4() + 8;
     let mut inner = if error.v6 { v6(frame, start) } else { v4(frame, start) }?;
@@ -176,10 +176,10 @@ enum Followed {
     Waypoint,
 }
 
-/// Follows the extension headers of IPv6.
+/// Parses the extension headers of an IPv6 packet.
 ///
-/// Choices: at most eight of them, all headers together below 2048 bytes. A ninth header counts as a source route if it
-/// is one.
+/// The program's choice: the program accepts at most eight extension headers, and less than 2048 bytes of headers
+/// before layer 4. The program still recognizes a ninth extension header that is a source route.
 fn follow(frame: &[u8], packet: &mut Packet) -> Followed {
     if !packet.v6 {
         return Followed::Layer4;
@@ -224,8 +224,8 @@ pub(crate) struct Ports {
     pub(crate) opens: bool,
 }
 
-/// Parses the ports of a packet that is no later fragment; `None` if the header is missing or inconsistent. A first
-/// fragment needs only the fixed part of the header.
+/// Parses the ports of a packet that is not a later fragment. Returns `None` if the header is missing or inconsistent.
+/// A first fragment needs only the fixed part of the header.
 pub(crate) fn ports(frame: &[u8], packet: &Packet) -> Option<Ports> {
     let segment = frame.get(packet.l4()..packet.end())?;
     let (fixed, promised) = if packet.protocol == TCP {

@@ -1,4 +1,4 @@
-//! QUIC connection IDs, read byte by byte as draft-ietf-quic-load-balancers describes them.
+//! Reads QUIC connection IDs byte by byte, as draft-ietf-quic-load-balancers defines these IDs.
 
 use aes::{
     Aes128,
@@ -19,13 +19,13 @@ use super::{
     steer::{Choice, client_hash, slot_of},
 };
 
-/// The longest connection ID of version 1.
+/// The longest connection ID of QUIC version 1.
 const LONGEST: usize = 20;
 const UDP_HEADER: usize = 8;
 
 impl State {
-    /// The backend that a datagram's connection ID names, if that backend keeps connections. The client is recorded at
-    /// that backend.
+    /// Returns the backend that the connection ID of a datagram names, if that backend keeps connections, and records
+    /// the client at that backend.
     pub(super) fn by_connection_id(
         &mut self,
         arrival: Arrival<'_>,
@@ -44,7 +44,7 @@ impl State {
             self.counters.quic.entry(spec.id.0).or_default().unknown += 1;
             return None;
         };
-        // Any host can forge an unencrypted connection ID.
+        // Any host can forge an unencrypted connection ID, so the program learns nothing from such an ID.
         let learns = is_encrypted && quic.config.learns();
         let keeps = self.backends.get(&backend.0).is_some_and(|of| of.keeps_known && of.service == spec.id);
         if !keeps || self.reachable(backend.0).is_none() {
@@ -56,15 +56,15 @@ impl State {
         }
         let id = self.services[index].spec.id.0;
         self.counters.quic.entry(id).or_default().steered += 1;
-        // A choice: a client to which a rule applies is not recorded.
+        // The program's choice: the program does not record a client to which a rule applies.
         if rule.is_none() {
             self.remember_connection(index, packet, backend.0, learns);
         }
         Some(Choice { backend: backend.0, decision: None })
     }
 
-    /// Records a client at the backend of the connection that it has brought; without `learns`, only records that the
-    /// client was seen.
+    /// Records a client at the backend whose connection the client brought from another address. If `learns` is false,
+    /// the function records only that the client was seen.
     fn remember_connection(&mut self, index: usize, packet: &Packet, backend: u16, learns: bool) {
         let service = &self.services[index];
         let Some(clock) = service.clock() else { return };
@@ -106,21 +106,23 @@ impl State {
     }
 }
 
-/// The bytes behind the UDP header, which must be present. A choice: the length in this header does not matter.
+/// Returns the bytes after the UDP header, which must be present. The program's choice: the program ignores the length
+/// in the UDP header.
 pub(crate) fn payload<'a>(frame: &'a [u8], packet: &Packet) -> &'a [u8] {
     let end = frame.len().min(packet.start + packet.length);
     frame.get(packet.l4() + UDP_HEADER..end).unwrap_or_default()
 }
 
-/// The connection ID of a datagram, if its receiver has issued it, as far as the datagram contains it.
+/// Returns the connection ID of a datagram if the server, which receives the datagram, has issued the connection ID. A
+/// truncated datagram yields a truncated connection ID.
 pub(crate) fn connection_id(datagram: &[u8]) -> Option<&[u8]> {
     let first = *datagram.first()?;
     let id = if first & 0x80 == 0 {
         datagram.get(1..)?
     } else {
         let version = u32::from_be_bytes(datagram.get(1..5)?.try_into().ok()?);
-        // In Initial and 0-RTT packets of known versions, the client has chosen the ID. No client sends version
-        // negotiation packets.
+        // In Initial and 0-RTT packets of known versions, the client has chosen the connection ID. Clients never send
+        // version negotiation packets.
         let of_client: &[u8] = match version {
             0 => &[0, 1, 2, 3],
             1 => &[0, 1],
@@ -137,7 +139,8 @@ pub(crate) fn connection_id(datagram: &[u8]) -> Option<&[u8]> {
     (!id.is_empty()).then(|| &id[..id.len().min(LONGEST)])
 }
 
-/// The server ID in a connection ID, by the format that the first bits name, and whether the ID is encrypted.
+/// Decodes the server ID in a connection ID, in the format that the first bits of the connection ID name. Returns the
+/// server ID, and whether the server ID is encrypted.
 fn server_id(config: &QuicConfig, id: &[u8]) -> Option<(Vec<u8>, bool)> {
     let keyed = match config.format {
         Format::Nlb => &config.current,
@@ -157,7 +160,7 @@ fn decrypt(keyed: &Keyed, text: &mut [u8]) {
         cipher.decrypt_block(block.into());
         return;
     }
-    // Section 4.3.3 of the draft: four passes, undone from the last to the first.
+    // Section 4.3.3 of the draft encrypts in four passes; this code undoes the four passes in reverse order.
     let length = text.len();
     let (half, is_odd) = (length.div_ceil(2), length % 2 == 1);
     let mut left = text[..half].to_vec();

@@ -1,4 +1,4 @@
-//! Informs clients that no backend takes, for services with that setting.
+//! Answers the packets of clients that no backend takes, in services with the setting `reject`.
 
 use std::net::IpAddr;
 
@@ -44,13 +44,14 @@ impl State {
     }
 }
 
-/// The answer of a closed port (RFC 9293 section 3.10.7.1); `None` if there is none.
+/// Returns the answer that a closed port would send (RFC 9293 section 3.10.7.1), or `None` if a closed port would not
+/// answer.
 fn reset(frame: &[u8], packet: &Packet) -> Option<Vec<u8>> {
     let at = packet.l4();
     let long = |at: usize| Some(u32::from(parse::word(frame, at)?) << 16 | u32::from(parse::word(frame, at + 2)?));
     let (sequence, acknowledgement, flags) = (long(at + 4)?, long(at + 8)?, frame[at + 13]);
-    // A choice: a first fragment without an acknowledgement gets no answer, because the rest of the segment is
-    // unknown.
+    // The program's choice: the program does not answer a first fragment without an acknowledgement, because the rest
+    // of the segment is unknown.
     if flags & RST != 0 || flags & ACK == 0 && packet.is_first_fragment() {
         return None;
     }
@@ -83,7 +84,8 @@ fn reset(frame: &[u8], packet: &Packet) -> Option<Vec<u8>> {
         }
     }
     out.extend(segment);
-    // A choice: the answer is padded to the minimal frame size if the segment was.
+    // The program's choice: the program pads the answer to the minimal frame size if the received frame had at least
+    // that size.
     if frame.len() >= 60 {
         out.resize(out.len().max(60), 0);
     }

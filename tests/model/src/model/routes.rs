@@ -1,37 +1,37 @@
-//! The kernel's routes that replies to clients use.
+//! The routes of the kernel for replies to clients.
 
 use std::net::IpAddr;
 
 use balancer_common::map_types::Mac;
 use ipnet::IpNet;
 
-/// The next hop of a destination.
+/// The next hop on the route to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
-    /// The egress interface.
+    /// The index of the interface that sends the packet.
     pub ifindex: u32,
-    /// The MAC of that interface.
+    /// The MAC address of the sending interface.
     pub source_mac: Mac,
-    /// The neighbour's MAC.
+    /// The MAC address of the neighbour.
     pub destination_mac: Mac,
-    /// The interface's MTU.
+    /// The MTU of the sending interface.
     pub mtu: usize,
 }
 
 /// The kernel's route to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// The packet goes to a neighbour.
+    /// The packet goes to a neighbour on the interface.
     Hop(Hop),
-    /// The destination is this machine or has no route: the kernel handles the packet.
+    /// The destination is an address of the balancer's machine or has no route, so the kernel handles the packet.
     Kernel,
-    /// The kernel does not know the neighbour yet.
+    /// The kernel does not yet know the MAC address of the neighbour.
     NoNeighbour,
-    /// The route forbids the destination.
+    /// The kernel's route forbids packets to the destination.
     Forbidden,
 }
 
-/// Routes by destination; the longest prefix wins.
+/// The routes by destination; the longest matching prefix applies.
 #[derive(Clone, Debug, Default)]
 pub struct Routes(pub Vec<(IpNet, Route)>);
 

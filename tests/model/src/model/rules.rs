@@ -1,4 +1,5 @@
-//! Rules for client prefixes. The longest prefix that contains the client's address decides.
+//! Applies rules for client prefixes to packets. The longest prefix that contains the client's address determines the
+//! rule.
 
 use std::net::IpAddr;
 
@@ -9,18 +10,18 @@ use super::State;
 /// The decision of a rule about a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// The rule sends the client to this backend, which takes clients.
+    /// The rule sends the client to the given backend, which takes clients.
     Pin(u16),
-    /// The rule spreads the client's connections by port as well.
+    /// The rule spreads the client's connections by address and port.
     Spread,
-    /// Drops.
+    /// The rule drops the client's packets.
     Deny,
-    /// The client is steered as without a rule, but may have been pinned.
+    /// The program steers the client as if there were no rule, although the rule may have pinned the client before.
     Fallen,
 }
 
 impl State {
-    /// Replaces the rules of a service. A rule for a prefix that had one before continues its counters.
+    /// Replaces the rules of a service. A new rule continues the counters of the previous rule for the same prefix.
     pub fn set_rules(&mut self, index: usize, rules: &[RuleSpec]) {
         let service = &mut self.services[index];
         service.rules = rules.to_vec();
@@ -29,8 +30,8 @@ impl State {
         self.counters.rules.retain(|&(of, prefix), _| of != id || there(prefix));
     }
 
-    /// Returns the decision of a service's rules about the client at `source`. Does not count the packet if it only
-    /// `peeks`.
+    /// Returns the decision of a service's rules about the client at `source`. If `peeks` is true, the function does
+    /// not count the packet.
     pub(super) fn rule(&mut self, index: usize, source: IpAddr, peeks: bool) -> Option<Rule> {
         let service = &self.services[index];
         let holding = service.rules.iter().filter(|rule| rule.prefix.contains(&source));

@@ -1,5 +1,5 @@
-//! Services that share their clients with the host. Here the host's sockets have no connections: tests with single
-//! packets cover that.
+//! Decides about packets of services that share their clients with the host. In this model, the host's sockets have no
+//! connections; packet tests of the kernel program cover the host's connections.
 
 use std::net::IpAddr;
 
@@ -7,21 +7,21 @@ use balancer_common::share::Side;
 
 use super::{Arrival, Fate, State, client_hash, parse::Packet, steer::Choice};
 
-/// How packets of a client are treated.
+/// The possible treatments of a client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Treated {
-    /// The packets are steered; `came` says whether the client may have connections to the host.
+    /// The program steers the packets; `came` says whether the client may have connections to the host.
     Steered { came: bool },
-    /// The packets go to the host, but the client may have connections to backends.
+    /// The packets go to the host, although the client may still have connections to backends.
     Left,
-    /// The client's packets go to the host.
+    /// All packets of the client go to the host.
     Host,
-    /// The packets go to the host, and are counted as if they were steered.
+    /// The packets go to the host, but the program counts the packets as if it steered them to backends.
     Watched,
 }
 
 impl State {
-    /// Returns how packets of a service's client are treated.
+    /// Returns how the program treats packets of a service's client.
     pub(super) fn treated(&self, service: usize, client: IpAddr) -> Treated {
         let service = &self.services[service];
         let tag = (client_hash(service, client) >> 32) as u32;
@@ -34,26 +34,26 @@ impl State {
         }
     }
 
-    /// Whether the host also serves clients of a VIP.
+    /// Returns whether the host also serves clients of a VIP.
     pub(super) fn is_shared(&self, vip: IpAddr) -> bool {
         let mut services = self.services.iter().filter(|service| !service.spec.share.is_all());
         services.any(|service| service.spec.listeners.iter().any(|of| of.listener.address == vip))
     }
 
-    /// Passes a packet of a client that is not steered.
+    /// Passes a packet of a client that the program does not steer to the host.
     pub(super) fn unsteered(&mut self, service: usize, packet: &Packet) -> Fate {
         self.follow_to_kernel(packet);
         self.left(service)
     }
 
-    /// Passes a packet of a client that is no longer steered, whose connection may belong to the host. A choice: later
-    /// fragments do not follow this packet.
+    /// Passes a packet of a client that the program no longer steers. The packet's connection may belong to the host.
+    /// The program's choice: later fragments of a datagram do not follow the first fragment to the host.
     pub(super) fn left(&mut self, service: usize) -> Fate {
         *self.counters.unsteered.entry(self.services[service].spec.id.0).or_default() += 1;
         Fate::Pass
     }
 
-    /// Passes a packet to the host and counts it for its backend.
+    /// Passes a packet to the host and counts the packet for the client's backend.
     pub(super) fn watched(&mut self, _arrival: Arrival<'_>, packet: &Packet, choice: Choice) -> Fate {
         self.follow_to_kernel(packet);
         if let Some(decision) = choice.decision {

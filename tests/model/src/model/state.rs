@@ -1,4 +1,4 @@
-//! The state that the controller has written to the kernel program, and the program's own memory.
+//! The state that the controller has written to the kernel program, and the state that the program itself keeps.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,7 +19,7 @@ use super::{
     fragments::{Datagram, Way},
 };
 
-/// The number of buckets in the client table: few, so that they become full.
+/// The number of buckets in the client table: few, so that buckets become full.
 pub const BUCKETS: usize = 16;
 
 /// A service with its live table and its clock.
@@ -36,7 +36,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// The clock of the service's memory; `None` if the service remembers no clients.
+    /// The clock of the service's client memory; `None` if the service remembers no clients.
     #[must_use]
     pub fn clock(&self) -> Option<Clock> {
         let seconds = self.spec.remember.as_secs() as u32;
@@ -47,12 +47,12 @@ impl Service {
 /// The number of words in the filter of seen clients.
 pub const SEEN_WORDS: usize = seen::words(BUCKETS as u32) as usize;
 
-/// The clients seen in this period.
+/// The filter of the clients seen in the current period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Decides which bits belong to a client.
+    /// The random value that determines the bits of each client in the filter.
     pub salt: u64,
-    /// Their bits.
+    /// The words of the filter, which contain the bits of the clients.
     pub words: [u64; SEEN_WORDS],
 }
 
@@ -68,25 +68,26 @@ impl Seen {
     }
 }
 
-/// The limits on recording new clients in an epoch.
+/// The limits on recording new clients in one period.
 #[derive(Clone, Debug, Default)]
 pub struct Newcomers {
-    /// The limit of each service.
+    /// The limit for each service.
     pub own: u32,
-    /// The limit of all services together, beyond the limit of each service.
+    /// The limit of all services together for clients beyond the limits of the single services.
     pub common: u32,
     used_own: BTreeMap<u16, u32>,
     used_common: u32,
 }
 
 impl Newcomers {
-    /// Creates the limits: `own` for each service, and `common` for all services together beyond that.
+    /// Creates limits: each service may record `own` clients, and all services together may record `common` additional
+    /// clients.
     #[must_use]
     pub const fn new(own: u32, common: u32) -> Self {
         Self { own, common, used_own: BTreeMap::new(), used_common: 0 }
     }
 
-    /// Takes one from the limits, if this service may record another client.
+    /// If the service may record another client, counts the client against the limits and returns true.
     pub(super) fn take(&mut self, service: u16) -> bool {
         let own = self.used_own.entry(service).or_default();
         let (used, limit) = if *own < self.own { (own, self.own) } else { (&mut self.used_common, self.common) };
@@ -96,44 +97,44 @@ impl Newcomers {
     }
 }
 
-/// All state that decisions about packets need.
+/// All state that the model's decisions about packets need.
 #[derive(Clone, Debug)]
 pub struct State {
-    /// Services.
     pub services: Vec<Service>,
-    /// Backends by id.
+    /// The backends, by backend id.
     pub backends: BTreeMap<u16, BackendSpec>,
-    /// The client table.
+    /// The filter of recently seen clients, for which the program does not read the client table.
     pub clients: Vec<[u64; BUCKET_ENTRIES]>,
-    /// The recently seen clients, whose entries need no lookup.
+    /// The filter of recently seen clients, whose entries the program does not look up.
     pub seen: Seen,
     /// The limits on recording new clients.
     pub newcomers: Newcomers,
     /// The routes to clients.
     pub routes: Routes,
-    /// The MAC of each interface.
+    /// The MAC address of each interface.
     pub local_macs: BTreeMap<u32, Mac>,
-    /// The earlier interfaces of backends' next hops.
+    /// The previous interface of each backend's next hop.
     pub(super) moved_from: BTreeMap<u16, u32>,
-    /// The counters since the beginning.
+    /// The counters since the scene began.
     pub counters: Counters,
-    /// The ways of first fragments.
+    /// The direction that each datagram's first fragment took.
     pub(super) datagrams: HashMap<Datagram, Way>,
-    /// The number of outer IPv4 packets sent that may be fragmented.
+    /// The number of sent IPv4 tunnel packets that routers may fragment.
     pub(super) outer_packets: u16,
 }
 
-/// A `nat` reply's way back: its service, and its backend.
+/// The service, the listener and the backend to which a `nat` reply belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct WayBack {
     pub(super) service: usize,
     pub(super) listener: usize,
-    /// The backend's port; 0: every port, or every port with a listener.
+    /// The port on which the backend listens. The port in an entry; 0 stands for every port, or for every port that has
+    /// a listener.
     pub(super) port: u16,
     pub(super) backend: u16,
 }
 
-/// The possible entries for a packet without ports.
+/// The entries that may apply to a packet whose ports are unknown.
 pub(super) enum Portless<T> {
     Nothing,
     Only(T),
@@ -151,7 +152,7 @@ impl<T> Portless<T> {
 }
 
 impl State {
-    /// Creates a state without any packet.
+    /// Creates the state before the first packet.
     #[must_use]
     pub fn new(
         services: Vec<Service>,
@@ -187,14 +188,15 @@ impl State {
         }
     }
 
-    /// Whether a reply of this backend may have arrived on `ingress`: the interface of its next hop, if that is known.
-    /// A choice: the previous interface also counts for a minute.
+    /// Returns whether the program accepts a reply of the backend on the interface `ingress`. If the next hop is known,
+    /// the reply must arrive on the next hop's interface. The program's choice: for a minute after the interface
+    /// changes, the program also accepts replies on the previous interface.
     pub(super) fn came_by(&self, way: WayBack, ingress: u32) -> bool {
         let hop = self.backends.get(&way.backend).and_then(|backend| backend.next_hop);
         hop.is_none_or(|hop| hop.ifindex == ingress || self.moved_from.get(&way.backend) == Some(&ingress))
     }
 
-    /// Begins a new epoch.
+    /// Begins a new period, with new limits.
     pub fn next_epoch(&mut self) {
         self.newcomers.used_own.clear();
         self.newcomers.used_common = 0;
@@ -204,8 +206,8 @@ impl State {
         self.services.iter().flat_map(|service| &service.spec.listeners).any(|of| of.listener.address == address)
     }
 
-    /// Finds the listener for an address, port and protocol: the one with the fewest ports. Returns the indexes of its
-    /// service and of the listener.
+    /// Finds the listener with the narrowest range of ports for an address, port and protocol. Returns the index of the
+    /// listener's service and the index of the listener.
     pub(super) fn listener(&self, address: IpAddr, port: u16, protocol: u8) -> Option<(usize, usize)> {
         let all = self.services.iter().enumerate().flat_map(|(service, of)| {
             of.spec.listeners.iter().enumerate().map(move |(number, of)| ((service, number), of.listener))
@@ -221,7 +223,7 @@ impl State {
         self.listener(address, port, protocol).map(|(service, _)| service)
     }
 
-    /// The port of `backend` for packets to a VIP's port; 0 if the port stays unchanged.
+    /// Returns the port on which `backend` receives packets to a VIP's port; 0 if the program does not change the port.
     pub(super) fn backend_port(&self, backend: &BackendSpec, address: IpAddr, port: u16, protocol: u8) -> u16 {
         if backend.address.port() != 0 {
             return backend.address.port();
@@ -230,7 +232,7 @@ impl State {
         listener.map_or(0, |(service, number)| self.services[service].spec.listeners[number].backend_port)
     }
 
-    /// The service of a packet without ports, if it is unambiguous.
+    /// Returns the service of a packet whose ports are unknown, if only one service is possible.
     pub(super) fn only_service(&self, address: IpAddr, protocol: u8) -> Portless<usize> {
         let of = |service: &Service| {
             let mut listeners = service.spec.listeners.iter().map(|of| of.listener);
@@ -260,8 +262,8 @@ impl State {
         })
     }
 
-    /// The `nat` backend that answers from this address, port and protocol. A backend for that port has priority over
-    /// one for every port or for all ports of the VIP's listeners.
+    /// Finds the `nat` backend that replies from the given address, port and protocol. An entry for exactly that port
+    /// has priority over an entry for every port or for all ports of the VIP's listeners.
     pub(super) fn way_back(&self, address: IpAddr, port: u16, protocol: u8) -> Option<WayBack> {
         let at = |port: u16| self.ways_back(address, protocol).find(|way| way.port == port);
         let listened = |way: &WayBack| {
@@ -273,7 +275,8 @@ impl State {
         at(port).or_else(|| at(0).filter(listened))
     }
 
-    /// The way back of a packet without ports. Ways to one VIP count as the same.
+    /// Finds the service and backend of a reply whose ports are unknown. A packet is not ambiguous if all matching
+    /// entries have the same VIP.
     pub(super) fn only_way_back(&self, address: IpAddr, protocol: u8) -> Portless<WayBack> {
         let vip = |way: &WayBack| self.services[way.service].spec.listeners[way.listener].listener.address;
         let mut vips = Vec::new();
@@ -284,7 +287,7 @@ impl State {
         }))
     }
 
-    /// The backend, if packets can reach it.
+    /// Returns the backend, if packets can reach the backend.
     pub(super) fn reachable(&self, id: u16) -> Option<&BackendSpec> {
         let backend = self.backends.get(&id)?;
         backend.next_hop?;

@@ -17,20 +17,19 @@ use super::{
     rules::Rule,
 };
 
-/// The number of silent seconds after which a client's next datagram counts as a new connection.
+/// The number of seconds without a datagram after which a client's next datagram opens a new connection.
 const IDLE_SECONDS: u32 = 30;
 
-/// The parts of a packet that matter for connections.
+/// The properties of a packet that decide about new connections.
 #[derive(Clone, Copy)]
 pub(super) struct Opening {
-    /// The client's port.
+    /// The source port of the client.
     pub(super) port: u16,
     /// Whether the packet opens a connection.
     pub(super) opens: bool,
     /// Whether the packet is a datagram, which may open a connection.
     pub(super) datagram: bool,
-    /// Whether, in cases in which the program asks the client memory, the packet goes to a backend only if its client
-    /// is known there.
+    /// If the program reads the client memory for the packet: whether only clients with an entry go to a backend.
     pub(super) known_alone: bool,
 }
 
@@ -49,14 +48,14 @@ impl From<DropReason> for Nowhere {
     }
 }
 
-/// A backend, with the decision if the packet opens a connection.
+/// The chosen backend, and the decision if the packet opens a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choice {
     pub(super) backend: u16,
     pub(super) decision: Option<Decision>,
 }
 
-/// The hash of a service's client: of its address, masked to the prefix.
+/// Hashes the address of a service's client, masked to the prefix.
 #[must_use]
 pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
     match source {
@@ -65,8 +64,8 @@ pub fn client_hash(service: &Service, source: IpAddr) -> u64 {
     }
 }
 
-/// The hash of one connection of a client whose connections are spread: of the port and the masked address, padded with
-/// zeros to the length of an IPv6 address.
+/// Hashes one connection of a client to which a spread rule applies. The hash input is the masked client address,
+/// padded with zeros to the length of an IPv6 address, and the client's port.
 fn connection_hash(service: &Service, source: IpAddr, port: u16) -> u64 {
     let mut bytes = [0; 18];
     match source {
@@ -90,18 +89,18 @@ fn hash(service: &Service, bytes: &[u8]) -> u64 {
     SipHasher13::new_with_keys(key.k0, key.k1).hash(bytes)
 }
 
-/// The slot of a hash among `slots`: its upper half as a fraction of 2^32.
+/// Returns the slot of a hash among `slots` slots: the hash's upper 32 bits, as a fraction of 2^32, determine the slot.
 pub(super) fn slot_of(hash: u64, slots: usize) -> usize {
     (u128::from(hash >> 32) * slots as u128 / (1 << 32)) as usize
 }
 
 impl State {
-    /// Chooses the backend for a packet from `source`, and remembers the client.
+    /// Chooses the backend for a packet from `source`, and records the client.
     pub(super) fn steer(&mut self, service: usize, source: IpAddr, opening: Opening) -> Result<Choice, Nowhere> {
         self.choose(service, source, Some(opening.port), Some(opening), opening.known_alone)
     }
 
-    /// The backend for a packet from `client`, without remembering or counting it.
+    /// Returns the backend for a packet from `client`. The function neither records the client nor counts the packet.
     pub(super) fn peek(
         &mut self,
         service: usize,
@@ -112,7 +111,7 @@ impl State {
         self.choose(service, client, port, None, known_alone)
     }
 
-    /// Chooses a backend; `opening` is `None` for a packet that only quotes the client's.
+    /// Chooses a backend; `opening` is `None` if an ICMP error quotes the client's packet.
     fn choose(
         &mut self,
         index: usize,
@@ -145,7 +144,8 @@ impl State {
             let decision = opens.then_some(decision);
             return live.map(|backend| Choice { backend, decision }).ok_or(nobody.into());
         };
-        // The gate: in a slot without exceptions, only these packets need the client's entry.
+        // In a slot that is not flagged, the program reads the client's entry only for the packets that these
+        // conditions select.
         let datagram = opening.is_some_and(|opening| opening.datagram);
         let always = pin.is_some()
             || rule == Some(Rule::Fallen)
@@ -173,7 +173,8 @@ impl State {
         self.ask(hash, &asked, opening.is_none(), !always).ok_or(nobody)
     }
 
-    /// Asks the client memory. `marks` says whether the client's next packets need not ask if the entry is up to date.
+    /// Reads the client memory for one packet. If `marks` is true, an up-to-date entry marks the client as seen, so
+    /// that the program skips the client memory for the client's next packets.
     fn ask(&mut self, hash: u64, asked: &Asked, peeks: bool, marks: bool) -> Option<Choice> {
         let answer = self.answer(hash, asked, peeks, marks);
         if !peeks {

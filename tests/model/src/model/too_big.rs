@@ -1,4 +1,4 @@
-//! Tells a sender the largest packet size.
+//! Reports the largest possible packet size to the sender of a packet that exceeds this size.
 
 use std::net::IpAddr;
 
@@ -10,12 +10,13 @@ use super::{
 };
 
 pub(super) const TTL: u8 = 64;
-/// Internetwork control (RFC 1812 section 4.3.2.5).
+/// The precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const PRECEDENCE: u8 = 0xc0;
 
 impl State {
-    /// Answers `packet` with frag-needed or packet-too-big, regardless of its DF bit, because the program never
-    /// fragments. Drops the packet if its sender cannot be informed, or was already informed about the first fragment.
+    /// Answers `packet` with frag-needed or packet-too-big, regardless of the packet's DF bit, because the program
+    /// never fragments. Drops the packet if the program cannot inform the sender, or has already informed the sender
+    /// about the first fragment of the datagram.
     pub(super) fn tell_too_big(
         &mut self,
         arrival: Arrival<'_>,
@@ -36,12 +37,12 @@ impl State {
     }
 }
 
-/// Whether a frame was sent to more than one station.
+/// Returns whether the frame's destination is a group address.
 pub(super) fn is_group(frame: &[u8]) -> bool {
     frame[0] & 1 != 0
 }
 
-/// Whether an address can belong to a single host (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+/// Returns whether an address can belong to a single host (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
 pub(super) fn is_one_host(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !matches!(address.octets()[0], 0 | 127 | 224..),
@@ -49,10 +50,12 @@ pub(super) fn is_one_host(address: IpAddr) -> bool {
     }
 }
 
-/// An ICMP error to the sender of `packet`, with the first eight bytes from `message` and a quote of the packet.
+/// Builds an ICMP error to the sender of `packet`: the first eight bytes are `message`, and a quote of the packet
+/// follows.
 ///
-/// A choice: the longest quotes are a multiple of eight bytes, so that an IPv4 error has at most 572 of its 576 (RFC
-/// 1812 section 4.3.2.3) and an IPv6 error 1280 (RFC 4443 section 2.4).
+/// The program's choice: the length of the longest quotes from packets is a multiple of eight bytes. An IPv4 error
+/// therefore has at most 572 of the allowed 576 bytes (RFC 1812 section 4.3.2.3), and an IPv6 error 1280 bytes (RFC
+/// 4443 section 2.4).
 pub(super) fn error(frame: &[u8], packet: &Packet, mut message: Vec<u8>) -> Vec<u8> {
     let most = if packet.v6 { 1232 } else { 544 };
     let quote = packet.length.min(most);

@@ -1,4 +1,4 @@
-//! The tunnels `ipip` and `gue`: adds an outer header to the packet.
+//! The tunnels `ipip` and `gue`, which add an outer IP header to the packet.
 
 use std::net::IpAddr;
 
@@ -16,8 +16,8 @@ const GUE_PORT: u16 = 6080;
 const OUTER_TTL: u8 = 64;
 
 impl State {
-    /// The frame in an outer packet, without its link-layer addresses. The inner `Err` means that the packet is too
-    /// big, and has the largest possible size.
+    /// Encapsulates the frame's packet; the caller fills in the link-layer addresses. The inner `Err` means that the
+    /// packet is too big, and contains the largest size that fits.
     pub(super) fn wrap(
         &mut self,
         arrival: Arrival<'_>,
@@ -30,7 +30,7 @@ impl State {
         };
         let gue = backend.forwarding == Forwarding::Gue;
         let overhead = if backend.address.is_ipv6() { 40 } else { 20 } + if gue { 8 } else { 0 };
-        // The maximal length of an IP packet, on every interface.
+        // An IP packet has at most 65,535 bytes, even if the MTU of the interface is larger.
         let mtu = (hop.mtu as usize).min(65_535);
         if packet.length + overhead > mtu {
             return Ok(Err(mtu.saturating_sub(overhead)));
@@ -91,13 +91,13 @@ impl State {
         if gue {
             out.extend(udp.to_bytes());
         }
-        // A choice: padding of the link after the packet stays.
+        // The program's choice: the program keeps the padding that the link has added after the packet.
         out.extend(&inner[packet.start..]);
         Ok(Ok(out))
     }
 
-    /// The identification of an outer packet that may be fragmented. A choice: the first CPU counts from 1, low byte
-    /// first.
+    /// Returns the identification of an outer packet that routers may fragment. The program's choice: the
+    /// identifications of the first CPU start at 1, in little-endian order.
     fn next_id(&mut self) -> u16 {
         self.outer_packets = self.outer_packets.wrapping_add(1);
         self.outer_packets.swap_bytes()

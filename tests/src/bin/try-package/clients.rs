@@ -17,13 +17,13 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// The services' port.
+/// The port of the services.
 pub(crate) const PORT: u16 = 80;
 /// The number of clients of each address family.
 const CLIENTS: u16 = 4;
 /// The pause between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long a request may take on a busy machine.
+/// The time limit of a request on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ struct Tally {
     longest: Duration,
 }
 
-/// Running clients; dropping them stops them.
+/// Running clients, which stop when the value is dropped.
 pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
@@ -43,7 +43,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Starts clients of both families. Each opens one connection after the other.
+    /// Starts clients of both address families. Each client opens one connection after another.
     pub(crate) fn start(topology: &Topology) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let tally = Arc::new(Mutex::new(Tally::default()));
@@ -87,7 +87,7 @@ impl Clients {
         Self { stop, tally, threads }
     }
 
-    /// Waits until every client has received another answer.
+    /// Waits until every client has received at least one more answer.
     pub(crate) fn round(&self) {
         let requests = || self.tally.lock().unwrap_or_else(PoisonError::into_inner).requests;
         let (before, deadline) = (requests(), Instant::now() + PATIENCE);
@@ -96,7 +96,7 @@ impl Clients {
         }
     }
 
-    /// Stops the clients. Checks that no request has failed and no client has moved.
+    /// Stops the clients, and checks that no request has failed and no client has moved.
     pub(crate) fn finish(mut self) -> Result<String> {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {

@@ -1,8 +1,8 @@
-//! The Debian package on a separate Debian system: installed, started by systemd, reloaded, killed, upgraded and
-//! purged, while clients keep sending requests.
+//! Tests the Debian package on a separate Debian system while clients keep sending requests. The steps install, start,
+//! reload, kill, upgrade and purge the balancer.
 //!
-//! The machine is a directory made by debootstrap and booted by systemd-nspawn, in the network namespace of a
-//! topology's balancer. The program removes everything afterwards.
+//! The machine is a directory that debootstrap fills; systemd-nspawn boots this directory in the network namespace of
+//! the balancer. At the end, the program removes everything that it has created.
 
 mod clients;
 mod operator;
@@ -19,16 +19,16 @@ use crate::operator::Operator;
 /// Tries the Debian package under systemd; needs root, debootstrap and systemd-nspawn.
 #[derive(Parser)]
 pub(crate) struct Options {
-    /// The package.
+    /// The package to test.
     #[arg(long)]
     package: PathBuf,
-    /// A later version of it.
+    /// A later version of the package.
     #[arg(long)]
     upgrade: PathBuf,
     /// The package of the program for clusters.
     #[arg(long)]
     kubernetes: PathBuf,
-    /// Debian's release to try it on.
+    /// The Debian release to install on the machine.
     #[arg(long, default_value = "bookworm")]
     suite: String,
     /// Directory for the machine; its contents are deleted.

@@ -1,4 +1,4 @@
-//! The site around the machine, and the operator's actions there.
+//! The hosts around the machine, and the operator's actions on the machine.
 
 use std::{
     fmt::Write as _,
@@ -24,16 +24,17 @@ use crate::{
     clients::{Clients, PORT},
 };
 
-/// The time limit of everything except a boot.
+/// The time limit of every action except a boot.
 const PATIENCE: Duration = Duration::from_secs(60);
 const BACKENDS: u16 = 2;
 const BACKEND_PORT: u16 = 8080;
-/// The path of the unit's configuration, below the machine's root.
+/// The path of the configuration that the unit uses, below the machine's root.
 const CONFIG: &str = "etc/balancer/balancer.toml";
 
 /// The machine with the balancer, its backends and its clients.
 pub(crate) struct Operator {
-    /// Declared before the namespace in which it runs, so that it is dropped first.
+    /// The machine runs in the network namespace that the next field contains. This field comes first, so that Rust
+    /// drops the machine before the namespace.
     pub(crate) machine: Machine,
     backends: Vec<Backend>,
     _logs: TempDir,
@@ -62,14 +63,14 @@ impl Operator {
         Ok(version.lines().next().unwrap_or_default().to_owned())
     }
 
-    /// Runs a command, which must succeed. Returns its output.
+    /// Runs a command, which must succeed, and returns the output of the command.
     pub(crate) fn types(&self, line: &str) -> Result<String> {
         let (words, success) = self.machine.shell(line)?;
         ensure!(success, "`{line}` failed: {}", words.trim());
         Ok(words.trim().to_owned())
     }
 
-    /// Runs a command, which must fail. Returns its output.
+    /// Runs a command, which must fail, and returns the output of the command.
     pub(crate) fn types_in_vain(&self, line: &str) -> Result<String> {
         let (words, success) = self.machine.shell(line)?;
         ensure!(!success, "`{line}` succeeded: {}", words.trim());
@@ -85,7 +86,7 @@ impl Operator {
         Ok(words.trim().to_owned())
     }
 
-    /// Waits until a command prints exactly `wanted`.
+    /// Waits until the output of a command is exactly `wanted`.
     pub(crate) fn wait(&self, line: &str, wanted: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -98,19 +99,19 @@ impl Operator {
         }
     }
 
-    /// Returns a property of the unit.
+    /// Returns a property of the balancer's unit.
     pub(crate) fn property(&self, name: &str) -> Result<String> {
         self.types(&format!("systemctl show --property={name} --value balancer"))
     }
 
-    /// Waits until the unit's property has this value.
+    /// Waits until the property `name` of the unit has the value `wanted`.
     pub(crate) fn wait_property(&self, name: &str, wanted: &str) -> Result<()> {
         self.wait(&format!("systemctl show --property={name} --value balancer"), wanted)
     }
 
-    /// Writes the unit's configuration: services of both families with a weight of `web1`, and more `lines` before
-    /// them. A backend must be silent for five seconds to be down, so that a busy machine moves no client: signals
-    /// would shorten that to one second.
+    /// Writes the unit's configuration: services of both families, a weight for `web1`, and `lines` before the
+    /// services. A backend goes down only after five seconds of silence, so that a busy machine moves no client.
+    /// Passive signals are off, because passive signals shorten the detection of failures to one second.
     pub(crate) fn configures(&self, weight: u16, lines: &str) -> Result<()> {
         let mut text = format!("interfaces = [\"eth0\"]\non_exit = \"keep\"\n{lines}\n");
         for (family, name) in Family::BOTH.into_iter().zip(["web", "web6"]) {
@@ -134,12 +135,12 @@ impl Operator {
         self.machine.write(CONFIG, &text)
     }
 
-    /// Sets the answer of `web{number}`'s health checks.
+    /// Sets the answer to the health checks of `web{number}`.
     pub(crate) fn fails(&self, number: usize, mode: &str) -> Result<()> {
         self.backends[number - 1].fail(&self.topology.backends()[number - 1], mode)
     }
 
-    /// Does something while clients send requests. Checks that no request fails and no client moves.
+    /// Runs `work` while clients send requests, and checks that no request fails and that no client moves.
     pub(crate) fn under_traffic<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, String)> {
         let clients = Clients::start(&self.topology);
         clients.round();
@@ -149,7 +150,7 @@ impl Operator {
         Ok((done, traffic))
     }
 
-    /// Which hosts have ended connections by resets, and why, as their kernels count it.
+    /// Returns the kernel's counters of reset connections on each host, by cause.
     fn resets(&self) -> String {
         const COUNTERS: [&str; 6] =
             ["OutRsts", "EstabResets", "TCPAbortOnData", "TCPAbortOnClose", "TCPAbortOnMemory", "ListenOverflows"];
@@ -167,12 +168,12 @@ impl Operator {
         hosts.map(count).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether an XDP program is on the machine's interface.
+    /// Returns whether an XDP program is attached to the machine's interface.
     pub(crate) fn attached(&self) -> Result<bool> {
         Ok(self.types("ip -details link show dev eth0")?.contains("prog/xdp"))
     }
 
-    /// The main process of the running service, which must differ from `before`.
+    /// Returns the main process of the running service, which must not be the process `before`.
     pub(crate) fn new_main_process(&self, before: &str) -> Result<String> {
         self.wait_property("ActiveState", "active")?;
         let now = self.property("MainPID")?;
@@ -180,7 +181,7 @@ impl Operator {
         Ok(now)
     }
 
-    /// Waits until the unit has been restarted more than `before` times, and runs again.
+    /// Waits until systemd has restarted the unit more than `before` times, and until the unit runs again.
     pub(crate) fn wait_restarted(&self, before: &str) -> Result<()> {
         let before: u32 = before.parse().context("NRestarts")?;
         let deadline = Instant::now() + PATIENCE;
@@ -193,7 +194,7 @@ impl Operator {
         Ok(())
     }
 
-    /// The last lines of the journal, and the last ones about backends.
+    /// Returns the last lines of the journal, and the last journal lines about backends.
     pub(crate) fn journal(&self) -> String {
         let words = self.machine.shell(
             "systemctl status --no-pager balancer; journalctl --no-pager --lines=30 --output=short-precise; \

@@ -1,4 +1,4 @@
-//! The operator's steps in their order, with the required results.
+//! The operator's steps in their order, with the result that each step must have.
 
 use std::{fs, thread, time::Duration};
 
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::operator::Operator;
 
-/// Does something and checks it. Returns the notable result.
+/// Takes a step, checks the result, and returns the notable facts.
 type Step = fn(&mut Operator) -> Result<String>;
 
 pub(crate) const STEPS: [(&str, Step); 23] = [
@@ -42,9 +42,10 @@ pub(crate) const STEPS: [(&str, Step); 23] = [
 ];
 
 const APT: &str = "DEBIAN_FRONTEND=noninteractive apt-get --quiet --quiet --yes";
-/// A short watchdog interval, so that the test sees the watchdog act.
+/// A short watchdog interval, so that the test sees the watchdog restart the unit.
 const WATCHDOG: &str = "[Service]\nWatchdogSec=3s\n";
-/// Short limits, so that the test sees the job end and the start go on for longer than a start may take by itself.
+/// Short limits, so that the test sees the systemd job end while the balancer's start continues beyond
+/// `TimeoutStartSec`.
 const IMPATIENT: &str = "[Unit]\nJobRunningTimeoutSec=2s\n[Service]\nTimeoutStartSec=4s\n";
 
 fn install(operator: &mut Operator) -> Result<String> {
@@ -60,13 +61,14 @@ fn install(operator: &mut Operator) -> Result<String> {
     })
 }
 
-/// The unit restarts for ever. When the file is corrected, no further action is needed.
+/// systemd restarts the unit forever. Once the operator has corrected the file, the unit starts without further action
+/// of the operator.
 fn start_in_vain(operator: &mut Operator) -> Result<String> {
     operator.types_in_vain("systemctl start balancer")?;
-    // systemd itself would give up after five starts in ten seconds.
+    // By default, systemd gives up after five starts in ten seconds.
     operator.wait("test $(systemctl show --property=NRestarts --value balancer) -gt 6 && echo on", "on")?;
     operator.wait("systemctl is-active balancer", "activating")?;
-    // The status is empty at the beginning of each start.
+    // The unit's status text is empty at the beginning of each start.
     operator.wait("systemctl status --no-pager balancer | grep -c 'Status: \"/etc/balancer/balancer.toml'", "1")?;
     operator.configures(100, "")?;
     operator.wait("systemctl is-active balancer", "active")?;
@@ -75,7 +77,7 @@ fn start_in_vain(operator: &mut Operator) -> Result<String> {
     Ok(format!("serving with the mended file, after {tries} restarts"))
 }
 
-/// One process waits, whatever becomes of the job that started it. A mended file is used without a further action.
+/// One balancer process waits for the interface, even after the systemd job that started the process has ended.
 fn start_without_interface(operator: &mut Operator) -> Result<String> {
     operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", IMPATIENT)?;
     operator.types("systemctl daemon-reload")?;
@@ -120,7 +122,7 @@ fn start(operator: &mut Operator) -> Result<String> {
 fn privileges(operator: &mut Operator) -> Result<String> {
     let main = operator.property("MainPID")?;
     let status = operator.types(&format!("cat /proc/{main}/status"))?;
-    // CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF.
+    // The bits of CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF.
     let capabilities: u64 = [12, 13, 38, 39].into_iter().map(|bit| 1 << bit).sum();
     let uid = operator.types("id -u balancer")?;
     ensure!(status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}\n")), "{status}");
@@ -180,7 +182,7 @@ fn reload_in_vain(operator: &mut Operator) -> Result<String> {
         operator.configures(50, "interface = [\"eth1\"]")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.reads("journalctl --no-pager --unit=balancer --priority=err --lines=3", &["balancer.toml:3: "])?;
-        // A reload cannot change this setting.
+        // A reload of the configuration cannot change the state file's path.
         operator.configures(50, "state_file = \"/var/lib/balancer/other.json\"")?;
         operator.types_in_vain("systemctl reload balancer")?;
         operator.wait(
@@ -223,7 +225,7 @@ fn watchdog(operator: &mut Operator) -> Result<String> {
     operator.machine.write("etc/systemd/system/balancer.service.d/try.conf", WATCHDOG)?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     let ((), traffic) = operator.under_traffic(|operator| {
-        // The watchdog is notified in time.
+        // In this step, the balancer notifies the watchdog in time.
         let (main, restarts) = (operator.property("MainPID")?, operator.property("NRestarts")?);
         thread::sleep(Duration::from_secs(7));
         ensure!(operator.property("MainPID")? == main, "killed though it was alive");
@@ -273,8 +275,8 @@ fn upgrade(operator: &mut Operator) -> Result<String> {
     Ok(format!("{before} → {after}; {traffic}"))
 }
 
-/// Makes a package of the upgrade's contents after a change by the shell command `line`. It is not compressed, because
-/// that took half a minute.
+/// Builds a package from the contents of the upgrade package, which the shell command `line` changes first. The new
+/// package is not compressed, because compression takes half a minute.
 fn repack(operator: &Operator, name: &str, line: &str) -> Result<()> {
     operator.types(&format!(
         "rm -rf ~/contents && dpkg-deb --raw-extract ~/upgrade.deb ~/contents && cd ~/contents && {line} && \
@@ -322,7 +324,7 @@ fn stop_and_start(operator: &mut Operator) -> Result<String> {
     Ok(traffic)
 }
 
-/// Runs the balancer as root, which leaves files and pinned maps that belong to root.
+/// Runs the balancer as root, so that root owns the files and pinned maps.
 fn run_by_hand(operator: &mut Operator) -> Result<String> {
     let ((), traffic) = operator.under_traffic(|operator| {
         operator.types("systemctl stop balancer")?;
@@ -342,7 +344,7 @@ fn run_by_hand(operator: &mut Operator) -> Result<String> {
     Ok(traffic)
 }
 
-/// The unit alone may not start programs as another user, but it may with the package's additional file.
+/// Only with an additional file of the package, the unit may start programs as another user.
 fn programs_of_checks(operator: &mut Operator) -> Result<String> {
     let place = "/etc/systemd/system/balancer.service.d";
     operator.types(
@@ -359,7 +361,7 @@ fn programs_of_checks(operator: &mut Operator) -> Result<String> {
         .types(&format!("install -D -m 0644 -t {place} /usr/share/doc/balancer/contrib/systemd/exec-checks.conf"))?;
     operator.types("systemctl daemon-reload && systemctl restart balancer")?;
     for service in ["web", "web6"] {
-        // Its known clients may prevent the state `down`.
+        // `web2` may still have known clients, which can keep `web2` from the state `down`.
         operator.wait(&format!("balancer backend list {service} | grep -c 'web2 .*exit code 1$'"), "1")?;
         operator.types(&format!("balancer wait {service}/web1 up --timeout 30s"))?;
     }
@@ -369,7 +371,7 @@ fn programs_of_checks(operator: &mut Operator) -> Result<String> {
     Ok("refused without the addition, run as nobody with it".to_owned())
 }
 
-/// The interface gets its name, addresses and routes three seconds after `network.target`.
+/// The test adds a unit that gives the interface its name, addresses and routes three seconds after `network.target`.
 fn boot(operator: &mut Operator) -> Result<String> {
     let routes = |family: &str| -> Result<String> {
         let all = operator.types(&format!("ip {family} route show dev eth0"))?;
@@ -390,7 +392,8 @@ fn boot(operator: &mut Operator) -> Result<String> {
     )?;
     operator.types("chmod 755 /usr/local/sbin/late-network && systemctl --quiet enable late-network")?;
     operator.machine.halt()?;
-    // Unlike a machine's own network, this one survives the machine.
+    // A reboot of a real machine resets its network. In the test, a reboot does not reset the namespace's network, so
+    // this step resets the network.
     for family in ["ipv4", "ipv6"] {
         operator.topology.balancer().sysctl(&format!("net/{family}/conf/eth0/forwarding"), "0")?;
     }
@@ -434,7 +437,7 @@ fn purge(operator: &mut Operator) -> Result<String> {
     Ok("nothing is left".to_owned())
 }
 
-/// The controller for Kubernetes in its unit, with a stand-in of the API server.
+/// Runs the controller for Kubernetes in its unit, against a stand-in for the API server.
 fn cluster(operator: &mut Operator) -> Result<String> {
     operator.configures(100, "")?;
     operator.types("systemctl restart balancer")?;
@@ -443,7 +446,7 @@ fn cluster(operator: &mut Operator) -> Result<String> {
     let words = operator.types("systemd-analyze verify --man=no balancer-kubernetes.service")?;
     ensure!(words.is_empty(), "{words}");
     let api = operator.topology.balancer().run_in_thread(Kubernetes::start)??;
-    // Without an authority it would look for those of the machine, which has none.
+    // If no authority is configured, the controller uses the certificate authorities of the machine, which has none.
     let files = tempfile::tempdir()?;
     let authority = fs::read_to_string(Certificates::make(files.path(), &[])?.ca)?;
     operator.machine.write("etc/balancer/authority.pem", &authority)?;
@@ -476,7 +479,7 @@ fn cluster(operator: &mut Operator) -> Result<String> {
 }
 
 fn nothing_runs(operator: &Operator) -> Result<()> {
-    // In addition to the kernel's own entries.
+    // The directory with pinned maps also contains entries of the kernel.
     let pins = operator.types("ls -A /sys/fs/bpf")?;
     ensure!(!pins.contains("balancer"), "pinned: {pins}");
     ensure!(!operator.machine.shell("ls /run/balancer")?.1, "/run/balancer is there");

@@ -1,4 +1,4 @@
-//! A control group without memory.
+//! A control group that allows no memory allocations.
 
 use std::{
     fs,
@@ -8,20 +8,20 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The directory of memory groups in version 1, and of all groups in version 2.
+/// The directory of control groups and the file with the memory limit, for version 1 and version 2 of cgroups.
 const VERSIONS: [(&str, &str); 2] =
     [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
 
-/// A control group without memory to spare: the kernel kills a process in it that allocates more memory. Dropping the
-/// value removes the group, which is possible only after the process has ended.
+/// A control group without spare memory: the kernel kills a process of the group as soon as the process allocates
+/// memory. Dropping the value removes the group, which is possible only after all processes in the group have ended.
 #[derive(Debug)]
 pub struct NoMemory(PathBuf);
 
 impl NoMemory {
-    /// Creates the group.
+    /// Creates a control group with a memory limit of zero.
     ///
     /// # Errors
-    /// Without root, or where the kernel does not limit the memory of control groups.
+    /// Fails if the process is not root, or the kernel does not limit the memory of control groups.
     pub fn new() -> Result<Self> {
         for (mount, limit) in VERSIONS {
             let group = Path::new(mount).join(format!("balancer-test-{}", process::id()));
@@ -38,10 +38,10 @@ impl NoMemory {
         bail!("no control group with a limit of memory can be made below {} or {}", VERSIONS[0].0, VERSIONS[1].0)
     }
 
-    /// Moves a process into the group.
+    /// Moves a process into the control group.
     ///
     /// # Errors
-    /// If it has ended.
+    /// Fails if the process has ended.
     pub fn take(&self, process: u32) -> Result<()> {
         fs::write(self.0.join("cgroup.procs"), process.to_string()).context("putting a process into a control group")
     }

@@ -1,5 +1,5 @@
-//! Simulates faults of the machine for a single process: a disk that is full, read-only, slow or fails to synchronise,
-//! and a wall clock that jumps. Other processes' disks and clocks are unaffected.
+//! Simulates faults of the machine for a single process: a disk that is full, read-only or slow, or whose `fsync`
+//! fails; and a wall clock that jumps. The simulated faults do not affect other processes.
 
 pub mod memory;
 
@@ -15,7 +15,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 const SHIM: &str = include_str!("shim.c");
-/// The size of the disk: room for the state and for histories, which grow to 48 MiB.
+/// Mount options with the size of the simulated disk. The state and the histories, which grow to 48 MiB, must fit on
+/// the disk.
 const ROOM: &str = "size=64m,mode=700";
 const MEBIBYTES: u32 = 64;
 
@@ -28,10 +29,10 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Creates the faults below `place`, for `program`.
+    /// Prepares the faults in the directory `place` for the program `program`.
     ///
     /// # Errors
-    /// If there is no C compiler, or the process is not root.
+    /// Fails if no C compiler is installed, or the process is not root.
     pub fn new(place: &Path, program: &Path) -> Result<Self> {
         let (source, shim) = (place.join("shim.c"), place.join("shim.so"));
         fs::write(&source, SHIM)?;
@@ -70,10 +71,10 @@ impl Faults {
         self.place.join("disk")
     }
 
-    /// Makes the disk full.
+    /// Fills the simulated disk completely.
     ///
     /// # Errors
-    /// If it cannot be written for another reason.
+    /// Fails if writing fails for a reason other than a full disk.
     pub fn fill(&self) -> Result<()> {
         let mut file = File::create(self.disk().join("full"))?;
         let piece = vec![0; 1 << 20];
@@ -86,35 +87,35 @@ impl Faults {
         bail!("the disk takes more than it has room for")
     }
 
-    /// Makes the disk read-only for the program, or writable.
+    /// Makes the disk read-only or writable for the program.
     ///
     /// # Errors
-    /// If the file of faults cannot be written.
+    /// Fails if the file of faults cannot be written.
     pub fn read_only(&self, read_only: bool) -> Result<()> {
         Ok(self.words.write_all_at(&i64::from(read_only).to_ne_bytes(), 24)?)
     }
 
-    /// Sets the error of `fsync` (0 for success) and its duration.
+    /// Sets the error that `fsync` returns (0 for success), and the time that `fsync` takes.
     ///
     /// # Errors
-    /// If the file of faults cannot be written.
+    /// Fails if the file of faults cannot be written.
     pub fn synchronising(&self, error: i32, milliseconds: i64) -> Result<()> {
         self.words.write_all_at(&i64::from(error).to_ne_bytes(), 0)?;
         Ok(self.words.write_all_at(&milliseconds.to_ne_bytes(), 8)?)
     }
 
-    /// Sets the error of the wall clock, in seconds.
+    /// Shifts the program's wall clock by `seconds` from the correct time.
     ///
     /// # Errors
-    /// If the file of faults cannot be written.
+    /// Fails if the file of faults cannot be written.
     pub fn wall_clock(&self, seconds: i64) -> Result<()> {
         Ok(self.words.write_all_at(&seconds.to_ne_bytes(), 16)?)
     }
 
-    /// Removes the disk's faults. The clock stays as it is.
+    /// Removes the disk's faults, but keeps the shift of the wall clock.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn heal(&self) -> Result<()> {
         self.read_only(false)?;
         self.synchronising(0, 0)?;
@@ -127,7 +128,7 @@ impl Faults {
 
 impl Drop for Faults {
     fn drop(&mut self) {
-        // Open files stay usable until their processes close them.
+        // A detached disk stays usable for processes that have open files on the disk.
         if let Err(error) = umount2(&self.disk(), MntFlags::MNT_DETACH) {
             eprintln!("a small disk stays mounted at {}: {error}", self.disk().display());
         }

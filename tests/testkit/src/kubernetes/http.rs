@@ -1,4 +1,4 @@
-//! The part of HTTP/1.1 that a test server needs.
+//! The subset of HTTP/1.1 that a test server needs.
 
 use std::{
     collections::BTreeMap,
@@ -7,26 +7,26 @@ use std::{
 
 use serde_json::Value;
 
-/// The largest body, in bytes.
+/// The maximal size of a body, in bytes.
 const LARGEST: usize = 16 << 20;
 
-/// A request of a client.
+/// A request that a client has sent.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The method, in capitals.
+    /// The method of the request, in capital letters.
     pub method: String,
-    /// The path, without the query.
+    /// The path of the request, without the query.
     pub path: String,
     /// The parameters of the query.
     pub query: BTreeMap<String, String>,
-    /// `null` if there is no body, or if it is not JSON.
+    /// The parsed JSON body; `null` if there is no body, or if the body is not JSON.
     pub body: Value,
 }
 
-/// Reads a request; `None` if there are no more.
+/// Reads a request; returns `None` at the end of the connection.
 ///
 /// # Errors
-/// If it is incomplete, or too large.
+/// Fails if the request is incomplete or too large.
 pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
@@ -58,10 +58,10 @@ pub fn read(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     }))
 }
 
-/// Answers with JSON.
+/// Answers a request with JSON.
 ///
 /// # Errors
-/// If the client does not read it.
+/// Fails if the client does not read the answer.
 pub fn answer(stream: &mut impl Write, status: u16, body: &Value) -> io::Result<()> {
     let body = body.to_string();
     let length = body.len();
@@ -69,26 +69,26 @@ pub fn answer(stream: &mut impl Write, status: u16, body: &Value) -> io::Result<
     stream.write_all(format!("{head}{body}").as_bytes())
 }
 
-/// Begins an answer in chunks.
+/// Begins a chunked answer.
 ///
 /// # Errors
-/// As [`answer`].
+/// Fails in the same cases as [`answer`].
 pub fn begin_chunks(stream: &mut impl Write) -> io::Result<()> {
     stream.write_all(b"HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
 }
 
-/// Sends a chunk.
+/// Sends a chunk of a chunked answer.
 ///
 /// # Errors
-/// As [`answer`].
+/// Fails in the same cases as [`answer`].
 pub fn chunk(stream: &mut impl Write, text: &str) -> io::Result<()> {
     stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
 }
 
-/// Ends an answer in chunks.
+/// Ends a chunked answer.
 ///
 /// # Errors
-/// As [`answer`].
+/// Fails in the same cases as [`answer`].
 pub fn end_chunks(stream: &mut impl Write) -> io::Result<()> {
     stream.write_all(b"0\r\n\r\n")
 }

@@ -1,4 +1,5 @@
-//! A small stand-in for Kubernetes' API server, which stores objects, notifies watchers, and fails on request.
+//! A small stand-in for the API server of Kubernetes. The stand-in stores objects, notifies watchers, and simulates
+//! failures for tests.
 
 pub mod http;
 pub mod real;
@@ -20,7 +21,7 @@ use self::{
     store::{Place, Store},
 };
 
-/// How often a watch checks whether it was cut.
+/// The interval at which a watch checks whether a test has cut the watch.
 const LOOK: Duration = Duration::from_millis(20);
 
 struct Shared {
@@ -28,7 +29,8 @@ struct Shared {
     news: Condvar,
 }
 
-/// The stand-in for an API server, which ends with the process. After this value is dropped, it answers no requests.
+/// A stand-in for an API server. The server's threads end with the process, and answer no requests after the value has
+/// been dropped.
 pub struct Kubernetes {
     shared: Arc<Shared>,
     address: SocketAddr,
@@ -47,10 +49,10 @@ impl Shared {
 }
 
 impl Kubernetes {
-    /// Starts a stand-in on loopback, without any object.
+    /// Starts a stand-in without objects on the loopback interface.
     ///
     /// # Errors
-    /// If there is no port.
+    /// Fails if the kernel has no free port.
     pub fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0))?;
         let address = listener.local_addr()?;
@@ -65,7 +67,7 @@ impl Kubernetes {
         Ok(Self { shared, address })
     }
 
-    /// Returns a kubeconfig for the stand-in.
+    /// Returns a kubeconfig that names the stand-in.
     #[must_use]
     pub fn kubeconfig(&self) -> String {
         let config = json!({
@@ -83,59 +85,61 @@ impl Kubernetes {
         changed
     }
 
-    /// Creates or replaces an object. `kind` is the name in paths, such as `services`.
+    /// Creates or replaces an object. `kind` is the name that paths use, such as `services`.
     pub fn put(&self, kind: &str, object: Value) {
         self.change(|store| store.put(&Place::of(kind, &object), object));
     }
 
-    /// Returns an object, if it exists.
+    /// Returns an object, or `None` if the object does not exist.
     #[must_use]
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
         self.shared.store().get(&Place::new(kind, namespace, name)).cloned()
     }
 
-    /// All objects of a kind.
+    /// Returns all objects of a kind.
     #[must_use]
     pub fn all(&self, kind: &str) -> Vec<Value> {
         self.shared.store().all(kind)
     }
 
-    /// Deletes an object: at once, or when it has no finalizers left.
+    /// Deletes an object at once, or as soon as the object has no finalizers.
     pub fn delete(&self, kind: &str, namespace: &str, name: &str) {
         self.change(|store| store.delete(&Place::new(kind, namespace, name)));
     }
 
-    /// Ends all watches, like a proxy in between.
+    /// Ends all watches, like a proxy that closes connections.
     pub fn cut_watches(&self) {
         self.change(|store| store.faults.cuts += 1);
     }
 
-    /// Forgets the history. A watch from an older version gets 410 and has to list again.
+    /// Forgets the history of objects. A watch from an older version gets status 410, so the watching client has to
+    /// list the objects again.
     pub fn compact(&self) {
         self.change(Store::compact);
     }
 
-    /// Makes the server unreachable or reachable.
+    /// Makes the API server unreachable, or reachable again.
     pub fn is_away(&self, away: bool) {
         self.change(|store| store.faults.away = away);
     }
 
-    /// Refuses this number of the next writes with 409.
+    /// Refuses the next `count` writes with status 409.
     pub fn refuses_writes(&self, count: usize) {
         self.change(|store| store.faults.conflicts = count);
     }
 
-    /// Sends each event to watchers twice, or once.
+    /// Makes the server send each event to watchers twice, or only once.
     pub fn repeats_events(&self, twice: bool) {
         self.change(|store| store.faults.twice = twice);
     }
 
-    /// Stops sending new events to watchers, or sends them again.
+    /// Stops or resumes sending new events to watchers.
     pub fn drops_events(&self, silent: bool) {
         self.change(|store| store.faults.silent = silent);
     }
 
-    /// Answers the next `count` requests with 403, like a real server in the first second, while it reads roles.
+    /// Answers the next `count` requests with status 403, like a real server that has not yet loaded the roles of its
+    /// users.
     pub fn denies_requests(&self, count: usize) {
         self.change(|store| store.faults.denies = count);
     }
@@ -145,13 +149,13 @@ impl Kubernetes {
         self.change(|store| store.faults.old = true);
     }
 
-    /// All requests except watches: method and path.
+    /// The method and the path of all requests except watches.
     #[must_use]
     pub fn paths(&self) -> Vec<(String, String)> {
         self.shared.store().requests.clone()
     }
 
-    /// The paths of current and earlier watches.
+    /// Returns the paths of current and earlier watches.
     #[must_use]
     pub fn watched(&self) -> Vec<String> {
         self.shared.store().watched.clone()
@@ -163,7 +167,7 @@ impl Kubernetes {
         self.watched().iter().filter(|path| path.contains(part)).count()
     }
 
-    /// The number of requests with this method whose path contains `part`.
+    /// Returns the number of requests with the given method whose path contains `part`.
     #[must_use]
     pub fn requests(&self, method: &str, part: &str) -> usize {
         let store = self.shared.store();
@@ -171,7 +175,7 @@ impl Kubernetes {
     }
 }
 
-/// Serves a connection until it ends.
+/// Serves a connection until the connection ends.
 fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
@@ -189,7 +193,7 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Sends events until the time is over, or until the watch is cut.
+/// Sends events until the watch's time is over, or until a test cuts the watch.
 fn watch(shared: &Shared, request: &Request, stream: &mut TcpStream) -> Result<()> {
     let number = |key: &str| request.query.get(key).and_then(|text| text.parse::<u64>().ok());
     let end = Instant::now() + Duration::from_secs(number("timeoutSeconds").unwrap_or(60));

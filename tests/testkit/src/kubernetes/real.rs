@@ -1,6 +1,6 @@
-//! A real API server of Kubernetes, with the etcd that keeps its objects, alone in a network namespace.
+//! A real API server of Kubernetes, with the etcd that stores its objects, in a separate network namespace.
 //!
-//! The kubelet, the scheduler and the endpoint controllers are missing; tests play their parts.
+//! The kubelet, the scheduler and the endpoint controllers are missing, so the tests do the work of these components.
 
 use std::{
     env, fs,
@@ -24,22 +24,22 @@ use crate::{
     process::Process,
 };
 
-/// Names the directory that has `kube-apiserver` and `kubectl`.
+/// The environment variable that names the directory of `kube-apiserver` and `kubectl`.
 const PROGRAMS: &str = "KUBERNETES_PROGRAMS";
 
-/// How long the server may take to be ready.
+/// How long the server may take until it is ready.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 255, 1));
 const PORT: u16 = 6443;
 
-/// The token of the user that may do everything.
+/// The token of a user with all rights.
 const ADMIN_TOKEN: &str = "the-token-of-the-administrator";
 
-/// The name of its service account's user.
+/// The user name of the controller's service account.
 pub const ACCOUNT: &str = "system:serviceaccount:kube-system:balancer-kubernetes";
 
-/// The API server with its etcd. Dropping this value ends both.
+/// The API server and its etcd; dropping the value ends both processes.
 pub struct ApiServer {
     server: Option<Process>,
     etcd: EtcdCluster,
@@ -49,22 +49,22 @@ pub struct ApiServer {
     certificates: Certificates,
 }
 
-/// A request that the server has answered, as its audit log records it.
+/// A request that the server has answered, according to its audit log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audited {
-    /// The verb in the notation of roles: `patch`.
+    /// The verb in the form that roles use, such as `patch`.
     pub verb: String,
-    /// The path, with its query.
+    /// The path and the query of the request.
     pub uri: String,
-    /// The status.
+    /// The status code of the server's answer.
     pub code: u64,
 }
 
 impl ApiServer {
-    /// Starts etcd and the server, and waits until it is ready.
+    /// Starts etcd and the API server, and waits until the server is ready.
     ///
     /// # Errors
-    /// If a program is missing or does not start.
+    /// Fails if a program is missing or does not start.
     pub fn start() -> Result<Self> {
         let programs = env::var_os(PROGRAMS).map(PathBuf::from);
         let programs = programs.with_context(|| format!("{PROGRAMS} is not set: `cargo xtask lab kubernetes` does"))?;
@@ -94,7 +94,7 @@ impl ApiServer {
         self.files.path().join(name)
     }
 
-    /// The namespace in which the server can be reached.
+    /// The namespace in which clients reach the server.
     #[must_use]
     pub const fn namespace(&self) -> &Namespace {
         &self.namespace
@@ -123,7 +123,7 @@ impl ApiServer {
             ("tls-cert-file", cert.display().to_string()),
             ("tls-private-key-file", key.display().to_string()),
             ("service-cluster-ip-range", "10.96.0.0/16,fd00:96::/112".to_owned()),
-            // Web servers of tests listen below 30,000.
+            // The tests' web servers use ports 8000 to 9999, which are below Kubernetes's default range.
             ("service-node-port-range", "8000-9999".to_owned()),
             ("service-account-issuer", "https://kubernetes.default.svc".to_owned()),
             ("service-account-key-file", path("accounts.pub")),
@@ -141,18 +141,18 @@ impl ApiServer {
         .into()
     }
 
-    /// Kills the server. The data in etcd stays.
+    /// Kills the server, but keeps the data in etcd.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// Fails if the kernel returns an error.
     pub fn go_away(&mut self) -> Result<()> {
         self.server.take().map_or(Ok(()), |mut server| server.kill().map(drop))
     }
 
-    /// Starts the server, and waits until it is ready.
+    /// Starts the server and waits until the server is ready.
     ///
     /// # Errors
-    /// If the server does not start.
+    /// Fails if the server does not start.
     pub fn come_back(&mut self) -> Result<()> {
         let mut command = self.namespace.command(self.programs.join("kube-apiserver"));
         command.args(self.arguments());
@@ -169,20 +169,20 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Makes all tokens of service accounts invalid, once the server is started again.
+    /// Makes all tokens of service accounts invalid as soon as the server starts again.
     ///
     /// # Errors
-    /// If a file cannot be written.
+    /// Fails if a file cannot be written.
     pub fn invalidate_tokens(&self) -> Result<()> {
         let accounts = KeyPair::generate()?;
         self.write("accounts.key", &accounts.serialize_pem())?;
         self.write("accounts.pub", &accounts.public_key_pem())
     }
 
-    /// Forgets the versions of objects that are past, as the server has etcd do every five minutes.
+    /// Makes etcd forget old versions of objects. Without this call, the API server does so every five minutes.
     ///
     /// # Errors
-    /// When etcd does not answer.
+    /// Fails if etcd does not answer.
     pub fn compact(&self) -> Result<()> {
         let ask =
             |arguments: &[&str]| crate::namespace::run(self.etcd.client(&self.namespace, ADDRESS).args(arguments));
@@ -191,7 +191,7 @@ impl ApiServer {
         ask(&["compact", &revision]).map(drop)
     }
 
-    /// `kubectl` of the administrator, to be given arguments.
+    /// Returns a `kubectl` command with the rights of the administrator; the caller adds arguments.
     #[must_use]
     pub fn client(&self) -> Command {
         let mut command = self.namespace.command(self.programs.join("kubectl"));
@@ -202,15 +202,15 @@ impl ApiServer {
     /// Runs `kubectl` as the administrator, and returns its output.
     ///
     /// # Errors
-    /// If the command fails; the error contains its message.
+    /// Fails if the command fails; the error contains the command's message.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.kubectl_with(arguments, "")
     }
 
-    /// Like [`Self::kubectl`], with an input.
+    /// Runs `kubectl` like [`Self::kubectl`], with `input` as the standard input.
     ///
     /// # Errors
-    /// If the command fails; the error contains its message.
+    /// Fails if the command fails; the error contains the command's message.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = self.client();
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -222,28 +222,28 @@ impl ApiServer {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Creates an object or changes it, as `kubectl apply` does.
+    /// Creates or changes an object, as `kubectl apply` does.
     ///
     /// # Errors
-    /// If the server refuses the object.
+    /// Fails if the server refuses the object.
     pub fn apply(&self, object: &Value) -> Result<String> {
         self.kubectl_with(&["apply", "-f", "-"], &object.to_string())
     }
 
-    /// An object as the server has it; `None`: the object does not exist.
+    /// Returns an object as the server stores it, or `None` if the object does not exist.
     ///
     /// # Errors
-    /// If the server does not answer.
+    /// Fails if the server does not answer.
     pub fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Option<Value>> {
         let text = self.kubectl(&["get", kind, name, "-n", namespace, "-o", "json", "--ignore-not-found"])?;
         if text.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&text)?)) }
     }
 
-    /// Writes the files that the kubelet gives to a pod of the controller's service account into `directory`: a token
-    /// for an hour, the certificate authority and the namespace.
+    /// Writes into `directory` the files that the kubelet gives to a pod of the controller's service account: a token
+    /// that is valid for an hour, the certificate authority, and the namespace.
     ///
     /// # Errors
-    /// If the account does not exist, or a file cannot be written.
+    /// Fails if the account does not exist, or a file cannot be written.
     pub fn service_account(&self, directory: &Path) -> Result<()> {
         let path = "/api/v1/namespaces/kube-system/serviceaccounts/balancer-kubernetes/token";
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
@@ -257,20 +257,20 @@ impl ApiServer {
         Ok(())
     }
 
-    /// The variables with which a pod finds the server.
+    /// The environment variables that tell a pod the address and port of the API server.
     #[must_use]
     pub fn variables() -> [(&'static str, String); 2] {
         [("KUBERNETES_SERVICE_HOST", ADDRESS.to_string()), ("KUBERNETES_SERVICE_PORT", PORT.to_string())]
     }
 
-    /// All requests of a user that were answered, the earliest first.
+    /// All answered requests of a user, the earliest first.
     ///
     /// # Errors
-    /// When the audit log cannot be read.
+    /// Fails if the audit log cannot be read.
     pub fn audited(&self, user: &str) -> Result<Vec<Audited>> {
         let log = fs::read_to_string(self.file("audit.log"))?;
         let mut requests = Vec::new();
-        // The last line may be under way.
+        // The server may still be writing the last line of the audit log.
         for event in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             if event["user"]["username"] == user {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! The objects and their history.
+//! Stores the objects of the stand-in and their history.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::http::Request;
 
-/// The position of an object in paths.
+/// The kind, namespace and name of an object, as in the paths of the API.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) kind: String,
@@ -24,7 +24,8 @@ impl Place {
         Self::new(kind, &text("namespace"), &text("name"))
     }
 
-    /// Parses a path such as `/api/v1/namespaces/shop/services/web/status`. A list has no name.
+    /// Parses a path such as `/api/v1/namespaces/shop/services/web/status`. If the path names a list of objects, the
+    /// name in the result is empty.
     pub(super) fn of_path(path: &str) -> Option<Self> {
         let mut parts = path.split('/').filter(|part| !part.is_empty());
         let versions = if parts.next()? == "apis" { 2 } else { 1 };
@@ -38,7 +39,7 @@ impl Place {
     }
 }
 
-/// The faults to simulate.
+/// The faults that the stand-in simulates.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) cuts: u64,
@@ -57,31 +58,31 @@ struct Event {
     text: String,
 }
 
-/// The objects and their history.
+/// The objects of the stand-in and their history.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     objects: BTreeMap<Place, Value>,
     history: Vec<Event>,
     version: u64,
-    /// The history up to this version is forgotten.
+    /// The version up to which the store has forgotten the history.
     compacted: u64,
     pub(super) faults: Faults,
     pub(super) requests: Vec<(String, String)>,
     pub(super) watched: Vec<String>,
 }
 
-/// The answer to a failed request.
+/// The JSON answer to a failed request.
 pub(super) fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message, "reason": ""})
 }
 
-/// The answer of a server that has not yet read the roles.
+/// The answer of a server that has not yet loaded the roles of its users.
 pub(super) fn forbidden(path: &str) -> Value {
     status(403, &format!("User \"it\" cannot get path \"{path}\""))
 }
 
 impl Store {
-    /// Whether the server has the API version of the path.
+    /// Whether the server supports the API version in the path.
     pub(super) fn knows(&self, path: &str) -> bool {
         !path.contains("/endpointslices") || path.contains("/v1beta1/") == self.faults.old
     }
@@ -144,10 +145,10 @@ impl Store {
         self.faults.cuts += 1;
     }
 
-    /// Returns all events since a version.
+    /// Returns all events since the version `version`.
     ///
     /// # Errors
-    /// If that is forgotten.
+    /// Fails if the store has forgotten events since that version.
     pub(super) fn since(&self, kind: &str, version: u64) -> Result<Vec<(u64, String)>, Value> {
         if version < self.compacted {
             return Err(status(410, "too old resource version"));

@@ -1,4 +1,5 @@
-//! The controller core's answers about a configuration, computed in this process, and the shares of clients.
+//! Asks a controller core in the test's process about a configuration, and computes the backends' shares of the
+//! clients.
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Instant};
 
@@ -9,10 +10,10 @@ use balancer_control::{
     io::{Change, Command, Event, NextHop},
 };
 
-/// The controller's core with a configuration file.
+/// Creates a controller core with a configuration file.
 ///
 /// # Errors
-/// If the file is not valid, or has no hash key.
+/// Fails if the file is not valid, or has no hash key.
 pub fn core(config: &Path) -> Result<Core> {
     let (config, _) = file::load(config).map_err(|errors| anyhow!("{errors}"))?;
     let key = config.hash_key.context("the configuration has no hash key")?;
@@ -21,10 +22,10 @@ pub fn core(config: &Path) -> Result<Core> {
     Ok(core)
 }
 
-/// Makes a change in a core like the controller, completely: it also finds next hops that are watched from then on.
+/// Makes a change in a core as the controller would, and finds the next hops that the core watches afterwards.
 ///
 /// # Errors
-/// If the change is refused.
+/// Fails if the core refuses the change.
 pub fn change(core: &mut Core, change: Change) -> Result<()> {
     let (_, commands) = core.change(change, Instant::now())?;
     for command in commands {
@@ -34,7 +35,7 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
                 source_mac: [2; 6],
                 destination_mac: [4; 6],
                 mtu: 1500,
-                // Any address of the family.
+                // The core needs a source address of the matching family, but accepts any such address.
                 source: Some(address),
                 gateway: None,
                 local: false,
@@ -45,15 +46,16 @@ pub fn change(core: &mut Core, change: Change) -> Result<()> {
     Ok(())
 }
 
-/// The backend of `client` in the first service of its family; `None` if the client's packets are dropped.
+/// Returns the backend of `client` in the first service of the client's family, or `None` if the core drops the
+/// client's packets.
 ///
 /// # Errors
-/// If there is no such service.
+/// Fails if the family has no service.
 pub fn home(core: &Core, client: IpAddr) -> Result<Option<String>> {
     Ok(core.locate(client, None)?.into_iter().next().context("no service")?.backend)
 }
 
-/// The number of clients of each backend.
+/// Counts the clients at each backend.
 pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for home in homes {
@@ -62,7 +64,7 @@ pub fn counts<'a>(homes: impl IntoIterator<Item = &'a String>) -> BTreeMap<Strin
     counts
 }
 
-/// The largest deviation of a backend's count from equal shares, as a part of the mean.
+/// The largest deviation of a backend's count from the mean, relative to the mean.
 #[must_use]
 pub fn deviation(counts: &BTreeMap<String, usize>, backends: usize) -> f64 {
     let mean = counts.values().sum::<usize>() as f64 / backends as f64;

@@ -1,4 +1,4 @@
-//! The configuration file of a site.
+//! The settings of a site's balancer.
 
 use std::{
     fmt::Write as _,
@@ -18,53 +18,54 @@ use crate::{
 
 /// The prefix of the names of additional services.
 pub(super) const CROWD: &str = "crowd";
-/// The services' port.
+/// The port of the services.
 pub const PORT: u16 = 80;
 
 /// The settings that go into the configuration file.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The forwarding mode.
     pub forwarding: Forwarding,
-    /// The interfaces to attach to.
+    /// The interfaces to which the balancer attaches.
     pub interfaces: Vec<String>,
-    /// `auto`, `native` or `generic`, also for `balancer decap` on the backends.
+    /// The value of `xdp_mode`: `auto`, `native` or `generic`. The setting also applies to `balancer decap` on the
+    /// backends.
     pub xdp_mode: &'static str,
-    /// The families; each has a service.
+    /// The address families; each family has one service.
     pub families: Vec<Family>,
-    /// Whether a service's backends have addresses of the other family, which tunnels allow.
+    /// Whether a service's backends have addresses of the family that the VIP does not have, which only tunnels allow.
     pub crossed: bool,
     /// The numbers of the backends, from 1, and their weights, in the order of the file.
     pub backends: Vec<(u16, u16)>,
-    /// The health check, an inline table.
+    /// The health check, as an inline table of TOML.
     pub check: String,
-    /// How long clients are remembered.
+    /// How long the balancer remembers clients.
     pub remember: &'static str,
     /// The client prefix length for IPv4.
     pub prefix_v4: u8,
-    /// `detach` or `keep`.
+    /// The value of `on_exit`: `detach` or `keep`.
     pub on_exit: &'static str,
-    /// The path of the state, if it is not next to the other files.
+    /// The path of the state file, unless the state file is next to the configuration file.
     pub state: Option<PathBuf>,
-    /// The program, if it is not the current build.
+    /// The path of the balancer program, unless tests use the current build.
     pub binary: Option<PathBuf>,
-    /// The number of additional services, with ten unused backends each. Forty of them make a large state.
+    /// The number of additional services with ten unused backends each. Forty additional services make a large state.
     pub crowd: u16,
-    /// Additional lines for each service.
+    /// Additional lines in the section of each service.
     pub service_lines: String,
-    /// Additional lines for the whole file, possibly with tables.
+    /// Additional lines before the services, possibly with tables.
     pub lines: String,
 }
 
-/// A check that finds a dead server within a second, but tolerates delays on a loaded machine.
+/// A check that notices a dead server within a second, but tolerates delays on a loaded machine.
 pub const QUICK_CHECK: &str =
     r#"{ type = "tcp", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 1 }"#;
 
-/// [`QUICK_CHECK`] for a server that reports its health by HTTP.
+/// The equivalent of [`QUICK_CHECK`] for a server that reports its health over HTTP.
 pub const QUICK_HTTP_CHECK: &str = r#"{ type = "http", path = "/healthz", interval = "300ms", timeout = "300ms", fast_interval = "100ms", fall = 5, rise = 2 }"#;
 
 impl Settings {
-    /// An IPv4 service with equal backends `1..=backends`, on all interfaces of the balancer's host, without checks.
+    /// Settings for one IPv4 service with the equal backends `1..=backends` and without checks, on all interfaces of
+    /// the balancer's host.
     #[must_use]
     pub fn new(topology: &Topology, forwarding: Forwarding, backends: u16) -> Self {
         Self {
@@ -143,7 +144,7 @@ impl Settings {
     }
 }
 
-/// The name of a family's service.
+/// Returns the name of the service of an address family.
 #[must_use]
 pub const fn service(family: Family) -> &'static str {
     match family {
@@ -152,10 +153,10 @@ pub const fn service(family: Family) -> &'static str {
     }
 }
 
-/// Writes the configuration of `settings` into `files`, and returns its path.
+/// Writes the configuration for `settings` into `files`, and returns the configuration's path.
 ///
 /// # Errors
-/// If it cannot be written.
+/// Fails if the file cannot be written.
 pub fn write_config(topology: &Topology, settings: &Settings, files: &Path) -> Result<PathBuf> {
     let config = config_path(files);
     fs::write(&config, settings.text(topology, files)).with_context(|| config.display().to_string())?;
@@ -166,7 +167,8 @@ pub(super) fn config_path(files: &Path) -> PathBuf {
     files.join("balancer.toml")
 }
 
-/// The servers' port: with `nat`, the balancer changes the port.
+/// Returns the port on which the servers listen. With `nat` and `snat`, the server's port differs from the service's
+/// port.
 #[must_use]
 pub const fn backend_port(forwarding: Forwarding) -> u16 {
     match forwarding {

@@ -1,5 +1,5 @@
-//! Tests of `balancer demo --fleet` and `--standby`: no client loses its session when the printed commands break parts.
-//! The programs name their requirements and leave nothing behind.
+//! Tests of `balancer demo --fleet` and `--standby`. No client loses its session when the printed commands stop
+//! programs of the lab. The lab names missing requirements, and leaves nothing behind at its end.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,10 +23,10 @@ use super::{finish, left_by, mute_balancer, program, spawn};
 
 const CLIENTS: u64 = 60;
 
-/// How long the effect of a command may take to show.
+/// The time limit for the effect of a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running lab with JSON output.
+/// A running lab that prints JSON.
 struct Lab {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -37,7 +37,7 @@ impl Lab {
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(binaries::balancer().unwrap());
         command.arg("demo").args(arguments).args(["--json", "--clients", &CLIENTS.to_string()]);
-        // Users of the lab may have this variable; it must not matter.
+        // A user of the lab may have set `BALANCER_SOCKET`, which the lab must ignore.
         command.env("BALANCER_SOCKET", "/nowhere/balancer.sock");
         let mut child = spawn(&mut command);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -52,7 +52,8 @@ impl Lab {
         Self { child, lines, commands }
     }
 
-    /// Runs the command with this name that follows the command `after`, like a user who copies it.
+    /// Runs the command `what` that follows the command `after` in the lab's output, like a user who copies the
+    /// command.
     fn run(&self, after: &str, what: &str) {
         let commands = self.commands.iter().skip_while(|(name, _)| name != after);
         let (_, command) = commands.clone().find(|(name, _)| name == what).unwrap();
@@ -73,7 +74,7 @@ impl Lab {
         serde_json::from_str(&line.unwrap()).unwrap()
     }
 
-    /// Waits for the first view for which `expected` is true.
+    /// Waits for the first report of the lab that `expected` accepts, and returns that report.
     #[track_caller]
     fn wait(&mut self, what: &str, expected: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
@@ -86,7 +87,7 @@ impl Lab {
         }
     }
 
-    /// Ends the lab, and checks that nothing remains.
+    /// Ends the lab, and checks that no files, namespaces or processes of the lab remain.
     fn end(self) {
         let pid = self.child.id();
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
@@ -97,7 +98,7 @@ impl Lab {
     }
 }
 
-/// The command lines with files or namespaces of the lab with this process id.
+/// Returns the command lines of processes that use files or namespaces of the lab with the given process ID.
 fn running_for(pid: u32) -> Vec<String> {
     let processes =
         fs::read_dir("/proc").unwrap().filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok());
@@ -121,7 +122,7 @@ fn in_use(view: &Value) -> Vec<&str> {
     members.filter(|member| member["in_use"] == true).map(|member| member["name"].as_str().unwrap()).collect()
 }
 
-/// Whether no request has failed for longer than a request may take.
+/// Returns whether the last failed request is older than the longest time that a request may take.
 fn is_calm(view: &Value) -> bool {
     view["seconds_since_failure"].as_f64().is_none_or(|seconds| seconds > 6.0)
 }
@@ -162,7 +163,7 @@ fn when_parts_of_a_fleet_behind_a_router_fail_then_no_client_loses_its_session()
     assert_eq!((&after["moved"], &after["sessions_lost"]), (&0.into(), &0.into()), "{after:#}");
     assert!(after["answered"].as_u64().unwrap() > survived["answered"].as_u64().unwrap());
 
-    // A failed backend costs its own clients their sessions, once.
+    // If a backend fails, only the backend's own clients lose their sessions, each of them once.
     let own = named(&after, "backends", "web1")["clients"].clone();
     lab.run("first", "kill a backend");
     lab.wait("web1 is not down", |view| state(view, "web1") == "down");

@@ -1,4 +1,5 @@
-//! Tests of backends from DNS records. The servers `web1` to `web3` serve, and the name server runs on a fourth host.
+//! Tests of backends that the balancer takes from DNS records. The servers `web1` to `web3` run on three hosts, and the
+//! name server runs on a fourth host.
 
 use std::{
     collections::BTreeMap,
@@ -21,15 +22,15 @@ use super::{CLIENTS, named::Named, reasons, replace, wait_until, web};
 const QUESTION: &str = "_http._tcp.web.internal IN SRV";
 const SRV_LINES: &str = "discover = [{ dns = \"_http._tcp.web.internal\", servers = [\"SERVER\"] }]";
 
-/// A site and its name server.
+/// A site that has a name server.
 struct Place {
     named: Named,
     site: Site,
 }
 
 impl Place {
-    /// Starts the site and the name server. The records come from `records`. `SERVER` in the lines of services is the
-    /// server's address.
+    /// Starts the site, and a name server with the records that `records` returns. In `service_lines`, the address of
+    /// the name server replaces `SERVER`.
     fn start(
         service_lines: &str,
         records: impl Fn(&Topology) -> String,
@@ -84,12 +85,12 @@ impl Place {
     }
 }
 
-/// Address records of `web1` to `web3`.
+/// Returns the address records of `web1` to `web3`.
 fn hosts(topology: &Topology) -> String {
     (1..=3).map(|number| format!("web{number} A {}\n", topology.backend_address(Family::V4, number - 1))).collect()
 }
 
-/// SRV records of the service, from `(PRIORITY, WEIGHT, NUMBER)`.
+/// Returns the SRV records of the service, from triples `(PRIORITY, WEIGHT, NUMBER)`.
 fn services(of: &[(u16, u16, u16)]) -> String {
     let line = |(priority, weight, number): &(u16, u16, u16)| {
         format!("_http._tcp.web SRV {priority} {weight} 8080 web{number}\n")
@@ -121,17 +122,18 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
     let home = of.homes();
     assert!(["web1", "web2"].iter().all(|name| home.values().any(|home| home == name)), "{home:?}");
 
-    // The answers are shuffled every second.
+    // The name server changes the order of its answers, and the balancer asks every second.
     let generation = web(&of.site).table_generation;
     of.named.await_questions(QUESTION, 5);
     assert_eq!((web(&of.site).table_generation, of.homes()), (generation, home.clone()));
 
-    // Another target with another priority: a backup, which gets no clients.
+    // A target with a higher priority number becomes a backup, to which the balancer sends no clients.
     of.answer(&(services(&[(20, 100, 3), (10, 100, 2), (10, 100, 1)]) + &hosts));
     wait_until("web3 is there", || of.backend("web3.internal").is_some_and(|backend| backend.backup));
     assert_eq!(of.homes(), home);
 
-    // A drained backend is missing: its clients stay. When it comes back, its state is the same.
+    // The new records lack a drained backend: the clients of that backend stay. When the backend returns to the
+    // records, it has the same state as before.
     of.site.cli(&["backend", "weight", "web/web2.internal", "7"]).unwrap();
     of.site.cli(&["backend", "drain", "web/web2.internal"]).unwrap();
     let is_told = |of: &Place, what: &str| {
@@ -151,7 +153,8 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("backend web/web2.internal is a target of dns _http._tcp.web.internal"), "{told}");
 
-    // Another file does not change the weights. `--reset` undoes run-time changes and restores the records' weights.
+    // Applying another configuration file does not change the weights. `--reset` undoes changes that users made at run
+    // time, and restores the weights in the records.
     of.site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"2s\" }").unwrap();
     assert_eq!((web(&of.site).backends.len(), of.backend("web2.internal").unwrap().weight), (3, 7));
     of.site.cli(&["apply", "--reset", &of.site.config().to_string_lossy()]).unwrap();
@@ -161,7 +164,7 @@ fn when_srv_records_change_then_backends_follow_by_their_names_and_what_users_se
         [(100, "ready".to_owned()), (100, "ready".to_owned())]
     );
 
-    // A drain ends at its deadline.
+    // The drain of a target that the records no longer contain ends at the drain's deadline.
     of.answer(&(services(&[(10, 100, 1), (10, 100, 3)]) + &hosts));
     wait_until("web2 is removed", || of.backend("web2.internal").is_none());
     assert_eq!(reasons(&of.site), "");
@@ -181,7 +184,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
         assert!(web(&of.site).backends.iter().all(|backend| backend.admin == "ready"));
     };
 
-    // All targets disappear, and return.
+    // All targets disappear from the records and return.
     of.answer(&of.hosts());
     of.await_reasons("the last pool stays: dns _http._tcp.web.internal: NXDOMAIN, there is no such name");
     stays(&of, &home);
@@ -193,12 +196,12 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
     of.answer(&all);
     of.await_reasons("");
 
-    // Hosts without addresses keep their previous ones.
+    // Targets without address records keep their previous addresses.
     of.answer(&services(&[(10, 100, 1), (10, 100, 2)]));
     of.await_reasons("web1.internal has not the addresses that the service needs: NXDOMAIN");
     stays(&of, &home);
 
-    // The server answers with an error, or not at all.
+    // The name server first answers with an error, and later does not answer.
     of.fail();
     of.await_reasons("dns _http._tcp.web.internal: SERVFAIL");
     stays(&of, &home);
@@ -209,7 +212,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
     of.await_reasons("dns _http._tcp.web.internal: no answer");
     stays(&of, &home);
 
-    // After a restart, the last pool continues.
+    // After a restart, the balancer continues with the last known targets.
     of.site.restart(|_| {}).unwrap();
     assert_eq!(names(&web(&of.site)).join(" "), "web1.internal web2.internal");
     assert_eq!(of.homes().len(), CLIENTS.count());
@@ -230,7 +233,7 @@ fn when_an_answer_does_not_fit_into_a_datagram_then_all_of_it_is_taken_over() {
         };
         (4..4 + COUNT).map(line).collect()
     };
-    // The first server is silent.
+    // The first name server in the configuration does not answer.
     let lines = SRV_LINES.replace("[\"", "[\"192.0.2.254\", \"");
     let of = Place::start(&lines, records, |settings, _| settings.check = "{ type = \"tcp\" }".to_owned());
     let host = &of.site.topology().backends()[3];
@@ -271,7 +274,8 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     of.named.await_questions("web.internal IN A", 3);
     assert_eq!((of.homes(), of.site.homes(Family::V6, CLIENTS).unwrap()), (home, home6));
 
-    // One address disappears in both families: both drain and are removed.
+    // One address disappears from the records of both families: both backends drain, and the balancer then removes
+    // them.
     of.site.apply(|settings| settings.service_lines += "\ndrain = { timeout = \"1s\" }").unwrap();
     let topology = of.site.topology();
     let [a, a6] = Family::BOTH.map(|family| topology.backend_address(family, 0));
@@ -279,7 +283,7 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     wait_until("they are removed", || (of_family(&of, 0), of_family(&of, 1)) == (one.clone(), one6.clone()));
     assert!(of.homes().values().all(|home| home == "web1"));
 
-    // The system's name servers change.
+    // The configuration of the system's name servers changes.
     fs::write(&conf, "nameserver 192.0.2.254\n").unwrap();
     of.await_reasons("dns_a web.internal: no answer");
     fs::write(&conf, "# none\n").unwrap();
@@ -288,13 +292,13 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     fs::write(&conf, format!("nameserver {}\n", of.site.topology().backend_address(Family::V4, 3))).unwrap();
     of.await_reasons("");
 
-    // The answer of a sinkhole is ignored.
+    // The balancer ignores an answer that looks like the answer of a DNS sinkhole.
     of.answer(&format!("web A {a}\nweb A 0.0.0.0\nweb AAAA {a6}\n"));
     of.await_reasons("dns_a web.internal: the address 0.0.0.0 is the wildcard");
     assert_eq!(of_family(&of, 0), one);
 }
 
-/// Makes a wrapper that runs the balancer with this file as `/etc/resolv.conf`.
+/// Creates a wrapper that runs the balancer with the file `conf` as `/etc/resolv.conf`.
 fn with_resolv_conf(program: &Path, conf: &Path) -> PathBuf {
     let balancer = binaries::balancer().unwrap();
     let text = format!(
@@ -324,7 +328,8 @@ fn when_two_sources_of_a_service_name_one_target_then_the_first_has_it_and_the_o
     let only = names(&web(&of.site));
     assert_eq!((only.len(), web(&of.site).discover[1].error.is_some()), (1, true));
 
-    // Its place in the other source is free when the first source no longer has it, and the backend keeps its identity.
+    // When the first source no longer lists a target, the second source provides the target, and the target's backend
+    // keeps its identity.
     let b = of.site.topology().backend_address(Family::V4, 1);
     replace(&file, &json!([{ "targets": [format!("{b}:8080")] }]).to_string());
     wait_until("the first has another", || web(&of.site).backends.len() == 2);
@@ -338,7 +343,7 @@ fn when_two_sources_of_a_service_name_one_target_then_the_first_has_it_and_the_o
     of.await_reasons("");
     assert!(of.homes().values().all(|home| home == "web1"));
 
-    // The running balancer gets another source instead.
+    // The running balancer gets a configuration with a different source.
     let lines = SRV_LINES.replace("SERVER", &of.site.topology().backend_address(Family::V4, 3).to_string());
     of.answer(&(services(&[(10, 100, 2)]) + &of.hosts()));
     of.site.apply(|settings| settings.service_lines = lines + "\ndrain = { timeout = \"1s\" }").unwrap();
@@ -389,7 +394,7 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     let home = of.homes();
     let all = of.hosts();
 
-    // Names replace addresses: no client moves.
+    // The new file contains names instead of addresses: no client moves.
     let lines = "backend = [{ name = \"web1\", address = \"web1.internal:8080\" }, { name = \"web2\", \
                  address = \"web2.internal:8080\", weight = 50 }]";
     of.site
@@ -402,18 +407,18 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     assert_eq!((of.homes(), reasons(&of.site)), (home.clone(), String::new()));
     assert_eq!(web(&of.site).discover[0].address.as_deref(), Some("web1.internal"));
 
-    // A name gets another address: its clients follow.
+    // A name gets another address: the clients of the backend follow to the new address.
     let third = of.site.topology().backend_address(Family::V4, 2);
     let second = of.site.topology().backend_address(Family::V4, 1);
     of.answer(&format!("web1 A {third}\nweb2 A {second}\n"));
     let moved: BTreeMap<u16, String> =
         home.iter().map(|(client, home)| (*client, home.replace("web1", "web3"))).collect();
-    // Open connections end, because the server is another one.
+    // Open connections of the backend end, because the new address belongs to another server.
     let is_at = |of: &Place, host: &str| of.backend("web1").is_some_and(|backend| backend.address.starts_with(host));
     wait_until("web1 is at another place", || is_at(&of, &third.to_string()));
     assert_eq!(of.homes(), moved);
 
-    // A name that disappears keeps its last address, also after a restart.
+    // If a name disappears from DNS, the backend keeps the last address, even after a restart.
     of.answer(&format!("web2 A {second}\n"));
     of.await_reasons("the last pool stays: address web1.internal: NXDOMAIN");
     let shown = of.site.cli(&["status"]).unwrap();
@@ -429,7 +434,7 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
     wait_until("web1 is back at its place", || is_at(&of, &first));
     assert!(of.homes().values().all(|home| home != "web3"));
 
-    // A rule added at run time may pin to it.
+    // At run time, a user can add a rule that pins clients to a backend from DNS.
     let homes = of.homes();
     let (client, _) = homes.iter().find(|(_, home)| *home == "web2").unwrap();
     let address = of.site.topology().client_address(Family::V4, *client).to_string();

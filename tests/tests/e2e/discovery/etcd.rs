@@ -1,4 +1,5 @@
-//! Tests of backends from keys of etcd. The servers `web1` to `web3` serve, and etcd runs on a fourth host.
+//! Tests of backends that the balancer takes from keys in etcd. The servers `web1` to `web3` run on three hosts, and
+//! etcd runs on a fourth host.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +13,15 @@ use balancer_testkit::{
 
 use super::{CLIENTS, reasons, wait_until, web};
 
-/// A site and its etcd.
+/// A site that has its own etcd.
 struct Place {
     etcd: EtcdCluster,
     site: Site,
 }
 
 impl Place {
-    /// Starts the site and etcd with these keys. `ENDPOINTS` in the lines of the source is what the source needs.
+    /// Starts the site, and an etcd with the given keys. In the text `source`, the configuration keys for reaching etcd
+    /// replace `ENDPOINTS`.
     fn start(options: &Options, source: &str, keys: impl Fn(&Topology) -> Vec<(String, String)>) -> Self {
         Self::adapted(options, source, keys, |_| {})
     }
@@ -61,7 +63,7 @@ impl Place {
         self.etcdctl(&["put", key, value]);
     }
 
-    /// The address of a server, with its port.
+    /// Returns the address and port of a server.
     fn at(&self, number: u16) -> String {
         at(self.site.topology(), number)
     }
@@ -70,7 +72,7 @@ impl Place {
         self.site.homes(Family::V4, CLIENTS).unwrap()
     }
 
-    /// Waits until the service has these backends, as `NAME ADMIN WEIGHT`.
+    /// Waits until the service has exactly the expected backends, in the form `NAME ADMIN WEIGHT`.
     #[track_caller]
     fn wait_for(&self, expected: &[&str]) {
         let pool = || {
@@ -106,21 +108,21 @@ fn when_keys_of_etcd_change_then_backends_come_drain_and_come_back_and_a_wrong_v
     assert_eq!(web(&place.site).discover[0].etcd.as_deref(), Some("/services/web/"));
     let first = place.homes();
 
-    // A third one, as SkyDNS has it, and a key of another service.
+    // The test adds a third target in the format of SkyDNS, and a key of another service.
     let skydns = format!(r#"{{"host":"{}","port":8080,"weight":250}}"#, place.at(3).trim_end_matches(":8080"));
     place.put("/services/web/web3", &skydns);
     place.put("/services/web2/web9", &place.at(3));
     place.wait_for(&["web1 ready 100", "web2 ready 100", "web3 ready 250"]);
     assert_eq!(place.homes(), first);
 
-    // A key that is gone, and is back.
+    // A key disappears from etcd and returns.
     place.etcdctl(&["del", "/services/web/web2"]);
     place.wait_for(&["web1 ready 100", "web2 drain 100", "web3 ready 250"]);
     assert_eq!(place.homes(), first);
     place.put("/services/web/web2", &place.at(2));
     place.wait_for(&["web1 ready 100", "web2 ready 100", "web3 ready 250"]);
 
-    // A wrong value changes nothing, nor does an empty list.
+    // The balancer ignores a malformed value and an empty list.
     place.put("/services/web/web1", "web1.internal:80");
     let wrong = r#"etcd /services/web/: key "web1": the value is no address of a backend"#;
     wait_until("the key is told", || reasons(&place.site).contains(wrong));

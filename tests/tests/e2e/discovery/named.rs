@@ -1,4 +1,4 @@
-//! A real name server, BIND, with the single zone `internal`.
+//! A real name server, BIND, which serves only the zone `internal`.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::wait_until;
 
-/// The server, which runs on the host given to each function.
+/// A name server in a temporary directory; each function receives the host of the server.
 pub(crate) struct Named {
     process: Process,
     files: TempDir,
@@ -21,10 +21,10 @@ pub(crate) struct Named {
 }
 
 impl Named {
-    /// Starts it with these lines of its zone, all with a TTL of one second.
+    /// Starts the name server with the given lines in its zone. All records have a TTL of one second.
     pub(crate) fn start(on: &Namespace, address: IpAddr, records: &str) -> Self {
         let files = tempfile::tempdir().unwrap();
-        // A copy, because AppArmor confines the program in its usual place.
+        // The server runs from a copy, because AppArmor confines the program at its usual path.
         let program = files.path().join("named");
         let installed = Path::new("/usr/sbin/named");
         assert!(installed.exists(), "named is needed: cargo xtask setup, or apt-get install bind9");
@@ -44,7 +44,7 @@ impl Named {
         named
     }
 
-    /// Replaces the zone's lines.
+    /// Replaces the lines of the name server's zone.
     pub(crate) fn answer(&mut self, on: &Namespace, records: &str) {
         self.serial += 1;
         write_zone(self.files.path(), self.serial, records);
@@ -52,7 +52,7 @@ impl Named {
         self.await_serial(on);
     }
 
-    /// Restarts it without a zone: it answers `SERVFAIL`.
+    /// Restarts the name server without a zone, so that every answer is `SERVFAIL`.
     pub(super) fn fail(&mut self, on: &Namespace) {
         self.process.stop().unwrap();
         fs::write(self.files.path().join("internal.zone"), "broken\n").unwrap();
@@ -60,7 +60,7 @@ impl Named {
         wait_until("it says SERVFAIL", || self.dig(on, &["internal", "SOA"]).contains("SERVFAIL"));
     }
 
-    /// Restarts it with these lines.
+    /// Restarts the name server with the given lines in its zone.
     pub(super) fn recover(&mut self, on: &Namespace, records: &str) {
         self.process.stop().unwrap();
         self.serial += 1;
@@ -69,29 +69,29 @@ impl Named {
         self.await_serial(on);
     }
 
-    /// Stops its answers.
+    /// Suspends the name server.
     pub(super) fn fall_silent(&mut self) {
         self.process.signal(Signal::SIGSTOP).unwrap();
     }
 
-    /// Lets it answer again.
+    /// Resumes the suspended name server.
     pub(super) fn speak(&mut self) {
         self.process.signal(Signal::SIGCONT).unwrap();
     }
 
-    /// How often it has received this question.
+    /// Returns how often the name server has received `question`.
     pub(super) fn times_asked(&self, question: &str) -> usize {
         let log = fs::read_to_string(self.process.log()).unwrap();
         log.lines().filter(|line| line.contains(&format!("query: {question} "))).count()
     }
 
-    /// Waits until it has received this number of further questions.
+    /// Waits until the name server has received the question `question` for `more` further times.
     pub(super) fn await_questions(&self, question: &str, more: usize) {
         let before = self.times_asked(question);
         wait_until("it is asked again", || self.times_asked(question) >= before + more);
     }
 
-    /// Returns the output of `dig`.
+    /// Runs the DNS client `dig` and returns the output.
     pub(super) fn dig(&self, on: &Namespace, arguments: &[&str]) -> String {
         let mut command = on.command("dig");
         command.args([&format!("@{}", self.address), "+time=1", "+tries=1"]).args(arguments);
@@ -106,7 +106,7 @@ impl Named {
 
 impl Drop for Named {
     fn drop(&mut self) {
-        // A stopped process would not end.
+        // A suspended process must resume before it can end.
         let _ = self.process.signal(Signal::SIGCONT);
     }
 }

@@ -1,4 +1,4 @@
-//! Seeds, finds and mends a fault.
+//! Creates a fault on purpose, lets the doctor find the fault, and repairs it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -42,12 +42,13 @@ pub(super) struct Cure {
     pub(super) fix: Vec<serde_json::Value>,
 }
 
-/// A site whose backends are up, for seeding faults.
+/// Starts a site for creating faults, and waits until all backends are up.
 pub(super) fn lab(shape: Shape, forwarding: Forwarding, families: &[Family]) -> Site {
     let mut site = Site::start(shape, forwarding, 2, |settings, _| {
         settings.check = QUICK_HTTP_CHECK.to_owned();
         settings.families = families.to_vec();
-        // Clients of a recovered backend return to it, so that each fault affects clients.
+        // Without memory, the clients of a recovered backend return to that backend, so that each fault affects
+        // clients.
         settings.remember = "0s";
         settings.lines = "[statistics]\nsample_interval = 1\n".to_owned();
         Ok(())
@@ -67,34 +68,35 @@ pub(super) fn examine(site: &Site, arguments: &[&str]) -> (i32, Report) {
     (output.status.code().unwrap(), report)
 }
 
-/// Servers and processes started for faults and cures; they end with the site.
+/// Servers and processes that faults and repairs start; dropping the value ends them.
 #[derive(Default)]
 pub(super) struct Beside {
     pub(super) backend: Option<Backend>,
     pub(super) process: Option<Process>,
 }
 
-/// How to carry out the finding's cure.
+/// How the test carries out the repair that a finding proposes.
 pub(super) enum Mend {
-    /// With `balancer doctor --fix`.
+    /// The test runs `balancer doctor --fix`.
     Fix,
-    /// With this number of its commands, on the machine that it names, with some words replaced.
+    /// The test runs the first commands of the repair on the machine that the repair names, and replaces some words in
+    /// the commands.
     Commands(usize, &'static [(&'static str, &'static str)]),
-    /// By hand, because the cure is only described in words.
+    /// The test repairs the fault by code, because the proposed repair contains no commands.
     Person(fn(&mut Site, &mut Beside)),
 }
 
-/// A single fault.
+/// A fault that the test can create.
 pub(super) struct Fault {
     pub(super) kind: &'static str,
-    /// The affected backend, if it is one.
+    /// The affected backend, if the fault affects a backend.
     pub(super) backend: Option<&'static str>,
     pub(super) modes: &'static [Forwarding],
     pub(super) seed: fn(&mut Site, &mut Beside),
-    /// Whether clients notice it.
+    /// Whether the fault breaks requests of clients.
     pub(super) breaks: bool,
     pub(super) mend: Mend,
-    /// Undoes the remaining changes of the cure.
+    /// Undoes the changes that remain after the repair.
     pub(super) after: fn(&mut Site),
 }
 
@@ -105,11 +107,11 @@ pub(super) const TUNNELS: &[Forwarding] = &[Forwarding::Ipip, Forwarding::Gue];
 pub(super) const NAT: &[Forwarding] = &[Forwarding::Nat];
 pub(super) const TRANSLATED: &[Forwarding] = &[Forwarding::Nat, Forwarding::Snat];
 
-/// The clients that send requests. Each backend gets some of them.
+/// The clients that send requests; each backend gets requests of some of these clients.
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=12;
 
 impl Fault {
-    /// Seeds the fault, lets the doctor find it, mends it, and checks that clients are served.
+    /// Creates the fault, lets the doctor find the fault, repairs the fault, and checks that the site serves clients.
     pub(super) fn play(&self, site: &mut Site, beside: &mut Beside, forwarding: Forwarding) {
         let what = format!("{} with {forwarding:?}", self.kind);
         println!("{what}");
@@ -143,7 +145,7 @@ impl Fault {
         }
     }
 
-    /// Returns the only finding, once the balancer has noticed the fault.
+    /// Returns the single finding as soon as the balancer has noticed the fault.
     fn find(&self, site: &Site, what: &str) -> Finding {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -157,7 +159,8 @@ impl Fault {
                 assert_eq!(code, 1);
                 return report.findings.remove(0);
             }
-            // A finding has to be right at once. Only a missing one may be due to the machine's load.
+            // If the doctor reports a wrong finding, the test fails immediately. If a finding is missing, the load of
+            // the machine may be the reason, so the test waits.
             let early = report.findings.is_empty() && Instant::now() < deadline;
             assert!(early, "{what}: {:#?}", report.findings);
             ask(site);
@@ -165,7 +168,7 @@ impl Fault {
     }
 }
 
-/// Sends requests of clients, all at once because they may wait in vain.
+/// Sends requests from all clients at the same time, because each request may take as long as the time limit.
 fn ask(site: &Site) {
     let timeout = Duration::from_secs(4);
     let requests: Vec<Request> =
@@ -174,7 +177,7 @@ fn ask(site: &Site) {
     println!("  {} of {} clients are served", replies.iter().filter(|reply| reply.is_ok()).count(), replies.len());
 }
 
-/// Whether the doctor finds nothing, within a time limit.
+/// Returns whether the doctor stops reporting findings within a time limit.
 fn settles(site: &Site) -> bool {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -188,7 +191,7 @@ fn settles(site: &Site) -> bool {
     }
 }
 
-/// Runs a command on the machine that it is for.
+/// Runs a command of a repair on the machine that the repair names for the command.
 fn carry_out(site: &Site, beside: &mut Beside, on: &str, command: &str, words: &[(&str, &str)]) {
     let command = words.iter().fold(command.to_owned(), |text, (from, to)| text.replace(from, to));
     if let Some(arguments) = command.strip_prefix("balancer ").filter(|rest| !rest.starts_with("decap")) {
@@ -212,7 +215,7 @@ fn carry_out(site: &Site, beside: &mut Beside, on: &str, command: &str, words: &
     run(shell.args(["-c", &command])).unwrap();
 }
 
-/// The machine that a cure names.
+/// Returns the host that corresponds to the machine in a repair.
 fn machine<'a>(site: &'a Site, on: &str) -> &'a Namespace {
     let topology = site.topology();
     match on.split(' ').next().unwrap() {

@@ -1,4 +1,4 @@
-//! The faults, one at a time, in each mode in which they can occur.
+//! The faults, which the test creates one at a time in each mode in which the fault can occur.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -209,7 +209,7 @@ const FAULTS: &[Fault] = &[
 
 const fn nothing(_: &mut Site) {}
 
-/// Restarts the server of `web1` on its own address alone.
+/// Restarts the server of `web1` so that the server listens only on its host's own address.
 fn bind_to_own_address(site: &mut Site, beside: &mut Beside) {
     site.kill_backend(1).unwrap();
     let topology = site.topology();
@@ -284,7 +284,7 @@ fn when_the_client_table_is_too_small_then_the_doctor_says_so() {
     wait("the table is not found too small", || found(&site) == ["client-table"]);
 }
 
-/// Returns the findings of the doctor while clients keep trying.
+/// Returns the doctor's findings while clients send requests.
 fn found_while_clients_try(site: &Site) -> Vec<String> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {

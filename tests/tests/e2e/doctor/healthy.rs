@@ -1,4 +1,4 @@
-//! Tests sites without a fault: every finding would be a false alarm.
+//! Tests of healthy sites, in which every finding of the doctor would be a false alarm.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -9,7 +9,7 @@ use balancer_testkit::{
 
 use super::fault::{examine, lab};
 
-/// Both shapes of a site, with services of both families, before and after clients have come.
+/// Checks sites of both shapes, with services of both families, before and after clients have connected.
 fn nothing_is_found(forwarding: Forwarding) {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         let site = lab(shape, forwarding, &Family::BOTH);

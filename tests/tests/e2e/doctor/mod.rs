@@ -1,4 +1,5 @@
-//! Tests of `balancer doctor`: a healthy site has no finding, and for a seeded fault it names only the cause.
+//! Tests of `balancer doctor`. On a healthy site, the doctor finds nothing. If the test creates a fault, the doctor
+//! names only the cause of that fault.
 
 mod fault;
 mod faults;

@@ -1,4 +1,4 @@
-//! Tests of the doctor without a controller.
+//! Tests of the doctor on a host without a controller.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use balancer_common::map_types::Forwarding;
@@ -10,7 +10,7 @@ use balancer_testkit::{
 
 use super::fault::Report;
 
-/// Returns the exit code, the report, and the standard error.
+/// Returns the doctor's exit code, report and standard error.
 fn examine(topology: &Topology) -> (Option<i32>, Report, String) {
     let mut command = topology.balancer().command(binaries::balancer().unwrap());
     let output = command.args(["--socket", "/nonexistent/balancer.sock", "doctor", "--json"]).output().unwrap();

@@ -1,4 +1,4 @@
-//! Tests of backends' agents in a fleet: the leader asks them, and all members use its answer.
+//! Tests of backends' agents in a fleet: the leader asks the agents, and all members apply the answers.
 
 use super::{Fleet, Plan};
 use crate::{
@@ -7,11 +7,11 @@ use crate::{
 };
 
 const UP: &[&str] = &["up"];
-/// A drain ends when no client is left, which the members notice one after the other.
+/// A drain ends when the backend has no clients left. The members notice the end of the drain one after another.
 const DRAINED: &[&str] = &["draining", "drained"];
 
 impl Fleet {
-    /// The state and the slots of web1, and its agent's answer, as each member shows them.
+    /// Returns the state of web1, its slots, and its agent's answer, as each member shows them.
     fn web1(&self) -> Vec<(String, u64, String)> {
         let shown = |number| {
             let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
@@ -22,7 +22,8 @@ impl Fleet {
         self.members().map(shown).collect()
     }
 
-    /// The slots of web1 once it is in one of these states, with this answer, at each member.
+    /// Waits until every member shows web1 in one of `states`, with the agent's answer `word`; returns the slots of
+    /// web1.
     fn wait_for_word(&self, states: &[&str], word: &str) -> u64 {
         let mut all = Vec::new();
         wait(word, || {
@@ -45,14 +46,14 @@ fn when_an_agent_lowers_a_backend_of_a_fleet_then_all_members_do_and_the_next_le
     agent.says("drain");
     assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
 
-    // The leader dies. The agent's answer stays, and the next leader asks.
+    // The leader of the fleet dies. The agent's answer stays in effect, and the next leader asks the agent.
     fleet.replace_leader();
     assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     agent.says("ready 100%");
     assert_eq!(fleet.wait_for_word(UP, "100%"), whole);
 }
 
-/// Each member reads the header in the answers to its own checks.
+/// Each member reads the agent's header in the answers to the checks of that member.
 #[test]
 fn when_answers_to_checks_have_words_in_a_fleet_then_all_members_have_the_leaders() {
     const CHECK: &str = r#"{ type = "http", port = 9778, interval = "300ms", timeout = "300ms", fall = 5 }"#;
@@ -68,7 +69,7 @@ fn when_answers_to_checks_have_words_in_a_fleet_then_all_members_have_the_leader
     assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     assert_eq!(fleet.one_answer(), homes, "a known client moved");
 
-    // The next leader goes on with its own checks' answers.
+    // The next leader uses the header in the answers to its own checks.
     fleet.replace_leader();
     assert_eq!(fleet.wait_for_word(DRAINED, "50%, drain"), 0);
     agents[0].says("ready 100%");

@@ -1,10 +1,10 @@
-//! Tests of bounded load in a fleet: the leader decides, and all members follow.
+//! Tests of bounded load in a fleet: the leader decides about shares, and all members follow.
 
 use super::{Fleet, Plan};
 use crate::{bounded::BOUNDED, support::wait};
 
 impl Fleet {
-    /// The slots of web1, and its remaining part of them, as each member shows them.
+    /// Returns the slots of web1, and the percentage of its slots that web1 keeps, as each member shows them.
     fn bounds(&self) -> Vec<(u64, u64)> {
         let shown = |number| {
             let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
@@ -38,7 +38,7 @@ fn when_a_backend_of_a_fleet_has_too_many_clients_then_all_members_give_the_same
     let homes = fleet.one_answer();
     assert!(homes[0].iter().all(|home| *home == homes[0][0]), "somebody was moved: {homes:?}");
 
-    // The leader dies. The slots stay reduced.
+    // The leader of the fleet dies, but web1's slots stay reduced.
     fleet.replace_leader();
     assert!(fleet.bounds().iter().all(|bound| *bound == bounds[0]));
     assert_eq!(fleet.one_answer(), homes);

@@ -1,4 +1,4 @@
-//! Tests of changes at any member.
+//! Tests of changes that users make at any member.
 
 use std::{collections::BTreeMap, fs};
 
@@ -25,10 +25,10 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     });
     load.assert_answered(200);
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // New clients reach the added backend, regardless of the member that added it.
+    // New clients reach the added backend through any member, not only through the member at which the user added it.
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/web4 up") && !state.ends_with(" 0")));
 
-    // All see the same fleet with one leader.
+    // All members report the same members and the same leader.
     wait("members do not agree on what they see", || {
         let shown: Vec<FleetSnapshot> = fleet.members().map(|number| fleet.shown(number)).collect();
         let agree = |of: &FleetSnapshot| {
@@ -41,7 +41,7 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
         };
         shown.iter().all(agree) && shown[0].leader.is_some()
     });
-    // A member that has seen a client itself imports nothing about it.
+    // A member imports no record about a client from which it has received packets itself.
     let told: u64 = fleet.members().map(|number| fleet.shown(number).records.told).sum();
     assert!(told >= 180, "{told}");
     for number in fleet.members() {
@@ -58,7 +58,7 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
         assert!(fleet.cli(number, &["status"]).contains(&format!("fleet site1: this is lb{}, epoch", number + 1)));
     }
 
-    // Each member can add up the counts of all.
+    // Each member can add up the counts of all members.
     let connections = |number, arguments: &[&str]| -> u64 {
         let stats: Vec<StatsView> = serde_json::from_str(&fleet.cli(number, arguments)).unwrap();
         stats[0].periods.iter().find(|period| period.period == "start").unwrap().connections
@@ -74,7 +74,8 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     let events = fleet.cli(1, &["events", "--json"]);
     assert!(events.contains("\"member\": \"lb2\""), "{events}");
 
-    // A file applied at one member becomes the fleet's. A member whose own file differs follows, and says so.
+    // A configuration file that a user applies at one member becomes the file of the fleet. A member whose own file
+    // differs follows the fleet's file, and reports the difference.
     let file = fleet.files.path().join("lb3/balancer.toml");
     let text = fs::read_to_string(&file).unwrap().replace("name = \"web1\"", "name = \"first\"");
     fs::write(&file, text.replace("name = \"first\"", "renamed_from = \"web1\"\nname = \"first\"")).unwrap();
@@ -88,7 +89,7 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     assert!(events.contains("says other services than the fleet's last one"), "{events}");
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
-    // All members refuse the same.
+    // All members refuse the same changes.
     let refused = fleet.try_cli(2, &["backend", "add", "web/web4", &fleet.backend_address(Family::V4, 4)]).unwrap_err();
     assert!(refused.contains("web/web4 exists already"), "{refused}");
 }

@@ -1,4 +1,4 @@
-//! Tests of an etcd that answers but accepts no writes.
+//! Tests of a fleet whose etcd answers but refuses writes.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -18,7 +18,7 @@ impl Fleet {
         run(self.etcd.client(&self.engines[engine], address).args(arguments))
     }
 
-    /// Writes until etcd reports that it is full.
+    /// Writes to etcd until etcd reports that its storage is full.
     fn fill_etcd(&self) {
         let value = "x".repeat(100_000);
         let refused = (0..400).find_map(|number| self.etcdctl(0, &["put", &format!("/filler/{number}"), &value]).err());
@@ -35,7 +35,7 @@ impl Fleet {
         self.etcdctl(0, &["alarm", "disarm"]).unwrap();
     }
 
-    /// The number of requests that all etcds have answered.
+    /// Returns the number of requests that all etcd servers together have answered.
     fn asked_of_etcd(&self) -> u64 {
         let scrape = |engine: &balancer_testkit::namespace::Namespace| {
             let mut curl = engine.command("curl");
@@ -77,7 +77,7 @@ fn when_etcd_is_full_then_members_say_so_act_on_what_they_see_and_do_not_storm_i
         assert!(refused.contains("nothing") && refused.contains("database space exceeded"), "{refused}");
     }
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // A backend dies: each member acts on its own observation.
+    // A backend dies: each member acts according to its own checks.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
     let after = fleet.one_answer();
@@ -86,7 +86,7 @@ fn when_etcd_is_full_then_members_say_so_act_on_what_they_see_and_do_not_storm_i
     let asked = fleet.asked_in(Duration::from_secs(10));
     println!("etcd was asked {calm} times in 5 s before, and {asked} times in 10 s while it was full");
     assert!(asked < 2 * calm.max(50) * 3, "{asked} requests in 10 s, {calm} in 5 s before");
-    // There is space again: one fleet, without a move.
+    // After etcd accepts writes again, the members form one fleet, and no client moves.
     fleet.make_room_in_etcd();
     wait("changes are refused", || fleet.try_cli(0, &["backend", "weight", "web/web3", "70"]).is_ok());
     fleet.wait_in_step();

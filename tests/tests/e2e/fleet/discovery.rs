@@ -1,4 +1,4 @@
-//! Tests of lists of targets in a fleet: the leader reads them, and all members use its decision.
+//! Tests of lists of targets in a fleet: the leader reads the lists, and all members use the leader's decisions.
 
 use std::{
     path::Path,
@@ -20,7 +20,8 @@ use crate::{
 };
 
 impl Fleet {
-    /// Applies lb1's file with the IPv4 service alone, whose only backends are those of these lines.
+    /// Applies the configuration file of lb1 with only the IPv4 service. Only the lines `lines` provide backends of the
+    /// service.
     fn apply_with(&self, lines: &str) {
         let files = self.files.path().join("lb1");
         let settings = Settings {
@@ -40,7 +41,8 @@ impl Fleet {
         status.services.into_iter().find(|service| service.name == "web")
     }
 
-    /// Waits until all members have these backends, with their administrative states, and count these targets.
+    /// Waits until all members have the expected backends with their administrative states, and report the expected
+    /// number of targets.
     #[track_caller]
     fn wait_for_pool(&self, expected: &[&str], targets: u64) {
         let pool = |number| {
@@ -62,7 +64,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until all members say that these backends are up, because a member learns of them by its own checks.
+    /// Waits until all members show all backends as up. A member learns the backends' states only from its own checks.
     #[track_caller]
     fn wait_for_all_up(&self) {
         wait("not all are up", || {
@@ -86,7 +88,7 @@ impl Fleet {
         replace(file, &serde_json::Value::from(numbers.iter().map(target).collect::<Vec<_>>()).to_string());
     }
 
-    /// SRV records of these backends.
+    /// Returns the SRV records for the given backends.
     fn records(&self, numbers: &[u16]) -> String {
         let of = |number: &u16| {
             let address = self.topology.backend_address(Family::V4, number - 1);
@@ -102,7 +104,7 @@ fn when_a_list_changes_in_a_fleet_then_its_leader_decides_once_and_the_next_lead
     let homes = fleet.homes(Family::V4);
     let file = fleet.files.path().join("targets.json");
     fleet.list(&file, &[1, 2, 3]);
-    // The backends of the file become those of the list, with their clients.
+    // The list of targets names the backends of the file, which therefore keep their clients.
     fleet.apply_with(&format!("discover = [{{ file = {file:?} }}]"));
     fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);
     let follows = |number: &usize| fleet.web(*number).unwrap().discover[0].read_seconds_ago.is_none();
@@ -113,7 +115,8 @@ fn when_a_list_changes_in_a_fleet_then_its_leader_decides_once_and_the_next_lead
     fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
     assert_eq!(fleet.homes(Family::V4), homes, "known clients stay where they are");
 
-    // The next leader reads the list itself. What it lists again has its clients, what is new gets new ones.
+    // The next leader reads the list of targets itself. Backends that return to the list keep their clients, and new
+    // backends get new clients.
     let leader = fleet.replace_leader();
     fleet.wait_for_pool(&["web1 ready", "web2 drain", "web3 ready"], 2);
     fleet.list(&file, &[4, 3, 2, 1]);
@@ -121,7 +124,7 @@ fn when_a_list_changes_in_a_fleet_then_its_leader_decides_once_and_the_next_lead
     fleet.wait_for_all_up();
     assert_eq!(fleet.homes(Family::V4), homes);
 
-    // A list that is too short changes nothing, and the member that has read it says why.
+    // The leader ignores a list with too few targets, and only the leader reports the reason.
     replace(&file, "[]");
     let short = "has 0 targets, fewer than min = 1";
     wait("the leader does not say what is wrong", || fleet.reasons(leader).contains(short));
@@ -178,7 +181,7 @@ fn when_keys_of_etcd_change_in_a_fleet_then_its_leader_decides_and_the_next_lead
     };
     (1..=3).for_each(|number| put(&fleet, number));
     let source = format!("discover = [{{ etcd = \"/services/web/\", {} }}]", fleet.etcd_keys().join(", "));
-    // The backends of the file become those of the list, with their clients.
+    // The source of targets names the backends of the file, which therefore keep their clients.
     fleet.apply_with(&source);
     fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);
     assert_eq!(fleet.homes(Family::V4), homes);

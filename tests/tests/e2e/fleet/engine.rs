@@ -1,4 +1,4 @@
-//! Tests of a fleet without its etcd, or without parts of it.
+//! Tests of a fleet that cannot reach all or some etcd servers.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use balancer_testkit::topology::{Family, Topology};
 use super::{ENGINES, Fleet, Plan, moved};
 use crate::support::wait;
 
-/// How long all etcds are gone. `FLEET_OUTAGE=5m` makes the test longer.
+/// Returns how long all etcd servers are down. `FLEET_OUTAGE=5m` makes the test longer.
 fn outage() -> Duration {
     env::var("FLEET_OUTAGE").ok().map_or(Duration::ZERO, |time| value::duration(&time).unwrap())
 }
@@ -27,7 +27,7 @@ impl Fleet {
         });
     }
 
-    /// Restarts all etcds, and waits until the members are one fleet again and accept changes.
+    /// Restarts all etcd servers, and waits until the members form one fleet again and accept changes.
     fn start_all_engines(&mut self) {
         let begin = Instant::now();
         for (number, namespace) in self.engines.iter().enumerate() {
@@ -45,7 +45,7 @@ impl Fleet {
         );
     }
 
-    /// Clients continue while there is no etcd, through one member after the other.
+    /// While etcd is down, checks through one member after another that clients keep their backends.
     fn sit_out(&self, homes: &[Vec<String>; 2], except: &str) {
         let (begin, all) = (Instant::now(), [0, 1, 2]);
         for member in all.into_iter().cycle() {
@@ -62,15 +62,15 @@ impl Fleet {
 
 #[test]
 fn when_etcd_is_away_then_the_fleet_goes_on_and_refuses_changes() {
-    // Longer than an election of etcd.
+    // The lease of a member is longer than an election of etcd.
     let mut fleet = Fleet::planned(Plan { lease: "5s", ..Plan::default() });
     let homes = fleet.one_answer();
-    // The leader of three etcds fails: clients notice nothing.
+    // The leader among the three etcd servers fails: clients notice nothing.
     let first = fleet.etcd.leader(&fleet.engines[0]).unwrap();
     fleet.etcd.kill(first).unwrap();
     let weight = fleet.cli(1, &["backend", "weight", "web/web1", "90"]);
     fleet.assert_applied(1, &weight, 3);
-    // All etcds fail.
+    // All etcd servers fail.
     fleet.kill_all_engines();
     let alone = fleet.shown(1);
     assert!(!alone.engine.reachable && alone.members.iter().all(|member| member.name == "lb2"), "{alone:?}");
@@ -78,13 +78,13 @@ fn when_etcd_is_away_then_the_fleet_goes_on_and_refuses_changes() {
     let refused = fleet.try_cli(1, &["backend", "weight", "web/web1", "80"]).unwrap_err();
     assert!(refused.contains("out of reach"), "{refused}");
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // A backend dies meanwhile: each member acts on its own observation.
+    // A backend dies while etcd is down: each member acts according to its own checks.
     fleet.backends[2] = None;
     fleet.wait_for("web3", "down");
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web3"), BTreeMap::new());
     fleet.sit_out(&after, "");
-    // The etcds return with their disks: the fleet is up to date without a move.
+    // The etcd servers return with their data: the members form one fleet, and no client moves.
     fleet.start_all_engines();
     thread::sleep(Duration::from_secs(3));
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
@@ -94,13 +94,13 @@ fn when_etcd_is_away_then_the_fleet_goes_on_and_refuses_changes() {
 fn when_etcd_has_lost_everything_then_members_fill_it_again_without_a_move() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // Move clients away from where the table says.
+    // Because of the new weights, many clients are at other backends than the lookup table names.
     fleet.cli(1, &["backend", "weight", "web/web1", "10"]);
     fleet.cli(1, &["backend", "weight", "web6/web1", "10"]);
     fleet.wait_in_step();
     let before = fleet.shown(0).epoch;
     fleet.kill_all_engines();
-    // A backend dies meanwhile.
+    // A backend dies while etcd is down.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
     let after = fleet.one_answer();
@@ -108,7 +108,7 @@ fn when_etcd_has_lost_everything_then_members_fill_it_again_without_a_move() {
     fleet.sit_out(&after, "");
     fleet.etcd.lose_disks().unwrap();
     fleet.start_all_engines();
-    // Run-time changes are not lost, although only members know them.
+    // Changes that users made at run time survive, although only the members know these changes.
     for number in fleet.members() {
         let weights = fleet.cli(number, &["backend", "list", "web", "--json"]);
         assert!(weights.contains("\"weight\": 10") && weights.contains("\"weight\": 70"), "{weights}");
@@ -122,7 +122,7 @@ fn when_etcd_has_lost_everything_then_members_fill_it_again_without_a_move() {
 fn when_a_member_was_cut_off_from_etcd_then_clients_still_have_one_answer() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // lb3 cannot reach any etcd. Members can still reach each other.
+    // The member lb3 cannot reach etcd. All members can still reach each other.
     let cut = |fleet: &Fleet, verb: &str| {
         for engine in ENGINES.map(|host| Topology::host_address(Family::V4, host)) {
             fleet.namespace(2).ip(&format!("route {verb} blackhole {engine}/32")).unwrap();
@@ -131,7 +131,8 @@ fn when_a_member_was_cut_off_from_etcd_then_clients_still_have_one_answer() {
     cut(&fleet, "add");
     wait("lb3 is not degraded", || fleet.cli(2, &["ready", "--json"]).contains("etcd is out of reach"));
     assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err());
-    // It no longer counts. The other members continue, and their new clients reach backends that lb3 does not know.
+    // The members lb1 and lb2 drop lb3 from the fleet and continue. New clients of lb1 and lb2 reach backends that lb3
+    // does not know.
     wait("lb3 still counts", || fleet.shown(0).members.len() == 2);
     for (service, family) in [("web", Family::V4), ("web6", Family::V6)] {
         let name = format!("{service}/web4");
@@ -140,7 +141,7 @@ fn when_a_member_was_cut_off_from_etcd_then_clients_still_have_one_answer() {
     }
     let refused = fleet.try_cli(2, &["backend", "weight", "web/web1", "50"]).unwrap_err();
     assert!(refused.contains("out of reach"), "{refused}");
-    // Known clients get the same answer through all three members, also through lb3.
+    // Known clients reach the same backends through all three members, including lb3.
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
     let load = fleet.under_load(|fleet| {
         cut(fleet, "del");

@@ -1,4 +1,4 @@
-//! Tests of members whose configuration files differ, and of balancers that share a name.
+//! Tests of members whose configuration files differ, and of two balancers with the same name.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ impl Fleet {
         self.files.path().join(format!("lb{}/balancer.toml", number + 1))
     }
 
-    /// Renames the backend web1 in a member's file.
+    /// Renames the backend web1 in the configuration file of a member.
     fn rename_web1(&self, number: usize, name: &str) {
         let text = fs::read_to_string(self.file(number)).unwrap();
         let new = format!("renamed_from = \"web1\"\nname = \"{name}\"");
@@ -50,14 +50,14 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     let file = fleet.file(0);
     fleet.cli(0, &["apply", file.to_str().unwrap()]);
     wait("the fleet has not changed", || fleet.has("first"));
-    // lb2's file is outdated.
+    // The configuration file of lb2 is outdated.
     wait("lb2 does not say that its file differs", || {
         fleet.cli(1, &["status"]).contains("its file says other services than the fleet's last one")
     });
     wait("lb1 says that its own file differs", || !fleet.cli(0, &["status"]).contains("its file says other services"));
     let warning = "the configuration file of lb2 says other services than the fleet's last one";
     wait("lb1 does not say whose file differs", || fleet.cli(0, &["fleet"]).contains(warning));
-    // Only the member's own settings change there; that makes the file the latest.
+    // The user changes only settings of one member in that member's file, but the write makes this file the newest.
     let stale = fs::read_to_string(fleet.file(1)).unwrap();
     let copy = fleet.files.path().join("stale.toml");
     fs::write(&copy, &stale).unwrap();
@@ -68,20 +68,20 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     std::thread::sleep(Duration::from_secs(2));
     assert!(fleet.has("first"), "{:?}", fleet.states(0));
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
-    // The member names settings that need a restart, and changes nothing.
+    // The member reports the settings that need a restart, and applies none of the changes in the file.
     fs::write(fleet.file(1), format!("client_table.capacity = 5\nstatistics.sample_interval = 9\n{stale}")).unwrap();
     fleet.reload(1);
     let log = fleet.files.path().join("lb2/balancer.log");
     wait("lb2 does not say what takes a restart", || {
         fs::read_to_string(&log).unwrap().contains("client_table.capacity cannot change while the balancer runs")
     });
-    // `apply` asks for a confirmation.
+    // `balancer apply` asks for confirmation, because the file is outdated.
     let dry = fleet.cli(1, &["apply", "--dry-run", copy.to_str().unwrap()]);
     assert!(dry.contains("is older than the newest change in the fleet"), "{dry}");
     let refused = fleet.try_cli(1, &["apply", copy.to_str().unwrap()]).unwrap_err();
     assert!(refused.contains("older than the newest change in the fleet") && refused.contains("--force"), "{refused}");
     assert!(fleet.has("first"));
-    // A file edited after the fleet's last change is newer.
+    // A file that a user edited after the fleet's last change is newer than the fleet's state.
     fleet.rename_web1(2, "second");
     fleet.reload(2);
     wait("what lb3's file says is not the fleet's", || fleet.has("second"));
@@ -118,7 +118,7 @@ fn when_a_change_comes_in_at_a_member_then_its_own_audit_file_has_it_and_its_own
     let refused = read(&["backend", "weight", "web/web1", "70"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("only reads: ask as root"), "{refused:?}");
     wait("the refusal is not in the audit file", || audited().contains("\"via\":\"readers\""));
-    // Of a member, a file that is applied changes services alone.
+    // If a user applies a file at a member, the fleet takes only the services from the file.
     let copy = fleet.files.path().join("services.toml");
     fs::write(&copy, original.replace("weight = 100", "weight = 90")).unwrap();
     fleet.cli(1, &["apply", copy.to_str().unwrap()]);
@@ -143,7 +143,8 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_and_says_whose_i
     }
     let changed = fleet.cli(1, &["backend", "weight", "web/web1", "50"]);
     fleet.assert_applied(1, &changed, 3);
-    // The first balancer gets its name again at once when it restarts, and the other gets it when the first is gone.
+    // If the first balancer restarts, it gets its member name back immediately. After the first balancer has died, the
+    // second balancer gets the member name.
     fleet.kill(0);
     fleet.controllers[0] = Some(fleet.start(0));
     wait("lb1 is not back", || fleet.try_cli(0, &["ready", "--strict"]).is_ok());

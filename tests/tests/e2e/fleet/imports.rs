@@ -1,4 +1,4 @@
-//! Tests of known clients that are imported at one member.
+//! Tests of known clients that a user imports at one member of a fleet.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use super::{CLIENTS, Fleet};
 use crate::support::wait;
 
 impl Fleet {
-    /// The number of clients that a member knows within this prefix.
+    /// Returns the number of clients of the family `family` that a member knows.
     fn knows(&self, number: usize, family: Family) -> usize {
         let (service, within) = match family {
             Family::V4 => ("web", "10.1.0.0/16"),
@@ -30,7 +30,8 @@ impl Fleet {
     }
 }
 
-/// No lookup table would choose these backends, so only memory can know them.
+/// The lookup table names backends other than the imported ones, so only the client memory can explain why clients
+/// reach the imported backends.
 #[test]
 fn when_clients_are_imported_at_one_member_then_all_members_know_them_and_one_that_comes_later_does() {
     let mut fleet = Fleet::new();
@@ -52,7 +53,7 @@ fn when_clients_are_imported_at_one_member_then_all_members_know_them_and_one_th
     }
     fleet.wait_until_all_know();
     assert_eq!(fleet.one_answer().to_vec(), wanted);
-    // One member was not running and has lost its table.
+    // One member restarts without its client table.
     fleet.kill(2);
     fleet.start_again(2);
     fleet.wait_until_all_know();

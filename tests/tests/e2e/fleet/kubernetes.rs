@@ -1,4 +1,5 @@
-//! Tests of Kubernetes services in a fleet: each machine has a controller, and one of them acts.
+//! Tests of Kubernetes Services in a fleet. Each machine of the fleet runs a controller for Kubernetes, and only one of
+//! these controllers acts.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use serde_json::json;
 use super::{Fleet, PORT, Plan};
 use crate::support::wait;
 
-/// A program that is killed when dropped.
+/// A process that ends when the value is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -23,7 +24,7 @@ impl Drop for Killed {
 }
 
 impl Fleet {
-    /// Starts a controller on a member's machine.
+    /// Starts a controller for Kubernetes on a member's machine.
     fn kubernetes(&self, number: usize, cluster: &Kubernetes) -> Killed {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::write(files.join("kubeconfig"), cluster.kubeconfig()).unwrap();
@@ -49,7 +50,7 @@ impl Fleet {
         );
     }
 
-    /// The backends of the Service at a member, with their administrative states.
+    /// Returns the Service's backends at a member, with their administrative states.
     fn admins(&self, number: usize) -> BTreeMap<String, String> {
         let status: serde_json::Value = serde_json::from_str(&self.cli(number, &["status", "--json"])).unwrap();
         let services = status["services"].as_array().unwrap();
@@ -85,7 +86,7 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     fleet.wait_admins("one drains in both", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
     drop(first);
 
-    // The file of the second machine does not have them.
+    // The configuration file on the second machine does not contain the Service's backends.
     fleet.pods(&cluster, &[(2, true), (3, true)]);
     let _second = fleet.kubernetes(1, &cluster);
     let file = fleet.files.path().join("lb2/balancer.toml");

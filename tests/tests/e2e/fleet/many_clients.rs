@@ -1,4 +1,4 @@
-//! Tests with tens of thousands of clients, by datagrams and by connections.
+//! Tests of a fleet with tens of thousands of clients that use datagrams and connections.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::AtomicBool, thread};
 
@@ -9,25 +9,25 @@ use super::{Fleet, PORT, Plan};
 use crate::support::{homes, requests};
 
 const CLIENTS: u16 = 20_000;
-/// The clients that also connect.
+/// The number of clients that also open connections.
 const CONNECTING: u16 = 1_000;
 
 impl Fleet {
-    /// The backend that answers a datagram of each client.
+    /// Returns the backend that answers each client's datagram.
     #[track_caller]
     fn homes_by_datagrams(&self, family: Family) -> Vec<String> {
         let vip = SocketAddr::new(self.topology.vip(family), PORT);
         datagrams::ask(&self.topology, family, 1..=CLIENTS, vip, b"?").unwrap().into_values().collect()
     }
 
-    /// The backend that answers a connection of each of the first clients.
+    /// Returns the backend that answers a connection from each of the first clients.
     #[track_caller]
     fn homes_by_connections(&self, family: Family) -> Vec<String> {
         homes(&self.topology, &requests(&self.topology, family, PORT, 1..=CONNECTING))
     }
 
-    /// Checks that all clients have the same backends, by datagrams and by connections, through each of these sets of
-    /// members.
+    /// Checks that all clients reach the backends `homes` through each set of members, with datagrams and with
+    /// connections.
     #[track_caller]
     fn all_at(&self, homes: &[String], family: Family, ways: &[&[usize]]) {
         for way in ways {
@@ -51,7 +51,7 @@ fn when_a_fleet_has_twenty_thousand_clients_then_they_have_one_answer() {
         let homes = fleet.homes_by_datagrams(family);
         assert_eq!(homes.iter().collect::<BTreeSet<_>>().len(), 3);
         fleet.all_at(&homes, family, &[&[1], &[2]]);
-        // Each change at another member; the router hashes ports from now on.
+        // From this point, the router also hashes ports. The test makes each change at a different member.
         fleet.spread("1");
         fleet.cli(1, &["backend", "add", "web/web4", &fleet.topology.backend_address(family, 3).to_string()]);
         fleet.cli(2, &["backend", "drain", "web/web2"]);

@@ -1,4 +1,4 @@
-//! Members come and go.
+//! Tests of members that join, leave and die.
 
 use std::{collections::BTreeMap, env, thread, time::Duration};
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{ENGINES, Fleet, moved};
 use crate::support::wait;
 
-/// How often each member dies. `FLEET_ROUNDS=10` makes the test longer.
+/// Returns how often each member dies. `FLEET_ROUNDS=10` makes the test longer.
 fn rounds() -> usize {
     env::var("FLEET_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
 }
@@ -17,7 +17,8 @@ fn rounds() -> usize {
 fn when_a_member_dies_and_comes_back_then_clients_away_from_home_stay() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // Move clients away from where the table says: all stay when the weights change.
+    // Because of the new weights, many clients are at other backends than the lookup table names. All known clients
+    // must stay at their backends.
     fleet.cli(0, &["backend", "weight", "web/web1", "10"]);
     fleet.cli(0, &["backend", "weight", "web6/web1", "10"]);
     fleet.wait_in_step();
@@ -46,7 +47,8 @@ fn upgrade() -> impl Iterator<Item = &'static str> {
 }
 
 impl Fleet {
-    /// Runs a command at a member. The test does the work of other programs than the balancer.
+    /// Runs a command of the book at a member. For programs other than `balancer`, the test only simulates the effect
+    /// of the command.
     fn types(&mut self, number: usize, command: &str) {
         match command {
             "apt install ./balancer_0.2.0-1_amd64.deb" => {}
@@ -62,7 +64,7 @@ impl Fleet {
                 assert_eq!(words.first(), Some(&"balancer"), "say in this test what becomes of `{command}`");
                 self.cli(number, &words[1..]);
                 if words.contains(&"withdraw") {
-                    // Like routers do.
+                    // A router would also send no more packets to a member that has withdrawn.
                     let others: Vec<usize> = self.members().filter(|&other| other != number).collect();
                     self.route(&others);
                 }
@@ -80,16 +82,16 @@ fn when_members_join_leave_and_are_upgraded_then_clients_stay() {
     fleet.wait_in_step();
     fleet.spread("1");
     let load = fleet.under_load(|fleet| {
-        // A fourth member joins and gets clients when it is ready.
+        // A fourth member joins the fleet, and gets clients once it is ready.
         fleet.start_again(3);
         fleet.route_to_all();
         wait("lb4 is not seen", || fleet.members().all(|number| fleet.shown(number).members.len() == 4));
-        // Each makes room for its next version.
+        // Each member ends and starts again, as for an upgrade.
         for number in [1, 2, 3, 0] {
             upgrade().for_each(|command| fleet.types(number, command));
             fleet.route_to_all();
         }
-        // One member leaves permanently.
+        // One member leaves the fleet permanently.
         fleet.cli(2, &["withdraw", "--wait"]);
         fleet.route(&[0, 1, 3]);
         fleet.stop(2);
@@ -101,7 +103,8 @@ fn when_members_join_leave_and_are_upgraded_then_clients_stay() {
 }
 
 impl Fleet {
-    /// A fifth member's card names a version with other lookup tables: the others warn until it is gone.
+    /// The etcd record of a fifth member names a version with different lookup tables. The other members warn until
+    /// etcd no longer contains the record.
     fn hear_of_another_version(&self) {
         let etcdctl = |arguments: &[&str]| {
             let address = Topology::host_address(Family::V4, ENGINES[0]);

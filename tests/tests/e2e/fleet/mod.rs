@@ -1,4 +1,4 @@
-//! Tests of a fleet on a real etcd, behind a router that spreads clients by ECMP.
+//! Tests of a fleet with a real etcd, behind a router that spreads clients by ECMP.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod agents;
@@ -46,22 +46,22 @@ use crate::support::{Load, homes, requests, under_load, wait};
 const PORT: u16 = 80;
 const BACKENDS: u16 = 4;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=90;
-/// The number of hosts for balancers.
+/// The number of hosts that can run balancers.
 const HOSTS: u16 = 4;
-/// The host numbers of the etcd servers on the segment.
+/// The host numbers of the etcd servers in the segment's addresses.
 const ENGINES: [u16; 3] = [61, 62, 63];
 
-/// The plan of a fleet.
+/// The settings of the fleet in a test.
 struct Plan {
     forwarding: Forwarding,
-    /// The number of members to start, of four hosts.
+    /// The number of members that start first; the test has four hosts.
     members: usize,
     lease: &'static str,
-    /// The backends' check.
+    /// The health check of the backends.
     check: &'static str,
-    /// The protocol of the datagrams that `web` also serves.
+    /// The protocol of the datagrams that the service `web` also accepts.
     datagrams: Option<Protocol>,
-    /// The number of etcd servers to start, of three hosts.
+    /// The number of etcd servers that start; the test has three hosts for etcd.
     engines: usize,
     /// Additional arguments of etcd.
     etcd: Vec<String>,
@@ -84,9 +84,9 @@ impl Default for Plan {
     }
 }
 
-/// A client host behind a router, balancers, backends and three etcds, all on one segment.
+/// A client host behind a router, and balancers, backends and three etcd servers, all on one segment.
 struct Fleet {
-    /// Declared first, so that the balancers end before their hosts.
+    /// The field with the controllers comes first, so that Rust ends the balancers before their hosts.
     controllers: Vec<Option<Controller>>,
     etcd: EtcdCluster,
     engines: Vec<Namespace>,
@@ -153,7 +153,8 @@ impl Fleet {
         this
     }
 
-    /// Routes answers through these members. With `nat`, an answer may pass another balancer than its request.
+    /// Routes the replies of backends through the given members. With `nat`, a reply may pass through a balancer other
+    /// than the balancer that received the request.
     fn answer_through(&self, members: &[usize]) {
         if self.plan.forwarding != Forwarding::Nat {
             return;
@@ -171,7 +172,7 @@ impl Fleet {
         self.backends[usize::from(number) - 1] = Some(backend);
     }
 
-    /// Has each backend answer datagrams with its name until `stop`.
+    /// Makes each backend answer datagrams with its name, until `stop` is true.
     fn answer_datagrams<'a>(&self, scope: &'a Scope<'a, '_>, family: Family, stop: &'a AtomicBool) {
         for (number, host) in (1..).zip(self.topology.backends()) {
             let vip = SocketAddr::new(self.topology.vip(family), PORT);
@@ -180,7 +181,7 @@ impl Fleet {
         }
     }
 
-    /// The address of a backend for the command line.
+    /// Returns a backend's address in the form that the command line expects.
     fn backend_address(&self, family: Family, number: u16) -> String {
         let port = if self.plan.forwarding == Forwarding::Nat { 8080 } else { PORT };
         SocketAddr::new(self.topology.backend_address(family, number - 1), port).to_string()
@@ -194,7 +195,7 @@ impl Fleet {
         self.start_as(number, number + 1)
     }
 
-    /// Starts the balancer of a host as the member with this number.
+    /// Starts the balancer of host `number` as the member `member`.
     fn start_as(&self, number: usize, member: usize) -> Controller {
         let files = self.files.path().join(format!("lb{}", number + 1));
         fs::create_dir_all(&files).unwrap();
@@ -209,7 +210,7 @@ impl Fleet {
             assert!(text.contains(&one), "{text}");
             let mut text = text.replace(&one, &both);
             for number in 0..BACKENDS {
-                // The port is the listener's.
+                // If its configuration contains no port, a backend uses the port of the listener.
                 let own = self.topology.backend_address(Family::V4, number);
                 text = text.replace(&format!("\"{own}:{PORT}\""), &format!("\"{own}\""));
             }
@@ -220,13 +221,13 @@ impl Fleet {
         Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap()
     }
 
-    /// The section `[fleet]` of the member with this number.
+    /// Returns the section `[fleet]` of a member's file.
     fn lines(&self, member: usize) -> String {
         let (lease, etcd) = (self.plan.lease, self.etcd_keys().join("\n"));
         format!("[fleet]\nname = \"site1\"\nmember = \"lb{member}\"\nlease = {lease:?}\n{etcd}\n")
     }
 
-    /// The keys of a section that say where etcd is.
+    /// Returns the configuration keys that tell a program how to reach etcd.
     fn etcd_keys(&self) -> [String; 4] {
         let of = self.etcd.certificates().unwrap();
         [
@@ -237,7 +238,7 @@ impl Fleet {
         ]
     }
 
-    /// Makes the router spread over these members.
+    /// Makes the router distribute clients among the given members.
     fn route(&self, members: &[usize]) {
         for family in Family::BOTH {
             let (vip, hops) = (self.topology.vip(family), next_hops(family, members));
@@ -271,7 +272,7 @@ impl Fleet {
         self.try_cli(number, arguments).unwrap_or_else(|error| panic!("{arguments:?} at {number}: {error}"))
     }
 
-    /// Waits until all running members are ready and have the same tables.
+    /// Waits until all running members are ready and have the same lookup tables.
     #[track_caller]
     fn wait_in_step(&self) {
         wait("not all are ready", || self.members().all(|number| self.try_cli(number, &["ready"]).is_ok()));
@@ -281,8 +282,8 @@ impl Fleet {
         });
     }
 
-    /// Checks that a change, which member `asked` has answered, concerns this many members, and waits for those that the
-    /// answer says to lag by more than 2 s.
+    /// Checks that `members` members apply a change to which member `asked` has answered. If the answer says that some
+    /// members lag by more than 2 s, the function waits for these members.
     #[track_caller]
     fn assert_applied(&self, asked: usize, answer: &str, members: usize) {
         let (whole, lags) =
@@ -294,7 +295,7 @@ impl Fleet {
         });
     }
 
-    /// Returns the parsed output of `balancer fleet --json`.
+    /// Returns the parsed output of `balancer fleet --json` at a member.
     fn shown(&self, number: usize) -> FleetSnapshot {
         serde_json::from_str(&self.cli(number, &["fleet", "--json"])).unwrap()
     }
@@ -303,7 +304,7 @@ impl Fleet {
         balancer_testkit::metrics::scrape_text(self.namespace(number), PATIENCE).unwrap()
     }
 
-    /// The backends of `web`, with state and slots.
+    /// Returns the backends of all services, each with its state and slots.
     fn states(&self, number: usize) -> Vec<String> {
         let Ok(status) = self.controllers[number].as_ref().unwrap().status() else { return Vec::new() };
         let of = |service: &balancer_api::model::ServiceView| {
@@ -315,7 +316,7 @@ impl Fleet {
         status.services.iter().flat_map(of).collect()
     }
 
-    /// Waits until a backend is in this state in both services, at all members.
+    /// Waits until all members show the backend in the given state, in both services.
     #[track_caller]
     fn wait_for(&self, backend: &str, state: &str) {
         let states = ["web", "web6"].map(|service| format!("{service}/{backend} {state} "));
@@ -323,7 +324,7 @@ impl Fleet {
         wait(&format!("{backend} is not {state}"), || self.members().all(|number| is(&self.states(number))));
     }
 
-    /// The backend that answers each client.
+    /// Returns the backend that answers each client.
     #[track_caller]
     fn homes(&self, family: Family) -> Vec<String> {
         homes(&self.topology, &requests(&self.topology, family, PORT, CLIENTS))
@@ -334,7 +335,8 @@ impl Fleet {
         Family::BOTH.map(|family| self.homes(family))
     }
 
-    /// Checks that every client gets an answer from the same backend through each member.
+    /// Checks that every client gets answers from the same backend through each member, and returns the backends of all
+    /// clients.
     #[track_caller]
     fn one_answer(&self) -> [Vec<String>; 2] {
         let members: Vec<usize> = self.members().collect();
@@ -350,7 +352,7 @@ impl Fleet {
         answers.remove(0)
     }
 
-    /// Lets clients connect all the time while `work` runs.
+    /// Makes clients open connections all the time while `work` runs.
     fn under_load(&mut self, work: impl FnOnce(&mut Self)) -> Load {
         let of = |family| requests(&self.topology, family, PORT, CLIENTS);
         let requests: Vec<Request> = Family::BOTH.into_iter().flat_map(of).collect();
@@ -362,7 +364,7 @@ impl Fleet {
         self.controllers[number].take().unwrap().process().kill().unwrap();
     }
 
-    /// Kills the leader and waits for the next one, which is returned.
+    /// Kills the leader, waits for the next leader, and returns the number of the next leader.
     fn replace_leader(&mut self) -> usize {
         let leads = |name: &str| name.trim_start_matches("lb").parse::<usize>().unwrap() - 1;
         let old = self.shown(self.members().next().unwrap()).leader.unwrap();
@@ -373,7 +375,7 @@ impl Fleet {
         leads(&next(self, self.members().next().unwrap()).unwrap())
     }
 
-    /// Ends the balancer like a service manager.
+    /// Ends a balancer as a service manager would.
     fn stop(&mut self, number: usize) {
         let status = self.controllers[number].take().unwrap().process().stop().unwrap();
         assert!(status.success(), "lb{}: {status}", number + 1);
@@ -385,14 +387,14 @@ impl Fleet {
     }
 }
 
-/// These members, in the notation of `ip route`.
+/// Returns the next hops for routes through the given members, in the notation of `ip route`.
 fn next_hops(family: Family, members: &[usize]) -> String {
     let address = |&number| Topology::balancers_address(family, u16::try_from(number).unwrap());
     let hops: Vec<String> = members.iter().map(|number| format!("nexthop via {}", address(number))).collect();
     hops.join(" ")
 }
 
-/// The clients, except those of one backend, that are at another backend afterwards.
+/// Returns the clients that have changed their backend, except the clients of the backend `except`.
 fn moved(before: &[Vec<String>; 2], after: &[Vec<String>; 2], except: &str) -> BTreeMap<usize, (String, String)> {
     let pairs = before.iter().flatten().zip(after.iter().flatten()).enumerate();
     pairs

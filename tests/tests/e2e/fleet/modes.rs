@@ -1,4 +1,4 @@
-//! Tests of a fleet with each forwarding mode.
+//! Tests of a fleet in each forwarding mode.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use balancer_testkit::topology::Family;
 
 use super::{Fleet, Plan, moved};
 
-/// A backend is added and one drained under load, a member dies and comes back: no client moves, and all members agree.
+/// Under load, the test adds a backend and drains another backend; then a member dies and returns. No client moves, and
+/// all members agree on each client's backend.
 fn one_answer_through(forwarding: Forwarding) {
     let mut fleet = Fleet::planned(Plan { forwarding, ..Plan::default() });
     let homes = fleet.one_answer();

@@ -1,4 +1,5 @@
-//! Connection IDs of QUIC in a fleet: members share no connection, and agree all the same.
+//! Tests of QUIC connection IDs in a fleet: the members do not exchange connections, but agree on the backend of each
+//! connection.
 
 use std::{
     net::SocketAddr,
@@ -17,18 +18,18 @@ use crate::{
     support::{homes, requests, wait},
 };
 
-/// The key for connection IDs in the file, behind the listeners.
+/// The configuration line with the key for connection IDs, which follows the listeners.
 pub(super) const LINE: &str = "\nquic = { format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 const FAMILY: Family = Family::V4;
 
 impl Fleet {
-    /// The settings for the server of a backend, as a member gives them.
+    /// Returns the settings for the QUIC server of a backend, according to a member.
     fn server_config(&self, member: usize, backend: &str) -> QuicServerConfig {
         let said = self.cli(member, &["quic", "server-config", &format!("web/{backend}"), "--json"]);
         serde_json::from_str(&said).unwrap()
     }
 
-    /// A packet of a connection to a backend, whose server knows the present key.
+    /// Returns a packet of a connection to a backend whose server knows the current key.
     fn packet_to(&self, backend: &str) -> Vec<u8> {
         let configs: Vec<QuicServerConfig> = self.members().map(|member| self.server_config(member, backend)).collect();
         assert!(configs.iter().all(|config| *config == configs[0]), "members tell {backend} differently");
@@ -38,7 +39,7 @@ impl Fleet {
         short(&format.id(first, &server, &nonce)[..configs[0].id_length.into()])
     }
 
-    /// The backend that answers the packet of a client through one member.
+    /// Returns the backend that answers a client's packet through one member.
     fn through(&self, member: usize, client: u16, packet: &[u8]) -> String {
         let vip = SocketAddr::new(self.topology.vip(FAMILY), PORT);
         self.route(&[member]);
@@ -46,8 +47,8 @@ impl Fleet {
         answers.into_values().next().unwrap()
     }
 
-    /// Packets of a connection reach its backend from any address and through any member. A client that has sent one through
-    /// one member goes there with its TCP connections through all of them, once they know of it.
+    /// Checks that packets of a connection reach the connection's backend from any address and through any member. Once
+    /// all members know the client that has sent a packet, TCP connections of the client reach the same backend.
     fn is_kept(&self, backend: &str, packet: &[u8], client: u16) {
         let members: Vec<usize> = self.members().collect();
         for &member in &members {
@@ -66,7 +67,7 @@ impl Fleet {
         assert!(homes.iter().all(|name| name == backend), "client {client} of {backend}: {homes:?}");
     }
 
-    /// Where each member knows a client to be.
+    /// Returns, for each member, the backend at which the member knows a client, if the member knows the client.
     fn known_at(&self, client: u16) -> Vec<Option<String>> {
         let address = self.topology.client_address(FAMILY, client).to_string();
         let of = |member| {
@@ -77,7 +78,7 @@ impl Fleet {
         self.members().map(of).collect()
     }
 
-    /// The backend of a client's TCP connections through each member.
+    /// Returns, for each member, the backend that a client's TCP connection reaches.
     fn homes_of(&self, client: u16) -> Vec<String> {
         let members: Vec<usize> = self.members().collect();
         let through = |&member: &usize| {
@@ -101,7 +102,7 @@ fn when_clients_of_a_fleet_change_their_address_then_each_member_sends_them_wher
         for (client, (backend, packet)) in (1..).zip(&packets) {
             fleet.is_kept(backend, packet, client);
         }
-        // Servers are told of another key by any member; the packets of before are understood by all.
+        // Any member can give servers another key, and all members still decrypt connection IDs of the previous key.
         fleet.cli(1, &["quic", "key", "rotate", "web"]);
         fleet.wait_in_step();
         let rotated = fleet.server_config(1, "web1");
@@ -111,7 +112,7 @@ fn when_clients_of_a_fleet_change_their_address_then_each_member_sends_them_wher
         for (client, (backend, packet)) in (11..).zip(packets.iter().chain(&again)) {
             fleet.is_kept(backend, packet, client);
         }
-        // A drained backend keeps its connections, and a member that dies takes none along.
+        // A drained backend keeps its connections, and connections survive the death of a member.
         fleet.cli(2, &["backend", "drain", "web/web2"]);
         fleet.wait_in_step();
         fleet.kill(0);

@@ -1,4 +1,4 @@
-//! Tests of the members' views of backends.
+//! Tests of fleets whose members have different views of backends.
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +17,13 @@ use balancer_testkit::{
 use super::{CLIENTS, Fleet, PORT, Plan, moved};
 use crate::support::{homes, requests, wait};
 
-/// How often a backend flaps. `FLEET_FLAPS=1000` makes the test longer.
+/// Returns how often the backend fails and recovers. `FLEET_FLAPS=1000` makes the test longer.
 fn flaps() -> usize {
     env::var("FLEET_FLAPS").ok().and_then(|flaps| flaps.parse().ok()).unwrap_or(12)
 }
 
 impl Fleet {
-    /// Cuts a member's own route to a backend, or restores it (`"add"`, `"del"`).
+    /// Cuts a member's route to a backend if `verb` is `"add"`, or restores the route if `verb` is `"del"`.
     fn cut(&self, verb: &str, member: usize, backend: u16) {
         for (family, flag, length) in [(Family::V4, "-4", 32), (Family::V6, "-6", 128)] {
             let address = self.topology.backend_address(family, backend - 1);
@@ -31,14 +31,16 @@ impl Fleet {
         }
     }
 
-    /// Whether a member's own view of these backends differs from the fleet's, as another member shows it.
+    /// Returns whether some other member reports that the view of `member` about the given backends differs from the
+    /// fleet's view.
     fn differs(&self, member: usize, backends: &[&str]) -> bool {
         let name = format!("lb{}", member + 1);
         let shown = self.shown((member + 1) % 3).members;
         shown.iter().any(|of| of.name == name && of.votes_differ == backends)
     }
 
-    /// The known clients that moved, as counted by all members together, by the reason and the backend that they left.
+    /// Returns the number of moved clients that all members together have counted, by cause and by the backend that the
+    /// clients left.
     fn counted(&self) -> BTreeMap<String, u64> {
         let mut sum = BTreeMap::new();
         for text in self.members().map(|number| self.metrics(number)) {
@@ -54,14 +56,14 @@ impl Fleet {
         sum
     }
 
-    /// The number of moves since the start, as a member shows it for the fleet.
+    /// Returns the number of moves since the start that a member shows for the whole fleet.
     fn moves_of_all(&self, member: usize) -> u64 {
         let stats: Vec<StatsView> = serde_json::from_str(&self.cli(member, &["stats", "--json", "--fleet"])).unwrap();
         let periods = stats.iter().flat_map(|service| &service.periods).filter(|period| period.period == "start");
         periods.flat_map(|period| period.moves.values()).sum()
     }
 
-    /// The number of moves that members counted although others count them.
+    /// Returns the number of moves that members counted although other members had already counted the same moves.
     fn repeated(&self) -> u64 {
         let texts: Vec<String> = self.members().map(|number| self.metrics(number)).collect();
         let series =
@@ -78,7 +80,7 @@ impl Fleet {
 fn when_most_members_see_a_backend_down_then_it_is_down() {
     let mut fleet = Fleet::new();
     let homes = fleet.one_answer();
-    // The third member's own route to web2 is cut: nothing moves, and the member reports it.
+    // The third member loses its route to web2: no client moves, and the member reports the problem.
     fleet.cut("add", 2, 2);
     wait("lb3 does not say that it cannot reach web2", || {
         let ready = fleet.cli(2, &["ready", "--json"]);
@@ -90,17 +92,17 @@ fn when_most_members_see_a_backend_down_then_it_is_down() {
     wait("lb2's metrics do not tell of it", || fleet.metrics(1).contains(votes));
     assert!(fleet.try_cli(2, &["ready", "--strict"]).is_err() && fleet.try_cli(2, &["ready"]).is_ok());
     assert!(fleet.states(0).iter().any(|state| state.starts_with("web/web2 up")), "{:?}", fleet.states(0));
-    // The route through lb3 is closed to its clients.
+    // The third member could not serve the clients of web2, so the router does not use the third member.
     fleet.route(&[0, 1]);
     assert_eq!(fleet.all_homes(), homes);
     fleet.cut("del", 2, 2);
     wait("lb3 is not ready again", || fleet.try_cli(2, &["ready", "--strict"]).is_ok());
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
-    // The backend dies: its clients move once, to the same backends at all members.
+    // The backend web2 dies: its clients move once, and reach the same backends through all members.
     fleet.backends[1] = None;
     fleet.wait_for("web2", "down");
-    // Some clients move at several members, before members have exchanged the moves.
+    // Some clients move at several members before the members have exchanged records of the moves.
     let after = fleet.one_answer();
     assert_eq!(moved(&homes, &after, "web2"), BTreeMap::new());
     assert!(after.iter().flatten().all(|home| home != "web2"));
@@ -113,7 +115,7 @@ fn when_most_members_see_a_backend_down_then_it_is_down() {
     assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
 
-/// Checks are an hour apart, so what the clients of one member see is all that any member learns.
+/// Checks are an hour apart, so the members learn of the failure only from client packets at one member.
 #[test]
 fn when_a_server_is_killed_then_the_clients_of_one_member_tell_all_and_no_connection_fails() {
     for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
@@ -141,9 +143,9 @@ fn when_two_of_three_members_cannot_reach_a_backend_then_its_clients_move_once()
     fleet.cut("add", 0, 2);
     fleet.cut("add", 1, 2);
     fleet.wait_for("web2", "down");
-    // The third member, which sees the backend up, follows the others.
+    // The third member sees the backend up, but follows the other members.
     wait("lb3 does not differ", || fleet.differs(2, &["web/web2", "web6/web2"]));
-    // lb3 itself sees it in the same way: it is the minority.
+    // lb3 also shows that its view of web2 differs from the view of the majority.
     wait("lb3 shows others that differ", || {
         let differing = |member: &&balancer_api::model::FleetMember| !member.votes_differ.is_empty();
         let shown = fleet.shown(2).members;
@@ -177,7 +179,8 @@ fn when_two_of_three_members_cannot_reach_a_backend_then_its_clients_move_once()
     assert_eq!(counted(&fleet), leaving as u64);
 }
 
-/// Each flap comes with new clients, so that the backend always has some; each time through another member.
+/// New clients arrive before each failure, so that the backend always has some clients. Each group of new clients uses
+/// a different member.
 #[test]
 fn when_a_backend_flaps_then_no_client_loses_its_session_twice() {
     const NEWCOMERS: u16 = 6;
@@ -200,11 +203,11 @@ fn when_a_backend_flaps_then_no_client_loses_its_session_twice() {
         let (one, other, third) = (round % 3, (round + 1) % 3, (round + 2) % 3);
         let recent = known.saturating_sub(*CLIENTS.end() - 1)..=known;
         connect(&fleet, recent.clone(), one, false);
-        // A single member cannot reach the backend.
+        // Only one of the members cannot reach the backend.
         fleet.cut("add", one, 2);
         wait("the others do not see what one says", || fleet.differs(one, &["web/web2", "web6/web2"]));
         connect(&fleet, recent.clone(), other, false);
-        // Two members cannot reach it.
+        // Two of the members cannot reach the backend.
         fleet.cut("add", other, 2);
         fleet.wait_for("web2", "down");
         connect(&fleet, recent.clone(), third, true);
@@ -222,7 +225,8 @@ fn when_a_backend_flaps_then_no_client_loses_its_session_twice() {
     assert_eq!(fleet.one_answer().iter().flatten().filter(|home| home.is_empty()).count(), 0);
 }
 
-/// The fleet decides without a client table; the requested member has one.
+/// The fleet decides without a client table, but the member that receives the request counts clients in its own client
+/// table.
 #[test]
 fn when_a_backend_is_removed_then_the_answer_says_who_counted_its_clients() {
     let fleet = Fleet::new();
@@ -239,8 +243,8 @@ fn when_a_backend_is_removed_then_the_answer_says_who_counted_its_clients() {
     assert!((1..=at_web2).contains(&count), "{said}");
 }
 
-/// Clients come to one member only, and checks are an hour apart: the observation of one member makes all members
-/// check.
+/// Clients send packets through only one member, and checks are an hour apart. The observation of one member must make
+/// all members check the backend at once.
 #[test]
 fn when_one_member_has_a_signal_then_all_check_at_once() {
     const HOURLY: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
@@ -257,7 +261,8 @@ fn when_one_member_has_a_signal_then_all_check_at_once() {
         for request in &mut requests {
             request.timeout = Duration::from_secs(5);
         }
-        // Refused with dsr, opened elsewhere after a second with nat.
+        // With dsr, the machine of the dead server refuses connections. With nat, connections reach another backend one
+        // second after the failure.
         wait("web2 is not down", || {
             let replies = send_all(fleet.topology.client(), &requests, WORKERS).unwrap();
             assert!(forwarding == Forwarding::Dsr || replies.iter().all(Result::is_ok), "{replies:?}");

@@ -1,4 +1,4 @@
-//! Services of Kubernetes, and what else the balancer can do: outages, slow start, agents, backups.
+//! Tests of Kubernetes Services together with other features of the balancer: outages, slow start, agents and backups.
 
 use std::{collections::BTreeMap, io::ErrorKind};
 
@@ -10,7 +10,7 @@ use crate::{agents::Agent, support::wait};
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=200;
 
 impl World {
-    /// A Service with these annotations and these pods, all up.
+    /// Starts a Service with the given annotations and pods, and waits until all pods are up.
     fn serving(annotations: &[(&str, &str)], pods: &[u16]) -> (Self, Controller) {
         let world = Self::start();
         let controller = world.controller();
@@ -20,14 +20,14 @@ impl World {
         (world, controller)
     }
 
-    /// How many slots the backends have.
+    /// Returns the number of slots of each backend.
     fn slots(&self) -> BTreeMap<String, u32> {
         let services = self.site.status().unwrap().services;
         let service = services.into_iter().find(|service| service.name == SERVICE).unwrap();
         service.backends.into_iter().map(|backend| (backend.name, backend.slots)).collect()
     }
 
-    /// Kills the controller and starts another, which reads the file anew.
+    /// Kills the controller for Kubernetes and starts another one, which reads the balancer's file.
     fn another_controller(&self, controller: &mut Controller) {
         drop(std::mem::replace(controller, self.controller()));
     }
@@ -43,7 +43,7 @@ fn when_all_pods_fail_at_once_then_nobody_moves_whether_kubernetes_takes_them_fo
         }
         world.wait_states("all pods are down", "down", &[1, 2, 3, 4]);
         if unready {
-            // The kubelet's probes fail as well.
+            // The probes of the kubelet fail as well, so the pods are not ready.
             world.pods(&[], &[1, 2, 3, 4]);
             wait("they are to drain", || world.admins().values().all(|admin| admin == "drain"));
         }

@@ -1,5 +1,5 @@
-//! Tests of `balancer capture`: they read files back with `tshark` if the machine has it, and always with a small
-//! parser.
+//! Tests of `balancer capture`. The tests read the captured files with a small parser, and also with `tshark` if the
+//! machine has `tshark`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -20,7 +20,7 @@ use balancer_testkit::{
 use super::watch;
 use crate::support::wait;
 
-/// A frame of a capture.
+/// A captured frame in a file.
 #[derive(Debug)]
 struct Captured {
     interface: String,
@@ -31,7 +31,7 @@ struct Captured {
     is_out: bool,
 }
 
-/// Reads the blocks of pcapng.
+/// Parses the blocks of a pcapng file.
 fn read(mut rest: &[u8]) -> Vec<Captured> {
     let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
     let mut interfaces = Vec::new();
@@ -78,7 +78,7 @@ fn options(mut rest: &[u8]) -> Vec<(u16, Vec<u8>)> {
     options
 }
 
-/// Returns tshark's output for a file, a line for each frame; `None` if the machine has no tshark.
+/// Returns `tshark`'s output for a file, with one line for each frame, or `None` if the machine has no `tshark`.
 fn tshark(file: &Path, fields: &[&str]) -> Option<Vec<String>> {
     let mut command = Command::new("tshark");
     command.arg("-r").arg(file).args(["-T", "fields", "-E", "separator=|"]);
@@ -95,12 +95,12 @@ fn site(forwarding: Forwarding) -> Site {
     .unwrap()
 }
 
-/// Captures while clients send requests. Returns the frames, the command's output, and the file.
+/// Captures packets while clients send requests, and returns the frames, the command's output and the file.
 fn capture(site: &Site, name: &str, more: &[&str], ask: impl FnOnce()) -> (Vec<Captured>, String, PathBuf) {
     let file = site.files().join(format!("{name}.pcapng"));
     let mut capture = watch::start(site, name, &[&["capture", "-w", file.to_str().unwrap()], more].concat());
     ask();
-    // Wait until delayed packets are written.
+    // The command writes some packets with a delay, so the test waits until the file stops growing.
     let mut size = 0;
     wait("it does not rest", || {
         std::thread::sleep(std::time::Duration::from_millis(300));
@@ -191,7 +191,7 @@ fn when_it_goes_into_a_pipe_then_the_reader_has_it_at_once_and_its_end_ends_the_
     command.arg("--socket").arg(site.files().join("balancer.sock")).args(["capture", "-w", "-", "--service", "web"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdout.take().unwrap();
-    // Wait for the head of the file, which is written when observation has begun.
+    // The command writes the file's header when it begins to observe packets, so the test waits for the header.
     let mut bytes = vec![0; 28];
     pipe.read_exact(&mut bytes).unwrap();
     site.homes(Family::V4, [1]).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of `balancer trace` and `balancer capture`: their output for real clients' packets, and that they leave no
+//! Tests that `balancer trace` and `balancer capture` report the packets of real clients correctly, and leave no
 //! program attached.
 
 mod capture;

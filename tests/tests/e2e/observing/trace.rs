@@ -1,4 +1,4 @@
-//! Tests of `balancer trace`.
+//! Tests of the output of `balancer trace`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -25,12 +25,12 @@ fn site(shape: Shape, forwarding: Forwarding, xdp_mode: &'static str, families: 
     .unwrap()
 }
 
-/// The first packet in this direction with this word in `/packet/flags`.
+/// Returns the first packet in the given direction with the given TCP flags.
 fn find<'a>(packets: &'a [Value], direction: &str, flags: &str) -> Option<&'a Value> {
     packets.iter().find(|packet| packet["direction"] == direction && packet["packet"]["flags"] == flags)
 }
 
-/// Waits for the first packet of a connection, which has the reason for the choice of its backend.
+/// Waits for the first packet of a connection, which the output shows with the reason for the choice of the backend.
 fn opening(trace: &Watch) -> Value {
     wait("no connection is seen", || find(&trace.packets(), "to_backend", "SYN").is_some());
     find(&trace.packets(), "to_backend", "SYN").unwrap().clone()
@@ -42,7 +42,7 @@ fn check_mode(shape: Shape, forwarding: Forwarding, xdp_mode: &'static str, fami
     let client = site.topology().client_address(family, 1);
     let mut trace = watch::start(&site, "trace", &["trace", &client.to_string(), "--json"]);
     let home = site.homes(family, [1]).unwrap()[&1].clone();
-    // Packets of other clients are not shown.
+    // The output does not contain packets of other clients.
     site.homes(family, [2]).unwrap();
     let first = opening(&trace);
     let what = format!("{forwarding:?} {xdp_mode} {family:?}: {first}");

@@ -1,4 +1,4 @@
-//! Observing commands that run next to a site, and their output.
+//! Runs commands that observe packets of a site, and reads the output of the commands.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeSet, fs, path::PathBuf};
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::support::wait;
 
-/// A running command.
+/// A running `balancer trace` or `balancer capture`.
 pub(crate) struct Watch {
     process: Process,
     log: PathBuf,
 }
 
-/// Starts an observing command, and waits until it observes.
+/// Starts a command, and waits until the command observes packets.
 pub(crate) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
     let log = site.files().join(format!("{name}.log"));
     let mut command = site.topology().balancer().command(binaries::balancer().unwrap());
@@ -31,12 +31,12 @@ pub(crate) fn start(site: &Site, name: &str, arguments: &[&str]) -> Watch {
 }
 
 impl Watch {
-    /// The output so far.
+    /// Returns the command's output up to this time.
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// The packets in the JSON output.
+    /// Returns the packets in the command's JSON output.
     pub(crate) fn packets(&self) -> Vec<Value> {
         let said = self.said();
         let whole = said.lines().filter(|line| line.starts_with('{') && line.ends_with('}'));
@@ -50,19 +50,19 @@ impl Watch {
         assert!(status.success(), "{status}: {}", self.said());
     }
 
-    /// Ends the command like Ctrl-C.
+    /// Interrupts the command, as Ctrl-C does.
     pub(crate) fn interrupt(&mut self) {
         self.process.signal(Signal::SIGINT).unwrap();
         self.end();
     }
 
-    /// Kills the command.
+    /// Kills the command with the signal SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
     }
 }
 
-/// The names of the programs on a site's interfaces.
+/// Returns the names of the programs on a site's interfaces.
 pub(crate) fn attached(site: &Site) -> BTreeSet<String> {
     let output = site.topology().balancer().command("ip").args(["-d", "-j", "link", "show"]).output().unwrap();
     let links: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();

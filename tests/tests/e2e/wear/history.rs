@@ -1,4 +1,4 @@
-//! A record of the clients' results and the operator's actions. It checks that the actions explain the results.
+//! A record of the clients' results and the operator's actions; the record checks that the actions explain the results.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,41 +6,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A client's connection.
+/// An attempt of a client to connect.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) client: u16,
     pub(super) start: Instant,
     pub(super) end: Instant,
-    /// The backend that answered, or the error.
+    /// The backend that answered the attempt, or the error.
     pub(super) outcome: Result<String, String>,
 }
 
 impl Attempt {
-    /// The start and the result, as a line.
+    /// Returns the start and the result of the attempt, as a line.
     fn line(&self) -> (Instant, String) {
         let took = self.end.saturating_duration_since(self.start);
         (self.start, format!("client {} begins, and has {:?} after {took:.2?}", self.client, self.outcome))
     }
 }
 
-/// An action.
+/// An action of the operator, with its time.
 #[derive(Debug)]
 struct Deed {
     at: Instant,
     what: String,
 }
 
-/// The effect of a backend's trouble on clients.
+/// The effect of a backend's failure on clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The backend's clients may move; their current connection is cut.
+    /// The backend's clients may move, and their current connections may break.
     Moves,
-    /// The backend does not answer.
+    /// The backend does not answer its clients.
     Silent,
 }
 
-/// A time in which clients may leave a backend.
+/// A period in which clients may leave a backend.
 #[derive(Clone, Debug)]
 struct Trouble {
     backend: u16,
@@ -55,10 +55,10 @@ impl Trouble {
     }
 }
 
-/// How much of the history the report of a fault has.
+/// The period before a fault that the report of the fault covers.
 const STORY: Duration = Duration::from_secs(25);
 
-/// The whole history.
+/// All actions and results so far.
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// The backend that last answered each client, and the start of that connection.
@@ -76,32 +76,32 @@ impl History {
         self.troubles.push(Trouble { backend, begun, over: None, kind });
     }
 
-    /// Records the answers to clients while the site was at rest.
+    /// Records which backends answered the clients while the operator made no changes.
     pub(super) fn seen(&mut self, homes: BTreeMap<u16, String>) {
         let now = Instant::now();
         self.homes.extend(homes.into_iter().map(|(client, home)| (client, (home, now))));
     }
 
-    /// Whether new clients may get no answer.
+    /// Returns whether a backend is silent, so that new clients may get no answer.
     pub(super) fn is_silent(&self) -> bool {
         self.troubles.iter().any(|trouble| trouble.kind == Kind::Silent && trouble.over.is_none())
     }
 
-    /// Forgets finished events.
+    /// Forgets failures that are over, and old actions.
     pub(super) fn forget(&mut self) {
         self.troubles.retain(|trouble| trouble.over.is_none());
         self.deeds.drain(..self.deeds.len().saturating_sub(50));
     }
 
-    /// Notes that the backend's trouble is over.
+    /// Records that the failure of a backend is over.
     pub(super) fn end(&mut self, backend: u16) {
         for trouble in self.troubles.iter_mut().filter(|trouble| trouble.backend == backend && trouble.over.is_none()) {
             trouble.over = Some(Instant::now());
         }
     }
 
-    /// Returns the faults in the attempts of clients, each client's in their order: clients stay unless their backend
-    /// is in trouble, and get an answer unless a backend is silent.
+    /// Returns the faults in the clients' attempts, in the order of each client's attempts. A client must stay with its
+    /// backend unless the backend has failed, and must get an answer unless a backend is silent.
     pub(super) fn judge(&mut self, attempts: &[Attempt]) -> Vec<String> {
         let mut homes = std::mem::take(&mut self.homes);
         let wrong = attempts.iter().filter_map(|attempt| {
@@ -117,8 +117,8 @@ impl History {
         wrong
     }
 
-    /// Returns the fault in a client's attempt. `home` is the backend that answered it last, with the start of that
-    /// connection.
+    /// Returns the fault in a client's attempt, if there is one. `home` is the backend that last answered the client,
+    /// with the start time of that connection.
     fn judge_one(&self, attempt: &Attempt, home: Option<(&str, Instant)>) -> Option<String> {
         let Attempt { client, start, end, outcome } = attempt;
         match (outcome, home) {
@@ -140,7 +140,7 @@ impl History {
         self.troubles.iter().filter(of).any(|trouble| trouble.overlaps(start, end))
     }
 
-    /// Reports a fault: the actions before it, and the client's results.
+    /// Describes a fault, the actions before the fault, and the client's results.
     fn story(&self, what: &str, attempt: &Attempt, attempts: &[Attempt]) -> String {
         let took = attempt.end.saturating_duration_since(attempt.start);
         let mut lines: Vec<(Instant, String)> =
@@ -152,7 +152,7 @@ impl History {
         self.tell(&format!("{what}, after {took:.2?}"), attempt.end, lines)
     }
 
-    /// Reports a current fault, with the actions before it.
+    /// Describes a current fault, and the actions before the fault.
     pub(super) fn story_until_now(&self, what: &str) -> String {
         self.tell(what, Instant::now(), Vec::new())
     }

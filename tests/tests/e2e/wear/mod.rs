@@ -1,8 +1,9 @@
-//! A whole site under stress. An operator makes random changes; backends and links fail; the disk is full, read-only,
-//! slow or broken; the wall clock jumps; floods arrive; memory runs out; and the controller is restarted, killed, and
-//! stopped in the middle of changes, all under traffic. Clients must see only the expected effects.
+//! Tests a whole site under stress. An operator makes random changes; backends and links fail; the disk is full,
+//! read-only, slow or broken; the wall clock jumps; and many new clients arrive at the same time. The machine runs out
+//! of memory, and the test restarts the controller, kills the controller, or stops the controller in the middle of a
+//! change. During all these events, clients keep connecting, and may notice only the expected effects.
 //!
-//! `SOAK_SECONDS` makes the test longer, `SOAK_SEED` repeats the same actions.
+//! `SOAK_SECONDS` makes the test longer, and `SOAK_SEED` repeats the actions of an earlier run.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod history;
@@ -40,11 +41,11 @@ const CLIENTS: u16 = 48;
 const WORKERS: usize = 4;
 const BACKENDS: u16 = 5;
 const FAMILY: Family = Family::V4;
-/// The pause between two requests of a worker, which limits the load.
+/// Each worker pauses between two requests, which limits the load.
 const PACE: Duration = Duration::from_millis(15);
-/// The interval of repairs and complete checks.
+/// The interval at which the operator repairs all faults and checks the site.
 const ROUND: Duration = Duration::from_secs(12);
-/// Longer than any answer of a running backend takes.
+/// A time limit that is longer than any answer of a running backend takes.
 const ANSWER: Duration = Duration::from_secs(8);
 
 /// The state that the clients share with the operator.
@@ -56,7 +57,7 @@ struct Shared {
     attempts: Mutex<Vec<Attempt>>,
 }
 
-/// Lets clients connect until they are stopped.
+/// Lets clients connect until the test stops them.
 fn load(entrance: &Entrance, requests: &[(u16, Request)], shared: &Shared) {
     entrance.enter().unwrap();
     for (client, request) in requests.iter().cycle() {
@@ -78,7 +79,7 @@ fn load(entrance: &Entrance, requests: &[(u16, Request)], shared: &Shared) {
     }
 }
 
-/// Repairs everything, and checks it while no client sends requests.
+/// Repairs all faults, and checks the site while no client sends requests.
 fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     operator.heal().unwrap();
     shared.pause.store(true, Ordering::Release);
@@ -96,7 +97,8 @@ fn rest(operator: &mut Operator<'_>, shared: &Shared) -> usize {
     attempts.len()
 }
 
-/// `crowd` is a number of additional services, which make the state so large that it has a journal.
+/// Puts a site under stress for `duration`. The `crowd` additional services make the controller's state so large that
+/// the controller keeps a journal.
 fn wear(forwarding: Forwarding, crowd: u16, seed: u64, duration: Duration) {
     println!("SOAK_SEED={seed:#x} does the same to {forwarding:?}");
     let place = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! An operator who makes random changes, and knows their expected effects.
+//! An operator who makes random changes and knows the expected effects of each change.
 
 use std::{
     collections::BTreeMap,
@@ -23,20 +23,21 @@ use super::{
     history::{History, Kind},
 };
 
-/// How long known clients of a drained backend stay.
+/// The time for which known clients of a drained backend stay at the backend.
 pub(super) const DRAIN: Duration = Duration::from_secs(3);
-/// The smallest number of backends that are ready and healthy at any time.
+/// The minimum number of backends that are ready and healthy at any time.
 const FEWEST: usize = 2;
-/// The wall clock is wrong by two days at most.
+/// The largest error of the wall clock, in seconds: two days.
 const JUMP: i64 = 2 * 86_400;
 
-/// With ticks of one second and of 22 seconds, so that ages have to be converted.
+/// Values of `remember` with different tick lengths of one second and 22 seconds, so that the balancer must convert the
+/// clients' ages.
 const REMEMBER: [&str; 3] = ["300s", "2h", "24h"];
-/// A listener without clients. It is for datagrams, because `nat` could not distinguish its connections from those to
-/// the other port.
+/// The port of a listener that the service has from time to time, and that no client uses. The listener is for
+/// datagrams, because `nat` could not distinguish TCP connections to the two ports of the service.
 const SPARE_PORT: u16 = 8081;
 
-/// The accepted settings of a backend, which must hold from then on.
+/// The settings of a backend that the controller has accepted, and must keep from that time on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Wanted {
     weight: u16,
@@ -55,10 +56,10 @@ pub(super) struct Operator<'a> {
     faults: &'a Faults,
     rng: Rng,
     pub(super) history: History,
-    /// The existing backends.
+    /// The expected settings of the existing backends.
     wanted: BTreeMap<u16, Wanted>,
     failed: BTreeMap<u16, Fault>,
-    /// Whether the service listens on an additional port.
+    /// Whether the service listens on the additional port.
     listens: bool,
     disk_is_well: bool,
     pub(super) deeds: BTreeMap<&'static str, u64>,
@@ -81,7 +82,7 @@ impl<'a> Operator<'a> {
         self.history.note(what);
     }
 
-    /// Does a random action.
+    /// Performs a random action of the operator.
     pub(super) fn act(&mut self) -> Result<()> {
         let number = self.rng.u16(1..=BACKENDS);
         match self.rng.u32(0..24) {
@@ -106,7 +107,7 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// The number of backends that take new clients and answer them.
+    /// Returns the number of backends that take and answer new clients.
     fn well(&self) -> usize {
         let well = |&(number, wanted): &(&u16, &Wanted)| wanted.ready && !self.failed.contains_key(number);
         self.wanted.iter().filter(well).count()
@@ -116,7 +117,8 @@ impl<'a> Operator<'a> {
         self.wanted.get(&number).is_some_and(|wanted| wanted.ready) && !self.failed.contains_key(&number)
     }
 
-    /// Returns whether a change was made. It may be refused only if the disk has a fault, and then nothing has changed.
+    /// Returns whether the controller made the change. The controller may refuse the change only if the disk has a
+    /// fault, and must then have changed nothing.
     fn made(&mut self, what: &str, result: Result<()>) -> Result<bool> {
         match result {
             Ok(()) => Ok(true),
@@ -178,7 +180,7 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// Makes a backend ready, or adds it again.
+    /// Makes a backend ready, or adds a removed backend again.
     fn bring_back(&mut self, number: u16) -> Result<()> {
         let result = match self.wanted.get(&number).copied() {
             Some(Wanted { ready: true, .. }) => return Ok(()),
@@ -201,10 +203,11 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// A name can be used again when the previous backend of that name is gone.
+    /// Adds a backend to the service. The name of a backend is free again when the previous backend of that name is
+    /// gone.
     fn add(&mut self, number: u16) -> Result<()> {
         let at = self.site.backend_address(FAMILY, number);
-        // Only `nat` changes ports.
+        // Only `nat` changes the port of a packet.
         let address = if at.port() == PORT { at.ip().to_string() } else { at.to_string() };
         let backend = AddBackend {
             name: format!("web{number}"),
@@ -263,7 +266,7 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// A controller does not start without a place for its state.
+    /// Repairs the disk, because a controller that cannot write its state does not start.
     fn mend_the_disk(&mut self) -> Result<()> {
         if !self.disk_is_well {
             self.note("disks healed", "the disk is well".to_owned());
@@ -286,7 +289,7 @@ impl<'a> Operator<'a> {
         self.come_back()
     }
 
-    /// The kernel kills the controller at its next allocation, in the middle of its work.
+    /// Takes all memory from the controller, so that the kernel kills the controller at its next allocation.
     fn starve(&mut self) -> Result<()> {
         self.note("times without memory", "no memory is left".to_owned());
         let group = NoMemory::new()?;
@@ -297,7 +300,7 @@ impl<'a> Operator<'a> {
                 self.site.controller().process().kill()?;
                 bail!("{}", self.history.story_until_now("it does without more memory"));
             }
-            // Requests and answers need memory.
+            // The controller allocates memory for requests and answers.
             let _ = self.site.status();
         }
         self.come_back()
@@ -305,14 +308,16 @@ impl<'a> Operator<'a> {
 
     fn come_back(&mut self) -> Result<()> {
         self.mend_the_disk()?;
-        // Traffic continues without a controller.
+        // The traffic continues while no controller runs.
         thread::sleep(Duration::from_millis(self.rng.u64(0..1500)));
         self.site.start_again()?;
         self.history.note("started again");
         self.look_at_the_state()
     }
 
-    /// The answer says whether the change was made; without an answer, the state does.
+    /// Stops the controller in the middle of a change. If the controller answers, the answer says whether the
+    /// controller made the change. Without an answer, the controller's state says whether the controller made the
+    /// change.
     fn stop_while_changing(&mut self, number: u16) -> Result<()> {
         let Some(before) = self.wanted.get(&number).copied() else { return Ok(()) };
         self.mend_the_disk()?;
@@ -338,7 +343,7 @@ impl<'a> Operator<'a> {
         self.look_at_the_state()
     }
 
-    /// Applies the unchanged file: run-time changes stay.
+    /// Applies the unchanged configuration file, after which run-time changes must still be in effect.
     fn apply(&mut self) -> Result<()> {
         self.note("applies", "apply the same file".to_owned());
         self.apply_with(|_| {})
@@ -349,7 +354,8 @@ impl<'a> Operator<'a> {
         if self.made("apply", result)? { self.look_at_the_state() } else { Ok(()) }
     }
 
-    /// Applies another file, in which all clients are remembered long enough: run-time changes stay.
+    /// Applies a configuration file with another `remember`, which is long enough for all clients. After applying the
+    /// file, run-time changes must still be in effect.
     fn remember(&mut self) -> Result<()> {
         let remember = self.rng.choice(REMEMBER).unwrap_or(REMEMBER[0]);
         self.note("changes of remember", format!("apply remember = {remember}"));
@@ -394,14 +400,15 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// No deadline comes earlier or later, also over a restart.
+    /// Changes the wall clock of the machine. After the change, no deadline may come earlier or later, even if the
+    /// controller restarts.
     fn turn_the_clock(&mut self) -> Result<()> {
         let seconds = self.rng.i64(-JUMP..=JUMP);
         self.note("clocks turned", format!("the wall clock is wrong by {seconds} s"));
         self.faults.wall_clock(seconds)
     }
 
-    /// Sends many unknown clients at once.
+    /// Sends requests of many unknown clients at the same time.
     fn flood(&mut self) -> Result<()> {
         self.note("floods", "a hundred new clients".to_owned());
         let first = self.rng.u16(3000..20_000);
@@ -421,7 +428,8 @@ impl<'a> Operator<'a> {
         Ok(backends.filter_map(|backend| Some((number(&backend.name)?, backend.weight))).collect())
     }
 
-    /// Checks that exactly the accepted settings exist. A backend that is being removed may still exist.
+    /// Checks that exactly the settings that the controller has accepted exist. A backend that the controller is
+    /// removing may still exist.
     fn look_at_the_state(&self) -> Result<()> {
         let status = self.site.status()?;
         let mut wrong = String::new();
@@ -445,7 +453,7 @@ impl<'a> Operator<'a> {
         bail!("{}", self.history.story_until_now(&wrong))
     }
 
-    /// Repairs everything, and adds all backends.
+    /// Repairs all faults, and adds all removed backends again.
     pub(super) fn heal(&mut self) -> Result<()> {
         self.mend_the_disk()?;
         for number in 1..=BACKENDS {
@@ -460,8 +468,8 @@ impl<'a> Operator<'a> {
         self.look_at_the_state()
     }
 
-    /// Waits until checks that began after the repair have succeeded everywhere. An earlier check may still fail and
-    /// turn a backend down that was not yet found down.
+    /// Waits until a check that began after the repair has succeeded for every backend. A check that began before the
+    /// repair may still fail, and may turn a backend down that the balancer has not yet found down.
     fn await_checks(&self) -> Result<()> {
         let passed = |number: u16| -> Result<f64> {
             let backend = format!("backend=\"web{number}\"");
@@ -478,8 +486,8 @@ impl<'a> Operator<'a> {
         Ok(())
     }
 
-    /// Checks, without other traffic, that known and new clients are where the controller says, and that all are
-    /// counted.
+    /// Checks, without other traffic, that known and new clients reach the backends that the controller names, and that
+    /// the metrics count all connections of these clients.
     pub(super) fn look(&mut self, clients: u16) -> Result<()> {
         let first = self.rng.u16(3000..20_000);
         let all: Vec<u16> = (1..=clients).chain(first..first + 24).collect();

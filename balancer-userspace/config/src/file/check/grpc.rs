@@ -1,4 +1,4 @@
-//! The keys of `grpc` and `grpcs` checks.
+//! The keys of checks of the types `grpc` and `grpcs`.
 
 use super::{Keys, http};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 
 const MAX_SERVICE: usize = 255;
 
-/// Reads the keys of a gRPC check. Errors are reported.
+/// Reads the keys of a gRPC check. The function adds errors to `findings`.
 pub(super) fn grpc(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let service = section.text("service", findings, service);
     keys.service = service.map(|service| service.value).or(keys.service.take());

@@ -1,4 +1,4 @@
-//! The keys of `http` and `https` checks, and the keys that these share with gRPC checks.
+//! The keys of checks of the types `http` and `https`, and the keys that HTTP checks share with gRPC checks.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ use crate::{
 };
 
 const MAX_BODY_TEXT: usize = 4096;
-/// The maximum size of a compiled expression, in bytes.
+/// The maximum size of a compiled regular expression, in bytes.
 const MAX_PATTERN: usize = 1 << 20;
 const MAX_HEADERS: usize = 32;
 
-/// Reads the keys of an HTTP check. Errors are reported.
+/// Reads the keys of an HTTP check. The function adds errors to `findings`.
 pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let own_method = section.text("method", findings, method);
     let own_path = section.text("path", findings, path);
@@ -52,7 +52,7 @@ pub(super) fn http(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Fi
     }
 }
 
-/// Reads the keys about the request that HTTP and gRPC checks share. Errors are reported.
+/// Reads the keys about the request that HTTP checks and gRPC checks share. The function adds errors to `findings`.
 pub(super) fn request(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let (secure, http2) = (keys.kind.is_secure(), keys.speaks_http2());
     let own_host = section.text("host", findings, |text| if secure { server_name(text) } else { host(text) });
@@ -77,7 +77,8 @@ pub(super) fn request(section: &mut Section<'_>, keys: &mut Keys, findings: &mut
     }
 }
 
-/// Reads further headers. A backend's headers replace all headers of its service.
+/// Reads additional headers of the request. If a backend's check specifies headers, they replace all headers of its
+/// service's check.
 fn headers(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<Header>> {
     const WANTED: &str = "headers = { X-Probe = \"balancer\", Authorization = { file = \"/etc/balancer/token\" } }";
     let at = section.at;
@@ -112,7 +113,7 @@ fn pattern(text: &str) -> Result<Regex, String> {
         let why = if let regex::Error::CompiledTooBig(_) = error {
             "it is too large".to_owned()
         } else {
-            // The last line contains the error; the lines before it show its position.
+            // The last line of the message contains the error; the lines before it show the error's position.
             error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
         };
         format!("{} is not a regular expression ({why}); see the syntax of Rust's regex", value::quoted(text))
@@ -149,7 +150,7 @@ fn host(text: &str) -> Result<String, String> {
     Err(format!("{} is not a host; write HOST or HOST:PORT, such as \"www.example.com\"", value::quoted(text)))
 }
 
-/// Checks that a host can be named in HTTP/2.
+/// Checks that an HTTP/2 request can contain this host.
 fn authority(host: String) -> Result<String, String> {
     match host.parse::<Authority>() {
         Ok(authority) if !authority.as_str().contains('@') => Ok(host),
@@ -160,7 +161,7 @@ fn authority(host: String) -> Result<String, String> {
     }
 }
 
-/// Checks that a host can be requested in TLS.
+/// Checks that a TLS handshake can request this host.
 fn server_name(text: &str) -> Result<String, String> {
     let text = host(text)?;
     match ServerName::try_from(without_port(&text)) {
@@ -171,7 +172,7 @@ fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The host in `HOST` or `HOST:PORT`.
+/// The host in a text of the form `HOST` or `HOST:PORT`.
 pub fn without_port(host: &str) -> &str {
     let bare = match host.rsplit_once(':') {
         Some((bare, port)) if !bare.contains(':') || bare.ends_with(']') && port.parse::<u16>().is_ok() => bare,

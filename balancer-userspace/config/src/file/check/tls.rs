@@ -9,8 +9,9 @@ use crate::{
     value,
 };
 
-/// Reads the TLS keys. A check's own `ca_file` implies verification, its own `tls_verify = false` makes the service's
-/// `ca_file` irrelevant, and its own `client_cert` replaces both the certificate and the key of the service.
+/// Reads the keys that concern TLS. A `ca_file` in the check itself implies verification. If the check itself contains
+/// `tls_verify = false`, the `ca_file` of the service has no effect. A `client_cert` in the check itself replaces both
+/// the certificate and the key of the service's check.
 pub(super) fn tls(section: &mut Section<'_>, keys: &mut Keys, findings: &mut Findings<'_>) {
     let verify = section.boolean("tls_verify", findings);
     let ca_file = section.text("ca_file", findings, value::absolute_path);
@@ -40,7 +41,7 @@ fn client(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Clie
     Some(ClientFiles { cert: cert?.value, key: key.map(|key| key.value) })
 }
 
-/// Checks the server name.
+/// Checks that the server name is valid.
 fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),

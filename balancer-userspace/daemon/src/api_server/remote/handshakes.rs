@@ -1,5 +1,5 @@
-//! Connections from other machines, which count once their TLS handshake is complete. Slow handshakes make room for
-//! others.
+//! Accepts connections from other machines, and passes on each connection after its TLS handshake. If there are too
+//! many handshakes, each new handshake replaces the oldest one.
 
 use std::{
     collections::VecDeque,
@@ -25,15 +25,15 @@ use tracing::{debug, warn};
 use super::{identity::Identity, names::Names};
 use crate::listener::{Listen, is_passing};
 
-/// The maximum duration of a handshake.
+/// The maximum duration of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// The maximum number of concurrent handshakes; for a further one, the balancer gives up the oldest.
+/// The maximum number of concurrent handshakes; a further handshake makes the balancer abort the oldest one.
 const HANDSHAKES: usize = 64;
 
-/// How long the balancer does not log further refusals after it has logged one.
+/// After a log line about a refused connection, the balancer logs no refusals for this time.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// A connection whose other end has shown a certificate.
+/// A connection from a client that has presented a certificate.
 pub(super) struct Arrived {
     stream: TlsStream<TcpStream>,
     pub(super) names: Names,
@@ -53,15 +53,15 @@ impl Listen for Arrivals {
     type Stream = Arrived;
 
     async fn accept(&self) -> io::Result<Arrived> {
-        // The task that accepts connections has already logged why there are no more.
+        // The task that accepts connections has already logged why it ended.
         self.0.lock().await.recv().await.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 }
 
-/// Accepts connections, and sends those that have shown a certificate, as long as the receiver exists.
+/// Accepts connections, and sends those with a client certificate to the receiver, until the receiver is dropped.
 ///
 /// # Errors
-/// If the listener is broken.
+/// Fails if the listener no longer accepts connections.
 pub(super) async fn accept(
     listener: TcpListener,
     identity: Arc<Identity>,
@@ -110,12 +110,13 @@ async fn shake_hands(
     let stream = timeout(HANDSHAKE, handshake).await.map_err(late)??;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let names = shown.map(Names::of).ok_or_else(|| "it shows no certificate".to_owned())?;
-    // An error means that connections are no longer served.
+    // Sending fails only if the server no longer serves connections.
     let _ = arrivals.send(Arrived { stream, names, address }).await;
     Ok(())
 }
 
-/// Logs refused connections. Anyone can cause refusals, so the log gets only one in a while.
+/// Logs refused connections. Any client can cause refusals, so the balancer logs at most one refusal per [`QUIET`]
+/// period.
 #[derive(Default)]
 struct Refusals(std::sync::Mutex<Option<Instant>>);
 

@@ -1,5 +1,5 @@
-//! The certificates by which both ends of a connection are identified. The balancer reads their files again when they
-//! change.
+//! The certificates by which client and server identify themselves. The balancer rereads the certificate files when
+//! they change.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -23,16 +23,16 @@ use tracing::{info, warn};
 use super::names::Names;
 use crate::followed_files::{Version, version};
 
-/// The maximum age of the knowledge about the files when a client connects.
+/// When a client connects, the balancer checks the certificate files again if the last check was longer ago than this.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a caller that needs the files waits for them.
+/// The maximum time that a caller waits for the certificate files if it needs their contents.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a caller that asks for a fault in the files waits.
+/// The maximum time that a caller waits for the certificate files if it only asks for a fault.
 const SOON: Duration = Duration::from_millis(500);
-/// The maximum size of a file, in MiB.
+/// The maximum size of a certificate file, in MiB.
 const LARGEST: u64 = 1;
 
-/// The balancer's certificate, and the authority and roles of its clients.
+/// The balancer's certificate, the authority that signs client certificates, and the roles of clients.
 #[derive(Debug)]
 pub(crate) struct Identity {
     remote: Remote,
@@ -43,9 +43,9 @@ pub(crate) struct Identity {
 struct Known {
     looked: Option<Instant>,
     versions: Option<[Version; 3]>,
-    /// The settings from the files when they were last valid.
+    /// The TLS settings from the last valid contents of the certificate files.
     settings: Option<Arc<ServerConfig>>,
-    /// The fault in the present contents of the files.
+    /// The fault in the current contents of the certificate files.
     fault: Option<String>,
 }
 
@@ -54,16 +54,17 @@ impl Identity {
         Self { remote, known: Arc::default() }
     }
 
-    /// Returns the settings from the present files, or from the time when they were last valid.
+    /// Returns the TLS settings from the current certificate files, or from their last valid contents.
     ///
     /// # Errors
-    /// The configuration key of the file that has a fault, and the fault, if the files have never been valid.
+    /// Fails if the files have never been valid; the error names the configuration key of the faulty file and the
+    /// fault.
     pub(crate) async fn settings(&self) -> Result<Arc<ServerConfig>, String> {
         let mut known = Arc::clone(&self.known).lock_owned().await;
         if known.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             let remote = self.remote.clone();
-            // The read goes on even if no caller waits for it any more: a file system that does not answer holds only
-            // one thread.
+            // The read continues even if no caller waits any longer, so that a hanging file system blocks only one
+            // thread.
             let look = spawn_blocking(move || {
                 known.look(&remote);
                 known
@@ -73,17 +74,17 @@ impl Identity {
         known.settings.clone().ok_or_else(|| known.fault.clone().unwrap_or_default())
     }
 
-    /// Works like [`settings`](Self::settings), but returns soon.
+    /// Checks the certificate files like [`settings`](Self::settings), but waits only briefly.
     ///
     /// # Errors
-    /// As for [`settings`](Self::settings), and if the files cannot be read in time.
+    /// Fails if [`settings`](Self::settings) would fail, or if the balancer cannot read the files in time.
     pub(crate) async fn check(&self) -> Result<(), String> {
         let late = |_| "cert, key and client_ca are not read in time".to_owned();
         timeout(PATIENCE, self.settings()).await.map_err(late)?.map(drop)
     }
 
-    /// Returns the fault in the files while the balancer uses their earlier contents. Returns soon, even if the files
-    /// cannot be read.
+    /// Returns the fault in the certificate files while the balancer uses their previous contents. The function returns
+    /// soon, even if the balancer cannot read the files.
     pub(crate) async fn trouble(&self) -> Option<String> {
         let fault = async {
             let _ = self.settings().await;
@@ -96,16 +97,16 @@ impl Identity {
         Some(format!("the control listener goes on with the certificates that it had before: [control] {fault}"))
     }
 
-    /// The role of the client whose certificate has these names.
+    /// The role of a client whose certificate has these names.
     pub(super) fn role(&self, names: &Names) -> Option<Role> {
         self.remote.role(names.all())
     }
 }
 
 impl Known {
-    /// Reads the files if one of them is new, or had a fault.
+    /// Reads the certificate files if one of them has changed, or if the last read found a fault.
     fn look(&mut self, remote: &Remote) {
-        // The versions are taken before the read, so that a write in between leads to another read.
+        // The file versions are determined before the read, so that a write in between causes another read.
         let versions = [&remote.cert, &remote.key, &remote.client_ca].map(|path| version(path));
         if self.fault.is_some() || self.versions != Some(versions) {
             match load(remote) {
@@ -148,7 +149,8 @@ fn load(remote: &Remote) -> Result<ServerConfig, String> {
         .with_single_cert(cert, key)
         .map_err(|error| of("cert", &remote.cert)(format!("and key {} do not fit: {error}", remote.key.display())))?;
     settings.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // Every client shows its certificate each time, and the balancer verifies it at that time.
+    // Without session storage, every client presents its certificate on each connection, and the balancer verifies the
+    // certificate each time.
     settings.session_storage = Arc::new(NoServerSessionStorage {});
     settings.send_tls13_tickets = 0;
     Ok(settings)

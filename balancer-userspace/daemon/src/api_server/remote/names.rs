@@ -1,4 +1,4 @@
-//! The names in a certificate, which determine the role of its owner.
+//! The names in a client certificate, which determine the client's role.
 
 use std::{fmt, sync::Arc};
 
@@ -7,13 +7,13 @@ use webpki::EndEntityCert;
 
 /// The object identifier of a common name, 2.5.4.3.
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
-/// The text types that a common name may have: UTF8String, PrintableString, IA5String.
+/// The DER string types that a common name may have: UTF8String, PrintableString, IA5String.
 const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
 
-/// The common name of a certificate, if it has one, followed by the DNS names of its owner.
+/// The common name in a certificate, if there is one, followed by the certificate's DNS names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     has_common_name: bool,
@@ -21,7 +21,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// The names in a certificate that has been verified.
+    /// Reads the names in a verified certificate.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Self {
         let Ok(certificate) = EndEntityCert::try_from(certificate) else {
             return Self { has_common_name: false, names: Arc::default() };
@@ -32,7 +32,7 @@ impl Names {
         Self { has_common_name: common.is_some(), names }
     }
 
-    /// The names of a certificate that has only this common name.
+    /// The names of a certificate that contains only this common name.
     #[cfg(test)]
     pub(crate) fn named(common_name: &str) -> Self {
         Self { has_common_name: true, names: Arc::new([common_name.to_owned()]) }
@@ -54,12 +54,12 @@ impl fmt::Display for Names {
     }
 }
 
-/// Whether a message can contain a name as it is.
+/// Whether a name can appear unchanged in a message.
 fn is_plain(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && !name.contains(char::is_control)
 }
 
-/// The common name in a subject, if there is exactly one.
+/// The common name in a certificate's subject, if there is exactly one.
 fn common_name(subject: &[u8]) -> Option<&str> {
     let mut found = None;
     let mut sets = subject;
@@ -83,7 +83,7 @@ fn common_name(subject: &[u8]) -> Option<&str> {
     found
 }
 
-/// The contents of the first element of DER data, if it has this tag, and the bytes after it.
+/// The contents of the first element of DER data, if the element has this tag, and the bytes after the element.
 fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&first, rest) = bytes.split_first()?;
     let (&length, rest) = rest.split_first()?;
@@ -144,7 +144,7 @@ mod tests {
             assert_eq!(common_name(&one[..end]), None, "{end}");
         }
         let mut other = one.clone();
-        // The type becomes BMPString, whose characters have two bytes.
+        // The changed byte turns the type into BMPString, in which each character has two bytes.
         other[9] = 0x1e;
         assert_eq!(common_name(&other), None);
     }

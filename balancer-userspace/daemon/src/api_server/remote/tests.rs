@@ -1,4 +1,4 @@
-//! Clients on other machines, with various certificates.
+//! Tests of clients on other machines, with various certificates.
 
 use std::{fs, future::pending, path::PathBuf, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ fn authority() -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A certificate in PEM, and its key.
+/// A certificate in PEM format, and the certificate's key.
 type Pair = (String, String);
 
 fn signed(authority: &Authority, name: &str, adapt: impl FnOnce(&mut CertificateParams)) -> Pair {
@@ -45,7 +45,7 @@ fn signed(authority: &Authority, name: &str, adapt: impl FnOnce(&mut Certificate
     (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
 }
 
-/// A control listener whose controller answers no calls.
+/// A control listener with a controller that answers no calls.
 struct Served {
     directory: TempDir,
     identity: Arc<Identity>,
@@ -75,7 +75,7 @@ impl Served {
         self.directory.path().join(name)
     }
 
-    /// Makes the listener accept certificates of this authority.
+    /// Makes the listener accept certificates that this authority has signed.
     fn write(&self, authority: &Authority) {
         let (cert, key) = signed(&self.authority, "server", |_| {});
         for (name, text) in [("cert", cert), ("key", key), ("ca", authority.pem())] {
@@ -83,7 +83,8 @@ impl Served {
         }
     }
 
-    /// Returns the status of the answer to a client that shows a certificate, or none; empty if there is no answer.
+    /// Sends a request as a client with the certificate `shown`, or without a certificate, and returns the status of
+    /// the answer; empty if the server does not answer.
     async fn ask(&self, shown: Option<&Pair>, request: &str) -> String {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).unwrap()).unwrap();
@@ -136,7 +137,7 @@ async fn when_a_client_shows_no_right_certificate_then_it_gets_no_answer() {
 async fn when_a_certificate_has_a_role_then_requests_beyond_it_are_refused() {
     let served = Served::start().await;
     let drain = "PUT /v1/services/web/backends/web1/admin";
-    // The controller is away: requests that are let through are answered with 503, or with 400 if they lack a body.
+    // No controller answers: the server answers allowed requests with 503, or with 400 if a body is missing.
     for (name, [read, drains, changes, keys]) in [
         ("stranger", ["403", "403", "403", "403"]),
         ("reader", ["503", "403", "403", "403"]),
@@ -161,7 +162,8 @@ async fn when_others_never_finish_their_handshakes_then_a_client_is_answered() {
     let mut idle = Vec::new();
     for number in 0..300 {
         let mut stream = TcpStream::connect(("127.0.0.1", served.port)).await.unwrap();
-        // Every other client sends something that is not TLS, or only the beginning of TLS.
+        // One half of the clients send text that is not TLS, and the other half send only the beginning of a TLS
+        // handshake.
         if number % 2 == 0 {
             stream.write_all(&[0x16, 0x03, 0x01, 0x01]).await.unwrap();
         } else if number % 3 == 0 {
@@ -170,7 +172,7 @@ async fn when_others_never_finish_their_handshakes_then_a_client_is_answered() {
         idle.push(stream);
     }
     assert_eq!(served.reads("reader").await, "200");
-    // The listener closes these connections when their time is over.
+    // The listener closes these idle connections after the time limit.
     for mut stream in idle {
         let mut rest = Vec::new();
         let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");

@@ -1,4 +1,4 @@
-//! Small charts of the last minutes. The text beside each chart gives the same information.
+//! Small charts of the last minutes, for the page. The text beside each chart gives the same information.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use maud::{Markup, html};
 
 /// The axis of the last ten minutes.
 pub(super) const TEN_MINUTES: Axis = Axis(Duration::from_secs(600));
-/// The time spans of a chart of the last hour while it grows, in minutes, chosen so that their quarters are easy to
-/// read.
+/// The time spans in minutes that a chart may have; the chart grows to an hour as samples accumulate. Each span has
+/// quarters that are easy to read.
 const SPANS: [u64; 6] = [1, 2, 4, 8, 20, 60];
 const MINUTE: Duration = Duration::from_secs(60);
-/// The minimum period for computing a rate.
+/// The minimum period over which a rate is computed.
 const LEAST: Duration = Duration::from_secs(1);
-/// The width of a chart in its own coordinates; the chart is stretched to its place.
+/// The width of a chart in the chart's own coordinates; the page stretches the chart.
 const WIDTH: f64 = 600.0;
 pub(super) const HEIGHT: f64 = 100.0;
 
-/// The time span of a chart, whose right end is the present.
+/// The time span of a chart, which ends at the present.
 pub(super) struct Axis(Duration);
 
 impl Axis {
-    /// An axis of at most an hour, which is long enough for everything since the observation of the service began.
+    /// An axis that covers the whole time since the first sample of the service, but at most an hour.
     pub(super) fn of(service: &ServiceSnapshot) -> Self {
         let statistics = &service.statistics;
         let first = statistics.history.minutes().next().map(|(at, _)| at);
@@ -40,7 +40,7 @@ impl Axis {
         }
     }
 
-    /// Returns the labels at the starts of the axis' quarters.
+    /// Returns the labels for the starts of the axis' four quarters.
     pub(super) fn ticks(&self) -> [String; 4] {
         let seconds = self.0.as_secs();
         [4, 3, 2, 1].map(|quarters| match seconds * quarters / 4 {
@@ -49,7 +49,7 @@ impl Axis {
         })
     }
 
-    /// Whether the ten-second samples of the last ten minutes cover the axis.
+    /// Whether the ten-second samples, which exist for the last ten minutes, cover the axis.
     pub(super) const fn is_short(&self) -> bool {
         self.0.as_secs() <= TEN_MINUTES.0.as_secs()
     }
@@ -58,7 +58,7 @@ impl Axis {
         self.0
     }
 
-    /// The horizontal coordinate of a time `ago`.
+    /// The horizontal coordinate of the time that was `ago` before the snapshot.
     pub(super) fn x(&self, ago: Duration) -> f64 {
         WIDTH - self.width(ago)
     }
@@ -68,7 +68,7 @@ impl Axis {
     }
 }
 
-/// A chart in the coordinates of this module.
+/// An SVG picture with `content` in the coordinates of this module.
 pub(super) fn picture(class: &str, content: &Markup) -> Markup {
     html! {
         svg.(class) viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) preserveAspectRatio="none" aria-hidden="true" focusable="false" {
@@ -77,20 +77,21 @@ pub(super) fn picture(class: &str, content: &Markup) -> Markup {
     }
 }
 
-/// The counts in a span of time.
+/// The counts of a service in a span of time.
 pub(super) struct Stretch {
-    /// How long before the snapshot the span began.
+    /// The time from the start of the span to the snapshot.
     pub(super) ago: Duration,
     pub(super) length: Duration,
     pub(super) counted: Counted,
 }
 
-/// The last ten minutes before the snapshot in spans of ten seconds, oldest first.
+/// The last ten minutes before the snapshot as spans of ten seconds, oldest first.
 pub(super) fn stretches(service: &ServiceSnapshot) -> Vec<Stretch> {
     between(service, service.statistics.history.steps(), &TEN_MINUTES)
 }
 
-/// The spans on an axis of at most an hour: spans of ten seconds if these are known, otherwise of a minute.
+/// The spans on an axis of at most an hour: spans of ten seconds if ten-second samples cover the axis, and otherwise
+/// spans of a minute.
 pub(super) fn stretches_of(service: &ServiceSnapshot, axis: &Axis) -> Vec<Stretch> {
     if axis.is_short() {
         return between(service, service.statistics.history.steps(), axis);
@@ -110,12 +111,12 @@ fn between(service: &ServiceSnapshot, moments: impl Iterator<Item = (Duration, C
     stretches.filter(|stretch| stretch.length >= LEAST && stretch.ago <= axis.span()).collect()
 }
 
-/// A bar for each span; `value` determines its height.
+/// A bar for each span; `value` determines the height of the bar.
 pub(super) fn bars(axis: &Axis, stretches: &[Stretch], value: impl Fn(&Stretch) -> f64) -> Markup {
     named_bars(axis, stretches, value, |_| None)
 }
 
-/// The bars of [`bars`], each with a title from `name`.
+/// Makes the same bars as [`bars`], each with a title from `name`.
 pub(super) fn named_bars(
     axis: &Axis,
     stretches: &[Stretch],

@@ -1,16 +1,18 @@
-//! Assigns colours to backends, the same in all charts of a service.
+//! Assigns colours to backends; a backend has the same colour in all charts of a service.
 
 use std::collections::HashMap;
 
 use balancer_control::snapshot::ServiceSnapshot;
 use maud::{Markup, html};
 
-/// The number of backends with their own colour, which have the largest shares; the others share one colour.
+/// The maximum number of backends that get their own colour. The backends with the largest shares get their own
+/// colours, and the remaining backends share one colour.
 const OWN: usize = 8;
 
 /// The backends that have their own colour.
 pub(super) struct Colours<'a> {
-    /// The backends in the order of their appearance, so that no colour changes when another backend comes or goes.
+    /// The backends in the order of their first appearance, so that no colour changes when a backend appears or
+    /// disappears.
     own: Vec<&'a str>,
     others: bool,
 }
@@ -34,7 +36,7 @@ impl<'a> Colours<'a> {
         }
         let others = all.len() > OWN;
         let mut greatest: Vec<(usize, (&str, f64))> = all.into_iter().enumerate().collect();
-        // Among equal backends the first one wins, because sorting keeps their order.
+        // Sorting keeps the order of backends with equal shares, so the first of several equal backends gets a colour.
         greatest.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
         greatest.truncate(OWN);
         greatest.sort_by_key(|&(place, _)| place);
@@ -46,12 +48,12 @@ impl<'a> Colours<'a> {
         self.own.len() + usize::from(self.others)
     }
 
-    /// The index of a backend's colour.
+    /// The index of a backend's colour in the palette.
     pub(super) fn place(&self, name: &str) -> usize {
         self.own.iter().position(|own| *own == name).unwrap_or(self.own.len())
     }
 
-    /// The CSS class of the colour at an index.
+    /// The CSS class of the colour with this index.
     pub(super) fn class(&self, place: usize) -> String {
         if place < self.own.len() { format!("c{place}") } else { "others".to_owned() }
     }
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn when_a_backend_goes_then_no_other_changes_its_colour() {
-        // web1 to web3 exist; old was removed.
+        // The backends web1 to web3 exist, and the backend old was removed.
         let service = service(&[&[("old", 5), ("web1", 5), ("web2", 5)], &[("web1", 5), ("web2", 5)]]);
         let colours = Colours::of(&service);
         assert_eq!(colours.own, ["old", "web1", "web2", "web3"]);
@@ -112,7 +114,7 @@ mod tests {
     #[test]
     fn when_backends_are_many_then_the_greatest_have_colours() {
         let names: Vec<String> = (0..12).map(|index| format!("b{index}")).collect();
-        // The last backend has the largest share; b2 to b10 have equal shares.
+        // The last backend has the largest share, and the backends b2 to b10 have equal shares.
         let loads: Vec<(&str, u64)> =
             names.iter().map(String::as_str).zip([0, 0, 5, 5, 5, 5, 5, 5, 5, 5, 5, 90]).collect();
         let mut service = service(&[&loads]);

@@ -23,13 +23,13 @@ use super::{
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("live.js");
 
-/// The number of events shown.
+/// The number of events that the page shows.
 const SHOWN: usize = 12;
 
-/// The maximum number of backends named in the summary; the others are only counted.
+/// The maximum number of backends named in the summary; the summary gives only the number of further backends.
 const NAMED: usize = 4;
 
-/// The document as a browser first loads it; `nonce` authorizes its style and its script.
+/// The document that a browser loads first; `nonce` authorizes the document's style and script.
 pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], nonce: &str) -> Markup {
     html! {
         (DOCTYPE)
@@ -56,7 +56,7 @@ pub(super) fn document(snapshot: &Snapshot, selected: Option<&str>, events: &[Ev
     }
 }
 
-/// The answer to the script's requests: the title and everything that changes.
+/// The answer to the script's requests: the title, and those sections of the page that change.
 pub(super) fn fragment(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Markup {
     html! { (DOCTYPE) (title(snapshot)) (numbers(snapshot, selected, events)) }
 }
@@ -81,7 +81,7 @@ fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) ->
     }
 }
 
-/// Shows the selected service, all services if they are few, or otherwise an overview.
+/// Shows the selected service; without a selection, shows all services if they are few, and otherwise an overview.
 fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView], now: SystemTime) -> Markup {
     let all = &snapshot.services;
     html! {
@@ -95,7 +95,7 @@ fn services_shown(snapshot: &Snapshot, selected: Option<&str>, events: &[EventVi
     }
 }
 
-/// The backends that are not up, as `service/name`.
+/// The backends that are not up, each as `service/name`.
 fn troubled(snapshot: &Snapshot) -> impl Iterator<Item = (String, &BackendSnapshot)> {
     snapshot.services.iter().flat_map(|service| {
         let down = service
@@ -117,7 +117,7 @@ fn title(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// Shows that the balancer is withdrawn, degraded or not ready; empty if it is none of these.
+/// Shows whether the balancer is withdrawn, degraded or not ready; empty if the balancer is announced and ready.
 fn member(member: &MemberSnapshot) -> String {
     let MemberSnapshot { readiness, withdrawn, vips: _ } = member;
     let mut text = String::new();
@@ -132,8 +132,8 @@ fn member(member: &MemberSnapshot) -> String {
     text + &format!("{state}: {}. ", readiness.reasons.join("; "))
 }
 
-/// The most important news in a sentence. The text changes only when something happens, because screen readers read it
-/// aloud.
+/// A sentence about the most important problem, or that all is well. The text changes only when the state changes,
+/// because screen readers read each change aloud.
 fn summary(snapshot: &Snapshot) -> String {
     let all: usize = snapshot.services.iter().map(|service| service.backends.len()).sum();
     let troubled: Vec<String> = troubled(snapshot)
@@ -160,8 +160,8 @@ fn services(snapshot: &Snapshot) -> String {
     counted(snapshot.services.len(), "service")
 }
 
-/// The last events about backends; if a service is selected, only its events. Other events may name clients, so the
-/// page omits them.
+/// The latest events about backends; if a service is selected, only events about that service. The page omits events
+/// about other subjects, because such events may name clients.
 fn history(selected: Option<&str>, events: &[EventView]) -> Markup {
     let shown = |event: &&EventView| {
         event.backend.is_some() && selected.is_none_or(|name| event.service.as_deref() == Some(name))
@@ -210,7 +210,7 @@ fn interfaces(snapshot: &Snapshot) -> Markup {
     }
 }
 
-/// A table of counters under two column headings.
+/// A table of counters with two columns under the headings `heads`.
 fn counts<'a>(caption: &str, heads: [&str; 2], rows: impl IntoIterator<Item = (&'a str, u64)>) -> Markup {
     html! {
         table {

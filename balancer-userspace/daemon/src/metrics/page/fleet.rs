@@ -1,4 +1,4 @@
-//! The part of the page about the fleet.
+//! The section of the page about the fleet.
 
 use balancer_config::words::grouped;
 use balancer_control::fleet::{FleetMember, FleetSnapshot};

@@ -1,5 +1,5 @@
-//! A chart of a service's last hour, or of the part that was observed: the shares of its backends as a stacked band,
-//! its events, and the known clients that moved, on one time axis.
+//! A chart of a service's last hour, or of a shorter time if the service was observed for less than an hour. Above one
+//! time axis, the chart shows the backends' shares as a stacked band, the events, and the known clients that moved.
 
 use std::{
     fmt::Write as _,
@@ -19,16 +19,16 @@ use super::{
     colours::Colours,
 };
 
-/// If a minute's sample came later than this, the minute is assumed to start one minute before the sample; what
-/// happened before is unknown.
+/// If more than this time lies between two samples, the chart starts the later minute one minute before its sample,
+/// because the shares in the gap are unknown.
 const LATE: Duration = Duration::from_secs(90);
 const MINUTE: Duration = Duration::from_secs(60);
-/// The maximum number of events to which moves are attributed by name.
+/// The maximum number of events that the chart names as causes of moves.
 const NAMED: usize = 3;
-/// The gap between the parts of two backends, in units of the band's [`HEIGHT`].
+/// The gap between the areas of two backends, in units of the band's [`HEIGHT`].
 const GAP: f64 = 0.6;
 
-/// The band, the events of the service up to `now`, the moves, and the axis.
+/// Draws the band, the events of the service up to `now`, the moves, and the axis.
 pub(super) fn hour(service: &ServiceSnapshot, colours: &Colours<'_>, events: &[EventView], now: SystemTime) -> Markup {
     let axis = Axis::of(service);
     let columns = columns(service, colours, &axis);
@@ -90,7 +90,7 @@ fn moved(moves: &[Stretch], axis: &Axis, marks: &[(Duration, &EventView)]) -> Ma
     }
 }
 
-/// The event to which moves in a span are attributed: the last one before its end.
+/// The event to which the chart attributes the moves in a time span: the last event before the end of the span.
 fn event_of<'a>(stretch: &Stretch, marks: &[(Duration, &'a EventView)]) -> Option<&'a EventView> {
     let end = stretch.ago.saturating_sub(stretch.length);
     let before = marks.iter().filter(|(ago, _)| *ago >= end);
@@ -115,13 +115,13 @@ fn by_event<'a>(
     named
 }
 
-/// A minute of the band.
+/// A column of the band, which represents a minute.
 #[derive(Debug, PartialEq)]
 struct Column {
-    /// The start of the column, as a time before now. The next field has its end.
+    /// The start of the column, as a duration before the present. The field `to` contains the end of the column.
     from: Duration,
     to: Duration,
-    /// The end of each colour's part, 0 to 1, by the colour's index.
+    /// The upper edge of each colour's area, 0 to 1, by the index of the colour.
     ends: Vec<f64>,
 }
 
@@ -136,7 +136,8 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
         let from = ago(began.unwrap_or(minute.at.saturating_sub(MINUTE)));
         columns.extend(column(colours, from, ago(minute.at), minute.shares()));
     }
-    // Known clients are counted now; connections are counted per minute, and this minute is not over.
+    // If the load is known clients, the last column shows the current numbers of known clients. If the load is
+    // connections per minute, there is no such column, because the current minute is not over.
     if let (Load::Clients, Some(last)) = (service.load_kind(), before) {
         let shares = service.backends.iter().zip(service.shares());
         let shares = shares.filter_map(|(backend, (share, _))| Some((backend.name.as_str(), share?)));
@@ -146,7 +147,7 @@ fn columns(service: &ServiceSnapshot, colours: &Colours<'_>, axis: &Axis) -> Vec
     columns
 }
 
-/// Makes a column; `None` if there was no load.
+/// Makes a column from the load of each backend; `None` if the service had no load.
 fn column<'a>(
     colours: &Colours<'_>,
     from: Duration,
@@ -167,7 +168,7 @@ fn column<'a>(
     (sum > 0.0).then_some(Column { from, to, ends })
 }
 
-/// The part of one colour: a rectangle for each series of minutes in which it is equal.
+/// The SVG path of one colour, with a rectangle for each series of minutes with equal edges.
 fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     let mut path = String::new();
     let mut open: Option<(f64, f64, [String; 2])> = None;
@@ -180,7 +181,7 @@ fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     for column in columns {
         let end = |place: usize| column.ends.get(place).copied().unwrap_or(0.0) * HEIGHT;
         let (top, bottom) = (place.checked_sub(1).map_or(0.0, end), end(place));
-        // The gap is taken from the part itself, unless this would hide the part.
+        // The gap reduces the height of a colour's area, unless the area would disappear.
         let bottom = if bottom - top > 2.0 * GAP { bottom - GAP } else { bottom };
         let sides = [top, bottom].map(|y| format!("{y:.1}"));
         let (left, right) = (axis.x(column.from).max(0.0), axis.x(column.to));
@@ -196,7 +197,7 @@ fn path(columns: &[Column], place: usize, axis: &Axis) -> String {
     path
 }
 
-/// The events of the service's backends within an axis, and how long ago they were.
+/// The events about the service's backends within the time span of an axis, each with its age.
 fn marks<'a>(
     service: &'a ServiceSnapshot,
     events: &'a [EventView],
@@ -206,7 +207,7 @@ fn marks<'a>(
     let own = events.iter().filter(|event| event.backend.is_some() && event.service.as_ref() == Some(&service.name));
     let marks = own.filter_map(|event| {
         let at = humantime::parse_rfc3339(&event.time).ok()?;
-        // If the clock was set back, the chart shows past events as now.
+        // If the wall clock was set back, the chart shows future events at the present time.
         let ago = now.duration_since(at).unwrap_or_default();
         (ago <= axis.span()).then_some((ago, event))
     });
@@ -228,8 +229,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A service with memory, `now` seconds after the machine's start, with the numbers of known clients of web1 and
-    /// web2 at some earlier seconds, and 60 and 20 of them now.
+    /// Makes a service that remembers clients, `now` seconds after the machine's start; web1 and web2 know 60 and 20
+    /// clients now, and `past` gives their numbers of known clients at earlier times.
     fn service(now: u64, past: &[(u64, u64, u64)]) -> ServiceSnapshot {
         let mut service = snapshot().services.remove(0);
         service.remembers = true;
@@ -256,8 +257,8 @@ mod tests {
     #[test]
     fn when_minutes_are_equal_then_they_are_one_rectangle() {
         let text = drawn(&service(3630, &[(3480, 3, 1), (3540, 3, 1), (3600, 1, 1)]), &[]);
-        // The values begin 210 s ago, in pixels of six seconds: equal until 90 s ago, half until 30 s ago, and then as
-        // now.
+        // The values begin 210 s ago, and a pixel is six seconds wide: equal shares until 90 s ago, one half until 30 s
+        // ago, and then the current values.
         let (first, second) = ("M565.0 0.0H585.0V74.4H565.0z", "M565.0 75.0H585.0V99.4H565.0z");
         assert!(
             text.contains(&format!("<path class=\"c0\" d=\"{first}M585.0 0.0H595.0V49.4H585.0zM595.0 0.0")),
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn when_a_time_is_not_known_then_it_is_left_empty() {
-        // There are no samples between 100 and 3,000 s; samples that are older than an hour do not count.
+        // No samples exist between 100 s and 3,000 s; the chart ignores samples that are older than an hour.
         let mut past = service(3700, &[(50, 1, 0), (110, 1, 0), (3600, 1, 0)]);
         past.backends.clear();
         let colours = Colours::of(&past);
@@ -313,7 +314,7 @@ mod tests {
 
     #[test]
     fn when_backends_have_events_then_they_are_marked_at_their_time() {
-        // The time is 02:46:40.
+        // The time of the snapshot is 02:46:40.
         let events = [
             event("1970-01-01T01:46:30.000Z", "web", Some("web1")),
             event("1970-01-01T02:16:40.000Z", "web", Some("web1")),
@@ -368,7 +369,7 @@ mod tests {
         }
         moving.statistics.history = Arc::new(history);
         moving.backends[0].stats.moves[balancer_common::verdict::CauseIndex::from(MoveCause::Down).counter()] = 12;
-        // The time is 02:46:40; the moves were 240 to 180 and 120 to 0 s ago.
+        // The time of the snapshot is 02:46:40. Clients moved between 240 and 180 s ago, and between 120 and 0 s ago.
         let (mut down, mut drain) = (
             event("1970-01-01T02:42:10.000Z", "web", Some("web1")),
             event("1970-01-01T02:45:00.000Z", "web", Some("web2")),

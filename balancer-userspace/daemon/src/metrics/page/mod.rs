@@ -1,7 +1,8 @@
-//! The page for browsers at `/`: a self-contained document, rendered by the balancer so that the numbers are visible
-//! without scripts. Its script polls the page and merges changes.
+//! The page for browsers at `/`, a self-contained document; the balancer renders the numbers, so that the page works
+//! without scripts. The document's script polls the page and merges changes into the document.
 //!
-//! Every client that may scrape may see the page, so it shows shares and ranks of clients but never an address.
+//! Everybody who may scrape metrics may also see the page, so the page shows shares and ranks of clients, but never an
+//! address.
 
 mod chart;
 mod colours;
@@ -21,10 +22,10 @@ use balancer_api::events::EventView;
 use balancer_control::snapshot::Snapshot;
 use maud::Markup;
 
-/// The number of events among which the page finds those to show.
+/// The number of latest events from which the page selects those to show.
 pub(super) const EVENTS: usize = 100;
 
-/// Headers of every answer.
+/// HTTP headers of every answer with the page.
 const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
     (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -33,15 +34,16 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
-/// The page for `snapshot`; only with the `selected` service if there is one.
+/// Renders the page for `snapshot`. If a service is `selected`, the page shows only the selected service.
 ///
 /// # Errors
-/// If the system provides no random numbers.
+/// Fails if the system provides no random numbers.
 pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> anyhow::Result<Response> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let nonce = format!("{:032x}", u128::from_ne_bytes(random));
-    // The policy allows only the style and the script with the nonce, and the script may only request the page itself.
+    // The policy allows only the style and the script with this nonce, and allows the script to request only the page
+    // itself.
     let policy = format!(
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -50,7 +52,7 @@ pub(super) fn whole(snapshot: &Snapshot, selected: Option<&str>, events: &[Event
     Ok(respond(document::document(snapshot, selected, events, &nonce), policy))
 }
 
-/// The changing part of the page, for its script.
+/// The changing sections of the page, which the page's script requests.
 pub(super) fn numbers(snapshot: &Snapshot, selected: Option<&str>, events: &[EventView]) -> Response {
     respond(document::fragment(snapshot, selected, events), HeaderValue::from_static("default-src 'none'"))
 }

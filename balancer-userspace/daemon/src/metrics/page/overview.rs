@@ -1,4 +1,4 @@
-//! An overview of all services, one row each.
+//! An overview of all services, with one row for each service.
 
 use balancer_config::{
     states::BackendState,
@@ -12,14 +12,15 @@ use super::{
     service::{NONE, imbalance, known_clients, listeners, rate, stickiness},
 };
 
-/// The number of services up to which the page shows all of them; more get an overview, with a page for each.
+/// The page shows all services if there are at most this many; otherwise, it shows an overview that links to a page for
+/// each service.
 pub(super) const FEW: usize = 3;
 
 pub(super) fn overview(snapshot: &Snapshot) -> Markup {
     html! {
         section aria-labelledby="services" {
             h2 #services { "Services" }
-            // The roles are repeated because a narrow screen shows each row as a card.
+            // The HTML states the roles of rows and cells, because a narrow screen shows each row as a card.
             table.cards role="table" aria-describedby="services" {
                 caption { (counted(snapshot.services.len(), "service")) "; each has a page of its own" }
                 thead role="rowgroup" {
@@ -44,7 +45,8 @@ fn row(service: &ServiceSnapshot) -> Markup {
     html! {
         tr role="row" id=(format!("row-{}", service.name)) {
             th role="rowheader" scope="row" {
-                // Names consist of letters, digits and characters that have no meaning in URLs.
+                // Service names need no escaping, because they consist of letters, digits and characters without a
+                // meaning in URLs.
                 a href=(format!("/?service={}", service.name)) { (service.name) } " " span.quiet { (listeners(service)) }
                 @if service.is_watched() { " watched" } @else if service.share.now < 100 { " steer " (service.share.now) "%" }
             }
@@ -57,7 +59,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
     }
 }
 
-/// The number of backends that are up, with a matching sign and colour.
+/// The number of backends that are up, with a symbol and a colour for this state.
 fn backends(service: &ServiceSnapshot) -> Markup {
     let all = service.backends.len();
     let up = service.backends.iter().filter(|backend| backend.state == BackendState::Up).count();

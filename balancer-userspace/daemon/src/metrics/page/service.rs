@@ -1,4 +1,4 @@
-//! The part of the page about a service.
+//! The section of the page about a service.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,11 +24,11 @@ use super::{
     slot_map::slot_maps,
 };
 
-/// The number of heavy clients shown.
+/// The number of heavy clients that the page shows.
 const RANKS: usize = 5;
-/// The number of listeners shown.
+/// The number of listeners that the page shows.
 const SHOWN_LISTENERS: usize = 4;
-/// The sign that the page shows for an unknown value.
+/// The character that the page shows for an unknown value.
 pub(super) const NONE: &str = "–";
 
 pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: SystemTime) -> Markup {
@@ -61,7 +61,7 @@ pub(super) fn service(service: &ServiceSnapshot, events: &[EventView], now: Syst
     }
 }
 
-/// The service's listeners: `198.51.100.10:80 tcp`, and the number of others.
+/// The first listeners of the service, each in the form `198.51.100.10:80 tcp`, and the number of further listeners.
 pub(super) fn listeners(service: &ServiceSnapshot) -> String {
     let all = &service.listeners;
     let shown = all.iter().take(SHOWN_LISTENERS).map(|of| format!("{} {}", of.listener.place(), of.listener.protocol));
@@ -74,13 +74,13 @@ pub(super) fn known_clients(service: &ServiceSnapshot) -> u64 {
     service.backends.iter().map(|backend| backend.known_clients).sum()
 }
 
-/// The connections of returning clients: to the backend that knows them, and to another backend.
+/// The numbers of returning clients' connections to the known backend, and to another backend.
 fn returns(service: &ServiceSnapshot) -> (u64, u64) {
     let count = |decision: Decision| service.total(|stats| stats.decisions[decision.index()]);
     (count(Decision::Kept), count(Decision::Moved))
 }
 
-/// The fraction of returning clients that were kept.
+/// The fraction of returning clients' connections that went to the backend at which the client was known.
 pub(super) fn stickiness(service: &ServiceSnapshot) -> String {
     let (kept, moved) = returns(service);
     percent((kept + moved > 0).then(|| kept as f64 / (kept + moved) as f64))
@@ -90,7 +90,7 @@ pub(super) fn imbalance(service: &ServiceSnapshot) -> String {
     service.imbalance().map_or_else(|| NONE.to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
-/// The recent number of connections per second.
+/// The recent rate of new connections per second.
 pub(super) fn rate(stretches: &[Stretch]) -> String {
     stretches.last().map_or_else(|| NONE.to_owned(), |last| format!("{:.1}", per_second(last)))
 }
@@ -175,7 +175,7 @@ fn whole_seconds(duration: Duration) -> humantime::FormattedDuration {
 
 fn backends(service: &ServiceSnapshot, id: &str) -> Markup {
     html! {
-        // The roles are repeated because a narrow screen shows each row as a card.
+        // The HTML states the roles of rows and cells, because a narrow screen shows each row as a card.
         table.cards role="table" aria-describedby=(id) {
             caption { "Backends; shares of " (load_words(service.load_kind())) }
             thead role="rowgroup" {
@@ -229,7 +229,7 @@ fn row(service: &ServiceSnapshot, backend: &BackendSnapshot, (share, expected): 
     }
 }
 
-/// The new connections per second, and below them the backend's traffic per second.
+/// The new connections to the backend per second, and below them the backend's traffic per second.
 fn a_second(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Markup {
     html! {
         @if let Some(rates) = service.rates_of(backend) {
@@ -238,13 +238,13 @@ fn a_second(service: &ServiceSnapshot, backend: &BackendSnapshot) -> Markup {
     }
 }
 
-/// Returns text such as `1,204 packets, 830,112 bytes`.
+/// Formats the rates as text such as `1,204 packets, 830,112 bytes`.
 fn traffic(rates: &Rates) -> String {
     let whole = |rate: f64| grouped(rate.round() as u64);
     format!("{} packets, {} bytes", whole(rates.packets), whole(rates.bytes))
 }
 
-/// The state as a word, with a matching sign and colour.
+/// The state of the backend as a word, with a symbol and a colour for this state.
 fn state(backend: &BackendSnapshot) -> Markup {
     let (class, sign) = match backend.state {
         BackendState::Up => ("good", "●"),
@@ -263,7 +263,7 @@ fn state(backend: &BackendSnapshot) -> Markup {
     }
 }
 
-/// A backend's slots, followed by those that the backend gives away.
+/// The number of a backend's slots, followed by the number of slots that the backend gives to other backends.
 fn band(slots: u32, given: u32) -> Markup {
     let kept = 100.0 * f64::from(slots) / f64::from(slots.saturating_add(given).max(1));
     html! {
@@ -274,7 +274,7 @@ fn band(slots: u32, given: u32) -> Markup {
     }
 }
 
-/// A bar of length `share`, with a mark at the expected length; the text beside it gives the same information.
+/// A bar of length `share`, with a mark at the expected length; a text beside the bar gives the same information.
 fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     let place = |ratio: f64| format!("{:.2}", 100.0 * ratio);
     html! {
@@ -288,7 +288,7 @@ fn bar(share: Option<f64>, expected: Option<f64>) -> Markup {
     }
 }
 
-/// The counts of the last minute, of the last hour, and since the start; `None` if they are unknown.
+/// The counts of the last minute, of the last hour, and since the start; `None` if the counts are unknown.
 fn periods(service: &ServiceSnapshot) -> [Option<Counted>; 3] {
     let (statistics, now) = (&service.statistics, service.counted());
     let since = |moment: &Option<(Duration, Counted)>| moment.as_ref().map(|(_, then)| now.since(then));

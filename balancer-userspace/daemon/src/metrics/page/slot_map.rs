@@ -10,10 +10,10 @@ use super::colours::Colours;
 
 /// The number of squares in a row.
 const ROW: usize = 64;
-/// The maximum number of squares; the chart shows a sample of larger tables.
+/// The maximum number of squares; of a larger lookup table, the chart shows a sample.
 const SQUARES: usize = 16 * ROW;
 
-/// A chart of each address family's table.
+/// A chart for the lookup table of each address family.
 pub(super) fn slot_maps(service: &ServiceSnapshot, colours: &Colours<'_>) -> Markup {
     let owners: HashMap<u16, usize> = service
         .backends
@@ -42,7 +42,7 @@ fn every(slots: usize) -> usize {
     slots.div_ceil(SQUARES).max(1)
 }
 
-/// Says how many of the slots the chart shows.
+/// Describes how many of the lookup table's slots the chart shows.
 fn shown(slots: usize) -> String {
     let every = every(slots);
     let part = slots.div_ceil(every);
@@ -52,12 +52,12 @@ fn shown(slots: usize) -> String {
     }
 }
 
-/// A square, which stands for a slot.
+/// A square of the chart, which represents a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Square {
-    /// The index of the colour of the slot's owner.
+    /// The index of the colour of the backend that owns the slot.
     owner: Option<usize>,
-    /// Whether the slot belongs to another backend while all backends take new clients.
+    /// Whether the slot would belong to another backend if all backends took new clients.
     stands_in: bool,
 }
 
@@ -84,7 +84,7 @@ fn picture(squares: &[Square], colours: &Colours<'_>) -> Markup {
     }
 }
 
-/// The squares of one owner.
+/// The SVG path with the squares of one owner.
 fn path(squares: &[Square], owner: Option<usize>) -> String {
     let mut path = String::new();
     for (index, square) in squares.iter().enumerate().filter(|(_, square)| square.owner == owner) {

@@ -1,4 +1,4 @@
-//! A TCP connection that the balancer handles itself instead of the kernel.
+//! A TCP connection that the balancer handles itself, without the kernel's TCP stack.
 
 use std::{
     collections::VecDeque,
@@ -25,12 +25,12 @@ use super::{
     wire::{Port, Wire},
 };
 
-/// The size of the buffer for each direction, in bytes.
+/// The size in bytes of the connection's buffer for each direction.
 const WINDOW: usize = 16 * 1024;
-/// The smallest MTU that IPv6 allows.
+/// The smallest MTU that IPv6 permits.
 const SMALLEST_MTU: usize = 1280;
 
-/// A connection. Dropping the value resets the connection.
+/// A TCP connection that the balancer handles itself. Dropping the value resets the connection.
 pub(in super::super) struct Conversation {
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -43,10 +43,10 @@ pub(in super::super) struct Conversation {
 }
 
 impl Conversation {
-    /// Makes a connection from `own` to `vip` on the backend of `row`, without sending anything yet.
+    /// Prepares a connection from `own` to `vip` at the backend of `row`, but does not send a packet yet.
     ///
     /// # Errors
-    /// If this machine lacks the resources.
+    /// Fails if this machine lacks the resources for the connection.
     pub(super) fn new(wire: &Arc<Wire>, row: Arc<BackendSpec>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let next_hop = row.next_hop.ok_or_else(|| io::Error::other("the way to the backend is not known"))?;
         let port = wire.port(own, vip)?;
@@ -57,7 +57,7 @@ impl Conversation {
         config.random_seed = fastrand::u64(..);
         let mut interface = Interface::new(config, &mut packets, time::Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            // The list has room for several addresses.
+            // The addition cannot fail, because the list has room for several addresses.
             let _ = addresses.push(IpCidr::new(own.into(), if own.is_ipv4() { 32 } else { 128 }));
         });
         let buffer = || tcp::SocketBuffer::new(vec![0; WINDOW]);
@@ -73,7 +73,7 @@ impl Conversation {
     /// Establishes the connection to the VIP.
     ///
     /// # Errors
-    /// If the backend refuses the connection, or nothing can be sent.
+    /// Fails if the backend refuses the connection, or if this machine cannot send packets.
     pub(in super::super) async fn connect(&mut self) -> io::Result<()> {
         loop {
             let wake = self.turn()?;
@@ -91,10 +91,10 @@ impl Conversation {
         }
     }
 
-    /// Relays data between `stream` and the connection until one end has closed it.
+    /// Relays data between `stream` and the connection until one of the two has been closed.
     ///
     /// # Errors
-    /// If the other end resets the connection, or nothing can be sent.
+    /// Fails if the backend resets the connection, or if this machine cannot send packets.
     pub(in super::super) async fn carry(&mut self, mut stream: DuplexStream) -> io::Result<()> {
         let (mut open, mut told) = (true, false);
         let mut buffer = vec![0; WINDOW];
@@ -103,7 +103,7 @@ impl Conversation {
             while self.socket().can_recv() {
                 let length = self.socket().recv_slice(&mut buffer).unwrap_or(0);
                 stream.write_all(&buffer[..length]).await?;
-                // The window has opened, so the next turn may send.
+                // The receive window has opened, so the next call of `turn` may send a packet.
                 wake = self.turn()?;
             }
             if !told && !self.socket().may_recv() {
@@ -119,7 +119,7 @@ impl Conversation {
                 packet = self.port.answers.recv() => self.packets.came.extend(packet),
                 read = stream.read(&mut buffer[..room]), if open && room > 0 => match read? {
                     0 => open = false,
-                    // The buffer has room for all of the data.
+                    // The buffer has room for all the data that was read.
                     length => {
                         let sent = self.socket().send_slice(&buffer[..length]);
                         sent.map_err(|error| io::Error::other(error.to_string()))?;
@@ -134,7 +134,8 @@ impl Conversation {
         self.sockets.get_mut(self.handle)
     }
 
-    /// Processes received packets and sends those that are due. Returns the time at which to do this again.
+    /// Processes received packets, and sends those packets that are due. The function returns the time at which the
+    /// caller must call it again.
     fn turn(&mut self) -> io::Result<Option<time::Duration>> {
         let micros = i64::try_from(self.begun.elapsed().as_micros()).unwrap_or(i64::MAX);
         let now = time::Instant::from_micros(micros);
@@ -152,7 +153,7 @@ impl Conversation {
 impl Drop for Conversation {
     fn drop(&mut self) {
         self.socket().abort();
-        // The packet is the last one; a peer that misses it gives up by itself.
+        // This packet is the last one; if the peer misses it, the peer gives up after a while.
         let _ = self.turn();
     }
 }
@@ -164,7 +165,7 @@ async fn pause(wake: Option<time::Duration>) {
     }
 }
 
-/// The IP packets between the connection and the wire.
+/// The IP packets that the connection exchanges with the packet sockets.
 struct Packets {
     mtu: usize,
     came: VecDeque<Vec<u8>>,
@@ -188,7 +189,8 @@ impl Device for Packets {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // A neighbour on the same machine leaves the checksum to hardware that does not exist.
+        // If the peer is on the same machine, its kernel leaves the checksum to hardware that does not exist, so
+        // received checksums may be wrong.
         capabilities.checksum.tcp = Checksum::Tx;
         capabilities
     }

@@ -1,10 +1,11 @@
-//! Checks along the path of clients: a connection to a service's VIP whose packets reach one backend in the same way as
-//! clients' packets, by the same row.
+//! Checks on the path of clients' packets, by a connection to the VIP of a service. The packets of the connection reach
+//! the backend on the same path as clients' packets, because both use the same row.
 //!
-//! The kernel's TCP cannot make such checks. A VIP is often an address of this machine, so the kernel would connect to
-//! itself and drop the answers as martian packets; and it would send by its own routes. Therefore the balancer makes
-//! and parses a check's packets itself (`conversation.rs`), wraps them (`outer.rs`) and passes them to the interface
-//! (`wire.rs`). However the process ends, no trace of this stays on the machine.
+//! The kernel's TCP stack is unable to make such connections. A VIP is often an address of this machine, so the kernel
+//! would connect to itself, and would drop the backend's answers as martian packets. In addition, the kernel would use
+//! its own routes. The balancer itself makes and parses the packets of a check (`conversation.rs`), encapsulates them
+//! (`outer.rs`), and passes them to the interface (`wire.rs`). No changes to the machine remain, however the process
+//! ends.
 
 mod conversation;
 mod outer;
@@ -25,10 +26,10 @@ use tokio::time::{Instant, sleep};
 pub(super) use self::conversation::Conversation;
 use self::wire::Wire;
 
-/// The interval for polling a path that is not known yet.
+/// The interval at which a check polls for a path that is not known yet.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// The paths of the data path to each backend, as the owner last wrote them.
+/// The data path's path to each backend, as the owner last wrote it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ways {
     known: Arc<Mutex<Known>>,
@@ -50,20 +51,21 @@ impl Ways {
         self.known().rows.remove(&id);
     }
 
-    /// Whether a backend is this machine itself.
+    /// Whether this machine itself is the backend.
     pub(super) fn lead_here(&self, id: BackendId) -> bool {
         self.known().rows.get(&id).and_then(|row| row.next_hop).is_some_and(|hop| hop.local)
     }
 
-    /// Sets the addresses of services. No check uses one of them as its source, because backends have them as well.
+    /// Sets the VIPs of all services. No check uses a VIP as its source address, because backends also have the VIPs.
     pub(super) fn set_vips(&self, vips: HashSet<IpAddr>) {
         self.known().vips = vips;
     }
 
-    /// Prepares a connection to `vip` on the backend. Waits until `deadline` for a path.
+    /// Prepares a connection to `vip` at a backend. If there is no path to the backend yet, the function waits for one
+    /// until `deadline`.
     ///
     /// # Errors
-    /// If this machine lacks the resources.
+    /// Fails if this machine lacks the resources for the connection.
     pub(super) async fn connect(
         &self,
         backend: BackendId,
@@ -85,7 +87,7 @@ impl Ways {
         Conversation::new(&wire, row, own, vip)
     }
 
-    /// The sockets, which the first check that needs them opens.
+    /// Returns the packet sockets; opens them if no check has needed them before.
     fn wire(&self) -> io::Result<Arc<Wire>> {
         let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
         match &*wire {
@@ -94,8 +96,8 @@ impl Ways {
         }
     }
 
-    /// An address that belongs only to this machine and to which the backend can reply: the source address of the path
-    /// if it has the VIP's family, otherwise one of the interface's addresses, otherwise any.
+    /// An address that only this machine has and to which the backend can reply: the source address of the path if its
+    /// address family is that of the VIP, otherwise an address of the interface, otherwise any address of this machine.
     fn own_address(&self, row: &BackendSpec, v4: bool) -> io::Result<IpAddr> {
         let known = self.known();
         let usable = |address: &IpAddr| {
@@ -130,12 +132,12 @@ impl Ways {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        // A panicking thread did not hold the lock during a change.
+        // The data is consistent even if the lock is poisoned, because no thread panics while it changes the data.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The source address that the kernel would choose; the function sends nothing.
+/// The source address that the kernel would choose for packets to `address`; the function sends no packet.
 fn source_to(address: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;

@@ -1,4 +1,4 @@
-//! The outer headers of `ipip` and `gue`, as the data path writes them.
+//! The outer headers of `ipip` and `gue`, in the format in which the data path writes them.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_IPV6: u8 = 41;
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// The number of bytes in front of a packet to a backend of this family.
+/// The number of bytes that the outer headers add in front of a packet, for a backend of this address family.
 pub(super) const fn overhead(forwarding: Forwarding, backend_v4: bool) -> usize {
     let ip = if backend_v4 { V4 } else { V6 };
     match forwarding {
@@ -23,7 +23,7 @@ pub(super) const fn overhead(forwarding: Forwarding, backend_v4: bool) -> usize 
     }
 }
 
-/// Wraps `packet` for the wire, from `source` to `backend`.
+/// Encapsulates `packet` in outer headers from `source` to `backend`.
 pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port: u16, packet: &[u8]) -> Vec<u8> {
     let inner_v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
     let mut payload: Vec<u8> = Vec::new();
@@ -33,7 +33,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
         Forwarding::Ipip => PROTOCOL_IPV6,
         Forwarding::Gue => {
             let length = (UDP + packet.len()) as u16;
-            // The outer header has no checksum, because the inner packet has its own.
+            // The outer UDP header has no checksum, because the inner packet has its own checksum.
             payload.extend([port, GUE_PORT, length, 0].map(u16::to_be_bytes).as_flattened());
             PROTOCOL_UDP
         }
@@ -68,7 +68,7 @@ pub(super) fn wrap(forwarding: Forwarding, source: IpAddr, backend: IpAddr, port
     outer
 }
 
-/// The checksum of RFC 1071.
+/// The Internet checksum (RFC 1071) of a header.
 fn checksum(header: &[u8]) -> u16 {
     let mut sum: u32 =
         header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();

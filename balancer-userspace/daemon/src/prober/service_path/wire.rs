@@ -1,4 +1,4 @@
-//! Packet sockets: they send packets to an interface bypassing the kernel's routes, and receive answers before the
+//! Packet sockets that send packets to an interface without the kernel's routes, and that receive answers before the
 //! kernel processes them.
 
 use std::{
@@ -15,22 +15,22 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, task::AbortHandle};
 
 use crate::packet_socket::{self, link_address};
 
-/// The maximum number of packets that wait for one connection.
+/// The maximum number of received packets that wait for one connection.
 const WAITING: usize = 256;
-/// The number of ports in the block that checks use, a power of two, so that a filter in the kernel can recognize their
-/// answers.
+/// The number of ports in the block that checks use. The number is a power of two, so that a filter in the kernel can
+/// recognize answers by their port.
 const PORTS: u16 = 1024;
-/// The range of possible blocks.
+/// The range of block numbers from which the balancer chooses.
 const BLOCKS: std::ops::RangeInclusive<u16> = 32..=62;
-/// The maximum size of a packet, including those that the kernel has merged.
+/// The maximum size in bytes of a received packet, including packets that the kernel has merged.
 const PACKET: usize = 65_600;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// The sockets, and the connections that wait for answers.
+/// The packet sockets, and the connections that wait for answers.
 #[derive(Debug)]
 pub(super) struct Wire {
-    /// The socket that only sends.
+    /// The socket that is used only for sending.
     out: Socket,
     first_port: u16,
     waiting: Mutex<HashMap<u16, Waiting>>,
@@ -44,10 +44,10 @@ struct Waiting {
 }
 
 impl Wire {
-    /// Opens the sockets, and starts to listen.
+    /// Opens the packet sockets, and starts the task that receives answers.
     ///
     /// # Errors
-    /// If this process lacks the necessary permission.
+    /// Fails if this process lacks the permission to open packet sockets.
     pub(super) fn open() -> io::Result<Arc<Self>> {
         let explain = |error: io::Error| {
             let hint = match error.raw_os_error() {
@@ -65,10 +65,10 @@ impl Wire {
         let mut listening = Vec::new();
         for (protocol, filter) in [(ETH_P_IP, &answers_v4(first_port)[..]), (ETH_P_IPV6, &answers_v6(first_port)[..])] {
             let socket = open().map_err(explain)?;
-            // The socket receives nothing before it is bound.
+            // The socket receives no packets before it is bound, so no packet bypasses the filter.
             socket.attach_filter(filter)?;
             socket.bind(&link_address(protocol, 0, None))?;
-            // SAFETY: the socket owns its descriptor, which stays the same and open for as long as it lives.
+            // SAFETY: the socket owns its descriptor, which stays open and unchanged as long as the socket exists.
             let socket = unsafe { AsyncFd::register(socket) }?;
             listening.push(tokio::spawn(listen(socket, Arc::downgrade(&wire))).abort_handle());
         }
@@ -76,15 +76,15 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Whether answers are still received.
+    /// Whether the task still receives answers.
     pub(super) fn listens(&self) -> bool {
         self.listening.get().is_some_and(|tasks| !tasks.iter().any(AbortHandle::is_finished))
     }
 
-    /// Sends a packet through an interface.
+    /// Sends an IP packet through an interface.
     ///
     /// # Errors
-    /// If the interface refuses the packet. A lost packet is not an error.
+    /// Fails if the interface refuses the packet. A packet that is lost later is not an error.
     pub(super) fn send(&self, ifindex: u32, to: Mac, packet: &[u8]) -> io::Result<()> {
         let v4 = packet.first().is_none_or(|byte| byte >> 4 == 4);
         let protocol = if v4 { ETH_P_IP } else { ETH_P_IPV6 };
@@ -95,10 +95,10 @@ impl Wire {
         }
     }
 
-    /// Reserves a port of `own` for a connection to `peer`, and starts to receive the answers to it.
+    /// Reserves a port of the address `own` for a connection to `peer`, and starts to receive packets to this port.
     ///
     /// # Errors
-    /// If no port is left in the block.
+    /// Fails if no port in the block is free.
     pub(super) fn port(self: &Arc<Self>, own: IpAddr, peer: SocketAddr) -> io::Result<Port> {
         let begin = fastrand::u16(..PORTS);
         let mut waiting = self.waiting();
@@ -115,7 +115,8 @@ impl Wire {
         Err(io::Error::other("no port is left for the check"))
     }
 
-    /// Delivers a packet to its connection. If packets arrive too fast, they are lost, like on any network.
+    /// Passes a received packet to the packet's connection. If packets arrive too fast, some packets are lost, as in
+    /// any network.
     fn deliver(&self, packet: &[u8]) {
         let Some((source, port)) = ends(packet) else { return };
         let waiting = self.waiting();
@@ -125,12 +126,12 @@ impl Wire {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u16, Waiting>> {
-        // A panicking thread did not hold the lock during a change.
+        // The data is consistent even if the lock is poisoned, because no thread panics while it changes the data.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A port of this machine that is used outside of the kernel's TCP.
+/// A port of this machine that the balancer uses without the kernel's TCP stack.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) number: u16,
@@ -146,8 +147,8 @@ impl Drop for Port {
 }
 
 /// Reserves a port so that no other socket can take it. If the VIP is not an address of this machine, the kernel's TCP
-/// also receives the answers; while a socket that accepts nothing has the port, it does not reset these connections
-/// that it does not know.
+/// stack also receives the answers. The kernel does not know the connections of checks, but it does not reset them
+/// while a socket that accepts no packets holds the port.
 fn silent(at: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, None)?;
     socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])?;
@@ -162,7 +163,7 @@ async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
         let Ok(mut ready) = socket.readable().await else { return };
         let Some(wire) = wire.upgrade() else { return };
         while let Ok(read) = ready.try_io(|socket| socket.get_ref().read(&mut buffer)) {
-            // An error means that an interface disappeared, which does not affect the next packet.
+            // An error means that an interface has disappeared, which does not affect the next packet.
             if let Ok(length) = read {
                 wire.deliver(buffer.get(..length).unwrap_or_default());
             }
@@ -170,7 +171,7 @@ async fn listen(socket: AsyncFd<Socket>, wire: Weak<Wire>) {
     }
 }
 
-/// The source of a TCP packet, and the port to which it is addressed.
+/// Returns the source and the destination port of a TCP packet.
 fn ends(packet: &[u8]) -> Option<(SocketAddr, u16)> {
     let version = packet.first()? >> 4;
     let (source, header): (IpAddr, usize) = if version == 4 {
@@ -194,13 +195,13 @@ const IF_ANY_BIT: u16 = 0x45;
 const RETURN: u16 = 0x06;
 const TCP: u32 = 6;
 
-/// A filter for whole TCP packets whose destination port is in the block.
+/// A filter for unfragmented TCP packets whose destination port is in the block.
 fn answers_v4(first_port: u16) -> [SockFilter; 10] {
     [
         SockFilter::new(LOAD_BYTE, 0, 0, 9),
         SockFilter::new(IF_EQUAL, 0, 7, TCP),
         SockFilter::new(LOAD_HALF, 0, 0, 6),
-        // The packet has a fragment offset, or more fragments follow.
+        // The packet is a fragment: its fragment offset is not zero, or more fragments follow.
         SockFilter::new(IF_ANY_BIT, 5, 0, 0x3fff),
         SockFilter::new(HEADER_LENGTH, 0, 0, 0),
         SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 2),

@@ -1,4 +1,4 @@
-//! Members that all move a client before they have informed each other count one move.
+//! If several members move a client before they have informed each other, they count only one move.
 
 use proptest::{collection, prelude::*};
 
@@ -15,17 +15,17 @@ fn facts(id: u16) -> Option<Facts> {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A packet of the client reaches this member.
+    /// A packet of the client reaches the member with this index.
     Packet(usize),
-    /// This member sends all records that the other members do not know.
+    /// The member with this index sends all records that the other members do not know.
     Tell(usize),
-    /// This member does not know whether its last batch was written, and writes it again.
+    /// The member with this index does not know whether its last batch was written, and writes the batch again.
     TellAgain(usize),
-    /// This member receives the next pending batch.
+    /// The member with this index receives the next pending batch.
     Hear(usize),
 }
 
-/// The client's entry and its position.
+/// Returns the client's entry and its index in the table.
 fn entry(table: &Cells) -> (usize, Entry) {
     find(&Bucket::of(table, 0), CLIENT).expect("everybody knows the client")
 }
@@ -37,7 +37,8 @@ struct Member {
     counted: i32,
 }
 
-/// Members in the order of their names, with all batches that were sent. All members know the client's old place.
+/// The members in the order of their names, with all batches that were sent. At first, all members know the client at
+/// its old backend.
 struct Group {
     members: Vec<Member>,
     told: Vec<(usize, Record)>,
@@ -87,7 +88,7 @@ impl Group {
         }
     }
 
-    /// Lets every member send and receive everything.
+    /// Makes every member send and receive all pending batches.
     fn settle(&mut self) {
         for _ in 0..3 {
             (0..self.members.len()).for_each(|at| self.take(Step::Tell(at)));

@@ -1,4 +1,4 @@
-//! How a member becomes the leader, and what it knows at first.
+//! The election of the leader, and the state with which a new leader begins.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Member {
-    /// Tries to become the leader if there is none.
+    /// Tries to become the leader if there is no leader.
     pub(super) fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         let Some(session) = &mut self.session else { return };
         if self.card.is_denied() || self.pauses.hold(Errand::Lead, clocks.now) {
@@ -35,7 +35,7 @@ impl Member {
                 outputs.push(Output::Ask(request));
             }
             (Leading::Doubts, None) => self.leading = Leading::No,
-            // An attempt that seemed to fail may have succeeded.
+            // The member is the leader, although an attempt to become the leader seemed to fail.
             (Leading::No, Some(entry)) if is_own(&entry.value, self.settings.instance) => {
                 self.leading = Leading::Doubts;
             }
@@ -44,8 +44,8 @@ impl Member {
                 let somebody = members.values().any(|member| member.in_step);
                 let waits = self.joined.is_none_or(|joined| joined + Self::HOLDS / 2 > clocks.now);
                 let best = members.iter().max_by_key(|(name, member)| (member.epoch.map(|epoch| epoch.number), *name));
-                // If no member is in step, the member with the latest epoch leads, after the other members have had
-                // time to join.
+                // If no member is in step, the member with the latest epoch becomes the leader, after the other members
+                // have had time to join.
                 let best = best.is_some_and(|(name, _)| *name == self.settings.name);
                 if self.in_step || !somebody && best && !waits {
                     self.leading = Leading::Stands;
@@ -87,12 +87,12 @@ impl Member {
         }
     }
 
-    /// The leader's initial knowledge: the epoch in the store, or else the epoch that the member applied last, or else
-    /// the member's file.
+    /// Makes the state with which a leader begins, from the epoch in the store. If the store has no epoch, the leader
+    /// continues from the epoch that it applied last, or otherwise from its configuration file.
     fn new_lead(&self, session: &Session, fence: Revision, clocks: Clocks) -> Result<Option<Lead>, String> {
         let (config, key) = (self.settings.config.clone(), self.key.unwrap_or(self.settings.key));
-        // The state is unchanged since it was written: the first step decides and writes what has become due since
-        // then.
+        // The controller has the state exactly as it was written. The first step of the leader makes and writes the
+        // decisions that have become due since the state was written.
         let from = |state: SavedState, epoch: Epoch, at: Moment, by: &str| {
             Controller::decider_from(config.clone(), key, state, self.as_of(epoch, at, by, clocks))
         };
@@ -113,7 +113,7 @@ impl Member {
                     Some((epoch, state, at)) => from(state.clone(), *epoch, *at, "")?,
                     None => Controller::decider(config, key, clocks.now),
                 };
-                // The result is far from the lineages that other processes begin.
+                // The number is far from the numbers of lineages that other processes begin.
                 let lineage = self.settings.instance.wrapping_add(self.founded.wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 (controller, None, None, Emptied::clone(&self.emptied), lineage)
             }

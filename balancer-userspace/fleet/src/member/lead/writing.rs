@@ -1,4 +1,4 @@
-//! The leader's writes: epochs, states to be prepared, and answers to requests.
+//! The leader's writes: epochs, states for which members prepare, and answers to requests.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +25,7 @@ use crate::{
     store_schema::{self, Answer, Epoch, FORMAT, Line, StateCard},
 };
 
-/// Transactions to be made in order, and the state that results from them.
+/// Transactions that the engine must make in this order, and the state after all these transactions.
 #[derive(Debug)]
 pub(super) struct Writing {
     transactions: VecDeque<Transaction>,
@@ -41,13 +41,13 @@ pub(super) enum Then {
 
 type Transaction = (Vec<Condition>, Vec<Write>);
 
-/// The number of bytes of documents from which on they need a transaction of their own.
+/// The minimum size in bytes of a document part that gets its own transaction.
 const LARGE: usize = LONGEST_VALUE / 2 + 1;
 
-/// The maximum size of an epoch's log lines, in bytes.
+/// The maximum total size in bytes of an epoch's log lines.
 const TOLD: usize = 128 << 10;
 
-/// The maximum number of documents deleted in a transaction.
+/// The maximum number of documents that one transaction deletes.
 const MOST_GARBAGE: usize = 8;
 
 impl Lead {
@@ -57,7 +57,7 @@ impl Lead {
         self.commit(self.decided.clone(), true, clocks)
     }
 
-    /// Writes a controller's state as the current epoch.
+    /// Writes the state of a controller as the current epoch.
     pub(super) fn commit(&mut self, controller: Controller, is_decided: bool, clocks: Clocks) -> Result<(), String> {
         let lines = bounded(mem::take(&mut self.lines));
         let (card, parts) = self.state_card(&controller, lines, clocks)?;
@@ -91,7 +91,7 @@ impl Lead {
         Ok(())
     }
 
-    /// Makes the card of the state after the current epoch, and the parts of its document.
+    /// Makes the card of the state that follows the current epoch, and the parts of its document.
     fn state_card(
         &mut self,
         controller: &Controller,
@@ -118,7 +118,7 @@ impl Lead {
         Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
     }
 
-    /// The backends that cannot keep their clients once this epoch is current.
+    /// The backends that can no longer keep their clients when this epoch becomes the current one.
     fn emptied_by(&self, next: &Controller, epoch: Epoch) -> Emptied {
         let mut emptied = self.emptied.clone();
         #[cfg(test)]
@@ -131,7 +131,7 @@ impl Lead {
         emptied
     }
 
-    /// Puts large parts into transactions of their own, which come first.
+    /// Puts each large part into its own transaction, and puts these transactions before the last transaction.
     fn in_transactions(&self, parts: Vec<Write>, last: Transaction) -> Vec<Transaction> {
         let (conditions, mut writes) = last;
         let size: usize = parts.iter().map(size).sum();
@@ -191,7 +191,7 @@ impl Lead {
         }
     }
 
-    /// Records that ballots from earlier epochs do not apply to new or moved backends.
+    /// Records that ballots from earlier epochs do not apply to backends that are new or have another address.
     fn note_changed_backends(&mut self, next: &Controller, number: u64) {
         let before = targets(&self.committed);
         let after = targets(next);
@@ -205,7 +205,8 @@ impl Lead {
     }
 }
 
-/// Limits the lines to the size of an epoch's card, because a change of thousands of backends has as many lines.
+/// Limits log lines to the size that fits into an epoch's card, because a change of thousands of backends causes
+/// thousands of lines.
 pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
     let mut total = 0;
     let mut fits = |line: &Line| {
@@ -225,7 +226,7 @@ pub(super) fn bounded(mut lines: Vec<Line>) -> Vec<Line> {
     lines
 }
 
-/// The addresses and check targets of backends.
+/// The address and the check target of each backend.
 fn targets(controller: &Controller) -> HashMap<BackendId, (SocketAddr, SocketAddr)> {
     let of = |service: &'_ Service| -> Vec<_> {
         let target = |backend: &Backend| (backend.id(), (backend.address(), service.check_target(backend)));

@@ -1,4 +1,4 @@
-//! A stand-in for a balancer behind a control socket: it applies files, and keeps changes made at run time.
+//! A simulated balancer behind a control socket, which applies files and keeps changes made at run time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 pub(crate) struct Backend {
     pub(crate) address: String,
     pub(crate) admin: String,
-    /// The health state; absent: the administrative state determines it.
+    /// The health state of the backend; absent: the administrative state determines the state.
     pub(crate) state: Option<String>,
 }
 
 #[derive(Default)]
 struct State {
     services: BTreeMap<String, BTreeMap<String, Backend>>,
-    /// The backends in the last applied file, as `SERVICE/BACKEND`.
+    /// The backends in the file that was applied last, as `SERVICE/BACKEND`.
     base: BTreeSet<String>,
     applied: usize,
     told: Vec<String>,
@@ -38,7 +38,7 @@ pub(crate) struct Balancer {
 }
 
 impl Balancer {
-    /// Starts a stand-in with a file of these contents.
+    /// Starts a simulated balancer whose file has these contents.
     pub(crate) fn start(directory: &Path, text: &str) -> Self {
         let file = directory.join("balancer.toml");
         fs::write(&file, text).unwrap();
@@ -71,7 +71,7 @@ impl Balancer {
         self.state.lock().unwrap().services.get(service).cloned().unwrap_or_default()
     }
 
-    /// The names of backends, with their administrative states.
+    /// Returns the names of a service's backends, with their administrative states.
     pub(crate) fn admins(&self, service: &str) -> Vec<(String, String)> {
         self.backends(service).into_iter().map(|(name, backend)| (name, backend.admin)).collect()
     }
@@ -80,18 +80,18 @@ impl Balancer {
         change(self.state.lock().unwrap().services.get_mut(service).unwrap().get_mut(backend).unwrap());
     }
 
-    /// Adds a backend at run time, like an operator.
+    /// Adds a backend at run time, as an operator would.
     pub(crate) fn add(&self, service: &str, backend: &str, address: &str) {
         let mut state = self.state.lock().unwrap();
         state.services.get_mut(service).unwrap().insert(backend.to_owned(), ready(address.to_owned()));
     }
 
-    /// Removes a backend at run time, like an operator.
+    /// Removes a backend at run time, as an operator would.
     pub(crate) fn remove(&self, service: &str, backend: &str) {
         self.state.lock().unwrap().services.get_mut(service).unwrap().remove(backend);
     }
 
-    /// Applies another file, like an operator.
+    /// Applies another file, as an operator would.
     pub(crate) fn apply(&self, text: &str) {
         apply(&mut self.state.lock().unwrap(), text).unwrap();
     }
@@ -100,12 +100,12 @@ impl Balancer {
         self.state.lock().unwrap().away = away;
     }
 
-    /// The number of files that the stand-in has applied.
+    /// The number of files that the simulated balancer has applied.
     pub(crate) fn applied(&self) -> usize {
         self.state.lock().unwrap().applied
     }
 
-    /// The changes that were requested from the stand-in.
+    /// The changes that the controller has requested from the simulated balancer.
     pub(crate) fn told(&self) -> String {
         self.state.lock().unwrap().told.join("\n")
     }

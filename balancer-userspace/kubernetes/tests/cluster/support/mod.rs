@@ -1,4 +1,4 @@
-//! A cluster, a balancer without a data path, and controllers between them.
+//! A cluster, a balancer without a data path, and controllers that connect the two.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -19,10 +19,10 @@ use tempfile::TempDir;
 
 use fake::Balancer;
 
-/// How long each step may take.
+/// The maximum duration of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The part of the file that others have written.
+/// The section of the configuration file that does not belong to the controller.
 pub(crate) const OTHERS: &str = "interfaces = [\"eth0\"]\n\n[[service]] # by hand\nname = \"web\"\n\
                                  address = \"198.51.100.0:80\"\nforwarding = \"ipip\"\n";
 
@@ -46,7 +46,7 @@ impl Drop for Controller {
 }
 
 impl World {
-    /// A cluster and a balancer, without a controller.
+    /// Makes a cluster and a balancer, without a controller.
     pub(crate) fn new() -> Self {
         let files = tempfile::tempdir().unwrap();
         let balancer = Balancer::start(files.path(), OTHERS);
@@ -55,14 +55,14 @@ impl World {
         Self { cluster, balancer, controllers: Vec::new(), files }
     }
 
-    /// A cluster and a balancer, with a controller.
+    /// Makes a cluster and a balancer, with a controller.
     pub(crate) fn with_controller() -> Self {
         let mut world = Self::new();
         world.start(&[]);
         world
     }
 
-    /// Starts a controller; it uses no Lease, unless `more` names one.
+    /// Starts a controller, which uses no Lease unless `more` names one.
     pub(crate) fn start(&mut self, more: &[&str]) {
         let path = |name: &str| self.files.path().join(name).into_os_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_balancer-kubernetes"));
@@ -77,12 +77,12 @@ impl World {
         self.controllers.push(Controller(child));
     }
 
-    /// Kills all controllers at once.
+    /// Kills the processes of all controllers.
     pub(crate) fn kill(&mut self) {
         self.controllers.clear();
     }
 
-    /// Waits until the condition is true.
+    /// Waits until the condition `is_so` is true.
     #[track_caller]
     pub(crate) fn wait(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let start = Instant::now();
@@ -95,19 +95,19 @@ impl World {
         }
     }
 
-    /// The log of all controllers.
+    /// Returns the log of all controllers.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
     }
 
-    /// The addresses in the status of a Service.
+    /// Returns the addresses in the status of a Service.
     pub(crate) fn addresses(&self, name: &str) -> Vec<String> {
         let service = self.cluster.get("services", "shop", name).unwrap_or_default();
         let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
         ingress.iter().filter_map(|entry| Some(entry["ip"].as_str()?.to_owned())).collect()
     }
 
-    /// The answer of a controller to `GET PATH`.
+    /// Returns a controller's answer to `GET PATH`.
     pub(crate) fn http(&self, path: &str) -> String {
         let log = fs::read_to_string(self.files.path().join("log")).unwrap();
         let address = log.rsplit("metrics at http://").next().unwrap().split('/').next().unwrap();
@@ -118,7 +118,7 @@ impl World {
         answer
     }
 
-    /// All events that owners of Services got.
+    /// Returns all events that the controller has written for owners of Services.
     pub(crate) fn events(&self) -> Vec<String> {
         let events = self.cluster.all("events");
         events.iter().map(|event| format!("{}: {}", event["reason"], event["message"])).collect()

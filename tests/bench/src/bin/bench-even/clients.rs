@@ -1,4 +1,4 @@
-//! The clients: addresses that appear and disappear, some of them with many users.
+//! The clients: addresses that appear and disappear over the day. Some client addresses have many users.
 
 use std::f64::consts::TAU;
 
@@ -8,18 +8,18 @@ pub(crate) const ABOUT: &str = "20,000 addresses, 500 of them gateways, come and
 pub(crate) const ADDRESSES: usize = 20_000;
 const GATEWAYS: usize = 500;
 const EXPONENT: f64 = 1.1;
-/// The number of users behind all gateways.
+/// The total number of users behind all gateways.
 const BEHIND: f64 = 20_000.0;
-/// The average numbers of minutes for which an address is present and absent.
+/// How many minutes a client address stays present or absent, on average.
 const STAYS: [f64; 2] = [120.0, 600.0];
 const AWAY: [f64; 2] = [360.0, 300.0];
 
-/// All addresses, the gateways first.
+/// All client addresses, with the gateways first.
 pub(crate) struct Population {
     random: fastrand::Rng,
-    /// The users of each address.
+    /// The number of users of each address.
     pub(crate) users: Vec<f64>,
-    /// Whether each address is present.
+    /// Whether each client address is present.
     pub(crate) here: Vec<bool>,
 }
 
@@ -40,7 +40,8 @@ impl Population {
         here.map(|(&users, _)| users).fold(0.0, f64::max)
     }
 
-    /// Makes addresses appear and disappear; more of them appear in the daytime.
+    /// Simulates a minute in which client addresses appear and disappear. In the daytime, more client addresses appear
+    /// than at night.
     pub(crate) fn minute(&mut self, minute: usize) {
         let day = 1.0 - 0.8 * (TAU * minute as f64 / super::DAY as f64).cos();
         for (index, here) in self.here.iter_mut().enumerate() {

@@ -1,5 +1,6 @@
-//! A simulated day of clients, most of them behind few gateways: by how much the fullest server exceeds its share with
-//! and without bounded load, and by `HAProxy`'s rules; and how many clients must move. No packets are sent.
+//! Simulates a day of clients without packets; most users are behind a few gateways. The benchmark measures by how much
+//! the fullest server exceeds its share, and how many clients move. It compares bounded load, no bounded load, and the
+//! rules of `HAProxy`.
 
 mod clients;
 mod ours;
@@ -18,17 +19,17 @@ use clap::Parser;
 
 use self::{clients::Population, ours::Balancer, theirs::Haproxy};
 
-/// The servers that share the clients evenly.
+/// The number of servers that share the clients evenly.
 const SERVERS: usize = 10;
 const DAY: usize = 24 * 60;
 
 /// Simulates a day of uneven clients.
 #[derive(Parser)]
 struct Options {
-    /// The seed of everything that is drawn.
+    /// The seed of all random values.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The load at which a server has too much, as a multiple of its share.
+    /// The load above which a server is overloaded, as a multiple of its share.
     #[arg(long, default_value_t = 1.25)]
     factor: f64,
     /// The number of servers that share the clients evenly.
@@ -39,27 +40,28 @@ struct Options {
     json: bool,
 }
 
-/// The results of one rule.
+/// The results of one rule for choosing servers.
 #[derive(Default)]
 struct Day {
-    /// The largest load relative to the expected one, in each minute.
+    /// The load of the fullest server in each minute, relative to an equal share.
     largest: Vec<f64>,
-    /// The relative load of the largest gateway if it had its own server. No rule can do better without splitting this
-    /// gateway's users.
+    /// The load of a server with only the largest gateway, relative to an equal share. No rule can reach a lower
+    /// maximum without splitting the users of the largest gateway.
     alone: Vec<f64>,
-    /// The number of addresses that moved from their proper server to another.
+    /// The number of addresses that moved from their assigned server to another server.
     moved: usize,
     /// The largest number of table changes in an hour.
     changes: usize,
 }
 
-/// A rule that assigns clients to servers.
+/// A rule by which clients are assigned to servers.
 trait Rule {
-    /// Simulates a minute, and returns the number of users at each server.
+    /// Simulates one minute of the day. Returns the number of users of each server.
     fn minute(&mut self, minute: usize, population: &Population) -> [f64; SERVERS];
-    /// Starts counting moves.
+    /// Resets the counters of moves and table changes, and starts to count again.
     fn count(&mut self);
-    /// The number of moved addresses since [`Self::count`], and the largest number of table changes in an hour.
+    /// Returns the number of addresses that moved since [`Self::count`], and the largest number of table changes in an
+    /// hour.
     fn counted(&self) -> (usize, usize);
 }
 
@@ -96,7 +98,8 @@ fn compare(seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Simulates two days. The first one does not count, because it begins without clients.
+/// Simulates two consecutive days. The first day starts without clients, so the function ignores the results of that
+/// day.
 fn play(seed: u64, mut rule: Box<dyn Rule>) -> Day {
     let mut population = Population::new(seed);
     let (mut largest, mut alone) = (Vec::new(), Vec::new());
@@ -129,7 +132,7 @@ fn table(days: &[(&str, bool, Day)]) -> String {
     text + &format!("| the largest gateway alone | {median:.2} | {highest:.2} | | |\n")
 }
 
-/// The median and the highest of a day's figures.
+/// Returns the median and the maximum of a day's figures.
 fn spread(figures: &[f64]) -> (f64, f64) {
     let mut sorted = figures.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

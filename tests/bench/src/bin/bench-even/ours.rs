@@ -1,4 +1,4 @@
-//! The balancer: its own lookup tables and its own decisions, and a memory of three hours.
+//! Simulates the balancer with its real lookup tables and decisions, and with a client memory of three hours.
 
 use std::{
     collections::BTreeMap,
@@ -31,14 +31,14 @@ pub(crate) struct Balancer {
     began: Instant,
     names: Vec<String>,
     bounds: BTreeMap<String, Bound>,
-    /// The connections of each server since the start.
+    /// The number of connections of each server since the start.
     counters: [f64; SERVERS],
     table: Vec<u16>,
-    /// The server and the last time of each known address.
+    /// The server and the minute of the last connection of each known address.
     known: Vec<Option<(usize, usize)>>,
-    /// Whether each address has moved.
+    /// Whether the client of each address has moved.
     moved: Vec<bool>,
-    /// The minutes of changes.
+    /// The minutes in which the lookup table changed.
     changes: Vec<usize>,
 }
 

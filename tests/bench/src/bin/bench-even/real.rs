@@ -1,4 +1,4 @@
-//! Compares the decisions of `HAProxy` itself with those of the model.
+//! Compares the choices of the real `HAProxy` with the choices of the model.
 
 use std::{
     fs,
@@ -21,19 +21,19 @@ use super::{
 const CONNECTIONS: usize = 600;
 const ADDRESSES: usize = 200;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A pause in which the program notices a closed connection.
+/// A pause in which `HAProxy` certainly notices a closed connection.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The agreement between model and program.
+/// The number of connections for which the model and the real `HAProxy` chose the same server.
 pub(crate) struct Agreement {
     pub(crate) connections: usize,
-    /// The number of connections that the program opened to the server that the model names.
+    /// The number of connections that `HAProxy` opened to the server that the model predicted.
     pub(crate) agreed: usize,
-    /// The number of connections that went to another server than it would without a factor.
+    /// The number of connections for which the load factor made `HAProxy` choose another server.
     pub(crate) elsewhere: usize,
 }
 
-/// A process that ends when this value is dropped.
+/// A process that ends when the value is dropped.
 struct Program(Child);
 
 impl Drop for Program {
@@ -43,10 +43,10 @@ impl Drop for Program {
     }
 }
 
-/// Opens and closes connections through the program, on loopback, as gateways and single clients do.
+/// Opens and closes connections through `HAProxy` on the loopback interface, as gateways and single clients do.
 ///
 /// # Errors
-/// If the program is not installed, or does not work.
+/// Fails if `HAProxy` is not installed, or does not work.
 pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
     let mut rng = Rng::with_seed(seed);
     let servers = (0..SERVERS).map(|number| serve(number as u8)).collect::<Result<Vec<_>>>()?;
@@ -62,7 +62,7 @@ pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
         anyhow::ensure!(started.elapsed() < PATIENCE, "haproxy does not listen on {front}");
         thread::sleep(PAUSE);
     }
-    // The connection that noticed the failure is closed.
+    // During the pause, `HAProxy` closes the test connection that the loop above has opened.
     thread::sleep(10 * PAUSE);
     let of_loopback = |rng: &mut Rng| Ipv4Addr::new(127, rng.u8(1..250), rng.u8(..), rng.u8(1..250));
     let addresses: Vec<Ipv4Addr> = (0..ADDRESSES).map(|_| of_loopback(&mut rng)).collect();
@@ -76,7 +76,7 @@ pub(crate) fn compare(factor: Option<usize>, seed: u64) -> Result<Agreement> {
             model.closed(server);
             thread::sleep(PAUSE);
         }
-        // A few addresses have most connections.
+        // A few addresses open most of the connections.
         let address = addresses[(rng.f64().powi(4) * ADDRESSES as f64) as usize];
         let (stream, server) = connect(address, front)?;
         agreement.agreed += usize::from(model.server(address.into()) == server);
@@ -101,7 +101,7 @@ fn configuration(front: SocketAddr, factor: Option<usize>, servers: &[SocketAddr
     text
 }
 
-/// A server that sends its number, and keeps a connection until the client closes it.
+/// Starts a server that sends its number to each client, and keeps the connection open until the client closes it.
 fn serve(number: u8) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;

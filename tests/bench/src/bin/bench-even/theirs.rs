@@ -1,8 +1,10 @@
-//! `HAProxy`'s algorithm in `src/lb_chash.c` of version 2.6: a ring with 16 nodes for each unit of weight, on which an
-//! address belongs to the nearest node, and with `hash-balance-factor` to the next node whose server has room.
-//! `--haproxy` compares this module with the program.
+//! The algorithm of `HAProxy` 2.6 in `src/lb_chash.c`: a hash ring with 16 nodes for each unit of a server's weight.
+//! The server of the nearest node on the ring gets the connections of an address. With `hash-balance-factor`, the next
+//! node's server that has room gets the connections of an address. The option `--haproxy` compares the choices of this
+//! module with the choices of the real HAProxy.
 //!
-//! Every user has one connection at a time, which is replaced every five minutes; until then, the connection counts.
+//! Every user has one connection at a time, and opens a new connection every five minutes. Each connection counts for
+//! five minutes, until the user opens the next connection.
 
 use super::{
     Rule, SERVERS,
@@ -11,24 +13,24 @@ use super::{
 
 /// The number of nodes of a server with weight 100.
 const NODES: u32 = 16 * WEIGHT;
-/// The number of possible node ids of a server: `SRV_EWGHT_RANGE`.
+/// The number of possible node ids of a server, `SRV_EWGHT_RANGE` in `HAProxy`.
 const IDS: u32 = 16 * 256;
 pub(crate) const WEIGHT: u32 = 100;
 const LASTS: usize = 5;
 
 pub(crate) struct Haproxy {
-    /// The factor in percent of the mean.
+    /// The value of `hash-balance-factor`, in percent of the mean load.
     factor: Option<usize>,
-    /// The positions on the ring in ascending order, with their servers.
+    /// The positions of nodes on the ring in ascending order, with the server of each node.
     ring: Vec<(u32, usize)>,
-    /// The servers of each address' connections.
+    /// The servers of each address's connections.
     open: Vec<Vec<usize>>,
     served: [usize; SERVERS],
     moved: Vec<bool>,
 }
 
-/// Returns a different IPv4 address for each number. The addresses are scattered like those of gateways, because
-/// `full_hash` is uneven for neighbouring ones.
+/// Returns a different IPv4 address for each number. Scattered addresses, like those of real gateways, are necessary,
+/// because `full_hash` distributes neighbouring addresses unevenly.
 const fn scattered(number: u32) -> u32 {
     let mut address = number.wrapping_add(1).wrapping_mul(0x85eb_ca6b);
     address = (address ^ (address >> 13)).wrapping_mul(0xc2b2_ae35);
@@ -54,7 +56,7 @@ impl Haproxy {
         Self { factor, ring, open: vec![Vec::new(); ADDRESSES], served: [0; SERVERS], moved: vec![false; ADDRESSES] }
     }
 
-    /// Whether a server may have another connection: `chash_server_is_eligible`, for equal weights.
+    /// Returns whether a server may receive another connection: `chash_server_is_eligible` for equal weights.
     fn has_room(&self, server: usize) -> bool {
         let Some(factor) = self.factor else { return true };
         let all = ((self.served.iter().sum::<usize>() + 1) * factor).div_ceil(100);
@@ -64,7 +66,7 @@ impl Haproxy {
         self.served[server] < slots.max(1)
     }
 
-    /// The server of a new connection from an IPv4 address: `chash_get_server_hash`.
+    /// Chooses the server of a new connection from an IPv4 address: `chash_get_server_hash`.
     pub(crate) fn server(&self, address: u32) -> usize {
         let hash = full_hash(address);
         let next = self.ring.partition_point(|&(place, _)| place < hash) % self.ring.len();
@@ -75,12 +77,12 @@ impl Haproxy {
         servers.find(|&server| self.has_room(server)).unwrap_or(0)
     }
 
-    /// Records an opened connection to a server.
+    /// Counts a new connection to a server.
     pub(crate) fn opened(&mut self, server: usize) {
         self.served[server] += 1;
     }
 
-    /// Records a closed connection to a server.
+    /// Counts the end of a connection to a server.
     pub(crate) fn closed(&mut self, server: usize) {
         self.served[server] -= 1;
     }

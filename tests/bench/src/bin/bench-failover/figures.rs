@@ -1,4 +1,4 @@
-//! The figures of failures: rows of the printed table, and the document.
+//! The figures of simulated failures, as rows of the printed table and as a document.
 
 use balancer_bench::{
     figures::Spread,
@@ -7,13 +7,13 @@ use balancer_bench::{
 
 use crate::{CLIENTS, FALL};
 
-/// The times that failures took, in ms.
+/// The durations of failures, in ms.
 #[derive(Default)]
 pub(crate) struct Figures {
     pub(crate) last: Vec<f64>,
     pub(crate) elsewhere: Vec<f64>,
     pub(crate) builds: Vec<f64>,
-    /// The total number of tables.
+    /// The total number of new tables after failures.
     pub(crate) tables: f64,
 }
 

@@ -1,12 +1,12 @@
-//! Measures how long a failure takes from its detection to its effect, on the wire between a running balancer and its
-//! backends.
+//! Measures how long a failure takes from its detection to its effect, by the packets between a running balancer and
+//! its backends.
 //!
-//! A backend's port is closed while packets of its clients continue. From that time on, the kernel refuses the
-//! balancer's checks; the `fall`-th refusal in a row is the first packet from which the balancer can know of the
-//! failure. The benchmark measures the time from this packet to the last packet of a client that arrives at the dead
-//! backend, and to the next packet of the same clients, which arrives elsewhere; the true time lies in between. The
-//! kernel stamps all packets with one clock, so these times include everything: the check's socket, the queues of
-//! events, the new table, and the packets that were on their way.
+//! The benchmark closes a backend's port while the packets of the backend's clients continue. After the port is closed,
+//! the kernel refuses the balancer's checks; only with the `fall`-th refusal in a row can the balancer know of the
+//! failure. The benchmark measures two durations from the `fall`-th refusal: until the last client packet at the dead
+//! backend, and until the next packet of the same clients at another backend. The true duration lies between the two
+//! measured durations. The kernel stamps all packets with one clock, so the measured durations include the check's
+//! socket, the queues of events, the new table, and packets in progress.
 
 mod figures;
 mod signals;
@@ -42,34 +42,35 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use self::figures::{Figures, document};
 
-/// The intervals of checks.
+/// The intervals of health checks, as settings.
 const CHECK: &str = "interval = \"1s\", fast_interval = \"100ms\"";
-/// Failures in a row that make a backend down.
+/// The number of consecutive failed checks that make a backend down.
 const FALL: usize = 3;
-/// The number of clients, all known before the first failure.
+/// The number of clients, all of which the balancer knows before the first failure.
 const CLIENTS: u16 = 10_000;
-/// The pause between two packets of one backend's clients, if one backend fails, and if several fail.
+/// The pause between two client packets of one backend: first for a single failure, then for failures of several
+/// backends.
 const PAUSES: [Duration; 2] = [Duration::from_micros(50), Duration::from_micros(250)];
-/// How long the load runs before the failure.
+/// How long clients send packets before the failure.
 const LEAD: Duration = Duration::from_millis(100);
-/// After this time without packets to a dead backend, its last packet counts as the last.
+/// If a dead backend receives no packet for `SILENCE`, the benchmark assumes that no more packets will arrive.
 const SILENCE: Duration = Duration::from_millis(200);
-/// How long a detection may take.
+/// The time limit for the detection of a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Measures how long failures take from detection to effect; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only with this number of backends.
+    /// Measure only scenarios with this number of backends.
     #[arg(long)]
     backends: Option<u16>,
-    /// Only with this memory: 3h or 0s.
+    /// Measure only scenarios with this memory: 3h or 0s.
     #[arg(long)]
     remember: Option<String>,
-    /// Failures of one backend at a time in each scenario; a quarter as many of several at once.
+    /// Failures of a single backend in each scenario; each scenario has a quarter as many failures of several backends.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(4..))]
     rounds: u16,
-    /// Measure instead how long it takes from death to effect, where clients' handshakes alone show the failure.
+    /// Measure the time from death to effect instead, with failures that only clients' handshakes show.
     #[arg(long)]
     signals: bool,
     /// How packets reach the backends.
@@ -93,7 +94,8 @@ fn main() -> ExitCode {
 
 fn measure(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
-    // The benchmark needs a descriptor for each backend, and the balancer one for each check.
+    // The benchmark needs one file descriptor for each backend, and the balancer needs one file descriptor for each
+    // check.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     if !options.json {
@@ -139,12 +141,12 @@ fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<S
     Ok(())
 }
 
-/// A balancer with its clients and backends. Fields are dropped in their order.
+/// The balancer under test, with its clients and backends. Rust drops the fields in the order of their declarations.
 struct Site {
     controller: Controller,
     wire: Wire,
     servers: Servers,
-    /// The number of the next backend to fail.
+    /// The number of the backend that fails next.
     next: u16,
     backends: u16,
     hosts: Hosts,
@@ -169,7 +171,7 @@ impl Site {
         Ok(site)
     }
 
-    /// Makes backends fail together, and restores them.
+    /// Makes `at_once` backends fail at the same time, and restores these backends afterwards.
     fn fail(&mut self, at_once: u16, figures: &mut Figures) -> Result<()> {
         load::once(&self.hosts.clients, 1..=CLIENTS, SYN)?;
         thread::sleep(LEAD);
@@ -196,7 +198,7 @@ impl Site {
         self.bring_back(&failing)
     }
 
-    /// Chooses the next backends that have clients.
+    /// Chooses the next `count` backends that have clients.
     fn choose(&mut self, count: u16) -> Result<Vec<u16>> {
         let seen = self.wire.seen()?;
         ensure!(seen.clients.len() == usize::from(CLIENTS), "only {} clients were served", seen.clients.len());
@@ -272,7 +274,7 @@ fn configuration((backends, forwarding, remember, check): (u16, &str, &str, &str
     )?;
     for number in 1..=backends {
         let address = backend(number);
-        // A tunnel keeps the port of the VIP.
+        // A tunnel packet keeps the port of the VIP.
         let address = if forwarding == "nat" { address.to_string() } else { address.ip().to_string() };
         write!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\n")?;
     }

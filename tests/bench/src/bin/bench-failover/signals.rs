@@ -1,5 +1,5 @@
-//! Measures the time from the death of backends to their last packet, if no check is due and only clients' handshakes
-//! show the failure.
+//! Measures the time from the death of backends to the last client packet that these backends receive. Because no check
+//! is due, only clients' handshakes show the failure.
 
 use std::{
     thread,
@@ -17,15 +17,16 @@ use super::{
 };
 
 const NO_CHECK: &str = "interval = \"1h\", fast_interval = \"1h\"";
-/// The time before and after the deaths in which the benchmark observes the other backends' checks.
+/// How long the benchmark observes the checks of the surviving backends before the deaths, and how long after the
+/// deaths.
 const WATCHED: Duration = Duration::from_secs(5);
 
-/// How a backend dies.
+/// The event by which a backend dies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Death {
-    /// Only the server dies; its machine refuses connections.
+    /// Only the server process dies; the server's machine refuses connections.
     OfTheServer,
-    /// The machine dies: nothing answers.
+    /// The whole machine of the server dies, so nothing answers.
     OfTheMachine,
 }
 
@@ -60,7 +61,8 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
     Ok(())
 }
 
-/// The longest time without a check of each surviving backend, in ms. Checks come each second.
+/// The longest time without a check of each surviving backend, in ms; normally, the balancer checks each backend every
+/// second.
 #[derive(Default)]
 struct Pauses {
     before: Vec<f64>,
@@ -80,7 +82,7 @@ impl Pauses {
     }
 }
 
-/// Backends stay dead, so each round has a new site.
+/// Runs one round with new hosts and a new balancer, because dead backends do not return.
 fn round(
     (backends, forwarding): (u16, &str),
     at_once: u16,
@@ -92,7 +94,7 @@ fn round(
     for flags in [SYN, ACK] {
         load::once(&site.hosts.clients, 1..=CLIENTS, flags)?;
     }
-    // Handshakes before the backends' first answers no longer count.
+    // After this pause, the balancer no longer considers handshakes that began before the backends' first answers.
     thread::sleep(10 * LEAD);
     let dying = site.choose(at_once)?;
     let groups: Vec<Vec<u16>> = {
@@ -110,7 +112,7 @@ fn round(
         pauses.before.extend(seen.pauses().iter().map(millis));
         seen.forget_pauses();
     }
-    // The kernel stamps packets with the same clock.
+    // The kernel stamps packets with wall-clock time, so the benchmark also reads the wall clock.
     let died = UNIX_EPOCH.elapsed()?;
     for &number in &dying {
         match death {
@@ -142,7 +144,7 @@ fn millis(time: &Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Waits until no packet has arrived at any dying backend for a while.
+/// Waits until none of the dying backends has received a packet for a while.
 fn await_silence(site: &mut Site, dying: &[u16]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,6 +1,7 @@
-//! Measures the costs and delays of a fleet: real etcd (three members), 31 balancers that have no kernel program but
-//! the real protocol, core and sharing of clients, and the real balancer, which forwards real packets. All members know
-//! 1,000,000 clients. Everything runs on this machine, so that the members' work and etcd's share its CPUs.
+//! Measures the costs and delays of a fleet with three etcd members and one real balancer, which forwards real packets.
+//! The other 31 balancers have no kernel program, but the real protocol, core and sharing of clients. All balancers of
+//! the fleet know 1,000,000 clients. All processes run on one machine, so the balancers and etcd share the CPUs of the
+//! machine.
 
 mod member;
 mod real;
@@ -36,22 +37,22 @@ use tokio::{
 use member::{Known, Light, Order, Report, Told};
 use real::{CLIENTS, Real, web};
 
-/// The part of the clients that are sent again each second: one in 2,700, because a million clients are remembered for
-/// three hours.
+/// In each second, a member sees one in this many clients again, which is the rate of a million clients that the
+/// members remember for three hours.
 const REFRESHED: usize = 2_700;
-/// The time limit of every step.
+/// The time limit of every step of the benchmark.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Measures the costs and delays of a fleet.
 #[derive(Parser)]
 struct Args {
-    /// Members, one of which is the real balancer
+    /// Number of members, one of which is the real balancer
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(3..=64))]
     members: u16,
-    /// Known clients
+    /// Number of known clients
     #[arg(long, default_value_t = 1_000_000, value_parser = clients)]
     clients: usize,
-    /// Backends, before one is added
+    /// Number of backends, before the benchmark adds one
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(2..=200))]
     backends: u16,
 }
@@ -72,7 +73,7 @@ fn measure(args: &Args) -> Result<()> {
     let places: Vec<(&Namespace, IpAddr)> =
         (1..=3).map(|number| (&hosts.balancer, IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)))).collect();
     let etcd = EtcdCluster::start(&places, &Options { tls: true, ..Options::default() })?;
-    // Threads created from here on are in this namespace.
+    // From here on, the threads that the benchmark starts are in the balancer's namespace.
     hosts.balancer.enter()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(Bench::run(args, &hosts, &etcd));
@@ -141,7 +142,7 @@ impl<'a> Bench<'a> {
         bench.join().await
     }
 
-    /// Lets the real balancer join.
+    /// Starts the real balancer, which joins the fleet.
     fn start_real(&mut self, places: HashMap<u16, u16>) -> Result<Real> {
         let mut servers = Servers::default();
         self.hosts.listen(&(1..=self.args.backends + 1).collect::<Vec<_>>(), &mut servers)?;
@@ -187,13 +188,13 @@ impl<'a> Bench<'a> {
         }
         let done = self.all(self.orders.len(), |told| matches!(told, Told::InStep(_))).await?;
         println!("all in step after {}", milliseconds(done - begin));
-        // Wait until checks and ballots have settled.
+        // During the pause, the balancers finish their first checks and votes.
         sleep(Duration::from_secs(3)).await;
         while self.reports.try_recv().is_ok() {}
         Ok(())
     }
 
-    /// Waits until this number of members has reported the event, and returns the time of the last report.
+    /// Waits until `members` members of the fleet have reported the event. Returns the time of the last report.
     async fn all(&mut self, members: usize, is: impl Fn(&Told) -> bool) -> Result<Instant> {
         let mut have = HashSet::new();
         let waiting = async {
@@ -207,8 +208,8 @@ impl<'a> Bench<'a> {
         timeout(PATIENCE, waiting).await.context("it takes too long")?
     }
 
-    /// Makes the clients known to all members. Returns the positions of their entries, and the backend of each client
-    /// with real packets.
+    /// Makes the clients known to all members of the fleet. Returns the indexes of the clients' entries, and the
+    /// backends of the clients that send real packets.
     async fn fill(&mut self) -> Result<(Vec<usize>, HashMap<u16, u16>)> {
         let buckets = self.entries / BUCKET_ENTRIES;
         let mut counts = vec![0; buckets];
@@ -233,7 +234,7 @@ impl<'a> Bench<'a> {
         let clients = Arc::new(clients);
         self.orders.iter().for_each(|orders| drop(orders.send(Order::Fill(Arc::clone(&clients)))));
         self.all(self.orders.len(), |told| matches!(told, Told::Filled)).await?;
-        // The first member has sent all its records.
+        // During the pause, the first member sends all its records to the other members.
         sleep(Duration::from_secs(3)).await;
         Ok((indices, places))
     }
@@ -270,7 +271,8 @@ impl<'a> Bench<'a> {
         format!("etcd's database {:.1} MB", bytes as f64 / 1e6)
     }
 
-    /// Makes a change at a member. Returns how long it took until all members applied it, and until the answer.
+    /// Makes a change at one member of the fleet. Returns the time until all members had applied the change, and the
+    /// time until the user got the answer.
     async fn change(&mut self, at: usize, change: Change) -> Result<(Duration, Duration)> {
         while self.reports.try_recv().is_ok() {}
         let (answer, answered) = oneshot::channel();
@@ -306,7 +308,7 @@ impl<'a> Bench<'a> {
             (after.0 - before.0) as f64 / 1000.0,
             (after.1 - before.1) as f64 / 1000.0
         );
-        // Wait for its first checks and their consequences.
+        // During the pause, the members check the new backend and react to the results.
         sleep(Duration::from_secs(3)).await;
         self.at_home(real, "with one backend more")
     }
@@ -328,7 +330,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// All members except the real one see a backend down, one after the other within 100 ms.
+    /// Makes the checks of all members except the real balancer find a backend down, one member after another within
+    /// 100 ms.
     async fn failure(&mut self, real: &mut Real) -> Result<()> {
         let (mut applied_after, mut stray_after) = (Vec::new(), Vec::new());
         for number in 1..=3.min(self.args.backends - 1) {
@@ -345,7 +348,7 @@ impl<'a> Bench<'a> {
             let stray = real.last_stray(number)?;
             load.stop()?;
             applied_after.push(applied - last_needed);
-            // The real balancer may be the first member to know.
+            // The real balancer may learn of the failure before the members without a kernel program.
             stray_after.push(stray.saturating_sub(on_the_wall));
             sleep(Duration::from_secs(1)).await;
         }
@@ -358,8 +361,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// The time of the last vote that is needed for a backend to be down, and the time when all members without a
-    /// kernel had applied it; `left` backends are then up.
+    /// Returns the time of the last necessary vote against a backend, and the time when all members without a kernel
+    /// program had applied the resulting change. After the change, `left` backends are up.
     async fn voted_and_applied(&mut self, left: usize) -> Result<(Instant, Instant)> {
         let needed = usize::from(self.args.members) / 2 + 1;
         let (mut voted, mut applied, mut last_needed) = (HashSet::new(), HashSet::new(), None);
@@ -387,7 +390,7 @@ impl<'a> Bench<'a> {
         self.start_member()?;
         let clients = self.args.clients;
         let done = self.all(1, |told| matches!(told, Told::InStep(known) if *known == clients)).await?;
-        // Wait until servers have reported their status.
+        // During the pause, the etcd servers report their status to the benchmark.
         sleep(Duration::from_secs(5)).await;
         println!(
             "one more member: in step, with all clients, after {}; {}",
@@ -398,7 +401,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The CPU time of this process.
+/// Returns the CPU time that the benchmark process has used.
 fn cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let times = [usage.user_time(), usage.system_time()];

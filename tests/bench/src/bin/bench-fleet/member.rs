@@ -1,4 +1,5 @@
-//! A member of a fleet without a kernel: the real protocol, engine, core and client sharing, with a table in memory.
+//! A member of a fleet without a kernel program, but with the real protocol, etcd driver, core and sharing of clients.
+//! The client table of the member is in memory.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -34,28 +35,29 @@ use tokio::{
     time::sleep_until,
 };
 
-/// The number of ticks after which a client is forgotten.
+/// The number of ticks after which a member forgets a client.
 const REMEMBER: u16 = 32;
 const TICK: u16 = 1000;
-/// The number of ticks after which a client that is still seen is sent again: more than a quarter of `REMEMBER`.
+/// The number of ticks after which a member sends a client again that still sends packets: more than a quarter of
+/// `REMEMBER`.
 const STALE: u16 = REMEMBER / 4 + 1;
 pub(crate) const KEY: HashKey = HashKey { k0: 1, k1: 2 };
 
-/// A command for a member.
+/// A command that the benchmark sends to a member.
 pub(crate) enum Order {
-    /// Make a change, and report the fleet's answer.
+    /// The member makes a change, and sends back the fleet's answer.
     Change(Box<Change>, oneshot::Sender<Result<String, String>>),
-    /// Record these clients, like all other members.
+    /// The member records the given clients; all members get the same clients.
     Fill(Arc<Vec<Known>>),
-    /// See these clients again.
+    /// The member behaves as if the given clients had sent packets again.
     See(Vec<usize>),
-    /// Let the member's checks find that this address is down.
+    /// The member's checks find that the backend at the given address is down.
     Lose(IpAddr),
 }
 
-/// A client that all members know, and that was not seen for a while.
+/// A client that all members of the fleet know, and that has been silent for a while.
 pub(crate) struct Known {
-    /// The index of the client's entry.
+    /// The index of the client's entry in the client table.
     pub(crate) index: usize,
     /// The high half of the client's hash.
     pub(crate) tag: u32,
@@ -65,17 +67,17 @@ pub(crate) struct Known {
 
 /// An event that a member reports.
 pub(crate) enum Told {
-    /// The member has joined or left the fleet, and knows this number of clients.
+    /// The member has joined or left the fleet, and knows the given number of clients.
     InStep(usize),
-    /// The member has applied an epoch. The value is the number of the first service's backends that are up.
+    /// The member has applied an epoch, after which the given number of backends of the first service are up.
     Applied(usize),
-    /// The member has changed its votes about backends.
+    /// The member has changed its votes about the states of backends.
     Voted,
-    /// The member has filled its table.
+    /// The member has recorded the clients in its table.
     Filled,
 }
 
-/// A report: the member, the event, and the time.
+/// A report of a member: the member's number, the event, and the time.
 pub(crate) type Report = (usize, Told, Instant);
 
 pub(crate) struct Light {
@@ -164,7 +166,7 @@ impl Light {
         }
     }
 
-    /// Runs until the sender of commands is dropped.
+    /// Runs the member until the sender of commands is dropped.
     pub(crate) async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut change_requests = 0;
         loop {
@@ -228,7 +230,7 @@ impl Light {
             for output in self.member.handle(input, clocks()) {
                 self.obey(output, &mut inputs);
             }
-            // The inputs are processed in the order of their arrival.
+            // The member handles its inputs in the order of their arrival.
             inputs.reverse();
         }
         if self.member.is_in_step() != self.in_step {
@@ -318,7 +320,8 @@ impl Light {
         }
     }
 
-    /// Runs the member's checks once and makes the results its ballot; returns whether the ballot has changed.
+    /// Runs the member's checks once, and makes the results the member's votes. Returns whether the member's votes have
+    /// changed.
     fn look(&mut self) -> bool {
         let hops = self.watched.iter().map(|&address| Event::NextHop { address, next_hop: Ok(hop()) });
         let checks = self.checks.iter().map(|(&backend, &(check, address))| {
@@ -338,7 +341,7 @@ impl Light {
         news
     }
 
-    /// The number of backends in the lookup table.
+    /// The number of backends that have slots in the lookup table.
     fn up(&self) -> usize {
         let service = self.controller.services().first();
         service.map_or(0, |service| service.backends().iter().filter(|backend| backend.slots() > 0).count())
@@ -349,7 +352,7 @@ impl Light {
     }
 
     fn report(&self, what: Told) {
-        // At the end, the receiver is gone.
+        // At the end of the benchmark, the receiver of reports no longer exists.
         let _ = self.reports.send((self.number, what, Instant::now()));
     }
 }

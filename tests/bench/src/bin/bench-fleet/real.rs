@@ -1,4 +1,4 @@
-//! The real balancer among the members: its kernel program steers real packets between clients and servers.
+//! The real balancer of the fleet, whose kernel program steers real packets between clients and servers.
 
 use std::{
     collections::HashMap,
@@ -23,33 +23,34 @@ use crate::member::KEY;
 
 /// The number of clients whose packets the real balancer steers.
 pub(crate) const CLIENTS: u16 = 10_000;
-/// The pause between two packets: 4,000 a second.
+/// The pause between two packets, for 4,000 packets per second.
 const PAUSE: Duration = Duration::from_micros(250);
-/// After this time without packets to a dead backend, its last packet counts as the last.
+/// If a dead backend receives no packet for `SILENCE`, the benchmark assumes that no more packets will arrive.
 const SILENCE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The balancer, the servers, and the observed packets between them. Fields are dropped in their order.
+/// The balancer, the servers, and the observed packets between balancer and servers. Rust drops the fields in the order
+/// of their declarations.
 pub(crate) struct Real {
     controller: Controller,
     wire: Wire,
     _servers: Servers,
     _files: tempfile::TempDir,
-    /// The backend of each client.
+    /// The expected backend of each client.
     places: HashMap<u16, u16>,
 }
 
-/// The hash of a client whose packets are steered.
+/// The hash of a client that sends real packets.
 pub(crate) fn hash(number: u16) -> u64 {
     hash_v4(client_key(KEY, "web"), u32::from_ne_bytes(client(number).octets()))
 }
 
 impl Real {
-    /// Starts the balancer with these services and a client table of this size, and waits until it is ready. Returns
-    /// how long that took.
+    /// Starts the balancer with the given services and the given size of the client table, and waits until the balancer
+    /// is ready. Returns the duration of the start.
     ///
     /// # Errors
-    /// If the balancer does not become ready.
+    /// Fails if the balancer does not become ready.
     pub(crate) fn start(
         hosts: &Hosts,
         etcd: &EtcdCluster,
@@ -89,10 +90,11 @@ impl Real {
         Ok((this, begin.elapsed()))
     }
 
-    /// Sends packets of each client, and returns how many reach another backend than the known one.
+    /// Sends one packet from each client. Returns the number of packets that reach a backend other than the client's
+    /// known backend.
     ///
     /// # Errors
-    /// If not all packets arrive.
+    /// Fails if some packets do not arrive at any backend.
     pub(crate) fn strangers(&mut self, hosts: &Hosts) -> Result<usize> {
         self.wire.seen()?.clients.clear();
         load::once(&hosts.clients, 1..=CLIENTS, ACK)?;
@@ -111,20 +113,22 @@ impl Real {
         }
     }
 
-    /// Sends packets of the clients of backend `watched` in turns from now on, and watches that backend.
+    /// Starts to send packets from the clients of the backend `watched`, one client after another. From then on, the
+    /// benchmark observes the packets to that backend.
     ///
     /// # Errors
-    /// If packets were missed.
+    /// Fails if the benchmark missed packets between balancer and servers.
     pub(crate) fn load(&mut self, hosts: &Hosts, watched: u16) -> Result<Load> {
         self.wire.seen()?.watch(&[watched]);
         let theirs = self.places.iter().filter(|(_, place)| **place == watched).map(|(&client, _)| client).collect();
         Ok(Load::start(hosts.clients.entrance(), &[theirs], &[ACK], PAUSE, PATIENCE))
     }
 
-    /// The time of the last packet to the watched backend, by the wall clock. After that, its clients are elsewhere.
+    /// Waits until the clients of the watched backend reach other backends. Returns the wall-clock time of the last
+    /// packet that the watched backend received.
     ///
     /// # Errors
-    /// If packets continue to arrive there.
+    /// Fails if packets continue to arrive at the watched backend.
     pub(crate) fn last_stray(&mut self, watched: u16) -> Result<Duration> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -148,20 +152,21 @@ impl Real {
         }
     }
 
-    /// The number of bytes sent to the engine and received from it.
+    /// Returns the number of bytes that the balancer has sent to etcd, and the number of bytes that it has received
+    /// from etcd.
     ///
     /// # Errors
-    /// If the balancer does not report it.
+    /// Fails if the balancer does not report the numbers of bytes.
     pub(crate) fn bytes(&self, hosts: &Hosts) -> Result<(u64, u64)> {
         let metrics = scrape(&hosts.balancer)?;
         let of = |direction: &str| metrics.sum("fleet_engine_bytes_total", &[&format!("direction=\"{direction}\"")]);
         Ok((of("sent")? as u64, of("received")? as u64))
     }
 
-    /// The CPU time of the balancer so far.
+    /// The CPU time that the balancer has used so far.
     ///
     /// # Errors
-    /// If the kernel does not report it.
+    /// Fails if the kernel does not report the CPU time.
     pub(crate) fn cpu(&mut self) -> Result<Duration> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.controller.process().pid()))?;
         let mut sum = Duration::ZERO;
@@ -175,7 +180,7 @@ impl Real {
     }
 }
 
-/// The name of a backend.
+/// Returns the name of a backend.
 pub(crate) fn web(number: u16) -> BackendName {
     BackendName { service: "web".to_owned(), backend: format!("web{number}") }
 }

@@ -1,4 +1,4 @@
-//! Compares this program with another commit's.
+//! Compares the current commit's kernel program with another commit's kernel program.
 
 use std::{env, path::Path};
 
@@ -11,11 +11,11 @@ use crate::{
     serve::Server,
 };
 
-/// The result of a comparison on one path.
+/// The result of comparing two kernel programs on one path.
 pub(crate) struct Looked {
-    /// The name of the path.
+    /// The name of the compared path.
     pub(crate) path: String,
-    /// The costs with both programs, or the reason why there is nothing to compare.
+    /// The costs of the path with both programs, or the reason why there is no comparison.
     pub(crate) outcome: Result<Compared, String>,
 }
 
@@ -25,12 +25,13 @@ impl Looked {
     }
 }
 
-/// The number of times to load both programs, because their positions in memory affect all paths. The number is even,
-/// because the order of loading matters as well.
+/// The number of times that the benchmark loads both programs. Several loads are necessary, because the positions of
+/// the programs in memory affect the costs of all paths. The number of loads is even, because the order in which the
+/// kernel loads the programs also affects the results.
 const LOADS: u32 = 4;
 
-/// Measures this program's paths and those of the program `before` in turns. It measures slower paths again, and fails
-/// if they are still slower.
+/// Measures the paths of the current program and of the program `before` alternately. Measures paths that became slower
+/// a second time, and fails if the same paths are slower again.
 pub(crate) fn perform(before: &Path, rounds: u32, only: &str) -> Result<()> {
     let own = env::current_exe().context("the running program's path is unknown")?;
     println!("{}", machine::describe());
@@ -65,7 +66,7 @@ fn slower(looked: &[Looked]) -> Vec<&str> {
     looked.iter().filter(|looked| looked.is_slower()).map(|looked| &*looked.path).collect()
 }
 
-/// Measures the wanted paths that both programs have, in turns.
+/// Measures those `wanted` paths that both programs have, alternating between the programs.
 fn look(programs: [&Path; 2], rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Looked>> {
     let mut all = Vec::new();
     for load in 0..LOADS {
@@ -97,7 +98,7 @@ fn look(programs: [&Path; 2], rounds: u32, wanted: impl Fn(&str) -> bool) -> Res
     Ok(all.into_iter().map(looked).collect())
 }
 
-/// The wanted paths, divided into those that can be compared and those that cannot.
+/// Returns the `wanted` paths, and for a path that only one program has, the reason why there is no comparison.
 fn common(before: &[String], after: &[String], wanted: impl Fn(&str) -> bool) -> Vec<(String, Result<Turns, String>)> {
     let has = |paths: &[String], why: &str, path: &String| {
         (path.clone(), if paths.contains(path) { Ok(Turns::default()) } else { Err(why.to_owned()) })
@@ -107,8 +108,8 @@ fn common(before: &[String], after: &[String], wanted: impl Fn(&str) -> bool) ->
     all.filter(|(path, _)| wanted(path)).collect()
 }
 
-/// Runs each program once. The order alternates, so that an advantage of the second run is shared. The inner error
-/// concerns only the old program.
+/// Runs a path once with each of the two programs. The order of the programs alternates, so that the advantage of
+/// running second benefits both programs equally. The inner error is an error of the program `before`.
 fn turn(
     before: &mut Server,
     after: &mut Server,

@@ -1,4 +1,4 @@
-//! Runs programs on packets and measures their time.
+//! Runs programs on packets, and measures the time per packet.
 
 use std::{
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -19,20 +19,21 @@ use crate::{
     yardsticks::{self, Yardstick},
 };
 
-/// The number of packets of a run: ten runs cover a million clients.
+/// The number of packets in one run. Ten runs cover a million clients with one packet each.
 pub(crate) const PACKETS: u32 = 100_000;
-/// A time that is longer than a tick of the memory.
+/// A duration that is longer than a tick of the client memory.
 const A_TICK: Duration = Duration::from_secs(10);
-/// The empty program runs once in this number of turns.
+/// The empty program runs once in `TURNS_PER_EMPTY` rounds.
 const TURNS_PER_EMPTY: usize = 4;
 
-/// A program, its next frame, and the times of its runs.
+/// A program, its next frame, and the measured times.
 struct Runner {
     program: OwnedFd,
     frame: Vec<u8>,
     /// The time per packet of every run, in ns.
     runs: Vec<f64>,
-    /// The map by which a feeder calls the next program. The kernel empties the map when its last descriptor is closed.
+    /// The map through which a feeder calls the measured program. The kernel empties the map when the map's last
+    /// descriptor is closed.
     _next: Option<ProgramArray>,
 }
 
@@ -41,9 +42,9 @@ impl Runner {
         Ok(Self { program: program.try_clone_to_owned()?, frame: frame.to_vec(), runs: Vec::new(), _next: None })
     }
 
-    /// Runs the program once, and returns the action of the last packet. The kernel reports only whole nanoseconds per
-    /// packet, and waits for RCU before and after, so the benchmark measures the thread's CPU time. The cost of the
-    /// system call itself is the same for all programs.
+    /// Runs the program once, and returns the XDP action for the last packet. The kernel reports only whole nanoseconds
+    /// per packet, and waits for RCU before and after the run. The benchmark therefore measures the CPU time of the
+    /// thread. The system call itself takes the same time for all programs.
     fn run(&mut self) -> Result<u32> {
         let start = cpu_time()?;
         let ran = ground::run(self.program.as_fd(), &self.frame, PACKETS)?;
@@ -53,7 +54,7 @@ impl Runner {
         Ok(ran.action)
     }
 
-    /// The time of the fastest run.
+    /// The time per packet of the program's fastest run.
     fn best(&self) -> f64 {
         self.runs.iter().copied().fold(f64::INFINITY, f64::min)
     }
@@ -63,12 +64,12 @@ fn cpu_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
-/// A path with the measured program and the empty one, both with the same feeder if the path has one.
+/// A path with the measured program and the empty program. If the path has a feeder, both programs use the same feeder.
 pub(crate) struct Measured {
     path: Path,
     full: Runner,
     empty: Runner,
-    /// Whether every client has been seen.
+    /// Whether the program has already seen every client.
     is_warm: bool,
 }
 
@@ -87,7 +88,7 @@ impl Measured {
             grower = program.set(Register::R0, XDP_TX).exit().load_frags()?;
             grower.as_fd()
         };
-        // The frame begins with the bytes that the program would have added at the front.
+        // The frame begins with as many bytes as the program adds at the front.
         let fed = [vec![0; path.grows as usize], frame.clone()].concat();
         let behind = |program| -> Result<Runner> {
             let next = ProgramArray::new(program)?;
@@ -99,8 +100,9 @@ impl Measured {
         Ok(Self { full: behind(program)?, empty: behind(nothing)?, path, is_warm: false })
     }
 
-    /// Makes the program see every client once: a client's first packet in a period of the memory reads its entry. No
-    /// period ends here, because nothing sweeps.
+    /// Sends one packet of every client through the program, because a client's first packet in a period makes the
+    /// program read the client's entry. No period of the client memory ends during the warm-up, because the benchmark
+    /// does not sweep.
     fn warm_up(&mut self) -> Result<()> {
         if !self.is_warm {
             self.is_warm = true;
@@ -127,7 +129,7 @@ impl Measured {
         Ok(())
     }
 
-    /// Runs each program once.
+    /// Runs the measured program and the empty program once.
     fn run_in(&mut self, scene: &Scene) -> Result<()> {
         self.run_empty()?;
         self.run_full(scene)
@@ -140,7 +142,7 @@ impl Measured {
         let before = scene.counted(&self.path)?;
         self.full.run()?;
         let counted = scene.counted(&self.path)? - before;
-        // A bucket of the flow table may be full, so that a connection in a million has no flow.
+        // A bucket of the flow table may be full, so a few connections have no flow.
         let least = PACKETS - if self.path.scene == Place::Flows { PACKETS / 1000 } else { 0 };
         ensure!(
             (u64::from(least)..=u64::from(PACKETS)).contains(&counted),
@@ -164,12 +166,13 @@ impl Measured {
         Ok(())
     }
 
-    /// The net time per packet, in ns, on average over all runs.
+    /// The mean time per packet over all runs in ns, without the time of the empty program.
     pub(crate) fn mean(&self) -> f64 {
         self.full.runs.iter().sum::<f64>() / self.full.runs.len() as f64 - self.empty.best()
     }
 
-    /// The net time per packet, in ns, if moving the start of a frame costs `head`.
+    /// The time per packet in ns, without the time of the empty program. `head` is the cost of moving the start of a
+    /// frame.
     fn row(&self, head: f64) -> Row {
         let head = if self.path.grows == 0 { 0.0 } else { head };
         let rounds = self.full.runs.iter().zip(&self.empty.runs).map(|(full, empty)| full - empty + head);
@@ -179,17 +182,16 @@ impl Measured {
 
 /// The cost of a path or of a yardstick.
 pub(crate) struct Row {
-    /// The path.
     pub(crate) path: Path,
-    /// The net time per packet of the fastest runs, in ns.
+    /// The time per packet of the fastest runs in ns, without the time of the empty program.
     pub(crate) net: f64,
-    /// The net time per packet of every round, in ns.
+    /// The time per packet of every round in ns, without the time of the empty program.
     pub(crate) rounds: Vec<f64>,
 }
 
-/// The results of paths and yardsticks, measured in turns.
+/// The results of paths and yardsticks, which the benchmark measured in the same rounds.
 pub(crate) struct Series {
-    /// The yardsticks, in the order of [`yardsticks::all`].
+    /// The costs of the yardsticks, in the order of [`yardsticks::all`].
     pub(crate) yardsticks: Vec<Row>,
     /// The paths, in the order of [`paths::all`], followed by [`paths::paced`].
     pub(crate) paths: Vec<Row>,
@@ -204,7 +206,8 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Makes the clients of loaded programs known. It takes twenty seconds, mostly sleeping.
+    /// Makes the clients of the loaded programs known. The function takes twenty seconds, and sleeps for most of that
+    /// time.
     pub(crate) fn new(mut scenes: [Scene; SCENES]) -> Result<Self> {
         Scene::set_up(&mut scenes)?;
         let empty = constant(XDP_TX).load_frags()?;
@@ -217,19 +220,19 @@ impl Bench {
             let program = scenes[path.scene as usize].program();
             paths.push(Measured::new(path, program, empty.as_fd())?);
         }
-        // A packet in a later tick than its client's first one establishes the client.
+        // A packet in a later tick than the client's first packet marks the client's entry as established.
         paths.iter_mut().try_for_each(Measured::see_clients)?;
         scenes.iter_mut().for_each(|scene| scene.pass(A_TICK));
         let moves = [Runner::new(moving(1)?.as_fd(), &[0; 64])?, Runner::new(moving(3)?.as_fd(), &[0; 64])?];
         Ok(Self { scenes, yardsticks, paths, moves })
     }
 
-    /// The names of all paths.
+    /// Returns the names of all paths.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.paths.iter().map(|measured| &*measured.path.name)
     }
 
-    /// Runs a path once. The kernel delays each run, so the empty program runs only in some turns.
+    /// Runs a path once. Each run makes the kernel wait, so the benchmark runs the empty program only in some rounds.
     pub(crate) fn once(&mut self, path: &str) -> Result<Took> {
         let Self { scenes, paths, moves, .. } = self;
         let found = paths.iter_mut().find(|measured| measured.path.name == path);
@@ -248,7 +251,8 @@ impl Bench {
         Ok(Took { full: last(&measured.full)?, empty: last(&measured.empty)? - head })
     }
 
-    /// Runs all yardsticks and the `wanted` paths in turns, `rounds` times; their fastest runs count.
+    /// Runs all yardsticks and the `wanted` paths once in each of `rounds` rounds. Returns the results of the fastest
+    /// runs.
     pub(crate) fn series(&mut self, rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Series> {
         let Self { scenes, yardsticks, paths, moves } = self;
         let mut paths: Vec<_> = paths.iter_mut().filter(|measured| wanted(&measured.path.name)).collect();
@@ -279,7 +283,7 @@ impl Bench {
     }
 }
 
-/// Measures the wanted paths that have scenes of their own.
+/// Measures those `wanted` paths that need separate scenes.
 fn apart(rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let empty = constant(XDP_TX).load_frags()?;
@@ -303,13 +307,13 @@ fn apart(rounds: u32, wanted: impl Fn(&str) -> bool) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Returns the cost of one move of the start of the frame, in ns: `thrice` makes four moves more than `once`: two
-/// forward and two back.
+/// Returns the cost in ns of moving the start of a frame once. The program `thrice` moves the start four times more
+/// than the program `once`: twice forward and twice back.
 fn head([once, thrice]: &[Runner; 2]) -> f64 {
     (thrice.best() - once.best()) / 4.0
 }
 
-/// A program that moves the start of the frame forward and back this number of times.
+/// Builds a program that moves the start of the frame forward and back `times` times.
 fn moving(times: u32) -> Result<OwnedFd> {
     let program = Program::default().copy(Register::R6, Register::R1);
     let program = (0..times).fold(program, |program, _| program.adjust_head(20).adjust_head(-20));

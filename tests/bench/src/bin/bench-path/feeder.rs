@@ -1,4 +1,4 @@
-//! Programs that restore a frame to its first state and continue with another program.
+//! Programs that restore a frame to its original state and then call the measured program.
 
 use balancer_bench::asm::{Program, ProgramArray, Register, Size};
 
@@ -9,30 +9,32 @@ const END: Register = Register::R8;
 /// The changes that a feeder makes to a frame.
 #[derive(Clone, Debug)]
 pub(crate) struct Feed {
-    /// The clients, used in turns.
+    /// The clients, from which the feeder takes the next one for each packet.
     pub(crate) clients: Clients,
-    /// Parts of the frame that the feeder restores, in the widths in which the program reads them: a read that spans
-    /// several writes would wait for all of them.
+    /// The fields of the frame that the feeder restores, in the widths in which the measured program reads the fields.
+    /// If a read spanned several writes, the CPU would have to wait for all these writes.
     pub(crate) restores: Vec<(i16, Size)>,
 }
 
-/// Clients: addresses that differ in one word.
+/// A range of client addresses that differ in one 32-bit word.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clients {
-    /// The offset of that word.
+    /// The offset in the frame of the word in which the client addresses differ.
     pub(crate) at: i16,
-    /// The offset of the adjacent word that is read and written together with it.
+    /// The offset in the frame of the word next to the differing word. Programs read and write the differing word and
+    /// its neighbour together.
     pub(crate) beside: i16,
-    /// The first client's word, in host order.
+    /// The word of the first client, in host order.
     pub(crate) first: u32,
-    /// The number of clients.
+    /// The number of clients in the range.
     pub(crate) count: u32,
-    /// The offset of the word that selects the client, if the program overwrites the address.
+    /// The offset of the word in the frame that selects the client, if the measured program overwrites the client's
+    /// address.
     pub(crate) turn: Option<i16>,
 }
 
-/// A program that restores the frame (without the `grows` bytes before it) to `frame`, but from the next client, and
-/// continues with the program in `next`.
+/// Builds a program that restores the frame after its first `grows` bytes to `frame`, with the address of the next
+/// client as the source. After restoring the frame, the feeder continues with the program in `next`.
 pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray) -> Program {
     let mut program = Program::default().copy(CONTEXT, Register::R1);
     if grows != 0 {
@@ -75,7 +77,7 @@ fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
     program.or(Register::R2, Register::R1).store(Size::Double, FRAME, at.min(beside), Register::R2)
 }
 
-/// A part of the frame, as a number in the program's byte order.
+/// Returns bytes of the frame as a number, so that storing the number writes the same bytes.
 pub(crate) fn bytes(frame: &[u8], offset: i16, size: Size) -> u64 {
     let length = match size {
         Size::Byte => 1,

@@ -1,9 +1,9 @@
-//! Decides whether the kernel program has become slower, from alternating runs of the programs before and after a
-//! change.
+//! Decides whether a change has made the kernel program slower; the decision uses alternating runs of the program
+//! before the change and of the program after the change.
 
-/// The comparison fails if a path is slower by more than this.
+/// The comparison fails if a path is slower by more than this fraction.
 pub(crate) const TOLERANCE: f64 = 0.07;
-/// A difference below this number of ns never fails.
+/// A difference of less than this number of ns never makes the comparison fail.
 const NOISE: f64 = 1.0;
 
 /// The times of one run, in ns per packet.
@@ -15,7 +15,7 @@ pub(crate) struct Took {
     pub(crate) empty: f64,
 }
 
-/// Runs of a path by two programs, in turns.
+/// The runs of a path with two programs, which the benchmark runs alternately.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns {
     before: Vec<Took>,
@@ -23,15 +23,15 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Records one run of each program.
+    /// Records one run of each of the two programs.
     pub(crate) fn push(&mut self, before: Took, after: Took) {
         self.before.push(before);
         self.after.push(after);
     }
 
-    /// Compares the two programs over all turns; `None` without a run.
+    /// Compares the two programs over all recorded runs; returns `None` if there are no runs.
     pub(crate) fn compare(&self) -> Option<Compared> {
-        // The empty program is the same on both sides.
+        // The benchmark compares both programs with the same empty program.
         let empty = median(self.before.iter().chain(&self.after).map(|took| took.empty).collect())?;
         let net = |side: &[Took]| side.iter().map(|took| took.full - empty).collect::<Vec<_>>();
         let least = |net: &[f64]| net.iter().copied().reduce(f64::min);
@@ -44,28 +44,29 @@ impl Turns {
     }
 }
 
-/// The costs of a path with either program.
+/// The costs of a path with both programs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Compared {
-    /// The net time per packet of the fastest run before, in ns.
+    /// The time per packet of the fastest run before the change in ns, without the time of the empty program.
     pub(crate) before: f64,
-    /// The net time per packet of the fastest run after, in ns.
+    /// The time per packet of the fastest run after the change in ns, without the time of the empty program.
     pub(crate) after: f64,
-    /// The median of the turns' ratios.
+    /// The median of the rounds' ratios; a ratio compares the time after the change with the time before the change.
     pub(crate) middle: f64,
-    /// The quartiles of the turns' ratios.
+    /// The quartiles of the rounds' ratios; a ratio compares the time after the change with the time before the change.
     pub(crate) spread: (f64, f64),
 }
 
 impl Compared {
-    /// The ratio of the fastest runs.
+    /// The ratio of the fastest run after the change to the fastest run before the change.
     pub(crate) fn ratio(&self) -> f64 {
         self.after / self.before
     }
 
-    /// Whether the path has become slower by more than [`TOLERANCE`]. Both the fastest runs (which other work on the
-    /// machine delays least) and the median of the turns (which one lucky run does not change) must be slower. On a
-    /// busy machine turns differ very much, so three in four must also be slower by half of the tolerance.
+    /// Returns whether the change has made the path slower by more than [`TOLERANCE`]. The fastest runs and the median
+    /// of the rounds must be slower. Other processes delay the fastest runs least, and a single lucky run does not
+    /// change the median. On a busy machine, the times of the rounds vary widely, so three of four rounds must also be
+    /// slower by half of the tolerance.
     pub(crate) fn is_slower(&self) -> bool {
         let (low, _) = self.spread;
         self.ratio().min(self.middle) > 1.0 + TOLERANCE
@@ -74,7 +75,7 @@ impl Compared {
     }
 }
 
-/// The median.
+/// Returns the median of `numbers`.
 fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.sort_by(f64::total_cmp);
     let last = numbers.len().checked_sub(1)?;

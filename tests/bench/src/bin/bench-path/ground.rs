@@ -1,4 +1,4 @@
-//! The simulated network: an interface and a router behind it.
+//! The simulated network: an interface, and a router behind the interface.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,12 +9,12 @@ use crate::scene::OWN_MAC;
 
 /// The index of the ingress interface.
 pub(crate) const INTERFACE: u32 = 7;
-/// The index of another interface, without known properties.
+/// The index of a second interface, whose properties the program does not know.
 pub(crate) const OTHER_INTERFACE: u32 = 8;
-/// The index of an interface without clients and backends, but with VLAN interfaces.
+/// The index of an interface that has VLAN interfaces, but neither clients nor backends.
 pub(crate) const TAGGED_INTERFACE: u32 = 9;
 
-/// Moves this thread into a new namespace for good; the namespace ends with the thread.
+/// Moves the calling thread into a new namespace, which disappears when the thread ends.
 pub(crate) fn enter() -> Result<()> {
     let namespace = Namespace::new("path")?;
     namespace.sysctl("net/ipv4/conf/all/forwarding", "1")?;
@@ -32,18 +32,19 @@ pub(crate) fn enter() -> Result<()> {
     ] {
         namespace.ip(line)?;
     }
-    // A frame that the program sent to the router is its next packet, so the router has this machine's address.
+    // The kernel program's output for the router is the next input of the kernel program, so the router has the MAC
+    // address of the balancer.
     for router in ["10.0.0.253", "fd00::fd"] {
         namespace.ip(&format!("neigh add {router} lladdr {mac} dev near nud permanent"))?;
     }
     namespace.enter()
 }
 
-/// Runs the program on `frame`, which arrives by the interface, `repeat` times, each time on the result of the previous
-/// run.
+/// Runs the program `repeat` times on `frame`, as if the frame arrived on [`INTERFACE`]. Each run gets the frame that
+/// the previous run returned.
 ///
 /// # Errors
-/// If the kernel refuses to run it.
+/// Fails if the kernel refuses to run the program.
 pub(crate) fn run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<prog_run::Ran> {
     prog_run::run(program, frame, INTERFACE, repeat).context("running a program on packets in memory")
 }

@@ -1,5 +1,5 @@
-//! Measures real frames: they go from one end of a veth pair to a program at the other end, which sends them back to be
-//! counted.
+//! Measures the kernel program with real frames. Each frame goes from one end of a veth pair to a program at the other
+//! end. The program sends the frame back to the first end, which counts the frame.
 
 mod programs;
 mod report;
@@ -26,12 +26,12 @@ use crate::{
     yardsticks::floor_by_arrays,
 };
 
-/// The number of frames in a run: each of a million clients sends two.
+/// The number of frames in one run. Each of a million clients sends two frames.
 const FRAMES: u32 = 2_000_000;
-/// The largest number of frames in a run that the kernel may drop.
+/// The largest number of frames that the kernel may drop in a run.
 const LOST: u32 = FRAMES / 1000;
 
-/// Measures and prints. This thread stays in the last namespace.
+/// Measures all programs and prints the results. After the function, the calling thread stays in the last namespace.
 pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let far = Namespace::new("far")?;
     let near = Namespace::new("near")?;
@@ -45,7 +45,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     let of_bare = of_bare.attach(&near, bare.as_fd())?;
     let of_arrays = of_arrays.attach(&near, arrays.as_fd())?;
     let of_balancer = of_balancer.attach(&near, scene.program())?;
-    // The frames are made and counted in this namespace.
+    // The far namespace generates the frames, and counts the frames that return.
     far.enter()?;
     let yardstick = "yardstick: arrays";
     let mut lanes = vec![
@@ -57,7 +57,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     }
     let mut measured: Vec<_> = lanes.iter().map(|lane| Measured::new(&lane.name, lane.scene.is_some())).collect();
     go_first();
-    // The first round finds every client's row.
+    // The first round only makes the program find every client's row, so the benchmark ignores the first results.
     for round in 0..=rounds {
         for (lane, measured) in lanes.iter().zip(&mut measured) {
             let rate = lane.run().with_context(|| lane.name.clone())?;
@@ -69,21 +69,21 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     report::print(&measured, json)
 }
 
-/// Frames of one kind for one program.
+/// Frames of one kind, and the program that receives these frames.
 struct Lane<'a> {
     name: String,
     generator: OwnedFd,
     frame: Vec<u8>,
     path: Path,
     wire: &'a Wire,
-    /// The scene, if the program is the balancer's.
+    /// The scene, if the lane measures the balancer's program.
     scene: Option<&'a Scene>,
 }
 
 impl<'a> Lane<'a> {
     fn new(name: &str, path: Path, wire: &'a Wire, scene: Option<&'a Scene>) -> Result<Self> {
         let frame = path.frame();
-        // Selects the client.
+        // The value in the map selects the next client.
         let turn = Map::array(4, 1)?;
         turn.set(0, &(path.clients.first - 1))?;
         let generator = generator(&frame, path.clients, &turn, wire.far_index);
@@ -91,7 +91,7 @@ impl<'a> Lane<'a> {
         Ok(Self { name: name.to_owned(), generator, frame, path, wire, scene })
     }
 
-    /// Sends this number of frames. Returns how many came back per second.
+    /// Sends [`FRAMES`] frames and returns how many frames per second came back.
     fn run(&self) -> Result<f64> {
         let counted = || self.scene.map_or(Ok(0), |scene| scene.counted(&self.path));
         let (before, steered) = (self.wire.received()?, counted()?);

@@ -1,19 +1,22 @@
-//! Measures the cost of the kernel program per packet: nanoseconds by `BPF_PROG_TEST_RUN`, net of a program that does
-//! nothing.
+//! Measures the cost of the kernel program per packet in nanoseconds, with `BPF_PROG_TEST_RUN`. The benchmark subtracts
+//! the cost of an empty program from all results.
 //!
-//! The kernel gives a program its own output again on each repeat, so that a forwarded packet's TTL would run out. A
-//! *feeder*, a small program, therefore restores the frame (with the next client's source address) and continues with
-//! the measured program by a tail call. The benchmark subtracts the cost of the same feeder in front of the empty
-//! program. If the measured program adds an outer header, the empty program moves the start of the frame as well, and
-//! the cost of that move, measured separately, is added again. Packets that the program passes need no feeder.
+//! The kernel passes a program's output to the program again on each repetition, so a forwarded packet would soon run
+//! out of TTL. A small program, the *feeder*, therefore restores the frame (with the next client's source address), and
+//! then calls the measured program by a tail call. From the result with a feeder, the benchmark subtracts the cost of
+//! the same feeder in front of the empty program. If the measured program adds an outer header, the empty program also
+//! moves the start of the frame by the same amount. The benchmark measures the cost of moving the frame's start
+//! separately, and adds this cost to the result. Packets that the program passes need no feeder.
 //!
-//! Every run is checked against the program's counters: all its packets forwarded, or all passed.
+//! The benchmark checks every run by the program's counters: the program must have forwarded or passed all packets.
 //!
-//! With `--live` real frames cross veth pairs instead, through the kernel program and through a bare program that only
-//! sends them back.
+//! With `--live`, the benchmark sends real frames through veth pairs instead of repeating frames in the kernel's test
+//! run. The real frames go through the kernel program, and for comparison through a bare program that only sends frames
+//! back.
 //!
-//! *Yardsticks*, small programs that do what other load balancers do, are measured in the same turns. With `--against`,
-//! the benchmark also measures the same paths of another commit's program, and fails if this program's are slower.
+//! *Yardsticks* are small programs that do the work of other load balancers. The benchmark measures yardsticks and
+//! paths in the same rounds. With `--against`, the benchmark also measures the paths with the kernel program of another
+//! commit, and fails if the current commit's program is slower.
 
 mod against;
 mod bench;
@@ -47,22 +50,22 @@ const XDP_TX: i32 = 3;
 /// Measures every path of the kernel program, and yardsticks beside them; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Instead: send real frames from veth to veth, and count what comes back.
+    /// Instead: send real frames through veth pairs, and count the frames that come back.
     #[arg(long, conflicts_with_all = ["against", "serve"])]
     live: bool,
-    /// Print JSON.
+    /// Print the results as JSON.
     #[arg(long, conflicts_with_all = ["against", "serve"])]
     json: bool,
-    /// Instead: measure in turns with this program, bench-path of another commit, and fail if a path has become slower.
+    /// Instead: compare with PROGRAM, the bench-path of another commit, in turns, and fail if a path has become slower.
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
-    /// Instead: measure what the input names, run by run.
+    /// Instead: measure the paths that the input names, run by run.
     #[arg(long, hide = true, conflicts_with = "against")]
     serve: bool,
-    /// Runs of each path, interleaved, of which the fastest counts (with --live and --against, the median).
+    /// Number of runs of each path, in turns. The result is the fastest run, or the median with --live and --against.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
-    /// Only paths with this in their names, and the reference path.
+    /// Only paths whose names contain TEXT, and the reference path.
     #[arg(long, value_name = "TEXT", default_value = "", conflicts_with_all = ["serve", "live"])]
     only: String,
 }
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
 
 fn perform(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
-    // Each CPU has its own counters and limits.
+    // Each CPU has separate counters and limits, so the benchmark stays on one CPU.
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
@@ -94,12 +97,12 @@ fn perform(options: &Options) -> Result<()> {
     }
 }
 
-/// Gives this thread priority over ordinary threads on this CPU. CPU time does not include those threads, but they
-/// would displace data in the caches. The caller must do this after the set-up: while interfaces are created, the
-/// kernel lets threads spin for a lock whose holder would never run.
+/// Gives the calling thread priority over ordinary threads on the same CPU. CPU time does not include the time of
+/// ordinary threads, but ordinary threads would displace data in the caches. The caller must finish the set-up before
+/// this call: while the kernel creates interfaces, threads spin for locks, and the owner of a lock would never run.
 pub(crate) fn go_first() {
     let priority = libc::sched_param { sched_priority: 10 };
-    // SAFETY: the structure outlives the call.
+    // SAFETY: the structure with the parameters outlives the call.
     if unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) } < 0 {
         eprintln!("other work on this CPU will be felt: {}", io::Error::last_os_error());
     }

@@ -1,4 +1,4 @@
-//! The measured paths through the kernel program.
+//! The paths through the kernel program that the benchmark measures.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -17,15 +17,15 @@ use crate::{
     },
 };
 
-/// The offset of the source address, or of its second word.
+/// The offset of the IPv4 source address in a frame, or of the second word of an IPv6 source address.
 const SOURCE: i16 = 26;
-/// The offset of the first word of an IPv6 source address.
+/// The offset of the first word of an IPv6 source address in a frame.
 const V6_SITE: i16 = 22;
 const V4_DESTINATION: i16 = 30;
-/// The offset of the first word of an IPv6 destination address.
+/// The offset of the first word of an IPv6 destination address in a frame.
 const V6_DESTINATION_SITE: i16 = 38;
-/// The MAC addresses, which an outer header overwrites. The program reads eight bytes to decide whether a frame is for
-/// this machine.
+/// The position of the MAC addresses, which an outer header overwrites. The program reads eight bytes at this position
+/// to decide whether a frame is for the balancer's machine.
 const MAC: (i16, Size) = (0, Size::Double);
 const TYPE: (i16, Size) = (12, Size::Half);
 /// The size of a VLAN tag, in bytes.
@@ -37,47 +37,47 @@ const V6_PORTS: (i16, Size) = (54, Size::Word);
 
 const CLIENT_V6: &str = "[2001:db8:c:1::9]:40000";
 const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
-/// The first address of clients that send datagrams, apart from `FIRST_V4`: all services here have the same key, so the
-/// entry of one service's client would occupy the place of another's.
+/// The first address of clients that send datagrams. The address is far from `FIRST_V4`, because all services have the
+/// same hash key: otherwise, clients of different services would replace each other's entries.
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
 const FEW: u32 = 1 << 16;
 
-/// A path through the program.
+/// A kind of packet that takes one path through the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {
     pub(crate) name: String,
-    /// The expected cost in ns, in words.
+    /// The expected cost in ns, as text.
     pub(crate) wanted: &'static str,
-    /// The scene in which the path is measured.
+    /// The scene in which the benchmark measures the path.
     pub(crate) scene: Place,
     /// The expected outcome of the path's packets.
     pub(crate) end: End,
     /// The clients of the path's packets.
     pub(crate) clients: Clients,
     packet: Frame,
-    /// The packet that the program gets once before each run.
+    /// The packet that the benchmark sends through the program once before each run.
     before: Option<Frame>,
-    /// The feeder's changes that make the next packet; `None`: the program leaves its packets as they are.
+    /// The feeder's changes to the next packet; `None` if the program leaves packets unchanged.
     pub(crate) feed: Option<Feed>,
-    /// The number of bytes that the program adds at the front.
+    /// The number of bytes that the program adds in front of the packet.
     pub(crate) grows: i32,
 }
 
-/// The outcome of a packet.
+/// The outcome that the benchmark expects for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The packet passes: the program has nothing to do with it.
+    /// The program passes the packet, because the packet is not for a service.
     Passed,
     /// The packet reaches a backend of the service.
     AtBackend(usize),
-    /// The packet leaves by its ingress interface.
+    /// The packet leaves by the interface on which it arrived.
     Sent,
 }
 
 impl End {
-    /// The verdict that the interface counts.
+    /// Returns the verdict under which the interface's counters count the packet.
     pub(crate) fn verdict(self) -> Verdict {
         match self {
             Self::Passed => Verdict::Pass,
@@ -88,7 +88,7 @@ impl End {
 }
 
 impl Path {
-    /// The first packet.
+    /// Returns the first packet of the path.
     pub(crate) fn frame(&self) -> Vec<u8> {
         self.packet.bytes()
     }
@@ -98,7 +98,8 @@ impl Path {
         self.before.as_ref().map(Frame::bytes)
     }
 
-    /// The same packets, but each opening a connection, for every client.
+    /// Returns a packet that opens a connection of the path's first client, and the feeder's changes for the other
+    /// clients.
     pub(crate) fn opening(&self) -> (Vec<u8>, Feed) {
         let is_tcp = matches!(self.packet.transport, Transport::Tcp(_));
         let transport = if is_tcp { Transport::Tcp(SYN) } else { self.packet.transport };
@@ -112,7 +113,7 @@ impl Path {
         self.clients.count
     }
 
-    /// Whether the path's packets are of different clients, or for different services.
+    /// Whether the path's packets belong to several clients or services.
     pub(crate) fn varies(&self) -> bool {
         self.clients.count > 1
     }
@@ -156,7 +157,7 @@ impl Path {
         Self { before: Some(before), ..self }
     }
 
-    /// Adds a feeder that restores these parts, and the TTL, which is lower after forwarding.
+    /// Adds a feeder that restores the fields in `restores`, and the TTL, which forwarding decreases.
     fn fed(mut self, count: u32, restores: &[(i16, Size)]) -> Self {
         self.clients.count = count;
         let restores = [&[ttl(&self.packet)], restores].concat();
@@ -182,8 +183,8 @@ impl Path {
     }
 }
 
-/// The offset of the TTL or hop limit, with the adjacent fields that the program reads and writes together with it:
-/// protocol and checksum.
+/// The offset of the TTL or hop limit, with the protocol and checksum fields next to it. The program reads and writes
+/// the TTL and its adjacent fields together.
 fn ttl(frame: &Frame) -> (i16, Size) {
     let tags = if frame.vlans.is_empty() { 0 } else { TAG };
     if frame.source.is_ipv4() { (22 + tags, Size::Word) } else { (20 + tags, Size::Half) }
@@ -197,7 +198,7 @@ fn client_v4(first: u32) -> String {
     format!("{}:40000", Ipv4Addr::from_bits(first))
 }
 
-/// A packet of one client to a service.
+/// Returns a path with a packet from one client to a service.
 fn to(name: &str, service: usize) -> Path {
     let address = SERVICES[service].address.to_string();
     let (source, transport) = match SERVICES[service].protocol {
@@ -208,12 +209,12 @@ fn to(name: &str, service: usize) -> Path {
     Path::new(name, End::AtBackend(service), frame(&source, &address, transport)).fed(1, &[])
 }
 
-/// A packet that concerns no service.
+/// Returns a path with a packet that is for no service.
 fn foreign(name: &str, source: &str, destination: &str) -> Path {
     Path::new(name, End::Passed, frame(source, destination, Transport::Tcp(ACK)))
 }
 
-/// A packet from the service's first backend to a client.
+/// Returns a path with a packet from the service's first backend to a client.
 fn reply(name: &str, service: usize) -> Path {
     let v6 = SERVICES[service].is_v6();
     let backend =
@@ -223,7 +224,7 @@ fn reply(name: &str, service: usize) -> Path {
     Path::new(name, End::Sent, packet)
 }
 
-/// Replies to a million clients in turn, whose next hops are not cached.
+/// Returns a path with replies to each of a million clients, whose next hops are not cached.
 fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
@@ -236,7 +237,7 @@ fn reply_to_many(name: &str, service: usize) -> Path {
     }
 }
 
-/// A packet for each of a thousand services in turn.
+/// Returns a path with a packet to each of a thousand services.
 pub(crate) fn to_each_service() -> Path {
     let vip = many::service(0).address.to_string();
     let packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
@@ -246,7 +247,7 @@ pub(crate) fn to_each_service() -> Path {
     path.fed(many::SERVICES.into(), &[])
 }
 
-/// The two fragments of a datagram.
+/// Returns the two fragments of a datagram.
 fn fragments() -> [Frame; 2] {
     let datagram = frame(&client_v4(FIRST_OF_DATAGRAMS), &SERVICES[DATAGRAMS].address.to_string(), Transport::Udp);
     let part = |number: usize| datagram.fragments(16, 7).swap_remove(number);
@@ -262,35 +263,35 @@ fn error_about_a_reply() -> Frame {
     Frame { payload: quoted, ..Frame::new("203.0.113.9:0", &vip, unreachable) }
 }
 
-/// The name of the reference path for comparisons.
+/// The name of the path with which the report compares all other paths.
 pub(crate) const REFERENCE: &str = "IPv4 TCP dsr, no memory";
 
-/// A service with a million known clients, and a packet of theirs.
+/// Returns a path with packets from a million known clients to a service.
 pub(crate) fn known() -> Path {
     to("known clients", MEMORY).of_many()
 }
 
-/// Like [`known`], over IPv6.
+/// Returns the path of [`known`] with IPv6 packets.
 pub(crate) fn known_over_v6() -> Path {
     to("known clients over IPv6", MEMORY_V6).of_many()
 }
 
-/// Like [`known`], for a service with a rule that pins other clients.
+/// Returns the path of [`known`] through a service with a rule that pins other clients.
 pub(crate) fn known_beside_a_rule() -> Path {
     to("known clients beside a rule", RULED_MEMORY).of_many()
 }
 
-/// Like [`known`], with datagrams.
+/// Returns the path of [`known`] with datagrams.
 pub(crate) fn known_by_datagrams() -> Path {
     to("known clients of datagrams", REMEMBERED_DATAGRAMS).of_many()
 }
 
-/// Packets of clients that send one every five seconds, see [`crate::paced`].
+/// Returns a path with packets from clients that send one packet every five seconds: see [`crate::paced`].
 pub(crate) fn paced() -> Path {
     known().named("IPv4 TCP dsr, memory, a packet every 5 s, 1M clients").wanted("settled × 1.3")
 }
 
-/// Packets of clients that fit, with their entries, into a second-level cache.
+/// Returns paths with so few clients that the packets and the clients' entries fit into a second-level cache.
 pub(crate) fn few() -> [Path; 2] {
     let of_few = |name, path: Path| path.fed(FEW, &[]).named(name);
     [
@@ -299,7 +300,7 @@ pub(crate) fn few() -> [Path; 2] {
     ]
 }
 
-/// The paths that are measured with real frames, all with a million clients.
+/// Returns the paths that the benchmark measures with real frames, each with a million clients.
 pub(crate) fn live() -> [Path; 4] {
     [
         to("TCP `dsr`, memory", MEMORY).of_many(),
@@ -309,17 +310,17 @@ pub(crate) fn live() -> [Path; 4] {
     ]
 }
 
-/// Returns the path that a yardstick is measured with: a segment of one client's.
+/// Returns a yardstick's path: one TCP segment from one client.
 pub(crate) fn of_one_client(name: &str) -> Path {
     to(name, PLAIN)
 }
 
-/// Returns the path that a yardstick is measured with: a segment of each of a million clients.
+/// Returns a yardstick's path: one TCP segment from each of a million clients.
 pub(crate) fn of_a_million_clients(name: &str) -> Path {
     to(name, PLAIN).of_many()
 }
 
-/// Every path, in the order of the report.
+/// Returns all paths, in the order of the report.
 pub(crate) fn all() -> Vec<Path> {
     [
         not_ours(),
@@ -379,7 +380,8 @@ fn datagrams() -> Vec<Path> {
     ]
 }
 
-/// Packets of a connection to the first backend of a service, and packets whose connection ID names no backend.
+/// Returns paths with QUIC packets of a connection to a service's first backend, and with packets whose connection ID
+/// names no backend.
 fn connections() -> Vec<Path> {
     let ids = ["readable", "encrypted, one block", "encrypted, three passes"];
     let named =
@@ -418,7 +420,7 @@ fn ruled() -> Vec<Path> {
     ]
 }
 
-/// Paths with known properties of the interface.
+/// Returns paths for which the program knows the properties of the interface.
 fn known_devices() -> Vec<Path> {
     let below = [MAC, TYPE];
     let all = vec![
@@ -445,10 +447,10 @@ fn translated() -> Vec<Path> {
     ]
 }
 
-/// The offset of the payload.
+/// The offset of the payload of a TCP segment over IPv4.
 const V4_PAYLOAD: i16 = 54;
 
-/// Connections of a million clients, each with a flow.
+/// Returns a path with the connections of a million clients, each of which has a flow.
 pub(crate) fn flows() -> Path {
     let vip = FLOWING[0].address.to_string();
     let mut packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
@@ -475,7 +477,7 @@ fn tunnelled() -> Vec<Path> {
     ]
 }
 
-/// Paths of packets that are not complete TCP or UDP packets.
+/// Returns the paths of packets that are not complete TCP or UDP packets.
 fn rare() -> Vec<Path> {
     let [first, later] = fragments();
     let end = End::AtBackend(DATAGRAMS);
@@ -489,7 +491,7 @@ fn rare() -> Vec<Path> {
     .collect()
 }
 
-/// The first client of each path to a service.
+/// Returns the first client of each path that leads to a service.
 #[cfg(test)]
 pub(crate) fn first_clients() -> impl Iterator<Item = IpAddr> {
     let to_service = |path: &Path| matches!(path.end, End::AtBackend(_));

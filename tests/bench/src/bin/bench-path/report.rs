@@ -1,4 +1,4 @@
-//! The reports about paths: tables, or a document.
+//! The reports about the measured paths, as tables or as a document.
 
 use std::ops::RangeInclusive;
 
@@ -18,7 +18,7 @@ use crate::{
     yardsticks::LRU_HASH,
 };
 
-/// Prints the results.
+/// Prints the results of all paths.
 pub(crate) fn print(series: &Series, json: bool) -> Result<()> {
     if json { document(series).print() } else { print_table(series) }
 }
@@ -47,7 +47,7 @@ fn document(series: &Series) -> Document {
     }
 }
 
-/// The heading in the picture, which has one row for each way of steering.
+/// Returns the heading of the path in the picture, which has one row for each steering method.
 fn heading(path: &Path) -> Option<String> {
     let name = &path.name;
     if path.varies() {
@@ -81,7 +81,7 @@ fn print_table(series: &Series) -> Result<()> {
     Ok(())
 }
 
-/// Prints the costs of paths before and after.
+/// Prints the costs of each path before and after the change.
 pub(crate) fn print_compared(looked: &[Looked]) {
     let mut table = table(&["path", "before", "after", "ratio", "in turns", "spread"], 1..=5);
     for Looked { path, outcome } in looked {

@@ -36,60 +36,61 @@ use crate::{
     services::{self, BACKENDS, DATAGRAMS, FLOWING, SERVICES, Service, backends, pool, tunnel_source},
 };
 
-/// The destination of every packet.
+/// The destination MAC address of every packet in the benchmark.
 pub(crate) const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// The number of clients of one service that may be recorded per second: an eighth of the size of most tables.
+/// How many new clients one service may record per second: an eighth of the size of most client tables.
 const NEWCOMERS: u32 = 125_000;
-/// The number of passes after which flags are cleared: two equal ones, after the one in which the table was replaced.
+/// The number of sweeps that clear all flags: the sweep in which the lookup table changed, and two equal sweeps.
 const SETTLING_SWEEPS: u32 = 4;
 /// The size of the connection table.
 const FLOWS: u32 = 1_200_000;
-/// Backends that do not answer and do not end.
+/// Timeouts that never end a connection of a silent backend.
 const IDLE: IdleTimes = {
     let day = Duration::from_secs(24 * 3600);
     IdleTimes { tcp: day, udp: day, half_open: day, closing: day }
 };
-/// The time at which all clients are known.
+/// The simulated time at which the program knows all clients.
 const AFTER_CLIENTS: Duration = Duration::from_secs(60);
 
-/// The state in which a path is measured.
+/// The state in which the benchmark measures a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A million clients are known at the backends that the table names.
+    /// A million clients are known at the backends that the lookup table names.
     Settled,
-    /// A million clients are known, and every slot of the table has changed since.
+    /// A million clients are known, and every slot of the lookup table has changed afterwards.
     Exceptions,
-    /// Like `Settled`, with clients of datagrams.
+    /// A scene like `Settled`, with clients that send datagrams.
     Datagrams,
-    /// Like `Settled`, with clients over IPv6.
+    /// A scene like `Settled`, with clients that use IPv6.
     OverV6,
-    /// There are a thousand services, each with one known client.
+    /// The scene has a thousand services with one known client each.
     ManyServices,
-    /// The interface accepts no redirected frames, and an interface on top of it tags frames. No client is known.
+    /// The interface accepts no redirected frames, and a VLAN interface on top of that interface tags frames. In this
+    /// scene, the program knows no clients.
     Devices,
-    /// Like `Settled`, for a service that has a rule for other clients.
+    /// A scene like `Settled`, for a service with a rule for other clients.
     Ruled,
-    /// A million connections are known.
+    /// The program knows a million connections.
     Flows,
 }
 
-/// The number of [`Place`]s.
+/// The number of values of [`Place`].
 pub(crate) const SCENES: usize = 8;
 
-/// A loaded program.
+/// A loaded program with its services.
 pub(crate) struct Scene {
     dataplane: KernelDataplane,
     program: OwnedFd,
-    /// The ingress interface.
+    /// The index of the ingress interface.
     ifindex: u32,
-    /// The number of clients of one service that may be recorded in one second: an eighth of the table.
+    /// How many new clients one service may record per second: an eighth of the size of the client table.
     newcomers: u32,
-    /// The time since the start, for the memory.
+    /// The simulated time of the client memory since the start.
     elapsed: Duration,
 }
 
 impl Scene {
-    /// Returns a scene for every [`Place`], in its order, without clients.
+    /// Returns a scene without clients for every [`Place`], in the order of the variants.
     pub(crate) fn load_all() -> Result<[Self; SCENES]> {
         let one = || Self::new(&SERVICES, INTERFACE, 8 * NEWCOMERS);
         let many: Vec<_> = (0..many::SERVICES).map(many::service).collect();
@@ -98,7 +99,7 @@ impl Scene {
         Ok([one()?, one()?, one()?, one()?, few(&many)?, few(&SERVICES)?, one()?, flowing])
     }
 
-    /// Brings the scenes of [`load_all`](Self::load_all) into the states of their places.
+    /// Brings each scene of [`load_all`](Self::load_all) into the state that its [`Place`] describes.
     pub(crate) fn set_up(scenes: &mut [Self; SCENES]) -> Result<()> {
         let known = [
             vec![paths::known()],
@@ -117,8 +118,8 @@ impl Scene {
         scenes[Place::Flows as usize].open_flows()
     }
 
-    /// A scene in which a million TCP clients and a million datagram clients are known at the backends that the table
-    /// names.
+    /// Returns a scene in which a million TCP clients and a million datagram clients are known at the backends that the
+    /// lookup table names.
     pub(crate) fn settled(ifindex: u32) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES, ifindex, 16 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known(), paths::known_by_datagrams()]])?;
@@ -126,7 +127,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A scene with a million known clients, whose connections all begin with a packet that opens them.
+    /// Returns a scene with a million known clients. Every connection of the clients begins with a packet that opens
+    /// the connection.
     pub(crate) fn paced() -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, 8 * NEWCOMERS)?];
         make_known(&mut scenes, &[vec![paths::known()]])?;
@@ -134,7 +136,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// A scene whose table is only a little larger than the number of known clients, which are the clients of the path.
+    /// Returns a scene in which all clients of the path are known, and whose client table has room for only a few more
+    /// clients.
     pub(crate) fn small(known: Path) -> Result<Self> {
         let mut scenes = [Self::new(&SERVICES[..DATAGRAMS], INTERFACE, NEWCOMERS)?];
         make_known(&mut scenes, &[vec![known]])?;
@@ -142,7 +145,7 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Opens a connection of each of a million clients.
+    /// Opens a connection for each of a million clients.
     fn open_flows(&self) -> Result<()> {
         let flows = paths::flows();
         Opener::new(self, &flows)?.open(flows.clients())?;
@@ -166,7 +169,7 @@ impl Scene {
             backends: 1 << 14,
             clients,
             flows,
-            // These fields do not exist in earlier programs.
+            // Older kernel programs do not have the remaining fields.
             ..Capacity::for_config(&fixture::config(Vec::new()))
         };
         let mut dataplane = KernelDataplane::load(capacity, &[ifindex])?;
@@ -183,7 +186,7 @@ impl Scene {
         Ok(Self { dataplane, program, ifindex, newcomers: clients / 8, elapsed: AFTER_CLIENTS })
     }
 
-    /// Assigns every slot to a different backend.
+    /// Assigns every slot to a backend other than the slot's previous backend.
     fn move_everybody(&mut self) -> Result<()> {
         let mut remembering = 0;
         for (index, service) in SERVICES.iter().enumerate() {
@@ -195,13 +198,13 @@ impl Scene {
         Ok(())
     }
 
-    /// Records that the interface accepts no redirected frames, and that another one carries tags.
+    /// Tells the program that the interface accepts no redirected frames, and that another interface carries VLAN tags.
     fn meet_devices(&mut self) -> Result<()> {
         let known = [(INTERFACE, DEVICE_TAKES_NO_FRAMES), (TAGGED_INTERFACE, DEVICE_CARRIES_TAGS)];
         self.dataplane.set_devices(&Devices::from(known))
     }
 
-    /// Sweeps until all possible flags have been cleared.
+    /// Sweeps the client table often enough to clear all flags that can be cleared.
     fn settle(&mut self) {
         for _ in 0..SETTLING_SWEEPS {
             while sweep(&mut self.dataplane, AFTER_CLIENTS).is_none() {
@@ -210,18 +213,18 @@ impl Scene {
         }
     }
 
-    /// Advances the time of the client memory.
+    /// Advances the simulated time of the client memory.
     pub(crate) fn pass(&mut self, time: Duration) {
         self.elapsed += time;
         sweep(&mut self.dataplane, self.elapsed);
     }
 
-    /// The program.
+    /// Returns the loaded kernel program.
     pub(crate) fn program(&self) -> BorrowedFd<'_> {
         self.program.as_fd()
     }
 
-    /// The number of packets that have taken this path.
+    /// The number of packets that have taken the path.
     pub(crate) fn counted(&self, path: &Path) -> Result<u64> {
         let ended = self.dataplane.interface_stats(self.ifindex)?.verdicts[path.end.verdict().index()];
         let End::AtBackend(service) = path.end else { return Ok(ended) };
@@ -236,7 +239,7 @@ impl Scene {
     }
 }
 
-/// A program that opens connections of one client after the other.
+/// A program that opens connections, for one client after another.
 struct Opener {
     program: OwnedFd,
     frame: Vec<u8>,
@@ -258,8 +261,9 @@ impl Opener {
     }
 }
 
-/// Opens a connection of every client of these paths of each scene, in each second only half of the limit, which one
-/// service can certainly record. All scenes use the same seconds.
+/// Opens a connection for every client of the paths in each scene. In each second, the function opens half as many
+/// connections as the limit allows, so that one service can certainly record the clients. The simulated seconds are the
+/// same for all scenes.
 fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
     let of = |(scene, known): (&Scene, &Vec<Path>)| {
         known.iter().map(|known| Opener::new(scene, known)).collect::<Result<Vec<_>>>()
@@ -274,11 +278,11 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
             openers.iter_mut().try_for_each(|opener| opener.open(scene.newcomers / 2))?;
             while sweep(&mut scene.dataplane, Duration::from_secs(second)).is_none() {}
         }
-        // A second of the kernel's clock: 2^30 ns.
+        // A second in the kernel program's clock lasts 2^30 ns.
         thread::sleep(Duration::from_millis(1100));
     }
     let clients = known.iter().flatten().map(Path::clients).max().unwrap_or_default();
-    // A second packet, in a later tick, establishes the clients.
+    // A second packet in a later tick marks the clients' entries as established.
     for (scene, openers) in scenes.iter_mut().zip(&mut openers) {
         while sweep(&mut scene.dataplane, AFTER_CLIENTS / 2).is_none() {}
         openers.iter_mut().try_for_each(|opener| opener.open(clients))?;
@@ -286,14 +290,15 @@ fn make_known(scenes: &mut [Scene], known: &[Vec<Path>]) -> Result<()> {
     for (scene, known) in scenes.iter().zip(known) {
         let memory = scene.dataplane.memory()?;
         let clients: u64 = known.iter().map(|path| u64::from(path.clients())).sum();
-        // Two clients may share a hash, and a bucket may be full.
+        // Two clients may have the same hash, and buckets of the client table may be full.
         let least = clients - clients / 1000;
         ensure!(memory.entries >= least, "only {} of {clients} clients are known: {:?}", memory.entries, memory.stats);
     }
     Ok(())
 }
 
-/// The service's table. A `shift` gives each backend the slots of the backend that many places before it.
+/// Returns the service's lookup table. With `shift`, each backend gets the slots of the backend whose position is lower
+/// by `shift`.
 fn table(index: usize, service: &Service, shift: u16) -> Result<Arc<[u16]>> {
     let names: Vec<String> = (0..BACKENDS).map(|number| format!("backend {number}")).collect();
     let members: Vec<_> = names
@@ -313,14 +318,15 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         let next_hop = NextHop {
             ifindex: if service.elsewhere { OTHER_INTERFACE } else { ifindex },
             source_mac: OWN_MAC,
-            // The forwarded packet is the program's next input, so it must be for this machine.
+            // The kernel feeds the forwarded packet back to the program, so the packet must be for the balancer's
+            // machine.
             destination_mac: OWN_MAC,
             mtu: 1500,
             source: None,
             gateway: None,
             local: false,
         };
-        // The fields are given by name, so that the benchmark can measure earlier programs, which lack some of them.
+        // The code names the fields, so that the benchmark can also measure older programs, which lack some fields.
         let spec: BackendSpec = serde_json::from_value(json!({
             "id": backend,
             "forwarding": service.forwarding,

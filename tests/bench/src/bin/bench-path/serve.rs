@@ -1,5 +1,6 @@
-//! Measures single runs on request of another process. This lets two kernel programs be measured in turns, each by the
-//! benchmark that was built with it. Each input line names a path; each output line has the time of one run.
+//! Measures single runs of paths when another process requests them. By such requests, one process can measure two
+//! kernel programs alternately, each with the benchmark that was built with the program. Each input line names a path;
+//! each output line contains the duration of one run.
 
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _, stdin, stdout},
@@ -12,20 +13,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{bench::Bench, gate::Took, go_first, scene::Scene};
 
-/// The option that makes this program serve.
+/// The option that makes the benchmark measure runs on request.
 pub(crate) const OPTION: &str = "--serve";
 
-/// The first lines of the output.
+/// The first lines that the benchmark writes in this mode.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Stage {
-    /// The programs are in the kernel; their clients are not known yet. Earlier benchmarks leave this line out.
+    /// The kernel has loaded the programs, but the clients of the programs are not known yet. Older versions of the
+    /// benchmark do not write the line `Loaded`.
     Loaded { programs: usize },
-    /// The server is ready to measure these paths.
+    /// The server is ready to measure the listed paths.
     Ready { paths: Vec<String> },
 }
 
-/// The result of one run.
+/// The result that the process reports for one run.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
@@ -55,7 +57,7 @@ fn say(line: &impl Serialize) -> Result<()> {
     Ok(output.flush()?)
 }
 
-/// A process that measures on request. It ends when its input ends.
+/// A process that measures paths on request, until the input of the process ends.
 pub(crate) struct Server {
     child: Child,
     input: Option<ChildStdin>,
@@ -65,9 +67,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts several processes, and waits until all are ready. They load their kernel programs one after the other:
-    /// the kernel puts programs that are loaded at the same time in alternating places, and a path whose steps lie far
-    /// apart may be a fifth slower.
+    /// Starts several processes, and waits until all processes are ready. The processes load their kernel programs one
+    /// after another. If processes loaded their programs at the same time, the kernel would interleave the programs in
+    /// memory. A path whose steps are far apart could then be a fifth slower.
     pub(crate) fn start<const COUNT: usize>(programs: [&Path; COUNT]) -> Result<[Self; COUNT]> {
         let mut servers = Vec::new();
         for program in programs {
@@ -85,7 +87,7 @@ impl Server {
         servers.try_into().ok().context("as many servers as programs")
     }
 
-    /// Waits for the next stage.
+    /// Waits until the process reports its next stage.
     fn advance(&mut self) -> Result<()> {
         let stage = self.listen()?;
         match serde_json::from_str(&stage).with_context(|| format!("the stage of a benchmark: {stage}"))? {
@@ -107,7 +109,7 @@ impl Server {
         Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new() })
     }
 
-    /// Measures one run of a path. An inner error concerns only this path.
+    /// Measures one run of a path. An inner error is an error of the measured path, after which other paths still work.
     pub(crate) fn run(&mut self, path: &str) -> Result<Result<Took, String>> {
         writeln!(self.input.as_mut().context("the input is piped")?, "{path}").context("asking for a run")?;
         let line = self.listen()?;

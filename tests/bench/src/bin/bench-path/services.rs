@@ -1,4 +1,4 @@
-//! The services that paths go through, and their backends.
+//! The services of the measured paths, and their backends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,29 +10,30 @@ use balancer_config::{
 };
 use balancer_control::io::{BackendId, RuleAction, RuleSpec};
 
-/// A service that a path goes through.
+/// A service that receives the packets of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Service {
-    /// VIP and port.
+    /// The VIP and the port of the service.
     pub(crate) address: SocketAddr,
-    /// TCP or UDP.
+    /// The protocol of the service, TCP or UDP.
     pub(crate) protocol: Protocol,
     /// How packets reach the backends.
     pub(crate) forwarding: Forwarding,
     /// Whether the service remembers clients.
     pub(crate) remembers: bool,
-    /// Whether backends are behind another interface than clients.
+    /// Whether backends and clients are behind different interfaces.
     pub(crate) elsewhere: bool,
     /// The prefix of the service's rule, if there is one.
     pub(crate) rule: Option<&'static str>,
-    /// Whether the rule pins clients to its first backend; otherwise it denies them.
+    /// Whether the rule pins clients to the service's first backend. If this field is false, the rule denies the
+    /// clients.
     pub(crate) pins: bool,
-    /// The key with which clients are hashed.
+    /// The key with which the program hashes clients.
     pub(crate) key: HashKey,
-    /// The number of slots of the table.
+    /// The number of slots of the lookup table.
     pub(crate) slots: u32,
-    /// For connection IDs that name backends: the length of the nonce beside an eight-byte server ID, and whether the
-    /// IDs are encrypted.
+    /// The format of connection IDs that name backends: the length of the nonce after an eight-byte server ID, and
+    /// whether the IDs are encrypted.
     pub(crate) quic: Option<(u8, bool)>,
 }
 
@@ -53,7 +54,7 @@ impl Service {
         }
     }
 
-    /// A service on TCP port 80.
+    /// Returns a service on TCP port 80.
     pub(crate) const fn tcp(vip: IpAddr, forwarding: Forwarding) -> Self {
         Self::new(SocketAddr::new(vip, 80), Protocol::Tcp, forwarding)
     }
@@ -67,7 +68,7 @@ impl Service {
         Self { quic, ..Self::new(SocketAddr::new(vip, 443), Protocol::Quic, Forwarding::Dsr).remembering() }
     }
 
-    /// The configuration of connection IDs that name backends.
+    /// Returns the configuration of connection IDs that name backends.
     pub(crate) fn quic_config(&self) -> Option<QuicConfig> {
         let (nonce_length, encrypted) = self.quic?;
         Some(QuicConfig {
@@ -80,7 +81,7 @@ impl Service {
         })
     }
 
-    /// Adds memory.
+    /// Makes the service remember clients.
     pub(crate) const fn remembering(self) -> Self {
         Self { remembers: true, ..self }
     }
@@ -93,15 +94,15 @@ impl Service {
         Self { rule: Some(prefix), pins: true, ..self }
     }
 
-    /// Whether the service and its backends use IPv6.
+    /// Returns whether the service and its backends use IPv6.
     pub(crate) const fn is_v6(&self) -> bool {
         self.address.is_ipv6()
     }
 
-    /// Returns the rules of this service when it is service `index`.
+    /// Returns the rules of this service, if `index` is the index of the service.
     ///
     /// # Errors
-    /// If a prefix does not parse.
+    /// Fails if a prefix does not parse.
     pub(crate) fn rules(&self, index: usize) -> Result<Vec<RuleSpec>> {
         let Some(prefix) = self.rule else { return Ok(Vec::new()) };
         let action = if self.pins { RuleAction::Pin(backends(index).next()) } else { RuleAction::Deny };
@@ -117,7 +118,7 @@ const fn v6(last: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, last))
 }
 
-/// By [`SERVICES`].
+/// The following constants are indexes in [`SERVICES`].
 pub(crate) const PLAIN: usize = 0;
 pub(crate) const PLAIN_V6: usize = 1;
 pub(crate) const MEMORY: usize = 2;
@@ -131,20 +132,23 @@ pub(crate) const IPIP_V6: usize = 9;
 pub(crate) const GUE: usize = 10;
 pub(crate) const GUE_V6: usize = 11;
 pub(crate) const ELSEWHERE: usize = 12;
-/// The service with a rule for other clients, whose addresses are far away.
+/// The service with a rule for other clients; the rule's prefix differs from the clients' addresses in the first bits.
 pub(crate) const RULED: usize = 13;
-/// The service with a rule for neighbours of the clients, so that packets need a lookup.
+/// The service with a rule for addresses close to the clients' addresses, so that the program must look up the rule for
+/// each packet.
 pub(crate) const RULED_NEARBY: usize = 14;
-/// The service with a rule that pins the clients.
+/// The service with a rule that pins the clients to a backend.
 pub(crate) const PINNED: usize = 15;
-/// The service with memory and a rule that pins other clients, whose addresses are far away.
+/// The service with memory and a rule that pins other clients; the rule's prefix differs from the clients' addresses in
+/// the first bits.
 pub(crate) const RULED_MEMORY: usize = 16;
-/// The services with connection IDs that name backends: unencrypted, encrypted as one block, and encrypted in four
-/// passes of which three are undone.
+/// The services with connection IDs that name backends: not encrypted, encrypted as one block, and encrypted in four
+/// passes. The program decrypts only three of the four passes.
 pub(crate) const QUIC: [usize; 3] = [17, 18, 19];
 
-/// Every service; their index is their id. No VIP has the bit of a path's first client, because the program would
-/// otherwise look up whether the client is a VIP ([`balancer_common::service_table::vip_bit`]).
+/// All services of the benchmark; the index of a service is the id of the service. No VIP has the same
+/// [`balancer_common::service_table::vip_bit`] as the first client of a path; otherwise, the program would have to look
+/// up whether the client is a VIP.
 pub(crate) const SERVICES: [Service; 20] = [
     Service::tcp(v4(1), Forwarding::Dsr),
     Service::tcp(v6(1), Forwarding::Dsr),
@@ -168,23 +172,23 @@ pub(crate) const SERVICES: [Service; 20] = [
     Service::quic(v4(14), 10, true),
 ];
 
-/// The services whose connections are flows. These services have their own scene.
+/// The services whose connections have flows, in a separate scene.
 pub(crate) const FLOWING: [Service; 1] = [Service::tcp(v4(1), Forwarding::Snat)];
 
-/// The source addresses of the flows.
+/// Returns the source addresses of the flows.
 pub(crate) fn pool() -> Vec<IpAddr> {
     (1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect()
 }
 
-/// Backends of each service.
+/// The number of backends of each service.
 pub(crate) const BACKENDS: u16 = 8;
 
-/// The backends of a service.
+/// Returns the backends of a service.
 pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
     (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
 }
 
-/// The address on which a backend listens.
+/// Returns the address on which a backend listens.
 pub(crate) fn backend(id: BackendId, v6: bool) -> SocketAddr {
     let ip = if v6 {
         Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(id.0)).into()
@@ -194,7 +198,7 @@ pub(crate) fn backend(id: BackendId, v6: bool) -> SocketAddr {
     SocketAddr::new(ip, 8080)
 }
 
-/// The source address of tunnels to a backend.
+/// Returns the source address of tunnels to a backend.
 pub(crate) fn tunnel_source(v6: bool) -> IpAddr {
     if v6 { Ipv6Addr::from_bits(0xfd00 << 112 | 0xfe).into() } else { Ipv4Addr::new(10, 0, 0, 254).into() }
 }

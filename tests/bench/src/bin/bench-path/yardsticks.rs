@@ -1,5 +1,5 @@
-//! Small programs that do the work that all or most load balancers do. The benchmark compares the kernel program's
-//! paths with them, because the speed of both depends on the machine in the same way.
+//! Small programs that do the minimal work of all or most load balancers. The benchmark compares the costs of paths
+//! with the costs of the small programs, because the machine affects paths and small programs in the same way.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -17,7 +17,7 @@ const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
 
-/// The length of the headers: Ethernet, IPv4 without options, and TCP.
+/// The length of the headers of Ethernet, IPv4 without options, and TCP, in bytes.
 const HEADERS: i32 = 54;
 const ETHER_TYPE: i16 = 12;
 const VERSION_AND_LENGTH: i16 = 14;
@@ -27,45 +27,46 @@ const SOURCE: i16 = 26;
 const PORTS: i16 = 34;
 const TCP: i32 = 6;
 
-/// The number of slots in the array for clients.
+/// The number of rows in the array that yardsticks look up by client.
 const SLOTS: u32 = 1 << 16;
 /// The number of backends behind the hash table.
 const BACKENDS: u32 = 256;
 /// The size of the hash table of connections.
 const CONNECTIONS: u32 = 1 << 20;
-/// The position of the hash table's key on the stack: addresses, ports, protocol.
+/// The stack offset of the hash table's key, which consists of addresses, ports and protocol.
 const KEY: i16 = -16;
-/// The position of a slot's or backend's number on the stack.
+/// The stack offset of the number of a slot or backend.
 const NUMBER: i16 = -20;
 
 /// The first bytes of the destination MAC addresses that yardsticks write.
 pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
 
-/// A program that is measured together with the paths.
+/// A program that the benchmark measures together with the paths.
 pub(crate) struct Yardstick {
-    /// The path that the yardstick's packets take.
+    /// The path of the packets that the yardstick handles.
     pub(crate) path: Path,
-    /// The program.
+    /// The yardstick's loaded program.
     pub(crate) program: OwnedFd,
     /// Whether the yardstick writes MAC addresses.
     pub(crate) writes: bool,
 }
 
-/// The yardstick of a segment that is only parsed.
+/// The name of the yardstick that only parses a segment.
 const PARSE: &str = "parse";
-/// The yardstick of steering by an array.
+/// The name of the yardstick that steers by an array.
 const ARRAYS: &str = "arrays";
-/// The yardstick of steering by an array, with a million clients.
+/// The name of the yardstick that steers by an array, for a million clients.
 const ARRAYS_OF_MANY: &str = "arrays, 1M clients";
-/// The yardstick of steering by the kernel's LRU hash. Paths are compared with this yardstick because it is about as
-/// long and, like them, computes a hash and looks up an entry that is in the cache. The two yardsticks above take a few
-/// ns, a tenth of the time that is subtracted. With a million clients, this yardstick waits for memory, and varies
-/// between 120 and 180 ns without any change.
+/// The name of the yardstick that steers by the kernel's LRU hash. The report compares paths with this yardstick
+/// because the yardstick takes about as long as a path. The yardstick also computes a hash and looks up a cached entry.
+/// The yardsticks above this one take a few ns, which is a tenth of the time that the benchmark subtracts. With a
+/// million clients, this yardstick waits for memory, and the yardstick's time varies between 120 and 180 ns without any
+/// change.
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
-/// The yardstick of steering by the kernel's LRU hash, with a million clients.
+/// The name of the yardstick that steers by the kernel's LRU hash, for a million clients.
 const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients";
 
-/// Every yardstick, in the order of the report.
+/// Returns all yardsticks, in the order of the report.
 pub(crate) fn all() -> Result<Vec<Yardstick>> {
     let one = |name, program: io::Result<OwnedFd>, writes| yardstick(paths::of_one_client(name), program, writes);
     let many = |name, program: io::Result<OwnedFd>| yardstick(paths::of_a_million_clients(name), program, true);
@@ -83,20 +84,22 @@ fn yardstick(path: Path, program: io::Result<OwnedFd>, writes: bool) -> Result<Y
     Ok(Yardstick { path, program, writes })
 }
 
-/// Parses, and sends a complete TCP segment over IPv4 back unchanged: the lower limit for programs that read TCP.
+/// Builds a program that parses a complete TCP segment over IPv4, and sends the segment back unchanged: the minimal
+/// work of programs that read TCP.
 fn parse_only() -> io::Result<OwnedFd> {
     parsed().set(Register::R0, XDP_TX).exit().load_frags()
 }
 
-/// Parses, multiplies the source address, and writes the MAC addresses that an array has for the product: the minimum
-/// for steering by the client's address.
+/// Builds a program that parses a segment, multiplies the source address, and writes the MAC addresses in the array row
+/// of the product. Steering by the client's address needs at least this work.
 pub(crate) fn floor_by_arrays() -> io::Result<OwnedFd> {
     let slots = rows(SLOTS)?;
     sent(slot(parsed(), SLOTS).store(Size::Word, Register::R10, NUMBER, Register::R1), &slots).load_frags()
 }
 
-/// Parses, looks up the connection by addresses, ports and protocol in the kernel's LRU hash, and records it there if
-/// it is unknown. Then writes the MAC addresses that an array has for the backend, as most load balancers in XDP do.
+/// Builds a program that parses a segment, and looks up the segment's connection by addresses, ports and protocol in
+/// the kernel's LRU hash. The program records unknown connections in the hash, and then writes the MAC addresses in the
+/// array row of the backend, like most load balancers in XDP.
 fn hash_and_lru_hash() -> io::Result<OwnedFd> {
     let (connections, backends) = (Map::lru_hash(16, 4, CONNECTIONS)?, rows(BACKENDS)?);
     let keyed = parsed()
@@ -120,7 +123,7 @@ fn hash_and_lru_hash() -> io::Result<OwnedFd> {
     sent(keyed.look_up(&connections, KEY).branch(Register::R0, recorded, known), &backends).load_frags()
 }
 
-/// Passes packets that are not complete TCP segments over IPv4 without options.
+/// Builds a program that passes all packets except complete TCP segments over IPv4 without options.
 fn parsed() -> Program {
     let program = Program::default()
         .copy(CONTEXT, Register::R1)
@@ -135,28 +138,30 @@ fn parsed() -> Program {
     let program = unless(program.load(Size::Half, Register::R1, FRAME, ETHER_TYPE), ipv4.into());
     let program = unless(program.load(Size::Byte, Register::R1, FRAME, VERSION_AND_LENGTH), 0x45);
     let program = program.load(Size::Half, Register::R1, FRAME, FRAGMENT);
-    // The mask of "more fragments" and the offset.
+    // The mask covers the bit "more fragments" and the fragment offset.
     let program = unless(program.and(Register::R1, u16::from_ne_bytes([0x3f, 0xff]).into()), 0);
     unless(program.load(Size::Byte, Register::R1, FRAME, PROTOCOL), TCP)
 }
 
-/// Passes the packet unless R1 is `value`.
+/// Makes the program pass the packet unless R1 is `value`.
 fn unless(program: Program, value: i32) -> Program {
     program.skip_if(Register::R1, value, 2).set(Register::R0, XDP_PASS).exit()
 }
 
-/// Sets R1 to a number below `count`, a power of two, from the source address.
+/// Makes the program derive a number below `count` from the source address, and store the number in R1. `count` must be
+/// a power of two, because a mask limits the number.
 fn slot(program: Program, count: u32) -> Program {
     program
         .load(Size::Word, Register::R1, FRAME, SOURCE)
-        // The factor is 2^32 minus 2^32 divided by the golden ratio, in 31 bits.
+        // The factor is 2^32 minus (2^32 divided by the golden ratio), in 31 bits.
         .multiply(Register::R1, 0x61c8_8647)
-        // These bits depend on the lowest byte in network order, which is the highest byte here.
+        // The upper bits of the product depend on the last byte of the address in network order, which is the highest
+        // byte of the register.
         .shift_right(Register::R1, 24)
         .and(Register::R1, (count - 1).cast_signed())
 }
 
-/// Writes the MAC addresses of the row whose number is on the stack, and sends the frame.
+/// Makes the program write the MAC addresses of the row whose number is on the stack, and send the frame back.
 fn sent(program: Program, rows: &Map) -> Program {
     program
         .look_up(rows, NUMBER)
@@ -171,7 +176,7 @@ fn sent(program: Program, rows: &Map) -> Program {
         .exit()
 }
 
-/// Rows of two MAC addresses, padded so that the row size divides a cache line.
+/// Creates rows of two MAC addresses, padded so that the row size divides a cache line.
 fn rows(count: u32) -> io::Result<Map> {
     let rows = Map::array(16, count)?;
     for number in 0..count {

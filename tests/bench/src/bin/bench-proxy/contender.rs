@@ -1,4 +1,5 @@
-//! The contenders. Each has its own clients, servers and a host between them, so that they do not affect each other.
+//! The contenders: programs between clients and servers whose costs the benchmark compares. Each contender has its own
+//! clients and servers, and its own host between clients and servers, so that contenders do not affect each other.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,29 +19,30 @@ use tempfile::TempDir;
 
 use crate::{nft, server};
 
-/// Equal servers.
+/// The number of servers, which are all equal.
 const SERVERS: u16 = 4;
-/// The distance between the address numbers of two clients, so that few share a network.
+/// The distance between the address numbers of two clients. With a distance of 16 between addresses, few clients share
+/// a network.
 const STRIDE: u16 = 16;
 /// The number of clients.
 const CLIENTS: u16 = 4_000;
-/// The time limit of a whole connection.
+/// The time limit of a connection from the first packet to the last.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The kind of a contender, by the program between clients and servers.
+/// The kind of a contender, which is the program between clients and servers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// A router without any program; clients choose servers themselves.
+    /// A router without any load balancer: the clients choose servers themselves.
     Direct,
-    /// The balancer.
+    /// The balancer in the given forwarding mode.
     Balancer(Forwarding),
-    /// A proxy.
+    /// A proxy that chooses servers by the given rule.
     Classic(Rule),
     /// The kernel's address translation (nftables).
     Nft,
 }
 
-/// All kinds except [`Kind::Direct`], the reference, in the order of the table.
+/// All kinds except [`Kind::Direct`], which is the reference, in the order of the table.
 pub(crate) const OTHERS: [Kind; 5] = [
     Kind::Balancer(Forwarding::Dsr),
     Kind::Balancer(Forwarding::Nat),
@@ -60,7 +62,7 @@ impl Kind {
         }
     }
 
-    /// Whether the contender needs programs that this system may not have.
+    /// Returns whether the contender needs programs that may not be installed on the machine.
     pub(crate) const fn may_be_missing(self) -> bool {
         matches!(self, Self::Classic(_) | Self::Nft)
     }
@@ -75,14 +77,15 @@ impl Kind {
     }
 }
 
-/// The program between clients and servers.
+/// The running program between clients and servers.
 enum Middle {
     Kernel,
     Balancer(Controller),
     Proxy(Proxy),
 }
 
-/// A running contender. Fields are dropped, and thus ended, in their order.
+/// A running contender of the benchmark. Rust drops the fields in the order of their declarations, which ends the
+/// contender.
 pub(crate) struct Contender {
     pub(crate) kind: Kind,
     middle: Middle,
@@ -117,7 +120,7 @@ impl Contender {
         Ok(Self { kind, middle, _servers: servers, topology, _files: files })
     }
 
-    /// The process between clients and servers.
+    /// Returns the process between clients and servers, if the contender has such a process.
     pub(crate) fn process(&mut self) -> Result<Option<u32>> {
         match &mut self.middle {
             Middle::Kernel => Ok(None),
@@ -129,7 +132,7 @@ impl Contender {
         }
     }
 
-    /// Returns this number of requests, of all clients in turn.
+    /// Returns `count` requests; the clients take turns in a fixed order.
     pub(crate) fn requests(&self, count: u32) -> Vec<Request> {
         let clients = (0..CLIENTS).cycle().take(count as usize);
         let request = |number: u16| {

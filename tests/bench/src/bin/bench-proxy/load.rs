@@ -1,4 +1,4 @@
-//! The clients: each request has its own connection.
+//! The clients, which use a new connection for each request.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,30 +10,30 @@ use anyhow::{Result, ensure};
 use balancer_testkit::{http_client::Request, namespace::Namespace};
 use nix::sys::prctl::set_timerslack;
 
-/// The largest number of concurrent requests.
+/// The largest number of concurrent requests of all clients.
 pub(crate) const WORKERS: usize = 8;
 
-/// The times at which requests are sent.
+/// The times at which clients send requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// Requests follow each other as fast as answers arrive.
+    /// Clients send the next request as soon as they receive an answer.
     Full,
-    /// Requests are sent with this interval.
+    /// Clients together send one request in each interval.
     Every(Duration),
 }
 
-/// The results of all requests.
+/// The results of all requests of a load.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// The latency of each request that was answered.
+    /// The latencies of all answered requests.
     pub(crate) latencies: Vec<Duration>,
-    /// Requests without an answer.
+    /// The number of requests that got no answer.
     pub(crate) failed: usize,
     /// The time from the first request to the last answer.
     pub(crate) took: Duration,
 }
 
-/// Sends all requests from inside `namespace`, but none after `limit`.
+/// Sends all requests from `namespace`, but starts no request after the time `limit`.
 pub(crate) fn send(namespace: &Namespace, requests: &[Request], pace: Pace, limit: Duration) -> Result<Outcome> {
     let (next, start) = (AtomicUsize::new(0), Instant::now());
     let outcomes = thread::scope(|scope| {
@@ -63,7 +63,7 @@ fn work(
     next: &AtomicUsize,
 ) -> Result<Outcome> {
     namespace.enter()?;
-    // Otherwise, pauses are 50 µs longer.
+    // With the default timer slack of the kernel, pauses would be 50 µs longer.
     set_timerslack(1)?;
     let mut outcome = Outcome::default();
     while start.elapsed() < limit {

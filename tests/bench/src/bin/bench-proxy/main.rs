@@ -1,6 +1,6 @@
-//! Compares the cost of a connection through the balancer with its cost through proxies, through the kernel's own
-//! translation of addresses, and through a router alone: real HTTP from many addresses, over network namespaces of one
-//! machine, whose processors are shared by all parts.
+//! Compares the cost of a connection through the balancer, through proxies, through the kernel's own address
+//! translation, and through a plain router. Real HTTP requests from many addresses pass through network namespaces of
+//! one machine; all processes share the processors of the machine.
 
 mod contender;
 mod load;
@@ -22,24 +22,24 @@ use self::{
     report::{Figures, Measured},
 };
 
-/// The largest duration of a load.
+/// The longest duration of a load of requests.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long the steady load takes, in seconds.
+/// The duration of the steady load, in seconds.
 const PACED: u32 = 2;
 
 /// Measures the cost of a connection through the balancer, through proxies, and without any; needs root.
 #[derive(Parser)]
 struct Options {
-    /// How often each is measured, in turns.
+    /// Number of rounds; each round measures all contenders in turn.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Connections as fast as they go, in each round.
+    /// Number of connections at full speed in each round.
     #[arg(long, default_value_t = 4_000, value_parser = clap::value_parser!(u32).range(100..))]
     connections: u32,
-    /// Connections a second for p50 and p99, for 2 s in each round.
+    /// Connections per second for p50 and p99, which are measured for 2 s in each round.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
-    /// In addition to the direct connection, only contenders with this in their names, such as balancer.
+    /// Besides the direct connection, measure only contenders whose names contain this text, such as balancer.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.
@@ -67,7 +67,7 @@ fn compare(options: &Options) -> Result<()> {
     }
     let mut all: Vec<Measured> =
         contenders.iter().map(|contender| Measured { kind: contender.kind, rounds: Vec::new() }).collect();
-    // The first round resolves neighbours and fills caches.
+    // The first round only resolves neighbours and fills caches, so the benchmark ignores the first results.
     for round in 0..=options.rounds {
         for (contender, measured) in contenders.iter_mut().zip(&mut all) {
             let figures = measure(contender, options).with_context(|| measured.kind.title())?;

@@ -1,4 +1,4 @@
-//! The kernel's address translation, by the hash of the client's address.
+//! The kernel's address translation, which chooses a server by a hash of the client's address.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -15,7 +15,7 @@ pub(crate) fn ensure_installed() -> Result<()> {
     Ok(())
 }
 
-/// Makes the balancer's host translate the service's address to that of one of the servers.
+/// Makes the balancer's host translate the service's address to the address of a server.
 pub(crate) fn translate(topology: &Topology, servers: u16, port: u16, files: &Path) -> Result<()> {
     let mut map = String::new();
     for index in 0..servers {

@@ -1,5 +1,5 @@
-//! Measures processor time: of this process, in which clients and servers are threads, of the process in the middle,
-//! and of the kernel's threads that send and receive on their behalf.
+//! Measures the processor time of the benchmark's process, whose threads are the clients and servers; of the process
+//! between clients and servers; and of the kernel threads that process packets.
 
 use std::{fs, time::Duration};
 
@@ -7,11 +7,12 @@ use anyhow::Result;
 use balancer_bench::processor_time;
 use nix::time::{ClockId, clock_gettime};
 
-/// An explanation of the counted processor time, for readers of the figures.
+/// An explanation of the counted processor time, for readers of the results.
 pub(crate) const COUNTED: &str = "processor time is that of clients, servers, what is in the middle and ksoftirqd, by the \
     kernel's clocks of processes; softirqs count where they run";
 
-/// The processor time of everything that serves connections. `middle` is the process in the middle, if there is one.
+/// Returns the processor time of all threads that serve connections. `middle` is the process between clients and
+/// servers, if there is one.
 pub(crate) fn used(middle: Option<u32>) -> Result<Duration> {
     let mut used = Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?);
     let middle = middle.map_or_else(Vec::new, with_children);
@@ -21,7 +22,7 @@ pub(crate) fn used(middle: Option<u32>) -> Result<Duration> {
     Ok(used)
 }
 
-/// A process and all its descendants.
+/// Returns the ids of a process and of all its descendants.
 fn with_children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let children = fs::read_to_string(path).unwrap_or_default();
@@ -29,7 +30,7 @@ fn with_children(pid: u32) -> Vec<u32> {
     std::iter::once(pid).chain(children.flat_map(with_children)).collect()
 }
 
-/// The threads that handle softirqs under load.
+/// Returns the kernel threads that handle softirqs under load.
 fn kernel_threads() -> Result<Vec<u32>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {

@@ -1,4 +1,4 @@
-//! The report on connections: a table, or a document.
+//! The report about connections, as a table or as a document.
 
 use balancer_bench::{
     figures::Spread,
@@ -12,32 +12,32 @@ use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
 /// The figures of a contender in one round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// Connections per second at full speed.
+    /// The number of connections per second at full speed.
     pub(crate) rate: f64,
-    /// The processor time of a connection, in µs.
+    /// The processor time per connection, in µs.
     pub(crate) processor: f64,
     /// The median latency of connections at a steady pace, in µs.
     pub(crate) p50: f64,
-    /// The 99th percentile of these latencies, in µs.
+    /// The 99th percentile of the latencies of connections at a steady pace, in µs.
     pub(crate) p99: f64,
-    /// Connections that failed.
+    /// The number of failed connections.
     pub(crate) failed: usize,
 }
 
-/// A contender and its rounds.
+/// A contender, and its figures from all rounds.
 pub(crate) struct Measured {
     pub(crate) kind: Kind,
     pub(crate) rounds: Vec<Figures>,
 }
 
-/// A figure that the report has for each contender.
+/// A figure that the report contains for each contender.
 struct Column {
     title: &'static str,
-    /// The full name, and the name in the picture.
+    /// The full name of the figure, and the short name in the picture.
     name: &'static str,
     unit: &'static str,
     drawn: bool,
-    /// Computes the figure from those of a contender and of the direct connection in the same round.
+    /// Computes the figure from the contender's figures and the direct connection's figures in the same round.
     of: fn(&Figures, &Figures) -> f64,
 }
 
@@ -89,7 +89,7 @@ impl Measured {
     }
 }
 
-/// Puts the results into a document for other programs.
+/// Puts the results into a document that other programs can read.
 pub(crate) fn document(all: &[Measured], left_out: Vec<String>, rate: u32) -> Document {
     let series = |measured: &Measured, nobody: &Measured| -> Vec<Series> {
         let own = |column: &Column| Series {

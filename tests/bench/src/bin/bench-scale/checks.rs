@@ -1,4 +1,4 @@
-//! Measures the cost of health checks of all backends, and whether they come when they are due.
+//! Measures the cost of health checks of all backends, and whether the balancer starts checks when they are due.
 
 use std::{
     thread,
@@ -13,7 +13,8 @@ use super::{PATIENCE, Site};
 /// The largest number of concurrent checks.
 const AT_ONCE: u16 = 16_384;
 
-/// Checks all backends every `interval`, for this number of periods after all are up.
+/// Makes the balancer check all backends every `interval`, and measures for `periods` intervals after all backends are
+/// up.
 pub(super) fn checks(site: &mut Site, interval: Duration, periods: u16, table: &mut Vec<Series>) -> Result<()> {
     let _servers = site.hosts.listen_everywhere(AT_ONCE)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -22,7 +23,7 @@ pub(super) fn checks(site: &mut Site, interval: Duration, periods: u16, table: &
     controller.wait_for(PATIENCE, "every backend being up", |status| {
         status.services.iter().flat_map(|service| &service.backends).all(|backend| backend.state == "up")
     })?;
-    // The first checks all come at once.
+    // The balancer starts all first checks at the same time.
     thread::sleep(2 * interval);
     let pid = controller.process().pid();
     let mut parts = Vec::new();

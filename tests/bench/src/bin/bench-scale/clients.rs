@@ -1,5 +1,5 @@
-//! Measures the cost of many known clients to the controller: how long it takes to count them and to change `remember`,
-//! and how long other requests wait in the meantime.
+//! Measures what many known clients cost the controller: how long counting the clients and changing `remember` take,
+//! and how long requests wait during these operations.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -18,10 +18,11 @@ use balancer_common::client_table::{BUCKET_ENTRIES, Entry};
 
 use super::{PATIENCE, Site, machine::map_ids, timed, times};
 
-/// The two values of `remember`; their ticks differ in length.
+/// The two values of `remember`, whose ticks have different lengths.
 pub(super) const REMEMBER: [&str; 2] = ["3h", "30d"];
 
-/// Makes `clients` of backends 1 to `backends` known, and changes `remember` of all services this many times.
+/// Makes `clients` clients of the backends 1 to `backends` known, and changes `remember` of all services `rounds`
+/// times.
 pub(super) fn clients(
     site: &mut Site,
     clients: u32,
@@ -74,7 +75,8 @@ pub(super) fn clients(
     Ok(())
 }
 
-/// Calls `what`. Returns its result, and the longest time that repeated requests to the owner waited in the meantime.
+/// Calls `what` while another thread sends requests to the owner task. Returns the result of `what`, and the longest
+/// time that a request waited.
 fn meanwhile<T>(api: &Client, what: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -103,7 +105,8 @@ fn client_table(pid: u32) -> Result<Array<MapData, [u64; BUCKET_ENTRIES]>> {
     anyhow::bail!("process {pid} has no client table")
 }
 
-/// Fills the table as if these clients had just arrived, with the same number in each bucket.
+/// Fills the client table as if `clients` clients had just sent their first packets, with the same number of clients in
+/// each bucket.
 fn fill(mut table: Array<MapData, [u64; BUCKET_ENTRIES]>, clients: u32, backends: u16) -> Result<()> {
     let (buckets, mut left) = (table.len(), clients);
     let mut random = fastrand::Rng::with_seed(1);

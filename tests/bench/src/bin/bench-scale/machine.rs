@@ -1,10 +1,10 @@
-//! The memory and the BPF maps that a process holds.
+//! Measures the memory and the BPF maps of a process.
 
 use std::{collections::BTreeMap, fs, str::FromStr};
 
 use anyhow::{Context as _, Result};
 
-/// The resident private memory in bytes, without the maps that it shares with the kernel.
+/// Returns the process's resident private memory in bytes, without the maps that the process shares with the kernel.
 pub(super) fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
@@ -12,19 +12,19 @@ pub(super) fn resident(pid: u32) -> Result<u64> {
     Ok(kibibytes * 1024)
 }
 
-/// The kernel's memory for the BPF maps that the process has open, in bytes.
+/// Returns the kernel's memory for the BPF maps that the process has open, in bytes.
 pub(super) fn maps(pid: u32) -> Result<u64> {
     let maps: BTreeMap<u32, u64> =
         descriptors(pid)?.filter_map(|text| Some((number(&text, "map_id")?, number(&text, "memlock")?))).collect();
     Ok(maps.values().sum())
 }
 
-/// The ids of the BPF maps that the process has open; some of them more than once.
+/// Returns the ids of the BPF maps that the process has open. The same id may occur more than once.
 pub(super) fn map_ids(pid: u32) -> Result<impl Iterator<Item = u32>> {
     Ok(descriptors(pid)?.filter_map(|text| number(&text, "map_id")))
 }
 
-/// Returns the kernel's description of each open descriptor.
+/// Returns the kernel's description of each open file descriptor.
 fn descriptors(pid: u32) -> Result<impl Iterator<Item = String>> {
     Ok(fs::read_dir(format!("/proc/{pid}/fdinfo"))?.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok()))
 }

@@ -1,5 +1,6 @@
-//! Measures the cost of many services and backends to the controller: a start, a restart, changes, memory, or health
-//! checks. A real balancer runs in a network namespace and is asked through its socket; no client sends a packet.
+//! Measures what many services and backends cost the controller: in a start, a restart and changes, in memory, or in
+//! health checks. A real balancer runs in a network namespace, and the benchmark sends requests to the balancer's
+//! socket. No client sends packets.
 
 mod checks;
 mod clients;
@@ -32,25 +33,25 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Measures what many services cost the controller; needs root.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Services.
+    /// Number of configured services.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
     services: u16,
-    /// Backends of each.
+    /// Number of backends of each service.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     backends: u16,
-    /// Slots of each lookup table.
+    /// Number of slots of each lookup table.
     #[arg(long, default_value_t = 4099)]
     table_size: u32,
     /// How packets reach backends.
     #[arg(long, default_value = "nat")]
     forwarding: String,
-    /// Check each backend so often (tcp) and measure that instead of starts and changes; 5s, say.
+    /// Check each backend by TCP in this interval, such as 5s, and measure the checks instead of starts and changes.
     #[arg(long, value_parser = humantime::parse_duration)]
     checks: Option<Duration>,
-    /// Make so many clients known, and measure changes of `remember` instead of starts and changes.
+    /// Make this number of clients known, and measure changes of `remember` instead of starts and changes.
     #[arg(long, conflicts_with = "checks")]
     clients: Option<u32>,
-    /// How often each change is made, or for how many periods of checks.
+    /// How often the benchmark makes each change, or for how many periods it checks the backends.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(3..))]
     rounds: u16,
     /// Print JSON instead of a table.
@@ -105,12 +106,13 @@ fn document(about: String, series: Vec<Series>) -> Document {
     Document { benchmark: "scale".to_owned(), title, about, series, left_out: Vec::new() }
 }
 
-/// A balancer and its files. The hosts are the last field to be dropped.
+/// A balancer and its files, on simulated hosts. Rust drops the hosts last, because their field is the last.
 struct Site {
     controller: Option<Controller>,
     config: PathBuf,
     text: String,
-    /// The last service and its last backend; files change the first.
+    /// The last backend of the last service, which requests change. Configuration files change the first backend of the
+    /// first service.
     last: BackendName,
     files: tempfile::TempDir,
     hosts: Hosts,
@@ -127,7 +129,7 @@ impl Site {
         Ok(Self { controller: None, config, text, last, files, hosts: Hosts::new()? })
     }
 
-    /// Measures a start, changes and a restart.
+    /// Measures a start of the balancer, several changes and a restart.
     fn controls(&mut self, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         table.push(times("start, until it is ready", vec![self.start()?]));
@@ -140,7 +142,7 @@ impl Site {
         Ok(())
     }
 
-    /// Starts or restarts the balancer; returns how long the start takes.
+    /// Starts or restarts the balancer, and returns how long the start took.
     fn start(&mut self) -> Result<Duration> {
         if let Some(controller) = &mut self.controller {
             controller.process().stop()?;
@@ -159,7 +161,8 @@ impl Site {
         Client::new(&self.files.path().join("balancer.sock"))
     }
 
-    /// Measures changes of one weight, and files with and without such a change, from request to answer.
+    /// Measures the time from request to answer for two kinds of request: changes of one weight, and configuration
+    /// files with and without a changed weight.
     fn changes(&self, runtime: &Runtime, rounds: u16, table: &mut Vec<Series>) -> Result<()> {
         let api = self.api();
         let [mut weight, mut applied, mut unchanged, mut status] = [const { Vec::new() }; 4];
@@ -223,7 +226,8 @@ fn configuration(options: &Options, files: &std::path::Path) -> Result<String> {
              table_size = {table_size}\n{remember}check = {{ {check} }}\n"
         )?;
         for number in 0..*backends {
-            // All available addresses are used; further backends use other ports.
+            // The backends use all available addresses; additional backends would have the addresses of earlier
+            // backends.
             let all = u32::from(service) * u32::from(*backends) + u32::from(number);
             let address = backend(u16::try_from(all % 65_000 + 256)?);
             writeln!(text, "[[service.backend]]\nname = \"web{number}\"\naddress = \"{address}\"\nweight = 100")?;

@@ -1,4 +1,4 @@
-//! The clients: they arrive at random times, send a few requests, one each second, and leave.
+//! Clients that arrive at random times, send one request per second for a few seconds, and leave.
 
 use std::{
     collections::BTreeMap,
@@ -15,41 +15,41 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// The number of requests of a client, one a second.
+/// The number of requests that a client sends, one per second.
 const REQUESTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(1);
-/// The largest number of concurrent requests.
+/// The largest number of concurrent requests of all clients.
 const WORKERS: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The clients so far, and the randomness of their arrivals.
+/// The clients that have arrived, and the generator of random arrival times.
 pub(crate) struct Clients {
     random: fastrand::Rng,
-    /// The number of clients so far, which have the first addresses.
+    /// The number of clients that have arrived; these clients have the first addresses.
     pub(crate) number: u16,
-    /// Requests a second.
+    /// The number of requests per second of all clients together.
     rate: f64,
 }
 
-/// A client's answer.
+/// A server's answer to a client.
 struct Answered {
     client: u16,
     server: String,
     took: Duration,
 }
 
-/// The answers in a span of time.
+/// The answers that clients received in a period of time.
 #[derive(Default)]
 pub(crate) struct Span {
-    /// The time from the moment at which each request was due to its answer, in ascending order.
+    /// The latencies of requests, measured from the time at which the request was due, in ascending order.
     pub(crate) latencies: Vec<Duration>,
     /// The number of clients of each server.
     pub(crate) clients: BTreeMap<String, usize>,
-    /// Clients whose answers came from several servers.
+    /// The number of answers from a server other than the client's first server.
     pub(crate) moved: usize,
-    /// Requests without an answer.
+    /// The number of requests that got no answer.
     pub(crate) failed: usize,
-    /// The server of each client.
+    /// The server that sent the first answer to each client.
     pub(crate) homes: BTreeMap<u16, String>,
 }
 
@@ -58,12 +58,12 @@ impl Clients {
         Self { random: fastrand::Rng::with_seed(seed), number: 0, rate }
     }
 
-    /// Lets new clients arrive for this time, and waits for their last answers.
+    /// Lets new clients arrive for `time`, and waits for the last answers to these clients.
     pub(crate) fn play(&mut self, topology: &Topology, time: Duration) -> Result<Span> {
         send(topology, &self.schedule(time)?)
     }
 
-    /// The requests of new clients, in the order of the times at which they are due.
+    /// Returns the requests of new clients, ordered by the times at which they are due.
     fn schedule(&mut self, time: Duration) -> Result<Vec<(Duration, u16)>> {
         let (mut at, mut due) = (Duration::ZERO, Vec::new());
         let clients = self.rate / f64::from(REQUESTS);
@@ -80,13 +80,13 @@ impl Clients {
     }
 }
 
-/// Asks each of these clients once, one after the other, and returns their servers.
+/// Sends one request from each client, one client after the other. Returns the server that answers each client.
 pub(crate) fn homes(topology: &Topology, clients: impl Iterator<Item = u16>) -> Result<Span> {
     let due: Vec<_> = clients.enumerate().map(|(index, client)| (PAUSE / 20 * index as u32, client)).collect();
     send(topology, &due)
 }
 
-/// Sends requests at the times at which they are due, whether or not earlier ones are answered.
+/// Sends each request when it is due, even if earlier requests are still unanswered.
 fn send(topology: &Topology, due: &[(Duration, u16)]) -> Result<Span> {
     let (next, start) = (AtomicUsize::new(0), Instant::now());
     let target = SocketAddr::new(topology.vip(Family::V4), PORT);
@@ -136,7 +136,7 @@ impl Span {
         }
     }
 
-    /// The part of the clients that a server has.
+    /// Returns the fraction of the clients that a server has.
     pub(crate) fn part(&self, server: &str) -> f64 {
         self.clients.get(server).copied().unwrap_or_default() as f64 / self.homes.len() as f64
     }

@@ -1,5 +1,6 @@
-//! One of four CPU-bound servers is slow: measures how long new clients wait for answers with and without `bounded_load
-//! = { by = "latency" }`, in turns, and whether known clients stay.
+//! Measures how long new clients wait if one of four CPU-bound servers is slow. The benchmark alternates between
+//! measurements with and without `bounded_load = { by = "latency" }`, and also measures whether known clients stay at
+//! their servers.
 
 mod load;
 mod server;
@@ -30,28 +31,29 @@ use tempfile::TempDir;
 use self::load::{Clients, Span, homes};
 
 const SERVERS: u16 = 4;
-/// The slow server, which is the last one.
+/// The name of the slow server, which is the last server.
 const SLOW: &str = "web4";
-/// The clients that come first, and are asked again at the end.
+/// The number of clients that arrive before the first measurement and send another request at the end.
 const FIRST: u16 = 100;
 const RULE: &str = "bounded_load = { factor = 1.25, by = \"latency\" }";
-/// A queue of requests must not make a backend fail. On a busy machine, the slow server's queue lasts for seconds,
-/// because its processor time then takes longer.
+/// A long queue of requests must not make the health check of a backend fail. On a busy machine, the slow server's
+/// queue takes seconds, because the server gets its processor time later.
 const CHECK: &str = r#"{ type = "http", path = "/", interval = "5s", timeout = "5s", fall = 10, passive = false }"#;
-/// The time limits for the first change and for later ones: a service changes once in ten minutes.
+/// The time limits for the first table change and for later table changes. The balancer changes the lookup table of a
+/// service at most once in ten minutes.
 const FIRST_CHANGE: Duration = Duration::from_secs(90);
 const LATER_CHANGE: Duration = Duration::from_secs(700);
 
 /// Measures how long clients wait if one of four CPU-bound servers is slow, with and without bounded load; needs root.
 #[derive(Parser)]
 struct Options {
-    /// How often both are measured, in turns.
+    /// Number of rounds; each round measures with and without bounded load.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=20))]
     rounds: u16,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(10..=600))]
     seconds: u16,
-    /// Requests a second.
+    /// Requests per second over all clients.
     #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u16).range(10..=400))]
     rate: u16,
     /// Milliseconds of processor time that an answer of the three fast servers takes.
@@ -60,7 +62,7 @@ struct Options {
     /// Milliseconds of processor time that an answer of the slow server takes.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=500))]
     slow: u16,
-    /// Changes of the table to wait for in the last round; each but the first takes ten minutes.
+    /// Number of table changes to wait for in the last round; each change after the first takes ten minutes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4))]
     changes: u16,
     /// The seed of the clients' arrivals.
@@ -71,7 +73,8 @@ struct Options {
     json: bool,
 }
 
-/// The servers, the balancer and its clients. Fields are dropped, and thus ended, in their order.
+/// The servers, the balancer and the clients. Rust drops the fields in the order of their declarations, which ends the
+/// programs.
 struct Scene {
     controller: Controller,
     _servers: Vec<Server>,
@@ -81,15 +84,15 @@ struct Scene {
     files: TempDir,
 }
 
-/// The measurements while the slow server keeps the same part of its slots.
+/// The measurements while the slow server keeps the same percentage of its slots as in this row.
 struct Row {
-    /// The percentage of slots that the server keeps; `None` without the rule.
+    /// The percentage of its slots that the slow server keeps; `None` without bounded load.
     keeps: Option<u8>,
     p50: Vec<f64>,
     p99: Vec<f64>,
-    /// The slow server's part of new clients.
+    /// The percentage of new clients that the slow server gets, by measurement.
     part: Vec<f64>,
-    /// The 99th percentile, relative to the previous measurement without the rule.
+    /// The 99th percentile of latencies, relative to the previous measurement without bounded load.
     ratio: Vec<f64>,
     failed: usize,
     moved: usize,
@@ -148,14 +151,14 @@ impl Scene {
         Ok(Self { controller, _servers: servers, topology, settings, clients, files })
     }
 
-    /// The numbers of the next `count` new clients.
+    /// Returns the numbers of the next `count` new clients.
     fn take(&mut self, count: u16) -> impl Iterator<Item = u16> + use<> {
         let before = self.clients.number;
         self.clients.number += count;
         before + 1..=before + count
     }
 
-    /// Applies a configuration whose service has this line.
+    /// Applies a configuration in which the service contains `line`.
     fn apply(&mut self, line: &str) -> Result<()> {
         line.clone_into(&mut self.settings.service_lines);
         let config = write_config(&self.topology, &self.settings, self.files.path())?;
@@ -164,7 +167,8 @@ impl Scene {
         Ok(())
     }
 
-    /// Continues with clients until the slow server keeps a different part of its slots, and returns that part.
+    /// Lets new clients arrive until the slow server keeps another percentage of its slots, and returns the new
+    /// percentage.
     fn wait_for_change(&mut self, limit: Duration) -> Result<u8> {
         let (before, begin) = (keeps(&self.slow()?), Instant::now());
         loop {
@@ -189,12 +193,12 @@ impl Scene {
     }
 }
 
-/// The percentage of its slots that a backend keeps because of its load.
+/// Returns the percentage of its slots that a backend keeps because of its load.
 fn keeps(backend: &BackendView) -> Option<u8> {
     backend.bound.as_ref().map(|bound| bound.keeps_percent)
 }
 
-/// Adds a measurement to the row of the same share.
+/// Adds a measurement to the row with the same percentage of kept slots.
 fn note(rows: &mut Vec<Row>, keeps: Option<u8>, span: &Span, before: f64) {
     if !rows.iter().any(|row| row.keeps == keeps) {
         let [p50, p99, part, ratio] = [const { Vec::new() }; 4];

@@ -1,4 +1,4 @@
-//! CPU-bound web servers: each answers one request at a time, and every answer takes the same processor time.
+//! CPU-bound web servers. Each server answers one request at a time, and every answer takes the same processor time.
 
 use std::{
     io::{self, Write as _},
@@ -11,8 +11,8 @@ use balancer_demo::answer::BACKEND_HEADER;
 use balancer_testkit::namespace::Namespace;
 use nix::time::{ClockId, clock_gettime};
 
-/// Starts a server on all addresses of `host`, whose answers take this processor `time`. Health checks are answered in
-/// the same way.
+/// Starts a server on all addresses of the host `host`. Every answer of the server, even to a health check, takes the
+/// processor time `time`.
 pub(crate) fn start(host: &Namespace, name: String, port: u16, time: Duration) -> Result<Server> {
     Server::start(host, port, 1, move |connection| {
         work(time)?;
@@ -23,7 +23,7 @@ pub(crate) fn start(host: &Namespace, name: String, port: u16, time: Duration) -
     })
 }
 
-/// Computes until this thread has used this much processor time.
+/// Computes until the thread has used the processor time `time`.
 fn work(time: Duration) -> io::Result<()> {
     let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let end = used()? + time;

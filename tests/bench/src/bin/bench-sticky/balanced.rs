@@ -1,4 +1,5 @@
-//! The balancer: its operator applies an edited file, or runs a command.
+//! The balancer as a contender: like an operator, the benchmark applies an edited configuration file, or runs a
+//! command.
 
 use anyhow::Result;
 use balancer_common::map_types::Forwarding;
@@ -13,7 +14,7 @@ use crate::{
     step::{SPARE, Step, TARGET},
 };
 
-/// The weight of each server.
+/// The weight of each server in the configuration.
 const WEIGHT: u16 = 100;
 
 pub(crate) struct Balanced(Site);

@@ -1,4 +1,4 @@
-//! A proxy: its operator edits the list of servers and restarts it.
+//! A proxy as a contender: like an operator, the benchmark edits the proxy's list of servers and restarts the proxy.
 
 use anyhow::Result;
 use balancer_bench::classics::{Proxy, Rule, Server, server, start};
@@ -16,7 +16,8 @@ use crate::{
     step::{SERVERS, SPARE, Step, TARGET},
 };
 
-/// The hosts on which proxies run, one after the other. Fields are dropped, and thus ended, in their order.
+/// The hosts on which the proxies run, one proxy after the other. Rust drops the fields in the order of their
+/// declarations, which ends the programs.
 pub(crate) struct Hosts {
     _backends: Vec<Backend>,
     topology: Topology,

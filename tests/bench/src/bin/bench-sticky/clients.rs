@@ -1,4 +1,4 @@
-//! The clients: each in its own network, like most distant clients.
+//! The clients, each of which has an address in a different network, like most distant clients.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -9,12 +9,12 @@ use balancer_testkit::{
     topology::{Family, Topology},
 };
 
-/// Clients whose moves are counted.
+/// The number of clients whose moves the benchmark counts.
 const CLIENTS: u16 = 4_000;
-/// The prefix of all their addresses.
+/// The prefix that contains all clients' addresses.
 const NETWORKS: &str = "10.16.0.0/12";
 
-/// Adds routes from the hosts to the clients' addresses, which belong to the clients' host.
+/// Adds routes from all hosts to the clients' addresses, and assigns the addresses to the clients' host.
 pub(crate) fn connect(topology: &Topology) -> Result<()> {
     topology.client().ip(&format!("route add local {NETWORKS} dev lo"))?;
     let router = Topology::router_address(Family::V4);
@@ -26,13 +26,13 @@ pub(crate) fn connect(topology: &Topology) -> Result<()> {
     })
 }
 
-/// The server that answers each client.
+/// Returns the server that answers each client, in the order of the clients.
 pub(crate) fn all(topology: &Topology) -> Result<Vec<String>> {
-    // The last byte differs as well, because some rules use the whole address.
+    // The last byte of the address also differs between clients, because some rules of proxies use the whole address.
     homes(topology, (0..CLIENTS).map(|number| address(number, 1 + number.wrapping_mul(37) % 250)))
 }
 
-/// The server that answers each address of one network.
+/// Returns the server that answers each address of one network.
 pub(crate) fn of_one_network(topology: &Topology) -> Result<Vec<String>> {
     homes(topology, (1..=254).map(|host| address(0, host)))
 }

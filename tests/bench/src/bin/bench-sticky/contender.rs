@@ -1,4 +1,4 @@
-//! The contenders: the balancer, and proxies instead of it.
+//! The contenders: the balancer, and proxies that do the balancer's work.
 
 use anyhow::Result;
 use balancer_bench::classics::Rule;
@@ -10,16 +10,16 @@ use crate::{
     step::Step,
 };
 
-/// A program that chooses servers, with its rule or its memory.
+/// A program that chooses servers, with the program's rule or memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Contender {
-    /// A proxy.
+    /// A proxy with the given rule for choosing servers.
     Classic(Rule),
-    /// The balancer, with this memory time.
+    /// The balancer with the given value of `remember`.
     Balancer(&'static str),
 }
 
-/// All contenders, in the order of the table.
+/// All contenders, in the order of the printed table.
 pub(crate) const ALL: [Contender; 7] = [
     Contender::Classic(Rule::NginxIpHash),
     Contender::Classic(Rule::NginxHash),
@@ -30,11 +30,11 @@ pub(crate) const ALL: [Contender; 7] = [
     Contender::Balancer("0s"),
 ];
 
-/// A running contender. Dropping the value ends it.
+/// A running contender of the benchmark. Dropping the value ends the contender's programs.
 pub(crate) trait Front {
     /// The hosts on which the contender runs.
     fn topology(&self) -> &Topology;
-    /// Makes a step's change, and waits for its effect.
+    /// Makes the change that a step describes, and waits until the change is in effect.
     fn perform(&mut self, step: Step) -> Result<()>;
 }
 
@@ -46,7 +46,7 @@ impl Contender {
         }
     }
 
-    /// Returns the program's version; `None` for the balancer, which is the one under test.
+    /// Returns the version of the contender's program, or `None` for the balancer, which is the program under test.
     pub(crate) fn version(self) -> Result<Option<String>> {
         match self {
             Self::Classic(rule) => rule.version().map(Some),
@@ -54,7 +54,7 @@ impl Contender {
         }
     }
 
-    /// Returns an error if the program is not installed.
+    /// Returns an error if the contender's program is not installed.
     pub(crate) fn ensure_installed(self) -> Result<()> {
         match self {
             Self::Classic(rule) => rule.ensure_installed(),
@@ -62,7 +62,7 @@ impl Contender {
         }
     }
 
-    /// Starts the contender without earlier clients; proxies run on `hosts`.
+    /// Starts the contender without any known clients. If the contender is a proxy, it runs on `hosts`.
     pub(crate) fn start(self, hosts: &Hosts) -> Result<Box<dyn Front + '_>> {
         Ok(match self {
             Self::Classic(rule) => Box::new(Classic::start(hosts, rule)?),

@@ -1,6 +1,6 @@
-//! Counts the clients that a change of the servers moves: the same thousands of clients connect through nginx, HAProxy
-//! and the balancer, before and after a server is deleted, drained and so on. It uses real programs and real
-//! connections, and each answer names its server.
+//! Counts the clients that a change of the servers moves. The same thousands of clients connect through nginx, HAProxy
+//! and the balancer, before and after the benchmark deletes, drains or otherwise changes a server. The programs and
+//! connections are real, and each answer contains the name of the answering server.
 
 mod balanced;
 mod classic;
@@ -23,10 +23,10 @@ use self::{
     step::COURSES,
 };
 
-/// Counts whom a change of the servers moves, by proxies and by the balancer; needs root.
+/// Counts the clients that a change of the servers moves, for proxies and for the balancer; needs root.
 #[derive(Parser)]
 struct Options {
-    /// Only contenders with this in their names, such as HAProxy.
+    /// Measure only contenders whose names contain this text, such as HAProxy.
     #[arg(long, default_value = "")]
     only: String,
     /// Print JSON instead of a table.

@@ -1,4 +1,4 @@
-//! The report on moved clients: a table, or a document.
+//! The report about moved clients, as a table or as a document.
 
 use balancer_bench::report::document::{Document, Series};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
@@ -7,19 +7,19 @@ use crate::step::{Moved, SERVERS, Share};
 
 const ONE_NETWORK: &str = "servers that the addresses of one /24 reach";
 
-/// The observed moves of a contender's clients.
+/// The clients of one contender that moved in each step.
 pub(crate) struct Seen {
     pub(crate) title: String,
     /// Whether the contender is the balancer.
     pub(crate) ours: bool,
     pub(crate) version: Option<String>,
-    /// The moves of all steps, in their order.
+    /// The moved clients of all steps, in the order of the steps.
     pub(crate) moved: Vec<Moved>,
-    /// The number of servers that answer the addresses of one /24.
+    /// The number of different servers that answer the addresses of one /24 network.
     pub(crate) of_one_network: usize,
 }
 
-/// Puts the results into a document for other programs.
+/// Puts the results into a document that other programs can read.
 pub(crate) fn document(all: &[Seen], missing: &[String]) -> Document {
     let versions = all.iter().filter_map(|seen| Some(format!("{}: {}", seen.title, seen.version.as_ref()?)));
     let about = format!(

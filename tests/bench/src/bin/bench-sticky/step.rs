@@ -1,32 +1,32 @@
-//! The steps that change the servers, and the shares of clients that they move.
+//! The steps that change the servers, and the numbers of clients that the steps move.
 
 use anyhow::{Result, ensure};
 
 /// The number of equal servers at the start.
 pub(crate) const SERVERS: u16 = 4;
-/// The number of a server that is not yet in any list.
+/// The number of a server that no list contains at the start.
 pub(crate) const SPARE: u16 = SERVERS + 1;
-/// The number of the server that is changed.
+/// The number of the server that the steps change.
 pub(crate) const TARGET: u16 = 2;
 
-/// A change of the servers.
+/// A change of the list of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A server is deleted from the list.
+    /// The benchmark deletes a server from the list of servers.
     Delete,
-    /// The list is written in reverse order, and the program is restarted to read it.
+    /// The benchmark writes the list of servers in reverse order, and restarts the program.
     Reorder,
-    /// A fifth server is added.
+    /// The benchmark adds a fifth server to the list of servers.
     Add,
-    /// A server's weight is halved.
+    /// The benchmark halves a server's weight.
     Weigh,
-    /// A server is drained.
+    /// The benchmark drains one of the servers.
     Drain,
-    /// The drained server takes clients again.
+    /// The drained server receives clients again.
     Return,
 }
 
-/// Courses of consecutive steps. Each course begins from the same start.
+/// Sequences of steps, each of which begins with the same servers.
 pub(crate) const COURSES: [&[Step]; 5] =
     [&[Step::Delete], &[Step::Reorder], &[Step::Add], &[Step::Weigh], &[Step::Drain, Step::Return]];
 
@@ -34,13 +34,13 @@ pub(crate) const COURSES: [&[Step]; 5] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) step: Step,
-    /// Clients of the changed server.
+    /// The clients of the changed server that moved.
     pub(crate) own: Share,
-    /// Clients of all other servers.
+    /// The clients of all servers except the changed server that moved.
     pub(crate) others: Share,
 }
 
-/// A number of clients out of a total.
+/// A number of moved clients out of a total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) moved: usize,
@@ -59,7 +59,8 @@ impl Step {
         }
     }
 
-    /// Returns the titles of two rows: the clients of the other servers, and the server's own.
+    /// Returns the titles of two rows of the table: one for the clients of the other servers, and one for the clients
+    /// of the changed server.
     pub(crate) fn rows(self) -> [String; 2] {
         let title = self.title();
         let others = if self.has_target() { format!("{title}: of the other servers") } else { title.to_owned() };
@@ -67,22 +68,24 @@ impl Step {
         [others, format!("{title}: {own}")]
     }
 
-    /// Whether clients of the other servers should stay, even if some rule moves them.
+    /// Returns whether a step should not move clients of the servers that it leaves unchanged. Some rules for choosing
+    /// servers move such clients nevertheless.
     pub(crate) const fn should_move_no_others(self) -> bool {
         matches!(self, Self::Delete | Self::Reorder | Self::Add | Self::Weigh)
     }
 
-    /// Whether the clients of the changed server should stay as well.
+    /// Returns whether the step should not move the clients of the changed server, either.
     pub(crate) fn should_move_nobody(self) -> bool {
         self == Self::Drain
     }
 
-    /// Whether the step concerns one server that has clients.
+    /// Returns whether the step changes one server that has clients.
     pub(crate) const fn has_target(self) -> bool {
         !matches!(self, Self::Reorder | Self::Add)
     }
 
-    /// Counts the moved clients, from where clients were at the start of the course, before the step, and after it.
+    /// Counts the clients that the step has moved. The arguments are the servers of all clients: at the start of the
+    /// sequence, before the step, and after the step.
     pub(crate) fn moved(self, start: &[String], before: &[String], after: &[String]) -> Result<Moved> {
         ensure!(start.len() == before.len() && before.len() == after.len(), "some clients were not seen");
         let target = format!("web{TARGET}");

@@ -1,4 +1,4 @@
-//! The API server is out of reach, and forgets what was.
+//! Tests with an API server that is unreachable, and with an API server that forgets old versions of objects.
 
 use std::{
     thread,
@@ -21,7 +21,7 @@ fn when_the_api_server_is_away_while_a_pod_dies_then_only_its_clients_move_and_a
     world.pods(&[1, 2, 3, 4], &[]);
     world.wait_pods("four pods are up", &[("up", &[1, 2, 3, 4])]);
     let before = world.homes(1..=clients());
-    // Of a pod that dies, whoever connects fails until the check has seen it.
+    // Connections to a pod that dies fail until the balancer's check has noticed the failure.
     world.under_load(1..=clients(), 2_000, |world| {
         let end = Instant::now() + Duration::from_secs(number("LAB_AWAY_SECONDS", 600));
         world.api.go_away().unwrap();
@@ -33,7 +33,8 @@ fn when_the_api_server_is_away_while_a_pod_dies_then_only_its_clients_move_and_a
         thread::sleep(end.saturating_duration_since(Instant::now()));
         assert_eq!(world.homes(1..=clients()), moved, "nobody moves while it is away");
         let lines = world.log().lines().count();
-        // It has forgotten what controllers have seen: they have to list all.
+        // The API server has forgotten the versions that controllers know, so controllers have to list all objects
+        // again.
         world.api.compact().unwrap();
         world.api.come_back().unwrap();
         world.pods(&[2, 3, 4, 5], &[]);
@@ -61,7 +62,7 @@ fn when_the_api_server_restarts_again_and_again_then_no_change_is_lost() {
         world.pods(&pods, &[]);
         world.wait_pods("all pods are there", &[("up", &pods)]);
     }
-    // No word of refused requests: a server that has just started denies everything for a second.
+    // The log may contain refused requests: an API server that has just started denies all requests for a second.
     world.delete();
     world.wait_gone();
 }
@@ -78,7 +79,7 @@ fn when_the_token_of_the_service_account_is_replaced_then_the_controller_takes_t
     world.api.invalidate_tokens().unwrap();
     world.api.come_back().unwrap();
     world.wait("the old token is of no use", |world| world.log().contains("401"));
-    // The kubelet does so while there is still time.
+    // The kubelet of a real cluster replaces the token before the token becomes invalid.
     world.api.service_account(&world.site.files().join("account")).unwrap();
     world.pods(&[1, 2], &[]);
     wait_for(4 * PATIENCE, "the new token is not used", || world.states().len() == 2);

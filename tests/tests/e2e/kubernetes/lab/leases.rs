@@ -1,4 +1,4 @@
-//! Two controllers, and one Lease.
+//! Tests of two controllers for Kubernetes that share one Lease.
 
 use std::{
     thread,
@@ -10,19 +10,19 @@ use nix::sys::signal::Signal;
 use super::World;
 
 impl World {
-    /// The name of the controller that acts.
+    /// Returns the name of the controller that holds the Lease.
     fn holder(&self) -> String {
         let lease = self.api.get("lease", "kube-system", "balancer-kubernetes").unwrap().unwrap_or_default();
         lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// The controller that acts, and the one that does not.
+    /// Returns the name of the controller that acts, and the name of the controller that waits.
     fn roles(&self) -> (&'static str, &'static str) {
         self.wait("one has the Lease", |world| ["one", "two"].contains(&world.holder().as_str()));
         if self.holder() == "one" { ("one", "two") } else { ("two", "one") }
     }
 
-    /// Waits until this controller acts; says how long that took.
+    /// Waits until the controller `holder` holds the Lease, and returns how long the wait took.
     fn wait_holder(&self, how: &str, holder: &str) -> Duration {
         let start = Instant::now();
         self.wait("the other takes over", |world| world.holder() == holder);
@@ -55,7 +55,7 @@ fn when_the_controller_that_acts_ends_dies_or_hangs_then_the_other_goes_on_and_o
     world.wait_holder("is killed", acts);
     world.wait_pods("a pod is not lost", &[("up", &[1, 2, 3, 4, 5, 6])]);
 
-    // It hangs in the middle of what it does, and wakes when another acts.
+    // One controller hangs in the middle of its work, and resumes while the second controller acts.
     world.controller(waits, &[]);
     world.pods(&[2, 3, 4, 5, 6], &[1]);
     world.controllers.get_mut(acts).unwrap().signal(Signal::SIGSTOP).unwrap();

@@ -1,4 +1,5 @@
-//! The book's chapter, typed, and all that the server itself has to say of a Service.
+//! Runs the commands of the book's chapter about Kubernetes, and tests what the API server itself reports about a
+//! Service.
 
 use std::{env, fs, path::PathBuf};
 
@@ -9,7 +10,7 @@ use super::World;
 
 const LONE: &[&str] = &["--lease", "none"];
 
-/// The blocks of the chapter with this mark.
+/// Returns the chapter's code blocks that begin with `mark`.
 fn blocks(mark: &str) -> Vec<String> {
     let path = format!("{}/../docs/src/kubernetes.md", env!("CARGO_MANIFEST_DIR"));
     let text = fs::read_to_string(path).unwrap();
@@ -18,7 +19,7 @@ fn blocks(mark: &str) -> Vec<String> {
 }
 
 impl World {
-    /// The events of the Service, as `kubectl` shows them.
+    /// Returns the events of the Service, as `kubectl` shows them.
     fn events(&self, service: &str) -> String {
         self.api.kubectl(&["describe", "service", service, "-n", "shop"]).unwrap()
     }
@@ -41,7 +42,7 @@ fn when_the_commands_of_the_book_are_typed_then_the_service_of_the_book_is_serve
         typed += 1;
     }
     assert!(typed > 0);
-    // This version does not know `loadBalancerClass`, and drops it.
+    // The lab's version of Kubernetes does not know `loadBalancerClass`, and drops the field.
     let service = blocks("yaml").remove(0);
     world.api.kubectl_with(&["apply", "--validate=false", "-f", "-"], &service).unwrap();
     world.controller("one", LONE);
@@ -69,14 +70,14 @@ fn when_a_service_is_wrong_or_changes_its_type_then_kubectl_says_so_and_no_addre
     world.api.kubectl(&["annotate", "service", "web", "-n", "shop", "sticky.balancer/drian=2m"]).unwrap();
     world.wait("the owner is told", |world| world.events("web").contains("did you mean drain?"));
 
-    // Another one finds the pool empty.
+    // When a second Service asks for an address, the pool is empty.
     let other = |kind: &str| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "shop", "name": "other"},
             "spec": {"type": kind, "ports": [{"name": "http", "port": 80}]}})
     };
     world.api.apply(&other("LoadBalancer")).unwrap();
     world.wait("the owner is told of the pool", |world| world.events("other").contains("NoAddressLeft"));
-    // It gets the address as soon as the first gives it up.
+    // The second Service gets the address as soon as the first Service gives the address up.
     world.api.kubectl(&["patch", "service", "web", "-n", "shop", "-p", r#"{"spec": {"type": "ClusterIP"}}"#]).unwrap();
     let vip = world.site.topology().vip(Family::V4).to_string();
     world.wait("the address is free again", |world| {

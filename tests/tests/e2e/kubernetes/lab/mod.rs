@@ -1,6 +1,7 @@
-//! A real API server, Debian's, built by `cargo xtask lab kubernetes`: it knows what a stand-in may have wrong.
+//! Tests with a real API server, which `cargo xtask lab kubernetes` builds from Debian's sources. These tests exist
+//! because the stand-in may differ from the real API server.
 //!
-//! Pods are web servers in namespaces; the tests write endpoints and nodes as Kubernetes' own controllers do.
+//! Pods are web servers in namespaces. The tests write endpoints and nodes as Kubernetes' own controllers would.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod away;
@@ -32,12 +33,13 @@ use crate::support::{requests, under_load};
 
 const SERVICE: &str = "k8s.shop.web";
 
-/// A pod's view of its service account, its user and its group, and then the program.
+/// Runs a program as in a pod: with the files of the service account, as another user and group, and without
+/// capabilities.
 const AS_A_POD: &str = "mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && \
      ln -s \"$ACCOUNT\" /run/secrets/kubernetes.io/serviceaccount && exec setpriv --reuid 65534 --regid 65534 \
      --groups 0 --no-new-privs --inh-caps=-all --bounding-set=-all --pdeathsig SIGKILL \"$@\"";
 
-/// A cluster, and a balancer with a service of its own file.
+/// A cluster, and a balancer with an IPv6 service in its file.
 struct World {
     controllers: BTreeMap<String, Process>,
     site: Site,
@@ -45,7 +47,7 @@ struct World {
 }
 
 impl World {
-    /// The manifests are applied, no controller runs yet.
+    /// Applies the Kubernetes manifests, but starts no controller.
     fn start() -> Self {
         let site = Site::start(Shape::OneLegged, Forwarding::Nat, 8, |settings, _| {
             settings.families = vec![Family::V6];
@@ -54,7 +56,7 @@ impl World {
             Ok(())
         })
         .unwrap();
-        // As the machine's group `balancer` may write them.
+        // The group may write the balancer's files, like the group `balancer` on a real machine.
         fs::set_permissions(site.files(), fs::Permissions::from_mode(0o770)).unwrap();
         let api = ApiServer::start().unwrap();
         for file in ["rbac", "deployment"] {
@@ -66,7 +68,7 @@ impl World {
         Self { controllers: BTreeMap::new(), site, api }
     }
 
-    /// Starts a controller as the Deployment does: by its service account, without root and without capabilities.
+    /// Starts a controller as the Deployment does: with the service account, without root, and without capabilities.
     fn controller(&mut self, name: &str, more: &[&str]) {
         let file = |name: &str| self.site.files().join(name);
         let mut command = self.api.namespace().command("unshare");
@@ -79,19 +81,19 @@ impl World {
         self.controllers.insert(name.to_owned(), process);
     }
 
-    /// Kills a controller without a farewell.
+    /// Kills a controller, so that the controller does not give up the Lease.
     fn kill(&mut self, name: &str) {
         self.controllers.remove(name).unwrap().kill().unwrap();
     }
 
-    /// Kills a controller after so long, and starts it again.
+    /// Waits for `pause`, kills a controller, and starts the same controller again.
     fn kill_after(&mut self, name: &str, pause: Duration, more: &[&str]) {
         thread::sleep(pause);
         self.kill(name);
         self.controller(name, more);
     }
 
-    /// The endpoints of the Service, as the controller of endpoint slices writes them.
+    /// Writes the endpoints of the Service as the controller of endpoint slices would.
     fn pods(&self, ready: &[u16], terminating: &[u16]) {
         let endpoint = |number: &u16, ready: bool| {
             let address = self.site.backend_address(Family::V4, *number).ip().to_string();
@@ -118,17 +120,17 @@ impl World {
             .unwrap();
     }
 
-    /// The Service as the server has it.
+    /// Returns the Service as the API server stores it.
     fn shown(&self) -> Option<Value> {
         self.api.get("service", "shop", "web").unwrap()
     }
 
-    /// The first address that the Service says.
+    /// Returns the first address in the Service's status.
     fn address(&self) -> Option<String> {
         self.shown()?["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned)
     }
 
-    /// The names of backends with their states.
+    /// Returns the names of the backends with their states.
     fn states(&self) -> BTreeMap<String, String> {
         let services = self.site.status().unwrap().services;
         let service = services.into_iter().find(|service| service.name == SERVICE);
@@ -136,7 +138,7 @@ impl World {
         backends.map(|backend| (backend.name, backend.state)).collect()
     }
 
-    /// Waits until exactly these pods have these states.
+    /// Waits until exactly the given pods exist and have the given states.
     #[track_caller]
     fn wait_pods(&self, what: &str, expected: &[(&str, &[u16])]) {
         let states = |(state, pods): &(&str, &[u16])| {
@@ -156,7 +158,7 @@ impl World {
         }
     }
 
-    /// All that controllers have said.
+    /// Returns the log output of all controllers.
     fn log(&self) -> String {
         let files = fs::read_dir(self.site.files()).unwrap().flatten().map(|entry| entry.path());
         let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -168,7 +170,8 @@ impl World {
         self.site.homes(Family::V4, clients).unwrap()
     }
 
-    /// Does the work while clients of these numbers connect all the time; says what they saw. At most so many may fail.
+    /// Runs `work` while the given clients keep connecting, and prints the clients' results. At most `may_fail` of the
+    /// requests may fail.
     fn under_load(&mut self, clients: RangeInclusive<u16>, may_fail: usize, work: impl FnOnce(&mut Self)) {
         let requests = requests(self.site.topology(), Family::V4, 80, clients.clone());
         let entrance = self.site.topology().client().entrance();
@@ -177,7 +180,7 @@ impl World {
         load.assert_answered_but(may_fail, requests.len());
     }
 
-    /// No request of a controller was refused for want of a right, and none was wrong.
+    /// Checks that the API server refused no request of a controller, neither for a missing right nor as malformed.
     #[track_caller]
     fn assert_nothing_was_refused(&self) {
         let refused = |code| (400..500).contains(&code) && ![404, 409, 410].contains(&code);
@@ -186,12 +189,13 @@ impl World {
         assert!(wrong.is_empty() && !requests.is_empty(), "{wrong:?} of {requests:?}");
     }
 
-    /// Deletes the Service. Its finalizer keeps it until the controller has seen it.
+    /// Deletes the Service that the tests use. The finalizer keeps the Service until the controller has noticed the
+    /// deletion.
     fn delete(&self) {
         self.api.kubectl(&["delete", "service", "web", "-n", "shop", "--wait=false"]).unwrap();
     }
 
-    /// Waits until the Service is gone; nothing of it is left then.
+    /// Waits until the Service is gone, and checks that the balancer has no remains of the Service.
     #[track_caller]
     fn wait_gone(&self) {
         self.wait("the Service is gone", |world| world.shown().is_none());
@@ -200,18 +204,18 @@ impl World {
     }
 }
 
-/// The clients that are at one of these web servers.
+/// Returns the clients whose backend is one of the given web servers.
 fn at(homes: &BTreeMap<u16, String>, pods: RangeInclusive<u16>) -> BTreeMap<u16, String> {
     let names: Vec<String> = pods.map(|number| format!("web{number}")).collect();
     homes.iter().filter(|(_, home)| names.contains(home)).map(|(client, home)| (*client, home.clone())).collect()
 }
 
-/// A number of the environment.
+/// Returns the number in the environment variable `variable`, or `usual`.
 fn number(variable: &str, usual: u64) -> u64 {
     env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-/// How many clients connect all the time.
+/// Returns the number of clients that connect all the time.
 fn clients() -> u16 {
     u16::try_from(number("LAB_CLIENTS", 2_000)).unwrap()
 }

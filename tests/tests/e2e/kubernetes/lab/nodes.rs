@@ -1,4 +1,4 @@
-//! Nodes as backends, which are drained by hand.
+//! Tests of Kubernetes nodes as backends; a user drains the nodes.
 
 use balancer_testkit::topology::Family;
 use serde_json::json;
@@ -8,7 +8,7 @@ use super::{SERVICE, World};
 const NODES: &[&str] = &["--lease", "none", "--target", "node"];
 
 impl World {
-    /// Nodes of these numbers, as kubelets write them.
+    /// Writes node objects with the given numbers, as kubelets would.
     fn nodes(&self, numbers: &[u16], ready: bool) {
         for number in numbers {
             let address = self.site.backend_address(Family::V4, *number).ip().to_string();

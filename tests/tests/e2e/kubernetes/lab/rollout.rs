@@ -1,4 +1,4 @@
-//! Rollouts, scaling and deletion, while controllers are killed.
+//! Tests of rollouts, scaling and deletion while the tests kill controllers.
 
 use std::{io::ErrorKind, time::Duration};
 
@@ -8,7 +8,8 @@ use super::{World, at, clients};
 
 const LONE: &[&str] = &["--lease", "none"];
 
-/// Pauses after which the controller is killed: in the middle of different steps.
+/// The pauses after which the test kills the controller, in ms. After each pause, the kill interrupts another step of
+/// the controller's work.
 const PAUSES: [u64; 4] = [20, 150, 300, 700];
 
 #[test]
@@ -24,7 +25,7 @@ fn when_a_deployment_is_rolled_out_and_controllers_are_killed_then_clients_stay_
     let known = 1..=clients();
     let first = world.homes(known.clone());
     world.under_load(known.clone(), 20, |world| {
-        // Four become eight, and the controller is killed after each new pod.
+        // The number of pods grows from four to eight, and the test kills the controller after each new pod.
         for (number, pause) in (5..).zip(PAUSES) {
             world.pods(&(1..=number).collect::<Vec<_>>(), &[]);
             world.kill_after("one", Duration::from_millis(pause), LONE);
@@ -36,7 +37,7 @@ fn when_a_deployment_is_rolled_out_and_controllers_are_killed_then_clients_stay_
         let stay = at(&second, 5..=8);
         assert!(4 * stay.len() > second.len(), "new clients come to new pods");
 
-        // Eight become four: whoever is at a pod that ends stays while it drains.
+        // The number of pods shrinks from eight to four: clients at an ending pod stay while the pod drains.
         world.pods(&[5, 6, 7, 8], &[1, 2, 3, 4]);
         world.kill_after("one", Duration::from_millis(50), LONE);
         world.wait_pods("four drain", &[("draining", &[1, 2, 3, 4]), ("up", &[5, 6, 7, 8])]);
@@ -50,7 +51,7 @@ fn when_a_deployment_is_rolled_out_and_controllers_are_killed_then_clients_stay_
         println!("{} clients moved when their pods ended; {} of other pods did not", first.len(), stay.len());
     });
 
-    // Scaled to nothing, and back.
+    // The user scales the deployment to zero pods and back.
     world.pods(&[], &[]);
     world.kill_after("one", Duration::from_millis(100), LONE);
     world.wait_pods("no pod is left", &[]);
@@ -71,7 +72,7 @@ fn when_a_deployment_is_rolled_out_and_controllers_are_killed_then_clients_stay_
         world.service();
         world.wait_pods("it is served again", &[("up", &[1, 2])]);
     }
-    // And while no controller is there.
+    // In addition, a user deletes the Service while no controller runs.
     world.kill("one");
     world.delete();
     assert!(world.shown().is_some(), "the finalizer keeps it");

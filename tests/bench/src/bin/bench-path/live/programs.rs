@@ -1,4 +1,4 @@
-//! Programs that make frames, and one that only sends them back.
+//! Programs that generate frames, and a program that only sends frames back.
 
 use balancer_bench::asm::{Map, Program, Register, Size};
 
@@ -13,15 +13,16 @@ const CONTEXT: Register = Register::R6;
 const FRAME: Register = Register::R7;
 const END: Register = Register::R8;
 
-/// The size of an Ethernet header.
+/// The size of an Ethernet header, in bytes.
 const MACS: i32 = 14;
-/// The number of bytes that are rewritten in each frame, more than programs change: Ethernet, IPv4 and TCP, or UDP.
+/// The number of bytes that the generator restores in each frame. Measured programs change only these bytes: the
+/// headers of Ethernet, IPv4, and TCP or UDP.
 const WRITTEN: i16 = 56;
-/// The position of the map's key on the stack.
+/// The offset of the map's key on the stack.
 const KEY: i16 = -4;
 
-/// Restores a frame to `frame`, from the next client, and sends it to an interface. A map has the number of the next
-/// client, because the kernel uses many copies of a frame in no fixed order.
+/// Restores a frame to `frame`, with the next client as the source, and sends the frame to an interface. A map contains
+/// the next client's number, because the kernel reuses many copies of a frame in no fixed order.
 pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32) -> Program {
     let Clients { at, first, count, .. } = clients;
     let mut program = whole(WRITTEN.into())
@@ -45,7 +46,8 @@ pub(super) fn generator(frame: &[u8], clients: Clients, turn: &Map, target: u32)
     program.store(Size::Word, FRAME, at, Register::R2).redirect(target)
 }
 
-/// Swaps the MAC addresses and sends the frame back: the lower limit for programs that send frames back.
+/// Builds a program that swaps the MAC addresses and sends the frame back, which is the minimal work of a program that
+/// returns frames.
 pub(super) fn bare() -> Program {
     let swapped = [(Register::R1, 0, 6), (Register::R3, 6, 0)];
     let mut program = whole(MACS);
@@ -58,12 +60,12 @@ pub(super) fn bare() -> Program {
     program.set(Register::R0, XDP_TX).exit()
 }
 
-/// The register that holds the rest of an address.
+/// Returns the register that holds the remaining bytes of a MAC address.
 const fn next(register: Register) -> Register {
     if matches!(register, Register::R1) { Register::R2 } else { Register::R4 }
 }
 
-/// Drops frames that are shorter than `length`.
+/// Builds a program that drops frames shorter than `length`.
 fn whole(length: i32) -> Program {
     Program::default()
         .copy(CONTEXT, Register::R1)
@@ -104,7 +106,8 @@ mod tests {
         let turn = Map::array(4, 1).unwrap();
         turn.set(0, &(path.clients.first + path.clients.count - 2)).unwrap();
         let program = generator(&frame, path.clients, &turn, LOOPBACK).load_xdp().unwrap();
-        // The last client comes before the first again, in a frame with another program's changes.
+        // After the last client, the generator must use the first client again, even if the measured program has
+        // changed the frame.
         for client in [path.clients.first + path.clients.count - 1, path.clients.first] {
             let left = vec![0xff; frame.len()];
             let ran = prog_run::run(program.as_fd(), &left, LOOPBACK, 1).unwrap();

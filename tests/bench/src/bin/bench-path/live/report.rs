@@ -1,4 +1,4 @@
-//! The report on real frames: a table, or a document.
+//! Reports the results with real frames, as a table or as a document.
 
 use anyhow::{Context as _, Result};
 use balancer_bench::{
@@ -13,11 +13,11 @@ use comfy_table::{Table, presets::ASCII_MARKDOWN};
 
 use super::FRAMES;
 
-/// The frames of one program.
+/// The results with the frames for one program.
 pub(super) struct Measured {
     name: String,
     ours: bool,
-    /// Frames per second of every round.
+    /// The number of frames per second in every round.
     pub(super) rates: Vec<f64>,
 }
 
@@ -32,7 +32,7 @@ impl Measured {
     }
 }
 
-/// Prints all results; the first is the bare program.
+/// Prints the results of all measured programs. The first result must be the result of the bare program.
 pub(super) fn print(all: &[Measured], json: bool) -> Result<()> {
     let bare = all.first().context("nothing was measured")?;
     if json { document(all, bare).print() } else { print_table(all, bare) }

@@ -1,4 +1,4 @@
-//! A veth pair: frames enter at its far end, leave at its near end, and return.
+//! A veth pair for real frames. Frames enter at the far end, leave at the near end, and return to the far end.
 
 use std::{
     fs,
@@ -16,25 +16,25 @@ use balancer_testkit::{
 use nix::net::if_::if_nametoindex;
 
 const XDP_DROP: i32 = 1;
-/// The time limit for frames on their way.
+/// The time limit for frames on their way through the pair.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A veth pair whose ends have the same name.
+/// A veth pair; both ends have the same name.
 pub(super) struct Wire {
     name: String,
-    /// The far end.
+    /// The interface index of the far end.
     pub(super) far_index: u32,
-    /// The near end.
+    /// The interface index of the near end.
     pub(super) near_index: u32,
-    /// Programs at the ends.
+    /// The programs that are attached to the ends of the pair.
     _attached: Vec<OwnedFd>,
 }
 
 impl Wire {
-    /// Creates the pair. Its far end drops and counts frames.
+    /// Creates the veth pair. A program at the far end drops and counts frames.
     pub(super) fn new(far: &Namespace, near: &Namespace, name: &str) -> Result<Self> {
         for namespace in [far, near] {
-            // Only the benchmark's packets may be counted.
+            // Without IPv6, the kernel sends no packets of its own, so the benchmark counts only its own frames.
             namespace.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
         }
         join((far, name), (near, name))?;
@@ -49,7 +49,7 @@ impl Wire {
         })
     }
 
-    /// Attaches a program at the near end.
+    /// Attaches a program to the near end of the pair.
     pub(super) fn attach(mut self, near: &Namespace, program: BorrowedFd<'_>) -> Result<Self> {
         let attached = near.run_in_thread(|| attach(program, &self.name, Hook::Native))?;
         let attached = attached.with_context(|| format!("attaching to the near end of {}", self.name))?;
@@ -57,13 +57,14 @@ impl Wire {
         Ok(self)
     }
 
-    /// The number of frames that have arrived at the far end; must be called in its namespace.
+    /// Returns the number of frames that have arrived at the far end. The caller must be in the far end's namespace.
     pub(super) fn received(&self) -> Result<u64> {
         let table = fs::read_to_string("/proc/thread-self/net/dev")?;
         received_in(&table, &self.name).with_context(|| format!("the kernel counts no frames of {}", self.name))
     }
 
-    /// Waits until this number of frames has arrived, or no more arrive. Returns the number.
+    /// Waits until `count` frames have arrived at the far end, or until no more frames arrive. Returns the number of
+    /// received frames.
     pub(super) fn wait_for(&self, count: u64) -> Result<u64> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -76,11 +77,11 @@ impl Wire {
     }
 }
 
-/// Returns the number of packets that an interface has received, by a table such as `/proc/net/dev`.
+/// Returns the number of packets that an interface has received according to a table such as `/proc/net/dev`.
 fn received_in(table: &str, interface: &str) -> Option<u64> {
     let rows = table.lines().filter_map(|line| line.split_once(':'));
     let (_, figures) = rows.into_iter().find(|(name, _)| name.trim() == interface)?;
-    // The number of bytes comes first.
+    // In the table, the number of received bytes precedes the number of received packets.
     figures.split_whitespace().nth(1)?.parse().ok()
 }
 
