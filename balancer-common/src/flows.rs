@@ -340,10 +340,11 @@ pub const PORT_TRIES: u32 = 256;
 /// From this attempt on, the program may evict an unanswered flow.
 pub const PATIENT_TRIES: u32 = 32;
 
-/// The address (as an index) and port (host order) to try in the given attempt, out of `addresses` × (`last` − `first`
-/// + 1), both at least 1. The sequence of attempts begins at a random `start`. In a small pool, the attempts try every
-/// address and port. In a large pool, the step between attempts is random as well: if attempts took neighbouring ports,
-/// taken ports would form growing clusters (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+/// The address (as an index) and port (host order) to try in the given attempt. The pool has `addresses` addresses, of
+/// which there is at least one, with the ports `first` to `last`. The sequence of attempts begins at a random `start`.
+/// In a small pool, the attempts try every address and port. In a large pool, the step between attempts is random as
+/// well: if attempts took neighbouring ports, taken ports would form growing clusters (Knuth, The Art of Computer
+/// Programming, volume 3, section 6.4).
 #[inline(always)]
 #[must_use]
 pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {

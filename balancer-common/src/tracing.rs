@@ -119,7 +119,7 @@ pub struct Head {
     pub answered: u8,
     /// The flags: `MEMORY_*` bits.
     pub memory: u8,
-    /// How the program chose the backend: a [`Decision`](crate::verdict::Decision) index counted from 1; 0: no decision
+    /// How the program chose the backend: a [`Decision`] index counted from 1; 0: no decision
     /// was counted.
     pub decision: u8,
     /// The id of the watched backend that counted the packet or the decision; 0: none.

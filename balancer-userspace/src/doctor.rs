@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     io::{self, Write as _},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use balancer_api::{client::Client, model::HealthView};
@@ -15,7 +15,7 @@ use balancer_doctor::{
     judge::judge,
     look::look,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Failure, output};
 

@@ -79,7 +79,7 @@ pub struct Heavy {
     pub seen: Traffic,
     /// The amount of the client's traffic that went to `backend`.
     pub there: Traffic,
-    /// The count that the counter had from earlier clients, in the measure of the summary.
+    /// The part of the count that the counter may have taken over from earlier clients, in packets or bytes.
     inherited: f64,
 }
 

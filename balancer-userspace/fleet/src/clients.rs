@@ -339,7 +339,7 @@ impl Sharing {
     }
 
     /// The epoch in which a client came to its backend, if this member has not sent the client yet; 0 if the epoch is
-    /// unknown. If the backend keeps no clients, the client came before the backend stopped keeping clients.
+    /// unknown. If the backend no longer keeps clients, the client was recorded before that change.
     const fn came_in(&self, epoch: u32, keeps: bool) -> u32 {
         match (self.begun, keeps) {
             (false, _) => 0,

@@ -1,5 +1,5 @@
-//! Checks on the path of clients' packets, by a connection to the VIP of a service. The packets of the connection reach
-//! the backend on the same path as clients' packets, because both use the same row.
+//! Health checks that take the path of clients' packets: the prober connects to the VIP of a service. The packets of the
+//! connection reach the backend on the same path as clients' packets, because both use the same row.
 //!
 //! The kernel's TCP stack is unable to make such connections. A VIP is often an address of this machine, so the kernel
 //! would connect to itself, and would drop the backend's answers as martian packets. In addition, the kernel would use
