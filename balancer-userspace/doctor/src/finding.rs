@@ -53,7 +53,7 @@ pub struct Finding {
 pub struct Cure {
     /// The machine on which the user must run the commands: `this machine`, or the name and address of a backend.
     pub on: String,
-    /// The commands that solve the problem, or instructions if no commands exist.
+    /// The commands that solve the problem. A line that begins with `#` is an instruction instead of a command.
     pub commands: Vec<String>,
     /// The steps that `--fix` runs; empty if the cure cannot be undone.
     pub fix: Vec<Step>,
