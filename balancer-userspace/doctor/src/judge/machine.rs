@@ -77,35 +77,27 @@ fn out_of_memory(kills: u64) -> Finding {
 fn client_table(controller: &Controller) -> Option<Finding> {
     let table = controller.after.client_table;
     let lost = table.evictions + table.unrecorded;
-    let is_full = table.capacity > 0 && table.entries.saturating_mul(10) >= table.capacity.saturating_mul(9);
-    (lost > 0 && is_full).then(|| {
-        general(
-            Kind::ClientTable,
-            format!("the client table is too small: it has lost, or had no room for, {lost} clients"),
-            format!("{} of {} places are taken", table.entries, table.capacity),
-            Cure::here(&[format!(
-                "# set capacity = {} below [client_table] in the configuration, and restart the balancer",
-                table.capacity.saturating_mul(2)
-            )]),
-        )
-    })
+    let what = format!("the client table is too small: it has lost, or had no room for, {lost} clients");
+    let full = (lost > 0).then_some((table.entries, table.capacity));
+    too_small(Kind::ClientTable, "client_table", what, full?)
 }
 
 /// A finding if packets were dropped because the table of connections was full, and it is still nearly full.
 fn flow_table(controller: &Controller) -> Option<Finding> {
     let table = controller.after.flow_table.as_ref()?;
     let lost = controller.after.drops.get(DropReason::FlowTableFull.label()).copied().unwrap_or(0);
-    let is_full = table.entries.saturating_mul(10) >= table.capacity.saturating_mul(9);
-    (lost > 0 && is_full).then(|| {
-        general(
-            Kind::FlowTable,
-            format!("the table of connections is too small: {lost} packets of new connections were dropped"),
-            format!("{} of {} places are taken", table.entries, table.capacity),
-            Cure::here(&[format!(
-                "# set capacity = {} below [flow_table] in the configuration, and restart the balancer",
-                table.capacity.saturating_mul(2)
-            )]),
-        )
+    let what = format!("the table of connections is too small: {lost} packets of new connections were dropped");
+    let full = (lost > 0).then_some((table.entries, table.capacity));
+    too_small(Kind::FlowTable, "flow_table", what, full?)
+}
+
+/// A finding if at least nine tenths of a table's places are taken. The `section` of the configuration has the capacity.
+fn too_small(kind: Kind, section: &str, what: String, (entries, capacity): (u64, u64)) -> Option<Finding> {
+    let is_full = capacity > 0 && entries.saturating_mul(10) >= capacity.saturating_mul(9);
+    is_full.then(|| {
+        let twice = capacity.saturating_mul(2);
+        let cure = format!("# set capacity = {twice} below [{section}] in the configuration, and restart the balancer");
+        general(kind, what, format!("{entries} of {capacity} places are taken"), Cure::here(&[cure]))
     })
 }
 
