@@ -26,7 +26,7 @@ pub struct Settings {
     pub until: u64,
     /// The address prefix of the clients to report, network order; IPv4 in the first word.
     pub client: [u32; 4],
-    /// The number of significant bits of `client`.
+    /// The mask of the significant bits of `client`, network order.
     pub mask: [u32; 4],
     /// The family: [`FAMILY_V4`](crate::map_types::FAMILY_V4) or [`FAMILY_V6`](crate::map_types::FAMILY_V6); 0: every
     /// client.

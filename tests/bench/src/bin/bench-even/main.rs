@@ -32,7 +32,7 @@ struct Options {
     /// The load above which a server is overloaded, as a multiple of its share.
     #[arg(long, default_value_t = 1.25)]
     factor: f64,
-    /// The number of servers that share the clients evenly.
+    /// Compare the model of HAProxy with the real HAProxy instead.
     #[arg(long)]
     haproxy: bool,
     /// Print JSON instead of a table.
