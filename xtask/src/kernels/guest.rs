@@ -56,6 +56,11 @@ pub(super) fn boot(kernel: &Kernel, tests: &Path) -> Result<Outcome> {
 /// The two ends of each cable; a cable joins two network cards of a guest.
 const CABLES: [[&str; 2]; 2] = [["near0", "far0"], ["near1", "far1"]];
 
+/// Kernel parameters that switch off watchdogs of few seconds: on a busy host, the emulator itself stands still for
+/// longer.
+const PATIENCE: &str = "rcupdate.rcu_cpu_stall_suppress=1 nowatchdog workqueue.watchdog_thresh=0 \
+                        sysctl.kernel.hung_task_timeout_secs=600";
+
 /// The emulator command for a machine with a serial line and network cards joined by cables.
 fn emulator(arch: Arch) -> Command {
     let mut qemu = program("timeout");
@@ -77,6 +82,6 @@ fn emulator(arch: Arch) -> Command {
     if arch == Arch::Arm64 {
         qemu.args(["-machine", "virt"]);
     }
-    qemu.args(["-cpu", cpu, "-append", &format!("console={line} quiet panic=-1 no_timer_check")]);
+    qemu.args(["-cpu", cpu, "-append", &format!("console={line} quiet panic=-1 no_timer_check {PATIENCE}")]);
     qemu
 }

@@ -39,6 +39,6 @@ suite() {
 }
 
 . /suites
-dmesg | grep -E 'WARNING:|BUG:|Oops|Call Trace|blocked for more than' | head -n 5 | sed 's/^/@@ trouble /'
+dmesg | grep -B 4 -A 20 -E 'WARNING:|BUG:|Oops|Call Trace|blocked for more than' | head -n 60 | sed 's/^/@@ trouble /'
 echo "@@ end"
 poweroff -f
