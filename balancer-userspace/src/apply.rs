@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
@@ -11,7 +11,7 @@ use balancer_api::{
     client::Client,
     model::{Applied, ApplyConfiguration},
 };
-use balancer_config::file;
+use balancer_config::file::{self, ConfigErrors};
 use balancer_control::run_time::summary;
 
 use super::{Failure, output, plan};
@@ -42,16 +42,7 @@ pub(super) async fn run(
     client: &Client,
     Args { file, reread: _, dry_run, reset, force, json }: Args,
 ) -> Result<(), Failure> {
-    let mut bytes = Vec::new();
-    File::open(&file)
-        .and_then(|file| file.take(file::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
-        .with_context(|| format!("{} cannot be read", file.display()))?;
-    let text = match String::from_utf8(bytes) {
-        Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => text,
-        // If the file is unreadable or invalid, the command itself reports the fault.
-        Ok(text) => return Err(refuse(&file, text.as_bytes())),
-        Err(error) => return Err(refuse(&file, error.as_bytes())),
-    };
+    let text = text(&file, |bytes| file::parse(&file, bytes).err())?;
     // The balancer treats a pipe or another special file as new, because it has no meaningful modification time.
     let age =
         fs::metadata(&file).ok().filter(fs::Metadata::is_file).and_then(|file| file.modified().ok()?.elapsed().ok());
@@ -88,14 +79,24 @@ pub(super) async fn reread(client: &Client, args: Args) -> Result<(), Failure> {
     Ok(output::print(&format!("{}\n", changed.message))?)
 }
 
-fn refuse(file: &std::path::Path, bytes: &[u8]) -> Failure {
-    match file::parse(file, bytes) {
-        Err(errors) => errors.into(),
-        Ok(_) => anyhow::anyhow!("{} cannot be sent", file.display()).into(),
+/// Reads a file as text. If the file is too large or is not UTF-8 text, `errors` finds this error in the bytes.
+pub(super) fn text(file: &Path, errors: impl Fn(&[u8]) -> Option<ConfigErrors>) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|file| file.take(file::MAX_FILE_SIZE + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("{} cannot be read", file.display()))?;
+    let refused = |bytes: &[u8]| match errors(bytes) {
+        Some(errors) => errors.into(),
+        None => anyhow::anyhow!("{} cannot be sent", file.display()).into(),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) if text.len() as u64 <= file::MAX_FILE_SIZE => Ok(text),
+        Ok(text) => Err(refused(text.as_bytes())),
+        Err(error) => Err(refused(error.as_bytes())),
     }
 }
 
-fn render(applied: &Applied, dry_run: bool) -> String {
+pub(super) fn render(applied: &Applied, dry_run: bool) -> String {
     let mut text: String = applied.differences.iter().map(|line| format!("{line}\n")).collect();
     for service in applied.services.iter().filter(|_| dry_run) {
         text += &plan::text(service);

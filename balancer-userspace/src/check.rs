@@ -20,7 +20,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let (config, warnings) = file::load(&args.file)?;
-    let denied = file::deny::check(&config)?;
+    let denied = file::deny::check(&config.services)?;
     let targets = file::discover::check(&config)?;
     for mut warning in warnings {
         warning.text.insert_str(0, "warning: ");

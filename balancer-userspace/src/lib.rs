@@ -14,6 +14,7 @@ mod decap;
 mod demo;
 mod detach;
 mod doctor;
+mod drop_in;
 mod events;
 mod fleet;
 mod flow;
@@ -89,6 +90,9 @@ enum Verb {
     /// Make the running controller apply a configuration file
     #[command(after_help = help::see("configuration"))]
     Apply(apply::Args),
+    /// Look at and change drop-ins: services that the balancer keeps beside those of its configuration file
+    #[command(subcommand, after_help = help::see("restarts"))]
+    DropIn(drop_in::Verb),
     /// Show interfaces, services and backends
     Status(status::Args),
     /// Find out why no packets flow: examine this machine, send probes, and name causes with their cures. Exit code 0:
@@ -236,6 +240,7 @@ fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Fail
             }
             None => wait_for(apply::run(&client(), args)),
         },
+        Verb::DropIn(verb) => wait_for(drop_in::run(&client(), verb)),
         Verb::Status(args) => wait_for(status::run(&client(), &args)),
         Verb::Doctor(args) => wait_for(doctor::run(&client(), &args)),
         Verb::Trace(args) => wait_for(trace::run(&client(), &args)),

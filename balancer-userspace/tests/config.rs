@@ -93,10 +93,12 @@ fn when_a_key_is_absent_then_the_default_applies() {
         metrics_page: true,
         client_table_capacity: 262_144,
         flow_table_capacity: 262_144,
+        flow_table_wanted: false,
         hash_key: None,
         statistics: StatisticsConfig::default(),
         fleet: None,
         services: Valid::new(shared(vec![ServiceConfig {
+            drop_in: None,
             name: "web".to_owned(),
             renamed_from: None,
             listen: vec![listener("198.51.100.10:80/tcp")],

@@ -84,6 +84,7 @@ async fn when_a_described_route_is_called_then_it_answers_as_described() {
         fake.events.change(Some(&about), "backend web/web1 in maintenance", Some(0), Some(moves));
         let path = path.replace("{service}", "web").replace("{backend}", "web2").replace("{ip}", "192.0.2.7");
         let path = path.replace("{address}", "10.1.2.0").replace("{length}", "24");
+        let path = path.replace("{drop_in}", "web");
         let path = path.replace("{protocol}", "udp").replace("{ports}", "443").replace("{trace}", "7");
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let content = &operation["requestBody"]["content"]["application/json"];
@@ -166,12 +167,12 @@ async fn when_a_reader_asks_then_what_changes_something_or_has_a_key_is_refused(
     }
     assert_eq!(fake.change_requests(), []);
     for (method, path) in &refused {
-        let is_read = *method == "GET" && !path.contains("trace") && !path.contains("quic");
+        let is_read = *method == "GET" && !["trace", "quic", "{drop_in}"].iter().any(|part| path.contains(part));
         assert!(!is_read && *path != "/v1/plan", "{method} {path}");
     }
     assert!(refused.contains(&("GET", "/v1/services/{service}/quic/{backend}")), "it has a key");
     assert_eq!(refused.len() + open, routes().len());
     let reads = routes().iter().filter(|(method, _)| *method == "GET").count();
-    // Users of the read-only socket may not read traces and keys, but may request plans.
-    assert_eq!(open, reads - 2 + 1);
+    // Users of the read-only socket may not read traces, keys and the texts of drop-ins, but may request plans.
+    assert_eq!(open, reads - 3 + 1);
 }

@@ -25,10 +25,10 @@ use super::{
     IF_GENERATION,
     events::EventsView,
     model::{
-        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView,
-        FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, ImportClient, ImportClients,
-        ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin, SetLimits, SetRule,
-        SetSteer, SetWeight, StatusView,
+        AddBackend, ApiError, Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, DropInText,
+        DropInView, FleetSnapshot, FlowView, Force, ForceHealth, ForgottenView, HealthView, ImportClient,
+        ImportClients, ImportedView, KnownClientsView, PlanRequest, PlanView, RuleView, ServiceView, SetAdmin,
+        SetDropIn, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
     },
     quic::QuicServerConfig,
     server::Server,
@@ -467,6 +467,38 @@ impl Client {
     /// See [`Client::status`].
     pub async fn apply(&self, configuration: &ApplyConfiguration) -> Answer<Applied> {
         self.send(Method::POST, "/v1/configuration", Some(configuration)).await
+    }
+
+    /// Returns the drop-ins without their texts.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn drop_ins(&self) -> Answer<Vec<DropInView>> {
+        self.get("/v1/drop-ins").await
+    }
+
+    /// Returns the contents of a drop-in.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn drop_in(&self, name: &str) -> Answer<DropInText> {
+        self.get(&format!("/v1/drop-ins/{name}")).await
+    }
+
+    /// Replaces a drop-in.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn set_drop_in(&self, name: &str, drop_in: &SetDropIn) -> Answer<Applied> {
+        self.send(Method::PUT, &format!("/v1/drop-ins/{name}"), Some(drop_in)).await
+    }
+
+    /// Removes a drop-in with its services.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn remove_drop_in(&self, name: &str) -> Answer<Changed> {
+        self.send(Method::DELETE, &format!("/v1/drop-ins/{name}"), None::<&()>).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Answer<T> {

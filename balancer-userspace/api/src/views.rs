@@ -99,6 +99,7 @@ impl From<ServiceSnapshot> for ServiceView {
             rates: service.rates(),
             silence: service.statistics.silence.clone(),
             name: service.name,
+            drop_in: service.drop_in,
             address: service.listeners.first().map(|of| of.listener.place()).unwrap_or_default(),
             protocol: service.listeners.first().map(|of| of.listener.protocol.to_string()).unwrap_or_default(),
             listeners: service.listeners.into_iter().map(Into::into).collect(),

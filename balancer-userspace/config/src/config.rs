@@ -48,6 +48,9 @@ pub struct Config {
     /// The number of connections, over all `snat` services, for which the flow table is sized, if there is a `snat`
     /// service.
     pub flow_table_capacity: u32,
+    /// Whether the configuration has a section `[flow_table]`, which also makes room for `snat` services that come
+    /// later.
+    pub flow_table_wanted: bool,
     /// The fleet's hash key; `None`: the controller makes a key.
     pub hash_key: Option<HashKey>,
     /// The section `[statistics]` of the configuration.

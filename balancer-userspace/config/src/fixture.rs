@@ -83,6 +83,7 @@ pub fn backend(name: &str, at: &str) -> BackendConfig {
 #[must_use]
 pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) -> ServiceConfig {
     let service = ServiceConfig {
+        drop_in: None,
         name: name.to_owned(),
         renamed_from: None,
         listen: vec![Listener::at(address(at), Protocol::Tcp)],
@@ -135,6 +136,7 @@ pub fn config(services: Vec<ServiceConfig>) -> Config {
         metrics_page: true,
         client_table_capacity: 262_144,
         flow_table_capacity: 262_144,
+        flow_table_wanted: false,
         hash_key: Some(KEY),
         statistics: StatisticsConfig::default(),
         fleet: None,

@@ -28,6 +28,9 @@ pub struct ServiceConfig {
     /// The earlier name by which the service is hashed, if there is one.
     #[serde(default)]
     pub renamed_from: Option<String>,
+    /// The drop-in that contains the service; `None`: the configuration file contains the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_in: Option<String>,
     /// The service's listeners: at least one, without duplicates; no other service has one of these listeners.
     pub listen: Vec<Listener>,
     /// `nat`: the ports of backends by listener port, for listeners whose port differs from the backends' port.
@@ -117,6 +120,12 @@ impl ServiceConfig {
         Duration::from_secs(1)
     }
 
+    /// The place in which the service is configured, for messages: `the file` or `drop-in NAME`.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        self.drop_in.as_ref().map_or_else(|| "the file".to_owned(), |name| format!("drop-in {name}"))
+    }
+
     /// The check of the service, and the own checks of its backends.
     pub fn checks(&self) -> impl Iterator<Item = &CheckConfig> {
         self.backends.iter().filter_map(|backend| backend.check.as_deref()).chain([&self.check])
@@ -147,6 +156,7 @@ impl ServiceConfig {
         let Self {
             name,
             renamed_from,
+            drop_in,
             listen,
             ports,
             forwarding,
@@ -179,6 +189,7 @@ impl ServiceConfig {
         } = self;
         *name == other.name
             && *renamed_from == other.renamed_from
+            && *drop_in == other.drop_in
             && *listen == other.listen
             && *ports == other.ports
             && *forwarding == other.forwarding

@@ -47,6 +47,31 @@ impl Valid {
         if problems.is_empty() { Ok(Self(services.into())) } else { Err(problems) }
     }
 
+    /// The same services together with `others`.
+    ///
+    /// # Errors
+    /// Returns the first problem that the services have together.
+    pub fn with(&self, others: impl IntoIterator<Item = Arc<ServiceConfig>>) -> Result<Self, Problem> {
+        let others: Vec<_> = others.into_iter().collect();
+        if others.is_empty() {
+            return Ok(self.clone());
+        }
+        let all: Vec<_> = self.iter().cloned().chain(others).collect();
+        self::services(&all, self)?;
+        Ok(Self(all.into()))
+    }
+
+    /// Those of the services that are `wanted`.
+    #[must_use]
+    pub fn only(&self, wanted: impl Fn(&ServiceConfig) -> bool) -> Self {
+        Self(self.iter().filter(|service| wanted(service)).cloned().collect())
+    }
+
+    /// The services that come from drop-ins.
+    pub fn of_drop_ins(&self) -> impl Iterator<Item = &Arc<ServiceConfig>> {
+        self.iter().filter(|service| service.drop_in.is_some())
+    }
+
     /// Copies of the services, in a form that can be serialized.
     #[must_use]
     pub fn copies(&self) -> Vec<ServiceConfig> {

@@ -16,7 +16,7 @@ use balancer_common::{
 use balancer_config::{
     agent::Said,
     bounded::Bound,
-    config::{CheckConfig, Config, Failback},
+    config::{CheckConfig, Config, Failback, ServiceConfig},
     discover::{Source, Target},
     limits::{Full, Limits},
     listeners::{Family, Listener},
@@ -231,6 +231,15 @@ pub enum Change {
         service: String,
         /// The exact prefix of the rule.
         prefix: IpNet,
+    },
+    /// Replace a drop-in. Changes made at run time stay in effect where the drop-in has not changed.
+    SetDropIn {
+        /// The name of the drop-in.
+        name: String,
+        /// The text of the drop-in.
+        text: String,
+        /// The services in the text; without services, the controller removes the drop-in.
+        services: Vec<ServiceConfig>,
     },
     /// Apply the configuration file. Changes made at run time stay in effect where the file has not changed.
     #[serde(skip)]

@@ -61,6 +61,8 @@ mod discover_test;
 #[cfg(test)]
 mod drain_test;
 #[cfg(test)]
+mod drop_ins_test;
+#[cfg(test)]
 pub(crate) mod fixture;
 #[cfg(test)]
 mod forced_test;

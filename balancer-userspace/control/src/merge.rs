@@ -49,7 +49,7 @@ pub fn merge(
     let (base, all_now, written) = (by_name(base), now, by_name(file));
     let now = by_name(now);
     for service in all_now.iter().filter(|service| !written.contains_key(service.name.as_str())) {
-        let mut line = format!("service {} is no longer in the file: removed", service.name);
+        let mut line = format!("service {} is no longer in {}: removed", service.name, service.origin());
         let at = |other: &&Arc<ServiceConfig>| other.listen.iter().any(|listener| service.listen.contains(listener));
         if let Some(heir) = file.iter().find(at).filter(|heir| !now.contains_key(heir.name.as_str())) {
             line += &format!(

@@ -306,6 +306,8 @@ pub struct ServiceSnapshot {
     pub statistics: ServiceStatistics,
     /// The name of the service.
     pub name: String,
+    /// The drop-in that contains the service; `None`: the configuration file contains the service.
+    pub drop_in: Option<String>,
     /// The service's listeners, with their counters.
     pub listeners: Vec<ListenerSnapshot>,
     /// The forwarding mode of the service.

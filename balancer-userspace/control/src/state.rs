@@ -37,6 +37,9 @@ pub use self::changes::{ListChanges, SavedChanges};
 /// The counters of backends that were removed for good, by service and name.
 pub type SavedCountersByService = BTreeMap<u16, BTreeMap<String, SavedCounters>>;
 
+/// The texts of the drop-ins, by name.
+pub type DropIns = BTreeMap<String, String>;
+
 /// The version of the state that this controller writes. The controller refuses files with a later version.
 pub const VERSION: u32 = 2;
 
@@ -53,8 +56,11 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     pub hash_key: Option<HashKey>,
     /// A fingerprint of the hash key, which shows whether the hash key is still the same.
     pub key_fingerprint: u64,
-    /// The services of the last applied configuration file.
+    /// The services of the last applied configuration file and of the drop-ins.
     pub file: File,
+    /// The texts of the drop-ins, by name. The services of drop-ins are in `file`.
+    #[serde(default, skip_serializing_if = "DropIns::is_empty")]
+    pub drop_ins: DropIns,
     /// The current services.
     pub services: Services,
     /// The removed backends that may still have known clients.

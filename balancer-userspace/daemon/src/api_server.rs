@@ -3,6 +3,7 @@
 mod asker;
 mod body;
 mod change;
+mod drop_ins;
 mod events;
 mod failure;
 mod foreign;

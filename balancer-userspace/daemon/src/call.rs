@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::SystemTime};
 
 use balancer_api::{
-    model::{Changed, ClientQuery, ClientView, ForgottenView, ImportClient, ImportedView, KnownClientsView, RuleView},
+    model::{
+        Changed, ClientQuery, ClientView, DropInText, DropInView, ForgottenView, ImportClient, ImportedView,
+        KnownClientsView, RuleView,
+    },
     trace::{BeginTrace, HopView},
 };
 use balancer_config::{
@@ -35,6 +38,9 @@ pub type ListRead = Result<Arc<Vec<Target>>, String>;
 
 /// A trace, with the paths to the backends in the trace.
 pub type Traced = (Arc<Trace>, Vec<HopView>);
+
+/// A drop-in with its text.
+pub type DropIn = (DropInView, DropInText);
 
 /// A change requested by a user.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +92,8 @@ pub enum Call {
         /// Sends the plan, or the reason why the controller would refuse the change.
         reply: oneshot::Sender<Result<Planned, Refused>>,
     },
+    /// Return the drop-ins.
+    DropIns { reply: oneshot::Sender<Vec<DropIn>> },
     /// Return the rules of services.
     Rules {
         /// The service to which the answer is restricted; `None` means all services.

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use balancer_config::file::{self, Parsed, Parser};
+use balancer_config::{
+    file::{self, ConfigErrors, Parsed, Parser, Warning},
+    validate::Valid,
+};
 use tokio::task::{JoinError, spawn_blocking};
 
 /// The parser, which remembers the last parsed configuration.
@@ -53,10 +56,28 @@ impl Configurations {
         spawn_blocking(move || this.parse_now(path, text.as_bytes())).await
     }
 
+    /// Parses the text of a drop-in.
+    ///
+    /// # Errors
+    /// Fails if the runtime shuts down before the text is parsed.
+    pub(crate) async fn parse_drop_in(
+        &self,
+        name: String,
+        path: PathBuf,
+        text: String,
+    ) -> Result<Result<(Valid, Vec<Warning>), ConfigErrors>, JoinError> {
+        spawn_blocking(move || {
+            let parsed = file::parse_drop_in(&name, &path, text.as_bytes())?;
+            file::deny::check(&parsed.0)?;
+            Ok(parsed)
+        })
+        .await
+    }
+
     fn parse_now(&self, path: PathBuf, bytes: &[u8]) -> Parsed {
         let parsed = self.parser.lock().unwrap_or_else(PoisonError::into_inner).parse(&path, bytes)?;
         // The balancer refuses a configuration file that names unreadable deny lists.
-        file::deny::check(&parsed.0)?;
+        file::deny::check(&parsed.0.services)?;
         Ok(parsed)
     }
 }

@@ -249,7 +249,7 @@ pub fn subject(change: &Change) -> Option<BackendName> {
         | Change::AddListener { service, .. }
         | Change::RemoveListener { service, .. }
         | Change::Discover { service, .. } => Some(BackendName { service: service.clone(), backend: String::new() }),
-        Change::Reload(_) | Change::Reset(_) => None,
+        Change::SetDropIn { .. } | Change::Reload(_) | Change::Reset(_) => None,
     }
 }
 

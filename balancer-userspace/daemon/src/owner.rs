@@ -27,7 +27,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use balancer_api::model::{Changed, ClientQuery, ClientView, RuleView};
+use balancer_api::model::{Changed, ClientQuery, ClientView, DropInText, DropInView, RuleView};
 use balancer_common::verdict::MOVE_COUNTERS;
 use balancer_config::{config::Config, listeners::Family, names::BackendName};
 use balancer_control::{
@@ -63,6 +63,7 @@ pub use self::{
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
 use crate::{
+    call::DropIn,
     clocks,
     events::{Events, subject},
     neighbours::{Neighbours, Tunnels},
@@ -383,8 +384,8 @@ impl<D: Dataplane> Owner<D> {
         let before = self.controller.clone();
         let slots_before = self.all_slots_moved();
         let about = subject(&change);
-        let (added, reloaded) =
-            (matches!(change, Change::Add { .. }), matches!(change, Change::Reload(_) | Change::Reset(_)));
+        let added = matches!(change, Change::Add { .. });
+        let reloaded = matches!(change, Change::Reload(_) | Change::Reset(_) | Change::SetDropIn { .. });
         let kept_before = about.as_ref().map_or(0, |name| self.keeps(name));
         let (message, commands) = self.controller.change(change, now.into_std())?;
         let last_changes = self.last_changes.clone();
@@ -410,6 +411,15 @@ impl<D: Dataplane> Owner<D> {
             Some(_) | None => return Ok(Some(self.tell(report))),
         }
         Ok(None)
+    }
+
+    /// The drop-ins with their texts.
+    pub fn drop_ins(&self) -> Vec<DropIn> {
+        let view = |(name, text): (&String, &String)| {
+            let services = self.controller.services_of_drop_in(name).map(str::to_owned).collect();
+            (DropInView { name: name.clone(), services }, DropInText { text: text.clone() })
+        };
+        self.controller.drop_ins().iter().map(view).collect()
     }
 
     /// The number of clients that are known at a backend and stay there; 0 if the backend does not exist.

@@ -16,6 +16,12 @@ use balancer_control::controller::Largest;
 /// The maximum number of a `snat` service's backends whose address belongs to this machine.
 const MOST_LOCAL: usize = 64;
 
+/// The number of services for which the maps have room at least, if the configuration file leaves all services to
+/// drop-ins.
+const UNKNOWN_SERVICES: usize = 256;
+/// The number of slots of these services' lookup tables.
+const UNKNOWN_SLOTS: u32 = 1 << 21;
+
 /// The sizes of the maps, which cannot grow while the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -126,12 +132,18 @@ impl Capacity {
         let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
+        // Without services in the file, drop-ins bring the services later.
+        let unknown = if config.services.is_empty() { UNKNOWN_SERVICES } else { 0 };
+        let count = services.len().max(unknown);
+        let listeners = listeners.max(2 * unknown);
+        let ways = ways.max(8 * unknown);
+        let total = total.max(UNKNOWN_SLOTS * u32::from(unknown > 0));
         Self {
             // The number of slots grows by only one half, because in a configuration with thousands of backends, slots
             // use most of the memory. The longest table counts twice more: once while it is replaced, and once because
             // free lines may not be consecutive.
             slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
-            services: at_least(2 * services.len(), 128).max(u32::from(largest.highest_service) + 1),
+            services: at_least(2 * count, 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),
             // Return rows use most of the memory that slots leave; the subtraction keeps 60,000 backends with one
@@ -139,12 +151,17 @@ impl Capacity {
             returns: at_least(ways - ways / 8, 512),
             backends: backend_rows(largest).max(FEWEST_BACKEND_ROWS),
             counted: backend_rows(largest).max(FEWEST_BACKEND_COUNTERS),
-            flows: if services.iter().any(|service| service.forwarding == Forwarding::Snat) {
+            flows: if config.flow_table_wanted || services.iter().any(|service| service.forwarding == Forwarding::Snat)
+            {
                 config.flow_table_capacity
             } else {
                 0
             },
-            clients: if config.services.iter().any(|service| !service.remember.is_zero()) {
+            // All members of a fleet need client tables of one size, whatever their files are.
+            clients: if unknown > 0
+                || config.fleet.is_some()
+                || services.iter().any(|service| !service.remember.is_zero())
+            {
                 config.client_table_capacity
             } else {
                 NOBODY

@@ -175,6 +175,7 @@ mod tests {
             interfaces: Vec::new(),
             redirect_errors: BTreeMap::new(),
             services: vec![ServiceView {
+                drop_in: None,
                 rates: None,
                 silence: None,
                 listeners: Vec::new(),

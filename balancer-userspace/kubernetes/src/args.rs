@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use balancer_api::server::Server;
 use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
@@ -42,9 +43,19 @@ pub struct Run {
     /// The balancer's control socket
     #[arg(long, value_name = "FILE", env = "BALANCER_SOCKET", default_value = balancer_config::file::DEFAULT_SOCKET)]
     pub socket: PathBuf,
-    /// The balancer's own configuration file; this program writes a part of the file, between two comment lines
-    #[arg(long, value_name = "FILE", default_value = "/etc/balancer/balancer.toml")]
-    pub configuration: PathBuf,
+    /// Balancer on another machine, instead of the control socket; requires --ca, --cert and --key; may be repeated for
+    /// members of one fleet
+    #[arg(long = "server", env = "BALANCER_SERVER", value_name = "https://HOST:PORT", value_delimiter = ',')]
+    pub servers: Vec<String>,
+    /// With --server: the certificates that sign the balancer's certificate
+    #[arg(long, env = "BALANCER_CA", value_name = "FILE", requires = "servers")]
+    pub ca: Option<PathBuf>,
+    /// With --server: the client certificate
+    #[arg(long, env = "BALANCER_CERT", value_name = "FILE", requires = "servers")]
+    pub cert: Option<PathBuf>,
+    /// With --server: the private key of the client certificate
+    #[arg(long, env = "BALANCER_KEY", value_name = "FILE", requires = "servers")]
+    pub key: Option<PathBuf>,
     /// The setting assign_vip: true (the balancer's first interface, announced) or an interface such as lo
     #[arg(long, value_name = "true|IF")]
     pub assign_vip: Option<String>,
@@ -57,6 +68,23 @@ pub struct Run {
     /// The name of this controller in the Lease; default: the host's name and a number
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
+}
+
+impl Run {
+    /// Returns the balancers on other machines that the options name.
+    ///
+    /// # Errors
+    /// Fails if an option is missing or malformed.
+    pub fn servers(&self) -> anyhow::Result<Vec<Server>> {
+        if self.servers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (Some(ca), Some(cert), Some(key)) = (&self.ca, &self.cert, &self.key) else {
+            anyhow::bail!("--server needs --ca, --cert and --key");
+        };
+        let servers = self.servers.iter().map(|url| Server::new(url, ca, cert, key).map_err(anyhow::Error::msg));
+        servers.collect()
+    }
 }
 
 /// The kind of backends that Services have.
@@ -92,6 +120,21 @@ mod tests {
                      --pool 2001:db8:1::/120 --target node --socket s";
         let Verb::Run(run) = Cli::try_parse_from(words.split_whitespace()).unwrap().verb;
         assert_eq!((run.pools.len(), run.target, run.class.as_str(), run.default), (2, Target::Node, "a/b", true));
+        assert!(run.servers().unwrap().is_empty());
         assert!(Cli::try_parse_from(["balancer-kubernetes", "run", "--pool", "198.51.100.0"]).is_err());
+    }
+
+    #[test]
+    fn when_balancers_are_on_other_machines_then_certificates_are_needed() {
+        let run = |words: &str| {
+            let words = format!("balancer-kubernetes run {words}");
+            let Verb::Run(run) = Cli::try_parse_from(words.split_whitespace()).unwrap().verb;
+            run.servers().map_err(|error| error.to_string())
+        };
+        let files = "--ca ca --cert cert --key key";
+        let servers = run(&format!("--server https://lb1 --server https://lb2:1 {files}")).unwrap();
+        assert_eq!(servers.iter().map(ToString::to_string).collect::<Vec<_>>(), ["https://lb1:9661", "https://lb2:1"]);
+        assert_eq!(run("--server https://lb1 --ca ca").unwrap_err(), "--server needs --ca, --cert and --key");
+        assert!(run(&format!("--server lb1 {files}")).unwrap_err().contains("is not a control listener"));
     }
 }

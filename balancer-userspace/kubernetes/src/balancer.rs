@@ -1,104 +1,76 @@
-//! The balancer on this machine: its configuration file, and its control socket.
+//! The balancer: its services, and the drop-in in which this program keeps its own services.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-};
+use std::{cell::Cell, path::Path};
 
 use balancer_api::{
     client::{Client, ClientError},
-    model::{ApplyConfiguration, ServiceView, SetAdmin},
+    model::{ServiceView, SetAdmin, SetDropIn},
+    server::Server,
 };
+use http::StatusCode;
 
-use crate::changes::Change;
+use crate::{changes::Change, drop_in};
 
-/// A handle for the balancer on this machine.
+/// A handle for a balancer, or for the members of a fleet, each of which can make every change.
 #[derive(Debug)]
 pub struct Balancer {
-    client: Client,
-    path: PathBuf,
+    clients: Vec<Client>,
+    /// The index of the client that is in use.
+    current: Cell<usize>,
 }
 
 impl Balancer {
-    /// Makes a handle for the balancer with this control socket and this configuration file.
+    /// Makes a handle for the balancer on this machine, or for the `servers` if there are any. All servers must be
+    /// members of one fleet.
     #[must_use]
-    pub fn new(socket: &Path, path: &Path) -> Self {
-        // If the path is a symbolic link, writes replace the file that the link points to, so that the link remains.
-        Self { client: Client::new(socket), path: fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) }
+    pub fn new(socket: &Path, servers: Vec<Server>) -> Self {
+        let clients = match servers.is_empty() {
+            true => vec![Client::new(socket)],
+            false => servers.into_iter().map(Client::remote).collect(),
+        };
+        Self { clients, current: Cell::new(0) }
     }
 
-    /// The path of the configuration file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn client(&self) -> Client {
+        self.clients[self.current.get() % self.clients.len()].clone()
     }
 
-    /// Reads the text of the configuration file.
-    ///
-    /// # Errors
-    /// Fails if the configuration file cannot be read.
-    pub fn read(&self) -> Result<String, String> {
-        fs::read_to_string(&self.path).map_err(|error| format!("{} cannot be read: {error}", self.path.display()))
+    /// Uses the next member of the fleet from now on.
+    pub fn use_next(&self) {
+        self.current.set(self.current.get().wrapping_add(1));
     }
 
-    /// Replaces the configuration file, if it is unchanged since it was read.
-    ///
-    /// # Errors
-    /// Fails if the file cannot be written, or if another program or a user has changed it.
-    pub fn write(&self, read: &str, text: &str) -> Result<(), String> {
-        let failed = |error: io::Error| format!("{} cannot be written: {error}", self.path.display());
-        let directory = self.path.parent().unwrap_or(Path::new("/"));
-        let metadata = fs::metadata(&self.path).map_err(failed)?;
-        let mut file = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
-        file.write_all(text.as_bytes()).map_err(failed)?;
-        file.as_file().set_permissions(metadata.permissions()).map_err(failed)?;
-        keep_owner(&metadata, file.path());
-        file.as_file().sync_all().map_err(failed)?;
-        if self.read()? != read {
-            return Err(format!("{} was changed by somebody else meanwhile; it is read again", self.path.display()));
-        }
-        file.persist(&self.path).map_err(|error| failed(error.error))?;
-        Ok(())
-    }
-
-    /// Returns the services that the balancer has, and the backends that users have added to them at run time, as
-    /// `SERVICE/BACKEND`.
+    /// Returns the text of this program's drop-in; empty if there is none.
     ///
     /// # Errors
     /// Fails if the balancer does not answer.
-    pub async fn status(&self) -> Result<(Vec<ServiceView>, BTreeSet<String>), ClientError> {
-        let status = self.client.status().await?;
-        let changed = status.changed_at_run_time.into_iter();
-        let added = changed.filter(|change| change.name.contains('/') && change.change.starts_with("added"));
-        Ok((status.services, added.map(|change| change.name).collect()))
+    pub async fn read(&self) -> Result<String, ClientError> {
+        match self.client().drop_in(drop_in::NAME).await {
+            Ok(drop_in) => Ok(drop_in.text),
+            Err(ClientError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(String::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replaces this program's drop-in; an empty text removes it. With `dry_run`, the balancer only checks the text.
+    /// The function returns the balancer's answer.
+    ///
+    /// # Errors
+    /// Fails if the balancer refuses the drop-in, or does not answer.
+    pub async fn apply(&self, text: String, dry_run: bool) -> Result<String, ClientError> {
+        if text.is_empty() {
+            return self.client().remove_drop_in(drop_in::NAME).await.map(|changed| changed.message);
+        }
+        let drop_in = SetDropIn { file: drop_in::NAME.to_owned(), text, dry_run };
+        self.client().set_drop_in(drop_in::NAME, &drop_in).await.map(|applied| applied.message)
     }
 
     /// Returns the services that the balancer has.
     ///
     /// # Errors
-    /// See [`status`](Self::status).
+    /// See [`read`](Self::read).
     pub async fn services(&self) -> Result<Vec<ServiceView>, ClientError> {
-        self.client.services().await
-    }
-
-    /// Makes the balancer apply the configuration `text`; with `dry_run`, the balancer only checks it. The function
-    /// returns the balancer's answer.
-    ///
-    /// # Errors
-    /// Fails if the balancer refuses the configuration, or does not answer.
-    pub async fn apply(&self, text: String, dry_run: bool) -> Result<String, ClientError> {
-        let configuration = ApplyConfiguration {
-            file: self.path.display().to_string(),
-            text,
-            dry_run,
-            age_seconds: None,
-            force: false,
-            reset: false,
-            path: Some(self.path.clone()),
-        };
-        self.client.apply(&configuration).await.map(|applied| applied.message)
+        self.client().services().await
     }
 
     /// Makes a change of a backend, and returns the balancer's answer.
@@ -108,41 +80,10 @@ impl Balancer {
     pub async fn change(&self, change: &Change) -> Result<String, ClientError> {
         let changed = match change {
             Change::SetAdmin(name, admin) => {
-                self.client.set_admin(name, &SetAdmin { admin: *admin, timeout: None }).await?
+                self.client().set_admin(name, &SetAdmin { admin: *admin, timeout: None }).await?
             }
-            Change::Add(service, backend) => self.client.add_backend(service, backend).await?,
+            Change::Add(service, backend) => self.client().add_backend(service, backend).await?,
         };
         Ok(changed.message)
-    }
-}
-
-/// Keeps the owner of the file, if this program has the permission, because the balancer has to read the file.
-fn keep_owner(metadata: &fs::Metadata, path: &Path) {
-    use std::os::unix::fs::{MetadataExt as _, chown};
-    if chown(path, Some(metadata.uid()), Some(metadata.gid())).is_err() {
-        let _ = chown(path, None, Some(metadata.gid()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn when_the_file_is_written_then_its_mode_stays_and_a_change_of_somebody_else_is_not_lost() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("balancer.toml");
-        fs::write(&path, "one").unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let balancer = Balancer::new("/nowhere".as_ref(), &path);
-        balancer.write("one", "two").unwrap();
-        assert_eq!(balancer.read().unwrap(), "two");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
-        let error = balancer.write("one", "three").unwrap_err();
-        assert!(error.contains("was changed by somebody else"), "{error}");
-        assert_eq!(balancer.read().unwrap(), "two");
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left lying about");
     }
 }

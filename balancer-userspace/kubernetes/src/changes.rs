@@ -1,15 +1,12 @@
 //! The differences between the wanted state and the balancer's state that remain after the balancer has applied the
-//! file.
+//! drop-in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use balancer_api::model::{AddBackend, BackendView, ServiceView};
 use balancer_config::{names::BackendName, states::Admin};
 
-use crate::{
-    block::{self, Block},
-    names,
-};
+use crate::drop_in::DropIn;
 
 /// A change of a backend that the program requests from the balancer.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,10 +21,10 @@ pub enum Change {
 ///
 /// A backend that an operator has drained stays drained, and a backend in maintenance stays in maintenance.
 #[must_use]
-pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView]) -> Vec<Change> {
+pub fn changes(drop_in: &DropIn, draining: &BTreeSet<String>, actual: &[ServiceView]) -> Vec<Change> {
     let actual: BTreeMap<&str, &ServiceView> = actual.iter().map(|service| (service.name.as_str(), service)).collect();
     let mut changes = Vec::new();
-    for service in &block.services {
+    for service in &drop_in.services {
         let Some(found) = actual.get(service.name.as_str()) else { continue };
         for backend in &service.backends {
             let name = BackendName { service: service.name.clone(), backend: backend.name.clone() };
@@ -47,7 +44,9 @@ pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView
             let full = full(&name.service, &name.backend);
             match (draining.contains(&full), there.admin.as_str()) {
                 (true, "ready") => changes.push(Change::SetAdmin(name, Admin::Drain)),
-                (false, "drain") if block.drained.contains(&full) => changes.push(Change::SetAdmin(name, Admin::Ready)),
+                (false, "drain") if drop_in.drained.contains(&full) => {
+                    changes.push(Change::SetAdmin(name, Admin::Ready))
+                }
                 _ => {}
             }
         }
@@ -61,11 +60,11 @@ pub fn changes(block: &Block, draining: &BTreeSet<String>, actual: &[ServiceView
 pub fn drained(
     before: &BTreeSet<String>,
     draining: &BTreeSet<String>,
-    wanted: &Block,
-    actual: Option<&[ServiceView]>,
+    wanted: &DropIn,
+    actual: &[ServiceView],
 ) -> BTreeSet<String> {
     let admin = |service: &str, backend: &str| -> Option<&str> {
-        let service = actual?.iter().find(|there| there.name == service)?;
+        let service = actual.iter().find(|there| there.name == service)?;
         let found: &BackendView = service.backends.iter().find(|there| there.name == backend)?;
         Some(found.admin.as_str())
     };
@@ -84,12 +83,6 @@ pub fn drained(
     marks
 }
 
-/// Whether a service of the balancer belongs to this program; false for the placeholder.
-#[must_use]
-pub fn is_ours(name: &str) -> bool {
-    name.starts_with(names::PREFIX) && name != block::PLACEHOLDER.0
-}
-
 /// Formats the name of a backend as `SERVICE/BACKEND`.
 #[must_use]
 pub fn full(service: &str, backend: &str) -> String {
@@ -99,15 +92,15 @@ pub fn full(service: &str, backend: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::{BackendText, ServiceText};
+    use crate::drop_in::{BackendText, ServiceText};
 
     const NAME: &str = "k8s.shop.web/u1";
 
-    fn block(drained: &[&str]) -> Block {
+    fn drop_in(drained: &[&str]) -> DropIn {
         let backend = BackendText { name: "u1".to_owned(), address: "10.0.0.1:80".to_owned(), address6: None };
         let service =
             ServiceText { name: "k8s.shop.web".to_owned(), backends: vec![backend], ..ServiceText::default() };
-        Block { services: vec![service], drained: set(drained) }
+        DropIn { services: vec![service], drained: set(drained) }
     }
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -132,9 +125,9 @@ mod tests {
     fn of(was: bool, drains: bool, admin: Option<&str>) -> (Option<Change>, bool) {
         let (before, draining) = (set(if was { &[NAME] } else { &[] }), set(if drains { &[NAME] } else { &[] }));
         let actual = actual(admin);
-        let marks = drained(&before, &draining, &block(&[]), Some(&actual));
-        let block = Block { drained: marks.clone(), ..block(&[]) };
-        (changes(&block, &draining, &actual).pop(), marks.contains(NAME))
+        let marks = drained(&before, &draining, &drop_in(&[]), &actual);
+        let drop_in = DropIn { drained: marks.clone(), ..drop_in(&[]) };
+        (changes(&drop_in, &draining, &actual).pop(), marks.contains(NAME))
     }
 
     #[test]
@@ -165,12 +158,5 @@ mod tests {
         let (change, _) = of(false, false, None);
         let Some(Change::Add(service, add)) = change else { unreachable!("{change:?}") };
         assert_eq!((service.as_str(), add.name.as_str(), add.address.as_str()), ("k8s.shop.web", "u1", "10.0.0.1:80"));
-    }
-
-    #[test]
-    fn when_the_balancer_is_away_then_marks_stay() {
-        let marks = drained(&set(&[NAME]), &set(&[]), &block(&[]), None);
-        assert_eq!(marks, set(&[NAME]));
-        assert_eq!(drained(&set(&[NAME]), &set(&[]), &Block::default(), None), set(&[]), "the backend is gone");
     }
 }

@@ -1,10 +1,8 @@
 //! Determines which services the balancer would accept.
 
-use std::path::Path;
-
 use balancer_config::file::{self, ConfigErrors};
 
-use crate::block::{Block, File, ServiceText};
+use crate::drop_in::{self, DropIn, ServiceText};
 
 /// The valid settings of a service, and the reason if they differ from the wanted service.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,25 +43,17 @@ pub fn alone(wanted: ServiceText, before: Option<&ServiceText>, refused: Option<
     Fitted { service: Some(if fits { milder } else { before.clone() }), wrong }
 }
 
-/// Returns those `services` that the balancer would accept together with the other services in the file, and for each
-/// other service the reason for the refusal. Services that already existed take precedence.
+/// Returns those `services` that the balancer would accept together, and for each other service the reason for the
+/// refusal. Services that are in the drop-in `before` take precedence.
 #[must_use]
-pub fn together(
-    path: &Path,
-    file: &File,
-    alone: bool,
-    services: Vec<ServiceText>,
-) -> (Vec<ServiceText>, Vec<(String, String)>) {
-    let fits = |services: &[ServiceText]| {
-        let block = Block { services: services.to_vec(), ..Block::default() };
-        file::parse(path, file.with(&block, alone).as_bytes()).map(drop).map_err(|errors| first(&errors))
-    };
+pub fn together(before: &DropIn, services: Vec<ServiceText>) -> (Vec<ServiceText>, Vec<(String, String)>) {
+    let fits = |services: &[ServiceText]| taken(&DropIn { services: services.to_vec(), ..DropIn::default() }.text());
     if fits(&services).is_ok() {
         return (services, Vec::new());
     }
     let (mut fitting, mut wrong) = (Vec::new(), Vec::new());
     let (there, new): (Vec<_>, Vec<_>) =
-        services.into_iter().partition(|service| file.block.service(&service.name).is_some());
+        services.into_iter().partition(|service| before.service(&service.name).is_some());
     for service in there.into_iter().chain(new) {
         fitting.push(service);
         if let Err(error) = fits(&fitting) {
@@ -81,7 +71,8 @@ fn is_alike(one: &ServiceText, other: &ServiceText) -> bool {
 }
 
 fn taken(text: &str) -> Result<(), String> {
-    file::parse("service".as_ref(), text.as_bytes()).map(drop).map_err(|errors| first(&errors))
+    let parsed = file::parse_drop_in(drop_in::NAME, drop_in::NAME.as_ref(), text.as_bytes());
+    parsed.map(drop).map_err(|errors| first(&errors))
 }
 
 /// Returns the first mistake, without the line number, which refers to a temporary file.
@@ -133,10 +124,8 @@ mod tests {
     #[test]
     fn when_two_services_do_not_fit_together_then_the_one_that_was_there_stays() {
         let (old, new) = (service("k8s.b.old", "198.51.100.1:80"), service("k8s.a.new", "198.51.100.1:80"));
-        let empty = File::read("interfaces = [\"eth0\"]\n").unwrap();
-        let block = Block { services: vec![old.clone()], ..Block::default() };
-        let file = File::read(&empty.with(&block, true)).unwrap();
-        let (fitting, wrong) = together("x".as_ref(), &file, true, vec![new, old.clone()]);
+        let before = DropIn { services: vec![old.clone()], ..DropIn::default() };
+        let (fitting, wrong) = together(&before, vec![new, old.clone()]);
         assert_eq!(fitting, [old]);
         assert_eq!(wrong[0].0, "k8s.a.new");
         assert!(wrong[0].1.contains("198.51.100.1:80 is the service on line"), "{wrong:?}");

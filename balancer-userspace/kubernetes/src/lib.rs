@@ -4,14 +4,13 @@
 //! changes from the balancer. The comparison ([`round`]) is pure; the modules that it uses access neither clock nor
 //! network.
 
-pub mod adopted;
 pub mod annotations;
 pub mod args;
 pub mod balancer;
-pub mod block;
 pub mod candidates;
 pub mod changes;
 pub mod cluster;
+pub mod drop_in;
 pub mod fit;
 pub mod lease;
 pub mod members;

@@ -8,8 +8,8 @@ use std::{
 use balancer_api::model::ServiceView;
 
 use crate::{
-    block::BackendText,
     candidates::{Candidate, Candidates},
+    drop_in::BackendText,
     pools::Family,
 };
 
@@ -33,8 +33,6 @@ pub struct Before<'a> {
     pub backends: &'a [BackendText],
     /// The balancer's view of the service; `None` if the balancer does not have the service.
     pub actual: Option<&'a ServiceView>,
-    /// Whether the balancer did not answer, so that the state of its services is unknown.
-    pub unknown: bool,
 }
 
 /// Returns the backends of a service with this forwarding mode and with listeners of the address families `families`.
@@ -97,7 +95,7 @@ fn strange_ports(candidate: &Candidate, usual: &BTreeMap<u16, u16>, tunnel: bool
         .then(|| "it listens on other ports than most, which is possible for Services with one port only".to_owned())
 }
 
-/// Returns a backend in the form of the configuration file; `None` while the backend lacks an address in a family that
+/// Returns a backend in the form of the drop-in; `None` while the backend lacks an address in a family that
 /// the service needs.
 fn written(
     name: &str,
@@ -126,9 +124,6 @@ fn written(
 
 /// Whether a former backend may still have clients, and therefore must stay.
 fn is_still_needed(name: &str, before: Before<'_>) -> bool {
-    if before.unknown {
-        return true;
-    }
     let backends = before.actual.into_iter().flat_map(|service| &service.backends);
     let found = backends.into_iter().find(|backend| backend.name == name);
     found.is_some_and(|backend| !["drained", "down", "maint"].contains(&backend.state.as_str()))
@@ -184,20 +179,19 @@ mod tests {
         let pods: Candidates = [pod(1, true, &[(80, 8080)])].into();
         let backends = members(&pods, &v4(), "nat", Before::default()).backends;
         let unready = [pod(1, false, &[(80, 8080)])].into();
-        let members_of = |pods: &Candidates, actual: Option<&[(&str, &str)]>, unknown| {
+        let members_of = |pods: &Candidates, actual: Option<&[(&str, &str)]>| {
             let actual = actual.map(view);
-            let before = Before { backends: &backends, actual: actual.as_ref(), unknown };
+            let before = Before { backends: &backends, actual: actual.as_ref() };
             let members = members(pods, &v4(), "nat", before);
             (members.backends.len(), members.draining.len())
         };
         let nobody = Candidates::new();
-        assert_eq!(members_of(&unready, Some(&[("u1", "up")]), false), (1, 1));
+        assert_eq!(members_of(&unready, Some(&[("u1", "up")])), (1, 1));
         for (state, stays) in [("up", 1), ("draining", 1), ("drained", 0), ("down", 0), ("maint", 0)] {
-            assert_eq!(members_of(&nobody, Some(&[("u1", state)]), false), (stays, stays), "{state}");
+            assert_eq!(members_of(&nobody, Some(&[("u1", state)])), (stays, stays), "{state}");
         }
-        assert_eq!(members_of(&nobody, None, false), (0, 0), "the balancer does not have it");
-        assert_eq!(members_of(&nobody, None, true), (1, 1), "the balancer does not answer");
-        assert_eq!(members_of(&unready, Some(&[("u1", "drained")]), false), (1, 1), "it may become ready again");
+        assert_eq!(members_of(&nobody, None), (0, 0), "the balancer does not have it");
+        assert_eq!(members_of(&unready, Some(&[("u1", "drained")])), (1, 1), "it may become ready again");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::pools::Family;
 const STALE: f64 = 180.0;
 
 /// The components whose failures are counted.
-const PARTS: [&str; 4] = ["balancer", "cluster", "conflict", "file"];
+const PARTS: [&str; 3] = ["balancer", "cluster", "conflict"];
 
 /// The metrics of the controller, which all tasks update.
 #[derive(Debug)]
@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn when_numbers_are_shown_then_each_is_described_in_the_book() {
         let metrics = Metrics::default();
-        metrics.failed("file");
+        metrics.failed("balancer");
         metrics.counted(2, 5, 1, &[(Family::V4, 3.0)].into());
         let text = metrics.text();
         for line in [
-            "balancer_kubernetes_errors_total{in=\"file\"} 1",
+            "balancer_kubernetes_errors_total{in=\"balancer\"} 1",
             "balancer_kubernetes_errors_total{in=\"cluster\"} 0",
             "balancer_kubernetes_backends{state=\"draining\"} 1",
             "balancer_kubernetes_addresses_left{family=\"IPv4\"} 3",

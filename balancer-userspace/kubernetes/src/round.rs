@@ -4,18 +4,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
 };
 
 use balancer_api::model::ServiceView;
 use k8s_openapi::api::core::v1::{Node, Service};
 
 use crate::{
-    adopted::{Adopted, adopted},
     args::Target,
-    block::{Block, File, ServiceText},
     candidates::{Candidates, nodes, pods},
     changes::{self, full},
+    drop_in::{DropIn, ServiceText},
     fit::{self, Refusal},
     members::{Before, members},
     others::Others,
@@ -36,16 +34,12 @@ pub struct World<'a> {
     pub slices: &'a [EndpointSlice],
     /// All nodes of the cluster, if nodes are the backends.
     pub nodes: &'a [Node],
-    /// The path of the balancer's configuration file, for messages.
-    pub path: &'a Path,
-    /// The balancer's configuration file.
-    pub file: &'a File,
-    /// The services in the configuration file that do not belong to this program.
+    /// This program's drop-in in the balancer.
+    pub drop_in: &'a DropIn,
+    /// The services of the balancer that do not belong to this program.
     pub others: &'a Others,
-    /// All services that the balancer has; `None` if the balancer does not answer.
-    pub actual: Option<&'a [ServiceView]>,
-    /// The backends that users have added at run time, as `SERVICE/BACKEND`.
-    pub added: &'a BTreeSet<String>,
+    /// All services that the balancer has.
+    pub actual: &'a [ServiceView],
     /// The services that the balancer has refused, by name.
     pub refused: &'a BTreeMap<String, Refusal>,
 }
@@ -53,8 +47,8 @@ pub struct World<'a> {
 /// The result of a comparison, which is the wanted state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Round {
-    /// The wanted contents of this program's section of the configuration file.
-    pub block: Block,
+    /// The wanted contents of this program's drop-in.
+    pub drop_in: DropIn,
     /// The backends that must not take new clients, as `SERVICE/BACKEND`.
     pub draining: BTreeSet<String>,
     /// The consequences of the comparison for each Service of this program.
@@ -126,25 +120,23 @@ impl Terms {
     pub fn round(&self, world: World<'_>) -> Round {
         let mut jobs = self.jobs(world);
         let mut draining = BTreeSet::new();
-        let adopted = world.actual.map(|actual| adopted(&world.file.block, actual, world.added)).unwrap_or_default();
         for job in &mut jobs {
-            self.work_out(job, world, &adopted, &mut draining);
+            self.work_out(job, world, &mut draining);
         }
         let texts = jobs.iter().filter_map(|job| job.text.clone()).collect();
-        let (mut services, wrong) = fit::together(world.path, world.file, world.others.is_none(), texts);
+        let (mut services, wrong) = fit::together(world.drop_in, texts);
         services.sort_by(|one, other| one.name.cmp(&other.name));
         for (name, error) in wrong {
             for job in jobs.iter_mut().filter(|job| job.wanted.name == name) {
                 job.notices.push(Notice { reason: "Refused", message: error.clone() });
             }
         }
-        let mut block = Block { services, drained: BTreeSet::new() };
-        let marks = world.file.block.drained.union(&adopted.drained).cloned().collect();
-        block.drained = changes::drained(&marks, &draining, &block, world.actual);
+        let mut drop_in = DropIn { services, drained: BTreeSet::new() };
+        drop_in.drained = changes::drained(&world.drop_in.drained, &draining, &drop_in, world.actual);
         let used = jobs.iter().flat_map(|job| job.grant.addresses.values().copied()).collect();
-        let mut outcomes: Vec<Outcome> = jobs.into_iter().map(|job| outcome(job, &block)).collect();
+        let mut outcomes: Vec<Outcome> = jobs.into_iter().map(|job| outcome(job, &drop_in)).collect();
         outcomes.extend(world.services.iter().filter_map(|service| self.without(service)));
-        Round { left: pools::left(&self.pools, &used), block, draining, outcomes }
+        Round { left: pools::left(&self.pools, &used), drop_in, draining, outcomes }
     }
 
     /// The Services that the balancer should serve, oldest first, each with its addresses.
@@ -157,8 +149,8 @@ impl Terms {
         });
         let mut wants: Vec<Wanted> = services.iter().map(|service| self.wanted(service)).collect();
         for wanted in wants.iter_mut().filter(|wanted| wanted.claim.held.is_empty()) {
-            // The addresses in the configuration file are in use, but the status of the Service may not show them yet.
-            wanted.claim.held = world.file.block.service(&wanted.name).map(addresses).unwrap_or_default();
+            // The addresses in the drop-in are in use, but the status of the Service may not show them yet.
+            wanted.claim.held = world.drop_in.service(&wanted.name).map(addresses).unwrap_or_default();
         }
         let claims: Vec<_> = wants.iter().map(|wanted| wanted.claim.clone()).collect();
         let grants = pools::allocate(&self.pools, &claims, &world.others.addresses);
@@ -174,19 +166,16 @@ impl Terms {
     }
 
     /// Computes the balancer's service for a Kubernetes Service.
-    fn work_out(&self, job: &mut Job<'_>, world: World<'_>, adopted: &Adopted, draining: &mut BTreeSet<String>) {
+    fn work_out(&self, job: &mut Job<'_>, world: World<'_>, draining: &mut BTreeSet<String>) {
         let Job { service, wanted, grant, notices, text } = job;
         if grant.addresses.is_empty() || wanted.ports.is_empty() {
             return;
         }
-        let before = world.file.block.service(&wanted.name);
+        let before = world.drop_in.service(&wanted.name);
         let families = grant.addresses.keys().copied().collect();
-        let mut backends = before.map(|before| before.backends.clone()).unwrap_or_default();
-        backends.extend(adopted.backends.get(&wanted.name).into_iter().flatten().cloned());
         let known = Before {
-            backends: &backends,
-            actual: world.actual.and_then(|actual| actual.iter().find(|there| there.name == wanted.name)),
-            unknown: world.actual.is_none(),
+            backends: before.map(|before| before.backends.as_slice()).unwrap_or_default(),
+            actual: world.actual.iter().find(|there| there.name == wanted.name),
         };
         let candidates = self.candidates(service, wanted, world);
         let members = members(&candidates, &families, self.forwarding(wanted), known);
@@ -253,10 +242,14 @@ fn object(service: &Service) -> Object {
     }
 }
 
-fn outcome(job: Job<'_>, block: &Block) -> Outcome {
-    let is_served = block.service(&job.wanted.name).is_some();
-    let addresses: Vec<IpAddr> = job.grant.addresses.values().copied().filter(|_| is_served).collect();
-    let step = if wanted::held(job.service) == addresses { Step::Nothing } else { Step::Publish(addresses) };
+fn outcome(job: Job<'_>, drop_in: &DropIn) -> Outcome {
+    let is_served = drop_in.service(&job.wanted.name).is_some();
+    let addresses: Vec<IpAddr> = job.grant.addresses.values().copied().collect();
+    // A Service that the balancer refuses keeps the address that it has, so that no other Service gets the address.
+    let is_refused = !is_served && !addresses.is_empty() && !job.wanted.ports.is_empty();
+    let addresses = if is_served { addresses } else { Vec::new() };
+    let is_due = wanted::held(job.service) != addresses && !is_refused;
+    let step = if is_due { Step::Publish(addresses) } else { Step::Nothing };
     Outcome { object: object(job.service), step, notices: job.notices }
 }
 

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use balancer_api::{client::ClientError, model::ServiceView};
 use k8s_openapi::api::core::v1::{Node, Service};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -17,9 +18,9 @@ use tokio::{
 use crate::{
     args::{Run, Target},
     balancer::Balancer,
-    block::{Block, File},
     changes,
     cluster::{Answer, Cluster, Failure, mirror::Mirror},
+    drop_in::{self, DropIn, ServiceText},
     fit::Refusal,
     lease::Candidacy,
     metrics::Metrics,
@@ -38,6 +39,9 @@ const SOON: Duration = Duration::from_secs(3);
 /// The time for which the controller collects further changes before a comparison.
 const COLLECT: Duration = Duration::from_millis(100);
 
+/// The time after which the controller requests refused services again.
+const FORGIVE: Duration = Duration::from_secs(600);
+
 /// The state that the controller keeps between comparisons.
 struct Controller {
     terms: Terms,
@@ -49,10 +53,11 @@ struct Controller {
     nodes: Arc<Mirror<Node>>,
     /// The time until which this controller may act; `None` if the controller must not act.
     until: watch::Receiver<Option<Instant>>,
-    /// The contents of this program's section that the balancer has applied last.
-    applied: Option<Block>,
     /// The services that the balancer has refused, by name.
     refused: BTreeMap<String, Refusal>,
+    /// The time from which on the balancer may accept services that it has refused, because an operator may have changed
+    /// the balancer.
+    forgive: Instant,
     /// The notices that the program has already written, with the Service.
     told: BTreeSet<(String, Notice)>,
 }
@@ -65,10 +70,6 @@ struct Stopped {
 }
 
 impl Stopped {
-    fn file(why: String) -> Self {
-        Self { part: "file", why }
-    }
-
     fn balancer(why: impl ToString) -> Self {
         Self { part: "balancer", why: why.to_string() }
     }
@@ -95,6 +96,7 @@ pub async fn run(args: Run) -> anyhow::Result<()> {
         Some(candidacy) => drop(tasks.spawn(candidacy.run(cluster.clone(), sender))),
         None => drop(sender.send_replace(Some(Instant::now() + Duration::from_secs(365 * 24 * 3600)))),
     }
+    let servers = args.servers()?;
     let mut controller = Controller {
         terms: Terms {
             class: args.class,
@@ -103,15 +105,15 @@ pub async fn run(args: Run) -> anyhow::Result<()> {
             assign_vip: args.assign_vip,
             pools: args.pools.iter().map(ipnet::IpNet::trunc).collect(),
         },
-        balancer: Balancer::new(&args.socket, &args.configuration),
+        balancer: Balancer::new(&args.socket, servers),
         services: Arc::default(),
         slices: Arc::default(),
         nodes: Arc::default(),
         cluster: cluster.clone(),
         metrics,
         until,
-        applied: None,
         refused: BTreeMap::new(),
+        forgive: Instant::now(),
         told: BTreeSet::new(),
     };
     controller.follow(&mut tasks, &wake);
@@ -170,8 +172,6 @@ impl Controller {
             let leads = self.leads();
             self.metrics.leads(leads);
             if !leads {
-                // Another controller acts now, so this controller does not know the state of the balancer.
-                self.applied = None;
                 next = Instant::now() + SOON;
                 continue;
             }
@@ -214,45 +214,30 @@ impl Controller {
             Target::Node => (Some(Vec::new()), nodes),
         };
         let (Some(slices), Some(nodes)) = (slices, nodes) else { return Ok(false) };
-        let text = self.balancer.read().map_err(Stopped::file)?;
-        let path = self.balancer.path().to_owned();
-        let file = File::read(&text).map_err(|error| Stopped::file(format!("{}: {error}", path.display())))?;
-        let others = Others::of(&path, &file).map_err(Stopped::file)?;
-        let actual = self.balancer.status().await;
-        let nobody = BTreeSet::new();
+        if Instant::now() >= self.forgive {
+            self.refused.clear();
+            self.forgive = Instant::now() + FORGIVE;
+        }
+        let text = self.balancer.read().await.map_err(|error| self.failed(error))?;
+        let before = DropIn::read(&text).map_err(|error| {
+            Stopped::balancer(format!("drop-in {} is not this program's: {error}; remove it", drop_in::NAME))
+        })?;
+        let actual = self.balancer.services().await.map_err(|error| self.failed(error))?;
+        let others = Others::of(&actual);
         let world = World {
             services: &services,
             slices: &slices,
             nodes: &nodes,
-            path: &path,
-            file: &file,
+            drop_in: &before,
             others: &others,
-            actual: actual.as_ref().ok().map(|(services, _)| services.as_slice()),
-            added: actual.as_ref().map_or(&nobody, |(_, added)| added),
+            actual: &actual,
             refused: &self.refused,
         };
         let round = self.terms.round(world);
         self.count(&round);
         let troubles = self.finalize(&round.outcomes).await;
         self.still_leads()?;
-        let written = file.with(&round.block, others.is_none());
-        let actual = match actual {
-            Ok((actual, _)) => actual,
-            Err(error) => {
-                // After a restart, the balancer has read the file, and may accept services that it has refused before.
-                self.refused.clear();
-                self.write(&text, &written)?;
-                return Err(Stopped::balancer(error));
-            }
-        };
-        if let Some(why) = others.missing(actual.iter().map(|service| service.name.as_str())) {
-            self.write(&text, &written)?;
-            return Err(Stopped::balancer(why));
-        }
-        let there: BTreeSet<String> = actual.into_iter().map(|service| service.name).collect();
-        self.apply(&round.block, &file, others.is_none(), &there).await?;
-        // The program writes drains to the file before it begins them.
-        self.write(&text, &written)?;
+        self.apply(&round.drop_in, &text, &before, &actual).await?;
         let there = self.change(&round).await?;
         self.still_leads()?;
         let late = self.publish(&round.outcomes, &there).await;
@@ -260,12 +245,22 @@ impl Controller {
             return Err(Stopped::cluster(&failure));
         }
         self.metrics.compared();
-        Ok(round.block.drained.is_empty())
+        Ok(round.drop_in.drained.is_empty())
+    }
+
+    /// Notes a failed request to the balancer.
+    fn failed(&mut self, error: ClientError) -> Stopped {
+        if error.is_absence() {
+            self.balancer.use_next();
+            // After a restart, the balancer may accept services that it has refused before.
+            self.refused.clear();
+        }
+        Stopped::balancer(error)
     }
 
     fn count(&self, round: &Round) {
-        let backends = round.block.services.iter().map(|service| service.backends.len()).sum();
-        self.metrics.counted(round.block.services.len(), backends, round.draining.len(), &round.left);
+        let backends = round.drop_in.services.iter().map(|service| service.backends.len()).sum();
+        self.metrics.counted(round.drop_in.services.len(), backends, round.draining.len(), &round.left);
     }
 
     /// Adds finalizers to Services, and informs owners about mistakes. The function returns the last failure, if there
@@ -297,66 +292,80 @@ impl Controller {
         failure
     }
 
-    fn write(&self, text: &str, written: &str) -> Result<(), Stopped> {
-        if text == written { Ok(()) } else { self.balancer.write(text, written).map_err(Stopped::file) }
-    }
-
-    /// Makes the balancer apply this program's services, unless it has already applied them; `there` contains the
-    /// services that the balancer has now.
+    /// Makes the balancer apply the `wanted` drop-in, unless the balancer has all of it. The drop-in so far has the text
+    /// `text` and the contents `before`.
     async fn apply(
         &mut self,
-        block: &Block,
-        file: &File,
-        alone: bool,
-        there: &BTreeSet<String>,
+        wanted: &DropIn,
+        text: &str,
+        before: &DropIn,
+        actual: &[ServiceView],
     ) -> Result<(), Stopped> {
-        let wanted: BTreeSet<&String> = block.services.iter().map(|service| &service.name).collect();
-        let ours: BTreeSet<&String> = there.iter().filter(|name| changes::is_ours(name)).collect();
-        let is_applied = self.applied.as_ref().is_some_and(|applied| applied.services == block.services);
-        if is_applied && ours == wanted {
+        let own = actual.iter().filter(|service| service.drop_in.as_deref() == Some(drop_in::NAME));
+        let there: BTreeSet<&str> = own.map(|service| service.name.as_str()).collect();
+        let is_there = wanted.services.iter().all(|service| there.contains(service.name.as_str()));
+        if wanted.text() == text && is_there {
             return Ok(());
         }
-        self.applied = None;
-        let said = match self.balancer.apply(file.with(block, alone), false).await {
+        let said = match self.balancer.apply(wanted.text(), false).await {
             Ok(said) => said,
             Err(error) => {
-                if !error.is_absence() {
-                    self.find_refused(block, file, alone).await;
+                if !error.is_absence() && !self.find_refused(wanted, before, &there).await {
+                    // No single service is to blame. A member of a fleet may have lost the fleet's etcd.
+                    self.balancer.use_next();
                 }
-                return Err(Stopped::balancer(error));
+                return Err(self.failed(error));
             }
         };
         self.metrics.changed();
         tracing::info!("{said}");
-        self.applied = Some(block.clone());
         Ok(())
     }
 
-    /// Finds the services that made the balancer refuse the file, so that the balancer can serve all other services.
-    async fn find_refused(&mut self, block: &Block, file: &File, alone: bool) {
-        for service in block.services.iter().filter(|service| file.block.service(&service.name) != Some(service)) {
-            let mut only = file.block.clone();
-            only.services.retain(|other| other.name != service.name);
-            only.services.push(service.clone());
-            let answer = self.balancer.apply(file.with(&only, alone), true).await;
-            if let Err(error) = answer.map(drop).or_else(|error| if error.is_absence() { Ok(()) } else { Err(error) }) {
-                let refusal = Refusal { service: service.clone(), why: error.to_string() };
-                self.refused.insert(service.name.clone(), refusal);
+    /// Finds the services that made the balancer refuse the drop-in, so that the balancer can serve all other services.
+    /// If no service is refused in a dry run, the function really applies the services one by one, because only then
+    /// the data path can refuse a service. The function returns whether it has found a refused service.
+    async fn find_refused(&mut self, wanted: &DropIn, before: &DropIn, there: &BTreeSet<&str>) -> bool {
+        let is_there = |service: &ServiceText| there.contains(service.name.as_str());
+        let stays = |service: &ServiceText| is_there(service) && before.service(&service.name) == Some(service);
+        let kept = |service: &&ServiceText| is_there(service) && wanted.service(&service.name).is_some();
+        let accepted: Vec<ServiceText> = before.services.iter().filter(kept).cloned().collect();
+        for dry_run in [true, false] {
+            let (mut services, mut found) = (accepted.clone(), false);
+            for service in wanted.services.iter().filter(|service| !stays(service)) {
+                let mut next = services.clone();
+                next.retain(|other| other.name != service.name);
+                next.push(service.clone());
+                let text = DropIn { services: next.clone(), drained: wanted.drained.clone() }.text();
+                match self.balancer.apply(text, dry_run).await {
+                    Ok(_) => services = next,
+                    Err(error) if error.is_absence() => return true,
+                    Err(error) => {
+                        let refusal = Refusal { service: service.clone(), why: error.to_string() };
+                        self.refused.insert(service.name.clone(), refusal);
+                        found = true;
+                    }
+                }
+            }
+            if found || self.still_leads().is_err() {
+                return found;
             }
         }
+        false
     }
 
-    /// Drains backends, and makes drained backends ready again. The function returns the names of the balancer's
-    /// services.
-    async fn change(&self, round: &Round) -> Result<BTreeSet<String>, Stopped> {
-        let actual = self.balancer.services().await.map_err(Stopped::balancer)?;
-        for change in changes::changes(&round.block, &round.draining, &actual) {
+    /// Drains backends, and makes drained backends ready again. The function returns the names of the services in the
+    /// drop-in.
+    async fn change(&mut self, round: &Round) -> Result<BTreeSet<String>, Stopped> {
+        let actual = self.balancer.services().await.map_err(|error| self.failed(error))?;
+        for change in changes::changes(&round.drop_in, &round.draining, &actual) {
             self.still_leads()?;
-            let said = self.balancer.change(&change).await.map_err(Stopped::balancer)?;
+            let said = self.balancer.change(&change).await.map_err(|error| self.failed(error))?;
             self.metrics.changed();
             tracing::info!("{said}");
         }
-        Ok(actual.into_iter().map(|service| service.name).collect())
+        let own = actual.into_iter().filter(|service| service.drop_in.as_deref() == Some(drop_in::NAME));
+        Ok(own.map(|service| service.name).collect())
     }
 
     /// Writes the addresses of served Services to their status, and releases those Services that are no longer served.

@@ -12,8 +12,8 @@ use toml::Value;
 use crate::{
     annotations::{self, Settings},
     args::Target,
-    block::{RuleText, ServiceText},
     candidates::{self, Port},
+    drop_in::{RuleText, ServiceText},
     names,
     pools::{Claim, Family, Grant},
     sources,
@@ -104,7 +104,7 @@ impl Terms {
         wanted.settings.forwarding.as_deref().unwrap_or("nat")
     }
 
-    /// Returns the balancer's service in the form of the configuration file, without backends.
+    /// Returns the balancer's service in the form of the drop-in, without backends.
     #[must_use]
     pub fn text(&self, service: &Service, wanted: &Wanted, grant: &Grant) -> ServiceText {
         let mut keys = self.usual(service);
@@ -204,7 +204,7 @@ fn rules(wanted: &Wanted, grant: &Grant) -> Vec<RuleText> {
     families.flat_map(|family| sources::denied(&wanted.ranges, *family == Family::V6)).map(rule).collect()
 }
 
-/// Converts `ports` to the form of the configuration file.
+/// Converts `ports` to the form of the drop-in.
 #[must_use]
 pub fn port_keys(ports: &BTreeMap<u16, u16>) -> BTreeMap<String, u16> {
     ports.iter().map(|(port, to)| (port.to_string(), *to)).collect()
@@ -268,7 +268,7 @@ mod tests {
             text.listen,
             ["198.51.100.2:80", "198.51.100.2:443/udp", "[2001:db8::2]:80", "[2001:db8::2]:443/udp"]
         );
-        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse_drop_in("x", "x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 
     #[test]
@@ -287,7 +287,7 @@ mod tests {
         let text = text(serde_json::json!({"loadBalancerSourceRanges": ["128.0.0.0/1"]}));
         let rules: Vec<&str> = text.rules.iter().map(|rule| rule.prefix.as_str()).collect();
         assert_eq!(rules, ["0.0.0.0/1", "::/0"]);
-        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse_drop_in("x", "x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 
     #[test]
@@ -306,6 +306,6 @@ mod tests {
         let text = terms.text(&service, &wanted, &Grant { addresses, problems: Vec::new() });
         assert_eq!(text.settings["check"]["port"].as_integer(), Some(31_000));
         assert_eq!(text.settings["assign_vip"].as_str(), Some("lo"));
-        balancer_config::file::parse("x".as_ref(), text.alone().as_bytes()).unwrap();
+        balancer_config::file::parse_drop_in("x", "x".as_ref(), text.alone().as_bytes()).unwrap();
     }
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use balancer_api::{
-    model::{Changed, ClientView, ForgottenView, ImportedView, KnownClientView, KnownClientsView, RuleView},
+    model::{
+        Changed, ClientView, DropInText, DropInView, ForgottenView, ImportedView, KnownClientView, KnownClientsView,
+        RuleView,
+    },
     tally::Tally,
 };
 use balancer_common::{
@@ -228,6 +231,10 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     })
                 });
             }
+            Call::DropIns { reply } => {
+                let view = DropInView { name: "web".to_owned(), services: vec!["shop".to_owned()] };
+                let _ = reply.send(vec![(view, DropInText { text: "[[service]]\n".to_owned() })]);
+            }
             Call::Rules { service, reply } => {
                 let rule = |service: &str| RuleView {
                     service: service.to_owned(),
@@ -331,6 +338,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::RemoveListener { .. }
                     | Change::AddRule { .. }
                     | Change::RemoveRule { .. }
+                    | Change::SetDropIn { .. }
                     | Change::Reload(_)
                     | Change::Reset(_)
                     | Change::Discover { .. } => Ok(()),
@@ -391,6 +399,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         last_change: None,
         statistics: ServiceStatistics::default(),
         name: name.to_owned(),
+        drop_in: None,
         listeners: vec![ListenerSnapshot {
             listener: Listener::at("198.51.100.10:80".parse().unwrap(), protocol),
             stats: None,

@@ -223,6 +223,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
     let ServiceConfig {
         name: _,
         renamed_from: _,
+        drop_in: _,
         listen: _,
         ports: _,
         forwarding: _,

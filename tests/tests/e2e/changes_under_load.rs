@@ -114,6 +114,7 @@ fn apply(site: &Site, change: &Change) {
             | Change::ForceHealth { .. }
             | Change::AddRule { .. }
             | Change::RemoveRule { .. }
+            | Change::SetDropIn { .. }
             | Change::Reload(_)
             | Change::Reset(_)
             | Change::Discover { .. } => {

@@ -73,6 +73,14 @@ fn new_trace(site: &Site) -> String {
     }
 }
 
+/// Applies a drop-in, and returns its name.
+fn new_drop_in(site: &Site) -> String {
+    let file = site.files().join("drop-in.toml");
+    fs::write(&file, "[[service]]\nname = \"other\"\naddress = \"198.51.100.20:81\"\nforwarding = \"nat\"\n").unwrap();
+    site.cli(&["drop-in", "apply", "web", &file.display().to_string()]).unwrap();
+    "web".to_owned()
+}
+
 #[test]
 fn when_a_running_controller_answers_or_refuses_then_it_is_as_described() {
     let site = Site::start(Shape::OneLegged, Forwarding::Nat, 3, |settings, _| {
@@ -90,9 +98,10 @@ fn when_a_running_controller_answers_or_refuses_then_it_is_as_described() {
         let path = path.replace("{ip}", &client.to_string()).replace("{address}", &address).replace("{length}", "24");
         let path = path.replace("{protocol}", "udp").replace("{ports}", "443");
         let path = if path.contains("{trace}") { path.replace("{trace}", &new_trace(&site)) } else { path };
+        let path = if path.contains("{drop_in}") { path.replace("{drop_in}", &new_drop_in(&site)) } else { path };
         assert!(!path.contains('{'), "{path}: give the new placeholder a value in this test");
         let mut example = operation["requestBody"]["content"]["application/json"]["example"].clone();
-        if let Some(text) = example.get_mut("text") {
+        if let Some(text) = example.get_mut("text").filter(|_| described == "/v1/configuration") {
             *text = fs::read_to_string(site.config()).unwrap().into();
         }
         let body = if example.is_null() { String::new() } else { example.to_string() };

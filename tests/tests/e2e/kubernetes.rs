@@ -69,7 +69,6 @@ impl World {
         command.args(["run", "--lease", "none", "--metrics", "127.0.0.1:0", "--pool"]);
         command.arg(format!("{}/32", self.site.topology().vip(Family::V4)));
         command.arg("--kubeconfig").arg(file("kubeconfig")).arg("--socket").arg(file("balancer.sock"));
-        command.arg("--configuration").arg(self.site.config());
         Controller(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
@@ -214,7 +213,7 @@ fn when_a_deployment_is_rolled_out_then_clients_stay_until_their_pod_ends_whatev
     assert!(World::at(&moved, 5..=5).is_empty());
     world.cluster.is_away(false);
 
-    // After a kill, the balancer finds all services in its configuration file.
+    // After a kill, the balancer still has the services of the drop-in.
     world.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     assert_eq!(world.homes(1..=300), moved);
 

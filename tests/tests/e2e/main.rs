@@ -17,6 +17,7 @@ mod described;
 mod devices;
 mod discovery;
 mod doctor;
+mod drop_ins;
 mod failover;
 mod first_contact;
 mod fleet;

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::support::wait;
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority() -> Authority {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -25,13 +25,13 @@ fn authority() -> Authority {
 }
 
 /// The certificate files of the balancer and of the users.
-struct Certificates {
+pub(crate) struct Certificates {
     directory: TempDir,
     authority: Authority,
 }
 
 impl Certificates {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let this = Self { directory: tempfile::tempdir().unwrap(), authority: authority() };
         fs::write(this.path("ca.pem"), this.authority.pem()).unwrap();
         this.sign("server", "127.0.0.1", &this.authority);
@@ -44,13 +44,22 @@ impl Certificates {
         this
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
+    /// Makes a certificate for machines with these names or addresses, signed by the authority that clients trust.
+    pub(crate) fn sign_for(&self, name: &str, names: Vec<String>) {
+        self.write(name, names, &self.authority);
+    }
+
     fn sign(&self, name: &str, dns: &str, authority: &Authority) {
+        self.write(name, vec![dns.to_owned()], authority);
+    }
+
+    fn write(&self, name: &str, names: Vec<String>, authority: &Authority) {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         fs::write(self.path(&format!("{name}.pem")), params.signed_by(&key, authority).unwrap().pem()).unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();

@@ -11,7 +11,7 @@ use crate::command::{output, program, root, run};
 pub(super) const CHECKSUMS: &str = "SHA256SUMS";
 
 /// Files below the project's root, each with its directory in the archive.
-const FILES: [(&str, &str); 13] = [
+const FILES: [(&str, &str); 14] = [
     ("README.md", ""),
     ("CHANGELOG.md", ""),
     ("LICENSE-APACHE", ""),
@@ -23,6 +23,7 @@ const FILES: [(&str, &str); 13] = [
     ("packaging/balancer-kubernetes.default", ""),
     ("contrib/kubernetes/rbac.yaml", "contrib/kubernetes"),
     ("contrib/kubernetes/deployment.yaml", "contrib/kubernetes"),
+    ("contrib/kubernetes/remote.yaml", "contrib/kubernetes"),
     ("docs/openapi.json", "docs"),
     ("contrib/systemd/exec-checks.conf", "contrib/systemd"),
 ];

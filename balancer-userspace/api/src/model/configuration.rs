@@ -36,6 +36,35 @@ pub struct ApplyConfiguration {
     pub path: Option<PathBuf>,
 }
 
+/// The body of `PUT /v1/drop-ins/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetDropIn {
+    /// The name of the file with the drop-in, for messages.
+    pub file: String,
+    /// The text of the drop-in: sections `[[service]]` as in the configuration file.
+    pub text: String,
+    /// Whether the controller only reports the changes and does not make them.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A drop-in: services that the balancer keeps beside the services of the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropInView {
+    /// The name of the drop-in.
+    pub name: String,
+    /// The names of the services in the drop-in.
+    pub services: Vec<String>,
+}
+
+/// The contents of a drop-in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropInText {
+    /// The text of the drop-in, as it was last applied.
+    pub text: String,
+}
+
 /// The answer to a request that applies a configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Applied {

@@ -11,6 +11,9 @@ use crate::quic::QuicView;
 pub struct ServiceView {
     /// The name of the service.
     pub name: String,
+    /// The drop-in that contains the service; absent: the configuration file contains the service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_in: Option<String>,
     /// The virtual IP and port (or port range) of the first listener.
     pub address: String,
     /// The protocol of the first listener: `tcp` or `udp`.

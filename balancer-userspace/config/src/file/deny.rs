@@ -1,12 +1,12 @@
 //! Reads the files of deny lists.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use super::{
     contents,
     findings::{ConfigErrors, Finding},
 };
-use crate::{config::Config, deny::DenyList};
+use crate::{deny::DenyList, service::ServiceConfig};
 
 /// The maximum size of a deny list file, in MiB.
 pub(super) const LARGEST: u64 = 64;
@@ -21,13 +21,12 @@ pub fn load(path: &Path) -> Result<DenyList, Finding> {
     DenyList::parse(&text).map_err(|(line, text)| finding(line, text))
 }
 
-/// Reads the deny lists that a configuration names, and returns the total number of their prefixes.
+/// Reads the deny lists that services name, and returns the total number of their prefixes.
 ///
 /// # Errors
 /// Returns the first error in each invalid deny list.
-pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
-    let files: BTreeSet<&Path> =
-        config.services.iter().filter_map(|service| Some(&*service.deny.as_ref()?.file)).collect();
+pub fn check(services: &[Arc<ServiceConfig>]) -> Result<usize, ConfigErrors> {
+    let files: BTreeSet<&Path> = services.iter().filter_map(|service| Some(&*service.deny.as_ref()?.file)).collect();
     let (mut count, mut errors) = (0, Vec::new());
     for file in files {
         match load(file) {

@@ -47,6 +47,11 @@ pub(super) fn config(text: &str, known: &mut Known, findings: &mut Findings<'_>)
 
 /// Makes a configuration from the text of a file without reusing earlier results.
 pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Config> {
+    of_parts(document(text, "the file", findings)?, None, findings)
+}
+
+/// Parses TOML, and calls the whole text `title` in errors.
+fn document<'i>(text: &'i str, title: &'static str, findings: &mut Findings<'_>) -> Option<Section<'i>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     let mut lines = HashSet::new();
     for error in &errors {
@@ -57,11 +62,7 @@ pub(super) fn as_a_whole(text: &str, findings: &mut Findings<'_>) -> Option<Conf
             findings.error(at, format!("not TOML: {}{hint}", error.message().replace('\n', " ")));
         }
     }
-    if !errors.is_empty() {
-        return None;
-    }
-
-    of_parts(Section::new("the file", 0, document.into_inner()), None, findings)
+    errors.is_empty().then(|| Section::new(title, 0, document.into_inner()))
 }
 
 /// Makes a configuration from the tables of a file. `services` contains the services of the file, if they are not in
@@ -95,7 +96,9 @@ fn of_parts(
             section.finish(findings);
             capacity
         });
-    let flows = root.table("flow_table", "[flow_table]", "{ capacity = 262144 }", findings).and_then(|mut section| {
+    let flow_table = root.table("flow_table", "[flow_table]", "{ capacity = 262144 }", findings);
+    let flow_table_wanted = flow_table.is_some();
+    let flows = flow_table.and_then(|mut section| {
         let capacity = section.integer("capacity", findings, (1024, MAX_FLOW_TABLE_CAPACITY));
         section.finish(findings);
         capacity
@@ -111,16 +114,16 @@ fn of_parts(
     let fleet = root
         .table("fleet", "[fleet]", "{ name = \"site1\", endpoints = [\"https://192.0.2.1:2379\"] }", findings)
         .and_then(|section| fleet(section, findings));
-    let in_root = root.tables("service", "[[service]]", findings).unwrap_or_default();
+    let in_root = root.tables("service", "[[service]]", findings);
     root.finish(findings);
     let nothing = Valid::default();
     let (services, known) = match services {
         Some(services) => services,
         None => {
-            if in_root.is_empty() && !findings.has_errors() {
+            if in_root.is_none() && !findings.has_errors() {
                 findings.error(0, "no [[service]] in the file; add at least one".to_owned());
             }
-            let placed = in_root.into_iter().filter_map(|section| service(section, findings));
+            let placed = in_root.unwrap_or_default().into_iter().filter_map(|section| service(section, findings));
             (placed.map(|placed| (0, Arc::new(placed))).collect(), &nothing)
         }
     };
@@ -136,11 +139,27 @@ fn of_parts(
         metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
         flow_table_capacity: flows.map_or(FLOW_TABLE_CAPACITY, |capacity| capacity.value),
+        flow_table_wanted,
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
         fleet,
         services,
     })
+}
+
+/// Makes the services of a drop-in called `name`, which contains nothing but services. The function adds errors to
+/// `findings`; the result is `None` only if there are errors.
+pub(super) fn drop_in(name: &str, text: &str, findings: &mut Findings<'_>) -> Option<Valid> {
+    let mut root = document(text, "the drop-in", findings)?;
+    let sections = root.tables("service", "[[service]]", findings).unwrap_or_default();
+    root.finish(findings);
+    let placed = sections.into_iter().filter_map(|section| service(section, findings));
+    let placed = placed.map(|mut placed| {
+        Arc::make_mut(&mut placed.service).drop_in = Some(name.to_owned());
+        (0, Arc::new(placed))
+    });
+    let services: Services = placed.collect();
+    related(&services, &Valid::default(), findings)
 }
 
 fn statistics(mut section: Section<'_>, findings: &mut Findings<'_>) -> StatisticsConfig {

@@ -6,9 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Parsed;
-use crate::config::Config;
-
 /// The maximum number of errors reported for one file; the balancer only counts further errors.
 const MAX_ERRORS: usize = 100;
 
@@ -144,7 +141,7 @@ impl<'i> Findings<'i> {
     }
 
     /// Returns the result for a text: `config`, or the errors if there are any.
-    pub(super) fn outcome(self, config: Option<Config>) -> Parsed {
+    pub(super) fn outcome<C>(self, config: Option<C>) -> Result<(C, Vec<Warning>), ConfigErrors> {
         match config {
             Some(config) if !self.has_errors() => Ok((config, self.into_warnings())),
             _ => Err(self.into_errors()),

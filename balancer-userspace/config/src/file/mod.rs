@@ -25,7 +25,7 @@ mod snat;
 
 use std::{fs::File, io::Read as _, path::Path};
 
-use crate::config::Config;
+use crate::{config::Config, validate::Valid};
 pub use document::DEFAULT_SOCKET;
 use findings::Findings;
 pub use findings::{ConfigErrors, Finding, Warning};
@@ -64,6 +64,17 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     Parser::default().parse(path, bytes)
 }
 
+/// Validates the contents of a drop-in, which has the services of a configuration file and nothing else.
+///
+/// # Errors
+/// Returns the errors in the same form as the function [`parse`].
+pub fn parse_drop_in(name: &str, path: &Path, bytes: &[u8]) -> Result<(Valid, Vec<Warning>), ConfigErrors> {
+    let text = text(path, bytes)?;
+    let mut findings = Findings::new(path, text);
+    let services = document::drop_in(name, text, &mut findings);
+    findings.outcome(services)
+}
+
 /// A parser for reading the same configuration file repeatedly. The parser skips services whose text has not changed
 /// since the previous read.
 #[derive(Debug, Default)]
@@ -83,21 +94,22 @@ impl Parser {
     /// # Errors
     /// Returns the same errors as the function [`load`].
     pub fn parse(&mut self, path: &Path, bytes: &[u8]) -> Parsed {
-        if bytes.len() as u64 > MAX_FILE_SIZE {
-            let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
-            return Err(ConfigErrors::whole_file(path, what.to_owned()));
-        }
-        let text = match std::str::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => {
-                let mut findings = Findings::new(path, "");
-                let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
-                findings.error_on_line(line, "not UTF-8 text; save the file as UTF-8".to_owned());
-                return Err(findings.into_errors());
-            }
-        };
+        let text = text(path, bytes)?;
         let mut findings = Findings::new(path, text);
         let config = document::config(text, &mut self.0, &mut findings);
         findings.outcome(config)
     }
+}
+
+fn text<'b>(path: &Path, bytes: &'b [u8]) -> Result<&'b str, ConfigErrors> {
+    if bytes.len() as u64 > MAX_FILE_SIZE {
+        let what = "is larger than 16 MiB, the largest configuration; is it the right file?";
+        return Err(ConfigErrors::whole_file(path, what.to_owned()));
+    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let mut findings = Findings::new(path, "");
+        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
+        findings.error_on_line(line, "not UTF-8 text; save the file as UTF-8".to_owned());
+        findings.into_errors()
+    })
 }

@@ -235,6 +235,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let (backends, backends_at) =
         backends.into_iter().map(|backend| (backend.config, (backend.name_at, backend.address_at))).unzip();
     let mut service = ServiceConfig {
+        drop_in: None,
         name: name.value,
         renamed_from,
         listen,

@@ -114,6 +114,7 @@ impl Controller {
             Change::Full { service, full } => self.fill(&service, &full, now),
             Change::AddRule { service, prefix, action, ttl } => self.add_rule(&service, prefix, action, ttl, now),
             Change::RemoveRule { service, prefix } => self.remove_rule(&service, prefix, now),
+            Change::SetDropIn { name, text, services } => self.set_drop_in(name, text, services, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),
             Change::Reset(config) => self.take_over_file(*config, true, now),
             Change::Discover { service, source, targets } => self.discover(&service, &source, &targets, now),
@@ -131,7 +132,7 @@ impl Controller {
         if !differences.refused.is_empty() {
             return Err(Refused::Conflict(differences.refused.join("; ")));
         }
-        let done = self.reload(mem::take(&mut config.services), &differences, reset, now)?;
+        let done = self.reload(&mem::take(&mut config.services), &differences, reset, now)?;
         self.settings.take_over(config);
         Ok(done)
     }

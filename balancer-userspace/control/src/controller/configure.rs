@@ -48,10 +48,24 @@ impl Difference {
 
 impl Controller {
     /// Applies what has changed in the configuration file since the controller last applied the file; with `reset`,
-    /// applies every difference between the file and the current state.
+    /// applies every difference between the file and the current state. Drop-ins stay as they are.
     pub(super) fn reload(
         &mut self,
+        file: &Valid,
+        settings: &Differences,
+        reset: bool,
+        now: Instant,
+    ) -> Result<(String, Vec<Command>), Refused> {
+        let all = file.with(self.file.of_drop_ins().cloned())?;
+        self.apply_services(all, "configuration applied", settings, reset, now)
+    }
+
+    /// Applies the services of the configuration file and of all drop-ins. The message of the result begins with
+    /// `title`.
+    pub(super) fn apply_services(
+        &mut self,
         file: Valid,
+        title: &str,
         settings: &Differences,
         reset: bool,
         now: Instant,
@@ -117,7 +131,7 @@ impl Controller {
         if !services && settings.changed.is_empty() {
             return Ok((report::NOTHING_CHANGED.to_owned(), commands));
         }
-        let mut message = "configuration applied".to_owned();
+        let mut message = title.to_owned();
         if !settings.changed.is_empty() {
             message += &format!(", {} changed", settings.changed.join(", "));
         }

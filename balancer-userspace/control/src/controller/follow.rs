@@ -95,7 +95,7 @@ impl Controller {
     /// # Errors
     /// [`Refused`] says why the controller has changed nothing.
     pub fn decide_services(&mut self, file: Vec<ServiceConfig>, reset: bool, now: Instant) -> Decided {
-        let decided = self.reload(Valid::new(shared(file))?, &Differences::default(), reset, now)?;
+        let decided = self.reload(&Valid::new(shared(file))?, &Differences::default(), reset, now)?;
         self.generation += 1;
         self.decide(now);
         Ok(decided)
@@ -332,12 +332,6 @@ impl Controller {
     pub(crate) fn as_one_that_decides(&self) -> Self {
         let role = if self.role.follows() { Role::Decides } else { self.role.clone() };
         Self { role, ..self.clone() }
-    }
-
-    /// The services as the last applied configuration file lists them.
-    #[must_use]
-    pub const fn file(&self) -> &Valid {
-        &self.file
     }
 
     /// The hash key of the fleet.

@@ -10,6 +10,7 @@ mod changes;
 mod concerned;
 mod configure;
 mod discover;
+mod drop_ins;
 mod follow;
 mod full;
 mod listeners;
@@ -55,6 +56,7 @@ use crate::{
     next_hops::NextHops,
     report,
     service::{Backend, Service},
+    state::DropIns,
 };
 
 use self::{concerned::Concerned, sizes::Sizes};
@@ -75,8 +77,10 @@ pub struct Controller {
     /// The number of changes that users have made.
     generation: u64,
     settings: settings::Settings,
-    /// The services in the configuration file when the controller last applied the file.
+    /// The services in the configuration file when the controller last applied the file, and the services of drop-ins.
     file: Valid,
+    /// The texts of the drop-ins, by name.
+    drop_ins: Arc<DropIns>,
     /// The services in the configuration file at the start of the controller; empty after `start` has applied them.
     first: Valid,
     /// Whether the controller continues from an earlier state.
@@ -161,6 +165,7 @@ impl Controller {
             generation: 0,
             settings: settings::Settings::of(&config),
             file: Valid::default(),
+            drop_ins: Arc::default(),
             first: config.services,
             restored: false,
             services: Services::default(),
@@ -268,17 +273,21 @@ impl Controller {
         let mut commands: Vec<Command> =
             self.gone.iter().map(|gone| Command::WriteBackend(Arc::clone(&gone.row))).collect();
         commands.extend(self.reconcile(|_| true, Vec::new(), None, now).commands);
-        match self.reload(services.clone(), &settings::Differences::default(), false, now) {
+        let (all, left_out) = self.with_drop_ins(services.clone());
+        match self.apply_services(all.clone(), "configuration applied", &settings::Differences::default(), false, now) {
             Ok((message, more)) => {
                 commands.extend(more);
+                commands.extend(left_out.into_iter().map(warning));
                 commands.push(Command::Report(Report { level: ReportLevel::Info, about: None, message, moves: None }));
             }
             Err(refused) => {
                 *self = before.without_history();
-                commands = self.start_anew(services, now);
+                commands = self.start_anew(all, now);
+                commands.extend(left_out.into_iter().map(warning));
+                let drop_ins = if self.drop_ins.is_empty() { "" } else { " and the drop-ins" };
                 commands.push(warning(format!(
-                    "starting with the configuration file alone, nobody is known, and what was changed at run time is \
-                     lost: the file cannot replace what was before ({refused})"
+                    "starting with the configuration file{drop_ins} alone, nobody is known, and what was changed at run \
+                     time is lost: the file cannot replace what was before ({refused})"
                 )));
             }
         }

@@ -20,7 +20,7 @@ use crate::{
     keys,
     next_hops::NextHops,
     service::Service,
-    state::{Clocks, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
+    state::{Clocks, DropIns, ListChanges, Listed, SavedChanges, SavedGone, SavedState, VERSION},
 };
 
 /// The highest counter that is valid in a state, which leaves the controller room to count further.
@@ -59,6 +59,7 @@ impl Controller {
             hash_key: self.keeps_key.then_some(self.key),
             key_fingerprint: keys::fingerprint(self.key),
             file,
+            drop_ins: DropIns::clone(&self.drop_ins),
             services,
             gone: self.export_gone(),
             free_ids: self.ids.runs(),
@@ -81,6 +82,7 @@ impl Controller {
         SavedChanges {
             generation: (self.generation != before.generation).then_some(self.generation),
             file: changed_file(&before.file, &self.file),
+            drop_ins: (self.drop_ins != before.drop_ins).then(|| DropIns::clone(&self.drop_ins)),
             services: ListChanges::new(ids(&before.services), ids(&self.services), changed),
             gone: (rows(&self.gone) != rows(&before.gone)).then(|| self.export_gone()),
             free_ids: (self.ids != before.ids).then(|| self.ids.runs()),
@@ -113,6 +115,7 @@ impl Controller {
         this.restored = true;
         this.instance = state.instance;
         this.take_in(state, clocks)?;
+        this.settings.make_room_for(&this.file);
         Ok(this)
     }
 
@@ -121,6 +124,7 @@ impl Controller {
         let file = consistent(&state)?;
         self.generation = state.generation;
         self.file = file;
+        self.drop_ins = Arc::new(state.drop_ins);
         self.hops = NextHops::restored(state.next_hops);
         self.gone = state
             .gone

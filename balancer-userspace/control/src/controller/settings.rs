@@ -1,11 +1,11 @@
 //! The settings of a configuration except its services: which settings can change at run time, and which need a
 //! restart.
 
-use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
+use std::{borrow::Borrow, collections::BTreeMap, fmt::Display, path::PathBuf, sync::Arc};
 
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
-    config::{Config, Control, Fleet, OnExit, Remote, Role, StatisticsConfig, XdpMode},
+    config::{Config, Control, Fleet, OnExit, Remote, Role, ServiceConfig, StatisticsConfig, XdpMode},
     validate::Valid,
 };
 
@@ -38,7 +38,35 @@ pub(super) struct Differences {
 impl Settings {
     pub(super) fn of(config: &Config) -> Self {
         let without_services = Config { services: Valid::default(), ..config.clone() };
-        Self { config: without_services, named: Vec::new(), memory: remembers(config), flows: is_snat(config) }
+        Self {
+            config: without_services,
+            named: Vec::new(),
+            // These are the conditions under which the data path allocates client memory and the flow table.
+            memory: remembers(&config.services) || config.services.is_empty() || config.fleet.is_some(),
+            flows: is_snat(&config.services) || config.flow_table_wanted,
+        }
+    }
+
+    /// Notes that the data path has room for `services`, which existed before the start.
+    pub(super) fn make_room_for(&mut self, services: &[Arc<ServiceConfig>]) {
+        self.memory |= remembers(services);
+        self.flows |= is_snat(services);
+    }
+
+    /// Returns what the data path lacks for `services`, and the cure.
+    pub(super) fn lacks(&self, services: &[ServiceConfig]) -> Option<String> {
+        if !self.flows && is_snat(services) {
+            return Some(
+                "forwarding = \"snat\" needs a table of connections: write [flow_table] capacity = 262144 into the \
+                 configuration file, and restart the balancer"
+                    .to_owned(),
+            );
+        }
+        (!self.memory && remembers(services)).then(|| {
+            "remember needs memory for clients: write remember into a service of the configuration file, and restart \
+             the balancer"
+                .to_owned()
+        })
     }
 
     pub(super) const fn config(&self) -> &Config {
@@ -72,6 +100,7 @@ impl Settings {
             metrics_page,
             client_table_capacity,
             flow_table_capacity,
+            flow_table_wanted: _,
             hash_key,
             statistics: StatisticsConfig { heavy_client_share, sample_interval },
             fleet,
@@ -88,11 +117,11 @@ impl Settings {
         fleets(old.fleet.as_ref(), fleet.as_ref(), &mut differences);
         differences.restart(
             "forwarding = \"snat\" (no service was snat at the start, so there is no table of connections)",
-            self.flows || !is_snat(config),
+            self.flows || !is_snat(&config.services),
         );
         differences.restart(
             "remember (no service has remembered its clients from the start, so no memory is set aside)",
-            self.memory || !remembers(config),
+            self.memory || !remembers(&config.services),
         );
         if self.named.is_empty() {
             differences.changes("interfaces", &old.interfaces.join(", "), &interfaces.join(", "));
@@ -187,12 +216,12 @@ fn fleets(old: Option<&Fleet>, new: Option<&Fleet>, differences: &mut Difference
     differences.restart("fleet.linger", old.linger == *linger);
 }
 
-fn is_snat(config: &Config) -> bool {
-    config.services.iter().any(|service| service.forwarding == Forwarding::Snat)
+fn is_snat(services: &[impl Borrow<ServiceConfig>]) -> bool {
+    services.iter().any(|service| service.borrow().forwarding == Forwarding::Snat)
 }
 
-fn remembers(config: &Config) -> bool {
-    config.services.iter().any(|service| !service.remember.is_zero())
+fn remembers(services: &[impl Borrow<ServiceConfig>]) -> bool {
+    services.iter().any(|service| !service.borrow().remember.is_zero())
 }
 
 const fn mode(mode: XdpMode) -> &'static str {

@@ -38,6 +38,8 @@ pub(super) enum Step {
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
+    /// The drop-in gets a service with the backends in this bit mask and this weight, or is removed.
+    DropIn(Option<(u8, u16)>),
     /// Every client whose number is divisible by this number connects.
     Connect(u32),
     Forget(u32),
@@ -114,6 +116,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         4 => (0..16u8, 0..4u8, weight()).prop_map(|(targets, first, weight)| Step::Discover(targets, first, weight)),
         3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),
         3 => prop::collection::vec(edit(), 0..4).prop_map(Step::Reload),
+        2 => prop::option::weighted(0.8, (0..16u8, weight())).prop_map(Step::DropIn),
         4 => (1..4u32).prop_map(Step::Connect),
         1 => (1..4u32).prop_map(Step::Forget),
         4 => Just(Step::Sweep),

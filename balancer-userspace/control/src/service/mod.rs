@@ -143,6 +143,12 @@ impl Service {
         &self.settings.name
     }
 
+    /// The drop-in from which the service comes; `None`: the service is in the configuration file.
+    #[must_use]
+    pub fn drop_in(&self) -> Option<&str> {
+        self.settings.drop_in.as_deref()
+    }
+
     /// The address family of the service's clients.
     #[must_use]
     pub const fn family(&self) -> Family {

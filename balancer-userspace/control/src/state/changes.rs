@@ -4,7 +4,7 @@ use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SavedClock, SavedCountersByService, SavedEpoch, SavedGone, SavedService, SavedState};
+use super::{DropIns, SavedClock, SavedCountersByService, SavedEpoch, SavedGone, SavedService, SavedState};
 use crate::{io::ServiceId, next_hops::Hop};
 use balancer_config::config::ServiceConfig;
 
@@ -20,6 +20,9 @@ pub struct SavedChanges {
     /// The new value of [`SavedState::file`].
     #[serde(default, skip_serializing_if = "ListChanges::is_empty")]
     pub file: ListChanges<String, ServiceConfig>,
+    /// The new value of [`SavedState::drop_ins`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drop_ins: Option<DropIns>,
     /// The changes of [`SavedState::services`].
     #[serde(default, skip_serializing_if = "ListChanges::is_empty")]
     pub services: ListChanges<ServiceId, SavedService>,
@@ -108,6 +111,7 @@ impl SavedState {
         let SavedChanges {
             generation,
             file,
+            drop_ins,
             services,
             gone,
             free_ids,
@@ -120,6 +124,7 @@ impl SavedState {
         } = changes;
         self.generation = generation.unwrap_or(self.generation);
         file.apply(&mut self.file, |service| service.name.clone());
+        put(&mut self.drop_ins, drop_ins);
         services.apply(&mut self.services, |service| service.id);
         put(&mut self.gone, gone);
         put(&mut self.free_ids, free_ids);

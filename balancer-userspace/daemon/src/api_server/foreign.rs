@@ -6,6 +6,7 @@ use std::{collections::HashSet, path::Path};
 
 use balancer_config::{
     config::{CheckConfig, CheckKind, Config, FileUse},
+    validate::Valid,
     value,
 };
 use hyper::StatusCode;
@@ -20,18 +21,18 @@ enum Taken<'a> {
     File(FileUse, &'a Path),
 }
 
-/// Refuses a configuration in which a check runs a program as some user, or reads a file for some purpose, unless a
+/// Refuses services in which a check runs a program as some user, or reads a file for some purpose, unless a
 /// check in the balancer's own configuration file does the same with this program or file.
 ///
 /// # Errors
-/// Fails if the configuration has such a check.
-pub(super) async fn refuse(configurations: &Configurations, config: &Config) -> Result<(), Failure> {
-    let mut wanted = all(config).peekable();
+/// Fails if a service has such a check.
+pub(super) async fn refuse(configurations: &Configurations, services: &Valid) -> Result<(), Failure> {
+    let mut wanted = all(services).peekable();
     if wanted.peek().is_none() {
         return Ok(());
     }
     let own = own(configurations).await;
-    let known: HashSet<Taken<'_>> = own.iter().flat_map(all).collect();
+    let known: HashSet<Taken<'_>> = own.iter().flat_map(|own| all(&own.services)).collect();
     let Some(foreign) = wanted.find(|wanted| !known.contains(wanted)) else { return Ok(()) };
     let message = format!("nothing was changed: {} only from {}", foreign.told(), whence(configurations));
     Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, message))
@@ -64,8 +65,8 @@ fn whence(configurations: &Configurations) -> String {
     )
 }
 
-fn all(config: &Config) -> impl Iterator<Item = Taken<'_>> {
-    config.services.iter().flat_map(|service| service.checks()).flat_map(of)
+fn all(services: &Valid) -> impl Iterator<Item = Taken<'_>> {
+    services.iter().flat_map(|service| service.checks()).flat_map(of)
 }
 
 fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
@@ -122,7 +123,7 @@ mod tests {
             configurations = configurations.of(path);
         }
         let wanted = file::parse("web.toml".as_ref(), text(wanted).as_bytes()).unwrap().0;
-        refuse(&configurations, &wanted).await.err().map(|failure| format!("{failure:?}"))
+        refuse(&configurations, &wanted.services).await.err().map(|failure| format!("{failure:?}"))
     }
 
     #[tokio::test]

@@ -36,7 +36,7 @@ use super::{
     asker::Asker,
     body::{read, read_up_to},
     change::{self, ADD_SHAPE, ADMIN_SHAPE},
-    events,
+    drop_ins, events,
     failure::Failure,
     foreign,
     guard::{Planned, guard},
@@ -96,6 +96,10 @@ fn table() -> Vec<(&'static str, &'static str, Needs, MethodRouter<Calls>)> {
         ("DELETE", "/v1/clients/{ip}", Needs::Change, delete(forget)),
         ("POST", "/v1/configuration", Needs::Change, post(apply)),
         ("POST", "/v1/configuration/reread", Needs::Change, post(reread)),
+        ("GET", "/v1/drop-ins", Needs::Read, get(drop_ins::list)),
+        ("GET", "/v1/drop-ins/{drop_in}", Needs::Change, get(drop_ins::show)),
+        ("PUT", "/v1/drop-ins/{drop_in}", Needs::Change, put(drop_ins::set)),
+        ("DELETE", "/v1/drop-ins/{drop_in}", Needs::Change, delete(drop_ins::remove)),
         ("POST", "/v1/plan", Needs::Read, post(plan)),
         ("GET", "/v1/stats", Needs::Read, get(statistics::stats)),
         ("GET", "/v1/top", Needs::Read, get(statistics::top)),
@@ -475,7 +479,7 @@ async fn apply(
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;
-    foreign::refuse(&configurations, &config).await?;
+    foreign::refuse(&configurations, &config.services).await?;
     let services = config.services.clone();
     let config = Box::new(config);
     let reload = if reset { Change::Reset(config.clone()) } else { Change::Reload(config.clone()) };

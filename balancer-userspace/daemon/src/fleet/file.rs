@@ -93,7 +93,7 @@ impl Fleet {
         owner: &mut Owner<KernelDataplane>,
     ) {
         let is_newer = self.file.read(config.services.clone(), modified);
-        if !is_newer || *owner.controller().file() == config.services {
+        if !is_newer || owner.controller().has_applied(&config.services) {
             // Sending fails if the requester no longer waits.
             let _ = reply.send(Ok(None));
             return;
@@ -116,7 +116,7 @@ impl Fleet {
         if self.file.compared.replace(epoch) == Some(epoch) {
             return None;
         }
-        let differs = *owner.controller().file() != self.file.services;
+        let differs = !owner.controller().has_applied(&self.file.services);
         if differs && (was_read || !self.file.differs) {
             owner.events().warn(
                 "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \

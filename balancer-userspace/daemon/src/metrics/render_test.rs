@@ -102,6 +102,7 @@ pub(super) fn snapshot() -> Snapshot {
         last_change: None,
         statistics: ServiceStatistics::default(),
         name: "web".to_owned(),
+        drop_in: None,
         listeners: vec![
             ListenerSnapshot {
                 listener: "198.51.100.10:80".parse().unwrap(),

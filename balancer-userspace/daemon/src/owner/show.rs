@@ -68,6 +68,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         last_change: aside.last_change,
         statistics: ServiceStatistics { warnings: aside.warnings, ..ServiceStatistics::default() },
         name: service.name().to_owned(),
+        drop_in: service.drop_in().map(str::to_owned),
         listeners: aside.listeners,
         forwarding: service.forwarding(),
         table_size: service.table_size(),

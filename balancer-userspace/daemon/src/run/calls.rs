@@ -79,6 +79,9 @@ pub(super) fn answer(
                 let _ = reply.send(planned.await);
             });
         }
+        Call::DropIns { reply } => {
+            let _ = reply.send(owner.drop_ins());
+        }
         Call::Rules { service, reply } => {
             let _ = reply.send(owner.rules(service.as_deref()));
         }

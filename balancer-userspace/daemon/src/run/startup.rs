@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use balancer_config::{
     config::{Config, OnExit},
     deny::DenyList,
+    validate::Valid,
     words::counted,
 };
 use balancer_control::{
@@ -156,8 +157,9 @@ impl Startup {
             mut largest,
             ..
         } = resumed;
-        let lists = FirstLists::read(&config.services).await;
-        for (service, list) in config.services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
+        let (services, _) = controller.with_drop_ins(config.services.clone());
+        let lists = FirstLists::read(&services).await;
+        for (service, list) in services.iter().flat_map(|of| of.discover.iter().map(move |list| (of, list))) {
             largest.expect_targets(&service.name, &list.source, lists.targets(&list.source));
         }
         let capacity = Capacity::for_largest(&config, &largest);
@@ -167,7 +169,7 @@ impl Startup {
         let loading = Loading::begin(capacity, ifindexes, pins, &supervisor);
         let (mut dataplane, prepared) = loading.meanwhile(controller, &supervisor).await?;
         let Prepared { beginning, neighbours, prober, mut events, found } = prepared;
-        tell_of(&mut dataplane, &config, capacity);
+        tell_of(&mut dataplane, &services, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
         let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
@@ -177,7 +179,7 @@ impl Startup {
         dataplane.sample_every(config.statistics.sample_interval);
         let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
 
-        let files = Files::<DenyList>::of(&config.services).await;
+        let files = Files::<DenyList>::of(&services).await;
         let (calls_in, calls) = mpsc::channel(CALLS);
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
@@ -255,10 +257,10 @@ impl Startup {
         let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
         let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
         let reloads = supervisor.attend("the reading of the configuration", reload);
-        let services = counted(config.services.len(), "service");
-        history.note(&format!("serving {services}, control socket {}", config.control.socket.display()));
+        let count = counted(services.len(), "service");
+        history.note(&format!("serving {count}, control socket {}", config.control.socket.display()));
         Ok(Running {
-            manager: ServiceManager::ready(config.services.len()),
+            manager: ServiceManager::ready(services.len()),
             settings: config.statistics,
             state_file: config.state_file,
             persistence: Persistence::new(state_file),
@@ -293,13 +295,13 @@ impl Startup {
 }
 
 /// Logs the capacity of the maps, and which process has left the maps, if any.
-fn tell_of(dataplane: &mut KernelDataplane, config: &Config, capacity: Capacity) {
+fn tell_of(dataplane: &mut KernelDataplane, services: &Valid, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     info!("the kernel's maps take {:.1} MiB", mebibytes(dataplane.map_bytes()));
-    if config.services.iter().all(|service| service.remember.is_zero()) {
+    if services.iter().all(|service| service.remember.is_zero()) {
         return;
     }
     let table = mebibytes(capacity.client_table_bytes());

@@ -57,6 +57,7 @@ fn status(forwarding: &str) -> StatusView {
         packets_seen: Verdicts::default(),
     };
     let service = ServiceView {
+        drop_in: None,
         name: "web".to_owned(),
         address: "10.2.0.10:80".to_owned(),
         protocol: "tcp".to_owned(),

@@ -20,7 +20,7 @@ use balancer_control::{
     agreed::{Judgement, Opinion, Way},
     controller::Controller,
     health::Verdict,
-    io::{BackendId, Command, Event, ReportLevel},
+    io::{BackendId, Change, Command, Event, ReportLevel},
     service::{Backend, Service},
     state::Clocks,
 };
@@ -341,13 +341,15 @@ impl Lead {
         if if_generation.is_some_and(|wanted| wanted != generation) {
             return Err(store_schema::Denied::Stale(generation));
         }
+        // A file is not older than a drop-in, because the file does not replace drop-ins.
+        let is_drop_in = matches!(change_request, ChangeRequest::Change(Change::SetDropIn { .. }));
         let decided = match change_request {
             ChangeRequest::Change(change) => self.decided.decide_change(change, now),
             ChangeRequest::Services(services) => self.decided.decide_services(services, false, now),
             ChangeRequest::Reset(services) => self.decided.decide_services(services, true, now),
         };
         let (message, commands) = decided?;
-        if self.decided.generation() != generation {
+        if self.decided.generation() != generation && !is_drop_in {
             self.changed = now;
         }
         self.lines.push(Line { warning: false, about: None, message: message.clone() });

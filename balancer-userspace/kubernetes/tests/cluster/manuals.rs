@@ -70,7 +70,7 @@ fn when_the_service_of_the_book_is_served_then_it_is_as_the_book_says_and_no_rig
     world.pods("shop-web", &[(1, "ready")]);
     world.wait("it is served", |world| world.addresses("shop-web") == ["198.51.100.1"]);
     assert_eq!(world.events(), Vec::<String>::new());
-    let file = world.balancer.file();
+    let drop_in = world.balancer.drop_in();
     for line in [
         "listen = [\"198.51.100.1:80\", \"198.51.100.1:443/udp\"]",
         "remember = \"10800s\"",
@@ -78,7 +78,7 @@ fn when_the_service_of_the_book_is_served_then_it_is_as_the_book_says_and_no_rig
         "path = \"/healthz\"",
         "prefix = \"203.0.112.0/24\"",
     ] {
-        assert!(file.contains(line), "{line}: {file}");
+        assert!(drop_in.contains(line), "{line}: {drop_in}");
     }
     let mut other = support::service("other");
     other["spec"]["loadBalancerIP"] = json!("203.0.113.1");
@@ -99,12 +99,18 @@ fn when_the_service_of_the_book_is_served_then_it_is_as_the_book_says_and_no_rig
 
 #[test]
 fn when_the_deployment_is_read_then_its_arguments_are_taken_and_its_account_exists() {
-    let deployment = manifest("contrib/kubernetes/deployment.yaml").remove(0);
+    for (file, servers) in [("deployment", 0), ("remote", 2)] {
+        let deployment = manifest(&format!("contrib/kubernetes/{file}.yaml")).remove(0);
+        is_well_formed(&deployment, servers);
+    }
+}
+
+fn is_well_formed(deployment: &Value, servers: usize) {
     let pod = &deployment["spec"]["template"]["spec"];
     let arguments = pod["containers"][0]["args"].as_array().unwrap().iter().map(|text| text.as_str().unwrap());
     let parsed = <balancer_kubernetes::args::Cli as clap::Parser>::try_parse_from(["x"].into_iter().chain(arguments));
     let balancer_kubernetes::args::Verb::Run(run) = parsed.unwrap().verb;
-    assert_eq!((run.pools.len(), run.metrics.port()), (2, 9662));
+    assert_eq!((run.pools.len(), run.metrics.port(), run.servers().unwrap().len()), (2, 9662, servers));
     let account = &manifest("contrib/kubernetes/rbac.yaml")[0];
     assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
     assert_eq!(deployment["spec"]["replicas"], 2);

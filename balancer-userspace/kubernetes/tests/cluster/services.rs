@@ -1,6 +1,6 @@
 //! Tests of how the controller behaves when the cluster or the balancer fails.
 
-use crate::support::{FINALIZER, OTHERS, World, service, slice};
+use crate::support::{FINALIZER, World, service, slice};
 use serde_json::json;
 
 const WEB: &str = "k8s.shop.shop-web";
@@ -26,12 +26,12 @@ fn when_a_service_comes_then_it_is_served_and_when_it_goes_then_nothing_of_it_is
     let object = world.cluster.get("services", "shop", "shop-web").unwrap();
     assert_eq!(object["metadata"]["finalizers"], json!([FINALIZER]));
     assert_eq!(world.balancer.backends(WEB)["u1"].address, "10.0.0.1:8080");
-    assert!(world.balancer.file().starts_with(OTHERS), "{}", world.balancer.file());
+    assert!(world.balancer.drop_in().contains(WEB), "{}", world.balancer.drop_in());
 
     world.cluster.delete("services", "shop", "shop-web");
     world.wait("it is gone", |world| world.cluster.get("services", "shop", "shop-web").is_none());
     assert_eq!(world.balancer.services(), ["web"]);
-    assert!(!world.balancer.file().contains(WEB));
+    assert_eq!(world.balancer.drop_in(), "");
 }
 
 #[test]
@@ -114,11 +114,11 @@ fn when_the_api_server_cuts_forgets_repeats_conflicts_and_is_away_then_the_end_i
 }
 
 #[test]
-fn when_the_balancer_is_away_then_the_file_is_ready_for_it_and_a_deleted_service_waits() {
+fn when_the_balancer_is_away_then_a_deleted_service_waits_for_it() {
     let world = served();
     world.balancer.is_away(true);
     world.cluster.delete("services", "shop", "shop-web");
-    world.wait("the file is written", |world| !world.balancer.file().contains(WEB));
+    world.wait("it is missed", |world| world.log().contains("no proper answer"));
     assert!(world.cluster.get("services", "shop", "shop-web").is_some(), "its address may still be served");
     world.balancer.is_away(false);
     world.wait("it is let go", |world| world.cluster.get("services", "shop", "shop-web").is_none());
@@ -215,28 +215,25 @@ fn when_two_controllers_run_then_one_acts_and_the_other_takes_over_when_it_ends(
 }
 
 #[test]
-fn when_applying_the_file_would_remove_a_service_of_somebody_else_then_nothing_is_applied() {
+fn when_others_have_services_then_these_stay_and_keep_their_addresses() {
     let world = served();
-    world.balancer.apply(&format!(
-        "{OTHERS}\n[[service]]\nname = \"new\"\naddress = \"203.0.113.1:80\"\nforwarding = \"ipip\"\n"
-    ));
-    let applied = world.balancer.applied();
-    world.pods("shop-web", &[(3, "ready")]);
-    world.wait("the file is written", |world| world.balancer.file().contains("u3"));
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    assert_eq!(
-        (world.balancer.applied(), world.balancer.services()),
-        (applied, vec!["new".to_owned(), "web".to_owned()])
-    );
-    let file = world.balancer.file();
-    world.balancer.write(
-        &format!("[[service]]\nname = \"new\"\naddress = \"203.0.113.1:80\"\nforwarding = \"ipip\"\n{file}")
-            .replace("interfaces = [\"eth0\"]\n", ""),
-    );
-    let file = world.balancer.file();
-    world.balancer.write(&format!("interfaces = [\"eth0\"]\n{file}"));
-    world.wait("now it is", |world| world.balancer.backends(WEB).contains_key("u3"));
-    assert_eq!(world.balancer.services(), [WEB, "new", "web"]);
+    world.balancer.add_service("new", "198.51.100.2:443/tcp");
+    world.cluster.put("services", service("another"));
+    world.wait("it gets an address that is free", |world| world.addresses("another") == ["198.51.100.3"]);
+    assert_eq!(world.balancer.services(), ["k8s.shop.another", WEB, "new", "web"]);
+}
+
+#[test]
+fn when_somebody_removes_the_drop_in_then_it_comes_back_with_the_same_addresses() {
+    let mut world = served();
+    world.cluster.put("services", service("another"));
+    world.wait("the other is served", |world| world.addresses("another") == ["198.51.100.2"]);
+    world.kill();
+    world.balancer.remove_drop_in();
+    world.start(&[]);
+    world.wait("both are served", |world| world.balancer.services() == ["k8s.shop.another", WEB, "web"]);
+    assert_eq!(world.addresses("another"), ["198.51.100.2"]);
+    assert_eq!(world.balancer.admins(WEB), admins(&[("u1", "ready"), ("u2", "ready")]));
 }
 
 #[test]
@@ -267,8 +264,7 @@ fn when_a_service_has_both_families_then_pods_have_both_addresses() {
     six["endpoints"][0]["addresses"] = json!(["fd00::1"]);
     world.cluster.put("endpointslices", six);
     world.wait("it has the pod", |world| world.balancer.backends(WEB).len() == 1);
-    // The controller writes the file only after the balancer has applied its contents.
-    world.wait("the file has it too", |world| world.balancer.file().contains("address6 = \"fd00::1\""));
+    assert!(world.balancer.drop_in().contains("address6 = \"fd00::1\""));
 }
 
 #[test]
@@ -280,7 +276,7 @@ fn when_the_balancer_refuses_one_service_then_its_owner_is_told_and_all_others_a
     world.cluster.put("services", service("another"));
     world.wait("the other is served", |world| world.addresses("another").len() == 1);
     world.wait("the owner is told", |world| {
-        world.events().iter().any(|event| event.contains("the first service with snat needs a restart"))
+        world.events().iter().any(|event| event.contains("snat needs a table of connections"))
     });
     assert_eq!(
         (world.balancer.services(), world.addresses("refused").len()),
@@ -307,10 +303,8 @@ fn when_nodes_are_backends_then_they_are_asked_whether_they_have_pods_and_drain_
     }
     world.wait("both serve", |world| world.balancer.admins(WEB) == admins(&[("node1", "ready"), ("node2", "ready")]));
     assert_eq!(world.balancer.backends(WEB)["node1"].address, "10.0.0.1:30080");
-    world.wait("the file has their checks", |world| {
-        let file = world.balancer.file();
-        file.contains("port = 31000") && file.contains("start_down = true")
-    });
+    let drop_in = world.balancer.drop_in();
+    assert!(drop_in.contains("port = 31000") && drop_in.contains("start_down = true"), "{drop_in}");
     let mut cordoned = node("node1", "10.0.0.1");
     cordoned["spec"]["unschedulable"] = json!(true);
     world.cluster.put("nodes", cordoned);
@@ -337,14 +331,13 @@ fn when_metrics_are_asked_for_then_they_say_how_it_stands() {
 }
 
 #[test]
-fn when_the_next_controller_has_a_file_that_knows_nothing_then_drains_go_on_and_backends_of_others_stay() {
+fn when_an_operator_has_added_a_backend_then_drains_go_on_under_the_next_controller_and_the_backend_stays() {
     let mut world = served();
     world.balancer.add(WEB, "by-hand", "10.0.0.99:8080");
     world.pods("shop-web", &[(1, "terminating"), (2, "terminating"), (3, "ready")]);
     let expected = admins(&[("by-hand", "ready"), ("u1", "drain"), ("u2", "drain"), ("u3", "ready")]);
     world.wait("two drain", |world| world.balancer.admins(WEB) == expected);
     world.kill();
-    world.balancer.write(OTHERS);
     world.pods("shop-web", &[(2, "ready"), (3, "ready")]);
     world.start(&[]);
     let expected = admins(&[("by-hand", "ready"), ("u1", "drain"), ("u2", "ready"), ("u3", "ready")]);
@@ -353,4 +346,20 @@ fn when_the_next_controller_has_a_file_that_knows_nothing_then_drains_go_on_and_
     world.balancer.change(WEB, "u1", |backend| backend.state = Some("drained".to_owned()));
     world.wait("it is removed", |world| !world.balancer.backends(WEB).contains_key("u1"));
     assert!(world.balancer.backends(WEB).contains_key("by-hand"));
+}
+
+#[test]
+fn when_the_balancer_has_no_room_for_all_services_then_it_serves_as_many_as_it_can_and_the_owner_is_told() {
+    let world = served();
+    world.balancer.has_room_for(2);
+    world.cluster.put("services", service("another"));
+    world.cluster.put("services", service("one-too-many"));
+    world.wait("one more is served", |world| world.balancer.services().len() == 3);
+    world
+        .wait("the owner is told", |world| world.events().iter().any(|event| event.contains("no room for 3 services")));
+    world.pods("shop-web", &[(2, "ready"), (3, "ready")]);
+    world.wait("pods go on to come and go", |world| world.balancer.backends(WEB).contains_key("u3"));
+    world.balancer.has_room_for(3);
+    world.cluster.delete("services", "shop", "another");
+    world.wait("deleted ones are let go", |world| world.cluster.get("services", "shop", "another").is_none());
 }

@@ -463,7 +463,6 @@ fn cluster(operator: &mut Operator) -> Result<String> {
     );
     operator.types("systemctl enable --now balancer-kubernetes")?;
     operator.wait("balancer status | grep -q 'k8s[.]shop[.]web' && echo served", "served")?;
-    operator.reads("stat -c '%a %G' /etc/balancer/balancer.toml", &["640 balancer"])?;
     operator.types("systemctl reload balancer && systemctl restart balancer")?;
     operator.wait("balancer status | grep -q 'k8s[.]shop[.]web' && echo served", "served")?;
     api.delete("services", "shop", "web");

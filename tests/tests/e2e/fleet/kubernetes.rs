@@ -1,17 +1,22 @@
-//! Tests of Kubernetes Services in a fleet. Each machine of the fleet runs a controller for Kubernetes, and only one of
-//! these controllers acts.
+//! Tests of Kubernetes Services in a fleet: with a controller on each machine of the fleet, of which only one acts, and
+//! with a controller on another machine.
 
 use std::{
     collections::BTreeMap,
     fs,
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
-use balancer_testkit::{binaries, kubernetes::Kubernetes, topology::Family};
+use balancer_testkit::{
+    binaries,
+    kubernetes::Kubernetes,
+    topology::{Family, Topology},
+};
 use serde_json::json;
 
 use super::{Fleet, PORT, Plan};
-use crate::support::wait;
+use crate::{remote_control::Certificates, support::wait};
 
 /// A process that ends when the value is dropped.
 struct Killed(Child);
@@ -23,17 +28,33 @@ impl Drop for Killed {
     }
 }
 
+/// Starts a controller for Kubernetes by a command that contains the program and the options for the balancer.
+fn start(mut command: Command, files: &Path, cluster: &Kubernetes) -> Killed {
+    fs::create_dir_all(files).unwrap();
+    fs::write(files.join("kubeconfig"), cluster.kubeconfig()).unwrap();
+    let log = fs::File::create(files.join("kubernetes.log")).unwrap();
+    command.args(["--pool", "198.51.100.77/32", "--metrics", "127.0.0.1:0", "--lease", "none"]);
+    command.arg("--kubeconfig").arg(files.join("kubeconfig"));
+    Killed(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
+}
+
+fn put_service(cluster: &Kubernetes) {
+    cluster.put(
+        "services",
+        json!({"metadata": {"namespace": "shop", "name": "web", "annotations": {
+                "sticky.balancer/drain": "10s", "sticky.balancer/forwarding": "ipip", "sticky.balancer/check": "none"}},
+            "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp",
+                "ports": [{"port": PORT, "protocol": "TCP"}]}}),
+    );
+}
+
 impl Fleet {
     /// Starts a controller for Kubernetes on a member's machine.
     fn kubernetes(&self, number: usize, cluster: &Kubernetes) -> Killed {
         let files = self.files.path().join(format!("lb{}", number + 1));
-        fs::write(files.join("kubeconfig"), cluster.kubeconfig()).unwrap();
-        let log = fs::File::create(files.join("kubernetes.log")).unwrap();
         let mut command = Command::new(binaries::kubernetes().unwrap());
-        command.args(["run", "--pool", "198.51.100.77/32", "--metrics", "127.0.0.1:0", "--lease", "none"]);
-        command.arg("--kubeconfig").arg(files.join("kubeconfig")).arg("--socket").arg(files.join("balancer.sock"));
-        command.arg("--configuration").arg(files.join("balancer.toml"));
-        Killed(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
+        command.arg("run").arg("--socket").arg(files.join("balancer.sock"));
+        start(command, &files, cluster)
     }
 
     fn pods(&self, cluster: &Kubernetes, pods: &[(u16, bool)]) {
@@ -63,7 +84,7 @@ impl Fleet {
     #[track_caller]
     fn wait_admins(&self, what: &str, expected: &[(&str, &str)]) {
         let expected = expected.iter().map(|&(name, admin)| (name.to_owned(), admin.to_owned())).collect();
-        wait(what, || (0..2).all(|number| self.admins(number) == expected));
+        wait(what, || self.members().all(|number| self.admins(number) == expected));
     }
 }
 
@@ -72,13 +93,7 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     let fleet = Fleet::planned(Plan { members: 2, ..Plan::default() });
     let homes = fleet.one_answer();
     let cluster = Kubernetes::start().unwrap();
-    cluster.put(
-        "services",
-        json!({"metadata": {"namespace": "shop", "name": "web", "annotations": {
-                "sticky.balancer/drain": "10s", "sticky.balancer/forwarding": "ipip", "sticky.balancer/check": "none"}},
-            "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp",
-                "ports": [{"port": PORT, "protocol": "TCP"}]}}),
-    );
+    put_service(&cluster);
     fleet.pods(&cluster, &[(1, true), (2, true)]);
     let first = fleet.kubernetes(0, &cluster);
     fleet.wait_admins("both members serve it", &[("pod1", "ready"), ("pod2", "ready")]);
@@ -86,11 +101,8 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     fleet.wait_admins("one drains in both", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
     drop(first);
 
-    // The configuration file on the second machine does not contain the Service's backends.
     fleet.pods(&cluster, &[(2, true), (3, true)]);
     let _second = fleet.kubernetes(1, &cluster);
-    let file = fleet.files.path().join("lb2/balancer.toml");
-    wait("the second has not looked", || fs::read_to_string(&file).unwrap().contains("pod1"));
     fleet.wait_admins("the drained one is not removed in the end", &[("pod2", "ready"), ("pod3", "ready")]);
     let address = cluster.get("services", "shop", "web").unwrap()["status"]["loadBalancer"]["ingress"][0]["ip"].clone();
     assert_eq!(address, "198.51.100.77");
@@ -100,4 +112,52 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     wait("the Service is not let go", || cluster.get("services", "shop", "web").is_none());
     fleet.wait_admins("it is left over", &[]);
     assert_eq!(fleet.one_answer(), homes);
+}
+
+#[test]
+fn when_the_controller_is_on_another_machine_then_it_changes_the_fleet_through_a_member_that_is_there() {
+    let certificates = Certificates::new();
+    let addresses = [0, 1].map(|number| Topology::balancers_address(Family::V4, number).to_string());
+    certificates.sign_for("fleet", addresses.to_vec());
+    let at = |name: &str| certificates.path(name).display().to_string();
+    let control = format!(
+        "listen = \"ADDRESS:9661\"\ncert = {:?}\nkey = {:?}\nclient_ca = {:?}\nroles = {{ admin = \"all\" }}\n",
+        at("fleet.pem"),
+        at("fleet.key"),
+        at("ca.pem")
+    );
+    let mut fleet = Fleet::planned(Plan { members: 2, control, ..Plan::default() });
+    let homes = fleet.one_answer();
+    let elsewhere = &fleet.engines[0];
+    let cluster = elsewhere.run_in_thread(Kubernetes::start).unwrap().unwrap();
+    put_service(&cluster);
+    fleet.pods(&cluster, &[(1, true), (2, true)]);
+    let mut command = elsewhere.command(binaries::kubernetes().unwrap());
+    command.arg("run").args(addresses.iter().flat_map(|at| ["--server".to_owned(), format!("https://{at}:9661")]));
+    command.args(["--ca", &at("ca.pem"), "--cert", &at("admin.pem"), "--key", &at("admin.key")]);
+    let files = fleet.files.path().join("elsewhere");
+    let _controller = start(command, &files, &cluster);
+    fleet.wait_admins("both members serve it", &[("pod1", "ready"), ("pod2", "ready")]);
+
+    fleet.kill(0);
+    fleet.pods(&cluster, &[(1, false), (2, true), (3, true)]);
+    fleet.wait_admins("the other member has it", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
+    fleet.start_again(0);
+    fleet.wait_admins("the first one has it as well", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
+    // The configuration files of the members do not have the Service.
+    let file = fleet.files.path().join("lb2/balancer.toml").display().to_string();
+    fleet.cli(1, &["apply", &file, "--reset", "--force"]);
+    fleet.cli(1, &["apply", &file, "--reread"]);
+    fleet.pods(&cluster, &[(2, true), (3, true)]);
+    fleet.wait_admins("the drained one is removed in the end", &[("pod2", "ready"), ("pod3", "ready")]);
+    assert_eq!(fleet.one_answer(), homes, "clients of the fleet's own service stay");
+    let address = cluster.get("services", "shop", "web").unwrap()["status"]["loadBalancer"]["ingress"][0]["ip"].clone();
+    assert_eq!(address, "198.51.100.77");
+
+    fleet.stop(1);
+    cluster.delete("services", "shop", "web");
+    wait("the Service is not let go", || cluster.get("services", "shop", "web").is_none());
+    fleet.start_again(1);
+    fleet.wait_admins("it is left over", &[]);
+    assert_eq!(fleet.cli(0, &["drop-in", "list", "--json"]), "[]");
 }

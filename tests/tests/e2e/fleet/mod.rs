@@ -67,6 +67,8 @@ struct Plan {
     etcd: Vec<String>,
     /// Additional keys of the service.
     service_lines: &'static str,
+    /// Additional keys of `[control]`, in which `ADDRESS` stands for the member's IPv4 address.
+    control: String,
 }
 
 impl Default for Plan {
@@ -80,6 +82,7 @@ impl Default for Plan {
             engines: ENGINES.len(),
             etcd: Vec::new(),
             service_lines: "",
+            control: String::new(),
         }
     }
 }
@@ -201,6 +204,13 @@ impl Fleet {
         fs::create_dir_all(&files).unwrap();
         let settings = Settings { lines: self.lines(member), ..self.settings.clone() };
         let config = write_config(&self.topology, &settings, &files).unwrap();
+        if !self.plan.control.is_empty() {
+            let address = Topology::balancers_address(Family::V4, u16::try_from(number).unwrap()).to_string();
+            let lines = format!("[control]\n{}", self.plan.control.replace("ADDRESS", &address));
+            let text = fs::read_to_string(&config).unwrap();
+            assert!(text.contains("[control]\n"), "{text}");
+            fs::write(&config, text.replace("[control]\n", &lines)).unwrap();
+        }
         if let Some(protocol) = self.plan.datagrams {
             let vip = SocketAddr::new(self.topology.vip(Family::V4), PORT);
             let quic = if protocol == Protocol::Quic { quic::LINE } else { "" };

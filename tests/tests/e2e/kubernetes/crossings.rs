@@ -27,7 +27,7 @@ impl World {
         service.backends.into_iter().map(|backend| (backend.name, backend.slots)).collect()
     }
 
-    /// Kills the controller for Kubernetes and starts another one, which reads the balancer's file.
+    /// Kills the controller for Kubernetes and starts another one, which reads the drop-in.
     fn another_controller(&self, controller: &mut Controller) {
         drop(std::mem::replace(controller, self.controller()));
     }

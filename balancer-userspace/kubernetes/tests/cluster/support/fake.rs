@@ -1,11 +1,10 @@
-//! A simulated balancer behind a control socket, which applies files and keeps changes made at run time.
+//! A simulated balancer behind a control socket, which applies drop-ins and keeps changes made at run time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     io::BufReader,
     os::unix::net::{UnixListener, UnixStream},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex},
     thread,
 };
@@ -24,9 +23,16 @@ pub(crate) struct Backend {
 
 #[derive(Default)]
 struct State {
+    /// The services of the drop-in.
     services: BTreeMap<String, BTreeMap<String, Backend>>,
-    /// The backends in the file that was applied last, as `SERVICE/BACKEND`.
+    /// The services of the file, each with its listener.
+    of_file: BTreeMap<String, String>,
+    /// The text of the drop-in; empty: there is none.
+    drop_in: String,
+    /// The backends in the drop-in that was applied last, as `SERVICE/BACKEND`.
     base: BTreeSet<String>,
+    /// The number of services for which the data path has room; `None`: it has room for all.
+    room: Option<usize>,
     applied: usize,
     told: Vec<String>,
     away: bool,
@@ -34,16 +40,12 @@ struct State {
 
 pub(crate) struct Balancer {
     state: Arc<Mutex<State>>,
-    file: PathBuf,
 }
 
 impl Balancer {
-    /// Starts a simulated balancer whose file has these contents.
-    pub(crate) fn start(directory: &Path, text: &str) -> Self {
-        let file = directory.join("balancer.toml");
-        fs::write(&file, text).unwrap();
+    /// Starts a simulated balancer with the service `web`, which is not in the drop-in.
+    pub(crate) fn start(directory: &Path) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        apply(&mut state.lock().unwrap(), text).unwrap();
         let listener = UnixListener::bind(directory.join("balancer.sock")).unwrap();
         let served = Arc::clone(&state);
         thread::spawn(move || {
@@ -52,19 +54,28 @@ impl Balancer {
                 thread::spawn(move || serve(&served, stream.unwrap()));
             }
         });
-        Self { state, file }
+        let balancer = Self { state };
+        balancer.add_service("web", "198.51.100.0:80/tcp");
+        balancer
     }
 
-    pub(crate) fn file(&self) -> String {
-        fs::read_to_string(&self.file).unwrap()
+    /// Adds a service to the file, as an operator would.
+    pub(crate) fn add_service(&self, name: &str, listener: &str) {
+        self.state.lock().unwrap().of_file.insert(name.to_owned(), listener.to_owned());
     }
 
-    pub(crate) fn write(&self, text: &str) {
-        fs::write(&self.file, text).unwrap();
+    pub(crate) fn drop_in(&self) -> String {
+        self.state.lock().unwrap().drop_in.clone()
+    }
+
+    /// Removes the drop-in with its services, as an operator would.
+    pub(crate) fn remove_drop_in(&self) {
+        apply(&mut self.state.lock().unwrap(), "").unwrap();
     }
 
     pub(crate) fn services(&self) -> Vec<String> {
-        self.state.lock().unwrap().services.keys().cloned().collect()
+        let state = self.state.lock().unwrap();
+        state.services.keys().chain(state.of_file.keys()).cloned().collect()
     }
 
     pub(crate) fn backends(&self, service: &str) -> BTreeMap<String, Backend> {
@@ -91,16 +102,15 @@ impl Balancer {
         self.state.lock().unwrap().services.get_mut(service).unwrap().remove(backend);
     }
 
-    /// Applies another file, as an operator would.
-    pub(crate) fn apply(&self, text: &str) {
-        apply(&mut self.state.lock().unwrap(), text).unwrap();
+    pub(crate) fn has_room_for(&self, services: usize) {
+        self.state.lock().unwrap().room = Some(services);
     }
 
     pub(crate) fn is_away(&self, away: bool) {
         self.state.lock().unwrap().away = away;
     }
 
-    /// The number of files that the simulated balancer has applied.
+    /// The number of drop-ins that the simulated balancer has applied.
     pub(crate) fn applied(&self) -> usize {
         self.state.lock().unwrap().applied
     }
@@ -125,20 +135,27 @@ fn answer(state: &mut State, request: &Request) -> (u16, Value) {
     let parts: Vec<&str> = request.path.trim_start_matches("/v1/").split('/').collect();
     let text = |key: &str| request.body[key].as_str().unwrap_or_default().to_owned();
     if request.method != "GET" {
-        let words = if parts == ["configuration"] { String::new() } else { request.body.to_string() };
+        let words = if parts[0] == "drop-ins" { String::new() } else { request.body.to_string() };
         state.told.push(format!("{} {} {words}", request.method, request.path));
     }
     match (request.method.as_str(), parts.as_slice()) {
-        ("GET", ["status"]) => (200, status(state)),
-        ("GET", ["services"]) => (200, state.services.iter().map(|(name, backends)| view(name, backends)).collect()),
-        ("POST", ["configuration"]) if text("text").contains("\"snat\"") => {
-            (422, json!({"error": "the first service with snat needs a restart"}))
+        ("GET", ["services"]) => {
+            let own = state.services.iter().map(|(name, backends)| view(name, backends));
+            (200, own.chain(state.of_file.iter().map(|(name, listener)| other(name, listener))).collect())
         }
-        ("POST", ["configuration"]) if request.body["dry_run"] == true => (200, json!({"message": "nothing"})),
-        ("POST", ["configuration"]) => match apply(state, &text("text")) {
+        ("GET", ["drop-ins", "kubernetes"]) if !state.drop_in.is_empty() => (200, json!({"text": state.drop_in})),
+        ("PUT", ["drop-ins", "kubernetes"]) if text("text").contains("\"snat\"") => {
+            (409, json!({"error": "snat needs a table of connections"}))
+        }
+        ("PUT", ["drop-ins", "kubernetes"]) if request.body["dry_run"] == true => (200, json!({"message": "nothing"})),
+        ("PUT", ["drop-ins", "kubernetes"]) => match apply(state, &text("text")) {
             Ok(()) => (200, json!({"message": "applied"})),
             Err(error) => (422, json!({"error": error})),
         },
+        ("DELETE", ["drop-ins", "kubernetes"]) if !state.drop_in.is_empty() => {
+            apply(state, "").unwrap();
+            (200, json!({"message": "removed"}))
+        }
         ("PUT", ["services", service, "backends", backend, "admin"]) => {
             let found = state.services.get_mut(*service).and_then(|backends| backends.get_mut(*backend));
             let Some(found) = found else { return (404, json!({"error": "there is no such backend"})) };
@@ -154,24 +171,21 @@ fn answer(state: &mut State, request: &Request) -> (u16, Value) {
     }
 }
 
-fn status(state: &State) -> Value {
-    let services: Value = state.services.iter().map(|(name, backends)| view(name, backends)).collect();
-    let all = state.services.iter().flat_map(|(service, of)| of.keys().map(move |name| format!("{service}/{name}")));
-    let added = all.filter(|name| !state.base.contains(name));
-    let changed: Value = added.map(|name| json!({"what": "backend", "name": name, "change": "added"})).collect();
-    json!({"interfaces": [], "services": services, "generation": 0, "changed_at_run_time": changed})
-}
-
 fn ready(address: String) -> Backend {
     Backend { address, admin: "ready".to_owned(), state: None }
 }
 
-/// Applies a file, and keeps the administrative states of backends that remain.
+/// Applies a drop-in, and keeps the administrative states of backends that remain.
 fn apply(state: &mut State, text: &str) -> Result<(), String> {
-    let (config, _) = file::parse("balancer.toml".as_ref(), text.as_bytes()).map_err(|errors| errors.to_string())?;
+    let parsed = file::parse_drop_in("kubernetes", "kubernetes".as_ref(), text.as_bytes());
+    let (services, _) = parsed.map_err(|errors| errors.to_string())?;
+    if state.room.is_some_and(|room| services.len() > room) {
+        return Err(format!("the data path refused: no room for {} services", services.len()));
+    }
+    text.clone_into(&mut state.drop_in);
     let mut before = std::mem::take(&mut state.services);
     let base = std::mem::take(&mut state.base);
-    for service in config.services.iter() {
+    for service in services.iter() {
         let mut known = before.remove(&service.name).unwrap_or_default();
         let backends: Vec<(String, Backend)> = service
             .backends
@@ -203,5 +217,11 @@ fn view(name: &str, backends: &BTreeMap<String, Backend>) -> Value {
         })
         .collect();
     json!({"name": name, "address": "", "protocol": "tcp", "forwarding": "nat", "table_size": 1, "table_generation": 0,
-        "backends": backends})
+        "backends": backends, "drop_in": "kubernetes"})
+}
+
+/// A service that is not in the drop-in.
+fn other(name: &str, listener: &str) -> Value {
+    json!({"name": name, "address": "", "protocol": "tcp", "forwarding": "ipip", "table_size": 1,
+        "table_generation": 0, "backends": [], "listeners": [{"listener": listener}]})
 }

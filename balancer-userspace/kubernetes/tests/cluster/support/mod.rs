@@ -22,10 +22,6 @@ use fake::Balancer;
 /// The maximum duration of each step of a test.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The section of the configuration file that does not belong to the controller.
-pub(crate) const OTHERS: &str = "interfaces = [\"eth0\"]\n\n[[service]] # by hand\nname = \"web\"\n\
-                                 address = \"198.51.100.0:80\"\nforwarding = \"ipip\"\n";
-
 pub(crate) const FINALIZER: &str = "sticky.balancer/cleanup";
 
 pub(crate) struct World {
@@ -49,7 +45,7 @@ impl World {
     /// Makes a cluster and a balancer, without a controller.
     pub(crate) fn new() -> Self {
         let files = tempfile::tempdir().unwrap();
-        let balancer = Balancer::start(files.path(), OTHERS);
+        let balancer = Balancer::start(files.path());
         let cluster = Kubernetes::start().unwrap();
         fs::write(files.path().join("kubeconfig"), cluster.kubeconfig()).unwrap();
         Self { cluster, balancer, controllers: Vec::new(), files }
@@ -68,7 +64,6 @@ impl World {
         let mut command = Command::new(env!("CARGO_BIN_EXE_balancer-kubernetes"));
         command.args(["run", "--pool", "198.51.100.0/30", "--pool", "2001:db8:1::/126", "--metrics", "127.0.0.1:0"]);
         command.arg("--kubeconfig").arg(path("kubeconfig")).arg("--socket").arg(path("balancer.sock"));
-        command.arg("--configuration").arg(path("balancer.toml"));
         if !more.contains(&"--lease") {
             command.args(["--lease", "none"]);
         }
@@ -89,7 +84,7 @@ impl World {
         while !is_so(self) {
             if start.elapsed() > PATIENCE {
                 let log = fs::read_to_string(self.files.path().join("log")).unwrap_or_default();
-                panic!("{what}: not within {PATIENCE:?}\n{}\n{}\n{log}", self.balancer.told(), self.balancer.file());
+                panic!("{what}: not within {PATIENCE:?}\n{}\n{}\n{log}", self.balancer.told(), self.balancer.drop_in());
             }
             thread::sleep(Duration::from_millis(20));
         }

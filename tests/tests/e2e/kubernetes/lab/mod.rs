@@ -56,10 +56,10 @@ impl World {
             Ok(())
         })
         .unwrap();
-        // The group may write the balancer's files, like the group `balancer` on a real machine.
-        fs::set_permissions(site.files(), fs::Permissions::from_mode(0o770)).unwrap();
+        // The group may use the control socket, like the group `balancer` on a real machine.
+        fs::set_permissions(site.files(), fs::Permissions::from_mode(0o750)).unwrap();
         let api = ApiServer::start().unwrap();
-        for file in ["rbac", "deployment"] {
+        for file in ["rbac", "deployment", "remote"] {
             let path = format!("{}/../contrib/kubernetes/{file}.yaml", env!("CARGO_MANIFEST_DIR"));
             api.kubectl(&["apply", "-f", &path]).unwrap();
         }
@@ -75,7 +75,7 @@ impl World {
         command.args(["--mount", "sh", "-ec", AS_A_POD, "sh"]).arg(binaries::kubernetes().unwrap());
         command.args(["run", "--default", "--metrics", "127.0.0.1:0", "--identity", name, "--pool"]);
         command.arg(format!("{}/32", self.site.topology().vip(Family::V4)));
-        command.arg("--socket").arg(file("balancer.sock")).arg("--configuration").arg(self.site.config()).args(more);
+        command.arg("--socket").arg(file("balancer.sock")).args(more);
         command.env("ACCOUNT", file("account")).envs(ApiServer::variables());
         let process = Process::spawn(name, &mut command, &file(&format!("{name}.log"))).unwrap();
         self.controllers.insert(name.to_owned(), process);
