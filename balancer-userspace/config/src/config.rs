@@ -48,7 +48,7 @@ pub struct Config {
     /// The number of connections, over all `snat` services, for which the flow table is sized, if there is a `snat`
     /// service.
     pub flow_table_capacity: u32,
-    /// Whether the configuration has a section `[flow_table]`, which also makes room for `snat` services that come
+    /// Whether the configuration has a section `[flow_table]` and no services, so that drop-ins may bring `snat` services
     /// later.
     pub flow_table_wanted: bool,
     /// The fleet's hash key; `None`: the controller makes a key.

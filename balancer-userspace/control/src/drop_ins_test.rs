@@ -153,7 +153,7 @@ fn when_services_contradict_each_other_then_the_change_is_refused_and_a_restart_
 fn when_the_data_path_has_no_room_for_a_service_then_the_cure_is_named() {
     let mut bench = Bench::web();
     let refused = set(&mut bench, "k8s", vec![ServiceConfig { forwarding: Forwarding::Snat, ..at_80() }]).unwrap_err();
-    assert!(refused.to_string().contains("write [flow_table] capacity = 262144 into the configuration file"));
+    assert!(refused.to_string().contains("write [flow_table] capacity = 262144 into a configuration file"));
     let remembering = || vec![ServiceConfig { remember: Duration::from_secs(60), ..at_80() }];
     let refused = set(&mut bench, "k8s", remembering()).unwrap_err();
     assert!(refused.to_string().contains("remember needs memory for clients"), "{refused}");

@@ -139,7 +139,7 @@ fn of_parts(
         metrics_page: metrics_page.unwrap_or(true),
         client_table_capacity: capacity.map_or(CLIENT_TABLE_CAPACITY, |capacity| capacity.value),
         flow_table_capacity: flows.map_or(FLOW_TABLE_CAPACITY, |capacity| capacity.value),
-        flow_table_wanted,
+        flow_table_wanted: flow_table_wanted && services.is_empty(),
         hash_key: hash_key.map(|key| key.value),
         statistics: statistics.unwrap_or_default(),
         fleet,

@@ -57,8 +57,8 @@ impl Settings {
     pub(super) fn lacks(&self, services: &[ServiceConfig]) -> Option<String> {
         if !self.flows && is_snat(services) {
             return Some(
-                "forwarding = \"snat\" needs a table of connections: write [flow_table] capacity = 262144 into the \
-                 configuration file, and restart the balancer"
+                "forwarding = \"snat\" needs a table of connections: write [flow_table] capacity = 262144 into a \
+                 configuration file with service = [], or a snat service into the file, and restart the balancer"
                     .to_owned(),
             );
         }

@@ -110,11 +110,11 @@ fn when_a_service_has_both_families_and_both_protocols_then_it_is_one_service_wi
         let service = world.shown().unwrap();
         service["status"]["loadBalancer"]["ingress"].as_array().is_some_and(|ingress| ingress.len() == 2)
     });
-    let file = fs::read_to_string(world.site.config()).unwrap();
+    let drop_in = world.site.cli(&["drop-in", "show", "kubernetes"]).unwrap();
     let vip = world.site.topology().vip(Family::V4);
     let listen =
         format!("listen = [\"{vip}:80\", \"{vip}:80/udp\", \"[2001:db8:77::]:80\", \"[2001:db8:77::]:80/udp\"]");
-    assert!(file.contains(&listen) && file.contains("remember = \"10800s\""), "{file}");
+    assert!(drop_in.contains(&listen) && drop_in.contains("remember = \"10800s\""), "{drop_in}");
     world.delete();
     world.wait_gone();
     world.assert_nothing_was_refused();
