@@ -5,10 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use balancer_api::model::ServiceView;
 use serde::{Deserialize, Serialize};
 
 /// The name of the drop-in.
 pub const NAME: &str = "kubernetes";
+
+/// Whether a service of the balancer comes from this drop-in.
+#[must_use]
+pub fn has(service: &ServiceView) -> bool {
+    service.drop_in.as_deref() == Some(NAME)
+}
 
 const HEAD: &str = "# balancer-kubernetes replaces this text\n";
 const DRAINED: &str = "# drained: ";

@@ -19,7 +19,7 @@ impl Others {
     #[must_use]
     pub fn of(actual: &[ServiceView]) -> Self {
         let mut others = Self::default();
-        for service in actual.iter().filter(|service| service.drop_in.as_deref() != Some(drop_in::NAME)) {
+        for service in actual.iter().filter(|service| !drop_in::has(service)) {
             for listener in &service.listeners {
                 if let Ok(listener) = listener.listener.parse::<Listener>() {
                     others.addresses.insert(listener.address, service.name.clone());

@@ -304,7 +304,7 @@ impl Controller {
         before: &DropIn,
         actual: &[ServiceView],
     ) -> Result<(), Stopped> {
-        let own = actual.iter().filter(|service| service.drop_in.as_deref() == Some(drop_in::NAME));
+        let own = actual.iter().filter(|service| drop_in::has(service));
         let there: BTreeSet<&str> = own.map(|service| service.name.as_str()).collect();
         let is_there = wanted.services.iter().all(|service| there.contains(service.name.as_str()));
         if wanted.text() == text && is_there {
@@ -367,8 +367,7 @@ impl Controller {
             self.metrics.changed();
             tracing::info!("{said}");
         }
-        let own = actual.into_iter().filter(|service| service.drop_in.as_deref() == Some(drop_in::NAME));
-        Ok(own.map(|service| service.name).collect())
+        Ok(actual.into_iter().filter(drop_in::has).map(|service| service.name).collect())
     }
 
     /// Writes the addresses of served Services to their status, and releases those Services that are no longer served.
