@@ -7,27 +7,19 @@ use balancer_config::listeners::Listener;
 
 use crate::drop_in;
 
-/// Services that do not belong to this program.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Others {
-    /// The addresses of these services, each with the name of a service that has it.
-    pub addresses: BTreeMap<IpAddr, String>,
-}
-
-impl Others {
-    /// Finds the services of others among the services that the balancer has.
-    #[must_use]
-    pub fn of(actual: &[ServiceView]) -> Self {
-        let mut others = Self::default();
-        for service in actual.iter().filter(|service| !drop_in::has(service)) {
-            for listener in &service.listeners {
-                if let Ok(listener) = listener.listener.parse::<Listener>() {
-                    others.addresses.insert(listener.address, service.name.clone());
-                }
+/// The addresses of services that do not belong to this program, each with the name of a service that has it; `actual`
+/// contains all services of the balancer.
+#[must_use]
+pub fn addresses(actual: &[ServiceView]) -> BTreeMap<IpAddr, String> {
+    let mut addresses = BTreeMap::new();
+    for service in actual.iter().filter(|service| !drop_in::has(service)) {
+        for listener in &service.listeners {
+            if let Ok(listener) = listener.listener.parse::<Listener>() {
+                addresses.insert(listener.address, service.name.clone());
             }
         }
-        others
     }
+    addresses
 }
 
 #[cfg(test)]
@@ -44,8 +36,8 @@ mod tests {
         };
         let own = view("k8s.shop.web", Some("kubernetes"), &["198.51.100.9:80/tcp"]);
         let web = view("web", None, &["198.51.100.1:80/tcp", "[2001:db8::1]:443/udp"]);
-        let others = Others::of(&[own, web, view("more", Some("mine"), &["198.51.100.2:1-9/udp"])]);
-        let addresses: Vec<String> = others.addresses.keys().map(ToString::to_string).collect();
+        let addresses = addresses(&[own, web, view("more", Some("mine"), &["198.51.100.2:1-9/udp"])]);
+        let addresses: Vec<String> = addresses.keys().map(ToString::to_string).collect();
         assert_eq!(addresses, ["198.51.100.1", "198.51.100.2", "2001:db8::1"]);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     drop_in::{DropIn, ServiceText},
     fit::{self, Refusal},
     members::{Before, members},
-    others::Others,
+    others,
     pools::{self, Family, Grant, Problem},
     slices::EndpointSlice,
     wanted::{self, Terms, Wanted, port_keys},
@@ -36,8 +36,6 @@ pub struct World<'a> {
     pub nodes: &'a [Node],
     /// This program's drop-in in the balancer.
     pub drop_in: &'a DropIn,
-    /// The services of the balancer that do not belong to this program.
-    pub others: &'a Others,
     /// All services that the balancer has.
     pub actual: &'a [ServiceView],
     /// The services that the balancer has refused, by name.
@@ -153,7 +151,7 @@ impl Terms {
             wanted.claim.held = world.drop_in.service(&wanted.name).map(addresses).unwrap_or_default();
         }
         let claims: Vec<_> = wants.iter().map(|wanted| wanted.claim.clone()).collect();
-        let grants = pools::allocate(&self.pools, &claims, &world.others.addresses);
+        let grants = pools::allocate(&self.pools, &claims, &others::addresses(world.actual));
         let jobs = services.into_iter().zip(wants).zip(grants);
         jobs.map(|((service, wanted), grant)| Job {
             service,

@@ -39,10 +39,10 @@ fn slice(service: &str, pods: &[(&str, bool)]) -> EndpointSlice {
 }
 
 fn round(terms: &Terms, drop_in: &DropIn, services: &[Service], slices: &[EndpointSlice]) -> Round {
-    let taken = [("198.51.100.0".parse().unwrap(), "web".to_owned())];
-    let others = Others { addresses: taken.into() };
-    let refused = &BTreeMap::new();
-    terms.round(World { services, slices, nodes: &[], drop_in, others: &others, actual: &[], refused })
+    let web = serde_json::json!({"name": "web", "address": "", "protocol": "tcp", "forwarding": "ipip", "table_size": 1,
+        "table_generation": 0, "backends": [], "listeners": [{"listener": "198.51.100.0:80/tcp"}]});
+    let (actual, refused) = (&[serde_json::from_value(web).unwrap()], &BTreeMap::new());
+    terms.round(World { services, slices, nodes: &[], drop_in, actual, refused })
 }
 
 fn nothing() -> DropIn {

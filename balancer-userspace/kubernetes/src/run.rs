@@ -24,7 +24,6 @@ use crate::{
     fit::Refusal,
     lease::Candidacy,
     metrics::Metrics,
-    others::Others,
     round::{Notice, Outcome, Round, Step, World},
     slices::EndpointSlice,
     wanted::Terms,
@@ -226,13 +225,11 @@ impl Controller {
             Stopped::balancer(format!("drop-in {} is not this program's: {error}; remove it", drop_in::NAME))
         })?;
         let actual = self.balancer.services().await.map_err(|error| self.failed(error))?;
-        let others = Others::of(&actual);
         let world = World {
             services: &services,
             slices: &slices,
             nodes: &nodes,
             drop_in: &before,
-            others: &others,
             actual: &actual,
             refused: &self.refused,
         };
