@@ -483,6 +483,27 @@ fn when_a_service_has_several_listeners_then_all_are_read() {
 }
 
 #[test]
+fn when_only_the_ipv4_address_has_a_port_then_the_ipv6_address_has_the_same_one() {
+    for (address, address6, expected) in [
+        ("10.0.0.11:8080", "fd00::11", [8080, 8080]),
+        ("10.0.0.11:8080", "[fd00::11]:9090", [8080, 9090]),
+        ("10.0.0.11", "[fd00::11]:9090", [80, 9090]),
+        ("10.0.0.11", "fd00::11", [80, 80]),
+    ] {
+        let text = format!(
+            "[[service]]\nname = \"web\"\nlisten = [\"198.51.100.10:80\", \"[2001:db8::10]:80\"]\n\
+             forwarding = \"nat\"\n[[service.backend]]\nname = \"web1\"\naddress = {address:?}\n\
+             address6 = {address6:?}\n"
+        );
+        let (config, _) = file::parse(Path::new("web.toml"), text.as_bytes()).unwrap();
+        let service = &config.services[0];
+        let target =
+            |family| service.check_target(&service.backends[0], &service.check, family).map(|target| target.port());
+        assert_eq!([Family::V4, Family::V6].map(target), expected.map(Some), "{address} {address6}");
+    }
+}
+
+#[test]
 fn when_a_service_has_every_port_then_its_listener_has_port_0() {
     let config = good("every-port.toml");
     assert_eq!(config.metrics_listen, None);

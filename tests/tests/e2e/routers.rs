@@ -5,11 +5,13 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
+use anyhow::Result;
 use balancer_api::model::ClientView;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
@@ -104,28 +106,9 @@ impl Pair {
         under_load(&entrance, &requests, || work(self))
     }
 
-    /// Returns the gateways of the router's route to the VIP.
-    fn next_hops(&self, family: Family) -> Vec<String> {
-        let flag = if family == Family::V4 { "-4" } else { "-6" };
-        let vip = self.topology.vip(family).to_string();
-        let mut command = self.topology.router().command("ip");
-        let output = command.args([flag, "route", "show", &vip]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let mut gateways: Vec<String> =
-            words.windows(2).filter(|pair| pair[0] == "via").map(|pair| pair[1].to_owned()).collect();
-        gateways.sort();
-        gateways
-    }
-
     #[track_caller]
     fn wait_next_hops(&self, balancers: &[u16]) {
-        wait(&format!("the router's next hops are not {balancers:?}"), || {
-            Family::BOTH.iter().all(|&family| {
-                let address = |&index| Topology::balancers_address(family, index).to_string();
-                self.next_hops(family) == balancers.iter().map(address).collect::<Vec<_>>()
-            })
-        });
+        wait_next_hops(&self.topology, Family::BOTH.map(|family| self.topology.vip(family)), balancers);
     }
 
     fn has_vips(&self, number: usize) -> bool {
@@ -151,17 +134,41 @@ fn start_balancer(topology: &Topology, settings: &Settings, files: &Path, number
     controller
 }
 
-/// Starts BIRD on the router and on both balancers.
-fn birds(pair: &Pair) -> Vec<Process> {
-    let start = |namespace: &Namespace, config: &Path| {
-        routing::start_bird(namespace, config).expect("bird is needed: cargo xtask setup, or apt-get install bird2")
+/// Starts BIRD on the router and on the first two balancers. The configurations and logs are in `files`.
+pub(crate) fn start_birds(topology: &Topology, files: &Path) -> Vec<Process> {
+    let start = |namespace: &Namespace, name: &str, text: Result<String>| {
+        let config = files.join(name);
+        fs::write(&config, text.unwrap()).unwrap();
+        routing::start_bird(namespace, &config).expect("bird is needed: cargo xtask setup, or apt-get install bird2")
     };
-    let router = pair.file("router.conf", &routing::router(2).unwrap());
-    let on_balancers = [0, 1].map(|index| {
-        let config = pair.file(&format!("lb{index}.conf"), &routing::balancer(index).unwrap());
-        start(pair.namespace(index.into()), &config)
+    let router = start(topology.router(), "router.conf", routing::router(2));
+    let on_balancer =
+        |index: u16| start(host(topology, index.into()), &format!("lb{index}.conf"), routing::balancer(index));
+    std::iter::once(router).chain([0, 1].map(on_balancer)).collect()
+}
+
+/// Waits until the next hops of the router's routes to the VIPs are the given balancers.
+#[track_caller]
+pub(crate) fn wait_next_hops(topology: &Topology, vips: [IpAddr; 2], balancers: &[u16]) {
+    wait(&format!("the router's next hops are not {balancers:?}"), || {
+        Family::BOTH.into_iter().zip(vips).all(|(family, vip)| {
+            let address = |&index| Topology::balancers_address(family, index).to_string();
+            next_hops(topology, family, vip) == balancers.iter().map(address).collect::<Vec<_>>()
+        })
     });
-    std::iter::once(start(pair.topology.router(), &router)).chain(on_balancers).collect()
+}
+
+/// Returns the gateways of the router's route to a VIP.
+fn next_hops(topology: &Topology, family: Family, vip: IpAddr) -> Vec<String> {
+    let flag = if family == Family::V4 { "-4" } else { "-6" };
+    let mut command = topology.router().command("ip");
+    let output = command.args([flag, "route", "show", &vip.to_string()]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let mut gateways: Vec<String> =
+        words.windows(2).filter(|pair| pair[0] == "via").map(|pair| pair[1].to_owned()).collect();
+    gateways.sort();
+    gateways
 }
 
 /// Starts FRR on the router and on both balancers.
@@ -184,7 +191,7 @@ fn announcing() -> Pair {
 #[test]
 fn when_balancers_come_and_go_then_bird_follows_and_no_request_fails() {
     let mut pair = announcing();
-    let _birds = birds(&pair);
+    let _birds = start_birds(&pair.topology, pair.files.path());
     follows_what_balancers_announce(&mut pair);
 }
 

@@ -519,8 +519,11 @@ fn backend(
         }
         SocketAddr::new(ip, port.unwrap_or(0))
     };
-    let (address_at, address6) = (address.at, address6.map(&mut socket));
+    let address_at = address.at;
     let address = socket(address);
+    let address6 = address6.map(|Located { at, value: (ip, port) }| {
+        socket(Located { at, value: (ip, port.or((address.port() != 0).then_some(address.port()))) })
+    });
     if let Some(check) = &check {
         needs_port(check, front.check_port(&check.value.kind, address.port()), findings);
         via_fits(check, front.forwarding, findings);

@@ -1,6 +1,8 @@
 //! Tests of Kubernetes Services in a fleet: with a controller on each machine of the fleet, of which only one acts, and
 //! with a controller on another machine.
 
+mod routers;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -28,12 +30,15 @@ impl Drop for Killed {
     }
 }
 
+/// The options of controllers in tests that need no Lease and only one address.
+const ONE_ADDRESS: &[&str] = &["--pool", "198.51.100.77/32", "--lease", "none"];
+
 /// Starts a controller for Kubernetes by a command that contains the program and the options for the balancer.
-fn start(mut command: Command, files: &Path, cluster: &Kubernetes) -> Killed {
+fn start(mut command: Command, options: &[&str], files: &Path, cluster: &Kubernetes) -> Killed {
     fs::create_dir_all(files).unwrap();
     fs::write(files.join("kubeconfig"), cluster.kubeconfig()).unwrap();
     let log = fs::File::create(files.join("kubernetes.log")).unwrap();
-    command.args(["--pool", "198.51.100.77/32", "--metrics", "127.0.0.1:0", "--lease", "none"]);
+    command.args(options).args(["--metrics", "127.0.0.1:0"]);
     command.arg("--kubeconfig").arg(files.join("kubeconfig"));
     Killed(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
 }
@@ -50,24 +55,31 @@ fn put_service(cluster: &Kubernetes) {
 
 impl Fleet {
     /// Starts a controller for Kubernetes on a member's machine.
-    fn kubernetes(&self, number: usize, cluster: &Kubernetes) -> Killed {
+    fn kubernetes(&self, number: usize, options: &[&str], cluster: &Kubernetes) -> Killed {
         let files = self.files.path().join(format!("lb{}", number + 1));
         let mut command = Command::new(binaries::kubernetes().unwrap());
         command.arg("run").arg("--socket").arg(files.join("balancer.sock"));
-        start(command, &files, cluster)
+        start(command, options, &files, cluster)
     }
 
+    /// Writes the `EndpointSlice` of IPv4 addresses: the pods' numbers, and whether they are ready.
     fn pods(&self, cluster: &Kubernetes, pods: &[(u16, bool)]) {
+        self.pods_of(Family::V4, PORT, cluster, pods);
+    }
+
+    fn pods_of(&self, family: Family, port: u16, cluster: &Kubernetes, pods: &[(u16, bool)]) {
         let endpoint = |&(number, ready): &(u16, bool)| {
-            json!({"addresses": [self.topology.backend_address(Family::V4, number - 1).to_string()],
+            json!({"addresses": [self.topology.backend_address(family, number - 1).to_string()],
                 "targetRef": {"kind": "Pod", "uid": format!("pod{number}")},
                 "conditions": {"ready": ready, "serving": true, "terminating": !ready}})
         };
         let endpoints: Vec<_> = pods.iter().map(endpoint).collect();
         cluster.put(
             "endpointslices",
-            json!({"metadata": {"namespace": "shop", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
-                "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "", "port": PORT, "protocol": "TCP"}]}),
+            json!({"metadata": {"namespace": "shop", "name": format!("web-{family:?}").to_lowercase(),
+                    "labels": {"kubernetes.io/service-name": "web"}},
+                "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
+                "endpoints": endpoints, "ports": [{"name": "", "port": port, "protocol": "TCP"}]}),
         );
     }
 
@@ -95,14 +107,14 @@ fn when_the_controller_of_one_machine_ends_then_that_of_another_goes_on_with_the
     let cluster = Kubernetes::start().unwrap();
     put_service(&cluster);
     fleet.pods(&cluster, &[(1, true), (2, true)]);
-    let first = fleet.kubernetes(0, &cluster);
+    let first = fleet.kubernetes(0, ONE_ADDRESS, &cluster);
     fleet.wait_admins("both members serve it", &[("pod1", "ready"), ("pod2", "ready")]);
     fleet.pods(&cluster, &[(1, false), (2, true), (3, true)]);
     fleet.wait_admins("one drains in both", &[("pod1", "drain"), ("pod2", "ready"), ("pod3", "ready")]);
     drop(first);
 
     fleet.pods(&cluster, &[(2, true), (3, true)]);
-    let _second = fleet.kubernetes(1, &cluster);
+    let _second = fleet.kubernetes(1, ONE_ADDRESS, &cluster);
     fleet.wait_admins("the drained one is not removed in the end", &[("pod2", "ready"), ("pod3", "ready")]);
     let address = cluster.get("services", "shop", "web").unwrap()["status"]["loadBalancer"]["ingress"][0]["ip"].clone();
     assert_eq!(address, "198.51.100.77");
@@ -136,7 +148,7 @@ fn when_the_controller_is_on_another_machine_then_it_changes_the_fleet_through_a
     command.arg("run").args(addresses.iter().flat_map(|at| ["--server".to_owned(), format!("https://{at}:9661")]));
     command.args(["--ca", &at("ca.pem"), "--cert", &at("admin.pem"), "--key", &at("admin.key")]);
     let files = fleet.files.path().join("elsewhere");
-    let _controller = start(command, &files, &cluster);
+    let _controller = start(command, ONE_ADDRESS, &files, &cluster);
     fleet.wait_admins("both members serve it", &[("pod1", "ready"), ("pod2", "ready")]);
 
     fleet.kill(0);

@@ -65,6 +65,8 @@ struct Plan {
     engines: usize,
     /// Additional arguments of etcd.
     etcd: Vec<String>,
+    /// The value of `on_exit`.
+    on_exit: &'static str,
     /// Additional keys of the service.
     service_lines: &'static str,
     /// Additional keys of `[control]`, in which `ADDRESS` stands for the member's IPv4 address.
@@ -81,6 +83,7 @@ impl Default for Plan {
             datagrams: None,
             engines: ENGINES.len(),
             etcd: Vec::new(),
+            on_exit: "detach",
             service_lines: "",
             control: String::new(),
         }
@@ -127,6 +130,7 @@ impl Fleet {
         settings.families = Family::BOTH.to_vec();
         settings.remember = "1h";
         settings.check = plan.check.to_owned();
+        settings.on_exit = plan.on_exit;
         settings.service_lines = plan.service_lines.to_owned();
         let files = tempfile::tempdir().unwrap();
         let decaps = match forwarding {
