@@ -122,7 +122,9 @@ fn when_a_change_comes_in_at_a_member_then_its_own_audit_file_has_it_and_its_own
     let copy = fleet.files.path().join("services.toml");
     fs::write(&copy, original.replace("weight = 100", "weight = 90")).unwrap();
     fleet.cli(1, &["apply", copy.to_str().unwrap()]);
-    assert!(readers.exists() && audited().contains("POST /v1/configuration"));
+    // The balancer writes to the audit file after its answer.
+    wait("the file is not in the audit file", || audited().contains("POST /v1/configuration"));
+    assert!(readers.exists());
 }
 
 #[test]
