@@ -49,6 +49,7 @@ pub mod stats;
 mod steer;
 pub mod step;
 mod steps;
+mod sum;
 pub mod tracing;
 
 pub use ingress::Ingress;

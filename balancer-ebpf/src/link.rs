@@ -42,22 +42,35 @@ const TAG_LEN: usize = 4;
 #[inline(always)]
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
-    let ether_type = ether_type(family);
     // The function reads all bytes before it writes any, because the old and the new position may overlap.
     let macs: [u32; 3] = frame.load(from)?;
-    let first: u32 = frame.load(from + MACS_LEN)?;
-    let second: u32 = frame.load(from + MACS_LEN + TAG_LEN)?;
-    frame.store(to, macs)?;
-    let at = to + MACS_LEN;
+    let tags = tags(frame.skip(from))?;
+    let to = frame.skip(to);
+    to.store(0, macs)?;
+    store_tags(to, tags, l3_offset, family)
+}
+
+/// The bytes of a frame that may be VLAN tags.
+#[inline(always)]
+pub(crate) fn tags(frame: Packet<'_>) -> Option<[u32; 2]> {
+    Some([frame.load(MACS_LEN)?, frame.load(MACS_LEN + TAG_LEN)?])
+}
+
+/// Writes the VLAN tags and the type of a frame whose link-layer headers are `l3_offset` bytes long, for a packet of
+/// `family`.
+#[inline(always)]
+#[must_use]
+pub(crate) fn store_tags(frame: Packet<'_>, [first, second]: [u32; 2], l3_offset: usize, family: u8) -> Option<()> {
+    let ether_type = ether_type(family);
     if l3_offset <= EthHdr::LEN {
-        return frame.store(at, ether_type);
+        return frame.store(MACS_LEN, ether_type);
     }
-    frame.store(at, first)?;
+    frame.store(MACS_LEN, first)?;
     if l3_offset <= EthHdr::LEN + TAG_LEN {
-        return frame.store(at + TAG_LEN, ether_type);
+        return frame.store(MACS_LEN + TAG_LEN, ether_type);
     }
-    frame.store(at + TAG_LEN, second)?;
-    frame.store(at + 2 * TAG_LEN, ether_type)
+    frame.store(MACS_LEN + TAG_LEN, second)?;
+    frame.store(MACS_LEN + 2 * TAG_LEN, ether_type)
 }
 
 /// The variable fields of an IPv4 header besides its addresses.
@@ -67,6 +80,8 @@ pub(crate) struct V4 {
     pub(crate) length: usize,
     /// `None`: routers must not fragment the packet, so it needs no identification (RFC 6864).
     pub(crate) id: Option<u16>,
+    /// The fragment's offset in units of eight bytes, and the flag of more fragments; 0: the packet is no fragment.
+    pub(crate) fragment: u16,
     pub(crate) ttl: u8,
     pub(crate) protocol: u8,
     /// The source address in network order.
@@ -90,7 +105,7 @@ pub(crate) fn store_v4_between(at: Packet<'_>, header: &V4, addresses: u64) -> O
     let a = u16::from_ne_bytes([0x45, header.tos]);
     let b = (header.length as u16).to_be();
     let c = header.id.unwrap_or(0);
-    let d = if header.id.is_some() { 0 } else { DONT_FRAGMENT.to_be() };
+    let d = if header.id.is_some() { header.fragment.to_be() } else { DONT_FRAGMENT.to_be() };
     let e = u16::from_ne_bytes([header.ttl, header.protocol]);
     let sum = addresses + u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d) + u64::from(e);
     let check = !checksum::fold(sum);

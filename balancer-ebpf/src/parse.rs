@@ -39,7 +39,7 @@ pub const ICMP_CHECK: usize = 2;
 pub const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
-const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+pub(crate) const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
 
 /// The maximum number of IPv6 extension headers; a packet with more extension headers is malformed.
 const MAX_EXTENSION_HEADERS: usize = 8;
@@ -67,6 +67,20 @@ impl Fragment {
 
     /// The value for an unfragmented packet.
     pub(crate) const NONE: Self = Self { field: 0, id: 0 };
+
+    /// The offset in units of eight bytes, and the flag of more fragments, as in the header of IPv4.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_v4(self) -> u16 {
+        self.field
+    }
+
+    /// The offset in units of eight bytes, and the flag of more fragments, as in the fragment header of IPv6.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_v6(self) -> u16 {
+        self.offset() << 3 | self.more() as u16
+    }
 
     /// The fragment's offset in units of eight bytes.
     #[inline(always)]
@@ -217,12 +231,22 @@ impl<'a> Ip<'a> {
             let [source, destination]: [u32; 2] = ip.header.load(offset_of!(Ipv4Hdr, src_addr))?;
             ip.source = [source, 0, 0, 0];
             ip.destination = [destination, 0, 0, 0];
-            ip.length = order::length(ip.header.load(offset_of!(Ipv4Hdr, tot_len))?);
         } else {
             [ip.source, ip.destination] = ip.header.load(offset_of!(Ipv6Hdr, src_addr))?;
-            ip.length = Ipv6Hdr::LEN + order::length(ip.header.load(offset_of!(Ipv6Hdr, payload_len))?);
         }
+        ip.length = ip.read_length()?;
         Some(ip)
+    }
+
+    /// Reads the length of the packet in bytes from the header.
+    #[inline(always)]
+    #[must_use]
+    pub fn read_length(&self) -> Option<usize> {
+        Some(if self.family == FAMILY_V4 {
+            order::length(self.header.load(offset_of!(Ipv4Hdr, tot_len))?)
+        } else {
+            Ipv6Hdr::LEN + order::length(self.header.load(offset_of!(Ipv6Hdr, payload_len))?)
+        })
     }
 
     /// Sets the header positions of this packet in `frame` from the result of [`Ip::place`].

@@ -124,6 +124,7 @@ fn store_ip(outer: Packet<'_>, ip: &Ip<'_>) -> Option<()> {
             tos: 0,
             length: Ipv4Hdr::LEN + TcpHdr::LEN,
             id: None,
+            fragment: 0,
             ttl: REPLY_TTL,
             protocol: TCP,
             source: ip.destination[0],

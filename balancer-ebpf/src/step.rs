@@ -78,6 +78,8 @@ pub(crate) enum Kind {
     FlowReturn,
     FlowPart,
     FlowError,
+    FlowCross,
+    FlowCrossError,
     ToBackend,
     ErrorToBackend,
     ToClient,
@@ -186,6 +188,20 @@ pub(crate) struct FlowError {
     pub(crate) toward: Toward,
 }
 
+/// The payload of a flow's packet that changes its address family before the program sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowCross {
+    /// The row number of the flow.
+    pub(crate) row: u32,
+    pub(crate) toward: Toward,
+    /// Whether the kernel, and not XDP, must send the packet to the client.
+    pub(crate) handed: bool,
+}
+
+/// The payload of an ICMP error about a flow's packet, if the error changes its address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowCrossError(pub(crate) FlowCross);
+
 /// The payload of an ICMP error about a backend's packet, on the way to this backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ErrorToBackend {
@@ -266,6 +282,8 @@ pub(crate) struct Unchosen(u64);
 const FLAG: u64 = 1 << 8;
 /// A bit that no kind uses, in the byte of the kind.
 const UNLESS_HOSTS: u64 = 1 << 7;
+/// The position of [`FlowCross::handed`] in the payload.
+const HANDED_BIT: u32 = 9;
 
 #[inline(always)]
 const fn flag(set: bool) -> u64 {
@@ -516,6 +534,34 @@ impl Payload for FlowError {
     #[inline(always)]
     fn of_word(word: u64) -> Self {
         Self { row: (word >> 32) as u32, toward: Toward::of_word(word) }
+    }
+}
+
+impl Payload for FlowCross {
+    const KIND: Kind = Kind::FlowCross;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.toward.word() | u64::from(self.handed) << HANDED_BIT | u64::from(self.row) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { row: (word >> 32) as u32, toward: Toward::of_word(word), handed: word >> HANDED_BIT & 1 != 0 }
+    }
+}
+
+impl Payload for FlowCrossError {
+    const KIND: Kind = Kind::FlowCrossError;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.0.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self(FlowCross::of_word(word))
     }
 }
 
@@ -818,6 +864,10 @@ mod tests {
         for toward in [Toward::Backend, Toward::Client] {
             survives(FlowPart { flow: u32::MAX, toward });
             survives(FlowError { row: u32::MAX, toward });
+            for handed in [false, true] {
+                survives(FlowCross { row: u32::MAX, toward, handed });
+                survives(FlowCrossError(FlowCross { row: u32::MAX, toward, handed }));
+            }
         }
         survives(ErrorToClient { port: u16::MAX });
         for unchecked in [false, true] {

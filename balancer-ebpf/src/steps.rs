@@ -11,8 +11,9 @@ use crate::{
     ingress::Ingress,
     memory, quic, rare, reject, share,
     step::{
-        Encapsulate, ErrorToBackend, ErrorToClient, FlowError, FlowPart, FlowPort, FlowReturn, FlowThere, IcmpError,
-        Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step, ToBackend, ToClient, Watch,
+        Encapsulate, ErrorToBackend, ErrorToClient, FlowCross, FlowCrossError, FlowError, FlowPart, FlowPort,
+        FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step, ToBackend,
+        ToClient, Watch,
     },
 };
 
@@ -95,6 +96,8 @@ steps! {
     FlowReturn => balancer_flow_return(Again, packed) flows::back::to_client;
     FlowPart => balancer_flow_part(Again, packed) flows::parts::send;
     FlowError => balancer_flow_error(Again, packed) flows::errors::send;
+    FlowCross => balancer_flow_cross(Again, packed) flows::families::send;
+    FlowCrossError => balancer_flow_cross_error(Again, packed) flows::families::send_error;
     ToBackend => balancer_to_backend(Again, packed) forward::any_to_backend;
     ErrorToBackend => balancer_error_to_backend(Found, packed) forward::error_to_backend;
     ToClient => balancer_to_client(Found, packed) nat::to_client;

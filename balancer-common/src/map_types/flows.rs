@@ -49,7 +49,7 @@ pub struct FlowRow {
     pub pool_port: u16,
     /// The IANA number of the protocol.
     pub protocol: u8,
-    /// The family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
+    /// The client's family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u8,
     /// The id of the backend.
     pub backend_id: u16,
@@ -68,7 +68,9 @@ pub struct FlowRow {
     /// to the client.
     pub back_all: u16,
     /// The index of the flow's address in the pool.
-    pub pool_index: u16,
+    pub pool_index: u8,
+    /// The bits in which the backend's family differs from the client's family; 0: both have the same family.
+    pub crosses: u8,
     /// The hash of the client, as [`crate::client`] computes it.
     pub hash: u64,
     /// The position of this flow's [`FlowReturns`] word in the index, counted in words.
@@ -81,6 +83,15 @@ pub struct FlowRow {
     pub bytes_back: u64,
     /// The hash of both endpoints that the client sees; the flow's state word contains the high half of this hash.
     pub ends: u64,
+}
+
+impl FlowRow {
+    /// The family of the backend and of the pool's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn backend_family(&self) -> u8 {
+        self.family ^ self.crosses
+    }
 }
 
 /// The address pool of a service, and the idle times of the service's flows.

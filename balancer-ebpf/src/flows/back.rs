@@ -9,6 +9,7 @@ use balancer_common::{
 use crate::{
     control,
     flows::{
+        families,
         find::differ,
         pool, rewriting,
         table::{self, Flow},
@@ -31,7 +32,7 @@ pub(super) fn find(pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, p
 
 #[inline(always)]
 fn is_of(row: &FlowRow, pool: &[u32; 4], backend: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
-    let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
+    let kinds = u32::from(row.backend_family() ^ family) | u32::from(row.protocol ^ protocol);
     let own = u32::from(row.backend_port) | u32::from(row.pool_port) << 16;
     differ(&row.pool, pool) | differ(&row.backend, backend) | (own ^ ends) | kinds == 0
 }
@@ -84,13 +85,27 @@ pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
 /// Finds the network path from this machine to the client of a reply.
 #[inline(always)]
 pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
-    let way = neighbour::route(found.ingress, &found.ip, &row.vip, &row.client);
-    if way.sends() && found.ip.ttl() <= 1 { Step::drop(DropReason::TtlExceeded) } else { way }
+    // If a packet changes its family, the length of the packet changes as well, and `too_long` checks the new length.
+    let length = if row.crosses == 0 { found.ip.length } else { 0 };
+    let ip = Ip { family: row.family, length, ..found.ip };
+    let way = neighbour::route(found.ingress, &ip, &row.vip, &row.client);
+    if !way.sends() {
+        return way;
+    }
+    if row.crosses != 0
+        && let Some(step) = families::too_long(&found.ip, row.family, neighbour::mtu())
+    {
+        return step;
+    }
+    if found.ip.ttl() <= 1 { Step::drop(DropReason::TtlExceeded) } else { way }
 }
 
 /// Rewrites a reply and sends it to its client.
 #[inline(always)]
 pub(super) fn send(found: &Found, flow: &Flow, way: Step) -> Step {
+    if flow.row().crosses != 0 {
+        return families::step(flow, Toward::Client, way);
+    }
     if !rewriting::rewrite(found.ingress, &found.ip, flow, Toward::Client) {
         return Step::drop(DropReason::Malformed);
     }

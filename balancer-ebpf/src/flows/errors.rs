@@ -8,7 +8,7 @@ use balancer_common::{
 use crate::{
     backends,
     flows::{
-        back, find, rewriting,
+        back, families, find, rewriting,
         table::{self, Flow},
         there,
     },
@@ -68,9 +68,12 @@ fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     let Found { ip, .. } = found;
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
-    if let Err(end) = there::leaves(found, backend) {
+    if let Err(end) = there::leaves(found, backend, flow.row()) {
         // An ICMP error must not cause another ICMP error.
         return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
+    }
+    if flow.row().crosses != 0 {
+        return families::error_step(flow, Toward::Backend, forward::count_error(found, backend, choice));
     }
     if rewriting::translate_error(ip, inner, flow.row(), Toward::Backend).is_none() {
         return Step::drop(DropReason::Malformed);
@@ -90,6 +93,9 @@ fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     }
     if nat::says_unreachable(&found.ip) {
         signs::unreachable(flow.row().backend_id);
+    }
+    if flow.row().crosses != 0 {
+        return families::error_step(flow, Toward::Client, way);
     }
     let written = rewriting::translate_error(&found.ip, inner, flow.row(), Toward::Client)
         .and_then(|()| neighbour::macs())

@@ -5,6 +5,7 @@
 
 pub(crate) mod back;
 pub(crate) mod errors;
+pub(crate) mod families;
 pub(crate) mod find;
 pub(crate) mod open;
 pub(crate) mod parts;

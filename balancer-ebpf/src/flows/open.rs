@@ -1,6 +1,9 @@
 //! Opens a flow for the first packet of a connection.
 
-use balancer_common::{map_types::LISTENER_QUIC, verdict::DropReason};
+use balancer_common::{
+    map_types::{BACKEND_V6, FAMILY_V4, FAMILY_V6, LISTENER_QUIC},
+    verdict::DropReason,
+};
 
 use crate::{
     backends, control,
@@ -78,6 +81,7 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
         return Err(Step::drop(DropReason::NoNextHop));
     };
     row.backend = backend.row.address;
+    row.crosses = row.family ^ if backend.flags & BACKEND_V6 == 0 { FAMILY_V4 } else { FAMILY_V6 };
     row.backend_port = match (backend.row.port, port) {
         (0, 0) => ports.destination(),
         (0, port) | (port, _) => port,

@@ -4,7 +4,7 @@ use balancer_common::verdict::{DecisionIndex, DropReason};
 
 use crate::{
     backends,
-    flows::{back, rewriting, table::Flow, there},
+    flows::{back, families, rewriting, table::Flow, there},
     forward,
     found::Found,
     step::{Choice, FlowPart, Packed, Step, Toward},
@@ -26,11 +26,14 @@ fn to_backend(found: &Found, flow: &Flow) -> Step {
     let Found { ingress, ip, .. } = found;
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
-    if let Err(end) = there::leaves(found, backend) {
+    if let Err(end) = there::leaves(found, backend, flow.row()) {
         return forward::decided(choice, end);
     }
     flow.count_there(ip.length);
     let step = forward::finish_flow(*ingress, ip, backend, choice);
+    if flow.row().crosses != 0 {
+        return families::step(flow, Toward::Backend, step);
+    }
     if rewriting::rewrite(*ingress, ip, flow, Toward::Backend) {
         forward::hand_flow(found, backend, choice, step)
     } else {

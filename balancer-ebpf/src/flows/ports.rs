@@ -135,7 +135,7 @@ fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
     // SAFETY: the pointer points to a map value, and the row belongs to the caller.
     let row = unsafe { &mut *row };
     let Some(pool) = pool::of_service(row.service) else { return false };
-    let family = usize::from(row.family != FAMILY_V4);
+    let family = usize::from(row.backend_family() != FAMILY_V4);
     let count = pool.count[family & 1];
     let (which, port) = candidate(start, attempt, u32::from(count.max(1)), pool.first_port, pool.last_port);
     if port < pool.first_port || port > pool.last_port {
@@ -149,7 +149,7 @@ fn choose(row: *mut FlowRow, start: u32, attempt: u32) -> bool {
     } else {
         pool.addresses[family & 1][(which & 7) as usize]
     };
-    row.pool_index = which as u16;
+    row.pool_index = which as u8;
     row.pool_port = port.to_be();
     true
 }

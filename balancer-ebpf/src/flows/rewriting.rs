@@ -13,14 +13,14 @@ use crate::{
 
 /// An endpoint as the other end of the connection sees it, in network order.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    address: &'a [u32; 4],
-    port: u16,
+pub(super) struct Place<'a> {
+    pub(super) address: &'a [u32; 4],
+    pub(super) port: u16,
 }
 
 /// The new source and new destination of a flow's packet in this direction.
 #[inline(always)]
-const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
+pub(super) const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
     match toward {
         Toward::Backend => {
             [Place { address: &row.pool, port: row.pool_port }, Place { address: &row.backend, port: row.backend_port }]
@@ -28,6 +28,15 @@ const fn ends(row: &FlowRow, toward: Toward) -> [Place<'_>; 2] {
         Toward::Client => {
             [Place { address: &row.vip, port: row.vip_port }, Place { address: &row.client, port: row.client_port }]
         }
+    }
+}
+
+/// The family of a flow's packets in this direction.
+#[inline(always)]
+pub(super) const fn family(row: &FlowRow, toward: Toward) -> u8 {
+    match toward {
+        Toward::Backend => row.backend_family(),
+        Toward::Client => row.family,
     }
 }
 
@@ -81,17 +90,30 @@ extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64
 
 #[inline(always)]
 fn translate(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
-    let (addresses, all) = match toward {
-        Toward::Backend => (row.there_addresses, row.there_all),
-        Toward::Client => (row.back_addresses, row.back_all),
+    let addresses = match toward {
+        Toward::Backend => row.there_addresses,
+        Toward::Client => row.back_addresses,
     };
     let [from, to] = ends(row, toward);
     addresses_of(ip, from, to, addresses.into())?;
-    if ip.fragment.is_later() {
-        return Some(());
-    }
+    if ip.fragment.is_later() { Some(()) } else { ports_of(ip, row, toward) }
+}
+
+/// Replaces both ports of a flow's packet.
+#[inline(always)]
+pub(super) fn ports_of(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
+    let [from, to] = ends(row, toward);
     ip.l4.store(0, u32::from(from.port) | u32::from(to.port) << 16)?;
-    rewrite::translate_l4(ip, End::Source, None, all.into())
+    rewrite::translate_l4(ip, End::Source, None, all(row, toward).into())
+}
+
+/// The amount that the translation in this direction adds to the complemented checksum of TCP or UDP.
+#[inline(always)]
+pub(super) const fn all(row: &FlowRow, toward: Toward) -> u16 {
+    match toward {
+        Toward::Backend => row.there_all,
+        Toward::Client => row.back_all,
+    }
 }
 
 /// Replaces both addresses of the IP header and lowers the TTL by one.

@@ -1,10 +1,10 @@
 //! Sends the packets of flows to their backends.
 
-use balancer_common::verdict::DropReason;
+use balancer_common::{map_types::FlowRow, verdict::DropReason};
 
 use crate::{
     backends::{self, Reachable},
-    flows::{rewriting, table::Flow},
+    flows::{families, rewriting, table::Flow},
     forward,
     found::Found,
     fragments::{self, Way},
@@ -20,7 +20,7 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     let Some(flow) = Flow::at(going.row) else { return Step::drop(DropReason::FlowUnknown) };
     let choice = Choice { backend: flow.row().backend_id, decision: going.decision };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
-    if let Err(end) = leaves(found, backend) {
+    if let Err(end) = leaves(found, backend, flow.row()) {
         return forward::decided(choice, end);
     }
     if ip.fragment.is_first() {
@@ -29,6 +29,9 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     flow.goes_on(parse::said(ip, true));
     flow.count_there(ip.length);
     let step = forward::finish_flow(*ingress, ip, backend, choice);
+    if flow.row().crosses != 0 {
+        return families::step(&flow, Toward::Backend, step);
+    }
     if rewriting::rewrite(*ingress, ip, &flow, Toward::Backend) {
         forward::hand_flow(found, backend, choice, step)
     } else {
@@ -36,11 +39,15 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     }
 }
 
-/// Whether the program can send a packet to its backend.
+/// Whether the program can send a packet to the backend of its flow.
 #[inline(always)]
-pub(super) fn leaves(found: &Found, backend: Reachable) -> Result<(), Step> {
+pub(super) fn leaves(found: &Found, backend: Reachable, row: &FlowRow) -> Result<(), Step> {
     let Found { ingress, ip, .. } = found;
-    if !forward::fits(*ingress, ip, backend.row) {
+    if row.crosses != 0 {
+        if let Some(step) = families::too_long(ip, row.backend_family(), backend.row.mtu) {
+            return Err(step);
+        }
+    } else if !forward::fits(*ingress, ip, backend.row) {
         return Err(Step::to(IcmpError::TooBig(backend.row.mtu)));
     }
     if ip.ttl() <= 1 {

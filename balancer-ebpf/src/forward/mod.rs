@@ -10,7 +10,7 @@ mod next_hop_cache;
 pub mod rewrite;
 mod sent;
 pub(crate) mod sockets;
-mod tunnel;
+pub(crate) mod tunnel;
 mod waiting;
 
 use balancer_common::{
@@ -191,8 +191,13 @@ pub(crate) fn hand_flow(found: &Found, backend: Reachable, choice: Choice, step:
 /// Finishes an ICMP error about a flow's packet.
 #[inline(always)]
 pub(crate) fn send_error(found: &Found, backend: Reachable, choice: Choice) -> Step {
-    let step = finish(found.ingress, &found.ip, backend, choice, Sender::Other);
-    hand_flow(found, backend, choice, step)
+    hand_flow(found, backend, choice, count_error(found, backend, choice))
+}
+
+/// Counts an ICMP error about a flow's packet for the flow's backend, and returns the step that sends the error.
+#[inline(always)]
+pub(crate) fn count_error(found: &Found, backend: Reachable, choice: Choice) -> Step {
+    finish(found.ingress, &found.ip, backend, choice, Sender::Other)
 }
 
 /// Passes a packet to the host in a service that is only watched, and counts the packet as if the program had forwarded

@@ -180,6 +180,21 @@ pub(crate) fn macs() -> Option<(Mac, Mac)> {
     Some((query.dmac, query.smac))
 }
 
+/// The MTU of the path that [`route`] has found; 0: the MTU is unknown.
+#[inline(always)]
+pub(crate) fn mtu() -> u32 {
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path. Every
+    // lookup writes this field of the union.
+    QUERY.get_ptr(0).map_or(0, |query| u32::from(unsafe { (*query).__bindgen_anon_1.mtu_result }))
+}
+
+/// The egress interface of the path that [`route`] has found.
+#[inline(always)]
+pub(crate) fn egress() -> u32 {
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    QUERY.get_ptr(0).map_or(0, |query| unsafe { (*query).ifindex })
+}
+
 /// Replaces the MAC addresses from the lookup with the mark of a frame that the kernel must send. This is a separate
 /// function, so that the verifier checks the code after the call only once.
 #[inline(never)]

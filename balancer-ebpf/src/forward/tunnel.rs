@@ -163,6 +163,7 @@ fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Op
             tos: inner.tos,
             length: tunnel.overhead() + inner.length,
             id: inner.may_be_fragmented.then(next_id),
+            fragment: 0,
             ttl: OUTER_TTL,
             protocol: tunnel.protocol(inner.family),
             source: row.tunnel_source[0],
@@ -181,7 +182,7 @@ fn put(frame: Packet<'_>, inner: &Inner, row: &BackendRow, tunnel: Tunnel) -> Op
 /// The identification of the next outer IPv4 packet that may be fragmented. Each CPU counts from its own start value,
 /// so that two CPUs use the same number as far apart in time as possible.
 #[inline(always)]
-fn next_id() -> u16 {
+pub(crate) fn next_id() -> u16 {
     let Some(count) = IDS.get_ptr_mut(0) else { return 0 };
     // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let (count, cpu) = unsafe {

@@ -1,7 +1,6 @@
 //! Errors to the senders of packets. These errors report the MTU if a packet is too big for its path (RFC 792 and 1191,
 //! RFC 4443), or "unreachable" if no backend takes a datagram (RFC 1812 section 5.2.7.1).
 
-use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
     checksum,
     map_types::FAMILY_V4,
@@ -13,12 +12,12 @@ use crate::{
     answer::{REPLY_TTL, is_group, is_one_host, swap_macs},
     budget,
     found::Found,
-    ingress::Ingress,
     link::{self, V4, V6},
     packet::Packet,
     parse::{ICMP, ICMP_CHECK, ICMP_HEADER_LEN, ICMP_V6, Ip},
     stats,
     step::{IcmpError, Packed, Payload as _, Step},
+    sum,
 };
 
 /// The longest quote in an IPv4 error. An error is at most 576 bytes long (RFC 1812 section 4.3.2.3), and the length of
@@ -26,13 +25,7 @@ use crate::{
 const MAX_QUOTE_V4: usize = 544;
 /// The longest quote in an IPv6 error. An error is at most 1280 bytes long (RFC 4443 section 2.4).
 const MAX_QUOTE_V6: usize = 1232;
-/// The number of bytes that one step of the checksum loop adds.
-const STEP: usize = 8;
-const STEPS: usize = MAX_QUOTE_V6 / STEP;
-/// A bound for the offset of a message, as a bit mask for the verifier: the headers before the message are shorter.
-const MAX_AT: usize = 0x7f;
-/// A bound for the length of a message, in the same form.
-const MAX_LENGTH: usize = 0x7ff;
+const _: () = assert!(ICMP_HEADER_LEN + MAX_QUOTE_V6 <= sum::LONGEST);
 
 /// TOS of ICMP errors: precedence "internetwork control" (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
@@ -104,8 +97,7 @@ fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     let outer = frame.skip(ip.l3_offset);
     let pseudo = if ip.family == FAMILY_V4 { v4(outer, &ip, quote) } else { v6(outer, &ip, quote) }?;
     outer.store(header, message(packed.get(), ip.family))?;
-    let (at, length) = ((ip.l3_offset + header) as u64, (ICMP_HEADER_LEN + quote) as u64);
-    let check = checksum::fold(pseudo + balancer_sum(ingress.context(), at, length));
+    let check = checksum::fold(pseudo + sum::of(ingress, ip.l3_offset + header, ICMP_HEADER_LEN + quote));
     ingress.frame().skip(ip.l3_offset + header).store(ICMP_CHECK, !check)
 }
 
@@ -117,6 +109,7 @@ fn v4(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
         tos: TOS,
         length: Ipv4Hdr::LEN + ICMP_HEADER_LEN + quote,
         id: None,
+        fragment: 0,
         ttl: REPLY_TTL,
         protocol: ICMP,
         source: ip.destination[0],
@@ -135,39 +128,4 @@ fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     link::store_v6(outer, &header, &ip.destination, &ip.source)?;
     let addresses = checksum::sum_address(&ip.source) + checksum::sum_address(&ip.destination);
     Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
-}
-
-/// The unfolded sum of `length` bytes of the frame as 16-bit words. The bytes begin at `at`; there are at least eight.
-/// As a global function it is verified separately, because the verifier follows every step of the loop.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn balancer_sum(context: *mut xdp_md, at: u64, length: u64) -> u64 {
-    // SAFETY: `reply` passes the program's context.
-    let bytes = unsafe { Ingress::new(context) }.frame().skip(at as usize & MAX_AT);
-    let mut sum = rest(bytes, length);
-    for step in 0..=STEPS {
-        if step as u64 >= length / STEP as u64 {
-            break;
-        }
-        let Some(words) = bytes.load(step * STEP) else { break };
-        sum += halves(words);
-    }
-    sum
-}
-
-/// The sum of the bytes after the last whole step. The last eight bytes include these and some of earlier steps.
-#[inline(always)]
-fn rest(bytes: Packet<'_>, length: u64) -> u64 {
-    let count = length as u32 % STEP as u32;
-    if count == 0 {
-        return 0;
-    }
-    let word = bytes.skip((length as usize).wrapping_sub(STEP) & MAX_LENGTH).load(0).map_or(0, u64::from_le_bytes);
-    let word = word >> (8 * (STEP as u32 - count));
-    (word & u64::from(u32::MAX)) + (word >> 32)
-}
-
-#[inline(always)]
-fn halves([low, high]: [u32; 2]) -> u64 {
-    u64::from(low) + u64::from(high)
 }

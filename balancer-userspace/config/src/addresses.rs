@@ -151,14 +151,23 @@ pub(crate) fn implied_check_port(
     listener.map_or(0, |listener| backend_port(ports, *listener))
 }
 
+/// Whether packets of either address family can reach a backend of the other family: a tunnel carries packets of both
+/// families, and `snat` translates between the families.
+#[must_use]
+pub const fn crosses_families(forwarding: Forwarding) -> bool {
+    match forwarding {
+        Forwarding::Dsr | Forwarding::Nat => false,
+        Forwarding::Snat | Forwarding::Ipip | Forwarding::Gue => true,
+    }
+}
+
 impl BackendConfig {
-    /// The backend's address (port 0: the listener's port) for packets of an address family. A tunnel carries packets
-    /// of either family to any address, but the function prefers an address of the packets' own family.
+    /// The backend's address (port 0: the listener's port) for packets of an address family. If packets of either
+    /// family can reach any address, the function prefers an address of the packets' own family.
     #[must_use]
     pub fn address_for(&self, family: Family, forwarding: Forwarding) -> Option<SocketAddr> {
         let all = [Some(self.address), self.address6];
         let own = all.into_iter().flatten().find(|address| Family::of(address.ip()) == family);
-        let tunnel = matches!(forwarding, Forwarding::Ipip | Forwarding::Gue);
-        own.or(tunnel.then_some(self.address))
+        own.or(crosses_families(forwarding).then_some(self.address))
     }
 }

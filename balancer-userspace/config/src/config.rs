@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::validate::Valid;
 pub use crate::{
+    addresses::crosses_families,
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
     check::{

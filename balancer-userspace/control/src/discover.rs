@@ -7,9 +7,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use balancer_common::map_types::Forwarding;
 use balancer_config::{
-    config::{BackendConfig, ServiceConfig},
+    config::{self, BackendConfig, ServiceConfig},
     discover::{DiscoverConfig, Discovered, Floor, Own, Source, Target},
     dns::{self, DnsSource, Records},
     listeners::Family,
@@ -190,10 +189,12 @@ impl<'a> Present<'a> {
         let chosen = |family: &Family| {
             let now = in_use.iter().find(|ip| Family::of(**ip) == *family);
             let answers = || target.addresses.iter().filter(|ip| Family::of(**ip) == *family);
-            now.filter(|now| answers().any(|ip| ip == *now)).or_else(|| answers().min()).or(now).copied()
+            // If one address serves both families, an address that is no longer in the answer is not needed.
+            let former = now.filter(|_| !self.crosses_families() || !self.is_resolved(target));
+            now.filter(|now| answers().any(|ip| ip == *now)).or_else(|| answers().min()).or(former).copied()
         };
         let addresses: Vec<IpAddr> = families.iter().filter_map(chosen).collect();
-        let is_whole = addresses.len() == families.len() || self.is_tunnel();
+        let is_whole = addresses.len() == families.len() || self.crosses_families();
         let mut addresses = addresses.into_iter().filter(|_| is_whole).collect::<Vec<_>>();
         addresses.sort_unstable();
         let mut addresses = addresses.into_iter().map(socket);
@@ -207,12 +208,12 @@ impl<'a> Present<'a> {
         let Some(dns) = self.source.dns().filter(of_hosts) else { return true };
         let has = |family: &Family| target.addresses.iter().any(|ip| Family::of(*ip) == *family);
         let families = self.service.families_of(dns);
-        if self.is_tunnel() { families.iter().any(has) } else { families.iter().all(has) }
+        if self.crosses_families() { families.iter().any(has) } else { families.iter().all(has) }
     }
 
     /// Whether the service can send packets of either address family to a backend of the other family.
-    const fn is_tunnel(&self) -> bool {
-        matches!(self.service.forwarding, Forwarding::Ipip | Forwarding::Gue)
+    const fn crosses_families(&self) -> bool {
+        config::crosses_families(self.service.forwarding)
     }
 }
 
@@ -249,6 +250,7 @@ fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discove
 mod tests {
     use std::path::PathBuf;
 
+    use balancer_common::map_types::Forwarding;
     use balancer_config::fixture::service;
 
     use super::*;

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use balancer_common::map_types::Forwarding;
+use balancer_config::listeners::Family;
 use foldhash::HashMap;
 use serde::{Deserialize, Serialize};
 
@@ -22,10 +23,14 @@ pub enum Hop {
     Failed(String),
 }
 
-/// Returns why a forwarding mode cannot use this path to a backend at `address`; `None` if the mode can use the path.
-pub(crate) fn obstacle(forwarding: Forwarding, address: IpAddr, next_hop: &NextHop) -> Option<String> {
+/// Returns why a forwarding mode cannot use this path to a backend at `address` for clients of `family`; `None` if the
+/// mode can use the path.
+pub(crate) fn obstacle(forwarding: Forwarding, family: Family, address: IpAddr, next_hop: &NextHop) -> Option<String> {
     if next_hop.local {
-        return None;
+        // Connections to this machine itself have no flow, so the program cannot translate between families.
+        let crosses = forwarding == Forwarding::Snat && Family::of(address) != family;
+        return crosses
+            .then(|| format!("{address} is an address of this machine; give the backend an {family} address as well"));
     }
     match forwarding {
         Forwarding::Nat => None,
@@ -151,14 +156,14 @@ mod tests {
     #[test]
     fn when_forwarding_is_dsr_then_the_backend_must_be_on_the_same_link() {
         let address = "10.0.9.1".parse().unwrap();
-        assert_eq!(obstacle(Forwarding::Dsr, address, &hop(None, None)), None);
+        assert_eq!(obstacle(Forwarding::Dsr, Family::V4, address, &hop(None, None)), None);
         let routed = hop(Some("10.0.0.2"), Some("10.0.0.1"));
         assert_eq!(
-            obstacle(Forwarding::Dsr, address, &routed).unwrap(),
+            obstacle(Forwarding::Dsr, Family::V4, address, &routed).unwrap(),
             "dsr needs a backend on the same link; 10.0.9.1 is reached through gateway 10.0.0.1"
         );
         for forwarding in [Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue] {
-            assert_eq!(obstacle(forwarding, address, &routed), None);
+            assert_eq!(obstacle(forwarding, Family::V4, address, &routed), None);
         }
     }
 
@@ -178,12 +183,27 @@ mod tests {
             ("fd00::9", far(None), false),
         ] {
             let address = address.parse().unwrap();
-            for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
-                assert_eq!(obstacle(forwarding, address, &way).is_none(), works, "{address} {way:?}");
+            for (forwarding, family) in [Forwarding::Snat, Forwarding::Ipip, Forwarding::Gue]
+                .into_iter()
+                .flat_map(|forwarding| [Family::V4, Family::V6].map(|family| (forwarding, family)))
+            {
+                assert_eq!(obstacle(forwarding, family, address, &way).is_none(), works, "{address} {way:?}");
             }
-            assert_eq!(obstacle(Forwarding::Nat, address, &way), None);
+            assert_eq!(obstacle(Forwarding::Nat, Family::of(address), address, &way), None);
         }
-        let why = obstacle(Forwarding::Gue, "fd00::9".parse().unwrap(), &near(None)).unwrap();
+        let why = obstacle(Forwarding::Gue, Family::V6, "fd00::9".parse().unwrap(), &near(None)).unwrap();
         assert_eq!(why, "a tunnel needs an IPv6 address of this machine on the way to fd00::9");
+    }
+
+    #[test]
+    fn when_this_machine_is_a_snat_backend_then_its_address_must_be_of_the_clients_family() {
+        let local = NextHop { local: true, ..next_hop(1) };
+        let address = "10.0.0.9".parse().unwrap();
+        assert_eq!(obstacle(Forwarding::Snat, Family::V4, address, &local), None);
+        assert_eq!(obstacle(Forwarding::Ipip, Family::V6, address, &local), None);
+        assert_eq!(
+            obstacle(Forwarding::Snat, Family::V6, address, &local).unwrap(),
+            "10.0.0.9 is an address of this machine; give the backend an IPv6 address as well"
+        );
     }
 }

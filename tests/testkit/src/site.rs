@@ -263,6 +263,12 @@ impl Site {
         backend.fail(&self.topology.backends()[index], mode)
     }
 
+    /// The settings with which the balancer runs.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// The address and port of `web{number}` in a configuration.
     #[must_use]
     pub fn backend_address(&self, family: Family, number: u16) -> SocketAddr {

@@ -91,6 +91,8 @@ pub struct Transfer<'a> {
     pub forwarding: Forwarding,
     /// The address family of the VIP.
     pub family: Family,
+    /// The address family in which the backend listens.
+    pub served: Family,
     /// The namespace of the client.
     pub host: &'a Namespace,
     /// The source address of the client.
@@ -102,7 +104,10 @@ impl<'a> Transfer<'a> {
     #[must_use]
     pub fn new(site: &'a Site, forwarding: Forwarding, family: Family, client: u16) -> Self {
         let topology = site.topology();
-        Self { site, forwarding, family, host: topology.client(), source: topology.client_address(family, client) }
+        let translates = site.settings().crossed && forwarding == Forwarding::Snat;
+        let served = if translates { family.other() } else { family };
+        let (host, source) = (topology.client(), topology.client_address(family, client));
+        Self { site, forwarding, family, served, host, source }
     }
 
     /// Returns the number of the backend to which the controller steers `address` in the service for `protocol` (`tcp`
@@ -126,7 +131,7 @@ impl<'a> Transfer<'a> {
     pub fn tcp(&self, up: u64, down: u64) -> Result<Duration> {
         let topology = self.site.topology();
         let number = self.home("tcp", self.source)?;
-        let listen = listens(topology, self.forwarding, self.family, number);
+        let listen = listens(topology, self.forwarding, self.served, number);
         let listener =
             topology.backends()[usize::from(number) - 1].run_in_thread(|| socket(listen, Type::STREAM))??;
         listener.listen(1)?;
@@ -178,7 +183,7 @@ impl<'a> Transfer<'a> {
     pub fn udp(&self, bytes: u64, size: usize) -> Result<(Duration, u64)> {
         let topology = self.site.topology();
         let number = self.home("udp", self.source)?;
-        let listen = listens(topology, self.forwarding, self.family, number);
+        let listen = listens(topology, self.forwarding, self.served, number);
         let server = topology.backends()[usize::from(number) - 1].run_in_thread(|| socket(listen, Type::DGRAM))??;
         let client = self.host.run_in_thread(|| socket(SocketAddr::new(self.source, 0), Type::DGRAM))??;
         client.connect(&target(topology, self.family).into())?;

@@ -97,6 +97,31 @@ fn when_this_machine_is_a_backend_then_it_serves_its_share_and_keeps_its_clients
 }
 
 #[test]
+fn when_this_machine_has_no_address_of_the_clients_family_then_it_is_down_as_a_snat_backend() {
+    for family in Family::BOTH {
+        let (own, _) = Topology::balancer_address(family.other());
+        let own = SocketAddr::new(own, backend_port(Forwarding::Snat));
+        let site = Site::start(Shape::TwoLegged, Forwarding::Snat, 2, |settings, _| {
+            settings.families = vec![family];
+            settings.check = QUICK_CHECK.to_owned();
+            settings.service_lines = format!("[[service.backend]]\nname = \"own\"\naddress = \"{own}\"\n");
+            Ok(())
+        })
+        .unwrap();
+        let _server = serve(&site, Forwarding::Snat, family.other());
+        wait_for(PATIENCE, "it is not down", || state(&site, "own") == "down");
+        let status = site.status().unwrap();
+        let reason = &status.services[0].backends.iter().find(|backend| backend.name == "own").unwrap().reason;
+        let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
+        let expected =
+            format!("{} is an address of this machine; give the backend an {name} address as well", own.ip());
+        assert!(reason.contains(&expected), "{reason}");
+        let homes = served(site.topology(), family, CLIENTS);
+        assert!(homes.values().all(|home| home != "own") && local(&site) == 0, "{homes:?}");
+    }
+}
+
+#[test]
 fn when_the_server_on_this_machine_dies_then_only_its_clients_move() {
     for forwarding in [Forwarding::Dsr, Forwarding::Nat, Forwarding::Snat] {
         let (site, server) = site(Shape::OneLegged, forwarding, Family::V4);

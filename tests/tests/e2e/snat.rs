@@ -12,7 +12,8 @@ use std::{
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
-    site::{PATIENCE, Site},
+    http_client::send_all,
+    site::{PATIENCE, Settings, Site},
     topology::{Family, Shape},
 };
 
@@ -23,12 +24,16 @@ const BACKENDS: u16 = 3;
 const PORT: u16 = 80;
 
 fn site(shape: Shape, lines: &str) -> Site {
+    adapted(shape, |settings| settings.service_lines = lines.to_owned())
+}
+
+fn adapted(shape: Shape, adapt: impl FnOnce(&mut Settings)) -> Site {
     let mut site = Site::start(shape, Forwarding::Snat, BACKENDS, |settings, _| {
         settings.families = Family::BOTH.to_vec();
         settings.remember = "60s";
         settings.check = balancer_testkit::site::QUICK_CHECK.to_owned();
         settings.on_exit = "keep";
-        settings.service_lines = lines.to_owned();
+        adapt(settings);
         Ok(())
     })
     .unwrap();
@@ -78,6 +83,62 @@ fn when_backends_have_no_route_to_clients_then_every_client_is_served_by_its_own
             }
             assert_eq!(homes, site.homes(family, CLIENTS).unwrap());
         }
+    }
+}
+
+#[test]
+fn when_backends_have_the_other_family_only_then_every_client_is_served_by_its_own() {
+    for shape in [Shape::OneLegged, Shape::TwoLegged] {
+        for mode in ["native", "generic"] {
+            let mut site = adapted(shape, |settings| (settings.crossed, settings.xdp_mode) = (true, mode));
+            let homes = Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap());
+            let open = |site: &Site| Family::BOTH.map(|family| connect(site, family, 7));
+            let mut kept = open(&site);
+            let works = |streams: &mut [TcpStream; 2]| {
+                streams.iter_mut().all(|stream| ask(stream).unwrap().starts_with("HTTP/1.1 200"))
+            };
+            assert!(works(&mut kept));
+            site.restart(|_| ()).unwrap();
+            assert!(works(&mut kept), "a restart ends connections");
+            assert_eq!(Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap()), homes);
+            let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
+            let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
+            let six = |text: &str| text.parse::<SocketAddr>().unwrap().is_ipv6();
+            let right = |flow: &balancer_api::model::FlowView| {
+                [&flow.client, &flow.vip, &flow.seen_as, &flow.address].map(|end| six(end))
+                    == [false, false, true, true]
+            };
+            assert!(!listed.is_empty() && listed.iter().all(right), "{listed:?}");
+            // A failed backend resets its connections, and the clients connect to others.
+            let victim = homes[0][&7].clone();
+            site.cli(&["backend", "maint", &format!("web/{victim}")]).unwrap();
+            assert!(ask(&mut kept[0]).is_err(), "the connection of a backend in maintenance goes on");
+            assert_ne!(site.homes(Family::V4, 7..=7).unwrap()[&7], victim);
+        }
+    }
+}
+
+#[test]
+fn when_both_families_of_a_service_have_backends_of_one_family_then_all_clients_are_served() {
+    let site = site(Shape::TwoLegged, "");
+    let topology = site.topology();
+    let [v4, v6] = Family::BOTH.map(|family| SocketAddr::new(topology.vip(family), 81));
+    let server = site.backend_address(Family::V4, 1);
+    let text = format!(
+        "[[service]]\nname = \"mixed\"\nlisten = [\"{v4}\", \"{v6}\"]\nforwarding = \"snat\"\nremember = \"60s\"\n\
+         client_prefix = {{ v4 = 32, v6 = 128 }}\n[[service.backend]]\nname = \"web1\"\naddress = \"{server}\"\n"
+    );
+    let file = site.files().join("mixed.toml");
+    std::fs::write(&file, text).unwrap();
+    site.cli(&["drop-in", "apply", "mixed", &file.display().to_string()]).unwrap();
+    let served = |family| {
+        let mut request = site.request(family, 9);
+        request.target.set_port(81);
+        let replies = send_all(topology.client(), &[request], 1).unwrap();
+        replies.into_iter().all(|reply| reply.is_ok_and(|reply| reply.answer().is_ok()))
+    };
+    for family in Family::BOTH {
+        wait_for(PATIENCE, "it is not served", || served(family));
     }
 }
 

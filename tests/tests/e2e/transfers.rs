@@ -13,13 +13,15 @@ const BYTES: u64 = 100 << 20;
 const MTU: u64 = 1500;
 const CLIENT: u16 = 7;
 
-/// Returns the size of the largest packet that fits the path to the backend.
-fn fits(forwarding: Forwarding, outer: Family) -> u64 {
-    let ip = match outer {
+/// Returns the size of the client's largest packet that fits the path to the backend.
+fn fits(forwarding: Forwarding, family: Family, crossed: bool) -> u64 {
+    let ip = match if crossed { family.other() } else { family } {
         Family::V4 => 20,
         Family::V6 => 40,
     };
     match forwarding {
+        // An IPv4 packet grows by 20 bytes.
+        Forwarding::Snat if crossed && family == Family::V4 => MTU - 20,
         Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => MTU,
         Forwarding::Ipip => MTU - ip,
         Forwarding::Gue => MTU - ip - 8,
@@ -45,7 +47,7 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
     .unwrap();
     for family in Family::BOTH {
         let six = if family == Family::V6 { "6" } else { "" };
-        let fits = fits(forwarding, if crossed { family.other() } else { family });
+        let fits = fits(forwarding, family, crossed);
         let ip = if family == Family::V6 { 40 } else { 20 };
         let transfer = Transfer::new(&site, forwarding, family, CLIENT);
 
@@ -103,6 +105,18 @@ fn when_much_is_sent_with_snat_then_every_byte_arrives() {
 #[test]
 fn when_much_is_sent_with_snat_on_one_leg_in_generic_mode_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| settings.xdp_mode = "generic");
+}
+
+#[test]
+fn when_much_is_sent_with_snat_to_the_other_family_then_every_byte_arrives() {
+    every_byte_arrives(Shape::TwoLegged, Forwarding::Snat, |settings| settings.crossed = true);
+}
+
+#[test]
+fn when_much_is_sent_with_snat_to_the_other_family_in_generic_mode_then_every_byte_arrives() {
+    every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| {
+        (settings.crossed, settings.xdp_mode) = (true, "generic");
+    });
 }
 
 #[test]

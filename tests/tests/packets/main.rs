@@ -11,6 +11,8 @@ mod decap;
 mod dsr;
 mod echo;
 mod extensions;
+mod families;
+mod flow_contest;
 mod flow_table;
 mod flows;
 mod fragments;

@@ -14,7 +14,7 @@ use super::{
     section::{Located, Section},
 };
 use crate::{
-    config::{Config, forwarding_word},
+    config::{Config, crosses_families, forwarding_word},
     discover::{DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
     dns::{self, DnsSource, Records},
     etcd::{self, EtcdSource},
@@ -142,7 +142,7 @@ fn family_fits(
     findings: &mut Findings<'_>,
 ) {
     let Some((listen, forwarding)) = front else { return };
-    if matches!(forwarding, Forwarding::Ipip | Forwarding::Gue) {
+    if crosses_families(forwarding) {
         return;
     }
     let families: BTreeSet<Family> = listen.iter().map(Listener::family).collect();

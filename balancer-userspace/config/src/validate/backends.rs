@@ -116,7 +116,11 @@ fn family_missing(service: &ServiceConfig, backend: &BackendConfig, family: Fami
     } else {
         format!("give an {family} address")
     };
-    format!("backend {name:?} has the address {}, which {mode} cannot reach from {vip}; {give}", backend.address.ip())
+    let snat = if service.forwarding == Forwarding::Nat { ", or use forwarding = \"snat\"" } else { "" };
+    format!(
+        "backend {name:?} has the address {}, which {mode} cannot reach from {vip}; {give}{snat}",
+        backend.address.ip()
+    )
 }
 
 /// Whether a backend may have the same `port` for all listeners; 0: the backend has no port of its own.

@@ -549,7 +549,7 @@ impl Service {
         let address = backend.reached.ip();
         let hop = hops.get(address);
         let obstacle = match hop {
-            Hop::Resolved(next_hop) => next_hops::obstacle(self.settings.forwarding, address, next_hop),
+            Hop::Resolved(next_hop) => next_hops::obstacle(self.settings.forwarding, self.family, address, next_hop),
             Hop::Pending | Hop::Failed(_) => None,
         };
         obstacle.map_or_else(|| hop.clone(), Hop::Failed)

@@ -136,7 +136,12 @@ fn offloads(link: &Link, native: bool) -> Vec<Finding> {
 
 /// Returns findings about the kernel's forwarding, which `nat` and `snat` need and the controller switches on.
 fn forwarding(facts: &Facts, link: &Link) -> Vec<Finding> {
-    let uses = |v4: bool| facts.backends.iter().any(|of| of.answers_the_balancer() && of.address.is_ipv4() == v4);
+    // The program asks for the way back to clients, which with `snat` may have another family than the backend.
+    let uses = |v4: bool| {
+        let translated =
+            |service: &str| facts.backends.iter().any(|of| of.service == service && of.answers_the_balancer());
+        facts.vips.iter().any(|vip| vip.address.is_ipv4() == v4 && translated(&vip.service))
+    };
     let families = [("ipv4", uses(true), link.forwards.v4), ("ipv6", uses(false), link.forwards.v6)];
     let off = families.into_iter().filter(|(_, used, forwards)| *used && *forwards == Some(false));
     off.map(|(family, _, _)| {

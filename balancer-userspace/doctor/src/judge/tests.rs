@@ -436,6 +436,8 @@ fn when_an_interface_spoils_frames_then_the_switch_is_named() {
         facts.links[0].offloads.as_mut().unwrap().gro = false;
     });
     expect(&["nat"], Kind::Forwarding, |facts| facts.links[0].forwards.v4 = Some(false));
+    // The clients' family decides, and not that of the backend.
+    expect(&["snat"], Kind::Forwarding, |facts| facts.vips[0].address = "fd00:2::a".parse().unwrap());
     expect(&MODES, Kind::ForeignProgram, |facts| facts.links[0].programs[0].name = Some("katran".to_owned()));
     expect(&MODES, Kind::Redirect, |facts| {
         after(facts).redirect_errors.insert("eth1".to_owned(), 3);

@@ -90,8 +90,8 @@ impl State {
                 one_hop_is_left(packet)?;
                 with_a_hop_less(arrival.frame, packet)
             }
-            // Scenes contain no `snat` services, because the source port would be random. The packet tests in
-            // `flows.rs` cover `snat`.
+            // Scenes contain no `snat` services, because the source port would be random; `flow_contest.rs` has random
+            // packets of `snat` connections.
             Forwarding::Snat => return Err(DropReason::NoNextHop),
             Forwarding::Nat => {
                 one_hop_is_left(packet)?;

@@ -13,7 +13,7 @@ use crate::{
     scene::Place,
     services::{
         DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN,
-        PLAIN_V6, QUIC, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, backend, backends,
+        PLAIN_V6, QUIC, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, Service, backend, backends,
     },
 };
 
@@ -452,17 +452,28 @@ const V4_PAYLOAD: i16 = 54;
 
 /// Returns a path with the connections of a million clients, each of which has a flow.
 pub(crate) fn flows() -> Path {
-    let vip = FLOWING[0].address.to_string();
+    through(&FLOWING[0], "IPv4 TCP snat, 1M flows").fed(MILLION, &[V4_PORTS]).wanted("hash + LRU")
+}
+
+/// Returns a path with the connection of one client to an IPv6 backend.
+pub(crate) fn crossing() -> Path {
+    let header = [14, 16, 18, 20].map(|offset| (offset, Size::Half));
+    let restores = [&[MAC, TYPE][..], &header, &[V4_PORTS]].concat();
+    through(&FLOWING[1], "IPv4 TCP snat, IPv6 backend").fed(1, &restores).growing(20)
+}
+
+fn through(service: &Service, name: &str) -> Path {
+    let vip = service.address.to_string();
     let mut packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
     packet.payload[..4].copy_from_slice(&FIRST_V4.to_be_bytes());
-    let mut path = Path::new("IPv4 TCP snat, 1M flows", End::Sent, packet).at(Place::Flows);
+    let mut path = Path::new(name, End::Sent, packet).at(Place::Flows);
     path.clients.turn = Some(V4_PAYLOAD);
-    path.fed(MILLION, &[V4_PORTS]).wanted("hash + LRU")
+    path
 }
 
 fn flowing() -> Vec<Path> {
     let one = Path { name: "IPv4 TCP snat".to_owned(), wanted: "2 nat", ..flows() };
-    vec![one.fed(1, &[V4_PORTS]), flows()]
+    vec![one.fed(1, &[V4_PORTS]), flows(), crossing()]
 }
 
 fn tunnelled() -> Vec<Path> {

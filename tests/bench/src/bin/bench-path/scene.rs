@@ -148,7 +148,9 @@ impl Scene {
     /// Opens a connection for each of a million clients.
     fn open_flows(&self) -> Result<()> {
         let flows = paths::flows();
-        Opener::new(self, &flows)?.open(flows.clients())?;
+        for path in [&flows, &paths::crossing()] {
+            Opener::new(self, path)?.open(path.clients())?;
+        }
         let there = self.dataplane.flows().sweep().entries;
         ensure!(there >= u64::from(flows.clients()) * 999 / 1000, "only {there} connections");
         Ok(())
@@ -312,9 +314,10 @@ fn table(index: usize, service: &Service, shift: u16) -> Result<Arc<[u16]>> {
 fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, ifindex: u32) -> Result<ServiceSpec> {
     let id = ServiceId(index as u16);
     let v6 = service.is_v6();
+    let backends_v6 = v6 != service.crossed;
     let mut addresses = Vec::new();
     for backend in backends(index) {
-        let address = services::backend(backend, v6);
+        let address = services::backend(backend, backends_v6);
         let next_hop = NextHop {
             ifindex: if service.elsewhere { OTHER_INTERFACE } else { ifindex },
             source_mac: OWN_MAC,
@@ -336,7 +339,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
             "keeps_known": true,
             "cause": MoveCause::Down,
             "takes_pinned": true,
-            "tunnel_source": tunnel_source(v6),
+            "tunnel_source": tunnel_source(backends_v6),
             "passive": { "withhold": { "secs": 1, "nanos": 0 } },
         }))?;
         dataplane.write_backend(&spec)?;

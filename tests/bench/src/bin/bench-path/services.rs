@@ -23,6 +23,8 @@ pub(crate) struct Service {
     pub(crate) remembers: bool,
     /// Whether backends and clients are behind different interfaces.
     pub(crate) elsewhere: bool,
+    /// Whether the backends have addresses of the other family.
+    pub(crate) crossed: bool,
     /// The prefix of the service's rule, if there is one.
     pub(crate) rule: Option<&'static str>,
     /// Whether the rule pins clients to the service's first backend. If this field is false, the rule denies the
@@ -46,6 +48,7 @@ impl Service {
             forwarding,
             remembers: false,
             elsewhere: false,
+            crossed: false,
             rule: None,
             pins: false,
             key,
@@ -173,7 +176,8 @@ pub(crate) const SERVICES: [Service; 20] = [
 ];
 
 /// The services whose connections have flows, in a separate scene.
-pub(crate) const FLOWING: [Service; 1] = [Service::tcp(v4(1), Forwarding::Snat)];
+pub(crate) const FLOWING: [Service; 2] =
+    [Service::tcp(v4(1), Forwarding::Snat), Service { crossed: true, ..Service::tcp(v4(2), Forwarding::Snat) }];
 
 /// Returns the source addresses of the flows.
 pub(crate) fn pool() -> Vec<IpAddr> {

@@ -1,0 +1,338 @@
+//! A contest between the program and a model of `snat` connections: random packets of clients, backends and routers, for
+//! each pair of address families and both protocols. The model learns from the program only the port that a new
+//! connection gets, and checks that no other connection of the backend has this port.
+//!
+//! `BALANCER_MODEL_SEED` selects other packets.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_config::{
+    config::Protocol,
+    snat::{IdleTimes, SnatConfig},
+};
+use balancer_testkit::{
+    frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, Transport, options},
+    rig::{IN_MAC, ROUTER_MAC, Rig, Service, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_mac},
+    variable,
+};
+use fastrand::Rng;
+
+use crate::{families::crossed, icmp_errors};
+
+const FIN: u8 = 1;
+const RST: u8 = 4;
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_TX: u32 = 3;
+
+const PORTS: (u16, u16) = (20_000, 59_999);
+const FLOWS: u32 = 1 << 16;
+const STEPS: usize = 100_000;
+/// The number of steps in which clients use the same ports.
+const ERA: usize = 5000;
+/// The least number of occurrences of each event.
+const EACH: usize = 50;
+
+/// VIPs, and their backends: each pair of address families, for TCP and for UDP.
+const SERVERS: [(&str, &str, Protocol); 8] = [
+    ("198.51.100.10:80", "10.0.0.11:8080", Protocol::Tcp),
+    ("[2001:db8::10]:80", "[fd00::11]:8080", Protocol::Tcp),
+    ("198.51.100.11:80", "[fd00::12]:8080", Protocol::Tcp),
+    ("[2001:db8::11]:80", "10.0.0.12:8080", Protocol::Tcp),
+    ("198.51.100.10:53", "10.0.0.21:5353", Protocol::Udp),
+    ("[2001:db8::10]:53", "[fd00::21]:5353", Protocol::Udp),
+    ("198.51.100.11:53", "[fd00::22]:5353", Protocol::Udp),
+    ("[2001:db8::11]:53", "10.0.0.22:5353", Protocol::Udp),
+];
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    port: u16,
+    client_ends: bool,
+    backend_ends: bool,
+    reset: bool,
+}
+
+impl Flow {
+    const fn has_ended(self) -> bool {
+        self.reset || self.client_ends && self.backend_ends
+    }
+
+    /// Records a segment with these flags.
+    const fn hear(&mut self, by_client: bool, flags: u8) {
+        self.reset = flags & RST != 0;
+        if !self.reset && flags & FIN != 0 {
+            if by_client { self.client_ends = true } else { self.backend_ends = true }
+        }
+    }
+}
+
+/// The present connections, and all ports that connections to each backend have had.
+#[derive(Default)]
+struct Model {
+    flows: BTreeMap<(usize, SocketAddr), Flow>,
+    ports: Vec<HashSet<u16>>,
+    events: BTreeMap<&'static str, usize>,
+}
+
+struct Contest {
+    rig: Rig,
+    /// The number of times that the clients have taken other ports.
+    era: u16,
+    rng: Rng,
+    model: Model,
+}
+
+fn pool(service: usize, port: u16) -> SocketAddr {
+    let v4 = address(SERVERS[service].1).is_ipv4();
+    if v4 { (TUNNEL_SOURCE_V4, port).into() } else { (TUNNEL_SOURCE_V6, port).into() }
+}
+
+fn router(v4: bool) -> &'static str {
+    if v4 { "192.0.2.77:0" } else { "[2001:db8:ff::77]:0" }
+}
+
+impl Contest {
+    fn event(&mut self, name: &'static str) {
+        *self.model.events.entry(name).or_default() += 1;
+    }
+
+    /// Returns a random packet between two ends; a TTL of 1 is rare.
+    fn packet(&mut self, source: SocketAddr, destination: SocketAddr, protocol: Protocol, flags: u8) -> Frame {
+        let Self { rng, .. } = self;
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp(flags),
+            Protocol::Udp | Protocol::Quic if source.is_ipv4() && rng.u8(..4) == 0 => Transport::UdpWithoutChecksum,
+            Protocol::Udp | Protocol::Quic => Transport::Udp,
+        };
+        let mut frame = Frame::new(&source.to_string(), &destination.to_string(), transport);
+        frame.payload = (0..rng.usize(..90)).map(|_| rng.u8(..)).collect();
+        frame.ttl = if rng.u8(..40) == 0 { 1 } else { rng.u8(2..) };
+        frame.tos = rng.u8(..);
+        if rng.u8(..8) == 0 {
+            frame.vlans = vec![rng.u16(1..4095); rng.usize(1..3)];
+        }
+        if source.is_ipv4() {
+            (frame.id, frame.dont_fragment) = (rng.u16(..), rng.bool());
+            frame.options = vec![1; 4 * rng.usize(..4).saturating_sub(1)];
+        } else {
+            frame.flow_label = rng.u32(..1 << 20);
+            if rng.u8(..4) == 0 {
+                frame.extensions = vec![options(DESTINATION_OPTIONS, rng.usize(1..4))];
+            }
+        }
+        frame
+    }
+
+    /// Returns a random client. After some time, clients use other ports: an ended connection keeps its row for a while,
+    /// and all connections with the same ends have their rows in the same two buckets.
+    fn client(&mut self, service: usize) -> SocketAddr {
+        let (host, port) = (self.rng.u8(1..5), 40_000 + 6 * self.era + self.rng.u16(..6));
+        let v4 = address(SERVERS[service].0).is_ipv4();
+        address(&if v4 { format!("10.7.0.{host}:{port}") } else { format!("[2001:db8:c::{host}]:{port}") })
+    }
+
+    /// Returns a random present connection.
+    fn any(&mut self) -> Option<(usize, SocketAddr, Flow)> {
+        let count = self.model.flows.len();
+        let at = if count == 0 { return None } else { self.rng.usize(..count) };
+        self.model.flows.iter().nth(at).map(|(&(service, client), &flow)| (service, client, flow))
+    }
+
+    fn step(&mut self, number: usize) {
+        self.era = (number / ERA) as u16;
+        match self.rng.u8(..10) {
+            0..=4 => self.by_client(),
+            5..=7 => self.by_backend(),
+            8 => self.error(true),
+            _ => self.error(false),
+        }
+    }
+
+    fn flags(&mut self) -> u8 {
+        const FLAGS: [u8; 8] = [SYN, SYN, ACK, ACK, ACK, FIN | ACK, FIN | ACK, RST];
+        FLAGS[self.rng.usize(..FLAGS.len())]
+    }
+
+    fn by_client(&mut self) {
+        let service = self.rng.usize(..SERVERS.len());
+        let (vip, _, protocol) = SERVERS[service];
+        let (client, flags) = (self.client(service), self.flags());
+        let mut frame = self.packet(client, address(vip), protocol, flags);
+        let opens = protocol == Protocol::Udp || flags == SYN;
+        let known = self.model.flows.get(&(service, client)).copied();
+        let present = known.filter(|flow| !(opens && flow.has_ended()));
+        let Some(mut flow) = present else {
+            // The program opens the connection before it looks at the TTL.
+            frame.ttl = frame.ttl.max(2);
+            return if opens {
+                self.opens(service, client, &frame)
+            } else {
+                self.dropped(&frame, DropReason::FlowUnknown)
+            };
+        };
+        if frame.ttl == 1 {
+            return self.dropped(&frame, DropReason::TtlExceeded);
+        }
+        let ran = self.rig.run(&frame.bytes()).expect("a run");
+        self.sent(service, flow.port, &frame, ran.action, &ran.frame);
+        if protocol == Protocol::Tcp {
+            flow.hear(true, flags);
+        }
+        self.model.flows.insert((service, client), flow);
+        self.event("continued");
+    }
+
+    fn opens(&mut self, service: usize, client: SocketAddr, frame: &Frame) {
+        let ran = self.rig.run(&frame.bytes()).expect("a run");
+        let v4 = pool(service, 0).is_ipv4();
+        let longer = if frame.source.is_ipv4() == v4 {
+            frame.options.len() + frame.extensions.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        } else {
+            0
+        };
+        let at = 14 + 4 * frame.vlans.len() + if v4 { 20 } else { 40 } + longer;
+        let port = u16::from_be_bytes([ran.frame[at], ran.frame[at + 1]]);
+        assert!((PORTS.0..=PORTS.1).contains(&port), "{port}: {frame:?}");
+        assert!(self.model.ports[service].insert(port), "port {port} rests or is taken: {frame:?}");
+        self.sent(service, port, frame, ran.action, &ran.frame);
+        self.model.flows.insert((service, client), Flow { port, ..Flow::default() });
+        self.event("opened");
+    }
+
+    fn sent(&mut self, service: usize, port: u16, frame: &Frame, action: u32, got: &[u8]) {
+        let to = crossed(frame, pool(service, port), address(SERVERS[service].1), got);
+        let to = Frame { destination_mac: backend_mac(service), source_mac: IN_MAC, ..checked(to) };
+        assert_eq!((action, got), (XDP_TX, &to.bytes()[..]), "{frame:?}");
+    }
+
+    fn dropped(&mut self, frame: &Frame, reason: DropReason) {
+        let before = self.rig.drops(reason).expect("counters");
+        assert_eq!(self.rig.run(&frame.bytes()).expect("a run").action, XDP_DROP, "{frame:?}");
+        assert_eq!(self.rig.drops(reason).expect("counters"), before + 1, "{reason:?} {frame:?}");
+        self.event(if reason == DropReason::FlowUnknown { "unknown" } else { "used up" });
+    }
+
+    fn by_backend(&mut self) {
+        let Some((service, client, mut flow)) = self.any() else { return };
+        let (vip, backend, protocol) = SERVERS[service];
+        let flags = if self.rng.u8(..3) == 0 { SYN | ACK } else { self.flags() };
+        if self.rng.u8(..8) == 0 {
+            // No present connection has this port.
+            let ports: HashSet<u16> =
+                self.model.flows.iter().filter(|((of, _), _)| *of == service).map(|(_, flow)| flow.port).collect();
+            let other = self.rng.u16(PORTS.0..=PORTS.1);
+            if !ports.contains(&other) {
+                let frame = self.packet(address(backend), pool(service, other), protocol, flags).bytes();
+                let ran = self.rig.run(&frame).expect("a run");
+                assert_eq!((ran.action, ran.frame), (XDP_PASS, frame));
+                self.event("passed");
+            }
+            return;
+        }
+        let frame = self.packet(address(backend), pool(service, flow.port), protocol, flags);
+        if frame.ttl == 1 {
+            return self.dropped(&frame, DropReason::TtlExceeded);
+        }
+        let ran = self.rig.run(&frame.bytes()).expect("a run");
+        let to = crossed(&frame, address(vip), client, &ran.frame);
+        let to = Frame { destination_mac: ROUTER_MAC, source_mac: IN_MAC, ..checked(to) };
+        assert_eq!((ran.action, ran.frame), (XDP_TX, to.bytes()), "{frame:?}");
+        if protocol == Protocol::Tcp {
+            flow.hear(false, flags);
+        }
+        self.model.flows.insert((service, client), flow);
+        self.event("answered");
+    }
+
+    /// Sends an error about a packet of a connection, which a router sends to the balancer.
+    fn error(&mut self, to_client: bool) {
+        let Some((service, client, flow)) = self.any() else { return };
+        let (vip, backend, protocol) = SERVERS[service];
+        let [vip, backend, pool] = [address(vip), address(backend), pool(service, flow.port)];
+        let (told, heard, mac) = if to_client {
+            ((pool, backend), (client, vip), ROUTER_MAC)
+        } else {
+            ((vip, client), (backend, pool), backend_mac(service))
+        };
+        let mut quoted = self.packet(told.0, told.1, protocol, ACK);
+        (quoted.options, quoted.extensions, quoted.vlans) = (vec![], vec![], vec![]);
+        if quoted.transport == Transport::UdpWithoutChecksum {
+            quoted.transport = Transport::Udp;
+        }
+        let [from, to] = [told.0, heard.0].map(|end| end.is_ipv4());
+        let unreachable = |v4| if v4 { ("", 3, 3, [0; 4]) } else { ("", 1, 4, [0; 4]) };
+        let ip = |v4| if v4 { 20 } else { 40 };
+        // The program does not translate a checksum that the quote contains only half.
+        let rest = 4 * self.rng.usize(2..20);
+        let frame = icmp_errors::error(router(from), &quoted, ip(from) + rest, unreachable(from));
+        let frame = Frame { tos: 0xc0, ..frame };
+        let ran = self.rig.run(&frame.bytes()).expect("a run");
+        let id = |at: usize| u16::from_be_bytes([ran.frame[at], ran.frame[at + 1]]);
+        let mut as_sent = Frame { source: heard.0, destination: heard.1, ..quoted.clone() };
+        if from != to {
+            as_sent.flow_label = 0;
+            if to {
+                (as_sent.id, as_sent.dont_fragment) = (id(14 + 20 + 8 + 4), false);
+            }
+        }
+        let mut expected = icmp_errors::error(router(to), &as_sent, ip(to) + rest, unreachable(to));
+        if from != to && to {
+            (expected.id, expected.dont_fragment) = (id(14 + 4), false);
+        }
+        let expected = Frame {
+            source: SocketAddr::new(heard.1.ip(), 0),
+            ttl: frame.ttl - 1,
+            tos: 0xc0,
+            destination_mac: mac,
+            source_mac: IN_MAC,
+            ..expected
+        };
+        assert_eq!((ran.action, ran.frame), (XDP_TX, expected.bytes()), "{quoted:?}");
+        self.event(if to_client { "error to a client" } else { "error to a backend" });
+    }
+}
+
+/// A datagram over IPv6 has a checksum.
+fn checked(frame: Frame) -> Frame {
+    if frame.source.is_ipv6() && frame.transport == Transport::UdpWithoutChecksum {
+        return Frame { transport: Transport::Udp, ..frame };
+    }
+    frame
+}
+
+#[test]
+fn when_random_packets_of_connections_arrive_then_the_program_agrees_with_the_model() {
+    let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(7);
+    let services: Vec<Service> = SERVERS
+        .map(|(vip, backend, protocol)| Service {
+            address: vip,
+            protocol,
+            forwarding: Forwarding::Snat,
+            target: Target::SameInterface(backend),
+        })
+        .into();
+    let play = move || {
+        let hour = Duration::from_secs(3600);
+        let idle = IdleTimes { tcp: hour, udp: hour, half_open: hour, closing: hour };
+        let snat = SnatConfig { ports: Some(PORTS), idle, ..SnatConfig::default() };
+        let rig = Rig::with_flows(&services, FLOWS, &snat).expect("a rig");
+        let model = Model { ports: vec![HashSet::new(); SERVERS.len()], ..Model::default() };
+        let mut contest = Contest { rig, era: 0, rng: Rng::with_seed(seed), model };
+        (0..STEPS).for_each(|number| contest.step(number));
+        let events = contest.model.events;
+        println!("seed {seed}: {events:?}");
+        assert_eq!(events.len(), 8, "{events:?}");
+        assert!(events.values().all(|&times| times > EACH), "{events:?}");
+    };
+    std::thread::spawn(play).join().expect("the thread panicked");
+}
