@@ -15,6 +15,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::client::HashKey;
 
+/// The number of rows in a bucket.
+pub const FLOWS_PER_LINE: u32 = 8;
 /// The length of a tick is 2^30 ns (1.07 s).
 pub const TICK_SHIFT: u32 = 30;
 const TICK_MASK: u32 = 0x00ff_ffff;
@@ -200,11 +202,27 @@ impl FlowWord {
     }
 }
 
-/// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits of a score are
-/// the position of the row. The score 0 means that the flow must stay.
+/// The position in a bucket at which a flow with this tag preferably has its row. A lookup tries this row first. While
+/// the CPU waits for the bucket, it therefore already reads the row, which it otherwise could only read afterwards.
 #[inline(always)]
 #[must_use]
-pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) -> u32 {
+pub const fn home(tag: u32) -> u32 {
+    tag % FLOWS_PER_LINE
+}
+
+/// The rank (0 to 7) of a position in a bucket for a flow whose home is `home`: the home has the highest rank. The
+/// function is its own inverse, so it also returns the position that has a rank.
+#[inline(always)]
+#[must_use]
+pub const fn rank(home: u32, place: u32) -> u32 {
+    home.wrapping_sub(place).wrapping_sub(1) % FLOWS_PER_LINE
+}
+
+/// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits of a score are
+/// the [`rank`] of the row, which decides between equal rows. The score 0 means that the flow must stay.
+#[inline(always)]
+#[must_use]
+pub const fn expendable(word: FlowWord, rank: u32, now: u32, idle: &IdleTicks) -> u32 {
     const HALF_OPEN: u32 = 1 << 28;
     const UNANSWERED: u32 = 2 << 28;
     const GONE: u32 = 3 << 28;
@@ -220,7 +238,7 @@ pub const fn expendable(word: FlowWord, place: u32, now: u32, idle: &IdleTicks) 
     } else {
         HALF_OPEN
     };
-    class | word.age(now) << 4 | place & 15
+    class | word.age(now) << 4 | rank & 15
 }
 
 /// The properties of a packet that change its flow's state.

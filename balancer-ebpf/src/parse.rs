@@ -231,22 +231,12 @@ impl<'a> Ip<'a> {
             let [source, destination]: [u32; 2] = ip.header.load(offset_of!(Ipv4Hdr, src_addr))?;
             ip.source = [source, 0, 0, 0];
             ip.destination = [destination, 0, 0, 0];
+            ip.length = order::length(ip.header.load(offset_of!(Ipv4Hdr, tot_len))?);
         } else {
             [ip.source, ip.destination] = ip.header.load(offset_of!(Ipv6Hdr, src_addr))?;
+            ip.length = Ipv6Hdr::LEN + order::length(ip.header.load(offset_of!(Ipv6Hdr, payload_len))?);
         }
-        ip.length = ip.read_length()?;
         Some(ip)
-    }
-
-    /// Reads the length of the packet in bytes from the header.
-    #[inline(always)]
-    #[must_use]
-    pub fn read_length(&self) -> Option<usize> {
-        Some(if self.family == FAMILY_V4 {
-            order::length(self.header.load(offset_of!(Ipv4Hdr, tot_len))?)
-        } else {
-            Ipv6Hdr::LEN + order::length(self.header.load(offset_of!(Ipv6Hdr, payload_len))?)
-        })
     }
 
     /// Sets the header positions of this packet in `frame` from the result of [`Ip::place`].

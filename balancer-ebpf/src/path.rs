@@ -10,7 +10,7 @@ use balancer_common::{
 };
 
 use crate::{
-    backends, control, forward,
+    backends, control, flows, forward,
     ingress::Ingress,
     local_mac, martian,
     packet::Packet,
@@ -60,7 +60,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
     let service = listener.service;
     if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0 {
         if service.flags & SERVICE_FLOWS != 0 {
-            return Step::FLOW;
+            return flows::path::to_backend(ingress, ip, listener);
         }
         if rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;
@@ -98,7 +98,13 @@ fn is_whole(ip: &Ip<'_>) -> bool {
 #[inline(always)]
 fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, ports: Ports) -> Step {
     if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != CONTROL_RETURNS {
-        return if control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK };
+        if control.flags & CONTROL_FLOWS == 0 {
+            return Step::PASS;
+        }
+        let step = flows::path::to_client(ingress, ip);
+        if step != Step::PASS || control.flags & CONTROL_RETURNS == 0 {
+            return step;
+        }
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });

@@ -1,6 +1,7 @@
 //! Adds up the bytes of a message for a checksum that no incremental update can produce.
 
 use aya_ebpf::bindings::xdp_md;
+use balancer_common::checksum;
 
 use crate::{ingress::Ingress, packet::Packet};
 
@@ -19,6 +20,14 @@ const MAX_LENGTH: usize = 0x7ff;
 #[inline(always)]
 pub(crate) fn of(ingress: Ingress, at: usize, length: usize) -> u64 {
     balancer_sum(ingress.context(), at as u64, length as u64)
+}
+
+/// The sum of the pseudo-header of IPv6 for a message of `length` bytes (RFC 8200 section 8.1). The addresses are in
+/// network order.
+#[inline(always)]
+pub(crate) fn pseudo_header(source: &[u32; 4], destination: &[u32; 4], length: usize, protocol: u8) -> u64 {
+    let rest = u64::from((length as u16).to_be()) + u64::from(u16::from(protocol).to_be());
+    checksum::sum_address(source) + checksum::sum_address(destination) + rest
 }
 
 /// This is a global function, so the verifier, which follows every step of the loop, checks it only once.

@@ -134,3 +134,13 @@ proptest! {
         prop_assert_eq!((word.tag(), word.state(), word.age(now)), (tag, state, 0));
     }
 }
+
+proptest! {
+    #[test]
+    fn when_positions_are_ranked_then_the_home_is_first_and_ranks_lead_back(tag: u32, place in 0..FLOWS_PER_LINE) {
+        let home = home(tag);
+        prop_assert_eq!(rank(home, home), FLOWS_PER_LINE - 1);
+        prop_assert!(rank(home, place) < FLOWS_PER_LINE);
+        prop_assert_eq!(rank(home, rank(home, place)), place);
+    }
+}

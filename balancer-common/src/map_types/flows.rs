@@ -2,8 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// The number of rows in a bucket.
-pub const FLOWS_PER_LINE: u32 = 8;
+pub use crate::flows::FLOWS_PER_LINE;
+
 /// The maximum number of rows: row numbers have 24 bits.
 pub const MAX_FLOW_ROWS: u32 = 1 << 24;
 /// The maximum number of pool addresses of a service and family.

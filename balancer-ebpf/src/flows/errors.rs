@@ -28,7 +28,7 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
     let ends = u32::from(client_port) | u32::from(vip_port) << 16;
     let hash = find::hash(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol);
-    match table::find(hash).and_then(Flow::at) {
+    match table::find(hash) {
         Some(flow)
             if find::is_of(flow.row(), &inner.destination, &inner.source, ends, inner.family, inner.protocol) =>
         {

@@ -78,7 +78,18 @@ extern "C" fn balancer_flow_too_long(length: u64, old: u64, new: u64, mtu: u64) 
 /// The step for a packet of a flow that otherwise takes the step `end`, which sends the packet.
 #[inline(always)]
 pub(super) fn step(flow: &Flow, toward: Toward, end: Step) -> Step {
-    Step::to(FlowCross { row: flow.index, toward, handed: end.is(Kind::Handed) })
+    Step::to(payload(flow, toward, end))
+}
+
+/// The step for an ICMP error that otherwise takes the step `end`, which sends the error.
+#[inline(always)]
+pub(super) fn error_step(flow: &Flow, toward: Toward, end: Step) -> Step {
+    Step::to(FlowCrossError(payload(flow, toward, end)))
+}
+
+#[inline(always)]
+fn payload(flow: &Flow, toward: Toward, end: Step) -> FlowCross {
+    FlowCross { row: flow.index, toward, handed: end.is(Kind::Handed) }
 }
 
 /// Replaces the headers of a packet, for which an earlier step has counted and found the path, and sends the packet.
@@ -88,12 +99,6 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowCross>) -> Step {
     let Some(flow) = Flow::at(row) else { return Step::drop(DropReason::FlowUnknown) };
     let crossed = cross(found, flow.row(), toward);
     finish(found, packed.get(), &flow, crossed)
-}
-
-/// The step for an ICMP error that otherwise takes the step `end`, which sends the error.
-#[inline(always)]
-pub(super) fn error_step(flow: &Flow, toward: Toward, end: Step) -> Step {
-    Step::to(FlowCrossError(FlowCross { row: flow.index, toward, handed: end.is(Kind::Handed) }))
 }
 
 /// Like [`send`], for an ICMP error about a packet of a flow.
@@ -176,7 +181,7 @@ fn prepared(found: &Found, row: &FlowRow, toward: Toward) -> Option<(Header, [u3
     }
     if !ip.fragment.is_later() {
         rewriting::ports_of(ip, row, toward)?;
-        if ip.family == FAMILY_V4 && ip.protocol == UDP && ip.l4.load::<u16>(UDP_CHECK)? == 0 {
+        if lacks_checksum(ip) {
             add_checksum(found, rewriting::ends(row, toward))?;
         }
     }
@@ -208,20 +213,36 @@ fn ends_with_fragment(ip: &Ip<'_>) -> bool {
     known && ip.header.skip(ip.headers_length.wrapping_sub(ID_LEN) & MAX_HEADERS).load(0) == Some(ip.fragment.id)
 }
 
-/// Writes the checksum of a datagram without one, because IPv6 requires a checksum. `None`: the datagram is a fragment,
-/// or longer than the program can add up.
+/// Whether the packet begins a datagram without a checksum. IPv6 requires a checksum.
+#[inline(always)]
+fn lacks_checksum(ip: &Ip<'_>) -> bool {
+    ip.family == FAMILY_V4 && ip.protocol == UDP && !ip.fragment.is_later() && ip.l4.load::<u16>(UDP_CHECK) == Some(0)
+}
+
+/// Whether the program can write the missing checksum of a datagram: the datagram is whole, and not longer than the
+/// program can add up.
+#[inline(always)]
+fn can_be_added_up(ip: &Ip<'_>) -> bool {
+    let length = ip.l4_length();
+    let whole = ip.l4.load(UDP_LENGTH).is_some_and(|field| usize::from(u16::from_be(field)) == length);
+    whole && !ip.fragment.is_part() && length <= sum::LONGEST && ip.l4.holds(length)
+}
+
+/// Whether a packet can become a packet of the other family, as far as its checksum is concerned.
+#[inline(always)]
+pub(super) fn may_cross(ip: &Ip<'_>) -> bool {
+    !lacks_checksum(ip) || can_be_added_up(ip)
+}
+
+/// Writes the checksum of a datagram without one. `None`: the program cannot add up the datagram.
 #[inline(always)]
 fn add_checksum(found: &Found, [from, to]: [Place<'_>; 2]) -> Option<()> {
     let Found { ingress, ip, .. } = found;
     let length = ip.l4_length();
-    let whole = u16::from_be(ip.l4.load(UDP_LENGTH)?) as usize == length && !ip.fragment.is_part();
-    if !whole || length > sum::LONGEST || !ip.l4.holds(length) {
+    if !can_be_added_up(ip) {
         return None;
     }
-    let pseudo = checksum::sum_address(from.address)
-        + checksum::sum_address(to.address)
-        + u64::from((length as u16).to_be())
-        + u64::from(u16::from(UDP).to_be());
+    let pseudo = sum::pseudo_header(from.address, to.address, length, UDP);
     let check = match !checksum::fold(pseudo + sum::of(*ingress, ip.l4_offset(), length)) {
         0 => 0xffff,
         check => check,

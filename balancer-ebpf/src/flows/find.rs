@@ -79,10 +79,10 @@ pub(crate) fn decide(found: &Found) -> Step {
 }
 
 #[inline(always)]
-fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow> {
+pub(super) fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow> {
     let ends = ports.ends();
     let hash = hash(service, &ip.source, &ip.destination, ends, ip.family, ip.protocol);
-    let flow = Flow::at(table::find(hash)?)?;
+    let flow = table::find(hash)?;
     is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
 }
 
@@ -151,7 +151,7 @@ extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
 }
 
 #[inline(always)]
-fn goes_on(
+pub(super) fn goes_on(
     control: &'static Control,
     service: &'static ServiceRow,
     ip: &Ip<'_>,

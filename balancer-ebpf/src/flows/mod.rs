@@ -9,6 +9,7 @@ pub(crate) mod families;
 pub(crate) mod find;
 pub(crate) mod open;
 pub(crate) mod parts;
+pub(crate) mod path;
 mod place;
 mod pool;
 pub(crate) mod ports;

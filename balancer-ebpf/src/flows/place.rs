@@ -1,7 +1,7 @@
 //! Finding a row for a new flow.
 
 use balancer_common::{
-    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, expendable, first_bucket, second_bucket},
+    flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, expendable, first_bucket, home, rank, second_bucket},
     map_types::FLOWS_PER_LINE,
     verdict::DropReason,
 };
@@ -27,15 +27,15 @@ pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
 extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
     const TRIES: u32 = 4;
     let Some(control) = table::control() else { return NONE };
-    let now = now as u32;
     let first = first_bucket(hash, control.lines) * FLOWS_PER_LINE;
     let second = second_bucket(hash, control.lines) * FLOWS_PER_LINE;
+    let now_and_home = u64::from(now as u32) | u64::from(home((hash >> 32) as u32)) << 32;
     for _ in 0..TRIES {
-        let best = best(first.into(), second.into(), now.into());
+        let best = best(first.into(), second.into(), now_and_home);
         if best == NONE {
             return NONE;
         }
-        if balancer_flow_empty(best, now.into()) != 0 {
+        if balancer_flow_empty(best, now_and_home) != 0 {
             return best;
         }
     }
@@ -45,9 +45,9 @@ extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
 /// The best row in two buckets, given the first row of each. Lookups read the first bucket first, so this function
 /// prefers a row of the first bucket unless this bucket is nearly full and the second bucket has more empty rows.
 #[inline(always)]
-fn best(first: u64, second: u64, now: u64) -> u64 {
+fn best(first: u64, second: u64, now_and_home: u64) -> u64 {
     const ENOUGH: u64 = 3;
-    let (one, other) = (balancer_flow_bucket(first, now), balancer_flow_bucket(second, now));
+    let (one, other) = (balancer_flow_bucket(first, now_and_home), balancer_flow_bucket(second, now_and_home));
     let (room, more) = (one >> 32, other >> 32);
     let chosen = if room >= ENOUGH || room >= more && (room > 0 || one as u32 >= other as u32) { one } else { other };
     if chosen as u32 == 0 {
@@ -58,24 +58,29 @@ fn best(first: u64, second: u64, now: u64) -> u64 {
 }
 
 /// The best row of a bucket according to [`expendable`] in the low half of the result, and the number of empty rows in
-/// the high half.
+/// the high half. The low four bits of the result are the position of the best row. The low half of `now_and_home` is
+/// the time, and the high half is the [`home`] of the flow that needs a row.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_flow_bucket(begin: u64, now: u64) -> u64 {
+extern "C" fn balancer_flow_bucket(begin: u64, now_and_home: u64) -> u64 {
     let Some(control) = table::control() else { return 0 };
+    let (now, home) = (now_and_home as u32, (now_and_home >> 32) as u32);
     let (mut best, mut empty) = (0u64, 0u64);
     let mut place = 0;
     while place < FLOWS_PER_LINE {
         if let Some(word) = Word::of_row((begin as u32).wrapping_add(place)) {
             let word = FlowWord(word.load());
             empty += u64::from(word == FlowWord::EMPTY);
-            best = best.max(u64::from(expendable(word, place, now as u32, &control.idle)));
+            best = best.max(u64::from(expendable(word, rank(home, place), now, &control.idle)));
         }
-        best = opaque::mixed(best, now);
-        empty = opaque::mixed(empty, now);
+        best = opaque::mixed(best, now_and_home);
+        empty = opaque::mixed(empty, now_and_home);
         place += 1;
     }
-    best | empty << 32
+    if best == 0 {
+        return 0;
+    }
+    best & !15 | u64::from(rank(home, best as u32 & 15)) | empty << 32
 }
 
 /// Takes a row away from its present flow if this flow may be removed. Returns whether the row now belongs to the

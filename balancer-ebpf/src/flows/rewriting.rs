@@ -89,7 +89,7 @@ extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64
 }
 
 #[inline(always)]
-fn translate(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
+pub(super) fn translate(ip: &Ip<'_>, row: &FlowRow, toward: Toward) -> Option<()> {
     let addresses = match toward {
         Toward::Backend => row.there_addresses,
         Toward::Client => row.back_addresses,

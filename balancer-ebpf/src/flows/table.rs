@@ -144,11 +144,17 @@ impl Flow {
     /// tick.
     #[inline(always)]
     pub(super) fn see(&self, now: u32) -> bool {
-        let first = self.was.with(self.was.state(), now) != self.was;
+        let first = self.comes_again(now);
         if first {
             self.put(self.was.state(), now);
         }
         first
+    }
+
+    /// Whether a packet at this time is the first of its flow in this tick.
+    #[inline(always)]
+    pub(super) fn comes_again(&self, now: u32) -> bool {
+        self.was.with(self.was.state(), now) != self.was
     }
 
     /// Stores the flow's state after a packet if this state differs from the stored one.
@@ -200,11 +206,13 @@ pub(super) fn row(index: u32) -> Option<&'static FlowRow> {
     FLOWS.get(index)
 }
 
-/// The row whose flow has this hash of the client's endpoint and the VIP's endpoint. The function compares only the
-/// hash, not the endpoints.
+/// The flow with this hash of the client's endpoint and the VIP's endpoint. The function compares only the tag, not the
+/// endpoints.
 #[inline(always)]
-pub(super) fn find(hash: u64) -> Option<u32> {
-    index(balancer_flow_find(hash))
+pub(super) fn find(hash: u64) -> Option<Flow> {
+    let tag = (hash >> 32) as u32;
+    let home = first_bucket(hash, control()?.lines) * FLOWS_PER_LINE + flows::home(tag);
+    Flow::at(home).filter(|flow| flow.was.tag() == tag).or_else(|| Flow::at(index(balancer_flow_find(hash))?))
 }
 
 /// The row whose flow has this hash of the pool's endpoint and the backend's endpoint. The function compares only the

@@ -44,6 +44,9 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
 pub(super) fn leaves(found: &Found, backend: Reachable, row: &FlowRow) -> Result<(), Step> {
     let Found { ingress, ip, .. } = found;
     if row.crosses != 0 {
+        if !families::may_cross(ip) {
+            return Err(Step::drop(DropReason::Malformed));
+        }
         if let Some(step) = families::too_long(ip, row.backend_family(), backend.row.mtu) {
             return Err(step);
         }

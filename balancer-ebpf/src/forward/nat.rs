@@ -101,7 +101,9 @@ pub(crate) fn to_client_again(ingress: Ingress, ip: &Ip<'_>, row: &'static Retur
     if !expected || ip.ttl() <= 1 {
         return otherwise;
     }
-    match neighbour::recent(ingress, ip, &row.vip) {
+    // The program reads the destination from the packet again, so that the destination does not occupy the stack between
+    // parsing and this lookup.
+    match rewrite::destination(ip).and_then(|destination| neighbour::recent(ingress, ip, &row.vip, &destination)) {
         Some(hop) => Step::of_word(sent_again(ingress.context(), row, hop, ip.place())),
         None => otherwise,
     }
@@ -113,16 +115,12 @@ extern "C" fn sent_again(context: *mut xdp_md, row: &'static ReturnRow, hop: &'s
     // SAFETY: the function above passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     let frame = ingress.frame();
-    let written = Ip::placed(frame, place).and_then(|ip| {
+    let sent = Ip::placed(frame, place).and_then(|ip| {
         rewrite::translate_ip(&ip, End::Source, &row.vip, row.address_delta.into())?;
         rewrite::translate_l4(&ip, End::Source, row.port(), row.l4_delta.into())?;
-        rewrite::macs(frame, hop.destination_mac, hop.source_mac)
+        hop.send(ingress, frame)
     });
-    let step = match written {
-        Some(()) => Step::send(ingress.ifindex(), hop.egress),
-        None => Step::drop(DropReason::Malformed),
-    };
-    step.word()
+    sent.unwrap_or(Step::drop(DropReason::Malformed)).word()
 }
 
 /// Replaces the source of a backend's reply by the VIP, and sends the reply to the client along the kernel's route.

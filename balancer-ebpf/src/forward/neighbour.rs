@@ -95,10 +95,15 @@ fn next_hop(query: &FibLookup) -> Option<&'static NeighbourWanted> {
     Some(needed)
 }
 
-/// The cached next hop of a packet in one buffer from `source` to `ip`'s destination, if XDP can send the packet.
+/// The cached next hop of a packet in one buffer from `source` to `destination`, if XDP can send the packet.
 #[inline(always)]
-pub(crate) fn recent(ingress: Ingress, ip: &Ip<'_>, source: &[u32; 4]) -> Option<&'static CachedHop> {
-    let hop = Question { ingress: ingress.ifindex(), ip, source }.recent()?;
+pub(crate) fn recent(
+    ingress: Ingress,
+    ip: &Ip<'_>,
+    source: &[u32; 4],
+    destination: &[u32; 4],
+) -> Option<&'static CachedHop> {
+    let hop = Question { ingress: ingress.ifindex(), ip, source }.recent(destination)?;
     let is_good =
         !devices::kernel_sends_whole(ip, ingress.ifindex(), hop.egress) && fits(ingress, ip, hop.egress, hop.mtu);
     is_good.then_some(hop)

@@ -5,7 +5,7 @@
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::map_types::{CACHED_HOPS_OF_CPU, Mac};
 
-use crate::{cpu_rows, forward::rewrite, parse::Ip};
+use crate::{cpu_rows, forward::rewrite, ingress::Ingress, packet::Packet, parse::Ip, step::Step};
 
 /// Lifetime of a cached next hop in ns: 17 ms.
 const LIFETIME: u64 = 1 << 24;
@@ -20,8 +20,8 @@ pub(crate) struct CachedHop {
     ingress: u32,
     /// The egress interface of the path.
     pub(super) egress: u32,
-    pub(super) source_mac: Mac,
-    pub(super) destination_mac: Mac,
+    source_mac: Mac,
+    destination_mac: Mac,
     protocol: u8,
     family: u8,
     /// MTU of the path in bytes; 0: the kernel did not report the MTU.
@@ -29,6 +29,16 @@ pub(crate) struct CachedHop {
 }
 
 const _: () = assert!(size_of::<CachedHop>() == 64);
+
+impl CachedHop {
+    /// Writes the link-layer addresses of a frame to this next hop, and returns the step that sends the frame. `None`:
+    /// the frame is too short.
+    #[inline(always)]
+    pub(crate) fn send(&self, ingress: Ingress, frame: Packet<'_>) -> Option<Step> {
+        rewrite::macs(frame, self.destination_mac, self.source_mac)?;
+        Some(Step::send(ingress.ifindex(), self.egress))
+    }
+}
 
 /// [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel for each packet.
 /// The flag aligns the rows to cache lines.
@@ -64,15 +74,12 @@ impl Question<'_> {
 
     /// The cached result of this lookup, if the result is still valid.
     #[inline(always)]
-    pub(super) fn recent(&self) -> Option<&'static CachedHop> {
-        // The program reads the destination from the packet again, so that the destination does not occupy the stack
-        // between parsing and this lookup.
-        let destination = rewrite::destination(self.ip)?;
+    pub(super) fn recent(&self, destination: &[u32; 4]) -> Option<&'static CachedHop> {
         // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
-        let hop = unsafe { &*self.place(destination)? };
+        let hop = unsafe { &*self.place(*destination)? };
         // SAFETY: the helper takes no pointer.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
-        (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, &destination)).then_some(hop)
+        (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, destination)).then_some(hop)
     }
 
     /// Stores the result of the lookup in the cache.

@@ -126,6 +126,5 @@ fn v6(outer: Packet<'_>, ip: &Ip<'_>, quote: usize) -> Option<u64> {
     let header =
         V6 { traffic_class: 0, flow_label: 0, payload_length: length, next_header: ICMP_V6, hop_limit: REPLY_TTL };
     link::store_v6(outer, &header, &ip.destination, &ip.source)?;
-    let addresses = checksum::sum_address(&ip.source) + checksum::sum_address(&ip.destination);
-    Some(addresses + u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be()))
+    Some(sum::pseudo_header(&ip.destination, &ip.source, length, ICMP_V6))
 }

@@ -20,7 +20,7 @@ use aya_log::EbpfLogger;
 use balancer_common::{
     client::HashKey,
     handover,
-    map_types::{Forwarding, LAST_BACKEND, MOST_BACKEND_ROWS, ReplyStats, ShareStats, Sign},
+    map_types::{Forwarding, LAST_BACKEND, ListenerStats, MOST_BACKEND_ROWS, ReplyStats, ShareStats, Sign},
     share::Share,
     verdict::{DropReason, MoveCause, Verdict},
 };
@@ -403,23 +403,33 @@ impl Rig {
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
-    /// Replaces the listeners of the service at `address`. Each listener is paired with the port of the service's `nat`
+    /// Replaces the listeners of the service at `address`, and returns the id of the first listener; the others have the
+    /// ids after it. Each listener is paired with the port of the service's `nat`
     /// backends; 0 stands for the backend's own port.
     ///
     /// # Errors
     /// Fails if the service does not exist, or the kernel refuses the change.
-    pub fn listen(&mut self, address: &str, listeners: &[(Listener, u16)]) -> anyhow::Result<()> {
+    pub fn listen(&mut self, address: &str, listeners: &[(Listener, u16)]) -> anyhow::Result<ListenerId> {
         let index = self.service(address).context("no such service")?;
         let used = self.specs.iter().flat_map(|spec| &spec.listeners).map(|listener| listener.id.0 + 1);
-        let free = used.max().unwrap_or_default()..;
-        let specs = listeners.iter().zip(free).map(|(&(listener, backend_port), id)| ListenerSpec {
+        let first = used.max().unwrap_or_default();
+        let specs = listeners.iter().zip(first..).map(|(&(listener, backend_port), id)| ListenerSpec {
             id: ListenerId(id),
             listener,
             backend_port,
             counted: listeners.len() > 1,
         });
         self.specs[index].listeners = specs.collect();
-        self.dataplane.publish_services(&self.specs)
+        self.dataplane.publish_services(&self.specs)?;
+        Ok(ListenerId(first))
+    }
+
+    /// The counters of a listener of a service with several listeners.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the read.
+    pub fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
+        self.dataplane.listener_stats(id)
     }
 
     /// Moves all listeners on the address `from` to the address `to`.

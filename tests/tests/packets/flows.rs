@@ -17,15 +17,15 @@ use crate::icmp_errors::error;
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
-const XDP_DROP: u32 = 1;
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
+pub(crate) const XDP_DROP: u32 = 1;
+pub(crate) const XDP_PASS: u32 = 2;
+pub(crate) const XDP_TX: u32 = 3;
 
 #[derive(Clone, Copy)]
-struct Scene {
-    index: usize,
-    vip: &'static str,
-    backend: &'static str,
+pub(crate) struct Scene {
+    pub(crate) index: usize,
+    pub(crate) vip: &'static str,
+    pub(crate) backend: &'static str,
     client: &'static str,
     router: &'static str,
     too_big: (&'static str, u8, u8, [u8; 4]),
@@ -47,15 +47,15 @@ const V6: Scene = Scene {
     router: "[2001:db8:ff::77]:0",
     too_big: ("packet too big", 2, 0, [0, 0, 5, 0]),
 };
-const BOTH: [Scene; 2] = [V4, V6];
+pub(crate) const BOTH: [Scene; 2] = [V4, V6];
 const UDP: (&str, &str) = ("198.51.100.20:53", "10.0.0.21:5353");
 
 impl Scene {
-    fn client(self, port: u16) -> String {
+    pub(crate) fn client(self, port: u16) -> String {
         format!("{}:{port}", self.client)
     }
 
-    fn there(self, port: u16, flags: u8) -> Frame {
+    pub(crate) fn there(self, port: u16, flags: u8) -> Frame {
         Frame::tcp(&self.client(port), self.vip, flags)
     }
 
@@ -63,7 +63,7 @@ impl Scene {
         if self.index == 0 { format!("{TUNNEL_SOURCE_V4}:{port}") } else { format!("[{TUNNEL_SOURCE_V6}]:{port}") }
     }
 
-    fn back(self, pool_port: u16, flags: u8) -> Frame {
+    pub(crate) fn back(self, pool_port: u16, flags: u8) -> Frame {
         Frame::tcp(self.backend, &self.pool(pool_port), flags)
     }
 }
@@ -78,12 +78,12 @@ fn services() -> Vec<Service> {
     vec![of(V4.vip, V4.backend, Protocol::Tcp), of(V6.vip, V6.backend, Protocol::Tcp), of(UDP.0, UDP.1, Protocol::Udp)]
 }
 
-fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
+pub(crate) fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
     std::thread::spawn(move || test(Rig::new(&services()).expect("a rig"))).join().expect("the thread panicked");
 }
 
 /// Returns the port under which the backend sees the sender of `frame`.
-fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
+pub(crate) fn sent(rig: &Rig, index: usize, frame: &Frame, backend: &str) -> u16 {
     let ran = rig.run(&frame.bytes()).expect("a run");
     assert_eq!(ran.action, XDP_TX, "{frame:?}");
     let header = 14 + 4 * frame.vlans.len() + if frame.source.is_ipv4() { 20 + frame.options.len() } else { 40 };
@@ -98,7 +98,7 @@ fn pool(v4: bool, port: u16) -> SocketAddr {
     if v4 { (TUNNEL_SOURCE_V4, port).into() } else { (TUNNEL_SOURCE_V6, port).into() }
 }
 
-fn translated(frame: &Frame, index: usize, port: u16, backend: &str) -> Frame {
+pub(crate) fn translated(frame: &Frame, index: usize, port: u16, backend: &str) -> Frame {
     Frame {
         destination_mac: backend_mac(index),
         source_mac: IN_MAC,
@@ -109,7 +109,7 @@ fn translated(frame: &Frame, index: usize, port: u16, backend: &str) -> Frame {
     }
 }
 
-fn restored(frame: &Frame, vip: &str, client: &str) -> Frame {
+pub(crate) fn restored(frame: &Frame, vip: &str, client: &str) -> Frame {
     Frame {
         destination_mac: ROUTER_MAC,
         source_mac: IN_MAC,
@@ -120,7 +120,7 @@ fn restored(frame: &Frame, vip: &str, client: &str) -> Frame {
     }
 }
 
-fn comes_back(rig: &Rig, frame: &Frame, vip: &str, client: &str) {
+pub(crate) fn comes_back(rig: &Rig, frame: &Frame, vip: &str, client: &str) {
     let ran = rig.run(&frame.bytes()).expect("a run");
     assert_eq!((ran.action, ran.frame), (XDP_TX, restored(frame, vip, client).bytes()), "{frame:?}");
 }
@@ -130,7 +130,7 @@ fn action(rig: &Rig, frame: &Frame) -> u32 {
 }
 
 /// Opens a connection from `port`, sends data, and returns the port that the backend sees.
-fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
+pub(crate) fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
     let seen = sent(rig, scene.index, &scene.there(port, SYN), scene.backend);
     comes_back(rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(port));
     assert_eq!(sent(rig, scene.index, &scene.there(port, ACK), scene.backend), seen);

@@ -13,6 +13,7 @@ mod echo;
 mod extensions;
 mod families;
 mod flow_contest;
+mod flow_paths;
 mod flow_table;
 mod flows;
 mod fragments;

@@ -19,6 +19,7 @@ use crate::{
     packet::Packet,
     parse::{Fragment, ICMP, ICMP_CHECK, ICMP_HEADER_LEN, ICMP_V6, Ip, TCP},
     step::Toward,
+    sum,
 };
 
 /// The longest ICMPv6 error (RFC 4443 section 2.4), which is also the smallest MTU of IPv6.
@@ -162,23 +163,16 @@ fn quoted_ports(ip: &Ip<'_>, inner: &Ip<'_>, row: &FlowRow, toward: Toward) -> O
 /// The sum of an IP header without options.
 #[inline(always)]
 fn sum_header(at: Packet<'_>, family: u8) -> Option<u64> {
-    let [a, b, c, d, e]: [u32; 5] = at.load(0)?;
-    let sum = checksum::sum_u32(a)
-        + checksum::sum_u32(b)
-        + checksum::sum_u32(c)
-        + checksum::sum_u32(d)
-        + checksum::sum_u32(e);
-    if family == FAMILY_V4 {
-        return Some(sum);
-    }
-    let [a, b, c, d, e]: [u32; 5] = at.load(20)?;
-    Some(
-        sum + checksum::sum_u32(a)
-            + checksum::sum_u32(b)
-            + checksum::sum_u32(c)
-            + checksum::sum_u32(d)
-            + checksum::sum_u32(e),
-    )
+    let sum = sum_half(at, 0)?;
+    if family == FAMILY_V4 { Some(sum) } else { Some(sum + sum_half(at, Ipv6Hdr::LEN / 2)?) }
+}
+
+/// The sum of as many bytes as the IPv4 header or half of the IPv6 header has.
+#[inline(always)]
+fn sum_half(bytes: Packet<'_>, at: usize) -> Option<u64> {
+    let [a, b, c, d, e]: [u32; 5] = bytes.load(at)?;
+    let [a, b, c, d, e] = [a, b, c, d, e].map(checksum::sum_u32);
+    Some(a + b + c + d + e)
 }
 
 /// The sum over the pseudo-header of an ICMPv6 message of `length` bytes. ICMP has no pseudo-header.
@@ -189,8 +183,7 @@ fn pseudo(family: u8, header: Packet<'_>, length: usize) -> Option<u64> {
         return Some(0);
     }
     let [source, destination]: [[u32; 4]; 2] = header.load(ADDRESSES)?;
-    let rest = u64::from((length as u16).to_be()) + u64::from(u16::from(ICMP_V6).to_be());
-    Some(checksum::sum_address(&source) + checksum::sum_address(&destination) + rest)
+    Some(sum::pseudo_header(&source, &destination, length, ICMP_V6))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use balancer_common::{
     flows::{
         FLOW_ANSWERED, FLOW_BACKEND_ENDS, FLOW_CLIENT_ENDS, FLOW_ESTABLISHED, FLOW_RESTS, FLOW_TAKEN, FlowWord,
-        ReturnWord, first_bucket, return_hash, second_bucket,
+        ReturnWord, first_bucket, home, rank, return_hash, second_bucket,
     },
     map_types::{FLOWS_PER_LINE, FlowLine, FlowRow},
 };
@@ -315,12 +315,16 @@ impl FlowTable {
         u32::try_from(index).ok()
     }
 
-    /// Takes an empty row of the connection's two buckets; prefers the first bucket if more than half of it is empty.
-    /// The kernel program does not find this row for packets yet.
+    /// Takes an empty row of the connection's two buckets; prefers the first bucket if more than half of it is empty,
+    /// and in this bucket the row at which lookups look first. The kernel program does not find this row for packets yet.
     fn take_row(&self, ends: u64, word: FlowWord) -> Option<usize> {
         const ENOUGH: usize = PER_LINE / 2 + 1;
         let buckets = u32::try_from(self.lines.len()).ok()?;
-        let rows = |bucket: u32| (0..PER_LINE).map(move |row| bucket as usize * PER_LINE + row);
+        let home = home(word.tag());
+        let rows = |bucket: u32| {
+            let places = (0..FLOWS_PER_LINE).rev().map(move |number| rank(home, number) as usize);
+            places.map(move |place| bucket as usize * PER_LINE + place)
+        };
         let is_empty = |row: &usize| self.word(*row).load(Ordering::Relaxed) == 0;
         let both = [first_bucket(ends, buckets), second_bucket(ends, buckets)];
         let [one, other] = both.map(|bucket| rows(bucket).filter(is_empty).count());

@@ -212,7 +212,10 @@ impl Bench {
         Scene::set_up(&mut scenes)?;
         let empty = constant(XDP_TX).load_frags()?;
         let mut yardsticks = Vec::new();
-        for Yardstick { path, program, writes } in yardsticks::all()? {
+        for Yardstick { path, before, program, writes } in yardsticks::all()? {
+            if let Some(before) = before {
+                Measured::new(before, program.as_fd(), empty.as_fd())?.see_clients()?;
+            }
             yardsticks.push((Measured::new(path, program.as_fd(), empty.as_fd())?, writes));
         }
         let mut paths = Vec::new();

@@ -28,6 +28,8 @@ pub(crate) struct Clients {
     pub(crate) first: u32,
     /// The number of clients in the range.
     pub(crate) count: u32,
+    /// The distance from one client to the next. After the last client of the range, the feeder continues at the start.
+    pub(crate) step: u32,
     /// The offset of the word in the frame that selects the client, if the measured program overwrites the client's
     /// address.
     pub(crate) turn: Option<i16>,
@@ -55,12 +57,15 @@ pub(crate) fn feeder(frame: &[u8], feed: &Feed, grows: i32, next: &ProgramArray)
 }
 
 fn next_client(program: Program, frame: &[u8], clients: &Clients) -> Program {
-    let Clients { at, beside, first, count, turn } = *clients;
+    let Clients { at, beside, first, count, step, turn } = *clients;
     let program = program
         .load(Size::Word, Register::R2, FRAME, turn.unwrap_or(at))
         .swap_word(Register::R2)
-        .add(Register::R2, 1)
+        .add(Register::R2, step.cast_signed())
         .set_double(Register::R1, u64::from(first + count - 1))
+        .skip_if_at_most(Register::R2, Register::R1, 4)
+        .add(Register::R2, -count.cast_signed())
+        // The word is no client's if the measured program has overwritten it.
         .skip_if_at_most(Register::R2, Register::R1, 2)
         .set_double(Register::R2, u64::from(first))
         .swap_word(Register::R2);

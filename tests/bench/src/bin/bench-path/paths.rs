@@ -13,7 +13,8 @@ use crate::{
     scene::Place,
     services::{
         DATAGRAMS, ELSEWHERE, FLOWING, GUE, GUE_V6, IPIP, IPIP_V6, MEMORY, MEMORY_V6, NAT, NAT_V6, PINNED, PLAIN,
-        PLAIN_V6, QUIC, REMEMBERED_DATAGRAMS, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES, Service, backend, backends,
+        PLAIN_V6, PRESENTED, QUIC, REMEMBERED_DATAGRAMS, REPLYING, RULED, RULED_MEMORY, RULED_NEARBY, SERVICES,
+        Service, backend, backends,
     },
 };
 
@@ -42,6 +43,8 @@ const FIRST_V4: u32 = u32::from_be_bytes([172, 16, 0, 1]);
 const FIRST_OF_DATAGRAMS: u32 = u32::from_be_bytes([172, 32, 0, 1]);
 const FIRST_V6: u32 = u32::from_be_bytes([0, 12, 0, 1]);
 const MILLION: u32 = 1_000_000;
+/// A prime number, so that clients at this distance from each other are all clients of a range.
+const STEP: u32 = 611_953;
 const FEW: u32 = 1 << 16;
 
 /// A kind of packet that takes one path through the program.
@@ -123,7 +126,7 @@ impl Path {
             IpAddr::V4(address) => (V4_DESTINATION, address.to_bits()),
             IpAddr::V6(address) => (V6_SITE, (address.to_bits() >> 64) as u32),
         };
-        let clients = Clients { at: SOURCE, beside, first, count: 1, turn: None };
+        let clients = Clients { at: SOURCE, beside, first, count: 1, step: 1, turn: None };
         Self {
             name: name.to_owned(),
             wanted: "",
@@ -147,6 +150,11 @@ impl Path {
 
     fn at(self, scene: Place) -> Self {
         Self { scene, ..self }
+    }
+
+    fn out_of_order(mut self) -> Self {
+        self.clients.step = STEP;
+        self
     }
 
     fn growing(self, by: i32) -> Self {
@@ -228,11 +236,17 @@ fn reply(name: &str, service: usize) -> Path {
 fn reply_to_many(name: &str, service: usize) -> Path {
     let mut path = reply(name, service);
     if SERVICES[service].is_v6() {
-        path.clients =
-            Clients { at: V6_DESTINATION_SITE + 4, beside: V6_DESTINATION_SITE, first: FIRST_V6, count: 1, turn: None };
+        path.clients = Clients {
+            at: V6_DESTINATION_SITE + 4,
+            beside: V6_DESTINATION_SITE,
+            first: FIRST_V6,
+            count: 1,
+            step: 1,
+            turn: None,
+        };
         path.fed(MILLION, &[V6_SOURCE[0], V6_SOURCE[1], V6_PORTS])
     } else {
-        path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1, turn: None };
+        path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: FIRST_V4, count: 1, step: 1, turn: None };
         path.fed(MILLION, &[V4_PORTS])
     }
 }
@@ -243,7 +257,8 @@ pub(crate) fn to_each_service() -> Path {
     let packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
     let mut path = Path::new("IPv4 TCP dsr, memory settled, 1,000 services", End::Sent, packet);
     path.scene = Place::ManyServices;
-    path.clients = Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1, turn: None };
+    path.clients =
+        Clients { at: V4_DESTINATION, beside: SOURCE, first: many::FIRST_VIP, count: 1, step: 1, turn: None };
     path.fed(many::SERVICES.into(), &[])
 }
 
@@ -318,6 +333,11 @@ pub(crate) fn of_one_client(name: &str) -> Path {
 /// Returns a yardstick's path: one TCP segment from each of a million clients.
 pub(crate) fn of_a_million_clients(name: &str) -> Path {
     to(name, PLAIN).of_many()
+}
+
+/// Returns a path of the same clients as [`of_a_million_clients`], in another order.
+pub(crate) fn of_a_million_clients_out_of_order(name: &str) -> Path {
+    to(name, PLAIN).out_of_order().of_many()
 }
 
 /// Returns all paths, in the order of the report.
@@ -462,6 +482,19 @@ pub(crate) fn crossing() -> Path {
     through(&FLOWING[1], "IPv4 TCP snat, IPv6 backend").fed(1, &restores).growing(20)
 }
 
+/// Returns a path with the connection of one client, whose replies the benchmark measures.
+pub(crate) fn replied_to() -> Path {
+    through(&FLOWING[REPLYING], "").fed(1, &[V4_PORTS])
+}
+
+/// Returns a path with replies to the client of [`replied_to`].
+fn reply_of_flow() -> Path {
+    let backend = backends(REPLYING).map(|id| backend(id, false)).next();
+    let backend = backend.unwrap_or(SocketAddr::new(IpAddr::from([0; 4]), 0));
+    let packet = frame(&backend.to_string(), &PRESENTED.to_string(), Transport::Tcp(ACK));
+    Path::new("IPv4 TCP snat, reply", End::Sent, packet).at(Place::Flows).fed(1, &[V4_PORTS])
+}
+
 fn through(service: &Service, name: &str) -> Path {
     let vip = service.address.to_string();
     let mut packet = frame(&client_v4(FIRST_V4), &vip, Transport::Tcp(ACK));
@@ -473,7 +506,7 @@ fn through(service: &Service, name: &str) -> Path {
 
 fn flowing() -> Vec<Path> {
     let one = Path { name: "IPv4 TCP snat".to_owned(), wanted: "2 nat", ..flows() };
-    vec![one.fed(1, &[V4_PORTS]), flows(), crossing()]
+    vec![one.fed(1, &[V4_PORTS]), flows(), crossing(), reply_of_flow()]
 }
 
 fn tunnelled() -> Vec<Path> {

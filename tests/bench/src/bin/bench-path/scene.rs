@@ -148,7 +148,7 @@ impl Scene {
     /// Opens a connection for each of a million clients.
     fn open_flows(&self) -> Result<()> {
         let flows = paths::flows();
-        for path in [&flows, &paths::crossing()] {
+        for path in [&flows, &paths::crossing(), &paths::replied_to()] {
             Opener::new(self, path)?.open(path.clients())?;
         }
         let there = self.dataplane.flows().sweep().entries;
@@ -346,6 +346,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         addresses.push((backend, address));
     }
     dataplane.swap_table(id, table(index, service, 0)?, None)?;
+    let (addresses_of_flows, ports) = pool(service);
     Ok(ServiceSpec {
         local: Vec::new(),
         tick_seconds: 0,
@@ -364,7 +365,7 @@ fn configure(dataplane: &mut KernelDataplane, index: usize, service: &Service, i
         failback: Failback::Stay,
         rules: service.rule.is_some(),
         reject: false,
-        flows: FlowSpec { addresses: pool(), idle: IDLE, ..FlowSpec::default() },
+        flows: FlowSpec { addresses: addresses_of_flows, ports, idle: IDLE },
         quic: service.quic_config().map(|config| {
             let servers = backends(index).map(|id| (id, config.derived_id(&id.0.to_string()))).collect();
             QuicSpec { config, servers }

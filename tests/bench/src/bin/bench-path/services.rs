@@ -176,12 +176,23 @@ pub(crate) const SERVICES: [Service; 20] = [
 ];
 
 /// The services whose connections have flows, in a separate scene.
-pub(crate) const FLOWING: [Service; 2] =
-    [Service::tcp(v4(1), Forwarding::Snat), Service { crossed: true, ..Service::tcp(v4(2), Forwarding::Snat) }];
+pub(crate) const FLOWING: [Service; 3] = [
+    Service::tcp(v4(1), Forwarding::Snat),
+    Service { crossed: true, ..Service::tcp(v4(2), Forwarding::Snat) },
+    Service::tcp(v4(3), Forwarding::Snat).pinning("172.16.0.1/32"),
+];
+/// The index in [`FLOWING`] of the service with one client. The benchmark knows the backend, address and port of this
+/// client's flow.
+pub(crate) const REPLYING: usize = 2;
+/// The only address and port by which the service [`REPLYING`] presents its client to the backend.
+pub(crate) const PRESENTED: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), 20_000);
 
-/// Returns the source addresses of the flows.
-pub(crate) fn pool() -> Vec<IpAddr> {
-    (1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect()
+/// Returns the source addresses and ports of a service's flows.
+pub(crate) fn pool(service: &Service) -> (Vec<IpAddr>, Option<(u16, u16)>) {
+    if service.pins {
+        return (vec![PRESENTED.ip()], Some((PRESENTED.port(), PRESENTED.port())));
+    }
+    ((1..=8).map(|last| Ipv4Addr::new(192, 0, 2, last).into()).collect(), None)
 }
 
 /// The number of backends of each service.

@@ -45,6 +45,8 @@ pub(crate) const WRITTEN: [u8; 4] = [2, 0, 0, 1];
 pub(crate) struct Yardstick {
     /// The path of the packets that the yardstick handles.
     pub(crate) path: Path,
+    /// The path whose packets the yardstick handles once before the benchmark measures it.
+    pub(crate) before: Option<Path>,
     /// The yardstick's loaded program.
     pub(crate) program: OwnedFd,
     /// Whether the yardstick writes MAC addresses.
@@ -65,6 +67,10 @@ const ARRAYS_OF_MANY: &str = "arrays, 1M clients";
 pub(crate) const LRU_HASH: &str = "LRU_HASH";
 /// The name of the yardstick that steers by the kernel's LRU hash, for a million clients.
 const LRU_HASH_OF_MANY: &str = "LRU_HASH, 1M clients";
+/// The name of the yardstick that steers by the kernel's LRU hash, for a million clients in another order than that of
+/// their first packets. Entries of clients that come one after another lie next to each other in memory, so the clients
+/// of [`LRU_HASH_OF_MANY`] cost less than those of a real service.
+const LRU_HASH_OUT_OF_ORDER: &str = "LRU_HASH, 1M clients, out of order";
 
 /// Returns all yardsticks, in the order of the report.
 pub(crate) fn all() -> Result<Vec<Yardstick>> {
@@ -76,12 +82,16 @@ pub(crate) fn all() -> Result<Vec<Yardstick>> {
         many(ARRAYS_OF_MANY, floor_by_arrays())?,
         one(LRU_HASH, hash_and_lru_hash(), true)?,
         many(LRU_HASH_OF_MANY, hash_and_lru_hash())?,
+        Yardstick {
+            before: Some(paths::of_a_million_clients(LRU_HASH_OUT_OF_ORDER)),
+            ..yardstick(paths::of_a_million_clients_out_of_order(LRU_HASH_OUT_OF_ORDER), hash_and_lru_hash(), true)?
+        },
     ])
 }
 
 fn yardstick(path: Path, program: io::Result<OwnedFd>, writes: bool) -> Result<Yardstick> {
     let program = program.with_context(|| format!("the yardstick {}", path.name))?;
-    Ok(Yardstick { path, program, writes })
+    Ok(Yardstick { path, before: None, program, writes })
 }
 
 /// Builds a program that parses a complete TCP segment over IPv4, and sends the segment back unchanged: the minimal

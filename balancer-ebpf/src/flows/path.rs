@@ -1,0 +1,119 @@
+//! The path of most packets of flows: a whole packet without extension headers, whose flow goes on in one address
+//! family. All other packets of `snat` services take the longer way through [`crate::steps`].
+
+use aya_ebpf::bindings::xdp_md;
+use balancer_common::{
+    map_types::{BACKEND_KEEPS_KNOWN, FlowRow, Listening, ServiceRow},
+    verdict::{DecisionIndex, DropReason},
+};
+
+use crate::{
+    backends::{self, Reachable},
+    control, devices,
+    flows::{
+        back,
+        find::{self, differ},
+        pool, rewriting, table,
+    },
+    forward::{self, neighbour, rewrite},
+    found,
+    ingress::Ingress,
+    parse::{self, Ip},
+    service::{self, Listener},
+    step::{Choice, FlowReturn, Kind, Step, Toward},
+};
+
+/// Sends a packet for a `snat` service to the backend of its flow, or returns the step with which the packet continues:
+/// `Step::FLOW` if the packet belongs to no flow that goes on. The packets of a flow have passed the check for martians
+/// when the flow began.
+#[inline(always)]
+pub(crate) fn to_backend(ingress: Ingress, ip: &Ip<'_>, listener: Listener) -> Step {
+    let listening = bytemuck::cast(listener.listening);
+    Step::of_word(balancer_flow_on(ingress.context(), ip.place(), listener.row.into(), listening))
+}
+
+/// This is a global function, so that its stack does not add to that of the path of most packets.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_on(context: *mut xdp_md, place: u64, row: u64, listening: u64) -> u64 {
+    // SAFETY: `to_backend` passes the program's context.
+    let ingress = unsafe { Ingress::new(context) };
+    there(ingress, place, row as u32, bytemuck::cast(listening)).unwrap_or(Step::FLOW).word()
+}
+
+#[inline(always)]
+fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option<Step> {
+    let ip = Ip::kept(ingress.frame(), place, 0)?;
+    let (service, ports) = (service::at(row)?, parse::ports(&ip)?);
+    let flow = find::find(service, &ip, ports)?;
+    let (row, now) = (flow.row(), table::now());
+    let backend = backends::reachable(row.backend_id)?;
+    if flow.was.has_ended(now, &pool::of_service(service.id)?.idle) || !is_kept(service, row, backend) {
+        return None;
+    }
+    Listener { service, row: 0, listening }.count(ports);
+    let again = flow.comes_again(now);
+    let step = find::goes_on(control::words()?, service, &ip, ports, &flow, again);
+    if !step.is(Kind::FlowThere) || row.crosses != 0 || !xdp_sends(ingress, &ip, backend) {
+        flow.see(now);
+        found::keep(&ip);
+        return Some(step);
+    }
+    flow.hear(parse::said(&ip, true), now);
+    flow.count_there(ip.length);
+    let choice = Choice { backend: row.backend_id, decision: DecisionIndex::NONE };
+    let step = forward::finish_flow(ingress, &ip, backend, choice);
+    let written =
+        rewriting::translate(&ip, row, Toward::Backend).and_then(|()| rewrite::macs_to(ingress.frame(), backend.row));
+    Some(written.filter(|()| flow.is_still()).map_or(Step::drop(DropReason::Malformed), |()| step))
+}
+
+/// Whether the backend of a flow keeps its clients, at the address that the flow has.
+#[inline(always)]
+fn is_kept(service: &ServiceRow, row: &FlowRow, backend: Reachable) -> bool {
+    let keeps = backend.flags & BACKEND_KEEPS_KNOWN != 0 && backend.service == service.id;
+    keeps && differ(&backend.row.address, &row.backend) == 0
+}
+
+/// Whether XDP can send a packet to a backend without any other change than the translation.
+#[inline(always)]
+fn xdp_sends(ingress: Ingress, ip: &Ip<'_>, backend: Reachable) -> bool {
+    !devices::must_be_asked(ingress, ip, backend.row) && forward::fits(ingress, ip, backend.row) && ip.ttl() > 1
+}
+
+/// Sends a packet that is for no service to the client of its flow. Returns `Step::PASS` for a packet without a flow.
+#[inline(always)]
+pub(crate) fn to_client(ingress: Ingress, ip: &Ip<'_>) -> Step {
+    Step::of_word(balancer_flow_back_on(ingress.context(), ip.place()))
+}
+
+/// This is a global function, so that its stack does not add to that of the path of most packets.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_back_on(context: *mut xdp_md, place: u64) -> u64 {
+    // SAFETY: `to_client` passes the program's context.
+    let ingress = unsafe { Ingress::new(context) };
+    back(ingress, place).unwrap_or(Step::PASS).word()
+}
+
+#[inline(always)]
+fn back(ingress: Ingress, place: u64) -> Option<Step> {
+    let frame = ingress.frame();
+    let ip = Ip::kept(frame, place, 0)?;
+    let ports = parse::ports(&ip)?;
+    if !pool::has(ports.destination()) {
+        return None;
+    }
+    let flow = back::find(&ip.destination, &ip.source, ports.ends(), ip.family, ip.protocol)?;
+    let row = flow.row();
+    // The program may have to withhold a reset, so a reset takes the longer way.
+    let longer = row.crosses != 0 || ip.ttl() <= 1 || ports.resets();
+    let Some(hop) = neighbour::recent(ingress, &ip, &row.vip, &row.client).filter(|_| !longer) else {
+        found::keep(&ip);
+        return Some(Step::to(FlowReturn { row: flow.index }));
+    };
+    flow.hear(parse::said(&ip, false), table::now());
+    flow.count_back(ip.length);
+    let sent = rewriting::translate(&ip, row, Toward::Client).and_then(|()| hop.send(ingress, frame));
+    Some(sent.filter(|_| flow.is_still()).unwrap_or(Step::drop(DropReason::Malformed)))
+}
