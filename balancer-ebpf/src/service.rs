@@ -74,8 +74,9 @@ pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: Se
     listener(range.service, range.listening)
 }
 
+/// The listener of the service in a row that an earlier step found for this packet.
 #[inline(always)]
-fn listener(service: u32, listening: Listening) -> Option<Listener> {
+pub(crate) fn listener(service: u32, listening: Listening) -> Option<Listener> {
     Some(Listener { service: at(service)?, row: service, listening })
 }
 

@@ -44,14 +44,15 @@ extern "C" fn balancer_flow_on(context: *mut xdp_md, place: u64, row: u64, liste
 #[inline(always)]
 fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option<Step> {
     let ip = Ip::kept(ingress.frame(), place, 0)?;
-    let (service, ports) = (service::at(row)?, parse::ports(&ip)?);
+    let listener = service::listener(row, listening)?;
+    let (service, ports) = (listener.service, parse::ports(&ip)?);
     let flow = find::find(service, &ip, ports)?;
     let (row, now) = (flow.row(), table::now());
     let backend = backends::reachable(row.backend_id)?;
     if flow.was.has_ended(now, &pool::of_service(service.id)?.idle) || !is_kept(service, row, backend) {
         return None;
     }
-    Listener { service, row: 0, listening }.count(ports);
+    listener.count(ports);
     let again = flow.comes_again(now);
     let step = find::goes_on(control::words()?, service, &ip, ports, &flow, again);
     if !step.is(Kind::FlowThere) || row.crosses != 0 || !xdp_sends(ingress, &ip, backend) {

@@ -1,7 +1,7 @@
 //! Tests of packets of existing `snat` connections. Most of these packets take a short path through the program, and
 //! everything that this path cannot do sends a packet on a longer path: both paths have the same effect.
 
-use std::{process::Command, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use balancer_common::{
     handover::Handed,
@@ -13,26 +13,18 @@ use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, options},
     rig::{OUT_MAC, OUT_MTU, Rig, backend_id},
 };
-
 use ipnet::IpNet;
 
 use crate::{
     cases::handed,
     flows::{BOTH, Scene, XDP_DROP, XDP_PASS, XDP_TX, comes_back, connect, restored, sent, translated, with_rig},
+    next_hop_cache::{LATER, OTHER_ROUTER_MAC, XDP_REDIRECT, ip},
     too_big::{segment, told},
 };
 
-const XDP_REDIRECT: u32 = 4;
 const PORT: u16 = 40_000;
-/// A time that is longer than the program caches the next hop of a client.
-const LATER: Duration = Duration::from_millis(60);
 /// A time that is longer than a tick of the kernel program's clock.
 const A_TICK: Duration = Duration::from_millis(1100);
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
-    assert!(status.success(), "ip {arguments}");
-}
 
 fn packets(rig: &Rig, scene: Scene) -> u64 {
     rig.backend_stats(scene.index).expect("counters").packets
@@ -145,7 +137,7 @@ fn when_the_route_to_a_client_changes_then_replies_of_its_connection_follow_a_mo
         ip("route add 203.0.113.7/32 via 10.0.1.254");
         ip("-6 route add 2001:db8:c::7/128 via fd01::fe");
         thread::sleep(LATER);
-        BOTH.into_iter().zip(ends).for_each(|(scene, seen)| goes(scene, seen, XDP_REDIRECT, [2, 0, 0, 0, 0, 8]));
+        BOTH.into_iter().zip(ends).for_each(|(scene, seen)| goes(scene, seen, XDP_REDIRECT, OTHER_ROUTER_MAC));
     });
 }
 

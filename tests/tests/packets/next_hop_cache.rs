@@ -21,11 +21,11 @@ use crate::{
 };
 
 /// The MAC address of the router behind the second interface.
-const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
+pub(crate) const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
 /// A time that is longer than the program caches the kernel's answer.
-const LATER: Duration = Duration::from_millis(60);
+pub(crate) const LATER: Duration = Duration::from_millis(60);
 const XDP_TX: u32 = 3;
-const XDP_REDIRECT: u32 = 4;
+pub(crate) const XDP_REDIRECT: u32 = 4;
 
 /// The backend and the VIP, for each family.
 const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
@@ -41,7 +41,7 @@ fn with_rig(test: impl FnOnce(&Rig) + Send + 'static) {
     thread::spawn(work).join().unwrap();
 }
 
-fn ip(arguments: &str) {
+pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}");
 }
