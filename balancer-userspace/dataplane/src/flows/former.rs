@@ -16,7 +16,7 @@ use std::{
 use anyhow::Context as _;
 use balancer_common::{
     flows::{
-        FLOW_ANSWERED, FLOW_BACKEND_ENDS, FLOW_CLIENT_ENDS, FLOW_ESTABLISHED, FLOW_RESTS, FLOW_TAKEN, FlowWord,
+        FLOW_ANSWERED, FLOW_BACKEND_ENDS, FLOW_CLIENT_ENDS, FLOW_ESTABLISHED, FLOW_RESTS, FLOW_TAKEN, FlowWord, Phase,
         ReturnWord, first_bucket, home, rank, return_hash, second_bucket,
     },
     map_types::{FLOWS_PER_LINE, FlowLine, FlowRow},
@@ -128,17 +128,20 @@ impl FormerFlows {
             return;
         }
         self.copied = vec![Copied::default(); from * PER_LINE];
-        // Connections that carry data come first, in case the new table is smaller than the former table.
-        let first = self.copy(new, |word| !word.is_half_open());
-        let rest = self.copy(new, |_| true);
-        let (copied, no_room) = (first.copied + rest.copied, first.no_room + rest.no_room);
+        // The new table may have no room for some connections. Clients notice the loss of a connection that carries
+        // data, but not of one that has ended, of which only the port still rests.
+        let open = self.copy(new, |word| word.phase() == Phase::Open);
+        let ended = self.copy(new, |word| matches!(word.phase(), Phase::Closing | Phase::Rests));
+        let half_open = self.copy(new, |_| true);
+        let copied = open.copied + ended.copied + half_open.copied;
+        let no_room = open.no_room + half_open.no_room;
         if from > 1 {
             info!(
                 "a table of connections with {to} buckets replaces one with {from}: {copied} connections are carried over"
             );
         }
         if no_room > 0 {
-            warn!("{no_room} connections have no room in the smaller table, and are reset by their next packet");
+            warn!("{no_room} connections have no room in the new table, and are reset by their next packet");
         }
     }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 const OPEN: u8 = FLOW_TAKEN | FLOW_ANSWERED | FLOW_ESTABLISHED;
+const ENDED: u8 = OPEN | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
 const HALF_OPEN: u8 = FLOW_TAKEN;
 
 /// Two mappings of one table: the program's mapping and the controller's mapping.
@@ -115,6 +116,18 @@ fn when_a_table_becomes_too_small_then_connections_that_carry_data_come_first() 
     let rest = (80..300).filter(|&number| state(&new, number).is_some()).count();
     assert!((60..=80).contains(&rest), "{rest}");
     assert_eq!(entries(new.lines.words()), entries(new.returns.words()));
+}
+
+#[test]
+fn when_a_table_is_full_of_ended_connections_then_those_that_carry_data_and_then_ports_that_rest_come_first() {
+    let ((old, source), (new, _)) = (table(64), table(20));
+    let all = |numbers: std::ops::Range<u64>, state| numbers.into_iter().all(|number| open_one(&old, number, state));
+    assert!(all(0..80, HALF_OPEN) && all(80..230, ENDED) && all(230..290, OPEN));
+    former(source).copy_to(&new);
+    let of = |wanted: u8| (0..290).filter(|&number| state(&new, number) == Some(wanted)).count();
+    let counts = [OPEN, ENDED, HALF_OPEN].map(of);
+    assert_eq!(counts[0], 60, "{counts:?}");
+    assert!((80..=100).contains(&counts[1]) && counts[2] <= 20, "{counts:?}");
 }
 
 #[test]
