@@ -85,7 +85,7 @@ pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
 /// Finds the network path from this machine to the client of a reply.
 #[inline(always)]
 pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
-    // If a packet changes its family, the length of the packet changes as well, and `too_long` checks the new length.
+    // If a packet changes its family, the length of the packet changes as well, and `may_cross` checks the new length.
     let length = if row.crosses == 0 { found.ip.length } else { 0 };
     let ip = Ip { family: row.family, length, ..found.ip };
     let way = neighbour::route(found.ingress, &ip, &row.vip, &row.client);
@@ -93,7 +93,7 @@ pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
         return way;
     }
     if row.crosses != 0
-        && let Some(step) = families::too_long(&found.ip, row.family, neighbour::mtu())
+        && let Err(step) = families::may_cross(&found.ip, row.family, neighbour::mtu())
     {
         return step;
     }

@@ -7,11 +7,7 @@ use balancer_common::{
 
 use crate::{
     backends,
-    flows::{
-        back, families, find, rewriting,
-        table::{self, Flow},
-        there,
-    },
+    flows::{back, families, find, rewriting, table::Flow, there},
     forward::{self, nat, neighbour, rewrite},
     found::Found,
     parse::Ip,
@@ -27,14 +23,9 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     }
     let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
     let ends = u32::from(client_port) | u32::from(vip_port) << 16;
-    let hash = find::hash(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol);
-    match table::find(hash) {
-        Some(flow)
-            if find::is_of(flow.row(), &inner.destination, &inner.source, ends, inner.family, inner.protocol) =>
-        {
-            Step::to(FlowError { row: flow.index, toward: Toward::Backend })
-        }
-        _ => Step::drop(DropReason::FlowUnknown),
+    match find::between(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol) {
+        Some(flow) => Step::to(FlowError { row: flow.index, toward: Toward::Backend }),
+        None => Step::drop(DropReason::FlowUnknown),
     }
 }
 

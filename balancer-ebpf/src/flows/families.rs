@@ -52,14 +52,17 @@ pub(super) const fn headers(family: u8, fragment: Fragment) -> usize {
     }
 }
 
-/// The step for a packet that is too long for its path after the change to `family`; `mtu` is the MTU of the path, or 0
-/// if the MTU is unknown. The error that the sender gets contains the MTU for packets of the sender's family.
+/// Whether a packet can become a packet of `family` that is not too long for its path; `mtu` is the MTU of the path, or
+/// 0 if the MTU is unknown. The error that the sender gets contains the MTU for packets of the sender's family.
 #[inline(always)]
-pub(super) fn too_long(ip: &Ip<'_>, family: u8, mtu: u32) -> Option<Step> {
+pub(super) fn may_cross(ip: &Ip<'_>, family: u8, mtu: u32) -> Result<(), Step> {
+    if lacks_checksum(ip) && !can_be_added_up(ip) {
+        return Err(Step::drop(DropReason::Malformed));
+    }
     let new = headers(family, ip.fragment) as u64;
     match balancer_flow_too_long(ip.length as u64, ip.headers_length as u64, new, mtu.into()) {
-        0 => None,
-        mtu => Some(Step::to(IcmpError::TooBig(mtu as u32))),
+        0 => Ok(()),
+        mtu => Err(Step::to(IcmpError::TooBig(mtu as u32))),
     }
 }
 
@@ -226,12 +229,6 @@ fn can_be_added_up(ip: &Ip<'_>) -> bool {
     let length = ip.l4_length();
     let whole = ip.l4.load(UDP_LENGTH).is_some_and(|field| usize::from(u16::from_be(field)) == length);
     whole && !ip.fragment.is_part() && length <= sum::LONGEST && ip.l4.holds(length)
-}
-
-/// Whether a packet can become a packet of the other family, as far as its checksum is concerned.
-#[inline(always)]
-pub(super) fn may_cross(ip: &Ip<'_>) -> bool {
-    !lacks_checksum(ip) || can_be_added_up(ip)
 }
 
 /// Writes the checksum of a datagram without one. `None`: the program cannot add up the datagram.

@@ -42,7 +42,7 @@ pub(super) fn hash(
 
 /// Whether a row belongs to the flow with these endpoints.
 #[inline(always)]
-pub(super) fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
+fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
     let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
     let own = u32::from(row.client_port) | u32::from(row.vip_port) << 16;
     differ(&row.client, client) | differ(&row.vip, vip) | (own ^ ends) | kinds == 0
@@ -80,10 +80,21 @@ pub(crate) fn decide(found: &Found) -> Step {
 
 #[inline(always)]
 pub(super) fn find(service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Option<Flow> {
-    let ends = ports.ends();
-    let hash = hash(service, &ip.source, &ip.destination, ends, ip.family, ip.protocol);
-    let flow = table::find(hash)?;
-    is_of(flow.row(), &ip.source, &ip.destination, ends, ip.family, ip.protocol).then_some(flow)
+    between(service, &ip.source, &ip.destination, ports.ends(), ip.family, ip.protocol)
+}
+
+/// The flow with these endpoints.
+#[inline(always)]
+pub(super) fn between(
+    service: &ServiceRow,
+    client: &[u32; 4],
+    vip: &[u32; 4],
+    ends: u32,
+    family: u8,
+    protocol: u8,
+) -> Option<Flow> {
+    let flow = table::find(hash(service, client, vip, ends, family, protocol))?;
+    is_of(flow.row(), client, vip, ends, family, protocol).then_some(flow)
 }
 
 /// Decides about a packet that belongs to no existing flow.
@@ -157,7 +168,7 @@ pub(super) fn goes_on(
     ip: &Ip<'_>,
     ports: Ports,
     flow: &Flow,
-    again: bool,
+    first_in_tick: bool,
 ) -> Step {
     if rules::find(service, &ip.source, false).denies() {
         return steer::nobody(service, DropReason::Denied);
@@ -165,7 +176,7 @@ pub(super) fn goes_on(
     if signs::watches(control, ports) {
         signs::watch(ip, ports, flow.row().backend_id);
     }
-    if again && service.flags & SERVICE_REMEMBERS != 0 {
+    if first_in_tick && service.flags & SERVICE_REMEMBERS != 0 {
         return remember(service, flow);
     }
     Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))

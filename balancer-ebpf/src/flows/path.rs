@@ -53,8 +53,8 @@ fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option
         return None;
     }
     listener.count(ports);
-    let again = flow.comes_again(now);
-    let step = find::goes_on(control::words()?, service, &ip, ports, &flow, again);
+    let first_in_tick = flow.is_first_in_tick(now);
+    let step = find::goes_on(control::words()?, service, &ip, ports, &flow, first_in_tick);
     if !step.is(Kind::FlowThere) || row.crosses != 0 || !xdp_sends(ingress, &ip, backend) {
         flow.see(now);
         found::keep(&ip);

@@ -144,7 +144,7 @@ impl Flow {
     /// tick.
     #[inline(always)]
     pub(super) fn see(&self, now: u32) -> bool {
-        let first = self.comes_again(now);
+        let first = self.is_first_in_tick(now);
         if first {
             self.put(self.was.state(), now);
         }
@@ -153,7 +153,7 @@ impl Flow {
 
     /// Whether a packet at this time is the first of its flow in this tick.
     #[inline(always)]
-    pub(super) fn comes_again(&self, now: u32) -> bool {
+    pub(super) fn is_first_in_tick(&self, now: u32) -> bool {
         self.was.with(self.was.state(), now) != self.was
     }
 

@@ -44,12 +44,7 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
 pub(super) fn leaves(found: &Found, backend: Reachable, row: &FlowRow) -> Result<(), Step> {
     let Found { ingress, ip, .. } = found;
     if row.crosses != 0 {
-        if !families::may_cross(ip) {
-            return Err(Step::drop(DropReason::Malformed));
-        }
-        if let Some(step) = families::too_long(ip, row.backend_family(), backend.row.mtu) {
-            return Err(step);
-        }
+        families::may_cross(ip, row.backend_family(), backend.row.mtu)?;
     } else if !forward::fits(*ingress, ip, backend.row) {
         return Err(Step::to(IcmpError::TooBig(backend.row.mtu)));
     }

@@ -235,6 +235,27 @@ fn when_a_datagram_for_ipv6_has_no_checksum_then_it_gets_one() {
 }
 
 #[test]
+fn when_a_reply_cannot_get_the_checksum_that_ipv6_needs_then_it_is_dropped_before_it_is_counted() {
+    with_rig(|rig| {
+        let seen = SIX_UDP.sent(&rig, &SIX_UDP.there(0));
+        SIX_UDP.comes_back(&rig, &SIX_UDP.back(seen, 0));
+        let bytes_back = || {
+            let flows = rig.flows().list(ServiceId(SIX_UDP.index as u16), |_| true, 2);
+            flows.iter().map(|flow| flow.bytes_to_client).collect::<Vec<_>>()
+        };
+        let before = bytes_back();
+        assert!(before.len() == 1 && before[0] > 0, "{before:?}");
+        let long = Frame { payload: vec![1; 1233], transport: Transport::UdpWithoutChecksum, ..SIX_UDP.back(seen, 0) };
+        let parts = Frame { payload: vec![1; 200], ..long.clone() }.fragments(64, 7);
+        for frame in [&long, &parts[0]] {
+            assert_eq!(rig.run(&frame.bytes()).expect("a run").action, XDP_DROP, "{frame:?}");
+        }
+        assert_eq!(rig.drops(DropReason::Malformed).expect("counters"), 2);
+        assert_eq!(bytes_back(), before);
+    });
+}
+
+#[test]
 fn when_a_datagram_for_the_other_family_comes_in_fragments_then_all_of_them_are_translated() {
     with_rig(|rig| {
         for scene in UDP {
