@@ -475,6 +475,11 @@ pub(crate) fn flows() -> Path {
     through(&FLOWING[0], "IPv4 TCP snat, 1M flows").fed(MILLION, &[V4_PORTS]).wanted("hash + LRU")
 }
 
+/// Returns a path with the connection of one client.
+pub(crate) fn flow() -> Path {
+    through(&FLOWING[0], "IPv4 TCP snat").fed(1, &[V4_PORTS]).wanted("2 nat")
+}
+
 /// Returns a path with the connection of one client to an IPv6 backend.
 pub(crate) fn crossing() -> Path {
     let header = [14, 16, 18, 20].map(|offset| (offset, Size::Half));
@@ -505,8 +510,7 @@ fn through(service: &Service, name: &str) -> Path {
 }
 
 fn flowing() -> Vec<Path> {
-    let one = Path { name: "IPv4 TCP snat".to_owned(), wanted: "2 nat", ..flows() };
-    vec![one.fed(1, &[V4_PORTS]), flows(), crossing(), reply_of_flow()]
+    vec![flow(), flows(), crossing(), reply_of_flow()]
 }
 
 fn tunnelled() -> Vec<Path> {
