@@ -44,6 +44,11 @@ impl Dialect {
     /// All dialects, in the order in which the documentation lists them.
     pub const ALL: [Self; 4] = [Self::Nginx, Self::Haproxy, Self::Keepalived, Self::Ipvsadm];
 
+    /// Whether the program is a proxy, so that the servers see the program's address instead of the client's.
+    pub(crate) fn is_proxy(self) -> bool {
+        matches!(self, Self::Nginx | Self::Haproxy)
+    }
+
     /// The message that the text contains nothing that can be converted.
     pub(crate) fn lacks(self) -> &'static str {
         match self {

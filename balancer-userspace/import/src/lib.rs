@@ -2,6 +2,7 @@
 //! takes and returns only text.
 
 mod address;
+mod choice;
 mod dialect;
 mod error;
 mod haproxy;
@@ -37,7 +38,7 @@ pub fn convert(
     addresses: &[IpAddr],
     include: Include<'_>,
 ) -> Result<Conversion, NotUnderstood> {
-    let mut conversion = Conversion::new(addresses);
+    let mut conversion = Conversion::new(dialect, addresses);
     let converted = match dialect {
         Dialect::Nginx => nginx::convert(&mut conversion, files, include),
         Dialect::Haproxy => haproxy::convert(&mut conversion, files),

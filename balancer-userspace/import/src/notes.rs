@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::{
+    dialect::Dialect,
     place::Place,
     service::{Listener, Service},
 };
@@ -25,6 +26,8 @@ pub struct Conversion {
     /// The services that have no address to listen on yet.
     pub(crate) waiting: Vec<Service>,
     pub(crate) notes: Vec<Note>,
+    /// Whether the services are those of a proxy.
+    pub(crate) of_proxy: bool,
     /// The machine's addresses, which replace listeners on every address.
     addresses: Vec<IpAddr>,
     /// Whether the text contains a directive that could have become a service.
@@ -34,8 +37,8 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    pub(crate) fn new(addresses: &[IpAddr]) -> Self {
-        Self { addresses: addresses.to_vec(), ..Self::default() }
+    pub(crate) fn new(dialect: Dialect, addresses: &[IpAddr]) -> Self {
+        Self { of_proxy: dialect.is_proxy(), addresses: addresses.to_vec(), ..Self::default() }
     }
 
     /// Adds a note about a directive that the operator has to convert by hand.

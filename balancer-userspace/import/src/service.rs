@@ -17,14 +17,16 @@ pub(crate) struct Listener {
 pub(crate) enum Forwarding {
     #[default]
     Nat,
+    Snat,
     Dsr,
     Ipip,
     Gue,
 }
 
 impl Forwarding {
-    pub(crate) fn tunnels(self) -> bool {
-        matches!(self, Self::Ipip | Self::Gue)
+    /// Whether clients and backends may have different address families.
+    pub(crate) fn crosses_families(self) -> bool {
+        matches!(self, Self::Snat | Self::Ipip | Self::Gue)
     }
 }
 

@@ -11,7 +11,7 @@ use balancer_config::{file, value};
 use crate::{
     error::NotUnderstood,
     notes::Conversion,
-    service::{CheckKind, Forwarding, Listener, Service},
+    service::{Backend, CheckKind, Forwarding, Listener, Service},
     writer,
 };
 
@@ -48,6 +48,7 @@ impl Conversion {
         for service in std::mem::take(&mut self.services) {
             self.keep_valid(service, &mut taken);
         }
+        self.share_snat();
         self.sort_notes();
         match verdict(&self.toml()) {
             Err(why) if !self.services.is_empty() => {
@@ -73,6 +74,7 @@ impl Conversion {
             self.keep_waiting(service, &lacking, taken);
             return;
         }
+        self.choose_forwarding(&mut service);
         self.keep_fitting_listeners(&mut service);
         self.keep_free_listeners(&mut service, &mut taken.listeners);
         if service.listeners.is_empty() {
@@ -91,18 +93,21 @@ impl Conversion {
 
     /// Keeps a service that has no address, if all its other settings are valid.
     fn keep_waiting(&mut self, mut service: Service, lacking: &[Listener], taken: &mut Taken) {
-        // The listener must have the backends' address family, unless the service uses a tunnel.
+        // A listener of the backends' address family comes first.
         let family = service.backends.iter().find_map(|backend| backend.host.address()).is_none_or(|one| one.is_ipv4());
-        let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.tunnels();
+        let fits = |listener: &&Listener| listener.address.is_ipv4() == family || service.forwarding.crosses_families();
         let Some(first) = lacking.iter().find(fits).or(lacking.first()) else { return };
         let [v4, v6] = STAND_IN;
         let stand_in = if first.address.is_ipv4() { v4 } else { v6 };
         // If a mark selects the packets of the service, the port of the service is unknown as well.
         let (start, end) = if first.first == 0 { (80, 80) } else { (first.first, first.last) };
         service.listeners = vec![Listener { address: stand_in, first: start, last: end, udp: first.udp }];
+        self.choose_forwarding(&mut service);
         service.name = taken.names.unique(&service.name);
         self.keep_fitting_backends(&mut service);
-        self.keep_free_backends(&mut service, &mut Ports::default());
+        let mut none = Ports::default();
+        let replies = if self.of_proxy { &mut taken.replies } else { &mut none };
+        self.keep_free_backends(&mut service, replies);
         if self.is_accepted(&mut service) {
             service.listeners = vec![*first];
             self.waiting.push(service);
@@ -132,12 +137,13 @@ impl Conversion {
         let place = service.place.clone();
         for listener in std::mem::take(&mut service.listeners) {
             let directive = format!("{} on {}", service.name, writer::listener(&listener));
-            if listener.address.is_ipv4() != is_v4 && !service.forwarding.tunnels() {
-                let why = "the backends have addresses of the other family; add the listener to `listen`, and `address6` to each backend";
+            if listener.address.is_ipv4() != is_v4 && !service.forwarding.crosses_families() {
+                let why = "the backends have addresses of the other family; add the listener to `listen`, and `address6` to \
+                           each backend, or use `forwarding = \"snat\"`";
                 self.needs_you(&place, directive, why);
             } else if have_ports && service.forwarding == Forwarding::Nat && !service.listeners.is_empty() {
                 let why = "with nat, a backend has a port for each listener; let the servers listen on another port for \
-                           this one, and add it to `listen` and `ports`";
+                           this one, and add it to `listen` and `ports`, or use `forwarding = \"snat\"`";
                 self.needs_you(&place, directive, why);
             } else {
                 service.listeners.push(listener);
@@ -146,33 +152,30 @@ impl Conversion {
     }
 
     /// Keeps only the backends whose address is not in use: with nat, the source of a reply must identify the listener.
+    /// If an address is in use by another service, a proxy's service uses `snat` instead.
     fn keep_free_backends(&mut self, service: &mut Service, replies: &mut Ports) {
         if service.forwarding != Forwarding::Nat {
             return;
         }
+        let mut all = service.backends.iter().flat_map(|backend| sources(backend, &service.listeners));
+        if self.of_proxy && all.any(|one| replies.has(&one, meet)) {
+            service.forwarding = Forwarding::Snat;
+            return;
+        }
         for backend in std::mem::take(&mut service.backends) {
-            let Some(address) = backend.host.address() else {
-                service.backends.push(backend);
-                continue;
-            };
-            let from = |listener: &Listener| Listener {
-                address,
-                first: backend.port.unwrap_or(listener.first),
-                last: backend.port.unwrap_or(listener.last),
-                udp: listener.udp,
-            };
+            let sources = sources(&backend, &service.listeners);
             let mut own = Ports::default();
-            let is_free = service.listeners.iter().map(from).all(|one| {
-                let is_free = !own.has(&one, meet) && !replies.has(&one, meet);
-                own.take(&one);
+            let is_free = sources.iter().all(|one| {
+                let is_free = !own.has(one, meet) && !replies.has(one, meet);
+                own.take(one);
                 is_free
             });
             if is_free {
-                service.listeners.iter().map(from).for_each(|one| replies.take(&one));
+                sources.iter().for_each(|one| replies.take(one));
                 service.backends.push(backend);
             } else {
                 let why = "with nat, an address and port behind one listener cannot be behind another; let the server \
-                           listen on another port for this one";
+                           listen on another port for this one, or use `forwarding = \"snat\"`";
                 self.needs_you(&backend.place, format!("{} in {}", backend.name, service.name), why);
             }
         }
@@ -204,6 +207,7 @@ impl Conversion {
         // The port that all listeners share; `None` if the listeners have different ports.
         let port = first.filter(|_| ports.all(|port| port == first));
         let several = service.listeners.len() > 1;
+        let single = service.listeners.iter().all(|one| one.first == one.last);
         for mut backend in std::mem::take(&mut service.backends) {
             let directive = format!("{} {}", backend.name, backend.host.shown(backend.port));
             let mut refuse = |why: &str| self.needs_you(&backend.place, directive.as_str(), why);
@@ -216,13 +220,15 @@ impl Conversion {
             if backend.port == Some(0) {
                 backend.port = None;
             }
-            if several && backend.port == port && service.forwarding != Forwarding::Nat {
+            let may_differ = match service.forwarding {
+                Forwarding::Nat => port.is_some(),
+                Forwarding::Snat => single,
+                Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => false,
+            };
+            if several && backend.port == port && !may_differ {
                 backend.port = None;
             }
-            if backend.port.is_some()
-                && backend.port != port
-                && (service.forwarding != Forwarding::Nat || port.is_none())
-            {
+            if backend.port.is_some() && backend.port != port && !may_differ {
                 refuse("its port differs from the listener's; use `forwarding = \"nat\"` and a service for each port");
                 continue;
             }
@@ -233,6 +239,18 @@ impl Conversion {
     }
 }
 
+/// The addresses and ports from which a backend sends its replies for each listener; none for a backend with a name.
+fn sources(backend: &Backend, listeners: &[Listener]) -> Vec<Listener> {
+    let Some(address) = backend.host.address() else { return Vec::new() };
+    let from = |listener: &Listener| Listener {
+        address,
+        first: backend.port.unwrap_or(listener.first),
+        last: backend.port.unwrap_or(listener.last),
+        udp: listener.udp,
+    };
+    listeners.iter().map(from).collect()
+}
+
 /// Checks that a backend of the service may have this address; the error contains the reason why it may not.
 fn fits(address: IpAddr, service: &Service) -> Result<(), String> {
     if service.listeners.iter().any(|listener| listener.address == address) {
@@ -240,8 +258,10 @@ fn fits(address: IpAddr, service: &Service) -> Result<(), String> {
     }
     value::address(&address.to_string())?;
     let is_other = service.listeners.iter().any(|one| one.address.is_ipv4() != address.is_ipv4());
-    if is_other && !service.forwarding.tunnels() {
-        return Err("it is of another address family than the service; give it an address of that family".to_owned());
+    if is_other && !service.forwarding.crosses_families() {
+        let why = "it is of another address family than the service; give it an address of that family, or use \
+                   `forwarding = \"snat\"`";
+        return Err(why.to_owned());
     }
     Ok(())
 }

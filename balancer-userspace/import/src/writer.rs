@@ -14,6 +14,10 @@ const NAT: &str = "\
 # nat: replies must come back through this machine, so the backends' route to the clients has to lead here. Backends see
 # the clients' own addresses, and no header or PROXY line from this balancer.
 ";
+const SNAT: &str = "\
+# snat: as behind a proxy, the backends need no route through this machine, may have addresses of another family than
+# clients, and see this machine's address, but no header or PROXY line.
+";
 const DSR: &str = "# dsr: each backend has the service's address on an interface that answers no ARP, as with IPVS.\n";
 const TUNNEL: &str = "# Each backend needs a tunnel interface with the service's address, as with IPVS.\n";
 const WAITING: &str = "# This service lacks addresses, see above. Put them in, and take each `# ` away.\n";
@@ -114,6 +118,7 @@ pub(crate) fn alone(each: &Service) -> String {
 fn about(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::Nat => NAT,
+        Forwarding::Snat => SNAT,
         Forwarding::Dsr => DSR,
         Forwarding::Ipip | Forwarding::Gue => TUNNEL,
     }
@@ -129,6 +134,7 @@ fn duration(ms: u64) -> String {
 fn service(text: &mut String, service: &Service) {
     let forwarding = match service.forwarding {
         Forwarding::Nat => "nat",
+        Forwarding::Snat => "snat",
         Forwarding::Dsr => "dsr",
         Forwarding::Ipip => "ipip",
         Forwarding::Gue => "gue",

@@ -138,6 +138,31 @@ pub(crate) fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
 }
 
 #[test]
+fn when_a_nat_service_has_the_same_backend_then_each_reply_goes_to_the_client_of_its_service() {
+    const NAT_VIP: &str = "198.51.100.30:80";
+    const NAT_CLIENT: &str = "203.0.113.7:40009";
+    let of = |address, forwarding| Service {
+        address,
+        protocol: Protocol::Tcp,
+        forwarding,
+        target: Target::SameInterface(V4.backend),
+    };
+    let services = [of(V4.vip, Forwarding::Snat), of(NAT_VIP, Forwarding::Nat)];
+    let test = move || {
+        let rig = Rig::new(&services).expect("a rig");
+        let seen = connect(&rig, V4, 40_000);
+        let there = rig.run(&Frame::tcp(NAT_CLIENT, NAT_VIP, SYN).bytes()).expect("a run");
+        let reply = Frame::tcp(V4.backend, NAT_CLIENT, SYN | ACK);
+        assert_eq!(there.action, XDP_TX);
+        for _ in 0..2 {
+            comes_back(&rig, &reply, NAT_VIP, NAT_CLIENT);
+            comes_back(&rig, &V4.back(seen, ACK), V4.vip, &V4.client(40_000));
+        }
+    };
+    std::thread::spawn(test).join().expect("the thread panicked");
+}
+
+#[test]
 fn when_a_client_connects_then_both_ends_are_rewritten_and_back() {
     with_rig(|rig| {
         for scene in BOTH {

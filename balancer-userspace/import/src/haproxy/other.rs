@@ -65,7 +65,7 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
         Err("checks are tcp, http, https, grpc, udp, dns or exec; use a check of type `exec`")
     } else if ["forwardfor", "originalto"].contains(&option) {
         Err(
-            "no header is added; let the backends take the address that the connection comes from, which is the client's own",
+            "no header is added; with nat, the connection comes from the client's own address, which the backends can take",
         )
     } else if option == "allbackups" {
         Ok("all backups share the clients here as well; nothing to do")
@@ -74,7 +74,7 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
     } else if word.starts_with('.') {
         Err("conditions are not looked at; take away what is not for this machine")
     } else if word == "source" {
-        Err("backends see the clients' own addresses; let them accept these")
+        Err("with nat, backends see the clients' own addresses; let them accept these")
     } else if LAYER_7.contains(&word) {
         Err(BEHIND)
     } else if OF_ITSELF.contains(&word) {

@@ -124,7 +124,7 @@ fn parts<'a>(conversion: &mut Conversion, server: &'a Directive) -> Parts<'a> {
             "proxy_protocol" => conversion.needs_you(
                 &each.place,
                 each.text(),
-                "the backends would see no PROXY line but the client's own address; switch it off at the backends",
+                "the backends would see no PROXY line, and with nat the client's own address; switch it off at the backends",
             ),
             _ => other(conversion, each),
         }

@@ -56,10 +56,10 @@ pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
             "proxy_set_header",
             "x-real-ip" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded",
         ) => Err(
-            "no header is added; let the backends take the address that the connection comes from, which is the client's own",
+            "no header is added; with nat, the connection comes from the client's own address, which the backends can take",
         ),
         ("access_log", argument) if argument != "off" => {
-            Ok("requests are not logged here; the backends see the clients' own addresses and can log them")
+            Ok("requests are not logged here; with nat, the backends see the clients' own addresses and can log them")
         }
         ("allow" | "deny" | "geo", _) => Err("clients are turned away by rules, `balancer rule add SVC CIDR deny`"),
         ("map", _) => Err(BEHIND),

@@ -1,6 +1,6 @@
 //! Tests that the balancer accepts the results of conversions, and that no text makes a conversion panic.
 
-use crate::support::{SAMPLES, assert_has, checked, text_of};
+use crate::support::{SAMPLES, accepted, assert_has, checked, completed, text_of};
 use balancer_import::{Conversion, Dialect, convert};
 use proptest::prelude::*;
 
@@ -155,6 +155,81 @@ fn when_a_server_has_a_name_then_its_backend_follows_the_name() {
     let both = "listen web\n bind 198.51.100.10:80\n bind [2001:db8::10]:80\n server a web1.internal:80\n";
     let of_both = ["listen = [\"198.51.100.10:80\", \"[2001:db8::10]:80\"]", "address = \"web1.internal:80\"\n"];
     assert_has(&checked(&converted(Dialect::Haproxy, both)), &of_both);
+}
+
+#[test]
+fn when_nat_cannot_serve_a_service_of_a_proxy_then_snat_does() {
+    let haproxy = "listen web\n bind 198.51.100.10:80\n bind [2001:db8::10]:80\n bind 198.51.100.10:8000\n server a \
+                   10.0.0.1:8080 check\n server b [fd00::2]:8080 check\n";
+    let nginx = "http {\n upstream web {\n server 10.0.0.1:8080;\n server [fd00::2]:8080;\n }\n server {\n listen \
+                 198.51.100.10:80;\n listen [2001:db8::10]:80;\n listen 198.51.100.10:8000;\n location / {\n proxy_pass \
+                 http://web;\n }\n }\n}\n";
+    for (dialect, text) in [(Dialect::Haproxy, haproxy), (Dialect::Nginx, nginx)] {
+        let conversion = converted(dialect, text);
+        assert_eq!(conversion.summary(), "1 service, 2 backends; 0 directives need you", "{}", conversion.toml());
+        let wanted = [
+            "# snat: as behind a proxy, the backends need no route through this machine",
+            "listen = [\"198.51.100.10:80\", \"[2001:db8::10]:80\", \"198.51.100.10:8000\"]\nforwarding = \"snat\"\n",
+            "address = \"10.0.0.1:8080\"\n",
+            "address = \"[fd00::2]:8080\"\n",
+        ];
+        assert_has(&checked(&conversion), &wanted);
+    }
+    // One of these reasons suffices.
+    for listeners in ["bind [2001:db8::10]:80", "bind 198.51.100.10:80\n bind 198.51.100.10:8000"] {
+        let text = format!("listen web\n {listeners}\n server a 10.0.0.1:8080\n");
+        let conversion = converted(Dialect::Haproxy, &text);
+        assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
+        assert_has(&checked(&conversion), &["forwarding = \"snat\"\n"]);
+    }
+    // With nat, the source of a reply would not say which frontend the reply belongs to.
+    let shared = "frontend one\n bind 198.51.100.10:80\n default_backend web\nfrontend two\n bind 198.51.100.11:80\n \
+                  default_backend web\nbackend web\n server a 10.0.0.1:8080\n";
+    let other = "listen other\n bind 198.51.100.12:80\n server a 10.0.0.3:8080\n";
+    let conversion = converted(Dialect::Haproxy, &format!("{shared}{other}"));
+    assert_eq!(conversion.summary(), "3 services, 3 backends; 0 directives need you");
+    let text = checked(&conversion);
+    assert_eq!((text.matches("= \"snat\"\n").count(), text.matches("= \"nat\"\n").count()), (2, 1), "{text}");
+    let unnamed =
+        converted(Dialect::Haproxy, &shared.replace("198.51.100.10:", ":").replace("198.51.100.11:80", ":81"));
+    let completed = completed(&checked(&unnamed), "198.51.100.10");
+    assert_eq!(completed.matches("forwarding = \"snat\"\n").count(), 2, "{completed}");
+    accepted(&completed);
+    let unnamed = converted(Dialect::Haproxy, "listen web\n bind :::80\n server a 10.0.0.1:8080\n");
+    assert_has(&checked(&unnamed), &["# listen = [\"[ADDRESS]:80\"]\n# forwarding = \"snat\"\n"]);
+}
+
+#[test]
+fn when_nat_suffices_for_a_proxy_then_backends_see_the_addresses_of_clients() {
+    for text in [
+        "listen web\n bind 198.51.100.10:80\n bind 198.51.100.10:8000\n server a 10.0.0.1\n",
+        "listen web\n bind 198.51.100.10:80\n server a 10.0.0.1:8080\n",
+        "listen web\n bind [2001:db8::10]:80\n server a [fd00::1]:8080\n",
+    ] {
+        let conversion = converted(Dialect::Haproxy, text);
+        assert_eq!(conversion.summary(), "1 service, 1 backend; 0 directives need you");
+        assert_has(&checked(&conversion), &["forwarding = \"nat\"\n"]);
+    }
+}
+
+#[test]
+fn when_nat_cannot_serve_a_service_of_ipvs_then_snat_is_proposed_and_would_be_valid() {
+    let shared = "-A -t 198.51.100.10:80 -s rr\n-a -t 198.51.100.10:80 -r 10.0.0.1:80 -m -w 1\n-A -t 198.51.100.11:80 -s \
+                  rr\n-a -t 198.51.100.11:80 -r 10.0.0.1:80 -m -w 1\n-a -t 198.51.100.11:80 -r 10.0.0.2:80 -m -w 1\n";
+    let conversion = converted(Dialect::Ipvsadm, shared);
+    assert_eq!(conversion.summary(), "2 services, 2 backends; 1 directive needs you");
+    let kept = checked(&conversion);
+    assert_has(&kept, &["or use `forwarding = \"snat\"`"]);
+    let (first, second) = kept.rsplit_once("forwarding = \"nat\"").unwrap();
+    let added = "\n  [[service.backend]]\n  name = \"added\"\n  address = \"10.0.0.1:80\"\n  weight = 1\n";
+    accepted(&format!("{first}forwarding = \"snat\"{second}{added}"));
+    let text = "-A -t [2001:db8::10]:80 -s rr\n-a -t [2001:db8::10]:80 -r [fd00::1]:80 -m -w 1\n-a -t [2001:db8::10]:80 -r \
+                10.0.0.1:80 -m -w 1\n";
+    let conversion = converted(Dialect::Ipvsadm, text);
+    assert_eq!(conversion.summary(), "1 service, 1 backend; 1 directive needs you");
+    let kept = checked(&conversion);
+    assert_has(&kept, &["or use `forwarding = \"snat\"`", "forwarding = \"nat\"\n"]);
+    accepted(&(kept.replace("forwarding = \"nat\"", "forwarding = \"snat\"") + added));
 }
 
 #[test]

@@ -48,14 +48,15 @@ pub(crate) fn try_convert(
     convert(dialect, &[(name.to_owned(), text.to_owned())], &addresses, &mut include)
 }
 
-/// Checks with the balancer's validation the resulting configuration, and also the services in its comments; returns
-/// the configuration.
+/// Checks that the balancer accepts a configuration.
+pub(crate) fn accepted(text: &str) {
+    let parsed = balancer_config::file::parse(Path::new("balancer.toml"), text.as_bytes());
+    assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
+}
+
+/// Checks the resulting configuration with the balancer's validation; returns the configuration.
 pub(crate) fn checked(conversion: &Conversion) -> String {
     let text = conversion.toml();
-    let accepted = |text: &str| {
-        let parsed = balancer_config::file::parse(Path::new("balancer.toml"), text.as_bytes());
-        assert!(parsed.is_ok(), "{}\n{text}", parsed.unwrap_err());
-    };
     if text.contains("\n[[service]]\n") {
         accepted(&text);
     }
@@ -64,8 +65,9 @@ pub(crate) fn checked(conversion: &Conversion) -> String {
 
 /// Returns the services without an address, with `address` filled in.
 pub(crate) fn completed(text: &str, address: &str) -> String {
-    let (_, waiting) = text.split_once("\n# This service lacks").unwrap_or_default();
-    let lines = waiting.lines().skip(1).filter(|line| !line.contains("This service lacks"));
+    // A service ends at an empty line.
+    let services = text.split("\n# This service lacks").skip(1);
+    let lines = services.flat_map(|service| service.lines().skip(1).take_while(|line| !line.is_empty()));
     let lines = lines.map(|line| line.strip_prefix("# ").unwrap_or(line.trim_start_matches('#')));
     lines.map(|line| format!("{line}\n")).collect::<String>().replace("ADDRESS", address)
 }
