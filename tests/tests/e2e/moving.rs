@@ -100,11 +100,16 @@ fn import(site: &Site, file: &Path, arguments: &[&str]) -> (PathBuf, String) {
 
 /// Starts the balancer with the imported services, of whose clients it steers `steer` percent.
 fn start_balancer(site: &mut Site, imported: &Path, steer: u8) {
-    let own = fs::read_to_string(site.config()).unwrap();
-    let (head, _) = own.split_once("[[service]]").unwrap();
     let services = fs::read_to_string(imported).unwrap();
     let services = services.replace("forwarding = \"nat\"\n", &format!("forwarding = \"nat\"\nsteer = {steer}\n"));
     assert!(services.contains(&format!("steer = {steer}")), "{services}");
+    start_with(site, &services);
+}
+
+/// Starts the balancer with these services.
+fn start_with(site: &mut Site, services: &str) {
+    let own = fs::read_to_string(site.config()).unwrap();
+    let (head, _) = own.split_once("[[service]]").unwrap();
     fs::write(site.config(), format!("{head}{services}")).unwrap();
     site.restart_with_the_file_as_it_is().unwrap();
 }
@@ -513,4 +518,30 @@ fn when_clients_have_ipv6_addresses_then_they_are_exported_by_prefix_and_importe
     site.cli(&["client", "import", "web6", &file]).unwrap();
     let after = site.homes(family, 1..=20).unwrap();
     assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), [other], "{after:?}");
+}
+
+#[test]
+fn when_haproxy_serves_both_families_from_ipv4_servers_then_the_imported_services_do_too() {
+    let mut site = Site::start(Shape::TwoLegged, Forwarding::Snat, 3, |settings, _| {
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    })
+    .unwrap();
+    let vip = |family| SocketAddr::new(site.topology().vip(family), PORT);
+    let second = format!("    bind {}\n    balance", vip(Family::V6));
+    let other = sticky(&site, 3).replace(&vip(Family::V4).to_string(), &format!("{}:8081", vip(Family::V4).ip()));
+    let (_, other) = other.split_once("listen web").unwrap();
+    let text = format!("{}\nlisten other{other}", sticky(&site, 3).replacen("    balance", &second, 1));
+    let file = site.files().join("haproxy.cfg");
+    fs::write(&file, text).unwrap();
+    let (imported, said) = import(&site, &file, &[]);
+    assert!(said.contains("2 services, 6 backends; 0 directives need you"), "{said}");
+    let services = fs::read_to_string(imported).unwrap();
+    // The second service shares servers with the first, which nat cannot serve.
+    assert_eq!(services.matches("forwarding = \"snat\"\n").count(), 2, "{services}");
+    start_with(&mut site, &services);
+    for family in Family::BOTH {
+        let homes = site.homes(family, 1..=20).unwrap();
+        assert_eq!((homes.len(), site.homes(family, 1..=20).unwrap()), (20, homes.clone()), "{homes:?}");
+    }
 }
