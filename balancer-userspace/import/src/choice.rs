@@ -23,17 +23,15 @@ impl Conversion {
         for (index, service) in services.iter().enumerate() {
             addresses(service).for_each(|address| of_address.entry(address).or_default().push(index));
         }
-        let is_snat =
-            |(index, service): (usize, &&mut Service)| (service.forwarding == Forwarding::Snat).then_some(index);
-        let mut shared: Vec<usize> = services.iter().enumerate().filter_map(is_snat).collect();
-        while let Some(index) = shared.pop() {
-            let all: Vec<IpAddr> = services.get(index).map(|service| addresses(service).collect()).unwrap_or_default();
-            for other in all.iter().flat_map(|address| of_address.remove(address).unwrap_or_default()) {
-                if let Some(service) = services.get_mut(other)
+        let is_snat = |service: &&&mut Service| service.forwarding == Forwarding::Snat;
+        let mut shared: Vec<IpAddr> = services.iter().filter(is_snat).flat_map(|service| addresses(service)).collect();
+        while let Some(address) = shared.pop() {
+            for index in of_address.remove(&address).unwrap_or_default() {
+                if let Some(service) = services.get_mut(index)
                     && service.forwarding == Forwarding::Nat
                 {
                     service.forwarding = Forwarding::Snat;
-                    shared.push(other);
+                    shared.extend(addresses(service));
                 }
             }
         }

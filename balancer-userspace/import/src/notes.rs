@@ -8,6 +8,10 @@ use crate::{
     service::{Listener, Service},
 };
 
+/// The note about a header with the client's address.
+pub(crate) const NO_HEADER: &str =
+    "no header is added; with nat, the connection comes from the client's own address, which the backends can take";
+
 const MOST_MULTIPLIED: usize = 65_534;
 
 /// A note about a directive that has no counterpart in the balancer's configuration.

@@ -68,18 +68,17 @@ impl Scene {
     }
 }
 
-fn services() -> Vec<Service> {
-    let of = |address, at, protocol| Service {
-        address,
-        protocol,
-        forwarding: Forwarding::Snat,
-        target: Target::SameInterface(at),
-    };
-    vec![of(V4.vip, V4.backend, Protocol::Tcp), of(V6.vip, V6.backend, Protocol::Tcp), of(UDP.0, UDP.1, Protocol::Udp)]
+fn service(address: &'static str, at: &'static str, protocol: Protocol) -> Service {
+    Service { address, protocol, forwarding: Forwarding::Snat, target: Target::SameInterface(at) }
 }
 
 pub(crate) fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
-    std::thread::spawn(move || test(Rig::new(&services()).expect("a rig"))).join().expect("the thread panicked");
+    let all = [(V4.vip, V4.backend, Protocol::Tcp), (V6.vip, V6.backend, Protocol::Tcp), (UDP.0, UDP.1, Protocol::Udp)];
+    with_services(all.map(|(address, at, protocol)| service(address, at, protocol)), test);
+}
+
+fn with_services<const N: usize>(services: [Service; N], test: impl FnOnce(Rig) + Send + 'static) {
+    std::thread::spawn(move || test(Rig::new(&services).expect("a rig"))).join().expect("the thread panicked");
 }
 
 /// Returns the port under which the backend sees the sender of `frame`.
@@ -141,15 +140,8 @@ pub(crate) fn connect(rig: &Rig, scene: Scene, port: u16) -> u16 {
 fn when_a_nat_service_has_the_same_backend_then_each_reply_goes_to_the_client_of_its_service() {
     const NAT_VIP: &str = "198.51.100.30:80";
     const NAT_CLIENT: &str = "203.0.113.7:40009";
-    let of = |address, forwarding| Service {
-        address,
-        protocol: Protocol::Tcp,
-        forwarding,
-        target: Target::SameInterface(V4.backend),
-    };
-    let services = [of(V4.vip, Forwarding::Snat), of(NAT_VIP, Forwarding::Nat)];
-    let test = move || {
-        let rig = Rig::new(&services).expect("a rig");
+    let of = |address| service(address, V4.backend, Protocol::Tcp);
+    with_services([of(V4.vip), Service { forwarding: Forwarding::Nat, ..of(NAT_VIP) }], |rig| {
         let seen = connect(&rig, V4, 40_000);
         let there = rig.run(&Frame::tcp(NAT_CLIENT, NAT_VIP, SYN).bytes()).expect("a run");
         let reply = Frame::tcp(V4.backend, NAT_CLIENT, SYN | ACK);
@@ -158,8 +150,7 @@ fn when_a_nat_service_has_the_same_backend_then_each_reply_goes_to_the_client_of
             comes_back(&rig, &reply, NAT_VIP, NAT_CLIENT);
             comes_back(&rig, &V4.back(seen, ACK), V4.vip, &V4.client(40_000));
         }
-    };
-    std::thread::spawn(test).join().expect("the thread panicked");
+    });
 }
 
 #[test]

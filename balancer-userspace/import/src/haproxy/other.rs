@@ -1,7 +1,7 @@
 //! Handles lines of HAProxy's configuration that do not affect where connections go.
 
 use super::parse::Line;
-use crate::notes::Conversion;
+use crate::notes::{Conversion, NO_HEADER};
 
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run HAProxy on several machines and make them the backends";
 pub(super) const OWN: &str = "it concerns HAProxy's own process or connections; nothing to do";
@@ -64,9 +64,7 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
     let why = if option.ends_with("-check") || option == "smtpchk" || word == "tcp-check" {
         Err("checks are tcp, http, https, grpc, udp, dns or exec; use a check of type `exec`")
     } else if ["forwardfor", "originalto"].contains(&option) {
-        Err(
-            "no header is added; with nat, the connection comes from the client's own address, which the backends can take",
-        )
+        Err(NO_HEADER)
     } else if option == "allbackups" {
         Ok("all backups share the clients here as well; nothing to do")
     } else if option == "persist" {

@@ -1,6 +1,9 @@
 //! Handles directives of nginx's configuration that do not affect where connections go.
 
-use crate::{notes::Conversion, tree::Directive};
+use crate::{
+    notes::{Conversion, NO_HEADER},
+    tree::Directive,
+};
 
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run nginx on several machines and make them the backends";
 const OWN: &str = "it concerns nginx's own process or connections; nothing to do";
@@ -55,9 +58,7 @@ pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
         (
             "proxy_set_header",
             "x-real-ip" | "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "forwarded",
-        ) => Err(
-            "no header is added; with nat, the connection comes from the client's own address, which the backends can take",
-        ),
+        ) => Err(NO_HEADER),
         ("access_log", argument) if argument != "off" => {
             Ok("requests are not logged here; with nat, the backends see the clients' own addresses and can log them")
         }
