@@ -18,52 +18,76 @@ use crate::{
     kernels,
     miri::Miri,
     setup::{Purpose, setup, typos},
-    test,
+    test::{self, Tier},
     try_package::{SUITE, try_package},
 };
 
 /// The beginning of an output line that names skipped checks.
 const NOT_RUN: &str = "Not run: ";
 
-/// A part of the checks that a change must pass.
+/// A part of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// The checks of the code, the loading on older kernels, and Miri.
+    /// The checks of the code, and the loading on older kernels.
     Checks,
-    /// The package with the programs of the tests, because release programs would need minutes of all processors.
-    Package,
     /// The baseline's kernel program, for the comparison of speed.
     Baseline,
-    /// The tests, which run the program.
+    /// The tests that a change must pass, which run the program, and the comparison of speed.
     Tests,
+    /// For releases: Miri.
+    Miri,
+    /// For releases: the package with the programs of the tests, because release programs would need minutes of all
+    /// processors.
+    Package,
+}
+
+/// Runs one part of the checks.
+pub(crate) fn only(part: Part) -> Result<()> {
+    prepare()?;
+    match part {
+        Part::Checks => checks(),
+        Part::Baseline => build_baseline(),
+        Part::Tests => {
+            test::test(Some(PATH))?;
+            build_baseline()?;
+            check_paths()
+        }
+        Part::Miri => miri(),
+        Part::Package => try_package(SUITE, Aim::Test),
+    }
+}
+
+fn prepare() -> Result<()> {
+    ensure_root("the test suite", "ci")?;
+    setup(Purpose::Ci)
 }
 
 /// Runs all checks that a change must pass. Tests mostly wait, so all remaining checks run at the same time, in the
 /// processor time that the tests leave. The remaining checks begin when everything is built, because two builds at once
-/// would wait for each other. Like the tests, the trial of the package mostly waits.
-pub(crate) fn ci(part: Option<Part>) -> Result<()> {
-    ensure_root("the test suite", "ci")?;
-    setup(Purpose::Ci)?;
-    match part {
-        Some(Part::Checks) => return checks(),
-        Some(Part::Package) => return try_package(SUITE, Aim::Test),
-        Some(Part::Baseline) => return build_baseline(),
-        Some(Part::Tests) => {
-            test::test(Some(PATH))?;
-            build_baseline()?;
-            return check_paths();
-        }
-        None => quick_checks()?,
-    }
+/// would wait for each other.
+pub(crate) fn landing() -> Result<()> {
+    prepare()?;
+    quick_checks()?;
     let tests = test::build(Some(PATH))?;
-    let checks = Beside::begin(Part::Checks, "clippy, documentation, book, loading on older kernels and Miri")?;
-    let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
+    let checks = Beside::begin(Part::Checks, "clippy, documentation, book and loading on older kernels")?;
     let baseline = Beside::begin(Part::Baseline, "the kernel program of the baseline")?;
-    let tested = tests.run();
-    let (checked, packed, built) = (checks.end(), package.end(), baseline.end());
-    tested.and(checked).and(packed).and(built)?;
+    let tested = tests.run(Tier::Landing);
+    let (checked, built) = (checks.end(), baseline.end());
+    tested.and(checked).and(built)?;
     // The comparison of speed runs alone, after all other checks.
     check_paths()
+}
+
+/// Runs the checks that a release must pass and that a change need not pass. Like the tests, the trial of the package
+/// mostly waits.
+pub(crate) fn release() -> Result<()> {
+    prepare()?;
+    let tests = test::build(None)?;
+    let miri = Beside::begin(Part::Miri, "Miri")?;
+    let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
+    let tested = tests.run(Tier::Release);
+    let (interpreted, packed) = (miri.end(), package.end());
+    tested.and(interpreted).and(packed)
 }
 
 /// Runs the quick checks, which find most mistakes early.
@@ -81,7 +105,10 @@ fn checks() -> Result<()> {
         &["doc", "--workspace", "--no-deps", "--locked"],
     ])?;
     book()?;
-    kernels::load()?;
+    kernels::load()
+}
+
+fn miri() -> Result<()> {
     match Miri::install() {
         Ok(miri) => miri.run(),
         Err(error) => {

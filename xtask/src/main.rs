@@ -51,7 +51,7 @@ enum Chore {
     },
     /// Set up, build, and show the balancer at work: its demo, or on real interfaces with --config.
     Run(run::Options),
-    /// Set up, then run every test, from unit tests to network namespaces; needs root.
+    /// Set up, then run the tests that a change must pass, from unit tests to network namespaces; needs root.
     Test(kernels::Options),
     /// Set up, then run the long tests: packets from several processors against a busy controller, random faults in a
     /// whole site under traffic, a hundred thousand random sequences of events against the controller's model, and as
@@ -140,11 +140,14 @@ enum Chore {
         sign: Option<PathBuf>,
     },
     /// Run all checks that a change must pass: format, spelling, lints, docs, licences and dependencies, loading on
-    /// older kernels, Miri, the package, tests, and the kernel program's speed.
+    /// older kernels, tests, and the kernel program's speed.
     Ci {
-        /// Run only one part: the checks of the code (also with Miri and on older kernels), the package, or the tests.
+        /// Run only one part.
         #[arg(long, value_name = "PART")]
         only: Option<ci::Part>,
+        /// Run the checks that a release must pass in addition: labs, whole machines, the package, Miri.
+        #[arg(long, conflicts_with = "only")]
+        release: bool,
     },
 }
 
@@ -177,6 +180,8 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Package { attempt: true, suite } => try_package::try_package(&suite, build::Aim::Release),
         Chore::Recording => recording::recording(),
         Chore::Release { arch, sign } => release::release(&arch, sign.as_deref()),
-        Chore::Ci { only } => ci::ci(only),
+        Chore::Ci { only: Some(part), .. } => ci::only(part),
+        Chore::Ci { release: true, .. } => ci::release(),
+        Chore::Ci { .. } => ci::landing(),
     }
 }

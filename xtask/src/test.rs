@@ -16,13 +16,32 @@ use crate::{
     setup::{Purpose, setup},
 };
 
-/// Sets up the machine, builds the tests and the program `beside` in one step, and runs every test. The test runner
-/// prints its summary last.
+/// Sets up the machine, builds the tests and the program `beside` in one step, and runs the tests that each change must
+/// pass. The test runner prints its summary last.
 pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
     run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
-    build(beside)?.run()
+    build(beside)?.run(Tier::Landing)
+}
+
+/// The tests that run together; each test belongs to one tier by the module in which it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tier {
+    /// The tests that each change must pass.
+    Landing,
+    /// The tests in modules named `release`, which a release must pass in addition.
+    Release,
+}
+
+impl Tier {
+    /// The profile in `.config/nextest.toml`.
+    const fn profile(self) -> &'static str {
+        match self {
+            Self::Landing => "default",
+            Self::Release => "release",
+        }
+    }
 }
 
 /// All tests except the tests in documentation, already built. nextest runs the tests without cargo, because cargo
@@ -48,11 +67,12 @@ pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
 }
 
 impl Tests {
-    /// Runs all tests.
-    pub(crate) fn run(&self) -> Result<()> {
+    /// Runs all tests of a tier. nextest writes a report to `target/nextest`.
+    pub(crate) fn run(&self, tier: Tier) -> Result<()> {
         const AT_ONCE: &str = "NEXTEST_TEST_THREADS";
         let mut command = cargo();
-        command.args(["nextest", "run", "--no-fail-fast", "--binaries-metadata"]).arg(&self.programs);
+        command.args(["nextest", "run", "--profile", tier.profile(), "--no-fail-fast"]);
+        command.arg("--binaries-metadata").arg(&self.programs);
         if env::var_os(AT_ONCE).is_none() {
             // The tests mostly wait, so nextest runs more tests at once than the machine has processors.
             let processors = thread::available_parallelism().map_or(1, NonZero::get);

@@ -2,7 +2,7 @@
 //! namespaces.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod lab;
+mod release;
 
 use std::{
     fs,

@@ -32,9 +32,10 @@ pub(crate) fn lab(options: &Options) -> Result<()> {
         .args(["build", "--locked", "--workspace", "--bin", "balancer", "--bin", "balancer-kubernetes"])
         .args(["--test", "e2e"]))?;
     let mut command = cargo();
-    command.args(["nextest", "run", "--locked", "--workspace", "--test", "e2e", "--no-fail-fast", "--no-capture"]);
+    command.args(["nextest", "run", "--locked", "--workspace", "--test", "e2e", "--profile", "release"]);
+    command.args(["--no-fail-fast", "--no-capture"]);
     command.args(["--run-ignored", "only", "-E"]);
-    command.arg(format!("test(/^kubernetes::lab::.*{}/)", options.only));
+    command.arg(format!("test(/^release::kubernetes::lab::.*{}/)", options.only));
     command.env("KUBERNETES_PROGRAMS", programs).env("LAB_AWAY_SECONDS", options.away.to_string());
     run(command.env("LAB_CLIENTS", options.clients.to_string()))
 }

@@ -9,12 +9,11 @@ mod discovery;
 mod engine;
 mod files;
 mod imports;
-mod kubernetes;
-mod many_clients;
 mod members;
 mod modes;
 mod pair;
 mod quic;
+mod release;
 mod verdicts;
 
 use std::{

@@ -17,8 +17,11 @@ use balancer_testkit::{
 };
 use serde_json::json;
 
-use super::{Fleet, PORT, Plan};
-use crate::{remote_control::Certificates, support::wait};
+use crate::{
+    fleet::{Fleet, PORT, Plan},
+    remote_control::Certificates,
+    support::wait,
+};
 
 /// A process that ends when the value is dropped.
 struct Killed(Child);

@@ -16,9 +16,10 @@ use balancer_testkit::{
 };
 use serde_json::json;
 
-use super::{super::moved, Fleet, Killed, PORT, Plan};
+use super::Killed;
 use crate::{
-    routers::{start_birds, wait_next_hops},
+    fleet::{Fleet, PORT, Plan, moved},
+    release::routers::{start_birds, wait_next_hops},
     support::{homes, requests, under_load, wait},
 };
 

@@ -25,7 +25,7 @@ const FAMILY: Family = Family::V4;
 
 /// Returns the chapter's code blocks in a language, with the addresses of the topology.
 fn blocks(topology: &Topology, language: &str) -> Vec<String> {
-    let chapter = include_str!("../../../docs/src/two-machines.md");
+    let chapter = include_str!("../../../../docs/src/two-machines.md");
     let fence = format!("```{language}\n");
     let adapt = |block: &str| {
         block

@@ -17,8 +17,8 @@ use balancer_testkit::{
 };
 use tempfile::TempDir;
 
-const CONTAINERFILE: &str = include_str!("../../../packaging/Containerfile");
-const BOOK: &str = include_str!("../../../docs/src/operations.md");
+const CONTAINERFILE: &str = include_str!("../../../../packaging/Containerfile");
+const BOOK: &str = include_str!("../../../../docs/src/operations.md");
 
 /// The options of `podman run` in the book, except for the volumes.
 fn options() -> Vec<&'static str> {

@@ -5,8 +5,10 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::AtomicBool, thre
 use balancer_config::config::Protocol;
 use balancer_testkit::{datagrams, stop::StopOnDrop, topology::Family};
 
-use super::{Fleet, PORT, Plan};
-use crate::support::{homes, requests};
+use crate::{
+    fleet::{Fleet, PORT, Plan},
+    support::{homes, requests},
+};
 
 const CLIENTS: u16 = 20_000;
 /// The number of clients that also open connections.

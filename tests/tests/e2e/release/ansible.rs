@@ -44,7 +44,10 @@ fn ansible(site: &Site, program: &str) -> Command {
         .env("ANSIBLE_LIBRARY", contrib("library"))
         .env("ANSIBLE_PYTHON_INTERPRETER", "/usr/bin/python3")
         .env("ANSIBLE_LOAD_CALLBACK_PLUGINS", "1")
-        .env("ANSIBLE_CALLBACK_PLUGINS", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/ansible_callbacks"))
+        .env(
+            "ANSIBLE_CALLBACK_PLUGINS",
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/release/ansible_callbacks"),
+        )
         .env("ANSIBLE_STDOUT_CALLBACK", "collected")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("ANSIBLE_DEPRECATION_WARNINGS", "0")
