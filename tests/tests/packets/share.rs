@@ -4,6 +4,7 @@
 use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
+    thread,
     time::Duration,
 };
 
@@ -134,16 +135,27 @@ fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_u
     );
 }
 
+/// Assigns an address to the machine of the test, and waits until the kernel has the address's route: the kernel adds
+/// the route of an IPv6 address later than the address.
+fn assign(address: IpAddr) {
+    let ip = |words: &str| {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("ip");
+        assert!(output.status.success(), "ip {words}: {output:?}");
+        output.stdout
+    };
+    let (family, option) = if address.is_ipv6() { ("-6", " nodad") } else { ("-4", "") };
+    ip(&format!("address add {address} dev lo{option}"));
+    while ip(&format!("{family} route show table local {address}")).is_empty() {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Assigns the VIPs to the test's machine, and listens on the VIPs.
 fn serve(vips: &[&str]) -> Vec<TcpListener> {
-    let ip = |words: &str| {
-        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
-        assert!(status.success(), "ip {words}: {status}");
-    };
     vips.iter()
         .map(|vip| {
             let address: SocketAddr = vip.parse().expect("an address");
-            ip(&format!("address add {} dev lo{}", address.ip(), if address.is_ipv6() { " nodad" } else { "" }));
+            assign(address.ip());
             TcpListener::bind(address).expect("a listener")
         })
         .collect()
@@ -152,12 +164,7 @@ fn serve(vips: &[&str]) -> Vec<TcpListener> {
 /// Connects `client` to a listener on the host. The machine of the test also gets the client's address, so the packets
 /// do not leave the machine.
 fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
-    let status = Command::new("ip")
-        .args(["address", "add", &client.to_string(), "dev", "lo"])
-        .args(client.is_ipv6().then_some("nodad"))
-        .status()
-        .expect("ip");
-    assert!(status.success(), "{client}: {status}");
+    assign(client);
     let socket = Socket::new(Domain::for_address(SocketAddr::new(client, 0)), Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::new(client, 0).into()).expect("bound to the client's address");
     socket.connect(&listener.local_addr().expect("an address").into()).expect("connected");
