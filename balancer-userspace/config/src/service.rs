@@ -58,7 +58,7 @@ pub struct ServiceConfig {
     /// The time for which a draining backend keeps its known clients.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
-    /// The condition for which a drain waits until its deadline; `None`: connections with `snat`, otherwise clients.
+    /// The condition for which a drain waits until its deadline; `None`: clients.
     #[serde(default)]
     pub drain_until: Option<DrainUntil>,
     /// The effect of a failed health check on known clients.
@@ -134,8 +134,7 @@ impl ServiceConfig {
     /// The condition for which a drain waits until its deadline.
     #[must_use]
     pub fn drains_until(&self) -> DrainUntil {
-        let by_mode = if self.forwarding == Forwarding::Snat { DrainUntil::Connections } else { DrainUntil::Clients };
-        self.drain_until.unwrap_or(by_mode)
+        self.drain_until.unwrap_or_default()
     }
 
     /// The default value of [`Self::steer`].

@@ -70,10 +70,11 @@ impl SnatConfig {
 }
 
 /// The condition for which a drain waits until its deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DrainUntil {
     /// The drain waits until the known clients have left.
+    #[default]
     Clients,
     /// The drain waits until the connections of known clients have ended.
     Connections,

@@ -81,6 +81,8 @@ mod share_test;
 #[cfg(test)]
 mod slow_start_test;
 #[cfg(test)]
+mod snat_drain_test;
+#[cfg(test)]
 mod state_test;
 #[cfg(test)]
 mod vips_test;

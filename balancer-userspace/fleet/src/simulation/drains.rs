@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use balancer_common::map_types::Forwarding;
-use balancer_config::{config::Failback, names::BackendName, states::Admin};
+use balancer_config::{config::Failback, names::BackendName, snat::DrainUntil, states::Admin};
 use balancer_control::{
     io::{BackendId, Change},
     service::{Backend, Service},
@@ -15,6 +15,7 @@ use super::world::{World, service};
 const DRAIN: Duration = Duration::from_secs(3600);
 const CLIENTS: u32 = 100;
 
+/// Makes a fleet in which drains of `snat` backends wait for connections.
 fn fleet(forwarding: Forwarding) -> World {
     let mut world = young_fleet(forwarding);
     world.settle();
@@ -25,6 +26,7 @@ fn fleet(forwarding: Forwarding) -> World {
 fn young_fleet(forwarding: Forwarding) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     (web.forwarding, web.drain_timeout) = (forwarding, DRAIN);
+    web.drain_until = (forwarding == Forwarding::Snat).then_some(DrainUntil::Connections);
     World::of_three(1, web, None)
 }
 

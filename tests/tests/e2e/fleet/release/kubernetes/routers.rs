@@ -51,10 +51,7 @@ fn vips() -> [IpAddr; 2] {
 
 impl Announced {
     fn start(forwarding: Forwarding) -> Self {
-        let (name, drain) = match forwarding {
-            Forwarding::Snat => ("snat", "{ timeout = \"2m\", until = \"clients\" }"),
-            Forwarding::Dsr | Forwarding::Nat | Forwarding::Ipip | Forwarding::Gue => ("nat", "2m"),
-        };
+        let name = if forwarding == Forwarding::Snat { "snat" } else { "nat" };
         let fleet = Fleet::planned(Plan { members: 2, forwarding, on_exit: "keep", ..Plan::default() });
         let birds = start_birds(&fleet.topology, fleet.files.path());
         let servers = (0..).zip(fleet.topology.backends()).map(|(index, host)| {
@@ -68,7 +65,7 @@ impl Announced {
         cluster.put(
             "services",
             json!({"metadata": {"namespace": "shop", "name": "web", "annotations": {
-                    "sticky.balancer/drain": drain, "sticky.balancer/when_all_down": "drop", "sticky.balancer/forwarding": name,
+                    "sticky.balancer/drain": "2m", "sticky.balancer/when_all_down": "drop", "sticky.balancer/forwarding": name,
                     "sticky.balancer/check": "{ type = \"tcp\", interval = \"300ms\", fall = 5, rise = 1 }"}},
                 "spec": {"type": "LoadBalancer", "loadBalancerClass": "sticky.balancer/xdp",
                     "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
