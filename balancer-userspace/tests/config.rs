@@ -113,6 +113,7 @@ fn when_a_key_is_absent_then_the_default_applies() {
             slow_start: Duration::ZERO,
             drain_timeout: Duration::from_secs(300),
             drain_until: None,
+            drain_grace: None,
             snat: SnatConfig::default(),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
             withhold: Duration::from_secs(1),

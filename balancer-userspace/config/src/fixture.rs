@@ -98,6 +98,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         slow_start: Duration::ZERO,
         drain_timeout: Duration::from_secs(300),
         drain_until: None,
+        drain_grace: None,
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
         snat: SnatConfig::default(),
         withhold: ServiceConfig::withhold_by_default(),

@@ -20,6 +20,9 @@ use crate::{
     vip::AssignVip,
 };
 
+/// The minimum of the default of [`ServiceConfig::drain_grace`].
+const LEAST_GRACE: Duration = Duration::from_secs(30);
+
 /// One section `[[service]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceConfig {
@@ -61,6 +64,10 @@ pub struct ServiceConfig {
     /// The condition for which a drain waits until its deadline; `None`: clients.
     #[serde(default)]
     pub drain_until: Option<DrainUntil>,
+    /// How long a backend must be silent before a drain that waits for connections ends; `None`: see
+    /// [`Self::drain_grace`].
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub drain_grace: Option<Duration>,
     /// The effect of a failed health check on known clients.
     pub on_failure: OnFailure,
     /// `nat`: while the balancer checks a backend, it withholds from clients the backend's resets that refuse
@@ -137,6 +144,13 @@ impl ServiceConfig {
         self.drain_until.unwrap_or_default()
     }
 
+    /// How long a draining backend must have no connection, and get no packet, before a drain that waits for connections
+    /// ends.
+    #[must_use]
+    pub fn drain_grace(&self) -> Duration {
+        self.drain_grace.unwrap_or_else(|| (self.remember / 8).max(LEAST_GRACE))
+    }
+
     /// The default value of [`Self::steer`].
     #[must_use]
     pub const fn steer_by_default() -> u8 {
@@ -168,6 +182,7 @@ impl ServiceConfig {
             slow_start,
             drain_timeout,
             drain_until,
+            drain_grace,
             on_failure,
             withhold,
             snat,
@@ -201,6 +216,7 @@ impl ServiceConfig {
             && *slow_start == other.slow_start
             && *drain_timeout == other.drain_timeout
             && *drain_until == other.drain_until
+            && *drain_grace == other.drain_grace
             && *on_failure == other.on_failure
             && *snat == other.snat
             && *withhold == other.withhold

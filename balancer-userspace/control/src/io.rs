@@ -1,7 +1,7 @@
 //! The input and output of the core: events and changes are the input, and commands are the output.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -80,6 +80,8 @@ pub enum Event {
     Flows {
         /// The numbers of connections by backend; backends that are not listed have no connections.
         of: BTreeMap<BackendId, u64>,
+        /// The backends whose drains wait for connections, and that have received packets since the previous count.
+        active: BTreeSet<BackendId>,
     },
     /// A deadline that `next_deadline` returned has passed.
     Tick,

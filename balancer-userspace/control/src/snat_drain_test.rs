@@ -1,12 +1,17 @@
 //! Drains of `snat` backends, whose connections the balancer counts.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
     config::ServiceConfig,
     discover::{DiscoverConfig, Floor, Source, Target},
     fixture::{name, web},
+    snat::DrainUntil,
     states::Admin,
 };
 
@@ -65,10 +70,16 @@ fn sweep(bench: &mut Bench, known: u64) {
     bench.controller.handle(Event::Swept { known }, bench.now);
 }
 
-/// Counts the connections of `web/a`.
+/// Counts the connections of `web/a`, which has received no packets since the previous count.
 fn count(bench: &mut Bench, connections: u64) {
     let of = BTreeMap::from([(bench.id("web/a"), connections)]);
-    bench.controller.handle(Event::Flows { of }, bench.now);
+    bench.controller.handle(Event::Flows { of, active: BTreeSet::new() }, bench.now);
+}
+
+/// Counts no connections of `web/a`, which has received packets since the previous count.
+fn count_packets(bench: &mut Bench) {
+    let active = BTreeSet::from([bench.id("web/a")]);
+    bench.controller.handle(Event::Flows { of: BTreeMap::new(), active }, bench.now);
 }
 
 /// Whether `web/a` still exists and keeps its known clients.
@@ -103,4 +114,61 @@ fn when_the_last_connection_of_a_draining_snat_backend_ends_then_its_known_clien
         bench.controller.handle(Event::Tick, bench.now);
         assert!(!keeps(&bench), "{what}: nobody is known there");
     }
+}
+
+fn until_connections(remember: Duration, grace: Option<Duration>) -> ServiceConfig {
+    ServiceConfig { remember, drain_until: Some(DrainUntil::Connections), drain_grace: grace, ..snat() }
+}
+
+/// Counts no connections and no packets, once a second, until the drain of `web/a` ends. Returns the number of seconds.
+fn silence(bench: &mut Bench) -> u64 {
+    let begun = bench.now;
+    while keeps(bench) {
+        assert!((bench.now - begun).as_secs() < 7200, "the drain does not end");
+        count(bench, 0);
+        bench.now += Duration::from_secs(1);
+        sweep(bench, 10);
+    }
+    (bench.now - begun).as_secs() - 1
+}
+
+#[test]
+fn when_a_drain_waits_for_connections_then_it_ends_once_the_backend_was_silent_for_the_grace() {
+    for (remember, grace, lasts) in [(60, None, 30), (3600, None, 450), (3600, Some(7), 7)] {
+        let remember = Duration::from_secs(remember);
+        let mut bench = bench(until_connections(remember, grace.map(Duration::from_secs)));
+        let drain =
+            Change::SetAdmin { name: name("web/a"), admin: Admin::Drain, timeout: Some(Duration::from_secs(36_000)) };
+        bench.change(drain).unwrap();
+        for active in [false, true] {
+            for _ in 0..2000 {
+                bench.now += Duration::from_secs(1);
+                if active {
+                    count_packets(&mut bench)
+                } else {
+                    count(&mut bench, 1)
+                }
+                // Clients keep coming, although the counts between their connections find none.
+                bench.now += Duration::from_secs(1);
+                count(&mut bench, 0);
+            }
+            assert!(keeps(&bench));
+        }
+        count_packets(&mut bench);
+        assert_eq!(silence(&mut bench), lasts);
+    }
+}
+
+#[test]
+fn when_a_drain_waits_for_connections_and_nobody_is_known_then_it_ends_without_the_grace() {
+    let mut bench = bench(until_connections(Duration::from_secs(3600), None));
+    bench.admin("web/a", Admin::Drain);
+    count(&mut bench, 1);
+    sweep(&mut bench, 0);
+    sweep(&mut bench, 0);
+    assert!(keeps(&bench), "a connection goes on");
+    count(&mut bench, 0);
+    sweep(&mut bench, 0);
+    sweep(&mut bench, 0);
+    assert!(!keeps(&bench));
 }

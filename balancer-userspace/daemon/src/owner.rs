@@ -114,6 +114,7 @@ pub struct Owner<D> {
     fullness: Fullness,
     suspects: Suspects,
     flow_counts: FlowCounts,
+    draining: flows::Draining,
     /// The number of times that the connections have been counted.
     flows_counted: u64,
     /// The epoch of the fleet's state that the owner follows.
@@ -156,6 +157,7 @@ impl<D: Dataplane> Owner<D> {
             fullness: Fullness::default(),
             suspects: Suspects::default(),
             flow_counts: FlowCounts::default(),
+            draining: flows::Draining::default(),
             flows_counted: 0,
             epoch: None,
             sweeps: 0,

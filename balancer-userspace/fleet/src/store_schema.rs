@@ -162,7 +162,8 @@ pub struct Member {
     /// as in earlier versions.
     #[serde(default)]
     pub flow_counts: u64,
-    /// The numbers of connections at draining backends, for drains that wait for connections to end, without zeros.
+    /// The numbers of connections at draining backends, for drains that wait for connections to end, without zeros. A
+    /// backend that has received packets since the previous count has at least 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<(BackendId, u64)>,
     /// The member's verdicts about backends.

@@ -236,6 +236,7 @@ fn keys(service: &ServiceConfig, backend: &BackendConfig) -> Vec<&'static str> {
         slow_start: _,
         drain_timeout: _,
         drain_until: _,
+        drain_grace: _,
         snat: _,
         on_failure: _,
         withhold: _,

@@ -252,7 +252,7 @@ fn when_the_balancer_restarts_then_no_connection_is_lost() {
 
 #[test]
 fn when_a_drain_waits_for_connections_then_it_ends_once_they_have_ended() {
-    let site = site(Shape::TwoLegged, "drain = { timeout = \"5m\", until = \"connections\" }");
+    let site = site(Shape::TwoLegged, "drain = { timeout = \"5m\", until = \"connections\", grace = \"1s\" }");
     let homes = site.homes(Family::V4, CLIENTS).unwrap();
     let victims: Vec<u16> = homes.iter().filter(|(_, home)| **home == "web2").map(|(client, _)| *client).collect();
     let mut open = connect(&site, Family::V4, victims[0]);

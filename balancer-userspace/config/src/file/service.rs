@@ -106,10 +106,10 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     });
     let when_full = section.text("when_full", findings, |text| value::word("when_full", text, &WhenFull::WORDS));
     let slow_start = section.text("slow_start", findings, slow_start);
-    let drain_timeout = section
+    let drain = section
         .table("drain", "drain", "{ timeout = \"5m\" }", findings)
-        .map_or((None, None), |section| drain(section, findings));
-    let (drain_timeout, drain_until) = drain_timeout;
+        .map(|section| snat::drain(section, findings))
+        .unwrap_or_default();
     let on_failure = section
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
@@ -153,7 +153,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let rules = section.tables("rule", "[[service.rule]]", findings).unwrap_or_default();
     section.finish(findings);
 
-    if let (Some(until), Some(forwarding)) = (&drain_until, &forwarding)
+    if let (Some(until), Some(forwarding)) = (&drain.until, &forwarding)
         && until.value == DrainUntil::Connections
         && forwarding.value != Forwarding::Snat
     {
@@ -248,8 +248,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         when_all_down: when_all_down.map_or(WhenAllDown::Open, |when| when.value),
         when_full: when_full.map_or(WhenFull::Open, |when| when.value),
         slow_start: slow_start.map_or(Duration::ZERO, |slow_start| slow_start.value),
-        drain_timeout: drain_timeout.unwrap_or(DEFAULT_DRAIN),
-        drain_until: drain_until.map(|until| until.value),
+        drain_timeout: drain.timeout.unwrap_or(DEFAULT_DRAIN),
+        drain_until: drain.until.map(|until| until.value),
+        drain_grace: drain.grace,
         on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
         withhold: withhold.map_or_else(ServiceConfig::withhold_by_default, |withhold| withhold.value),
         snat,
@@ -345,14 +346,6 @@ fn withhold(text: &str) -> Result<Duration, String> {
         return Err(format!("withhold = {} is too long; give \"0s\" to \"5s\"", value::quoted(text)));
     }
     Ok(withhold)
-}
-
-fn drain(mut section: Section<'_>, findings: &mut Findings<'_>) -> (Option<Duration>, Option<Located<DrainUntil>>) {
-    let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
-    let words = [("clients", DrainUntil::Clients), ("connections", DrainUntil::Connections)];
-    let until = section.text("until", findings, |text| value::word("until", text, &words));
-    section.finish(findings);
-    (timeout, until)
 }
 
 fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {

@@ -1,16 +1,20 @@
-//! Reads the keys `snat` and `idle` of a service.
+//! Reads the keys `snat`, `idle` and `drain` of a service.
 
 use std::{net::IpAddr, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 
-use super::{findings::Findings, section::Section};
+use super::{
+    findings::Findings,
+    section::{Located, Section},
+};
 use crate::{
-    snat::{IdleTimes, SnatConfig},
+    snat::{DrainUntil, IdleTimes, SnatConfig},
     value,
 };
 
 const MOST_IDLE: Duration = Duration::from_secs(24 * 3600);
+const MIN_GRACE: Duration = Duration::from_secs(1);
 
 /// Reads the settings for connections, which are valid only in a `snat` service.
 pub(super) fn section(
@@ -86,4 +90,35 @@ fn idle(key: &str, text: &str) -> Result<Duration, String> {
         return Err(format!("{key} = {} is too short or too long; give \"1s\" to \"24h\"", value::quoted(text)));
     }
     Ok(time)
+}
+
+/// The keys of `drain`, as far as they are given.
+#[derive(Default)]
+pub(super) struct DrainKeys {
+    pub(super) timeout: Option<Duration>,
+    pub(super) until: Option<Located<DrainUntil>>,
+    pub(super) grace: Option<Duration>,
+}
+
+pub(super) fn drain(mut section: Section<'_>, findings: &mut Findings<'_>) -> DrainKeys {
+    let timeout = section.text("timeout", findings, value::duration).map(|timeout| timeout.value);
+    let words = [("clients", DrainUntil::Clients), ("connections", DrainUntil::Connections)];
+    let until = section.text("until", findings, |text| value::word("until", text, &words));
+    let grace = section.text("grace", findings, grace);
+    section.finish(findings);
+    if let Some(grace) = &grace
+        && until.as_ref().is_none_or(|until| until.value != DrainUntil::Connections)
+    {
+        let text = "grace needs until = \"connections\", because other drains wait for clients; remove it";
+        findings.error(grace.at, text.to_owned());
+    }
+    DrainKeys { timeout, until, grace: grace.map(|grace| grace.value) }
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    let grace = value::duration(text)?;
+    if grace < MIN_GRACE {
+        return Err(format!("grace = {} is too short; give \"1s\" and more", value::quoted(text)));
+    }
+    Ok(grace)
 }

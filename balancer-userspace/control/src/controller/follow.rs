@@ -300,7 +300,7 @@ impl Controller {
                         gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
                     }
                 }
-                Event::Flows { of } => {
+                Event::Flows { of, .. } => {
                     let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
                     let news = |service: &Service| {
                         service.forwarding() == Forwarding::Snat

@@ -351,7 +351,7 @@ impl Controller {
                     concerned.extend(self.swept(&known));
                     sweeps.push(known);
                 }
-                Event::Flows { of } => concerned.extend(self.flows(&of)),
+                Event::Flows { of, active } => concerned.extend(self.flows(&of, &active, now)),
                 Event::Tick => {
                     let is_due = |service: &&Service| service.is_due(now);
                     concerned.extend(self.services.iter().filter(is_due).map(Service::id).collect::<Vec<_>>());
@@ -615,7 +615,7 @@ impl Controller {
 
     /// Records the number of connections of each backend in `snat` services. Returns the services that have a backend
     /// whose drain is now complete.
-    fn flows(&mut self, of: &BTreeMap<BackendId, u64>) -> Vec<ServiceId> {
+    fn flows(&mut self, of: &BTreeMap<BackendId, u64>, active: &BTreeSet<BackendId>, now: Instant) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
         let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
         let waits = |service: &Service| service.drains_until() == DrainUntil::Connections;
@@ -624,12 +624,12 @@ impl Controller {
                 && service.backends().iter().any(|backend| backend.learns_from_flows(of(backend), waits(service)))
         };
         for service in self.services.those_mut(news) {
-            let (id, waits) = (service.id(), waits(service));
+            let (id, waits, grace) = (service.id(), waits(service), service.drain_grace());
             for backend in service.backends_mut() {
                 let flows = of(backend);
                 if !waits {
                     backend.note_flows(flows);
-                } else if backend.flows(flows) {
+                } else if backend.flows(flows, active.contains(&backend.id()), grace, now) {
                     concerned.push(id);
                 }
             }

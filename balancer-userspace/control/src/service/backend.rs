@@ -125,6 +125,9 @@ pub(super) struct Drain {
     pub(super) until: Option<Instant>,
     /// The number of consecutive sweeps during the drain that found no known client at the backend.
     pub(super) empty_sweeps: u32,
+    /// For drains that wait for connections: the time of the first of the consecutive counts that found neither a
+    /// connection nor a packet.
+    pub(super) silent_since: Option<Instant>,
 }
 
 impl Drain {
@@ -420,7 +423,7 @@ impl Backend {
         self.full = twin.full;
         self.leaving = twin.leaving;
         if twin.admin == Admin::Drain {
-            self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, empty_sweeps: 0 };
+            self.drain = Drain { timeout: twin.drain.timeout, until: twin.drain.until, ..Drain::default() };
         }
     }
 
@@ -482,7 +485,8 @@ impl Backend {
     /// Records a complete sweep that found this many known clients. Returns true if the sweep ends a drain.
     pub(crate) fn swept(&mut self, known: u64) -> bool {
         self.known = known;
-        !self.waits_for_connections && self.found(known)
+        let may_end = !self.waits_for_connections || self.flows == Some(0);
+        may_end && self.found(known)
     }
 
     /// Whether a count of the backend's connections would change anything; `waits` says whether drains wait for
@@ -493,12 +497,25 @@ impl Backend {
             || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
     }
 
-    /// Records the backend's number of connections. Returns true if this number ends a drain that waits only for
-    /// connections.
-    pub(crate) fn flows(&mut self, flows: u64) -> bool {
+    /// Records the backend's number of connections, and whether the backend has received packets since the previous
+    /// count. Returns true if this ends a drain that waits for connections, because the backend has been silent for the
+    /// time `grace`.
+    pub(crate) fn flows(&mut self, flows: u64, is_active: bool, grace: Duration, now: Instant) -> bool {
         self.flows = Some(flows);
         self.waits_for_connections = true;
-        self.found(flows)
+        if self.drain.until.is_none() || self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
+            return false;
+        }
+        if flows > 0 || is_active {
+            (self.drain.silent_since, self.drain.empty_sweeps) = (None, 0);
+            return false;
+        }
+        let since = *self.drain.silent_since.get_or_insert(now);
+        let ends = now.saturating_duration_since(since) >= grace;
+        if ends {
+            self.drain.empty_sweeps = Drain::ENOUGH_SWEEPS;
+        }
+        ends
     }
 
     /// Returns the number of the backend's connections at the last count; `None` if the balancer does not count
@@ -508,8 +525,7 @@ impl Backend {
         self.flows
     }
 
-    /// Records the number of clients or connections whose end a drain awaits. Returns true if this number ends the
-    /// drain.
+    /// Records the number of clients whose end a drain awaits. Returns true if this number ends the drain.
     fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
             // The drain stays over even if a new client comes, which may happen in an open table without other

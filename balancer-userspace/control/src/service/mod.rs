@@ -226,6 +226,11 @@ impl Service {
         self.settings.drains_until()
     }
 
+    /// How long a draining backend must be silent before a drain that waits for connections ends.
+    pub(crate) fn drain_grace(&self) -> Duration {
+        self.settings.drain_grace()
+    }
+
     /// The number of slots of the live table.
     #[must_use]
     pub fn table_size(&self) -> u32 {

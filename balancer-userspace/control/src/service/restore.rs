@@ -181,6 +181,7 @@ impl Backend {
             timeout: state.drain_timeout,
             until: state.drain_until.map(|until| clocks.instant(until)),
             empty_sweeps: if drained { Drain::ENOUGH_SWEEPS } else { 0 },
+            silent_since: None,
         };
         this.leaving = state.leaving;
         this.forced = state.forced;

@@ -1,5 +1,7 @@
 //! The connections of `snat` services.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use balancer_common::map_types::Forwarding;
 use balancer_config::{names::BackendName, snat::DrainUntil};
 use balancer_control::{
@@ -12,6 +14,24 @@ use tracing::warn;
 
 use super::Owner;
 use crate::flow_look::FlowLook;
+
+/// The packets to backends whose drains wait for connections. Packets show what the table of connections does not: short
+/// connections between two counts, and the connections of backends on this machine.
+#[derive(Debug, Default)]
+pub(super) struct Draining {
+    /// The number of packets to each backend at the last count.
+    packets: BTreeMap<BackendId, u64>,
+    /// The backends that received packets between the last two counts, or that the last count counted first.
+    active: BTreeSet<BackendId>,
+}
+
+impl Draining {
+    /// Records the numbers of packets that the backends have received so far.
+    fn count(&mut self, packets: BTreeMap<BackendId, u64>) {
+        self.active = packets.iter().filter(|(id, now)| self.packets.get(id) != Some(now)).map(|(id, _)| *id).collect();
+        self.packets = packets;
+    }
+}
 
 impl<D: Dataplane> Owner<D> {
     /// Returns a view of the connections of one `snat` service, or of all such services.
@@ -49,7 +69,11 @@ impl<D: Dataplane> Owner<D> {
 
     /// Records the numbers of connections of `snat` services.
     pub fn count_flows(&mut self, counts: FlowCounts) {
-        self.handle(Event::Flows { of: counts.of_backends.clone() });
+        let counters = self.dataplane.backend_counters();
+        let packets = |backend: &Backend| (backend.id(), counters.read(backend.id()).packets);
+        let packets = self.draining_until_connections().map(packets).collect();
+        self.draining.count(packets);
+        self.handle(Event::Flows { of: counts.of_backends.clone(), active: self.draining.active.clone() });
         self.warn_of_full_pools(&counts);
         self.flow_counts = counts;
         self.flows_counted += 1;
@@ -60,17 +84,24 @@ impl<D: Dataplane> Owner<D> {
         self.flows_counted
     }
 
-    /// The numbers of connections at draining backends, for drains that wait for connections to end; `None` if there is
-    /// no such drain.
-    pub(crate) fn connections_waited_for(&self) -> Option<Vec<(BackendId, u64)>> {
+    /// The backends whose drains wait for connections to end.
+    fn draining_until_connections(&self) -> impl Iterator<Item = &Backend> {
         let services = self.controller.services().iter();
-        let services = services.filter(|service| service.drains_until() == DrainUntil::Connections);
-        let mut drained = services
-            .flat_map(|service| service.backends())
+        services
+            .filter(|service| service.drains_until() == DrainUntil::Connections)
+            .flat_map(Service::backends)
             .filter(|backend| backend.drain_deadline().is_some())
-            .peekable();
+    }
+
+    /// The numbers of connections at draining backends, for drains that wait for connections to end; at least 1 if a
+    /// backend has received packets since the previous count. `None` if there is no such drain.
+    pub(crate) fn connections_waited_for(&self) -> Option<Vec<(BackendId, u64)>> {
+        let mut drained = self.draining_until_connections().peekable();
         drained.peek()?;
-        let of = |backend: &Backend| (backend.id(), backend.connections().unwrap_or(0));
+        let of = |backend: &Backend| {
+            let is_active = self.draining.active.contains(&backend.id());
+            (backend.id(), backend.connections().unwrap_or(0).max(is_active.into()))
+        };
         Some(drained.map(of).filter(|&(_, connections)| connections > 0).collect())
     }
 
@@ -109,4 +140,23 @@ fn full_pool(name: &BackendName, part: f64) -> String {
          snat = {{ addresses = […] }} or a wider range of ports make room",
         part * 100.0
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_a_draining_backend_gets_packets_then_it_is_active_until_a_count_without_packets() {
+        let (web, own) = (BackendId(1), BackendId(2));
+        let mut draining = Draining::default();
+        let mut active = |packets: &[(BackendId, u64)]| {
+            draining.count(packets.iter().copied().collect());
+            draining.active.iter().copied().collect::<Vec<_>>()
+        };
+        assert_eq!(active(&[(web, 7)]), [web], "the count before is not known");
+        assert_eq!(active(&[(web, 7), (own, 0)]), [own]);
+        assert_eq!(active(&[(web, 8), (own, 0)]), [web]);
+        assert_eq!(active(&[(own, 0)]), []);
+    }
 }

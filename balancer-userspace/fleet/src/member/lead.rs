@@ -11,7 +11,7 @@ mod election;
 mod writing;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem,
     time::Instant,
 };
@@ -310,7 +310,7 @@ impl Lead {
             let sum = of.entry(id).or_default();
             *sum = sum.saturating_add(count);
         }
-        let commands = self.decided.handle(Event::Flows { of }, now);
+        let commands = self.decided.handle(Event::Flows { of, active: BTreeSet::new() }, now);
         self.lines.extend(lines(commands));
     }
 

@@ -27,6 +27,7 @@ fn young_fleet(forwarding: Forwarding) -> World {
     let mut web = service("web", "198.51.100.1:80", Failback::Stay);
     (web.forwarding, web.drain_timeout) = (forwarding, DRAIN);
     web.drain_until = (forwarding == Forwarding::Snat).then_some(DrainUntil::Connections);
+    web.drain_grace = Some(Duration::from_secs(3));
     World::of_three(1, web, None)
 }
 

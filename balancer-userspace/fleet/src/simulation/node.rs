@@ -1,7 +1,7 @@
 //! A simulated member (node): the protocol, a controller that follows it, and a data path.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     time::{Duration, Instant, SystemTime},
 };
@@ -379,7 +379,7 @@ impl Node {
     pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let Some(of) = self.flows.clone() else { return Vec::new() };
         let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();
-        let commands = self.controller.handle_all([Event::Flows { of }], self.clocks(now).now);
+        let commands = self.controller.handle_all([Event::Flows { of, active: BTreeSet::new() }], self.clocks(now).now);
         self.carry_out(commands);
         self.handle(Input::FlowsCounted(flows), now, store, rng)
     }
