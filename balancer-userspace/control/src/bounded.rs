@@ -194,7 +194,9 @@ fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
     let check = backend.last_check()?;
     let tells = match check.outcome {
         CheckOutcome::Passed => true,
-        CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => check.took >= service.check_config(backend).timeout,
+        CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Late(_) => {
+            check.took >= service.check_config(backend).timeout
+        }
         CheckOutcome::Hindered(_) => false,
     };
     tells.then_some((check.ended, check.took.as_secs_f64()))

@@ -10,8 +10,10 @@ pub enum CheckOutcome {
     Passed,
     /// The backend answered with a failure (`status 503`, `body without "ok"`).
     Soft(String),
-    /// The backend did not answer (`connect: refused`, `timeout after 1s`).
+    /// The backend or its network refused the check, or ended it without an answer (`connect: refused`).
     Hard(String),
+    /// The backend did not answer in time (`connect: timeout after 1s`), which is a hard failure as well.
+    Late(String),
     /// This machine could not make the check, which says nothing about the backend.
     Hindered(String),
 }
@@ -23,7 +25,7 @@ impl CheckOutcome {
         match self {
             Self::Passed => ("passed", ""),
             Self::Soft(reason) => ("soft", reason),
-            Self::Hard(reason) => ("hard", reason),
+            Self::Hard(reason) | Self::Late(reason) => ("hard", reason),
             Self::Hindered(reason) => ("hindered", reason),
         }
     }
@@ -89,6 +91,9 @@ pub struct Health {
     failures: u32,
     /// The kind and the reason of the last failure, and the number of consecutive failures of this kind.
     last_failure: Option<Box<(FailureKind, String, u32)>>,
+    /// See [`Self::is_doubted`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    doubted: bool,
 }
 
 impl Health {
@@ -118,7 +123,7 @@ impl Health {
         match outcome {
             CheckOutcome::Passed => self.pass(check.rise),
             CheckOutcome::Soft(reason) => self.fail(FailureKind::Soft, reason, check.fall),
-            CheckOutcome::Hard(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Hard(reason) | CheckOutcome::Late(reason) => self.fail(FailureKind::Hard, reason, check.fall),
             CheckOutcome::Hindered(_) => {}
         }
     }
@@ -139,9 +144,21 @@ impl Health {
         }
     }
 
+    /// Records that the last check got no answer in time, and that packets had asked for this check.
+    pub const fn doubt(&mut self) {
+        self.doubted = !matches!(self.verdict, Verdict::Down { .. });
+    }
+
+    /// Whether packets hint at a failure and a check confirmed the hint by a time-out, so that new clients should avoid
+    /// the backend until there is a verdict.
+    #[must_use]
+    pub const fn is_doubted(&self) -> bool {
+        self.doubted
+    }
+
     /// Keeps the verdict, and begins again to count checks towards another verdict.
     pub fn count_anew(&mut self) {
-        (self.passes, self.failures, self.last_failure) = (0, 0, None);
+        (self.passes, self.failures, self.last_failure, self.doubted) = (0, 0, None, false);
     }
 
     /// Returns a text that says how many more passes or failures would change the verdict (`down after 2 more
@@ -164,7 +181,7 @@ impl Health {
 
     fn pass(&mut self, rise: u32) {
         self.failures = 0;
-        self.last_failure = None;
+        (self.last_failure, self.doubted) = (None, false);
         self.passes = self.passes.saturating_add(1);
         match self.verdict {
             Verdict::Unknown => self.verdict = Verdict::Up,
@@ -187,6 +204,7 @@ impl Health {
         };
         if convinced {
             self.verdict = Verdict::Down { kind, reason: reason.to_owned() };
+            self.doubted = false;
         }
     }
 }

@@ -59,6 +59,8 @@ mod controller_test;
 #[cfg(test)]
 mod discover_test;
 #[cfg(test)]
+mod doubt_test;
+#[cfg(test)]
 mod drain_test;
 #[cfg(test)]
 mod drop_ins_test;

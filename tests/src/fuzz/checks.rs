@@ -42,7 +42,9 @@ pub fn checks(bytes: &[u8]) {
             let says = |text: &[u8]| answer.windows(text.len()).any(|window| window == text);
             assert!(kind & 1 == 0 && (!is_http1 || says(b"HTTP/1.")), "an answer that is none has passed");
         }
-        Some(CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Hindered(why)) => {
+        Some(
+            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Late(why) | CheckOutcome::Hindered(why),
+        ) => {
             assert!(!why.is_empty(), "no reason");
         }
         None => assert!(kind & 2 != 0, "it goes on after the connection's end"),

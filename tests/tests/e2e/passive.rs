@@ -1,5 +1,5 @@
 //! Tests of a server that dies between two checks, which are an hour apart: the balancer still detects the failure,
-//! because it observes clients' packets.
+//! because it observes clients' packets. If the whole machine dies, so that checks time out, regular checks confirm it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,15 +19,22 @@ use balancer_testkit::{
 };
 use socket2::{Domain, Socket, Type};
 
+use crate::support::wait_for;
+
 const CLIENTS: RangeInclusive<u16> = 1..=60;
 const VICTIM: u16 = 2;
 /// The time limit of a connection whose client sends the SYN three times, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Regular checks are an hour apart.
+const HOURLY: &str = r#"interval = "1h", fast_interval = "1h", timeout = "1s""#;
+/// Regular checks confirm time-outs within two seconds.
+const SOON: &str = r#"interval = "500ms", fast_interval = "500ms", timeout = "500ms""#;
+
 fn site(forwarding: Forwarding, families: &[Family], check: &'static str) -> Site {
     let mut site = Site::start(Shape::OneLegged, forwarding, 4, |settings, _| {
         settings.families = families.to_vec();
-        settings.check = format!(r#"{{ type = "tcp", interval = "1h", fast_interval = "1h", timeout = "1s"{check} }}"#);
+        settings.check = format!(r#"{{ type = "tcp", {check} }}"#);
         Ok(())
     })
     .unwrap();
@@ -53,7 +60,7 @@ fn wait_down(site: &mut Site, clients: &[u16], family: Family) {
 fn when_a_server_behind_translated_addresses_is_killed_then_no_new_connection_fails() {
     let modes = [Forwarding::Nat, Forwarding::Snat];
     for (forwarding, family) in modes.iter().flat_map(|mode| Family::BOTH.map(|family| (*mode, family))) {
-        let mut site = site(forwarding, &[family], "");
+        let mut site = site(forwarding, &[family], HOURLY);
         let before = site.homes(family, CLIENTS).unwrap();
         assert!(!victims(&before).is_empty());
         site.kill_backend(VICTIM).unwrap();
@@ -233,7 +240,7 @@ fn nobody_fails(what: &str, lines: &str, prepare: impl FnOnce(&mut Site), dead: 
     assert!(site.metrics().unwrap().sum("withheld_total", &[]).unwrap() >= 1.0, "{what}");
 }
 
-/// Checks are an hour apart, except for the checks of a series, which are 100 ms apart.
+/// Checks are an hour apart, or 100 ms apart while a verdict is pending.
 const CHECK: &str = r#"{ type = "tcp", interval = "1h", fast_interval = "100ms", timeout = "1s" }"#;
 
 fn told(site: &Site, arguments: &[&str]) {
@@ -344,12 +351,47 @@ fn when_a_server_is_killed_while_no_controller_runs_then_clients_are_refused_aft
     assert!(after.values().all(|home| home != "web2"));
 }
 
+fn reason(site: &Site) -> String {
+    site.status().unwrap().services[0].backends[usize::from(VICTIM) - 1].reason.clone()
+}
+
+/// The checks that signals ask for time out, and all their time-outs are within one interval.
+#[test]
+fn when_a_server_does_not_answer_for_a_while_then_its_known_clients_stay_and_unknown_ones_go_to_others() {
+    for forwarding in [Forwarding::Nat, Forwarding::Snat, Forwarding::Dsr] {
+        let mut site = Site::start(Shape::OneLegged, forwarding, 4, |settings, _| {
+            (settings.check, settings.remember) = (CHECK.to_owned(), "1h");
+            Ok(())
+        })
+        .unwrap();
+        (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+        let before = site.homes(Family::V4, CLIENTS).unwrap();
+        let link = |site: &Site, state: &str| {
+            site.topology().switch().ip(&format!("link set web{VICTIM} {state}")).unwrap();
+        };
+        link(&site, "down");
+        let since = Instant::now();
+        while !reason(&site).starts_with("doubted: connect: timeout after 1s, 1 of 3 failures") {
+            assert!(since.elapsed() < PATIENCE, "{:?}", site.cli(&["status"]));
+            let _silence = site.ask(Family::V4, victims(&before), Duration::from_millis(300)).unwrap();
+        }
+        let newcomers = site.homes(Family::V4, 100..=160).unwrap();
+        assert!(newcomers.values().all(|home| home != "web2"), "{forwarding:?}: {newcomers:?}");
+        link(&site, "up");
+        assert_eq!(site.homes_within(PATIENCE, Family::V4, CLIENTS).unwrap(), before, "{forwarding:?}");
+        wait_for(PATIENCE, "it stays doubted", || reason(&site).is_empty());
+        assert_eq!((state(&site, VICTIM).as_str(), moves(&site)), ("up", 0.0), "{forwarding:?}");
+        let later = site.homes(Family::V4, 200..=260).unwrap();
+        assert!(later.values().any(|home| home == "web2"), "{forwarding:?}: {later:?}");
+    }
+}
+
 /// A client has an open connection when the server's machine fails. Once the balancer has marked the server as down,
 /// the first packet of the connection goes to another server, which resets the connection.
 #[test]
 fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once_it_is_down() {
     for forwarding in [Forwarding::Nat, Forwarding::Dsr] {
-        let mut site = site(forwarding, &[Family::V4], "");
+        let mut site = site(forwarding, &[Family::V4], SOON);
         let before = site.homes(Family::V4, CLIENTS).unwrap();
         let victims = victims(&before);
         let target = SocketAddr::new(site.topology().vip(Family::V4), 80);
@@ -382,7 +424,7 @@ fn when_the_machine_of_a_server_is_gone_then_its_open_connections_are_reset_once
 #[test]
 fn when_a_server_whose_answers_pass_by_is_killed_then_it_is_down_after_a_few_connections() {
     for forwarding in [Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue] {
-        let mut site = site(forwarding, &[Family::V4], "");
+        let mut site = site(forwarding, &[Family::V4], HOURLY);
         let before = site.homes(Family::V4, CLIENTS).unwrap();
         site.kill_backend(VICTIM).unwrap();
         wait_down(&mut site, &victims(&before), Family::V4);
@@ -395,7 +437,7 @@ fn when_a_server_whose_answers_pass_by_is_killed_then_it_is_down_after_a_few_con
 fn when_the_machine_of_a_server_is_gone_then_connections_that_were_begun_succeed() {
     let modes = [Forwarding::Nat, Forwarding::Snat, Forwarding::Dsr, Forwarding::Ipip, Forwarding::Gue];
     for (forwarding, family) in modes.iter().flat_map(|mode| Family::BOTH.map(|family| (*mode, family))) {
-        let site = site(forwarding, &[family], "");
+        let site = site(forwarding, &[family], SOON);
         let before = site.homes(family, CLIENTS).unwrap();
         assert!(!victims(&before).is_empty(), "{forwarding:?}");
         site.topology().switch().ip(&format!("link set web{VICTIM} down")).unwrap();
@@ -407,7 +449,8 @@ fn when_the_machine_of_a_server_is_gone_then_connections_that_were_begun_succeed
 
 #[test]
 fn when_it_is_switched_off_then_clients_are_refused_as_before() {
-    let mut site = site(Forwarding::Nat, &[Family::V4], ", passive = false");
+    const PASSIVE: &str = r#"interval = "1h", fast_interval = "1h", timeout = "1s", passive = false"#;
+    let mut site = site(Forwarding::Nat, &[Family::V4], PASSIVE);
     let victims = victims(&site.homes(Family::V4, CLIENTS).unwrap());
     site.kill_backend(VICTIM).unwrap();
     for _ in 0..3 {

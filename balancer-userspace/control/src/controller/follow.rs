@@ -20,7 +20,7 @@ use crate::{
     agreed::{Decided, Judgement, Opinion, Role},
     io::{BackendId, Command, Event, Refused},
     keys,
-    service::{Backend, Service},
+    service::{Backend, Ended, Service},
     state::{Clocks, SavedState},
 };
 
@@ -281,8 +281,8 @@ impl Controller {
         let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
-                Event::Checked { backend, check, outcome, took, .. } => {
-                    let _ = self.checked(backend, (check, &outcome, took), now);
+                Event::Checked { backend, check: number, outcome, took, asked } => {
+                    let _ = self.checked(backend, Ended { number, outcome: &outcome, took, asked }, now);
                 }
                 Event::NextHop { address, next_hop } => {
                     if self.hops.set(address, next_hop) {

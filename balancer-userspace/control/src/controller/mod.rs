@@ -33,7 +33,7 @@ use std::{
     mem,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use balancer_common::{client::HashKey, map_types::Forwarding};
@@ -49,13 +49,10 @@ use balancer_config::{
 use crate::{
     agreed::Role,
     ids::Ids,
-    io::{
-        BackendId, BackendSpec, CheckNumber, CheckOutcome, Command, Event, Refused, Report, ReportLevel, ServiceId,
-        ServiceSpec,
-    },
+    io::{BackendId, BackendSpec, CheckNumber, Command, Event, Refused, Report, ReportLevel, ServiceId, ServiceSpec},
     next_hops::NextHops,
     report,
-    service::{Backend, Service},
+    service::{Backend, Ended, Service},
     state::DropIns,
 };
 
@@ -336,8 +333,9 @@ impl Controller {
         let mut reached_otherwise = HashSet::new();
         for event in events {
             match event {
-                Event::Checked { backend, check, outcome, took, .. } => {
-                    if let Some((service, place)) = self.checked(backend, (check, &outcome, took), now) {
+                Event::Checked { backend, check: number, outcome, took, asked } => {
+                    let ended = Ended { number, outcome: &outcome, took, asked };
+                    if let Some((service, place)) = self.checked(backend, ended, now) {
                         concerned.add_checked(service, place);
                     }
                 }
@@ -571,12 +569,7 @@ impl Controller {
     }
 
     /// Records the result of a check. Returns the service and the backend's position in it if the table may change.
-    fn checked(
-        &mut self,
-        backend: BackendId,
-        ended: (CheckNumber, &CheckOutcome, Duration),
-        now: Instant,
-    ) -> Option<(ServiceId, usize)> {
+    fn checked(&mut self, backend: BackendId, ended: Ended<'_>, now: Instant) -> Option<(ServiceId, usize)> {
         let &id = self.owners.get(&backend)?;
         let service = self.services.with_id_mut(id)?;
         let place = service.position(backend)?;

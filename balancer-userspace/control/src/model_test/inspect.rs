@@ -276,7 +276,18 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
     };
     let turned_away = all_full && config.when_full != WhenFull::Open;
     let has_room = |backend: &Backend| backend.full().is_none() || all_full && !turned_away;
-    let takes_new = |backend: &Backend| standing(backend).takes_new && has_room(backend);
+    let may_take = |backend: &Backend| standing(backend).takes_new && has_room(backend);
+    let is_doubted = |backend: &Backend| {
+        let check = backend.config().check.as_deref().unwrap_or(&config.check);
+        let counts =
+            check.kind != CheckKind::None && backend.effective_forced().is_none() && !config.remember.is_zero();
+        counts && backend.health().is_doubted()
+    };
+    // While checks doubt a backend, unknown clients go to others, if there are others.
+    let trusted =
+        [false, true].map(|backup| !usable(backup, &|backend| may_take(backend) && !is_doubted(backend)).is_empty());
+    let takes_new =
+        |backend: &Backend| may_take(backend) && !(is_doubted(backend) && trusted[usize::from(backend.is_backup())]);
     let mut grounds =
         vec![(usable(false, &takes_new), Tier::Primaries, false), (usable(true, &takes_new), Tier::Backups, true)];
     if config.when_all_down == WhenAllDown::Open && !turned_away {

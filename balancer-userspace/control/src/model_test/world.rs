@@ -226,9 +226,12 @@ impl World {
                     }
                 }
                 Event::Swept { known } => self.drains.swept(known),
-                Event::Checked { backend, check, outcome, .. } => {
+                Event::Checked { backend, check, outcome, asked, .. } => {
                     if let Some(spec) = self.plane.checked.get_mut(backend).filter(|spec| spec.number == *check) {
                         spec.health.record(outcome, &spec.check);
+                        if *asked && matches!(outcome, CheckOutcome::Late(_)) {
+                            spec.health.doubt();
+                        }
                     }
                 }
                 Event::Flows { .. } | Event::Tick => {}
@@ -428,14 +431,16 @@ impl World {
 
     /// Makes the event of a finished check, even for a backend without checks.
     fn checked(&self, backend: BackendId, outcome: u8) -> Event {
+        let asked = outcome == 4;
         let outcome = match outcome {
             0 => CheckOutcome::Passed,
             1 => CheckOutcome::Soft("status 503".to_owned()),
             2 => CheckOutcome::Hard("connect: refused".to_owned()),
+            3 | 4 => CheckOutcome::Late("connect: timeout after 1s".to_owned()),
             _ => CheckOutcome::Hindered("no sockets".to_owned()),
         };
         let check = self.plane.checked.get(&backend).map(|spec| spec.number).unwrap_or_default();
-        Event::Checked { backend, check, outcome, took: Duration::from_millis(3), asked: false }
+        Event::Checked { backend, check, outcome, took: Duration::from_millis(3), asked }
     }
 
     fn pass(&mut self, time: Duration) {

@@ -72,7 +72,8 @@ impl Service {
             reason = backend.lowered();
         } else if reason.is_empty() {
             if let Some((failures, why)) = backend.health().failing() {
-                reason = format!("{why}, {failures} of {} failures", check.fall);
+                let doubted = if self.is_doubted(backend) { "doubted: " } else { "" };
+                reason = format!("{doubted}{why}, {failures} of {} failures", check.fall);
             } else if standing.state == BackendState::Checking && !standing.takes_new {
                 reason = "no verdict yet, start_down = true".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {

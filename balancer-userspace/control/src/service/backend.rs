@@ -105,6 +105,16 @@ pub(crate) struct ToldCheck {
     pub(crate) config: CheckConfig,
 }
 
+/// The result of a check, as the shell reports it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended<'a> {
+    pub(crate) number: CheckNumber,
+    pub(crate) outcome: &'a CheckOutcome,
+    pub(crate) took: Duration,
+    /// Whether packets asked for the check.
+    pub(crate) asked: bool,
+}
+
 /// A health check that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCheck {
@@ -367,11 +377,20 @@ impl Backend {
     }
 
     /// Records a finished check of the backend. `service_check` is the check in the service's configuration.
-    pub(super) fn record(&mut self, outcome: &CheckOutcome, took: Duration, service_check: &CheckConfig, now: Instant) {
+    pub(super) fn record(
+        &mut self,
+        Ended { outcome, took, asked, .. }: Ended<'_>,
+        service_check: &CheckConfig,
+        now: Instant,
+    ) {
         let word = |health: &Health| std::mem::discriminant(health.verdict());
         let before = word(self.health());
         let check = self.config.check.as_deref().unwrap_or(service_check);
-        own_health(&mut self.health, self.fleet.as_deref_mut()).record(outcome, check);
+        let health = own_health(&mut self.health, self.fleet.as_deref_mut());
+        health.record(outcome, check);
+        if asked && matches!(outcome, CheckOutcome::Late(_)) {
+            health.doubt();
+        }
         if word(self.health()) != before {
             self.verdict_since = now;
         }
@@ -380,7 +399,7 @@ impl Backend {
         match outcome {
             CheckOutcome::Passed => *passed += 1,
             CheckOutcome::Soft(_) => *soft += 1,
-            CheckOutcome::Hard(_) => *hard += 1,
+            CheckOutcome::Hard(_) | CheckOutcome::Late(_) => *hard += 1,
             CheckOutcome::Hindered(_) => {}
         }
     }

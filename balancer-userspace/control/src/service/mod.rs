@@ -38,8 +38,8 @@ use crate::{
     agreed::Way,
     ids::place,
     io::{
-        BackendId, BackendSpec, CheckNumber, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, Passive, QuicSpec,
-        RuleSpec, ServiceId, ServiceSpec,
+        BackendId, BackendSpec, CheckOutcome, CheckSpec, ListenerId, ListenerSpec, Passive, QuicSpec, RuleSpec,
+        ServiceId, ServiceSpec,
     },
     keys,
     moves::Moves,
@@ -50,7 +50,7 @@ use crate::{
 };
 pub use agent::WordsOf;
 pub use backend::Backend;
-pub(crate) use backend::ToldCheck;
+pub(crate) use backend::{Ended, ToldCheck};
 pub(crate) use refresh::Look;
 pub(crate) use share::SharedClients;
 
@@ -599,7 +599,7 @@ impl Service {
     pub fn hindered<'a>(&self, backend: &'a Backend) -> Option<&'a str> {
         match &backend.last_check()?.outcome {
             CheckOutcome::Hindered(why) => self.checked_at(backend).map(|_| why.as_str()),
-            CheckOutcome::Passed | CheckOutcome::Soft(_) | CheckOutcome::Hard(_) => None,
+            CheckOutcome::Passed | CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Late(_) => None,
         }
     }
 
@@ -635,25 +635,21 @@ impl Service {
 
     /// Records a finished check of the backend at `index`. Returns true if the controller should evaluate the service
     /// again.
-    pub(crate) fn record(
-        &mut self,
-        index: usize,
-        (number, outcome, took): (CheckNumber, &CheckOutcome, Duration),
-        hops: &NextHops,
-        now: Instant,
-    ) -> bool {
-        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.check_number() == Some(number))
-        else {
+    pub(crate) fn record(&mut self, index: usize, ended: Ended<'_>, hops: &NextHops, now: Instant) -> bool {
+        let number = Some(ended.number);
+        let Some(backend) = self.backends.get_mut(index).filter(|backend| backend.check_number() == number) else {
             return false;
         };
-        backend.record(outcome, took, &self.settings.check, now);
+        let was_doubted = backend.health.is_doubted();
+        backend.record(ended, &self.settings.check, now);
         let Some(backend) = self.backends.get(index) else { return false };
+        let doubt_changed = backend.health.is_doubted() != was_doubted;
         let mut assessment = self.assess(backend, hops, now);
         backend.explain(&mut assessment);
         let news = backend.assessment.as_ref().map(|old| old.standing) != Some(assessment.standing);
         if !news && let Some(backend) = self.backends.get_mut(index) {
             backend.assessment = Some(assessment);
         }
-        news
+        news || doubt_changed
     }
 }

@@ -3,7 +3,7 @@
 use std::mem;
 
 use balancer_config::{
-    config::{WhenAllDown, WhenFull},
+    config::{CheckKind, WhenAllDown, WhenFull},
     renames::Named as _,
     states::Admin,
 };
@@ -34,6 +34,15 @@ impl Service {
         let all_full = self.are_all_full(takes_new);
         let is_open = self.settings.when_full == WhenFull::Open;
         let has_room = |backend: &Backend| backend.full.is_none() || all_full && is_open;
+        // Doubts about all backends alike spare none of them.
+        let stands =
+            |backend: &Backend| has_room(backend) && backend.effective_weight() > 0 && !self.is_doubted(backend);
+        let others_stand = [false, true].map(|backup| {
+            let mut all = self.backends.iter().zip(takes_new);
+            all.any(|(of, takes_new)| of.config.backup == backup && *takes_new == Some(true) && stands(of))
+        });
+        let is_avoided =
+            |backend: &Backend| self.is_doubted(backend) && others_stand[usize::from(backend.config.backup)];
         let candidates = self.backends.iter().zip(takes_new).filter_map(|(backend, takes_new)| {
             Some(Candidate {
                 member: Member {
@@ -43,7 +52,7 @@ impl Service {
                 },
                 backup: backend.config.backup,
                 maint: backend.effective_admin() == Admin::Maint,
-                takes_new: (*takes_new)? && has_room(backend),
+                takes_new: (*takes_new)? && has_room(backend) && !is_avoided(backend),
                 step: backend.slow_start_step(),
                 bound: backend.bound.map(|bound| bound.keeps / PERCENT_IN_A_STEP),
             })
@@ -52,6 +61,13 @@ impl Service {
         let slots = self.settings.table_size.slots(candidates.len());
         let when_nobody = if all_full && !is_open { WhenAllDown::Drop } else { self.settings.when_all_down };
         builder.live(&candidates, when_nobody, (slots, self.table_key), made)
+    }
+
+    /// Whether checks doubt a backend, so that unknown clients should go to other backends. Without client memory, a
+    /// doubt would move known clients as well, so it has no effect.
+    pub(super) fn is_doubted(&self, backend: &Backend) -> bool {
+        let is_checked = self.check_config(backend).kind != CheckKind::None;
+        backend.health.is_doubted() && is_checked && backend.effective_forced().is_none() && self.remembers()
     }
 
     /// The precomputed base tables of the service.

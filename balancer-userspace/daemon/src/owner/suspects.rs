@@ -71,7 +71,7 @@ impl Suspects {
                 self.passed.insert(*backend, now);
                 Some(Answer::Works(*backend))
             }
-            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) => {
+            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Late(why) => {
                 let suspect = self.suspects.get_mut(backend).filter(|suspect| !suspect.fails)?;
                 suspect.fails = true;
                 let is_recent = now.saturating_duration_since(suspect.since) < LAPSES;

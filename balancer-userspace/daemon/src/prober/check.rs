@@ -128,7 +128,7 @@ impl Check {
             Ok(Err(error)) => return Ok(CheckOutcome::Hard(format!("{connecting}: {}", reason(&error)))),
             Err(_) => {
                 let why = too_late(&connecting, self.timeout);
-                return Ok(CheckOutcome::Hard(format!("{why}; does the backend hold that address?")));
+                return Ok(CheckOutcome::Late(format!("{why}; does the backend hold that address?")));
             }
         }
         let Some((question, means)) = asks else { return Ok(CheckOutcome::Passed) };
@@ -168,7 +168,7 @@ pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
 
 /// The outcome of a check that has exceeded its timeout.
 pub(super) fn timed_out(what: &str, timeout: Duration) -> CheckOutcome {
-    CheckOutcome::Hard(too_late(what, timeout))
+    CheckOutcome::Late(too_late(what, timeout))
 }
 
 fn too_late(what: &str, timeout: Duration) -> String {

@@ -89,6 +89,10 @@ fn hard(reason: &str) -> CheckOutcome {
     CheckOutcome::Hard(reason.to_owned())
 }
 
+fn late(reason: &str) -> CheckOutcome {
+    CheckOutcome::Late(reason.to_owned())
+}
+
 fn soft(reason: &str) -> CheckOutcome {
     CheckOutcome::Soft(reason.to_owned())
 }
@@ -118,7 +122,7 @@ async fn when_a_backlog_is_full_then_the_check_times_out() {
     let target = listener.local_addr().unwrap();
     let _occupied = TcpStream::connect(target).await.unwrap();
     let tcp = config(CheckKind::Tcp { port: None }, SHORT);
-    assert_eq!(check(target, &tcp).await.unwrap(), hard("connect: timeout after 200ms"));
+    assert_eq!(check(target, &tcp).await.unwrap(), late("connect: timeout after 200ms"));
 }
 
 #[tokio::test]
@@ -180,7 +184,7 @@ async fn when_there_is_no_answer_then_it_is_a_hard_failure() {
 
 #[tokio::test]
 async fn when_an_answer_takes_too_long_then_it_is_a_hard_failure() {
-    let late = hard("http: timeout after 200ms");
+    let late = late("http: timeout after 200ms");
     let (silent, _) = server(async |_stream| std::future::pending().await).await;
     assert_eq!(outcome(silent, http(), SHORT).await, late);
     let (dripping, _) = server(async |mut stream| {
@@ -339,7 +343,7 @@ async fn when_a_server_does_not_speak_tls_then_the_failure_tells_if_it_answered(
     let (resetting, _) = server(async |stream| stream.set_zero_linger().unwrap()).await;
     assert_eq!(outcome(resetting, https(false), LONG).await, hard("tls: connection reset"));
     let (silent, _) = server(async |_stream| std::future::pending().await).await;
-    assert_eq!(outcome(silent, https(false), SHORT).await, hard("https: timeout after 200ms"));
+    assert_eq!(outcome(silent, https(false), SHORT).await, late("https: timeout after 200ms"));
     assert_eq!(outcome(refusing().await, https(false), LONG).await, hard("connect: refused"));
 }
 

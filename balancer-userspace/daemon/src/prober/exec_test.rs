@@ -75,7 +75,7 @@ async fn when_output_never_ends_then_it_is_cut() {
         panic!("it passed")
     };
     assert_eq!(reason.chars().count(), "exit code 1: ".len() + 200);
-    assert_eq!(sh("yes", SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
+    assert_eq!(sh("yes", SHORT).await, CheckOutcome::Late("exec: timeout after 300ms".to_owned()));
 }
 
 /// Runs a script, and returns the first line that the script prints.
@@ -144,7 +144,7 @@ async fn when_a_program_ends_then_its_descendants_end_with_it() {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let file = directory.path().join("pids");
     let started = |then: &str| format!("sleep 600 & echo $$ $! > {}; {then}", file.display());
-    assert_eq!(sh(&started("wait"), SHORT).await, CheckOutcome::Hard("exec: timeout after 300ms".to_owned()));
+    assert_eq!(sh(&started("wait"), SHORT).await, CheckOutcome::Late("exec: timeout after 300ms".to_owned()));
     gone(&fs::read_to_string(&file).unwrap()).await;
     assert_eq!(sh(&started("exit 1"), LONG).await, soft("exit code 1"));
     gone(&fs::read_to_string(&file).unwrap()).await;

@@ -293,14 +293,13 @@ async fn when_there_is_no_answer_by_http2_then_the_failure_tells_if_the_server_a
     let resetting = listening(async |stream: TcpStream| stream.set_zero_linger().unwrap()).await;
     let silent = listening(async |_stream: TcpStream| std::future::pending().await).await;
     let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    for (target, timeout, words) in [
-        (closing, LONG, ": connection closed"),
-        (resetting, LONG, ": connection reset"),
-        (silent, SHORT, ": timeout after 300ms"),
-    ] {
-        assert_eq!(outcome(target, Http(page(None)), timeout).await, hard(&format!("http{words}")));
-        assert_eq!(outcome(target, health(None, ""), timeout).await, hard(&format!("grpc{words}")));
+    for (target, words) in [(closing, ": connection closed"), (resetting, ": connection reset")] {
+        assert_eq!(outcome(target, Http(page(None)), LONG).await, hard(&format!("http{words}")));
+        assert_eq!(outcome(target, health(None, ""), LONG).await, hard(&format!("grpc{words}")));
     }
+    let late = |scheme: &str| CheckOutcome::Late(format!("{scheme}: timeout after 300ms"));
+    assert_eq!(outcome(silent, Http(page(None)), SHORT).await, late("http"));
+    assert_eq!(outcome(silent, health(None, ""), SHORT).await, late("grpc"));
     assert_eq!(outcome(refusing, Http(page(None)), LONG).await, hard("connect: refused"));
     assert_eq!(outcome(http1, Http(page(None)), LONG).await, soft("http: not an HTTP/2 answer"));
     assert_eq!(outcome(http1, health(None, ""), LONG).await, soft("grpc: not an HTTP/2 answer"));

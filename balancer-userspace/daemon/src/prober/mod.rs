@@ -24,6 +24,7 @@ mod question;
 mod rounds;
 mod series;
 mod service_path;
+mod time_outs;
 mod tls;
 
 use std::{

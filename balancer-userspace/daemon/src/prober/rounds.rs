@@ -25,6 +25,7 @@ use super::{
     pace::Pace,
     series::{self, Series},
     service_path::Ways,
+    time_outs::TimeOuts,
 };
 
 /// The maximum time for which the prober holds a routine outcome, so that the controller wakes only once for several
@@ -203,7 +204,8 @@ async fn run(
     let whom = Whom { backend, name, target, ways, hearer };
     let mut alarms = alarm.subscribe();
     let mut check = None;
-    let mut count = Count { backend, number, name: whom.name.clone(), config, health, hindered: false, found, alarm };
+    let (name, time_outs) = (whom.name.clone(), TimeOuts::default());
+    let mut count = Count { backend, number, name, config, health, time_outs, hindered: false, found, alarm };
     let mut series = Series::new(suspected);
     tokio::select! {
         () = sleep_until(due) => {}
@@ -258,6 +260,7 @@ pub(super) struct Count {
     /// The verdict about the backend, and the counts that lead to it. The controller gets the same outcomes, and counts
     /// them by the same rules.
     pub(super) health: Health,
+    time_outs: TimeOuts,
     hindered: bool,
     found: mpsc::Sender<Found>,
     alarm: Arc<Alarm>,
@@ -268,7 +271,8 @@ pub(super) struct Ended;
 
 impl Count {
     /// Counts a check that began at `start`, and reports its outcome. The report is immediate if the controller may
-    /// have to act, or if a suspicion triggered the check (`asked`).
+    /// have to act, or if a suspicion triggered the check (`asked`). A [time-out that does not count](TimeOuts) is not
+    /// reported.
     pub(super) async fn add(
         &mut self,
         outcome: io::Result<CheckOutcome>,
@@ -286,10 +290,18 @@ impl Count {
             CheckOutcome::Hindered(why)
         });
         self.hindered = matches!(outcome, CheckOutcome::Hindered(_));
+        match outcome {
+            CheckOutcome::Late(_) if matches!(self.health.verdict(), Verdict::Down { .. }) => {}
+            CheckOutcome::Late(_) if self.time_outs.counts((start, asked), self.config.interval) => {}
+            CheckOutcome::Late(_) => return Ok(()),
+            CheckOutcome::Passed => self.time_outs = TimeOuts::default(),
+            CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Hindered(_) => {}
+        }
         let (verdict, was_pending) = (self.health.verdict().clone(), self.health.is_pending());
         self.health.record(&outcome, &self.config);
         let failed_before = was_pending || matches!(verdict, Verdict::Down { .. });
-        let begins_to_fail = !failed_before && matches!(outcome, CheckOutcome::Soft(_) | CheckOutcome::Hard(_));
+        let fails = matches!(outcome, CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Late(_));
+        let begins_to_fail = !failed_before && fails;
         let matters = asked || was_pending || self.health.is_pending() || *self.health.verdict() != verdict;
         let took = start.elapsed();
         let found = Found { backend: self.backend, number: self.number, outcome, took, asked, matters };
@@ -335,7 +347,10 @@ pub(super) mod tests {
         config::{CheckKind, HttpCheck, StatusRanges},
         fixture,
     };
-    use tokio::{io::AsyncReadExt as _, net::TcpListener};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
 
     use super::*;
 
@@ -343,6 +358,21 @@ pub(super) mod tests {
     pub(in crate::prober) fn spec(number: u16, target: SocketAddr, check: CheckConfig) -> CheckSpec {
         let (backend, number) = (BackendId(number), CheckNumber(number.into()));
         CheckSpec { backend, number, name: fixture::name("web/web1"), target, check, health: Health::default() }
+    }
+
+    fn http() -> CheckConfig {
+        let http = HttpCheck {
+            port: None,
+            tls: None,
+            http2: false,
+            method: "GET".to_owned(),
+            path: "/".to_owned(),
+            host: None,
+            headers: Vec::new(),
+            expect_status: StatusRanges(vec![(200, 399)]),
+            expect_body: None,
+        };
+        CheckConfig { kind: CheckKind::Http(http), ..fixture::check() }
     }
 
     /// The servers accept connections and send nothing, so checks wait; together they have at most the allowed number
@@ -356,19 +386,7 @@ pub(super) mod tests {
         let (orders, given) = mpsc::unbounded_channel();
         tokio::spawn(Rounds::new(events, Default::default(), AT_ONCE).follow(given));
         let interval = Duration::from_millis(100);
-        let http = HttpCheck {
-            port: None,
-            tls: None,
-            http2: false,
-            method: "GET".to_owned(),
-            path: "/".to_owned(),
-            host: None,
-            headers: Vec::new(),
-            expect_status: StatusRanges(vec![(200, 399)]),
-            expect_body: None,
-        };
-        let kind = CheckKind::Http(http);
-        let check = CheckConfig { kind, interval, timeout: interval, fast_interval: interval, ..fixture::check() };
+        let check = CheckConfig { interval, timeout: interval, fast_interval: interval, ..http() };
         for number in 1..=5 {
             orders.send(Order::Start(Box::new(spec(number, target, check.clone())))).unwrap();
         }
@@ -391,7 +409,7 @@ pub(super) mod tests {
                 }
                 event = told.recv() => {
                     let Some(Event::Checked { backend, outcome, .. }) = event else { panic!("{event:?}") };
-                    assert!(matches!(outcome, CheckOutcome::Hard(_)), "{outcome:?}");
+                    assert!(matches!(outcome, CheckOutcome::Late(_)), "{outcome:?}");
                     checked.insert(backend);
                 }
             }
@@ -507,19 +525,7 @@ pub(super) mod tests {
         let (orders, given) = mpsc::unbounded_channel();
         tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let (interval, timeout) = (Duration::from_millis(100), Duration::from_secs(3600));
-        let http = HttpCheck {
-            port: None,
-            tls: None,
-            http2: false,
-            method: "GET".to_owned(),
-            path: "/".to_owned(),
-            host: None,
-            headers: Vec::new(),
-            expect_status: StatusRanges(vec![(200, 399)]),
-            expect_body: None,
-        };
-        let check =
-            CheckConfig { kind: CheckKind::Http(http), interval, timeout, fast_interval: interval, ..fixture::check() };
+        let check = CheckConfig { interval, timeout, fast_interval: interval, ..http() };
         orders.send(Order::Start(Box::new(spec(1, target, CheckConfig { fall: 3, ..check })))).unwrap();
         let hanging = listener.accept().await.unwrap();
         orders.send(Order::Suspect(BackendId(1))).unwrap();
@@ -530,6 +536,40 @@ pub(super) mod tests {
             let event = tokio::time::timeout(Duration::from_secs(30), told.recv()).await.unwrap();
             assert!(matches!(event, Some(Event::Checked { outcome: CheckOutcome::Hard(_), .. })), "{event:?}");
         }
+    }
+
+    /// The server answers the first request and none of the next three, which are those of a series.
+    #[tokio::test]
+    async fn when_a_server_pauses_during_a_series_then_the_time_outs_count_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut paused = Vec::new();
+            for number in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if (1..=3).contains(&number) {
+                    paused.push(stream);
+                } else {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+                }
+            }
+        });
+        let (events, mut told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
+        let hour = Duration::from_secs(3600);
+        let check = CheckConfig { interval: hour, timeout: Duration::from_secs(1), fast_interval: hour, ..http() };
+        orders.send(Order::Start(Box::new(spec(1, target, CheckConfig { fall: 3, ..check })))).unwrap();
+        let mut next = async || match tokio::time::timeout(Duration::from_secs(30), told.recv()).await {
+            Ok(Some(Event::Checked { outcome, asked, .. })) => (outcome, asked),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(next().await, (CheckOutcome::Passed, false));
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        assert_eq!(next().await, (CheckOutcome::Late("http: timeout after 1s".to_owned()), true));
+        orders.send(Order::Suspect(BackendId(1))).unwrap();
+        assert_eq!(next().await, (CheckOutcome::Passed, true));
     }
 
     /// Up to 60,000 checks may wait for the time at which they start again.

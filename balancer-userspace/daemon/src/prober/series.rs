@@ -1,5 +1,6 @@
 //! A series of checks of a suspected backend: the first check starts at once, and a further check starts every 50 ms
-//! until there is a verdict.
+//! until there is a verdict. At most one time-out of a series counts, so a series of several checks ends in a verdict
+//! only if checks are refused.
 
 use std::{io, sync::Arc, time::Duration};
 
