@@ -105,6 +105,11 @@ fn listen(conversion: &mut Conversion, section: &Section, inherited: &[Line]) {
     if !section.lines.iter().any(serves) {
         return no_server(conversion, section);
     }
+    let chooses = |line: &&Line| ["use_backend", "default_backend"].contains(&line.word(0));
+    if section.lines.iter().any(|line| chooses(&line) && line.word(1) != section.head.word(1)) {
+        section.lines.iter().filter(chooses).for_each(|line| conversion.needs_you(&line.place, line.text(), BEHIND));
+        return chooses_by_request(conversion, section);
+    }
     let mut service = Service::new(&section.head.place, section.head.word(1));
     service.listeners =
         section.lines.iter().filter(|line| is_bind(line)).flat_map(|line| bind(conversion, line)).collect();
@@ -130,29 +135,76 @@ fn finish(conversion: &mut Conversion, service: Service) {
     }
 }
 
+/// The lines of a frontend that choose its backend, in the order in which HAProxy asks them. The last one has no
+/// condition, unless the frontend serves only requests that meet one.
+fn branches(section: &Section) -> Vec<&Line> {
+    let of = |word: &'static str| section.lines.iter().filter(move |line| line.word(0) == word);
+    let mut branches = Vec::new();
+    for line in of("use_backend") {
+        branches.push(line);
+        if is_unconditional(line) {
+            return branches;
+        }
+    }
+    branches.extend(of("default_backend").next_back());
+    branches
+}
+
+fn is_unconditional(line: &Line) -> bool {
+    line.word(0) == "default_backend" || line.words.len() == 2
+}
+
+fn chooses_by_request(conversion: &mut Conversion, section: &Section) {
+    let why = format!("it chooses between servers by the content of requests, and becomes no service; {BEHIND}");
+    conversion.needs_you(&section.head.place, section.head.text(), why);
+}
+
+/// The line that names the only backend of a frontend; `None` if the frontend cannot be converted, with a note about the
+/// reason.
+fn only_backend<'a>(conversion: &mut Conversion, section: &'a Section) -> Option<&'a Line> {
+    let branches = branches(section);
+    let last = branches.last().filter(|line| is_unconditional(line));
+    let only =
+        last.filter(|last| branches.iter().all(|line| line.word(1) == last.word(1)) && !last.word(1).contains('%'));
+    for line in branches.iter().filter(|line| line.word(0) == "use_backend") {
+        if only.is_none() {
+            conversion.needs_you(&line.place, line.text(), BEHIND);
+        } else if !is_unconditional(line) {
+            let why = "all requests go to this backend, with or without the condition; nothing to do";
+            conversion.not_needed(&line.place, line.text(), why);
+        }
+    }
+    if only.is_none() && last.is_some() {
+        chooses_by_request(conversion, section);
+    } else if only.is_none() {
+        no_server(conversion, section);
+    }
+    only.copied()
+}
+
 fn frontend(conversion: &mut Conversion, section: &Section, backends: &Backends<'_>) -> Option<String> {
-    let (mut listeners, mut target) = (Vec::new(), None);
+    let branch = only_backend(conversion, section);
+    let mut listeners = Vec::new();
     for line in &section.lines {
         match line.word(0) {
+            "bind" if branch.is_none() => {
+                conversion.not_needed(&line.place, line.text(), "its frontend could not be converted, see there");
+            }
             "bind" => listeners.extend(bind(conversion, line)),
-            "default_backend" => target = Some(line),
-            "use_backend" if line.words.len() == 2 => target = Some(line),
-            "use_backend" => conversion.needs_you(&line.place, line.text(), BEHIND),
+            "default_backend" | "use_backend" => {}
             _ => other(conversion, line),
         }
     }
-    let Some(line) = target else {
-        no_server(conversion, section);
-        return None;
-    };
-    let Some((backend, inherited)) = backends.get(line.word(1)) else {
+    let branch = branch?;
+    let name = branch.word(1);
+    let Some((backend, inherited)) = backends.get(name) else {
         let why = "there is no such backend, or it is disabled; name one";
-        conversion.needs_you(&line.place, line.text(), why);
+        conversion.needs_you(&branch.place, branch.text(), why);
         return None;
     };
-    let mut service = Service::new(&section.head.place, line.word(1));
+    let mut service = Service::new(&section.head.place, name);
     service.listeners = listeners;
     fill(conversion, &mut service, backend.lines.iter(), inherited);
     finish(conversion, service);
-    Some(line.word(1).to_owned())
+    Some(name.to_owned())
 }

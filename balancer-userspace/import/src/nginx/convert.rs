@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
+    block::{Block, Listeners, Target},
     dump,
-    listen::listen,
+    listen::{listen, read},
     other::{BEHIND, other},
     parse::Reader,
     upstream::fill,
@@ -40,32 +41,43 @@ pub(crate) fn convert(
             conversion.needs_you(place, directive, format!("{why}; name the file on the command line as well"));
         }
     }
+    // The text may be a single file from the directory conf.d. In an `http` context, `proxy_pass` occurs in a location.
+    let is_bare = |one: &&Directive| ["upstream", "server"].contains(&one.name());
+    let passes =
+        |one: &Directive| one.name() == "server" && one.children().iter().any(|each| each.name() == "proxy_pass");
+    let bare_stream = top.iter().filter(is_bare).any(passes);
+    let (mut http, mut stream) = (Vec::new(), Vec::new());
     for directive in &top {
         match directive.name() {
-            "http" | "stream" => context(conversion, directive.children(), directive.name() == "stream"),
-            // The text may be a single file from the directory conf.d.
-            "upstream" | "server" => {}
+            "http" => http.extend(directive.children()),
+            "stream" => stream.extend(directive.children()),
+            "upstream" | "server" if bare_stream => stream.push(directive),
+            "upstream" | "server" => http.push(directive),
             "events" => directive.children().iter().for_each(|each| other(conversion, each)),
             _ => other(conversion, directive),
         }
     }
-    if top.iter().any(|directive| directive.name() == "server") {
-        let bare: Vec<_> = top.into_iter().filter(|one| ["upstream", "server"].contains(&one.name())).collect();
-        let passes =
-            |one: &Directive| one.name() == "server" && one.children().iter().any(|each| each.name() == "proxy_pass");
-        // In an `http` context, `proxy_pass` occurs in a location and has a URL scheme.
-        context(conversion, &bare, bare.iter().any(passes));
-    }
+    context(conversion, &http, false);
+    context(conversion, &stream, true);
     Ok(())
 }
 
-fn context(conversion: &mut Conversion, directives: &[Directive], stream: bool) {
-    let all = |name: &'static str| directives.iter().filter(move |directive| directive.name() == name);
+fn context(conversion: &mut Conversion, directives: &[&Directive], stream: bool) {
+    let all = |name: &'static str| directives.iter().copied().filter(move |directive| directive.name() == name);
     let upstreams: Upstreams<'_> = all("upstream").map(|one| (one.argument(), one)).collect();
-    let mut used = Vec::new();
+    let mut blocks = Vec::new();
     for each in all("server") {
         conversion.has_candidates = true;
-        used.extend(server(conversion, each, &upstreams, stream));
+        blocks.push(block(conversion, each, &upstreams, stream));
+    }
+    let all_listeners = Listeners::of(&blocks);
+    let mut used = Vec::new();
+    for (index, block) in blocks.iter().enumerate() {
+        let Some(target) = block.target else { continue };
+        let listeners = all_listeners.kept(conversion, &blocks, index);
+        if !listeners.is_empty() {
+            used.extend(service(conversion, block.server, target, listeners, &upstreams, stream));
+        }
     }
     for (name, upstream) in &upstreams {
         if !used.contains(name) {
@@ -78,42 +90,21 @@ fn context(conversion: &mut Conversion, directives: &[Directive], stream: bool) 
     }
 }
 
-/// The addresses on which an nginx server listens, and its target.
-#[derive(Default)]
-struct Parts<'a> {
-    listeners: Vec<Listener>,
-    passes: Vec<&'a Directive>,
-    listens: bool,
+/// All directives `proxy_pass` in a block and in the blocks inside it.
+fn passes(block: &Directive) -> Vec<&Directive> {
+    let of = |each| if Directive::name(each) == "proxy_pass" { vec![each] } else { passes(each) };
+    block.children().iter().flat_map(of).collect()
 }
 
-fn parts<'a>(conversion: &mut Conversion, server: &'a Directive) -> Parts<'a> {
-    let mut parts = Parts::default();
-    let passes_in = |one: &Directive| one.children().iter().any(|each| each.name() == "proxy_pass");
-    let passes = passes_in(server) || server.children().iter().any(passes_in);
+/// Reads a `server` block: its listeners, and its only target if the block can be converted.
+fn block<'a>(conversion: &mut Conversion, server: &'a Directive, upstreams: &Upstreams<'_>, stream: bool) -> Block<'a> {
+    let passes = passes(server);
+    let mut listens = Vec::new();
     for each in server.children() {
         match each.name() {
-            "listen" if !passes => {
-                parts.listens = true;
-                conversion.not_needed(&each.place, each.text(), "its server passes to no other one, see there");
-            }
-            "listen" => {
-                parts.listens = true;
-                parts.listeners.extend(listen(conversion, each));
-            }
-            "proxy_pass" => parts.passes.push(each),
-            "location" => {
-                let before = parts.passes.len();
-                for one in each.children() {
-                    if one.name() == "proxy_pass" {
-                        parts.passes.push(one);
-                    } else {
-                        other(conversion, one);
-                    }
-                }
-                if parts.passes.len() == before || each.argument() != "/" || each.words.len() > 2 {
-                    conversion.needs_you(&each.place, each.text(), BEHIND);
-                }
-            }
+            "listen" => listens.extend(listen(conversion, each, !passes.is_empty())),
+            "proxy_pass" => {}
+            "location" => location(conversion, each),
             "server_name" if each.arguments().iter().all(|name| name == "_" || name.is_empty()) => {}
             "server_name" => conversion.not_needed(
                 &each.place,
@@ -129,7 +120,64 @@ fn parts<'a>(conversion: &mut Conversion, server: &'a Directive) -> Parts<'a> {
             _ => other(conversion, each),
         }
     }
-    parts
+    if !stream && !server.children().iter().any(|each| each.name() == "listen") {
+        let default = Directive { place: server.place.clone(), words: vec!["listen".into(), "80".into()], block: None };
+        listens.extend(read(&default));
+    }
+    let target = only_target(conversion, server, &passes, upstreams);
+    Block { server, listens, target }
+}
+
+fn location(conversion: &mut Conversion, location: &Directive) {
+    for each in location.children().iter().filter(|each| each.name() != "proxy_pass") {
+        other(conversion, each);
+    }
+    if passes(location).is_empty() || location.argument() != "/" || location.words.len() > 2 {
+        conversion.needs_you(&location.place, location.text(), BEHIND);
+    }
+}
+
+/// The only target of a `server` block; `None` if the block cannot be converted, with a note about the reason.
+fn only_target<'a>(
+    conversion: &mut Conversion,
+    server: &Directive,
+    passes: &[&'a Directive],
+    upstreams: &Upstreams<'_>,
+) -> Option<Target<'a>> {
+    let mut names: Vec<_> = passes.iter().map(|pass| target(pass)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let ([name], Some(pass)) = (names.as_slice(), passes.first()) else {
+        let why =
+            if names.is_empty() { "it passes to no other server" } else { "it chooses the server by the request" };
+        conversion.needs_you(&server.place, "server", format!("{why}; {BEHIND}"));
+        return None;
+    };
+    let encrypted = passes.iter().find(|pass| pass.argument().starts_with("https://"));
+    let why = if let Some(encrypted) = encrypted {
+        conversion.needs_you(
+            &encrypted.place,
+            encrypted.text(),
+            format!("nginx encrypts towards the backends; {BEHIND}"),
+        );
+        return None;
+    } else if name.contains('$') {
+        format!("it chooses the server by the request; {BEHIND}")
+    } else if !upstreams.contains_key(name) && host(name).is_none() {
+        refusal(name).to_owned()
+    } else {
+        for pass in passes.iter().filter(|pass| changes_path(pass)) {
+            conversion.needs_you(&pass.place, pass.text(), format!("it changes the path of requests; {BEHIND}"));
+        }
+        return Some(Target { name, pass });
+    };
+    conversion.needs_you(&pass.place, pass.text(), why);
+    None
+}
+
+fn changes_path(pass: &Directive) -> bool {
+    let path = pass.argument().split_once("://").and_then(|(_, rest)| rest.split_once('/'));
+    path.is_some_and(|(_, path)| !path.is_empty())
 }
 
 /// The host in a URL, or the name of an upstream.
@@ -139,67 +187,31 @@ fn target(pass: &Directive) -> &str {
     rest.split('/').next().unwrap_or_default()
 }
 
-/// Converts one nginx server, and returns the name of the upstream that the server uses.
-fn server<'a>(
+/// Adds the service for a `server` block, and returns the name of the upstream that the block uses.
+fn service<'a>(
     conversion: &mut Conversion,
     server: &Directive,
+    Target { name, pass }: Target<'_>,
+    listeners: Vec<Listener>,
     upstreams: &Upstreams<'a>,
     stream: bool,
 ) -> Option<&'a str> {
-    let Parts { mut listeners, passes, listens } = parts(conversion, server);
-    if !listens && !stream && !passes.is_empty() {
-        let default = Directive { place: server.place.clone(), words: vec!["listen".into(), "80".into()], block: None };
-        listeners = listen(conversion, &default);
-    }
-    let mut targets: Vec<_> = passes.iter().map(|pass| target(pass)).collect();
-    targets.dedup();
-    let ([target], Some(pass)) = (targets.as_slice(), passes.first()) else {
-        let why =
-            if targets.is_empty() { "it passes to no other server" } else { "it chooses the server by the request" };
-        conversion.needs_you(&server.place, "server", format!("{why}; {BEHIND}"));
-        return None;
-    };
-    if listeners.is_empty() {
-        conversion.not_needed(&server.place, "server", "none of its listeners could be converted; see its `listen`");
-        return None;
-    }
-    if pass.argument().starts_with("https://") {
-        conversion.needs_you(&pass.place, pass.text(), format!("nginx encrypts towards the backends; {BEHIND}"));
-        return None;
-    }
-    if target.contains('$') {
-        conversion.needs_you(&pass.place, pass.text(), format!("it chooses the server by the request; {BEHIND}"));
-        return None;
-    }
-    for pass in &passes {
-        if pass
-            .argument()
-            .split_once("://")
-            .and_then(|(_, rest)| rest.split_once('/'))
-            .is_some_and(|(_, path)| !path.is_empty())
-        {
-            conversion.needs_you(&pass.place, pass.text(), format!("it changes the path of requests; {BEHIND}"));
-        }
-    }
     let udp = listeners.iter().any(|listener| listener.udp);
-    let mut service = Service::new(&server.place, *target);
+    let mut service = Service::new(&server.place, name);
     service.listeners = listeners;
-    let found = upstreams.get_key_value(*target);
+    let found = upstreams.get_key_value(name);
     match found {
         Some((_, upstream)) => fill(conversion, &mut service, upstream, stream, udp),
-        None => service.backends.push(single(conversion, pass, target, stream, udp)?),
+        None => service.backends.push(single(pass, name, stream, udp)?),
     }
     conversion.add(service);
     found.map(|(name, _)| *name)
 }
 
 /// Makes the backend for a `proxy_pass` that names no upstream.
-fn single(conversion: &mut Conversion, pass: &Directive, target: &str, stream: bool, udp: bool) -> Option<Backend> {
+fn single(pass: &Directive, target: &str, stream: bool, udp: bool) -> Option<Backend> {
     let port = (split(target).1.is_none() && !stream).then_some(80);
-    let Some((host, own)) = host(target) else {
-        conversion.needs_you(&pass.place, pass.text(), refusal(target));
-        return None;
-    };
+    let (host, own) = host(target)?;
     Some(Backend {
         place: pass.place.clone(),
         name: format!("server-{}", pass.place.line),

@@ -5,49 +5,65 @@ use std::net::IpAddr;
 use crate::{
     address::{refusal, split, unspecified},
     notes::Conversion,
+    place::Place,
     service::Listener,
     tree::Directive,
 };
 
-/// Returns the listeners of a `listen` directive. A `listen` on every address may become several listeners, one for
-/// each known address.
-pub(super) fn listen(conversion: &mut Conversion, directive: &Directive) -> Vec<Listener> {
-    let options = directive.arguments().get(1..).unwrap_or_default();
-    match parse(directive.argument(), options) {
-        Err(why) => {
-            conversion.needs_you(&directive.place, directive.text(), why);
-            Vec::new()
+/// A `listen` directive whose address could be read.
+pub(super) struct Listen {
+    pub(super) place: Place,
+    pub(super) text: String,
+    pub(super) listener: Listener,
+    /// The reason why the balancer cannot serve connections to this listener; `None` if it can.
+    pub(super) refused: Option<&'static str>,
+}
+
+/// Reads a `listen` directive, and adds a note if the address or an option has no counterpart. `passes` says whether the
+/// `server` passes connections to another one.
+pub(super) fn listen(conversion: &mut Conversion, directive: &Directive, passes: bool) -> Option<Listen> {
+    let read = read(directive);
+    match &read {
+        _ if !passes => {
+            let why = "its server passes to no other one, see there";
+            conversion.not_needed(&directive.place, directive.text(), why);
         }
-        Ok(listener) => {
+        Err(why) | Ok(Listen { refused: Some(why), .. }) => {
+            conversion.needs_you(&directive.place, directive.text(), *why);
+        }
+        Ok(_) => {
             let known = |option: &&String| !["udp", "default_server", "default", "bind"].contains(&option.as_str());
-            let rest: Vec<_> = options.iter().filter(known).map(String::as_str).collect();
+            let rest: Vec<_> = options(directive).iter().filter(known).map(String::as_str).collect();
             if !rest.is_empty() {
                 let why = "it concerns nginx's own sockets; nothing to do";
                 conversion.not_needed(&directive.place, format!("listen … {}", rest.join(" ")), why);
             }
-            if listener.address.is_unspecified() {
-                conversion.named_addresses(&directive.place, &directive.text(), listener)
-            } else {
-                vec![listener]
-            }
         }
     }
+    read.ok()
+}
+
+fn options(directive: &Directive) -> &[String] {
+    directive.arguments().get(1..).unwrap_or_default()
+}
+
+/// Reads a `listen` directive. The error says why its address is unknown.
+pub(super) fn read(directive: &Directive) -> Result<Listen, &'static str> {
+    let options = options(directive);
+    let listener = parse(directive.argument(), options)?;
+    let refused = options.iter().find_map(|option| match option.as_str() {
+        "ssl" | "quic" | "http2" | "http3" => Some(
+            "TLS ends at nginx, and this balancer does not end TLS; let the backends do it, or keep nginx as the backend",
+        ),
+        "proxy_protocol" => Some("this balancer reads no PROXY line; let clients connect to it directly"),
+        _ => None,
+    });
+    Ok(Listen { place: directive.place.clone(), text: directive.text(), listener, refused })
 }
 
 fn parse(text: &str, options: &[String]) -> Result<Listener, &'static str> {
     if text.starts_with("unix:") {
         return Err("clients on this machine cannot be steered; they connect to a server themselves");
-    }
-    for option in options {
-        match option.as_str() {
-            "ssl" | "quic" | "http2" | "http3" => {
-                return Err(
-                    "TLS ends at nginx, and this balancer does not end TLS; let the backends do it, or keep nginx as the backend",
-                );
-            }
-            "proxy_protocol" => return Err("this balancer reads no PROXY line; let clients connect to it directly"),
-            _ => {}
-        }
     }
     let (host, port) = split(text);
     let (host, port) = match (host.parse::<IpAddr>(), port) {

@@ -1,5 +1,6 @@
 //! Converts nginx's `upstream`s, and the `server`s that pass connections to them.
 
+mod block;
 mod convert;
 mod dump;
 mod listen;

@@ -10,7 +10,9 @@ const OWN: &str = "it concerns nginx's own process or connections; nothing to do
 
 /// The directives of layer 7, which the balancer does not need. A name in this list also stands for all names that
 /// begin with this name and `_`.
-const LAYER_7: [&str; 32] = [
+const LAYER_7: [&str; 34] = [
+    "location",
+    "limit_except",
     "sub_filter",
     "rewrite",
     "return",

@@ -1,0 +1,121 @@
+//! Tests that a listener becomes no service if another program would send some of its requests elsewhere.
+
+use balancer_import::{Conversion, Dialect};
+
+use crate::support::{assert_has, checked, try_convert};
+
+fn nginx(servers: &str) -> Conversion {
+    let upstreams = "upstream web { server 10.0.0.1:80; }\nupstream api { server 10.0.0.2:80; }\n";
+    try_convert(Dialect::Nginx, "file", &format!("http {{\n{upstreams}{servers}\n}}\n"), &["198.51.100.10"]).unwrap()
+}
+
+/// A `server` block of nginx with one listener that passes all requests to an upstream.
+fn server(listen: &str, name: &str, upstream: &str) -> String {
+    format!("server {{ listen {listen}; server_name {name}; location / {{ proxy_pass http://{upstream}; }} }}\n")
+}
+
+fn haproxy(text: &str) -> Conversion {
+    try_convert(Dialect::Haproxy, "file", text, &[]).unwrap()
+}
+
+/// The listeners of each service of a result, and the address of its first backend.
+fn services(conversion: &Conversion) -> Vec<String> {
+    let text = checked(conversion);
+    let value = |service: &str, key: &str| {
+        let line = service.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(" = "));
+        line.unwrap().to_owned()
+    };
+    let of = |service: &str| format!("{} to {}", value(service, "listen"), value(service, "address"));
+    text.split("\n[[service]]\n").skip(1).map(of).collect()
+}
+
+const VIP: &str = "198.51.100.10:80";
+
+#[test]
+fn when_one_server_of_a_listener_of_nginx_cannot_be_converted_then_the_listener_becomes_no_service() {
+    let web = server(VIP, "www.example.com", "web");
+    let in_the_way = [
+        // Requests go to several upstreams, to another one, to none, or to one that is reached over TLS.
+        format!(
+            "server {{ listen {VIP}; location / {{ proxy_pass http://web; }} location /api {{ proxy_pass http://api; }} }}"
+        ),
+        format!(
+            "server {{ listen {VIP}; location / {{ proxy_pass http://web; location /api {{ proxy_pass http://api; }} }} }}"
+        ),
+        format!(
+            "server {{ listen {VIP}; location / {{ if ($a) {{ proxy_pass http://api; }} proxy_pass http://web; }} }}"
+        ),
+        server(VIP, "api.example.com", "api"),
+        server(VIP, "api.example.com", "$api"),
+        server(VIP, "api.example.com", "unix:/run/api.sock"),
+        format!("server {{ listen {VIP}; return 301 https://www.example.com; }}"),
+        format!("server {{ listen {VIP}; location / {{ proxy_pass https://web; }} }}"),
+        // The options of one `listen` hold for the whole listener.
+        server(&format!("{VIP} ssl"), "other.example.com", "web"),
+        server(&format!("{VIP} proxy_protocol"), "other.example.com", "web"),
+    ];
+    for other in in_the_way {
+        for servers in [format!("{web}{other}"), format!("{other}{web}")] {
+            let conversion = nginx(&servers);
+            assert_eq!(services(&conversion), [""; 0], "{servers}\n{}", conversion.toml());
+            assert!(conversion.need_you() > 0, "{}", conversion.toml());
+            assert_has(&conversion.toml(), &["has this address as well and "]);
+        }
+    }
+}
+
+#[test]
+fn when_nginx_listens_on_port_80_without_saying_so_then_it_shares_that_listener() {
+    let silent = "server { server_name api.example.com; return 404; }\n";
+    let conversion = nginx(&format!("{}{silent}", server("80", "www.example.com", "web")));
+    assert_eq!(services(&conversion), [""; 0], "{}", conversion.toml());
+}
+
+#[test]
+fn when_all_servers_of_a_listener_of_nginx_pass_to_the_same_servers_then_the_listener_becomes_one_service() {
+    let both = server(VIP, "www.example.com", "web") + &server(VIP, "shop.example.com", "web");
+    let conversion = nginx(&format!("{both}{}", server("198.51.100.11:80", "api.example.com", "api")));
+    let expected = [r#"["198.51.100.10:80"] to "10.0.0.1:80""#, r#"["198.51.100.11:80"] to "10.0.0.2:80""#];
+    assert_eq!(services(&conversion), expected, "{}", conversion.toml());
+    assert_eq!(conversion.need_you(), 0, "{}", conversion.toml());
+}
+
+#[test]
+fn when_a_listener_of_nginx_names_an_address_then_a_listener_on_every_address_does_not_get_it() {
+    let every = server("80", "_", "web");
+    for own in ["api", "$api"] {
+        let conversion = nginx(&format!("{every}{}", server(VIP, "api.example.com", own)));
+        let expected = [format!("[{VIP:?}] to \"10.0.0.2:80\"")];
+        let expected = if own == "api" { &expected[..] } else { &[] };
+        assert_eq!(services(&conversion), expected, "{}", conversion.toml());
+    }
+}
+
+#[test]
+fn when_a_frontend_of_haproxy_chooses_between_backends_then_it_becomes_no_service() {
+    let backends = "backend web\n server a 10.0.0.1:80\nbackend api\n server b 10.0.0.2:80\n";
+    let frontend = |lines: &str| haproxy(&format!("frontend in\n bind {VIP}\n {lines}\n{backends}"));
+    for lines in [
+        "use_backend api if { path_beg /api }\n default_backend web",
+        "use_backend api if { path_beg /api }\n use_backend web",
+        "use_backend nowhere if { path_beg /api }\n default_backend web",
+        "use_backend api if { path_beg /api }",
+        "use_backend %[req.hdr(host)]\n default_backend web",
+    ] {
+        let conversion = frontend(lines);
+        assert_eq!(services(&conversion), [""; 0], "{lines}\n{}", conversion.toml());
+        assert_has(&conversion.toml(), &["# not converted (line 3): use_backend ", "): frontend in: it "]);
+        assert!(conversion.need_you() > 0, "{}", conversion.toml());
+    }
+    for (lines, backend) in [
+        ("default_backend web", "10.0.0.1:80"),
+        ("use_backend web if { path_beg /shop }\n default_backend web", "10.0.0.1:80"),
+        ("use_backend api\n default_backend web", "10.0.0.2:80"),
+    ] {
+        let conversion = frontend(lines);
+        assert_eq!(services(&conversion), [format!("[{VIP:?}] to {backend:?}")], "{lines}\n{}", conversion.toml());
+    }
+    let listen = format!("listen web\n bind {VIP}\n use_backend api if {{ path_beg /api }}\n server a 10.0.0.1:80\n");
+    let conversion = haproxy(&format!("{listen}backend api\n server b 10.0.0.2:80\n"));
+    assert_eq!(services(&conversion), [""; 0], "{}", conversion.toml());
+}
