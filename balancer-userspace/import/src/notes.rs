@@ -12,6 +12,9 @@ use crate::{
 pub(crate) const NO_HEADER: &str =
     "no header is added; with nat, the connection comes from the client's own address, which the backends can take";
 
+/// The note about a proxy that takes the clients' addresses from another proxy.
+pub(crate) const BEHIND_A_PROXY: &str = "clients come through another proxy, which tells their addresses; this balancer knows clients by the addresses of packets, so all clients of that proxy would be one client; let clients connect to this balancer directly";
+
 const MOST_MULTIPLIED: usize = 65_534;
 
 /// A note about a directive that has no counterpart in the balancer's configuration.

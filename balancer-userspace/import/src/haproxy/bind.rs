@@ -3,15 +3,23 @@
 use super::{other::OWN, parse::Line};
 use crate::{
     address::{refusal, split, unspecified},
-    notes::Conversion,
+    notes::{BEHIND_A_PROXY, Conversion},
     service::Listener,
 };
 
 /// Returns the listeners of a line `bind ADDRESS:PORT[-PORT],…`.
 pub(super) fn bind(conversion: &mut Conversion, line: &Line) -> Vec<Listener> {
-    let ends = |word: &String| ["ssl", "accept-proxy"].contains(&word.as_str());
-    if line.after(2).iter().any(ends) || line.word(1).starts_with("quic") {
-        let why = "TLS and PROXY lines end at HAProxy, and this balancer does neither; let the backends do it, or keep HAProxy as the backend";
+    let has = |option: &str| line.after(2).iter().any(|word| word == option);
+    let why = if has("accept-proxy") || has("accept-netscaler-cip") {
+        Some(BEHIND_A_PROXY)
+    } else if has("ssl") || line.word(1).starts_with("quic") {
+        Some(
+            "TLS ends at HAProxy, and this balancer does not end TLS; let the backends do it, or keep HAProxy as the backend",
+        )
+    } else {
+        None
+    };
+    if let Some(why) = why {
         conversion.needs_you(&line.place, line.text(), why);
         return Vec::new();
     }

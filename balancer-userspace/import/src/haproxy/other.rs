@@ -1,7 +1,7 @@
 //! Handles lines of HAProxy's configuration that do not affect where connections go.
 
 use super::parse::Line;
-use crate::notes::{Conversion, NO_HEADER};
+use crate::notes::{BEHIND_A_PROXY, Conversion, NO_HEADER};
 
 pub(super) const BEHIND: &str = "this is layer 7, which this balancer does not do; to keep it, run HAProxy on several machines and make them the backends";
 pub(super) const OWN: &str = "it concerns HAProxy's own process or connections; nothing to do";
@@ -58,6 +58,9 @@ const OF_ITSELF: [&str; 24] = [
     "hash-balance-factor",
 ];
 
+/// The actions of `tcp-request` and `http-request` that take the client's address from a proxy before HAProxy.
+const FROM_A_PROXY: [&str; 3] = ["set-src", "expect-proxy", "expect-netscaler-cip"];
+
 pub(super) fn other(conversion: &mut Conversion, line: &Line) {
     let word = line.word(0);
     let option = if word == "option" { line.word(1) } else { "" };
@@ -73,6 +76,8 @@ pub(super) fn other(conversion: &mut Conversion, line: &Line) {
         Err("conditions are not looked at; take away what is not for this machine")
     } else if word == "source" {
         Err("with nat, backends see the clients' own addresses; let them accept these")
+    } else if line.words.iter().any(|word| FROM_A_PROXY.contains(&word.as_str())) {
+        Err(BEHIND_A_PROXY)
     } else if LAYER_7.contains(&word) {
         Err(BEHIND)
     } else if OF_ITSELF.contains(&word) {

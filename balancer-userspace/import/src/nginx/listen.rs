@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     address::{refusal, split, unspecified},
-    notes::Conversion,
+    notes::{BEHIND_A_PROXY, Conversion},
     place::Place,
     service::Listener,
     tree::Directive,
@@ -55,7 +55,7 @@ pub(super) fn read(directive: &Directive) -> Result<Listen, &'static str> {
         "ssl" | "quic" | "http2" | "http3" => Some(
             "TLS ends at nginx, and this balancer does not end TLS; let the backends do it, or keep nginx as the backend",
         ),
-        "proxy_protocol" => Some("this balancer reads no PROXY line; let clients connect to it directly"),
+        "proxy_protocol" => Some(BEHIND_A_PROXY),
         _ => None,
     });
     Ok(Listen { place: directive.place.clone(), text: directive.text(), listener, refused })

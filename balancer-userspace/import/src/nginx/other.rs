@@ -1,7 +1,7 @@
 //! Handles directives of nginx's configuration that do not affect where connections go.
 
 use crate::{
-    notes::{Conversion, NO_HEADER},
+    notes::{BEHIND_A_PROXY, Conversion, NO_HEADER},
     tree::Directive,
 };
 
@@ -65,6 +65,7 @@ pub(super) fn other(conversion: &mut Conversion, directive: &Directive) {
             Ok("requests are not logged here; with nat, the backends see the clients' own addresses and can log them")
         }
         ("allow" | "deny" | "geo", _) => Err("clients are turned away by rules, `balancer rule add SVC CIDR deny`"),
+        ("set_real_ip_from" | "real_ip_header", _) => Err(BEHIND_A_PROXY),
         ("map", _) => Err(BEHIND),
         (name, _) if name.starts_with("ssl_") => {
             Ok("it matters where a `listen` has ssl, which is named if there is one")

@@ -1,4 +1,5 @@
-//! Tests that a listener becomes no service if another program would send some of its requests elsewhere.
+//! Tests that a listener becomes no service if another program would send some of its requests elsewhere, and that what
+//! is imported treats clients as the other program did.
 
 use balancer_import::{Conversion, Dialect};
 
@@ -118,4 +119,30 @@ fn when_a_frontend_of_haproxy_chooses_between_backends_then_it_becomes_no_servic
     let listen = format!("listen web\n bind {VIP}\n use_backend api if {{ path_beg /api }}\n server a 10.0.0.1:80\n");
     let conversion = haproxy(&format!("{listen}backend api\n server b 10.0.0.2:80\n"));
     assert_eq!(services(&conversion), [""; 0], "{}", conversion.toml());
+}
+
+#[test]
+fn when_another_proxy_tells_the_addresses_of_clients_then_the_reader_is_needed() {
+    let web = server(VIP, "_", "web");
+    for line in ["set_real_ip_from 192.0.2.0/24;", "real_ip_header X-Forwarded-For;"] {
+        for text in [format!("{line}\n{web}"), web.replace("location", &format!("{line} location"))] {
+            let conversion = nginx(&text);
+            assert_eq!(conversion.need_you(), nginx(&web).need_you() + 1, "{}", conversion.toml());
+            assert_has(&checked(&conversion), &["all clients of that proxy would be one client"]);
+        }
+    }
+    let proxied = nginx(&server(&format!("{VIP} proxy_protocol"), "_", "web"));
+    let bind = |option: &str, line: &str| {
+        haproxy(&format!("listen web\n bind {VIP} {option}\n {line}\n server a 10.0.0.1:80\n"))
+    };
+    let lines = [
+        bind("accept-proxy", "mode tcp"),
+        bind("accept-netscaler-cip", "mode tcp"),
+        bind("", "tcp-request connection expect-proxy layer4 if { src 192.0.2.1 }"),
+        bind("", "http-request set-src hdr(x-forwarded-for)"),
+    ];
+    for conversion in lines.into_iter().chain([proxied]) {
+        assert!(conversion.need_you() > 0, "{}", conversion.toml());
+        assert_has(&conversion.toml(), &["all clients of that proxy would be one client"]);
+    }
 }
