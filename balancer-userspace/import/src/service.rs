@@ -120,6 +120,8 @@ pub(crate) struct Service {
     /// The lengths of client prefixes for IPv4 and IPv6.
     pub(crate) prefix: Option<(u8, u8)>,
     pub(crate) start_down: bool,
+    /// Whether known clients stay at a server whose check fails.
+    pub(crate) keeps_clients_of_failed: bool,
     /// A comment about the check of the service.
     pub(crate) about_check: Option<&'static str>,
     pub(crate) backends: Vec<Backend>,
@@ -136,16 +138,27 @@ impl Service {
             remember: None,
             prefix: None,
             start_down: false,
+            keeps_clients_of_failed: false,
             about_check: None,
             backends: Vec::new(),
             discover: Vec::new(),
         }
     }
 
+    fn checks(&self) -> impl Iterator<Item = &Check> {
+        let of_backends = self.backends.iter().map(|backend| &backend.check);
+        of_backends.chain(self.discover.iter().map(|list| &list.check)).flatten()
+    }
+
     /// The default check for backends of the service.
     pub(crate) fn check(&self) -> Option<&Check> {
-        let of_backends = self.backends.iter().map(|backend| &backend.check);
-        of_backends.chain(self.discover.iter().map(|list| &list.check)).find_map(Option::as_ref)
+        self.checks().next()
+    }
+
+    /// Whether known clients leave a server that answers its check, but not as it should. A check of type `tcp` reads no
+    /// answer.
+    pub(crate) fn moves_after_wrong_answers(&self) -> bool {
+        !self.keeps_clients_of_failed && self.checks().any(|check| check.kind != CheckKind::Tcp)
     }
 
     /// All checks, each with its line in the file and the name of the checked servers.

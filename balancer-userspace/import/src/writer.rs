@@ -151,6 +151,9 @@ fn service(text: &mut String, service: &Service) {
     if service.start_down {
         text.push_str("start_down = true\n");
     }
+    if service.moves_after_wrong_answers() {
+        text.push_str("on_failure = { soft = \"move\" }   # as before, clients leave a server whose check fails\n");
+    }
     let check = service.check();
     text.push_str("\n  [service.check]\n");
     if let Some(about) = service.about_check {

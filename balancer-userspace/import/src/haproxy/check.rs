@@ -46,7 +46,7 @@ pub(super) fn http_check(conversion: &mut Conversion, http: &mut Http, line: &Li
         ("disable-on-404", ..) => conversion.needs_you(
             &line.place,
             line.text(),
-            "a failure is hard or soft: `on_failure` says that known clients stay after a soft one, which a wrong status is",
+            "known clients leave a server that answers 404, as after any other wrong status; write \"drain\" as `soft` in `on_failure` where they should stay",
         ),
         _ => conversion.needs_you(&line.place, line.text(), EXEC),
     }

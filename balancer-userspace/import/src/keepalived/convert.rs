@@ -106,12 +106,19 @@ fn virtual_server(conversion: &mut Conversion, directive: &Directive, groups: &G
     (service.name, service.listeners) = (name, listeners);
     service.forwarding = parts.forwarding.unwrap_or_default();
     service.start_down = parts.defaults.alpha;
+    let of_all = inhibits(directive).unwrap_or(false);
+    service.keeps_clients_of_failed = parts.real.iter().all(|real| inhibits(real).unwrap_or(of_all));
     for one in &parts.real {
         service.backends.extend(real(conversion, one, &parts.defaults, service.forwarding));
     }
     service.backends.extend(parts.sorry);
     give_port(&mut service);
     conversion.add(service);
+}
+
+/// Whether a block says that a server whose check fails keeps its clients; `None` if the block does not say.
+fn inhibits(block: &Directive) -> Option<bool> {
+    block.children().iter().rfind(|one| one.name() == "inhibit_on_failure").map(is_on)
 }
 
 fn name(words: &[String], listeners: &[Listener], udp: bool) -> String {

@@ -121,6 +121,43 @@ fn when_a_frontend_of_haproxy_chooses_between_backends_then_it_becomes_no_servic
     assert_eq!(services(&conversion), [""; 0], "{}", conversion.toml());
 }
 
+const MOVES: &str = "\non_failure = { soft = \"move\" }";
+
+#[test]
+fn when_haproxy_checks_by_http_then_clients_leave_a_server_that_answers_wrongly() {
+    let with = |lines: &str, server: &str| {
+        checked(&haproxy(&format!("listen web\n bind {VIP}\n {lines}\n server a 10.0.0.1:80 {server}\n")))
+    };
+    assert_has(&with("option httpchk GET /master", "check"), &[MOVES, "\n  type = \"http\"\n"]);
+    assert_has(&with("option httpchk GET /master", "check ssl verify none"), &[MOVES, "\n  type = \"https\"\n"]);
+    for text in [with("option httpchk GET /master", ""), with("option tcplog", "check")] {
+        assert!(!text.contains("on_failure"), "{text}");
+    }
+    let template = format!("listen web\n bind {VIP}\n option httpchk\n server-template a 2 a.internal:80 check\n");
+    assert_has(&checked(&haproxy(&template)), &[MOVES]);
+}
+
+#[test]
+fn when_keepalived_removes_a_server_that_answers_wrongly_then_its_clients_leave_it() {
+    let with = |outer: &str, first: &str, second: &str| {
+        let text = format!(
+            "virtual_server 198.51.100.10 80 {{\n lb_kind DR\n {outer}\n real_server 10.0.0.1 80 {{\n {first}\n }}\n \
+             real_server 10.0.0.2 80 {{\n {second}\n }}\n}}\n"
+        );
+        checked(&try_convert(Dialect::Keepalived, "file", &text, &[]).unwrap())
+    };
+    let (http, tcp) = ("HTTP_GET {\n url {\n path /\n }\n }", "TCP_CHECK {\n }");
+    let script = "MISC_CHECK {\n misc_path /bin/true\n }";
+    let inhibited = format!("inhibit_on_failure\n {http}");
+    for text in [with("", http, http), with("", tcp, script), with("", http, &inhibited)] {
+        assert_has(&text, &[MOVES]);
+    }
+    let kept = [with("", &inhibited, &inhibited), with("inhibit_on_failure", http, http)];
+    for text in kept.into_iter().chain([with("", tcp, tcp)]) {
+        assert!(!text.contains("on_failure = { soft"), "{text}");
+    }
+}
+
 #[test]
 fn when_another_proxy_tells_the_addresses_of_clients_then_the_reader_is_needed() {
     let web = server(VIP, "_", "web");
