@@ -73,8 +73,7 @@ struct SkyDns {
     host: String,
     #[serde(default)]
     port: u16,
-    #[serde(default)]
-    weight: u32,
+    weight: Option<u32>,
     #[serde(default)]
     priority: u32,
 }
@@ -137,10 +136,8 @@ fn place(value: &[u8]) -> Result<Place, String> {
     let (address, port) = value::address(&of.host)
         .map_err(|_| format!("\"host\" is no address of a backend, and host names are not looked up; {FORM}"))?;
     let port = Some(of.port).filter(|port| *port != 0).or(port);
-    let weight = match of.weight {
-        0 => DEFAULT_WEIGHT,
-        weight => u16::try_from(weight).map_err(|_| "\"weight\" is too large; give 1 to 65535".to_owned())?,
-    };
+    let weight = of.weight.unwrap_or(DEFAULT_WEIGHT.into());
+    let weight = u16::try_from(weight).map_err(|_| "\"weight\" is too large; give 0 to 65535".to_owned())?;
     let priority = if of.priority == 0 { DEFAULT_PRIORITY } else { of.priority };
     Ok(Place { address, port, weight, priority })
 }
@@ -179,9 +176,9 @@ mod tests {
             ("4", "10.0.1.13"),
         ];
         let expected =
-            ["1 10.0.1.10 8080 7", "2 2001:db8::1 80 100", "3 10.0.1.12 - 100 backup", "4 10.0.1.13 - 100 backup"];
+            ["1 10.0.1.10 8080 7", "2 2001:db8::1 80 100", "3 10.0.1.12 - 0 backup", "4 10.0.1.13 - 100 backup"];
         assert_eq!(shown(&keys), expected);
-        assert_eq!(shown(&keys[2..]), ["3 10.0.1.12 - 100", "4 10.0.1.13 - 100"]);
+        assert_eq!(shown(&keys[2..]), ["3 10.0.1.12 - 0", "4 10.0.1.13 - 100"]);
     }
 
     #[test]
