@@ -168,4 +168,8 @@ pub struct Discovered {
     /// drains for this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone: Option<Admin>,
+    /// The name under which the backend was hashed before its target got another name at the same address. The backend
+    /// is hashed under its present name, so that all balancers with this list agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<String>,
 }

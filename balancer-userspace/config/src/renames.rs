@@ -17,6 +17,11 @@ pub trait Named {
     /// The earlier name by which the object is hashed, if there is one.
     fn renamed_from(&self) -> Option<&str>;
 
+    /// The former identity of the object, if the object may continue another one.
+    fn continues(&self) -> Option<&str> {
+        self.renamed_from()
+    }
+
     /// The name by which the object is hashed. This name depends only on the configuration file, so all members of a
     /// fleet use the same name.
     fn identity(&self) -> &str {
@@ -42,6 +47,11 @@ impl Named for BackendConfig {
     fn renamed_from(&self) -> Option<&str> {
         self.renamed_from.as_deref()
     }
+
+    fn continues(&self) -> Option<&str> {
+        let listed = self.discovered.as_ref().and_then(|listed| listed.was.as_deref());
+        listed.or_else(|| self.renamed_from())
+    }
 }
 
 impl<N: Named> Named for Arc<N> {
@@ -51,6 +61,10 @@ impl<N: Named> Named for Arc<N> {
 
     fn renamed_from(&self) -> Option<&str> {
         (**self).renamed_from()
+    }
+
+    fn continues(&self) -> Option<&str> {
+        (**self).continues()
     }
 }
 
@@ -62,19 +76,23 @@ impl<N: Named> Named for &N {
     fn renamed_from(&self) -> Option<&str> {
         (**self).renamed_from()
     }
+
+    fn continues(&self) -> Option<&str> {
+        (**self).continues()
+    }
 }
 
 /// Maps the new name of each object of `new` that continues an object of `old` under another name to the old name. The
 /// predecessor is the object that was hashed by the earlier name, or else the object whose name was the earlier name.
 pub fn renamed<N: Named>(old: &[N], new: &[N]) -> HashMap<String, String> {
-    if new.iter().all(|new| new.renamed_from().is_none()) {
+    if new.iter().all(|new| new.continues().is_none()) {
         return HashMap::default();
     }
     let mut taken: HashSet<&str> = new.iter().map(N::name).collect();
     let before: HashSet<&str> = old.iter().map(N::name).collect();
     let mut renamed = HashMap::default();
     for new in new.iter().filter(|new| !before.contains(new.name())) {
-        let Some(from) = new.renamed_from() else { continue };
+        let Some(from) = new.continues() else { continue };
         let goes_on = |is: fn(&N) -> &str| old.iter().find(|old| is(old) == from && !taken.contains(old.name()));
         if let Some(old) = goes_on(N::identity).or_else(|| goes_on(N::name)) {
             taken.insert(old.name());

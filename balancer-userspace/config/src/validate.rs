@@ -15,8 +15,11 @@ use balancer_common::{
 use foldhash::{HashMap, HashSet};
 
 pub(crate) use self::backends::enough_slots;
-pub use self::problem::{Place, Problem};
 use self::{problem::Fault, returns::Source};
+pub use self::{
+    problem::{Place, Problem},
+    returns::answering_alike,
+};
 use super::{renames, value};
 use crate::{
     service::ServiceConfig,

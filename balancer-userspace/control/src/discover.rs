@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -12,7 +12,9 @@ use balancer_config::{
     discover::{DiscoverConfig, Discovered, Floor, Own, Source, Target},
     dns::{self, DnsSource, Records},
     listeners::Family,
+    renames::Named as _,
     states::Admin,
+    validate::answering_alike,
     words::counted,
 };
 
@@ -29,6 +31,29 @@ pub struct Pool {
     pub back: Vec<(String, Admin)>,
     /// The names of the backends whose address or weight has changed.
     pub changed: Vec<String>,
+    /// The backends whose target has another name at the same address.
+    pub renamed: Vec<Renamed>,
+    /// The drained backends whose address now belongs to another backend that is in the list. These backends are not
+    /// among `backends`.
+    pub displaced: Vec<Displaced>,
+}
+
+/// A backend whose target has another name at the same address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The name that the list gave before.
+    pub from: String,
+    /// The name that the list gives now.
+    pub to: String,
+}
+
+/// A drained backend whose address now belongs to another backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Displaced {
+    /// The name of the backend that was drained.
+    pub name: String,
+    /// The name of the backend that has the address now.
+    pub by: String,
 }
 
 impl Pool {
@@ -41,6 +66,8 @@ impl Pool {
             verb(self.gone.len(), "no longer listed"),
             verb(self.back.len(), "listed again"),
             verb(self.changed.len(), "changed"),
+            verb(self.renamed.len(), "renamed"),
+            verb(self.displaced.len(), "displaced"),
         ];
         parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
@@ -68,12 +95,11 @@ pub fn pool(
     if let Some(text) = list.min.too_few(left.len(), present.listed()) {
         return Err(text);
     }
+    let heirs = present.heirs(&left);
     let mut pool = Pool::default();
     for backend in &service.backends {
         let mut backend = backend.clone();
-        let Some(discovered) =
-            backend.discovered.as_deref_mut().filter(|of| is_of(service, &list.source, &backend.name, of))
-        else {
+        if !backend.discovered.as_deref().is_some_and(|of| is_of(service, &list.source, &backend.name, of)) {
             if left.contains_key(backend.name.as_str()) {
                 return Err(format!(
                     "has a target called {}, and so is a backend that is not of this list; give one of them another name",
@@ -82,28 +108,13 @@ pub fn pool(
             }
             pool.backends.push(backend);
             continue;
-        };
-        let Some((target, place)) = left.remove(backend.name.as_str()) else {
-            if discovered.gone.is_none() {
-                discovered.gone = Some(admin(&backend.name));
-                pool.gone.push(backend.name.clone());
-            }
-            pool.backends.push(backend);
-            continue;
-        };
-        list.source.clone_into(&mut discovered.source);
-        pool.back.extend(discovered.gone.take().map(|admin| (backend.name.clone(), admin)));
-        let Own { weight, backup } = list.own.unwrap_or(Own { weight: target.weight, backup: target.backup });
-        let new_weight = discovered.weight != weight;
-        if new_weight {
-            (discovered.weight, backend.weight) = (weight, weight);
         }
-        if new_weight || place != (backend.address, backend.address6) || backend.backup != backup {
-            pool.changed.push(backend.name.clone());
+        if let Some(name) = heirs.get(backend.name.as_str()) {
+            pool.renamed.push(Renamed { from: backend.name.clone(), to: (*name).to_owned() });
+            rename(&mut backend, name);
         }
-        (backend.address, backend.address6) = place;
-        backend.backup = backup;
-        pool.backends.push(backend);
+        let found = left.remove(backend.name.as_str());
+        pool.keep(backend, list, found, &admin);
     }
     for target in &*named {
         if let Some((target, place)) = left.remove(target.name.as_str()) {
@@ -111,7 +122,68 @@ pub fn pool(
             pool.backends.push(new(list, target, place));
         }
     }
+    pool.displace(service);
     Ok(pool)
+}
+
+impl Pool {
+    /// Adds a backend of the list, which is now at `found`; `None`: the backend is no longer in the list.
+    fn keep(
+        &mut self,
+        mut backend: BackendConfig,
+        list: &DiscoverConfig,
+        found: Option<(&Target, Place)>,
+        admin: impl Fn(&str) -> Admin,
+    ) {
+        let Some(discovered) = backend.discovered.as_deref_mut() else { return };
+        let Some((target, place)) = found else {
+            if discovered.gone.is_none() {
+                discovered.gone = Some(admin(&backend.name));
+                self.gone.push(backend.name.clone());
+            }
+            self.backends.push(backend);
+            return;
+        };
+        list.source.clone_into(&mut discovered.source);
+        self.back.extend(discovered.gone.take().map(|admin| (backend.name.clone(), admin)));
+        let Own { weight, backup } = list.own.unwrap_or(Own { weight: target.weight, backup: target.backup });
+        let new_weight = discovered.weight != weight;
+        if new_weight {
+            (discovered.weight, backend.weight) = (weight, weight);
+        }
+        if new_weight || place != (backend.address, backend.address6) || backend.backup != backup {
+            self.changed.push(backend.name.clone());
+        }
+        (backend.address, backend.address6) = place;
+        backend.backup = backup;
+        self.backends.push(backend);
+    }
+
+    /// Takes out the backends that are in no list any more and whose replies could not be told from those of a backend
+    /// that is: their server answers under another name now.
+    fn displace(&mut self, service: &ServiceConfig) {
+        let is_gone = |backend: &BackendConfig| backend.discovered.as_ref().is_some_and(|of| of.gone.is_some());
+        if !self.backends.iter().any(is_gone) {
+            return;
+        }
+        let mut heirs = BTreeMap::new();
+        for [one, other] in answering_alike(service, &self.backends) {
+            let gone = |index: usize| self.backends.get(index).is_some_and(is_gone);
+            match (gone(one), gone(other)) {
+                (true, false) => drop(heirs.insert(one, other)),
+                (false, true) => drop(heirs.insert(other, one)),
+                (true, true) | (false, false) => {}
+            }
+        }
+        let backends = &self.backends;
+        let name = |index: &usize| backends.get(*index).map(|backend| backend.name.clone());
+        let displaced = |(gone, heir): (&usize, &usize)| Some(Displaced { name: name(gone)?, by: name(heir)? });
+        self.displaced = heirs.iter().filter_map(displaced).collect();
+        let Self { backends, gone, displaced, .. } = self;
+        let stays = |name: &String| !displaced.iter().any(|other| other.name == *name);
+        backends.retain(|backend| stays(&backend.name));
+        gone.retain(stays);
+    }
 }
 
 /// Returns the reason why targets lack an address that the service needs, with an example; `None` if no target lacks
@@ -162,6 +234,22 @@ impl<'a> Present<'a> {
     /// The number of backends of the list when the controller last applied the list.
     fn listed(&self) -> usize {
         self.backends.values().filter(|of| of.discovered.as_ref().is_some_and(|of| of.gone.is_none())).count()
+    }
+
+    /// The new names of the backends that the targets `left` continue under other names: those that the list no longer
+    /// contains, if a new target is at the address of the backend. The server there is the same to its clients. If two
+    /// backends had the address, the one that the list contained last goes on.
+    fn heirs<'t>(&self, left: &BTreeMap<&'t str, (&Target, Place)>) -> BTreeMap<&'a str, &'t str> {
+        let taken: BTreeSet<&str> = self.service.backends.iter().map(|backend| backend.name.as_str()).collect();
+        let new = left.iter().filter(|(name, _)| !taken.contains(*name));
+        let mut at: BTreeMap<Place, &'t str> = new.rev().map(|(name, (_, place))| (*place, *name)).collect();
+        let missing = self.backends.values().filter(|backend| !left.contains_key(backend.name.as_str()));
+        let is_gone = |backend: &&&BackendConfig| backend.discovered.as_ref().is_some_and(|of| of.gone.is_some());
+        let (gone, listed): (Vec<_>, Vec<_>) = missing.partition(is_gone);
+        let heir = |backend: &'a BackendConfig| {
+            Some((backend.name.as_str(), at.remove(&(backend.address, backend.address6))?))
+        };
+        listed.into_iter().chain(gone).copied().filter_map(heir).collect()
     }
 
     /// Gives each target the name of a backend.
@@ -229,8 +317,18 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
         check: None,
         quic_server_id: None,
         limits: Default::default(),
-        discovered: Some(Box::new(Discovered { source: list.source.clone(), weight, gone: None })),
+        discovered: Some(Box::new(Discovered { source: list.source.clone(), weight, gone: None, was: None })),
     }
+}
+
+/// Lets a backend go on under another name.
+fn rename(backend: &mut BackendConfig, name: &str) {
+    let was = backend.identity().to_owned();
+    if let Some(discovered) = backend.discovered.as_deref_mut() {
+        discovered.was = Some(was);
+    }
+    backend.renamed_from = None;
+    name.clone_into(&mut backend.name);
 }
 
 /// Whether a list controls a backend: the backend comes from this list, or from a list that the service no longer has.
@@ -434,7 +532,8 @@ mod tests {
 
     #[test]
     fn when_the_floor_is_a_share_then_it_is_one_of_those_listed_before() {
-        let hosts: Vec<Target> = (1..=4).map(|number| host(&format!("web{number}"), 80, &["10.0.0.1"])).collect();
+        let at = |number| host(&format!("web{number}"), 80, &[&format!("10.0.0.{number}")]);
+        let hosts: Vec<Target> = (1..=4).map(at).collect();
         let mut service = ServiceConfig { discover: vec![srv(Floor::Share(50))], ..web(Vec::new()) };
         let take = |service: &ServiceConfig, count: usize| {
             pool(service, &service.discover[0], &hosts[..count], |_| Admin::Ready)

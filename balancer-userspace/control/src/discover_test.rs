@@ -7,7 +7,9 @@ use balancer_config::{
     config::ServiceConfig,
     discover::{DiscoverConfig, Floor, Own, Source, Target},
     dns::{DnsSource, Records},
-    fixture::{KEY, config, name, web},
+    fixture::{KEY, config, name, now, web},
+    limits::Limits,
+    rule::Action,
     states::Admin,
 };
 use proptest::prelude::*;
@@ -16,7 +18,7 @@ use crate::{
     controller::Controller,
     controller_test::{Bench, lines},
     fixture::next_hop,
-    io::{Change, Command, Event, Refused},
+    io::{BackendId, Change, Command, Event, Refused},
     run_time::summary,
     state::Clocks,
 };
@@ -237,6 +239,158 @@ fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
     assert_eq!(shown(&again), before);
     discover(&mut again, &["a", "b", "c"]).unwrap();
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
+}
+
+/// Applies a list whose targets are called and placed as in the words `NAME` or `NAME@NAME`; the latter has the address
+/// of the test target with the second name.
+fn discover_at(bench: &mut Bench, words: &[&str]) -> (String, Vec<Command>) {
+    let target = |word: &&str| {
+        let (name, at) = word.split_once('@').unwrap_or((word, word));
+        Target { name: name.to_owned(), ..targets(&[at]).remove(0) }
+    };
+    let targets = words.iter().map(target).collect();
+    bench.change(Change::Discover { service: "web".to_owned(), source: list(), targets }).unwrap()
+}
+
+fn shown_names(bench: &Bench) -> Vec<&str> {
+    bench.service().backends().iter().map(crate::service::Backend::name).collect()
+}
+
+/// The rows that the commands write, as the backend's id and whether the backend keeps its known clients.
+fn rows(commands: &[Command]) -> Vec<(BackendId, bool)> {
+    let row = |command: &Command| {
+        if let Command::WriteBackend(row) = command { Some((row.id, row.keeps_known)) } else { None }
+    };
+    commands.iter().filter_map(row).collect()
+}
+
+#[test]
+fn when_a_target_has_another_name_at_its_address_then_its_backend_goes_on_under_that_name() {
+    let mut bench = bench();
+    let id = bench.id("web/b");
+    let (message, commands) = discover_at(&mut bench, &["a", "new@b", "c"]);
+    assert!(message.starts_with("service web discovers: 1 backend renamed; "), "{message}");
+    let line = "backend web/b is called new now, as /t.json calls the target at 10.0.0.22:8080; 1 known client stays";
+    assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
+    assert_eq!((shown_names(&bench), bench.id("web/new")), (vec!["web1", "a", "new", "c"], id));
+    assert_eq!((state(&bench, "new"), bench.service().backends()[2].known_clients()), ((Admin::Ready, false), 1));
+    assert_eq!(rows(&commands), [], "no row of a backend changes");
+    assert_eq!(discover_at(&mut bench, &["c", "a", "new@b"]).0, "service web discovers what it has: nothing changed");
+
+    // A balancer that knows only the present list has the same table, so balancers agree whatever they saw before.
+    let mut fresh = Bench::new(vec![listed()]).0;
+    discover_at(&mut fresh, &["a", "new@b", "c"]);
+    let homes = |bench: &Bench| -> Vec<String> {
+        let name = |id: &u16| bench.service().backends().iter().find(|of| of.id().0 == *id).unwrap().name().to_owned();
+        bench.service().live_table().iter().map(name).collect()
+    };
+    for host in ["10.0.0.11", "10.0.0.21", "10.0.0.22", "10.0.0.23"] {
+        let found = Event::NextHop { address: host.parse().unwrap(), next_hop: Ok(next_hop(1)) };
+        fresh.controller.handle(found, fresh.now);
+    }
+    assert_eq!(homes(&bench), homes(&fresh));
+
+    // The former name may come back, elsewhere or at its former address.
+    discover_at(&mut bench, &["a", "new@b", "c", "b@d"]);
+    assert_eq!((shown_names(&bench), bench.id("web/new")), (vec!["web1", "a", "new", "c", "b"], id));
+    discover_at(&mut bench, &["a", "c", "b@d"]);
+    discover_at(&mut bench, &["a", "c", "b@d", "again@b"]);
+    assert_eq!((bench.id("web/again"), state(&bench, "again")), (id, (Admin::Ready, false)));
+}
+
+#[test]
+fn when_a_target_that_drains_comes_back_under_another_name_then_its_backend_is_as_the_operator_had_it() {
+    let mut bench = bench();
+    let ids = ["web/b", "web/c"].map(|backend| bench.id(backend));
+    bench.admin("web/c", Admin::Drain);
+    discover(&mut bench, &["a"]).unwrap();
+    assert!(state(&bench, "b").1 && state(&bench, "c").1);
+    discover_at(&mut bench, &["a", "b2@b", "c2@c"]);
+    assert_eq!((state(&bench, "b2"), state(&bench, "c2")), ((Admin::Ready, false), (Admin::Drain, false)));
+    assert_eq!(["web/b2", "web/c2"].map(|backend| bench.id(backend)), ids);
+}
+
+#[test]
+fn when_a_target_has_another_name_then_what_an_operator_said_about_its_backend_holds() {
+    let mut bench = bench();
+    let id = bench.id("web/b");
+    bench.admin("web/b", Admin::Drain);
+    bench.change(Change::SetWeight { name: name("web/b"), weight: 7 }).unwrap();
+    let limits = Limits { clients: Some(5), ..Limits::default() };
+    bench.change(Change::SetLimits { name: name("web/b"), limits }).unwrap();
+    let prefix = "203.0.113.0/24".parse().unwrap();
+    let action = Action::Pin { backend: "b".to_owned() };
+    bench.change(Change::AddRule { service: "web".to_owned(), prefix, action, ttl: None }).unwrap();
+    discover_at(&mut bench, &["a", "new@b", "c"]);
+    let backend = bench.controller.backend(&name("web/new")).unwrap();
+    assert_eq!((backend.id(), backend.admin(), backend.weight()), (id, Admin::Drain, 7));
+    assert_eq!(backend.config().limits, limits);
+    let pinned: Vec<_> = bench.service().rules().iter().map(|rule| rule.written().action).collect();
+    assert_eq!(pinned, [Action::Pin { backend: "new".to_owned() }]);
+    // After a reload of the file and after a restart, the backend is still the same one.
+    bench.reload(vec![listed()]).unwrap();
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000) };
+    let text = serde_json::to_string(&bench.controller.export(clocks)).unwrap();
+    let saved = serde_json::from_str(&text).unwrap();
+    let mut controller = Controller::restore(config(vec![listed()]), KEY, saved, clocks).unwrap();
+    controller.start(bench.now);
+    let mut again = Bench { controller, now: bench.now };
+    assert_eq!(again.id("web/new"), id);
+    assert_eq!(discover_at(&mut again, &["a", "new@b", "c"]).0, "service web discovers what it has: nothing changed");
+}
+
+#[test]
+fn when_a_list_gives_the_address_of_a_missing_target_to_a_backend_then_that_one_gets_it_at_once() {
+    // The missing target may have been in the last list, or drain already.
+    for drains_already in [false, true] {
+        let mut bench = bench();
+        let [a, b] = ["web/a", "web/b"].map(|backend| bench.id(backend));
+        if drains_already {
+            discover(&mut bench, &["b", "c"]).unwrap();
+        }
+        let (message, commands) = discover_at(&mut bench, &["b@a", "c"]);
+        assert!(message.contains(": 1 backend changed, 1 backend displaced; "), "{message}");
+        let line = "backend web/a removed, /t.json gives its address 10.0.0.21:8080 to b; 1 known client moves";
+        assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
+        assert_eq!((shown_names(&bench), bench.id("web/b")), (vec!["web1", "b", "c"], b));
+        assert!(rows(&commands).contains(&(a, false)), "the clients of the removed backend move");
+        let at = bench.controller.backend(&name("web/b")).unwrap().config().address;
+        assert_eq!(at.to_string(), "10.0.0.21:8080");
+        discover(&mut bench, &["a", "b", "c"]).unwrap();
+        assert_eq!(shown_names(&bench), ["web1", "b", "c", "a"]);
+    }
+}
+
+#[test]
+fn when_two_targets_exchange_their_addresses_then_each_backend_follows_its_name() {
+    let mut bench = bench();
+    let ids = ["web/a", "web/b"].map(|backend| bench.id(backend));
+    let (message, _) = discover_at(&mut bench, &["a@b", "b@a", "c"]);
+    assert!(message.starts_with("service web discovers: 2 backends changed; "), "{message}");
+    assert_eq!(["web/a", "web/b"].map(|backend| bench.id(backend)), ids);
+    let at = |backend: &str| bench.controller.backend(&name(backend)).unwrap().config().address.ip().to_string();
+    assert_eq!([at("web/a"), at("web/b")], ["10.0.0.22", "10.0.0.21"]);
+}
+
+#[test]
+fn when_a_fleet_follows_a_list_with_a_new_name_then_all_members_rename_the_backend() {
+    let mut bench = Bench { controller: Controller::decider(config(vec![listed()]), KEY, now()), now: now() };
+    let mut member = Controller::follower(config(Vec::new()), KEY, bench.now);
+    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000) };
+    let follow = |member: &mut Controller, bench: &Bench| {
+        let state = serde_json::to_string(&bench.controller.agreed_state(clocks)).unwrap();
+        member.follow(serde_json::from_str(&state).unwrap(), clocks).unwrap()
+    };
+    discover_at(&mut bench, &["a", "b", "c"]);
+    follow(&mut member, &bench);
+    let id = bench.id("web/b");
+    let (_, commands) = discover_at(&mut bench, &["a", "b2@b", "c"]);
+    let line = "backend web/b is called b2 now, as /t.json calls the target at 10.0.0.22:8080; its known clients stay";
+    assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
+    // The member misses the state in between.
+    discover_at(&mut bench, &["a", "b3@b", "c"]);
+    let commands = follow(&mut member, &bench);
+    assert_eq!((member.backend(&name("web/b3")).unwrap().id(), rows(&commands)), (id, Vec::new()));
 }
 
 /// Returns the states of the backends and the table after DNS answers with the targets in this order; the answers are

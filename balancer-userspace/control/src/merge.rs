@@ -139,7 +139,7 @@ pub fn merge(
                     .push(format!("backend {full} is no longer in the file: the targets of {source} decide about it"));
                 // A backend that was being removed and that the file contains comes back.
                 let gone = leaves(&service.name, &name).then_some(Admin::Ready);
-                let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone }));
+                let discovered = Some(Box::new(Discovered { source, weight: backend.weight, gone, was: None }));
                 additions.push((merged.services.len(), BackendConfig { discovered, ..backend }));
             } else if is_written {
                 let mut line = format!("backend {full} is no longer in the file: removed");

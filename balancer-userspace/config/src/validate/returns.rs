@@ -106,12 +106,32 @@ fn new_backends(
 
 fn sources(services: &[Arc<ServiceConfig>]) -> impl Iterator<Item = Source<'_>> {
     let nat = services.iter().enumerate().filter(|(_, service)| service.forwarding == Forwarding::Nat);
-    nat.flat_map(|(index, service)| {
-        service.backends.iter().enumerate().flat_map(move |(number, backend)| {
-            let at = Place::BackendAddress(index, number);
-            service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
-        })
+    nat.flat_map(|(index, service)| sources_of(index, service, &service.backends))
+}
+
+fn sources_of<'a>(
+    index: usize,
+    service: &'a ServiceConfig,
+    backends: &'a [BackendConfig],
+) -> impl Iterator<Item = Source<'a>> {
+    backends.iter().enumerate().flat_map(move |(number, backend)| {
+        let at = Place::BackendAddress(index, number);
+        service.listen.iter().filter_map(move |&listener| Source::new(service, backend, listener, at))
     })
+}
+
+/// Pairs of `backends`, by position, whose replies the return path could not distinguish if the service had these
+/// backends.
+#[must_use]
+pub fn answering_alike(service: &ServiceConfig, backends: &[BackendConfig]) -> Vec<[usize; 2]> {
+    if service.forwarding != Forwarding::Nat {
+        return Vec::new();
+    }
+    let all: Vec<_> = sources_of(0, service, backends).collect();
+    let position = |source: &Source<'_>| {
+        if let Place::BackendAddress(_, number) = source.at { Some(number) } else { None }
+    };
+    pairs(&all, &[]).iter().filter_map(|(one, other)| Some([position(one)?, position(other)?])).collect()
 }
 
 impl<'a> Source<'a> {

@@ -90,9 +90,7 @@ impl Controller {
                 }
                 if !force && self.parts(&name).any(Backend::may_keep_known) {
                     // The number of clients comes from the last sweep, which may be some seconds old.
-                    let swept = self.parts(&name).map(Backend::known_clients).sum();
-                    let is_counted = self.role != Role::Decides;
-                    let known = self.precomputed.known_clients.or_else(|| is_counted.then_some(swept));
+                    let known = self.precomputed.known_clients.or_else(|| self.swept_clients(&name));
                     return Ok(self.leave(&name, known, now));
                 }
                 let (mut services, index) = self.edit(&name.service)?;
@@ -149,6 +147,12 @@ impl Controller {
             changed => format!("configuration applied, {} changed", changed.join(", ")),
         };
         Ok((message, differences.reports().collect()))
+    }
+
+    /// The number of a backend's known clients at the last sweep; `None`: this controller decides for a fleet and has no
+    /// client table in which it could count clients.
+    pub(super) fn swept_clients(&self, name: &BackendName) -> Option<u64> {
+        (self.role != Role::Decides).then(|| self.parts(name).map(Backend::known_clients).sum())
     }
 
     /// Reconciles the service of a backend that was changed.

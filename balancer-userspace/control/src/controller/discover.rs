@@ -8,11 +8,12 @@ use balancer_config::{
     names::BackendName,
     questions::{self, Questions},
     states::Admin,
+    words::counted,
 };
 
 use super::{Controller, Largest, ids_of};
 use crate::{
-    discover::{self, Pool},
+    discover::{self, Displaced, Pool, Renamed},
     io::{Command, Refused, Report, ReportLevel},
     moves::Moves,
     service::{Backend, Service},
@@ -91,6 +92,7 @@ impl Controller {
             return Ok((format!("service {service} discovers what it has: nothing changed"), Vec::new()));
         };
         let Pool { backends, gone, back, .. } = &pool;
+        let reports = self.of_other_names(config, source, &pool);
         Arc::make_mut(config).backends.clone_from(backends);
         let about = |backend: &str| BackendName { service: service.to_owned(), backend: backend.to_owned() };
         let (_, mut reconciled) = self.configure(services, Some(&about("")), now)?;
@@ -111,6 +113,7 @@ impl Controller {
             let message = format!("backend {service}/{name} {what} {}", source);
             Command::Report(Report { level: ReportLevel::Info, about: Some(about(name)), message, moves: None })
         };
+        commands.extend(reports);
         commands.extend(pool.added.iter().map(|name| told(name, "added, it is a target of")));
         commands.extend(gone.iter().map(|name| told(name, "drains before it is removed, it is no longer a target of")));
         commands.extend(back.iter().map(|(name, _)| told(name, "stays, it is a target again of")));
@@ -119,6 +122,34 @@ impl Controller {
         let needless: u64 = all_moves.iter().map(|moves| u64::from(moves.needless())).sum();
         let summary = Some(pool.summary()).filter(|text| !text.is_empty()).unwrap_or_else(|| "another list".to_owned());
         Ok((format!("service {service} discovers: {summary}; {moved} slots moved, {needless} needless"), commands))
+    }
+
+    /// Reports about the backends whose addresses have other names in a list, with the numbers of their known clients.
+    fn of_other_names(&self, service: &ServiceConfig, source: &Source, pool: &Pool) -> Vec<Command> {
+        let about = |backend: &str| BackendName { service: service.name.clone(), backend: backend.to_owned() };
+        let address = |name: &str| {
+            let backend = service.backends.iter().find(|backend| backend.name == name);
+            backend.map_or_else(String::new, |backend| service.shown_address(backend))
+        };
+        let clients = |name: &str, verb: &str| match self.swept_clients(&about(name)) {
+            Some(1) => format!("1 known client {verb}s"),
+            Some(known) => format!("{} {verb}", counted(known as usize, "known client")),
+            None => format!("its known clients {verb}"),
+        };
+        let told = |name: &str, message: String| {
+            Command::Report(Report { level: ReportLevel::Info, about: Some(about(name)), message, moves: None })
+        };
+        let renamed = pool.renamed.iter().map(|Renamed { from, to }| {
+            let (at, stay) = (address(from), clients(from, "stay"));
+            let name = about(from);
+            told(to, format!("backend {name} is called {to} now, as {source} calls the target at {at}; {stay}"))
+        });
+        let displaced = pool.displaced.iter().map(|Displaced { name, by }| {
+            let (at, go) = (address(name), clients(name, "move"));
+            let backend = about(name);
+            told(name, format!("backend {backend} removed, {source} gives its address {at} to {by}; {go}"))
+        });
+        renamed.chain(displaced).collect()
     }
 
     /// Starts to drain the backends from lists that are no longer part of their services.

@@ -32,9 +32,9 @@ pub(super) enum Step {
     /// A backend gets a limit on its clients, or loses this limit.
     Limit(Index, Option<u32>),
     Rule(Index, u8, u8),
-    /// A service's list gets other targets: the targets in this bit mask, beginning with the target at this index, all
-    /// with this weight.
-    Discover(u8, u8, u16),
+    /// A service's list gets other targets: the targets in this bit mask, beginning with the target at this index. Each
+    /// has the address of the target this many places further on, and all have this weight.
+    Discover(u8, u8, u8, u16),
     /// A service starts or stops listening on one of a few further addresses.
     Listen(Index, Index, bool),
     Reload(Vec<Edit>),
@@ -99,6 +99,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         |((service, name, host, port), weight, backup)| Step::Add { service, name, host, port, weight, backup },
     );
     let together = prop::collection::vec((index(), 0..3u8), 2..5);
+    let shift = prop_oneof![3 => Just(0u8), 1 => 1..4u8];
     prop_oneof![
         8 => (index(), 0..6u8, 1..5u8).prop_map(|(index, outcome, times)| Step::Check(index, outcome, times)),
         4 => (index(), prop::bool::weighted(0.7)).prop_map(|(index, found)| Step::NextHop(index, found)),
@@ -113,7 +114,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         2 => (index(), prop::option::of(1..9u32)).prop_map(|(index, most)| Step::Limit(index, most)),
         3 => (index(), forced).prop_map(|(index, forced)| Step::Force(index, forced)),
         2 => (index(), 0..3u8, 0..5u8).prop_map(|(index, prefix, kind)| Step::Rule(index, prefix, kind)),
-        4 => (0..16u8, 0..4u8, weight()).prop_map(|(targets, first, weight)| Step::Discover(targets, first, weight)),
+        4 => (0..16u8, 0..4u8, shift, weight())
+            .prop_map(|(targets, first, shift, weight)| Step::Discover(targets, first, shift, weight)),
         3 => (index(), index(), prop::bool::weighted(0.6)).prop_map(|(index, at, add)| Step::Listen(index, at, add)),
         3 => prop::collection::vec(edit(), 0..4).prop_map(Step::Reload),
         2 => prop::option::weighted(0.8, (0..16u8, weight())).prop_map(Step::DropIn),
