@@ -69,12 +69,20 @@ fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str)
 }
 
 impl Conversion {
+    /// Returns the line that tells the user to name the interfaces.
+    fn interfaces(&self) -> String {
+        let is_translated = |each: &Service| matches!(each.forwarding, Forwarding::Nat | Forwarding::Snat);
+        let replies =
+            if self.services.iter().any(is_translated) { " and, with nat or snat, backends' replies" } else { "" };
+        format!("# interfaces = [\"eth0\"]   # where clients' packets{replies} come in\n")
+    }
+
     /// Returns the configuration with comments, in TOML.
     #[must_use]
     pub fn toml(&self) -> String {
         let mut text =
             String::from("# Check this file with `balancer check`, and read the comments before it is used.\n");
-        text += "# interfaces = [\"eth0\"]   # name the interface that clients' packets come in through\n";
+        text += &self.interfaces();
         if !self.notes.is_empty() {
             text.push('\n');
         }

@@ -2,6 +2,8 @@
 
 use std::{env, fs};
 
+use balancer_import::Dialect;
+
 use crate::support::{SAMPLES, checked, completed, samples, text_of, try_convert};
 
 /// `UPDATE_SAMPLES=1` makes the test write the expected results: read the differences before you commit the files.
@@ -15,6 +17,17 @@ fn when_a_whole_configuration_is_converted_then_the_result_is_the_one_that_was_r
             fs::write(&expected, &text).unwrap();
         }
         assert_eq!(text, fs::read_to_string(&expected).unwrap(), "{}", expected.display());
+    }
+}
+
+#[test]
+fn when_no_service_is_nat_or_snat_then_only_the_interface_of_clients_is_asked_for() {
+    let rules =
+        |mode: &str| format!("-A -t 198.51.100.10:80 -s sh\n-a -t 198.51.100.10:80 -r 10.0.0.11:80 {mode} -w 1\n");
+    for (mode, both) in [("-g", false), ("-i", false), ("-m", true)] {
+        let text = try_convert(Dialect::Ipvsadm, "rules", &rules(mode), &[]).unwrap().toml();
+        assert!(text.contains("# interfaces = [\"eth0\"]   # where clients' packets"), "{text}");
+        assert_eq!(text.contains("and, with nat or snat, backends' replies come in"), both, "{text}");
     }
 }
 
