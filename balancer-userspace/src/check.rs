@@ -9,6 +9,7 @@ use std::{
 };
 
 use balancer_config::{file, words::counted};
+use balancer_daemon::reply_interfaces::unnamed;
 
 use super::{Failure, output};
 
@@ -18,13 +19,17 @@ pub(super) struct Args {
     file: PathBuf,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     let (config, warnings) = file::load(&args.file)?;
     let denied = file::deny::check(&config.services)?;
     let targets = file::discover::check(&config)?;
     for mut warning in warnings {
         warning.text.insert_str(0, "warning: ");
         writeln!(io::stderr(), "{warning}")?;
+    }
+    // If the kernel does not answer, there is nothing to warn of.
+    for (interface, backends) in unnamed(&config).await.unwrap_or_default() {
+        writeln!(io::stderr(), "{}: {}", args.file.display(), warning(&config.interfaces, &interface, &backends))?;
     }
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     let (services, backends) = (counted(config.services.len(), "service"), counted(backends, "backend"));
@@ -35,4 +40,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let _ = writeln!(said, "note: {note}");
     }
     Ok(output::print(&said)?)
+}
+
+/// The warning that replies of backends would arrive by an interface to which the program will not be attached.
+fn warning(named: &[String], interface: &str, backends: &[String]) -> String {
+    const NAMED: usize = 5;
+    let shown = backends.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = backends.len().saturating_sub(NAMED);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let all: Vec<&str> = named.iter().map(String::as_str).chain([interface]).collect();
+    format!(
+        "warning: on this machine, {interface} leads to {shown}{more}, and `interfaces` does not name it: with nat and \
+         snat, the program must be where replies come in: interfaces = {all:?}"
+    )
 }

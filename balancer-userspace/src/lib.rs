@@ -231,7 +231,7 @@ fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Fail
     };
     match verb {
         Verb::Run(args) => run::run(args, socket),
-        Verb::Check(args) => check::run(&args),
+        Verb::Check(args) => wait_for(check::run(&args)),
         Verb::Apply(args) => match apply::own_socket(&args)? {
             Some(own) => {
                 let here = || Client::new(socket.as_deref().unwrap_or(&own));

@@ -242,6 +242,7 @@ impl From<BackendSnapshot> for BackendView {
             connections: backend.stats.connections,
             packets: backend.stats.packets,
             bytes: backend.stats.bytes,
+            unattached: backend.unattached,
             unanswered: backend
                 .unanswered
                 .map(|of| UnansweredView { begun: of.begun, seconds: of.lasted.as_secs_f64() }),

@@ -1,5 +1,7 @@
 //! Determines whether this balancer is fit to receive clients, and the reasons if it is not fit.
 
+use std::collections::BTreeMap;
+
 use balancer_config::{config::WhenAlone, words::grouped};
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +60,9 @@ pub struct Facts {
     pub attached: usize,
     /// The wanted interfaces to which the balancer has not attached its program.
     pub missing: Vec<String>,
+    /// The interfaces, without the program, by which replies of `nat` and `snat` backends arrive, each with these
+    /// backends (`SERVICE/NAME`).
+    pub unattached: BTreeMap<String, Vec<String>>,
     /// Whether the balancer failed to bring the data path into the wanted state.
     pub out_of_step: bool,
     /// Problems of this machine, one sentence each.
@@ -197,6 +202,7 @@ impl Facts {
         if !self.missing.is_empty() {
             reasons.push(format!("the program is not on {}", self.missing.join(", ")));
         }
+        reasons.extend(self.unattached.iter().map(|(interface, backends)| unattached(interface, backends)));
         if self.out_of_step {
             reasons.push("the data path is out of step; the log says why".to_owned());
         }
@@ -210,6 +216,19 @@ impl Facts {
         }
         reasons
     }
+}
+
+/// Returns the reason that replies of `backends` arrive by an interface without the program.
+fn unattached(interface: &str, backends: &[String]) -> String {
+    let begin = begin_of_unattached(interface);
+    format!("{begin}replies of {} come in: name {interface} in `interfaces` as well", some(backends))
+}
+
+/// The words with which the reason about an interface begins that lacks the program, although replies of backends
+/// arrive by it.
+#[must_use]
+pub fn begin_of_unattached(interface: &str) -> String {
+    format!("the program is not on {interface}, by which ")
 }
 
 /// Returns a list of names such as `web/web1, web/web2 and 3 more`.
@@ -246,6 +265,13 @@ mod tests {
             (Facts { stage: Stage::Leaving, ..alone.clone() }, NotReady, &["it was asked to end"]),
             (Facts { attached: 0, ..alone.clone() }, NotReady, &["the program is on no interface"]),
             (Facts { missing: vec!["eth1".to_owned()], ..alone.clone() }, Degraded, &["the program is not on eth1"]),
+            (
+                Facts { unattached: BTreeMap::from([("lb1".to_owned(), owned(&["a/a1", "a/a2"]))]), ..alone.clone() },
+                Degraded,
+                &[
+                    "the program is not on lb1, by which replies of a/a1, a/a2 come in: name lb1 in `interfaces` as well",
+                ],
+            ),
             (Facts { troubles: owned(&["no"]), ..alone.clone() }, Degraded, &["no"]),
             (Facts { out_of_step: true, ..alone }, Degraded, &["the data path is out of step; the log says why"]),
             (

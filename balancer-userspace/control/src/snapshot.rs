@@ -560,6 +560,8 @@ pub struct BackendSnapshot {
     pub signals: [u64; Signal::COUNT],
     /// Unfinished handshakes with the backend.
     pub unanswered: Option<Unanswered>,
+    /// `nat` and `snat`: the interface by which the backend's replies arrive, if the program is not attached to it.
+    pub unattached: Option<String>,
     /// The numbers of the backend's health checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
     /// The duration of the backend's last health check.
@@ -643,9 +645,20 @@ impl CheckSnapshot {
 
 impl BackendSnapshot {
     /// The reason for the backend's state; if the backend takes no new clients but still has clients, the reason why
-    /// these clients stay.
+    /// these clients stay. If the program does not see the backend's replies, the reason also says so.
     #[must_use]
     pub fn shown_reason(&self) -> String {
+        let reason = self.reason_with_agent();
+        match &self.unattached {
+            None => reason,
+            Some(interface) => {
+                let unseen = format!("its replies come in by {interface}, where the program is not");
+                if reason.is_empty() { unseen } else { format!("{reason}; {unseen}") }
+            }
+        }
+    }
+
+    fn reason_with_agent(&self) -> String {
         let silent = self.agent.as_ref().and_then(|agent| agent.silent.as_ref());
         match (self.hindered(), silent) {
             (Some(why), _) if self.reason.is_empty() => format!("cannot be checked here: {why}"),

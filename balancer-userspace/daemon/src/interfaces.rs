@@ -7,6 +7,7 @@ use balancer_common::map_types::Mac;
 use balancer_config::names::nearest;
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use nix::net::if_::if_indextoname;
 use rtnetlink::Handle;
 
 /// The maximum time to wait for the kernel's answer.
@@ -96,6 +97,12 @@ impl Link {
         link.lower = link.lower.filter(|_| !elsewhere);
         link
     }
+}
+
+/// The name of an interface; the index as text if the interface was removed.
+pub(super) fn name(ifindex: u32) -> String {
+    let name = if_indextoname(ifindex).ok().and_then(|name| name.into_string().ok());
+    name.unwrap_or_else(|| ifindex.to_string())
 }
 
 /// All links of the network namespace.

@@ -13,6 +13,9 @@ pub(super) fn of<'a>(links: impl Iterator<Item = &'a Link> + Clone) -> Layers {
         links.clone().filter(|link| link.kind == Some(InfoKind::Vrf)).map(|link| link.ifindex).collect();
     for link in links {
         layers.add(link.ifindex, link.mac);
+        if link.kind.as_ref().is_some_and(hides_lower) {
+            layers.hide_lower(link.ifindex);
+        }
         if let Some(lower) = link.lower.filter(|_| link.kind.as_ref().is_some_and(takes_frames_of_lower)) {
             layers.put_upon(lower, link.ifindex);
         }
@@ -38,6 +41,12 @@ fn takes_frames_of_lower(kind: &InfoKind) -> bool {
             | InfoKind::MacSec
             | InfoKind::Dsa
     )
+}
+
+/// Whether rules in user space decide by which devices the frames of a device of this kind arrive, as for an internal
+/// port of Open vSwitch.
+fn hides_lower(kind: &InfoKind) -> bool {
+    matches!(kind, InfoKind::Other(name) if name == "openvswitch")
 }
 
 #[cfg(test)]
@@ -118,5 +127,35 @@ mod tests {
         assert!(layers.related(10, 3) && layers.related(4, 11));
         assert!(!layers.related(2, 4) && !layers.related(11, 2));
         assert!(!layers.related(5, 6), "a table of routes joins nothing");
+    }
+
+    #[test]
+    fn when_replies_arrive_by_no_steered_interface_then_that_is_certain_only_of_known_devices() {
+        let switch = || InfoKind::Other("openvswitch".to_owned());
+        let links = [
+            // Interfaces 2 and 3 are members of a bond with a VLAN; interface 4 is a member of a bridge.
+            Link { master: Some(9), ..device(2) },
+            Link { master: Some(9), ..device(3) },
+            Link { kind: Some(InfoKind::Bond), ..device(9) },
+            upon(10, InfoKind::Vlan, 9),
+            Link { master: Some(11), ..device(4) },
+            Link { kind: Some(InfoKind::Bridge), ..device(11) },
+            // Interface 5 is a port of a switch with the internal port 12, which has a VLAN.
+            Link { master: Some(13), ..device(5) },
+            Link { kind: Some(switch()), ..device(12) },
+            Link { kind: Some(switch()), ..device(13) },
+            upon(14, InfoKind::Vlan, 12),
+            device(6),
+            upon(7, InfoKind::Veth, 6),
+        ];
+        let layers = layers(&links);
+        let misses = |egress: u32, steered: &[u32]| layers.misses(egress, steered.iter().copied());
+        for (egress, steered) in [(6, &[2, 3, 4, 9][..]), (10, &[4, 6]), (11, &[2, 5]), (7, &[6]), (4, &[])] {
+            assert!(misses(egress, steered), "{egress} {steered:?}");
+        }
+        for (egress, steered) in [(6, &[6, 2][..]), (10, &[9]), (10, &[2, 3]), (9, &[3]), (11, &[4]), (4, &[11])] {
+            assert!(!misses(egress, steered), "{egress} {steered:?}");
+        }
+        assert!(!misses(77, &[2]) && !misses(12, &[5]) && !misses(14, &[5]), "it is not known how these are joined");
     }
 }

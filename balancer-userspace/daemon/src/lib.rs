@@ -37,6 +37,7 @@ mod precedence;
 pub mod prober;
 mod reload;
 mod removed_backends;
+pub mod reply_interfaces;
 mod restorable;
 mod resume;
 pub mod run;

@@ -18,7 +18,6 @@ use balancer_control::{
     io::{BackendId, ServiceId},
 };
 use balancer_dataplane::{Begun, Handshakes};
-use nix::net::if_::if_indextoname;
 use tokio::{
     sync::oneshot,
     task::spawn_blocking,
@@ -28,6 +27,7 @@ use tracing::warn;
 
 use crate::{
     call::{Call, Calls},
+    interfaces,
     neighbours::{Near, NearAddresses},
     statistics::{Named, Statistics},
 };
@@ -99,16 +99,11 @@ fn unanswered(
 }
 
 fn line(client: IpAddr, NearBackend { name, ifindex, .. }: &NearBackend) -> String {
-    let interface = interface_name(*ifindex);
+    let interface = interfaces::name(*ifindex);
     format!(
         "client {client} is on {interface} as backend {name} is, which answers it past the balancer: with nat its \
          connections fail; forwarding = \"snat\" serves it"
     )
-}
-
-fn interface_name(ifindex: u32) -> String {
-    let name = if_indextoname(ifindex).map(|name| name.to_string_lossy().into_owned());
-    name.unwrap_or_else(|_| format!("interface {ifindex}"))
 }
 
 #[cfg(test)]
@@ -149,7 +144,7 @@ mod tests {
             format!(
                 "client 10.1.0.7 is on {} as backend web/web1 is, which answers it past the balancer: with nat its \
                      connections fail; forwarding = \"snat\" serves it",
-                interface_name(2)
+                interfaces::name(2)
             )
         );
     }

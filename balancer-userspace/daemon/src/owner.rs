@@ -18,6 +18,7 @@ mod retired;
 mod show;
 mod suspects;
 mod trace;
+mod unattached;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},

@@ -105,6 +105,11 @@ impl Interfaces {
         1u64.checked_shl(taken.trailing_ones()).unwrap_or(0)
     }
 
+    /// Whether packets from hosts beyond `egress` certainly arrive by no attached interface.
+    fn misses(&self, egress: u32) -> bool {
+        self.layers.misses(egress, self.steered.iter().copied())
+    }
+
     /// The interfaces by which packets from hosts beyond `egress` arrive, one bit for each row. The result is 0 if
     /// these packets arrive by no attached interface.
     fn ways_in(&self, egress: u32) -> u64 {
@@ -188,6 +193,17 @@ impl WaysIn {
                 word.store(self.word(backend, interfaces), Ordering::Release);
             }
         }
+    }
+
+    /// The interface of a backend's next hop, if the interface is known.
+    pub(super) fn egress(&self, backend: BackendId) -> Option<u32> {
+        self.now.get(&backend).copied().filter(|&egress| egress != THIS_MACHINE)
+    }
+
+    /// The interfaces of next hops from beyond which packets certainly arrive by no attached interface.
+    pub(super) fn missed(&self, interfaces: &Interfaces) -> BTreeSet<u32> {
+        let egresses: HashSet<u32> = self.now.values().copied().filter(|&egress| egress != THIS_MACHINE).collect();
+        egresses.into_iter().filter(|&egress| interfaces.misses(egress)).collect()
     }
 
     /// All backends that have a row in the return table.

@@ -651,6 +651,14 @@ impl Dataplane for KernelDataplane {
         if self.check_backend(id).is_ok() { self.signs.withheld(id) } else { 0 }
     }
 
+    fn egress(&self, id: BackendId) -> Option<u32> {
+        self.ways_in.egress(id)
+    }
+
+    fn missed(&self) -> BTreeSet<u32> {
+        self.ways_in.missed(&self.interfaces)
+    }
+
     fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
         self.check_backend(id).ok().and_then(|_| self.signs.unanswered(id))
     }

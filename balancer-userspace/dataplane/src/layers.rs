@@ -15,18 +15,15 @@ struct Device {
     mac: Option<Mac>,
     /// The devices directly on top of this device.
     above: BTreeSet<u32>,
+    /// Whether the kernel does not tell by which other devices this device's frames arrive.
+    hides_lower: bool,
 }
 
 impl Layers {
     /// Devices that have no other devices on top.
     #[must_use]
     pub fn flat(devices: &[(u32, Mac)]) -> Self {
-        Self(
-            devices
-                .iter()
-                .map(|&(ifindex, mac)| (ifindex, Device { mac: Some(mac), above: BTreeSet::new() }))
-                .collect(),
-        )
+        Self(devices.iter().map(|&(ifindex, mac)| (ifindex, Device { mac: Some(mac), ..Device::default() })).collect())
     }
 
     /// Adds a device without other devices on top. `None`: the device has no MAC.
@@ -37,6 +34,11 @@ impl Layers {
     /// Records that one device is stacked on another device.
     pub fn put_upon(&mut self, lower: u32, upper: u32) {
         self.0.entry(lower).or_default().above.insert(upper);
+    }
+
+    /// Records that the kernel does not tell by which other devices the frames of this device arrive.
+    pub fn hide_lower(&mut self, ifindex: u32) {
+        self.0.entry(ifindex).or_default().hides_lower = true;
     }
 
     /// The MACs that an interface accepts: its own MAC, followed by the MACs of the devices stacked on it. `None`: the
@@ -55,6 +57,18 @@ impl Layers {
     #[must_use]
     pub fn related(&self, one: u32, other: u32) -> bool {
         !self.with_above(one).is_disjoint(&self.with_above(other))
+    }
+
+    /// Whether replies to packets that leave by `egress` certainly arrive by none of the interfaces in `steered`. For
+    /// an unknown device, and for a device whose lower devices are unknown, nothing is certain.
+    #[must_use]
+    pub fn misses(&self, egress: u32, mut steered: impl Iterator<Item = u32>) -> bool {
+        let hides = |(&device, Device { hides_lower, .. }): (&u32, &Device)| {
+            *hides_lower && self.with_above(device).contains(&egress)
+        };
+        self.0.contains_key(&egress)
+            && !steered.any(|ifindex| self.related(ifindex, egress))
+            && !self.0.iter().any(hides)
     }
 
     fn with_above(&self, ifindex: u32) -> BTreeSet<u32> {

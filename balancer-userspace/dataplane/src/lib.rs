@@ -58,7 +58,7 @@ pub mod telling;
 mod threads;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -324,6 +324,13 @@ pub trait Dataplane {
 
     /// The unfinished handshakes with a backend.
     fn unanswered(&self, id: BackendId) -> Option<Unanswered>;
+
+    /// The interface of a backend's next hop; `None` for a backend that is this machine, or that has no next hop.
+    fn egress(&self, id: BackendId) -> Option<u32>;
+
+    /// The interfaces of backends' next hops from beyond which packets certainly arrive where the program is not
+    /// attached.
+    fn missed(&self) -> BTreeSet<u32>;
 
     /// Computes from the traffic until `elapsed` how many clients' handshakes the program watches, and sets this
     /// number.

@@ -112,7 +112,7 @@ pub enum Kind {
     ForeignProgram,
     /// The program redirects frames to an interface that does not accept redirected frames.
     Redirect,
-    /// Clients' packets arrive on an interface without the program.
+    /// Clients' packets or backends' replies arrive on an interface without the program.
     NotAttached,
     /// Clients' packets are sent to another hardware address than that of the interface.
     WrongMac,

@@ -379,6 +379,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         withheld: 0,
         signals: [0; 4],
         unanswered: None,
+        unattached: None,
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
         check: vec![CheckSnapshot {

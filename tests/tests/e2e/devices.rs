@@ -103,6 +103,11 @@ fn served_by_the_kernel(shape: Shape, make: fn(&Topology, Shape) -> Result<()>) 
         let mut site = start(shape, forwarding, |topology| make(topology, shape));
         wait_up(&mut site);
         let homes = served(&site);
+        assert_eq!(
+            site.cli(&["ready"]).unwrap(),
+            "ready\n",
+            "{forwarding:?}: the program sees replies one device below"
+        );
         assert!(counted(&site, "handed") > 0.0, "{forwarding:?}: nothing was handed over");
         assert_eq!(counted(&site, "redirect"), 0.0, "{forwarding:?}");
         assert_eq!(counted(&site, "drop"), 0.0, "{forwarding:?}");

@@ -11,7 +11,7 @@ mod status;
 pub use balancer_control::{
     fleet::{FleetMember, FleetSnapshot},
     rates::Rates,
-    readiness::{Fitness, Readiness},
+    readiness::{Fitness, Readiness, begin_of_unattached},
     rules::Action,
     run_time::RunTimeChange,
 };

@@ -226,6 +226,10 @@ pub struct BackendView {
     /// The handshakes with the backend that are unfinished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
+    /// `nat` and `snat`: the interface by which the backend's replies arrive, if the program is not attached to it, so
+    /// that clients get no replies. Absent: the program sees the replies, or it is not known where they arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unattached: Option<String>,
 }
 
 /// The slots that a backend gives to other backends, because the backend has or had more than its share of the load.

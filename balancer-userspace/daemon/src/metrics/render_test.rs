@@ -78,6 +78,7 @@ fn backend(id: u16, name: &str, weight: u16, state: BackendState, connections: u
         withheld: 0,
         signals: [0; Signal::COUNT],
         unanswered: None,
+        unattached: None,
         transitions: [1, 1, 0, 0, 0, 0, 0],
     }
 }

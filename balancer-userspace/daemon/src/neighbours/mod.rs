@@ -26,14 +26,37 @@ use anyhow::Context as _;
 use balancer_common::map_types::{FAMILY_V4, FAMILY_V6, NeighbourWanted};
 use balancer_control::io::Event;
 use balancer_dataplane::{Devices, Layers};
+use netlink_packet_route::route::RouteType;
 use resolve::NeighbourKey;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::{heard::heard, path_errors::Tunnels};
-use crate::supervisor::{Supervisor, Task};
+use crate::{
+    interfaces::Link,
+    supervisor::{Supervisor, Task},
+};
 
 #[cfg(test)]
 pub(super) use resolve::tests::link as test_link;
+
+/// Returns the links of this network namespace, and the interface by which the kernel would send packets to each of
+/// these addresses. Addresses of this machine, and addresses without a route, are missing in the result.
+///
+/// # Errors
+/// Fails if the kernel does not answer.
+pub(super) async fn egresses(addresses: BTreeSet<IpAddr>) -> anyhow::Result<(Vec<Link>, HashMap<IpAddr, u32>)> {
+    let netlink = netlink::Netlink::connect()?;
+    let links = netlink.links().await?;
+    let mut found = HashMap::new();
+    for address in addresses {
+        if let Ok(route) = netlink.route(address).await?
+            && route.kind == RouteType::Unicast
+        {
+            found.insert(address, route.ifindex);
+        }
+    }
+    Ok((links, found))
+}
 
 /// The maximum number of waiting requests to resolve clients' neighbours; the task drops further requests, and the next
 /// packet of the client causes a new request.

@@ -94,6 +94,7 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
         }
         (a, b) => a.or(b),
     };
+    first.unattached = first.unattached.take().or(other.unattached);
     first.transitions.iter_mut().zip(other.transitions).for_each(|(sum, count)| *sum += count);
     if first.reason != other.reason {
         let reasons = [&first.reason, &other.reason].map(String::as_str);

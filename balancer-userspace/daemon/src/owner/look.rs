@@ -8,18 +8,19 @@ use balancer_control::{
     controller::{Gone, Services},
     fleet::FleetSnapshot,
     io::{BackendId, QuicSpec},
-    service::Service,
+    service::{Backend, Service},
     snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, QuicSnapshot, Snapshot},
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
-use nix::net::if_::if_indextoname;
 use tokio::time::Instant;
 
 use super::{
     Owner,
     join::join,
     show::{Aside, Passive, show},
+    unattached::Unattached,
 };
+use crate::interfaces;
 
 /// The data for a snapshot, as of one moment.
 pub struct Counting {
@@ -110,13 +111,15 @@ impl<D: Dataplane> Owner<D> {
             fleet: None,
         };
         let services = self.controller.services().clone();
-        let aside = services.iter().map(|service| self.aside(service)).collect::<anyhow::Result<_>>()?;
+        let unattached = self.unattached();
+        let aside = services.iter().map(|service| self.aside(service, &unattached)).collect::<anyhow::Result<_>>()?;
         let (gone, counters) = (self.controller.gone().to_vec(), self.dataplane.backend_counters());
         Ok(Counting { now, services, aside, gone, counters, rest })
     }
 
-    fn aside(&self, service: &Service) -> anyhow::Result<Aside> {
+    fn aside(&self, service: &Service, unattached: &Unattached) -> anyhow::Result<Aside> {
         let id = service.id();
+        let passive = |backend: &Backend| self.passive(backend.id(), unattached.of(service, backend, &self.dataplane));
         Ok(Aside {
             last_change: self.last_changes.of(id),
             listeners: self.listeners(service)?,
@@ -126,7 +129,7 @@ impl<D: Dataplane> Owner<D> {
             agents: self.agent_snapshots(service),
             passed: self.dataplane.share_stats(id),
             quic: self.quic(service)?,
-            passive: service.backends().iter().map(|backend| self.passive(backend.id())).collect(),
+            passive: service.backends().iter().map(passive).collect(),
             removed_backends: self.removed_backends.of(id).map(|(name, stats)| (name.to_owned(), *stats)).collect(),
             repeated_moves: self.repeated_moves.get(&id).copied().unwrap_or_default(),
             table_build: self.builds.get(&id).copied().unwrap_or_default(),
@@ -145,11 +148,12 @@ impl<D: Dataplane> Owner<D> {
         Ok(Some(QuicSnapshot { config, stats, servers: servers.collect() }))
     }
 
-    fn passive(&self, id: BackendId) -> Passive {
+    fn passive(&self, id: BackendId, unattached: Option<&str>) -> Passive {
         Passive {
             withheld: self.dataplane.withheld(id),
             signals: self.suspects.counts(id),
             unanswered: self.dataplane.unanswered(id),
+            unattached: unattached.map(str::to_owned),
         }
     }
 
@@ -168,10 +172,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// The numbers of redirect errors by interface name, or by interface index if the interface was removed.
     fn redirect_errors(&self) -> anyhow::Result<BTreeMap<String, u64>> {
-        let name = |index| {
-            let name = if_indextoname(index).ok().and_then(|name| name.into_string().ok());
-            name.unwrap_or_else(|| index.to_string())
-        };
-        Ok(self.dataplane.redirect_errors()?.into_iter().map(|(index, frames)| (name(index), frames)).collect())
+        let errors = self.dataplane.redirect_errors()?.into_iter();
+        Ok(errors.map(|(index, frames)| (interfaces::name(index), frames)).collect())
     }
 }

@@ -61,13 +61,19 @@ impl<D: Dataplane> Owner<D> {
         self.facts(own.chain(of_lists).chain(self.hindered()).collect()).readiness()
     }
 
-    fn facts(&self, troubles: Vec<String>) -> Facts {
+    /// The wanted interfaces to which the program is not attached.
+    pub(super) fn missing(&self) -> Vec<String> {
         let attached = self.dataplane.attached();
         let on = |name: &&String| attached.iter().any(|interface| interface.name == **name);
+        self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect()
+    }
+
+    fn facts(&self, troubles: Vec<String>) -> Facts {
         Facts {
             stage: self.member.stage,
-            attached: attached.len(),
-            missing: self.controller.interfaces().iter().filter(|name| !on(name)).cloned().collect(),
+            attached: self.dataplane.attached().len(),
+            missing: self.missing(),
+            unattached: self.unseen_replies(),
             out_of_step: self.out_of_step,
             troubles,
             fleet: self.member.fleet.clone(),

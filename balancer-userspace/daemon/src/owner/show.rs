@@ -30,6 +30,8 @@ pub(super) struct Passive {
     pub(super) signals: Counts,
     /// The unfinished handshakes with the backend.
     pub(super) unanswered: Option<Unanswered>,
+    /// The interface without the program by which the backend's replies arrive.
+    pub(super) unattached: Option<String>,
 }
 
 /// The state of a service that is not in the core.
@@ -107,7 +109,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
 fn show_backend(
     service: &Service,
     backend: &Backend,
-    Passive { withheld, signals, unanswered }: Passive,
+    Passive { withheld, signals, unanswered, unattached }: Passive,
     check: &Arc<str>,
     now: Instant,
 ) -> BackendSnapshot {
@@ -136,6 +138,7 @@ fn show_backend(
         withheld,
         signals,
         unanswered,
+        unattached,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),
         check: vec![check_snapshot(service, backend, check, now)],

@@ -1,6 +1,6 @@
 //! Findings about the machine and the controller as a whole.
 
-use balancer_api::model::{Fitness, FleetSnapshot, FlowTableView};
+use balancer_api::model::{Fitness, FleetSnapshot, FlowTableView, begin_of_unattached};
 use balancer_common::verdict::DropReason;
 
 use super::general;
@@ -33,12 +33,18 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// Returns the findings that follow from the controller's own reports. If there is already a finding about a broken
-/// interface (`is_known`), leaves out the consequences of that interface.
-pub(super) fn of_controller(controller: &Controller, is_known: bool) -> Vec<Finding> {
+/// interface (`is_known`), leaves out the consequences of that interface. Other findings are about the `unattached`
+/// interfaces.
+pub(super) fn of_controller<'a>(
+    controller: &Controller,
+    is_known: bool,
+    unattached: impl Iterator<Item = &'a String> + Clone,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ready = &controller.after.ready;
     if ready.state != Fitness::Ready && !is_known {
-        findings.extend(ready.reasons.iter().map(|reason| {
+        let other = |reason: &&String| !unattached.clone().any(|of| reason.starts_with(&begin_of_unattached(of)));
+        findings.extend(ready.reasons.iter().filter(other).map(|reason| {
             general(
                 Kind::NotReady,
                 format!("the balancer is {}: {reason}", ready.state.word().replace('_', " ")),

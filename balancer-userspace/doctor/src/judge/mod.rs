@@ -5,6 +5,7 @@ mod backends;
 mod links;
 mod machine;
 mod services;
+mod unattached;
 mod vips;
 
 #[cfg(test)]
@@ -26,7 +27,9 @@ pub fn judge(facts: &Facts) -> Report {
     let broken = links::broken(facts, controller);
     findings.extend(broken.iter().map(|(_, finding)| finding.clone()));
     findings.extend(links::spoiled(facts, controller));
-    findings.extend(machine::of_controller(controller, !broken.is_empty()));
+    let unattached = unattached::interfaces(facts, controller);
+    findings.extend(machine::of_controller(controller, !broken.is_empty(), unattached.keys()));
+    findings.extend(unattached.iter().map(|(interface, names)| unattached::finding(interface, names, controller)));
     findings.extend(services::findings(facts, controller));
     let broken: Vec<u32> = broken.into_iter().map(|(ifindex, _)| ifindex).collect();
     findings.extend(backends::findings(facts, controller, &broken));
@@ -93,6 +96,21 @@ fn looked_at(facts: &Facts) -> Vec<String> {
 /// Makes a finding that concerns no particular service or backend.
 fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
     Finding { kind, service: None, backend: None, what, seen, cure }
+}
+
+/// Makes a cure that adds an interface to those of the configuration.
+fn name_interface(interface: &str, controller: &Controller) -> Cure {
+    let attached = controller.after.interfaces.iter().map(|view| view.name.as_str());
+    let all: Vec<&str> = attached.filter(|name| *name != interface).chain([interface]).collect();
+    Cure::here(&[format!("# in the configuration: interfaces = {all:?}"), "balancer apply FILE".to_owned()])
+}
+
+/// Returns a list of names such as `web/web1, web/web2 and 3 more`.
+fn some(names: &[&str]) -> String {
+    const NAMED: usize = 5;
+    let (shown, others) = names.split_at(names.len().min(NAMED));
+    let shown = shown.join(", ");
+    if others.is_empty() { shown } else { format!("{shown} and {} more", others.len()) }
 }
 
 /// Whether another member of a fleet may have the VIPs.

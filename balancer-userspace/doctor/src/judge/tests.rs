@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use balancer_api::model::{
     Action, AgentView, BackendView, ClientTableView, Fitness, FlowTableView, HealthView, InterfaceView, ListenerView,
-    Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts,
+    Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts, begin_of_unattached,
 };
 
 use super::judge;
@@ -46,6 +46,7 @@ fn backend_view(name: &str) -> BackendView {
         bytes: 0,
         rates: None,
         unanswered: None,
+        unattached: None,
     }
 }
 
@@ -481,6 +482,26 @@ fn when_the_replies_of_nat_are_lost_then_the_route_for_the_clients_is_named() {
     assert_eq!(command(&facts), "ip route replace default via 10.0.0.1");
     facts.controller.as_mut().unwrap().clients = Some("10.1.0.0/16".parse().unwrap());
     assert_eq!(command(&facts), "ip route replace 10.1.0.0/16 via 10.0.0.1");
+}
+
+#[test]
+fn when_replies_come_in_by_an_interface_without_the_program_then_the_line_to_write_is_given() {
+    for mode in ["nat", "snat"] {
+        let mut facts = healthy(mode);
+        let reasons = vec![format!("{}replies of web/web1 come in", begin_of_unattached("lb1"))];
+        after(&mut facts).ready = Readiness { state: Fitness::Degraded, reasons };
+        after(&mut facts).services[0].backends[0].unattached = Some("lb1".to_owned());
+        // Clients wait in vain, which is a consequence.
+        after(&mut facts).services[0].backends[0].unanswered = Some(UnansweredView { begun: 5, seconds: 2.0 });
+        assert_eq!(kinds(&facts), [Kind::NotAttached], "{mode}");
+        let finding = &judge(&facts).findings[0];
+        assert!(finding.what.contains("replies of web/web1 come in by lb1"), "{finding:?}");
+        let commands = ["# in the configuration: interfaces = [\"eth0\", \"lb1\"]", "balancer apply FILE"];
+        assert_eq!(finding.cure.commands, commands);
+        // Another service was asked for.
+        after(&mut facts).services[0].name = "api".to_owned();
+        assert_eq!(kinds(&facts), [Kind::NotReady]);
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use balancer_api::model::StatusView;
 
-use super::may_be_elsewhere;
+use super::{may_be_elsewhere, name_interface};
 use crate::{
     facts::{Backend, Controller, Facts, Mac, Unsteered, Vip},
     finding::{Cure, Finding, Kind},
@@ -45,9 +45,7 @@ fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> 
                 Kind::NotAttached,
                 format!("clients' packets for {address} come in by {name}, where the program is not"),
                 format!("{packets} requests to connect were seen on {name}"),
-                Cure::here(&[format!(
-                    "# add {name:?} to `interfaces` in the configuration, then: balancer apply FILE"
-                )]),
+                name_interface(name, controller),
             ));
         }
     }

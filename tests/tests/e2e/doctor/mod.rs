@@ -4,6 +4,7 @@
 mod fault;
 mod faults;
 mod healthy;
+mod unattached;
 mod without;
 
 use balancer_testkit::site::Site;
