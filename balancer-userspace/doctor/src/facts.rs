@@ -99,6 +99,9 @@ pub struct Link {
     /// Whether the kernel forwards packets from this interface; `None` if this is unknown, or if the address family is
     /// off.
     pub forwards: Forwards,
+    /// Whether the kernel answers ARP requests on this interface for the addresses of all interfaces (`arp_ignore`);
+    /// `None` if this is unknown.
+    pub answers_for_all: Option<bool>,
 }
 
 /// Forwarding of an interface by address family.

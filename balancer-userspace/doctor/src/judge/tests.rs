@@ -133,6 +133,7 @@ fn healthy(forwarding: &str) -> Facts {
         carries_vlans: false,
         offloads: Some(Offloads { lro: false, gro: true, strips_tags: true }),
         forwards: Forwards { v4: Some(matches!(forwarding, "nat" | "snat")), v6: Some(false) },
+        answers_for_all: Some(true),
     };
     let probe = ServiceProbe {
         echo: true,
@@ -346,15 +347,33 @@ fn when_another_machine_has_the_vip_then_it_is_told_who() {
     expect(&MODES, Kind::VipDuplicate, answer([9; 6]));
     expect(&["dsr", "ipip", "gue"], Kind::VipAnswered, answer(WEB1));
     expect(&["nat"], Kind::VipDuplicate, answer(WEB1));
-    // With VRRP, the other member of the pair may have the VIP.
-    let mut standby = healthy("nat");
-    standby.addresses.retain(|own| own.length == 16);
-    standby.vips[0].answered = vec![(2, [0, 0, 0x5e, 0, 1, 51])];
-    assert_eq!(kinds(&standby), []);
     // The answer comes from a bridge of this machine, which has an address of this machine.
     let mut own = healthy("nat");
     own.vips[0].answered = vec![(2, OWN)];
     assert_eq!(kinds(&own), []);
+}
+
+#[test]
+fn when_this_machine_does_not_hold_the_vip_then_nothing_is_said_about_who_does() {
+    // The machine that answers has VRRP's virtual hardware address, its own hardware address as with the sample for
+    // keepalived, or it is the other one of two machines that are both servers and balancers.
+    for mac in [[0, 0, 0x5e, 0, 1, 51], [9; 6], WEB1] {
+        for mode in MODES {
+            let mut standby = healthy(mode);
+            standby.addresses.retain(|own| own.length == 16);
+            standby.vips[0].address = "10.0.0.200".parse().unwrap();
+            standby.vips[0].answered = vec![(2, mac)];
+            assert_eq!(kinds(&standby), [], "{mode} {mac:?}");
+        }
+    }
+    // Each of two machines that are both servers and balancers has the VIP on its loopback interface.
+    for (answers_for_all, expected) in [(Some(false), &[][..]), (Some(true), &[Kind::VipAnswered])] {
+        let mut one = healthy("dsr");
+        one.links.push(Link { ifindex: 1, name: "lo".to_owned(), mac: None, programs: Vec::new(), ..Link::default() });
+        (one.addresses[1].ifindex, one.links[0].answers_for_all) = (1, answers_for_all);
+        one.vips[0].answered = vec![(2, WEB1)];
+        assert_eq!(kinds(&one), expected, "{answers_for_all:?}");
+    }
 }
 
 #[test]
@@ -364,6 +383,9 @@ fn when_nobody_has_a_vip_within_a_prefix_then_that_is_found_and_one_beyond_is_no
     assert_eq!(kinds(&facts), [], "it is routed here");
     facts.vips[0].address = "10.0.0.200".parse().unwrap();
     assert_eq!(kinds(&facts), [Kind::VipUnowned]);
+    let mut routed = facts.clone();
+    after(&mut routed).services[0].backends[0].packets = 9;
+    assert_eq!(kinds(&routed), [], "a router sends its packets here");
     after(&mut facts).withdrawn = true;
     assert_eq!(kinds(&facts), [Kind::Withdrawn]);
 }

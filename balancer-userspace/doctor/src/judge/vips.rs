@@ -6,13 +6,9 @@ use balancer_api::model::StatusView;
 
 use super::{may_be_elsewhere, name_interface};
 use crate::{
-    facts::{Backend, Controller, Facts, Mac, Unsteered, Vip},
+    facts::{Address, Backend, Controller, Facts, Mac, Unsteered, Vip},
     finding::{Cure, Finding, Kind},
 };
-
-/// The first bytes of the virtual hardware addresses of VRRP. If such an address answers for a VIP, another router has
-/// the VIP, as the operator intends.
-const VRRP: [&[u8]; 2] = [&[0, 0, 0x5e, 0, 1], &[0, 0, 0x5e, 0, 2]];
 
 pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let asked = facts.vips.iter().filter(|vip| vip.asked);
@@ -67,18 +63,37 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     if others.is_empty() {
         return unowned(vip, facts, controller).into_iter().collect();
     }
-    let mut findings = Vec::new();
-    for mac in others {
-        let backend = facts.backends.iter().find(|backend| is_of(backend, mac));
-        let is_meant = VRRP.iter().any(|begin| mac.starts_with(begin)) || may_be_elsewhere(controller);
-        if let Some(backend) = backend.filter(|backend| backend.has_the_vip()) {
-            findings.push(answered(vip, backend));
-        } else if facts.is_own(vip.address) || !is_meant {
-            findings.push(twice(vip, mac, backend));
-        }
+    // The standby of a pair, or a balancer that has withdrawn its VIPs, cannot tell whether the machine that answers is
+    // the one that should have the VIP.
+    if !is_here(vip, facts, controller) || keeps_quiet(vip, facts, controller) {
+        return Vec::new();
     }
+    let mut findings: Vec<Finding> = others
+        .into_iter()
+        .map(|mac| {
+            let backend = facts.backends.iter().find(|backend| is_of(backend, mac));
+            match backend.filter(|backend| backend.has_the_vip()) {
+                Some(backend) => answered(vip, backend),
+                None => twice(vip, mac, backend),
+            }
+        })
+        .collect();
     findings.dedup();
     findings
+}
+
+/// Whether this machine has the VIP.
+fn is_here(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
+    facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address)
+}
+
+/// Whether this machine has the VIP only on its loopback interface and does not answer ARP for it, as a backend of `dsr`
+/// does, and as each of two machines does that are both servers and balancers.
+fn keeps_quiet(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
+    let on_loopback = |own: &Address| facts.link(own.ifindex).is_some_and(|link| link.name == "lo");
+    let only_there = facts.addresses.iter().filter(|own| own.address == vip.address).all(on_loopback);
+    let mut attached = controller.after.interfaces.iter().filter_map(|view| facts.link(view.ifindex));
+    only_there && attached.all(|link| link.answers_for_all == Some(false))
 }
 
 /// Whether the hardware address of the backend is `mac`.
@@ -119,12 +134,13 @@ fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
 }
 
 /// Returns a finding if a VIP within the prefix of an interface belongs to no machine. Packets for a VIP outside all
-/// prefixes reach this machine by a route on other machines, which the doctor cannot see.
+/// prefixes reach this machine by a route on other machines, which the doctor cannot see; packets for a VIP within a
+/// prefix may do so, too.
 fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding> {
     let IpAddr::V4(address) = vip.address else { return None };
-    let is_here = facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address);
     let link = facts.on_link(vip.address).and_then(|ifindex| facts.link(ifindex))?;
-    (!is_here && !may_be_elsewhere(controller)).then(|| {
+    let is_wanted = is_here(vip, facts, controller) || may_be_elsewhere(controller) || flows(vip, controller);
+    (!is_wanted).then(|| {
         let name = &link.name;
         finding(
             vip,

@@ -98,6 +98,16 @@ pub(super) fn forwards(interface: &str) -> Forwards {
     Forwards { v4: read("ipv4"), v6: read("ipv6") }
 }
 
+/// Whether the kernel answers ARP requests on an interface for the addresses of all interfaces. The larger setting of
+/// the interface and of all interfaces counts.
+pub(super) fn answers_for_all(interface: &str) -> Option<bool> {
+    let ignores = |of: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{of}/arp_ignore")).ok()?;
+        Some(text.trim() != "0")
+    };
+    Some(!(ignores("all")? || ignores(interface)?))
+}
+
 /// The names of the loaded BPF programs, by id.
 ///
 /// # Errors

@@ -137,6 +137,7 @@ async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
             program.name = names.get(&program.id).cloned();
         }
         link.forwards = machine::forwards(&link.name);
+        link.answers_for_all = machine::answers_for_all(&link.name);
         match machine::offloads(&link.name) {
             Ok(offloads) => link.offloads = Some(offloads),
             Err(error) => {
