@@ -26,6 +26,8 @@ pub struct Facts {
     pub backends: Vec<Backend>,
     /// The virtual addresses of the requested services.
     pub vips: Vec<Vip>,
+    /// The ways of replies to clients; empty as long as clients complete their connections.
+    pub ways_back: Vec<WayBack>,
     /// The chains of this machine's firewall that see packets of clients or backends.
     pub firewall: Vec<Chain>,
     /// The subjects that the doctor could not examine, with the reasons.
@@ -176,6 +178,34 @@ pub struct Backend {
     /// The largest packet size that reaches the backend; `None` if the doctor did not try, or if the backend does not
     /// answer pings.
     pub path: Option<Path>,
+    /// `snat`: whether a connection that began among the unfinished ones has carried a reply to its client.
+    pub replied: bool,
+    /// The backend's replies to clients that the program has not translated.
+    pub untranslated: Vec<Untranslated>,
+}
+
+/// A backend's reply to a client that the kernel of this machine has received as the backend sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Untranslated {
+    /// The index of the interface by which the reply arrived.
+    pub ifindex: u32,
+    /// The address of the client.
+    pub client: IpAddr,
+}
+
+/// The way of replies from this machine to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WayBack {
+    /// The name of the client's service.
+    pub service: String,
+    /// The address of the client, or the first address of its prefix.
+    pub client: IpAddr,
+    /// The route that replies take.
+    pub way: Way,
+    /// The command that shows this route.
+    pub lookup: String,
+    /// The answer of the neighbour on the way to the client; `None` if the doctor did not ask it.
+    pub neighbour: Option<Neighbour>,
 }
 
 /// The route that packets to an address take.

@@ -128,7 +128,7 @@ pub enum Kind {
     NoneEligible,
     /// A rule denies every client.
     DeniesAll,
-    /// There is no route to a backend.
+    /// There is no route to a backend, or no route for replies to clients.
     Route,
     /// A neighbour on the path to a backend does not answer.
     Neighbour,
@@ -152,7 +152,7 @@ pub enum Kind {
     NoDecap,
     /// Large packets do not reach a backend.
     Mtu,
-    /// A backend's replies do not come back through the balancer, or do not reach the clients.
+    /// Clients complete no connection, although the backends answer this machine.
     Replies,
     /// The client table loses known clients.
     ClientTable,

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use balancer_api::model::{BackendView, HealthView, UnansweredView};
+use balancer_api::model::HealthView;
 
 use crate::{
     facts::{Backend, Controller, Direct, Facts, Neighbour, Outcome, ServiceProbe, Way},
@@ -53,15 +53,15 @@ fn of(facts: &Facts, controller: &Controller, broken: &[u32], backend: &Backend)
         .or_else(|| unhealthy(backend, controller))
 }
 
-fn name(backend: &Backend) -> String {
+pub(super) fn name(backend: &Backend) -> String {
     format!("{}/{}", backend.service, backend.name)
 }
 
-fn machine(backend: &Backend) -> String {
+pub(super) fn machine(backend: &Backend) -> String {
     format!("{} ({})", backend.name, backend.address.ip())
 }
 
-fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
+pub(super) fn about(backend: &Backend, kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
     let (service, backend) = (Some(backend.service.clone()), Some(backend.name.clone()));
     Finding { kind, service, backend, what, seen, cure }
 }
@@ -376,45 +376,6 @@ fn unhealthy(backend: &Backend, controller: &Controller) -> Option<Finding> {
     ))
 }
 
-fn is_of(view: &HealthView, backend: &Backend) -> bool {
+pub(super) fn is_of(view: &HealthView, backend: &Backend) -> bool {
     view.service == backend.service && view.backend == backend.name
-}
-
-/// Returns findings about backends that answer this machine but whose answers do not reach the clients.
-pub(super) fn lost_replies(facts: &Facts, controller: &Controller) -> Vec<Finding> {
-    facts.backends.iter().filter_map(|backend| lost_reply(backend, controller)).collect()
-}
-
-fn lost_reply(backend: &Backend, controller: &Controller) -> Option<Finding> {
-    let service = controller.after.services.iter().find(|service| service.name == backend.service)?;
-    let view: &BackendView = service.backends.iter().find(|view| view.name == backend.name)?;
-    let UnansweredView { begun, seconds } = view.unanswered.filter(UnansweredView::is_trouble)?;
-    // Handshakes from before a backend came up are no sign of a current problem.
-    let checked = controller.health.iter().filter(|view| is_of(view, backend));
-    let was_up = checked.map(|view| view.verdict_seconds).fold(f64::INFINITY, f64::min) >= seconds;
-    if !was_up {
-        return None;
-    }
-    let name = name(backend);
-    let clients = controller.clients.map_or_else(|| "default".to_owned(), |prefix| prefix.to_string());
-    let seen = format!(
-        "clients began {begun} handshakes in the last {seconds:.0} s and completed none, while connections from this machine succeed"
-    );
-    let commands = match backend.source {
-        Some(source) => vec![
-            format!("ip route replace {clients} via {source}"),
-            "# to see the route of replies: ip route get CLIENT".to_owned(),
-        ],
-        None => vec!["# to see the route of replies: ip route get CLIENT".to_owned()],
-    };
-    let (what, commands) = if backend.forwarding == "nat" {
-        (format!("replies of backend {name} do not come back through the balancer"), commands)
-    } else {
-        let filter = "sysctl -w net.ipv4.conf.all.rp_filter=0".to_owned();
-        (
-            format!("replies of backend {name} do not reach the clients"),
-            vec!["# to see the route of replies: ip route get CLIENT".to_owned(), filter],
-        )
-    };
-    Some(about(backend, Kind::Replies, what, seen, Cure::elsewhere(&machine(backend), &commands)))
 }

@@ -28,7 +28,7 @@ fn needed<'a>(facts: &'a Facts, controller: &Controller) -> Vec<&'a Link> {
     indices.into_iter().filter_map(|ifindex| facts.link(ifindex)).collect()
 }
 
-fn passes_nothing(link: &Link) -> Finding {
+pub(super) fn passes_nothing(link: &Link) -> Finding {
     let name = &link.name;
     if link.up {
         let other = if link.kind.as_deref() == Some("veth") { "the other end of the veth pair" } else { "the switch" };

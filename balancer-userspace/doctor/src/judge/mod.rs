@@ -4,6 +4,7 @@
 mod backends;
 mod links;
 mod machine;
+mod replies;
 mod services;
 mod unattached;
 mod vips;
@@ -35,7 +36,7 @@ pub fn judge(facts: &Facts) -> Report {
     findings.extend(backends::findings(facts, controller, &broken));
     findings.extend(vips::findings(facts, controller));
     if findings.is_empty() {
-        findings.extend(backends::lost_replies(facts, controller));
+        findings.extend(replies::lost(facts, controller));
     }
     report(facts, findings)
 }

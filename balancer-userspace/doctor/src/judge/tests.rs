@@ -16,7 +16,7 @@ use crate::{
     finding::Kind,
 };
 
-const MODES: [&str; 5] = ["dsr", "nat", "snat", "ipip", "gue"];
+pub(super) const MODES: [&str; 5] = ["dsr", "nat", "snat", "ipip", "gue"];
 const OWN: Mac = [2, 0, 0, 0, 0, 1];
 const WEB1: Mac = [2, 0, 0, 0, 0, 11];
 
@@ -118,7 +118,7 @@ fn health() -> HealthView {
 }
 
 /// Facts about a machine without any problem.
-fn healthy(forwarding: &str) -> Facts {
+pub(super) fn healthy(forwarding: &str) -> Facts {
     let link = Link {
         ifindex: 2,
         name: "eth0".to_owned(),
@@ -154,6 +154,8 @@ fn healthy(forwarding: &str) -> Facts {
         direct: Some(Direct { outcome: Outcome::Connected, left: true, came: true, checksum_wrong: false }),
         service_probe: (!matches!(forwarding, "nat" | "snat")).then_some(probe),
         path: Some(Path { wanted: 1500, passed: 1500 }),
+        replied: false,
+        untranslated: Vec::new(),
     };
     let address = |address: &str, length| Address { ifindex: 2, address: address.parse().unwrap(), length };
     Facts {
@@ -178,18 +180,19 @@ fn healthy(forwarding: &str) -> Facts {
             listeners: vec!["10.2.0.10:80/tcp".parse().unwrap()],
             unsteered: Vec::new(),
         }],
+        ways_back: Vec::new(),
         firewall: Vec::new(),
         unseen: Vec::new(),
     }
 }
 
-fn kinds(facts: &Facts) -> Vec<Kind> {
+pub(super) fn kinds(facts: &Facts) -> Vec<Kind> {
     judge(facts).findings.iter().map(|finding| finding.kind).collect()
 }
 
 /// Checks that the change to the facts causes exactly this finding, in each of these forwarding modes.
 #[track_caller]
-fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
+pub(super) fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
     for mode in modes {
         let mut facts = healthy(mode);
         change(&mut facts);
@@ -197,7 +200,7 @@ fn expect(modes: &[&str], kind: Kind, change: impl Fn(&mut Facts)) {
     }
 }
 
-fn after(facts: &mut Facts) -> &mut StatusView {
+pub(super) fn after(facts: &mut Facts) -> &mut StatusView {
     &mut facts.controller.as_mut().unwrap().after
 }
 
@@ -472,38 +475,6 @@ fn when_an_interface_spoils_frames_then_the_switch_is_named() {
         status.redirect_errors.insert("eth1".to_owned(), 3);
     }
     assert_eq!(kinds(&old), []);
-}
-
-#[test]
-fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_lost() {
-    let wait = |begun, seconds| {
-        move |facts: &mut Facts| {
-            after(facts).services[0].backends[0].unanswered = Some(UnansweredView { begun, seconds });
-        }
-    };
-    expect(&MODES, Kind::Replies, wait(3, 4.0));
-    // The handshakes in these cases are no problem: they are too few, too recent, or too old, or they began before the
-    // backend came up.
-    for (begun, seconds) in [(2, 4.0), (3, 0.5), (100, 4000.0), (9, 9.5)] {
-        let mut facts = healthy("nat");
-        wait(begun, seconds)(&mut facts);
-        assert_eq!(kinds(&facts), [], "{begun} in {seconds} s");
-    }
-    // The path MTU is the cause of these handshakes.
-    expect(&MODES, Kind::Mtu, |facts| {
-        wait(9, 8.0)(facts);
-        facts.backends[0].path = Some(Path { wanted: 1500, passed: 576 });
-    });
-}
-
-#[test]
-fn when_the_replies_of_nat_are_lost_then_the_route_for_the_clients_is_named() {
-    let mut facts = healthy("nat");
-    after(&mut facts).services[0].backends[0].unanswered = Some(UnansweredView { begun: 5, seconds: 2.0 });
-    let command = |facts: &Facts| judge(facts).findings[0].cure.commands[0].clone();
-    assert_eq!(command(&facts), "ip route replace default via 10.0.0.1");
-    facts.controller.as_mut().unwrap().clients = Some("10.1.0.0/16".parse().unwrap());
-    assert_eq!(command(&facts), "ip route replace 10.1.0.0/16 via 10.0.0.1");
 }
 
 #[test]

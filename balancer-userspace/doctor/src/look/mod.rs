@@ -6,6 +6,7 @@ mod machine;
 mod netlink;
 mod packets;
 mod probe;
+mod ways_back;
 mod wire;
 
 use std::{
@@ -27,7 +28,7 @@ use self::{
     wire::Wire,
 };
 use crate::{
-    facts::{Backend, Controller, Facts, Link, Vip, Way},
+    facts::{Backend, Controller, Facts, Link, Neighbour, Vip, Way},
     finding::Unseen,
 };
 
@@ -58,7 +59,7 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
     }
     if facts.controller.is_some() {
         find_clients(client, &mut facts).await;
-        look_at_services(&mut facts, &services).await;
+        look_at_services(client, &mut facts, &services).await;
         // The second status also shows problems that occurred during the examination.
         let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
@@ -148,7 +149,7 @@ async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn look_at_services(facts: &mut Facts, services: &[ServiceView]) {
+async fn look_at_services(client: &Client, facts: &mut Facts, services: &[ServiceView]) {
     let Some(controller) = &facts.controller else { return };
     facts.backends = services.iter().flat_map(|service| backends(service, &controller.health)).collect();
     facts.vips = services.iter().flat_map(vips).collect();
@@ -156,6 +157,7 @@ async fn look_at_services(facts: &mut Facts, services: &[ServiceView]) {
         facts.unseen.push(Unseen::new("the ways to the backends", format!("{error:#}")));
         return;
     }
+    ways_back::find(client, facts, services).await;
     match Wire::open() {
         Ok(mut wire) => {
             let Ok((targets, asked)) = plan(facts, services).await else { return };
@@ -196,6 +198,8 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
                 direct: None,
                 service_probe: None,
                 path: None,
+                replied: false,
+                untranslated: Vec::new(),
             }
         })
     })
@@ -249,6 +253,16 @@ async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Ve
         let what = format!("{} of {} backends", targets.len() - MOST, targets.len());
         facts.unseen.push(Unseen::new(what, format!("{MOST} are probed at once; name a service")));
         targets.truncate(MOST);
+    }
+    for way in &mut facts.ways_back {
+        if let Way::Known { ifindex, next_hop: next_hop @ IpAddr::V4(_) } = way.way {
+            let entry = entries.get(&(ifindex, next_hop));
+            way.neighbour = Some(Neighbour {
+                known: entry.and_then(|entry| entry.mac),
+                permanent: entry.is_some_and(|entry| entry.permanent),
+                answered: Vec::new(),
+            });
+        }
     }
     let asked = ask_for_vips(facts);
     Ok((targets, asked))

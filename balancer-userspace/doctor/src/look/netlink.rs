@@ -83,9 +83,18 @@ impl Netlink {
     /// # Errors
     /// If the kernel does not answer.
     pub(super) async fn way(&self, to: IpAddr) -> anyhow::Result<Route> {
-        let message = match self.route(to, false).await? {
+        self.way_from(to, None).await
+    }
+
+    /// Like [`way`](Self::way), for packets from this machine's own address `from`.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub(super) async fn way_from(&self, to: IpAddr, from: Option<IpAddr>) -> anyhow::Result<Route> {
+        let from = from.map(|from| RouteAttribute::Source(from.into()));
+        let message = match self.route(to, RouteFlags::empty(), from).await? {
             Ok(message) => message,
-            Err(error) => return Ok(Route { way: Way::None(error.to_string()), source: None, mtu: None }),
+            Err(error) => return Ok(Route { way: Way::None(why(&error)), source: None, mtu: None }),
         };
         let (mut ifindex, mut next_hop, mut source, mut mtu) = (None, to, None, None);
         for attribute in &message.attributes {
@@ -105,6 +114,10 @@ impl Netlink {
         }
         let way = match (message.header.kind, ifindex) {
             (RouteType::Local, _) => Way::Local,
+            // The kernel answers with such a route only for IPv6.
+            (RouteType::BlackHole, _) => Way::None("a route of type blackhole".to_owned()),
+            (RouteType::Unreachable, _) => Way::None("a route of type unreachable".to_owned()),
+            (RouteType::Prohibit, _) => Way::None("a route of type prohibit".to_owned()),
             (_, Some(ifindex)) => Way::Known { ifindex, next_hop },
             (_, None) => Way::None("the route names no interface".to_owned()),
         };
@@ -116,7 +129,7 @@ impl Netlink {
     /// # Errors
     /// Fails if the kernel does not answer.
     pub(super) async fn prefix(&self, to: IpAddr) -> anyhow::Result<Option<IpNet>> {
-        let Ok(message) = self.route(to, true).await? else { return Ok(None) };
+        let Ok(message) = self.route(to, RouteFlags::FibMatch, []).await? else { return Ok(None) };
         let named = message.attributes.iter().find_map(|attribute| {
             if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
         });
@@ -124,18 +137,39 @@ impl Netlink {
         Ok(named.and_then(|address| IpNet::new(address, length).ok()))
     }
 
-    /// Asks the kernel for the route to an address. With `covering`, the function returns the matching entry of the
-    /// routing table instead of the resolved route.
-    async fn route(&self, to: IpAddr, covering: bool) -> anyhow::Result<Result<RouteMessage, io::Error>> {
+    /// Returns why routes or rules forbid packets that arrive by the interface `arriving`; `None` if they do not, or if
+    /// the kernel's answer may have another cause.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub(super) async fn forbids(&self, to: IpAddr, from: IpAddr, arriving: u32) -> anyhow::Result<Option<String>> {
+        let more = [RouteAttribute::Source(from.into()), RouteAttribute::Iif(arriving)];
+        let Err(error) = self.route(to, RouteFlags::empty(), more).await? else { return Ok(None) };
+        // The kernel also rejects sources that its reverse-path filter does not expect, with other errors.
+        let forbids = matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES));
+        Ok(forbids.then(|| error.to_string()))
+    }
+
+    /// Asks the kernel for the route to an address, with more attributes of the packet.
+    async fn route(
+        &self,
+        to: IpAddr,
+        flags: RouteFlags,
+        more: impl IntoIterator<Item = RouteAttribute>,
+    ) -> anyhow::Result<Result<RouteMessage, io::Error>> {
         let mut message = RouteMessage::default();
         (message.header.address_family, message.header.destination_prefix_length) = match to {
             IpAddr::V4(_) => (AddressFamily::Inet, 32),
             IpAddr::V6(_) => (AddressFamily::Inet6, 128),
         };
-        if covering {
-            message.header.flags |= RouteFlags::FibMatch;
-        }
+        message.header.flags = flags;
         message.attributes.push(RouteAttribute::Destination(to.into()));
+        for attribute in more {
+            if let RouteAttribute::Source(_) = attribute {
+                message.header.source_prefix_length = message.header.destination_prefix_length;
+            }
+            message.attributes.push(attribute);
+        }
         let mut answers = pin!(self.handle.route().get(message).execute());
         let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
         match answer.with_context(|| format!("looking up the route to {to}: no answer"))? {
@@ -144,6 +178,14 @@ impl Netlink {
             Some(Err(error)) => Err(error).with_context(|| format!("looking up the route to {to}")),
             None => bail!("looking up the route to {to}: the netlink socket was closed"),
         }
+    }
+}
+
+/// The reason why the kernel has no route, in words.
+fn why(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EINVAL) => format!("{error}, as for a route or rule of type blackhole"),
+        _ => error.to_string(),
     }
 }
 

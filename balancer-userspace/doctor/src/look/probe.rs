@@ -19,7 +19,9 @@ use super::{
     packets::{ACK, Heard, Outer, RST, SYN, echo, tcp, who_has},
     wire::{Note, Wire},
 };
-use crate::facts::{Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Vip, Way};
+use crate::facts::{
+    Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Untranslated, Vip, Way, WayBack,
+};
 
 /// The time after which the doctor repeats an unanswered probe.
 const ROUND: Duration = Duration::from_millis(400);
@@ -77,6 +79,8 @@ struct Probe<'a> {
     wire: &'a mut Wire,
     targets: &'a [Target],
     asked: &'a [Asked],
+    /// The neighbours on the ways back to clients, each with its interface and this machine's hardware address there.
+    next_hops: Vec<(u32, Mac, Ipv4Addr)>,
     backends: &'a [Backend],
     id: u16,
     notes: Vec<Note>,
@@ -85,8 +89,15 @@ struct Probe<'a> {
 /// Sends all probes, and adds the results to the facts.
 pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], facts: &mut Facts) {
     let connects: Vec<_> = targets.iter().map(|target| connect(target, &facts.backends)).collect();
-    let mut probe =
-        Probe { wire, targets, asked, backends: &facts.backends, id: std::process::id() as u16, notes: Vec::new() };
+    let mut probe = Probe {
+        wire,
+        targets,
+        asked,
+        next_hops: facts.ways_back.iter().filter_map(|of| next_hop(facts, of)).collect(),
+        backends: &facts.backends,
+        id: std::process::id() as u16,
+        notes: Vec::new(),
+    };
     probe.rounds().await;
     let mut outcomes = Vec::new();
     for connect in connects {
@@ -104,11 +115,21 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
         outcomes.into_iter().enumerate().map(|(number, outcome)| Some(probe.direct(number, outcome?))).collect();
     let answers: Vec<_> = asked.iter().map(|asked| (asked.index, probe.owners(asked))).collect();
     let unsteered: Vec<_> = facts.vips.iter().map(|vip| probe.unsteered(vip)).collect();
+    let untranslated: Vec<_> = facts.backends.iter().map(|of| probe.untranslated(of, facts)).collect();
+    let near: Vec<_> = facts.ways_back.iter().map(|of| probe.neighbour_of(of)).collect();
     for (number, target) in targets.iter().enumerate() {
         let Some(backend) = facts.backends.get_mut(target.index) else { continue };
         (backend.neighbour, backend.service_probe) = found[number].clone();
         backend.direct.clone_from(&directs[number]);
         backend.path = paths[number];
+    }
+    for (backend, untranslated) in facts.backends.iter_mut().zip(untranslated) {
+        backend.untranslated = untranslated;
+    }
+    for (way, answered) in facts.ways_back.iter_mut().zip(near) {
+        if let Some(neighbour) = &mut way.neighbour {
+            neighbour.answered = answered;
+        }
     }
     for (vip, unsteered) in facts.vips.iter_mut().zip(unsteered) {
         vip.unsteered = unsteered;
@@ -163,6 +184,11 @@ impl Probe<'_> {
         for asked in self.asked {
             for (ifindex, mac) in &asked.interfaces {
                 let _ = self.wire.ask(*ifindex, &who_has(*mac, asked.address));
+            }
+        }
+        for (ifindex, own_mac, address) in &self.next_hops {
+            if self.answers_of(*address, *ifindex).is_empty() {
+                let _ = self.wire.ask(*ifindex, &who_has(*own_mac, *address));
             }
         }
         for number in 0..self.targets.len() {
@@ -387,6 +413,29 @@ impl Probe<'_> {
         found
     }
 
+    /// Replies of a `nat` backend to clients that reached the doctor's socket because the program did not translate
+    /// them. Answers to `snat` connections have an address of this machine, as the answers to checks have.
+    fn untranslated(&self, backend: &Backend, facts: &Facts) -> Vec<Untranslated> {
+        let mut found: Vec<Untranslated> = Vec::new();
+        for note in self.incoming().filter(|note| backend.forwarding == "nat" && !note.for_another) {
+            let Heard::Tcp { from, to, flags, .. } = note.heard else { continue };
+            let reply = Untranslated { ifindex: note.ifindex, client: to.ip() };
+            let is_reply = from.ip() == backend.address.ip() && flags & (SYN | ACK) == SYN | ACK;
+            if is_reply && !facts.is_own(to.ip()) && !found.contains(&reply) {
+                found.push(reply);
+            }
+        }
+        found
+    }
+
+    /// The hardware addresses that answered ARP for the neighbour on the way back to a client.
+    fn neighbour_of(&self, way: &WayBack) -> Vec<Mac> {
+        match way.way {
+            Way::Known { ifindex, next_hop: IpAddr::V4(next_hop) } => self.answers_of(next_hop, ifindex),
+            Way::Known { .. } | Way::Local | Way::None(_) => Vec::new(),
+        }
+    }
+
     /// The hosts that have a VIP, each with the interface towards the host.
     fn owners(&self, asked: &Asked) -> Vec<(u32, Mac)> {
         let on = asked.interfaces.iter();
@@ -407,6 +456,14 @@ impl Target {
             Way::Known { ifindex, next_hop } => Some((ifindex, next_hop)),
             Way::Local | Way::None(_) => None,
         }
+    }
+}
+
+/// The neighbour on the way back to a client, if the doctor asks for it by ARP.
+fn next_hop(facts: &Facts, way: &WayBack) -> Option<(u32, Mac, Ipv4Addr)> {
+    match way.way {
+        Way::Known { ifindex, next_hop: IpAddr::V4(next_hop) } => Some((ifindex, facts.link(ifindex)?.mac?, next_hop)),
+        Way::Known { .. } | Way::Local | Way::None(_) => None,
     }
 }
 

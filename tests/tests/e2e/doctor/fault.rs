@@ -145,11 +145,21 @@ impl Fault {
         }
     }
 
+    /// Examines the service. That replies are lost shows only while clients try to connect.
+    fn examine(&self, site: &Site) -> (i32, Report) {
+        thread::scope(|scope| {
+            if self.kind == "replies" {
+                scope.spawn(|| ask(site));
+            }
+            examine(site, &["web"])
+        })
+    }
+
     /// Returns the single finding as soon as the balancer has noticed the fault.
     fn find(&self, site: &Site, what: &str) -> Finding {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let (code, mut report) = examine(site, &["web"]);
+            let (code, mut report) = self.examine(site);
             let is_it = |finding: &Finding| {
                 finding.kind == self.kind && (self.backend.is_none() || finding.backend.as_deref() == self.backend)
             };

@@ -175,6 +175,18 @@ const FAULTS: &[Fault] = &[
         after: nothing,
     },
     Fault {
+        kind: "route",
+        backend: None,
+        modes: NAT,
+        // The way to the clients is this machine's own fault, of which no server is accused.
+        seed: |site, _| drop(site.topology().balancer().ip("route replace blackhole 10.1.0.0/16").unwrap()),
+        breaks: true,
+        mend: Mend::Person(|site, _| {
+            site.topology().balancer().ip("route replace 10.1.0.0/16 via 10.0.0.2").unwrap();
+        }),
+        after: nothing,
+    },
+    Fault {
         kind: "denies-all",
         backend: None,
         modes: ALL,
