@@ -2,7 +2,7 @@
 //! its client.
 
 use crate::{
-    client_table::{Entries, Entry, find, victim},
+    client_table::{Entries, Entry, find, stale_after, victim},
     map_types::NO_BACKEND,
     query::Query,
     verdict::{CauseIndex, Decision, MoveCause},
@@ -179,7 +179,8 @@ pub fn consult(
 
 /// Like [`consult`], but `newcomer` records at the given backend a client that has no entry in the client table.
 /// `may_migrate` says whether the program may record a known client at another backend because the client has moved a
-/// connection to a new address.
+/// connection to a new address. A client that was seen in the last eighth of `remember` stays at its backend in any
+/// case: several clients may share an address, and anybody can send a copy of a connection's packet from any address.
 #[inline(always)]
 pub fn consult_with(
     bucket: &impl Entries,
@@ -224,7 +225,8 @@ pub fn consult_with(
         failback: query.failback,
         now: query.now,
     });
-    let steered = if query.migrates && steered.moved.is_some() && !may_migrate() {
+    let is_silent = || old.age(query.now) > stale_after(query.remember);
+    let steered = if query.migrates && steered.moved.is_some() && !(is_silent() && may_migrate()) {
         Steered { moved: None, entry: None, ..steered }
     } else {
         steered
@@ -500,6 +502,40 @@ mod tests {
         assert_eq!((answer.backend, answer.decision, answer.recorded), (Some(5), None, Recorded::Full));
         // A segment that opens a connection is counted even if its client is not recorded.
         assert_eq!(consult(&full, &QUERY, serving, || true).decision, Some(Decision::New));
+    }
+
+    /// A datagram whose connection ID names backend 5.
+    const BROUGHT: Query =
+        Query { live_is_home: false, pinned: true, migrates: true, opens: false, marks: true, ..QUERY };
+
+    #[test]
+    fn when_a_connection_comes_to_an_address_that_is_known_elsewhere_then_the_address_moves_only_after_silence() {
+        // A client is not silent for an eighth of `remember` (62 ticks) before 78 ticks: the program may record its
+        // packets up to a refresh period (15 ticks) late.
+        for (age, moves) in [(0, false), (1, false), (62, false), (78, false), (79, true), (500, true)] {
+            for entry in [Entry::new(77, 9, 1000 - age), Entry::new(77, 9, 400).touched(1000 - age)] {
+                let bucket = Cells::of([0; BUCKET_ENTRIES]);
+                bucket.store(0, entry);
+                let answer = consult(&bucket, &BROUGHT, serving, || true);
+                assert_eq!((answer.moved_from == 9, answer.settled), (moves, moves), "{age}");
+                // A datagram that teaches nothing must not keep the address from becoming silent.
+                let expected = if moves { entry.moved(5, false, 1000) } else { entry };
+                assert_eq!(bucket.load(0), expected, "{age}");
+            }
+        }
+    }
+
+    #[test]
+    fn when_two_connections_share_an_address_then_it_moves_at_most_once_until_it_is_silent() {
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let other = Query { live: Some(9), ..BROUGHT };
+        assert_eq!(consult(&bucket, &BROUGHT, serving, || true).recorded, Recorded::Inserted);
+        let moves = |now| [other, BROUGHT].map(|query| consult(&bucket, &Query { now, ..query }, serving, || true));
+        let moved = (1000..1040).flat_map(moves).filter(|answer| answer.moved_from != NO_BACKEND).count();
+        assert_eq!(moved, 0);
+        let later = Query { now: 1040 + stale_after(QUERY.remember), ..other };
+        assert_eq!(consult(&bucket, &later, serving, || true).moved_from, 5, "after silence");
+        assert_eq!(moves(later.now).map(|answer| answer.moved_from), [NO_BACKEND; 2]);
     }
 
     #[test]

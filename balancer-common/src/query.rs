@@ -24,6 +24,7 @@ pub struct Query {
     /// Whether a rule names the backend; if so, `live` is the backend of the rule.
     pub pinned: bool,
     /// If `pinned` is set: whether a connection that the client has moved from another address determines the backend.
+    /// Such a query changes only the entry of a client that is already at this backend, is unknown, or has been silent.
     pub migrates: bool,
     /// Whether the packet is a TCP segment that opens a connection.
     pub opens: bool,

@@ -16,7 +16,10 @@ pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
         0 | 1 => Step::Table { service: index, slots: table(rng, &service.spec, service.slots.len()) },
         2..=4 => Step::Tick {
             service: index,
-            tick: service.tick.wrapping_add(one_of(rng, &[0, 1, 1, 2, 3, 29, 31, 60, 4000, 9000])) & TICK_MASK,
+            tick: service
+                .tick
+                .wrapping_add(one_of(rng, &[0, 1, 1, 2, 3, 29, 31, 60, 650, 700, 700, 700, 800, 4000, 9000]))
+                & TICK_MASK,
         },
         5 | 6 => match rng.choice(&scene.backends) {
             Some(backend) => Step::Backend(scene.change_of(rng, backend)),

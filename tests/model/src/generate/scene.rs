@@ -192,7 +192,7 @@ impl Scene {
             1 => rng.u16(BACKEND_ROWS as u16..),
             _ => rng.choice(service.spec.backends.iter()).map_or(u16::MAX, |(id, _)| id.0),
         };
-        let ages = [0, 0, 1, 2, 30, 1000, 4096, 4097, 9000, 16_380];
+        let ages = [0, 0, 1, 2, 30, 650, 700, 800, 1000, 4096, 4097, 9000, 16_380];
         let age = one_of(rng, if crowded { &ages[..3] } else { &ages });
         let mut entry = Entry::new((hash >> 32) as u32, backend, service.tick.wrapping_sub(age)).0;
         for flag in [ESTABLISHED, AWAY] {

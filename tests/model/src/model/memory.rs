@@ -169,9 +169,9 @@ pub(super) fn ask<'a>(
     };
     let (to, moved) = match goes {
         Goes::Nowhere => (None, None),
-        // Too many clients have arrived in this period: the program sends the client to the backend without recording
-        // the client.
-        Goes::Moves { to, .. } if asked.migrates && !may_record() => {
+        // The program sends the packet to the connection's backend without recording the client there, because the
+        // client was seen recently, or because too many clients have arrived in this period.
+        Goes::Moves { to, .. } if asked.migrates && !(known.age(asked.now) > patience(asked) && may_record()) => {
             return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, settled: false };
         }
         Goes::Stays => {
@@ -204,6 +204,12 @@ fn goes(asked: &Asked, known: Known, keeps: bool, lost: MoveCause, opens: bool) 
     }
 }
 
+/// The number of ticks without a recorded packet up to which a client may still have sent a packet in the last eighth
+/// of `remember`.
+const fn patience(asked: &Asked) -> u16 {
+    asked.remember / 8 + asked.remember / 32 + 1
+}
+
 /// Finds an entry of the bucket for a new client and records the client in the entry. The program takes the first kind
 /// of entry in this list that exists; among several such entries, the program takes the last one:
 /// 1. an entry that is empty;
@@ -220,8 +226,7 @@ fn record(bucket: &mut [u64; BUCKET_ENTRIES], new: Known, asked: &Asked, is_ours
         places.filter(|(_, known)| wanted(known)).max_by_key(|(_, known)| known.age(asked.now)).map(|(place, _)| place)
     };
     let empty = (0..BUCKET_ENTRIES).rfind(|&place| bucket[place] == 0);
-    let patience = asked.remember / 8 + asked.remember / 32 + 1;
-    let stale = |known: &Known| is_ours(known) && known.age(asked.now) > patience;
+    let stale = |known: &Known| is_ours(known) && known.age(asked.now) > patience(asked);
     let once = |known: &Known| !known.established;
     let once_and_gone = |known: &Known| once(known) && known.age(asked.now) > 4;
     let another = oldest(&once_and_gone).or_else(|| oldest(&stale)).or_else(|| oldest(&once));
