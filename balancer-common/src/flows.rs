@@ -8,8 +8,9 @@
 //! bits  63…32 tag | 31…8 last seen, in ticks | 7…0 state        0 = empty
 //! ```
 //!
-//! *Eviction*: if both buckets of a new flow are full, the new flow replaces a flow that has ended; without such a
-//! flow, it replaces the half-open flow that has been silent the longest. An answered flow is never evicted.
+//! *Eviction*: if both buckets of a new flow are full, or all addresses and ports of the pool are taken, the new flow
+//! replaces the flow that [`expendable`] prefers: a flow that has ended, or in which the client has sent nothing after
+//! the answer. A flow that carries data in both directions is never evicted.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -37,15 +38,21 @@ pub const fn seconds(ticks: u32) -> u64 {
 /// The longest age that the program can distinguish from a time in the future: 99 days.
 const MOST_TICKS: u32 = TICK_MASK / 2;
 
-/// After a connection has ended, its address and port of the pool are not used for the same backend during this time. A
-/// server keeps a connection that it has closed in TIME-WAIT (RFC 9293), on Linux for 60 seconds.
+/// After a connection has ended that the backend has closed first, its address and port of the pool are not used for the
+/// same backend during this time, except if all others are taken. A server keeps a connection that it has closed first
+/// in TIME-WAIT (RFC 9293), on Linux for 60 seconds.
 pub const REST_TICKS: u32 = ticks(60);
+/// The age in ticks up to which a handshake or a question may still be in progress.
+const IN_PROGRESS: u32 = 1;
+/// The age in ticks up to which a client may still repeat a SYN that was refused: the first time after a second.
+const RETRY: u32 = 2;
 
 /// `FLOW_*` flag: the flow has a row.
 pub const FLOW_TAKEN: u8 = 1;
 /// `FLOW_*` flag: the backend has answered.
 pub const FLOW_ANSWERED: u8 = 2;
-/// `FLOW_*` flag: the client has sent another packet after the answer.
+/// `FLOW_*` flag: the client has sent another packet after the answer. If both ends have closed the connection, the flag
+/// says that the backend has closed it first.
 pub const FLOW_ESTABLISHED: u8 = 4;
 /// `FLOW_*` flag: the client has sent FIN.
 pub const FLOW_CLIENT_ENDS: u8 = 8;
@@ -58,6 +65,13 @@ pub const FLOW_DATAGRAMS: u8 = 64;
 /// `FLOW_*` flag: packets no longer find the flow, but the flow's address and port are still taken.
 pub const FLOW_RESTS: u8 = 128;
 
+const ENDS: u8 = FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
+
+/// The state of a row that a CPU is writing for a new flow, or that the controller has blocked.
+const TAKEN: u8 = FLOW_TAKEN | FLOW_RESTS;
+/// The tag of a blocked row.
+const BLOCKED: u32 = 0x6b6c_6362;
+
 /// The data of a flow that changes during the flow's lifetime, packed into one word.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +83,7 @@ pub struct FlowWord(pub u64);
 pub struct IdleTicks {
     /// The idle time of an established connection.
     pub tcp: u32,
-    /// The idle time of a flow of datagrams.
+    /// The idle time of a flow of datagrams that the backend has answered.
     pub udp: u32,
     /// The idle time of a flow that the backend has not answered, or in which the client has sent no packet after the
     /// answer.
@@ -83,6 +97,8 @@ pub struct IdleTicks {
 pub enum Phase {
     /// The backend has not answered, or the client has sent no packet after the answer.
     HalfOpen,
+    /// One end has reset the connection before the client has sent a packet after the answer.
+    Refused,
     /// The connection carries data.
     Open,
     /// Both ends have closed the connection, or one end has reset it.
@@ -100,6 +116,19 @@ impl FlowWord {
     #[must_use]
     pub const fn new(tag: u32, state: u8, now: u32) -> Self {
         Self((tag as u64) << 32 | ((now & TICK_MASK) as u64) << 8 | state as u64)
+    }
+
+    /// The word of a row that the controller blocks at `now`: no flow takes a row in the same bucket.
+    #[must_use]
+    pub const fn block(now: u32) -> Self {
+        Self::new(BLOCKED, TAKEN, now)
+    }
+
+    /// Whether the controller has blocked the row.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_block(self) -> bool {
+        self.tag() == BLOCKED && self.state() == TAKEN
     }
 
     /// The tag: the high half of the hash of the flow's endpoints.
@@ -146,55 +175,74 @@ impl FlowWord {
         Self::new(self.tag(), state, now)
     }
 
+    /// Whether the state has all of these flags.
+    #[inline(always)]
+    const fn has(self, flags: u8) -> bool {
+        self.state() & flags == flags
+    }
+
     #[inline(always)]
     #[must_use]
     pub const fn phase(self) -> Phase {
-        const ENDS: u8 = FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
-        let state = self.state();
-        if state & FLOW_RESTS != 0 {
+        if self.has(FLOW_RESTS) {
             Phase::Rests
-        } else if state & FLOW_RESET != 0 || state & ENDS == ENDS {
+        } else if self.has(ENDS) || self.has(FLOW_RESET | FLOW_ESTABLISHED) {
             Phase::Closing
-        } else if state & FLOW_ESTABLISHED != 0 {
+        } else if self.has(FLOW_RESET) {
+            Phase::Refused
+        } else if self.has(FLOW_ESTABLISHED) {
             Phase::Open
         } else {
             Phase::HalfOpen
         }
     }
 
-    /// Whether the connection has not carried data yet.
+    /// Whether the backend may keep an ended connection in TIME-WAIT. After a reset, or if the client has closed the
+    /// connection first, the backend does not.
     #[inline(always)]
-    #[must_use]
-    pub const fn is_half_open(self) -> bool {
-        matches!(self.phase(), Phase::HalfOpen)
+    const fn may_wait(self) -> bool {
+        !self.has(FLOW_RESET) && (!self.has(ENDS) || self.has(FLOW_ESTABLISHED))
     }
 
-    /// Whether the flow counts as a live connection.
+    /// Whether packets of the client and the backend still belong to the flow.
     #[inline(always)]
     #[must_use]
     pub const fn lives(self, now: u32, idle: &IdleTicks) -> bool {
         let age = self.age(now);
         match self.phase() {
             _ if self.0 == 0 => false,
+            Phase::HalfOpen if self.has(FLOW_DATAGRAMS | FLOW_ANSWERED) => age <= idle.udp,
             Phase::HalfOpen => age <= idle.half_open,
-            Phase::Open if self.state() & FLOW_DATAGRAMS != 0 => age <= idle.udp,
+            Phase::Open if self.has(FLOW_DATAGRAMS) => age <= idle.udp,
             Phase::Open => age <= idle.tcp,
-            Phase::Closing => age <= idle.closing,
+            Phase::Refused | Phase::Closing => age <= idle.closing,
             Phase::Rests => false,
         }
     }
 
-    /// Whether another flow may take this flow's row, address and port.
+    /// Whether the flow counts as a connection that is open or half open.
+    #[inline(always)]
+    #[must_use]
+    pub const fn counts(self, now: u32, idle: &IdleTicks) -> bool {
+        matches!(self.phase(), Phase::HalfOpen | Phase::Open) && self.lives(now, idle)
+    }
+
+    /// Whether another flow may take this flow's row, address and port, even if others are free.
     #[inline(always)]
     #[must_use]
     pub const fn may_go(self, now: u32, idle: &IdleTicks) -> bool {
+        let age = self.age(now);
         match self.phase() {
-            Phase::HalfOpen | Phase::Open => !self.lives(now, idle),
-            Phase::Closing | Phase::Rests => self.age(now) > REST_TICKS,
+            Phase::HalfOpen | Phase::Refused | Phase::Open => !self.lives(now, idle),
+            Phase::Rests if !self.may_wait() => true,
+            Phase::Closing if !self.may_wait() && idle.closing < REST_TICKS => age > idle.closing,
+            Phase::Closing | Phase::Rests => age > REST_TICKS,
         }
     }
 
-    /// Whether the connection has ended, so that a SYN from the same client port begins a new connection.
+    /// Whether the connection has ended, so that a SYN from the same client port begins a new connection. A SYN after a
+    /// refusal is the client's next attempt at the same connection: the reset may have ended an old connection that the
+    /// backend kept in TIME-WAIT, and then the backend accepts this attempt, if it comes from the same port.
     #[inline(always)]
     #[must_use]
     pub const fn has_ended(self, now: u32, idle: &IdleTicks) -> bool {
@@ -218,27 +266,84 @@ pub const fn rank(home: u32, place: u32) -> u32 {
     home.wrapping_sub(place).wrapping_sub(1) % FLOWS_PER_LINE
 }
 
+/// How readily a flow gives way to a new one: the class with the highest number goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Yields {
+    /// The flow must stay: it carries data in both directions, or is just being opened.
+    Never,
+    /// The backend has answered just now, and the client's next packet may be on its way.
+    Answering,
+    /// The client has asked just now, and the backend's answer may be on its way.
+    Asking,
+    /// The connection was just reset before it carried data, and the client may try again.
+    Retrying,
+    /// The flow has ended, but the backend may keep the connection in TIME-WAIT.
+    Waiting,
+    /// The flow has ended, and packets of the last segments may still come.
+    Ended,
+    /// The backend has answered, and the client has sent nothing since.
+    Answered,
+    /// Nobody has answered.
+    Unanswered,
+    /// The connection was reset before it carried data.
+    Refused,
+    /// See [`FlowWord::may_go`].
+    Gone,
+    /// The row is empty.
+    Empty,
+}
+
+impl FlowWord {
+    #[inline(always)]
+    const fn yields(self, now: u32, idle: &IdleTicks) -> Yields {
+        if self.0 == 0 {
+            return Yields::Empty;
+        }
+        if self.may_go(now, idle) {
+            return Yields::Gone;
+        }
+        let in_progress = self.age(now) <= IN_PROGRESS;
+        match self.phase() {
+            Phase::Rests if self.state() == TAKEN => Yields::Never,
+            // If the reset is forged, the next segment shows that the connection goes on.
+            Phase::Closing if !self.has(ENDS) => Yields::Never,
+            Phase::Closing | Phase::Rests if self.may_wait() => Yields::Waiting,
+            Phase::Closing | Phase::Rests => Yields::Ended,
+            Phase::Open => Yields::Never,
+            Phase::Refused if self.age(now) <= RETRY => Yields::Retrying,
+            Phase::Refused => Yields::Refused,
+            Phase::HalfOpen if self.has(FLOW_ANSWERED) && in_progress => Yields::Answering,
+            Phase::HalfOpen if self.has(FLOW_ANSWERED) => Yields::Answered,
+            Phase::HalfOpen if in_progress => Yields::Asking,
+            Phase::HalfOpen => Yields::Unanswered,
+        }
+    }
+
+    /// Whether the flow gives way before a new connection is dropped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn gives_way(self, now: u32, idle: &IdleTicks) -> bool {
+        expendable(self, 0, now, idle) != 0
+    }
+}
+
+const CLASS_SHIFT: u32 = 28;
+
 /// Scores how suitable a flow's row is for reuse. The best row has the highest score; the low four bits of a score are
 /// the [`rank`] of the row, which decides between equal rows. The score 0 means that the flow must stay.
 #[inline(always)]
 #[must_use]
 pub const fn expendable(word: FlowWord, rank: u32, now: u32, idle: &IdleTicks) -> u32 {
-    const HALF_OPEN: u32 = 1 << 28;
-    const UNANSWERED: u32 = 2 << 28;
-    const GONE: u32 = 3 << 28;
-    const EMPTY: u32 = 4 << 28;
-    let class = if word.0 == 0 {
-        EMPTY
-    } else if word.may_go(now, idle) {
-        GONE
-    } else if !word.is_half_open() {
-        return 0;
-    } else if word.state() & FLOW_ANSWERED == 0 {
-        UNANSWERED
-    } else {
-        HALF_OPEN
-    };
-    class | word.age(now) << 4 | rank & 15
+    let class = word.yields(now, idle);
+    if matches!(class, Yields::Never) { 0 } else { (class as u32) << CLASS_SHIFT | word.age(now) << 4 | rank & 15 }
+}
+
+/// Whether a flow with this score of [`expendable`] may go even if other rows or ports are free.
+#[inline(always)]
+#[must_use]
+pub const fn is_gone(score: u32) -> bool {
+    score >> CLASS_SHIFT >= Yields::Gone as u32
 }
 
 /// The properties of a packet that change its flow's state.
@@ -271,11 +376,13 @@ pub const fn next(state: u8, said: Said) -> u8 {
     let state = state & !FLOW_RESET;
     if said.by_client {
         let goes_on = said.datagram || said.ack && !said.syn;
-        let established = if goes_on && state & FLOW_ANSWERED != 0 { FLOW_ESTABLISHED } else { 0 };
-        state | established | if said.fin { FLOW_CLIENT_ENDS } else { 0 }
+        // After both ends have closed the connection, the flag says which end did so first.
+        let established = goes_on && state & FLOW_ANSWERED != 0 && state & ENDS != ENDS;
+        state | if established { FLOW_ESTABLISHED } else { 0 } | if said.fin { FLOW_CLIENT_ENDS } else { 0 }
+    } else if said.fin && state & ENDS == FLOW_CLIENT_ENDS {
+        state & !FLOW_ESTABLISHED | FLOW_ANSWERED | FLOW_BACKEND_ENDS
     } else {
-        let established = if said.datagram { FLOW_ESTABLISHED } else { 0 };
-        state | FLOW_ANSWERED | established | if said.fin { FLOW_BACKEND_ENDS } else { 0 }
+        state | FLOW_ANSWERED | if said.fin { FLOW_BACKEND_ENDS } else { 0 }
     }
 }
 
@@ -355,7 +462,7 @@ pub const fn second_bucket(hash: u64, count: u32) -> u32 {
 
 /// The number of addresses and ports that the program tries for a flow.
 pub const PORT_TRIES: u32 = 256;
-/// From this attempt on, the program may evict an unanswered flow.
+/// After this number of attempts, the program replaces the best flow that gives way among those it has met.
 pub const PATIENT_TRIES: u32 = 32;
 
 /// The address (as an index) and port (host order) to try in the given attempt. The pool has `addresses` addresses, of

@@ -19,9 +19,11 @@ pub(crate) enum Row {
     Rule,
     /// See [`crate::quic`].
     Quic,
+    /// See [`crate::flows::ports`].
+    Ports,
 }
 
-const ROWS: u32 = Row::Quic as u32 + 1;
+const ROWS: u32 = Row::Ports as u32 + 1;
 
 type Words = [u64; 8];
 

@@ -58,26 +58,30 @@ fn best(first: u64, second: u64, now_and_home: u64) -> u64 {
 }
 
 /// The best row of a bucket according to [`expendable`] in the low half of the result, and the number of empty rows in
-/// the high half. The low four bits of the result are the position of the best row. The low half of `now_and_home` is
-/// the time, and the high half is the [`home`] of the flow that needs a row.
+/// the high half. The low four bits of the result are the position of the best row. The result is 0 if no row can be
+/// taken, or if the controller has blocked a row of the bucket. The low half of `now_and_home` is the time, and the high
+/// half is the [`home`] of the flow that needs a row.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_bucket(begin: u64, now_and_home: u64) -> u64 {
     let Some(control) = table::control() else { return 0 };
     let (now, home) = (now_and_home as u32, (now_and_home >> 32) as u32);
-    let (mut best, mut empty) = (0u64, 0u64);
+    let (mut best, mut empty, mut blocked) = (0u64, 0u64, 0u64);
     let mut place = 0;
     while place < FLOWS_PER_LINE {
         if let Some(word) = Word::of_row((begin as u32).wrapping_add(place)) {
             let word = FlowWord(word.load());
+            let score = expendable(word, rank(home, place), now, &control.idle);
             empty += u64::from(word == FlowWord::EMPTY);
-            best = best.max(u64::from(expendable(word, rank(home, place), now, &control.idle)));
+            blocked |= u64::from(score == 0 && word.is_block());
+            best = best.max(u64::from(score));
         }
         best = opaque::mixed(best, now_and_home);
         empty = opaque::mixed(empty, now_and_home);
+        blocked = opaque::mixed(blocked, now_and_home);
         place += 1;
     }
-    if best == 0 {
+    if best == 0 || blocked != 0 {
         return 0;
     }
     best & !15 | u64::from(rank(home, best as u32 & 15)) | empty << 32

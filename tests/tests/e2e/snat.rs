@@ -210,6 +210,17 @@ fn when_four_fifths_of_a_backends_ports_are_taken_then_status_log_and_doctor_say
 }
 
 #[test]
+fn when_a_client_opens_more_connections_than_a_backend_has_ports_one_after_another_then_all_are_served() {
+    let site = site(Shape::TwoLegged, "snat = { ports = \"40000-40099\" }");
+    for family in Family::BOTH {
+        assert_eq!(site.homes(family, vec![*CLIENTS.start(); 400]).unwrap().len(), 1);
+    }
+    let dropped =
+        |reason: &str| site.metrics().unwrap().sum("drops_total", &[&format!("reason=\"{reason}\"")]).unwrap();
+    assert_eq!(["no_port", "flow_table_full"].map(dropped), [0.0; 2]);
+}
+
+#[test]
 fn when_connections_are_open_then_they_are_listed_and_counted() {
     let site = site(Shape::TwoLegged, "");
     let mut open: Vec<_> = (1..=9).map(|client| connect(&site, Family::V4, client)).collect();

@@ -57,26 +57,52 @@ fn address(text: &str) -> SocketAddr {
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
     port: u16,
+    answered: bool,
+    /// Whether the client has sent a segment after the answer.
+    carries_data: bool,
     client_ends: bool,
     backend_ends: bool,
+    /// Whether the backend has closed the connection before the client.
+    backend_first: bool,
     reset: bool,
 }
 
 impl Flow {
+    const fn is_closed(self) -> bool {
+        self.client_ends && self.backend_ends
+    }
+
+    /// Whether a SYN begins another connection. A connection that was reset before it carried data is only refused: the
+    /// client tries again.
     const fn has_ended(self) -> bool {
-        self.reset || self.client_ends && self.backend_ends
+        self.reset && self.carries_data || self.is_closed()
+    }
+
+    /// Whether the backend may keep the ended connection in TIME-WAIT.
+    const fn may_wait(self) -> bool {
+        !self.reset && self.is_closed() && self.backend_first
     }
 
     /// Records a segment with these flags.
     const fn hear(&mut self, by_client: bool, flags: u8) {
         self.reset = flags & RST != 0;
-        if !self.reset && flags & FIN != 0 {
+        if self.reset {
+            return;
+        }
+        if by_client {
+            self.carries_data |= self.answered && flags & (SYN | ACK) == ACK;
+        } else {
+            self.answered = true;
+        }
+        if flags & FIN != 0 {
+            self.backend_first |= !by_client && !self.client_ends;
             if by_client { self.client_ends = true } else { self.backend_ends = true }
         }
     }
 }
 
-/// The present connections, and all ports that connections to each backend have had.
+/// The present connections, and the ports that no new connection to each backend may have: the ports of present
+/// connections, and those of earlier connections that the backend may keep in TIME-WAIT.
 #[derive(Default)]
 struct Model {
     flows: BTreeMap<(usize, SocketAddr), Flow>,
@@ -203,6 +229,10 @@ impl Contest {
         let at = 14 + 4 * frame.vlans.len() + if v4 { 20 } else { 40 } + longer;
         let port = u16::from_be_bytes([ran.frame[at], ran.frame[at + 1]]);
         assert!((PORTS.0..=PORTS.1).contains(&port), "{port}: {frame:?}");
+        if let Some(ended) = self.model.flows.get(&(service, client)).filter(|flow| !flow.may_wait()) {
+            self.model.ports[service].remove(&ended.port);
+            self.event("opened without a rest");
+        }
         assert!(self.model.ports[service].insert(port), "port {port} rests or is taken: {frame:?}");
         self.sent(service, port, frame, ran.action, &ran.frame);
         self.model.flows.insert((service, client), Flow { port, ..Flow::default() });
@@ -331,7 +361,7 @@ fn when_random_packets_of_connections_arrive_then_the_program_agrees_with_the_mo
         (0..STEPS).for_each(|number| contest.step(number));
         let events = contest.model.events;
         println!("seed {seed}: {events:?}");
-        assert_eq!(events.len(), 8, "{events:?}");
+        assert_eq!(events.len(), 9, "{events:?}");
         assert!(events.values().all(|&times| times > EACH), "{events:?}");
     };
     std::thread::spawn(play).join().expect("the thread panicked");

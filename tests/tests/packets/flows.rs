@@ -257,19 +257,142 @@ fn when_ports_are_taken_by_what_nobody_answers_then_a_new_connection_finds_one()
     });
 }
 
+/// Closes a connection; the backend closes first, so it keeps the connection in TIME-WAIT.
+fn close_from_backend(rig: &Rig, scene: Scene, port: u16, seen: u16) {
+    comes_back(rig, &scene.back(seen, FIN | ACK), scene.vip, &scene.client(port));
+    sent(rig, scene.index, &scene.there(port, FIN | ACK), scene.backend);
+}
+
+/// Opens ten connections that carry data, calls `load`, and checks that all ten go on and that nothing was dropped for
+/// want of a port or a row.
+fn others_go_on_while(load: impl Fn(&Rig, Scene) + Send + 'static) {
+    with_rig(move |rig| {
+        for scene in BOTH {
+            let open: Vec<u16> = (0..10).map(|number| connect(&rig, scene, 39_000 + number)).collect();
+            load(&rig, scene);
+            for (port, seen) in (39_000..).zip(open) {
+                assert_eq!(sent(&rig, scene.index, &scene.there(port, ACK), scene.backend), seen);
+            }
+            connect(&rig, scene, 38_999);
+        }
+        for reason in [DropReason::NoPort, DropReason::FlowTableFull] {
+            assert_eq!(rig.drops(reason).expect("counters"), 0, "{reason:?}");
+        }
+    });
+}
+
+#[test]
+fn when_all_ports_rest_then_a_new_connection_takes_one_and_open_connections_stay() {
+    others_go_on_while(|rig, scene| {
+        for port in 40_000..40_300 {
+            let seen = connect(rig, scene, port);
+            close_from_backend(rig, scene, port, seen);
+        }
+    });
+}
+
+#[test]
+fn when_clients_close_first_then_their_ports_serve_new_connections() {
+    others_go_on_while(|rig, scene| {
+        for port in 40_000..40_300 {
+            let seen = connect(rig, scene, port);
+            sent(rig, scene.index, &scene.there(port, FIN | ACK), scene.backend);
+            comes_back(rig, &scene.back(seen, FIN | ACK), scene.vip, &scene.client(port));
+        }
+    });
+}
+
+#[test]
+fn when_hosts_reset_what_the_backend_answers_then_new_clients_are_served() {
+    others_go_on_while(|rig, scene| {
+        for port in 40_000..42_000 {
+            let seen = sent(rig, scene.index, &scene.there(port, SYN), scene.backend);
+            comes_back(rig, &scene.back(seen, SYN | ACK), scene.vip, &scene.client(port));
+            sent(rig, scene.index, &scene.there(port, RST), scene.backend);
+        }
+    });
+}
+
+#[test]
+fn when_one_client_port_is_used_again_and_again_then_each_connection_is_served() {
+    others_go_on_while(|rig, scene| {
+        for _ in 0..100 {
+            let seen = connect(rig, scene, 40_000);
+            close_from_backend(rig, scene, 40_000, seen);
+        }
+    });
+}
+
+#[test]
+fn when_each_question_comes_from_another_port_then_all_are_answered_and_conversations_stay() {
+    with_rig(|rig| {
+        let ask = |port: u16| sent(&rig, 2, &Frame::udp(&format!("203.0.113.7:{port}"), UDP.0), UDP.1);
+        let answer = |port: u16, seen: u16| {
+            let answer = Frame::udp(UDP.1, &format!("{TUNNEL_SOURCE_V4}:{seen}"));
+            comes_back(&rig, &answer, UDP.0, &format!("203.0.113.7:{port}"));
+        };
+        let exchange = |port: u16| {
+            let seen = ask(port);
+            answer(port, seen);
+            seen
+        };
+        let conversations: Vec<u16> = (5000..5010).map(exchange).collect();
+        (5000..5010).zip(&conversations).for_each(|(port, seen)| assert_eq!(ask(port), *seen));
+        for port in 10_000..12_000 {
+            exchange(port);
+        }
+        for (port, seen) in (5000..5010).zip(conversations) {
+            answer(port, seen);
+            assert_eq!(exchange(port), seen);
+        }
+        assert_eq!(rig.drops(DropReason::NoPort).expect("counters"), 0);
+    });
+}
+
+#[test]
+fn when_a_first_attempt_meets_an_old_connection_then_the_second_comes_from_the_same_port() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            // The backend answers for an old connection in TIME-WAIT, and the client's reset ends that one.
+            let seen = sent(&rig, scene.index, &scene.there(40_000, SYN), scene.backend);
+            comes_back(&rig, &scene.back(seen, ACK), scene.vip, &scene.client(40_000));
+            sent(&rig, scene.index, &scene.there(40_000, RST), scene.backend);
+            assert_eq!(connect(&rig, scene, 40_000), seen);
+        }
+    });
+}
+
+#[test]
+fn when_a_forged_reset_meets_a_connection_that_carries_data_then_no_other_connection_takes_its_place() {
+    with_rig(|rig| {
+        for scene in BOTH {
+            let all = 1 + POOL_PORTS.1 - POOL_PORTS.0;
+            let open: Vec<u16> = (0..all).map(|number| connect(&rig, scene, 40_000 + number)).collect();
+            for (port, seen) in (40_000..).zip(&open) {
+                sent(&rig, scene.index, &scene.there(port, RST), scene.backend);
+                comes_back(&rig, &scene.back(*seen, RST | ACK), scene.vip, &scene.client(port));
+            }
+            for port in 50_000..50_200 {
+                assert_eq!(action(&rig, &scene.there(port, SYN)), XDP_DROP);
+            }
+            for (port, seen) in (40_000..).zip(open) {
+                assert_eq!(sent(&rig, scene.index, &scene.there(port, ACK), scene.backend), seen);
+            }
+            assert!(states(&rig, scene).iter().all(|(_, state)| *state == "established"));
+        }
+    });
+}
+
 #[test]
 fn when_a_connection_has_ended_then_the_next_from_the_same_port_has_another_end() {
     with_rig(|rig| {
         for scene in BOTH {
             let mut seen = HashSet::from([connect(&rig, scene, 40_000)]);
             let last = *seen.iter().next().expect("one");
-            sent(&rig, scene.index, &scene.there(40_000, FIN | ACK), scene.backend);
-            comes_back(&rig, &scene.back(last, FIN | ACK), scene.vip, &scene.client(40_000));
-            sent(&rig, scene.index, &scene.there(40_000, ACK), scene.backend);
+            close_from_backend(&rig, scene, 40_000, last);
+            comes_back(&rig, &scene.back(last, ACK), scene.vip, &scene.client(40_000));
             let next = connect(&rig, scene, 40_000);
             assert!(seen.insert(next), "{next} is in TIME-WAIT");
-            comes_back(&rig, &scene.back(next, RST | ACK), scene.vip, &scene.client(40_000));
-            assert!(seen.insert(connect(&rig, scene, 40_000)));
         }
     });
 }

@@ -32,8 +32,6 @@ use crate::{
 };
 
 const PER_LINE: usize = FLOWS_PER_LINE as usize;
-/// The tag of a blocked row.
-const BLOCKED: u32 = 0x6b6c_6362;
 
 /// A table of flows that an earlier controller's program may still use.
 pub(crate) struct FormerFlows {
@@ -152,7 +150,7 @@ impl FormerFlows {
             return;
         }
         self.is_blocked = true;
-        let block = FlowWord::new(BLOCKED, FLOW_TAKEN | FLOW_RESTS, sweep::now());
+        let block = FlowWord::block(sweep::now());
         for word in self.table.lines.words() {
             let _taken = word.compare_exchange(0, block.0, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -232,7 +230,7 @@ enum Read {
 impl Source {
     fn word(&self, index: usize) -> FlowWord {
         let word = FlowWord(self.lines.words()[index].load(Ordering::Acquire));
-        if is_block(word) { FlowWord::EMPTY } else { word }
+        if word.is_block() { FlowWord::EMPTY } else { word }
     }
 
     /// Reads a row whose state word is `word`.
@@ -249,15 +247,11 @@ impl Source {
     fn unblock(&self) {
         for word in self.lines.words() {
             let there = word.load(Ordering::Relaxed);
-            if is_block(FlowWord(there)) {
+            if FlowWord(there).is_block() {
                 let _changed = word.compare_exchange(there, 0, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
     }
-}
-
-const fn is_block(word: FlowWord) -> bool {
-    word.tag() == BLOCKED && word.state() == FLOW_TAKEN | FLOW_RESTS
 }
 
 impl Renaming {

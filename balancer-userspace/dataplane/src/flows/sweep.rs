@@ -26,8 +26,8 @@ pub struct FlowCounts {
     pub of_backends: BTreeMap<BackendId, u64>,
     /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
-    /// For each backend, the fraction of ports in use (by connections and by ports that must rest after a connection)
-    /// at the pool address with the highest fraction.
+    /// For each backend, the fraction of ports in use at the pool address with the highest fraction. This fraction does
+    /// not include the ports of connections that give way to new ones.
     pub fullest: BTreeMap<BackendId, f64>,
 }
 
@@ -119,8 +119,11 @@ impl FlowTable {
             }
             counts.entries += 1;
             let backend = BackendId(row.backend_id);
-            if seen.phase() != Phase::Closing && seen.lives(now, &idle) {
+            if seen.counts(now, &idle) {
                 *counts.of_backends.entry(backend).or_default() += 1;
+            }
+            if seen.gives_way(now, &idle) {
+                continue;
             }
             let drawn = Drawn { pool: row.pool, server: row.backend, port: row.backend_port, protocol: row.protocol };
             let (taken, by) = pools.entry(drawn).or_default();
@@ -190,7 +193,7 @@ fn known(row: &FlowRow, seen: FlowWord, now: u32) -> KnownFlow {
         state: match seen.phase() {
             Phase::HalfOpen => "half_open",
             Phase::Open => "established",
-            Phase::Closing | Phase::Rests => "closing",
+            Phase::Refused | Phase::Closing | Phase::Rests => "closing",
         },
         age: Duration::from_secs(seconds(now.wrapping_sub(row.begun))),
         idle: Duration::from_secs(seconds(seen.age(now))),
