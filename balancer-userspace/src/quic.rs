@@ -79,7 +79,7 @@ fn shown(service: &ServiceView) -> String {
     let QuicView { format, config, config_before, server_id_length, nonce_length, .. } = quic;
     let encrypted = if quic.encrypted { "encrypted" } else { "readable" };
     let before = config_before.map(|before| format!(", and {before}")).unwrap_or_default();
-    let learns = if quic.learns { "remembered there" } else { "not remembered" };
+    let learns = if quic.learns { "remembered there if it was unknown or silent" } else { "not remembered" };
     let mut text = format!(
         "format {format}: {encrypted} server IDs of {server_id_length} bytes, nonces of {nonce_length}\n\
          configurations understood: {config}{before}\n\
