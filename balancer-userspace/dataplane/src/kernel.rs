@@ -535,6 +535,10 @@ impl Dataplane for KernelDataplane {
         self.rules.keep(|id| listed.contains_key(&id), &self.kept)
     }
 
+    fn abandon(&mut self) {
+        self.stickiness.discard_unpublished();
+    }
+
     fn complete(&mut self) {
         self.begin_rereading();
     }

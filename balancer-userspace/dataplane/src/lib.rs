@@ -166,6 +166,9 @@ pub trait Dataplane {
     /// Fails if a service has no table, or if the maps have no room; in this case, the old directory stays in use.
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()>;
 
+    /// Gives back the lines of lookup tables that a failed change has written for services that are not published.
+    fn abandon(&mut self);
+
     /// Declares that all changes written so far are complete and permanent. Since the last such call, a service may
     /// have been removed, may hash differently, or may remember clients for a shorter time; [`rescan`](Self::rescan)
     /// then forgets the clients that the service no longer knows.

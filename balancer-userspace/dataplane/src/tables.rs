@@ -1,5 +1,7 @@
 //! The live tables in the map of slots: where each table is, what it contains, and which of its slots have exceptions.
 
+mod room;
+
 use std::{
     collections::HashMap,
     mem::offset_of,
@@ -10,7 +12,6 @@ use std::{
     },
 };
 
-use anyhow::Context as _;
 use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace};
 use balancer_control::{bits::bits, io::ServiceId};
 use bytemuck::Zeroable as _;
@@ -96,6 +97,15 @@ pub(super) struct Known {
     pub(super) adopted: bool,
 }
 
+/// The consequences of a swap.
+pub(super) struct Swapped {
+    /// The grace period after which the program reads none of the replaced tables.
+    pub(super) grace: Grace,
+    /// The services whose tables the swap has moved within the map, each with the grace period after which the program
+    /// no longer reads the earlier lines.
+    pub(super) moved: Vec<(ServiceId, Grace)>,
+}
+
 impl Tables {
     /// Makes a value without tables, for a map of `lines` lines.
     pub(super) fn new(slots: MappedArray<SlotLine>, lines: u32, grace_periods: Arc<GracePeriods>) -> Self {
@@ -123,18 +133,20 @@ impl Tables {
     }
 
     /// Writes a new table of a service into free lines, and calls `publish` to switch the service's row to this table,
-    /// if the service has a row. Returns the grace period after which the program no longer reads the previous table.
+    /// if the service has a row. If the map has too few consecutive free lines, the function also moves other tables
+    /// within the map, and calls `publish` for these tables.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
         table: Arc<[u16]>,
         home: Option<&[u16]>,
         Known { remembers, adopted }: Known,
-        publish: impl FnOnce(u32, LiveTable),
-    ) -> anyhow::Result<Grace> {
+        publish: &impl Fn(u32, LiveTable),
+    ) -> anyhow::Result<Swapped> {
         let size = u32::try_from(table.len())?;
         anyhow::ensure!(size > 0, "a lookup table needs slots");
-        let lines = self.allocate(size.div_ceil(SLOTS_PER_LINE))?;
+        let mut moved = Vec::new();
+        let lines = self.make_room(service, size.div_ceil(SLOTS_PER_LINE), &mut moved, publish)?;
         let old = self.of.get(&service).filter(|_| remembers);
         let same = old.filter(|old| old.slots.len() == table.len());
         let before = Before {
@@ -158,17 +170,23 @@ impl Tables {
         }
         // The program may have set flags of the previous table after the controller had read this table.
         if let Some(old) = old.as_ref().filter(|_| is_same) {
-            for (before, after) in old.lines.clone().zip(new.lines.clone()) {
-                let late = flags(&self.slots, before).load(Ordering::Acquire) & EXCEPTIONS;
-                flags(&self.slots, after).fetch_or(late, Ordering::Release);
-            }
+            self.copy_late_flags(&old.lines, &new.lines);
         }
         self.of.insert(service, new);
         let grace = self.grace_periods.begin();
         if let Some(old) = old {
             self.regions.retire(old.lines, grace);
         }
-        Ok(grace)
+        self.restore_reserve(service, &mut moved, publish);
+        Ok(Swapped { grace: moved.last().map_or(grace, |&(_, last)| last), moved })
+    }
+
+    /// Sets the exception flags that the program has set in a replaced table since the controller copied the table.
+    fn copy_late_flags(&self, from: &Range<u32>, to: &Range<u32>) {
+        for (before, after) in from.clone().zip(to.clone()) {
+            let late = flags(&self.slots, before).load(Ordering::Acquire) & EXCEPTIONS;
+            flags(&self.slots, after).fetch_or(late, Ordering::Release);
+        }
     }
 
     /// Records the new rows of the services. Discards the tables of services that have no row, and returns these
@@ -177,6 +195,11 @@ impl Tables {
         for (id, table) in &mut self.of {
             table.row = rows.get(id).copied();
         }
+        self.discard_unpublished()
+    }
+
+    /// Discards the tables of services that have no row, and returns these services.
+    pub(super) fn discard_unpublished(&mut self) -> Vec<ServiceId> {
         let (regions, grace_periods) = (&mut self.regions, &self.grace_periods);
         let gone = self.of.extract_if(|_, table| table.row.is_none());
         gone.map(|(id, table)| {
@@ -229,20 +252,6 @@ impl Tables {
         line.backends[..backends.len()].copy_from_slice(backends);
         line.flags = (refilled * SLOT_REFILLED) | (elsewhere * SLOT_EXCEPTIONS) | (known.unwrap_or(0) & EXCEPTIONS);
         line
-    }
-
-    fn allocate(&mut self, lines: u32) -> anyhow::Result<Range<u32>> {
-        self.regions.release(|grace| self.grace_periods.is_over(grace));
-        if let Some(range) = self.regions.allocate(lines) {
-            return Ok(range);
-        }
-        if let Some(last) = self.regions.last_retired() {
-            self.grace_periods.wait(last);
-            self.regions.release(|_| true);
-        }
-        self.regions.allocate(lines).with_context(|| {
-            format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
-        })
     }
 }
 

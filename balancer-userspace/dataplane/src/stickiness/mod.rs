@@ -16,7 +16,7 @@ use super::{
     grace::{Grace, GracePeriods},
     memory::Memory,
     sweep::{Scanner, Sweep},
-    tables::{Known, Tables},
+    tables::{Known, Swapped, Tables},
 };
 
 /// The number of a sweep's findings that are processed at a time: less than a tenth of a millisecond of work.
@@ -53,17 +53,23 @@ impl Stickiness {
 
     /// Makes `table` the live table of a service, and calls `publish` if the service is published. `adopted` says
     /// whether an earlier controller may have left clients of the service at any backend. A service that has no memory
-    /// yet gets the memory that `begin` returns.
+    /// yet gets the memory that `begin` returns. The swap may move the tables of other services within the map, and
+    /// calls `publish` for these services, too.
     pub(super) fn swap(
         &mut self,
         service: ServiceId,
         (table, home): (Arc<[u16]>, Option<&[u16]>),
         adopted: bool,
         begin: impl FnOnce() -> Memory,
-        publish: impl FnOnce(u32, LiveTable),
+        publish: impl Fn(u32, LiveTable),
     ) -> anyhow::Result<()> {
         let known = Known { remembers: self.remembers(service), adopted };
-        self.next_pass = Some(self.tables.swap(service, Arc::clone(&table), home, known, publish)?);
+        let Swapped { grace, moved } = self.tables.swap(service, Arc::clone(&table), home, known, &publish)?;
+        self.next_pass = Some(grace);
+        for (moved, _) in moved {
+            // The program may have flagged a slot of the earlier lines after the controller copied these lines.
+            self.memories.get_mut(&moved).into_iter().for_each(|memory| memory.swaps += 1);
+        }
         self.memories.entry(service).or_insert_with(begin).swapped(table);
         Ok(())
     }
@@ -85,6 +91,14 @@ impl Stickiness {
         self.wait_for_packets();
         if let Some(memory) = self.memories.get_mut(&service) {
             memory.swaps += 1;
+        }
+    }
+
+    /// Discards the tables and memories of services that are not published, because the change that brought these
+    /// services has failed.
+    pub(super) fn discard_unpublished(&mut self) {
+        for service in self.tables.discard_unpublished() {
+            self.memories.remove(&service);
         }
     }
 
