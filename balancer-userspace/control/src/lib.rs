@@ -30,6 +30,7 @@ pub mod rates;
 pub mod ratios;
 pub mod readiness;
 pub mod refused;
+pub mod room;
 pub mod rules;
 pub mod run_time;
 pub mod search;
@@ -74,6 +75,8 @@ mod model_test;
 mod outage_test;
 #[cfg(test)]
 mod precomputed_test;
+#[cfg(test)]
+mod room_test;
 #[cfg(test)]
 mod rules_test;
 #[cfg(test)]

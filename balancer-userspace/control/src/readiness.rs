@@ -63,12 +63,21 @@ pub struct Facts {
     /// The interfaces, without the program, by which replies of `nat` and `snat` backends arrive, each with these
     /// backends (`SERVICE/NAME`).
     pub unattached: BTreeMap<String, Vec<String>>,
-    /// Whether the balancer failed to bring the data path into the wanted state.
-    pub out_of_step: bool,
+    /// Whether the data path lacks something of the wanted state; `None`: it has the wanted state.
+    pub out_of_step: Option<OutOfStep>,
     /// Problems of this machine, one sentence each.
     pub troubles: Vec<String>,
     /// The state of the balancer's fleet; `None`: the balancer belongs to no fleet.
     pub fleet: Option<FleetFacts>,
+}
+
+/// A failure to bring the data path into the wanted state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutOfStep {
+    /// The reason of the failure.
+    pub why: String,
+    /// Whether the failure has lasted for longer than a second.
+    pub lasts: bool,
 }
 
 /// The stages in the life of the balancer's process.
@@ -104,6 +113,12 @@ pub struct FleetFacts {
     pub when_alone: WhenAlone,
     /// The backends (`SERVICE/NAME`) that the fleet considers up but that this member cannot reach.
     pub unreachable_here: Vec<String>,
+}
+
+impl OutOfStep {
+    fn reason(&self) -> String {
+        format!("the data path does not hold what was decided: {}", self.why)
+    }
 }
 
 impl FleetFacts {
@@ -181,6 +196,7 @@ impl Facts {
         if self.attached == 0 {
             reasons.push("the program is on no interface".to_owned());
         }
+        reasons.extend(self.out_of_step.iter().filter(|step| step.lasts).map(OutOfStep::reason));
         match &self.fleet {
             Some(fleet) if !fleet.joined => {
                 let no_records = || "it has no epoch, or not all records of clients".to_owned();
@@ -203,9 +219,7 @@ impl Facts {
             reasons.push(format!("the program is not on {}", self.missing.join(", ")));
         }
         reasons.extend(self.unattached.iter().map(|(interface, backends)| unattached(interface, backends)));
-        if self.out_of_step {
-            reasons.push("the data path is out of step; the log says why".to_owned());
-        }
+        reasons.extend(self.out_of_step.iter().map(OutOfStep::reason));
         reasons.extend(self.troubles.iter().cloned());
         let Some(fleet) = &self.fleet else { return reasons };
         reasons.extend(fleet.engine().map(|why| format!("{why}: changes are refused")));
@@ -273,7 +287,8 @@ mod tests {
                 ],
             ),
             (Facts { troubles: owned(&["no"]), ..alone.clone() }, Degraded, &["no"]),
-            (Facts { out_of_step: true, ..alone }, Degraded, &["the data path is out of step; the log says why"]),
+            (out_of_step(&alone, false), Degraded, &["the data path does not hold what was decided: no room"]),
+            (out_of_step(&alone, true), NotReady, &["the data path does not hold what was decided: no room"]),
             (
                 serving(Some(FleetFacts::stranger(WhenAlone::Serve))),
                 NotReady,
@@ -342,6 +357,10 @@ mod tests {
             let readiness = facts.readiness();
             assert_eq!((readiness.state, readiness.reasons.as_slice()), (state, &*owned(reasons)), "{facts:?}");
         }
+    }
+
+    fn out_of_step(facts: &Facts, lasts: bool) -> Facts {
+        Facts { out_of_step: Some(OutOfStep { why: "no room".to_owned(), lasts }), ..facts.clone() }
     }
 
     fn owned(texts: &[&str]) -> Vec<String> {

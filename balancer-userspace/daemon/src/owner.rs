@@ -16,6 +16,7 @@ mod proposal;
 mod rescan;
 mod retired;
 mod show;
+mod step;
 mod suspects;
 mod trace;
 mod unattached;
@@ -38,6 +39,7 @@ use balancer_control::{
     last_changes::LastChanges,
     locate::Why,
     report,
+    room::{Room, Rooms},
     service::{Backend, Service},
     state::{SavedCounters, SavedEpoch},
 };
@@ -53,6 +55,7 @@ use self::{
     member::Member,
     rescan::{Report, Rescan},
     retired::{RecentlyRetired, Retired},
+    step::Step,
     suspects::Suspects,
 };
 pub use self::{
@@ -105,8 +108,7 @@ pub struct Owner<D> {
     forgotten: u64,
     /// The results of changes that forgot their clients in several steps; the caller collects these results.
     told: VecDeque<Changed>,
-    /// Whether the owner must retry, because the data path lacks the wanted state after a failure.
-    out_of_step: bool,
+    step: Step,
     member: Member,
     denied: Denied,
     discovery: Discovery,
@@ -149,7 +151,7 @@ impl<D: Dataplane> Owner<D> {
             rescan: None,
             forgotten: 0,
             told: VecDeque::new(),
-            out_of_step: false,
+            step: Step::default(),
             member: Member::default(),
             denied: Denied::default(),
             discovery: Discovery::default(),
@@ -308,6 +310,11 @@ impl<D: Dataplane> Owner<D> {
             error!("{error:#}; writing the whole state again");
             self.resync();
         }
+    }
+
+    /// Makes the controller refuse changes for which a data path with this room has no room.
+    pub fn set_room(&mut self, room: Room) {
+        self.controller.set_rooms(Rooms::own(room));
     }
 
     /// The controller that this owner runs.
@@ -530,9 +537,10 @@ impl<D: Dataplane> Owner<D> {
     /// removed long ago.
     pub fn keep_up(&mut self) {
         self.dataplane.watch_handshakes(self.started.elapsed());
-        if self.out_of_step {
+        if self.step.is_out() {
             self.resync();
         }
+        self.changed |= self.step.begins_to_last(Instant::now());
         let retired = self.recently_retired.take_final(Instant::now().into_std());
         self.count_the_last_packets(retired);
         self.sum_up_removed_backends();
@@ -561,16 +569,21 @@ impl<D: Dataplane> Owner<D> {
 
     fn resync(&mut self) {
         let now = Instant::now();
+        // What a failed change has taken would be missing for the correction.
+        self.dataplane.abandon();
         let commands = self.controller.resync(&self.applied);
-        let before = std::mem::replace(&mut self.out_of_step, false);
         match self.execute(commands, now) {
-            Ok(()) if before => info!("the data path is in step again"),
+            Ok(()) if self.step.is_in_again() => {
+                self.changed = true;
+                info!("the data path is in step again");
+            }
             Ok(()) => {}
             Err(error) => {
-                if !before {
-                    error!("the data path is out of step, it is tried again until it is not: {error:#}");
+                let why = format!("{error:#}");
+                if self.step.is_not_in(why.clone(), now) {
+                    self.changed = true;
+                    error!("the data path is out of step, it is tried again until it is not: {why}");
                 }
-                self.out_of_step = true;
             }
         }
     }

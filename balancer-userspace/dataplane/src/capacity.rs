@@ -11,10 +11,12 @@ use balancer_common::{
     },
 };
 use balancer_config::config::{Config, ServiceConfig};
-use balancer_control::controller::Largest;
+use balancer_control::{
+    controller::Largest,
+    room::{Room, lines, returns},
+};
 
-/// The maximum number of a `snat` service's backends whose address belongs to this machine.
-const MOST_LOCAL: usize = 64;
+use super::placement;
 
 /// The number of services for which the maps have room at least, if the configuration file leaves all services to
 /// drop-ins.
@@ -106,6 +108,24 @@ impl Capacity {
         self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
     }
 
+    /// The room in maps of this capacity.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        // Up to this number of keys, a table of keys practically always finds a place for each key.
+        let keys = |keys: u32| {
+            let rows = placement::rows_for(keys as usize);
+            rows - rows / 8
+        };
+        Room {
+            lines: self.slots.div_ceil(SLOTS_PER_LINE),
+            services: self.services,
+            listeners: keys(self.listeners),
+            returns: keys(self.returns),
+            backends: self.backends,
+            flows: self.flows > 0,
+        }
+    }
+
     /// The capacity that `config` needs, with room for growth: twice the services, listeners and backends, one and a
     /// half times the slots, and one and three quarters times the return rows.
     #[must_use]
@@ -117,18 +137,13 @@ impl Capacity {
     #[must_use]
     pub fn for_largest(config: &Config, largest: &Largest) -> Self {
         let services = &largest.services;
-        let lines = |size: u32| size.div_ceil(SLOTS_PER_LINE) * SLOTS_PER_LINE;
-        let tables = services.iter().flat_map(|service| vec![lines(service.slots()); service.families().len()]);
+        let whole = |slots: u32| lines(slots) * SLOTS_PER_LINE;
+        let tables = services.iter().flat_map(|service| vec![whole(service.slots()); service.families().len()]);
         let listeners: usize = services.iter().map(|service| service.listen.len()).sum();
-        let come_back = |service: &Arc<ServiceConfig>| match service.forwarding {
-            Forwarding::Nat => service.backends.len(),
-            Forwarding::Snat => service.backends.len().min(MOST_LOCAL),
-            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => 0,
-        };
-        let ways: usize = services.iter().map(|service| come_back(service) * (service.listen.len() + 1)).sum();
+        let ways: usize = services.iter().map(|service| returns(service, service.backends.len())).sum();
         let total: u32 = tables.fold(0, u32::saturating_add);
         // A table whose size follows the number of backends may grow to the size for twice as many backends.
-        let grown = |service: &Arc<ServiceConfig>| lines(service.table_size.slots(2 * service.backends.len()));
+        let grown = |service: &Arc<ServiceConfig>| whole(service.table_size.slots(2 * service.backends.len()));
         let longest = services.iter().map(grown).max().unwrap_or(0);
         let at_least =
             |count: usize, least: u32| u32::try_from(count).unwrap_or(u32::MAX / 4).saturating_mul(2).max(least);
@@ -140,9 +155,9 @@ impl Capacity {
         let total = total.max(UNKNOWN_SLOTS * u32::from(unknown > 0));
         Self {
             // The number of slots grows by only one half, because in a configuration with thousands of backends, slots
-            // use most of the memory. The longest table counts twice more: once while it is replaced, and once because
-            // free lines may not be consecutive.
-            slots: total.saturating_add(total / 2).saturating_add(longest.saturating_mul(2)).max(1 << 20),
+            // use most of the memory. The longest table counts twice more: once because every table can be replaced at
+            // any time, and once because a table may change its size.
+            slots: total.saturating_add(total / 2).max(1 << 20).saturating_add(longest.saturating_mul(2)),
             services: at_least(2 * count, 128).max(u32::from(largest.highest_service) + 1),
             listeners: at_least(2 * listeners, 256),
             ranges: at_least(2 * listeners, 256).min(1 << 17),

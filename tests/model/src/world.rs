@@ -246,6 +246,7 @@ impl World {
         let (message, commands) = self.controller.change(change, self.now())?;
         if let Err(error) = self.execute(commands) {
             self.controller = before;
+            self.dataplane.abandon();
             let commands = self.controller.resync(&self.applied);
             self.execute(commands).context("undoing a change")?;
             return Err(error);

@@ -217,6 +217,7 @@ impl Controller {
                 if self.ids.lack_rows() { "; a restart makes room" } else { ": remove some first" }
             )));
         }
+        self.refuse_without_room(&configs, &renamed)?;
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }

@@ -20,6 +20,7 @@ mod quic;
 mod reconcile;
 mod restore;
 mod resync;
+mod room;
 mod rules;
 mod run_time;
 mod services;
@@ -52,6 +53,7 @@ use crate::{
     io::{BackendId, BackendSpec, CheckNumber, Command, Event, Refused, Report, ReportLevel, ServiceId, ServiceSpec},
     next_hops::NextHops,
     report,
+    room::Rooms,
     service::{Backend, Ended, Service},
     state::DropIns,
 };
@@ -74,6 +76,7 @@ pub struct Controller {
     /// The number of changes that users have made.
     generation: u64,
     settings: settings::Settings,
+    rooms: Rooms,
     /// The services in the configuration file when the controller last applied the file, and the services of drop-ins.
     file: Valid,
     /// The texts of the drop-ins, by name.
@@ -161,6 +164,7 @@ impl Controller {
             instance: 0,
             generation: 0,
             settings: settings::Settings::of(&config),
+            rooms: Rooms::default(),
             file: Valid::default(),
             drop_ins: Arc::default(),
             first: config.services,

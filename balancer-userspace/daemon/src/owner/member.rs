@@ -10,6 +10,7 @@ use balancer_control::{
     snapshot::MemberSnapshot,
 };
 use balancer_dataplane::{Dataplane, KernelDataplane};
+use tokio::time::Instant;
 
 use super::Owner;
 use crate::host_state::{Present, Wanted};
@@ -74,7 +75,7 @@ impl<D: Dataplane> Owner<D> {
             attached: self.dataplane.attached().len(),
             missing: self.missing(),
             unattached: self.unseen_replies(),
-            out_of_step: self.out_of_step,
+            out_of_step: self.step.facts(Instant::now()),
             troubles,
             fleet: self.member.fleet.clone(),
         }

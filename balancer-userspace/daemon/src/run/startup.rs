@@ -189,6 +189,7 @@ impl Startup {
         let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
         owner.take_over_counters(removed_backends, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
+        owner.set_room(capacity.room());
         owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
         owner.start()?;
         if let Some(epoch) = epoch {

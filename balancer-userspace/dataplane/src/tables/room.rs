@@ -6,8 +6,8 @@
 //! table of another size, may find enough free lines in the map but not together. In this case, the other tables move to
 //! the start of the map first, one by one, through the reserve if necessary.
 //!
-//! With the reserve, a swap to a table of the same size always succeeds. A table of another size always finds its lines
-//! if the tables, the new table and the reserve together are not longer than the map.
+//! With the reserve, a swap to a table that is not longer always succeeds. A longer table always finds its lines if the
+//! tables, the new table and the reserve together are not longer than the map.
 
 use std::{mem, ops::Range, sync::atomic::Ordering};
 
@@ -44,7 +44,7 @@ impl Tables {
         if let Some(range) = self.regions.allocate_beside(lines, reserve, old.as_ref()) {
             return Ok(range);
         }
-        if old.as_ref().is_none_or(|old| length(old) != lines) {
+        if old.as_ref().is_none_or(|old| length(old) < lines) {
             self.compact(lines.saturating_add(reserve), moved, publish);
             if let Some(range) = self.regions.allocate_beside(lines, reserve, None) {
                 return Ok(range);
@@ -242,7 +242,7 @@ mod tests {
                     let others: Vec<u32> =
                         bench.wanted.keys().filter(|&&of| of != service).map(|&of| bench.lines(of)).collect();
                     let longest = others.iter().copied().max().unwrap_or(0).max(before).max(lines);
-                    let beside = if lines == before { 0 } else { lines };
+                    let beside = if lines > before { lines } else { 0 };
                     if others.iter().sum::<u32>() + before + beside + longest > LINES {
                         continue;
                     }

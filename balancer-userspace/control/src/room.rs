@@ -1,0 +1,186 @@
+//! The room in the maps of data paths, which cannot grow while the program runs.
+
+use std::sync::Arc;
+
+use balancer_common::map_types::{Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE};
+use balancer_config::{
+    config::ServiceConfig,
+    words::{counted, grouped},
+};
+use serde::{Deserialize, Serialize};
+
+/// The maximum number of a `snat` service's backends whose address belongs to this machine.
+const MOST_LOCAL: usize = 64;
+
+/// The room in the maps of a data path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// The number of lines in the map of slots.
+    pub lines: u32,
+    /// The number of services, one for each family of a configured service.
+    pub services: u32,
+    /// The number of listeners and VIP addresses.
+    pub listeners: u32,
+    /// The number of return rows, including those that mark addresses.
+    pub returns: u32,
+    /// The number of rows for backends, a power of two.
+    pub backends: u32,
+    /// Whether there is a table of connections, which `snat` services need.
+    pub flows: bool,
+}
+
+/// The number of lines of a table with this number of slots.
+#[must_use]
+pub const fn lines(slots: u32) -> u32 {
+    slots.div_ceil(SLOTS_PER_LINE)
+}
+
+/// The number of return rows for this number of backends of a service, one for each listener and one for each address.
+#[must_use]
+pub fn returns(service: &ServiceConfig, backends: usize) -> usize {
+    let come_back = match service.forwarding {
+        Forwarding::Nat => backends,
+        Forwarding::Snat => backends.min(MOST_LOCAL),
+        Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => 0,
+    };
+    come_back * (service.listen.len() + 1)
+}
+
+/// The rows that services need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Rows {
+    services: usize,
+    listeners: usize,
+    returns: usize,
+    snat: bool,
+}
+
+impl Rows {
+    fn of(services: &[Arc<ServiceConfig>]) -> Self {
+        let mut rows = Self::default();
+        services.iter().for_each(|service| rows.add(service, service.backends.len()));
+        rows
+    }
+
+    /// Adds the rows of a service with this number of backends.
+    fn add(&mut self, service: &ServiceConfig, backends: usize) {
+        self.services += service.families().len();
+        // Each listener may have a VIP address of its own.
+        self.listeners += 2 * service.listen.len();
+        self.returns += returns(service, backends);
+        self.snat |= service.forwarding == Forwarding::Snat;
+    }
+
+    /// What these rows need more than the rows `now` and more than there is `room` for, and what there is.
+    fn lack(self, room: &Room, now: Self) -> Option<(String, String)> {
+        let rows = [
+            (now.services, self.services, "service", room.services),
+            (now.listeners, self.listeners, "listener row", room.listeners),
+            (now.returns, self.returns, "return row", room.returns),
+        ];
+        let short = rows.into_iter().find(|&(now, wanted, _, room)| wanted > now && wanted > room as usize);
+        if let Some((_, wanted, what, room)) = short {
+            return Some((format!("the services need room for {}", counted(wanted, what)), grouped(room)));
+        }
+        (self.snat && !now.snat && !room.flows).then(|| {
+            let what = "forwarding = \"snat\" needs a table of connections (a snat service, or service = [] with \
+                        [flow_table], in the configuration file at the start)";
+            (what.to_owned(), "none".to_owned())
+        })
+    }
+}
+
+/// The lines that the lookup tables need during a change and afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lines {
+    /// Each table at its larger size before or after the change.
+    tables: u64,
+    /// The longest table: so many lines must stay free, because a swap writes the new table beside the old one.
+    longest: u32,
+    /// The longest of the tables that grow: these lines are needed beside those of the old table.
+    beside: u32,
+    grows: bool,
+}
+
+impl Lines {
+    /// Adds a table with the numbers of slots before and after the change; `None`: there is no such table.
+    pub(crate) fn add(&mut self, before: Option<u32>, after: Option<u32>) {
+        let [before, after] = [before, after].map(|slots| slots.map(lines));
+        let larger = before.max(after).unwrap_or(0);
+        self.tables += u64::from(larger);
+        self.longest = self.longest.max(larger);
+        // A table that becomes smaller needs no more room than a table that stays the same.
+        let Some(after) = after.filter(|after| before < Some(*after)) else { return };
+        self.grows = true;
+        if before.is_some() {
+            self.beside = self.beside.max(after);
+        }
+    }
+
+    fn all(self) -> u64 {
+        self.tables + u64::from(self.beside) + u64::from(self.longest)
+    }
+
+    fn fit(self, room: &Room) -> bool {
+        !self.grows || self.all() <= u64::from(room.lines)
+    }
+
+    fn need(self) -> String {
+        let all = slots(self.all());
+        format!("the lookup tables, with the free slots by which they are replaced, need {all} slots")
+    }
+}
+
+/// The room of this balancer, or of the members of a fleet; empty if the room is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rooms(Vec<(String, Room)>);
+
+impl Rooms {
+    /// The room of a single balancer.
+    #[must_use]
+    pub fn own(room: Room) -> Self {
+        Self(vec![(String::new(), room)])
+    }
+
+    /// The room of each member of a fleet, by the member's name.
+    #[must_use]
+    pub fn of_members(members: impl Iterator<Item = (String, Room)>) -> Self {
+        Self(members.collect())
+    }
+
+    /// The number of rows for backends that every data path has, a power of two; `None`: the number is not known.
+    pub(crate) fn backend_rows(&self) -> Option<u32> {
+        // The rooms of members come from outside, and may contain any number.
+        let rows = |room: &Room| 1_u32 << room.backends.clamp(2, MOST_BACKEND_ROWS).ilog2();
+        self.0.iter().map(|(_, room)| rows(room)).min()
+    }
+
+    /// The reason why a change from the services `before` to the services `after` does not fit into every data path.
+    /// The reason is about a need that the change increases.
+    pub(crate) fn lack(
+        &self,
+        tables: Lines,
+        before: impl FnOnce() -> Vec<Arc<ServiceConfig>>,
+        after: &[Arc<ServiceConfig>],
+    ) -> Option<String> {
+        let wanted = Rows::of(after);
+        if self.0.iter().all(|(_, room)| tables.fit(room) && wanted.lack(room, Rows::default()).is_none()) {
+            return None;
+        }
+        let now = Rows::of(&before());
+        self.0.iter().find_map(|(of, room)| {
+            let (what, has) = match wanted.lack(room, now) {
+                _ if !tables.fit(room) => (tables.need(), format!("{} slots", slots(room.lines.into()))),
+                Some(lack) => lack,
+                None => return None,
+            };
+            let whose = if of.is_empty() { "the data path".to_owned() } else { format!("the data path of {of}") };
+            Some(format!("{what}, and {whose} has {has}; a restart makes room"))
+        })
+    }
+}
+
+/// The number of slots in this number of lines, for a message.
+fn slots(lines: u64) -> String {
+    grouped(lines * u64::from(SLOTS_PER_LINE))
+}
