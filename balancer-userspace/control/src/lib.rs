@@ -6,6 +6,7 @@
 
 pub mod agreed;
 pub mod applied;
+pub mod as_far;
 pub mod bits;
 pub mod bounded;
 pub mod controller;
@@ -53,6 +54,8 @@ mod succession;
 
 #[cfg(test)]
 mod agent_test;
+#[cfg(test)]
+mod as_far_test;
 #[cfg(test)]
 mod bounded_test;
 #[cfg(test)]

@@ -105,6 +105,8 @@ pub struct FleetFacts {
     pub denial: Option<String>,
     /// The reason why this member does not take part in the fleet although it could.
     pub refused: Option<String>,
+    /// The part of the fleet's current state that this member does not apply, in words.
+    pub lacks: Option<String>,
     /// Steps that an operator should take before the engine fails, one sentence each.
     pub engine_warnings: Vec<String>,
     /// Whether the engine has not answered, or has refused writes, for longer than the lease.
@@ -131,6 +133,7 @@ impl FleetFacts {
             engine_trouble: None,
             denial: None,
             refused: None,
+            lacks: None,
             engine_warnings: Vec::new(),
             alone: false,
             when_alone,
@@ -224,6 +227,7 @@ impl Facts {
         let Some(fleet) = &self.fleet else { return reasons };
         reasons.extend(fleet.engine().map(|why| format!("{why}: changes are refused")));
         reasons.extend(fleet.refused.as_ref().map(|why| format!("it is no member of the fleet: {why}")));
+        reasons.extend(fleet.lacks.as_ref().map(|what| format!("it does not apply all of the fleet's state: {what}")));
         reasons.extend(fleet.engine_warnings.iter().cloned());
         if !fleet.unreachable_here.is_empty() {
             reasons.push(format!("it cannot reach {}, which the fleet holds up", some(&fleet.unreachable_here)));
@@ -340,6 +344,11 @@ mod tests {
                 fleet(|fleet| fleet.refused = Some("lb1 is there already".to_owned())),
                 Degraded,
                 &["it is no member of the fleet: lb1 is there already"],
+            ),
+            (
+                fleet(|fleet| fleet.lacks = Some("service web stays as it was, because it is too large".to_owned())),
+                Degraded,
+                &["it does not apply all of the fleet's state: service web stays as it was, because it is too large"],
             ),
             (
                 fleet(|fleet| fleet.engine_warnings = vec!["etcd's database is nearly full".to_owned()]),

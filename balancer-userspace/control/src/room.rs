@@ -1,6 +1,6 @@
 //! The room in the maps of data paths, which cannot grow while the program runs.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use balancer_common::map_types::{Forwarding, MOST_BACKEND_ROWS, SLOTS_PER_LINE};
 use balancer_config::{
@@ -117,6 +117,18 @@ impl Lines {
         }
     }
 
+    /// The lines after a table of `before` slots, which counts already, has become a table of `after` slots.
+    fn with(mut self, before: Option<u32>, after: u32) -> Self {
+        let (before, after) = (before.map(lines), lines(after));
+        self.tables += u64::from(after.saturating_sub(before.unwrap_or(0)));
+        self.longest = self.longest.max(after);
+        self.grows |= before < Some(after);
+        if before.is_some_and(|before| before < after) {
+            self.beside = self.beside.max(after);
+        }
+        self
+    }
+
     fn all(self) -> u64 {
         self.tables + u64::from(self.beside) + u64::from(self.longest)
     }
@@ -128,6 +140,71 @@ impl Lines {
     fn need(self) -> String {
         let all = slots(self.all());
         format!("the lookup tables, with the free slots by which they are replaced, need {all} slots")
+    }
+}
+
+/// A service in a state of a fleet, with the number of its backends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SizedService<'a> {
+    pub(crate) settings: &'a ServiceConfig,
+    pub(crate) backends: usize,
+}
+
+impl SizedService<'_> {
+    fn slots(self) -> u32 {
+        self.settings.table_size.slots(self.backends)
+    }
+}
+
+/// A data path that gets one service of a state after the other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Filling<'a> {
+    tables: Lines,
+    rows: Rows,
+    /// The services whose rows count already: a service with both address families is there twice in a state.
+    counted: HashSet<&'a str>,
+}
+
+impl<'a> Filling<'a> {
+    /// A data path that has the tables of these services.
+    pub(crate) fn new<'b>(before: impl Iterator<Item = SizedService<'b>>) -> Self {
+        let mut filling = Self::default();
+        before.for_each(|service| filling.tables.add(Some(service.slots()), Some(service.slots())));
+        filling
+    }
+
+    /// Counts the rows of a service that stays the same.
+    pub(crate) fn keep(&mut self, service: SizedService<'a>) {
+        if self.counted.insert(&service.settings.name) {
+            self.rows.add(service.settings, service.backends);
+        }
+    }
+
+    /// Adds a service, or changes the service that was `before`. Otherwise, the function returns what the data path
+    /// lacks, and adds nothing.
+    pub(crate) fn add(
+        &mut self,
+        before: Option<SizedService<'_>>,
+        service: SizedService<'a>,
+        room: &Room,
+    ) -> Option<String> {
+        let with = self.tables.with(before.map(SizedService::slots), service.slots());
+        if !with.fit(room) {
+            return Some(format!("{}, and the data path has {} slots", with.need(), slots(room.lines.into())));
+        }
+        let mut rows = self.rows;
+        if !self.counted.contains(service.settings.name.as_str()) {
+            rows.add(service.settings, service.backends);
+        }
+        // A service that needs no more rows than before has its rows.
+        let mut least = self.rows;
+        before.into_iter().for_each(|before| least.add(before.settings, before.backends));
+        if let Some((what, has)) = rows.lack(room, least) {
+            return Some(format!("{what}, and the data path has {has}"));
+        }
+        (self.tables, self.rows) = (with, rows);
+        self.counted.insert(&service.settings.name);
+        None
     }
 }
 

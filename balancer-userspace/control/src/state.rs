@@ -100,6 +100,47 @@ impl<List: Fn() -> Items, Items: Iterator<Item: Serialize>> Serialize for Listed
     }
 }
 
+impl<File, Services, NextHops> SavedState<File, Services, NextHops> {
+    /// The same state with other services; also returns the services that it had.
+    #[must_use]
+    pub fn with_services<Others>(self, services: Others) -> (SavedState<File, Others, NextHops>, Services) {
+        self.with_lists(|file| file, services)
+    }
+
+    /// The same state with other services of the configuration file.
+    #[must_use]
+    pub fn with_file<Other>(self, file: Other) -> SavedState<Other, Services, NextHops> {
+        let (state, services) = self.with_lists(|_| file, ());
+        state.with_services(services).0
+    }
+
+    fn with_lists<Other, Others>(
+        self,
+        file: impl FnOnce(File) -> Other,
+        services: Others,
+    ) -> (SavedState<Other, Others, NextHops>, Services) {
+        let state = SavedState {
+            version: self.version,
+            instance: self.instance,
+            generation: self.generation,
+            hash_key: self.hash_key,
+            key_fingerprint: self.key_fingerprint,
+            file: file(self.file),
+            drop_ins: self.drop_ins,
+            services,
+            gone: self.gone,
+            free_ids: self.free_ids,
+            next_hops: self.next_hops,
+            removed_backends: self.removed_backends,
+            repeated_moves: self.repeated_moves,
+            withdrawn: self.withdrawn,
+            epoch: self.epoch,
+            clock: self.clock,
+        };
+        (state, self.services)
+    }
+}
+
 impl SavedState {
     /// Clears the counters that change with every check and with every sweep.
     pub fn forget_counts(&mut self) {

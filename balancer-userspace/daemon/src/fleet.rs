@@ -26,6 +26,7 @@ use balancer_control::{
     fleet::{FleetMember, FleetSnapshot},
     io::{BackendId, Change, Refused, Report, ReportLevel},
     readiness::FleetFacts,
+    room::{Room, Rooms},
     service::Backend,
     state::{Clocks, Moment, SavedEpoch, SavedState},
 };
@@ -89,6 +90,8 @@ pub(crate) struct Fleet {
     alone: bool,
     file: OwnFile,
     shown: Shown,
+    /// The room of all members, by which this member plans changes.
+    rooms: Rooms,
 }
 
 struct Asked {
@@ -146,6 +149,7 @@ impl Fleet {
             alone: true,
             file: OwnFile::new(config.services.clone()),
             shown: Shown::default(),
+            rooms: Rooms::default(),
         };
         this.await_state().await;
         Ok(this)
@@ -240,6 +244,11 @@ impl Fleet {
         }
     }
 
+    /// Sets the room in the maps of this machine's data path.
+    pub(crate) fn set_room(&mut self, room: Room) {
+        self.member.note_room(room);
+    }
+
     /// Carries out outputs that the protocol made before the owner existed.
     pub(crate) fn catch_up(&mut self, owner: &mut Owner<KernelDataplane>) {
         if self.config.share_clients {
@@ -291,6 +300,11 @@ impl Fleet {
             self.flows_counted = owner.flows_counted();
             inputs.extend(owner.connections_waited_for().map(Input::FlowsCounted));
         }
+        let rooms = self.member.rooms();
+        if rooms != self.rooms {
+            self.rooms.clone_from(&rooms);
+            owner.controller_mut().set_rooms(rooms);
+        }
         owner.set_fleet(Some(self.facts(owner)));
         let readiness = if owner.is_withdrawn() {
             "withdrawn".to_owned()
@@ -319,6 +333,7 @@ impl Fleet {
             engine_trouble: engine.trouble.clone(),
             denial: engine.denial.as_deref().filter(|_| is_reachable).map(shown::in_its_words),
             refused: self.member.refused().map(ToOwned::to_owned),
+            lacks: self.member.lacks(),
             engine_warnings: engine.warnings(),
             alone: self.alone && (!self.member.is_connected() || self.member.denial().is_some()),
             when_alone: self.config.when_alone,
@@ -330,11 +345,14 @@ impl Fleet {
         match output {
             Output::Ask(request) => self.ask(request, inputs),
             Output::Key(key) => self.key = Some(key),
-            Output::Follow { epoch, state, at, age, changed, lines } => {
+            Output::Follow { epoch, state, at, age, changed, whole, lines } => {
                 let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
                 // The decision time is on this machine's clock, like the moments in the saved state.
                 let decided = clocks().moment(clocks().now).0.saturating_sub(age);
-                let saved = SavedEpoch { lineage: epoch.lineage, number: epoch.number, at: Moment(decided) };
+                // A part of an epoch is not the epoch: after a restart, which may make room, the member tries the whole
+                // epoch.
+                let number = epoch.number.saturating_sub(u64::from(!whole));
+                let saved = SavedEpoch { lineage: epoch.lineage, number, at: Moment(decided) };
                 let result = owner.follow(*state, saved, clocks_at(at, age));
                 if result.is_ok() {
                     self.file.fleet_has_changed(changed);
@@ -448,6 +466,9 @@ impl Fleet {
             if !done.lagging.is_empty() {
                 message += &format!("; not yet by {}", done.lagging.join(", "));
                 owner.events().warn(&format!("{} does not apply what was decided yet", done.lagging.join(", ")));
+            }
+            if !done.partial.is_empty() {
+                message += &format!("; not everything that was decided is applied by {}", done.partial.join(", "));
             }
             owner.events().change(asked.about.as_ref(), &message, asked.uid, None);
             Changed { message }

@@ -13,7 +13,7 @@ use crate::{
     keys,
     store_schema::{self, BadCard, Common, Epoch, Member, StateCard},
 };
-use balancer_control::state::SavedState;
+use balancer_control::{as_far::ReadState, state::SavedState};
 
 /// The purpose of a request to the engine, which decides what the member does with the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,9 +153,19 @@ impl Session {
 
     /// The state that a card names, read from its document; `None` if parts of the state are missing.
     pub(crate) fn state(&self, card: &StateCard) -> Option<Result<SavedState, String>> {
+        self.document(card, |parts| documents::read(parts.into_iter()))
+    }
+
+    /// Returns the content of a state's document as far as this member understands it.
+    pub(crate) fn state_as_far(&self, card: &StateCard) -> Option<Result<ReadState, String>> {
+        self.document(card, |parts| documents::read_as_far(parts.into_iter()))
+    }
+
+    /// Reads the parts of a state's document, once all are there.
+    fn document<T>(&self, card: &StateCard, read: impl FnOnce(Vec<&[u8]>) -> T) -> Option<T> {
         let prefix = keys::documents(&document_name(card.document));
         let parts: Vec<&[u8]> = self.below(&prefix).map(|(_, entry)| entry.value.as_slice()).collect();
-        (parts.len() == card.parts).then(|| documents::read(parts.into_iter()))
+        (parts.len() == card.parts).then(|| read(parts))
     }
 
     /// Sends a transaction to the engine.

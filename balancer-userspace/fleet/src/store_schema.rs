@@ -10,6 +10,7 @@ use balancer_control::{
     controller::Controller,
     health::FailureKind,
     io::{BackendId, Change, Refused},
+    room::Room,
     state::Moment,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -181,6 +182,12 @@ pub struct Member {
     /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
     #[serde(default)]
     pub file_differs: bool,
+    /// The room in the maps of the member's data path; `None`: the room is not known, as in earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
+    /// The part of the epoch that the member does not apply, in words; `None`: it applies the whole epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<String>,
 }
 
 /// A member's opinions about the backends in the epoch that it applies. Backends that the ballot does not list are up.

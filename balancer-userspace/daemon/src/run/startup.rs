@@ -197,6 +197,7 @@ impl Startup {
         }
         if let Some(fleet) = &mut fleet {
             fleet.set_file(&file);
+            fleet.set_room(capacity.room());
             fleet.catch_up(&mut owner);
         }
         // The owner applies the deny lists before the first packet arrives.

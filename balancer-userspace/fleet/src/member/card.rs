@@ -87,11 +87,13 @@ impl Member {
             known: self.known.clone(),
             flow_counts: self.flow_counts,
             connections: self.connections.clone(),
-            ballot: self.ballot.clone(),
+            ballot: self.own_ballot(),
             home: self.settings.home,
             address: self.address.clone(),
             wall: None,
             file_differs: self.file_differs,
+            room: self.room.clone(),
+            lacks: self.lacks(),
         };
         let key = keys::member(&self.settings.name);
         let Some(session) = self.session.as_mut().filter(|_| self.refused.is_none()) else { return };

@@ -21,6 +21,7 @@ use balancer_control::{
     controller::Controller,
     health::Verdict,
     io::{BackendId, Change, Command, Event, ReportLevel},
+    room::Rooms,
     service::{Backend, Service},
     state::Clocks,
 };
@@ -53,6 +54,8 @@ pub(super) enum Leading {
     Elected(Revision),
     /// The member is the leader.
     Leads(Box<Lead>),
+    /// The member was the leader, and has requested to delete the leader's key.
+    Resigns,
 }
 
 /// The state of a leader.
@@ -117,7 +120,7 @@ impl Leading {
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         match self {
             Self::Leads(lead) => lead.deadline,
-            Self::No | Self::Stands | Self::Doubts | Self::Asks | Self::Elected(_) => None,
+            Self::No | Self::Stands | Self::Doubts | Self::Asks | Self::Elected(_) | Self::Resigns => None,
         }
     }
 
@@ -133,6 +136,7 @@ impl Member {
     pub(super) fn lead(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
         self.stand(clocks, outputs);
         self.take_office(clocks, outputs);
+        self.leave_office(outputs);
         let Some(session) = &mut self.session else { return };
         if let Leading::Leads(lead) = &mut self.leading {
             if session.get(keys::LEADER).is_none_or(|entry| entry.modified != lead.fence) {
@@ -160,6 +164,18 @@ impl Member {
                 let request = session.ask(&mut self.last_ticket, Purpose::Lead, conditions, writes);
                 outputs.push(Output::Ask(request));
             }
+        }
+    }
+}
+
+impl Member {
+    /// Leaves the office if another member should lead, as soon as no write is in progress.
+    fn leave_office(&mut self, outputs: &mut Vec<Output>) {
+        let Leading::Leads(lead) = &self.leading else { return };
+        let (fence, writes) = (lead.fence, lead.writing.is_some());
+        let waits = self.session.as_ref().is_some_and(|session| session.waits_for(&Purpose::Lead));
+        if !writes && !waits {
+            self.resign(fence, outputs);
         }
     }
 }
@@ -266,7 +282,7 @@ impl Lead {
         }
         self.count_sweeps(members, clocks.now);
         self.count_flows(members, clocks.now);
-        self.see_to_requests(session, clocks.now);
+        self.see_to_requests(session, members, clocks.now);
         self.deadline = self.decided.next_deadline();
         if self.decided.agreed_state(clocks) == self.committed.agreed_state(clocks) {
             let mut writes = self.take_answers(epoch);
@@ -314,8 +330,11 @@ impl Lead {
         self.lines.extend(lines(commands));
     }
 
-    fn see_to_requests(&mut self, session: &Session, now: Instant) {
+    fn see_to_requests(&mut self, session: &Session, members: &BTreeMap<String, Card>, now: Instant) {
         let mut requests: Vec<_> = session.below(keys::REQUESTS).collect();
+        if !requests.is_empty() {
+            self.decided.set_rooms(rooms(members));
+        }
         requests.sort_by_key(|(_, entry)| entry.created);
         self.seen.retain(|key| session.get(key).is_some());
         for (_, entry) in requests {
@@ -356,6 +375,11 @@ impl Lead {
         self.lines.extend(lines(commands));
         Ok(message)
     }
+}
+
+/// The room in the maps of those members whose cards say it.
+pub(super) fn rooms(members: &BTreeMap<String, Card>) -> Rooms {
+    Rooms::of_members(members.iter().filter_map(|(name, card)| Some((name.clone(), card.room.clone()?))))
 }
 
 /// The members that apply an epoch of the current lineage; the leader uses only the reports of these members.

@@ -16,6 +16,7 @@ mod doubts;
 mod dumps;
 mod lead;
 mod others;
+mod partial;
 mod pauses;
 mod steps;
 mod tallies;
@@ -32,6 +33,7 @@ use balancer_common::client::HashKey;
 use balancer_config::config::Config;
 use balancer_control::{
     io::{BackendId, Refused},
+    room::{Room, Rooms},
     state::{Clocks, Moment, SavedState},
 };
 
@@ -47,6 +49,7 @@ use card::OwnCard;
 use change_requests::ChangeRequests;
 use doubts::Doubts;
 use lead::Leading;
+use partial::Partial;
 use pauses::Pauses;
 use telling::{Batch, Preparing};
 use time::{Heard, Skews};
@@ -152,6 +155,8 @@ pub enum Output {
         age: Duration,
         /// The time since a user last made a change, if known.
         changed: Option<Duration>,
+        /// Whether this is the whole state of the epoch, and not only a part that this member can apply.
+        whole: bool,
         /// The events of the epoch, as lines for the log.
         lines: Vec<Line>,
     },
@@ -229,6 +234,8 @@ pub struct Done {
     pub members: usize,
     /// The names of members that do not apply the change yet.
     pub lagging: Vec<String>,
+    /// The names of members that do not apply all services of the fleet's state.
+    pub partial: Vec<String>,
 }
 
 /// The progress of the member in learning the clients that other members know.
@@ -267,6 +274,7 @@ pub struct Member {
     incoming: Option<(Epoch, SavedState, Moment)>,
     /// The epoch that the member could not apply, and the reason.
     failed: Option<(Epoch, String)>,
+    partial: Partial,
     /// The other members that steer clients in a different way from this member.
     others: BTreeSet<String>,
     /// The document of the state for which the member has sent its clients.
@@ -303,6 +311,8 @@ pub struct Member {
     readiness: String,
     /// The address from which the engine receives this member's connections.
     address: String,
+    /// The room in the maps of this member's data path, once it is known.
+    room: Option<Room>,
     /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
     file_differs: bool,
     /// The counters that the member last reported.
@@ -374,6 +384,7 @@ impl Member {
             applying: None,
             incoming: None,
             failed: None,
+            partial: Partial::default(),
             others: BTreeSet::new(),
             prepared: None,
             preparing: None,
@@ -398,6 +409,7 @@ impl Member {
             connections: Vec::new(),
             readiness: "not_ready".to_owned(),
             address: String::new(),
+            room: None,
             file_differs: false,
             tally: None,
             tally_is_told: false,
@@ -414,9 +426,12 @@ impl Member {
     pub(crate) fn leading(&self) -> String {
         match &self.leading {
             Leading::Leads(_) => "leads".to_owned(),
-            other @ (Leading::No | Leading::Stands | Leading::Doubts | Leading::Asks | Leading::Elected(_)) => {
-                format!("{other:?}")
-            }
+            other @ (Leading::No
+            | Leading::Stands
+            | Leading::Doubts
+            | Leading::Asks
+            | Leading::Elected(_)
+            | Leading::Resigns) => format!("{other:?}"),
         }
     }
 
@@ -465,6 +480,17 @@ impl Member {
         self.address = address;
     }
 
+    /// Records the room in the maps of this member's data path.
+    pub fn note_room(&mut self, room: Room) {
+        self.room = Some(room);
+    }
+
+    /// The room in the maps of all members that have told theirs.
+    #[must_use]
+    pub fn rooms(&self) -> Rooms {
+        lead::rooms(&self.cards())
+    }
+
     /// The time at which the caller must pass the next [`Input::Tick`] at the latest.
     #[must_use]
     pub fn next_deadline(&self, now: Instant) -> Instant {
@@ -490,10 +516,14 @@ impl Member {
         self.applied.as_ref().map(|(epoch, ..)| *epoch)
     }
 
-    /// Returns the applied epoch with its state, which the caller saves for a restart.
+    /// Returns the applied epoch with its state, which the caller saves for a restart. If the member applies only a part
+    /// of an epoch, this is not the epoch, so that the member tries the whole epoch after a restart, which may make room.
     #[must_use]
-    pub const fn held(&self) -> Option<&(Epoch, SavedState, Moment)> {
-        self.applied.as_ref()
+    pub fn held(&self) -> Option<(Epoch, SavedState, Moment)> {
+        let (epoch, state, at) = self.applied.clone()?;
+        let number =
+            if self.partial.reasons().next().is_some() { epoch.number.saturating_sub(1) } else { epoch.number };
+        Some((Epoch { number, ..epoch }, state, at))
     }
 
     /// Whether the member applies the current epoch and knows all clients.
@@ -560,6 +590,7 @@ impl Member {
             .cloned()
             .chain(denied)
             .chain(failed)
+            .chain(self.partial.reasons())
             .chain(others)
             .chain(self.clock_troubles())
             .chain(files)

@@ -327,15 +327,18 @@ impl Member {
             self.emptied = Arc::new(card.emptied.clone());
         }
         let tried = self.failed.as_ref().is_some_and(|(epoch, _)| *epoch == card.epoch);
-        if self.epoch() == Some(card.epoch) || self.applying.is_some() || tried {
+        let again = self.partial.is_to_be_tried_again(clocks.now);
+        if self.epoch() == Some(card.epoch) && !again || self.applying.is_some() || tried {
             return;
         }
         let (epoch, at) = (card.epoch, card.at);
-        match session.state(card) {
+        match session.state_as_far(card) {
             None => {}
             Some(Err(why)) => self.cannot_apply(epoch, why, outputs),
-            Some(Ok(state)) => {
-                let lines = card.lines.clone();
+            Some(Ok(read)) => {
+                let before = self.applied.as_ref().map(|(_, state, _)| state);
+                let state = self.partial.begin(epoch, read, before, self.room.as_ref(), clocks.now);
+                let lines = if self.epoch() == Some(epoch) { Vec::new() } else { card.lines.clone() };
                 let as_of = self.as_of(epoch, at, &card.by, clocks);
                 let changed = card.changed.map(|changed| at.0.saturating_sub(changed.0));
                 self.follow((epoch, state, at), (as_of, changed, lines), clocks, outputs);
@@ -364,10 +367,13 @@ impl Member {
                 self.ballot = ballot;
                 self.failed = None;
                 self.applied = incoming;
+                outputs.extend(self.partial.has_applied());
                 // The other members know the records sent before this epoch, so this member sends only newer records
                 // from now on.
                 self.told = None;
             }
+            // The next step applies everything that has not changed.
+            Err(why) if self.partial.is_refused(epoch, &why) => {}
             Err(why) => self.cannot_apply(epoch, why, outputs),
         }
     }
@@ -393,6 +399,7 @@ impl Member {
         let (Some(applied), None) = (self.applied.clone(), self.applying) else { return };
         let by = self.session.as_ref().and_then(|session| session.epoch()?.as_ref().ok()).map(|card| card.by.clone());
         let as_of = self.as_of(applied.0, applied.2, &by.unwrap_or_default(), clocks);
+        self.partial.begin_again();
         self.follow(applied, (as_of, None, Vec::new()), clocks, outputs);
     }
 
@@ -407,7 +414,8 @@ impl Member {
         self.incoming = Some((epoch, state.clone(), at));
         let age = clocks.now.saturating_duration_since(as_of.now);
         let changed = changed.map(|ago| age + ago);
-        outputs.push(Output::Follow { epoch, state: Box::new(state), at, age, changed, lines });
+        let whole = self.partial.begins_whole();
+        outputs.push(Output::Follow { epoch, state: Box::new(state), at, age, changed, whole, lines });
     }
 }
 

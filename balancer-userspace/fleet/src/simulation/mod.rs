@@ -11,6 +11,7 @@ mod drains;
 mod flaps;
 mod node;
 mod outages;
+mod partial;
 mod plane;
 mod sizes;
 mod store;

@@ -63,6 +63,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<String>,
     /// The number of moves that the node has made but that other members count.
     pub(crate) repeated: u64,
+    /// The name of a service that the node's data path refuses.
+    pub(crate) refuses: Option<&'static str>,
     /// The events in which the node sent or received a record of a client, by the client's tag.
     heard: HashMap<u32, Vec<String>>,
 }
@@ -127,6 +129,7 @@ impl Node {
             told: 0,
             log: Vec::new(),
             repeated: 0,
+            refuses: None,
             heard: HashMap::new(),
         };
         this.member.mutate(mutation);
@@ -190,7 +193,11 @@ impl Node {
                 self.log.extend(lines.into_iter().map(|line| line.message));
                 let now = self.clocks(now).now;
                 let as_of = Clocks { now: now - age, wall: SystemTime::UNIX_EPOCH + at.0 };
-                let result = self.controller.follow(*state, as_of);
+                let refuses = |name: &str| state.services.iter().any(|service| service.settings.name == name);
+                let result = match self.refuses.filter(|name| refuses(name)) {
+                    Some(name) => Err(format!("the data path refused: no room for {name}")),
+                    None => self.controller.follow(*state, as_of),
+                };
                 let result = result.map(|commands| {
                     self.carry_out(commands);
                     self.ballot = self.ballot_now();

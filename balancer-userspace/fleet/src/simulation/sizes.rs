@@ -5,7 +5,10 @@ use balancer_config::{
     config::{Failback, ServiceConfig},
     fixture,
 };
-use balancer_control::service::Service;
+use balancer_control::{
+    room::{Room, lines},
+    service::Service,
+};
 
 use super::world::{World, service};
 
@@ -38,6 +41,30 @@ fn when_thousands_of_backends_are_applied_then_all_members_have_them() {
     assert_eq!(world.granted, granted + 1, "{:?}", world.history.last());
     assert_eq!((0..3).map(|index| backends(&world, index)).collect::<Vec<_>>(), [5004; 3]);
     assert!(!world.store.keys().any(|key| key.starts_with(crate::keys::PARTS)), "the request is left in the store");
+}
+
+#[test]
+fn when_one_member_has_no_room_for_a_change_then_the_fleet_refuses_the_change_and_names_the_member() {
+    let web = service("web", "198.51.100.1:80", Failback::Stay);
+    let mut world = World::of_three(1, web.clone(), None);
+    for (index, tables) in [(0, 9), (1, 3), (2, 9)] {
+        let lines = tables * lines(65_537);
+        let room = Room { lines, services: 9, listeners: 9, returns: 9, backends: 16_384, flows: false };
+        world.nodes[index].as_mut().unwrap().member.note_room(room);
+    }
+    world.settle();
+    let granted = world.granted;
+    let first = ServiceConfig { name: "first".to_owned(), ..large(3, 0) };
+    world.apply(0, vec![web.clone(), first.clone()]);
+    world.pass(5000);
+    assert_eq!(world.granted, granted + 1, "{:?}", world.history.last());
+    let second = ServiceConfig { listen: service("", "198.51.100.8:80", Failback::Stay).listen, ..large(3, 0) };
+    world.apply(0, vec![web, first, second]);
+    world.pass(5000);
+    let said = |line: &String| line.contains("and the data path of lb1 has 196,644 slots; a restart makes room");
+    assert!(world.history.iter().any(said), "{:?}", world.history);
+    assert_eq!(world.granted, granted + 1);
+    world.settle();
 }
 
 #[test]

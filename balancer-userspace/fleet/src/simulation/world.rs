@@ -176,7 +176,7 @@ impl World {
         self.change_requests.retain(|_, (of, _)| *of != index);
         self.cannot_tell(index);
         if !machine {
-            let held = node.member.held().cloned();
+            let held = node.member.held();
             self.left[index] = Some((node.plane, held));
         }
     }

@@ -10,7 +10,7 @@ use balancer_control::{
 use super::{Counted, Lead, Leading, keeping};
 use crate::{
     emptied::Emptied,
-    engine::{Condition, Entry, Revision},
+    engine::{Condition, Entry, Revision, Write},
     keys,
     member::{Member, Output, pauses::Errand, steps::put},
     session::{Purpose, Session},
@@ -20,6 +20,7 @@ use crate::{
 impl Member {
     /// Tries to become the leader if there is no leader.
     pub(super) fn stand(&mut self, clocks: Clocks, outputs: &mut Vec<Output>) {
+        let gives_way = self.gives_way();
         let Some(session) = &mut self.session else { return };
         if self.card.is_denied() || self.pauses.hold(Errand::Lead, clocks.now) {
             return;
@@ -34,11 +35,15 @@ impl Member {
                 let request = session.ask(&mut self.last_ticket, Purpose::Barrier, vec![condition], vec![write]);
                 outputs.push(Output::Ask(request));
             }
-            (Leading::Doubts, None) => self.leading = Leading::No,
+            (Leading::Doubts | Leading::Resigns, None) => self.leading = Leading::No,
+            (Leading::Resigns, Some(entry)) if !is_own(&entry.value, self.settings.instance) => {
+                self.leading = Leading::No;
+            }
             // The member is the leader, although an attempt to become the leader seemed to fail.
             (Leading::No, Some(entry)) if is_own(&entry.value, self.settings.instance) => {
                 self.leading = Leading::Doubts;
             }
+            (Leading::No, None) if gives_way => {}
             (Leading::No, None) => {
                 let members = session.members();
                 let somebody = members.values().any(|member| member.in_step);
@@ -54,7 +59,15 @@ impl Member {
                     outputs.push(Output::Ask(request));
                 }
             }
-            (Leading::No | Leading::Stands | Leading::Asks | Leading::Elected(_) | Leading::Leads(_), _) => {}
+            (
+                Leading::No
+                | Leading::Stands
+                | Leading::Asks
+                | Leading::Elected(_)
+                | Leading::Leads(_)
+                | Leading::Resigns,
+                _,
+            ) => {}
         }
     }
 
@@ -83,8 +96,22 @@ impl Member {
                     outputs.push(Output::Log { warning: true, message: message.clone() });
                     self.failed = Some((Epoch { lineage: 0, number: 0 }, message));
                 }
+                self.resign(fence, outputs);
             }
         }
+    }
+
+    /// Leaves the office, whose key was last written at the revision `fence`, to a member that applies the whole epoch.
+    pub(super) fn resign(&mut self, fence: Revision, outputs: &mut Vec<Output>) {
+        if !self.gives_way() {
+            return;
+        }
+        let Some(session) = self.session.as_mut() else { return };
+        let condition = Condition::Modified(keys::LEADER.to_owned(), fence);
+        let delete = Write::Delete(keys::LEADER.to_owned());
+        let request = session.ask(&mut self.last_ticket, Purpose::Lead, vec![condition], vec![delete]);
+        outputs.push(Output::Ask(request));
+        self.leading = Leading::Resigns;
     }
 
     /// Makes the state with which a leader begins, from the epoch in the store. If the store has no epoch, the leader
