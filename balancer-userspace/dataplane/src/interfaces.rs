@@ -2,7 +2,7 @@
 //! machine, and by which interfaces replies of `nat` backends may arrive.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     mem::offset_of,
     sync::atomic::Ordering,
     time::Duration,
@@ -130,6 +130,8 @@ pub(super) const THIS_MACHINE: u32 = 0;
 pub(super) struct WaysIn {
     /// The egress interfaces of those next hops that are known.
     now: HashMap<BackendId, u32>,
+    /// The number of backends behind each of these interfaces.
+    behind: BTreeMap<u32, usize>,
     /// The former egress interfaces, and for each the time until which replies may arrive by it.
     before: HashMap<BackendId, (u32, Duration)>,
     /// The rows of backends in the active half of the return table, in ascending order of ids.
@@ -147,14 +149,26 @@ impl WaysIn {
         if before == now {
             return false;
         }
+        self.count(before, now);
         self.before.extend(before.map(|before| (backend, (before, at + OVERLAP))));
         !self.rows_of(backend).is_empty()
     }
 
     /// Forgets a backend that was removed.
     pub(super) fn forget(&mut self, backend: BackendId) {
-        self.now.remove(&backend);
+        let before = self.now.remove(&backend);
+        self.count(before, None);
         self.before.remove(&backend);
+    }
+
+    fn count(&mut self, before: Option<u32>, now: Option<u32>) {
+        if let Some(now) = now {
+            *self.behind.entry(now).or_default() += 1;
+        }
+        if let Some(count) = before.and_then(|before| self.behind.get_mut(&before)) {
+            *count -= 1;
+        }
+        self.behind.retain(|_, count| *count > 0);
     }
 
     /// Records the positions of backends' rows in the return table.
@@ -202,8 +216,8 @@ impl WaysIn {
 
     /// The interfaces of next hops from beyond which packets certainly arrive by no attached interface.
     pub(super) fn missed(&self, interfaces: &Interfaces) -> BTreeSet<u32> {
-        let egresses: HashSet<u32> = self.now.values().copied().filter(|&egress| egress != THIS_MACHINE).collect();
-        egresses.into_iter().filter(|&egress| interfaces.misses(egress)).collect()
+        let egresses = self.behind.keys().copied().filter(|&egress| egress != THIS_MACHINE);
+        egresses.filter(|&egress| interfaces.misses(egress)).collect()
     }
 
     /// All backends that have a row in the return table.
@@ -217,5 +231,26 @@ impl WaysIn {
         let first = self.rows.partition_point(|&(of, _)| of < backend);
         let rows = self.rows.get(first..).unwrap_or_default();
         rows.split_at(rows.partition_point(|&(of, _)| of == backend)).0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_next_hops_move_then_the_interfaces_with_backends_behind_them_are_known() {
+        let mut ways = WaysIn::default();
+        let behind = |ways: &WaysIn| ways.behind.iter().map(|(&ifindex, &count)| (ifindex, count)).collect::<Vec<_>>();
+        for (id, now) in [(1, Some(2)), (2, Some(2)), (3, Some(3)), (4, Some(THIS_MACHINE)), (1, Some(2)), (2, Some(3))]
+        {
+            ways.moved(BackendId(id), now, Duration::ZERO);
+        }
+        assert_eq!(behind(&ways), [(THIS_MACHINE, 1), (2, 1), (3, 2)]);
+        ways.moved(BackendId(1), None, Duration::ZERO);
+        ways.forget(BackendId(3));
+        ways.forget(BackendId(3));
+        assert_eq!(behind(&ways), [(THIS_MACHINE, 1), (3, 1)]);
+        assert_eq!((ways.egress(BackendId(2)), ways.egress(BackendId(4))), (Some(3), None));
     }
 }
