@@ -132,6 +132,17 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     wait_until("web2 is back", || admin(&site, 2) == "ready");
     assert_eq!(homes(&site), first);
 
+    // A target has another name at the same address, and its former name again later: its clients stay at its server.
+    let renamed = [target(&addresses[0], 1), target(&addresses[1], 9), target(&addresses[2], 3)];
+    replace(&file, &json!(renamed).to_string());
+    wait_until("web2 is called web9", || backend(&site, 9).is_some());
+    assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
+    let events = site.cli(&["events"]).unwrap();
+    assert!(events.contains("backend web/web2 is called web9 now, as "), "{events}");
+    replace(&file, &list(&[1, 2, 3]));
+    wait_until("web9 is called web2", || backend(&site, 2).is_some());
+    assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
+
     // Settings that a user has made stay in effect, and the user cannot remove a listed backend.
     site.cli(&["backend", "weight", "web/web3", "7"]).unwrap();
     let output = site.output(&["backend", "remove", "web/web3"]).unwrap();
