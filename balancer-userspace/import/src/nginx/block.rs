@@ -7,7 +7,7 @@ use crate::{notes::Conversion, place::Place, service::Listener, tree::Directive}
 
 const KEEP: &str = "the choice between them by the content of requests is layer 7, which this balancer does not do: keep nginx as the backend, or remove one of the two and import again";
 
-/// A `server` block.
+/// A `server` block and what it listens on.
 pub(super) struct Block<'a> {
     pub(super) server: &'a Directive,
     pub(super) listens: Vec<Listen>,
