@@ -157,7 +157,7 @@ fn reasons(services: &[Read], before: &[SavedService], limits: Limits<'_>) -> Ve
     why
 }
 
-/// What the data path lacks for the highest backend id of a service.
+/// The rows that the data path lacks for the highest backend id of a service.
 fn beyond(service: &SavedService, room: &Room) -> Option<String> {
     let highest = service.backends.iter().map(|backend| backend.id.0).max()?;
     let rows = room.backends;

@@ -71,7 +71,7 @@ impl Rows {
         self.snat |= service.forwarding == Forwarding::Snat;
     }
 
-    /// What these rows need more than the rows `now` and more than there is `room` for, and what there is.
+    /// The need of these rows, if it exceeds both the rows `now` and the `room`, and the size of that room.
     fn lack(self, room: &Room, now: Self) -> Option<(String, String)> {
         let rows = [
             (now.services, self.services, "service", room.services),

@@ -19,7 +19,7 @@ use crate::store_schema::{Ballot, Epoch};
 /// The interval at which a member tries to apply what its data path has refused.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// What this member does not apply: see the [module](self).
+/// The part of the epoch that this member does not apply: see the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Partial {
     /// The services of the applied epoch that the member does not apply.
