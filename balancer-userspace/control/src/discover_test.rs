@@ -225,17 +225,22 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     assert_eq!((bench.id("web/web1"), state(&bench, "web1")), (ids[0], (Admin::Ready, false)));
 }
 
-#[test]
-fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
-    let mut bench = bench();
-    discover(&mut bench, &["a", "b"]).unwrap();
-    let before = shown(&bench);
+/// The controller after a restart from its saved state.
+fn restarted(bench: &Bench) -> Bench {
     let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000) };
     let text = serde_json::to_string(&bench.controller.export(clocks)).unwrap();
     let saved = serde_json::from_str(&text).unwrap();
     let mut controller = Controller::restore(config(vec![listed()]), KEY, saved, clocks).unwrap();
     controller.start(bench.now);
-    let mut again = Bench { controller, now: bench.now };
+    Bench { controller, now: bench.now }
+}
+
+#[test]
+fn when_the_balancer_starts_again_then_the_last_pool_is_there_without_a_list() {
+    let mut bench = bench();
+    discover(&mut bench, &["a", "b"]).unwrap();
+    let before = shown(&bench);
+    let mut again = restarted(&bench);
     assert_eq!(shown(&again), before);
     discover(&mut again, &["a", "b", "c"]).unwrap();
     assert_eq!(state(&again, "c"), (Admin::Ready, false));
@@ -329,12 +334,7 @@ fn when_a_target_has_another_name_then_what_an_operator_said_about_its_backend_h
     assert_eq!(pinned, [Action::Pin { backend: "new".to_owned() }]);
     // After a reload of the file and after a restart, the backend is still the same one.
     bench.reload(vec![listed()]).unwrap();
-    let clocks = Clocks { now: bench.now, wall: UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000) };
-    let text = serde_json::to_string(&bench.controller.export(clocks)).unwrap();
-    let saved = serde_json::from_str(&text).unwrap();
-    let mut controller = Controller::restore(config(vec![listed()]), KEY, saved, clocks).unwrap();
-    controller.start(bench.now);
-    let mut again = Bench { controller, now: bench.now };
+    let mut again = restarted(&bench);
     assert_eq!(again.id("web/new"), id);
     assert_eq!(discover_at(&mut again, &["a", "new@b", "c"]).0, "service web discovers what it has: nothing changed");
 }
