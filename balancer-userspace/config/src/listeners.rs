@@ -81,6 +81,15 @@ impl PortRange {
         self.first <= port && port <= self.last
     }
 
+    /// Whether two ranges overlap although neither range contains the other.
+    #[must_use]
+    pub const fn crosses(self, other: Self) -> bool {
+        let apart = self.last < other.first || other.last < self.first;
+        let within = self.first >= other.first && self.last <= other.last;
+        let around = self.first <= other.first && self.last >= other.last;
+        !apart && !within && !around
+    }
+
     /// The number of ports minus one; a range with a smaller number is more specific.
     #[must_use]
     pub const fn width(self) -> u16 {

@@ -223,8 +223,9 @@ fn meets_another(stays: &SavedService, services: &[Read]) -> bool {
     let mut others = others.flatten();
     others.any(|other| {
         stays.settings.listen.iter().any(|own| {
-            let overlap = own.ports.first <= other.ports.last && other.ports.first <= own.ports.last;
-            own.address == other.address && own.protocol == other.protocol && overlap
+            // A range within another one is allowed.
+            let meet = own.ports == other.ports || own.ports.crosses(other.ports);
+            own.address == other.address && own.protocol == other.protocol && meet
         })
     })
 }

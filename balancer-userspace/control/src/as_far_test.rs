@@ -124,3 +124,21 @@ fn when_another_service_takes_the_address_of_a_service_that_stays_then_the_new_s
     assert!(held_back[0].why.starts_with("service shop is missing"), "{held_back:?}");
     assert!(bench.controller.backend(&name("heir/heir1")).is_ok());
 }
+
+#[test]
+fn when_a_service_that_stays_listens_within_the_ports_of_another_service_then_both_are_applied() {
+    let (mut bench, _) = Bench::new(vec![web(), shop()]);
+    let before = state(&bench);
+    let larger = ServiceConfig { table_size: 131_071.into(), ..shop() };
+    let all_ports = service("all", "198.51.100.30:80", Forwarding::Nat, &["all1 10.2.0.1:8080"]);
+    bench.reload(vec![web(), larger, all_ports]).unwrap();
+    let mut after = state(&bench);
+    let mut everywhere = before.services[1].settings.listen.clone();
+    (everywhere[0].ports.first, everywhere[0].ports.last) = (1, u16::MAX);
+    after.services[2].settings.listen = everywhere;
+    let understands = |service: &SavedService| service.settings.name != "shop";
+    let (applied, held_back) = as_far_as_possible(read(after, understands), Some(&before), UNLIMITED);
+    let names: Vec<&str> = applied.services.iter().map(|of| of.settings.name.as_str()).collect();
+    assert_eq!(names, ["web", "shop", "all"]);
+    assert!(held_back[0].why.starts_with("service shop stays as it was"), "{held_back:?}");
+}

@@ -7,7 +7,7 @@ use foldhash::HashMap;
 
 use super::{Place, Problems, problem::Fault};
 use crate::{
-    listeners::{Listener, MAX_LISTENERS_OF_SERVICE, PortRange},
+    listeners::{Listener, MAX_LISTENERS_OF_SERVICE},
     protocol::Protocol,
     service::{ServiceConfig, forwarding_word},
     value,
@@ -43,7 +43,7 @@ impl Problems<'_> {
                 } else if listener.ports.single().is_none() {
                     let same = ranges.entry((listener.address, listener.protocol.transport())).or_default();
                     if let Some(&(other, place, by)) =
-                        same.iter().find(|(other, ..)| overlap(other.ports, listener.ports))
+                        same.iter().find(|(other, ..)| other.ports.crosses(listener.ports))
                     {
                         self.add(at, Fault::Overlapping { one: listener, other, at: place, by: by.to_owned() });
                     }
@@ -110,12 +110,4 @@ impl Problems<'_> {
             }
         }
     }
-}
-
-/// Whether two ranges overlap although neither range contains the other.
-const fn overlap(one: PortRange, other: PortRange) -> bool {
-    let apart = one.last < other.first || other.last < one.first;
-    let within = one.first >= other.first && one.last <= other.last;
-    let around = one.first <= other.first && one.last >= other.last;
-    !apart && !within && !around
 }
