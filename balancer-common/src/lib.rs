@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod client;
 pub mod client_table;
 pub mod clock;
+pub mod features;
 pub mod flows;
 pub mod handover;
 pub mod kept;
