@@ -1,8 +1,11 @@
 //! Reads the files that services name, once at the start and again after each change of a file.
 //!
-//! The task checks each file every second. Inode, size and times of a file reveal changes to the contents, and reveal
+//! The task checks each file twice a second. Inode, size and times of a file reveal changes to the contents, and reveal
 //! that a rename has replaced the file. The checks also work if a directory is replaced, or if a file system is mounted
 //! over a directory.
+//!
+//! The task reads a changed file when two checks in a row find the same version, because a program that writes a file in
+//! place first empties the file: for a moment, a list of denied prefixes would deny nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +27,9 @@ use tracing::error;
 use crate::call::{Call, Calls};
 
 /// The interval between two checks of a file.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
+/// The number of checks that may find a new version each, before the task reads a file that changes all the time.
+const MOST_WAITS: u8 = 5;
 
 /// The metadata by which the task distinguishes versions of a file; `None` if the metadata cannot be read.
 pub(crate) type Version = Option<(u64, u64, u64, [i64; 4])>;
@@ -89,10 +94,34 @@ impl<T: Followed> Files<T> {
     }
 }
 
+/// The versions of a file that the task has found.
+#[derive(Clone, Copy)]
+struct Versions {
+    /// The version that the task has read.
+    read: Version,
+    /// The version that the last check found.
+    last: Version,
+    /// The number of checks in a row that found a new version each.
+    waits: u8,
+}
+
+impl Versions {
+    const fn of_read(version: Version) -> Self {
+        Self { read: version, last: version, waits: 0 }
+    }
+
+    /// Notes the version that a check has found, and returns whether to read the file.
+    fn found(&mut self, version: Version) -> bool {
+        let waits = if version == self.last { 0 } else { self.waits + 1 };
+        (self.last, self.waits) = (version, waits);
+        version != self.read && (waits == 0 || waits >= MOST_WAITS)
+    }
+}
+
 /// Reads each of the `wanted` files that is new or has changed, and reports the contents to the owner.
 pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
-    let mut versions: BTreeMap<PathBuf, Version> =
-        files.0.into_iter().map(|(file, (version, _))| (file, version)).collect();
+    let mut versions: BTreeMap<PathBuf, Versions> =
+        files.0.into_iter().map(|(file, (version, _))| (file, Versions::of_read(version))).collect();
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -104,28 +133,38 @@ pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Rece
         let files = wanted.borrow_and_update().clone();
         versions.retain(|file, _| files.contains(file));
         let before = versions.clone();
-        let news = spawn_blocking(move || {
-            let is_news = |file: &PathBuf| before.get(file) != Some(&version(file));
-            files
-                .into_iter()
-                .filter(is_news)
-                .map(|file| (file.clone(), read(&file)))
-                .collect::<Vec<(_, (_, Read<T>))>>()
-        });
-        let news = match news.await {
-            Ok(news) => news,
+        let (now, news) = match spawn_blocking(move || look::<T>(files, before)).await {
+            Ok(looked) => looked,
             Err(failed) => {
                 error!("reading {} failed: {failed}", T::WHAT);
                 continue;
             }
         };
-        for (file, (version, read)) in news {
-            versions.insert(file.clone(), version);
+        versions = now;
+        for (file, read) in news {
             if calls.send(T::told(file, read)).await.is_err() {
                 return;
             }
         }
     }
+}
+
+/// Checks all `files`, and reads those that are new or have changed. Returns the versions, and the contents of each file
+/// that the function has read.
+fn look<T: Followed>(
+    files: BTreeSet<PathBuf>,
+    mut versions: BTreeMap<PathBuf, Versions>,
+) -> (BTreeMap<PathBuf, Versions>, Vec<(PathBuf, Read<T>)>) {
+    let mut news = Vec::new();
+    for file in files {
+        if versions.get_mut(&file).is_some_and(|versions| !versions.found(version(&file))) {
+            continue;
+        }
+        let (version, read) = read(&file);
+        versions.insert(file.clone(), Versions::of_read(version));
+        news.push((file, read));
+    }
+    (versions, news)
 }
 
 /// Reads a file and determines its version. The function determines the version before the read, so that a write in
@@ -139,4 +178,39 @@ fn read<T: Followed>(file: &Path) -> (Version, Read<T>) {
 pub(crate) fn version(file: &Path) -> Version {
     let of = fs::metadata(file).ok()?;
     Some((of.dev(), of.ino(), of.size(), [of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec()]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn version(size: u64) -> Version {
+        Some((1, 2, size, [0; 4]))
+    }
+
+    #[test]
+    fn when_a_file_is_emptied_and_then_written_then_only_the_written_file_is_read() {
+        let mut file = Versions::of_read(version(9));
+        assert!(!file.found(version(9)), "the file has not changed");
+        assert!(!file.found(version(0)), "a program has just emptied the file");
+        assert!(!file.found(version(7)), "a program has just written the file");
+        assert!(file.found(version(7)));
+    }
+
+    #[test]
+    fn when_a_file_is_removed_and_made_again_then_only_a_lasting_removal_is_read() {
+        let mut file = Versions::of_read(version(9));
+        assert!(!file.found(None));
+        assert!(!file.found(version(9)), "the same version is back");
+        assert!(!file.found(version(9)));
+        assert!(!file.found(None));
+        assert!(file.found(None), "the file is gone");
+    }
+
+    #[test]
+    fn when_a_file_changes_at_each_check_then_the_file_is_read_all_the_same() {
+        let mut file = Versions::of_read(version(0));
+        let reads: Vec<u64> = (1..=10).filter(|size| file.found(version(*size))).collect();
+        assert_eq!(reads.first(), Some(&u64::from(MOST_WAITS)));
+    }
 }
