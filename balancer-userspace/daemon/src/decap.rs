@@ -32,7 +32,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Fails with one line that gives the reason why tunnel headers cannot be stripped.
 pub async fn run(names: &[String], vips: &[IpAddr], from: &[IpNet], mode: XdpMode) -> anyhow::Result<()> {
-    privileges::check()?;
+    privileges::check_to_steer()?;
     let mut signals = Signals::new().context("catching signals")?;
     let interfaces = interfaces::resolve(names).await?;
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];

@@ -45,7 +45,7 @@ pub struct Launch {
 /// # Errors
 /// Fails with one line that gives the reason why the balancer cannot serve.
 pub async fn run(launch: Launch) -> anyhow::Result<()> {
-    privileges::check()?;
+    privileges::check_to_steer()?;
     let Some(startup) = Startup::new(launch).await? else { return Ok(()) };
     let mut running = startup.finish().await?;
     if let Err(error) = precedence::take() {

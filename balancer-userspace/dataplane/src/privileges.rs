@@ -22,6 +22,8 @@ const NEEDED: [Needed; 3] = [
 
 /// The oldest kernel whose verifier is known to accept the programs.
 const KERNEL: (u32, u32) = (6, 1);
+/// The first kernel whose real-time variant lets the receive paths of two interfaces interrupt each other on one CPU.
+const PREEMPTS: (u32, u32) = (6, 18);
 
 /// Checks that the kernel is new enough, and that the process may load programs and attach them to interfaces.
 ///
@@ -31,6 +33,17 @@ pub fn check() -> anyhow::Result<()> {
     check_kernel(&kernel()?)?;
     let status = fs::read_to_string("/proc/self/status").context("reading this process's capabilities")?;
     check_capabilities(&status)
+}
+
+/// Checks, in addition to [`check`], that the programs are alone on their CPU while they process a packet: they keep
+/// data of the packet in rows of the CPU.
+///
+/// # Errors
+/// Fails like [`check`], or if the kernel is a real-time kernel in which packets of one CPU interrupt each other.
+pub fn check_to_steer() -> anyhow::Result<()> {
+    check()?;
+    let build = fs::read_to_string("/proc/sys/kernel/version").context("reading the kernel's build")?;
+    check_preemption(&kernel()?, &build)
 }
 
 /// Whether this process is outside of the machine's first user namespace, so that its capabilities are limited.
@@ -50,14 +63,29 @@ pub fn kernel() -> anyhow::Result<String> {
 }
 
 fn check_kernel(release: &str) -> anyhow::Result<()> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        bail!("kernel version {release:?} is not of the form MAJOR.MINOR");
-    };
-    if (major, minor) < KERNEL {
+    if version(release)? < KERNEL {
         bail!("Linux {release} is too old: Linux {}.{} or newer is needed", KERNEL.0, KERNEL.1);
     }
     Ok(())
+}
+
+fn check_preemption(release: &str, build: &str) -> anyhow::Result<()> {
+    let is_real_time = build.split_whitespace().any(|word| word == "PREEMPT_RT");
+    if is_real_time && version(release)? >= PREEMPTS {
+        bail!(
+            "Linux {release} is a real-time kernel (PREEMPT_RT), in which packets of one CPU interrupt each other, so the \
+             program would mix their data: boot a kernel without PREEMPT_RT"
+        );
+    }
+    Ok(())
+}
+
+fn version(release: &str) -> anyhow::Result<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("kernel version {release:?} is not of the form MAJOR.MINOR"),
+    }
 }
 
 fn check_capabilities(status: &str) -> anyhow::Result<()> {
@@ -117,5 +145,17 @@ mod tests {
             assert_eq!(error, format!("Linux {bad} is too old: Linux 6.1 or newer is needed"));
         }
         assert!(check_kernel("unknown").is_err());
+    }
+    #[test]
+    fn when_packets_of_one_cpu_may_interrupt_each_other_then_the_kernel_is_refused() {
+        let real_time = "#1 SMP PREEMPT_RT Debian 6.18.15-1";
+        for release in ["6.18.15-rt-amd64", "7.3.4"] {
+            let error = check_preemption(release, real_time).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("Linux {release} is a real-time kernel (PREEMPT_RT), ")), "{error}");
+            assert!(check_preemption(release, "#1 SMP PREEMPT_DYNAMIC Debian 6.18.15-1").is_ok());
+        }
+        for release in ["6.1.0-57-rt-amd64", "6.17.13-rt-amd64"] {
+            assert!(check_preemption(release, real_time).is_ok(), "{release}");
+        }
     }
 }

@@ -16,6 +16,8 @@ pub type Mac = [u8; 6];
 pub struct Facts {
     /// The kernel's release, such as `6.12.1`.
     pub kernel: String,
+    /// The build of the kernel, as `uname -v` prints it.
+    pub kernel_build: String,
     /// The facts about the controller; `None` if no controller is reachable.
     pub controller: Option<Controller>,
     /// The network interfaces of the controller's network namespace.

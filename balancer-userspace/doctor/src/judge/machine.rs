@@ -11,20 +11,28 @@ use crate::{
 
 /// The oldest kernel version that has all required features.
 const OLDEST: (u32, u32) = (6, 1);
+/// The first kernel whose real-time variant cannot run the program.
+const PREEMPTS: (u32, u32) = (6, 18);
 /// The difference in seconds between two members' clocks above which members warn.
 const CLOCKS: f64 = 2.0;
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
-    let is_old = version(&facts.kernel).is_some_and(|version| version < OLDEST);
-    let finding = is_old.then(|| {
-        general(
-            Kind::Kernel,
-            format!("Linux {} is too old: Linux 6.1 or newer is needed", facts.kernel),
-            "uname -r".to_owned(),
-            Cure::here(&["# install a newer kernel, and boot it".to_owned()]),
-        )
-    });
-    finding.into_iter().collect()
+    let Some(version) = version(&facts.kernel) else { return Vec::new() };
+    let is_real_time = facts.kernel_build.split_whitespace().any(|word| word == "PREEMPT_RT");
+    let (what, command, cure) = if version < OLDEST {
+        let what = format!("Linux {} is too old: Linux 6.1 or newer is needed", facts.kernel);
+        (what, "uname -r", "# install a newer kernel, and boot it")
+    } else if is_real_time && version >= PREEMPTS {
+        let what = format!(
+            "Linux {} is a real-time kernel (PREEMPT_RT), in which packets of one CPU interrupt each other; the balancer \
+             does not start there",
+            facts.kernel
+        );
+        (what, "uname -v", "# boot a kernel without PREEMPT_RT")
+    } else {
+        return Vec::new();
+    };
+    vec![general(Kind::Kernel, what, command.to_owned(), Cure::here(&[cure.to_owned()]))]
 }
 
 fn version(release: &str) -> Option<(u32, u32)> {
@@ -148,6 +156,17 @@ mod tests {
         {
             let facts = Facts { kernel: release.to_owned(), ..Facts::default() };
             assert_eq!(!findings(&facts).is_empty(), old, "{release}");
+        }
+    }
+    #[test]
+    fn when_a_real_time_kernel_lets_packets_interrupt_each_other_then_that_is_said() {
+        for (release, build, refused) in [
+            ("6.18.15-rt-amd64", "#1 SMP PREEMPT_RT Debian 6.18.15-1", true),
+            ("6.17.13-rt-amd64", "#1 SMP PREEMPT_RT Debian 6.17.13-1", false),
+            ("6.18.15-amd64", "#1 SMP PREEMPT_DYNAMIC Debian 6.18.15-1", false),
+        ] {
+            let facts = Facts { kernel: release.to_owned(), kernel_build: build.to_owned(), ..Facts::default() };
+            assert_eq!(!findings(&facts).is_empty(), refused, "{release} {build}");
         }
     }
 }

@@ -160,6 +160,7 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
     let address = |address: &str, length| Address { ifindex: 2, address: address.parse().unwrap(), length };
     Facts {
         kernel: "6.12.1".to_owned(),
+        kernel_build: "#1 SMP PREEMPT_DYNAMIC".to_owned(),
         controller: Some(Controller {
             before: status(forwarding),
             after: status(forwarding),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs, io,
     os::fd::{AsRawFd as _, RawFd},
     os::unix::net::UnixStream,
@@ -19,9 +20,10 @@ use nix::{
 
 use crate::facts::{Forwards, Offloads};
 
-/// The release of the running kernel.
-pub(super) fn kernel() -> String {
-    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+/// The release and the build of the running kernel.
+pub(super) fn kernel() -> (String, String) {
+    let word = |word: &OsStr| word.to_string_lossy().into_owned();
+    uname().map(|name| (word(name.release()), word(name.version()))).unwrap_or_default()
 }
 
 /// Returns the id of the process that serves the control socket.

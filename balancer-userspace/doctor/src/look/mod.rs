@@ -37,7 +37,8 @@ use crate::{
 /// # Errors
 /// Fails if the controller does not know the service, or if the controller's answer is malformed.
 pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
-    let mut facts = Facts { kernel: machine::kernel(), ..Facts::default() };
+    let (kernel, kernel_build) = machine::kernel();
+    let mut facts = Facts { kernel, kernel_build, ..Facts::default() };
     let mut services = match client.status().await {
         Ok(status) => {
             let services = status.services.clone();
