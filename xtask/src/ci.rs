@@ -43,7 +43,7 @@ pub(crate) enum Part {
 
 /// Runs one part of the checks.
 pub(crate) fn only(part: Part) -> Result<()> {
-    prepare()?;
+    prepare(Purpose::Ci)?;
     match part {
         Part::Checks => checks(),
         Part::Baseline => build_baseline(),
@@ -57,16 +57,16 @@ pub(crate) fn only(part: Part) -> Result<()> {
     }
 }
 
-fn prepare() -> Result<()> {
+fn prepare(purpose: Purpose) -> Result<()> {
     ensure_root("the test suite", "ci")?;
-    setup(Purpose::Ci)
+    setup(purpose)
 }
 
 /// Runs all checks that a change must pass. Tests mostly wait, so all remaining checks run at the same time, in the
 /// processor time that the tests leave. The remaining checks begin when everything is built, because two builds at once
 /// would wait for each other.
 pub(crate) fn landing() -> Result<()> {
-    prepare()?;
+    prepare(Purpose::Ci)?;
     quick_checks()?;
     let tests = test::build(Some(PATH))?;
     let checks = Beside::begin(Part::Checks, "clippy, documentation, book and loading on older kernels")?;
@@ -81,7 +81,7 @@ pub(crate) fn landing() -> Result<()> {
 /// Runs the checks that a release must pass and that a change need not pass. Like the tests, the trial of the package
 /// mostly waits.
 pub(crate) fn release() -> Result<()> {
-    prepare()?;
+    prepare(Purpose::Release)?;
     let tests = test::build(None)?;
     let miri = Beside::begin(Part::Miri, "Miri")?;
     let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;

@@ -23,10 +23,12 @@ pub(crate) enum Purpose {
     Build,
     /// Running the balancer in network namespaces.
     Run,
-    /// Running all tests.
+    /// Running the tests that a change must pass.
     Test,
     /// Running all other checks that a change must pass.
     Ci,
+    /// Running the tests and checks of a release.
+    Release,
 }
 
 /// Installs what `cargo xtask package --try` needs to boot a separate machine.
@@ -156,25 +158,28 @@ pub(crate) fn setup(purpose: Purpose) -> Result<()> {
         installer.servers(&packages::FLEET)?;
         installer.tools(&packages::CLIENTS)?;
         installer.tools(&packages::ENGINE)?;
-        installer.servers(&packages::SESSIONS)?;
         installer.tools(&packages::SIGNING)?;
-        node::modules(&mut installer)?;
         // Tests use aioquic as a client of HTTP/3.
         python::package(&mut installer, "aioquic", "1.7.2")?;
         if !installed("cargo-nextest") {
             installer.cargo("cargo-nextest", "0.9.143", &[], &[])?;
         }
     }
-    if purpose == Purpose::Ci {
+    if purpose >= Purpose::Ci {
         if let Some(arch) = Arch::of_this_machine() {
             guests(arch)?;
         }
-        machine()?;
-        cargo_deb()?;
         soon(&mut installer, "cargo-deny", "0.20.2", &[])?;
         soon(&mut installer, "mdbook", MDBOOK, &["--no-default-features"])?;
         soon(&mut installer, "cargo-machete", "0.9.2", &[])?;
         typos()?;
+    }
+    if purpose == Purpose::Release {
+        installer.servers(&packages::WHOLE)?;
+        installer.servers(&packages::SESSIONS)?;
+        node::modules(&mut installer)?;
+        machine()?;
+        cargo_deb()?;
     }
     println!("Set up: the kernel program is compiled with {compiler}");
     Ok(())

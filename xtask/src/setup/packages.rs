@@ -63,15 +63,21 @@ const NSPAWN: Tool =
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
 /// Servers that only tests start, and tools from the packages of servers.
-pub(super) const SERVERS: [Tool; 8] = [
+pub(super) const SERVERS: [Tool; 4] = [
     NGINX,
     HAPROXY,
-    Tool::everywhere("vtysh", "frr"),
-    Tool { program: "ansible", apt: "ansible-core", dnf: "ansible-core", pacman: "ansible-core" },
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
     Tool { program: "named", apt: "bind9", dnf: "bind", pacman: "bind" },
+];
+
+/// Servers, clients and tools that only the tests of a release start.
+pub(super) const WHOLE: [Tool; 6] = [
+    Tool::everywhere("vtysh", "frr"),
+    Tool { program: "ansible", apt: "ansible-core", dnf: "ansible-core", pacman: "ansible-core" },
     Tool::everywhere("podman", "podman"),
     NSPAWN,
+    Tool::everywhere("iperf3", "iperf3"),
+    Tool { program: "dnsmasq", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq" },
 ];
 
 /// The programs that benchmarks compare with the balancer.
@@ -92,11 +98,9 @@ pub(super) const FLEET: [Tool; 3] = [
     Tool { program: "etcd", apt: "etcd-server", dnf: "etcd", pacman: "etcd" },
 ];
 
-/// Clients that tests use, and servers whose packages do not start them.
-pub(super) const CLIENTS: [Tool; 5] = [
+/// Clients that tests use.
+pub(super) const CLIENTS: [Tool; 3] = [
     Tool::everywhere("curl", "curl"),
-    Tool::everywhere("iperf3", "iperf3"),
-    Tool { program: "dnsmasq", apt: "dnsmasq-base", dnf: "dnsmasq", pacman: "dnsmasq" },
     Tool { program: "dig", apt: "bind9-dnsutils", dnf: "bind-utils", pacman: "bind" },
     Tool::everywhere("socat", "socat"),
 ];
@@ -204,7 +208,7 @@ impl Manager {
 mod tests {
     use super::{
         Arch, BROWSER, CLASSICS, CLIENTS, ENGINE, FLEET, GUESTS, INTERFACES, MACHINES, Manager, NAMESPACES, SERVERS,
-        SESSIONS, SIGNING, emulator,
+        SESSIONS, SIGNING, WHOLE, emulator,
     };
 
     #[test]
@@ -237,6 +241,7 @@ mod tests {
                 .chain(&INTERFACES)
                 .chain(&BROWSER)
                 .chain(&SERVERS)
+                .chain(&WHOLE)
                 .chain(&FLEET)
                 .chain(&CLIENTS)
                 .chain(&ENGINE)
@@ -250,21 +255,21 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light haproxy frr ansible-core prometheus bind9 podman systemd-container bird2 keepalived etcd-server curl \
-             iperf3 dnsmasq-base bind9-dnsutils socat etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
+            "iproute2 ethtool chromium chromium-driver nginx-light haproxy prometheus bind9 frr ansible-core podman systemd-container iperf3 dnsmasq-base \
+             bird2 keepalived etcd-server curl bind9-dnsutils socat etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx haproxy frr ansible-core golang-github-prometheus bind podman systemd-container bird keepalived etcd curl iperf3 \
-             dnsmasq bind-utils socat etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
+            "iproute ethtool chromium chromedriver nginx haproxy golang-github-prometheus bind frr ansible-core podman systemd-container iperf3 dnsmasq bird keepalived etcd \
+             curl bind-utils socat etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx haproxy frr ansible-core prometheus bind podman systemd bird keepalived etcd curl iperf3 dnsmasq bind socat etcd \
+            "iproute2 ethtool chromium chromium nginx haproxy prometheus bind frr ansible-core podman systemd iperf3 dnsmasq bird keepalived etcd curl bind socat etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')
