@@ -61,7 +61,8 @@ pub struct Persistence<F = StateFile> {
     stage: Option<Stage>,
     /// The next time to write counters or state changes that nobody requested.
     due: Instant,
-    failing: bool,
+    /// The reason why the last write failed; `None` if it did not fail.
+    trouble: Option<String>,
 }
 
 /// A change that the owner may make now.
@@ -109,7 +110,7 @@ impl<F: Save> Persistence<F> {
             waiting: VecDeque::new(),
             stage: None,
             due: Instant::now(),
-            failing: false,
+            trouble: None,
         }
     }
 
@@ -120,9 +121,15 @@ impl<F: Save> Persistence<F> {
 
     /// Records that the state has changed without a request.
     pub fn note(&mut self) {
-        if !self.failing {
+        if self.trouble.is_none() {
             self.due = self.due.min(Instant::now() + SOON);
         }
+    }
+
+    /// The reason why the state file lacks the present state, as a sentence; `None` if the last write succeeded.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// The time at which the caller must call [`advance`](Self::advance) again at the latest.
@@ -254,13 +261,14 @@ impl<F: Save> Persistence<F> {
             Err(error) => Err(error.into()),
         };
         let Err(error) = saved else {
-            self.failing = false;
+            self.trouble = None;
             return change;
         };
-        if !self.failing {
-            error!("{error:#}; a restart would go on from an older state");
+        let trouble = format!("{error:#}: a restart would lose drains and verdicts since the last write");
+        if self.trouble.is_none() {
+            error!("{trouble}");
         }
-        self.failing = true;
+        self.trouble = Some(trouble);
         if let Some(Ready { request, .. }) = change {
             let refused = Refused::Unsaved(format!("nothing was changed: {error:#}"));
             let _ = request.reply.send(Err(refused));
@@ -341,10 +349,12 @@ mod tests {
         assert!(persistence.progress().await.is_none());
         let Err(Refused::Unsaved(why)) = answer.await.unwrap() else { panic!("it was made, or refused otherwise") };
         assert_eq!(why, "nothing was changed: writing the state panicked: out of paper");
+        assert!(persistence.trouble().is_some_and(|trouble| trouble.contains("out of paper")));
 
         let (second, _answer) = request();
         assert!(persistence.next_deadline().is_some());
         persistence.write(state, Some(ready(second)), Occasion::Change);
         assert!(persistence.progress().await.is_some());
+        assert_eq!(persistence.trouble(), None);
     }
 }

@@ -287,8 +287,12 @@ fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     let error = site.cli(&["backend", "weight", "web/web2", "7"]).unwrap_err().to_string();
     assert!(error.contains("nothing was changed: cannot write the state file"), "{error}");
     assert_eq!(configured(&site.status().unwrap()), before);
+    let ready = site.cli(&["ready"]).unwrap();
+    assert!(ready.starts_with("degraded") && ready.contains("cannot write the state file"), "{ready}");
     fs::remove_dir(&blocked).unwrap();
     site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
+    let ready = site.cli(&["ready"]).unwrap();
+    assert!(ready.starts_with("ready"), "{ready}");
 }
 
 /// The test removes all backends of a service, and adds the same backends again.

@@ -27,6 +27,8 @@ pub(super) struct Member {
     vips: BTreeSet<(IpAddr, String)>,
     /// The problems of this machine, as one sentence each.
     troubles: Vec<String>,
+    /// The reason why the state file lacks the present state.
+    unsaved: Option<String>,
     /// The readiness that the owner last reported.
     told: Option<Readiness>,
 }
@@ -57,9 +59,17 @@ impl<D: Dataplane> Owner<D> {
     }
 
     fn verdict(&self) -> Readiness {
-        let own = self.member.troubles.iter().cloned();
+        let own = self.member.troubles.iter().chain(&self.member.unsaved).cloned();
         let of_lists = self.list_troubles().chain(self.discovery_troubles());
         self.facts(own.chain(of_lists).chain(self.hindered()).collect()).readiness()
+    }
+
+    /// Records why the state file lacks the present state; `None`: the state file is up to date.
+    pub fn set_unsaved(&mut self, why: Option<&str>) {
+        if self.member.unsaved.as_deref() != why {
+            self.member.unsaved = why.map(str::to_owned);
+            self.changed = true;
+        }
     }
 
     /// The wanted interfaces to which the program is not attached.

@@ -156,6 +156,7 @@ impl Running {
                     if let Some(ready) = ready {
                         make(owner, &mut joining, ready);
                     }
+                    owner.set_unsaved(persistence.trouble());
                 }
                 input = heard(fleet) => {
                     if let Some(fleet) = fleet {
