@@ -1,9 +1,9 @@
 //! Rereads the configuration file on SIGHUP, in a separate task because the file system may be slow.
 
-use std::{fs, path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, time::SystemTime};
 
 use balancer_config::{config::Config, words::counted};
-use tokio::{signal::unix::Signal, sync::oneshot, task::spawn_blocking};
+use tokio::{signal::unix::Signal, sync::oneshot};
 use tracing::{error, warn};
 
 use super::{
@@ -60,10 +60,9 @@ pub(super) async fn reread(
 /// Returns the resulting number of services, or the reason why the controller changed nothing.
 async fn reload(calls: &Calls, configurations: &Configurations, file: PathBuf) -> Option<Result<usize, String>> {
     let path = file.display().to_string();
-    let modified = last_changed(file.clone()).await;
-    let (config, warnings) = match configurations.load(file).await {
-        Ok(Ok(loaded)) => loaded,
-        Ok(Err(errors)) => {
+    let (config, warnings, modified) = match configurations.load(file).await {
+        Ok((Ok((config, warnings)), modified)) => (config, warnings, modified),
+        Ok((Err(errors), _)) => {
             errors.findings().iter().for_each(|finding| error!("{finding}"));
             error!("reading the file again: nothing was changed, {path} is not valid");
             return Some(Err(errors.to_string()));
@@ -105,9 +104,4 @@ async fn hand_to_fleet(calls: &Calls, config: Config, modified: Option<SystemTim
             Some(Err(refused.to_string()))
         }
     }
-}
-
-/// The time of a file's last change. The function runs on another thread, so a slow file system delays no other task.
-async fn last_changed(file: PathBuf) -> Option<SystemTime> {
-    spawn_blocking(move || fs::metadata(file)?.modified()).await.ok()?.ok()
 }

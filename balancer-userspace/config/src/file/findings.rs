@@ -37,7 +37,9 @@ impl fmt::Display for Finding {
 pub struct ConfigErrors(Vec<Finding>);
 
 impl ConfigErrors {
-    pub(super) fn whole_file(file: &Path, text: String) -> Self {
+    /// An error about a whole file.
+    #[must_use]
+    pub fn whole_file(file: &Path, text: String) -> Self {
         Self(vec![Finding { file: file.to_owned(), line: None, text }])
     }
 

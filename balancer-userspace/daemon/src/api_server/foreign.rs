@@ -55,7 +55,7 @@ pub(super) async fn refuse_control(configurations: &Configurations, config: &Con
 /// The current contents of the balancer's own configuration file; `None` if the file is missing or invalid.
 async fn own(configurations: &Configurations) -> Option<Config> {
     let path = configurations.own().map(Path::to_owned)?;
-    configurations.load(path).await.ok()?.ok().map(|(config, _)| config)
+    configurations.load(path).await.ok()?.0.ok().map(|(config, _)| config)
 }
 
 fn whence(configurations: &Configurations) -> String {

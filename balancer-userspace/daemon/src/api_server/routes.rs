@@ -475,7 +475,7 @@ async fn apply(
     let shape = r#"{"file": "balancer.toml", "text": "…", "dry_run": false}"#;
     let ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path } =
         read_up_to(MAX_CONFIGURATION_BODY, &headers, body, shape).await?;
-    let parsed = configurations.parse(file.clone().into(), text).await;
+    let parsed = configurations.parse(file.clone().into(), text.into_bytes()).await;
     let (config, warnings) = parsed
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
         .map_err(|errors| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, errors.to_string()))?;

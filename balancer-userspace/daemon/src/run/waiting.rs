@@ -88,7 +88,8 @@ fn pauses() -> impl Iterator<Item = Duration> {
 
 impl AsRead<'_> {
     async fn ensure_unchanged(&self) -> anyhow::Result<()> {
-        let (now, _) = self.configurations.load(self.file.clone()).await.context("reading the configuration")??;
+        let (parsed, _) = self.configurations.load(self.file.clone()).await.context("reading the configuration")?;
+        let (now, _) = parsed?;
         ensure!(now == *self.config, "{} has changed while no interface was there", self.file.display());
         Ok(())
     }
