@@ -1,11 +1,12 @@
-//! Checks may use only those programs and files of this machine that the balancer's own configuration file names.
+//! Services may use only those programs, files and trees of etcd that the balancer's own configuration file names.
 //! Members of the control socket's group may change services, but must not be able to run an arbitrary program as
-//! another user, or to make the balancer send a file that only the balancer can read.
+//! another user, or to make the balancer read or send what only the balancer can read.
 
 use std::{collections::HashSet, path::Path};
 
 use balancer_config::{
-    config::{CheckConfig, CheckKind, Config, FileUse},
+    config::{CheckConfig, CheckKind, Config, FileUse, ServiceConfig},
+    discover::Source,
     validate::Valid,
     value,
 };
@@ -14,18 +15,20 @@ use hyper::StatusCode;
 use super::failure::Failure;
 use crate::configuration::Configurations;
 
-/// A program or file that a check takes from this machine.
+/// What a service takes from this machine with the rights of the balancer.
 #[derive(PartialEq, Eq, Hash)]
 enum Taken<'a> {
     Program { command: &'a [String], user: &'a str },
-    File(FileUse, &'a Path),
+    CheckFile(FileUse, &'a Path),
+    DenyFile(&'a Path),
+    List(&'a Source),
 }
 
-/// Refuses services in which a check runs a program as some user, or reads a file for some purpose, unless a
-/// check in the balancer's own configuration file does the same with this program or file.
+/// Refuses services that run a program as some user, or read a file or a tree of etcd for some purpose, unless a
+/// service in the balancer's own configuration file does the same.
 ///
 /// # Errors
-/// Fails if a service has such a check.
+/// Fails if there is such a service.
 pub(super) async fn refuse(configurations: &Configurations, services: &Valid) -> Result<(), Failure> {
     let mut wanted = all(services).peekable();
     if wanted.peek().is_none() {
@@ -66,19 +69,65 @@ fn whence(configurations: &Configurations) -> String {
 }
 
 fn all(services: &Valid) -> impl Iterator<Item = Taken<'_>> {
-    services.iter().flat_map(|service| service.checks()).flat_map(of)
+    services.iter().flat_map(|service| of(service))
 }
 
-fn of(check: &CheckConfig) -> Vec<Taken<'_>> {
+/// What a service takes from this machine. The pattern names every key, so that each new key is judged.
+fn of(service: &ServiceConfig) -> Vec<Taken<'_>> {
+    let ServiceConfig {
+        check: _,
+        backends: _,
+        deny,
+        discover,
+        // The other keys name neither files nor programs.
+        name: _,
+        renamed_from: _,
+        drop_in: _,
+        listen: _,
+        ports: _,
+        forwarding: _,
+        table_size: _,
+        client_prefix: _,
+        remember: _,
+        failback: _,
+        when_all_down: _,
+        when_full: _,
+        slow_start: _,
+        drain_timeout: _,
+        drain_until: _,
+        drain_grace: _,
+        on_failure: _,
+        withhold: _,
+        snat: _,
+        outage: _,
+        start_down: _,
+        reject: _,
+        steer: _,
+        assign_vip: _,
+        agent: _,
+        bounded_load: _,
+        quic: _,
+        spread_heavy: _,
+        rules: _,
+    } = service;
+    let mut taken: Vec<Taken<'_>> = service.checks().flat_map(of_check).collect();
+    taken.extend(deny.iter().map(|deny| Taken::DenyFile(&deny.file)));
+    // Anybody may ask DNS servers.
+    let lists = discover.iter().map(|list| &list.source).filter(|source| source.dns().is_none());
+    taken.extend(lists.map(Taken::List));
+    taken
+}
+
+fn of_check(check: &CheckConfig) -> Vec<Taken<'_>> {
     if let CheckKind::Exec(exec) = &check.kind {
         return vec![Taken::Program { command: &exec.command, user: &exec.user }];
     }
-    check.kind.files().map(|(purpose, file)| Taken::File(purpose, file)).collect()
+    check.kind.files().map(|(purpose, file)| Taken::CheckFile(purpose, file)).collect()
 }
 
 impl Taken<'_> {
-    /// The message that the program or file is new, and that only the balancer's own configuration file may introduce
-    /// it.
+    /// The message that the service takes something new, and that only the balancer's own configuration file may
+    /// introduce it.
     fn told(&self) -> String {
         match self {
             Self::Program { command, user } => format!(
@@ -86,9 +135,13 @@ impl Taken<'_> {
                 value::quoted(&command.join(" ")),
                 value::quoted(user)
             ),
-            Self::File(purpose, file) => {
+            Self::CheckFile(purpose, file) => {
                 format!("{purpose} {} is new, and files of checks come", file.display())
             }
+            Self::DenyFile(file) => {
+                format!("the list of denied prefixes {} is new, and files come", file.display())
+            }
+            Self::List(source) => format!("the list of targets in {source} is new, and files and trees of etcd come"),
         }
     }
 }
@@ -107,22 +160,31 @@ mod tests {
     const KEY: &str = "type = \"grpcs\", client_cert = \"/etc/cert.pem\", client_key = \"/etc/ca.pem\"";
 
     fn text(check: &str) -> String {
+        service(&format!("check = {{ {check} }}"))
+    }
+
+    fn service(keys: &str) -> String {
         format!(
             "interfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\naddress = \"198.51.100.10:443\"\nforwarding = \"nat\"\n\
-             check = {{ {check} }}\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n"
+             {keys}\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.1\"\n"
         )
     }
 
     /// Returns the refusal of a configuration with the check `wanted`, if the balancer's own file has the check `own`.
     async fn refused(own: Option<&str>, wanted: &str) -> Option<String> {
+        refused_text(own.map(text), &text(wanted)).await
+    }
+
+    /// Returns the refusal of the configuration `wanted`, if the balancer's own file has the text `own`.
+    async fn refused_text(own: Option<String>, wanted: &str) -> Option<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("own.toml");
         let mut configurations = Configurations::default();
         if let Some(own) = own {
-            fs::write(&path, text(own)).unwrap();
+            fs::write(&path, own).unwrap();
             configurations = configurations.of(path);
         }
-        let wanted = file::parse("web.toml".as_ref(), text(wanted).as_bytes()).unwrap().0;
+        let wanted = file::parse("web.toml".as_ref(), wanted.as_bytes()).unwrap().0;
         refuse(&configurations, &wanted.services).await.err().map(|failure| format!("{failure:?}"))
     }
 
@@ -151,5 +213,30 @@ mod tests {
             let why = refused(own, wanted).await.unwrap_or_default();
             assert!(why.contains(words), "{why}");
         }
+    }
+    #[tokio::test]
+    async fn when_a_service_reads_a_file_or_a_tree_then_the_own_file_must_name_it_for_that_purpose() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("prefixes");
+        fs::write(&file, "192.0.2.0/24\n").unwrap();
+        let deny = service(&format!("deny = {{ file = \"{}\" }}", file.display()));
+        let list = |source: &str| service(&format!("[[service.discover]]\n{source}\n"));
+        let from_file = list(&format!("file = \"{}\"", file.display()));
+        let tree = list("etcd = \"/services/web\"\nendpoints = [\"http://192.0.2.1:2379\"]");
+        let dns = list("dns = \"_web._tcp.example.com\"");
+        assert_eq!(refused_text(None, &dns).await, None);
+        for (wanted, words) in [
+            (&deny, "the list of denied prefixes "),
+            (&from_file, "the list of targets in "),
+            (&tree, "the list of targets in etcd /services/web/ is new"),
+        ] {
+            assert_eq!(refused_text(Some(wanted.clone()), wanted).await, None);
+            for own in [None, Some(dns.clone()), Some(text(TOKEN))] {
+                let why = refused_text(own, wanted).await.unwrap_or_default();
+                assert!(why.contains(words), "{why}");
+            }
+        }
+        let why = refused_text(Some(deny), &from_file).await.unwrap_or_default();
+        assert!(why.contains("the list of targets in "), "a file of denied prefixes is no file of targets: {why}");
     }
 }
