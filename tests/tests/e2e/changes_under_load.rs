@@ -5,6 +5,8 @@
 //! change moves.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
@@ -239,11 +241,6 @@ fn nobody_else_notices(forwarding: Forwarding) {
 }
 
 #[test]
-fn when_changes_move_clients_with_dsr_then_no_other_client_notices() {
-    nobody_else_notices(Forwarding::Dsr);
-}
-
-#[test]
 fn when_changes_move_clients_with_nat_then_no_other_client_notices() {
     nobody_else_notices(Forwarding::Nat);
 }
@@ -280,11 +277,6 @@ fn nobody_notices(forwarding: Forwarding) {
     let metrics = site.metrics().unwrap();
     assert_eq!(metrics.sum("moves_total", &["service=\"web\""]).unwrap(), 0.0);
     assert!(metrics.sum("table_generation", &["service=\"web\""]).unwrap() > 50.0, "the tables changed");
-}
-
-#[test]
-fn when_clients_are_known_with_dsr_then_no_client_notices_changes() {
-    nobody_notices(Forwarding::Dsr);
 }
 
 #[test]

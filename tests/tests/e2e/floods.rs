@@ -2,6 +2,8 @@
 //! check the servers rarely and move no client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
@@ -18,7 +20,8 @@ use socket2::{Domain, Socket, Type};
 
 const SERVERS: u16 = 4;
 const KNOWN: std::ops::RangeInclusive<u16> = 1..=60;
-const FORGED: u32 = 1_000_000;
+/// The number of forged SYNs: half as many as the client table has entries.
+const FORGED: u32 = 131_072;
 /// The number of packets that the test sends between two readings of the clock.
 const SALVO: u32 = 20;
 /// The highest number of packets that the test sends per second. At 150,000 packets per second, the servers still have
@@ -177,19 +180,13 @@ fn flood(forwarding: Forwarding, family: Family, count: u32) {
 }
 
 #[test]
-fn when_a_million_forged_syns_come_twice_to_nat_servers_then_checks_are_few_and_nothing_moves() {
+fn when_forged_syns_come_twice_to_nat_servers_then_checks_are_few_and_nothing_moves() {
     flood(Forwarding::Nat, Family::V4, FORGED);
 }
 
 #[test]
-fn when_a_million_forged_syns_come_twice_to_dsr_servers_then_checks_are_few_and_nothing_moves() {
-    flood(Forwarding::Dsr, Family::V4, FORGED);
-}
-
-#[test]
-fn when_forged_syns_of_ipv6_come_twice_then_checks_are_few_and_nothing_moves() {
-    flood(Forwarding::Nat, Family::V6, FORGED / 5);
-    flood(Forwarding::Dsr, Family::V6, FORGED / 5);
+fn when_forged_syns_of_ipv6_come_twice_to_dsr_servers_then_checks_are_few_and_nothing_moves() {
+    flood(Forwarding::Dsr, Family::V6, FORGED);
 }
 
 /// Closes the port of a server while the server's clients connect. The health checks use another port, which stays
@@ -239,14 +236,5 @@ fn refuse(forwarding: Forwarding, family: Family, times: u32) {
 fn when_a_client_is_refused_a_hundred_thousand_times_then_checks_are_few_and_nothing_moves() {
     for family in Family::BOTH {
         refuse(Forwarding::Nat, family, 100_000);
-    }
-}
-
-/// Each refused connection occupies a port of the balancer for a while, so a larger number of connections would use up
-/// the balancer's ports.
-#[test]
-fn when_a_client_of_snat_is_refused_ten_thousand_times_then_checks_are_few_and_nothing_moves() {
-    for family in Family::BOTH {
-        refuse(Forwarding::Snat, family, 10_000);
     }
 }

@@ -2,6 +2,8 @@
 //! backend, and all fragments of an answer reach the client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
@@ -109,26 +111,11 @@ fn large_datagrams_come_back(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn when_datagrams_are_large_with_dsr_then_they_come_back() {
-    large_datagrams_come_back(Shape::OneLegged, Forwarding::Dsr);
-}
-
-#[test]
 fn when_datagrams_are_large_with_nat_then_they_come_back() {
     large_datagrams_come_back(Shape::TwoLegged, Forwarding::Nat);
 }
 
 #[test]
-fn when_datagrams_are_large_with_ipip_then_they_come_back() {
-    large_datagrams_come_back(Shape::TwoLegged, Forwarding::Ipip);
-}
-
-#[test]
 fn when_datagrams_are_large_with_gue_then_they_come_back() {
     large_datagrams_come_back(Shape::OneLegged, Forwarding::Gue);
-}
-
-#[test]
-fn when_datagrams_are_large_with_snat_then_they_come_back() {
-    large_datagrams_come_back(Shape::TwoLegged, Forwarding::Snat);
 }

@@ -2,6 +2,8 @@
 //! modes that require the VIP.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
 
 use balancer_common::map_types::Forwarding;
@@ -122,16 +124,6 @@ fn a_server_that_is_not_serving_is_down(shape: Shape, forwarding: Forwarding) {
     wait_second(&site, "down", "is not serving (NOT_SERVING)");
     put(files, 2, SERVING);
     wait_second(&site, "up", "");
-}
-
-#[test]
-fn when_a_grpc_server_is_not_serving_behind_dsr_then_it_is_down() {
-    a_server_that_is_not_serving_is_down(Shape::OneLegged, Forwarding::Dsr);
-}
-
-#[test]
-fn when_a_grpc_server_is_not_serving_behind_ipip_then_it_is_down() {
-    a_server_that_is_not_serving_is_down(Shape::OneLegged, Forwarding::Ipip);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! them into maintenance.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write as _},
@@ -246,18 +248,8 @@ fn each_client_has_one_backend(forwarding: Forwarding) {
 }
 
 #[test]
-fn when_a_service_has_several_listeners_with_dsr_then_each_client_has_one_backend() {
-    each_client_has_one_backend(Forwarding::Dsr);
-}
-
-#[test]
 fn when_a_service_has_several_listeners_with_nat_then_each_client_has_one_backend() {
     each_client_has_one_backend(Forwarding::Nat);
-}
-
-#[test]
-fn when_a_service_has_several_listeners_with_ipip_then_each_client_has_one_backend() {
-    each_client_has_one_backend(Forwarding::Ipip);
 }
 
 #[test]

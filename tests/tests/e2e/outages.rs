@@ -1,6 +1,8 @@
 //! Tests that known clients stay with their backends when all backends of a service fail at the same time and return.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     collections::BTreeMap,
     thread,
@@ -68,11 +70,6 @@ fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
     let after = site.homes(FAMILY, 1..=200).unwrap();
     assert_eq!((moved(&before, &first), moved(&before, &after)), (Vec::new(), Vec::new()));
     wait_for(&site, "outage of web over after ");
-}
-
-#[test]
-fn when_all_servers_crash_and_come_back_then_no_client_of_nat_is_moved() {
-    all_crash_and_come_back(Forwarding::Nat, false);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! reach the sender, and large transfers must arrive in both directions.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::net::IpAddr;
 
 use balancer_common::map_types::Forwarding;
@@ -70,23 +72,8 @@ fn adapts_behind_routers(shape: Shape, forwarding: Forwarding) {
 }
 
 #[test]
-fn when_a_router_has_a_smaller_mtu_with_dsr_then_transfers_adapt() {
-    adapts_behind_routers(Shape::OneLegged, Forwarding::Dsr);
-}
-
-#[test]
 fn when_a_router_has_a_smaller_mtu_with_nat_then_transfers_adapt() {
     adapts_behind_routers(Shape::OneLegged, Forwarding::Nat);
-}
-
-#[test]
-fn when_a_router_has_a_smaller_mtu_with_snat_then_transfers_adapt() {
-    adapts_behind_routers(Shape::OneLegged, Forwarding::Snat);
-}
-
-#[test]
-fn when_a_router_has_a_smaller_mtu_with_ipip_then_transfers_adapt() {
-    adapts_behind_routers(Shape::OneLegged, Forwarding::Ipip);
 }
 
 #[test]
@@ -116,28 +103,8 @@ fn adapts_to_the_balancers_link(forwarding: Forwarding, narrow: &str, client_lea
 }
 
 #[test]
-fn when_the_balancers_link_to_the_backends_is_narrow_with_dsr_then_transfers_adapt() {
-    adapts_to_the_balancers_link(Forwarding::Dsr, "eth1", true, false);
-}
-
-#[test]
-fn when_the_balancers_link_to_the_backends_is_narrow_with_nat_then_transfers_adapt() {
-    adapts_to_the_balancers_link(Forwarding::Nat, "eth1", true, false);
-}
-
-#[test]
-fn when_the_balancers_link_to_the_backends_is_narrow_with_snat_then_transfers_adapt() {
-    adapts_to_the_balancers_link(Forwarding::Snat, "eth1", true, false);
-}
-
-#[test]
 fn when_the_balancers_link_to_the_clients_is_narrow_with_nat_then_transfers_adapt() {
     adapts_to_the_balancers_link(Forwarding::Nat, "eth0", false, true);
-}
-
-#[test]
-fn when_the_balancers_link_to_the_clients_is_narrow_with_snat_then_transfers_adapt() {
-    adapts_to_the_balancers_link(Forwarding::Snat, "eth0", false, true);
 }
 
 /// A router on the balancer's segment, on the way to the backends, with a smaller MTU.
@@ -193,11 +160,6 @@ fn adapts_to_the_tunnels_way(forwarding: Forwarding, overhead: [u32; 2]) {
         way_to_backends(&site, family, "mtu 1360");
         wait(&format!("{forwarding:?} {family:?}: the route's MTU is not heeded"), || believes(1360));
     }
-}
-
-#[test]
-fn when_a_router_on_the_way_of_ipip_or_the_route_is_narrow_then_clients_adapt() {
-    adapts_to_the_tunnels_way(Forwarding::Ipip, [20, 40]);
 }
 
 #[test]

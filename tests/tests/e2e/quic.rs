@@ -2,6 +2,8 @@
 //! modes and both families.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     net::{SocketAddr, UdpSocket},
     time::Duration,
@@ -197,18 +199,8 @@ fn connections_stay_whatever_their_address(forwarding: Forwarding) {
 }
 
 #[test]
-fn when_clients_of_dsr_change_their_address_then_their_connections_stay() {
-    connections_stay_whatever_their_address(Forwarding::Dsr);
-}
-
-#[test]
 fn when_clients_of_nat_change_their_address_then_their_connections_stay() {
     connections_stay_whatever_their_address(Forwarding::Nat);
-}
-
-#[test]
-fn when_clients_of_snat_change_their_address_then_their_connections_stay() {
-    connections_stay_whatever_their_address(Forwarding::Snat);
 }
 
 #[test]
@@ -313,18 +305,8 @@ fn each_trace_says_whether_the_connection_id_decided(forwarding: Forwarding, fam
 }
 
 #[test]
-fn when_datagrams_of_dsr_are_traced_then_it_is_told_whether_the_connection_id_decided() {
-    each_trace_says_whether_the_connection_id_decided(Forwarding::Dsr, Family::V4);
-}
-
-#[test]
 fn when_datagrams_of_nat_are_traced_then_it_is_told_whether_the_connection_id_decided() {
     each_trace_says_whether_the_connection_id_decided(Forwarding::Nat, Family::V6);
-}
-
-#[test]
-fn when_datagrams_of_snat_are_traced_then_it_is_told_whether_the_connection_id_decided() {
-    each_trace_says_whether_the_connection_id_decided(Forwarding::Snat, Family::V4);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! answers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{fs, thread, time::Duration};
 
 use balancer_common::map_types::Forwarding;
@@ -116,27 +118,9 @@ fn a_backend_without_the_vip_is_down(cell: &Cell) {
 }
 
 #[test]
-fn when_a_dsr_backend_has_no_vip_then_it_is_down() {
-    let (shape, forwarding) = (Shape::OneLegged, Forwarding::Dsr);
-    a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: true });
-}
-
-#[test]
 fn when_a_dsr_backend_has_no_vip_and_the_balancer_neither_then_it_is_down() {
     let (shape, forwarding) = (Shape::TwoLegged, Forwarding::Dsr);
     a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: false, local: false });
-}
-
-#[test]
-fn when_an_ipip_backend_has_no_vip_then_it_is_down() {
-    let (shape, forwarding) = (Shape::TwoLegged, Forwarding::Ipip);
-    a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: TCP, crossed: false, local: true });
-}
-
-#[test]
-fn when_an_ipip_backend_of_the_other_family_has_no_vip_then_it_is_down() {
-    let (shape, forwarding) = (Shape::OneLegged, Forwarding::Ipip);
-    a_backend_without_the_vip_is_down(&Cell { shape, forwarding, of: HTTP, crossed: true, local: false });
 }
 
 #[test]

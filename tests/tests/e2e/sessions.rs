@@ -2,6 +2,8 @@
 //! which reason, and which losses the balancer counts.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     net::{SocketAddr, UdpSocket},
     sync::atomic::AtomicBool,
@@ -51,11 +53,6 @@ fn known_clients_stay_through_every_change(forwarding: Forwarding) {
 #[test]
 fn when_backends_change_with_nat_then_known_clients_stay() {
     known_clients_stay_through_every_change(Forwarding::Nat);
-}
-
-#[test]
-fn when_backends_change_with_dsr_then_known_clients_stay() {
-    known_clients_stay_through_every_change(Forwarding::Dsr);
 }
 
 #[test]
@@ -301,9 +298,4 @@ fn datagrams_stick(forwarding: Forwarding) {
 #[test]
 fn when_clients_send_datagrams_with_nat_then_they_stay() {
     datagrams_stick(Forwarding::Nat);
-}
-
-#[test]
-fn when_clients_send_datagrams_with_dsr_then_they_stay() {
-    datagrams_stick(Forwarding::Dsr);
 }

@@ -1,6 +1,8 @@
 //! Tests of `snat`: the backends need no special configuration, because they see the balancer's own address.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
@@ -86,36 +88,38 @@ fn when_backends_have_no_route_to_clients_then_every_client_is_served_by_its_own
     }
 }
 
+/// Restarts the balancer and drains a backend while clients of both families are at backends of the other family.
+fn the_other_family_serves(cells: [(Shape, &'static str); 2]) {
+    for (shape, mode) in cells {
+        let mut site = adapted(shape, |settings| (settings.crossed, settings.xdp_mode) = (true, mode));
+        let homes = Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap());
+        let open = |site: &Site| Family::BOTH.map(|family| connect(site, family, 7));
+        let mut kept = open(&site);
+        let works = |streams: &mut [TcpStream; 2]| {
+            streams.iter_mut().all(|stream| ask(stream).unwrap().starts_with("HTTP/1.1 200"))
+        };
+        assert!(works(&mut kept));
+        site.restart(|_| ()).unwrap();
+        assert!(works(&mut kept), "a restart ends connections");
+        assert_eq!(Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap()), homes);
+        let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
+        let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
+        let six = |text: &str| text.parse::<SocketAddr>().unwrap().is_ipv6();
+        let right = |flow: &balancer_api::model::FlowView| {
+            [&flow.client, &flow.vip, &flow.seen_as, &flow.address].map(|end| six(end)) == [false, false, true, true]
+        };
+        assert!(!listed.is_empty() && listed.iter().all(right), "{listed:?}");
+        // A failed backend resets its connections, and the clients connect to others.
+        let victim = homes[0][&7].clone();
+        site.cli(&["backend", "maint", &format!("web/{victim}")]).unwrap();
+        assert!(ask(&mut kept[0]).is_err(), "the connection of a backend in maintenance goes on");
+        assert_ne!(site.homes(Family::V4, 7..=7).unwrap()[&7], victim);
+    }
+}
+
 #[test]
 fn when_backends_have_the_other_family_only_then_every_client_is_served_by_its_own() {
-    for shape in [Shape::OneLegged, Shape::TwoLegged] {
-        for mode in ["native", "generic"] {
-            let mut site = adapted(shape, |settings| (settings.crossed, settings.xdp_mode) = (true, mode));
-            let homes = Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap());
-            let open = |site: &Site| Family::BOTH.map(|family| connect(site, family, 7));
-            let mut kept = open(&site);
-            let works = |streams: &mut [TcpStream; 2]| {
-                streams.iter_mut().all(|stream| ask(stream).unwrap().starts_with("HTTP/1.1 200"))
-            };
-            assert!(works(&mut kept));
-            site.restart(|_| ()).unwrap();
-            assert!(works(&mut kept), "a restart ends connections");
-            assert_eq!(Family::BOTH.map(|family| site.homes(family, CLIENTS).unwrap()), homes);
-            let listed = site.cli(&["flow", "list", "web", "--json"]).unwrap();
-            let listed: Vec<balancer_api::model::FlowView> = serde_json::from_str(&listed).unwrap();
-            let six = |text: &str| text.parse::<SocketAddr>().unwrap().is_ipv6();
-            let right = |flow: &balancer_api::model::FlowView| {
-                [&flow.client, &flow.vip, &flow.seen_as, &flow.address].map(|end| six(end))
-                    == [false, false, true, true]
-            };
-            assert!(!listed.is_empty() && listed.iter().all(right), "{listed:?}");
-            // A failed backend resets its connections, and the clients connect to others.
-            let victim = homes[0][&7].clone();
-            site.cli(&["backend", "maint", &format!("web/{victim}")]).unwrap();
-            assert!(ask(&mut kept[0]).is_err(), "the connection of a backend in maintenance goes on");
-            assert_ne!(site.homes(Family::V4, 7..=7).unwrap()[&7], victim);
-        }
-    }
+    the_other_family_serves([(Shape::OneLegged, "generic"), (Shape::TwoLegged, "native")]);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! MTU. Every byte must arrive, and the packet counts must be correct.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     site::{Settings, Site},
@@ -83,33 +85,8 @@ fn every_byte_arrives(shape: Shape, forwarding: Forwarding, adapt: impl FnOnce(&
 }
 
 #[test]
-fn when_much_is_sent_with_dsr_then_every_byte_arrives() {
-    every_byte_arrives(Shape::OneLegged, Forwarding::Dsr, |_| ());
-}
-
-#[test]
-fn when_much_is_sent_with_nat_then_every_byte_arrives() {
-    every_byte_arrives(Shape::TwoLegged, Forwarding::Nat, |_| ());
-}
-
-#[test]
 fn when_much_is_sent_with_nat_on_one_leg_in_generic_mode_then_every_byte_arrives() {
     every_byte_arrives(Shape::OneLegged, Forwarding::Nat, |settings| settings.xdp_mode = "generic");
-}
-
-#[test]
-fn when_much_is_sent_with_snat_then_every_byte_arrives() {
-    every_byte_arrives(Shape::TwoLegged, Forwarding::Snat, |_| ());
-}
-
-#[test]
-fn when_much_is_sent_with_snat_on_one_leg_in_generic_mode_then_every_byte_arrives() {
-    every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| settings.xdp_mode = "generic");
-}
-
-#[test]
-fn when_much_is_sent_with_snat_to_the_other_family_then_every_byte_arrives() {
-    every_byte_arrives(Shape::TwoLegged, Forwarding::Snat, |settings| settings.crossed = true);
 }
 
 #[test]
@@ -117,21 +94,6 @@ fn when_much_is_sent_with_snat_to_the_other_family_in_generic_mode_then_every_by
     every_byte_arrives(Shape::OneLegged, Forwarding::Snat, |settings| {
         (settings.crossed, settings.xdp_mode) = (true, "generic");
     });
-}
-
-#[test]
-fn when_much_is_sent_with_ipip_then_every_byte_arrives() {
-    every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |_| ());
-}
-
-#[test]
-fn when_much_is_sent_with_gue_then_every_byte_arrives() {
-    every_byte_arrives(Shape::TwoLegged, Forwarding::Gue, |_| ());
-}
-
-#[test]
-fn when_much_is_sent_with_ipip_over_the_other_family_then_every_byte_arrives() {
-    every_byte_arrives(Shape::OneLegged, Forwarding::Ipip, |settings| settings.crossed = true);
 }
 
 #[test]

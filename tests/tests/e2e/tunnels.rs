@@ -2,6 +2,8 @@
 //! and the backends refuse tunnel packets of other senders.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -183,38 +185,13 @@ fn serves(shape: Shape, forwarding: Forwarding, variant: Variant) {
 }
 
 #[test]
-fn when_ipip_runs_on_one_leg_then_clients_are_served() {
-    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Usual);
-}
-
-#[test]
-fn when_ipip_runs_on_two_legs_then_clients_are_served() {
-    serves(Shape::TwoLegged, Forwarding::Ipip, Variant::Usual);
-}
-
-#[test]
 fn when_gue_runs_on_one_leg_then_clients_are_served() {
     serves(Shape::OneLegged, Forwarding::Gue, Variant::Usual);
 }
 
 #[test]
-fn when_gue_runs_on_two_legs_then_clients_are_served() {
-    serves(Shape::TwoLegged, Forwarding::Gue, Variant::Usual);
-}
-
-#[test]
-fn when_ipip_leads_to_backends_of_the_other_family_then_clients_are_served() {
-    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Crossed);
-}
-
-#[test]
 fn when_gue_leads_to_backends_of_the_other_family_then_clients_are_served() {
     serves(Shape::TwoLegged, Forwarding::Gue, Variant::Crossed);
-}
-
-#[test]
-fn when_ipip_runs_in_generic_mode_then_clients_are_served() {
-    serves(Shape::OneLegged, Forwarding::Ipip, Variant::Generic);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use balancer_testkit::{
 use super::fault::{examine, lab};
 
 /// Checks sites of both shapes, with services of both families, before and after clients have connected.
-fn nothing_is_found(forwarding: Forwarding) {
+pub(super) fn nothing_is_found(forwarding: Forwarding) {
     for shape in [Shape::OneLegged, Shape::TwoLegged] {
         let site = lab(shape, forwarding, &Family::BOTH);
         let (code, report) = examine(&site, &[]);
@@ -27,23 +27,8 @@ fn nothing_is_found(forwarding: Forwarding) {
 }
 
 #[test]
-fn when_a_dsr_site_is_healthy_then_nothing_is_found() {
-    nothing_is_found(Forwarding::Dsr);
-}
-
-#[test]
 fn when_a_nat_site_is_healthy_then_nothing_is_found() {
     nothing_is_found(Forwarding::Nat);
-}
-
-#[test]
-fn when_an_snat_site_is_healthy_then_nothing_is_found() {
-    nothing_is_found(Forwarding::Snat);
-}
-
-#[test]
-fn when_an_ipip_site_is_healthy_then_nothing_is_found() {
-    nothing_is_found(Forwarding::Ipip);
 }
 
 #[test]
@@ -51,21 +36,24 @@ fn when_a_gue_site_is_healthy_then_nothing_is_found() {
     nothing_is_found(Forwarding::Gue);
 }
 
+/// Checks a site whose backends have addresses of the other family.
+pub(super) fn nothing_is_found_over_the_other_family(forwarding: Forwarding) {
+    let adapt = |settings: &mut balancer_testkit::site::Settings, _: &_| {
+        (settings.crossed, settings.check) = (true, QUICK_HTTP_CHECK.to_owned());
+        settings.families = Family::BOTH.to_vec();
+        Ok(())
+    };
+    let mut site = Site::start(Shape::OneLegged, forwarding, 2, adapt).unwrap();
+    for number in 1..=2 {
+        site.wait_state(number, &["up"]).unwrap();
+    }
+    let (code, report) = examine(&site, &[]);
+    assert_eq!((code, &report.findings), (0, &Vec::new()), "{forwarding:?}");
+}
+
 #[test]
 fn when_backends_are_of_the_other_family_then_a_healthy_site_has_no_finding() {
-    for forwarding in [Forwarding::Ipip, Forwarding::Gue] {
-        let adapt = |settings: &mut balancer_testkit::site::Settings, _: &_| {
-            (settings.crossed, settings.check) = (true, QUICK_HTTP_CHECK.to_owned());
-            settings.families = Family::BOTH.to_vec();
-            Ok(())
-        };
-        let mut site = Site::start(Shape::OneLegged, forwarding, 2, adapt).unwrap();
-        for number in 1..=2 {
-            site.wait_state(number, &["up"]).unwrap();
-        }
-        let (code, report) = examine(&site, &[]);
-        assert_eq!((code, &report.findings), (0, &Vec::new()), "{forwarding:?}");
-    }
+    nothing_is_found_over_the_other_family(Forwarding::Gue);
 }
 
 #[test]

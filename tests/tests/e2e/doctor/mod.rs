@@ -4,6 +4,7 @@
 mod fault;
 mod faults;
 mod healthy;
+mod release;
 mod unattached;
 mod without;
 
