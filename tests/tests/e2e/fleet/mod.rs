@@ -1,18 +1,13 @@
 //! Tests of a fleet with a real etcd, behind a router that spreads clients by ECMP.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod agents;
-mod bounded;
 mod changes;
-mod denials;
 mod discovery;
 mod engine;
 mod files;
-mod imports;
 mod members;
 mod modes;
 mod pair;
-mod quic;
 mod release;
 mod verdicts;
 
@@ -34,7 +29,7 @@ use balancer_testkit::{
     datagrams,
     etcd::{EtcdCluster, Options},
     http_client::Request,
-    namespace::Namespace,
+    namespace::{Namespace, run},
     process::Process,
     site::{PATIENCE, QUICK_CHECK, Settings, start_backend, start_decap, write_config},
     topology::{Family, Shape, Topology},
@@ -49,6 +44,9 @@ const CLIENTS: std::ops::RangeInclusive<u16> = 1..=90;
 const HOSTS: u16 = 4;
 /// The host numbers of the etcd servers in the segment's addresses.
 const ENGINES: [u16; 3] = [61, 62, 63];
+
+/// The configuration line with the key for connection IDs, which follows the listeners.
+const QUIC_KEY: &str = "\nquic = { format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 
 /// The settings of the fleet in a test.
 struct Plan {
@@ -216,7 +214,7 @@ impl Fleet {
         }
         if let Some(protocol) = self.plan.datagrams {
             let vip = SocketAddr::new(self.topology.vip(Family::V4), PORT);
-            let quic = if protocol == Protocol::Quic { quic::LINE } else { "" };
+            let quic = if protocol == Protocol::Quic { QUIC_KEY } else { "" };
             let both = format!("listen = [\"{vip}\", \"{vip}/{protocol}\"]{quic}");
             let one = format!("address = \"{vip}\"");
             let text = fs::read_to_string(&config).unwrap();
@@ -249,6 +247,12 @@ impl Fleet {
             format!("cert = {:?}", of.cert),
             format!("key = {:?}", of.key),
         ]
+    }
+
+    /// Runs `etcdctl` at one of the etcd servers.
+    fn etcdctl(&self, engine: usize, arguments: &[&str]) -> anyhow::Result<String> {
+        let address = Topology::host_address(Family::V4, ENGINES[engine]);
+        run(self.etcd.client(&self.engines[engine], address).args(arguments))
     }
 
     /// Makes the router distribute clients among the given members.

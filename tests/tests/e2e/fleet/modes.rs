@@ -9,8 +9,12 @@ use super::{Fleet, Plan, moved};
 
 /// Under load, the test adds a backend and drains another backend; then a member dies and returns. No client moves, and
 /// all members agree on each client's backend.
-fn one_answer_through(forwarding: Forwarding) {
+pub(super) fn one_answer_through(forwarding: Forwarding) {
     let mut fleet = Fleet::planned(Plan { forwarding, ..Plan::default() });
+    for member in 0..3 {
+        let said = fleet.cli(member, &["doctor"]);
+        assert!(said.starts_with("no findings"), "lb{}: {said}", member + 1);
+    }
     let homes = fleet.one_answer();
     let load = fleet.under_load(|fleet| {
         fleet.spread("1");
@@ -32,22 +36,8 @@ fn one_answer_through(forwarding: Forwarding) {
 }
 
 #[test]
-fn when_a_fleet_is_healthy_then_the_doctor_finds_nothing_at_any_member() {
-    let fleet = Fleet::new();
-    for member in 0..3 {
-        let said = fleet.cli(member, &["doctor"]);
-        assert!(said.starts_with("no findings"), "lb{}: {said}", member + 1);
-    }
-}
-
-#[test]
 fn when_a_fleet_uses_nat_then_clients_have_one_answer() {
     one_answer_through(Forwarding::Nat);
-}
-
-#[test]
-fn when_a_fleet_uses_ipip_then_clients_have_one_answer() {
-    one_answer_through(Forwarding::Ipip);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Tests of backends' agents in a fleet: the leader asks the agents, and all members apply the answers.
 
-use super::{Fleet, Plan};
 use crate::{
     agents::{AGENTS, Agent},
+    fleet::{Fleet, Plan},
     support::wait,
 };
 

@@ -1,7 +1,10 @@
 //! Tests of bounded load in a fleet: the leader decides about shares, and all members follow.
 
-use super::{Fleet, Plan};
-use crate::{bounded::BOUNDED, support::wait};
+use crate::{
+    bounded::BOUNDED,
+    fleet::{Fleet, Plan},
+    support::wait,
+};
 
 impl Fleet {
     /// Returns the slots of web1, and the percentage of its slots that web1 keeps, as each member shows them.

@@ -12,14 +12,12 @@ use balancer_api::{model::ClientView, quic::QuicServerConfig};
 use balancer_config::config::Protocol;
 use balancer_testkit::{datagrams, site::PATIENCE, stop::StopOnDrop, topology::Family};
 
-use super::{Fleet, PORT, Plan};
 use crate::{
+    fleet::{Fleet, PORT, Plan},
     quic::{maker, short},
     support::{homes, requests, wait},
 };
 
-/// The configuration line with the key for connection IDs, which follows the listeners.
-pub(super) const LINE: &str = "\nquic = { format = \"draft\", key = \"hex:8f95f09245765f80256934e50c66207f\" }";
 const FAMILY: Family = Family::V4;
 
 impl Fleet {

@@ -2,22 +2,16 @@
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
-use balancer_testkit::{
-    namespace::run,
-    topology::{Family, Topology},
-};
+use balancer_testkit::namespace::run;
 
-use super::{ENGINES, Fleet, Plan, moved};
-use crate::support::wait;
+use crate::{
+    fleet::{ENGINES, Fleet, Plan, moved},
+    support::wait,
+};
 
 const METRICS: &str = "127.0.0.1:2381";
 
 impl Fleet {
-    pub(super) fn etcdctl(&self, engine: usize, arguments: &[&str]) -> anyhow::Result<String> {
-        let address = Topology::host_address(Family::V4, ENGINES[engine]);
-        run(self.etcd.client(&self.engines[engine], address).args(arguments))
-    }
-
     /// Writes to etcd until etcd reports that its storage is full.
     fn fill_etcd(&self) {
         let value = "x".repeat(100_000);

@@ -4,8 +4,10 @@ use std::fs;
 
 use balancer_testkit::topology::Family;
 
-use super::{CLIENTS, Fleet};
-use crate::support::wait;
+use crate::{
+    fleet::{CLIENTS, Fleet},
+    support::wait,
+};
 
 impl Fleet {
     /// Returns the number of clients of the family `family` that a member knows.
