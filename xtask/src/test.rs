@@ -109,7 +109,7 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     let limit = minutes.map(|minutes| Duration::from_secs(60 * minutes));
     while lived < seeds && limit.is_none_or(|limit| begin.elapsed() < limit) {
         let some = FLEETS_AT_ONCE.min(seeds - lived);
-        let fleet = ["test", "--locked", "--release", "--quiet", "-p", "balancer-fleet", "members_agree"];
+        let fleet = ["test", "--locked", "--release", "--quiet", "-p", "balancer-fleet", "simulation::when_anything"];
         let from = (first + lived).to_string();
         run(cargo().args(fleet).env("FLEET_SEEDS", some.to_string()).env("FLEET_FIRST_SEED", from))?;
         lived += some;
