@@ -438,6 +438,27 @@ fn when_a_known_client_sends_datagrams_then_its_entry_is_read_once_in_a_period()
 }
 
 #[test]
+fn when_a_known_client_is_silent_for_half_a_minute_then_its_next_datagram_begins_a_connection() -> Result<()> {
+    let mut world = World::of(
+        "[[service]]\nname = \"web\"\naddress = \"198.51.100.10:53\"\nprotocol = \"udp\"\nforwarding = \"dsr\"\n\
+         remember = \"60s\"\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.0.11\"\n\
+         [[service.backend]]\nname = \"web2\"\naddress = \"10.0.0.12\"\n",
+    )?;
+    let frame = Frame::udp("172.16.0.9:40000", "198.51.100.10:53");
+    let deliver = |world: &mut World| -> Result<(u64, u64)> {
+        world.deliver(&frame)?;
+        let counters = world.counters()?;
+        Ok((counters.connections, counters.decided(Decision::Kept)))
+    };
+    assert_eq!(deliver(&mut world)?, (1, 0));
+    world.pass(28)?;
+    assert_eq!(deliver(&mut world)?, (1, 0), "the same connection goes on");
+    world.pass(31)?;
+    assert_eq!(deliver(&mut world)?, (2, 1), "it is known, and begins another");
+    Ok(())
+}
+
+#[test]
 fn when_clients_are_remembered_for_hours_then_an_established_ones_entry_is_read_once_in_minutes() -> Result<()> {
     let mut world = World::new("remember = \"3h\"", 4, 65_536)?;
     world.connect(client(1))?;

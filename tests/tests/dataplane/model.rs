@@ -3,6 +3,8 @@
 //!
 //! `BALANCER_MODEL_SEED` selects other packets, and `BALANCER_MODEL_PACKETS` sets the number of packets.
 
+mod release;
+
 use std::{collections::BTreeMap, time::Instant};
 
 use balancer_common::{
@@ -19,22 +21,28 @@ use balancer_packet_model::{
 use balancer_testkit::variable;
 
 const SEED: u64 = 0x0062_616c_616e_6365;
-const PACKETS: usize = 1_000_000;
+/// The number of packets for each change; the module `release` has more.
+const PACKETS: usize = 250_000;
 /// The number of packets in a scene.
 const SCENE: usize = 4000;
 /// If a test has at least this number of packets, every event must occur.
 const ENOUGH: usize = 200_000;
 /// The minimal number of occurrences of each event, and the number of packets for which that minimum is valid.
-const EACH: (u64, usize) = (20, PACKETS);
+const EACH: (u64, usize) = (20, 1_000_000);
 /// The number of steps between two comparisons of the counters.
 const LOOK: usize = 64;
 
 #[test]
 fn when_packets_are_generated_then_kernel_and_model_agree() {
-    let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(SEED);
+    agree(SEED, PACKETS);
+}
+
+/// Fails if kernel and model disagree; variables of the environment override seed and number of packets.
+fn agree(seed: u64, packets: usize) {
+    let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(seed);
     let packets = variable::number("BALANCER_MODEL_PACKETS")
         .expect("how many packets")
-        .map_or(PACKETS, |packets| packets as usize);
+        .map_or(packets, |packets| packets as usize);
     // The contest moves its thread into another namespace, so the contest runs in a separate thread.
     let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
     if let Some(report) = report.expect("the contest could not be held") {

@@ -1,6 +1,8 @@
 //! Tests of drop-ins, which bring services over the command line, with clients and servers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use balancer_common::map_types::Forwarding;
@@ -75,9 +77,8 @@ impl Bare {
     }
 }
 
-#[test]
-fn when_a_drop_in_brings_the_only_service_then_its_clients_stay_through_restarts_reloads_and_resets() {
-    for (forwarding, on_exit) in [(Forwarding::Nat, "keep"), (Forwarding::Nat, "detach"), (Forwarding::Snat, "keep")] {
+fn clients_of_a_drop_in_stay(cells: &[(Forwarding, &'static str)]) {
+    for &(forwarding, on_exit) in cells {
         let mut bare = Bare::start(forwarding, on_exit);
         assert_eq!(bare.services(), []);
         assert_eq!(bare.cli("drop-in list --json"), "[]");
@@ -113,6 +114,11 @@ fn when_a_drop_in_brings_the_only_service_then_its_clients_stay_through_restarts
         bare.site.restart_with_the_file_as_it_is().unwrap();
         assert_eq!(bare.services(), []);
     }
+}
+
+#[test]
+fn when_a_drop_in_brings_the_only_service_then_its_clients_stay_through_restarts_reloads_and_resets() {
+    clients_of_a_drop_in_stay(&[(Forwarding::Snat, "keep")]);
 }
 
 #[test]

@@ -56,7 +56,6 @@ mod restart;
 mod restart_changes;
 mod restart_counters;
 mod restart_flows;
-mod restart_sizes;
 mod returning;
 mod rights;
 mod rules;

@@ -79,7 +79,7 @@ fn when_a_backend_fails_hard_in_any_way_then_only_its_clients_move_once() {
 fn when_a_backend_fails_softly_in_any_way_then_known_clients_stay_until_the_deadline() {
     let mut users = Users::new(Forwarding::Nat, |settings| {
         settings.check = settings.check.replace(" }", r#", expect_body = "ok" }"#);
-        settings.service_lines += "drain = { timeout = \"8s\" }\n";
+        settings.service_lines += "drain = { timeout = \"5s\" }\n";
     });
     users.visit(CLIENTS);
     let mut drained = 0;
@@ -163,7 +163,7 @@ fn when_a_backend_flaps_below_fall_then_no_client_moves() {
     for number in [1, 3] {
         site.fail_backend(number, "flap").unwrap();
     }
-    for round in 1..=5 {
+    for round in 1..=3 {
         for result in ["soft", "hard", "passed"] {
             let labels = ["backend=\"web3\"", &format!("result=\"{result}\"")];
             wait_metric(&site, "health_checks_total", &labels, f64::from(4 * round), result);

@@ -162,6 +162,8 @@ fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
 /// answers a change only when the state file contains the change.
 #[test]
 fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other() {
+    const USERS: u16 = 20;
+    const STEPS: u16 = 13;
     let mut site = site(2);
     let (binary, socket) = (binaries::balancer().unwrap(), site.files().join("balancer.sock"));
     let change = |arguments: &[String]| {
@@ -170,18 +172,18 @@ fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other()
     };
     let words = |text: String| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     thread::scope(|scope| {
-        for user in 0..20u16 {
+        for user in 0..USERS {
             let change = &change;
             scope.spawn(move || {
                 // Each user adds, weighs and removes a separate backend several times, and finally adds the backend
                 // again.
                 let own = format!("web/own{user}");
-                let steps = (0..8).flat_map(|round| {
+                let steps = (0..4).flat_map(|round| {
                     let add = format!("backend add {own} 10.9.0.{}:80", user + 1);
                     [add, format!("backend weight {own} {}", round + 1), format!("backend remove {own} --force")]
                 });
                 let steps: Vec<String> = steps.chain([format!("backend add {own} 10.9.0.{}:80", user + 1)]).collect();
-                assert_eq!(steps.len(), 25);
+                assert_eq!(steps.len(), usize::from(STEPS));
                 for (number, step) in steps.into_iter().enumerate() {
                     assert_eq!(change(&words(step.clone())), (Some(0), String::new()), "{step}");
                     // In addition, all users try to add one common backend, and only one attempt succeeds.
@@ -195,15 +197,16 @@ fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other()
     });
     let status = site.status().unwrap();
     let names: Vec<String> = configured(&status).into_keys().collect();
-    let mut expected: Vec<String> = (0..20).map(|user| format!("own{user}")).collect();
+    let mut expected: Vec<String> = (0..USERS).map(|user| format!("own{user}")).collect();
     expected.extend(["shared", "web1", "web2"].map(str::to_owned));
     expected.sort();
     assert_eq!(names, expected);
-    assert_eq!(status.generation, 501);
+    let changes = u64::from(USERS * STEPS + 1);
+    assert_eq!(status.generation, changes);
     site.controller().process().kill().unwrap();
     site.start_again().unwrap();
     let again = site.status().unwrap();
-    assert_eq!((configured(&again), again.generation), (configured(&status), 501));
+    assert_eq!((configured(&again), again.generation), (configured(&status), changes));
 }
 
 /// If the state is large, the controller appends each change as a line to a journal next to the state file.

@@ -44,7 +44,7 @@ fn when_members_die_and_freeze_then_every_change_is_seen_once_and_in_order() {
         }
         let mut made = BTreeMap::new();
         let mut unknown = 0;
-        for round in 0..6 {
+        for round in [0, 4] {
             let member = round % 3;
             for number in 0..60 {
                 match number {

@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use balancer_common::map_types::Forwarding;
@@ -103,7 +104,7 @@ fn capture(site: &Site, name: &str, more: &[&str], ask: impl FnOnce()) -> (Vec<C
     // The command writes some packets with a delay, so the test waits until the file stops growing.
     let mut size = 0;
     wait("it does not rest", || {
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(300));
         let now = fs::metadata(&file).unwrap().len();
         std::mem::replace(&mut size, now) == now
     });
@@ -167,7 +168,8 @@ fn when_a_packet_is_dropped_then_it_is_there_once_with_the_reason() {
     let client = site.topology().client_address(Family::V4, 1).to_string();
     site.cli(&["rule", "add", "web", &client, "deny"]).unwrap();
     let (frames, ..) = capture(&site, "denied", &["--service", "web", "--count", "1"], || {
-        assert!(site.homes(Family::V4, [1]).is_err());
+        let replies = site.ask(Family::V4, [1], Duration::from_millis(300)).unwrap();
+        assert!(replies.iter().all(Result::is_err), "{replies:?}");
     });
     let [frame] = frames.as_slice() else { panic!("{frames:?}") };
     assert_eq!(
