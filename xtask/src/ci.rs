@@ -19,6 +19,7 @@ use crate::{
     miri::Miri,
     setup::{Purpose, setup, typos},
     test::{self, Tier},
+    times::Times,
     try_package::{SUITE, try_package},
 };
 
@@ -66,28 +67,30 @@ fn prepare(purpose: Purpose) -> Result<()> {
 /// processor time that the tests leave. The remaining checks begin when everything is built, because two builds at once
 /// would wait for each other.
 pub(crate) fn landing() -> Result<()> {
-    prepare(Purpose::Ci)?;
-    quick_checks()?;
-    let tests = test::build(Some(PATH))?;
+    let mut times = Times::default();
+    times.of("set-up", || prepare(Purpose::Ci))?;
+    times.of("format, spelling, dependencies and licences", quick_checks)?;
+    let tests = times.of("build of the tests", || test::build(Some(PATH)))?;
     let checks = Beside::begin(Part::Checks, "clippy, documentation, book and loading on older kernels")?;
     let baseline = Beside::begin(Part::Baseline, "the kernel program of the baseline")?;
-    let tested = tests.run(Tier::Landing);
-    let (checked, built) = (checks.end(), baseline.end());
-    tested.and(checked).and(built)?;
+    let tested = times.of("tests", || tests.run(Tier::Landing));
+    let beside = times.of("the rest of the checks beside the tests", || checks.end().and(baseline.end()));
     // The comparison of speed runs alone, after all other checks.
-    check_paths()
+    let all = tested.and(beside).and_then(|()| times.of("comparison of speed", check_paths));
+    all.and(times.report(Tier::Landing.profile()))
 }
 
 /// Runs the checks that a release must pass and that a change need not pass. Like the tests, the trial of the package
 /// mostly waits.
 pub(crate) fn release() -> Result<()> {
-    prepare(Purpose::Release)?;
-    let tests = test::build(None)?;
+    let mut times = Times::default();
+    times.of("set-up", || prepare(Purpose::Release))?;
+    let tests = times.of("build of the tests", || test::build(None))?;
     let miri = Beside::begin(Part::Miri, "Miri")?;
     let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
-    let tested = tests.run(Tier::Release);
-    let (interpreted, packed) = (miri.end(), package.end());
-    tested.and(interpreted).and(packed)
+    let tested = times.of("tests", || tests.run(Tier::Release));
+    let beside = times.of("the rest of the checks beside the tests", || miri.end().and(package.end()));
+    tested.and(beside).and(times.report(Tier::Release.profile()))
 }
 
 /// Runs the quick checks, which find most mistakes early.

@@ -19,6 +19,7 @@ mod run;
 mod sanitize;
 mod setup;
 mod test;
+mod times;
 mod try_package;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -52,7 +53,14 @@ enum Chore {
     /// Set up, build, and show the balancer at work: its demo, or on real interfaces with --config.
     Run(run::Options),
     /// Set up, then run the tests that a change must pass, from unit tests to network namespaces; needs root.
-    Test(kernels::Options),
+    Test {
+        /// Build everything, but run only tests whose names contain one of these texts, such as `fragments::`. A text
+        /// with `release::` also selects tests that run only before a release.
+        #[arg(value_name = "NAME", conflicts_with = "kernels")]
+        names: Vec<String>,
+        #[command(flatten)]
+        kernels: kernels::Options,
+    },
     /// Set up, then run the long tests: packets from several processors against a busy controller, random faults in a
     /// whole site under traffic, a hundred thousand random sequences of events against the controller's model, and as
     /// many simulated fleets; needs root.
@@ -166,8 +174,9 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Setup { ci } => setup::setup(if ci { Purpose::Ci } else { Purpose::Test }),
         Chore::Build { release } => build::build(release),
         Chore::Run(options) => run::run(&options),
-        Chore::Test(options) if options.is_about_kernels() => kernels::test(&options),
-        Chore::Test(_) => test::test(None),
+        Chore::Test { kernels, .. } if kernels.is_about_kernels() => kernels::test(&kernels),
+        Chore::Test { names, .. } if names.is_empty() => test::test(None),
+        Chore::Test { names, .. } => test::some(&names),
         Chore::Miri => miri::Miri::install()?.run(),
         Chore::Sanitize { only } => sanitize::sanitize(only),
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     num::NonZero,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +26,18 @@ pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     build(beside)?.run(Tier::Landing)
 }
 
+/// Sets up the machine, builds all tests and all programs that tests start, and runs the tests whose names contain one
+/// of the texts. A text with `release::` also selects tests that run only before a release.
+pub(crate) fn some(names: &[String]) -> Result<()> {
+    ensure_root("the test suite", "test")?;
+    setup(Purpose::Test)?;
+    let mut command = build(None)?.command(Tier::Landing);
+    if names.iter().any(|name| name.contains("release::")) {
+        command.arg("--ignore-default-filter");
+    }
+    run(command.arg("--").args(names))
+}
+
 /// The tests that run together; each test belongs to one tier by the module in which it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Tier {
@@ -36,7 +49,7 @@ pub(crate) enum Tier {
 
 impl Tier {
     /// The profile in `.config/nextest.toml`.
-    const fn profile(self) -> &'static str {
+    pub(crate) const fn profile(self) -> &'static str {
         match self {
             Self::Landing => "default",
             Self::Release => "release",
@@ -69,6 +82,10 @@ pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
 impl Tests {
     /// Runs all tests of a tier. nextest writes a report to `target/nextest`.
     pub(crate) fn run(&self, tier: Tier) -> Result<()> {
+        run(&mut self.command(tier))
+    }
+
+    fn command(&self, tier: Tier) -> Command {
         const AT_ONCE: &str = "NEXTEST_TEST_THREADS";
         let mut command = cargo();
         command.args(["nextest", "run", "--profile", tier.profile(), "--no-fail-fast"]);
@@ -78,7 +95,8 @@ impl Tests {
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
             command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
         }
-        run(command.arg("--cargo-metadata").arg(&self.packages))
+        command.arg("--cargo-metadata").arg(&self.packages);
+        command
     }
 }
 
