@@ -1,6 +1,8 @@
 //! Tests of upgrades from a version of the balancer whose kept maps have another layout.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod release;
+
 use std::{fs, net::IpAddr};
 
 use aya::maps::{Array, Map, MapData};
@@ -12,7 +14,7 @@ use balancer_common::{
 use balancer_control::keys;
 use balancer_testkit::{topology::Family, users::Users};
 
-use super::restart::{pins, refusal, rewrite_notes};
+use super::restart::{pins, rewrite_notes};
 
 /// The hash key in the configuration of every site.
 const KEY: HashKey = HashKey::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
@@ -57,24 +59,4 @@ fn when_a_version_of_layout_13_is_upgraded_then_nobody_moves_even_if_the_capacit
         assert!(!pins(&users.site).join("CLIENTS").exists(), "the former table stays");
     }
     users.assert_moves(&[]);
-}
-
-#[test]
-fn when_a_version_cannot_read_the_maps_then_clients_are_exported_and_imported_and_nobody_moves() {
-    let mut users = Users::new(Forwarding::Nat, |settings| settings.on_exit = "keep");
-    users.visit(1..=200);
-    users.add_web5();
-    users.nobody_moves("when web5 was added");
-    let file = users.site.files().join("clients.txt");
-    let file = file.to_str().unwrap();
-    users.site.cli(&["client", "export", "web", "-o", file]).unwrap();
-    users.site.controller().process().stop().unwrap();
-    rewrite_notes(&users.site, &format!("\"layout_version\":{LAYOUT_VERSION}"), "\"layout_version\":99");
-    let refused = refusal(&users.site);
-    assert!(refused.contains("left maps of layout 99 running") && refused.contains("`balancer detach`"), "{refused}");
-    users.site.detach().unwrap();
-    users.site.start_again().unwrap();
-    let said = users.site.cli(&["client", "import", "web", file]).unwrap();
-    assert!(said.contains("200"), "{said}");
-    users.nobody_moves("when the version with the other layout had imported them");
 }

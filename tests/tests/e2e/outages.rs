@@ -73,11 +73,6 @@ fn all_crash_and_come_back(forwarding: Forwarding, restart: bool) {
 }
 
 #[test]
-fn when_all_servers_crash_and_come_back_then_no_client_of_dsr_is_moved() {
-    all_crash_and_come_back(Forwarding::Dsr, false);
-}
-
-#[test]
 fn when_the_controller_restarts_in_an_outage_then_no_client_is_moved() {
     all_crash_and_come_back(Forwarding::Nat, true);
 }

@@ -181,7 +181,7 @@ fn when_a_kept_program_is_detached_then_another_program_takes_the_interface() {
             keep(settings, topology)
         };
         let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 1, adapt).unwrap();
-        for _ in 0..3 {
+        for _ in 0..2 {
             assert!(site.controller().process().stop().unwrap().success());
             with_busy_processors(|| {
                 assert!(site.detach().unwrap().status.success());
@@ -197,7 +197,7 @@ fn when_a_kept_program_is_detached_then_another_program_takes_the_interface() {
 fn when_a_restart_has_another_mode_then_a_kept_program_changes_it() {
     let mut site = Site::start(Shape::OneLegged, Forwarding::Dsr, 3, keep).unwrap();
     let homes = site.homes(FAMILY, CLIENTS).unwrap();
-    for mode in ["generic", "native", "generic", "native"] {
+    for mode in ["generic", "native"] {
         with_busy_processors(|| site.restart(|settings| settings.xdp_mode = mode)).unwrap();
         assert_eq!(site.status().unwrap().interfaces[0].xdp_mode, mode);
         assert_eq!(site.homes(FAMILY, CLIENTS).unwrap(), homes, "{mode}");

@@ -199,8 +199,8 @@ fn when_starts_with_other_capacities_are_killed_at_any_moment_then_nobody_moves(
     users.site.controller().process().stop().unwrap();
     let text = fs::read_to_string(users.site.config()).unwrap();
     let with = |capacity: u32| text.replace("capacity = 1000000", &format!("capacity = {capacity}"));
-    for number in 1..=16 {
-        fs::write(users.site.config(), with(if number % 2 == 0 { 20_000 } else { 2_000_000 })).unwrap();
+    for number in (1..=16).step_by(2) {
+        fs::write(users.site.config(), with(if number % 4 == 1 { 20_000 } else { 2_000_000 })).unwrap();
         let mut command = users.site.topology().balancer().command(binaries::balancer().unwrap());
         let mut start = command.arg("run").arg("--config").arg(users.site.config()).spawn().unwrap();
         thread::sleep(Duration::from_millis(70) * number);

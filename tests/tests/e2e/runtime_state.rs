@@ -162,7 +162,7 @@ fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
 /// answers a change only when the state file contains the change.
 #[test]
 fn when_many_users_make_changes_at_once_then_they_are_made_one_after_the_other() {
-    const USERS: u16 = 20;
+    const USERS: u16 = 8;
     const STEPS: u16 = 13;
     let mut site = site(2);
     let (binary, socket) = (binaries::balancer().unwrap(), site.files().join("balancer.sock"));

@@ -180,7 +180,7 @@ impl Fault {
 
 /// Sends requests from all clients at the same time, because each request may take as long as the time limit.
 fn ask(site: &Site) {
-    let timeout = Duration::from_secs(4);
+    let timeout = Duration::from_secs(2);
     let requests: Vec<Request> =
         CLIENTS.map(|client| Request { timeout, ..site.request(Family::V4, client) }).collect();
     let replies = send_all(site.topology().client(), &requests, requests.len()).unwrap();

@@ -1,9 +1,13 @@
-//! The same test in the other modes, which takes longer than a landing has time for.
+//! The same tests in the other modes, which take longer than a landing has time for.
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::topology::{Family, Shape};
 
-use super::this_machine_serves_its_share;
+use super::{
+    clients_stay_where_they_are, datagrams_come_back_from_the_vip, only_its_clients_move, this_machine_serves_its_share,
+};
+
+const OTHERS: [Forwarding; 2] = [Forwarding::Dsr, Forwarding::Snat];
 
 #[test]
 fn when_this_machine_is_a_backend_of_another_mode_then_it_serves_its_share_and_keeps_its_clients() {
@@ -14,5 +18,24 @@ fn when_this_machine_is_a_backend_of_another_mode_then_it_serves_its_share_and_k
         (Forwarding::Snat, Family::V4, Shape::OneLegged),
         (Forwarding::Snat, Family::V6, Shape::TwoLegged),
         (Forwarding::Ipip, Family::V4, Shape::TwoLegged),
+    ]);
+}
+
+#[test]
+fn when_the_dsr_or_snat_server_on_this_machine_dies_then_only_its_clients_move() {
+    only_its_clients_move(&OTHERS);
+}
+
+#[test]
+fn when_the_balancer_restarts_or_drains_its_own_dsr_or_snat_server_then_clients_stay_where_they_are() {
+    clients_stay_where_they_are(&OTHERS);
+}
+
+#[test]
+fn when_this_machine_serves_datagrams_of_any_mode_then_whole_ones_and_fragments_come_back_from_the_vip() {
+    datagrams_come_back_from_the_vip(&[
+        (Forwarding::Dsr, "native"),
+        (Forwarding::Nat, "native"),
+        (Forwarding::Snat, "native"),
     ]);
 }

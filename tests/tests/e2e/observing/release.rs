@@ -3,7 +3,11 @@
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::topology::{Family, Shape};
 
-use super::{HARDEST, capture::each_is_there_as_it_came_and_as_it_left, trace::check_mode};
+use super::{
+    HARDEST,
+    capture::each_is_there_as_it_came_and_as_it_left,
+    trace::{check_mode, the_program_that_tells_goes},
+};
 
 const OTHERS: [Forwarding; 3] = [Forwarding::Dsr, Forwarding::Snat, Forwarding::Ipip];
 
@@ -25,4 +29,9 @@ fn when_there_are_two_interfaces_and_ipv6_then_every_mode_says_the_same() {
 #[test]
 fn when_packets_are_captured_in_the_other_modes_then_each_is_there_as_it_came_and_as_it_left() {
     each_is_there_as_it_came_and_as_it_left(&OTHERS);
+}
+
+#[test]
+fn when_it_is_killed_with_on_exit_detach_then_the_program_that_tells_goes_and_clients_notice_nothing() {
+    the_program_that_tells_goes("detach");
 }

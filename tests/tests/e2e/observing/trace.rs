@@ -150,30 +150,32 @@ fn when_it_is_read_by_people_then_four_lines_tell_a_packet_and_count_ends_it() {
     );
 }
 
+pub(super) fn the_program_that_tells_goes(on_exit: &'static str) {
+    let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
+        settings.remember = "10m";
+        settings.on_exit = on_exit;
+        Ok(())
+    })
+    .unwrap();
+    let of = |name: &str| BTreeSet::from([name.to_owned()]);
+    assert_eq!(watch::attached(&site), of("balancer"));
+    let mut trace = watch::start(&site, "trace", &["trace", "--service", "web"]);
+    assert_eq!(watch::attached(&site), of("tell_and_steer"));
+    let homes = site.homes(Family::V4, 1..=3).unwrap();
+    let other = site.output(&["trace", "--service", "web"]).unwrap();
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.code() == Some(1) && said.contains("somebody traces already"), "{said}");
+    trace.kill();
+    wait("the program that tells stays", || watch::attached(&site) == of("balancer"));
+    assert_eq!(site.homes(Family::V4, 1..=3).unwrap(), homes);
+    let trace = watch::start(&site, "again", &["trace", "--service", "web"]);
+    assert_eq!(watch::attached(&site), of("tell_and_steer"), "it can be done again");
+    drop(trace);
+}
+
 #[test]
 fn when_it_is_killed_then_the_program_that_tells_goes_and_clients_notice_nothing() {
-    for keep in [false, true] {
-        let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
-            settings.remember = "10m";
-            settings.on_exit = if keep { "keep" } else { "detach" };
-            Ok(())
-        })
-        .unwrap();
-        let of = |name: &str| BTreeSet::from([name.to_owned()]);
-        assert_eq!(watch::attached(&site), of("balancer"));
-        let mut trace = watch::start(&site, "trace", &["trace", "--service", "web"]);
-        assert_eq!(watch::attached(&site), of("tell_and_steer"));
-        let homes = site.homes(Family::V4, 1..=3).unwrap();
-        let other = site.output(&["trace", "--service", "web"]).unwrap();
-        let said = String::from_utf8_lossy(&other.stderr);
-        assert!(other.status.code() == Some(1) && said.contains("somebody traces already"), "{said}");
-        trace.kill();
-        wait("the program that tells stays", || watch::attached(&site) == of("balancer"));
-        assert_eq!(site.homes(Family::V4, 1..=3).unwrap(), homes);
-        let trace = watch::start(&site, "again", &["trace", "--service", "web"]);
-        assert_eq!(watch::attached(&site), of("tell_and_steer"), "it can be done again");
-        drop(trace);
-    }
+    the_program_that_tells_goes("keep");
 }
 
 #[test]
