@@ -135,3 +135,15 @@ pub(crate) fn soak(seeds: u64, first: u64, minutes: Option<u64>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn when_the_tiers_are_defined_then_each_test_is_in_exactly_one() {
+        let config = include_str!("../../.config/nextest.toml");
+        let filters: Vec<&str> =
+            config.lines().filter_map(|line| line.strip_prefix("default-filter = \"")?.strip_suffix('"')).collect();
+        assert_eq!(filters.len(), 2, "{filters:?}");
+        assert_eq!(filters.first().map(ToString::to_string), filters.last().map(|release| format!("not ({release})")));
+    }
+}
