@@ -1,12 +1,10 @@
-//! Tests with large amounts of data and with slow readers.
+//! Tests with large amounts of data.
 
 mod release;
 
-use std::time::Duration;
-
 use balancer_fleet::engine::{Answer, LONGEST_VALUE, News, Request};
 
-use crate::lab::{Lab, keys, put, put_leased};
+use crate::lab::{Lab, keys, put};
 
 #[test]
 fn when_many_large_values_are_read_then_they_are_whole_and_the_watch_goes_on() {
@@ -57,29 +55,5 @@ fn when_thousands_of_keys_are_copied_then_the_copy_is_whole_and_in_order() {
         }
         let mut late = crate::lab::Driver::new(lab.settings(10));
         assert_eq!(keys(&late.joined().await.1), expected);
-    });
-}
-
-#[test]
-fn when_a_reader_is_slow_then_it_keeps_its_lease_and_misses_nothing() {
-    Lab::new(1).run(async |lab| {
-        let mut slow = lab.join(3).await;
-        slow.made(vec![put_leased("live/slow")]).await;
-        let mut driver = lab.join(10).await;
-        // 3,000 changes are more than queues and flow-control windows can hold.
-        let changes = 3000_usize;
-        for number in 0..changes {
-            driver.made(vec![put("live/counter", vec![u8::try_from(number % 251).unwrap(); 4000])]).await;
-        }
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(keys(&driver.read("live/slow").await), ["live/slow"]);
-        let mut next = 0;
-        while next < changes {
-            let (_, put, _) = slow.changed().await;
-            if put[0].key == "live/counter" {
-                assert_eq!(usize::from(put[0].value[0]), next % 251);
-                next += 1;
-            }
-        }
     });
 }
