@@ -48,22 +48,25 @@ fn ask(
     destination: &[u32; 4],
 ) -> Option<(u32, *const FibLookup)> {
     let place = QUERY.get_ptr_mut(0)?;
-    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path. The row
-    // is a plain C structure without invalid bit patterns.
-    let query = unsafe {
-        place.write(mem::zeroed());
-        &mut *place
-    };
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    let query = unsafe { &mut *place };
+    // The program writes only what the kernel reads, word by word: to clear or to copy whole arrays, the compiler would
+    // call a loop over bytes, which the verifier follows once for each call.
     query.l4_protocol = ip.protocol;
+    query.sport = 0;
+    query.dport = 0;
+    query.__bindgen_anon_1.tot_len = 0;
     query.ifindex = ifindex;
+    query.__bindgen_anon_2.flowinfo = 0;
     if ip.family == FAMILY_V4 {
         query.family = AF_INET;
         query.__bindgen_anon_3.ipv4_src = source[0];
         query.__bindgen_anon_4.ipv4_dst = destination[0];
     } else {
         query.family = AF_INET6;
-        query.__bindgen_anon_3.ipv6_src = *source;
-        query.__bindgen_anon_4.ipv6_dst = *destination;
+        let ([a, b, c, d], [e, f, g, h]) = (source, destination);
+        query.__bindgen_anon_3.ipv6_src = [*a, *b, *c, *d];
+        query.__bindgen_anon_4.ipv6_dst = [*e, *f, *g, *h];
     }
     // SAFETY: the context is the kernel's, the structure is a map value, and the call gives its size.
     let answer = unsafe { bpf_fib_lookup(context, &raw mut *query, mem::size_of::<FibLookup>() as i32, 0) };
