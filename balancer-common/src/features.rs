@@ -12,9 +12,9 @@ pub struct Features(u64);
 impl Features {
     /// No feature: a program that passes all frames to the host.
     pub const NONE: Self = Self(0);
-    /// Services with IPv4 listeners.
+    /// Services with IPv4 listeners, or with backends that have IPv4 addresses.
     pub const V4: Self = Self(1);
-    /// Services with IPv6 listeners.
+    /// Services with IPv6 listeners, or with backends that have IPv6 addresses.
     pub const V6: Self = Self(1 << 1);
     /// Services with [`Forwarding::Dsr`](crate::map_types::Forwarding::Dsr).
     pub const DSR: Self = Self(1 << 2);
@@ -42,6 +42,32 @@ impl Features {
     /// Every feature, those of later versions included.
     pub const ALL: Self = Self(u64::MAX);
 
+    /// The features with their names.
+    pub const NAMES: [(&'static str, Self); 13] = [
+        ("v4", Self::V4),
+        ("v6", Self::V6),
+        ("dsr", Self::DSR),
+        ("nat", Self::NAT),
+        ("snat", Self::SNAT),
+        ("cross", Self::CROSS),
+        ("tunnel", Self::TUNNEL),
+        ("memory", Self::MEMORY),
+        ("quic", Self::QUIC),
+        ("reject", Self::REJECT),
+        ("rules", Self::RULES),
+        ("share", Self::SHARE),
+        ("local", Self::LOCAL),
+    ];
+
+    /// The feature of this name; `all` names all features.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        if name == "all" {
+            return Some(Self::ALL);
+        }
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|&(_, feature)| feature)
+    }
+
     /// The set of these bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
@@ -59,6 +85,20 @@ impl Features {
     #[inline(always)]
     pub const fn has(self, others: Self) -> bool {
         self.0 & others.0 == others.0
+    }
+
+    /// The features of either set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// Whether the set contains any of `others`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn has_any(self, others: Self) -> bool {
+        self.0 & others.0 != 0
     }
 }
 

@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::aes::{self, RoundKeys};
+use crate::aes::{self, Block, RoundKeys};
 
 mod issue;
 
@@ -72,6 +72,13 @@ pub const CIPHER_BLOCK: u8 = 1;
 pub const CIPHER_THREE: u8 = 2;
 /// `QuicFormat::cipher`: encryption takes four passes; to read the server ID, the program undoes all four passes.
 pub const CIPHER_FOUR: u8 = 3;
+
+/// What a cipher does with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cipher {
+    Encrypt,
+    Decrypt,
+}
 
 /// The key by which the program looks up the server ID of a connection ID.
 #[repr(C)]
@@ -166,23 +173,39 @@ impl QuicFormat {
     }
 
     /// Reads the server ID from a connection ID that is long enough.
+    #[must_use]
+    pub fn server_of(&self, id: IdWords) -> [u64; 2] {
+        self.server_by(id, |cipher, block| self.ciphered(cipher, block))
+    }
+
+    /// Encrypts or decrypts a block under the format's key.
     #[inline(always)]
     #[must_use]
-    pub fn server_of(&self, [a, b, c]: IdWords) -> [u64; 2] {
+    pub fn ciphered(&self, cipher: Cipher, block: Block) -> Block {
+        match cipher {
+            Cipher::Encrypt => aes::encrypt(&self.encrypt, block),
+            Cipher::Decrypt => aes::decrypt(&self.decrypt, block),
+        }
+    }
+
+    /// Like [`QuicFormat::server_of`]; `cipher` does what [`QuicFormat::ciphered`] does.
+    #[inline(always)]
+    #[must_use]
+    pub fn server_by(&self, [a, b, c]: IdWords, cipher: impl Fn(Cipher, Block) -> Block) -> [u64; 2] {
         // The encrypted bytes begin after the first byte of the connection ID.
         let text = [a << 8 | b >> 56, b << 8 | c >> 56, c << 8];
         let [first, second, _] = text;
         let plain = match self.cipher {
             CIPHER_NONE => [first, second],
-            CIPHER_BLOCK => aes::decrypt(&self.decrypt, [first, second]),
-            _ => self.unmixed(text),
+            CIPHER_BLOCK => cipher(Cipher::Decrypt, [first, second]),
+            _ => self.unmixed(text, |block| cipher(Cipher::Encrypt, block)),
         };
         masked(plain, self.server_mask)
     }
 
     /// Undoes those of the four encryption passes that hide the server ID.
     #[inline(always)]
-    fn unmixed(&self, [a, b, c]: [u64; 3]) -> [u64; 2] {
+    fn unmixed(&self, [a, b, c]: [u64; 3], encrypt: impl Fn(Block) -> Block) -> [u64; 2] {
         let [left_mask, right_mask] = self.half_masks;
         // The right half begins with this byte; if the length is odd, this byte belongs to both halves.
         let shift = u32::from(self.length / 2) * 8 % 128;
@@ -199,8 +222,7 @@ impl QuicFormat {
         while pass >= last {
             let [high, low] = from;
             let end = u64::from(self.length) << 8 | pass;
-            let key = aes::encrypt(&self.encrypt, [high, low | end]);
-            let [key_high, key_low] = masked(key, masks.0);
+            let [key_high, key_low] = masked(encrypt([high, low | end]), masks.0);
             let new = [onto[0] ^ key_high, onto[1] ^ key_low];
             (onto, from) = (from, new);
             masks = (masks.1, masks.0);

@@ -100,6 +100,20 @@ impl KeyWords {
 pub struct Home(u32);
 
 impl Home {
+    /// The word from which [`Home::of_word`] makes the same value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// The value that [`Home::word`] encoded in this word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_word(word: u32) -> Self {
+        Self(word)
+    }
+
     /// The first row of the lookup; the second row is `first() ^ 1`.
     #[inline(always)]
     #[must_use]

@@ -19,10 +19,11 @@ pub(crate) fn is_one_host(address: &[u32; 4], family: u8) -> bool {
     }
 }
 
-/// Whether the frame was sent to a group of stations.
+/// Whether the frame was sent to a group of stations. The function reads two bytes because the verifier does not
+/// understand a bounds check of a single byte.
 #[inline(always)]
 pub(crate) fn is_group(frame: Packet<'_>) -> bool {
-    frame.load::<u8>(0).is_none_or(|first| first & 1 != 0)
+    frame.load::<[u8; 2]>(0).is_none_or(|[first, _]| first & 1 != 0)
 }
 
 /// Sends a frame back to its sender on the link.

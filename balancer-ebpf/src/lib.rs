@@ -14,6 +14,7 @@ mod cpu_rows;
 pub mod debug_log;
 pub mod decap;
 mod devices;
+mod features;
 mod flows;
 pub mod forward;
 mod found;

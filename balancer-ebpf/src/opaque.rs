@@ -44,6 +44,15 @@ pub(crate) fn mixed(number: u64, unknown: u64) -> u64 {
     number
 }
 
+/// Returns the offset of the IP header in a frame with tags unchanged. For the verifier, frames with one tag and frames
+/// with two tags are the same after this call.
+#[inline(always)]
+pub(crate) fn offset(offset: usize, unknown: u16) -> usize {
+    /// A mask that limits the offset for the verifier.
+    const MOST: usize = 31;
+    mixed(offset as u64, unknown.into()) as usize & MOST
+}
+
 /// Calls [`parse::follow`] in such a form that the verifier does not know the offsets.
 #[inline(always)]
 pub(crate) fn follow<'a>(frame: Packet<'a>, ip: &mut Ip<'a>) -> Result<(), Stopped> {

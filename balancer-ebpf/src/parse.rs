@@ -361,14 +361,23 @@ pub fn ip(frame: Packet<'_>) -> Option<Ip<'_>> {
 /// Calls `then` with the header of an unfragmented, well-formed IPv6 packet or IPv4 packet without options. The
 /// compiler compiles `then` for each family separately, so constants that depend on the family cost nothing at run
 /// time. For any other IP frame, the result is `otherwise`. `None`: the frame is not IP.
+///
+/// `forget` returns its first argument, the offset of the IP header in a frame with tags, unchanged; in the kernel
+/// program, it makes the offset unknown to the verifier, which knows as little about the second argument.
 #[inline(always)]
 #[must_use]
-pub fn with_plain_ip<'a, Then>(frame: Packet<'a>, then: impl Fn(Ip<'a>) -> Then, otherwise: Then) -> Option<Then> {
+pub fn with_plain_ip<'a, Then>(
+    frame: Packet<'a>,
+    forget: impl Fn(usize, u16) -> usize,
+    then: impl Fn(Ip<'a>) -> Then,
+    otherwise: Then,
+) -> Option<Then> {
     let mut l3_offset = EthHdr::LEN;
     let mut ether_type: u16 = frame.load(offset_of!(EthHdr, ether_type))?;
     // With the tests in this order, most frames need only one comparison.
     if ether_type != EtherType::Ipv4 as u16 && ether_type != EtherType::Ipv6 as u16 {
         (l3_offset, ether_type) = ethernet(frame)?;
+        l3_offset = forget(l3_offset, frame.load(EthHdr::LEN)?);
     }
     let header = frame.skip(l3_offset);
     if ether_type == EtherType::Ipv4 as u16 {

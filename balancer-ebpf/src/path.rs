@@ -2,6 +2,7 @@
 //! cases, such as services with rules; [`crate::steps`] handles them.
 
 use balancer_common::{
+    features::Features,
     map_types::{
         CONTROL_FLOWS, CONTROL_RETURNS, Control, LISTENER_QUIC, SERVICE_FLOWS, SERVICE_LOCAL, SERVICE_QUIC,
         SERVICE_RULES, SERVICE_SHARED,
@@ -10,15 +11,19 @@ use balancer_common::{
 };
 
 use crate::{
-    backends, control, flows, forward,
+    backends, control, features, flows, forward, found,
     ingress::Ingress,
-    local_mac, martian,
+    local_mac, martian, opaque,
     packet::Packet,
     parse::{self, Ip, Ports},
     returns, rules, service, signs, steer,
     step::{Carries, Quic, Step, ToClient},
     steps,
 };
+
+/// The features of services whose packets need more than the plain path.
+const APART: Features =
+    Features::RULES.and(Features::SHARE).and(Features::SNAT).and(Features::LOCAL).and(Features::QUIC);
 
 /// Decides about a frame, and rewrites the frame if the program forwards it.
 #[inline(always)]
@@ -32,15 +37,22 @@ pub fn process(ingress: Ingress) -> Step {
     if step == Step::TX {
         return Step::TX;
     }
-    if step.is_last() { step } else { steps::take(ingress, step) }
+    if step.is_last() {
+        return step;
+    }
+    if step != Step::RARE {
+        found::keep_plain(ingress);
+    }
+    steps::take(ingress, step)
 }
 
 #[inline(always)]
 fn plain(ingress: Ingress, frame: Packet<'static>) -> Step {
     let plain = parse::with_plain_ip(
         frame,
+        opaque::offset,
         #[inline(always)]
-        |ip| packet(ingress, frame, &ip),
+        |ip| if features::family(ip.family) { packet(ingress, frame, &ip) } else { Step::PASS },
         Step::RARE,
     );
     plain.unwrap_or(Step::PASS)
@@ -58,14 +70,16 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return Step::RARE;
     }
     let service = listener.service;
-    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0 {
-        if service.flags & SERVICE_FLOWS != 0 {
+    if features::any(APART)
+        && service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0
+    {
+        if features::uses(Features::SNAT) && service.flags & SERVICE_FLOWS != 0 {
             return flows::path::to_backend(ingress, ip, listener);
         }
         if rules::may_concern(service, ip.family, &ip.source) {
             return Step::RARE;
         }
-        if listener.listening.flags & LISTENER_QUIC != 0 {
+        if features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0 {
             listener.count(ports);
             return Step::to(Quic::unchecked(listener));
         }
@@ -97,14 +111,20 @@ fn is_whole(ip: &Ip<'_>) -> bool {
 
 #[inline(always)]
 fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, ports: Ports) -> Step {
+    if !features::any(Features::NAT.and(Features::SNAT)) {
+        return Step::PASS;
+    }
     if control.flags & (CONTROL_RETURNS | CONTROL_FLOWS) != CONTROL_RETURNS {
-        if control.flags & CONTROL_FLOWS == 0 {
+        if !features::uses(Features::SNAT) || control.flags & CONTROL_FLOWS == 0 {
             return Step::PASS;
         }
         let step = flows::path::to_client(ingress, ip);
         if step != Step::PASS || control.flags & CONTROL_RETURNS == 0 {
             return step;
         }
+    }
+    if !features::uses(Features::NAT) {
+        return Step::PASS;
     }
     let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });

@@ -7,9 +7,13 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use balancer_common::{
+    aes::Block,
     map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
     query::Query,
-    quic::{CIPHER_NONE, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicRow, QuicServer, QuicStats},
+    quic::{
+        CIPHER_NONE, Cipher, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer,
+        QuicStats,
+    },
     tracing::{QUIC_GONE, QUIC_NAMED, QUIC_NO_ID, QUIC_TAUGHT, QUIC_UNKNOWN},
     verdict::{Decision, DecisionIndex, DropReason},
 };
@@ -131,11 +135,36 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
     if (asked.length as usize) < format.id_length() {
         return None;
     }
-    let id = format.server_of(asked.id);
+    let id = format.server_by(asked.id, |cipher, block| ciphered(format, cipher, block));
     let key = QuicServer { id, service: asked.service_id, length: u16::from(format.server), reserved: 0 };
     // SAFETY: the program copies the value immediately.
     let backend = *unsafe { QUIC_SERVERS.get(key) }? as u16;
     Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
+}
+
+/// Does what [`QuicFormat::ciphered`] does.
+#[inline(always)]
+fn ciphered(format: &QuicFormat, cipher: Cipher, [first, second]: Block) -> Block {
+    if balancer_cipher(format, u64::from(cipher == Cipher::Decrypt), first, second) == 0 {
+        return [0; 2];
+    }
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    scratch::place::<Block>(Row::Block).map_or([0; 2], |place| unsafe { place.read() })
+}
+
+/// Encrypts or decrypts a block, and stores the result in the scratch row. This is a global function, so the verifier,
+/// which follows all rounds, checks it only once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_cipher(format: *const QuicFormat, decrypts: u64, first: u64, second: u64) -> u64 {
+    let cipher = if decrypts == 0 { Cipher::Encrypt } else { Cipher::Decrypt };
+    // SAFETY: the callers pass a part of a map value; the verifier does not know that the pointer is never null.
+    let (Some(format), Some(place)) = (unsafe { format.as_ref() }, scratch::place::<Block>(Row::Block)) else {
+        return 0;
+    };
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    unsafe { place.write(format.ciphered(cipher, [first, second])) };
+    1
 }
 
 /// Sends a datagram to the backend that its connection ID names; without a named backend, steers the datagram by its

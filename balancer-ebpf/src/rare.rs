@@ -1,18 +1,21 @@
 //! Packets that are not plain TCP or UDP (broken packets, IPv6 extension headers, fragments, ICMP), and packets for
 //! services with rules.
 
+use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
+    features::Features,
     map_types::{CONTROL_FLOWS, CONTROL_RETURNS, Control, FAMILY_V6, LISTENER_QUIC, PortlessMatch, SERVICE_FLOWS},
     service_table::PublishedView,
     verdict::{DecisionIndex, DropReason},
 };
 
 use crate::{
-    control, found,
+    control, features,
+    found::{Found, Unfound},
     fragments::{self, Way},
     ingress::Ingress,
-    martian, opaque,
-    parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, Ports, Stopped, TCP, UDP},
+    martian,
+    parse::{self, DESTINATION_OPTIONS, ICMP, ICMP_V6, Ip, TCP, UDP},
     returns, service,
     share::{self, Treated},
     steer,
@@ -36,24 +39,15 @@ impl Tables {
 /// Decides about a frame that the path of most packets cannot handle.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress) -> Step {
-    let bytes = ingress.frame();
-    let Some(mut ip) = parse::ip(bytes) else { return Step::PASS };
-    let Some(control) = control::words() else { return Step::PASS };
-    let tables = Tables { control };
-    if !ip.well_formed || !ingress.holds_all(&ip) {
-        return malformed(tables.listeners(), &ip);
-    }
-    match opaque::follow(bytes, &mut ip) {
-        Ok(()) => {}
-        Err(Stopped::Malformed) => return malformed(tables.listeners(), &ip),
-        Err(Stopped::Waypoint) => return Step::PASS,
-    }
-    let ip = ip.again(ingress.frame());
-    found::keep(&ip);
+    let Found { ip, .. } = match Found::of(ingress) {
+        Ok(found) => found,
+        Err(Unfound::Malformed) => return malformed(ingress),
+        Err(Unfound::Passes) => return Step::PASS,
+    };
     match ip.protocol {
-        TCP | UDP if ip.fragment.is_later() => later_fragment(&tables, &ip),
-        DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => later_fragment(&tables, &ip),
-        TCP | UDP => steered(&tables, &ip),
+        TCP | UDP if ip.fragment.is_later() => Step::PART,
+        DESTINATION_OPTIONS if ip.fragment.is_later() && ip.family == FAMILY_V6 => Step::PART,
+        TCP | UDP => Step::PORTED,
         ICMP | ICMP_V6 if !ip.fragment.is_part() => Step::ICMP,
         _ => Step::PASS,
     }
@@ -61,21 +55,34 @@ pub(crate) fn decide(ingress: Ingress) -> Step {
 
 /// Decides about a malformed packet: the program drops the packet if its destination is a VIP.
 #[inline(always)]
-pub(crate) fn malformed(listeners: PublishedView, ip: &Ip<'_>) -> Step {
-    match service::vip(listeners, ip) {
-        Some(marker) => share::refused(marker, DropReason::Malformed),
-        None => Step::PASS,
+pub(crate) fn malformed(ingress: Ingress) -> Step {
+    Step::of_word(balancer_malformed(ingress.context()))
+}
+
+/// This is a separate function, so that a malformed header takes no stack in its callers.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_malformed(context: *mut xdp_md) -> u64 {
+    // SAFETY: `malformed` passes the program's context.
+    let frame = unsafe { Ingress::new(context) }.frame();
+    let (Some(ip), Some(control)) = (parse::ip(frame), control::words()) else { return Step::PASS.word() };
+    match service::vip(control::listeners(control), &ip) {
+        Some(marker) => share::refused(marker, DropReason::Malformed).word(),
+        None => Step::PASS.word(),
     }
 }
 
 /// Decides about a packet that has ports.
 #[inline(always)]
-fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
-    let Some(ports) = parse::ports(ip) else { return malformed(tables.listeners(), ip) };
+pub(crate) fn steered(found: &Found) -> Step {
+    let Found { ingress, ip, .. } = found;
+    let Some(control) = control::words() else { return Step::PASS };
+    let tables = &Tables { control };
+    let Some(ports) = parse::ports(ip) else { return malformed(*ingress) };
     let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination()) else {
-        return not_for_a_service(tables, ip, ports);
+        return Step::UNSERVED;
     };
-    if listener.service.flags & SERVICE_FLOWS != 0 {
+    if features::uses(Features::SNAT) && listener.service.flags & SERVICE_FLOWS != 0 {
         return Step::FLOW;
     }
     listener.count(ports);
@@ -90,7 +97,7 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
         return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
     }
-    if listener.listening.flags & LISTENER_QUIC != 0 {
+    if features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0 {
         return Step::to(Quic::of(listener));
     }
     steer::choose_later(
@@ -103,9 +110,13 @@ fn steered(tables: &Tables, ip: &Ip<'_>) -> Step {
     )
 }
 
+/// Decides about a packet that has ports and is for no service.
 #[inline(always)]
-fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
-    let replies = tables.control.flags & CONTROL_RETURNS != 0;
+pub(crate) fn not_for_a_service(found: &Found) -> Step {
+    let Found { ip, .. } = found;
+    let (Some(control), Some(ports)) = (control::words(), parse::ports(ip)) else { return Step::PASS };
+    let tables = &Tables { control };
+    let replies = features::uses(Features::NAT) && tables.control.flags & CONTROL_RETURNS != 0;
     if replies && let Some(row) = returns::find(tables.control, ip, ports.source()) {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::Client(row.key.port, ip.protocol));
@@ -118,13 +129,20 @@ fn not_for_a_service(tables: &Tables, ip: &Ip<'_>, ports: Ports) -> Step {
     if ip.fragment.is_first() && mistakable {
         fragments::remember(ip, Way::Passed);
     }
-    if tables.control.flags & CONTROL_FLOWS == 0 { Step::PASS } else { Step::FLOW_BACK }
+    if features::uses(Features::SNAT) && tables.control.flags & CONTROL_FLOWS != 0 {
+        Step::FLOW_BACK
+    } else {
+        Step::PASS
+    }
 }
 
 /// Decides about a packet that has no ports. The packet follows its first fragment, or goes to the only service of its
 /// address and protocol.
 #[inline(always)]
-fn later_fragment(tables: &Tables, ip: &Ip<'_>) -> Step {
+pub(crate) fn later_fragment(found: &Found) -> Step {
+    let Found { ip, .. } = found;
+    let Some(control) = control::words() else { return Step::PASS };
+    let tables = &Tables { control };
     match fragments::recall(ip) {
         Some(Way::Passed) => Step::PASS,
         Some(Way::Backend(backend)) => {
@@ -168,7 +186,7 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
             }
         };
     }
-    if tables.control.flags & CONTROL_RETURNS == 0 {
+    if !features::uses(Features::NAT) || tables.control.flags & CONTROL_RETURNS == 0 {
         return Step::PASS;
     }
     // A backend also sends packets that are no replies, so the program translates only packets that are clearly

@@ -75,13 +75,13 @@ impl Segment {
 /// half rewritten.
 #[inline(always)]
 fn reset(found: &Found) -> Option<()> {
-    let Found { ingress, frame, ip } = found;
+    let Found { ingress, ip, .. } = found;
     let segment = Segment::of(ip)?;
     // The first fragment of a segment does not show the segment's length.
     let known = segment.flags & ACK != 0 || !ip.fragment.is_part();
     let told = segment.flags & RST == 0
         && known
-        && !is_group(*frame)
+        && !is_group(ingress.frame())
         && is_one_host(&ip.source, ip.family)
         && budget::may_reject();
     if !told {

@@ -8,12 +8,40 @@ use balancer_common::{
     service_table::PublishedView,
 };
 
-use crate::{control, parse::Ip, probe, service};
+use crate::{
+    control,
+    parse::Ip,
+    probe::{self, Keyed},
+    service,
+};
 
 /// The return table in two halves, one of which is active. The controller sets the real size of the return table when
 /// it loads the program.
 #[map]
 static RETURNS: Array<ReturnRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+impl Keyed for ReturnRow {
+    #[inline(always)]
+    fn rows() -> &'static Array<Self> {
+        &RETURNS
+    }
+
+    #[inline(always)]
+    fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    #[inline(always)]
+    fn apart(home: u64, low: u64, high: u64, rest: u64) -> u64 {
+        balancer_find_return(home, low, high, rest)
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_find_return(home: u64, low: u64, high: u64, rest: u64) -> u64 {
+    probe::index_apart::<ReturnRow>(home, low, high, rest)
+}
 
 /// The return table's row for a packet from the source of `ip` and `port`, if a `nat` backend has this address and
 /// port.
@@ -31,7 +59,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
     if control.flags & CONTROL_RETURN_WILDCARD == 0 {
         return None;
     }
-    let row = probe::find_apart(&RETURNS, view(control), &ServiceKey { port: 0, ..*key })?;
+    let row = probe::find_apart::<ReturnRow>(view(control), &ServiceKey { port: 0, ..*key })?;
     // Other ports of this backend belong to services on the backend itself.
     if row.listeners_only != 0
         && service::of_key(control, control::listeners(control), ServiceKey { address: row.vip, ..*key }).is_none()
@@ -44,7 +72,7 @@ pub(crate) fn of_key(control: &'static Control, key: &ServiceKey) -> Option<&'st
 /// The return table's row that matches `key` exactly. If the port in `key` is 0, the result is a row for every port.
 #[inline(always)]
 pub(crate) fn exact(control: &'static Control, key: &ServiceKey) -> Option<&'static ReturnRow> {
-    probe::find(&RETURNS, view(control), key)
+    probe::find(view(control), key)
 }
 
 /// The active half of the return table. Each lookup reads the view of the table once, because the controller may

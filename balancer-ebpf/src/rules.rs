@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use balancer_common::{
     client::{self, HashKey},
+    features::Features,
     map_types::{
         MAX_RULES, NO_BACKEND, RULE_COUNTERS, RULE_DENY, RULE_KEY_BITS, RULE_PIN, RULE_SPREAD, RuleKey, RuleRow,
         RuleStats, SERVICE_LOCAL, SERVICE_RULES, SERVICE_SHARED, ServiceRow,
@@ -18,7 +19,7 @@ use balancer_common::{
 };
 
 use crate::{
-    backends, cpu_rows,
+    backends, cpu_rows, features,
     scratch::{self, Row},
 };
 
@@ -86,7 +87,8 @@ static RULE_FILTER: Array<u64> = Array::with_max_entries(rule_filter::WORDS, BPF
 /// `true` if the service shares its clients with the host or if this machine is a backend of the service.
 #[inline(always)]
 pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -> bool {
-    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_LOCAL) == 0 {
+    let concerned = Features::RULES.and(Features::SHARE).and(Features::LOCAL);
+    if !features::any(concerned) || service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_LOCAL) == 0 {
         return false;
     }
     if service.flags & (SERVICE_SHARED | SERVICE_LOCAL) != 0 {
@@ -103,7 +105,7 @@ pub(crate) fn may_concern(service: &ServiceRow, family: u8, client: &[u32; 4]) -
 /// that only quotes the client.
 #[inline(always)]
 pub(crate) fn find(service: &ServiceRow, client: &[u32; 4], peeks: bool) -> Ruled {
-    if service.flags & SERVICE_RULES == 0 {
+    if !features::uses(Features::RULES) || service.flags & SERVICE_RULES == 0 {
         return Ruled::NONE;
     }
     let [low, high] = words(client);

@@ -11,6 +11,8 @@ pub(crate) enum Row {
     Opaque,
     /// See [`crate::found`].
     Kept,
+    /// See [`crate::found`].
+    Quoted,
     /// See [`crate::memory`].
     Pending,
     /// See [`crate::share`].
@@ -19,6 +21,8 @@ pub(crate) enum Row {
     Rule,
     /// See [`crate::quic`].
     Quic,
+    /// See [`crate::quic`].
+    Block,
     /// See [`crate::flows::ports`].
     Ports,
 }

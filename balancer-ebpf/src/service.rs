@@ -11,13 +11,37 @@ use balancer_common::{
 
 use crate::{
     parse::{Ip, Ports},
-    probe, stats,
+    probe::{self, Keyed},
+    stats,
 };
 
 /// The table of listeners in two halves, one of which is active. The controller sets the real size of this map when it
 /// loads the program.
 #[map]
 static LISTENERS: Array<ListenerRow> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+impl Keyed for ListenerRow {
+    #[inline(always)]
+    fn rows() -> &'static Array<Self> {
+        &LISTENERS
+    }
+
+    #[inline(always)]
+    fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    #[inline(always)]
+    fn apart(home: u64, low: u64, high: u64, rest: u64) -> u64 {
+        balancer_find_listener(home, low, high, rest)
+    }
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_find_listener(home: u64, low: u64, high: u64, rest: u64) -> u64 {
+    probe::index_apart::<ListenerRow>(home, low, high, rest)
+}
 
 /// Port ranges in two halves; the active half is the same as in the table of listeners.
 #[map]
@@ -57,12 +81,12 @@ pub(crate) fn of_port(control: &'static Control, view: PublishedView, ip: &Ip<'_
 #[inline(always)]
 pub(crate) fn of_key(control: &'static Control, view: PublishedView, mut key: ServiceKey) -> Option<Listener> {
     let port = u16::from_be(key.port);
-    let row = match probe::find(&LISTENERS, view, &key) {
+    let row = match probe::find::<ListenerRow>(view, &key) {
         Some(row) => row,
         None if control.flags & CONTROL_PORT_WILDCARD == 0 => return None,
         None => {
             key.port = 0;
-            probe::find_apart(&LISTENERS, view, &key)?
+            probe::find_apart::<ListenerRow>(view, &key)?
         }
     };
     let listening = row.listening();
@@ -113,11 +137,11 @@ extern "C" fn balancer_range(first: u64, count: u64, port: u64) -> u64 {
 /// The VIP marker for the destination of `ip`, if this destination is a VIP.
 #[inline(always)]
 pub(crate) fn vip(view: PublishedView, ip: &Ip<'_>) -> Option<&'static ListenerRow> {
-    probe::find(&LISTENERS, view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
+    probe::find(view, &ServiceKey { address: ip.destination, port: 0, protocol: 0, family: ip.family })
 }
 
 /// Whether the table contains the VIP marker `key`, so that the address in `key` is a VIP.
 #[inline(always)]
 pub(crate) fn is_vip(view: PublishedView, key: &ServiceKey) -> bool {
-    probe::find_whole(&LISTENERS, view, KeyWords::of(key)).is_some()
+    probe::find_whole::<ListenerRow>(view, KeyWords::of(key)).is_some()
 }

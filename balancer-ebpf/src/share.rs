@@ -8,13 +8,14 @@
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
     client::HashKey,
+    features::Features,
     map_types::{FAMILY_V4, ListenerRow, SERVICE_SHARED, ServiceRow, ShareStats},
     share::{self, Side},
     verdict::DropReason,
 };
 
 use crate::{
-    cpu_rows,
+    cpu_rows, features,
     forward::sockets::{self, HostSocket},
     ingress::Ingress,
     memory, rules,
@@ -39,7 +40,7 @@ impl Treated {
     /// How the program treats a client of `service`.
     #[inline(always)]
     pub(crate) fn of(service: &ServiceRow, family: u8, client: &[u32; 4]) -> Self {
-        if service.flags & SERVICE_SHARED == 0 {
+        if !features::uses(Features::SHARE) || service.flags & SERVICE_SHARED == 0 {
             return Self::STEERED;
         }
         let HashKey { k0, k1 } = service.hash.key();

@@ -7,7 +7,8 @@ use core::ptr;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
-    client,
+    client::{self, BegunHash},
+    features::Features,
     map_types::{
         ALL_DOWN, Control, FAMILY_V4, LiveTable, NO_BACKEND, SERVICE_FAILBACK, SERVICE_READS_ALWAYS, SERVICE_REJECTS,
         SERVICE_REMEMBERS, SLOT_EXCEPTIONS, SLOT_REFILLED, ServiceRow, SlotLine, SlotPlace, TableSlot,
@@ -19,7 +20,7 @@ use balancer_common::{
 use crate::{
     cpu_rows,
     debug_log::{self, Oddity},
-    forward, memory,
+    features, forward, memory,
     parse::{Ip, Ports, UDP},
     rules::{self, Ruled},
     share::{self, Treated},
@@ -139,7 +140,7 @@ pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step 
 /// The step for a packet of a client that no backend takes.
 #[inline(always)]
 pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
-    if service.flags & SERVICE_REJECTS != 0 {
+    if features::uses(Features::REJECT) && service.flags & SERVICE_REJECTS != 0 {
         Step::to(Reject { reason: DropIndex(reason as u8) })
     } else {
         Step::drop(reason)
@@ -215,7 +216,7 @@ fn steer<Answer>(
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
     let pin = ruled.pin();
     let backend = pin.unwrap_or(slot.backend);
-    if service.flags & SERVICE_REMEMBERS == 0 || ruled.spreads() {
+    if !features::uses(Features::MEMORY) || service.flags & SERVICE_REMEMBERS == 0 || ruled.spreads() {
         let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return Ok(chosen(Choice { backend, decision }));
@@ -309,8 +310,17 @@ pub(crate) fn client_hash(service: &ServiceRow, family: u8, client: &[u32; 4]) -
     if family == FAMILY_V4 {
         service.hash.v4(service.masked_v4(client[0]))
     } else {
-        service.hash.v6(masked(service, client))
+        let [first, second] = masked(service, client);
+        balancer_hash_v6(&raw const service.hash, first, second)
     }
+}
+
+/// The hash of an IPv6 address. This is a global function, so the verifier checks it only once.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_hash_v6(begun: *const BegunHash, first: u64, second: u64) -> u64 {
+    // SAFETY: the callers pass a part of a map value; the verifier does not know that the pointer is never null.
+    unsafe { begun.as_ref() }.map_or(0, |begun| begun.v6([first, second]))
 }
 
 #[inline(always)]

@@ -64,7 +64,17 @@ pub(crate) enum Kind {
     Handed,
     Drop,
     Rare,
+    /// Decide about a later fragment.
+    Part,
+    /// Decide about a packet that has ports, for which [`Kind::Rare`] has found them.
+    Ported,
+    /// Decide about a packet that has ports and is for no service.
+    Unserved,
     Icmp,
+    /// Find the packet that an ICMP error quotes.
+    Quote,
+    /// Decide about an ICMP error whose quoted packet has been found.
+    Quoted,
     Flow,
     FlowNew,
     Quic,
@@ -690,8 +700,18 @@ impl Step {
     pub(crate) const HANDED: Self = Self(Kind::Handed as u64);
     /// The path of most packets cannot handle the packet: see [`crate::rare`].
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
+    /// The packet is a later fragment, whose headers [`Step::RARE`] has found.
+    pub(crate) const PART: Self = Self(Kind::Part as u64);
+    /// The packet is TCP or UDP, and [`Step::RARE`] has found its headers.
+    pub(crate) const PORTED: Self = Self(Kind::Ported as u64);
+    /// The packet is TCP or UDP, and for no service.
+    pub(crate) const UNSERVED: Self = Self(Kind::Unserved as u64);
     /// The packet is an ICMP message: see [`crate::icmp`].
     pub(crate) const ICMP: Self = Self(Kind::Icmp as u64);
+    /// The packet is an ICMP error: see [`crate::icmp`].
+    pub(crate) const QUOTE: Self = Self(Kind::Quote as u64);
+    /// The packet is an ICMP error, and [`Step::QUOTE`] has found the packet that it quotes.
+    pub(crate) const QUOTED: Self = Self(Kind::Quoted as u64);
     /// The packet is for a `snat` service: see [`crate::flows`].
     pub(crate) const FLOW: Self = Self(Kind::Flow as u64);
     /// The packet is the first of a flow, and the program has not chosen the backend yet.

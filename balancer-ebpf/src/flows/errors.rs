@@ -1,12 +1,13 @@
 //! ICMP errors about packets of flows, in both directions (RFC 5508).
 
 use balancer_common::{
+    features::Features,
     map_types::{CONTROL_FLOWS, Control, ServiceRow},
     verdict::{DecisionIndex, DropReason},
 };
 
 use crate::{
-    backends,
+    backends, features,
     flows::{back, families, find, rewriting, table::Flow, there},
     forward::{self, nat, neighbour, rewrite},
     found::Found,
@@ -32,7 +33,7 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
 /// Sends to a flow's client an error about a packet that a pool address sent to a backend.
 #[inline(always)]
 pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
-    if control.flags & CONTROL_FLOWS == 0 || inner.fragment.is_later() {
+    if !features::uses(Features::SNAT) || control.flags & CONTROL_FLOWS == 0 || inner.fragment.is_later() {
         return Step::PASS;
     }
     let Some([pool_port, backend_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::PASS };
@@ -63,7 +64,7 @@ fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
         // An ICMP error must not cause another ICMP error.
         return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
     }
-    if flow.row().crosses != 0 {
+    if features::uses(Features::CROSS) && flow.row().crosses != 0 {
         return families::error_step(flow, Toward::Backend, forward::count_error(found, backend, choice));
     }
     if rewriting::translate_error(ip, inner, flow.row(), Toward::Backend).is_none() {
@@ -85,7 +86,7 @@ fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
     if nat::says_unreachable(&found.ip) {
         signs::unreachable(flow.row().backend_id);
     }
-    if flow.row().crosses != 0 {
+    if features::uses(Features::CROSS) && flow.row().crosses != 0 {
         return families::error_step(flow, Toward::Client, way);
     }
     let written = rewriting::translate_error(&found.ip, inner, flow.row(), Toward::Client)

@@ -43,7 +43,7 @@ extern "C" fn balancer_flow_on(context: *mut xdp_md, place: u64, row: u64, liste
 
 #[inline(always)]
 fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option<Step> {
-    let ip = Ip::kept(ingress.frame(), place, 0)?;
+    let ip = found::kept(ingress.frame(), place, 0)?;
     let listener = service::listener(row, listening)?;
     let (service, ports) = (listener.service, parse::ports(&ip)?);
     let flow = find::find(service, &ip, ports)?;
@@ -57,7 +57,6 @@ fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option
     let step = find::goes_on(control::words()?, service, &ip, ports, &flow, first_in_tick);
     if !step.is(Kind::FlowThere) || row.crosses != 0 || !xdp_sends(ingress, &ip, backend) {
         flow.see(now);
-        found::keep(&ip);
         return Some(step);
     }
     flow.hear(parse::said(&ip, true), now);
@@ -100,7 +99,7 @@ extern "C" fn balancer_flow_back_on(context: *mut xdp_md, place: u64) -> u64 {
 #[inline(always)]
 fn back(ingress: Ingress, place: u64) -> Option<Step> {
     let frame = ingress.frame();
-    let ip = Ip::kept(frame, place, 0)?;
+    let ip = found::kept(frame, place, 0)?;
     let ports = parse::ports(&ip)?;
     if !pool::has(ports.destination()) {
         return None;
@@ -110,7 +109,6 @@ fn back(ingress: Ingress, place: u64) -> Option<Step> {
     // The program may have to withhold a reset, so a reset takes the longer way.
     let longer = row.crosses != 0 || ip.ttl() <= 1 || ports.resets();
     let Some(hop) = neighbour::recent(ingress, &ip, &row.vip, &row.client).filter(|_| !longer) else {
-        found::keep(&ip);
         return Some(Step::to(FlowReturn { row: flow.index }));
     };
     flow.hear(parse::said(&ip, false), table::now());

@@ -8,25 +8,23 @@ use crate::{
         sent::{Sender, decided, finish_by_any},
         tunnel::{MALFORMED, Tunnel, wrap},
     },
-    ingress::Ingress,
-    parse,
+    found::Found,
     step::{Answerable, Encapsulate, IcmpError, Packed, Step},
 };
 
 /// Wraps a packet in an outer packet to the backend, and sends the outer packet.
 #[inline(always)]
-pub(crate) fn to_backend(ingress: Ingress, packed: Packed<Encapsulate>) -> Step {
-    match sent(ingress, packed) {
+pub(crate) fn to_backend(found: &Found, packed: Packed<Encapsulate>) -> Step {
+    match sent(found, packed) {
         Ok(step) => step,
         Err(end) => decided(packed.get().choice, end),
     }
 }
 
 #[inline(always)]
-fn sent(ingress: Ingress, packed: Packed<Encapsulate>) -> Result<Step, Step> {
+fn sent(found: &Found, packed: Packed<Encapsulate>) -> Result<Step, Step> {
+    let Found { ingress, ip, .. } = *found;
     let Encapsulate { choice, answerable } = packed.get();
-    let frame = ingress.frame();
-    let ip = parse::ip(frame).ok_or(MALFORMED)?;
     let backend = reachable(choice.backend).ok_or(Step::drop(DropReason::NoNextHop))?;
     let row = backend.row;
     if ip.ttl() <= 1 {

@@ -14,14 +14,15 @@ pub(crate) mod tunnel;
 mod waiting;
 
 use balancer_common::{
+    features::Features,
     map_types::{BackendRow, Forwarding},
     verdict::DropReason,
 };
 
 use crate::{
     backends::{Reachable, reachable},
-    devices,
-    found::{self, Found},
+    devices, features,
+    found::Found,
     fragments::{self, Way},
     ingress::Ingress,
     packet::Packet,
@@ -30,6 +31,9 @@ use crate::{
 };
 pub(crate) use sent::decided;
 use sent::{Sender, finish, finish_by_any, no_next_hop};
+
+/// The features whose packets to backends get another destination address.
+const TRANSLATES: Features = Features::NAT.and(Features::SNAT);
 
 /// Drops a packet whose backend has no next hop.
 #[inline(always)]
@@ -67,11 +71,12 @@ fn rewritten(
     let carries = Carries::Header;
     let added = if !is_tunnel(row) {
         if row.forwarding > Forwarding::Nat as u8 && devices::must_be_asked(ingress, ip, row) {
-            found::keep(ip);
             return Ok(Step::to(ToBackend { choice, carries, port }));
         }
         write(ingress, frame, ip, carries, backend, port)?;
         0
+    } else if !features::uses(Features::TUNNEL) {
+        return Err(no_next_hop(choice));
     } else {
         match tunnel::wrap_plain(ingress, &ip.again(ingress.frame()), backend) {
             Some(wrapped) => wrapped?,
@@ -95,10 +100,13 @@ fn write(
     if !fits(ingress, ip, row) {
         return Err(Step::to(IcmpError::TooBig(row.mtu)));
     }
-    let written = if row.mode() == Forwarding::Dsr as u8 {
+    let is_dsr = row.mode() == Forwarding::Dsr as u8;
+    let written = if features::uses(Features::DSR) && is_dsr {
         dsr::to_backend(frame, ip, row)
-    } else {
+    } else if features::any(TRANSLATES) && !is_dsr {
         nat::to_backend(frame, ip, carries, backend, port)
+    } else {
+        Err(DropReason::NoNextHop)
     };
     written.map_err(Step::drop)
 }
@@ -126,13 +134,14 @@ fn sent_by_any(found: &Found, packed: Packed<ToBackend>) -> Result<Step, Step> {
     let Found { ingress, frame, ip } = found;
     let choice = || packed.get().choice;
     let backend = reachable(choice().backend).ok_or_else(|| no_next_hop(choice()))?;
-    if backend.row.is_local() {
+    if features::uses(Features::LOCAL) && backend.row.is_local() {
         return local::pass(found, backend, choice(), packed.get().carries, packed.get().port);
     }
     if is_tunnel(backend.row) {
         return Ok(Step::to(Encapsulate { choice: choice(), answerable: Answerable::Yes }));
     }
-    if backend.row.mode() == Forwarding::Dsr as u8
+    if features::uses(Features::LOCAL)
+        && backend.row.mode() == Forwarding::Dsr as u8
         && let Some(step) = local::from_peer(found, backend, choice())
     {
         return Ok(step);
@@ -153,21 +162,24 @@ pub(crate) fn error_to_backend(found: &Found, packed: Packed<ErrorToBackend>) ->
         return Step::to(Encapsulate { choice, answerable: Answerable::No });
     }
     let is_dsr = row.mode() == Forwarding::Dsr as u8;
-    if is_dsr && row.is_local() {
+    let is_local = features::uses(Features::LOCAL) && row.is_local();
+    if is_dsr && is_local {
         return local::passed(found, backend, choice, Sender::Other);
     }
     if !fits(*ingress, ip, row) {
         return Step::drop(DropReason::TooBig);
     }
-    let written = if is_dsr {
+    let written = if features::uses(Features::DSR) && is_dsr {
         dsr::to_backend(*frame, ip, row)
-    } else {
+    } else if features::any(TRANSLATES) && !is_dsr {
         nat::error_to_backend(*frame, ip, &inner, backend, port)
+    } else {
+        Err(DropReason::NoNextHop)
     };
     if let Err(reason) = written {
         return Step::drop(reason);
     }
-    if row.is_local() {
+    if is_local {
         return local::passed(found, backend, choice, Sender::Other);
     }
     finish_by_any(*ingress, *frame, ip, backend, choice, Sender::Other)

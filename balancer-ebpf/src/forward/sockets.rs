@@ -13,7 +13,7 @@ use balancer_common::{map_types::FAMILY_V4, verdict::DropReason};
 use crate::{
     found::Found,
     ingress::Ingress,
-    parse::{Ip, TCP, UDP},
+    parse::{ICMP, ICMP_V6, Ip, TCP, UDP},
     step::Step,
 };
 
@@ -68,10 +68,13 @@ const CONNECTION: u64 = 2;
 #[unsafe(no_mangle)]
 extern "C" fn balancer_socket(context: *mut xdp_md) -> u64 {
     // SAFETY: the callers pass the program's context.
-    let Some(found) = Found::of(unsafe { Ingress::new(context) }) else { return NONE };
+    let Some(found) = Found::again(unsafe { Ingress::new(context) }) else { return NONE };
     let Found { ingress, ip, .. } = &found;
     if matches!(ip.protocol, TCP | UDP) {
         return look_up(*ingress, ip, Direction::Here);
+    }
+    if !matches!(ip.protocol, ICMP | ICMP_V6) {
+        return NONE;
     }
     found.quoted().map_or(NONE, |inner| look_up(*ingress, &inner, Direction::FromHere))
 }

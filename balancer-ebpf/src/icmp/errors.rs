@@ -2,12 +2,14 @@
 //! router sent the error.
 
 use balancer_common::{
+    features::Features,
     map_types::{Control, ListenerRow, PortlessMatch, SERVICE_FLOWS, ServiceKey},
     service_table::PublishedView,
     verdict::DropReason,
 };
 
 use crate::{
+    features,
     flows::errors as flows,
     found::Found,
     parse::{Ip, TCP, UDP},
@@ -20,13 +22,12 @@ use crate::{
 #[inline(always)]
 pub(super) fn about_vip(
     found: &Found,
-    inner: Option<Ip<'_>>,
+    inner: &Ip<'_>,
     control: &'static Control,
     listeners: PublishedView,
     marker: &ListenerRow,
 ) -> Step {
-    let Some(inner) = inner else { return share::refused(marker, DropReason::Malformed) };
-    if !is_ours(&found.ip, &inner) {
+    if !is_ours(&found.ip, inner) {
         return Step::PASS;
     }
     let port = if inner.fragment.is_later() {
@@ -42,9 +43,9 @@ pub(super) fn about_vip(
         }
     };
     let key = ServiceKey { address: inner.source, port, protocol: inner.protocol, family: inner.family };
-    let Some(listener) = service::of_key(control, listeners, key) else { return flows::about_backend(control, &inner) };
-    if listener.service.flags & SERVICE_FLOWS != 0 {
-        return flows::about_client(listener.service, &inner);
+    let Some(listener) = service::of_key(control, listeners, key) else { return flows::about_backend(control, inner) };
+    if features::uses(Features::SNAT) && listener.service.flags & SERVICE_FLOWS != 0 {
+        return flows::about_client(listener.service, inner);
     }
     let client_port = if inner.fragment.is_later() { None } else { inner.l4.load(2) };
     steer::peek_later(
@@ -59,9 +60,8 @@ pub(super) fn about_vip(
 
 /// Sends to the client an ICMP error about a packet that the program had translated for a `nat` backend.
 #[inline(always)]
-pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'static Control) -> Step {
-    let Some(inner) = inner else { return Step::PASS };
-    if !is_ours(&found.ip, &inner) {
+pub(super) fn about_translated(found: &Found, inner: &Ip<'_>, control: &'static Control) -> Step {
+    if !is_ours(&found.ip, inner) {
         return Step::PASS;
     }
     let key = ServiceKey { address: inner.destination, port: 0, protocol: inner.protocol, family: inner.family };
@@ -75,7 +75,7 @@ pub(super) fn about_translated(found: &Found, inner: Option<Ip<'_>>, control: &'
     };
     match row {
         Some(row) => Step::to(ErrorToClient { port: row.key.port }),
-        None => flows::about_backend(control, &inner),
+        None => flows::about_backend(control, inner),
     }
 }
 

@@ -73,7 +73,7 @@ fn is_denied(reason: DropIndex) -> bool {
 #[inline(always)]
 fn reply(found: &Found, packed: Packed<IcmpError>) -> Option<()> {
     let Found { ingress, frame, ip } = *found;
-    if ip.fragment.is_later() || is_group(frame) || !is_one_host(&ip.source, ip.family) {
+    if ip.fragment.is_later() || is_group(ingress.frame()) || !is_one_host(&ip.source, ip.family) {
         return None;
     }
     let may = match packed.get() {

@@ -90,7 +90,7 @@ pub(super) fn cross(found: &Found, row: &FlowRow, toward: Toward) -> Result<(), 
 
 #[inline(always)]
 fn translated(found: &Found, row: &FlowRow, toward: Toward) -> Option<()> {
-    let Found { ingress, frame, ip } = found;
+    let Found { ingress, ip, .. } = found;
     let inner = found.quoted()?;
     let family = rewriting::family(row, toward);
     let (old, new) = (headers(ip.family, Fragment::NONE), headers(family, Fragment::NONE));
@@ -120,7 +120,7 @@ fn translated(found: &Found, row: &FlowRow, toward: Toward) -> Option<()> {
     let removed = before.sum() + sum_header(inner.header, ip.family)? + pseudo(ip.family, ip.header, ip.l4_length())?;
     let layer4 = quoted_ports(ip, &inner, row, toward)?;
     let check: u16 = ip.l4.load(ICMP_CHECK)?;
-    let tags = link::tags(*frame)?;
+    let tags = link::tags(ingress.frame())?;
     let (l3_offset, length) = (ip.l3_offset, ip.headers_length);
     let longer = (2 * new + ICMP_HEADER_LEN) as i32;
     ingress.grow_head(longer.wrapping_sub((length + ICMP_HEADER_LEN + old) as i32))?;
