@@ -91,9 +91,9 @@ impl Tests {
         command.args(["nextest", "run", "--profile", tier.profile(), "--no-fail-fast"]);
         command.arg("--binaries-metadata").arg(&self.programs);
         if env::var_os(AT_ONCE).is_none() {
-            // The tests mostly wait, so nextest runs more tests at once than the machine has processors.
+            // The tests mostly wait: on two processors, a test uses a third of a processor on average.
             let processors = thread::available_parallelism().map_or(1, NonZero::get);
-            command.env(AT_ONCE, (processors + processors.div_ceil(2)).to_string());
+            command.env(AT_ONCE, (2 * processors).to_string());
         }
         command.arg("--cargo-metadata").arg(&self.packages);
         command
