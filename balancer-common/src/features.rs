@@ -80,6 +80,12 @@ impl Features {
         self.0
     }
 
+    /// The features of this set that are not in `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
     /// Whether the set contains all of `others`.
     #[must_use]
     #[inline(always)]

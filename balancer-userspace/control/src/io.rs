@@ -87,6 +87,14 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// The address of backends which, by this event, belongs to this machine.
+    #[must_use]
+    pub fn local_address(&self) -> Option<IpAddr> {
+        if let Self::NextHop { address, next_hop: Ok(hop) } = self { hop.local.then_some(*address) } else { None }
+    }
+}
+
 /// How frames reach a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NextHop {

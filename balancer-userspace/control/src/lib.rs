@@ -11,6 +11,7 @@ pub mod bits;
 pub mod bounded;
 pub mod controller;
 pub mod discover;
+pub mod features;
 pub mod fingerprint;
 pub mod fleet;
 pub mod forgets;

@@ -82,6 +82,13 @@ impl NextHops {
         all.into_iter()
     }
 
+    /// The addresses that belong to this machine.
+    pub(crate) fn local(&self) -> impl Iterator<Item = IpAddr> {
+        let watched = self.watches.iter().map(|(&address, watch)| (address, &watch.hop));
+        let all = watched.chain(self.before.iter().map(|(&address, hop)| (address, hop)));
+        all.filter(|(_, hop)| matches!(hop, Hop::Resolved(hop) if hop.local)).map(|(address, _)| address)
+    }
+
     /// Lets the next watch of `address` begin with `hop`, the recent next hop of this address.
     pub(crate) fn expect(&mut self, address: IpAddr, hop: NextHop) {
         if !self.watches.contains_key(&address) {

@@ -5,6 +5,7 @@
 //! that older files stay readable; a new field that an older controller must not ignore requires a new [`VERSION`].
 
 mod changes;
+mod features;
 
 use std::{
     collections::BTreeMap,

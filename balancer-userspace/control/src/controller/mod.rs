@@ -11,6 +11,7 @@ mod concerned;
 mod configure;
 mod discover;
 mod drop_ins;
+mod features;
 mod follow;
 mod full;
 mod listeners;

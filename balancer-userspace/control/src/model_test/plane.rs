@@ -10,6 +10,7 @@ use std::{
 use balancer_common::{
     client::slot,
     client_table::Entry,
+    features::Features,
     map_types::{ALL_DOWN, LAST_BACKEND, NO_BACKEND},
     memory::{Steered, Steering, steer},
     verdict::CauseIndex,
@@ -18,6 +19,7 @@ use balancer_config::config::{CheckKind, Failback};
 
 use crate::{
     applied::Applied,
+    features,
     io::{BackendId, BackendSpec, CheckNumber, CheckSpec, Command, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     next_hops::Hop,
 };
@@ -42,6 +44,8 @@ pub(super) struct DataPlane {
     /// The known clients, by the high half of each client's hash.
     pub(super) clients: BTreeMap<(ServiceId, u32), Entry>,
     pub(super) applied: Applied,
+    /// The features of the kernel program. The controller has named these features before it sent its commands.
+    pub(super) loaded: Features,
     /// Whether the controller may repeat earlier commands.
     pub(super) again: bool,
 }
@@ -61,6 +65,8 @@ impl DataPlane {
         match command {
             Command::WriteBackend(spec) => {
                 assert!((1..=LAST_BACKEND).contains(&spec.id.0));
+                let needed = features::of_row(&spec);
+                assert!(self.loaded.has(needed), "a row needs {}", features::words(needed));
                 let before = self.rows.get(&spec.id);
                 assert!(again || before != Some(&spec), "a row is written for nothing");
                 let moves =
@@ -111,6 +117,8 @@ impl DataPlane {
             }
             Command::PublishServices(services) => {
                 for service in &services {
+                    let needed = features::of_published(service);
+                    assert!(self.loaded.has(needed), "a service needs {}", features::words(needed));
                     assert!(self.tables.contains_key(&service.id), "a service is published without a table");
                     let mut backends = service.backends.iter();
                     assert!(backends.all(|(id, _)| self.rows.contains_key(id)), "a backend is published without a row");

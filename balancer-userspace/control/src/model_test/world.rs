@@ -115,7 +115,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new() -> Self {
         let mut controller = Controller::new(config(services()), KEY);
-        let mut plane = DataPlane::default();
+        let mut plane = DataPlane { loaded: controller.features(), ..DataPlane::default() };
         let now = now();
         for command in controller.start(now) {
             plane.apply(command);
@@ -161,6 +161,7 @@ impl World {
         let generation = self.controller.generation();
         self.controller = controller;
         let old = std::mem::take(&mut self.plane);
+        self.plane.loaded = self.controller.features();
         self.plane.swaps = old.swaps.iter().map(|(&service, swaps)| (service, swaps - 1)).collect();
         for command in self.controller.start(self.now) {
             self.plane.apply(command);
@@ -238,6 +239,9 @@ impl World {
             }
         }
         let before_all = self.controller.clone();
+        // The shell keeps an event about an address of this machine back until the program has the features for it.
+        let local = events.iter().filter_map(Event::local_address);
+        self.plane.loaded |= self.controller.features_with(local);
         let commands = self.controller.handle_all(events, self.now);
         if let Some(place) = self.failure(&commands) {
             self.fails(commands, place);
@@ -322,6 +326,7 @@ impl World {
                 && let Some(place) = self.failure(&commands)
             {
                 commands.truncate(place);
+                self.plane.loaded |= self.controller.features();
                 commands.into_iter().for_each(|command| self.plane.apply(command));
                 self.controller.undo(controller);
                 self.told_again(&old);
@@ -340,6 +345,8 @@ impl World {
                     if let Command::WatchNextHop(address) = command { Some(*address) } else { None }
                 };
                 let found: Vec<IpAddr> = commands.iter().filter_map(watched).collect();
+                // A change brings a program with all features that it needs; an event cannot bring any.
+                self.plane.loaded |= self.controller.features();
                 commands.into_iter().for_each(|command| self.plane.apply(command));
                 self.look();
                 for address in found {

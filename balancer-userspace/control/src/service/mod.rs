@@ -4,6 +4,7 @@ mod agent;
 mod assess;
 mod backend;
 mod bounded;
+mod features;
 mod follow;
 mod full;
 mod outage;
