@@ -1,6 +1,7 @@
 //! This balancer as a member of a fleet: this module passes the engine's messages to the protocol (`balancer-fleet`),
 //! and carries out the protocol's outputs.
 
+mod awaiting;
 mod file;
 mod home;
 mod shown;
@@ -30,7 +31,7 @@ use balancer_control::{
     service::Backend,
     state::{Clocks, Moment, SavedEpoch, SavedState},
 };
-use balancer_dataplane::{Capacity, KernelDataplane};
+use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane};
 use balancer_etcd::Engine;
 use balancer_fleet::{
     engine::{Answer, News, Request as Ask},
@@ -44,6 +45,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use awaiting::{Awaiting, Next};
 use file::OwnFile;
 use shown::Shown;
 pub(crate) use tallies::tell as tell_tallies;
@@ -52,6 +54,7 @@ use crate::{
     call::{self, Request, Tallies},
     clocks::clocks,
     etcd_settings,
+    host::Host,
     owner::Owner,
     supervisor::{Supervisor, Task},
 };
@@ -92,6 +95,8 @@ pub(crate) struct Fleet {
     shown: Shown,
     /// The room of all members, by which this member plans changes.
     rooms: Rooms,
+    /// The state for which the kernel program lacks features.
+    awaiting: Option<Awaiting>,
 }
 
 struct Asked {
@@ -150,6 +155,7 @@ impl Fleet {
             file: OwnFile::new(config.services.clone()),
             shown: Shown::default(),
             rooms: Rooms::default(),
+            awaiting: None,
         };
         this.await_state().await;
         Ok(this)
@@ -241,6 +247,8 @@ impl Fleet {
                 None => pending().await,
             },
             () = sleep_until(deadline) => Input::Tick,
+            // The handling of any input then applies the state.
+            () = Awaiting::extended(&mut self.awaiting) => Input::Tick,
         }
     }
 
@@ -269,7 +277,20 @@ impl Fleet {
         self.handle_all(VecDeque::from([input]), owner);
     }
 
+    /// Asks the host for a kernel program with the features that the next state needs.
+    pub(crate) fn extend_program(&mut self, host: &Host) {
+        if let Some(awaiting) = &mut self.awaiting {
+            awaiting.ask(host);
+        }
+    }
+
     fn handle_all(&mut self, mut inputs: VecDeque<Input>, owner: &mut Owner<KernelDataplane>) {
+        if let Some((state, extended)) = Awaiting::take(&mut self.awaiting) {
+            match extended {
+                Ok(()) => self.follow(state, owner, &mut inputs),
+                Err(why) => inputs.push_back(Input::Applied(state.epoch, Err(why))),
+            }
+        }
         while let Some(input) = inputs.pop_front() {
             if matches!(input, Input::News(News::Joined { .. })) {
                 self.tell_address();
@@ -341,31 +362,43 @@ impl Fleet {
         }
     }
 
+    /// Applies a state for which the kernel program has all features.
+    fn follow(&mut self, next: Next, owner: &mut Owner<KernelDataplane>, inputs: &mut VecDeque<Input>) {
+        let age = next.age();
+        let Next { epoch, state, at, changed, whole, lines, .. } = next;
+        let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
+        // The decision time is on this machine's clock, like the moments in the saved state.
+        let decided = clocks().moment(clocks().now).0.saturating_sub(age);
+        // A part of an epoch is not the epoch: after a restart, which may make room, the member tries the whole epoch.
+        let number = epoch.number.saturating_sub(u64::from(!whole));
+        let saved = SavedEpoch { lineage: epoch.lineage, number, at: Moment(decided) };
+        let result = owner.follow(*state, saved, clocks_at(at, age));
+        if result.is_ok() {
+            self.file.fleet_has_changed(changed);
+            if is_news {
+                self.shown.applied(at);
+            }
+            tell(owner, lines);
+        }
+        let result = result.map(|()| {
+            self.ballot = ballot(owner);
+            self.ballot.clone()
+        });
+        inputs.push_back(Input::Applied(epoch, result));
+    }
+
     fn obey(&mut self, output: Output, owner: &mut Owner<KernelDataplane>, inputs: &mut VecDeque<Input>) {
         match output {
             Output::Ask(request) => self.ask(request, inputs),
             Output::Key(key) => self.key = Some(key),
             Output::Follow { epoch, state, at, age, changed, whole, lines } => {
-                let is_news = self.member.is_in_step() && self.member.epoch() != Some(epoch);
-                // The decision time is on this machine's clock, like the moments in the saved state.
-                let decided = clocks().moment(clocks().now).0.saturating_sub(age);
-                // A part of an epoch is not the epoch: after a restart, which may make room, the member tries the whole
-                // epoch.
-                let number = epoch.number.saturating_sub(u64::from(!whole));
-                let saved = SavedEpoch { lineage: epoch.lineage, number, at: Moment(decided) };
-                let result = owner.follow(*state, saved, clocks_at(at, age));
-                if result.is_ok() {
-                    self.file.fleet_has_changed(changed);
-                    if is_news {
-                        self.shown.applied(at);
-                    }
-                    tell(owner, lines);
+                let next = Next { epoch, state, at, age, since: Instant::now(), changed, whole, lines };
+                let features = next.state.features(&owner.controller().local_addresses());
+                if owner.dataplane().require(features).is_ok() {
+                    self.follow(next, owner, inputs);
+                } else {
+                    self.awaiting = Some(Awaiting::new(next, features));
                 }
-                let result = result.map(|()| {
-                    self.ballot = ballot(owner);
-                    self.ballot.clone()
-                });
-                inputs.push_back(Input::Applied(epoch, result));
             }
             Output::Tell { document, state } => {
                 let changed = state

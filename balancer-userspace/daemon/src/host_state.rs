@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use balancer_common::map_types::Forwarding;
+use balancer_common::{features::Features, map_types::Forwarding};
 use balancer_config::{
     config::{OnExit, Remote, XdpMode},
     listeners::{Family, PortRange},
@@ -21,6 +21,8 @@ pub struct Wanted {
     pub interfaces: Vec<String>,
     /// The XDP mode in which the program should be attached.
     pub mode: XdpMode,
+    /// The features that the program needs.
+    pub features: Features,
     /// Whether services translate IPv4 packets.
     pub v4: bool,
     /// Whether services translate IPv6 packets.
@@ -65,6 +67,7 @@ impl Wanted {
         Self {
             interfaces: controller.interfaces().to_vec(),
             mode: settings.xdp_mode,
+            features: controller.features(),
             v4: translates(Family::V4),
             v6: translates(Family::V6),
             reserved: controller.snat_ports(),
@@ -99,6 +102,8 @@ pub struct Listen {
 /// The actual state of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Present {
+    /// The features of the attached program.
+    pub features: Features,
     /// The attachments of the program.
     pub attached: Vec<Attachment>,
     /// VIPs that a balancer has added, with the names of their interfaces.

@@ -9,6 +9,7 @@ mod discovered;
 mod flows;
 mod forgetting;
 mod join;
+mod kept_back;
 mod learning;
 mod look;
 mod member;
@@ -52,6 +53,7 @@ use self::{
     bounded::{Fullness, Watches},
     denied::Denied,
     discovered::Discovery,
+    kept_back::KeptBack,
     member::Member,
     rescan::{Report, Rescan},
     retired::{RecentlyRetired, Retired},
@@ -116,6 +118,7 @@ pub struct Owner<D> {
     watches: Watches,
     fullness: Fullness,
     suspects: Suspects,
+    kept_back: KeptBack,
     flow_counts: FlowCounts,
     draining: flows::Draining,
     /// The number of times that the connections have been counted.
@@ -159,6 +162,7 @@ impl<D: Dataplane> Owner<D> {
             watches: Watches::default(),
             fullness: Fullness::default(),
             suspects: Suspects::default(),
+            kept_back: KeptBack::default(),
             flow_counts: FlowCounts::default(),
             draining: flows::Draining::default(),
             flows_counted: 0,
@@ -291,6 +295,7 @@ impl<D: Dataplane> Owner<D> {
     /// Passes all pending events to the controller together, so that each service's table is replaced at most once.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
         let now = Instant::now();
+        let events = self.keep_back(events);
         let Self { controller, dataplane, suspects, .. } = self;
         let mut failing = Vec::new();
         let events = events.into_iter().inspect(|event| match suspects.answer(event, now) {

@@ -4,11 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::{
-    Ebpf,
     maps::MapData,
     programs::{
         ProgramError, Xdp, XdpMode as Mode,
@@ -16,18 +16,19 @@ use aya::{
         xdp::{XdpLink, XdpLinkId},
     },
 };
-use balancer_common::map_types::interface_row;
+use balancer_common::{features::Features, map_types::interface_row};
 use balancer_config::config::XdpMode;
+use balancer_control::features::words;
 use tracing::{info, warn};
 
 use super::{
     classifiers::{CLASSIFIERS, OnInterface},
+    grace::GracePeriods,
     link_pins::{LinkPin, LinkPins},
-    load::load_program,
-    object::program,
     offload::{Offload, SwitchedOff},
     pinned_link::take_off,
     pins::Pins,
+    programs::Programs,
     telling::{self, Filter, Knobs, Ring},
 };
 
@@ -225,24 +226,27 @@ impl Attached {
 /// The loaded program, ready to be attached to interfaces. A driver may take a while to attach a program, so this type
 /// is separate from the code that writes maps.
 pub struct Attacher {
-    ebpf: Ebpf,
+    programs: Programs,
+    /// Whether the tracing program is attached.
+    tells: bool,
     /// The maps that must be pinned if the data path is to outlive this process.
     maps: Vec<(&'static str, MapData)>,
     /// The directory for pinned links, if this type pins links.
     links: Option<LinkPins>,
     interface_multiplier: u32,
     handover_key: u64,
+    grace_periods: Arc<GracePeriods>,
 }
 
 impl Attacher {
     pub(super) const fn new(
-        ebpf: Ebpf,
+        programs: Programs,
         maps: Vec<(&'static str, MapData)>,
         links: Option<LinkPins>,
-        interface_multiplier: u32,
-        handover_key: u64,
+        (interface_multiplier, handover_key): (u32, u64),
+        grace_periods: Arc<GracePeriods>,
     ) -> Self {
-        Self { ebpf, maps, links, interface_multiplier, handover_key }
+        Self { programs, tells: false, maps, links, interface_multiplier, handover_key, grace_periods }
     }
 
     /// Pins the maps, the links in `attached` and all later links in a new directory for pins.
@@ -275,12 +279,12 @@ impl Attacher {
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
         let links = self.links.as_ref();
-        let ebpf = &mut self.ebpf;
+        let ebpf = self.programs.object();
         let classifiers: Vec<_> = CLASSIFIERS
             .into_iter()
             .map(|classifier| OnInterface::attach(ebpf, classifier, (name, ifindex), self.handover_key, links))
             .collect::<anyhow::Result<_>>()?;
-        let attached = attach(program(ebpf)?, name, ifindex, mode, links)?;
+        let attached = attach(self.programs.plain()?, name, ifindex, mode, links)?;
         classifiers.iter().for_each(|classifier| classifier.alone(name, ifindex, links));
         Ok(Attached { classifiers, ..attached })
     }
@@ -292,11 +296,9 @@ impl Attacher {
     /// Fails if the kernel refuses the program or provides no ring buffers. After a failure, the plain program stays
     /// attached.
     pub fn tell(&mut self, attached: &mut [Attached], filter: &Filter) -> anyhow::Result<(Vec<Ring>, Knobs)> {
-        let prepared = telling::prepare(&self.ebpf, filter)?;
-        let program = telling::program(&mut self.ebpf)?;
-        if program.fd().is_err() {
-            load_program(telling::PROGRAM, program)?;
-        }
+        let prepared = telling::prepare(self.programs.object(), filter)?;
+        let program = self.programs.telling()?;
+        self.tells = true;
         match attached.iter_mut().try_for_each(|attached| attached.replace(program)) {
             Ok(()) => Ok(prepared),
             Err(error) => {
@@ -308,14 +310,45 @@ impl Attacher {
 
     /// Replaces the tracing program by the plain program.
     pub fn tell_no_more(&mut self, attached: &mut [Attached]) {
-        let replaced = program(&mut self.ebpf).and_then(|program| {
-            attached.iter_mut().map(|attached| attached.replace(program)).fold(Ok(()), Result::and)
-        });
+        self.tells = false;
+        let replaced = self.programs.plain().and_then(|program| replace_all(attached, program));
         // A tracing program that could not be replaced also stops reporting, because the controller no longer extends
         // its deadline.
         if let Err(error) = replaced {
             warn!("the program that tells of packets stays: {error:#}");
         }
+    }
+
+    /// The features of the attached programs.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.programs.in_use().get()
+    }
+
+    /// Makes sure that the attached programs have `features`: loads richer programs, and replaces the attached ones on
+    /// all these interfaces. Packets are steered all the time. Returns all features of the richer programs; `None`: the
+    /// attached ones have these features.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses a program. After a failure, the present programs stay attached.
+    pub fn extend(&mut self, attached: &mut [Attached], features: Features) -> anyhow::Result<Option<Features>> {
+        let loaded = self.programs.richer(features, self.tells);
+        let Some(mut richer) = loaded.with_context(|| format!("a kernel program with {}", words(features)))? else {
+            return Ok(None);
+        };
+        let program = richer.program(self.tells)?;
+        if let Err(error) = attached.iter_mut().try_for_each(|attached| attached.replace(program)) {
+            let present = if self.tells { self.programs.telling() } else { self.programs.plain() };
+            let back = present.and_then(|program| replace_all(attached, program));
+            return Err(match back {
+                Ok(()) => error,
+                Err(after) => anyhow!("{error:#}; and the program before is not back everywhere: {after:#}"),
+            });
+        }
+        // The programs before may still process packets, and have no code for what is published next.
+        self.grace_periods.wait(self.grace_periods.begin());
+        self.programs.adopt(richer);
+        Ok(Some(self.features()))
     }
 
     /// Checks whether an interface can have counters separate from those of the interfaces `others`.
@@ -329,6 +362,11 @@ impl Attacher {
         }
         Ok(())
     }
+}
+
+/// Replaces the program on all these interfaces as far as possible, and returns the first failure.
+fn replace_all(attached: &mut [Attached], program: &mut Xdp) -> anyhow::Result<()> {
+    attached.iter_mut().map(|attached| attached.replace(program)).fold(Ok(()), Result::and)
 }
 
 /// Attaches `program` to an interface. With `pins`, this function takes over the link that an earlier controller has

@@ -21,6 +21,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use balancer_common::{
     clock::Clock,
+    features::Features,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
         BackendStats, CONTROL_FLOWS, CONTROL_PEERS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
@@ -31,6 +32,7 @@ use balancer_common::{
     service_table::{TableView, vip_bit},
 };
 use balancer_control::{
+    features::{self, words},
     io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
     snapshot::{MemorySnapshot, Unanswered},
 };
@@ -58,12 +60,11 @@ use super::{
     kept::{Kept, NotesWriter},
     layers::Layers,
     listeners,
-    load::load_program,
     mapped::MappedArray,
     memory::Memory,
-    object,
     peers::Peers,
     pins::{Notes, Pins},
+    programs::{InUse, Programs},
     quic::QuicTable,
     redirects::RedirectErrors,
     rescan::Rescan,
@@ -72,7 +73,6 @@ use super::{
     seen::Seen,
     signs::SignTable,
     stickiness::Stickiness,
-    telling,
 };
 
 /// The number of entries that another thread scans in one part of a sweep: about a millisecond of work.
@@ -128,11 +128,13 @@ pub struct KernelDataplane {
     kept: Kept,
     /// Records of what the other members of a fleet know about clients; `None`: the balancer belongs to no fleet.
     pub(super) sharing: Option<Sharing>,
-    /// The loaded object, until a caller takes it.
-    ebpf: Option<Ebpf>,
+    /// The programs, until a caller takes them.
+    programs: Option<Programs>,
+    /// The features of the programs in use.
+    in_use: InUse,
 }
 
-/// The method [`KernelDataplane::take_host_ends`] takes the object.
+/// The method [`KernelDataplane::take_host_ends`] takes these objects.
 pub struct HostEnds {
     /// Attaches the program to interfaces.
     pub attacher: Attacher,
@@ -195,10 +197,11 @@ impl KernelDataplane {
             state_file: state_file.to_owned(),
             host: HostChanges::default(),
         };
-        let ebpf = self.ebpf.take().context(TAKEN)?;
+        let programs = self.programs.take().context(TAKEN)?;
         let (pins, maps) = self.kept.take_pins();
         let links = pins.as_ref().map(Pins::link_pins);
-        let attacher = Attacher::new(ebpf, maps, links, self.counters.interface_multiplier(), self.handover_key);
+        let numbers = (self.counters.interface_multiplier(), self.handover_key);
+        let attacher = Attacher::new(programs, maps, links, numbers, Arc::clone(&self.grace_periods));
         Ok(HostEnds { attacher, pins, notes: self.kept.take_notes(notes)? })
     }
 
@@ -221,7 +224,7 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the object contains no such program, which would be a broken build, or if the program was taken before.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
-        object::program(self.ebpf.as_mut().context(TAKEN)?)
+        self.programs.as_mut().context(TAKEN)?.plain()
     }
 
     /// Loads the tracing program into the kernel.
@@ -229,9 +232,17 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the object contains no such program, if the program was taken before, or if the kernel refuses it.
     pub fn load_telling(&mut self) -> anyhow::Result<&mut Xdp> {
-        let program = telling::program(self.ebpf.as_mut().context(TAKEN)?)?;
-        load_program(telling::PROGRAM, program)?;
-        Ok(program)
+        self.programs.as_mut().context(TAKEN)?.telling()
+    }
+
+    /// The features of the programs in use.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.in_use.get()
+    }
+
+    fn object(&mut self) -> Option<&mut Ebpf> {
+        self.programs.as_mut().map(Programs::object)
     }
 
     /// Records the interfaces to which the program is attached.
@@ -268,11 +279,8 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the buffer was taken before.
     pub fn take_neighbours_wanted(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self
-            .ebpf
-            .as_mut()
-            .and_then(|ebpf| ebpf.take_map("NEIGHBOURS_WANTED"))
-            .context("the ring buffer was taken before")?;
+        let map = self.object().and_then(|object| object.take_map("NEIGHBOURS_WANTED"));
+        let map = map.context("the ring buffer was taken before")?;
         Ok(map.try_into()?)
     }
 
@@ -281,11 +289,8 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the buffer was taken before.
     pub fn take_suspects(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self
-            .ebpf
-            .as_mut()
-            .and_then(|ebpf| ebpf.take_map("SUSPECTS"))
-            .context("the ring buffer of suspects was taken before")?;
+        let map = self.object().and_then(|object| object.take_map("SUSPECTS"));
+        let map = map.context("the ring buffer of suspects was taken before")?;
         Ok(map.try_into()?)
     }
 
@@ -294,7 +299,7 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the record was taken before.
     pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
-        let map = self.ebpf.as_mut().and_then(|ebpf| ebpf.take_map("HANDSHAKES"));
+        let map = self.object().and_then(|object| object.take_map("HANDSHAKES"));
         Handshakes::new(map.context("the handshakes were taken before")?)
     }
 
@@ -303,11 +308,8 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the buffer was taken before.
     pub fn take_samples(&mut self) -> anyhow::Result<RingBuf<MapData>> {
-        let map = self
-            .ebpf
-            .as_mut()
-            .and_then(|ebpf| ebpf.take_map("SAMPLES"))
-            .context("the ring buffer of samples was taken before")?;
+        let map = self.object().and_then(|object| object.take_map("SAMPLES"));
+        let map = map.context("the ring buffer of samples was taken before")?;
         Ok(map.try_into()?)
     }
 
@@ -317,8 +319,7 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the log was taken before.
     pub fn take_log<T: Log>(&mut self, logger: T) -> anyhow::Result<EbpfLogger<T>> {
-        EbpfLogger::init_with_logger(self.ebpf.as_mut().context(TAKEN)?, logger)
-            .context("the log of the kernel program")
+        EbpfLogger::init_with_logger(self.object().context(TAKEN)?, logger).context("the log of the kernel program")
     }
 
     /// Sets the average interval between samples; with 0, the program samples no packet.
@@ -383,9 +384,24 @@ impl KernelDataplane {
 }
 
 impl Dataplane for KernelDataplane {
+    fn require(&mut self, features: Features) -> anyhow::Result<()> {
+        let present = self.in_use.get();
+        if present.has(features) {
+            return Ok(());
+        }
+        let Some(programs) = &mut self.programs else {
+            bail!("the kernel program that runs has no code for {}", words(features.without(present)))
+        };
+        if let Some(richer) = programs.richer(features, false)? {
+            programs.adopt(richer);
+        }
+        Ok(())
+    }
+
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         self.check_backend(id)?;
+        self.require(features::of_row(backend))?;
         let begins = self.counters.begin(id);
         if begins {
             self.kept.forget_backend(id);
@@ -437,6 +453,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn publish_services(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
+        self.require(services.iter().map(features::of_published).fold(Features::NONE, |all, one| all | one))?;
         self.rescan_all();
         // The controller sets the clocks only after the last step that can fail.
         let mut memories = Vec::with_capacity(services.len());

@@ -40,6 +40,7 @@ mod pinned_link;
 mod pins;
 mod placement;
 pub mod privileges;
+mod programs;
 mod quic;
 mod redirects;
 mod regions;
@@ -65,6 +66,7 @@ use std::{
 };
 
 use balancer_common::{
+    features::Features,
     kept::{BackendHistory, ServiceHistory},
     map_types::{BackendStats, DropStats, InterfaceStats, ListenerStats, ReplyStats, RuleStats, ShareStats},
     quic::QuicStats,
@@ -142,6 +144,13 @@ pub enum Swept {
 /// The controller's operations on a data path; the kernel's maps and, for tests, a data path in memory implement these
 /// operations.
 pub trait Dataplane {
+    /// Makes sure that the kernel program has `features`. As long as the program is attached nowhere, this function
+    /// loads a richer program if necessary.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the program, or if an attached program lacks a feature.
+    fn require(&mut self, features: Features) -> anyhow::Result<()>;
+
     /// Writes the row of a backend.
     ///
     /// # Errors

@@ -3,6 +3,9 @@
 use anyhow::{Context as _, bail};
 use aya::{Ebpf, maps::MapData, programs::Xdp};
 
+/// The name of the plain program in messages and in the object.
+pub(super) const PLAIN: &str = "balancer";
+
 /// Takes an array map out of the loaded object.
 ///
 /// # Errors
@@ -19,5 +22,5 @@ pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<MapData> {
 /// # Errors
 /// Fails if the object contains no such program, which would be a broken build.
 pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    Ok(ebpf.program_mut("balancer").context("the kernel object holds no program")?.try_into()?)
+    Ok(ebpf.program_mut(PLAIN).context("the kernel object holds no program")?.try_into()?)
 }

@@ -19,6 +19,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use balancer_common::{
     client::HashKey,
+    features::Features,
     handover,
     map_types::{Forwarding, LAST_BACKEND, ListenerStats, MOST_BACKEND_ROWS, ReplyStats, ShareStats, Sign},
     share::Share,
@@ -176,7 +177,7 @@ impl Rig {
             None,
             tells,
             &Supervisor::default(),
-            budgets,
+            (Features::ALL, budgets),
         )?;
         dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
         let mut specs = Vec::new();

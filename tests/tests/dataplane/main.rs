@@ -4,6 +4,7 @@
 mod changing_keys;
 mod contention;
 mod corpora;
+mod features;
 mod known_clients;
 mod late_cpus;
 mod many_backends;

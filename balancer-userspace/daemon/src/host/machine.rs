@@ -8,7 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use balancer_common::features::Features;
 use balancer_config::config::XdpMode;
+use balancer_control::features::words;
 use balancer_dataplane::{
     Attached, Attacher, Attachment, HostChanges, HostEnds, NotesWriter, Pins,
     offload::{self, Offload},
@@ -116,6 +118,7 @@ impl Machine {
     /// Returns the state of the machine as of the last round.
     pub(super) fn present(&self) -> Present {
         Present {
+            features: self.attacher.features(),
             attached: self.attached.iter().map(|attached| attached.at.clone()).collect(),
             vips: self.vips.clone(),
             troubles: self.troubles.values().cloned().collect(),
@@ -136,6 +139,7 @@ impl Machine {
     ) -> anyhow::Result<()> {
         let links = interfaces::links(&self.handle).await?;
         interfaces::select(must, &links)?;
+        self.extend_program(target.features)?;
         let names = self.forwarding(target, &links);
         block_in_place(|| {
             self.switches.set(&names, target.v4, target.v6)?;
@@ -307,6 +311,9 @@ impl Machine {
         if let Err(error) = block_in_place(|| self.switches.reserve(&target.reserved)) {
             self.trouble("reserved ports", &error);
         }
+        if let Err(error) = self.extend_program(target.features) {
+            self.trouble("kernel program", &error);
+        }
         self.settle_interfaces(target, &links);
         self.follow_parts(&links);
         self.follow_names(&links);
@@ -468,6 +475,14 @@ impl Machine {
         let adopted = attached.adopted;
         self.attached.push(attached);
         Ok(adopted)
+    }
+
+    /// Makes sure that the program has `features`, by replacing the program on all interfaces if necessary.
+    pub(super) fn extend_program(&mut self, features: Features) -> anyhow::Result<()> {
+        if let Some(all) = block_in_place(|| self.attacher.extend(&mut self.attached, features))? {
+            self.events.note(&format!("the kernel program is replaced by one for {}", words(all)));
+        }
+        Ok(())
     }
 
     /// Starts the tracing of packets.

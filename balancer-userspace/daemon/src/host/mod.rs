@@ -28,6 +28,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use balancer_api::trace::HopView;
+use balancer_common::features::Features;
 use balancer_config::config::XdpMode;
 use balancer_dataplane::{HostChanges, HostEnds, telling::Filter};
 use tokio::{
@@ -73,6 +74,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 struct Target {
     interfaces: Vec<String>,
     mode: XdpMode,
+    features: Features,
     v4: bool,
     v6: bool,
     vips: BTreeSet<WantedVip>,
@@ -99,6 +101,7 @@ impl From<&Wanted> for Target {
         let Wanted {
             interfaces,
             mode,
+            features,
             v4,
             v6,
             vips,
@@ -120,7 +123,7 @@ impl From<&Wanted> for Target {
         });
         let vips: BTreeSet<WantedVip> = vips.collect();
         let guarded = !keep && (guarded || vips.iter().any(|vip| !vip.announced));
-        Self { vips, whole, reserved, interfaces, mode, v4, v6, guarded }
+        Self { vips, whole, reserved, interfaces, mode, features, v4, v6, guarded }
     }
 }
 
@@ -129,6 +132,7 @@ impl Target {
     fn and(mut self, other: &Self) -> Self {
         let more = other.interfaces.iter().filter(|name| !self.interfaces.contains(name)).cloned().collect::<Vec<_>>();
         self.interfaces.extend(more);
+        self.features |= other.features;
         self.v4 |= other.v4;
         self.v6 |= other.v6;
         self.guarded |= other.guarded;
@@ -148,6 +152,8 @@ enum Ask {
     Check(Wanted, oneshot::Sender<anyhow::Result<()>>),
     /// Discard the prepared state, because the caller no longer needs it.
     Cancel,
+    /// Make sure that the program has these features.
+    Extend(Features, oneshot::Sender<anyhow::Result<()>>),
     /// Start to trace packets.
     Trace(Filter, oneshot::Sender<anyhow::Result<Arc<Trace>>>),
     /// Stop tracing, because the trace has ended.
@@ -353,6 +359,19 @@ impl Host {
         }
     }
 
+    /// Makes sure that the program has `features`.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the program with these features; the present program then stays attached.
+    pub fn extend(&self, features: Features) -> impl Future<Output = anyhow::Result<()>> + Send + 'static {
+        let asks = self.asks.clone();
+        async move {
+            let (reply, done) = oneshot::channel();
+            let _ = asks.send(Ask::Extend(features, reply));
+            done.await.context("the balancer ends")?
+        }
+    }
+
     /// Starts a trace, which lasts as long as a client polls for the trace's packets. The counters of the backends in
     /// `hops` show to which backend each packet went.
     ///
@@ -486,6 +505,10 @@ impl Keeping {
                     continue;
                 }
                 Some(Ask::Cancel) => self.cancel().await,
+                Some(Ask::Extend(features, reply)) => {
+                    let _ = reply.send(self.machine.extend_program(features));
+                    continue;
+                }
                 Some(Ask::Trace(filter, reply)) => {
                     let _ = reply.send(self.tracing.begin(&mut self.machine, &filter));
                     continue;
@@ -634,6 +657,7 @@ mod tests {
         Wanted {
             interfaces: interfaces.iter().map(|&name| name.to_owned()).collect(),
             mode: XdpMode::Auto,
+            features: if v6 { Features::V6 } else { Features::V4 },
             v4,
             v6,
             vips: vips
@@ -666,6 +690,7 @@ mod tests {
         let both = new.and(&old);
         assert_eq!(both.interfaces, ["b", "c", "a"]);
         assert_eq!((both.mode, both.v4, both.v6, both.guarded), (XdpMode::Native, true, true, true));
+        assert_eq!(both.features, Features::V4 | Features::V6);
         let vips: Vec<String> = both
             .vips
             .iter()

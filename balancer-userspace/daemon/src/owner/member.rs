@@ -105,7 +105,8 @@ impl<D: Dataplane> Owner<D> {
 
     /// Returns the wanted state of this machine.
     pub fn wanted(&self) -> Wanted {
-        self.place().wanted(&self.controller, self.member.withdrawn)
+        let wanted = self.place().wanted(&self.controller, self.member.withdrawn);
+        Wanted { features: wanted.features | self.features_kept_back_for(), ..wanted }
     }
 
     pub(super) fn place(&self) -> Place {
@@ -207,9 +208,11 @@ impl<D: Dataplane> Owner<D> {
 impl Owner<KernelDataplane> {
     /// Records the actual state of this machine.
     pub fn set_present(&mut self, present: Present) {
-        let Present { attached, vips, troubles } = present;
+        let Present { features: _, attached, vips, troubles } = present;
         self.dataplane.set_attached(attached);
         (self.member.vips, self.member.troubles) = (vips, troubles);
         self.changed = true;
+        // The kernel program may have more features now.
+        self.let_go();
     }
 }

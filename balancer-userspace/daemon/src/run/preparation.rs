@@ -2,6 +2,7 @@
 //! for most of this time.
 
 use anyhow::Context as _;
+use balancer_common::features::Features;
 use balancer_control::{controller::Controller, io::Event};
 use balancer_dataplane::{Capacity, KernelDataplane, Pins};
 use tokio::{
@@ -32,10 +33,18 @@ pub(super) struct Prepared {
 }
 
 impl Loading {
-    /// Starts to load the kernel program on a separate thread.
-    pub(super) fn begin(capacity: Capacity, ifindexes: Vec<u32>, pins: Option<Pins>, supervisor: &Supervisor) -> Self {
+    /// Starts to load the kernel program with `features` on a separate thread.
+    pub(super) fn begin(
+        capacity: Capacity,
+        features: Features,
+        ifindexes: Vec<u32>,
+        pins: Option<Pins>,
+        supervisor: &Supervisor,
+    ) -> Self {
         let (supervisor, tells) = (supervisor.clone(), kernel_log::wanted());
-        Self(spawn_blocking(move || KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor)))
+        Self(spawn_blocking(move || {
+            KernelDataplane::load_kept(capacity, &ifindexes, pins, tells, &supervisor, features)
+        }))
     }
 
     /// Prepares `controller` while the kernel program is being loaded. Even after an error, the function waits until

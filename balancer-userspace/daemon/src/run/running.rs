@@ -195,6 +195,7 @@ impl Running {
             joining.answer(owner);
             if let Some(fleet) = fleet {
                 fleet.look(owner);
+                fleet.extend_program(host);
             }
             let asks = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             owner.read_lists(asks);

@@ -1,8 +1,14 @@
 //! Startup, which turns a configuration into a serving balancer.
 
-use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
+use balancer_common::features::Features;
 use balancer_config::{
     config::{Config, OnExit},
     deny::DenyList,
@@ -10,10 +16,12 @@ use balancer_config::{
     words::counted,
 };
 use balancer_control::{
+    features::words,
     io::Event,
     readiness::{FleetFacts, Stage},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
+use nix::sys::socket::SockaddrStorage;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -166,7 +174,10 @@ impl Startup {
         controller.name_interfaces(named);
         controller.set_backend_rows(capacity.backends);
         let instance = controller.instance();
-        let loading = Loading::begin(capacity, ifindexes, pins, &supervisor);
+        let own = own_addresses();
+        let fleets = fleet.as_ref().and_then(Fleet::first_state).map_or(Features::NONE, |state| state.features(&own));
+        let features = controller.features_with(own) | fleets;
+        let loading = Loading::begin(capacity, features, ifindexes, pins, &supervisor);
         let (mut dataplane, prepared) = loading.meanwhile(controller, &supervisor).await?;
         let Prepared { beginning, neighbours, prober, mut events, found } = prepared;
         tell_of(&mut dataplane, &services, capacity);
@@ -296,11 +307,22 @@ impl Startup {
     }
 }
 
+/// The addresses of this machine, as far as they can be read.
+fn own_addresses() -> BTreeSet<IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    let ip = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|address| address.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.ip().into()))
+    };
+    all.filter_map(ip).collect()
+}
+
 /// Logs the capacity of the maps, and which process has left the maps, if any.
 fn tell_of(dataplane: &mut KernelDataplane, services: &Valid, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
         info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
     }
+    info!("the kernel program is loaded for {}", words(dataplane.features()));
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     info!("the kernel's maps take {:.1} MiB", mebibytes(dataplane.map_bytes()));
     if services.iter().all(|service| service.remember.is_zero()) {

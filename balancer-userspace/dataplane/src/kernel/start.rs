@@ -3,9 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Context as _;
-use aya::{Ebpf, EbpfLoader};
+use aya::EbpfLoader;
 use aya_log::Level;
 use balancer_common::{
+    features::Features,
     map_types::{Control, LAYOUT_VERSION, SAMPLE_INTERVAL, SLOTS_PER_LINE, WATCH_NO_HANDSHAKE},
     service_table::TableView,
 };
@@ -29,12 +30,13 @@ use crate::{
     halves::Halves,
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
-    load::{load_program, not_loaded},
+    load::not_loaded,
     map_sizes::{self, CLIENTS},
     mapped::MappedArray,
     object::take,
     peers::Peers,
     pins::{self, Pins},
+    programs::{Constants, Programs},
     quic::QuicTable,
     redirects::{self, RedirectErrors, Whose},
     replaced::Replaced,
@@ -48,28 +50,27 @@ use crate::{
 };
 
 /// The parameters for the kernel program and its maps.
-struct Numbers<'a> {
+struct Parameters<'a> {
     capacity: &'a Capacity,
-    budgets: Budgets,
     /// The number of interfaces of this network namespace.
     interfaces: usize,
-    interface_multiplier: u32,
-    handover_key: u64,
-    /// Whether the kernel program logs rare and unexpected events.
-    tells: bool,
+    constants: Constants,
+    features: Features,
+    /// The size of the log's ring buffer in bytes.
+    log_size: u32,
 }
 
 impl KernelDataplane {
-    /// Loads the program and makes maps that end with this process. The program is not attached yet, so the call
-    /// affects no packet.
+    /// Loads the program with all features, and makes maps that end with this process. The program is not attached yet,
+    /// so the call affects no packet.
     ///
     /// # Errors
     /// Fails if the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None, false, &Unwatched)
+        Self::load_kept(capacity, ifindexes, None, false, &Unwatched, Features::ALL)
     }
 
-    /// Loads the program. The maps that outlive a controller come from `pins`, or are pinned in them. `tells` says
+    /// Loads the program with `features`. The maps that outlive a controller come from `pins`, or are pinned in them. `tells` says
     /// whether the program logs rare and unexpected events; this setting cannot change later.
     ///
     /// # Errors
@@ -80,11 +81,12 @@ impl KernelDataplane {
         pins: Option<Pins>,
         tells: bool,
         threads: &dyn Threads,
+        features: Features,
     ) -> anyhow::Result<Self> {
-        Self::load_limited(capacity, ifindexes, pins, tells, threads, Budgets::here())
+        Self::load_limited(capacity, ifindexes, pins, tells, threads, (features, Budgets::here()))
     }
 
-    /// Loads the program with other limits for each CPU.
+    /// Loads the program with these features, and with other limits for each CPU.
     ///
     /// # Errors
     /// Fails if the kernel refuses the program or a map.
@@ -94,53 +96,63 @@ impl KernelDataplane {
         pins: Option<Pins>,
         tells: bool,
         threads: &dyn Threads,
-        budgets: Budgets,
+        (features, budgets): (Features, Budgets),
     ) -> anyhow::Result<Self> {
         let multiplier_left = pins.as_ref().and_then(Pins::left).map(|notes| notes.interface_multiplier);
         let others = all_interfaces();
         let interface_multiplier = interface_multiplier(ifindexes, &others, multiplier_left)?;
         let buckets = capacity.buckets();
         let handover_key = classifiers::draw_key()?;
-        let whose = Whose::here();
-        let interfaces = others.len();
-        let numbers = Numbers { capacity: &capacity, budgets, interfaces, interface_multiplier, handover_key, tells };
+        let (log_level, log_size) = log_settings(tells)?;
+        let constants = Constants {
+            budgets,
+            interface_multiplier,
+            client_bucket_mask: buckets - 1,
+            log_level,
+            handover_key,
+            counted: capacity.counted,
+            whose: Whose::here(),
+        };
+        let counts_redirects = constants.whose.is_some();
+        let parameters = Parameters { capacity: &capacity, interfaces: others.len(), constants, features, log_size };
         let mut former_clients = FormerClients::find(pins.as_ref(), buckets)?;
         let mut former_flows = FormerFlows::find(pins.as_ref(), &capacity)?;
         let former = (former_clients.as_ref(), former_flows.as_ref());
-        let (mut ebpf, map_bytes) = numbers.load(pins.as_ref(), former, whose.as_ref())?;
+        let (mut programs, map_bytes) = parameters.load(pins.as_ref(), former)?;
+        let ebpf = programs.object();
 
-        let mut control = MappedArray::new(take(&mut ebpf, "CONTROL")?)?;
-        let kept = Kept::new(&mut ebpf, pins)?;
-        let seen = Seen::new(MappedArray::new(take(&mut ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
+        let mut control = MappedArray::new(take(ebpf, "CONTROL")?)?;
+        let kept = Kept::new(ebpf, pins)?;
+        let seen = Seen::new(MappedArray::new(take(ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
         control.store(0, first_control(seen.salt()));
         let grace_periods = Arc::new(GracePeriods::spawn(threads)?);
         let lines = capacity.slots.div_ceil(SLOTS_PER_LINE);
-        let tables = Tables::new(MappedArray::new(take(&mut ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
-        let known = MappedArray::new(take(&mut ebpf, CLIENTS)?)?;
+        let tables = Tables::new(MappedArray::new(take(ebpf, "SLOTS")?)?, lines, Arc::clone(&grace_periods));
+        let known = MappedArray::new(take(ebpf, CLIENTS)?)?;
         if let Some(former) = former_clients.as_mut().filter(|_| capacity.clients != NOBODY) {
             former.copy_to(known.words());
         }
         let clients = ClientTable::new(known, capacity.backends as usize);
-        let flows = FlowMaps::new(&mut ebpf, &capacity)?;
+        let flows = FlowMaps::new(ebpf, &capacity)?;
         if let Some(former) = &mut former_flows {
             former.copy_to(&flows.table());
         }
         let stickiness = Stickiness::new(tables, clients, Scanner::spawn(threads)?, Arc::clone(&grace_periods));
         let mut this = Self {
             control,
-            listeners: Halves::new(take(&mut ebpf, "LISTENERS")?)?,
-            ranges: Halves::new(take(&mut ebpf, "RANGES")?)?,
-            services: Halves::new(take(&mut ebpf, "SERVICES")?)?,
-            returns: Halves::new(take(&mut ebpf, "RETURNS")?)?,
-            backends: Backends::new(take(&mut ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
-            interfaces: Interfaces::new(take(&mut ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
+            listeners: Halves::new(take(ebpf, "LISTENERS")?)?,
+            ranges: Halves::new(take(ebpf, "RANGES")?)?,
+            services: Halves::new(take(ebpf, "SERVICES")?)?,
+            returns: Halves::new(take(ebpf, "RETURNS")?)?,
+            backends: Backends::new(take(ebpf, "BACKENDS")?, Arc::clone(&grace_periods))?,
+            interfaces: Interfaces::new(take(ebpf, "INTERFACES")?, interface_multiplier, ifindexes)?,
             ways_in: WaysIn::default(),
-            counters: Counters::new(&mut ebpf, capacity.counted, interface_multiplier)?,
+            counters: Counters::new(ebpf, capacity.counted, interface_multiplier)?,
             stickiness,
             former_clients,
             former_flows,
             seen,
-            rules: RuleTable::new(&mut ebpf, &kept)?,
+            rules: RuleTable::new(ebpf, &kept)?,
             capacity,
             map_bytes,
             directory: Vec::new(),
@@ -152,45 +164,42 @@ impl KernelDataplane {
             published: None,
             attached: Vec::new(),
             handover_key,
-            devices: DeviceTable::new(&mut ebpf)?,
-            peers: Peers::new(&mut ebpf)?,
-            redirect_errors: RedirectErrors::new(&mut ebpf)?,
+            devices: DeviceTable::new(ebpf)?,
+            peers: Peers::new(ebpf)?,
+            redirect_errors: RedirectErrors::new(ebpf)?,
             flows,
-            quic: QuicTable::new(&mut ebpf)?,
-            signs: SignTable::new(take(&mut ebpf, "SIGNS")?)?,
+            quic: QuicTable::new(ebpf)?,
+            signs: SignTable::new(take(ebpf, "SIGNS")?)?,
             kept,
             sharing: None,
-            ebpf: Some(ebpf),
+            in_use: programs.in_use(),
+            programs: Some(programs),
         };
         if multiplier_left.is_some_and(|left| left != interface_multiplier) {
             this.counters.forget_interfaces()?;
         }
-        load_program("balancer", this.program()?)?;
-        let ebpf = this.ebpf.as_mut().context(TAKEN)?;
-        classifiers::load(ebpf)?;
-        if whose.is_some() {
-            redirects::attach(ebpf)?;
+        let programs = this.programs.as_mut().context(TAKEN)?;
+        programs.load()?;
+        classifiers::load(programs.object())?;
+        if counts_redirects {
+            redirects::attach(programs.object())?;
         }
         Ok(this)
     }
 }
 
-impl Numbers<'_> {
+impl Parameters<'_> {
     /// Makes the maps of the program, or takes the pinned maps. The function also returns the total size of the maps in
     /// bytes.
     fn load(
-        &self,
+        self,
         pins: Option<&Pins>,
         (former_clients, former_flows): (Option<&FormerClients>, Option<&FormerFlows>),
-        whose: Option<&Whose>,
-    ) -> anyhow::Result<(Ebpf, u64)> {
-        let Self { capacity, budgets, interfaces, interface_multiplier, handover_key, tells } = self;
-        let Budgets { errors, rejections, echo, fragments, waiting } = budgets;
-        let mask = capacity.buckets() - 1;
-        let (log_level, log_size) = log_settings(*tells)?;
+    ) -> anyhow::Result<(Programs, u64)> {
+        let Self { capacity, interfaces, constants, features, log_size } = self;
         let cpus = Cpus::here()?;
         let (replaced, counters) = Replaced::before_load(pins, capacity, cpus)?;
-        let sizes = map_sizes::sizes(capacity, &counters, cpus, *interfaces);
+        let sizes = map_sizes::sizes(capacity, &counters, cpus, interfaces);
         let mut loader = EbpfLoader::new();
         for (name, path) in pins.iter().flat_map(|pins| pins::MAPS.map(|name| (name, pins.map(name)))) {
             loader.map_pin_path(name, replaced.path(name).unwrap_or(path));
@@ -201,21 +210,9 @@ impl Numbers<'_> {
         for (name, path) in former_flows.iter().flat_map(|former| former.paths()) {
             loader.map_pin_path(name, path);
         }
-        if let Some(whose) = whose {
-            whose.tell(&mut loader);
-        }
-        loader
-            .override_global("ERROR_BUDGET", errors, true)
-            .override_global("REJECTION_BUDGET", rejections, true)
-            .override_global("ECHO_BUDGET", echo, true)
-            .override_global("FRAGMENT_BUDGET", fragments, true)
-            .override_global("WAITING_BUDGET", waiting, true)
-            .override_global("INTERFACE_MULTIPLIER", interface_multiplier, true)
-            .override_global("CLIENT_BUCKET_MASK", &mask, true)
-            .override_global(aya_log::LEVEL, &log_level, true)
-            .map_max_entries("AYA_LOGS", log_size)
-            .override_global("HANDOVER_KEY", handover_key, true)
-            .override_global("BACKEND_COUNTERS", &capacity.counted, true);
+        let bits = features.bits();
+        constants.set(&mut loader, &bits);
+        loader.map_max_entries("AYA_LOGS", log_size);
         for map in &sizes {
             if let Some(entries) = map.entries {
                 loader.map_max_entries(map.name, entries);
@@ -223,7 +220,8 @@ impl Numbers<'_> {
         }
         let ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, &sizes))?;
         replaced.carry_over()?;
-        Ok((ebpf, map_sizes::total(&sizes)))
+        drop(loader);
+        Ok((Programs::new(ebpf, constants, features)?, map_sizes::total(&sizes)))
     }
 }
 
