@@ -67,7 +67,15 @@ impl KernelDataplane {
     /// # Errors
     /// Fails if the kernel refuses the program or a map.
     pub fn load(capacity: Capacity, ifindexes: &[u32]) -> anyhow::Result<Self> {
-        Self::load_kept(capacity, ifindexes, None, false, &Unwatched, Features::ALL)
+        Self::load_with_features(capacity, ifindexes, Features::ALL)
+    }
+
+    /// Loads a program that has only the code for `features`, and makes maps that end with this process.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the program or a map.
+    pub fn load_with_features(capacity: Capacity, ifindexes: &[u32], features: Features) -> anyhow::Result<Self> {
+        Self::load_kept(capacity, ifindexes, None, false, &Unwatched, features)
     }
 
     /// Loads the program with `features`. The maps that outlive a controller come from `pins`, or are pinned in them. `tells` says
