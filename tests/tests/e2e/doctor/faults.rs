@@ -246,7 +246,7 @@ fn drop_answers(site: &mut Site, _: &mut Beside) {
 }
 
 /// The mode in which most faults can occur, and the most programs take part.
-pub(super) const HARDEST: Forwarding = Forwarding::Gue;
+const HARDEST: Forwarding = Forwarding::Gue;
 
 /// Creates each fault that can occur in a mode and that is not among the faults of the modes `except`.
 pub(super) fn all_are_found(forwarding: Forwarding, except: &[Forwarding]) {
