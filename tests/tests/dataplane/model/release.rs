@@ -3,6 +3,6 @@
 use super::{SEED, agree};
 
 #[test]
-fn when_a_million_other_packets_are_generated_then_kernel_and_model_agree() {
-    agree(SEED + 1, 1_000_000);
+fn when_a_million_packets_are_generated_then_kernel_and_model_agree() {
+    agree(SEED, 1_000_000);
 }
