@@ -78,8 +78,8 @@ impl KernelDataplane {
         Self::load_kept(capacity, ifindexes, None, false, &Unwatched, features)
     }
 
-    /// Loads the program with `features`. The maps that outlive a controller come from `pins`, or are pinned in them. `tells` says
-    /// whether the program logs rare and unexpected events; this setting cannot change later.
+    /// Loads the program with `features`. The maps that outlive a controller come from `pins`, or are pinned in them.
+    /// `tells` says whether the program logs rare and unexpected events; this setting cannot change later.
     ///
     /// # Errors
     /// Fails if the kernel refuses the program or a map.
