@@ -8,6 +8,7 @@ mod budgets;
 mod control;
 mod counters;
 mod decap;
+mod default_hops;
 mod flows;
 mod fragments;
 mod interfaces;
@@ -18,8 +19,8 @@ mod signs;
 mod tables;
 
 pub use self::{
-    backends::*, budgets::*, control::*, counters::*, decap::*, flows::*, fragments::*, interfaces::*, listeners::*,
-    rules::*, services::*, signs::*, tables::*,
+    backends::*, budgets::*, control::*, counters::*, decap::*, default_hops::*, flows::*, fragments::*, interfaces::*,
+    listeners::*, rules::*, services::*, signs::*, tables::*,
 };
 
 /// The version of the map layouts in this module. The list [`ADOPTED_LAYOUTS`] names the layouts that this program can

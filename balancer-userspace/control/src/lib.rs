@@ -10,6 +10,7 @@ pub mod as_far;
 pub mod bits;
 pub mod bounded;
 pub mod controller;
+pub mod default_hop;
 pub mod discover;
 pub mod features;
 pub mod fingerprint;
@@ -61,6 +62,8 @@ mod as_far_test;
 mod bounded_test;
 #[cfg(test)]
 mod controller_test;
+#[cfg(test)]
+mod default_hop_test;
 #[cfg(test)]
 mod discover_test;
 #[cfg(test)]
