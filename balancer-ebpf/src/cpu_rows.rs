@@ -14,9 +14,14 @@ pub(crate) fn own<T>(map: &Array<T>, rows: u32, row: u32) -> Option<*mut T> {
     if row >= rows {
         return None;
     }
+    map.get_ptr_mut(first(rows).wrapping_add(row))
+}
+
+/// The number of the first row of this CPU's block of `rows` rows.
+#[inline(always)]
+pub(crate) fn first(rows: u32) -> u32 {
     // SAFETY: the helper takes no pointer.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    map.get_ptr_mut(cpu.wrapping_mul(rows).wrapping_add(row))
+    unsafe { bpf_get_smp_processor_id() }.wrapping_mul(rows)
 }
 
 /// Adds atomically to a 64-bit word that other CPUs also add to.

@@ -94,7 +94,9 @@ impl Finder {
             Self::Contention => ["--package=balancer-tests", "--test=dataplane", "contention::"],
             Self::Rescan => ["--package=balancer-tests", "--test=dataplane", "rescan::"],
             Self::Races => ["--package=balancer-dataplane", "--lib", "--filterset=test(/(races|grace|sweep)::/)"],
-            Self::Packets => ["--package=balancer-tests", "--test=packets", "next_hop_cache::"],
+            Self::Packets => {
+                ["--package=balancer-tests", "--test=packets", "--filterset=test(/^(next_hop_cache|default_hops)::/)"]
+            }
             Self::Placement => ["--package=balancer-dataplane", "--lib", "placement::"],
             Self::Tables => ["--package=balancer-tests", "--test=packets", "full_tables::"],
             Self::Valid => ["--package=balancer-config", "--lib", "--filterset=test(/(validate|pieces)::/)"],

@@ -1,9 +1,14 @@
 //! A cache of clients' next hops. A route lookup by the kernel takes two to five times as long as all other work on a
 //! reply, and most replies arrive in series. Changes of routes and neighbours take effect within [`LIFETIME`] plus a
-//! tick of the kernel's clock, whether or not a controller runs.
+//! tick of the kernel's clock, whether or not a controller runs. In front of the cached next hops, the map contains the
+//! default next hops that the controller publishes: see [`default_hops`].
+
+mod default_hops;
+
+use core::mem::offset_of;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
-use balancer_common::map_types::{CACHED_HOPS_OF_CPU, Mac};
+use balancer_common::map_types::{CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, DefaultHopRow, Mac, address_key};
 
 use crate::{cpu_rows, forward::rewrite, ingress::Ingress, packet::Packet, parse::Ip, step::Step};
 
@@ -28,7 +33,13 @@ pub(crate) struct CachedHop {
     pub(super) mtu: u16,
 }
 
-const _: () = assert!(size_of::<CachedHop>() == 64);
+const _: () = {
+    assert!(size_of::<CachedHop>() == 64);
+    assert!(offset_of!(CachedHop, egress) == offset_of!(DefaultHopRow, egress));
+    assert!(offset_of!(CachedHop, source_mac) == offset_of!(DefaultHopRow, source_mac));
+    assert!(offset_of!(CachedHop, destination_mac) == offset_of!(DefaultHopRow, destination_mac));
+    assert!(offset_of!(CachedHop, mtu) == offset_of!(DefaultHopRow, mtu));
+};
 
 impl CachedHop {
     /// Writes the link-layer addresses of a frame to this next hop, and returns the step that sends the frame. `None`:
@@ -40,8 +51,8 @@ impl CachedHop {
     }
 }
 
-/// [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other CPUs ask the kernel for each packet.
-/// The flag aligns the rows to cache lines.
+/// The rows of the default next hops, and [`CACHED_HOPS_OF_CPU`] rows for each CPU that was online at the start; other
+/// CPUs ask the kernel for each packet. The flag aligns the rows to cache lines.
 #[map]
 static NEXT_HOP_CACHE: Array<CachedHop> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -54,14 +65,14 @@ pub(super) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// The index of the cache row for the result of this lookup. Two lookups with the same cache row overwrite each
+    /// The number of the cache row for the result of this lookup. Two lookups with the same cache row overwrite each
     /// other's results.
     #[inline(always)]
-    fn place(&self, [a, b, c, d]: [u32; 4]) -> Option<*mut CachedHop> {
+    fn row(&self, [a, b, c, d]: [u32; 4]) -> u32 {
         let folded = u64::from(a ^ c) << 32 | u64::from(b ^ d);
         // Knuth, The Art of Computer Programming, volume 3, section 6.4: multiplicative hashing.
         let row = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        cpu_rows::own(&NEXT_HOP_CACHE, CACHED_HOPS_OF_CPU, row as u32 % CACHED_HOPS_OF_CPU)
+        DEFAULT_HOP_ROWS + cpu_rows::first(CACHED_HOPS_OF_CPU) + row as u32 % CACHED_HOPS_OF_CPU
     }
 
     #[inline(always)]
@@ -72,13 +83,21 @@ impl Question<'_> {
         differ(&hop.destination, destination) | differ(&hop.source, source) | (hop.ingress ^ ingress) | kinds == 0
     }
 
-    /// The cached result of this lookup, if the result is still valid.
+    /// The published or cached result of this lookup, if the result is still valid.
     #[inline(always)]
     pub(super) fn recent(&self, destination: &[u32; 4]) -> Option<&'static CachedHop> {
-        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
-        let hop = unsafe { &*self.place(*destination)? };
         // SAFETY: the helper takes no pointer.
         let now = unsafe { bpf_ktime_get_coarse_ns() };
+        if let Some(row) = default_hops::row(self.ip.family, now) {
+            let hop = NEXT_HOP_CACHE.get_ptr(row)?;
+            if default_hops::leads(row, hop.cast(), self.ingress, address_key(destination)) {
+                // SAFETY: the controller changes a published row only after the program has stopped using the row. The
+                // fields that the caller uses are those of a published row as well.
+                return Some(unsafe { &*hop });
+            }
+        }
+        // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+        let hop = unsafe { &*NEXT_HOP_CACHE.get_ptr(self.row(*destination))? };
         (now.wrapping_sub(hop.asked) < LIFETIME && self.is_of(hop, destination)).then_some(hop)
     }
 
@@ -92,7 +111,7 @@ impl Question<'_> {
         destination_mac: Mac,
         mtu: u16,
     ) {
-        let Some(place) = self.place(*destination) else { return };
+        let Some(place) = NEXT_HOP_CACHE.get_ptr_mut(self.row(*destination)) else { return };
         let Self { ingress, ip, source } = *self;
         // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
         let hop = unsafe { &mut *place };

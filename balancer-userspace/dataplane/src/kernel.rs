@@ -8,7 +8,10 @@ use std::{
     mem::offset_of,
     net::IpAddr,
     path::Path,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -48,6 +51,7 @@ use super::{
     capacity::Capacity,
     clients::KnownClients,
     counters::Counters,
+    default_hops::DefaultHops,
     denied::DeniedBy,
     devices::{DeviceTable, Devices},
     flows::{FlowMaps, FlowTable, FormerFlows},
@@ -119,6 +123,8 @@ pub struct KernelDataplane {
     published: Option<Grace>,
     attached: Vec<Attachment>,
     handover_key: u64,
+    /// Whether the program sends replies to clients.
+    replies: Arc<AtomicBool>,
     devices: DeviceTable,
     peers: Peers,
     redirect_errors: RedirectErrors,
@@ -284,6 +290,15 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
+    /// Takes the writer of the default next hops. The caller can take this writer only once.
+    ///
+    /// # Errors
+    /// Fails if the writer was taken before.
+    pub fn take_default_hops(&mut self) -> anyhow::Result<DefaultHops> {
+        let replies = Arc::clone(&self.replies);
+        DefaultHops::new(self.object().context(TAKEN)?, replies)
+    }
+
     /// Takes the ring buffer of signs that backends may have failed. The caller can take this buffer only once.
     ///
     /// # Errors
@@ -340,6 +355,7 @@ impl KernelDataplane {
         // clears it after the lookup is no longer needed.
         let looks = self.control.word32(0, offset_of!(Control, flags));
         looks.store(looks.load(Ordering::Acquire) | flags, Ordering::Release);
+        self.replies.store(flags & (CONTROL_RETURNS | CONTROL_FLOWS) != 0, Ordering::Release);
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
         looks.store(flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, vips)).store(vips, Ordering::Release);

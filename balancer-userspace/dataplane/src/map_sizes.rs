@@ -6,10 +6,11 @@ use balancer_common::{
     client_table::Bucket,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
-        BackendRows, BackendStats, CACHED_HOPS_OF_CPU, FLOWS_PER_LINE, FlowLine, FlowPool, FlowReturns, FlowRow,
-        FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS,
-        MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked, NeighbourWanted,
-        NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs, SlotLine,
+        BackendRows, BackendStats, CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, FLOWS_PER_LINE, FlowLine, FlowPool,
+        FlowReturns, FlowRow, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
+        MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked,
+        NeighbourWanted, NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs,
+        SlotLine,
     },
     quic::{MAX_QUIC_SERVICES, QUIC_ROWS, QuicRow, QuicStats},
     rule_filter, seen, signs,
@@ -97,7 +98,7 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         MapSize { bytes: 0, ..of("RULES", Some(MAX_RULES + MAX_DENIED as u32 + SPARE_RULE), 0) },
         MapSize {
             of_cpus: OfCpus::Online(blocks),
-            ..of("NEXT_HOP_CACHE", Some(blocks * CACHED_HOPS_OF_CPU), RECENT_HOP)
+            ..of("NEXT_HOP_CACHE", Some(DEFAULT_HOP_ROWS + blocks * CACHED_HOPS_OF_CPU), RECENT_HOP)
         },
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),

@@ -33,8 +33,8 @@ use balancer_config::{
 use balancer_control::io::{
     BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
 };
-use balancer_daemon::supervisor::Supervisor;
-use balancer_dataplane::{Budgets, Capacity, Dataplane as _, FlowTable, KernelDataplane, Layers};
+use balancer_daemon::{neighbours::DefaultHopThread, supervisor::Supervisor};
+use balancer_dataplane::{Budgets, Capacity, Dataplane as _, DefaultHops, FlowTable, KernelDataplane, Layers};
 use ipnet::IpNet;
 use log::Log;
 use nix::sched::{CloneFlags, unshare};
@@ -274,6 +274,23 @@ impl Rig {
     /// Advances the time of the controller's data path.
     pub fn pass_time(&mut self, since_start: Duration) {
         sweep(&mut self.dataplane, since_start);
+    }
+
+    /// Takes the writer of the default next hops. Only the first call of this function, or of
+    /// [`Self::follow_default_routes`], succeeds.
+    ///
+    /// # Errors
+    /// Fails if the writer was taken before.
+    pub fn default_hops(&mut self) -> anyhow::Result<DefaultHops> {
+        self.dataplane.take_default_hops()
+    }
+
+    /// Starts the controller's thread that publishes the default next hops of the namespace.
+    ///
+    /// # Errors
+    /// Fails if the writer of the default next hops was taken before, or if the thread cannot be started.
+    pub fn follow_default_routes(&mut self) -> anyhow::Result<DefaultHopThread> {
+        DefaultHopThread::spawn(self.default_hops()?, &Supervisor::default())
     }
 
     /// Sets the `DEVICE_*` constant of every known interface, by index.

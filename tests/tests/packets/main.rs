@@ -8,6 +8,8 @@ mod budgets;
 mod cases;
 mod checksums;
 mod decap;
+mod default_hops;
+mod default_routes;
 mod dsr;
 mod echo;
 mod extensions;

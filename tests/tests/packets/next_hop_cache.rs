@@ -24,19 +24,25 @@ use crate::{
 pub(crate) const OTHER_ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 8];
 /// A time that is longer than the program caches the kernel's answer.
 pub(crate) const LATER: Duration = Duration::from_millis(60);
-const XDP_TX: u32 = 3;
+pub(crate) const XDP_TX: u32 = 3;
 pub(crate) const XDP_REDIRECT: u32 = 4;
 
 /// The backend and the VIP, for each family.
-const BACKENDS: [(&str, &str); 2] = [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
+pub(crate) const BACKENDS: [(&str, &str); 2] =
+    [("10.0.0.21:8080", "198.51.100.20:80"), ("[fd00::21]:8080", "[2001:db8::20]:80")];
 
 /// Runs `test` in a new namespace, with the thread bound to one CPU.
 fn with_rig(test: impl FnOnce(&Rig) + Send + 'static) {
+    with_own_rig(|rig| test(&rig));
+}
+
+/// Runs `test` as [`with_rig`] does, with a rig that the test can change.
+pub(crate) fn with_own_rig(test: impl FnOnce(Rig) + Send + 'static) {
     let work = move || {
         let mut cpus = CpuSet::new();
         cpus.set(sched_getcpu().unwrap()).unwrap();
         sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-        test(&Rig::new(&services()).unwrap());
+        test(Rig::new(&services()).unwrap());
     };
     thread::spawn(work).join().unwrap();
 }
@@ -47,13 +53,13 @@ pub(crate) fn ip(arguments: &str) {
 }
 
 /// Returns the fate of a reply: the action and the destination MAC address.
-fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
+pub(crate) fn leaves(rig: &Rig, backend: &str, client: &str) -> (u32, [u8; 6]) {
     let ran = rig.run(&Frame::tcp(backend, client, ACK).bytes()).unwrap();
     (ran.action, ran.frame[..6].try_into().unwrap())
 }
 
 /// Returns the form in which a reply leaves by the second interface.
-fn redirected(reply: &Frame, vip: &str) -> Frame {
+pub(crate) fn redirected(reply: &Frame, vip: &str) -> Frame {
     Frame { destination_mac: OTHER_ROUTER_MAC, source_mac: OUT_MAC, ..restored(reply, vip) }
 }
 

@@ -1,10 +1,13 @@
 //! Next hops, which determine how frames reach an address. A task updates the next hops when the kernel's routes, links
 //! and neighbours change.
 //!
+//! `default_hops` is a separate thread, which publishes the next hop of the default route for replies.
+//!
 //! One task owns the netlink sockets. `resolve` derives next hops from tables, and `tracker` decides which changes to
 //! report and which neighbours to query; both modules are pure. `netlink` sends queries to the kernel, and `monitor`
 //! receives the kernel's notifications.
 
+mod default_hops;
 mod devices;
 mod features;
 mod heard;
@@ -30,7 +33,11 @@ use netlink_packet_route::route::RouteType;
 use resolve::NeighbourKey;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-pub use self::{heard::heard, path_errors::Tunnels};
+pub use self::{
+    default_hops::{DefaultHopThread, Published},
+    heard::heard,
+    path_errors::Tunnels,
+};
 use crate::{
     interfaces::Link,
     supervisor::{Supervisor, Task},

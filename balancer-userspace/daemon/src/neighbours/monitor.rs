@@ -14,7 +14,7 @@ use super::{
 };
 use crate::interfaces::Link;
 
-const GROUPS: [MulticastGroup; 9] = [
+pub(super) const GROUPS: [MulticastGroup; 9] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Route,
@@ -30,9 +30,9 @@ const GROUPS: [MulticastGroup; 9] = [
 
 /// The size in bytes of the receive buffer for bursts; if the buffer overflows, notifications are lost, and the kernel
 /// reports the loss.
-const RECEIVE_BUFFER: usize = 1 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 /// The size of the buffer for one datagram, which exceeds the kernel's longest datagram (32 KiB).
-const DATAGRAM: usize = 1 << 16;
+pub(super) const DATAGRAM: usize = 1 << 16;
 const HEADER: usize = 16;
 
 /// The reason why notifications are missing.

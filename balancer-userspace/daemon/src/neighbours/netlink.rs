@@ -170,6 +170,12 @@ fn way(attributes: &[RouteAttribute]) -> Way {
     way
 }
 
+/// The interface and the gateway of a route with a single next hop.
+pub(super) fn gateway(attributes: &[RouteAttribute]) -> Option<(u32, IpAddr)> {
+    let Way { ifindex, gateway, .. } = way(attributes);
+    ifindex.zip(gateway)
+}
+
 /// The MTU of a route. While the kernel remembers a router's refusal of larger packets, the result is the path's MTU.
 fn mtu(metric: &RouteMetric) -> Option<u32> {
     if let RouteMetric::Mtu(mtu) = metric { Some(*mtu).filter(|&mtu| mtu > 0) } else { None }

@@ -40,6 +40,7 @@ use crate::{
     fleet::Fleet,
     host::Host,
     list_sources::ListSources,
+    neighbours::DefaultHopThread,
     owner::Owner,
     persistence::Persistence,
     service_manager::ServiceManager,
@@ -77,6 +78,7 @@ pub(super) struct Running {
     /// The files with deny lists that a task follows.
     pub(super) deny_files: watch::Sender<BTreeSet<PathBuf>>,
     pub(super) denying: Attended<()>,
+    pub(super) default_hops: DefaultHopThread,
     pub(super) lists: ListSources,
     /// The agents that a task queries.
     pub(super) agents: watch::Sender<Agents>,

@@ -24,6 +24,7 @@ impl Shutdown {
             history,
             reloads,
             denying,
+            default_hops,
             lists,
             asking,
             watching,
@@ -54,7 +55,7 @@ impl Shutdown {
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, lists, asking, calls, watching, finding, counting, telling));
+        drop((reloads, denying, default_hops, lists, asking, calls, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

@@ -48,6 +48,7 @@ use crate::{
     kernel_log,
     list_sources::{FirstLists, ListSources},
     metrics, near_clients,
+    neighbours::DefaultHopThread,
     owner::Owner,
     persistence::Persistence,
     reload,
@@ -184,6 +185,7 @@ impl Startup {
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
         let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
+        let default_hops = dataplane.take_default_hops()?;
         if kernel_log::wanted() {
             kernel_log::read(&mut dataplane, &supervisor)?;
         }
@@ -240,6 +242,7 @@ impl Startup {
             supervisor: supervisor.clone(),
         };
         let mut host = Host::start(owner.wanted(), surroundings).await?;
+        let default_hops = DefaultHopThread::spawn(default_hops, &supervisor)?;
         owner.set_present(host.present());
         owner.set_stage(Stage::Serving);
         owner.tell_readiness();
@@ -288,6 +291,7 @@ impl Startup {
             reloads,
             deny_files,
             denying,
+            default_hops,
             lists,
             agents,
             asking,

@@ -172,6 +172,7 @@ impl KernelDataplane {
             published: None,
             attached: Vec::new(),
             handover_key,
+            replies: Arc::default(),
             devices: DeviceTable::new(ebpf)?,
             peers: Peers::new(ebpf)?,
             redirect_errors: RedirectErrors::new(ebpf)?,

@@ -2,7 +2,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use balancer_config::listeners::Family;
+use balancer_control::default_hop::{DefaultHop, Egress, Gateway, Route, Rule, TABLE_LOCAL, TABLE_MAIN, default_route};
 use balancer_testkit::{namespace::Namespace, prog_run};
 
 use crate::scene::OWN_MAC;
@@ -38,6 +40,22 @@ pub(crate) fn enter() -> Result<()> {
         namespace.ip(&format!("neigh add {router} lladdr {mac} dev near nud permanent"))?;
     }
     namespace.enter()
+}
+
+/// The next hop of the default route, as the controller publishes it.
+pub(crate) fn default_hop(family: Family) -> Result<DefaultHop> {
+    let (default, router, others) = match family {
+        Family::V4 => ("0.0.0.0/0", "10.0.0.253", ["10.0.0.0/24", "127.0.0.0/8", "198.51.100.20/32", "203.0.113.0/24"]),
+        Family::V6 => ("::/0", "fd00::fd", ["fd00::/64", "::1/128", "fe80::/64", "ff00::/8"]),
+    };
+    let rules = [(0, TABLE_LOCAL), (32_766, TABLE_MAIN)].map(|(priority, table)| Rule { priority, table: Some(table) });
+    let gateway = Gateway { ifindex: INTERFACE, address: router.parse()?, lifetime: None };
+    let mut routes = vec![Route { table: TABLE_MAIN, destination: default.parse()?, gateway: Some(gateway) }];
+    for other in others {
+        routes.push(Route { table: TABLE_LOCAL, destination: other.parse()?, gateway: None });
+    }
+    let route = default_route(&rules, &routes).map_err(|obstacle| anyhow!("{obstacle}"))?;
+    Ok(DefaultHop::new(&route, Egress { mac: OWN_MAC, mtu: 1500 }, OWN_MAC, !0))
 }
 
 /// Runs the program `repeat` times on `frame`, as if the frame arrived on [`INTERFACE`]. Each run gets the frame that

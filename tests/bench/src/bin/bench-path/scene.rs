@@ -24,13 +24,13 @@ use balancer_control::{
     io::{BackendSpec, FlowSpec, ListenerId, ListenerSpec, NextHop, QuicSpec, ServiceId, ServiceSpec},
     maglev::{self, Member},
 };
-use balancer_dataplane::{Capacity, Dataplane as _, Devices, KernelDataplane, Layers};
+use balancer_dataplane::{Capacity, Dataplane as _, DefaultHops, Devices, KernelDataplane, Layers};
 use balancer_testkit::{prog_run, sweep::sweep};
 use serde_json::json;
 
 use crate::{
     feeder::feeder,
-    ground::{INTERFACE, OTHER_INTERFACE, TAGGED_INTERFACE},
+    ground::{INTERFACE, OTHER_INTERFACE, TAGGED_INTERFACE, default_hop},
     many,
     paths::{self, End, Path},
     services::{self, BACKENDS, DATAGRAMS, FLOWING, SERVICES, Service, backends, pool, tunnel_source},
@@ -80,6 +80,8 @@ pub(crate) const SCENES: usize = 8;
 /// A loaded program with its services.
 pub(crate) struct Scene {
     dataplane: KernelDataplane,
+    /// The published next hops of replies, which are valid as long as this value exists.
+    _default_hops: DefaultHops,
     program: OwnedFd,
     /// The index of the ingress interface.
     ifindex: u32,
@@ -186,7 +188,12 @@ impl Scene {
             dataplane.set_rules(ServiceId(index as u16), &service.rules(index)?)?;
         }
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program, ifindex, newcomers: clients / 8, elapsed: AFTER_CLIENTS })
+        let mut default_hops = dataplane.take_default_hops()?;
+        for family in [Family::V4, Family::V6] {
+            default_hops.publish(family, &default_hop(family)?, Duration::from_nanos(u64::MAX));
+        }
+        let (newcomers, elapsed) = (clients / 8, AFTER_CLIENTS);
+        Ok(Self { dataplane, _default_hops: default_hops, program, ifindex, newcomers, elapsed })
     }
 
     /// Assigns every slot to a backend other than the slot's previous backend.
