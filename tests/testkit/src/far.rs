@@ -22,7 +22,7 @@ pub const NARROW: u32 = 1400;
 #[derive(Debug)]
 pub struct Far {
     host: Namespace,
-    _routers: [Namespace; 2],
+    routers: [Namespace; 2],
 }
 
 impl Far {
@@ -71,13 +71,41 @@ impl Far {
                 backend.ip(&format!("{flag} route add {} via {segment}", host_of(family, 9, 2)))?;
             }
         }
-        Ok(Self { host, _routers: [outer, inner] })
+        Ok(Self { host, routers: [outer, inner] })
     }
 
     /// Returns the namespace of the clients' host.
     #[must_use]
     pub const fn host(&self) -> &Namespace {
         &self.host
+    }
+
+    /// Returns the namespace of the router on the balancer's segment.
+    #[must_use]
+    pub const fn gateway(&self) -> &Namespace {
+        &self.routers[1]
+    }
+
+    /// Adds clients to the host, and replaces the balancer's route to the host by a default route. Returns the addresses
+    /// of the clients.
+    ///
+    /// # Errors
+    /// Fails if the kernel returns an error.
+    pub fn add_clients(&self, topology: &Topology, forwarding: Forwarding, family: Family) -> Result<Vec<IpAddr>> {
+        let (flag, nodad, length) = if family == Family::V4 { ("-4", "", 24) } else { ("-6", "nodad", 64) };
+        let (all, segment) = (format!("{}/{length}", host_of(family, 8, 0)), Self::router(family));
+        let clients: Vec<_> = (20..60).map(|number| host_of(family, 8, number)).collect();
+        for client in &clients {
+            self.host.ip(&format!("addr add {client}/{length} dev eth0 {nodad}"))?;
+        }
+        self.gateway().ip(&format!("{flag} route add {all} via {}", host_of(family, 9, 1)))?;
+        let back = if forwarding == Forwarding::Nat { host_of(family, 0, 1) } else { segment };
+        for backend in topology.backends() {
+            backend.ip(&format!("{flag} route add {all} via {back}"))?;
+        }
+        topology.balancer().ip(&format!("{flag} route add default via {segment}"))?;
+        topology.balancer().ip(&format!("{flag} route del {}", Self::client(family)))?;
+        Ok(clients)
     }
 
     /// Returns the address from which the router sends errors to the balancer's segment.

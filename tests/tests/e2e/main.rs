@@ -9,6 +9,7 @@ mod cards;
 mod changes_under_load;
 mod configuration;
 mod contrib;
+mod default_hops;
 mod demo;
 mod demo_server;
 mod described;
