@@ -88,6 +88,7 @@ pub(crate) enum Kind {
     FlowReturn,
     FlowPart,
     FlowError,
+    FlowErrorBack,
     FlowCross,
     FlowCrossError,
     ToBackend,
@@ -189,13 +190,18 @@ pub(crate) struct FlowPart {
     pub(crate) toward: Toward,
 }
 
-/// The payload of an ICMP error about a packet of a flow.
+/// The payload of an ICMP error about a packet of a flow, on the way to the flow's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowError {
     /// The row number of the flow.
     pub(crate) row: u32,
-    /// The receiver of the packet that the ICMP error quotes.
-    pub(crate) toward: Toward,
+}
+
+/// The payload of an ICMP error about a packet of a flow, on the way to the flow's client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowErrorBack {
+    /// The row number of the flow.
+    pub(crate) row: u32,
 }
 
 /// The payload of a flow's packet that changes its address family before the program sends it.
@@ -538,12 +544,26 @@ impl Payload for FlowError {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        self.toward.word() | u64::from(self.row) << 32
+        u64::from(self.row) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32, toward: Toward::of_word(word) }
+        Self { row: (word >> 32) as u32 }
+    }
+}
+
+impl Payload for FlowErrorBack {
+    const KIND: Kind = Kind::FlowErrorBack;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        u64::from(self.row) << 32
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self { row: (word >> 32) as u32 }
     }
 }
 
@@ -883,12 +903,13 @@ mod tests {
         }
         for toward in [Toward::Backend, Toward::Client] {
             survives(FlowPart { flow: u32::MAX, toward });
-            survives(FlowError { row: u32::MAX, toward });
             for handed in [false, true] {
                 survives(FlowCross { row: u32::MAX, toward, handed });
                 survives(FlowCrossError(FlowCross { row: u32::MAX, toward, handed }));
             }
         }
+        survives(FlowError { row: u32::MAX });
+        survives(FlowErrorBack { row: u32::MAX });
         survives(ErrorToClient { port: u16::MAX });
         for unchecked in [false, true] {
             survives(Quic { service: u32::MAX, port: u16::MAX, unchecked });

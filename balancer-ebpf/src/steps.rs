@@ -12,9 +12,9 @@ use crate::{
     ingress::Ingress,
     memory, quic, rare, reject, share,
     step::{
-        Encapsulate, ErrorToBackend, ErrorToClient, FlowCross, FlowCrossError, FlowError, FlowPart, FlowPort,
-        FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step, ToBackend,
-        ToClient, Watch,
+        Encapsulate, ErrorToBackend, ErrorToClient, FlowCross, FlowCrossError, FlowError, FlowErrorBack, FlowPart,
+        FlowPort, FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step,
+        ToBackend, ToClient, Watch,
     },
 };
 
@@ -97,7 +97,8 @@ steps! {
     [SNAT] FlowBack => balancer_flow_back(Found) flows::back::decide;
     [SNAT] FlowReturn => balancer_flow_return(Found, packed) flows::back::to_client;
     [SNAT] FlowPart => balancer_flow_part(Found, packed) flows::parts::send;
-    [SNAT] FlowError => balancer_flow_error(Found, packed) flows::errors::send;
+    [SNAT] FlowError => balancer_flow_error(Found, packed) flows::errors::to_backend;
+    [SNAT] FlowErrorBack => balancer_flow_error_back(Found, packed) flows::errors::to_client;
     [CROSS] FlowCross => balancer_flow_cross(Found, packed) flows::families::send;
     [CROSS] FlowCrossError => balancer_flow_cross_error(Found, packed) flows::families::send_error;
     ToBackend => balancer_to_backend(Found, packed) forward::any_to_backend;

@@ -13,7 +13,7 @@ use crate::{
     found::Found,
     parse::Ip,
     signs,
-    step::{Choice, FlowError, Kind, Packed, Step, Toward},
+    step::{Choice, FlowError, FlowErrorBack, Kind, Packed, Step, Toward},
 };
 
 /// Sends to a flow's backend an error about a packet that the VIP sent to a client.
@@ -25,7 +25,7 @@ pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
     let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
     let ends = u32::from(client_port) | u32::from(vip_port) << 16;
     match find::between(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol) {
-        Some(flow) => Step::to(FlowError { row: flow.index, toward: Toward::Backend }),
+        Some(flow) => Step::to(FlowError { row: flow.index }),
         None => Step::drop(DropReason::FlowUnknown),
     }
 }
@@ -39,25 +39,16 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
     let Some([pool_port, backend_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::PASS };
     let ends = u32::from(backend_port) | u32::from(pool_port) << 16;
     match back::find(&inner.source, &inner.destination, ends, inner.family, inner.protocol) {
-        Some(flow) => Step::to(FlowError { row: flow.index, toward: Toward::Client }),
+        Some(flow) => Step::to(FlowErrorBack { row: flow.index }),
         None => Step::PASS,
     }
 }
 
-/// Sends an ICMP error to the endpoint that sent the quoted packet.
+/// Sends an ICMP error to the backend that sent the quoted packet.
 #[inline(always)]
-pub(crate) fn send(found: &Found, packed: Packed<FlowError>) -> Step {
-    let FlowError { row, toward } = packed.get();
-    let (Some(flow), Some(inner)) = (Flow::at(row), found.quoted()) else { return Step::PASS };
-    match toward {
-        Toward::Backend => to_backend(found, &inner, &flow),
-        Toward::Client => to_client(found, &inner, &flow),
-    }
-}
-
-#[inline(always)]
-fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
+pub(crate) fn to_backend(found: &Found, packed: Packed<FlowError>) -> Step {
     let Found { ip, .. } = found;
+    let (Some(flow), Some(inner)) = (Flow::at(packed.get().row), found.quoted()) else { return Step::PASS };
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
     if let Err(end) = there::leaves(found, backend, flow.row()) {
@@ -65,16 +56,18 @@ fn to_backend(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
         return if end.is(Kind::IcmpError) { Step::drop(DropReason::TooBig) } else { end };
     }
     if features::uses(Features::CROSS) && flow.row().crosses != 0 {
-        return families::error_step(flow, Toward::Backend, forward::count_error(found, backend, choice));
+        return families::error_step(&flow, Toward::Backend, forward::count_error(found, backend, choice));
     }
-    if rewriting::translate_error(ip, inner, flow.row(), Toward::Backend).is_none() {
+    if rewriting::translate_error(ip, &inner, flow.row(), Toward::Backend).is_none() {
         return Step::drop(DropReason::Malformed);
     }
     forward::send_error(found, backend, choice)
 }
 
+/// Sends an ICMP error to the client that sent the quoted packet.
 #[inline(always)]
-fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
+pub(crate) fn to_client(found: &Found, packed: Packed<FlowErrorBack>) -> Step {
+    let (Some(flow), Some(inner)) = (Flow::at(packed.get().row), found.quoted()) else { return Step::PASS };
     let way = back::way(found, flow.row());
     if way.is(Kind::IcmpError) {
         // An ICMP error must not cause another ICMP error.
@@ -87,9 +80,9 @@ fn to_client(found: &Found, inner: &Ip<'_>, flow: &Flow) -> Step {
         signs::unreachable(flow.row().backend_id);
     }
     if features::uses(Features::CROSS) && flow.row().crosses != 0 {
-        return families::error_step(flow, Toward::Client, way);
+        return families::error_step(&flow, Toward::Client, way);
     }
-    let written = rewriting::translate_error(&found.ip, inner, flow.row(), Toward::Client)
+    let written = rewriting::translate_error(&found.ip, &inner, flow.row(), Toward::Client)
         .and_then(|()| neighbour::macs())
         .and_then(|(to, from)| rewrite::macs(found.frame, to, from));
     match written {

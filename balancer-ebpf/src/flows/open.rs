@@ -59,6 +59,11 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
     let hash = find::hash(service, &ip.source, &ip.destination, ports.ends(), ip.family, ip.protocol);
     let now = table::now();
     let index = place::take(hash, now).map_err(Step::drop)?;
+    // The headers are read again, so that they take no stack during the search for a row.
+    let Some(Found { ip, .. }) = Found::again(found.ingress) else {
+        place::give_up(index);
+        return Err(Step::drop(DropReason::Malformed));
+    };
     let pointer = table::pointer(index).ok_or(Step::drop(DropReason::FlowTableFull))?;
     // SAFETY: the pointer points to a map value; only this CPU uses the row, because no packet can find the row yet.
     let row = unsafe { &mut *pointer };
@@ -87,7 +92,7 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
         (0, port) | (port, _) => port,
     };
     if signs::watches(control, ports) {
-        signs::watch(ip, ports, choice.backend);
+        signs::watch(&ip, ports, choice.backend);
     }
     Ok(index)
 }
