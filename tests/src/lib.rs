@@ -1,3 +1,5 @@
-//! Contains the fuzz targets of this package. The privileged tests are in `tests/tests`.
+//! Contains the fuzz targets of this package, and what its programs share with the privileged tests, which are in
+//! `tests/tests`.
 
 pub mod fuzz;
+pub mod verified;

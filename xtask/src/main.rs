@@ -21,6 +21,7 @@ mod setup;
 mod test;
 mod times;
 mod try_package;
+mod verified;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -118,6 +119,12 @@ enum Chore {
         #[arg(last = true, requires = "only")]
         options: Vec<String>,
     },
+    /// Set up, then print how many instructions the kernel's verifier examines: the totals of the feature sets in
+    /// balancer-ebpf/verified.txt; needs root.
+    Verified {
+        /// Print the functions of the program with these features, such as v4,nat, or with all features (all).
+        features: Option<String>,
+    },
     /// Set up, then run a lab with third-party software; needs root.
     Lab {
         /// The lab to run.
@@ -183,6 +190,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
         Chore::Bench { only, page, against, options } => bench::bench(only, against.as_deref(), &page, &options),
+        Chore::Verified { features } => verified::verified(features.as_deref()),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),
         Chore::Package { attempt: false, .. } => package::package(),
