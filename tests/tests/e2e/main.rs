@@ -18,6 +18,7 @@ mod discovery;
 mod doctor;
 mod drop_ins;
 mod failover;
+mod features;
 mod first_contact;
 mod fleet;
 mod floods;
