@@ -1,5 +1,6 @@
-//! Events by which a backend turns out to be this machine itself, while the kernel program has no code for such backends.
-//! The owner keeps these events back until the host has attached a program with that code. All other events go on.
+//! Events by which a backend turns out to be this machine itself, while the kernel program has no code for such
+//! backends. The owner keeps these events back until the host has attached a program with that code. All other events
+//! go on.
 
 use std::{collections::BTreeMap, mem, net::IpAddr};
 
