@@ -5,7 +5,7 @@ use balancer_common::{
     service_table::vip_bit,
 };
 
-use crate::{control, parse::Ip, service};
+use crate::{control, parse::Ip, rules, service};
 
 /// Whether the source of `ip` is loopback, multicast, unspecified, broadcast or equal to the destination. Each test
 /// takes only one or two comparisons, because the program tests every packet for a service.
@@ -16,8 +16,8 @@ pub(crate) fn is_source(ip: &Ip<'_>) -> bool {
 
 #[inline(always)]
 const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
-    let [a, b, c, d] = *source;
     if family == FAMILY_V4 {
+        let a = source[0];
         let [first, ..] = a.to_ne_bytes();
         // The first byte suffices to decide for most addresses.
         if first != 127 && first.wrapping_sub(1) < 223 {
@@ -26,8 +26,9 @@ const fn is_nobodys(source: &[u32; 4], family: u8) -> bool {
         // In wrapping arithmetic, 0.0.0.0 directly follows 255.255.255.255.
         first == 127 || first & 0xf0 == 224 || a.wrapping_add(1) <= 1
     } else {
-        const GROUP: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
-        a & GROUP == GROUP || (a | b | c) == 0 && d & u32::from_be(!1) == 0
+        const GROUP: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0, 0]);
+        let [first, second] = rules::words(source);
+        first & GROUP == GROUP || first == 0 && second & u64::from_be(!1) == 0
     }
 }
 
@@ -36,7 +37,8 @@ const fn is_same(one: &[u32; 4], other: &[u32; 4], family: u8) -> bool {
     if family == FAMILY_V4 {
         one[0] == other[0]
     } else {
-        (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3]) == 0
+        let ([a, b], [c, d]) = (rules::words(one), rules::words(other));
+        (a ^ c) | (b ^ d) == 0
     }
 }
 

@@ -77,7 +77,7 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
             return flows::path::to_backend(ingress, ip, listener);
         }
         if rules::may_concern(service, ip.family, &ip.source) {
-            return Step::RARE;
+            return Step::PORTED;
         }
         if features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0 {
             listener.count(ports);

@@ -66,7 +66,7 @@ pub(crate) enum Kind {
     Rare,
     /// Decide about a later fragment.
     Part,
-    /// Decide about a packet that has ports, for which [`Kind::Rare`] has found them.
+    /// Decide about a packet whose ports [`Kind::Rare`] or the plain path has found.
     Ported,
     /// Decide about a packet that has ports and is for no service.
     Unserved,
@@ -722,7 +722,7 @@ impl Step {
     pub(crate) const RARE: Self = Self(Kind::Rare as u64);
     /// The packet is a later fragment, whose headers [`Step::RARE`] has found.
     pub(crate) const PART: Self = Self(Kind::Part as u64);
-    /// The packet is TCP or UDP, and [`Step::RARE`] has found its headers.
+    /// The packet is TCP or UDP, and [`Step::RARE`] or the plain path has found its headers.
     pub(crate) const PORTED: Self = Self(Kind::Ported as u64);
     /// The packet is TCP or UDP, and for no service.
     pub(crate) const UNSERVED: Self = Self(Kind::Unserved as u64);
