@@ -41,10 +41,16 @@ pub(crate) fn choose(
     ports: Ports,
 ) -> Result<Choice, DropReason> {
     let packet = Opening::of(ip, ports);
-    steer(
+    // A call of the function for IPv6 would take nearly as long as the hash.
+    let hash = if ip.family == FAMILY_V4 {
+        service.hash.v4(service.masked_v4(ip.source[0]))
+    } else {
+        service.hash.v6(masked(service, &ip.source))
+    };
+    by_hash(
         control,
         service,
-        &Client { family: ip.family, address: &ip.source },
+        hash,
         packet,
         Ruled::NONE,
         |choice| choice,
@@ -213,6 +219,20 @@ fn steer<Answer>(
     } else {
         client_hash(service, client.family, client.address)
     };
+    by_hash(control, service, hash, packet, ruled, chosen, ask)
+}
+
+/// Chooses the backend for a packet of a client with this hash.
+#[inline(always)]
+fn by_hash<Answer>(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    hash: u64,
+    packet: Opening,
+    ruled: Ruled,
+    chosen: impl Fn(Choice) -> Answer,
+    ask: impl FnOnce(&Query, DropReason) -> Result<Answer, DropReason>,
+) -> Result<Answer, DropReason> {
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
     let pin = ruled.pin();
     let backend = pin.unwrap_or(slot.backend);
