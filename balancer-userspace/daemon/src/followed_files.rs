@@ -118,6 +118,9 @@ impl Versions {
     }
 }
 
+/// The versions of all followed files, and the contents of those that a check has read.
+type Looked<T> = (BTreeMap<PathBuf, Versions>, Vec<(PathBuf, Read<T>)>);
+
 /// Reads each of the `wanted` files that is new or has changed, and reports the contents to the owner.
 pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Receiver<BTreeSet<PathBuf>>, calls: Calls) {
     let mut versions: BTreeMap<PathBuf, Versions> =
@@ -151,10 +154,7 @@ pub(crate) async fn follow<T: Followed>(files: Files<T>, mut wanted: watch::Rece
 
 /// Checks all `files`, and reads those that are new or have changed. Returns the versions, and the contents of each file
 /// that the function has read.
-fn look<T: Followed>(
-    files: BTreeSet<PathBuf>,
-    mut versions: BTreeMap<PathBuf, Versions>,
-) -> (BTreeMap<PathBuf, Versions>, Vec<(PathBuf, Read<T>)>) {
+fn look<T: Followed>(files: BTreeSet<PathBuf>, mut versions: BTreeMap<PathBuf, Versions>) -> Looked<T> {
     let mut news = Vec::new();
     for file in files {
         if versions.get_mut(&file).is_some_and(|versions| !versions.found(version(&file))) {

@@ -83,7 +83,7 @@ impl Scene {
         let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
         let on = |link: &&serde_json::Value| INTERFACES.iter().any(|name| link["ifname"] == *name);
         let ids: BTreeSet<u64> =
-            links.iter().filter(on).map(|link| link["xdp"]["prog"]["id"].as_u64().expect("a program")).collect();
+            links.iter().filter(on).map(|link| link["xdp"]["prog"]["id"].as_u64().unwrap()).collect();
         assert_eq!(ids.len(), 1, "the interfaces have different programs");
         let is_it = |program: &ProgramInfo| ids.contains(&u64::from(program.id()));
         loaded_programs().filter_map(Result::ok).find(is_it).unwrap()

@@ -2,6 +2,7 @@
 //! program and in the model, and lead to the same client table.
 //!
 //! `BALANCER_MODEL_SEED` selects other packets, and `BALANCER_MODEL_PACKETS` sets the number of packets.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod release;
 

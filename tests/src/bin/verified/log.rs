@@ -67,9 +67,9 @@ unsafe extern "C" fn syscall(
         unsafe { std::mem::transmute::<*mut c_void, Option<SystemCall>>(found) }
     });
     let Some(next) = next else { return fail(libc::ENOSYS) };
-    // SAFETY: the kernel's argument of this command, which the caller made.
     if number == libc::SYS_bpf
         && a == BPF_PROG_LOAD
+        // SAFETY: the kernel's argument of this command, which the caller made.
         && unsafe { (*b).kind } == BPF_PROG_TYPE_XDP
         && WANTED.swap(false, Ordering::Relaxed)
     {

@@ -1,6 +1,6 @@
 //! Tests of `balancer capture`. The tests read the captured files with a small parser, and also with `tshark` if the
 //! machine has `tshark`.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     fs,

@@ -75,6 +75,7 @@ fn gateway(message: &RouteMessage) -> Option<Gateway> {
         && harmless.contains(header.flags);
     let mut lifetime = None;
     for attribute in &message.attributes {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "an unknown attribute may change where the route leads")]
         let says_nothing = match attribute {
             RouteAttribute::Table(_)
             | RouteAttribute::Destination(_)

@@ -188,7 +188,7 @@ fn ask(
                         return Ok(true);
                     }
                 }
-                _ => {}
+                NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
             }
         }
     }
