@@ -72,7 +72,7 @@ fn when_interfaces_lack_the_side_of_the_backends_then_every_view_says_so_until_i
             balancer.ip("link set other1 up").unwrap();
             balancer.ip("link set other0 up").unwrap();
             balancer.ip("route add 10.0.0.11/32 dev other0").unwrap();
-            balancer.ip("neigh add 10.0.0.11 lladdr 02:00:00:00:00:99 dev other0").unwrap();
+            balancer.ip("neigh replace 10.0.0.11 lladdr 02:00:00:00:00:99 dev other0").unwrap();
             let moved = "degraded: the program is not on other0, by which replies of web/web1 come in";
             wait("the new route is not seen", || site.cli(&["ready"]).unwrap().starts_with(moved));
             balancer.ip("route del 10.0.0.11/32 dev other0").unwrap();
