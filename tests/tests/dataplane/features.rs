@@ -89,7 +89,7 @@ impl Scene {
         loaded_programs().filter_map(Result::ok).find(is_it).unwrap()
     }
 
-    /// What the attached program does with the first packet of a connection to the service.
+    /// The XDP action of the attached program for the first packet of a connection to the service.
     fn action(&self) -> u32 {
         let frame = Frame::tcp("203.0.113.7:40000", VIP, SYN).bytes();
         let program = self.program().fd().unwrap();

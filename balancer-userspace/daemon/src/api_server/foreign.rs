@@ -15,7 +15,7 @@ use hyper::StatusCode;
 use super::failure::Failure;
 use crate::configuration::Configurations;
 
-/// What a service takes from this machine with the rights of the balancer.
+/// A program, a file or a list that a service takes from this machine with the rights of the balancer.
 #[derive(PartialEq, Eq, Hash)]
 enum Taken<'a> {
     Program { command: &'a [String], user: &'a str },
@@ -72,7 +72,8 @@ fn all(services: &Valid) -> impl Iterator<Item = Taken<'_>> {
     services.iter().flat_map(|service| of(service))
 }
 
-/// What a service takes from this machine. The pattern names every key, so that each new key is judged.
+/// The programs, files and lists that a service takes from this machine. The pattern names every key, so that each new
+/// key is judged.
 fn of(service: &ServiceConfig) -> Vec<Taken<'_>> {
     let ServiceConfig {
         check: _,

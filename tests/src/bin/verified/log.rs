@@ -107,7 +107,7 @@ pub(crate) fn of_next_load(load: impl FnOnce() -> Result<()>) -> Result<String> 
     Ok(String::from_utf8_lossy(&log).into_owned())
 }
 
-/// What the verifier did for a function of the program.
+/// The work of the verifier for a function of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Function {
     pub(crate) name: String,

@@ -1,4 +1,5 @@
-//! What a decision about a default next hop rests on, and which notifications touch it. All functions are pure.
+//! The facts on which a decision about a default next hop rests, and which notifications touch it. All functions are
+//! pure.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -11,7 +12,7 @@ use crate::{
     neighbours::{resolve::NeighbourKey, tracker::Update},
 };
 
-/// What the last decision about a family's default next hop rests on.
+/// The facts on which the last decision about a family's default next hop rests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Basis {
     family: Family,
