@@ -71,11 +71,12 @@ pub const fn apply_udp(check: u16, delta: u64) -> u16 {
 #[inline(always)]
 #[must_use]
 pub const fn one_hop_less(word: u32) -> u32 {
-    let word = u32::from_le(word);
-    let check = (word >> 16) + 1;
+    const CHECK: u64 = 1 << 16;
+    // The checksum rises by what the TTL loses. Because the TTL is above 0, the subtraction borrows nothing.
+    let sum = u32::from_le(word) as u64 + CHECK - 1;
     // A sum of 0xffff or more wraps around, so the checksum never becomes all ones.
-    let check = check + ((check + 1) >> 16);
-    (((word & 0xffff) - 1) | check << 16).to_le()
+    let carry = (sum + CHECK) >> 32;
+    ((sum + carry * CHECK) as u32).to_le()
 }
 
 /// The unfolded sum of a 32-bit field in memory order.

@@ -31,7 +31,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// The number of entries in a bucket.
 pub const BUCKET_ENTRIES: usize = 8;
 
 /// The number of bits of a bucket's index that are bits of the low half of the hash.
@@ -69,7 +68,6 @@ pub struct Bucket {
     pub entries: [u64; BUCKET_ENTRIES],
 }
 
-/// The entry of a client in the client table.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);

@@ -12,7 +12,6 @@ const FEWEST_TICKS: u32 = 64;
 /// The clock of a service that remembers clients for `seconds` (at least 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
-    /// The number of seconds in a tick.
     pub tick_seconds: u32,
     /// The number of ticks after which an entry is expired.
     pub remember: u16,

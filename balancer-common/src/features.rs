@@ -5,7 +5,6 @@
 
 use core::ops::{BitOr, BitOrAssign};
 
-/// A set of features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Features(u64);
 
@@ -42,7 +41,6 @@ impl Features {
     /// Every feature, those of later versions included.
     pub const ALL: Self = Self(u64::MAX);
 
-    /// The features with their names.
     pub const NAMES: [(&'static str, Self); 13] = [
         ("v4", Self::V4),
         ("v6", Self::V6),
@@ -68,7 +66,6 @@ impl Features {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|&(_, feature)| feature)
     }
 
-    /// The set of these bits.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)

@@ -9,11 +9,15 @@
 //! ```
 //!
 //! *Eviction*: if both buckets of a new flow are full, or all addresses and ports of the pool are taken, the new flow
-//! replaces the flow that [`expendable`] prefers: a flow that has ended, or in which the client has sent nothing after
-//! the answer. A flow that carries data in both directions is never evicted.
+//! replaces the flow that [`expendable`] prefers: a flow that has ended, or in which the client has not confirmed the
+//! answer. A flow that carries data in both directions is never evicted.
+
+pub mod held;
+mod life;
 
 use bytemuck::{Pod, Zeroable};
 
+pub use self::life::{Life, Numbers, Segment};
 use crate::client::HashKey;
 
 /// The number of rows in a bucket.
@@ -38,9 +42,10 @@ pub const fn seconds(ticks: u32) -> u64 {
 /// The longest age that the program can distinguish from a time in the future: 99 days.
 const MOST_TICKS: u32 = TICK_MASK / 2;
 
-/// After a connection has ended that the backend has closed first, its address and port of the pool are not used for the
-/// same backend during this time, except if all others are taken. A server keeps a connection that it has closed first
-/// in TIME-WAIT (RFC 9293), on Linux for 60 seconds.
+/// After a connection has ended that the backend has closed first, its address and port of the pool rest for this time:
+/// a new connection to the same backend takes them only if the backend lets its SYN in at once ([`Numbers::lets_in`]),
+/// or if all others are taken. A server keeps a connection that it has closed first in TIME-WAIT (RFC 9293), on Linux
+/// for 60 seconds.
 pub const REST_TICKS: u32 = ticks(60);
 /// The age in ticks up to which a handshake or a question may still be in progress.
 const IN_PROGRESS: u32 = 1;
@@ -51,14 +56,15 @@ const RETRY: u32 = 2;
 pub const FLOW_TAKEN: u8 = 1;
 /// `FLOW_*` flag: the backend has answered.
 pub const FLOW_ANSWERED: u8 = 2;
-/// `FLOW_*` flag: the client has sent another packet after the answer. If both ends have closed the connection, the flag
-/// says that the backend has closed it first.
+/// `FLOW_*` flag: the client has confirmed the answer: a segment of it acknowledges the backend's SYN, or another
+/// datagram has followed the answer. If both ends have closed the connection, the flag says that the backend may wait
+/// (TIME-WAIT), because it has sent its FIN before it received the client's.
 pub const FLOW_ESTABLISHED: u8 = 4;
 /// `FLOW_*` flag: the client has sent FIN.
 pub const FLOW_CLIENT_ENDS: u8 = 8;
 /// `FLOW_*` flag: the backend has sent FIN.
 pub const FLOW_BACKEND_ENDS: u8 = 16;
-/// `FLOW_*` flag: one end has sent RST, and no segment has followed this RST.
+/// `FLOW_*` flag: one end has sent RST, and the backend has sent no other segment since.
 pub const FLOW_RESET: u8 = 32;
 /// `FLOW_*` flag: the flow carries datagrams.
 pub const FLOW_DATAGRAMS: u8 = 64;
@@ -83,10 +89,11 @@ pub struct FlowWord(pub u64);
 pub struct IdleTicks {
     /// The idle time of an established connection.
     pub tcp: u32,
-    /// The idle time of a flow of datagrams that the backend has answered.
+    /// The idle time of a flow of datagrams in which the client has sent another datagram after an answer.
     pub udp: u32,
-    /// The idle time of a flow that the backend has not answered, or in which the client has sent no packet after the
-    /// answer.
+    /// The idle time of a flow of datagrams in which the client has sent nothing after the answer.
+    pub udp_once: u32,
+    /// The idle time of a flow that the backend has not answered, or in which the client has not confirmed the answer.
     pub half_open: u32,
     /// The idle time of a connection that both ends have closed or that one end has reset.
     pub closing: u32,
@@ -95,9 +102,9 @@ pub struct IdleTicks {
 /// The phase in the lifetime of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The backend has not answered, or the client has sent no packet after the answer.
+    /// The backend has not answered, or the client has not confirmed the answer.
     HalfOpen,
-    /// One end has reset the connection before the client has sent a packet after the answer.
+    /// One end has reset the connection before the client has confirmed an answer.
     Refused,
     /// The connection carries data.
     Open,
@@ -201,7 +208,35 @@ impl FlowWord {
     /// connection first, the backend does not.
     #[inline(always)]
     const fn may_wait(self) -> bool {
-        !self.has(FLOW_RESET) && (!self.has(ENDS) || self.has(FLOW_ESTABLISHED))
+        self.state() & (FLOW_RESET | FLOW_DATAGRAMS) == 0 && (!self.has(ENDS) || self.has(FLOW_ESTABLISHED))
+    }
+
+    /// Whether the flow's address and port rest, and the backend nevertheless lets in a SYN with the numbers `opening`.
+    /// The numbers of the closed connection are `closed`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lets_in(self, closed: Numbers, opening: Numbers) -> bool {
+        self.has(ENDS) && self.may_wait() && closed.lets_in(opening)
+    }
+
+    /// Whether both ends have closed the flow some time ago, so that a new one may take its address and port at once,
+    /// although others are free. `lets_in` is the result of [`lets_in`](Self::lets_in) for the new flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn leaves(self, now: u32, lets_in: bool) -> bool {
+        self.has(ENDS) && self.age(now) > IN_PROGRESS && (lets_in || !self.may_wait())
+    }
+
+    /// Whether a packet of the same client port, with the numbers `opening`, may begin another connection in the row of
+    /// this ended flow, with the same address and port of the pool.
+    #[inline(always)]
+    #[must_use]
+    pub const fn begins_again(self, closed: Numbers, opening: Numbers) -> bool {
+        match self.phase() {
+            Phase::Closing => !self.may_wait() || self.lets_in(closed, opening),
+            Phase::HalfOpen | Phase::Open => self.has(FLOW_DATAGRAMS),
+            Phase::Refused | Phase::Rests => false,
+        }
     }
 
     /// Whether packets of the client and the backend still belong to the flow.
@@ -211,7 +246,7 @@ impl FlowWord {
         let age = self.age(now);
         match self.phase() {
             _ if self.0 == 0 => false,
-            Phase::HalfOpen if self.has(FLOW_DATAGRAMS | FLOW_ANSWERED) => age <= idle.udp,
+            Phase::HalfOpen if self.has(FLOW_DATAGRAMS | FLOW_ANSWERED) => age <= idle.udp_once,
             Phase::HalfOpen => age <= idle.half_open,
             Phase::Open if self.has(FLOW_DATAGRAMS) => age <= idle.udp,
             Phase::Open => age <= idle.tcp,
@@ -240,13 +275,20 @@ impl FlowWord {
         }
     }
 
+    /// Whether packets of the flow have ended it, in whatever time: both ends have closed it, or one has reset it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ended(self) -> bool {
+        matches!(self.phase(), Phase::Closing | Phase::Rests)
+    }
+
     /// Whether the connection has ended, so that a SYN from the same client port begins a new connection. A SYN after a
     /// refusal is the client's next attempt at the same connection: the reset may have ended an old connection that the
     /// backend kept in TIME-WAIT, and then the backend accepts this attempt, if it comes from the same port.
     #[inline(always)]
     #[must_use]
     pub const fn has_ended(self, now: u32, idle: &IdleTicks) -> bool {
-        matches!(self.phase(), Phase::Closing | Phase::Rests) || !self.lives(now, idle)
+        self.is_ended() || !self.lives(now, idle)
     }
 }
 
@@ -280,9 +322,11 @@ enum Yields {
     Retrying,
     /// The flow has ended, but the backend may keep the connection in TIME-WAIT.
     Waiting,
-    /// The flow has ended, and packets of the last segments may still come.
+    /// Both ends have closed the flow, and packets of the last segments may still come.
     Ended,
-    /// The backend has answered, and the client has sent nothing since.
+    /// One end has reset the flow.
+    Reset,
+    /// The backend has answered, and the client has not confirmed this.
     Answered,
     /// Nobody has answered.
     Unanswered,
@@ -306,8 +350,7 @@ impl FlowWord {
         let in_progress = self.age(now) <= IN_PROGRESS;
         match self.phase() {
             Phase::Rests if self.state() == TAKEN => Yields::Never,
-            // If the reset is forged, the next segment shows that the connection goes on.
-            Phase::Closing if !self.has(ENDS) => Yields::Never,
+            Phase::Closing if !self.has(ENDS) => Yields::Reset,
             Phase::Closing | Phase::Rests if self.may_wait() => Yields::Waiting,
             Phase::Closing | Phase::Rests => Yields::Ended,
             Phase::Open => Yields::Never,
@@ -339,51 +382,37 @@ pub const fn expendable(word: FlowWord, rank: u32, now: u32, idle: &IdleTicks) -
     if matches!(class, Yields::Never) { 0 } else { (class as u32) << CLASS_SHIFT | word.age(now) << 4 | rank & 15 }
 }
 
+/// The score of the port of a flow for a new flow, from the [`expendable`] score of the flow. A server that lets in the
+/// new flow does not wait. Where the server has answered a SYN and still waits for the client, it does not let in
+/// another one, so such a port is taken last.
+#[inline(always)]
+#[must_use]
+pub const fn of_port(word: FlowWord, score: u32, lets_in: bool) -> u32 {
+    const AGES: u32 = (1 << CLASS_SHIFT) - 1;
+    let class = score >> CLASS_SHIFT;
+    let class = if lets_in && class == Yields::Waiting as u32 {
+        Yields::Ended
+    } else if class == Yields::Answered as u32 && !word.has(FLOW_DATAGRAMS) {
+        Yields::Answering
+    } else {
+        return score;
+    };
+    score & AGES | (class as u32) << CLASS_SHIFT
+}
+
+/// Whether a new flow that takes a port with this score of [`of_port`] disturbs nobody: the port's flow has ended or was
+/// never open, and the server lets in the new one.
+#[inline(always)]
+#[must_use]
+pub const fn is_good(score: u32) -> bool {
+    score >> CLASS_SHIFT >= Yields::Ended as u32
+}
+
 /// Whether a flow with this score of [`expendable`] may go even if other rows or ports are free.
 #[inline(always)]
 #[must_use]
 pub const fn is_gone(score: u32) -> bool {
     score >> CLASS_SHIFT >= Yields::Gone as u32
-}
-
-/// The properties of a packet that change its flow's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said {
-    /// Whether the client sent the packet; if not, the backend sent it.
-    pub by_client: bool,
-    /// Whether the packet is a datagram; for a datagram, all other fields except the sender are false.
-    pub datagram: bool,
-    /// Whether the segment has the flag SYN.
-    pub syn: bool,
-    /// Whether the segment has the flag FIN.
-    pub fin: bool,
-    /// Whether the segment has the flag RST.
-    pub rst: bool,
-    /// Whether the segment has the flag ACK.
-    pub ack: bool,
-}
-
-/// The flow's state after a packet.
-///
-/// A reset alone does not end the connection: if another segment follows the reset, the peer did not accept it (RFC
-/// 5961), and the connection continues.
-#[inline(always)]
-#[must_use]
-pub const fn next(state: u8, said: Said) -> u8 {
-    if said.rst {
-        return state | FLOW_RESET;
-    }
-    let state = state & !FLOW_RESET;
-    if said.by_client {
-        let goes_on = said.datagram || said.ack && !said.syn;
-        // After both ends have closed the connection, the flag says which end did so first.
-        let established = goes_on && state & FLOW_ANSWERED != 0 && state & ENDS != ENDS;
-        state | if established { FLOW_ESTABLISHED } else { 0 } | if said.fin { FLOW_CLIENT_ENDS } else { 0 }
-    } else if said.fin && state & ENDS == FLOW_CLIENT_ENDS {
-        state & !FLOW_ESTABLISHED | FLOW_ANSWERED | FLOW_BACKEND_ENDS
-    } else {
-        state | FLOW_ANSWERED | if said.fin { FLOW_BACKEND_ENDS } else { 0 }
-    }
 }
 
 /// An entry of the index that finds the flow of a reply.
@@ -461,23 +490,18 @@ pub const fn second_bucket(hash: u64, count: u32) -> u32 {
 }
 
 /// The number of addresses and ports that the program tries for a flow.
-pub const PORT_TRIES: u32 = 256;
-/// After this number of attempts, the program replaces the best flow that gives way among those it has met.
-pub const PATIENT_TRIES: u32 = 32;
+pub const PORT_TRIES: u32 = 16;
+/// After this number of attempts, the program takes the port of a flow that gives way if the backend lets in the new
+/// flow there.
+pub const PATIENT_TRIES: u32 = 4;
 
-/// The address (as an index) and port (host order) to try in the given attempt. The pool has `addresses` addresses, of
-/// which there is at least one, with the ports `first` to `last`. The sequence of attempts begins at a random `start`.
-/// In a small pool, the attempts try every address and port. In a large pool, the step between attempts is random as
-/// well: if attempts took neighbouring ports, taken ports would form growing clusters (Knuth, The Art of Computer
-/// Programming, volume 3, section 6.4).
+/// The address (as an index) and port (host order) at a random place of a pool that has `addresses` addresses with the
+/// ports `first` to `last`.
 #[inline(always)]
 #[must_use]
-pub const fn candidate(start: u32, attempt: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {
+pub const fn candidate(random: u32, addresses: u32, first: u16, last: u16) -> (u32, u16) {
     let ports = (last as u32).wrapping_sub(first as u32).wrapping_add(1);
-    let all = ports.wrapping_mul(addresses);
-    let begin = ((start as u64 * all as u64) >> 32) as u32;
-    let distance = if all <= PORT_TRIES { 1 } else { (start.wrapping_mul(0x9e37_79b9) % all) | 1 };
-    let number = begin.wrapping_add(attempt.wrapping_mul(distance)) % all;
+    let number = ((random as u64 * ports.wrapping_mul(addresses) as u64) >> 32) as u32;
     (number / ports, first.wrapping_add((number % ports) as u16))
 }
 

@@ -3,6 +3,11 @@
 //!
 //! This crate defines once everything that the kernel program and the controller must agree on; its code does no I/O
 //! and is tested on the host.
+//!
+//! Begin with `map_types`, the layout of every map, and `verdict`, the outcomes of a packet. `client` (hash to slot),
+//! `client_table` and `memory` (entries and their replacement), `seen` (periods) and `share` decide which client goes
+//! where; `flows/life.rs` is the life of a `snat` connection, `quic` reads connection IDs that name servers, and `signs`
+//! finds packets that show a backend's health.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -105,9 +105,7 @@ const fn steer_pinned(packet: &Steering) -> Steered {
 /// The facts about a backend that the memory rule uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendFacts {
-    /// The service of the backend.
     pub service: u16,
-    /// Whether the backend keeps known clients.
     pub keeps_known: bool,
     /// The reason why the backend gives up known clients, if the backend gives them up.
     pub cause: CauseIndex,
@@ -179,8 +177,9 @@ pub fn consult(
 
 /// Like [`consult`], but `newcomer` records at the given backend a client that has no entry in the client table.
 /// `may_migrate` says whether the program may record a known client at another backend because the client has moved a
-/// connection to a new address. A client that was seen in the last eighth of `remember` stays at its backend in any
-/// case: several clients may share an address, and anybody can send a copy of a connection's packet from any address.
+/// connection to a new address. A client that is established, or was seen in the last eighth of `remember`, stays at its
+/// backend in any case: several clients may share an address, and anybody can send a copy of a connection's packet from
+/// any address.
 #[inline(always)]
 pub fn consult_with(
     bucket: &impl Entries,
@@ -225,7 +224,7 @@ pub fn consult_with(
         failback: query.failback,
         now: query.now,
     });
-    let is_silent = || old.age(query.now) > stale_after(query.remember);
+    let is_silent = || !old.established() && old.age(query.now) > stale_after(query.remember);
     let steered = if query.migrates && steered.moved.is_some() && !(is_silent() && may_migrate()) {
         Steered { moved: None, entry: None, ..steered }
     } else {
@@ -512,8 +511,9 @@ mod tests {
     fn when_a_connection_comes_to_an_address_that_is_known_elsewhere_then_the_address_moves_only_after_silence() {
         // A client is not silent for an eighth of `remember` (62 ticks) before 78 ticks: the program may record its
         // packets up to a refresh period (15 ticks) late.
-        for (age, moves) in [(0, false), (1, false), (62, false), (78, false), (79, true), (500, true)] {
-            for entry in [Entry::new(77, 9, 1000 - age), Entry::new(77, 9, 400).touched(1000 - age)] {
+        for (age, is_silent) in [(0, false), (1, false), (62, false), (78, false), (79, true), (500, true)] {
+            let [new, established] = [Entry::new(77, 9, 1000 - age), Entry::new(77, 9, 400).touched(1000 - age)];
+            for (entry, moves) in [(new, is_silent), (established, false)] {
                 let bucket = Cells::of([0; BUCKET_ENTRIES]);
                 bucket.store(0, entry);
                 let answer = consult(&bucket, &BROUGHT, serving, || true);
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn when_two_connections_share_an_address_then_it_moves_at_most_once_until_it_is_silent() {
+    fn when_two_connections_share_an_address_then_it_stays_with_the_first_even_after_silence() {
         let bucket = Cells::of([0; BUCKET_ENTRIES]);
         let other = Query { live: Some(9), ..BROUGHT };
         assert_eq!(consult(&bucket, &BROUGHT, serving, || true).recorded, Recorded::Inserted);
@@ -534,8 +534,45 @@ mod tests {
         let moved = (1000..1040).flat_map(moves).filter(|answer| answer.moved_from != NO_BACKEND).count();
         assert_eq!(moved, 0);
         let later = Query { now: 1040 + stale_after(QUERY.remember), ..other };
-        assert_eq!(consult(&bucket, &later, serving, || true).moved_from, 5, "after silence");
-        assert_eq!(moves(later.now).map(|answer| answer.moved_from), [NO_BACKEND; 2]);
+        assert_eq!(consult(&bucket, &later, serving, || true).moved_from, NO_BACKEND, "after silence");
+    }
+
+    #[test]
+    fn when_two_phones_share_an_office_address_then_their_connections_do_not_move_the_office() {
+        // The office opens TCP connections, and each phone has a QUIC connection at a server of its own, 5 and 7.
+        let bucket = Cells::of([0; BUCKET_ENTRIES]);
+        let opens = |now| consult(&bucket, &Query { live: Some(9), now, ..QUERY }, serving, || true);
+        let phone = |live, now| consult(&bucket, &Query { live: Some(live), now, ..BROUGHT }, serving, || true);
+        assert_eq!(opens(1000).backend, Some(9));
+        for now in 1001..1041 {
+            // Each datagram goes to the server that its connection ID names.
+            let answers = [phone(5, now), phone(7, now)];
+            assert_eq!(
+                answers.map(|answer| (answer.backend, answer.moved_from)),
+                [(Some(5), NO_BACKEND), (Some(7), NO_BACKEND)]
+            );
+            assert_eq!((opens(now).backend, opens(now).decision), (Some(9), Some(Decision::Kept)));
+        }
+        // The office makes a pause, and the phones go on.
+        for now in (1041..1400).step_by(10) {
+            assert_eq!([phone(5, now), phone(7, now)].map(|answer| answer.moved_from), [NO_BACKEND; 2], "{now}");
+        }
+        assert_eq!(opens(1400).backend, Some(9));
+    }
+
+    #[test]
+    fn when_one_datagram_is_replayed_from_each_address_then_no_known_client_moves() {
+        for pause in [0, 1, 78, 79, 400] {
+            let bucket = Cells::of([0; BUCKET_ENTRIES]);
+            let at = |now| Query { live: Some(9), now, ..QUERY };
+            // A client with a connection has sent packets in two ticks.
+            consult(&bucket, &at(900), serving, || true);
+            consult(&bucket, &at(901), serving, || true);
+            let now = 901 + pause;
+            let forged = consult(&bucket, &Query { now, ..BROUGHT }, serving, || true);
+            assert_eq!((forged.backend, forged.moved_from), (Some(5), NO_BACKEND), "{pause}");
+            assert_eq!(consult(&bucket, &at(now), serving, || true).backend, Some(9), "{pause}");
+        }
     }
 
     #[test]

@@ -14,7 +14,6 @@ const MIGRATES: u64 = 1 << 55;
 /// A query to the client table about a packet's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Query {
-    /// The hash of the client.
     pub hash: u64,
     pub service: u16,
     /// The backend of the client's slot in the live table; `None`: no backend takes new clients.
@@ -110,7 +109,6 @@ impl PackedQuery {
         Self([hash, first & !(PINNED | MIGRATES) | ALL_DOWN as u64, second])
     }
 
-    /// Unpacks the query from its arguments.
     #[inline(always)]
     #[must_use]
     pub fn unpacked(self) -> Query {

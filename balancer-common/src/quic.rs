@@ -37,6 +37,9 @@ pub struct QuicRow {
 /// `QuicRow::flags`: if an encrypted connection ID names a client's backend, the program records the client at this
 /// backend.
 pub const QUIC_LEARNS: u32 = 1;
+/// `QuicRow::flags`: an attacker cannot make up an encrypted connection ID that names a server, because the server IDs
+/// are long.
+pub const QUIC_SECRET: u32 = 2;
 
 /// The description of how to read a server ID from a connection ID.
 #[repr(C, align(64))]
@@ -56,9 +59,7 @@ pub struct QuicFormat {
     pub half_masks: [[u64; 2]; 2],
     /// This field is always zero.
     pub unused: [u64; 1],
-    /// Round keys for encryption.
     pub encrypt: RoundKeys,
-    /// Round keys for decryption.
     pub decrypt: RoundKeys,
     /// This field is always zero.
     pub padding: [u64; 4],

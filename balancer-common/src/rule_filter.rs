@@ -7,7 +7,6 @@
 
 use crate::map_types::FAMILY_V4;
 
-/// The number of places in the filter.
 pub const PLACES: u32 = 1 << 16;
 /// The number of words of the filter: a bit for each place, then a bit for each service.
 pub const WORDS: u32 = 2 * PLACES / u64::BITS;

@@ -13,7 +13,6 @@ const OTHER_MULTIPLIER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 /// The maximum number of rows that a lookup of a key reads.
 pub const PROBES: usize = 4;
 
-/// The number of bits of a row number.
 const ROW_BITS: u32 = 24;
 const ROWS: u32 = (1 << ROW_BITS) - 1;
 

@@ -16,7 +16,6 @@ pub const SETTLES_SECONDS: u64 = 3600;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 pub struct Share {
-    /// The present value of the share.
     pub now: u8,
     /// The smallest value of the share within the time for which connections are expected to last; at most `now`.
     pub least: u8,

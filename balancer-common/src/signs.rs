@@ -8,7 +8,7 @@
 pub const HANDSHAKE_UNIT_BITS: u32 = 24;
 /// The maximum number of handshakes that the program watches at a time.
 pub const HANDSHAKES: u32 = 1 << HANDSHAKE_BITS;
-const HANDSHAKE_BITS: u32 = 12;
+const HANDSHAKE_BITS: u32 = 14;
 /// The time in units after which a second SYN counts as a repetition: 0.9 s. Clients repeat a SYN after one second, and
 /// again after two more seconds.
 const AGAIN_AFTER: u16 = (900_000_000 >> HANDSHAKE_UNIT_BITS) as u16;
@@ -93,7 +93,6 @@ impl Handshake {
         (now >> HANDSHAKE_UNIT_BITS) as u16
     }
 
-    /// Whether the handshake belongs to this client.
     #[inline(always)]
     #[must_use]
     pub const fn is_of(self, client: Handshaker) -> bool {

@@ -83,7 +83,8 @@ labelled! {
         NoHeadroom = "no_headroom",
         /// A rule denies packets of the client.
         Denied = "denied",
-        /// The packet is a reply of a `nat` backend that did not arrive by the interface of the backend's next hop.
+        /// The packet is a reply of a `nat` or `snat` backend that did not arrive by the interface of the backend's
+        /// next hop.
         WrongInterface = "wrong_interface",
         /// The packet is for a service, and its source is an address that no client can have: loopback, multicast,
         /// unspecified, broadcast, a VIP.
@@ -162,7 +163,6 @@ pub const MOVE_COUNTERS: usize = MoveCause::COUNT;
 pub struct CauseIndex(pub u8);
 
 impl CauseIndex {
-    /// The index of the counter.
     #[inline(always)]
     #[must_use]
     pub const fn counter(self) -> usize {

@@ -23,7 +23,8 @@ pub(crate) fn facts(backend: u16) -> Option<BackendFacts> {
     Some(BackendFacts { service, keeps_known: flags & BACKEND_KEEPS_KNOWN != 0, cause: CauseIndex(cause) })
 }
 
-/// Whether a rule may pin clients to a backend.
+/// Whether a backend takes new clients: whether a rule may pin clients to it, and any QUIC connection ID may open a
+/// flow.
 #[inline(always)]
 pub(crate) fn takes_clients(backend: u16) -> bool {
     rows(backend).is_some_and(|rows| standing(rows).flags & BACKEND_TAKES_CLIENTS != 0)

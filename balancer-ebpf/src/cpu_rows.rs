@@ -24,6 +24,25 @@ pub(crate) fn first(rows: u32) -> u32 {
     unsafe { bpf_get_smp_processor_id() }.wrapping_mul(rows)
 }
 
+/// Adds atomically to a 32-bit word that other CPUs also add to; the word wraps around.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn add_shared_u32(word: *mut u32, amount: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: this single instruction changes only the word at the pointer. The target offers atomic operations only in
+    // assembly.
+    unsafe {
+        core::arch::asm!("lock *(u32 *)({0} + 0) += {1}", in(reg) word, in(reg) amount, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller guarantees that the pointer is valid.
+    unsafe {
+        *word = (*word).wrapping_add(amount as u32);
+    }
+}
+
 /// Adds atomically to a 64-bit word that other CPUs also add to.
 ///
 /// # Safety
@@ -58,6 +77,24 @@ pub(crate) unsafe fn set_shared(word: *mut u64, bits: u64) {
     // SAFETY: the caller guarantees that the pointer is valid.
     unsafe {
         *word |= bits;
+    }
+}
+
+/// Clears the bits of a word that `kept` does not have, atomically, while other CPUs may change other bits of the word.
+///
+/// # Safety
+/// The pointer is valid for reads and writes, and aligned.
+#[inline(always)]
+pub(crate) unsafe fn clear_shared(word: *mut u64, kept: u64) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: this single assembly instruction changes only the word at the pointer.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({0} + 0) &= {1}", in(reg) word, in(reg) kept, options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller guarantees that the pointer is valid.
+    unsafe {
+        *word &= kept;
     }
 }
 

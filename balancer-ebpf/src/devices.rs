@@ -18,7 +18,9 @@ static DEVICES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_DEVICES, 0);
 /// Whether the caller must call [`kernel_sends`] for a frame in a single buffer that goes to a backend.
 #[inline(always)]
 pub(crate) fn must_be_asked(ingress: Ingress, ip: &Ip<'_>, row: &'static BackendRow) -> bool {
-    row.forwarding & FORWARDING_ASKS != 0 && asks(row, ingress.ifindex(), is_tagged(ip)) != 0
+    row.forwarding & FORWARDING_ASKS != 0
+        && (row.ifindex != ingress.ifindex() || is_tagged(ip))
+        && asks(row, ingress.ifindex(), is_tagged(ip)) != 0
 }
 
 /// This is a separate function because the path of most packets has too little stack left for the variables of this

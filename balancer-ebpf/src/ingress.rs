@@ -15,7 +15,6 @@ use crate::{packet::Packet, parse::Ip, stats};
 pub struct Ingress {
     context: *mut xdp_md,
     ifindex: u32,
-    row: u32,
 }
 
 impl Ingress {
@@ -26,14 +25,15 @@ impl Ingress {
     pub unsafe fn new(context: *mut xdp_md) -> Self {
         // SAFETY: the context is the kernel's.
         let ifindex = unsafe { (*context).ingress_ifindex };
-        Self { context, ifindex, row: stats::row(ifindex) }
+        Self { context, ifindex }
     }
 
-    /// The row index of the interface in maps that have one row for each interface.
+    /// The row index of the interface in maps that have one row for each interface. The program computes the index each
+    /// time, because it needs it only at the beginning and at the end, and has few registers in between.
     #[inline(always)]
     #[must_use]
-    pub const fn row(self) -> u32 {
-        self.row
+    pub fn row(self) -> u32 {
+        stats::row(self.ifindex)
     }
 
     /// The context for helper and global functions.

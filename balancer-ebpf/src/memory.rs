@@ -126,9 +126,12 @@ struct Pending {
     query: PackedQuery,
     step: Unchosen,
     nobody: Step,
-    /// The note given to [`remember_later`]; 0: the query came from [`consult_later`].
+    /// The note given to [`remember_later`], or [`ALONE`]; 0: the query came from [`consult_later`].
     note: u64,
 }
+
+/// The note of a query that only records a client whose packet passes to the host.
+const ALONE: u64 = 1 << 63;
 
 /// A flag in the answer to a query: the client's entry is new, or now names another backend than before.
 const CHANGED: u64 = 1 << 32;
@@ -153,6 +156,15 @@ pub(crate) fn ask_for_known() {
             (*pending).nobody = Step::PASS;
         }
     }
+}
+
+/// Postpones a query that only records a client, whose packet passes to the host whatever the answer is.
+#[inline(always)]
+pub(crate) fn remember_alone(query: &Query) -> Step {
+    let Some(pending) = scratch::place::<Pending>(Row::Pending) else { return Step::PASS };
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    unsafe { pending.write(Pending { query: query.packed(), step: Unchosen::NONE, nobody: Step::PASS, note: ALONE }) };
+    Step::CONSULT
 }
 
 /// Postpones a query about a client whose connection ID names a backend. Whatever the answer is, `step` sends the

@@ -7,7 +7,7 @@
 use core::mem::offset_of;
 
 use balancer_common::{
-    flows::Said,
+    flows::Segment,
     map_types::{FAMILY_V4, FAMILY_V6},
 };
 use network_types::{
@@ -305,13 +305,15 @@ impl Ports {
     const OPENS: u32 = SYN as u32;
     const HANDSHAKE: u32 = (SYN | ACK) as u32;
     const RESETS: u32 = RST as u32;
-    const DATAGRAM: u32 = 0x100;
+    /// A value that no segment has. One comparison distinguishes packets that may open a connection from all others,
+    /// because this value contains SYN and not ACK.
+    const DATAGRAM: u32 = 0x100 | Self::OPENS;
 
     /// Whether the packet is a TCP segment that opens a connection: SYN without ACK.
     #[inline(always)]
     #[must_use]
     pub const fn opens(&self) -> bool {
-        self.opening & Self::HANDSHAKE == Self::OPENS
+        self.opening & (Self::HANDSHAKE | Self::DATAGRAM) == Self::OPENS
     }
 
     /// Whether the packet is a TCP segment that ends or refuses a connection.
@@ -339,7 +341,7 @@ impl Ports {
     #[inline(always)]
     #[must_use]
     pub const fn may_open(&self) -> bool {
-        self.opens() || self.opening == Self::DATAGRAM
+        self.opening & Self::HANDSHAKE == Self::OPENS
     }
 }
 
@@ -560,14 +562,28 @@ pub(crate) const RST: u8 = 0x04;
 /// The ACK bit of a TCP header.
 pub(crate) const ACK: u8 = 0x10;
 
-/// The properties of a packet with known [`ports`] that change the state of the packet's flow.
+/// The properties of a packet with known [`ports`] that change the state of the packet's flow, without the time stamp.
 #[inline(always)]
 #[must_use]
-pub fn said(ip: &Ip<'_>, by_client: bool) -> Said {
-    const FLAGS: usize = 12;
-    let flags = if ip.protocol == TCP { ip.l4.load::<[u8; 2]>(FLAGS).map_or(0, |[_, flags]| flags) } else { 0 };
+pub fn segment(ip: &Ip<'_>, by_client: bool) -> Segment {
+    if ip.protocol != TCP {
+        return Segment { by_client, datagram: true, ..Segment::default() };
+    }
+    let [_, sequence, acknowledgement, control, _] = ip.l4.load::<[[u8; 4]; 5]>(0).unwrap_or_default();
+    let [offset, flags, ..] = control;
     let has = |flag: u8| flags & flag != 0;
-    Said { by_client, datagram: ip.protocol == UDP, syn: has(SYN), fin: has(FIN), rst: has(RST), ack: has(ACK) }
+    Segment {
+        by_client,
+        datagram: false,
+        syn: has(SYN),
+        fin: has(FIN),
+        rst: has(RST),
+        ack: has(ACK),
+        sequence: u32::from_be_bytes(sequence),
+        acknowledgement: u32::from_be_bytes(acknowledgement),
+        length: (ip.l4_length() as u32).wrapping_sub(u32::from(offset >> 4) * 4),
+        stamp: 0,
+    }
 }
 
 /// The ports of a TCP or UDP packet. `None`: the packet has another protocol, or its header is missing or inconsistent.

@@ -70,16 +70,17 @@ fn packet(ingress: Ingress, frame: Packet<'_>, ip: &Ip<'_>) -> Step {
         return Step::RARE;
     }
     let service = listener.service;
-    if features::any(APART)
-        && service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0
+    if service.flags & (SERVICE_RULES | SERVICE_SHARED | SERVICE_FLOWS | SERVICE_LOCAL | SERVICE_QUIC) != 0
+        && features::any(APART)
     {
-        if features::uses(Features::SNAT) && service.flags & SERVICE_FLOWS != 0 {
+        let is_quic = features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0;
+        if features::uses(Features::SNAT) && service.flags & SERVICE_FLOWS != 0 && !is_quic {
             return flows::path::to_backend(ingress, ip, listener);
         }
         if rules::may_concern(service, ip.family, &ip.source) {
             return Step::PORTED;
         }
-        if features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0 {
+        if is_quic {
             listener.count(ports);
             return Step::to(Quic::unchecked(listener));
         }

@@ -8,18 +8,19 @@ use aya_ebpf::{
 };
 use balancer_common::{
     aes::Block,
-    map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, SlotPlace},
+    features::Features,
+    map_types::{SERVICE_FLOWS, SERVICE_REMEMBERS, ServiceRow, SlotPlace},
     query::Query,
     quic::{
-        CIPHER_NONE, Cipher, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer,
-        QuicStats,
+        CIPHER_NONE, Cipher, IdWords, MAX_QUIC_SERVICES, QUIC_LEARNS, QUIC_ROWS, QUIC_SECRET, QuicFormat, QuicRow,
+        QuicServer, QuicStats,
     },
     tracing::{QUIC_GONE, QUIC_NAMED, QUIC_NO_ID, QUIC_TAUGHT, QUIC_UNKNOWN},
     verdict::{Decision, DecisionIndex, DropReason},
 };
 
 use crate::{
-    backends, connection_id, control,
+    backends, connection_id, control, features,
     found::Found,
     ingress::Ingress,
     martian, memory, parse,
@@ -28,7 +29,7 @@ use crate::{
     service,
     share::Treated,
     steer,
-    step::{Carries, Choice, OpenFlow, Packed, Quic, QuicNamed, Step, ToBackend, Watch},
+    step::{Carries, Choice, FlowThere, Going, OpenFlow, Packed, Quic, QuicFlow, QuicNamed, Step, ToBackend, Watch},
 };
 
 /// The formats of QUIC connection IDs, by [`ServiceRow::quic`](balancer_common::map_types::ServiceRow::quic).
@@ -63,7 +64,7 @@ struct Asked {
     reserved: [u8; 2],
 }
 
-const NONE: QuicNamed = QuicNamed { backend: 0, proven: false };
+const NONE: QuicNamed = QuicNamed { backend: 0, issued: false, teaches: false, flow: None };
 
 /// Stores the connection ID of a datagram for the packet's next step, if a server has issued this ID to its client.
 #[inline(always)]
@@ -71,7 +72,9 @@ pub(crate) fn read(found: &Found, packed: Packed<Quic>) -> Step {
     let Quic { service, port, unchecked } = packed.get();
     let (Some(control), Some(row)) = (control::words(), service::at(service)) else { return Step::PASS };
     if unchecked && (martian::is_source(&found.ip) || martian::is_vip(control, &found.ip)) {
-        return Step::drop(DropReason::Martian);
+        // The next step knows whether the host serves the client.
+        let flows = features::uses(Features::SNAT) && row.flags & SERVICE_FLOWS != 0;
+        return if flows { Step::FLOW } else { Step::drop(DropReason::Martian) };
     }
     let Some(asked) = scratch::place::<Asked>(Row::Quic) else { return Step::PASS };
     let (id, length) = connection_id::read(&found.ip).unwrap_or(([0; 3], 0));
@@ -102,10 +105,26 @@ pub(crate) fn find(ingress: Ingress) -> Step {
     let keeps =
         backends::facts(named.backend).is_some_and(|facts| facts.keeps_known && facts.service == asked.service_id);
     if keeps && backends::reachable(named.backend).is_some() {
-        return Step::to(named);
+        let flows = features::uses(Features::SNAT)
+            && service::at(asked.service).is_some_and(|service| service.flags & SERVICE_FLOWS != 0);
+        return if flows { Step::to(QuicFlow(named)) } else { Step::to(named) };
     }
     say(QUIC_GONE);
     Step::to(NONE)
+}
+
+/// The service of the stored connection ID.
+#[inline(always)]
+pub(crate) fn service() -> Option<&'static ServiceRow> {
+    let asked = scratch::place::<Asked>(Row::Quic)?;
+    // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
+    service::at(unsafe { (*asked).service })
+}
+
+/// Records that the stored connection ID names a backend to which the datagram does not go.
+#[inline(always)]
+pub(crate) fn say_gone() {
+    say(QUIC_GONE);
 }
 
 /// Stores the result of reading the connection ID.
@@ -139,7 +158,8 @@ fn server(asked: &Asked, row: u32) -> Option<QuicNamed> {
     let key = QuicServer { id, service: asked.service_id, length: u16::from(format.server), reserved: 0 };
     // SAFETY: the program copies the value immediately.
     let backend = *unsafe { QUIC_SERVERS.get(key) }? as u16;
-    Some(QuicNamed { backend, proven: format.cipher != CIPHER_NONE && row.flags & QUIC_LEARNS != 0 })
+    let is = |flag: u32| format.cipher != CIPHER_NONE && row.flags & flag != 0;
+    Some(QuicNamed { backend, issued: is(QUIC_SECRET), teaches: is(QUIC_LEARNS), flow: None })
 }
 
 /// Does what [`QuicFormat::ciphered`] does.
@@ -178,20 +198,28 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let Some(service) = service::at(service) else { return Step::PASS };
     let Some(control) = control::words() else { return Step::PASS };
     let Some(ports) = parse::ports(ip) else { return Step::PASS };
-    let flows = service.flags & SERVICE_FLOWS != 0;
-    let treated = if flows { Treated::STEERED } else { Treated::of(service, ip.family, &ip.source) };
-    let step = if flows { OpenFlow::unchosen(port) } else { ToBackend::unchosen(Carries::Header, port) };
-    let QuicNamed { backend, proven } = packed.get();
+    let flows = features::uses(Features::SNAT) && service.flags & SERVICE_FLOWS != 0;
+    let treated = Treated::of(service, ip.family, &ip.source);
+    let step = if flows { OpenFlow::unchosen(port, true) } else { ToBackend::unchosen(Carries::Header, port) };
+    let QuicNamed { backend, teaches, flow, .. } = packed.get();
     let ruled = if backend == 0 { Ruled::NONE } else { rules::find(service, &ip.source, true) };
-    if backend == 0 || ruled.denies() {
+    // Without a flow, the host gets the datagrams of the clients that it serves.
+    let is_hosts = flows && flow.is_none() && !treated.is_steered() && !treated.is_watched();
+    if backend == 0 || ruled.denies() || is_hosts {
+        if flows {
+            return Step::FLOW;
+        }
         return steer::choose_later(control, service, ip, ports, treated, step);
     }
     count(service.quic, |stats| stats.steered += 1);
     say(QUIC_NAMED);
     let step = if treated.is_watched() { Watch::unchosen() } else { step };
     // The connection ID shows that a known client opens this flow.
-    let decision = if flows { Some(Decision::Kept) } else { None };
-    let step = step.chosen(Choice { backend, decision: DecisionIndex::from(decision) });
+    let decision = if flows && !treated.is_watched() { Some(Decision::Kept) } else { None };
+    let step = match flow {
+        Some(flow) => Step::to(FlowThere(Going { flow, decision: DecisionIndex::NONE })),
+        None => step.chosen(Choice { backend, decision: DecisionIndex::from(decision) }),
+    };
     if service.flags & SERVICE_REMEMBERS == 0 || !ruled.is_none() {
         return step;
     }
@@ -199,7 +227,7 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
     let Some((place, slot)) = steer::placed_slot(service, hash) else { return step };
     let unlike = slot.backend != backend;
     // The program need not read the entry of a known client that can only be at the backend named by the ID.
-    let is_settled = !proven || !unlike && !steer::has_exceptions(service, slot);
+    let is_settled = !teaches || !unlike && !steer::has_exceptions(service, slot);
     if is_settled && memory::seen(control, hash) {
         return step;
     }
@@ -208,8 +236,8 @@ pub(crate) fn choose(found: &Found, packed: Packed<QuicNamed>) -> Step {
         service: service.id,
         live: Some(backend),
         live_is_home: false,
-        pinned: proven,
-        migrates: proven,
+        pinned: teaches,
+        migrates: teaches,
         opens: false,
         datagram: false,
         failback: false,

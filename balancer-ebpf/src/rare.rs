@@ -82,22 +82,24 @@ pub(crate) fn steered(found: &Found) -> Step {
     let Some(listener) = service::of_port(tables.control, tables.listeners(), ip, ports.destination()) else {
         return Step::UNSERVED;
     };
+    let is_quic = features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0;
     if features::uses(Features::SNAT) && listener.service.flags & SERVICE_FLOWS != 0 {
-        return Step::FLOW;
+        if !is_quic {
+            return Step::FLOW;
+        }
+        listener.count(ports);
+        return Step::to(Quic::unchecked(listener));
     }
     listener.count(ports);
     let treated = Treated::of(listener.service, ip.family, &ip.source);
     // A packet of a connection that is still open at a backend goes to that backend.
     if treated.is_hosts() || treated.has_left() && (ports.opens() || ip.protocol == UDP) {
-        if ip.fragment.is_first() {
-            fragments::remember(ip, Way::Passed);
-        }
-        return share::unsteered(listener.service.id);
+        return steer::pass_unsteered(tables.control, listener.service, ip, ports);
     }
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(tables.control, ip) {
         return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
     }
-    if features::uses(Features::QUIC) && listener.listening.flags & LISTENER_QUIC != 0 {
+    if is_quic {
         return Step::to(Quic::of(listener));
     }
     steer::choose_later(
@@ -170,7 +172,8 @@ fn first_not_seen(tables: &Tables, ip: &Ip<'_>) -> Step {
                     return Step::drop(DropReason::FragmentUnknown);
                 };
                 if listener.service.flags & SERVICE_FLOWS != 0 {
-                    return Step::drop(DropReason::FragmentUnknown);
+                    let treated = Treated::of(listener.service, ip.family, &ip.source);
+                    return if treated.is_steered() { Step::drop(DropReason::FragmentUnknown) } else { Step::PASS };
                 }
                 if martian::is_source(ip) {
                     return share::refused(marker, DropReason::Martian);

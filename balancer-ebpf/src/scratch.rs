@@ -23,11 +23,9 @@ pub(crate) enum Row {
     Quic,
     /// See [`crate::quic`].
     Block,
-    /// See [`crate::flows::ports`].
-    Ports,
 }
 
-const ROWS: u32 = Row::Ports as u32 + 1;
+const ROWS: u32 = Row::Block as u32 + 1;
 
 type Words = [u64; 8];
 

@@ -3,7 +3,8 @@
 //!
 //! A client's position in a fixed order determines whether the program or the host serves the client
 //! ([`balancer_common::share`]). When a client moves from the program to the host or back, its open TCP connections do
-//! not move; the program recognizes the host's connections by their sockets.
+//! not move; the program recognizes the host's connections by their sockets. In services with flows, every connection
+//! that has no flow is the host's.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use balancer_common::{
@@ -35,12 +36,12 @@ const WATCHED: u64 = 1 << 8;
 
 impl Treated {
     /// The program steers the client's packets as in any other service.
-    pub(crate) const STEERED: Self = Self(Side::Steered as u64);
+    const STEERED: Self = Self(Side::Steered as u64);
 
     /// How the program treats a client of `service`.
     #[inline(always)]
     pub(crate) fn of(service: &ServiceRow, family: u8, client: &[u32; 4]) -> Self {
-        if !features::uses(Features::SHARE) || service.flags & SERVICE_SHARED == 0 {
+        if !is_shared(service) {
             return Self::STEERED;
         }
         let HashKey { k0, k1 } = service.hash.key();
@@ -126,6 +127,22 @@ fn count(service: u16, field: impl Fn(*mut ShareStats) -> *mut u64) {
     }
 }
 
+/// Whether the host serves clients of a service, or may still have connections of clients that the program steers.
+#[inline(always)]
+pub(crate) fn is_shared(service: &ServiceRow) -> bool {
+    features::uses(Features::SHARE) && service.flags & SERVICE_SHARED != 0
+}
+
+/// Passes a steered client's packet to the host, which has the packet's connection.
+#[inline(always)]
+pub(crate) fn host_connection(service: u16) -> Step {
+    count(service, |stats| {
+        // SAFETY: the field belongs to a map value.
+        unsafe { &raw mut (*stats).host_connections }
+    });
+    Step::PASS
+}
+
 /// Decides about a packet to the VIP of `marker` that belongs to no service: the program drops the packet, unless the
 /// host serves clients of this VIP.
 #[inline(always)]
@@ -159,29 +176,26 @@ pub(crate) fn ask(service: &ServiceRow, treated: Treated) {
 /// If the host has no socket for the VIP's port (because the host forwards the packets, possibly by IPVS), the sockets
 /// do not show the host's connections. In this case, the program treats a connection of an unknown client as a
 /// connection of the host.
+///
+/// A socket in TIME-WAIT belongs to a connection that the host has closed first, and whose client may not have closed
+/// its end. A client whose new connections pass to the host has this connection with the host. A client whose new
+/// connections go to a backend may have opened another connection from the same port.
 #[inline(always)]
 pub(crate) fn decide(ingress: Ingress, next: Step) -> Step {
     let Some(asked) = scratch::place::<Asked>(Row::Shared) else { return Step::PASS };
     // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let Asked { service, left } = unsafe { asked.read() };
     let socket = sockets::of_host(ingress);
-    if socket == HostSocket::Connection || socket == HostSocket::None && left {
-        return hosts(service, left);
+    let hosts = match socket {
+        HostSocket::Connection => true,
+        HostSocket::Ended | HostSocket::None => left,
+        HostSocket::Listener => false,
+    };
+    if hosts {
+        return if left { unsteered(service) } else { host_connection(service) };
     }
     if next.is(Kind::Consult) && (left || socket == HostSocket::None) {
         memory::ask_for_known();
     }
     next
-}
-
-#[inline(always)]
-fn hosts(service: u16, left: bool) -> Step {
-    if left {
-        return unsteered(service);
-    }
-    count(service, |stats| {
-        // SAFETY: the field belongs to a map value.
-        unsafe { &raw mut (*stats).host_connections }
-    });
-    Step::PASS
 }

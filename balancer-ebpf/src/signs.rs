@@ -2,7 +2,7 @@
 //! checks the backend.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, xdp_md},
     helpers::bpf_ktime_get_coarse_ns,
     macros::map,
     maps::{Array, RingBuf},
@@ -14,8 +14,11 @@ use balancer_common::{
 };
 
 use crate::{
-    cpu_rows::add_shared,
-    parse::{Ip, Ports},
+    control,
+    cpu_rows::{add_shared, add_shared_u32},
+    found::Found,
+    ingress::Ingress,
+    parse::{self, Ip, Ports, TCP},
 };
 
 /// The signs of each backend, by backend id. The controller sets the real number of rows of this map when it loads the
@@ -24,7 +27,7 @@ use crate::{
 static SIGNS: Array<Signs> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
-static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, 0);
+static HANDSHAKES: Array<u64> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
 
 /// The buffer of signs that the program sends to the controller. If the buffer is full, the program reports the sign
 /// again with the next packet.
@@ -35,9 +38,13 @@ static SUSPECTS: RingBuf = RingBuf::with_byte_size(64 * 1024, 0);
 /// watches only some of the clients.
 #[inline(always)]
 pub(crate) fn watches(control: &'static Control, ports: Ports) -> bool {
+    u32::from(ports.source()) & unsampled(control) == 0
+}
+
+#[inline(always)]
+fn unsampled(control: &'static Control) -> u32 {
     // SAFETY: a Rust reference is always valid for reads; the controller replaces the word in one store.
-    let unsampled = unsafe { (&raw const control.unsampled).read_volatile() };
-    u32::from(ports.source()) & unsampled == 0
+    unsafe { (&raw const control.unsampled).read_volatile() }
 }
 
 /// Records a packet to `backend` from a client whose handshakes are watched.
@@ -48,6 +55,30 @@ pub(crate) fn watch(ip: &Ip<'_>, ports: Ports, backend: u16) {
     }
     let client = Handshaker::new(&ip.source, ports.source());
     balancer_watch(client.word(), u64::from(backend) | u64::from(ports.opens()) << 16);
+}
+
+/// Records a packet to `backend`, if the packet is a segment of a client whose handshakes are watched.
+#[inline(always)]
+pub(crate) fn watch_any(found: &Found, backend: u16) {
+    let Found { ingress, ip, .. } = found;
+    if ip.protocol == TCP
+        && let (Some(control), Some(source)) = (control::words(), ip.l4.load::<u16>(0))
+        && u32::from(source) & unsampled(control) == 0
+    {
+        balancer_watch_any(ingress.context(), backend.into());
+    }
+}
+
+/// This function reads the headers again, so that the verifier does not follow its caller for each kind of packet.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_watch_any(context: *mut xdp_md, backend: u64) -> u64 {
+    // SAFETY: `watch_any` passes the program's context.
+    let Some(Found { ip, .. }) = Found::again(unsafe { Ingress::new(context) }) else { return 0 };
+    if let Some(ports) = parse::ports(&ip) {
+        watch(&ip, ports, backend as u16);
+    }
+    0
 }
 
 /// This is a global function: the verifier checks it only once, and its callers need fewer instructions.
@@ -109,6 +140,7 @@ fn answered(backend: u16, took: u16) {
         (&raw mut (*signs).waiting_since).write_volatile(waiting.since);
         (&raw mut (*signs).begun).write_volatile(waiting.begun);
         (&raw mut (*signs).usual).write_volatile(waiting.usual);
+        add_shared_u32(&raw mut (*signs).completed, 1);
     }
 }
 

@@ -20,7 +20,9 @@ use balancer_common::{
 use crate::{
     cpu_rows,
     debug_log::{self, Oddity},
-    features, forward, memory,
+    features, forward,
+    fragments::{self, Way},
+    martian, memory,
     parse::{Ip, Ports, UDP},
     rules::{self, Ruled},
     share::{self, Treated},
@@ -134,6 +136,52 @@ fn later(
     }
 }
 
+/// Passes a packet of a client that the host serves to the host, and [remembers](remember_later) the client.
+#[inline(always)]
+pub(crate) fn pass_unsteered(
+    control: &'static Control,
+    service: &'static ServiceRow,
+    ip: &Ip<'_>,
+    ports: Ports,
+) -> Step {
+    if ip.fragment.is_first() {
+        fragments::remember(ip, Way::Passed);
+    }
+    let step = share::unsteered(service.id);
+    if martian::is_source(ip) { step } else { remember_later(control, service, ip, ports) }
+}
+
+/// The step for a packet that passes to the host: the client memory records the client at the backend in the live table,
+/// or keeps the client's entry, so that the client is known before the program steers the client. Rules have no effect.
+#[inline(always)]
+fn remember_later(control: &'static Control, service: &'static ServiceRow, ip: &Ip<'_>, ports: Ports) -> Step {
+    if !features::uses(Features::MEMORY) || service.flags & SERVICE_REMEMBERS == 0 {
+        return Step::PASS;
+    }
+    let hash = client_hash(service, ip.family, &ip.source);
+    let Some(slot) = live_slot(service, hash) else { return Step::PASS };
+    let always = has_exceptions(service, slot);
+    if !always && !ports.opens() && memory::seen(control, hash) {
+        return Step::PASS;
+    }
+    memory::remember_alone(&Query {
+        hash,
+        service: service.id,
+        live: candidate(slot.backend).ok(),
+        live_is_home: slot.flags & SLOT_REFILLED == 0,
+        pinned: false,
+        migrates: false,
+        opens: ports.opens(),
+        datagram: ip.protocol == UDP,
+        failback: service.flags & SERVICE_FAILBACK != 0,
+        peeks: false,
+        marks: !always,
+        now: now(service),
+        remember: service.remember,
+        idle: service.idle,
+    })
+}
+
 /// The step for a packet whose backend, chosen by [`choose`], cannot be reached.
 #[inline(always)]
 pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step {
@@ -146,7 +194,7 @@ pub(crate) fn unreachable(service: &'static ServiceRow, choice: Choice) -> Step 
 /// The step for a packet of a client that no backend takes.
 #[inline(always)]
 pub(crate) fn nobody(service: &'static ServiceRow, reason: DropReason) -> Step {
-    if features::uses(Features::REJECT) && service.flags & SERVICE_REJECTS != 0 {
+    if service.flags & SERVICE_REJECTS != 0 && features::uses(Features::REJECT) {
         Step::to(Reject { reason: DropIndex(reason as u8) })
     } else {
         Step::drop(reason)
@@ -236,7 +284,7 @@ fn by_hash<Answer>(
     let slot = live_slot(service, hash).ok_or(DropReason::NoBackend)?;
     let pin = ruled.pin();
     let backend = pin.unwrap_or(slot.backend);
-    if !features::uses(Features::MEMORY) || service.flags & SERVICE_REMEMBERS == 0 || ruled.spreads() {
+    if service.flags & SERVICE_REMEMBERS == 0 || !features::uses(Features::MEMORY) || ruled.spreads() {
         let decision = if pin.is_some() { Decision::Pinned } else { Decision::Stateless };
         let decision = DecisionIndex::from(packet.opens.then_some(decision));
         return Ok(chosen(Choice { backend, decision }));

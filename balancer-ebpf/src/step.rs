@@ -75,11 +75,12 @@ pub(crate) enum Kind {
     Quote,
     /// Decide about an ICMP error whose quoted packet has been found.
     Quoted,
-    Flow,
-    FlowNew,
     Quic,
     QuicServer,
+    QuicFlow,
     QuicNamed,
+    Flow,
+    FlowNew,
     Consult,
     OpenFlow,
     FlowPort,
@@ -150,6 +151,8 @@ pub(crate) struct OpenFlow {
     pub(crate) choice: Choice,
     /// The port, as in [`ToBackend::port`].
     pub(crate) port: u16,
+    /// Whether a QUIC connection ID has named the backend: only packets with an ID of this backend find the flow.
+    pub(crate) named: bool,
 }
 
 /// The payload of a flow that has a row and still needs an address and a port.
@@ -163,16 +166,16 @@ pub(crate) struct FlowThere(pub(crate) Going);
 /// The flow of a packet, and how the program chose the flow's backend if the packet opens the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Going {
-    /// The flow's row, below [`MAX_FLOW_ROWS`](balancer_common::map_types::MAX_FLOW_ROWS).
-    pub(crate) row: u32,
+    /// The flow's name: its row number and some bits of its tag. A flow that is not published yet has only a number.
+    pub(crate) flow: u32,
     pub(crate) decision: DecisionIndex,
 }
 
 /// The payload of a reply on its way to the client of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowReturn {
-    /// The row number of the flow.
-    pub(crate) row: u32,
+    /// The name of the flow, as in [`FlowPart`].
+    pub(crate) flow: u32,
 }
 
 /// The direction of a flow's packet: to the backend or to the client.
@@ -193,22 +196,22 @@ pub(crate) struct FlowPart {
 /// The payload of an ICMP error about a packet of a flow, on the way to the flow's backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowError {
-    /// The row number of the flow.
-    pub(crate) row: u32,
+    /// The name of the flow, as in [`FlowPart`].
+    pub(crate) flow: u32,
 }
 
 /// The payload of an ICMP error about a packet of a flow, on the way to the flow's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowErrorBack {
-    /// The row number of the flow.
-    pub(crate) row: u32,
+    /// The name of the flow, as in [`FlowPart`].
+    pub(crate) flow: u32,
 }
 
 /// The payload of a flow's packet that changes its address family before the program sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowCross {
-    /// The row number of the flow.
-    pub(crate) row: u32,
+    /// The name of the flow, as in [`FlowPart`].
+    pub(crate) flow: u32,
     pub(crate) toward: Toward,
     /// Whether the kernel, and not XDP, must send the packet to the client.
     pub(crate) handed: bool,
@@ -283,13 +286,23 @@ pub(crate) struct Quic {
     pub(crate) unchecked: bool,
 }
 
-/// The id of the backend that the connection ID names; 0: none.
+/// The payload of a datagram whose connection ID was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct QuicNamed {
+    /// The id of the backend that the connection ID names; 0: none.
     pub(crate) backend: u16,
-    /// Whether the client cannot have forged the connection ID.
-    pub(crate) proven: bool,
+    /// Whether the client cannot have made up the connection ID.
+    pub(crate) issued: bool,
+    /// Whether the connection ID teaches the program where the client is: see
+    /// [`QUIC_LEARNS`](balancer_common::quic::QUIC_LEARNS).
+    pub(crate) teaches: bool,
+    /// In `snat` services: the name of the datagram's flow at the backend, as in [`FlowPart`].
+    pub(crate) flow: Option<u32>,
 }
+
+/// The payload of a datagram for a `snat` service whose connection ID names a backend; its flow is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct QuicFlow(pub(crate) QuicNamed);
 
 /// A step that sends a packet to a backend that is not chosen yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,6 +313,10 @@ const FLAG: u64 = 1 << 8;
 const UNLESS_HOSTS: u64 = 1 << 7;
 /// The position of [`FlowCross::handed`] in the payload.
 const HANDED_BIT: u32 = 9;
+/// The position of [`QuicNamed::teaches`] in the payload.
+const TEACHES_BIT: u32 = 9;
+/// A flag in the payload: [`QuicNamed::flow`] is known.
+const HAS_FLOW: u64 = 1 << 10;
 
 #[inline(always)]
 const fn flag(set: bool) -> u64 {
@@ -341,8 +358,8 @@ impl ToBackend {
 
 impl OpenFlow {
     #[inline(always)]
-    pub(crate) fn unchosen(port: u16) -> Unchosen {
-        Unchosen(Step::to(Self { choice: Choice::NONE, port }).0)
+    pub(crate) fn unchosen(port: u16, named: bool) -> Unchosen {
+        Unchosen(Step::to(Self { choice: Choice::NONE, port, named }).0)
     }
 }
 
@@ -350,15 +367,14 @@ impl Going {
     /// Bits 32–47 of the payload are free for a [`Choice`].
     #[inline(always)]
     const fn word(self) -> u64 {
-        (self.decision.0 as u64) << 16 | ((self.row & 0xff) as u64) << 24 | ((self.row >> 8) as u64) << 48
+        let [low, high] = [self.flow as u16, (self.flow >> 16) as u16];
+        (self.decision.0 as u64) << 24 | (low as u64) << 8 | (high as u64) << 48
     }
 
     #[inline(always)]
     const fn of_word(word: u64) -> Self {
-        Self {
-            row: (word >> 24) as u32 & 0xff | ((word >> 48) as u32) << 8,
-            decision: DecisionIndex((word >> 16) as u8),
-        }
+        let [low, high] = [(word >> 8) as u16, (word >> 48) as u16];
+        Self { flow: low as u32 | (high as u32) << 16, decision: DecisionIndex((word >> 24) as u8) }
     }
 }
 
@@ -366,8 +382,8 @@ impl FlowThere {
     /// The step after a query to the client memory for a packet that opens no connection; this step ignores the backend
     /// in the answer.
     #[inline(always)]
-    pub(crate) fn unchosen(row: u32) -> Unchosen {
-        Unchosen(Step::to(Self(Going { row, decision: DecisionIndex::NONE })).0)
+    pub(crate) fn unchosen(flow: u32) -> Unchosen {
+        Unchosen(Step::to(Self(Going { flow, decision: DecisionIndex::NONE })).0)
     }
 }
 
@@ -446,12 +462,32 @@ impl Payload for QuicNamed {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        flag(self.proven) | u64::from(self.backend) << 32
+        let flow = self.flow.map_or(0, |flow| HAS_FLOW | u64::from(flow) << 32);
+        flag(self.issued) | u64::from(self.teaches) << TEACHES_BIT | u64::from(self.backend) << 16 | flow
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { backend: (word >> 32) as u16, proven: word & FLAG != 0 }
+        Self {
+            backend: (word >> 16) as u16,
+            issued: word & FLAG != 0,
+            teaches: word >> TEACHES_BIT & 1 != 0,
+            flow: if word & HAS_FLOW == 0 { None } else { Some((word >> 32) as u32) },
+        }
+    }
+}
+
+impl Payload for QuicFlow {
+    const KIND: Kind = Kind::QuicFlow;
+
+    #[inline(always)]
+    fn word(self) -> u64 {
+        self.0.word()
+    }
+
+    #[inline(always)]
+    fn of_word(word: u64) -> Self {
+        Self(QuicNamed::of_word(word))
     }
 }
 
@@ -474,12 +510,12 @@ impl Payload for OpenFlow {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        self.choice.word() | u64::from(self.port) << 48
+        self.choice.word() | flag(self.named) | u64::from(self.port) << 48
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { choice: Choice::of_word(word), port: (word >> 48) as u16 }
+        Self { choice: Choice::of_word(word), port: (word >> 48) as u16, named: word & FLAG != 0 }
     }
 }
 
@@ -516,12 +552,12 @@ impl Payload for FlowReturn {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        u64::from(self.row) << 32
+        u64::from(self.flow) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32 }
+        Self { flow: (word >> 32) as u32 }
     }
 }
 
@@ -544,12 +580,12 @@ impl Payload for FlowError {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        u64::from(self.row) << 32
+        u64::from(self.flow) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32 }
+        Self { flow: (word >> 32) as u32 }
     }
 }
 
@@ -558,12 +594,12 @@ impl Payload for FlowErrorBack {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        u64::from(self.row) << 32
+        u64::from(self.flow) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32 }
+        Self { flow: (word >> 32) as u32 }
     }
 }
 
@@ -572,12 +608,12 @@ impl Payload for FlowCross {
 
     #[inline(always)]
     fn word(self) -> u64 {
-        self.toward.word() | u64::from(self.handed) << HANDED_BIT | u64::from(self.row) << 32
+        self.toward.word() | u64::from(self.handed) << HANDED_BIT | u64::from(self.flow) << 32
     }
 
     #[inline(always)]
     fn of_word(word: u64) -> Self {
-        Self { row: (word >> 32) as u32, toward: Toward::of_word(word), handed: word >> HANDED_BIT & 1 != 0 }
+        Self { flow: (word >> 32) as u32, toward: Toward::of_word(word), handed: word >> HANDED_BIT & 1 != 0 }
     }
 }
 
@@ -890,32 +926,38 @@ mod tests {
         }
         survives(Watch { choice });
         survives(ErrorToBackend { choice, port: u16::MAX });
-        survives(OpenFlow { choice, port: u16::MAX });
-        for row in [0, 0xff, 0x1234, MAX_FLOW_ROWS - 1] {
-            let going = Going { row, decision: DecisionIndex(5) };
+        for named in [false, true] {
+            survives(OpenFlow { choice, port: u16::MAX, named });
+        }
+        for flow in [0, 0xff, 0x1234, MAX_FLOW_ROWS - 1, u32::MAX] {
+            let going = Going { flow, decision: DecisionIndex(5) };
             survives(FlowPort(going));
             survives(FlowThere(going));
-            survives(FlowReturn { row });
+            survives(FlowReturn { flow });
             let asked =
-                FlowThere::unchosen(row).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
+                FlowThere::unchosen(flow).chosen(Choice { backend: LAST_BACKEND, decision: DecisionIndex::NONE });
             let going = Packed::<FlowThere>::of_word(asked.word()).get().0;
-            assert_eq!(going, Going { row, decision: DecisionIndex::NONE });
+            assert_eq!(going, Going { flow, decision: DecisionIndex::NONE });
         }
         for toward in [Toward::Backend, Toward::Client] {
             survives(FlowPart { flow: u32::MAX, toward });
             for handed in [false, true] {
-                survives(FlowCross { row: u32::MAX, toward, handed });
-                survives(FlowCrossError(FlowCross { row: u32::MAX, toward, handed }));
+                survives(FlowCross { flow: u32::MAX, toward, handed });
+                survives(FlowCrossError(FlowCross { flow: u32::MAX, toward, handed }));
             }
         }
-        survives(FlowError { row: u32::MAX });
-        survives(FlowErrorBack { row: u32::MAX });
+        survives(FlowError { flow: u32::MAX });
+        survives(FlowErrorBack { flow: u32::MAX });
         survives(ErrorToClient { port: u16::MAX });
         for unchecked in [false, true] {
             survives(Quic { service: u32::MAX, port: u16::MAX, unchecked });
         }
-        for proven in [true, false] {
-            survives(QuicNamed { backend: LAST_BACKEND, proven });
+        for issued in [true, false] {
+            for flow in [None, Some(0), Some(u32::MAX)] {
+                let named = QuicNamed { backend: LAST_BACKEND, issued, teaches: !issued, flow };
+                survives(named);
+                survives(QuicFlow(named));
+            }
         }
         for answerable in [Answerable::Yes, Answerable::No] {
             survives(Encapsulate { choice, answerable });

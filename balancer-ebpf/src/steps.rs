@@ -13,8 +13,8 @@ use crate::{
     memory, quic, rare, reject, share,
     step::{
         Encapsulate, ErrorToBackend, ErrorToClient, FlowCross, FlowCrossError, FlowError, FlowErrorBack, FlowPart,
-        FlowPort, FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Packed, Payload, Quic, QuicNamed, Reject, Step,
-        ToBackend, ToClient, Watch,
+        FlowPort, FlowReturn, FlowThere, IcmpError, Kind, OpenFlow, Packed, Payload, Quic, QuicFlow, QuicNamed, Reject,
+        Step, ToBackend, ToClient, Watch,
     },
 };
 
@@ -82,11 +82,12 @@ steps! {
     Icmp => balancer_icmp(Found) icmp::decide;
     Quote => balancer_quote(Ingress) icmp::find_quoted;
     Quoted => balancer_about_quoted(Found) icmp::about_quoted;
-    [SNAT] Flow => balancer_flow(Found) flows::find::decide;
-    [SNAT] FlowNew => balancer_flow_new(Found) flows::open::choose;
     [QUIC] Quic => balancer_quic(Found, packed) quic::read;
     [QUIC] QuicServer => balancer_quic_server(Ingress) quic::find;
+    [QUIC] QuicFlow => balancer_quic_flow(Found, packed) flows::named::find;
     [QUIC] QuicNamed => balancer_quic_named(Found, packed) quic::choose;
+    [SNAT] Flow => balancer_flow(Found) flows::find::decide;
+    [SNAT] FlowNew => balancer_flow_new(Found) flows::open::choose;
 }
 
 steps! {

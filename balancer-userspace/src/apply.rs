@@ -14,7 +14,7 @@ use balancer_api::{
 use balancer_config::file::{self, ConfigErrors};
 use balancer_control::run_time::summary;
 
-use super::{Failure, output, plan};
+use super::{Failure, by_all, output, plan};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -51,9 +51,11 @@ pub(super) async fn run(
     let configuration = ApplyConfiguration { file, text, dry_run, age_seconds, force, reset, path };
     let applied = client.apply(&configuration).await?;
     if json {
-        return Ok(output::print_json(&applied)?);
+        output::print_json(&applied)?;
+    } else {
+        output::print(&render(&applied, dry_run))?;
     }
-    Ok(output::print(&render(&applied, dry_run))?)
+    by_all(&applied.not_applied_by)
 }
 
 /// The control socket of the balancer that should reread its own configuration file; `None` if the user has not

@@ -7,14 +7,14 @@ use std::{
 
 use balancer_api::{
     client::Client,
-    model::{AddBackend, Changed, PlanRequest, ServiceView, SetAdmin, SetLimits},
+    model::{AddBackend, PlanRequest, ServiceView, SetAdmin, SetLimits},
 };
 use balancer_config::{names::BackendName, states::Admin, value};
 use clap::Subcommand;
 use tokio::time::Instant;
 
 use super::{
-    Failure, absence, output,
+    Failure, absence, output, print_changed,
     wait::{self, Goal, Reached, Undrained},
 };
 
@@ -147,22 +147,26 @@ async fn make(client: &Client, change: BackendChange) -> Result<(), Failure> {
             let name_there = name.backend;
             let backend =
                 AddBackend { name: name_there, address, address6, weight, backup, max_clients, max_connections };
-            done(client.add_backend(&name.service, &backend).await?)
+            print_changed(&client.add_backend(&name.service, &backend).await?)
         }
-        BackendChange::Remove { backend, force } => done(client.remove_backend(&backend.name, force).await?),
+        BackendChange::Remove { backend, force } => print_changed(&client.remove_backend(&backend.name, force).await?),
         BackendChange::Drain { backend: Subject { name }, timeout, wait, wait_timeout } => {
-            done(client.set_admin(&name, &drain(timeout)).await?)?;
-            if wait { drained(client, &name, wait_timeout).await } else { Ok(()) }
+            let changed = print_changed(&client.set_admin(&name, &drain(timeout)).await?);
+            if wait {
+                drained(client, &name, wait_timeout).await?;
+            }
+            changed
         }
         BackendChange::Ready(backend) => set(client, &backend.name, Admin::Ready).await,
         BackendChange::Maint(backend) => set(client, &backend.name, Admin::Maint).await,
-        BackendChange::Weight { backend, weight } => done(client.set_weight(&backend.name, weight).await?),
-        BackendChange::Limit { backend, most } => done(client.set_limits(&backend.name, &most.limits()).await?),
+        BackendChange::Weight { backend, weight } => print_changed(&client.set_weight(&backend.name, weight).await?),
+        BackendChange::Limit { backend, most } => {
+            print_changed(&client.set_limits(&backend.name, &most.limits()).await?)
+        }
     }
 }
 
 impl BackendChange {
-    /// Returns the request that plans this change.
     pub(super) fn plan(self) -> PlanRequest {
         let admin = |backend: Subject, admin| PlanRequest::Admin {
             service: backend.name.service,
@@ -202,12 +206,8 @@ fn drain(timeout: Option<Duration>) -> SetAdmin {
     SetAdmin { admin: Admin::Drain, timeout: timeout.map(|timeout| humantime::format_duration(timeout).to_string()) }
 }
 
-fn done(Changed { message }: Changed) -> Result<(), Failure> {
-    Ok(output::print(&format!("{message}\n"))?)
-}
-
 async fn set(client: &Client, name: &BackendName, admin: Admin) -> Result<(), Failure> {
-    done(client.set_admin(name, &SetAdmin { admin, timeout: None }).await?)
+    print_changed(&client.set_admin(name, &SetAdmin { admin, timeout: None }).await?)
 }
 
 async fn list(client: &Client, service: Option<&str>, json: bool) -> Result<(), Failure> {

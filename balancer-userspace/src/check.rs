@@ -8,10 +8,14 @@ use std::{
     path::PathBuf,
 };
 
+use balancer_common::client::HashKey;
 use balancer_config::{file, words::counted};
-use balancer_daemon::reply_interfaces::unnamed;
+use balancer_netlink::reply_interfaces::unnamed;
 
 use super::{Failure, output};
+
+/// The hash key that examples have shown.
+const PUBLISHED_KEY: HashKey = HashKey::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -26,6 +30,14 @@ pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     for mut warning in warnings {
         warning.text.insert_str(0, "warning: ");
         writeln!(io::stderr(), "{warning}")?;
+    }
+    if config.hash_key == Some(PUBLISHED_KEY) {
+        writeln!(
+            io::stderr(),
+            "{}: warning: the hash key is that of an example: whoever reads it can aim all clients of an attack at one \
+             backend; make one with: echo hex:$(openssl rand -hex 16)",
+            args.file.display()
+        )?;
     }
     // If the kernel does not answer, there is nothing to warn of.
     for (interface, backends) in unnamed(&config).await.unwrap_or_default() {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use balancer_config::{config::XdpMode, value};
-use balancer_daemon::decap;
+use balancer_netlink::decap;
 use clap::ValueEnum;
 use ipnet::IpNet;
 

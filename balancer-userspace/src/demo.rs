@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use balancer_common::map_types::Forwarding;
 use balancer_config::value;
 use balancer_demo::{Course, MAX_CLIENTS, Options, lab, server};
@@ -62,9 +62,6 @@ enum Verb {
     /// Run one of the web servers: count each session's requests, and answer /healthz, with a failure after POST
     /// /fail?mode=503
     Server(ServerArgs),
-    /// Show which events sessions survive under each strategy: real servers and stores behind the balancer, and all
-    /// events that can affect them
-    Sessions(Box<balancer_lab::Options>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,14 +83,8 @@ enum Mode {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let program = env::current_exe().context("this program's path is unknown")?;
-    match args.verb {
-        Some(Verb::Server(ServerArgs { name, listen })) => {
-            return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
-        }
-        Some(Verb::Sessions(options)) => {
-            return balancer_lab::run(&options, program).map_err(in_one_line).map_err(shown);
-        }
-        None => {}
+    if let Some(Verb::Server(ServerArgs { name, listen })) = args.verb {
+        return wait_for(async move { Ok(server::serve(&name, &listen).await?) });
     }
     let kind = args.fleet.map(lab::Kind::Spread).or(args.standby.then_some(lab::Kind::Standby));
     match kind {
@@ -101,15 +92,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         None => balancer_demo::run(&options(args, program)),
     }
     .map_err(shown)
-}
-
-/// Joins the lines of an error, because a log may quote the error.
-fn in_one_line(error: anyhow::Error) -> anyhow::Error {
-    if error.downcast_ref::<io::Error>().is_some() {
-        return error;
-    }
-    let said = format!("{error:#}");
-    anyhow!(said.lines().map(str::trim).collect::<Vec<_>>().join(" "))
 }
 
 /// Classifies an error that has ended the demo: a broken pipe means that the reader has closed the output.

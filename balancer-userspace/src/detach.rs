@@ -4,8 +4,8 @@ use std::io::{self, Write as _};
 
 use anyhow::anyhow;
 use balancer_config::words::counted;
-use balancer_daemon::host;
 use balancer_dataplane::{AllPins, Pins, privileges};
+use balancer_netlink::machine;
 
 use super::Failure;
 
@@ -20,7 +20,7 @@ pub(super) fn run(all: bool) -> Result<(), Failure> {
         match pins.notes() {
             // For other network namespaces, nothing is restored: this process cannot reach their settings and
             // addresses, or the namespace no longer exists.
-            Ok(notes) if pins.here() => host::put_back(notes.unwrap_or_default().host),
+            Ok(notes) if pins.here() => machine::put_back(notes.unwrap_or_default().host),
             Ok(_) => {}
             // Another version has pinned these maps, and only that version knows which settings to restore.
             Err(error) => writeln!(io::stderr(), "balancer: {error:#}")?,

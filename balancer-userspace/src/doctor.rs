@@ -11,7 +11,7 @@ use balancer_api::{client::Client, model::HealthView};
 use balancer_config::words::counted;
 use balancer_doctor::{
     cure,
-    finding::{Finding, Report},
+    finding::{Finding, Kind, Report},
     judge::judge,
     look::look,
 };
@@ -36,8 +36,8 @@ pub(super) struct Args {
     fix: bool,
 }
 
-/// Runs the doctor, with these exit codes: 0 if all is well; 1 if there are findings; 3 if there is no controller, even
-/// if there are findings.
+/// Runs the doctor, with these exit codes: 0 if all is well; 1 if there are findings, among them a controller that does
+/// not answer; 3 if there is no controller, even if there are findings.
 pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let Some(socket) = client.socket() else {
         let text = "doctor looks at the machine that it runs on: run it there, without --server";
@@ -53,7 +53,8 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     } else {
         output::print(&render(&report))?;
     }
-    if !report.controller {
+    let hangs = report.findings.iter().any(|finding| finding.kind == Kind::Controller);
+    if !report.controller && !hangs {
         // Without a controller, this call fails with the reason why it is not reachable.
         client.status().await?;
     }

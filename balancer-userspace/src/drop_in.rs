@@ -7,8 +7,9 @@ use balancer_config::{file, value};
 use clap::Subcommand;
 
 use super::{
-    Failure, apply,
+    Failure, apply, by_all,
     output::{self, Table},
+    print_changed,
 };
 
 #[derive(Debug, Subcommand)]
@@ -54,13 +55,15 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             let drop_in = SetDropIn { file: file.display().to_string(), text, dry_run };
             let applied = client.set_drop_in(&name, &drop_in).await?;
             if json {
-                return Ok(output::print_json(&applied)?);
+                output::print_json(&applied)?;
+            } else {
+                output::print(&apply::render(&applied, dry_run))?;
             }
-            Ok(output::print(&apply::render(&applied, dry_run))?)
+            by_all(&applied.not_applied_by)
         }
         Verb::Remove { name } => {
             let changed = client.remove_drop_in(&name).await?;
-            Ok(output::print(&format!("{}\n", changed.message))?)
+            print_changed(&changed)
         }
         Verb::List { json } => {
             let drop_ins = client.drop_ins().await?;

@@ -47,10 +47,23 @@ pub(super) fn line(fleet: &FleetSnapshot) -> String {
         (None, false) => ", etcd is out of reach",
         (None, true) => "",
     };
-    let differs = fleet.members.iter().any(|member| member.name == fleet.member && member.file_differs);
-    let file = if differs { ", its file says other services than the fleet's last one" } else { "" };
     let (name, member, members) = (&fleet.name, &fleet.member, fleet.members.len());
-    format!("fleet {name}: this is {member}, {epoch}, {ready} of {members} members ready{engine}{file}")
+    let files = files(fleet);
+    format!("fleet {name}: this is {member}, {epoch}, {ready} of {members} members ready{engine}{files}")
+}
+
+/// Names the members whose configuration files differ from the file that the fleet applied last.
+fn files(fleet: &FleetSnapshot) -> String {
+    let differing = fleet.members.iter().filter(|member| member.file_differs).map(|member| member.name.as_str());
+    let (own, others): (Vec<&str>, Vec<&str>) = differing.partition(|name| *name == fleet.member);
+    let others = others.join(", ");
+    let who = match (own.is_empty(), others.is_empty()) {
+        (true, true) => return String::new(),
+        (false, true) => "its file says".to_owned(),
+        (true, false) => format!("the files of {others} say"),
+        (false, false) => format!("its file and those of {others} say"),
+    };
+    format!(", {who} other services than the fleet's last one")
 }
 
 fn render(fleet: &FleetSnapshot) -> String {

@@ -12,6 +12,7 @@ use clap::{Subcommand, ValueEnum};
 use super::{
     Failure,
     output::{self, Table},
+    print_changed,
 };
 
 #[derive(Debug, Subcommand)]
@@ -62,7 +63,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
                 Said::Auto => Force::Auto,
             };
             let changed = client.force_health(&name, force).await?;
-            Ok(output::print(&format!("{}\n", changed.message))?)
+            print_changed(&changed)
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use balancer_config::names::nearest;
 use clap::{CommandFactory as _, error::ErrorKind};
-use ratatui::crossterm::terminal;
+use terminal_size::{Width, terminal_size};
 
 use super::{Cli, Failure, output};
 use crate::book::{self, CHAPTERS, Chapter};
@@ -53,6 +53,6 @@ fn show(name: &OsStr) -> Result<(), Failure> {
 fn print(chapter: &Chapter) -> Result<(), Failure> {
     let document = chapter.document(|other| format!("balancer help {}", other.name));
     let styled = io::stdout().is_terminal();
-    let width = if styled { terminal::size().map_or(WIDTH, |(columns, _)| columns) } else { WIDTH };
+    let width = if styled { terminal_size().map_or(WIDTH, |(Width(columns), _)| columns) } else { WIDTH };
     Ok(output::print(&book::terminal::render(&document, usize::from(width), styled))?)
 }

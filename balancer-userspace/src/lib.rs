@@ -1,6 +1,8 @@
 //! The command line of the balancer. Each group of commands has its own file, and `book` contains the manual.
 //!
 //! The exit codes of commands: 0 done, 1 refused or failed, 2 usage, 3 no controller reachable, 4 wait timed out.
+//!
+//! Begin with the enum `Verb`; `observe` draws packets for `trace` and `capture`, and `stats` the statistics.
 
 mod absence;
 mod apply;
@@ -22,6 +24,7 @@ mod health;
 mod help;
 mod import;
 mod journal;
+mod live;
 mod observe;
 mod output;
 mod plan;
@@ -48,7 +51,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use balancer_api::client::{Client, ClientError};
+use balancer_api::{
+    client::{Client, ClientError},
+    model::Changed,
+};
 use balancer_common::map_types::LAYOUT_VERSION;
 use balancer_config::{file::ConfigErrors, value};
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -61,6 +67,7 @@ const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;
 const NO_CONTROLLER: u8 = 3;
 const WAIT_TIMED_OUT: u8 = 4;
+const NOT_BY_ALL: u8 = 5;
 
 /// Sticky layer-4 load balancer in XDP
 #[derive(Debug, Parser)]
@@ -175,7 +182,7 @@ enum Verb {
     /// Print a completion script for a shell
     Completions(completions::Args),
     /// Remove VIPs when the balancer that started this process has ended
-    #[command(hide = true, name = balancer_daemon::host::GUARD_VIPS)]
+    #[command(hide = true, name = balancer_netlink::machine::GUARD_VIPS)]
     GuardVips {
         /// The indices of the VIPs' interfaces; each line of standard input replaces the list
         interfaces: Vec<u32>,
@@ -200,6 +207,9 @@ enum Failure {
     /// The output has already described the fault, so no message is printed.
     #[error("no")]
     Told,
+    /// The change is made, but not every member of the fleet applies it, as the output has already said.
+    #[error("not applied by every member")]
+    NotByAll,
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
     #[error("{0:#}")]
@@ -261,12 +271,12 @@ fn dispatch(Cli { socket, server, if_generation, verb }: Cli) -> Result<(), Fail
         Verb::Flow(verb) => wait_for(flow::run(&client(), verb)),
         Verb::Stats(args) => wait_for(stats::run(&client(), &args)),
         Verb::Simulate(args) => simulate::run(&args),
-        Verb::Import(args) => import::run(&args),
+        Verb::Import(args) => wait_for(import::run(&args)),
         Verb::Decap(args) => decap::run(args),
         Verb::Demo(args) => demo::run(args),
         Verb::Detach { all } => detach::run(all),
         Verb::GuardVips { interfaces } => {
-            balancer_daemon::host::guard_vips(interfaces.into_iter().collect());
+            balancer_netlink::machine::guard_vips(interfaces.into_iter().collect());
             Ok(())
         }
         Verb::Completions(args) => completions::run(&args),
@@ -285,11 +295,26 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Prints the message of a change.
+///
+/// # Errors
+/// Fails if not every member of the fleet applies the change.
+fn print_changed(changed: &Changed) -> Result<(), Failure> {
+    output::print(&format!("{}\n", changed.message))?;
+    by_all(&changed.not_applied_by)
+}
+
+/// Fails if there are members that do not apply a change.
+fn by_all(not_applied_by: &[String]) -> Result<(), Failure> {
+    if not_applied_by.is_empty() { Ok(()) } else { Err(Failure::NotByAll) }
+}
+
 fn report(failure: &Failure) -> ExitCode {
     let (code, text) = match failure {
         // The output is a pipe, and its reader has closed it.
         Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
         Failure::Told => return ExitCode::from(FAILED),
+        Failure::NotByAll => return ExitCode::from(NOT_BY_ALL),
         // The text already has the form FILE:LINE: what, which editors can parse.
         Failure::Config(errors) => (FAILED, errors.to_string()),
         Failure::Client(ClientError::Refused { status: hyper::StatusCode::UNPROCESSABLE_ENTITY, message }) => {

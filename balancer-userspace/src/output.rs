@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 
-use balancer_api::model::{BackendView, DenyView, DiscoverView, Rates, ServiceView, UnansweredView};
+use balancer_api::model::{BackendView, DenyView, DiscoverView, HandshakesView, Rates, ServiceView, UnansweredView};
 use balancer_config::words::{counted, grouped};
 use comfy_table::{CellAlignment, presets::NOTHING};
 use serde::Serialize;
@@ -79,16 +79,28 @@ pub(super) fn service(service: &ServiceView) -> String {
             counted(*prefixes as usize, "prefix"),
             grouped(*packets)
         ));
-        text.extend(error.as_ref().map(|error| format!("WARNING: the file is not taken over: {error}\n")));
+        text.extend(error.as_ref().map(|error| {
+            format!(
+                "WARNING: the file is invalid, the previous list stays in \
+                                                        force: {error}\n"
+            )
+        }));
     }
     // A DNS name that serves as the address of one backend needs a line only if there is an error.
     let lists = service.discover.iter().filter(|list| list.address.is_none() || list.error.is_some());
-    for DiscoverView { file, dns, dns_a, etcd, address, targets, error, .. } in lists {
+    for DiscoverView { file, dns, dns_a, etcd, address, targets, error, left_out, waiting, habit, .. } in lists {
         let targets = targets.map_or_else(|| "nothing yet".to_owned(), |count| counted(count as usize, "target"));
         let by = [("", file), ("dns ", dns), ("dns_a ", dns_a), ("etcd ", etcd), ("address ", address)];
         let source = by.iter().find_map(|(key, name)| Some(format!("{key}{}", name.as_ref()?))).unwrap_or_default();
-        text.push_str(&format!("  discovers {targets} by {source}\n"));
-        text.extend(error.as_ref().map(|error| format!("WARNING: the last pool stays: {error}\n")));
+        text.push_str(&format!("  discovers {targets} by {source}"));
+        text.extend(habit.as_ref().map(|habit| format!(", which {habit}")));
+        if !waiting.is_empty() {
+            let missing = counted(waiting.len(), "backend");
+            text.push_str(&format!("; {missing} may drain, the list lacks {}", waiting.join(", ")));
+        }
+        text.push('\n');
+        text.extend(left_out.iter().map(|fault| format!("WARNING: a target is left out: {fault}\n")));
+        text.extend(error.as_ref().map(|error| format!("WARNING: its backends stay as they are: {error}\n")));
     }
     text.extend(service.rates.as_ref().map(|rates| format!("  {}, over the last 10 s\n", rates_words(rates))));
     let counts_active = service.counts_active();
@@ -168,6 +180,7 @@ pub(super) fn backend_table(name: &str, counts_active: bool) -> Table {
         ">SLOTS",
         ">SHARE",
         ">CLIENTS",
+        ">SERVED",
         ">CONNECTIONS",
         ">PACKETS",
         ">BYTES",
@@ -207,6 +220,7 @@ pub(super) fn add_backend(
         grouped(backend.slots),
         percent(backend.slots, table_size),
         grouped(backend.known_clients),
+        served(backend),
         grouped(backend.connections),
         grouped(backend.packets),
         grouped(backend.bytes),
@@ -219,6 +233,14 @@ pub(super) fn add_backend(
         cells.insert(ACTIVE, backend.active.map_or_else(|| "-".to_owned(), grouped));
     }
     table.cells(cells);
+}
+
+/// The percentage of handshakes that clients completed in the last minute, rounded down; `-`: there were none.
+fn served(backend: &BackendView) -> String {
+    let share = |HandshakesView { completed, unanswered }: HandshakesView| {
+        completed.saturating_mul(100).checked_div(completed.saturating_add(unanswered))
+    };
+    backend.handshakes.and_then(share).map_or_else(|| "-".to_owned(), |percent| format!("{percent}%"))
 }
 
 /// Formats the weight of a backend as `100`, or as `100 × 75%` if the backend's agent has lowered it.

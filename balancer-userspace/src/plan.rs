@@ -1,6 +1,9 @@
 //! The commands `balancer plan …`.
 
-use balancer_api::{client::Client, model::PlanView};
+use balancer_api::{
+    client::Client,
+    model::{ComingView, PlanView},
+};
 use balancer_config::words::{counted, grouped};
 use clap::Subcommand;
 
@@ -42,6 +45,15 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
     Ok(output::print(&text(&plan))?)
 }
 
+/// How the backends of the clients to come are known, such as `: 190 from an import, 15 only guessed`.
+fn coming(plan: &PlanView) -> String {
+    let Some(ComingView { served, imported, guessed }) = plan.coming else { return String::new() };
+    let parts = [(served, "served before"), (imported, "from an import"), (guessed, "only guessed")];
+    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(count, what)| format!("{} {what}", grouped(count))).collect();
+    format!(": {}", parts.join(", "))
+}
+
 /// Formats the plan for one service.
 pub(super) fn text(plan: &PlanView) -> String {
     let clients = |number: u64| counted(number as usize, "known client");
@@ -67,7 +79,7 @@ pub(super) fn text(plan: &PlanView) -> String {
         text += &format!("{}% of the clients would be steered, not {}%", plan.steer, plan.steer_before);
         text += &match (plan.known_clients_taken_over, plan.known_clients_sent_back) {
             (0, 0) => "\n".to_owned(),
-            (taken, 0) => format!("; {} would be taken over\n", clients(taken)),
+            (taken, 0) => format!("; {} would be taken over{}\n", clients(taken), coming(plan)),
             (_, back) => format!("; {} would go back to the host\n", clients(back)),
         };
     }

@@ -9,7 +9,7 @@ use balancer_config::{names::BackendName, value, words::grouped};
 use clap::Subcommand;
 
 use super::{
-    Failure,
+    Failure, by_all,
     output::{self, Table},
 };
 
@@ -67,7 +67,8 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
         Verb::Key(Key::Rotate { service }) => {
             let changed = client.rotate_quic_key(&service).await?;
             let next = format!("balancer quic server-config {service}/NAME prints it for each server");
-            Ok(output::print(&format!("{}\n{next}\n", changed.message))?)
+            output::print(&format!("{}\n{next}\n", changed.message))?;
+            by_all(&changed.not_applied_by)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use balancer_api::{
     client::Client,
-    model::{Changed, RuleView, RuleWord, SetRule},
+    model::{RuleView, RuleWord, SetRule},
 };
 use balancer_config::{value, words::grouped};
 use clap::{Args, Subcommand};
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::{
     Failure,
     output::{self, Table},
+    print_changed,
 };
 
 #[derive(Debug, Subcommand)]
@@ -79,18 +80,14 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
                 RuleVerb::Deny(end) => (RuleWord::Deny, None, end),
             };
             let ttl = end.ttl.map(|ttl| humantime::format_duration(ttl).to_string());
-            done(client.set_rule(&service, prefix, &SetRule { action, backend, ttl }).await?)
+            print_changed(&client.set_rule(&service, prefix, &SetRule { action, backend, ttl }).await?)
         }
-        Verb::Remove(RuleKey { service, prefix }) => done(client.remove_rule(&service, prefix).await?),
+        Verb::Remove(RuleKey { service, prefix }) => print_changed(&client.remove_rule(&service, prefix).await?),
         Verb::List { service, json } => {
             let rules = client.rules(service.as_deref()).await?;
             if json { Ok(output::print_json(&rules)?) } else { Ok(output::print(&table(rules))?) }
         }
     }
-}
-
-fn done(Changed { message }: Changed) -> Result<(), Failure> {
-    Ok(output::print(&format!("{message}\n"))?)
 }
 
 fn table(rules: Vec<RuleView>) -> String {

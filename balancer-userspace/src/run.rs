@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use balancer_config::{file, value};
-use balancer_daemon::{arena, configuration::Configurations, service_manager, supervisor::panicked};
+use balancer_daemon::arena;
+use balancer_listeners::configuration::Configurations;
+use balancer_runtime::{service_manager, supervisor::panicked};
 use clap::ValueEnum;
 use tracing::field::Field;
 use tracing_subscriber::{

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::{
     Failure,
     output::{self, Table},
+    print_changed,
 };
 
 #[derive(Debug, Subcommand)]
@@ -67,7 +68,6 @@ pub(super) struct Which {
 }
 
 impl ServiceChange {
-    /// Returns the request that plans this change.
     pub(super) fn plan(self) -> PlanRequest {
         match self {
             Self::Steer { service, steer } => PlanRequest::Steer { service, steer },
@@ -89,11 +89,11 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
                 Listen::Add(Which { service, listener }) => client.add_listener(&service, listener).await?,
                 Listen::Remove(Which { service, listener }) => client.remove_listener(&service, listener).await?,
             };
-            Ok(output::print(&format!("{}\n", changed.message))?)
+            print_changed(&changed)
         }
         Verb::Change(ServiceChange::Steer { service, steer }) => {
             let changed = client.set_steer(&service, steer).await?;
-            Ok(output::print(&format!("{}\n", changed.message))?)
+            print_changed(&changed)
         }
         Verb::Show { service, json } => {
             let service = client.service(&service).await?;

@@ -20,7 +20,7 @@ use super::{
     Failure,
     observe::{
         self, Asked, Session,
-        explain::{Direction, Explanation, Memory, explain},
+        explain::{Direction, Explanation, Memory},
     },
     output,
 };
@@ -58,8 +58,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     }
     let mut session = Session::open(client, &asked).await?;
     writeln!(io::stderr(), "tracing; Ctrl-C ends it")?;
-    while let Some(observation) = session.next().await? {
-        let mut explanation = explain(&observation, session.known().await);
+    while let Some((observation, mut explanation)) = session.next().await? {
         memory.add(&mut explanation).await;
         let time = format_rfc3339_micros(session.time(observation.head.came)).to_string();
         output::print(&if args.json { json(&time, &explanation)? } else { text(&time, &explanation) })?;

@@ -22,12 +22,12 @@ use balancer_config::{
     states::{Admin, BackendState, Forced},
 };
 use balancer_control::io::Change;
-use balancer_daemon::{
+use balancer_listeners::{
     api_server::{Answering, ControlSocket, serve},
     audit::Audit,
     configuration::Configurations,
-    supervisor::Supervisor,
 };
+use balancer_runtime::supervisor::Supervisor;
 use hyper::StatusCode;
 use support::{Fake, snapshot};
 use tokio::{
@@ -176,7 +176,10 @@ async fn when_requests_are_bad_then_nothing_changes() {
         ("PUT", "/v1/services/web/backends/web1/admin"),
         ("PUT", "/v1/services/web/backends/web1/weight"),
     );
+    let clients = vec!["{\"client\": \"203.0.113.7\", \"backend\": \"web1\", \"age_seconds\": 40}"; 4097].join(",");
+    let too_many = format!("{{\"clients\": [{clients}]}}").into_bytes();
     let cases: &[((&str, &str), &[u8], u16)] = &[
+        (("POST", "/v1/services/web/clients"), &too_many, 400),
         (weight, b"", 400),
         (weight, b"{", 400),
         (weight, b"null", 400),

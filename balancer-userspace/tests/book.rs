@@ -11,7 +11,20 @@ use std::{
     process::Command,
 };
 
-use balancer_common::verdict::DropReason;
+use balancer_api::model::MAX_IMPORTED;
+use balancer_common::{
+    map_types::{
+        CACHED_HOPS_OF_CPU, LAST_BACKEND, LOCAL_MACS, MAX_ASKED, MAX_DECAP_ADDRESSES, MAX_FRAGMENTS, MAX_INTERFACES,
+        MAX_LISTENERS, MAX_POOL, MAX_RULES,
+    },
+    quic::MAX_QUIC_SERVICES,
+    signs::HANDSHAKES,
+    verdict::DropReason,
+};
+use balancer_config::{
+    deny::MAX_DENIED, discover::MAX_TARGETS, file::MAX_FILE_SIZE, header::MAX_HEADER_VALUE,
+    listeners::MAX_LISTENERS_OF_SERVICE, words::grouped,
+};
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 fn root() -> PathBuf {
@@ -44,7 +57,6 @@ fn targets(text: &str) -> Vec<String> {
     targets.collect()
 }
 
-/// Returns the anchors of the headings in a text.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     let mut heading = None;
@@ -142,6 +154,68 @@ fn when_a_document_names_a_file_then_the_file_exists() {
     assert!(wrong.is_empty(), "files that are not there: {wrong:#?}");
 }
 
+/// Returns the text of all Rust files below a directory.
+fn sources(directory: &Path) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            text.push_str(&sources(&path));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+    text
+}
+
+#[test]
+fn when_a_document_names_a_test_then_the_test_exists() {
+    let sources: String =
+        ["balancer-common", "balancer-userspace", "tests", "xtask"].map(|name| sources(&root().join(name))).concat();
+    let mut wrong = Vec::new();
+    for document in documents() {
+        for event in events(&read(&document)) {
+            let Event::Code(name) = event else { continue };
+            let is_test = name.starts_with("when_") && name.contains("_then_");
+            if is_test && !sources.contains(&format!("fn {name}(")) {
+                wrong.push(format!("{}: {name}", document.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "there are no such tests: {wrong:#?}");
+}
+
+#[test]
+fn when_a_bound_changes_then_the_page_on_limits_has_the_new_value() {
+    let page = read("docs/src/limits.md");
+    for (row, bound) in [
+        ("listeners of all services", u64::from(MAX_LISTENERS) - 1),
+        ("listeners of one service", MAX_LISTENERS_OF_SERVICE as u64),
+        ("services with QUIC", MAX_QUIC_SERVICES as u64),
+        ("backends of all services", u64::from(LAST_BACKEND)),
+        ("rules of all services", u64::from(MAX_RULES)),
+        ("prefixes of a `deny` list", MAX_DENIED as u64),
+        ("targets of a discovered list", MAX_TARGETS as u64),
+        ("interfaces", u64::from(MAX_INTERFACES)),
+        ("addresses of a `snat` pool", MAX_POOL as u64),
+        ("headers of a check; bytes in a header", MAX_HEADER_VALUE as u64),
+        ("handshakes watched", u64::from(HANDSHAKES)),
+        ("fragmented datagrams remembered", u64::from(MAX_FRAGMENTS)),
+        ("next hops of replies", u64::from(CACHED_HOPS_OF_CPU)),
+        ("neighbours that replies wait for", u64::from(MAX_ASKED)),
+        ("clients that `client import` sends", MAX_IMPORTED as u64),
+        ("MAC addresses of one interface", LOCAL_MACS as u64),
+        ("addresses and `--from` prefixes", u64::from(MAX_DECAP_ADDRESSES)),
+        ("configuration, drop-in", MAX_FILE_SIZE >> 20),
+    ] {
+        let line = page.lines().find(|line| line.starts_with(&format!("| {row}"))).unwrap_or_else(|| panic!("{row}"));
+        let cells: Vec<&str> = line.split(" | ").collect();
+        let numbers: Vec<&str> = cells[1].split(|c: char| !c.is_ascii_digit() && c != ',').collect();
+        let bound = grouped(bound);
+        assert!(numbers.iter().any(|number| number.trim_end_matches(',') == bound), "{row}: {bound} in {}", cells[1]);
+    }
+}
+
 #[test]
 fn when_a_page_exists_then_the_table_of_contents_lists_it_once() {
     let mut listed = targets(&read("docs/src/SUMMARY.md"));
@@ -153,11 +227,9 @@ fn when_a_page_exists_then_the_table_of_contents_lists_it_once() {
     assert_eq!(listed, chapters);
 }
 
-/// The README must be short, because it is the first page that people see.
 #[test]
-fn when_a_reader_opens_the_readme_then_it_is_short_and_shows_how_to_start() {
+fn when_a_reader_opens_the_readme_then_it_shows_how_to_start() {
     let readme = read("README.md");
-    assert!(readme.lines().count() <= 250, "{} lines", readme.lines().count());
     for command in ["cargo xtask run", "cargo xtask test"] {
         assert!(blocks(&readme).iter().any(|(_, block)| block.contains(command)), "{command}");
     }
@@ -176,7 +248,9 @@ fn when_a_document_shows_a_configuration_then_it_is_valid() {
             tried.push(document.clone());
         }
     }
-    assert!(tried.contains(&PathBuf::from("README.md")) && tried.contains(&PathBuf::from("docs/src/configuration.md")));
+    for page in ["docs/src/getting-started.md", "docs/src/configuration.md"] {
+        assert!(tried.contains(&PathBuf::from(page)), "{page}");
+    }
 }
 
 #[test]

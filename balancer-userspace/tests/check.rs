@@ -190,15 +190,19 @@ fn when_settings_are_doubtful_then_the_file_is_accepted_with_a_warning() {
         let (_directory, file) = written(format!("{good}{check_lines}{backend}"));
         let text = stderr(&check(&file));
         assert_eq!(text.lines().count(), lines, "{mode} {check_lines}{text}");
-        let warning = ": warning: a backend that does not hold 198.51.100.10 is up and loses its clients: ";
+        let warning = ": warning: a backend without the VIP 198.51.100.10 counts as up ";
         assert!(text.is_empty() || text.contains(warning), "{text}");
     }
+    let (_directory, file) =
+        written(format!("[hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n{GOOD}{backend}"));
+    let text = stderr(&check(&file));
+    assert!(text.starts_with(&format!("{}: warning: the hash key is that of an example", file.display())), "{text}");
     let (_directory, file) = written(GOOD);
     assert!(stderr(&check(&file)).contains(":2: warning: [[service]] has no [[service.backend]]"));
 }
 
 #[test]
-fn when_a_list_of_targets_is_named_then_it_is_checked_with_its_lines() {
+fn when_a_list_of_targets_is_named_then_each_of_its_targets_is_checked() {
     let (directory, file) = written("");
     let of_json = [
         "[{\"targets\":\n[\"web1\"]}]",
@@ -218,10 +222,10 @@ fn when_a_list_of_targets_is_named_then_it_is_checked_with_its_lines() {
             let output = check(&file);
             assert_eq!(output.status.code(), Some(1), "{text}");
             let told = stderr(&output);
-            assert!(told.contains(&format!("{}:{expected}", list.display())), "{told}");
+            assert!(told.contains(&format!("{}: {expected}", list.display())), "{told}");
         };
-        refused(wrong, "2: this target is no address of a backend; write \"192.0.2.1:80\"");
-        refused(few, " has 1 target, fewer than min = 2");
+        refused(wrong, "target 1: this target is no address of a backend; write \"192.0.2.1:80\"");
+        refused(few, "has 1 target, fewer than min = 2");
         fs::write(&list, right).unwrap();
         let output = check(&file);
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));

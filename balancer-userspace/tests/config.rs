@@ -74,7 +74,7 @@ fn when_control_says_who_may_do_what_then_the_configuration_has_it() {
 #[test]
 fn when_a_key_is_absent_then_the_default_applies() {
     let tcp = CheckConfig {
-        kind: CheckKind::Tcp { port: None },
+        kind: CheckKind::Tcp { port: None, talk: None },
         via: Via::Backend,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
@@ -117,6 +117,7 @@ fn when_a_key_is_absent_then_the_default_applies() {
             snat: SnatConfig::default(),
             on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
             withhold: Duration::from_secs(1),
+            restart_grace: None,
             outage: Outage::default(),
             start_down: false,
             reject: false,
@@ -191,7 +192,7 @@ fn when_a_backend_has_its_own_check_then_it_inherits_the_services_missing_keys()
     assert_eq!(own[4].map(|check| &check.kind), Some(&CheckKind::None));
 
     let quick = implied.backends[0].check.as_ref().unwrap();
-    assert_eq!(quick.kind, CheckKind::Tcp { port: None });
+    assert_eq!(quick.kind, CheckKind::Tcp { port: None, talk: None });
     let times = [quick.interval, quick.timeout, quick.fast_interval].map(|time| time.as_millis());
     assert_eq!(times, [300, 300, 100]);
 
@@ -295,6 +296,27 @@ fn when_a_check_was_saved_without_the_newer_keys_then_it_means_the_same_as_befor
 }
 
 #[test]
+fn when_a_check_over_tcp_reads_an_answer_then_its_keys_are_read_and_backends_take_them_over() {
+    let config = good("tcp-checks.toml");
+    let [service] = &*config.services else { panic!("{:?}", config.services) };
+    let kind = |name: &str| {
+        let backend = service.backends.iter().find(|backend| backend.name == name).unwrap();
+        &backend.check.as_deref().unwrap_or(&service.check).kind
+    };
+    let talk = |name: &str| {
+        let CheckKind::Tcp { talk, .. } = kind(name) else { panic!("{:?}", kind(name)) };
+        talk.clone().map(|talk| (talk.send.to_string(), talk.expect))
+    };
+    let contains = |text: &str| Some(BodyTest::Contains(text.to_owned()));
+    assert_eq!(talk("same"), Some(("PING\r\n".to_owned(), contains("+PONG"))));
+    let Some((send, Some(BodyTest::Matches(role)))) = talk("primary") else { panic!("no expression") };
+    assert_eq!((send.as_str(), role.as_str()), ("INFO replication\r\n", "role:master"));
+    let Some((send, Some(BodyTest::Matches(bytes)))) = talk("greets") else { panic!("no bytes") };
+    assert!(send.is_empty() && bytes.is_match(&[1, 0xff, 0]), "{bytes:?}");
+    assert!(matches!(kind("page"), CheckKind::Http(_)));
+}
+
+#[test]
 fn when_a_check_goes_over_udp_then_its_keys_are_read_and_the_port_is_udps() {
     let config = good("datagram-checks.toml");
     let [dns, game] = &*config.services else { panic!("{:?}", config.services) };
@@ -332,7 +354,7 @@ fn when_every_key_is_set_then_all_are_read() {
     let config = good("everything.toml");
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     assert_eq!(config.xdp_mode, XdpMode::Native);
-    assert_eq!(config.hash_key, Some(HashKey::from_bytes(std::array::from_fn(|index| index as u8))));
+    assert_eq!(config.hash_key, Some(HashKey::from_bytes(std::array::from_fn(|index| 16 + index as u8))));
     let [web, dns] = &*config.services else { panic!("{:?}", config.services) };
 
     assert_eq!(web.client_prefix, ClientPrefix { v4: 24, v6: 56 });
@@ -341,7 +363,8 @@ fn when_every_key_is_set_then_all_are_read() {
     let rules: Vec<String> = web.rules.iter().map(|rule| format!("{} {rule}", rule.prefix)).collect();
     assert_eq!(rules, ["192.0.2.7/32 spread", "198.18.0.0/15 deny", "203.0.113.0/24 pin web1 for 5m"]);
     assert!(dns.rules.is_empty());
-    assert_eq!(web.outage, Outage { share: 0.75 });
+    assert_eq!(web.outage, Outage { share: 0.75, hold: Duration::from_secs(20) });
+    assert_eq!(web.restart_grace, Some(Duration::from_secs(3)));
     assert_eq!(web.agent, Some(AgentConfig { port: 9777, interval: Duration::from_secs(10) }));
     assert_eq!(dns.agent, None);
     assert_eq!(dns.bounded_load, Some(BoundedLoad { factor: 1.5, by: Load::Connections }));
@@ -397,6 +420,7 @@ fn when_backends_come_from_keys_of_etcd_then_prefix_and_servers_are_read() {
         endpoints = ["https://192.0.2.1:2379/"]
         ca = "/ca.pem"
         min = 0
+        keep = "5m"
     "#;
     let (config, warnings) = file::parse(Path::new("b.toml"), text.as_bytes()).unwrap();
     let servers = EtcdServers {
@@ -408,6 +432,9 @@ fn when_backends_come_from_keys_of_etcd_then_prefix_and_servers_are_read() {
     let [list] = config.services[0].discover.as_slice() else { panic!("one list") };
     let etcd = list.source.etcd().unwrap();
     assert_eq!((etcd.prefix.as_str(), &etcd.etcd, list.min.least(0)), ("/services/web/", &servers, 0));
+    let default = file::parse(Path::new("b.toml"), text.replace("keep", "# keep").as_bytes()).unwrap().0;
+    let keeps = [&config, &default].map(|config| config.services[0].discover[0].keep.as_secs());
+    assert_eq!(keeps, [300, 30]);
     assert_eq!(warnings, []);
     let plain = file::parse(Path::new("b.toml"), text.replace("https:", "http:").as_bytes()).unwrap().1;
     assert!(plain.iter().any(|warning| warning.to_string().contains("is not encrypted")), "{plain:?}");

@@ -44,13 +44,39 @@ fn when_everything_is_converted_then_the_exit_code_is_0_and_the_result_passes_th
 }
 
 #[test]
+fn when_the_output_is_a_hyphen_then_it_is_standard_output_and_no_file_is_made() {
+    let directory = with(&[("haproxy.cfg", ALL_CONVERTED)]);
+    let output = import(directory.path(), &["haproxy.cfg", "-o", "-"]);
+    assert!(text(&output.stdout).contains("[[service]]"), "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!directory.path().join("-").exists());
+}
+
+#[test]
+fn when_the_balancer_will_run_here_then_the_interfaces_of_this_machine_are_named_or_it_is_said_why_not() {
+    let directory = with(&[("haproxy.cfg", &ALL_CONVERTED.replace("198.51.100.10", "*"))]);
+    let output = import(directory.path(), &["haproxy.cfg", "--here"]);
+    assert!(text(&output.stderr).starts_with("--here: no service has an address"), "{output:?}");
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""));
+    // The machine of the test may have no route at all.
+    let output = import(directory.path(), &["haproxy.cfg", "--here", "--address", "198.51.100.10"]);
+    let (said, result) = (text(&output.stderr), text(&output.stdout));
+    match output.status.code() {
+        Some(0) => assert!(result.contains("\ninterfaces = [\""), "{result}"),
+        code => assert!(code == Some(2) && said.contains("no interface of this machine leads"), "{said}"),
+    }
+}
+
+#[test]
 fn when_something_needs_a_human_then_the_exit_code_is_1_and_the_result_says_what() {
     let directory = with(&[("haproxy.cfg", &format!("{ALL_CONVERTED} acl api path_beg /api\n"))]);
     let output = import(directory.path(), &["haproxy.cfg", "--from", "haproxy"]);
-    assert_eq!(text(&output.stderr), "1 service, 1 backend; 1 directive needs you\n");
-    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    let line = "haproxy.cfg:4: acl api path_beg /api: this is layer 7, which this balancer does not do; ";
+    assert!(said.starts_with(line) && said.ends_with("\n1 service, 1 backend; 1 directive needs you\n"), "{said}");
+    assert_eq!((said.lines().count(), output.status.code()), (2, Some(1)));
     let result = text(&output.stdout);
-    let line = "\n# not converted (line 4): acl api path_beg /api: this is layer 7, which this balancer does not do; ";
+    let line = "\n# NEEDS YOU (line 4): acl api path_beg /api: this is layer 7, which this balancer does not do; ";
     assert!(result.contains(line), "{result}");
 }
 
@@ -113,12 +139,19 @@ fn when_a_file_includes_others_then_they_are_found_beside_it_and_named() {
         ("etc/conf.d/web.conf.old", "server {"),
     ]);
     let output = import(directory.path(), &["etc/nginx.conf"]);
-    assert_eq!(text(&output.stderr), "1 service, 1 backend; 3 directives need you\n");
+    let said = text(&output.stderr);
+    for line in [
+        "etc/conf.d/web.conf:1: server unix:/run/web.sock: ",
+        "etc/nginx.conf:4: include sites/*.conf: there is no such file here",
+        "\n1 service, 1 backend; 3 directives need you\n",
+    ] {
+        assert!(said.contains(line), "no {line} in {said}");
+    }
     let result = text(&output.stdout);
     for line in [
-        "# not converted (line 1 of etc/conf.d/web.conf): server unix:/run/web.sock: ",
-        "# not converted (line 4): include sites/*.conf: there is no such file here; name the file on the command line as well\n",
-        "# not converted (line 5): include gone.conf: there is no such file here; ",
+        "# NEEDS YOU (line 1 of etc/conf.d/web.conf): server unix:/run/web.sock: ",
+        "# NEEDS YOU (line 4): include sites/*.conf: there is no such file here; name the file on the command line as well\n",
+        "# NEEDS YOU (line 5): include gone.conf: there is no such file here; ",
         "address = \"10.0.0.1:8080\"",
     ] {
         assert!(result.contains(line), "no {line} in {result}");
@@ -137,7 +170,7 @@ fn when_a_file_includes_others_then_they_are_found_beside_it_and_named() {
         .unwrap();
     child.stdin.take().unwrap().write_all(dump.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(text(&output.stderr), "1 service, 1 backend; 1 directive needs you\n");
+    assert!(text(&output.stderr).ends_with("\n1 service, 1 backend; 1 directive needs you\n"));
     assert!(text(&output.stdout).contains("(line 1 of /etc/nginx/conf.d/web.conf): server unix:/run/web.sock: "));
 }
 
@@ -173,5 +206,4 @@ fn when_the_books_examples_are_converted_then_the_results_are_the_books() {
     assert_eq!(typed, 2);
     let result = fs::read_to_string(directory.path().join("balancer.toml")).unwrap();
     assert_eq!(block(&chapter, "```toml\n"), result);
-    assert!(chapter.split_whitespace().count() <= 1050);
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use balancer_config::names::BackendName;
 use balancer_control::io::Moved;
-use balancer_daemon::api_server::routes;
+use balancer_listeners::api_server::routes;
 use serde_json::{Value, json};
 use support::Fake;
 use tokio::{
@@ -69,7 +69,7 @@ fn when_the_server_has_a_route_then_it_is_described() {
     let gone: Vec<_> = described.difference(&served).collect();
     assert!(
         gone.is_empty(),
-        "docs/openapi.json describes what daemon/src/api_server/routes.rs does not serve: {gone:?}"
+        "docs/openapi.json describes what listeners/src/api_server/routes.rs does not serve: {gone:?}"
     );
 }
 

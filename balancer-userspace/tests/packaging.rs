@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use balancer_common::map_types::ADOPTED_LAYOUTS;
+use balancer_common::map_types::LAYOUT_VERSION;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -59,12 +59,10 @@ fn when_the_package_names_a_file_then_it_exists_or_is_generated() {
 }
 
 #[test]
-fn when_the_package_is_upgraded_then_its_script_and_its_program_name_the_same_layouts_of_maps() {
+fn when_the_package_is_upgraded_then_its_script_and_its_program_name_the_same_layout_of_maps() {
     let script = packaging("debian/preinst");
-    let value = |key: &str| script.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim_matches('"');
-    let (layout, adopts) = (value("layout="), value("adopts="));
-    let adopted = ADOPTED_LAYOUTS.map(|layout| layout.to_string()).join(" ");
-    assert_eq!(format!("{adopts} {layout}"), adopted);
+    let layout = script.lines().find_map(|line| line.strip_prefix("layout=")).unwrap();
+    assert_eq!(layout, LAYOUT_VERSION.to_string());
     let words = String::from_utf8(balancer(&["--version"]).stdout).unwrap();
     let lines: Vec<&str> = words.lines().collect();
     let [version, told] = lines[..] else { unreachable!("{words}") };

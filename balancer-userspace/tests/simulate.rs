@@ -182,6 +182,7 @@ fn when_a_log_is_compressed_on_standard_input_or_split_then_the_report_is_the_sa
     let directory = with(&[("access.log", &log), ("first.log", first), ("second.log", second)]);
     let expected = stdout(&simulate(directory.path(), &["access.log"]));
     assert_eq!(stdout(&simulate(directory.path(), &["first.log", "second.log"])), expected);
+    assert_eq!(stdout(&simulate(directory.path(), &["second.log", "first.log"])), expected, "the newer log first");
     let gzip = Command::new("gzip").arg("-k").arg(directory.path().join("access.log")).status().unwrap();
     assert!(gzip.success());
     assert_eq!(stdout(&simulate(directory.path(), &["access.log.gz"])), expected);
@@ -194,6 +195,61 @@ fn when_a_log_is_compressed_on_standard_input_or_split_then_the_report_is_the_sa
         .unwrap();
     child.stdin.take().unwrap().write_all(log.as_bytes()).unwrap();
     assert_eq!(stdout(&child.wait_with_output().unwrap()), expected);
+}
+
+/// A line in the combined format, with more text at its end.
+fn line(address: &str, minute: u32, more: &str) -> String {
+    let (hour, minute) = (minute / 60, minute % 60);
+    format!(
+        "{address} - - [10/Oct/2000:{hour:02}:{minute:02}:00 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"curl\"{more}\n"
+    )
+}
+
+#[test]
+fn when_two_logs_are_of_the_same_time_then_it_is_said_that_gaps_are_lost() {
+    let log = |address: &str| (0..60).map(|minute| line(address, minute, "")).collect::<String>();
+    let directory = with(&[("a.log", &log("203.0.113.7")), ("b.log", &log("203.0.113.8"))]);
+    let output = simulate(directory.path(), &["a.log", "b.log"]);
+    let wanted = "b.log begins 3540 s before the end of another log: gaps between requests in both are not counted";
+    assert!(stderr(&output).contains(wanted), "{}", stderr(&output));
+    stdout(&output);
+}
+
+#[test]
+fn when_the_families_differ_then_each_gets_its_own_prefix() {
+    // All IPv4 clients have networks of their own, and all IPv6 clients share four.
+    let of_v4 = (0..200).map(|number| line(&format!("198.18.{number}.1"), number, ""));
+    let of_v6 = (0..200).map(|number| line(&format!("2001:db8:{:x}:{number:x}::1", number % 4), number, ""));
+    let directory = with(&[("access.log", &of_v4.chain(of_v6).collect::<String>())]);
+    let report = json(directory.path(), &["access.log", "--backends", "1"]);
+    let suggestion = &report["suggestions"][0];
+    assert_eq!(suggestion["line"], "client_prefix = { v4 = 32, v6 = 56 }", "{suggestion}");
+    let why = suggestion["why"].as_str().unwrap();
+    for wanted in ["IPv4: only 0 of 200 addresses share a /24", "; IPv6: 200 of 200 addresses share a /56"] {
+        assert!(why.contains(wanted), "{why}");
+    }
+    let only_v4 = with(&[("access.log", &line("203.0.113.7", 1, ""))]);
+    let why = json(only_v4.path(), &["access.log"])["suggestions"][0]["why"].as_str().unwrap().to_owned();
+    assert!(why.starts_with("IPv4: ") && !why.contains("IPv6"), "{why}");
+}
+
+#[test]
+fn when_clients_come_through_another_proxy_then_it_is_said_that_packets_have_other_addresses() {
+    let log = |more: &str| (0..9).map(|minute| line("203.0.113.7", minute, more)).collect::<String>();
+    let directory = with(&[("main.log", &log(" \"198.51.100.9, 10.0.0.1\"")), ("direct.log", &log(" \"-\""))]);
+    let warning = "WARNING: 9 requests came through another proxy";
+    assert!(stdout(&simulate(directory.path(), &["main.log"])).contains(warning));
+    let direct = stdout(&simulate(directory.path(), &["direct.log"]));
+    assert!(!direct.contains("WARNING"), "{direct}");
+    assert!(direct.contains("\nno address has several user agents\n"), "{direct}");
+}
+
+#[test]
+fn when_a_rule_to_spread_a_client_is_suggested_then_it_is_said_what_it_costs() {
+    let directory = with(&[("access.log", &access_log())]);
+    let text = stdout(&simulate(directory.path(), &["access.log"]));
+    let (_, rule) = text.split_once("balancer rule add web 203.0.113.77/32 spread\n").unwrap();
+    assert!(rule.contains("the rule ends its sessions"), "{rule}");
 }
 
 #[test]

@@ -13,9 +13,7 @@ const MISSING: &str = "-";
 /// A set of features, and what the verifier may need for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeatureSet {
-    /// The name of the set.
     pub name: &'static str,
-    /// The features of the set.
     pub features: Features,
     /// The verified instructions on each kernel of [`SERIES`].
     expected: Vec<Option<u32>>,

@@ -16,7 +16,6 @@ pub(crate) enum Arch {
 impl Arch {
     pub(crate) const ALL: [Self; 2] = [Self::X86_64, Self::Arm64];
 
-    /// The architecture of this machine.
     pub(crate) fn of_this_machine() -> Option<Self> {
         Self::ALL.into_iter().find(|arch| arch.processor() == ARCH)
     }

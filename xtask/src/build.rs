@@ -13,7 +13,9 @@ pub(crate) const PRODUCT: &[&str] = &["balancer"];
 /// The name of the program for Kubernetes clusters, and of the program's package.
 pub(crate) const KUBERNETES: &str = "balancer-kubernetes";
 
-/// The purpose of a build.
+/// The name of the session lab, and of its package.
+pub(crate) const LAB: &str = "balancer-lab";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Aim {
     /// A quick look, with the fastest build. Every build optimises the kernel program.
@@ -25,8 +27,9 @@ pub(crate) enum Aim {
 }
 
 /// The packages that the test profile in Cargo.toml optimises.
-const OPTIMISED: [&str; 8] = [
+const OPTIMISED: [&str; 9] = [
     "balancer-common",
+    "balancer-proof",
     "balancer-control",
     "balancer-fleet",
     "balancer-config",
@@ -89,9 +92,9 @@ pub(crate) fn programs(names: &[&str], aim: Aim) -> Result<()> {
 }
 
 /// The package of a program that users do not install.
-fn package(program: &str) -> &'static str {
+fn package(program: &str) -> &str {
     match program {
-        KUBERNETES => KUBERNETES,
+        KUBERNETES | LAB => program,
         _ if program.starts_with("bench-") => "balancer-bench",
         _ => "balancer-tests",
     }

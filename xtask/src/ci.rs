@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    bench::{PATH, build_baseline, check_paths},
+    bench::{PATH, build_baseline, check_paths, program_may_differ},
     book::book,
     build::Aim,
     command::{built, cargo, ensure_root, program, run, shown},
@@ -26,10 +26,9 @@ use crate::{
 /// The beginning of an output line that names skipped checks.
 const NOT_RUN: &str = "Not run: ";
 
-/// A part of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
-    /// The checks of the code, and the loading on older kernels.
+    /// The checks of the code, and the loading on older kernels if the kernel program may have changed.
     Checks,
     /// The baseline's kernel program, for the comparison of speed.
     Baseline,
@@ -37,6 +36,8 @@ pub(crate) enum Part {
     Tests,
     /// For releases: Miri.
     Miri,
+    /// For releases: the loading on older kernels, whatever has changed, because the kernels change as well.
+    Kernels,
     /// For releases: the package with the programs of the tests, because release programs would need minutes of all
     /// processors.
     Package,
@@ -54,6 +55,7 @@ pub(crate) fn only(part: Part) -> Result<()> {
             check_paths()
         }
         Part::Miri => miri(),
+        Part::Kernels => kernels::load(),
         Part::Package => try_package(SUITE, Aim::Test),
     }
 }
@@ -87,9 +89,11 @@ pub(crate) fn release() -> Result<()> {
     times.of("set-up", || prepare(Purpose::Release))?;
     let tests = times.of("build of the tests", || test::build(None))?;
     let miri = Beside::begin(Part::Miri, "Miri")?;
+    let kernels = Beside::begin(Part::Kernels, "loading on older kernels")?;
     let package = Beside::begin(Part::Package, "the package on a Debian of its own")?;
     let tested = times.of("tests", || tests.run(Tier::Release));
-    let beside = times.of("the rest of the checks beside the tests", || miri.end().and(package.end()));
+    let beside =
+        times.of("the rest of the checks beside the tests", || miri.end().and(kernels.end()).and(package.end()));
     tested.and(beside).and(times.report(Tier::Release.profile()))
 }
 
@@ -108,7 +112,11 @@ fn checks() -> Result<()> {
         &["doc", "--workspace", "--no-deps", "--locked"],
     ])?;
     book()?;
-    kernels::load()
+    if program_may_differ() {
+        return kernels::load();
+    }
+    println!("{NOT_RUN}the loading on older kernels, because the kernel program is that of the baseline");
+    Ok(())
 }
 
 fn miri() -> Result<()> {

@@ -107,7 +107,6 @@ pub(crate) fn shown(command: &Command) -> String {
     variables.chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// Whether a program is installed.
 pub(crate) fn installed(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let executable = |file: PathBuf| fs::metadata(file).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);

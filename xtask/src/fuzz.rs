@@ -52,7 +52,6 @@ fn cargo_fuzz_run(nightly: &str, work: &Path, target: &str) -> Command {
     command
 }
 
-/// The names of the fuzz targets.
 fn targets() -> Result<Vec<String>> {
     let directory = root().join("fuzz/fuzz_targets");
     let mut names = Vec::new();

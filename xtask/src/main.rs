@@ -1,4 +1,6 @@
 //! The project's chores: set-up, build, demo, tests, benchmarks, CI.
+//!
+//! Begin with the enum `Chore`: each chore has a file of its own.
 
 mod arch;
 mod bench;
@@ -104,19 +106,15 @@ enum Chore {
         #[arg(default_value = "")]
         only: String,
     },
-    /// Set up, then run one benchmark. With --all or without a name, run all benchmarks but memory and fleet, and put
-    /// figures and pictures in target/bench. Needs root.
+    /// Set up, then run one benchmark, and print its figures.
     Bench {
-        /// Run only this benchmark, and print its figures.
-        only: Option<bench::Benchmark>,
-        #[command(flatten)]
-        page: bench::Page,
+        only: bench::Benchmark,
         /// With `path`: compare with the kernel program of this commit, in turns, and fail if a path is more than 7%
         /// slower in two comparisons.
-        #[arg(long, value_name = "REV", requires = "only")]
+        #[arg(long, value_name = "REV")]
         against: Option<String>,
-        /// Options of the benchmark's program, such as --json; its --help lists all.
-        #[arg(last = true, requires = "only")]
+        /// Options of the benchmark's program, such as --rounds; its --help lists all.
+        #[arg(last = true)]
         options: Vec<String>,
     },
     /// Set up, then print how many instructions the kernel's verifier examines: the totals of the feature sets in
@@ -189,7 +187,7 @@ fn perform(chore: Chore) -> Result<()> {
         Chore::Fuzz { target, minutes, keep } => fuzz::fuzz(target.as_deref(), minutes, keep),
         Chore::Mutants { only } => mutants::mutants(&only),
         Chore::Soak { seeds, first, minutes } => test::soak(seeds, first, minutes),
-        Chore::Bench { only, page, against, options } => bench::bench(only, against.as_deref(), &page, &options),
+        Chore::Bench { only, against, options } => bench::bench(only, against.as_deref(), &options),
         Chore::Verified { features } => verified::verified(features.as_deref()),
         Chore::Lab { lab } => lab::lab(&lab),
         Chore::Book => book::book(),

@@ -12,7 +12,7 @@ use crate::{
 
 /// Crates whose unit tests load no BPF program. The list lacks `balancer-ebpf`: `aya-ebpf` gives that crate's tests a
 /// `memcpy` that replaces the sanitizer's, and Miri interprets these tests.
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 14] = [
     "balancer-common",
     "balancer-config",
     "balancer-control",
@@ -20,6 +20,12 @@ const CRATES: [&str; 8] = [
     "balancer-fleet",
     "balancer-etcd",
     "balancer-dataplane",
+    "balancer-runtime",
+    "balancer-state",
+    "balancer-netlink",
+    "balancer-checks",
+    "balancer-sources",
+    "balancer-listeners",
     "balancer-daemon",
 ];
 

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    build::LAB,
     command::{built, cargo, ensure_root, run},
     setup::{Purpose, setup},
 };
@@ -22,6 +23,7 @@ use crate::{
 pub(crate) fn test(beside: Option<&str>) -> Result<()> {
     ensure_root("the test suite", "test")?;
     setup(Purpose::Test)?;
+    println!("On two processors the tests take about 20 minutes, and their first build 10 more");
     run(cargo().args(["test", "--locked", "--workspace", "--doc", "--quiet"]))?;
     build(beside)?.run(Tier::Landing)
 }
@@ -64,13 +66,13 @@ pub(crate) struct Tests {
     packages: PathBuf,
 }
 
-/// Builds the tests, and in the same step a program that the caller needs later.
+/// Builds the tests, the programs that tests start, and in the same step a program that the caller needs later.
 pub(crate) fn build(beside: Option<&str>) -> Result<Tests> {
     let directory = built("tests")?;
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let (programs, packages) = (directory.join("programs.json"), directory.join("packages.json"));
     let to = |file: &Path| File::create(file).with_context(|| format!("cannot write {}", file.display()));
-    let beside = beside.iter().flat_map(|name| ["--bin", name]);
+    let beside = beside.into_iter().chain([LAB]).flat_map(|name| ["--bin", name]);
     run(cargo().args(["build", "--locked", "--workspace", "--tests"]).args(beside))?;
     let list =
         ["nextest", "list", "--locked", "--workspace", "--list-type", "binaries-only", "--message-format", "json"];

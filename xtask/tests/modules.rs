@@ -1,56 +1,37 @@
-//! Checks that modules use each other in one direction: no two modules of a crate's top level depend on each other,
-//! directly or in a circle.
+//! Checks that modules use each other in one direction: no two modules beside each other, at any depth of any crate of
+//! the workspace, depend on each other, directly or in a circle.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use syn::{
-    Attribute, File, Ident, Item, ItemMod, ItemUse, UseTree,
+    Attribute, Expr, File, Ident, Item, ItemMod, ItemUse, Lit, Meta, UseTree,
     visit::{self, Visit},
 };
 
-const CRATES: [&str; 21] = [
-    "balancer-ebpf",
-    "balancer-common",
-    "balancer-userspace",
-    "balancer-userspace/api",
-    "balancer-userspace/control",
-    "balancer-userspace/daemon",
-    "balancer-userspace/dataplane",
-    "balancer-userspace/demo",
-    "balancer-userspace/doctor",
-    "balancer-userspace/etcd",
-    "balancer-userspace/fleet",
-    "balancer-userspace/import",
-    "balancer-userspace/kubernetes",
-    "balancer-userspace/lab",
-    "balancer-userspace/config",
-    "balancer-userspace/simulate",
-    "tests",
-    "tests/bench",
-    "tests/model",
-    "tests/testkit",
-    "xtask",
-];
+/// The path of a module from its crate's root.
+type Module = Vec<String>;
 
-/// Each module of a crate's top level, with the top-level modules that the module names.
-type Names = BTreeMap<String, BTreeSet<String>>;
+/// Each module of a crate, with the paths from the crate's root that the module names.
+type Names = BTreeMap<Module, BTreeSet<Module>>;
 
-/// Collects the top-level modules that a file names.
+/// Modules beside each other, each with those of the others that it or a module below it names.
+type Beside = BTreeMap<String, BTreeSet<String>>;
+
+/// Collects the paths that a file names, from the crate's root.
 struct Paths<'a> {
-    /// The path of the file's module from the crate's root.
-    module: Vec<String>,
-    named: &'a mut BTreeSet<String>,
+    module: Module,
+    named: &'a mut BTreeSet<Module>,
 }
 
 impl Paths<'_> {
-    /// The top-level module in `path`, or `None` if the path leads to another crate or an imported name.
-    fn top(&self, path: &[String]) -> Option<String> {
+    /// The path from the crate's root, or `None` if `path` leads to another crate or an imported name.
+    fn rooted(&self, path: &[String]) -> Option<Module> {
         let (base, rest) = match path.first()?.as_str() {
             "crate" => (&[][..], &path[1..]),
             "self" => (&self.module[..], &path[1..]),
@@ -60,11 +41,11 @@ impl Paths<'_> {
             }
             _ => return None,
         };
-        base.iter().chain(rest).next().cloned()
+        Some([base, rest].concat())
     }
 
     fn name(&mut self, path: &[String]) {
-        self.named.extend(self.top(path));
+        self.named.extend(self.rooted(path));
     }
 
     fn tree(&mut self, before: &[String], tree: &UseTree) {
@@ -112,51 +93,93 @@ fn parsed(file: &Path) -> File {
     parsed.map_err(|error| format!("{}: {error}", file.display())).unwrap()
 }
 
-/// Reads the files of `module` below `directory`, except the `skipped` modules of the top level.
-fn read(directory: &Path, module: &[String], skipped: &BTreeSet<String>, names: &mut Names) {
-    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
-        let path = entry.path();
-        let stem = path.file_stem().and_then(OsStr::to_str).unwrap().to_owned();
-        if module.is_empty() && skipped.contains(&stem) {
+/// The file that the attribute `path` names.
+fn named_file(attributes: &[Attribute]) -> Option<String> {
+    attributes.iter().find_map(|attribute| {
+        if let Meta::NameValue(named) = &attribute.meta
+            && named.path.is_ident("path")
+            && let Expr::Lit(literal) = &named.value
+            && let Lit::Str(file) = &literal.lit
+        {
+            Some(file.value())
+        } else {
+            None
+        }
+    })
+}
+
+/// Reads the module in `file` and the modules below it, except tests. `below` is the folder of the files of the modules
+/// below it.
+fn read(file: &Path, below: &Path, module: &Module, names: &mut Names) {
+    let parsed = parsed(file);
+    let named = names.entry(module.clone()).or_default();
+    Paths { module: module.clone(), named }.visit_file(&parsed);
+    for item in &parsed.items {
+        let Item::Mod(inner) = item else { continue };
+        if inner.content.is_some() || is_for_tests(&inner.attrs) {
             continue;
         }
-        let inner = if stem == "mod" { module.to_vec() } else { [module, &[stem]].concat() };
-        if path.is_dir() {
-            read(&path, &inner, skipped, names);
-        } else if path.extension() == Some(OsStr::new("rs")) {
-            let named = names.entry(inner[0].clone()).or_default();
-            Paths { module: inner, named }.visit_file(&parsed(&path));
-        }
+        let name = inner.ident.to_string();
+        let path = [&module[..], std::slice::from_ref(&name)].concat();
+        let file = match named_file(&inner.attrs) {
+            Some(other) => file.with_file_name(other),
+            None => [format!("{name}.rs"), format!("{name}/mod.rs")]
+                .map(|file| below.join(file))
+                .into_iter()
+                .find(|file| file.exists())
+                .unwrap(),
+        };
+        read(&file, &below.join(&name), &path, names);
     }
 }
 
-/// The modules of a crate's top level, except tests and binaries.
-fn modules(sources: &Path) -> Names {
-    let roots = ["lib.rs", "main.rs"].map(|root| sources.join(root));
-    let declared = roots.iter().filter(|root| root.exists()).flat_map(|root| parsed(root).items);
-    let modules = declared.filter_map(|item| if let Item::Mod(module) = item { Some(module) } else { None });
-    let tests = modules.filter(|module| is_for_tests(&module.attrs)).map(|module| module.ident.to_string());
-    let skipped = tests.chain(["lib", "main", "bin"].map(str::to_owned)).collect();
-    let mut names = Names::new();
-    read(sources, &[], &skipped, &mut names);
-    let all: BTreeSet<String> = names.keys().cloned().collect();
-    for (module, named) in &mut names {
-        named.retain(|other| other != module && all.contains(other));
+/// The members of the workspace.
+fn members(root: &Path) -> Vec<PathBuf> {
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    let list = manifest.split("members = [").nth(1).unwrap().split(']').next().unwrap();
+    list.split('"').skip(1).step_by(2).map(|member| root.join(member)).collect()
+}
+
+/// The root files of a package's crates: the library, the program and integration tests; not the programs in `src/bin`,
+/// which measure.
+fn roots(package: &Path) -> Vec<PathBuf> {
+    let entries =
+        |folder: &str| fs::read_dir(package.join(folder)).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let own = ["src/lib.rs", "src/main.rs"].map(|file| package.join(file));
+    let others = entries("tests").map(|path| if path.is_dir() { path.join("main.rs") } else { path });
+    own.into_iter().chain(others).filter(|path| path.extension() == Some(OsStr::new("rs")) && path.exists()).collect()
+}
+
+/// The modules beside each other, by the module that contains them.
+fn beside(names: &Names) -> BTreeMap<Module, Beside> {
+    let mut all: BTreeMap<Module, Beside> = BTreeMap::new();
+    for (module, named) in names {
+        for path in named {
+            let target =
+                (0..=path.len()).rev().map(|length| &path[..length]).find(|module| names.contains_key(*module));
+            let Some(target) = target else { continue };
+            let common = module.iter().zip(target).take_while(|(one, other)| one == other).count();
+            if let (Some(one), Some(other)) = (module.get(common), target.get(common)) {
+                let modules = all.entry(module[..common].to_vec()).or_default();
+                modules.entry(one.clone()).or_default().insert(other.clone());
+                modules.entry(other.clone()).or_default();
+            }
+        }
     }
-    names
+    all
 }
 
 /// Repeatedly removes each module that names none of the remaining modules. Returns the modules that are left: circles,
 /// and the modules that depend on a circle.
-fn circles(mut names: Names) -> Names {
+fn circles(mut modules: Beside) -> Beside {
     loop {
         let done: BTreeSet<String> =
-            names.iter().filter(|(_, named)| named.is_empty()).map(|(module, _)| module.clone()).collect();
+            modules.iter().filter(|(_, named)| named.is_empty()).map(|(module, _)| module.clone()).collect();
         if done.is_empty() {
-            return names;
+            return modules;
         }
-        names.retain(|module, _| !done.contains(module));
-        names.values_mut().for_each(|named| named.retain(|other| !done.contains(other)));
+        modules.retain(|module, _| !done.contains(module));
+        modules.values_mut().for_each(|named| named.retain(|other| !done.contains(other)));
     }
 }
 
@@ -164,27 +187,44 @@ fn circles(mut names: Names) -> Names {
 fn when_modules_name_each_other_then_it_is_in_one_direction() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut edges = 0;
-    for name in CRATES {
-        let names = modules(&root.join(name).join("src"));
-        edges += names.values().map(BTreeSet::len).sum::<usize>();
-        let circles = circles(names);
-        assert!(circles.is_empty(), "{name}: {circles:#?}");
+    for file in members(&root).iter().flat_map(|package| roots(package)) {
+        let mut names = Names::new();
+        read(&file, file.parent().unwrap(), &Module::new(), &mut names);
+        for (module, modules) in beside(&names) {
+            edges += modules.values().map(BTreeSet::len).sum::<usize>();
+            let circles = circles(modules);
+            assert!(circles.is_empty(), "{}, {}: {circles:#?}", file.display(), module.join("::"));
+        }
     }
-    assert!(edges > 500, "only {edges} names were found");
+    assert!(edges > 1000, "only {edges} names were found");
 }
 
 #[test]
 fn when_modules_form_a_circle_then_it_is_found() {
-    let names = |pairs: &[(&str, &str)]| {
-        let mut names = Names::new();
+    let modules = |pairs: &[(&str, &str)]| {
+        let mut modules = Beside::new();
         for (module, other) in pairs {
-            names.entry((*module).to_owned()).or_default().insert((*other).to_owned());
-            names.entry((*other).to_owned()).or_default();
+            modules.entry((*module).to_owned()).or_default().insert((*other).to_owned());
+            modules.entry((*other).to_owned()).or_default();
         }
-        names
+        modules
     };
-    assert!(circles(names(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
-    assert_eq!(circles(names(&[("a", "b"), ("b", "c"), ("c", "b")])).len(), 3);
+    assert!(circles(modules(&[("a", "b"), ("b", "c"), ("a", "c")])).is_empty());
+    assert_eq!(circles(modules(&[("a", "b"), ("b", "c"), ("c", "b")])).len(), 3);
+}
+
+#[test]
+fn when_modules_below_the_top_level_name_each_other_then_that_belongs_to_the_module_that_contains_them() {
+    let path = |text: &str| text.split("::").map(str::to_owned).collect::<Module>();
+    let names = [("a", "a::b::X"), ("a::b", "a::c::f"), ("a::c::d", "a::b"), ("a::c", "a::Y"), ("e", "a::b")];
+    let mut all = Names::new();
+    for (module, named) in names {
+        all.entry(path(module)).or_default().insert(path(named));
+    }
+    let beside = beside(&all);
+    assert_eq!(beside.keys().map(|module| module.join("::")).collect::<Vec<_>>(), ["", "a"]);
+    assert!(circles(beside[&Module::new()].clone()).is_empty());
+    assert_eq!(circles(beside[&path("a")].clone()).into_keys().collect::<Vec<_>>(), ["b", "c"]);
 }
 
 #[test]
@@ -194,5 +234,6 @@ fn when_code_names_a_module_then_it_is_found_in_any_notation() {
                 #[cfg(test)] mod tests { use crate::m; }";
     let module = vec!["n".to_owned(), "o".to_owned()];
     Paths { module, named: &mut named }.visit_file(&syn::parse_file(text).unwrap());
-    assert_eq!(named.into_iter().collect::<Vec<_>>(), ["a", "b", "g", "n"]);
+    let named: Vec<String> = named.iter().map(|path| path.join("::")).collect();
+    assert_eq!(named, ["a", "b::C", "b::self", "g::h", "n::d", "n::o::i::J"]);
 }

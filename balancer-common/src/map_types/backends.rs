@@ -24,7 +24,8 @@ pub const BACKEND_REACHABLE: u8 = 1;
 pub const BACKEND_KEEPS_KNOWN: u8 = 4;
 /// `BackendStanding::flags`: the backend has an IPv6 address.
 pub const BACKEND_V6: u8 = 8;
-/// `BackendStanding::flags`: the backend takes new clients, so a rule may pin clients to this backend.
+/// `BackendStanding::flags`: the backend takes new clients, so a rule may pin clients to this backend, and any QUIC
+/// connection ID may open a flow to it.
 pub const BACKEND_TAKES_CLIENTS: u8 = 16;
 /// `BackendStanding::flags`: the second copy in [`BackendRows`] is in use. The value of this flag is the offset of the
 /// second copy, which saves a computation.

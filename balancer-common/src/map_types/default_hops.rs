@@ -67,7 +67,6 @@ pub const EXCLUDED_ROWS: usize = 2;
 /// The number of prefixes of one form.
 pub const EXCLUDED: usize = EXCLUDED_HERE + EXCLUDED_ROWS * EXCLUDED_OF_ROW;
 
-/// The number of rows of one form.
 const FORM_ROWS: u32 = 1 + EXCLUDED_ROWS as u32;
 /// The number of rows before the rows of the first CPU.
 pub const DEFAULT_HOP_ROWS: u32 = 2 + 4 * FORM_ROWS;

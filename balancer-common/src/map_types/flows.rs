@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 pub use crate::flows::FLOWS_PER_LINE;
+use crate::flows::Numbers;
 
 /// The maximum number of rows: row numbers have 24 bits.
 pub const MAX_FLOW_ROWS: u32 = 1 << 24;
@@ -26,8 +27,17 @@ pub struct FlowReturns {
     pub words: [u64; FLOWS_PER_LINE as usize],
 }
 
-/// The data of a flow that does not change during the flow's lifetime, and the flow's counters. One row fills two cache
-/// lines.
+/// A line of a block that says which ports the open flows of a backend hold: see [`crate::flows::held`].
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct HeldLine {
+    /// In the first line of a block: the port (host order) behind which the next search begins. In all others: one bit
+    /// for each port.
+    pub words: [u64; 8],
+}
+
+/// The data of a flow that does not change during the flow's lifetime, the flow's sequence numbers and counters. One
+/// row fills two cache lines.
 #[repr(C, align(128))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowRow {
@@ -51,7 +61,6 @@ pub struct FlowRow {
     pub protocol: u8,
     /// The client's family: [`FAMILY_V4`](super::FAMILY_V4) or [`FAMILY_V6`](super::FAMILY_V6).
     pub family: u8,
-    /// The id of the backend.
     pub backend_id: u16,
     /// Index of the service.
     pub service: u16,
@@ -71,8 +80,8 @@ pub struct FlowRow {
     pub pool_index: u8,
     /// The bits in which the backend's family differs from the client's family; 0: both have the same family.
     pub crosses: u8,
-    /// The hash of the client, as [`crate::client`] computes it.
-    pub hash: u64,
+    /// The sequence numbers, which change during the flow's lifetime.
+    pub numbers: Numbers,
     /// The position of this flow's [`FlowReturns`] word in the index, counted in words.
     pub returns: u32,
     /// The start time of the flow, in [`crate::flows::ticks`].
@@ -110,7 +119,7 @@ pub struct FlowPool {
     /// The number of ticks without a packet after which a flow ends, see [`crate::flows::IdleTicks`].
     pub idle: crate::flows::IdleTicks,
     /// This field is always zero.
-    pub reserved: [u32; 10],
+    pub reserved: [u32; 9],
 }
 
 /// The settings that all flows share. The map has one row.
@@ -128,11 +137,14 @@ pub struct FlowControl {
     /// The longest idle times of any service: a flow that was idle for longer has ended, whichever service it belongs
     /// to.
     pub idle: crate::flows::IdleTicks,
+    /// The number of blocks of [`HeldLine`]s, a power of two.
+    pub held_blocks: u32,
     /// This field is always zero.
-    pub reserved: [u32; 8],
+    pub reserved: [u32; 6],
 }
 
 const _: () = {
     assert!(size_of::<FlowLine>() == 64 && size_of::<FlowReturns>() == 64 && size_of::<FlowRow>() == 128);
+    assert!(size_of::<HeldLine>() == 64);
     assert!(size_of::<FlowPool>() == 320 && size_of::<FlowControl>() == 64);
 };

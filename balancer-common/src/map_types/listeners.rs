@@ -105,7 +105,6 @@ pub struct RangeRow {
     pub first: u16,
     /// The last port of the range in host order.
     pub last: u16,
-    /// The row of the range's service.
     pub service: u32,
     /// The data of the range's listener, as for a listener with one port.
     pub listening: Listening,

@@ -23,12 +23,8 @@ pub use self::{
     listeners::*, rules::*, services::*, signs::*, tables::*,
 };
 
-/// The version of the map layouts in this module. The list [`ADOPTED_LAYOUTS`] names the layouts that this program can
-/// take over.
-pub const LAYOUT_VERSION: u32 = 14;
-
-/// The versions of layouts whose pinned maps this program can take over.
-pub const ADOPTED_LAYOUTS: [u32; 2] = [13, LAYOUT_VERSION];
+/// The version of the map layouts in this module. The program takes over pinned maps of this version only.
+pub const LAYOUT_VERSION: u32 = 15;
 
 /// `ServiceKey::family` of IPv4.
 pub const FAMILY_V4: u8 = 4;

@@ -27,8 +27,8 @@ pub struct Signs {
     pub withhold: u64,
     /// 1: the program reports signs to the controller. The controller writes this field.
     pub tells: u32,
-    /// This field is always zero.
-    pub reserved: u32,
+    /// The number of watched handshakes that clients have continued; it wraps around.
+    pub completed: u32,
 }
 
 impl Signs {

@@ -81,7 +81,6 @@ pub struct SlotLine {
 }
 
 impl SlotLine {
-    /// The slot at an index.
     #[must_use]
     pub const fn slot(&self, index: u32) -> TableSlot {
         let flags = (self.flags >> index) & (SLOT_EXCEPTIONS | SLOT_REFILLED);

@@ -9,17 +9,17 @@ use balancer_common::{
 use crate::{
     control,
     flows::{
-        families,
-        find::differ,
-        pool, rewriting,
+        compare::differ,
+        families, pool, rewriting,
         table::{self, Flow},
+        ways,
     },
     forward::{nat, neighbour, rewrite},
     found::Found,
     fragments::{self, Way},
     parse::{self, Ip, Ports},
     returns, signs,
-    step::{Carries, FlowReturn, Packed, Step, ToClient, Toward},
+    step::{Carries, FlowReturn, Kind, Packed, Step, ToClient, Toward},
 };
 
 /// The flow of a packet with these endpoints, which are the endpoints that the backend sees.
@@ -49,7 +49,7 @@ pub(crate) fn decide(found: &Found) -> Step {
         if ip.fragment.is_first() {
             fragments::remember(ip, Way::FlowBack(flow.name()));
         }
-        return Step::to(FlowReturn { row: flow.index });
+        return Step::to(FlowReturn { flow: flow.name() });
     }
     match control::words() {
         Some(control) if control.flags & CONTROL_RETURNS != 0 => of_nat(control, ip, ports),
@@ -69,7 +69,7 @@ fn of_nat(control: &'static Control, ip: &Ip<'_>, ports: Ports) -> Step {
 #[inline(always)]
 pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
     let Found { ip, .. } = found;
-    let Some(flow) = Flow::at(packed.get().row) else { return Step::PASS };
+    let Some(flow) = Flow::named(packed.get().flow) else { return Step::PASS };
     let way = way(found, flow.row());
     if !way.sends() {
         return way;
@@ -77,18 +77,22 @@ pub(crate) fn to_client(found: &Found, packed: Packed<FlowReturn>) -> Step {
     if nat::refuses(ip) && signs::withholds(flow.row().backend_id) {
         return Step::drop(DropReason::Withheld);
     }
-    flow.hear(parse::said(ip, false), table::now());
+    flow.hear(parse::segment(ip, false), table::now());
     flow.count_back(ip.length);
     send(found, &flow, way)
 }
 
-/// Finds the network path from this machine to the client of a reply.
+/// Finds the network path from this machine to the client of a reply. The program drops a reply that did not arrive by
+/// an interface that leads to the backend, because its sender may only pretend to be the backend.
 #[inline(always)]
 pub(super) fn way(found: &Found, row: &FlowRow) -> Step {
     // If a packet changes its family, the length of the packet changes as well, and `may_cross` checks the new length.
     let length = if row.crosses == 0 { found.ip.length } else { 0 };
     let ip = Ip { family: row.family, length, ..found.ip };
     let way = neighbour::route(found.ingress, &ip, &row.vip, &row.client);
+    if !way.is(Kind::Pass) && !way.is(Kind::Own) && !ways::lead_to_backend(found.ingress, row) {
+        return Step::drop(DropReason::WrongInterface);
+    }
     if !way.sends() {
         return way;
     }

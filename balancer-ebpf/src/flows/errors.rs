@@ -12,21 +12,23 @@ use crate::{
     forward::{self, nat, neighbour, rewrite},
     found::Found,
     parse::Ip,
-    signs,
+    share, signs,
     step::{Choice, FlowError, FlowErrorBack, Kind, Packed, Step, Toward},
 };
 
-/// Sends to a flow's backend an error about a packet that the VIP sent to a client.
+/// Sends to a flow's backend an error about a packet that the VIP sent to a client. An error that belongs to no flow
+/// passes to the host if the host may have sent the packet.
 #[inline(always)]
 pub(crate) fn about_client(service: &ServiceRow, inner: &Ip<'_>) -> Step {
+    let unknown = |reason| if share::is_shared(service) { Step::PASS } else { Step::drop(reason) };
     if inner.fragment.is_later() {
-        return Step::drop(DropReason::FragmentUnknown);
+        return unknown(DropReason::FragmentUnknown);
     }
-    let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::drop(DropReason::Malformed) };
+    let Some([vip_port, client_port]) = inner.l4.load::<[u16; 2]>(0) else { return unknown(DropReason::Malformed) };
     let ends = u32::from(client_port) | u32::from(vip_port) << 16;
     match find::between(service, &inner.destination, &inner.source, ends, inner.family, inner.protocol) {
-        Some(flow) => Step::to(FlowError { row: flow.index }),
-        None => Step::drop(DropReason::FlowUnknown),
+        Some(flow) => Step::to(FlowError { flow: flow.name() }),
+        None => unknown(DropReason::FlowUnknown),
     }
 }
 
@@ -39,7 +41,7 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
     let Some([pool_port, backend_port]) = inner.l4.load::<[u16; 2]>(0) else { return Step::PASS };
     let ends = u32::from(backend_port) | u32::from(pool_port) << 16;
     match back::find(&inner.source, &inner.destination, ends, inner.family, inner.protocol) {
-        Some(flow) => Step::to(FlowErrorBack { row: flow.index }),
+        Some(flow) => Step::to(FlowErrorBack { flow: flow.name() }),
         None => Step::PASS,
     }
 }
@@ -48,7 +50,7 @@ pub(crate) fn about_backend(control: &'static Control, inner: &Ip<'_>) -> Step {
 #[inline(always)]
 pub(crate) fn to_backend(found: &Found, packed: Packed<FlowError>) -> Step {
     let Found { ip, .. } = found;
-    let (Some(flow), Some(inner)) = (Flow::at(packed.get().row), found.quoted()) else { return Step::PASS };
+    let (Some(flow), Some(inner)) = (Flow::named(packed.get().flow), found.quoted()) else { return Step::PASS };
     let choice = Choice { backend: flow.row().backend_id, decision: DecisionIndex::NONE };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
     if let Err(end) = there::leaves(found, backend, flow.row()) {
@@ -67,7 +69,7 @@ pub(crate) fn to_backend(found: &Found, packed: Packed<FlowError>) -> Step {
 /// Sends an ICMP error to the client that sent the quoted packet.
 #[inline(always)]
 pub(crate) fn to_client(found: &Found, packed: Packed<FlowErrorBack>) -> Step {
-    let (Some(flow), Some(inner)) = (Flow::at(packed.get().row), found.quoted()) else { return Step::PASS };
+    let (Some(flow), Some(inner)) = (Flow::named(packed.get().flow), found.quoted()) else { return Step::PASS };
     let way = back::way(found, flow.row());
     if way.is(Kind::IcmpError) {
         // An ICMP error must not cause another ICMP error.

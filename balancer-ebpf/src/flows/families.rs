@@ -92,14 +92,14 @@ pub(super) fn error_step(flow: &Flow, toward: Toward, end: Step) -> Step {
 
 #[inline(always)]
 fn payload(flow: &Flow, toward: Toward, end: Step) -> FlowCross {
-    FlowCross { row: flow.index, toward, handed: end.is(Kind::Handed) }
+    FlowCross { flow: flow.name(), toward, handed: end.is(Kind::Handed) }
 }
 
 /// Replaces the headers of a packet, for which an earlier step has counted and found the path, and sends the packet.
 #[inline(always)]
 pub(crate) fn send(found: &Found, packed: Packed<FlowCross>) -> Step {
-    let FlowCross { row, toward, .. } = packed.get();
-    let Some(flow) = Flow::at(row) else { return Step::drop(DropReason::FlowUnknown) };
+    let FlowCross { flow, toward, .. } = packed.get();
+    let Some(flow) = Flow::named(flow) else { return Step::drop(DropReason::FlowUnknown) };
     let crossed = cross(found, flow.row(), toward);
     finish(found, packed.get(), &flow, crossed)
 }
@@ -108,7 +108,7 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowCross>) -> Step {
 #[inline(always)]
 pub(crate) fn send_error(found: &Found, packed: Packed<FlowCrossError>) -> Step {
     let FlowCrossError(cross) = packed.get();
-    let Some(flow) = Flow::at(cross.row) else { return Step::drop(DropReason::FlowUnknown) };
+    let Some(flow) = Flow::named(cross.flow) else { return Step::drop(DropReason::FlowUnknown) };
     let crossed = errors::cross(found, flow.row(), cross.toward);
     finish(found, packed.get().0, &flow, crossed)
 }

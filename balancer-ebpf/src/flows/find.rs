@@ -1,22 +1,26 @@
 //! Finds the flow of a client's packet.
 
 use balancer_common::{
+    features::Features,
     flows,
-    map_types::{Control, FAMILY_V4, FlowRow, SERVICE_LOCAL, SERVICE_REMEMBERS, ServiceRow},
+    map_types::{Control, FAMILY_V4, FlowRow, LISTENER_QUIC, SERVICE_LOCAL, SERVICE_REMEMBERS, ServiceRow},
     query::Query,
     verdict::{DecisionIndex, DropIndex, DropReason},
 };
 
 use crate::{
-    backends, control,
+    backends, control, features,
     flows::{
+        compare::differ,
         pool,
         table::{self, Flow},
     },
     found::Found,
     martian, memory,
     parse::{self, Ip, Ports},
-    rules, service, signs, steer,
+    rules, service,
+    share::{self, Treated},
+    signs, steer,
     step::{FlowThere, Going, Reject, Step},
 };
 
@@ -42,18 +46,14 @@ pub(super) fn hash(
 
 /// Whether a row belongs to the flow with these endpoints.
 #[inline(always)]
-fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
+pub(super) fn is_of(row: &FlowRow, client: &[u32; 4], vip: &[u32; 4], ends: u32, family: u8, protocol: u8) -> bool {
     let kinds = u32::from(row.family ^ family) | u32::from(row.protocol ^ protocol);
     let own = u32::from(row.client_port) | u32::from(row.vip_port) << 16;
     differ(&row.client, client) | differ(&row.vip, vip) | (own ^ ends) | kinds == 0
 }
 
-#[inline(always)]
-pub(super) const fn differ(one: &[u32; 4], other: &[u32; 4]) -> u32 {
-    (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3])
-}
-
-/// Decides about a packet that has ports and is for a `snat` service.
+/// Decides about a packet that has ports and is for a `snat` service. If the packet's listener is a QUIC listener, an
+/// earlier step has counted the packet and has found no backend by its connection ID.
 #[inline(always)]
 pub(crate) fn decide(found: &Found) -> Step {
     let Found { ip, .. } = found;
@@ -62,17 +62,19 @@ pub(crate) fn decide(found: &Found) -> Step {
     let listeners = control::listeners(control);
     let Some(listener) = service::of_port(control, listeners, ip, ports.destination()) else { return Step::PASS };
     let service = listener.service;
-    listener.count(ports);
+    if !features::uses(Features::QUIC) || listener.listening.flags & LISTENER_QUIC == 0 {
+        listener.count(ports);
+    }
     if martian::is_source(ip) || ports.may_open() && martian::is_vip(control, ip) {
-        return Step::drop(DropReason::Martian);
+        let treated = Treated::of(service, ip.family, &ip.source);
+        return if treated.is_steered() { Step::drop(DropReason::Martian) } else { Step::PASS };
     }
     if let Some(flow) = find(service, ip, ports) {
         return match stands(service, &flow, ports) {
             Stands::GoesOn => goes_on(control, service, ip, ports, &flow, false),
             Stands::SeenAgain => goes_on(control, service, ip, ports, &flow, true),
             Stands::Ended => begins(service, ports),
-            // If the program did not reject the packet, the client would wait for an answer.
-            Stands::Lost => Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) }),
+            Stands::Lost => rejected(),
         };
     }
     begins(service, ports)
@@ -100,21 +102,30 @@ pub(super) fn between(
 /// Decides about a packet that belongs to no existing flow.
 #[inline(always)]
 fn begins(service: &'static ServiceRow, ports: Ports) -> Step {
-    // Connections to this machine itself have no flow.
-    if ports.may_open() || service.flags & SERVICE_LOCAL != 0 {
-        Step::FLOW_NEW
-    } else {
-        steer::nobody(service, DropReason::FlowUnknown)
-    }
+    if may_be_served(service, ports) || share::is_shared(service) { Step::FLOW_NEW } else { rejected() }
+}
+
+/// Whether a packet that belongs to no existing flow may be for a backend. Connections to this machine itself have no
+/// flow.
+#[inline(always)]
+pub(super) fn may_be_served(service: &ServiceRow, ports: Ports) -> bool {
+    ports.may_open() || service.flags & SERVICE_LOCAL != 0
+}
+
+/// The step for a segment whose connection is lost, whether or not the service rejects packets: without an answer, both
+/// ends would wait.
+#[inline(always)]
+fn rejected() -> Step {
+    Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) })
 }
 
 /// The state of a packet's flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stands {
+pub(super) enum Stands {
     GoesOn,
     /// The flow is alive, and the packet is the first of this flow in the current tick.
     SeenAgain,
-    /// The flow has ended, so the packet may open another flow.
+    /// The flow has ended, so the packet may open another flow, with the same row or another.
     Ended,
     /// The backend of the flow has failed or was removed.
     Lost,
@@ -126,8 +137,8 @@ const ENDED: u64 = Stands::Ended as u64;
 const LOST: u64 = Stands::Lost as u64;
 
 #[inline(always)]
-fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
-    match balancer_flow_stands(flow.index.into(), u64::from(ports.may_open()) | u64::from(service.id) << 16) {
+pub(super) fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
+    match balancer_flow_stands(flow.name().into(), u64::from(ports.may_open()) | u64::from(service.id) << 16) {
         GOES_ON => Stands::GoesOn,
         SEEN_AGAIN => Stands::SeenAgain,
         ENDED => Stands::Ended,
@@ -140,13 +151,18 @@ fn stands(service: &'static ServiceRow, flow: &Flow, ports: Ports) -> Stands {
 /// once.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_flow_stands(row: u64, what: u64) -> u64 {
+extern "C" fn balancer_flow_stands(flow: u64, what: u64) -> u64 {
     let (may_open, service) = (what & 1 != 0, (what >> 16) as u16);
-    let (Some(flow), Some(pool)) = (Flow::at(row as u32), pool::of_service(service)) else { return ENDED };
+    let (Some(flow), Some(pool)) = (Flow::named(flow as u32), pool::of_service(service)) else { return ENDED };
     let now = table::now();
-    if flow.was.has_ended(now, &pool.idle) && (may_open || !flow.was.lives(now, &pool.idle)) {
-        flow.rest(now);
-        return ENDED;
+    if flow.was.has_ended(now, &pool.idle) {
+        if may_open {
+            return ENDED;
+        }
+        if !flow.was.lives(now, &pool.idle) {
+            flow.rest(now);
+            return ENDED;
+        }
     }
     let row = flow.row();
     let facts = backends::facts(row.backend_id);
@@ -179,7 +195,7 @@ pub(super) fn goes_on(
     if first_in_tick && service.flags & SERVICE_REMEMBERS != 0 {
         return remember(service, flow);
     }
-    Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }))
+    Step::to(FlowThere(Going { flow: flow.name(), decision: DecisionIndex::NONE }))
 }
 
 /// Records in the client table that the client is active at a backend: the one in the client's entry, or the one of the
@@ -187,7 +203,7 @@ pub(super) fn goes_on(
 #[inline(always)]
 fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
     let query = Query {
-        hash: flow.row().hash,
+        hash: steer::client_hash(service, flow.row().family, &flow.row().client),
         service: service.id,
         live: Some(flow.row().backend_id),
         live_is_home: true,
@@ -202,7 +218,7 @@ fn remember(service: &'static ServiceRow, flow: &Flow) -> Step {
         remember: service.remember,
         idle: service.idle,
     };
-    let on = FlowThere::unchosen(flow.index);
-    let otherwise = Step::to(FlowThere(Going { row: flow.index, decision: DecisionIndex::NONE }));
+    let on = FlowThere::unchosen(flow.name());
+    let otherwise = Step::to(FlowThere(Going { flow: flow.name(), decision: DecisionIndex::NONE }));
     memory::consult_later(&query, on, otherwise).unwrap_or(otherwise)
 }

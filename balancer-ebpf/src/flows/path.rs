@@ -3,18 +3,15 @@
 
 use aya_ebpf::bindings::xdp_md;
 use balancer_common::{
+    features::Features,
     map_types::{BACKEND_KEEPS_KNOWN, FlowRow, Listening, ServiceRow},
     verdict::{DecisionIndex, DropReason},
 };
 
 use crate::{
     backends::{self, Reachable},
-    control, devices,
-    flows::{
-        back,
-        find::{self, differ},
-        pool, rewriting, table,
-    },
+    control, devices, features,
+    flows::{back, compare::differ, find, pool, rewriting, stamp, table, ways},
     forward::{self, neighbour, rewrite},
     found,
     ingress::Ingress,
@@ -36,6 +33,10 @@ pub(crate) fn to_backend(ingress: Ingress, ip: &Ip<'_>, listener: Listener) -> S
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_on(context: *mut xdp_md, place: u64, row: u64, listening: u64) -> u64 {
+    // Old kernels verify functions that nothing calls.
+    if !features::uses(Features::SNAT) {
+        return Step::FLOW.word();
+    }
     // SAFETY: `to_backend` passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     there(ingress, place, row as u32, bytemuck::cast(listening)).unwrap_or(Step::FLOW).word()
@@ -49,17 +50,19 @@ fn there(ingress: Ingress, place: u64, row: u32, listening: Listening) -> Option
     let flow = find::find(service, &ip, ports)?;
     let (row, now) = (flow.row(), table::now());
     let backend = backends::reachable(row.backend_id)?;
-    if flow.was.has_ended(now, &pool::of_service(service.id)?.idle) || !is_kept(service, row, backend) {
+    // A flow that has had a packet in this tick is not idle.
+    let first_in_tick = flow.is_first_in_tick(now);
+    let is_idle = first_in_tick && !flow.was.lives(now, &pool::of_service(service.id)?.idle);
+    if is_idle || flow.was.is_ended() || !is_kept(service, row, backend) {
         return None;
     }
     listener.count(ports);
-    let first_in_tick = flow.is_first_in_tick(now);
     let step = find::goes_on(control::words()?, service, &ip, ports, &flow, first_in_tick);
     if !step.is(Kind::FlowThere) || row.crosses != 0 || !xdp_sends(ingress, &ip, backend) {
         flow.see(now);
         return Some(step);
     }
-    flow.hear(parse::said(&ip, true), now);
+    flow.hear(stamp::segment(ingress, &ip), now);
     flow.count_there(ip.length);
     let choice = Choice { backend: row.backend_id, decision: DecisionIndex::NONE };
     let step = forward::finish_flow(ingress, &ip, backend, choice);
@@ -91,6 +94,10 @@ pub(crate) fn to_client(ingress: Ingress, ip: &Ip<'_>) -> Step {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_back_on(context: *mut xdp_md, place: u64) -> u64 {
+    // Old kernels verify functions that nothing calls.
+    if !features::uses(Features::SNAT) {
+        return Step::PASS.word();
+    }
     // SAFETY: `to_client` passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
     back(ingress, place).unwrap_or(Step::PASS).word()
@@ -106,12 +113,12 @@ fn back(ingress: Ingress, place: u64) -> Option<Step> {
     }
     let flow = back::find(&ip.destination, &ip.source, ports.ends(), ip.family, ip.protocol)?;
     let row = flow.row();
-    // The program may have to withhold a reset, so a reset takes the longer way.
-    let longer = row.crosses != 0 || ip.ttl() <= 1 || ports.resets();
+    // The program may have to withhold a reset, so a reset takes the longer way. The longer way drops forged replies.
+    let longer = row.crosses != 0 || ip.ttl() <= 1 || ports.resets() || !ways::lead_to_backend(ingress, row);
     let Some(hop) = neighbour::recent(ingress, &ip, &row.vip, &row.client).filter(|_| !longer) else {
-        return Some(Step::to(FlowReturn { row: flow.index }));
+        return Some(Step::to(FlowReturn { flow: flow.name() }));
     };
-    flow.hear(parse::said(&ip, false), table::now());
+    flow.hear(parse::segment(&ip, false), table::now());
     flow.count_back(ip.length);
     let sent = rewriting::translate(&ip, row, Toward::Client).and_then(|()| hop.send(ingress, frame));
     Some(sent.filter(|_| flow.is_still()).unwrap_or(Step::drop(DropReason::Malformed)))

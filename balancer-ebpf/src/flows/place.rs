@@ -1,12 +1,14 @@
 //! Finding a row for a new flow.
 
 use balancer_common::{
+    features::Features,
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, expendable, first_bucket, home, rank, second_bucket},
     map_types::FLOWS_PER_LINE,
     verdict::DropReason,
 };
 
 use crate::{
+    features,
     flows::table::{self, NONE, Word},
     opaque,
 };
@@ -25,6 +27,9 @@ pub(super) fn take(hash: u64, now: u32) -> Result<u32, DropReason> {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_take(hash: u64, now: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
     const TRIES: u32 = 4;
     let Some(control) = table::control() else { return NONE };
     let first = first_bucket(hash, control.lines) * FLOWS_PER_LINE;
@@ -64,6 +69,9 @@ fn best(first: u64, second: u64, now_and_home: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_bucket(begin: u64, now_and_home: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
     let Some(control) = table::control() else { return 0 };
     let (now, home) = (now_and_home as u32, (now_and_home >> 32) as u32);
     let (mut best, mut empty, mut blocked) = (0u64, 0u64, 0u64);
@@ -98,6 +106,9 @@ pub(super) fn empty(row: u32, now: u32) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
     let (row, now) = (row as u32, now as u32);
     let (Some(control), Some(word)) = (table::control(), Word::of_row(row)) else { return 0 };
     let was = FlowWord(word.load());
@@ -110,18 +121,20 @@ extern "C" fn balancer_flow_empty(row: u64, now: u64) -> u64 {
         return 0;
     }
     if was.0 != 0 {
-        give_back(row);
+        give_back(row, was.holds());
     }
     1
 }
 
-/// Removes the entry of a row from the index that finds flows by their replies.
+/// Removes the entry of a row from the index that finds flows by their replies. `held` says whether the row's flow has
+/// held its port.
 #[inline(always)]
-fn give_back(row: u32) {
-    let Some(pointer) = table::pointer(row) else { return };
-    // SAFETY: the pointer points to a map value, and the row belongs to the caller.
-    let place = unsafe { (&raw const (*pointer).returns).read_volatile() };
-    let Some(word) = Word::of_return(place) else { return };
+fn give_back(row: u32, held: bool) {
+    let Some(old) = table::row(row) else { return };
+    if held {
+        table::note_held(old, false);
+    }
+    let Some(word) = Word::of_return(old.returns) else { return };
     let there = word.load();
     if there != 0 && ReturnWord(there).row() == row {
         word.swap(there, 0);

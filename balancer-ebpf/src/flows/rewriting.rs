@@ -1,9 +1,17 @@
 //! Rewrites both endpoints of a flow's packet.
 
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::xdp_md;
-use balancer_common::{checksum, map_types::FlowRow};
+use balancer_common::{
+    checksum,
+    features::Features,
+    map_types::{FAMILY_V4, FlowRow},
+};
+use network_types::ip::Ipv4Hdr;
 
 use crate::{
+    features,
     flows::table::Flow,
     forward::rewrite::{self, End, Translation},
     ingress::Ingress,
@@ -72,17 +80,51 @@ fn delta(old: u64, new: u64, old_ports: u64, new_ports: u64) -> Deltas {
 #[inline(always)]
 #[must_use]
 pub(super) fn rewrite(ingress: Ingress, ip: &Ip<'_>, flow: &Flow, toward: Toward) -> bool {
-    let which = u64::from(flow.index) | u64::from(toward == Toward::Client) << 32;
+    if toward == Toward::Backend
+        && ip.fragment.is_part()
+        && ip.family == FAMILY_V4
+        && balancer_flow_identify(ingress.context(), flow.row().pool_port.into(), ip.place()) == 0
+    {
+        return false;
+    }
+    let which = u64::from(flow.name()) | u64::from(toward == Toward::Client) << 32;
     balancer_flow_rewrite(ingress.context(), which, ip.place()) != 0
+}
+
+/// Changes the identification of an IPv4 fragment by the flow's port of the pool, so that a backend does not put
+/// together fragments of two clients that have the same identification. Returns 1 on success. This is a global function
+/// for the same reason as `balancer_flow_rewrite`.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_identify(context: *mut xdp_md, port: u64, place: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
+    // SAFETY: `rewrite` passes the program's context.
+    let ingress = unsafe { Ingress::new(context) };
+    u64::from(Ip::placed(ingress.frame(), place).and_then(|ip| identify(&ip, port as u16)).is_some())
+}
+
+#[inline(always)]
+fn identify(ip: &Ip<'_>, port: u16) -> Option<()> {
+    const ID: usize = offset_of!(Ipv4Hdr, id);
+    const CHECK: usize = offset_of!(Ipv4Hdr, check);
+    let (old, check): (u16, u16) = (ip.header.load(ID)?, ip.header.load(CHECK)?);
+    let new = old ^ port;
+    ip.header.store(ID, new)?;
+    ip.header.store(CHECK, checksum::apply(check, checksum::replace_u16(old, new)))
 }
 
 /// This is a global function, so the verifier checks it only once, and its stack does not add to that of its callers.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_rewrite(context: *mut xdp_md, which: u64, place: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
     // SAFETY: `rewrite` passes the program's context.
     let ingress = unsafe { Ingress::new(context) };
-    let Some(flow) = Flow::at(which as u32) else { return 0 };
+    let Some(flow) = Flow::named(which as u32) else { return 0 };
     let toward = if which >> 32 == 0 { Toward::Backend } else { Toward::Client };
     let written = Ip::placed(ingress.frame(), place).and_then(|ip| translate(&ip, flow.row(), toward));
     u64::from(written.is_some() && flow.is_still())

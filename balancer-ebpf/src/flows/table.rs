@@ -2,11 +2,15 @@
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::{
-    flows::{self, FLOW_RESTS, FLOW_TAKEN, FlowWord, ReturnWord, Said, TICK_SHIFT, first_bucket, second_bucket},
+    features::Features,
+    flows::{
+        self, FLOW_RESTS, FLOW_TAKEN, FlowWord, Life, Numbers, ReturnWord, Segment, TICK_SHIFT, first_bucket,
+        second_bucket,
+    },
     map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowReturns, FlowRow, MAX_FLOW_ROWS},
 };
 
-use crate::{cpu_rows::swap_shared, opaque};
+use crate::{cpu_rows::swap_shared, features, flows::held, opaque};
 
 /// The controller sets the real sizes of this map and the next two maps when it loads the program.
 #[map]
@@ -81,6 +85,13 @@ impl Word {
     }
 }
 
+/// The name by which later steps and fragments find a flow: the number of the flow's row and some bits of its tag, which
+/// distinguish this flow from later flows in the same row.
+#[inline(always)]
+pub(super) const fn name(index: u32, tag: u32) -> u32 {
+    index | tag << ROW_BITS
+}
+
 /// A flow with its row number, and the flow's state word as read when the flow was found.
 #[derive(Clone, Copy)]
 pub(super) struct Flow {
@@ -109,14 +120,13 @@ impl Flow {
         unsafe { &*self.row }
     }
 
-    /// The name by which later fragments find the flow: the flow's row number and some bits of its tag, which
-    /// distinguish this flow from later flows in the same row.
+    /// The flow's [`name`].
     #[inline(always)]
     pub(super) fn name(&self) -> u32 {
-        self.index | self.was.tag() << ROW_BITS
+        name(self.index, self.was.tag())
     }
 
-    /// The flow with this [`name`](Self::name).
+    /// The flow with this [`name`].
     #[inline(always)]
     pub(super) fn named(name: u32) -> Option<Self> {
         Self::at(name & (MAX_FLOW_ROWS - 1)).filter(|flow| flow.name() == name)
@@ -129,14 +139,29 @@ impl Flow {
         now.tag() == self.was.tag() && now.state() & FLOW_TAKEN != 0
     }
 
-    /// Stores the new state of the flow.
+    /// The flow's sequence numbers.
     #[inline(always)]
-    pub(super) fn put(&self, state: u8, now: u32) {
-        let new = self.was.with(state, now);
-        if new != self.was {
-            // If another CPU writes the state first, the information from this packet is lost; the next packet repeats
-            // the information.
-            self.word.swap(self.was.0, new.0);
+    pub(super) fn numbers(&self) -> Numbers {
+        // SAFETY: the pointer points to a map value.
+        unsafe {
+            Numbers {
+                next: (&raw const (*self.row).numbers.next).read_volatile(),
+                other: (&raw const (*self.row).numbers.other).read_volatile(),
+            }
+        }
+    }
+
+    /// Replaces those of the flow's sequence numbers that have changed; packets of both directions may arrive at once.
+    #[inline(always)]
+    fn number(&self, was: Numbers, new: Numbers) {
+        // SAFETY: the pointer points to a map value.
+        unsafe {
+            if was.next != new.next {
+                (&raw mut (*self.row).numbers.next).write_volatile(new.next);
+            }
+            if was.other != new.other {
+                (&raw mut (*self.row).numbers.other).write_volatile(new.other);
+            }
         }
     }
 
@@ -146,7 +171,8 @@ impl Flow {
     pub(super) fn see(&self, now: u32) -> bool {
         let first = self.is_first_in_tick(now);
         if first {
-            self.put(self.was.state(), now);
+            // If another CPU writes the word first, that write stands.
+            self.word.swap(self.was.0, self.was.with(self.was.state(), now).0);
         }
         first
     }
@@ -157,26 +183,29 @@ impl Flow {
         self.was.with(self.was.state(), now) != self.was
     }
 
-    /// Stores the flow's state after a packet if this state differs from the stored one.
+    /// Stores what a packet says about its flow, and the time of the packet.
     #[inline(always)]
-    pub(super) fn goes_on(&self, said: Said) {
-        let state = flows::next(self.was.state(), said);
-        if state != self.was.state() {
-            self.put(state, now());
+    pub(super) fn hear(&self, segment: Segment, now: u32) {
+        let was = Life { state: self.was.state(), numbers: self.numbers() };
+        let life = was.after(segment);
+        self.number(was.numbers, life.numbers);
+        if life.state == was.state {
+            self.see(now);
+        } else {
+            self.change(life.state, now);
         }
-    }
-
-    /// Stores the flow's state after a packet and the time of this packet in one write. A second write would fail,
-    /// because the word would no longer equal `was`.
-    #[inline(always)]
-    pub(super) fn hear(&self, said: Said, now: u32) {
-        self.put(flows::next(self.was.state(), said), now);
     }
 
     /// Hides the flow from packets; the flow's address and port stay in use for a while.
     #[inline(always)]
     pub(super) fn rest(&self, now: u32) {
-        self.put(self.was.state() | FLOW_RESTS, now);
+        self.change(self.was.state() | FLOW_RESTS, now);
+    }
+
+    /// Gives the flow another state. If another CPU changes the state at the same time, both changes count.
+    #[inline(always)]
+    fn change(&self, state: u8, now: u32) {
+        balancer_flow_state(self.index.into(), self.was.0, u64::from(state) | u64::from(now) << 32);
     }
 
     /// Counts a packet of this many bytes that goes to the flow's backend. If two CPUs count at the same time, the
@@ -192,6 +221,42 @@ impl Flow {
     pub(super) fn count_back(&self, bytes: usize) {
         // SAFETY: the pointer points to a map value.
         unsafe { (*self.row).bytes_back = (*self.row).bytes_back.wrapping_add(bytes as u64) };
+    }
+}
+
+/// Changes the state of a flow as a packet has changed it in the word `was`. The low half of `state_and_now` is the new
+/// state, and the high half is the time.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn balancer_flow_state(index: u64, was: u64, state_and_now: u64) -> u64 {
+    const TRIES: u32 = 3;
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
+    let (Some(word), Some(row)) = (Word::of_row(index as u32), row(index as u32)) else { return 0 };
+    let (was, state, now) = (FlowWord(was), state_and_now as u8, (state_and_now >> 32) as u32);
+    let (set, cleared) = (state & !was.state(), was.state() & !state);
+    for _ in 0..TRIES {
+        let there = FlowWord(word.load());
+        if !there.is_found_by(was.tag()) {
+            return 0;
+        }
+        let new = there.with((there.state() | set) & !cleared, now);
+        if word.swap(there.0, new.0) {
+            if there.holds() != new.holds() {
+                note_held(row, new.holds());
+            }
+            return 1;
+        }
+    }
+    0
+}
+
+/// Notes whether the flow in a row holds its port.
+#[inline(always)]
+pub(super) fn note_held(row: &FlowRow, holds: bool) {
+    if let Some(control) = control() {
+        held::note(control.held_blocks, row, holds);
     }
 }
 
@@ -298,6 +363,9 @@ pub(super) fn scan(bucket: u32, tag: u32) -> Scanned {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn balancer_flow_scan(bucket: u64, tag: u64) -> u64 {
+    if !features::uses(Features::SNAT) {
+        return 0;
+    }
     let Some(line) = FLOW_RETURNS.get_ptr(bucket as u32) else { return 0 };
     let begin = (bucket as u32).wrapping_mul(FLOWS_PER_LINE).wrapping_add(1);
     let (mut taken, mut free) = (0u64, 0u64);

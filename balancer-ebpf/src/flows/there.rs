@@ -4,11 +4,13 @@ use balancer_common::{map_types::FlowRow, verdict::DropReason};
 
 use crate::{
     backends::{self, Reachable},
-    flows::{families, rewriting, table::Flow},
+    flows::{
+        families, rewriting, stamp,
+        table::{self, Flow},
+    },
     forward,
     found::Found,
     fragments::{self, Way},
-    parse,
     step::{Choice, FlowThere, IcmpError, Packed, Step, Toward},
 };
 
@@ -17,7 +19,7 @@ use crate::{
 pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     let Found { ingress, ip, .. } = found;
     let FlowThere(going) = packed.get();
-    let Some(flow) = Flow::at(going.row) else { return Step::drop(DropReason::FlowUnknown) };
+    let Some(flow) = Flow::named(going.flow) else { return Step::drop(DropReason::FlowUnknown) };
     let choice = Choice { backend: flow.row().backend_id, decision: going.decision };
     let Some(backend) = backends::reachable(choice.backend) else { return forward::no_way_to(choice) };
     if let Err(end) = leaves(found, backend, flow.row()) {
@@ -26,7 +28,7 @@ pub(crate) fn send(found: &Found, packed: Packed<FlowThere>) -> Step {
     if ip.fragment.is_first() {
         fragments::remember(ip, Way::Flow(flow.name()));
     }
-    flow.goes_on(parse::said(ip, true));
+    flow.hear(stamp::segment(*ingress, ip), table::now());
     flow.count_there(ip.length);
     let step = forward::finish_flow(*ingress, ip, backend, choice);
     if flow.row().crosses != 0 {

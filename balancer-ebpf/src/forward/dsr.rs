@@ -7,8 +7,6 @@ use crate::{forward::rewrite, packet::Packet, parse::Ip};
 
 #[inline(always)]
 pub(crate) fn to_backend(frame: Packet<'_>, ip: &Ip<'_>, row: &BackendRow) -> Result<(), DropReason> {
-    if ip.ttl() <= 1 {
-        return Err(DropReason::TtlExceeded);
-    }
-    rewrite::one_hop_less(ip).and_then(|()| rewrite::macs_to(frame, row)).ok_or(DropReason::Malformed)
+    rewrite::take_hop(ip)?;
+    rewrite::macs_to(frame, row).ok_or(DropReason::Malformed)
 }

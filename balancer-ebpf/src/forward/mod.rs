@@ -27,6 +27,7 @@ use crate::{
     ingress::Ingress,
     packet::Packet,
     parse::Ip,
+    signs,
     step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Packed, Step, ToBackend, Watch},
 };
 pub(crate) use sent::decided;
@@ -101,9 +102,9 @@ fn write(
         return Err(Step::to(IcmpError::TooBig(row.mtu)));
     }
     let is_dsr = row.mode() == Forwarding::Dsr as u8;
-    let written = if features::uses(Features::DSR) && is_dsr {
+    let written = if is_dsr {
         dsr::to_backend(frame, ip, row)
-    } else if features::any(TRANSLATES) && !is_dsr {
+    } else if features::any(TRANSLATES) {
         nat::to_backend(frame, ip, carries, backend, port)
     } else {
         Err(DropReason::NoNextHop)
@@ -122,6 +123,9 @@ fn is_tunnel(row: &BackendRow) -> bool {
 pub(crate) fn any_to_backend(found: &Found, packed: Packed<ToBackend>) -> Step {
     if found.ip.fragment.is_first() {
         fragments::remember(&found.ip, Way::Backend(packed.get().choice.backend));
+    }
+    if packed.get().carries == Carries::Header {
+        signs::watch_any(found, packed.get().choice.backend);
     }
     match sent_by_any(found, packed) {
         Ok(step) => step,

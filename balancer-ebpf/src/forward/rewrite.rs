@@ -6,6 +6,7 @@ use core::mem::offset_of;
 use balancer_common::{
     checksum,
     map_types::{BackendRow, FAMILY_V4, Mac},
+    verdict::DropReason,
 };
 use bytemuck::{Pod, Zeroable};
 use network_types::{
@@ -128,16 +129,38 @@ pub(crate) fn destination(ip: &Ip<'_>) -> Option<[u32; 4]> {
     }
 }
 
+/// The word of an IPv4 header that consists of TTL, protocol and checksum.
+const V4_TTL_WORD: usize = offset_of!(Ipv4Hdr, ttl);
+
 /// Lowers the packet's TTL by one.
 #[inline(always)]
 #[must_use]
 pub(crate) fn one_hop_less(ip: &Ip<'_>) -> Option<()> {
-    const WORD: usize = offset_of!(Ipv4Hdr, ttl);
     if ip.family == FAMILY_V4 {
-        ip.header.store(WORD, checksum::one_hop_less(ip.header.load(WORD)?))
+        ip.header.store(V4_TTL_WORD, checksum::one_hop_less(ip.header.load(V4_TTL_WORD)?))
     } else {
         v6_one_hop_less(ip)
     }
+}
+
+/// Lowers the packet's TTL by one, if the packet may make another hop. The program reads an IPv4 header once for both.
+#[inline(always)]
+pub(crate) fn take_hop(ip: &Ip<'_>) -> Result<(), DropReason> {
+    let (ttl, word): (u8, u32) = if ip.family == FAMILY_V4 {
+        let word: u32 = ip.header.load(V4_TTL_WORD).ok_or(DropReason::Malformed)?;
+        (u32::from_le(word) as u8, word)
+    } else {
+        (ip.ttl(), 0)
+    };
+    if ttl <= 1 {
+        return Err(DropReason::TtlExceeded);
+    }
+    let taken = if ip.family == FAMILY_V4 {
+        ip.header.store(V4_TTL_WORD, checksum::one_hop_less(word))
+    } else {
+        v6_one_hop_less(ip)
+    };
+    taken.ok_or(DropReason::Malformed)
 }
 
 #[inline(always)]

@@ -34,7 +34,7 @@ static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) fn pass(ingress: Ingress) -> Step {
     match of_host(ingress) {
         HostSocket::None => Step::drop(DropReason::NoRoute),
-        HostSocket::Connection | HostSocket::Listener => Step::PASS,
+        HostSocket::Connection | HostSocket::Ended | HostSocket::Listener => Step::PASS,
     }
 }
 
@@ -43,8 +43,11 @@ pub(crate) fn pass(ingress: Ingress) -> Step {
 pub(crate) enum HostSocket {
     /// No socket matches the packet.
     None,
-    /// A socket that waits for connections or datagrams, or a socket in TIME-WAIT.
+    /// A socket that waits for connections or datagrams.
     Listener,
+    /// The socket of a connection that this machine has closed first. Such a socket has the state TIME-WAIT even while
+    /// the client has not closed its end.
+    Ended,
     /// The socket of a connection.
     Connection,
 }
@@ -54,6 +57,7 @@ pub(crate) enum HostSocket {
 pub(crate) fn of_host(ingress: Ingress) -> HostSocket {
     match balancer_socket(ingress.context()) {
         CONNECTION => HostSocket::Connection,
+        ENDED => HostSocket::Ended,
         LISTENER => HostSocket::Listener,
         _ => HostSocket::None,
     }
@@ -62,6 +66,7 @@ pub(crate) fn of_host(ingress: Ingress) -> HostSocket {
 const NONE: u64 = 0;
 const LISTENER: u64 = 1;
 const CONNECTION: u64 = 2;
+const ENDED: u64 = 3;
 
 /// This is a global function, because its callers leave little room on the stack.
 #[inline(never)]
@@ -126,8 +131,12 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
             }
             // SAFETY: the kernel has just returned this socket.
             let state = unsafe { (&raw const (*socket).state).read_volatile() };
-            // A client may reuse the port of a connection that has ended.
-            (socket, if state == TCP_LISTEN || state == TCP_TIME_WAIT { LISTENER } else { CONNECTION })
+            let found = match state {
+                TCP_LISTEN => LISTENER,
+                TCP_TIME_WAIT => ENDED,
+                _ => CONNECTION,
+            };
+            (socket, found)
         }
         UDP => {
             // SAFETY: the context is the kernel's, and the endpoints have the given length.

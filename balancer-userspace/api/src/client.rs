@@ -383,8 +383,14 @@ impl Client {
     ///
     /// # Errors
     /// See [`Client::status`].
-    pub async fn import_clients(&self, service: &str, clients: Vec<ImportClient>) -> Answer<ImportedView> {
-        self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients })).await
+    pub async fn import_clients(
+        &self,
+        service: &str,
+        clients: Vec<ImportClient>,
+        overwrite: bool,
+    ) -> Answer<ImportedView> {
+        self.send(Method::POST, &format!("/v1/services/{service}/clients"), Some(&ImportClients { clients, overwrite }))
+            .await
     }
 
     /// Returns the known clients of a service whose addresses are in these prefixes.

@@ -1,4 +1,7 @@
 //! The JSON of the control API: views made from snapshots of the core, and a client that requests these views.
+//!
+//! Begin with `model`, the JSON types; `views` makes them from a snapshot of the core. `client` and `server` are the two
+//! sides of a connection.
 
 #![warn(missing_docs)]
 

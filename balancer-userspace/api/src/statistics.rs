@@ -23,7 +23,7 @@ pub struct StatsView {
     /// The largest ratio of actual to expected share among the service's backends.
     pub imbalance_ratio: Option<f64>,
     /// A measure of how unevenly clients load the service, 0 to 1: a lower bound for the Gini coefficient of recent
-    /// bytes.
+    /// bytes; `null`: there are no or too few samples of packets.
     pub client_gini: Option<f64>,
     /// The counts for the last minute, the last hour, and the time since the start.
     pub periods: Vec<PeriodView>,

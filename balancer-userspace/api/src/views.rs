@@ -18,7 +18,8 @@ use balancer_control::snapshot::{
 use crate::{
     model::{
         AgentView, BackendView, BoundView, ClientTableView, DenyView, DiscoverView, FamilyView, FlowTableView,
-        HealthView, InterfaceView, ListenerView, ServiceView, StatusView, UnansweredView, Verdicts, VipView,
+        HandshakesView, HealthView, InterfaceView, ListenerView, ServiceView, StatusView, UnansweredView, Verdicts,
+        VipView,
     },
     one_by_one::OneByOne,
 };
@@ -149,6 +150,9 @@ impl From<DiscoverSnapshot> for DiscoverView {
             targets: snapshot.targets.map(|targets| targets as u64),
             read_seconds_ago: snapshot.read.map(|ago| ago.as_secs()),
             error: snapshot.error,
+            left_out: snapshot.left_out,
+            waiting: snapshot.waiting,
+            habit: snapshot.habit,
         }
     }
 }
@@ -242,6 +246,10 @@ impl From<BackendSnapshot> for BackendView {
             connections: backend.stats.connections,
             packets: backend.stats.packets,
             bytes: backend.stats.bytes,
+            handshakes: (backend.handshakes.tries() != 0).then_some(HandshakesView {
+                completed: backend.handshakes.completed,
+                unanswered: backend.handshakes.unanswered,
+            }),
             unattached: backend.unattached,
             unanswered: backend
                 .unanswered

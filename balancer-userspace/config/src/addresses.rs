@@ -103,6 +103,18 @@ impl ServiceConfig {
         SocketAddr::new(address.ip(), port)
     }
 
+    /// Whether clients reach a backend at this port without a port of the backend's own, because the forwarding mode
+    /// keeps the port of a listener.
+    #[must_use]
+    pub fn keeps_port(&self, port: u16) -> bool {
+        match self.forwarding {
+            Forwarding::Nat | Forwarding::Snat => false,
+            Forwarding::Dsr | Forwarding::Ipip | Forwarding::Gue => {
+                self.listen.iter().any(|listener| listener.ports.contains(port))
+            }
+        }
+    }
+
     /// Checks the port that a user specifies for the backend `name`.
     ///
     /// # Errors

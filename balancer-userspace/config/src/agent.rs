@@ -75,11 +75,7 @@ impl Said {
     /// Returns the administrative state that results from the operator's state `admin` and from the agent's state.
     #[must_use]
     pub const fn admin(&self, admin: Admin) -> Admin {
-        match (self.admin, admin) {
-            (Admin::Maint, _) | (_, Admin::Maint) => Admin::Maint,
-            (Admin::Drain, _) | (_, Admin::Drain) => Admin::Drain,
-            (Admin::Ready, Admin::Ready) => Admin::Ready,
-        }
+        self.admin.or_stricter(admin)
     }
 }
 

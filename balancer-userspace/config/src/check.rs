@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     header::{Header, HeaderText},
     protocol::Protocol,
-    question::{DnsCheck, UdpCheck},
+    question::{DnsCheck, Payload, UdpCheck},
     value::quoted,
 };
 
@@ -55,14 +55,19 @@ impl CheckConfig {
     /// The maximum duration of one round of checks while verdicts are pending.
     #[must_use]
     pub fn fast_round(&self) -> Duration {
-        self.fast_interval.mul_f64(1.0 + Self::JITTER) + self.timeout
+        Self::with_jitter(self.fast_interval).saturating_add(self.timeout)
     }
 
     /// The maximum time between the check that finds the first of several backends up and the check that finds the last
     /// one up, if the backends came back at the same time.
     #[must_use]
     pub fn return_takes(&self) -> Duration {
-        (self.interval * self.rise).mul_f64(1.0 + Self::JITTER) + self.timeout
+        Self::with_jitter(self.interval.saturating_mul(self.rise)).saturating_add(self.timeout)
+    }
+
+    /// The longest time between two checks with this interval. The settings of a fleet's other members are not limited.
+    fn with_jitter(interval: Duration) -> Duration {
+        Duration::try_from_secs_f64(interval.as_secs_f64() * (1.0 + Self::JITTER)).unwrap_or(Duration::MAX)
     }
 }
 
@@ -89,6 +94,9 @@ pub enum CheckKind {
     Tcp {
         /// The port to which the check connects, in place of the backend's port.
         port: Option<u16>,
+        /// What the backend must answer over the connection; `None`: nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        talk: Option<Talk>,
     },
     /// The backend must answer an HTTP request with an expected status.
     Http(HttpCheck),
@@ -201,6 +209,15 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+/// The bytes that a check over TCP sends, and the answer that it expects.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Talk {
+    /// The bytes that the check sends; empty: the backend speaks first.
+    pub send: Payload,
+    /// The test that the first 64 KiB of the answer must pass; `None`: any answer counts.
+    pub expect: Option<BodyTest>,
+}
+
 /// The test that the body of an answer must pass.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "BodyText", into = "BodyText")]
@@ -307,7 +324,7 @@ impl CheckKind {
     pub const fn port(&self) -> Option<u16> {
         match self {
             Self::None => None,
-            Self::Tcp { port } => *port,
+            Self::Tcp { port, .. } => *port,
             Self::Http(http) => http.port,
             Self::Grpc(grpc) => grpc.port,
             Self::Udp(udp) => udp.port,
@@ -367,7 +384,8 @@ impl fmt::Display for CheckKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
-            Self::Tcp { .. } => f.write_str("tcp"),
+            Self::Tcp { talk: None, .. } => f.write_str("tcp"),
+            Self::Tcp { talk: Some(_), .. } => f.write_str("tcp with an answer"),
             Self::Http(http) => {
                 let scheme = if http.tls.is_some() { "https" } else { "http" };
                 let version = if http.http2 { " HTTP/2" } else { "" };

@@ -11,7 +11,8 @@ pub use crate::{
     agent::AgentConfig,
     bounded::{BoundedLoad, Load},
     check::{
-        BodyTest, CheckConfig, CheckKind, ClientFiles, ExecCheck, FileUse, GrpcCheck, HttpCheck, StatusRanges, Tls, Via,
+        BodyTest, CheckConfig, CheckKind, ClientFiles, ExecCheck, FileUse, GrpcCheck, HttpCheck, StatusRanges, Talk,
+        Tls, Via,
     },
     control::{Control, Remote, Role},
     fleet::{Fleet, LINGER, WhenAlone},

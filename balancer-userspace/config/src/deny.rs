@@ -55,7 +55,7 @@ impl DenyList {
             let most = grouped(MAX_DENIED as u64);
             return Err((
                 None,
-                format!("has {} prefixes; {most} are the most, aggregate some", grouped(list.len() as u64)),
+                format!("has {} prefixes, and {most} are possible; aggregate some", grouped(list.len() as u64)),
             ));
         }
         Ok(list)
@@ -71,15 +71,6 @@ impl DenyList {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    /// The number of prefixes of one address family.
-    #[must_use]
-    pub fn len_of(&self, family: Family) -> usize {
-        match family {
-            Family::V4 => self.v4.len(),
-            Family::V6 => self.v6.len(),
-        }
     }
 
     /// The prefixes of one address family, in ascending order.
@@ -172,6 +163,6 @@ mod tests {
             let _ = writeln!(text, "{}", Ipv4Addr::from(number));
         }
         let (line, text) = DenyList::parse(text.as_bytes()).unwrap_err();
-        assert_eq!((line, text.as_str()), (None, "has 1,048,577 prefixes; 1,048,576 are the most, aggregate some"));
+        assert_eq!((line, text.as_str()), (None, "has 1,048,577 prefixes, and 1,048,576 are possible; aggregate some"));
     }
 }

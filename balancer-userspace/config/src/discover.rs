@@ -3,6 +3,7 @@
 use std::{
     fmt, mem,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::{
     words::counted,
 };
 
+/// How long a backend waits for its missing target before it drains, by default.
+pub const DEFAULT_KEEP: Duration = Duration::from_secs(30);
+
 /// One section `[[service.discover]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoverConfig {
@@ -22,9 +26,28 @@ pub struct DiscoverConfig {
     pub source: Source,
     /// The minimum number of targets; the balancer does not apply a shorter list.
     pub min: Floor,
+    /// How long a backend waits for its missing target before it drains.
+    #[serde(default = "default_keep", skip_serializing_if = "is_default_keep")]
+    pub keep: Duration,
     /// The configuration of the only backend, if the list consists of the addresses of a single backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own: Option<Own>,
+}
+
+impl DiscoverConfig {
+    /// The configuration of a list for which only the source is set.
+    #[must_use]
+    pub fn new(source: Source) -> Self {
+        Self { source, min: Floor::default(), keep: DEFAULT_KEEP, own: None }
+    }
+}
+
+const fn default_keep() -> Duration {
+    DEFAULT_KEEP
+}
+
+fn is_default_keep(keep: &Duration) -> bool {
+    *keep == DEFAULT_KEEP
 }
 
 /// The configured settings of a backend whose address is a DNS name.

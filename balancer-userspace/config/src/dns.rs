@@ -157,45 +157,42 @@ pub fn of_services(records: &[Srv], hosts: &BTreeMap<String, Resolved>) -> Resul
     let best = places.values().map(|(priority, _)| *priority).min();
     let target = |((host, port), (priority, weight)): ((&str, u16), (u16, u16))| {
         let Resolved { addresses, why } = hosts.get(host).cloned().unwrap_or_default();
-        Target { name: host.to_owned(), addresses, why, port: Some(port), weight, backup: Some(priority) != best }
+        let backup = Some(priority) != best;
+        Target { name: host.to_owned(), addresses, why, fault: None, port: Some(port), weight, backup }
     };
     Ok(places.into_iter().map(target).collect())
 }
 
-/// The targets that the addresses of a DNS name make.
+/// The targets that the addresses of a DNS name make. An address that no host can have becomes a faulty target.
 ///
 /// # Errors
-/// Fails if there are too many addresses. The function also fails if one address is not a host address, because the
-/// other addresses may be wrong as well.
+/// Fails if there are too many addresses.
 pub fn of_addresses(addresses: &[IpAddr], port: Option<u16>) -> Result<Vec<Target>, String> {
     let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
     check_count(addresses.len())?;
     let target = |address| {
-        value::usable(address)?;
-        Ok(Target {
-            name: implied_name(address, port),
-            addresses: vec![address],
-            why: None,
-            port,
-            weight: DEFAULT_WEIGHT,
-            backup: false,
-        })
+        let name = implied_name(address, port);
+        if let Err(fault) = value::usable(address) {
+            return Target::faulty(name, port, fault);
+        }
+        let addresses = vec![address];
+        Target { name, addresses, why: None, fault: None, port, weight: DEFAULT_WEIGHT, backup: false }
     };
-    addresses.into_iter().map(target).collect()
+    Ok(addresses.into_iter().map(target).collect())
 }
 
 /// The target for a backend whose configured address is a DNS name.
 #[must_use]
 pub fn of_backend(backend: &str, port: Option<u16>, resolved: Resolved) -> Target {
     let Resolved { addresses, why } = resolved;
-    Target { name: backend.to_owned(), addresses, why, port, weight: DEFAULT_WEIGHT, backup: false }
+    Target { name: backend.to_owned(), addresses, why, fault: None, port, weight: DEFAULT_WEIGHT, backup: false }
 }
 
 fn check_count(count: usize) -> Result<(), String> {
     if count <= MAX_TARGETS {
         return Ok(());
     }
-    Err(format!("has {}; {MAX_TARGETS} are the most", counted(count, "target")))
+    Err(format!("has {}; at most {MAX_TARGETS} are possible", counted(count, "target")))
 }
 
 /// Gives targets of SRV records unique backend names: the host, or the host and the port if a host has several ports.
@@ -287,7 +284,7 @@ mod tests {
         let targets = of_addresses(&addresses, Some(8080)).unwrap();
         assert_eq!(names(&targets), ["10.0.0.1-8080", "10.0.0.2-8080", "fd00--1-8080"]);
         assert_eq!(names(&of_addresses(&addresses[..1], None).unwrap()), ["10.0.0.2"]);
-        let sinkhole = of_addresses(&["0.0.0.0".parse().unwrap()], Some(80)).unwrap_err();
+        let sinkhole = of_addresses(&["0.0.0.0".parse().unwrap()], Some(80)).unwrap().remove(0).fault.unwrap();
         assert!(sinkhole.starts_with("the address 0.0.0.0 is the wildcard"), "{sinkhole}");
     }
 

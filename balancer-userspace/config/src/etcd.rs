@@ -89,34 +89,41 @@ struct Place {
 /// The targets from the keys below a prefix; the keys are given with their values and without this prefix. The targets
 /// with the best priority are normal backends, and all other targets are backups.
 ///
+/// A key with an invalid value becomes a faulty target. The fault does not quote the value, because a caller of the API
+/// may name any prefix and must not learn the values of its keys.
+///
 /// # Errors
-/// Returns the first error, with its key. The error message does not quote values, because a caller of the API may name
-/// any prefix and must not learn the values of its keys.
+/// Fails if there are too many keys.
 pub fn targets(tree: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Target>, String> {
     if tree.len() > MAX_TARGETS {
-        return Err(format!("has {}; {MAX_TARGETS} are the most", counted(tree.len(), "key")));
+        return Err(format!("has {}; at most {MAX_TARGETS} are possible", counted(tree.len(), "key")));
     }
-    let mut places = Vec::with_capacity(tree.len());
+    let (mut places, mut faulty) = (Vec::with_capacity(tree.len()), Vec::new());
     let mut names = BTreeSet::new();
     // Some programs create a key that equals the prefix, like a directory.
     for (key, value) in tree.iter().filter(|(key, _)| !key.is_empty()) {
-        let place = place(value).map_err(|why| format!("key {}: {why}", value::quoted(key)))?;
-        let name = name(key);
+        let (name, key) = (name(key), format!("key {}", value::quoted(key)));
         if !names.insert(name.clone()) {
-            return Err(format!("key {}: another key gives the name {name} as well; rename one", value::quoted(key)));
+            let fault = format!("{key}: another key has the name {name}; rename one");
+            faulty.push(Target::faulty(key, None, fault));
+            continue;
         }
-        places.push((name, place));
+        match place(value) {
+            Ok(place) => places.push((name, place)),
+            Err(why) => faulty.push(Target::faulty(name, None, format!("{key}: {why}"))),
+        }
     }
     let best = places.iter().map(|(_, place)| place.priority).min();
     let target = |(name, place): (String, Place)| Target {
         name,
         addresses: vec![place.address],
         why: None,
+        fault: None,
         port: place.port,
         weight: place.weight,
         backup: Some(place.priority) != best,
     };
-    Ok(places.into_iter().map(target).collect())
+    Ok(places.into_iter().map(target).chain(faulty).collect())
 }
 
 /// The backend name for a key: the key with `-` in place of `/`, if the result is a valid name.
@@ -188,6 +195,14 @@ mod tests {
         assert_eq!(name(&"k".repeat(200)).len(), 63);
     }
 
+    /// Returns the fault of the only faulty target, which is called `name`.
+    fn faults(tree: &BTreeMap<String, Vec<u8>>, name: &str) -> String {
+        let all = targets(tree).unwrap();
+        let faulty: Vec<&Target> = all.iter().filter(|target| target.fault.is_some()).collect();
+        assert_eq!((faulty.len(), &*faulty[0].name), (1, name));
+        faulty[0].fault.clone().unwrap()
+    }
+
     #[test]
     fn when_a_value_is_wrong_then_its_key_is_told_and_nothing_of_the_value() {
         for (value, said) in [
@@ -200,13 +215,13 @@ mod tests {
             (r#"{"host": "secret.internal"}"#, "\"host\" is no address of a backend, and host names are not"),
             (r#"{"host": "10.0.0.1", "weight": 70000}"#, "\"weight\" is too large"),
         ] {
-            let told = targets(&tree(&[("app0", "10.0.0.9"), ("app1", value)])).unwrap_err();
+            let told = faults(&tree(&[("app0", "10.0.0.9"), ("app1", value)]), "app1");
             assert!(told.starts_with(&format!("key \"app1\": {said}")) && !told.contains("secret"), "{value}: {told}");
         }
-        let told = targets(&BTreeMap::from([("a".to_owned(), vec![0xff])])).unwrap_err();
+        let told = faults(&BTreeMap::from([("a".to_owned(), vec![0xff])]), "a");
         assert!(told.starts_with("key \"a\": the value is not text"), "{told}");
-        let told = targets(&tree(&[("a-b", "10.0.0.1"), ("a/b", "10.0.0.2")])).unwrap_err();
-        assert_eq!(told, "key \"a/b\": another key gives the name a-b as well; rename one");
+        let told = faults(&tree(&[("a-b", "10.0.0.1"), ("a/b", "10.0.0.2")]), "key \"a/b\"");
+        assert_eq!(told, "key \"a/b\": another key has the name a-b; rename one");
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub fn name(text: &str) -> BackendName {
 #[must_use]
 pub fn check() -> CheckConfig {
     CheckConfig {
-        kind: CheckKind::Tcp { port: None },
+        kind: CheckKind::Tcp { port: None, talk: None },
         via: Via::Backend,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
@@ -102,6 +102,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         on_failure: OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain },
         snat: SnatConfig::default(),
         withhold: ServiceConfig::withhold_by_default(),
+        restart_grace: None,
         outage: Outage::default(),
         start_down: false,
         reject: false,

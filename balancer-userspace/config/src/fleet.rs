@@ -35,13 +35,14 @@ impl Fleet {
         if let Some(member) = &self.member {
             return Ok(member.clone());
         }
-        let host = nix::unistd::gethostname().map_err(|error| format!("the host's name cannot be read: {error}"))?;
+        let host = nix::unistd::gethostname().map_err(|error| format!("cannot read the host's name: {error}"))?;
         member_of(&host.to_string_lossy())
     }
 }
 
 fn member_of(host: &str) -> Result<String, String> {
-    value::name(host).map_err(|wrong| format!("the host's name cannot be the member's ({wrong}): give [fleet] member"))
+    let unfit = |wrong| format!("the host's name is not valid as the member's name ({wrong}): give [fleet] member");
+    value::name(host).map_err(unfit)
 }
 
 /// The behaviour of a member while it cannot reach the engine.

@@ -1,5 +1,9 @@
 //! The configuration of the balancer: types whose values are always valid, the words that users write and see, and the
 //! validation of files.
+//!
+//! Begin with [`config`] and `service`, the types, and `validate`, which makes a `Valid` list of services. `file` reads
+//! TOML key by key with line numbers. `discover`, `target_list`, `dns` and `etcd` describe lists of backends that change at
+//! run time.
 
 #![warn(missing_docs)]
 

@@ -1,5 +1,5 @@
-//! Limits of backends: a backend that has reached its limit of clients or connections takes no new clients, and no
-//! known client moves.
+//! Limits of backends: a backend that has reached its limit of clients or connections, or whose connections hold nearly
+//! all ports of its address pool, takes no new clients, and no known client moves.
 
 use std::{fmt, time::Duration};
 
@@ -31,15 +31,16 @@ impl Limits {
     #[must_use]
     pub fn fault(&self, remember: Duration, forwarding: Forwarding) -> Option<String> {
         if [self.clients, self.connections].contains(&Some(0)) {
-            return Some("a limit is 1 at least; weight = 0 takes no new clients".to_owned());
+            return Some("a limit of 0 is not possible; for no new clients, use weight = 0".to_owned());
         }
         if self.clients.is_some() && remember.is_zero() {
-            let text =
-                "max_clients needs memory: with remember = \"0s\" no client is known; set remember, or remove it";
+            let text = "max_clients needs memory: with remember = \"0s\", no client is known; set remember, or remove \
+                        max_clients";
             return Some(text.to_owned());
         }
         (self.connections.is_some() && forwarding != Forwarding::Snat).then(|| {
-            "max_connections needs forwarding = \"snat\", which alone knows connections; use max_clients".to_owned()
+            "max_connections needs forwarding = \"snat\", the only mode that counts connections; use max_clients"
+                .to_owned()
         })
     }
 }
@@ -54,22 +55,48 @@ impl fmt::Display for Limits {
     }
 }
 
-/// The state of a backend when it reached its limit.
+/// The kind of things of which a full backend has as many as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enough {
+    /// Known clients.
+    Clients,
+    /// Connections of a `snat` backend.
+    Connections,
+    /// Ports of the address pool that connections of a `snat` backend hold.
+    Ports,
+}
+
+impl Enough {
+    /// All variants, in the order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Clients, Self::Connections, Self::Ports];
+
+    /// The word for the variant in messages, and in the label `reason` of metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Clients => "clients",
+            Self::Connections => "connections",
+            Self::Ports => "ports",
+        }
+    }
+}
+
+/// The state of a backend when it reached its limit, or when its connections held nearly all ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Full {
-    /// Whether the limit applies to connections; if not, it applies to clients.
-    pub connections: bool,
-    /// The number of clients or connections of the backend when the balancer found it full.
+    /// The kind of things that the two numbers count.
+    pub of: Enough,
+    /// The number when the balancer found the backend full.
     pub had: u64,
-    /// The maximum number of clients or connections of the backend.
+    /// The maximum number.
     pub most: u32,
 }
 
 /// Formats the state as `had 1,003 of at most 1,000 clients`.
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.connections { "connections" } else { "clients" };
-        write!(f, "had {} of at most {} {what}", grouped(self.had), grouped(self.most))
+        write!(f, "had {} of at most {} {}", grouped(self.had), grouped(self.most), self.of.word())
     }
 }
 
@@ -105,7 +132,7 @@ mod tests {
         assert!(clients.fault(none, Forwarding::Snat).unwrap().starts_with("max_clients needs memory"));
         assert!(connections.fault(hour, Forwarding::Nat).unwrap().contains("needs forwarding = \"snat\""));
         assert!(
-            Limits { clients: Some(0), ..connections }.fault(hour, Forwarding::Snat).unwrap().contains("1 at least")
+            Limits { clients: Some(0), ..connections }.fault(hour, Forwarding::Snat).unwrap().contains("a limit of 0")
         );
         assert_eq!(Limits::default().fault(none, Forwarding::Dsr), None);
     }
@@ -117,7 +144,7 @@ mod tests {
             [both, Limits::default()].map(|of| of.to_string()),
             ["max_clients 1,000, max_connections 5,000", "no limit"]
         );
-        let full = Full { connections: true, had: 5003, most: 5000 };
-        assert_eq!(full.to_string(), "had 5,003 of at most 5,000 connections");
+        let full = Enough::ALL.map(|of| Full { of, had: 5003, most: 5000 }.to_string());
+        assert_eq!(full, ["clients", "connections", "ports"].map(|of| format!("had 5,003 of at most 5,000 {of}")));
     }
 }

@@ -30,7 +30,7 @@ pub struct DnsCheck {
     pub expect_rcode: Vec<Rcode>,
 }
 
-/// The bytes of a datagram, written as text, or as `hex:` with pairs of hexadecimal digits.
+/// The bytes that a check sends, written as text, or as `hex:` with pairs of hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Payload(pub Vec<u8>);
@@ -55,7 +55,7 @@ impl FromStr for Payload {
             })?,
         };
         if bytes.len() > Self::MAX {
-            return Err(format!("a datagram of {} bytes is too long; give at most {}", bytes.len(), Self::MAX));
+            return Err(format!("{} bytes are too many to send; give at most {}", bytes.len(), Self::MAX));
         }
         Ok(Self(bytes))
     }

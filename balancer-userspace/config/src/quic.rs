@@ -81,11 +81,17 @@ impl QuicConfig {
         [&self.current].into_iter().chain(&self.before)
     }
 
-    /// Whether the balancer records addresses because of connection IDs: only if the server IDs are long and encrypted,
-    /// an attacker cannot forge them.
+    /// Whether the balancer records addresses because of connection IDs, which an attacker must not be able to forge.
     #[must_use]
     pub fn learns(&self) -> bool {
-        self.learn && self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
+        self.learn && self.is_secret()
+    }
+
+    /// Whether only a server can make connection IDs that name the server: if the server IDs are encrypted and long, an
+    /// attacker cannot guess such an ID.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        self.current.key.is_some() && self.server_id_length >= LEARNS_FROM
     }
 
     /// Whether the connection IDs of both configurations have the same layout and differ only in their numbers and

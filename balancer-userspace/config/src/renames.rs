@@ -135,8 +135,8 @@ pub(super) fn hashed_alike<N: Named>(all: &[N]) -> Option<(usize, &N, &N)> {
 /// The error message for two objects that would be hashed by the same name.
 pub(super) fn text<N: Named>(first: &N, second: &N) -> String {
     format!(
-        "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and a name that was not used \
-         before to whoever comes new",
+        "{} and {} would both be hashed under the name {:?}; give renamed_from to one of them, and an unused name to \
+         the new one",
         first.name(),
         second.name(),
         second.identity()

@@ -22,6 +22,8 @@ use crate::{
 
 /// The minimum of the default of [`ServiceConfig::drain_grace`].
 const LEAST_GRACE: Duration = Duration::from_secs(30);
+/// The default of [`ServiceConfig::restart_grace`] if the balancer withholds refusals from clients.
+const RESTART_GRACE: Duration = Duration::from_secs(2);
 
 /// One section `[[service]]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +76,10 @@ pub struct ServiceConfig {
     /// connections for at most this time; zero: it withholds no resets.
     #[serde(default = "ServiceConfig::withhold_by_default", with = "humantime_serde")]
     pub withhold: Duration,
+    /// How long a backend may refuse connections, as while its server restarts, before refusals count as a failure;
+    /// `None`: see [`Self::restart_grace`].
+    #[serde(default, with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub restart_grace: Option<Duration>,
     /// `snat`: the settings for the service's connections.
     #[serde(default)]
     pub snat: SnatConfig,
@@ -151,6 +157,18 @@ impl ServiceConfig {
         self.drain_grace.unwrap_or_else(|| (self.remember / 8).max(LEAST_GRACE))
     }
 
+    /// How long a backend with this `check` may refuse connections, as while its server restarts, before refusals count
+    /// as a failure. By default, the balancer waits if clients do not see the refusals, because it withholds the
+    /// backend's resets, and if there are known clients that would move.
+    #[must_use]
+    pub fn restart_grace(&self, check: &CheckConfig) -> Duration {
+        let can_wait = matches!(self.forwarding, Forwarding::Nat | Forwarding::Snat)
+            && check.passive
+            && !self.withhold.is_zero()
+            && !self.remember.is_zero();
+        self.restart_grace.unwrap_or(if can_wait { RESTART_GRACE } else { Duration::ZERO })
+    }
+
     /// The default value of [`Self::steer`].
     #[must_use]
     pub const fn steer_by_default() -> u8 {
@@ -185,6 +203,7 @@ impl ServiceConfig {
             drain_grace,
             on_failure,
             withhold,
+            restart_grace,
             snat,
             outage,
             start_down,
@@ -220,6 +239,7 @@ impl ServiceConfig {
             && *on_failure == other.on_failure
             && *snat == other.snat
             && *withhold == other.withhold
+            && *restart_grace == other.restart_grace
             && *outage == other.outage
             && *start_down == other.start_down
             && *reject == other.reject
@@ -319,9 +339,26 @@ pub struct Outage {
     /// The fraction of the eligible backends above which failures count as an outage. The value is greater than 0 and
     /// at most 1; with 1, the service has no outages.
     pub share: f64,
+    /// How long clients of the backends that are still down stay after the last return of a backend.
+    #[serde(
+        default = "Outage::hold_by_default",
+        with = "humantime_serde",
+        skip_serializing_if = "Outage::is_default_hold"
+    )]
+    pub hold: Duration,
 }
 
 impl Outage {
+    /// The default value of [`Self::hold`].
+    #[must_use]
+    pub const fn hold_by_default() -> Duration {
+        Duration::from_secs(10)
+    }
+
+    fn is_default_hold(hold: &Duration) -> bool {
+        *hold == Self::hold_by_default()
+    }
+
     /// Whether this number of failing backends exceeds the fraction among the eligible backends.
     #[must_use]
     pub fn is_exceeded(self, failing: usize, eligible: usize) -> bool {
@@ -339,7 +376,7 @@ impl Outage {
 
 impl Default for Outage {
     fn default() -> Self {
-        Self { share: 0.5 }
+        Self { share: 0.5, hold: Self::hold_by_default() }
     }
 }
 
@@ -383,7 +420,8 @@ mod tests {
             (0.7, 7, 10, false),
             (1.0, 4, 4, false),
         ] {
-            assert_eq!(Outage { share }.is_exceeded(failing, eligible), exceeded, "{failing} of {eligible}, {share}");
+            let rule = Outage { share, ..Outage::default() };
+            assert_eq!(rule.is_exceeded(failing, eligible), exceeded, "{failing} of {eligible}, {share}");
         }
     }
 }

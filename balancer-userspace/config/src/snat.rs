@@ -28,11 +28,14 @@ pub struct IdleTimes {
     /// The idle time for an established TCP connection.
     #[serde(with = "humantime_serde")]
     pub tcp: Duration,
-    /// The idle time for datagrams that the backend has answered.
+    /// The idle time for datagrams, if the client has sent another one after an answer.
     #[serde(with = "humantime_serde")]
     pub udp: Duration,
-    /// The idle time for a connection that the backend has not answered, or in which the client has sent no packet
-    /// after the answer.
+    /// The idle time for datagrams, if the client has sent nothing after the answer.
+    #[serde(default = "udp_once", with = "humantime_serde")]
+    pub udp_once: Duration,
+    /// The idle time for a connection that the backend has not answered, or in which the client has not confirmed the
+    /// answer.
     #[serde(with = "humantime_serde")]
     pub half_open: Duration,
     /// The idle time for a connection that both ends have closed or that one end has reset.
@@ -45,10 +48,15 @@ impl Default for IdleTimes {
         Self {
             tcp: Duration::from_secs(15 * 60),
             udp: Duration::from_secs(60),
+            udp_once: udp_once(),
             half_open: Duration::from_secs(30),
             closing: Duration::from_secs(10),
         }
     }
+}
+
+const fn udp_once() -> Duration {
+    Duration::from_secs(5)
 }
 
 impl SnatConfig {

@@ -25,6 +25,16 @@ impl Admin {
             Self::Maint => "maint",
         }
     }
+
+    /// The state that allows less.
+    #[must_use]
+    pub const fn or_stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Maint, _) | (_, Self::Maint) => Self::Maint,
+            (Self::Drain, _) | (_, Self::Drain) => Self::Drain,
+            (Self::Ready, Self::Ready) => Self::Ready,
+        }
+    }
 }
 
 /// A health that the operator sets, whatever the results of checks are.

@@ -24,6 +24,10 @@ pub struct Target {
     /// The reason why addresses of the target are missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// The fault of the entry, with its subject, if the entry is no target; the name then belongs to the backend that
+    /// the entry is about, or, if nobody can tell the backend, contains a space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
     /// The port of the target; `None`: each listener's port.
     pub port: Option<u16>,
     /// The weight, which determines the share of new clients, 0 to 65535.
@@ -31,6 +35,14 @@ pub struct Target {
     /// Whether the target is a backup, which gets new clients only if no primary backend takes them.
     #[serde(default)]
     pub backup: bool,
+}
+
+impl Target {
+    /// An entry of a list that is no target because of `fault`.
+    pub(crate) const fn faulty(name: String, port: Option<u16>, fault: String) -> Self {
+        let addresses = Vec::new();
+        Self { name, addresses, why: None, fault: Some(fault), port, weight: DEFAULT_WEIGHT, backup: false }
+    }
 }
 
 /// The backend name for a target without a name: the target's address as text, with `-` in place of invalid characters.

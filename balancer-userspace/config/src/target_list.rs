@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::OsStr, net::IpAddr, path::Path};
 
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{Deserialize, Deserializer};
 
 use crate::{
     target::{DEFAULT_WEIGHT, MAX_TARGETS, Target, implied_name},
@@ -53,24 +53,30 @@ fn limits() -> serde_saphyr::Options {
 }
 
 /// Parses a list of targets. Only the labels `name` and `weight` have a meaning for the balancer; other labels belong
-/// to other programs.
+/// to other programs. An entry that cannot be a target, or whose name another entry has, becomes a faulty target. Its
+/// fault names the entry by its number and does not quote the list, because a caller of the API may name any file and
+/// must not learn the file's contents.
 ///
 /// # Errors
-/// Returns the first error, with its line. The error message does not quote the list, because a caller of the API may
-/// name any file and must not learn the file's contents.
+/// Returns the first error of the form, with its line.
 pub(crate) fn parse(text: &[u8], format: Format) -> Result<Vec<Target>, (Option<usize>, String)> {
-    let targets: Vec<Target> = format.groups(text)?.into_iter().flat_map(|group| group.0).collect();
+    let mut targets: Vec<Target> = format.groups(text)?.into_iter().flat_map(|group| group.0).collect();
     if targets.len() > MAX_TARGETS {
-        return Err((None, format!("has {}; {MAX_TARGETS} are the most", counted(targets.len(), "target"))));
+        return Err((None, format!("has {}; at most {MAX_TARGETS} are possible", counted(targets.len(), "target"))));
     }
     let mut seen = BTreeMap::new();
-    for (number, target) in (1..).zip(&targets) {
-        if let Some(first) = seen.insert(&target.name, number) {
-            return Err((
-                None,
-                format!("targets {first} and {number} have one name; give each a label name of its own"),
-            ));
-        }
+    for (number, target) in (1..).zip(&mut targets) {
+        let entry = format!("target {number}");
+        let fault = match &target.fault {
+            Some(fault) => Some(fault.clone()),
+            None => seen
+                .insert(target.name.clone(), number)
+                .map(|first| format!("target {first} has its name as well; {OWN_NAMES}")),
+        };
+        let Some(fault) = fault else { continue };
+        let is_second = target.fault.is_none();
+        let name = if is_second || target.name.is_empty() { entry.clone() } else { target.name.clone() };
+        *target = Target::faulty(name, None, format!("{entry}: {fault}"));
     }
     Ok(targets)
 }
@@ -85,18 +91,13 @@ fn of_json(error: &serde_json::Error) -> (Option<usize>, String) {
     (line, if is_form { JSON_FORM.to_owned() } else { said.to_owned() })
 }
 
-/// Replaces the library's error messages, because only this module's own messages are certain not to quote the input.
+/// Replaces the library's error messages, because they may quote the input.
 fn of_yaml(error: &serde_saphyr::Error) -> (Option<usize>, String) {
     let line = error.location().and_then(|location| usize::try_from(location.line()).ok()).filter(|line| *line > 0);
-    let own = if let serde_saphyr::Error::Message { msg, .. } = error.without_snippet() {
-        OWN.into_iter().find(|own| own == msg)
-    } else {
-        None
-    };
-    (line, own.unwrap_or(YAML_FORM).to_owned())
+    (line, YAML_FORM.to_owned())
 }
 
-const OWN: [&str; 4] = [SEVERAL, NO_ADDRESS, NO_NAME, NO_WEIGHT];
+const OWN_NAMES: &str = "give each a label name of its own";
 const SEVERAL: &str = "a group with a label name has one target; give each target a group of its own";
 const NO_ADDRESS: &str = "this target is no address of a backend; write \"192.0.2.1:80\" or \"[2001:db8::1]:80\", host names are \
                           not looked up";
@@ -115,36 +116,24 @@ impl<'de> Deserialize<'de> for Group {
             #[serde(default)]
             labels: Labels,
         }
-        let Written { targets, labels: Labels { name, weight } } = Written::deserialize(deserializer)?;
-        if name.is_some() && targets.len() != 1 {
-            return Err(D::Error::custom(SEVERAL));
+        let Written { targets, labels } = Written::deserialize(deserializer)?;
+        if labels.name.is_some() && targets.len() != 1 {
+            let name = labels.name.and_then(Result::ok).unwrap_or_default();
+            let faulty = Target::faulty(name, None, SEVERAL.to_owned());
+            return Ok(Self(vec![faulty; targets.len().max(1)]));
         }
-        let target = |Place { address, port }| Target {
-            name: name.clone().unwrap_or_else(|| implied_name(address, port)),
-            addresses: vec![address],
-            why: None,
-            port,
-            weight: weight.unwrap_or(DEFAULT_WEIGHT),
-            backup: false,
-        };
-        Ok(Self(targets.into_iter().map(target).collect()))
+        Ok(Self(targets.into_iter().map(|place| labels.target(&place)).collect()))
     }
 }
 
-/// The address of a target.
+/// The address and the port of a target, if the text is an address of a backend.
 #[derive(Deserialize)]
-#[serde(try_from = "String")]
-struct Place {
-    address: IpAddr,
-    port: Option<u16>,
-}
+#[serde(from = "String")]
+struct Place(Option<(IpAddr, Option<u16>)>);
 
-impl TryFrom<String> for Place {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let (address, port) = value::address(&text).map_err(|_| NO_ADDRESS)?;
-        Ok(Self { address, port })
+impl From<String> for Place {
+    fn from(text: String) -> Self {
+        Self(value::address(&text).ok())
     }
 }
 
@@ -153,19 +142,35 @@ impl TryFrom<String> for Place {
 #[serde(default)]
 struct Labels {
     #[serde(deserialize_with = "name")]
-    name: Option<String>,
+    name: Option<Result<String, &'static str>>,
     #[serde(deserialize_with = "weight")]
-    weight: Option<u16>,
+    weight: Option<Result<u16, &'static str>>,
 }
 
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    value::name(&text).map(Some).map_err(|_| D::Error::custom(NO_NAME))
+impl Labels {
+    /// The target at `place`. If nobody can tell the name of a faulty target, the name is empty.
+    fn target(&self, place: &Place) -> Target {
+        let named = self.name.clone().transpose();
+        let name = named.clone().unwrap_or_default();
+        let name = name.or_else(|| place.0.map(|(address, port)| implied_name(address, port))).unwrap_or_default();
+        let sound = named.and_then(|_| Ok((place.0.ok_or(NO_ADDRESS)?, self.weight.unwrap_or(Ok(DEFAULT_WEIGHT))?)));
+        match sound {
+            Ok(((address, port), weight)) => {
+                Target { name, addresses: vec![address], why: None, fault: None, port, weight, backup: false }
+            }
+            Err(fault) => Target::faulty(name, None, fault.to_owned()),
+        }
+    }
 }
 
-fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Result<String, &'static str>>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(|_| D::Error::custom(NO_WEIGHT))
+    Ok(Some(value::name(&text).map_err(|_| NO_NAME)))
+}
+
+fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Result<u16, &'static str>>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(Some(text.parse().map_err(|_| NO_WEIGHT)))
 }
 
 #[cfg(test)]
@@ -226,10 +231,6 @@ mod tests {
     #[test]
     fn when_a_yaml_list_is_wrong_then_the_line_is_told_and_nothing_of_the_list() {
         for (text, line, said) in [
-            ("- targets:\n  - secret\n", 2, "this target is no address of a backend; write"),
-            ("- targets: [10.0.0.1]\n  labels:\n    weight: secret\n", 3, "this label weight is no weight"),
-            ("- targets: [10.0.0.1]\n  labels: {name: se cret}\n", 2, "this label name is no name"),
-            ("- targets: [10.0.0.1, 10.0.0.2]\n  labels: {name: a}\n", 1, "a group with a label name"),
             ("- labels: {secret: secret}\n", 1, "this is not a list of targets"),
             ("secret: 1\n", 1, "this is not a list of targets"),
             ("root:secret:1", 1, "this is not a list of targets"),
@@ -272,24 +273,22 @@ mod tests {
     }
 
     #[test]
+    fn when_a_list_has_more_targets_than_fit_then_the_list_is_refused() {
+        let list = |count: usize| {
+            let targets: Vec<String> = (0..count).map(|n| format!("\"10.{}.{}.1:80\"", n >> 8, n & 255)).collect();
+            parse(format!("[{{\"targets\": [{}]}}]", targets.join(",")).as_bytes(), Format::Json)
+        };
+        assert_eq!(list(MAX_TARGETS).unwrap().len(), MAX_TARGETS);
+        let refused = (None, "has 65,535 targets; at most 65534 are possible".to_owned());
+        assert_eq!(list(MAX_TARGETS + 1).unwrap_err(), refused);
+    }
+
+    #[test]
     fn when_a_list_is_wrong_then_the_line_is_told_and_nothing_of_the_list() {
         let refused = |text: &str| parse(text.as_bytes(), Format::Json).unwrap_err();
         for (text, line, said) in [
             ("", 1, "EOF while parsing a value"),
-            ("[\n{\"targets\": [\"secret\"]}]", 2, "this target is no address of a backend; write"),
-            ("[\n\n{\"targets\": [\"10.0.0.1:99999\"]}]", 3, "this target is no address"),
-            (
-                "[{\"targets\": [\"10.0.0.1\"], \"labels\": {\n\"weight\": \"secret\"}}]",
-                2,
-                "this label weight is no weight",
-            ),
             ("[{\"targets\": [\"10.0.0.1\"], \"labels\": {\n\"weight\": 17}}]", 2, "this is not a list of targets"),
-            ("[{\"targets\": [\"10.0.0.1\"], \"labels\": {\"name\": \"se cret\"}}]", 1, "this label name is no name"),
-            (
-                "[{\"targets\": [\"10.0.0.1\", \"10.0.0.2\"], \"labels\": {\"name\": \"a\"}}]",
-                1,
-                "a group with a label name",
-            ),
             ("[{\"labels\": {}}]", 1, "missing field `targets`"),
             ("\"secret\"", 1, "this is not a list of targets"),
             ("{\"secret\": 1}", 1, "this is not a list of targets"),
@@ -298,8 +297,28 @@ mod tests {
             let (at, told) = refused(text);
             assert!(at == Some(line) && told.starts_with(said) && !told.contains("secret"), "{text}: {at:?} {told}");
         }
-        let (line, text) =
-            refused(r#"[{"targets": ["10.0.0.1"]}, {"targets": ["10.0.0.2"], "labels": {"name": "10.0.0.1"}}]"#);
-        assert_eq!((line, &*text), (None, "targets 1 and 2 have one name; give each a label name of its own"));
+    }
+
+    #[test]
+    fn when_an_entry_of_a_list_is_wrong_then_it_alone_is_faulty_and_nothing_of_it_is_told() {
+        let sound = "- targets: [10.0.0.9:80]\n";
+        for (text, name, said) in [
+            ("- targets:\n  - secret\n", "target 2", "this target is no address of a backend; write"),
+            ("- targets: ['10.0.0.1:99999']\n", "target 2", "this target is no address"),
+            ("- targets: [web1]\n  labels: {name: web1}\n", "web1", "this target is no address"),
+            ("- targets: [10.0.0.1]\n  labels:\n    weight: secret\n", "10.0.0.1", "this label weight is no weight"),
+            ("- targets: [10.0.0.1]\n  labels: {name: se cret}\n", "10.0.0.1", "this label name is no name"),
+            ("- targets: []\n  labels: {name: web1}\n", "web1", "a group with a label name"),
+            ("- targets: [10.0.0.1]\n  labels: {name: 10.0.0.9-80}\n", "target 2", "target 1 has its name as well"),
+        ] {
+            let targets = parse(format!("{sound}{text}").as_bytes(), Format::Yaml).unwrap();
+            let fault = targets[1].fault.clone().unwrap();
+            assert!(fault.starts_with(&format!("target 2: {said}")) && !fault.contains("secret"), "{text}: {fault}");
+            assert_eq!((&*targets[1].name, targets.len(), &targets[0].fault), (name, 2, &None), "{text}");
+        }
+        let several = r#"[{"targets": ["10.0.0.1", "10.0.0.2"], "labels": {"name": "a"}}]"#;
+        let targets = parse(several.as_bytes(), Format::Json).unwrap();
+        let faults: Vec<_> = targets.iter().map(|target| (&*target.name, target.fault.is_some())).collect();
+        assert_eq!(faults, [("a", true), ("a", true)]);
     }
 }

@@ -109,8 +109,10 @@ pub fn services(services: &[Arc<ServiceConfig>], known: &Valid) -> Result<(), Pr
     problems(services, known).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// All problems of `services` and of the backends of these services.
-fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
+/// All problems of `services` and of the backends of these services. The function does not check single services that
+/// are `known` to be valid.
+#[must_use]
+pub fn problems(services: &[Arc<ServiceConfig>], known: &Valid) -> Vec<Problem> {
     let pointers = known.iter().map(Arc::as_ptr).collect();
     let mut problems = Problems { services, known, pointers, found: Vec::new() };
     let mut names = HashMap::default();

@@ -1,6 +1,7 @@
 use std::net::IpAddr;
 
 use balancer_common::map_types::Forwarding;
+use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
@@ -9,6 +10,7 @@ use crate::{
     listeners::{Listener, PortRange},
     protocol::Protocol,
     quic::{Format, Keyed, QuicConfig},
+    rule::{Action, RuleConfig},
     service::BackendConfig,
     shared::shared,
 };
@@ -50,7 +52,7 @@ fn when_a_rule_is_violated_then_it_refuses_with_its_own_line() {
         (vec![nat("a", v4, "0.0.0.0:80")], "give the unicast address of one host"),
         (vec![nat("a", v4, "224.0.0.1:80")], "give the unicast address of one host"),
         (vec![nat("a", v4, "198.51.100.10:81")], "the service's own"),
-        (vec![nat("a", "198.51.100.10:0", "10.0.0.1:80")], "a service with every port cannot change it"),
+        (vec![nat("a", "198.51.100.10:0", "10.0.0.1:80")], "the service listens on every port"),
     ] {
         let refusal = refusal(&list);
         assert!(refusal.contains(expected) && !refusal.contains('\n'), "{refusal:?} should say {expected:?}");
@@ -106,6 +108,21 @@ fn when_services_with_quic_are_too_many_then_they_are_refused() {
     let said = "more than 127 services with quic, those of both address families counted twice; remove some";
     assert_eq!(refusal(&all), said);
     assert_eq!(refusal(&all[..MAX_QUIC_SERVICES]), "");
+}
+
+#[test]
+fn when_there_are_more_rules_than_fit_then_they_are_refused() {
+    let deny = |number: u32| RuleConfig {
+        prefix: IpNet::from(IpAddr::from((0x0a00_0000 + number).to_be_bytes())),
+        action: Action::Deny,
+        ttl: None,
+    };
+    let mut first = dsr("a", "198.51.100.10:80", "10.0.0.1:80");
+    first.rules = (0..MAX_RULES).map(deny).collect();
+    let mut second = dsr("b", "198.51.100.11:80", "10.0.0.1:80");
+    assert_eq!(refusal(&[first.clone(), second.clone()]), "");
+    second.rules = vec![deny(0)];
+    assert_eq!(refusal(&[first, second]), "more than 65,536 rules over all services; remove some");
 }
 
 #[test]

@@ -86,6 +86,12 @@ fn when_an_agent_drains_or_stops_its_backend_then_it_does_as_an_operator_would_a
         bench.says(words);
         assert_eq!((bench.slots(), bench.shown(WEB1)), (0, (state, why.to_owned())), "{words}");
         assert_eq!(bench.controller.backend(&name(WEB1)).unwrap().admin(), Admin::Ready, "that is the operator's");
+        let kept = format!("; it takes no new clients, because it is {}: {why}", state.word());
+        let already = format!("backend web/web1 is ready already: nothing changed{kept}");
+        assert_eq!(bench.admin(WEB1, Admin::Ready).0, already);
+        bench.admin(WEB1, Admin::Maint);
+        let ready = bench.admin(WEB1, Admin::Ready).0;
+        assert!(ready.starts_with("backend web/web1 ready: ") && ready.ends_with(&kept), "{ready}");
         bench.says(back);
         bench.pass(WEB1);
         assert_eq!((bench.slots() > 0, bench.shown(WEB1)), (true, (BackendState::Up, String::new())), "{back}");

@@ -22,7 +22,6 @@ pub enum Way {
     Closed(String),
 }
 
-/// The opinion that one balancer has of a backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opinion {

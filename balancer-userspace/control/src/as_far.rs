@@ -26,11 +26,8 @@ pub enum Read {
 /// A service that a member does not understand.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unread {
-    /// The id of the service.
     pub id: ServiceId,
-    /// The name of the service.
     pub name: String,
-    /// The ids of the service's backends.
     pub ids: Vec<BackendId>,
     /// Those backends that the member understands.
     pub backends: Vec<SavedBackend>,

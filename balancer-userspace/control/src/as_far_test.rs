@@ -68,7 +68,8 @@ fn shop_stays(applied: &SavedState, after: &SavedState, before: &SavedState) {
 #[test]
 fn when_everything_can_be_applied_then_the_state_is_unchanged() {
     let (after, before) = changed();
-    let room = Room { lines: 99_999, services: 9, listeners: 99, returns: 99, backends: 16_384, flows: false };
+    let room =
+        Room { lines: 99_999, services: 9, listeners: 99, returns: 99, backends: 16_384, flows: false, grows: false };
     for limits in [UNLIMITED, Limits { room: Some(&room), refused: None }] {
         for before in [None, Some(&before), Some(&after)] {
             let (applied, held_back) = as_far_as_possible(read(after.clone(), |_| true), before, limits);
@@ -81,7 +82,8 @@ fn when_everything_can_be_applied_then_the_state_is_unchanged() {
 fn when_a_service_is_not_understood_or_refused_or_has_no_room_then_it_stays_and_its_backends_follow() {
     let (after, before) = changed();
     let fits = 2 * lines(65_537) + 3 * lines(131_071);
-    let room = Room { lines: fits, services: 9, listeners: 99, returns: 99, backends: 16_384, flows: false };
+    let room =
+        Room { lines: fits, services: 9, listeners: 99, returns: 99, backends: 16_384, flows: false, grows: false };
     let small = Room { lines: lines(65_537) + 3 * lines(131_071) - 1, ..room.clone() };
     let few = Room { backends: 7, ..room.clone() };
     let refused = Limits { room: Some(&room), refused: Some("the data path refused: no memory") };

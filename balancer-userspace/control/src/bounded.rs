@@ -194,7 +194,7 @@ fn duration(service: &Service, backend: &Backend) -> Option<(Instant, f64)> {
     let check = backend.last_check()?;
     let tells = match check.outcome {
         CheckOutcome::Passed => true,
-        CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Late(_) => {
+        CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Shut(_) | CheckOutcome::Late(_) => {
             check.took >= service.check_config(backend).timeout
         }
         CheckOutcome::Hindered(_) => false,

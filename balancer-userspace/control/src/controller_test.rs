@@ -256,7 +256,6 @@ fn when_a_backend_is_in_maintenance_then_checks_stop_and_the_verdict_is_forgotte
     assert_eq!(bench.shown("web/web1"), (BackendState::Checking, String::new()));
 }
 
-/// Returns the checks that the controller has started.
 fn started(commands: &[Command]) -> Vec<&CheckSpec> {
     commands
         .iter()
@@ -295,7 +294,7 @@ fn when_a_check_changes_then_counting_continues_unless_it_asks_something_else() 
     };
     let (streak, verdict, first) = reload(&|check| check.interval *= 2);
     assert_eq!((streak, verdict), ((0, 1), "up"));
-    let (streak, verdict, second) = reload(&|check| check.kind = CheckKind::Tcp { port: Some(81) });
+    let (streak, verdict, second) = reload(&|check| check.kind = CheckKind::Tcp { port: Some(81), talk: None });
     assert_eq!((streak, verdict), ((0, 0), "up"));
     assert!(second > first);
 }

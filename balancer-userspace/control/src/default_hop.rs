@@ -32,7 +32,6 @@ pub struct Rule {
     pub table: Option<u32>,
 }
 
-/// A route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     pub table: u32,
@@ -41,7 +40,6 @@ pub struct Route {
     pub gateway: Option<Gateway>,
 }
 
-/// The gateway of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gateway {
     pub ifindex: u32,

@@ -9,12 +9,12 @@ use std::{
 
 use balancer_config::{
     config::{self, BackendConfig, ServiceConfig},
-    discover::{DiscoverConfig, Discovered, Floor, Own, Source, Target},
+    discover::{DiscoverConfig, Discovered, Own, Source, Target},
     dns::{self, DnsSource, Records},
     listeners::Family,
     renames::Named as _,
     states::Admin,
-    validate::answering_alike,
+    validate::{Place as At, Problem, answering_alike},
     words::counted,
 };
 
@@ -36,6 +36,8 @@ pub struct Pool {
     /// The drained backends whose address now belongs to another backend that is in the list. These backends are not
     /// among `backends`.
     pub displaced: Vec<Displaced>,
+    /// The faults of the entries that the controller leaves out.
+    pub left_out: Vec<String>,
 }
 
 /// A backend whose target has another name at the same address.
@@ -73,39 +75,45 @@ impl Pool {
     }
 }
 
-/// Applies the `targets` of the list `source`. `admin` returns the state that the operator wants for a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Version<'a> {
+    /// The targets, among them the faulty ones.
+    pub targets: &'a [Target],
+    /// The names of the backends that stay although the list lacks their targets.
+    pub waiting: &'a BTreeSet<String>,
+    /// The faults of targets that cannot be backends of the service, by the backend's name.
+    pub impossible: &'a BTreeMap<String, String>,
+}
+
+/// Applies a `version` of the list. An entry that cannot be a backend is left out; if the entry is about a backend that
+/// exists, the backend stays as it is. `admin` returns the state that the operator wants for a backend.
 ///
 /// # Errors
 /// Returns one line if the list is not applicable; in this case, the controller applies no part of the list.
 pub fn pool(
     service: &ServiceConfig,
     list: &DiscoverConfig,
-    targets: &[Target],
+    version: Version<'_>,
     admin: impl Fn(&str) -> Admin,
 ) -> Result<Pool, String> {
     let present = Present::of(service, list);
-    let named = present.named(targets);
-    let mut left: BTreeMap<&str, (&Target, Place)> = BTreeMap::new();
-    for target in &*named {
-        let Some(place) = present.place(target)? else { continue };
-        if left.insert(&target.name, (target, place)).is_some() {
-            return Err(format!("has two targets called {}; give one of them another name", target.name));
-        }
+    let named = present.named(version.targets);
+    let (mut left, faulty) = present.sort(&named, version.impossible);
+    if let Some((_, first)) = faulty.first().filter(|_| 2 * faulty.len() > named.len()) {
+        let of = counted(named.len(), "target");
+        return Err(format!("lacks {} of {of}, so no part of it is applied: {first}", faulty.len()));
     }
     if let Some(text) = list.min.too_few(left.len(), present.listed()) {
         return Err(text);
     }
-    let heirs = present.heirs(&left);
+    let keeps: BTreeSet<&str> = faulty.iter().map(|(name, _)| *name).filter(|name| !left.contains_key(name)).collect();
+    let heirs = present.heirs(&left, &keeps);
     let mut pool = Pool::default();
     for backend in &service.backends {
         let mut backend = backend.clone();
-        if !backend.discovered.as_deref().is_some_and(|of| is_of(service, &list.source, &backend.name, of)) {
-            if left.contains_key(backend.name.as_str()) {
-                return Err(format!(
-                    "has a target called {}, and so is a backend that is not of this list; give one of them another name",
-                    backend.name
-                ));
-            }
+        let name = backend.name.as_str();
+        let waits = || version.waiting.contains(name) && !left.contains_key(name) && !heirs.contains_key(name);
+        if !present.backends.contains_key(name) || keeps.contains(name) || waits() {
             pool.backends.push(backend);
             continue;
         }
@@ -122,7 +130,8 @@ pub fn pool(
             pool.backends.push(new(list, target, place));
         }
     }
-    pool.displace(service);
+    pool.displace(service, version.waiting);
+    pool.left_out = faulty.into_iter().map(|(_, fault)| fault).collect();
     Ok(pool)
 }
 
@@ -160,9 +169,11 @@ impl Pool {
     }
 
     /// Takes out the backends that are in no list any more and whose replies could not be told from those of a backend
-    /// that is: their server answers under another name now.
-    fn displace(&mut self, service: &ServiceConfig) {
-        let is_gone = |backend: &BackendConfig| backend.discovered.as_ref().is_some_and(|of| of.gone.is_some());
+    /// that is: their server answers under another name now. The backends that are `waiting` are in no list either.
+    fn displace(&mut self, service: &ServiceConfig, waiting: &BTreeSet<String>) {
+        let is_gone = |backend: &BackendConfig| {
+            backend.discovered.as_ref().is_some_and(|of| of.gone.is_some() || waiting.contains(&backend.name))
+        };
         if !self.backends.iter().any(is_gone) {
             return;
         }
@@ -191,7 +202,7 @@ impl Pool {
 #[must_use]
 pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Target]) -> Option<String> {
     let present = Present::of(service, list);
-    let mut without = targets.iter().filter(|target| !present.is_resolved(target));
+    let mut without = targets.iter().filter(|target| target.fault.is_none() && !present.is_resolved(target));
     let first = without.next()?;
     let why = first.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     let rest = match without.count() {
@@ -203,7 +214,7 @@ pub fn unresolved(service: &ServiceConfig, list: &DiscoverConfig, targets: &[Tar
 
 /// The backends that the targets of a list become if the service has no backend of this list yet.
 pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Target]) -> Vec<BackendConfig> {
-    let list = DiscoverConfig { source: source.clone(), min: Floor::default(), own: None };
+    let list = DiscoverConfig::new(source.clone());
     let present = Present::of(service, &list);
     let is_new = |target: &&Target| !service.backends.iter().any(|backend| backend.name == target.name);
     let named = present.named(targets);
@@ -211,8 +222,13 @@ pub(crate) fn newcomers(service: &ServiceConfig, source: &Source, targets: &[Tar
     named.iter().filter(is_new).filter_map(place).collect()
 }
 
+const OTHER_NAME: &str = "give one of them another name";
+
 /// The addresses of a backend.
 type Place = (SocketAddr, Option<SocketAddr>);
+
+/// Targets that can be backends, by name.
+type Sound<'t> = BTreeMap<&'t str, (&'t Target, Place)>;
 
 /// The existing backends that come from a list of targets.
 struct Present<'a> {
@@ -231,6 +247,37 @@ impl<'a> Present<'a> {
         Self { service, source: &list.source, backends }
     }
 
+    /// Divides the targets into those that can be backends, with their places, and the faulty ones, with their faults.
+    /// A target without an address is in neither part.
+    fn sort<'t>(
+        &self,
+        targets: &'t [Target],
+        impossible: &BTreeMap<String, String>,
+    ) -> (Sound<'t>, Vec<(&'t str, String)>) {
+        let names = self.service.backends.iter().map(|backend| backend.name.as_str());
+        let others: BTreeSet<&str> = names.filter(|name| !self.backends.contains_key(name)).collect();
+        let (mut sound, mut faulty) = (BTreeMap::new(), Vec::new());
+        for target in targets {
+            let name = target.name.as_str();
+            let fault = if let Some(fault) = target.fault.as_ref().or_else(|| impossible.get(name)) {
+                fault.clone()
+            } else if others.contains(name) {
+                format!("a target is called {name}, and so is a backend that is not of this list; {OTHER_NAME}")
+            } else if sound.contains_key(name) {
+                format!("two targets are called {name}; {OTHER_NAME}")
+            } else {
+                match self.place(target) {
+                    Ok(Some(place)) => drop(sound.insert(name, (target, place))),
+                    Ok(None) => {}
+                    Err(fault) => faulty.push((name, fault)),
+                }
+                continue;
+            };
+            faulty.push((name, fault));
+        }
+        (sound, faulty)
+    }
+
     /// The number of backends of the list when the controller last applied the list.
     fn listed(&self) -> usize {
         self.backends.values().filter(|of| of.discovered.as_ref().is_some_and(|of| of.gone.is_none())).count()
@@ -238,12 +285,17 @@ impl<'a> Present<'a> {
 
     /// The new names of the backends that the targets `left` continue under other names: those that the list no longer
     /// contains, if a new target is at the address of the backend. The server there is the same to its clients. If two
-    /// backends had the address, the one that the list contained last goes on.
-    fn heirs<'t>(&self, left: &BTreeMap<&'t str, (&Target, Place)>) -> BTreeMap<&'a str, &'t str> {
+    /// backends had the address, the one that the list contained last goes on. Backends in `keeps` stay as they are.
+    fn heirs<'t>(
+        &self,
+        left: &BTreeMap<&'t str, (&Target, Place)>,
+        keeps: &BTreeSet<&str>,
+    ) -> BTreeMap<&'a str, &'t str> {
         let taken: BTreeSet<&str> = self.service.backends.iter().map(|backend| backend.name.as_str()).collect();
         let new = left.iter().filter(|(name, _)| !taken.contains(*name));
         let mut at: BTreeMap<Place, &'t str> = new.rev().map(|(name, (_, place))| (*place, *name)).collect();
-        let missing = self.backends.values().filter(|backend| !left.contains_key(backend.name.as_str()));
+        let is_missing = |name: &str| !left.contains_key(name) && !keeps.contains(name);
+        let missing = self.backends.values().filter(|backend| is_missing(&backend.name));
         let is_gone = |backend: &&&BackendConfig| backend.discovered.as_ref().is_some_and(|of| of.gone.is_some());
         let (gone, listed): (Vec<_>, Vec<_>) = missing.partition(is_gone);
         let heir = |backend: &'a BackendConfig| {
@@ -255,7 +307,7 @@ impl<'a> Present<'a> {
     /// Gives each target the name of a backend.
     fn named<'t>(&self, targets: &'t [Target]) -> Cow<'t, [Target]> {
         match self.source.dns().map(|dns| &dns.records) {
-            Some(Records::Services) => Cow::Owned(dns::named(targets, |name, port| {
+            Some(Records::Services) => Cow::Owned(dns::named(&self.without_kept_ports(targets), |name, port| {
                 let address = self.backends.get(name)?.address;
                 Some(self.service.without_implied_port(SocketAddr::new(address.ip(), port)) == address)
             })),
@@ -263,10 +315,30 @@ impl<'a> Present<'a> {
         }
     }
 
+    /// Removes ports at which clients reach the targets anyway. Records of one host that differ only in such ports become
+    /// one target, with the better of their priorities and weights.
+    fn without_kept_ports(&self, targets: &[Target]) -> Vec<Target> {
+        let mut without: Vec<Target> = Vec::with_capacity(targets.len());
+        for target in targets {
+            let port = target.port.filter(|port| !self.service.keeps_port(*port));
+            let known =
+                without.iter_mut().find(|known| port.is_none() && known.port.is_none() && known.name == target.name);
+            match known {
+                Some(known) if (known.backup, target.weight) > (target.backup, known.weight) => {
+                    (known.backup, known.weight) = (target.backup, target.weight);
+                }
+                Some(_) => {}
+                None => without.push(Target { port, ..target.clone() }),
+            }
+        }
+        without
+    }
+
     /// The addresses of a target: the current addresses while the target still has them or no other addresses are
     /// known, otherwise the lowest addresses. `None`: the target has no address yet, or no address of a wanted family.
     fn place(&self, target: &Target) -> Result<Option<Place>, String> {
-        let port = self.service.port_of(&target.name, target.port)?;
+        let port = target.port.filter(|port| !self.service.keeps_port(*port));
+        let port = self.service.port_of(&target.name, port)?;
         let socket = |ip| self.service.without_implied_port(SocketAddr::new(ip, port));
         let Some(dns) = self.source.dns() else {
             return Ok(target.addresses.first().map(|ip| (socket(*ip), None)));
@@ -321,6 +393,21 @@ fn new(list: &DiscoverConfig, target: &Target, (address, address6): Place) -> Ba
     }
 }
 
+/// The targets to blame for problems of services of which the service at `index` has the backends of `pool`, by name:
+/// each with the problem. Of two targets, the new or changed one is to blame.
+pub(crate) fn to_blame(pool: &Pool, index: usize, problems: &[Problem]) -> BTreeMap<String, String> {
+    let changes = |name: &&String| pool.added.contains(name) || pool.changed.contains(name);
+    let backend = |at: At| match at {
+        At::BackendName(of, number) | At::BackendAddress(of, number) if of == index => pool.backends.get(number),
+        At::Name(_) | At::Listener(..) | At::TableSize(_) | At::BackendName(..) | At::BackendAddress(..) => None,
+    };
+    let blamed = |problem: &Problem| {
+        let names = problem.places().filter_map(backend).map(|backend| &backend.name).filter(changes);
+        Some((names.max_by_key(|name| (pool.added.contains(name), *name))?.clone(), problem.text(|_| None)))
+    };
+    problems.iter().filter_map(blamed).collect()
+}
+
 /// Lets a backend go on under another name.
 fn rename(backend: &mut BackendConfig, name: &str) {
     let was = backend.identity().to_owned();
@@ -345,246 +432,5 @@ fn is_of(service: &ServiceConfig, source: &Source, name: &str, backend: &Discove
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use balancer_common::map_types::Forwarding;
-    use balancer_config::fixture::service;
-
-    use super::*;
-
-    fn list(min: u32) -> DiscoverConfig {
-        DiscoverConfig { source: Source::File(PathBuf::from("/t.json")), min: Floor::Targets(min), own: None }
-    }
-
-    fn target(name: &str, host: u8, weight: u16) -> Target {
-        let addresses = vec![[10, 0, 0, host].into()];
-        Target { name: name.to_owned(), addresses, why: None, port: Some(8080), weight, backup: false }
-    }
-
-    fn web(backends: Vec<BackendConfig>) -> ServiceConfig {
-        let web = service("web", "198.51.100.10:80", Forwarding::Nat, &["own 10.0.0.1:8080"]);
-        let backends = if backends.is_empty() { web.backends.clone() } else { backends };
-        ServiceConfig { discover: vec![list(1)], backends, ..web }
-    }
-
-    fn next(before: &Pool, targets: &[Target]) -> Pool {
-        pool(&web(before.backends.clone()), &list(1), targets, |_| Admin::Ready).unwrap()
-    }
-
-    fn names(pool: &Pool) -> Vec<&str> {
-        pool.backends.iter().map(|backend| backend.name.as_str()).collect()
-    }
-
-    fn two() -> [Target; 2] {
-        [target("a", 2, 100), target("b", 3, 50)]
-    }
-
-    #[test]
-    fn when_a_list_is_shuffled_then_nothing_changes() {
-        let first = next(&Pool::default(), &two());
-        assert_eq!((names(&first), &*first.summary()), (vec!["own", "a", "b"], "2 backends added"));
-        assert_eq!(first.backends[2].weight, 50);
-        let [a, b] = two();
-        let second = next(&first, &[b, a]);
-        assert_eq!(second, Pool { backends: first.backends, ..Pool::default() });
-    }
-
-    #[test]
-    fn when_a_target_is_gone_and_comes_back_then_it_is_as_the_operator_had_it() {
-        let first = next(&Pool::default(), &two());
-        let service = web(first.backends.clone());
-        let gone = pool(&service, &list(1), &two()[..1], |_| Admin::Maint).unwrap();
-        assert_eq!((names(&gone), &*gone.gone), (vec!["own", "a", "b"], &["b".to_owned()][..]));
-        let still = next(&gone, &two()[..1]);
-        assert_eq!((still.summary(), &still.backends), (String::new(), &gone.backends));
-        let back = next(&gone, &two());
-        assert_eq!((&back.backends, &*back.back), (&first.backends, &[("b".to_owned(), Admin::Maint)][..]));
-    }
-
-    #[test]
-    fn when_a_list_has_fewer_targets_than_the_floor_then_nothing_is_taken_over() {
-        let first = next(&Pool::default(), &two());
-        let service = web(first.backends);
-        let refused = |min, targets: &[Target]| pool(&service, &list(min), targets, |_| Admin::Ready).unwrap_err();
-        assert_eq!(refused(1, &[]), "has 0 targets, fewer than min = 1; if that is meant, lower min");
-        assert!(refused(3, &two()).starts_with("has 2 targets, fewer than min = 3"));
-        assert_eq!(pool(&service, &list(0), &[], |_| Admin::Ready).unwrap().gone.len(), 2);
-    }
-
-    #[test]
-    fn when_a_weight_was_set_at_run_time_then_it_stays_until_the_list_says_another() {
-        let mut first = next(&Pool::default(), &two());
-        first.backends[1].weight = 7;
-        let same = next(&first, &two());
-        assert_eq!((same.backends[1].weight, same.summary()), (7, String::new()));
-        let other = next(&first, &[target("a", 2, 80), target("b", 9, 50)]);
-        assert_eq!((other.backends[1].weight, other.changed.len()), (80, 2));
-        assert_eq!(other.backends[2].address, "10.0.0.9:8080".parse().unwrap());
-    }
-
-    #[test]
-    fn when_a_target_is_called_like_a_backend_of_the_file_then_the_list_is_refused() {
-        let refused = pool(&web(Vec::new()), &list(1), &[target("own", 2, 1)], |_| Admin::Ready).unwrap_err();
-        assert!(refused.starts_with("has a target called own, and so is a backend"), "{refused}");
-    }
-
-    #[test]
-    fn when_a_service_has_another_list_than_before_then_that_decides_about_the_backends_of_the_former() {
-        let first = next(&Pool::default(), &two());
-        let other = DiscoverConfig { source: Source::File(PathBuf::from("/other.json")), ..list(1) };
-        let service = ServiceConfig { discover: vec![other.clone()], ..web(first.backends) };
-        let taken = pool(&service, &other, &two()[..1], |_| Admin::Ready).unwrap();
-        let sources: Vec<_> =
-            taken.backends.iter().filter_map(|of| Some(of.discovered.as_ref()?.source.to_string())).collect();
-        assert_eq!(sources, ["/other.json", "/t.json"]);
-        assert_eq!((taken.added.len(), &*taken.gone), (0, &["b".to_owned()][..]));
-    }
-
-    fn srv(min: Floor) -> DiscoverConfig {
-        let name = "_http._tcp.web.internal".to_owned();
-        let dns = DnsSource { records: Records::Services, name, family: None, servers: Vec::new() };
-        DiscoverConfig { source: Source::Dns(dns), min, own: None }
-    }
-
-    fn host(name: &str, port: u16, addresses: &[&str]) -> Target {
-        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        let why = Some("NXDOMAIN".to_owned()).filter(|_| !name.starts_with("web"));
-        Target { name: name.to_owned(), addresses, why, port: Some(port), weight: 1, backup: false }
-    }
-
-    /// Returns the backends that result from a series of DNS answers, with their addresses.
-    fn after(listen: &str, forwarding: Forwarding, answers: &[&[Target]]) -> Vec<String> {
-        let listen = listen.split(' ').map(|text| text.parse().unwrap()).collect();
-        let mut web = ServiceConfig { listen, discover: vec![srv(Floor::default())], ..web(Vec::new()) };
-        (web.forwarding, web.backends) = (forwarding, Vec::new());
-        for targets in answers {
-            web.backends = pool(&web, &web.discover[0], targets, |_| Admin::Ready).unwrap().backends;
-        }
-        let shown = |backend: &BackendConfig| {
-            let of = backend.discovered.as_ref().unwrap();
-            let address6 = backend.address6.map(|address| format!(" {address}")).unwrap_or_default();
-            let gone = if of.gone.is_some() { " gone" } else { "" };
-            format!("{} {}{address6}{gone}", backend.name, backend.address)
-        };
-        web.backends.iter().map(shown).collect()
-    }
-
-    const V4: &str = "198.51.100.10:80";
-    const BOTH: &str = "198.51.100.10:80 [2001:db8::10]:80";
-
-    #[test]
-    fn when_a_host_has_several_addresses_then_the_one_in_use_stays_and_otherwise_the_lowest_counts() {
-        let of = |addresses: &[&str]| [host("web1", 8080, addresses)];
-        let nat = |answers: &[&[Target]]| after(V4, Forwarding::Nat, answers).join(", ");
-        let first = of(&["10.0.0.3", "10.0.0.2"]);
-        assert_eq!(nat(&[&first]), "web1 10.0.0.2:8080");
-        assert_eq!(nat(&[&first, &of(&["10.0.0.1", "10.0.0.2"])]), "web1 10.0.0.2:8080");
-        assert_eq!(nat(&[&first, &of(&["10.0.0.9", "10.0.0.3"])]), "web1 10.0.0.3:8080");
-        assert_eq!(nat(&[&first, &of(&[])]), "web1 10.0.0.2:8080", "it has no address any more");
-        assert_eq!(nat(&[&first, &of(&["fd00::1"])]), "web1 10.0.0.2:8080", "none of the service's family");
-        assert_eq!(nat(&[&first, &of(&["10.0.0.2"]), &[host("web1", 80, &["10.0.0.2"])]]), "web1 10.0.0.2:0");
-    }
-
-    #[test]
-    fn when_a_service_has_both_families_then_a_target_needs_both_except_in_tunnels() {
-        let web1 = host("web1", 8080, &["fd00::1", "10.0.0.1"]);
-        let all = [web1, host("web2", 8080, &["10.0.0.2"]), host("web3", 8080, &["fd00::3"])];
-        assert_eq!(after(BOTH, Forwarding::Nat, &[&all]), ["web1 10.0.0.1:8080 [fd00::1]:8080"]);
-        let tunnel = ["web1 10.0.0.1:8080 [fd00::1]:8080", "web2 10.0.0.2:8080", "web3 [fd00::3]:8080"];
-        assert_eq!(after(BOTH, Forwarding::Ipip, &[&all]), tunnel);
-        let kept = [host("web1", 8080, &["10.0.0.7"])];
-        assert_eq!(after(BOTH, Forwarding::Nat, &[&all, &kept]), ["web1 10.0.0.7:8080 [fd00::1]:8080"]);
-    }
-
-    #[test]
-    fn when_targets_have_no_addresses_then_that_is_told_and_new_ones_wait() {
-        let service = ServiceConfig { discover: vec![srv(Floor::default())], ..web(Vec::new()) };
-        let told = |targets: &[Target]| unresolved(&service, &service.discover[0], targets);
-        assert_eq!(told(&[host("web1", 80, &["10.0.0.1"])]), None);
-        let [a, b] = ["a", "b"].map(|name| host(name, 80, &[]));
-        let expected = "a has not the addresses that the service needs: NXDOMAIN; nor have 1 more";
-        assert_eq!(told(&[a.clone(), b]).as_deref(), Some(expected));
-        assert_eq!(after(V4, Forwarding::Nat, &[&[host("web1", 8080, &["10.0.0.1"]), a]]), ["web1 10.0.0.1:8080"]);
-    }
-
-    #[test]
-    fn when_a_host_gets_a_second_port_and_loses_the_first_then_backends_keep_their_names() {
-        let at = |port| host("web1", port, &["10.0.0.1"]);
-        let answers: [&[Target]; 4] = [&[at(8080)], &[at(8080), at(8081)], &[at(8081)], &[at(8081), at(8080)]];
-        let nat = |count: usize| after(V4, Forwarding::Nat, &answers[..count]).join(", ");
-        assert_eq!(nat(2), "web1 10.0.0.1:8080, web1-8081 10.0.0.1:8081");
-        assert_eq!(nat(3), "web1 10.0.0.1:8080 gone, web1-8081 10.0.0.1:8081");
-        assert_eq!(nat(4), nat(2));
-        // The address of a backend omits the listener's port.
-        let implied: [&[Target]; 2] = [&[at(80)], &[at(81), at(80)]];
-        assert_eq!(after(V4, Forwarding::Nat, &implied).join(", "), "web1 10.0.0.1:0, web1-81 10.0.0.1:81");
-    }
-
-    #[test]
-    fn when_names_of_hosts_and_ports_collide_then_the_answer_is_refused() {
-        let service = ServiceConfig { discover: vec![srv(Floor::default())], ..web(Vec::new()) };
-        let at = |name, port| host(name, port, &["10.0.0.1"]);
-        let targets = [at("web1", 80), at("web1", 81), at("web1-80", 82)];
-        let refused = pool(&service, &service.discover[0], &targets, |_| Admin::Ready).unwrap_err();
-        assert_eq!(refused, "has two targets called web1-80; give one of them another name");
-    }
-
-    #[test]
-    fn when_the_floor_is_a_share_then_it_is_one_of_those_listed_before() {
-        let at = |number| host(&format!("web{number}"), 80, &[&format!("10.0.0.{number}")]);
-        let hosts: Vec<Target> = (1..=4).map(at).collect();
-        let mut service = ServiceConfig { discover: vec![srv(Floor::Share(50))], ..web(Vec::new()) };
-        let take = |service: &ServiceConfig, count: usize| {
-            pool(service, &service.discover[0], &hosts[..count], |_| Admin::Ready)
-        };
-        assert!(take(&service, 0).unwrap_err().starts_with("has 0 targets, fewer than min = 1"));
-        service.backends = take(&service, 4).unwrap().backends;
-        assert_eq!(
-            take(&service, 1).unwrap_err(),
-            "has 1 target, fewer than 50 % of the 4 before; if that is meant, lower min"
-        );
-        service.backends = take(&service, 2).unwrap().backends;
-        assert_eq!(take(&service, 1).unwrap().gone.len(), 1, "half of the two that are left");
-    }
-
-    #[test]
-    fn when_other_servers_are_asked_for_the_same_records_then_no_other_list_takes_their_backends_away() {
-        let mut service = ServiceConfig { discover: vec![srv(Floor::default()), list(1)], ..web(Vec::new()) };
-        let targets = [host("web1", 8080, &["10.0.0.7"])];
-        service.backends = pool(&service, &service.discover[0], &targets, |_| Admin::Ready).unwrap().backends;
-        let Source::Dns(dns) = &mut service.discover[0].source else { panic!() };
-        dns.servers = vec!["192.0.2.53:53".parse().unwrap()];
-        let of_file = pool(&service, &service.discover[1], &two(), |_| Admin::Ready).unwrap();
-        assert_eq!((of_file.added.len(), of_file.gone.len()), (2, 0));
-        let none_now = pool(&service, &service.discover[0], &[host("web2", 80, &["10.0.0.8"])], |_| Admin::Ready);
-        assert_eq!(none_now.unwrap().gone, ["web1"]);
-        // Without the DNS records, the configuration file decides.
-        service.discover.remove(0);
-        assert_eq!(pool(&service, &service.discover[0], &two(), |_| Admin::Ready).unwrap().gone, ["web1"]);
-    }
-
-    fn named(backend: &str, host: &str, weight: u16) -> DiscoverConfig {
-        let records = Records::Backend { backend: backend.to_owned(), port: Some(8080) };
-        let dns = DnsSource { records, name: host.to_owned(), family: None, servers: Vec::new() };
-        let own = Some(Own { weight, backup: false });
-        DiscoverConfig { source: Source::Dns(dns), min: Floor::default(), own }
-    }
-
-    #[test]
-    fn when_the_address_of_a_backend_is_another_name_then_no_other_list_takes_the_backend_away() {
-        let one = [host("web1", 8080, &["10.0.0.1"])];
-        let mut service = ServiceConfig { discover: vec![named("web1", "a.internal", 7)], ..web(Vec::new()) };
-        service.backends = pool(&service, &service.discover[0], &one, |_| Admin::Ready).unwrap().backends;
-        let backend = service.backends.last().unwrap();
-        assert_eq!((backend.name.as_str(), backend.weight), ("web1", 7), "the weight is the configuration's");
-        service.discover = vec![named("web1", "b.internal", 7), list(1), named("web2", "c.internal", 7)];
-        for (at, target) in [(1, target("a", 2, 100)), (2, host("web2", 8080, &["10.0.0.3"]))] {
-            let pool = pool(&service, &service.discover[at], &[target], |_| Admin::Ready).unwrap();
-            assert!(pool.gone.is_empty(), "{:?}", pool.gone);
-        }
-        let moved = [host("web1", 8080, &["10.0.0.9"])];
-        let taken = pool(&service, &service.discover[0], &moved, |_| Admin::Ready).unwrap();
-        assert_eq!((&*taken.changed, taken.added.len()), (&["web1".to_owned()][..], 0));
-    }
-}
+#[path = "pool_test.rs"]
+mod tests;

@@ -1,11 +1,11 @@
 //! Lists of targets from the users' point of view: which backends drain and come back, and which backends remain after
 //! a reload and after a restart.
 
-use std::{path::PathBuf, time::UNIX_EPOCH};
+use std::{collections::BTreeSet, path::PathBuf, time::UNIX_EPOCH};
 
 use balancer_config::{
     config::ServiceConfig,
-    discover::{DiscoverConfig, Floor, Own, Source, Target},
+    discover::{DiscoverConfig, Own, Source, Target},
     dns::{DnsSource, Records},
     fixture::{KEY, config, name, now, web},
     limits::Limits,
@@ -28,7 +28,7 @@ fn list() -> Source {
 }
 
 fn listed() -> ServiceConfig {
-    let discover = vec![DiscoverConfig { source: list(), min: Floor::default(), own: None }];
+    let discover = vec![DiscoverConfig::new(list())];
     let mut web = ServiceConfig { discover, remember: std::time::Duration::from_secs(3600), ..web() };
     web.backends.truncate(1);
     web
@@ -38,13 +38,26 @@ fn targets(names: &[&str]) -> Vec<Target> {
     let target = |name: &&str| {
         let host = 20 + name.bytes().last().unwrap() % 16;
         let addresses = vec![[10, 0, 0, host].into()];
-        Target { name: (*name).to_owned(), addresses, why: None, port: Some(8080), weight: 100, backup: false }
+        Target {
+            name: (*name).to_owned(),
+            addresses,
+            why: None,
+            fault: None,
+            port: Some(8080),
+            weight: 100,
+            backup: false,
+        }
     };
     names.iter().map(target).collect()
 }
 
 fn discover(bench: &mut Bench, names: &[&str]) -> Result<(String, Vec<Command>), Refused> {
-    let change = Change::Discover { service: "web".to_owned(), source: list(), targets: targets(names) };
+    let change = Change::Discover {
+        service: "web".to_owned(),
+        source: list(),
+        targets: targets(names),
+        waiting: BTreeSet::new(),
+    };
     bench.change(change)
 }
 
@@ -112,13 +125,68 @@ fn when_a_gone_target_has_nobody_left_or_its_deadline_comes_then_it_is_removed()
     assert_eq!(shown(&bench).len(), 3);
 }
 
+/// Applies a list with targets at these addresses, whose names are the last bytes.
+fn discover_hosts(bench: &mut Bench, hosts: &[&str]) -> (String, Vec<Command>) {
+    let target = |host: &&str| {
+        let name = host.rsplit('.').next().unwrap().to_owned();
+        Target { name, addresses: vec![host.parse().unwrap()], ..targets(&["a"]).remove(0) }
+    };
+    let (targets, waiting) = (hosts.iter().map(target).collect(), BTreeSet::new());
+    bench.change(Change::Discover { service: "web".to_owned(), source: list(), targets, waiting }).unwrap()
+}
+
+#[test]
+fn when_targets_cannot_be_backends_of_the_service_then_they_cost_the_others_nothing() {
+    let mut bench = Bench::new(vec![listed()]).0;
+    // The VIP, an address of the other family, and the address of a backend of the file, whose replies nat could not
+    // tell apart.
+    let hosts = ["10.0.0.21", "10.0.0.22", "10.0.0.23", "198.51.100.10", "10.0.0.24", "10.0.0.11"];
+    let targets = |hosts: &[&str]| -> Vec<Target> {
+        hosts
+            .iter()
+            .map(|host| Target {
+                addresses: vec![host.parse().unwrap()],
+                name: format!("at-{host}"),
+                ..targets(&["a"]).remove(0)
+            })
+            .collect()
+    };
+    let (pool, differs) = bench.controller.discovery("web", &list(), &targets(&hosts), &BTreeSet::new()).unwrap();
+    assert!(differs);
+    assert_eq!((pool.added.len(), pool.left_out.len()), (4, 2), "{:?}", pool.left_out);
+    assert!(pool.left_out[0].contains("is the service's own 198.51.100.10"), "{:?}", pool.left_out);
+    assert!(pool.left_out[1].starts_with("nat could not tell the tcp replies of"), "{:?}", pool.left_out);
+    discover_hosts(&mut bench, &hosts);
+    assert_eq!(shown_names(&bench), ["web1", "21", "22", "23", "24"]);
+    let refused = bench.controller.discovery("web", &list(), &targets(&hosts[2..]), &BTreeSet::new()).unwrap();
+    assert_eq!(refused.0.left_out.len(), 2, "half of the targets");
+    let refused = bench.controller.discovery("web", &list(), &targets(&hosts[3..]), &BTreeSet::new()).unwrap_err();
+    assert!(refused.to_string().contains("lacks 2 of 3 targets"), "{refused}");
+}
+
+#[test]
+fn when_a_target_waits_then_its_backend_takes_clients_until_it_drains_as_no_longer_listed() {
+    let mut bench = bench();
+    let before = shown(&bench);
+    let apply = |bench: &mut Bench, waiting: &[&str]| {
+        let waiting = waiting.iter().map(|name| (*name).to_owned()).collect();
+        let targets = targets(&["a", "c"]);
+        bench.change(Change::Discover { service: "web".to_owned(), source: list(), targets, waiting }).unwrap()
+    };
+    assert_eq!(apply(&mut bench, &["b"]).0, "service web discovers what it has: nothing changed");
+    assert_eq!(shown(&bench), before);
+    let named = bench.controller.named("web", &list(), &targets(&["a", "c"])).unwrap();
+    assert_eq!((named.listed.len(), named.missing.into_iter().collect::<Vec<_>>()), (2, vec!["b".to_owned()]));
+    apply(&mut bench, &[]);
+    assert_eq!(state(&bench, "b"), (Admin::Drain, true));
+    assert_eq!(bench.controller.backend(&name("web/b")).unwrap().reason(), "no longer listed");
+}
+
 #[test]
 fn when_a_list_is_too_short_or_contradicts_the_file_then_the_last_pool_stays() {
     let mut bench = bench();
     let before = shown(&bench);
-    for (names, said) in
-        [(&[][..], "has 0 targets, fewer than min = 1"), (&["a", "web1"][..], "has a target called web1")]
-    {
+    for (names, said) in [(&[][..], "has 0 targets, fewer than min = 1"), (&["web1"][..], "a target is called web1")] {
         let refused = discover(&mut bench, names).unwrap_err();
         assert!(matches!(&refused, Refused::Conflict(text) if text.contains(said)), "{refused}");
         assert_eq!(shown(&bench), before);
@@ -160,7 +228,7 @@ fn when_a_listed_backend_is_to_be_removed_then_that_is_refused_until_the_list_ha
 fn when_a_service_has_no_list_any_more_then_listed_backends_drain() {
     let mut bench = bench();
     let (_, commands) = bench.reload(vec![ServiceConfig { discover: Vec::new(), ..listed() }]).unwrap();
-    assert!(lines(&commands).iter().any(|line| line.ends_with("its service discovers none any more")));
+    assert!(lines(&commands).iter().any(|line| line.ends_with("its service discovers no backends any more")));
     assert_eq!((state(&bench, "a"), state(&bench, "web1")), ((Admin::Drain, true), (Admin::Ready, false)));
 }
 
@@ -175,9 +243,10 @@ fn when_backends_move_from_the_file_to_a_list_then_the_list_decides_about_them()
     let expected = "backend web/web1 is no longer in the file: the targets of /t.json decide about it";
     assert!(lines(&commands).contains(&expected), "{:?}", lines(&commands));
     let addresses = vec![[10, 0, 0, 11].into()];
-    let web1 = Target { name: "web1".to_owned(), addresses, why: None, port: None, weight: 100, backup: false };
+    let web1 =
+        Target { name: "web1".to_owned(), addresses, why: None, fault: None, port: None, weight: 100, backup: false };
     let source = list();
-    let change = Change::Discover { service: "web".to_owned(), source, targets: vec![web1] };
+    let change = Change::Discover { service: "web".to_owned(), source, targets: vec![web1], waiting: BTreeSet::new() };
     bench.change(change).unwrap();
     assert_eq!((state(&bench, "web1"), bench.id("web/web1")), ((Admin::Ready, false), id));
 }
@@ -187,7 +256,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
     let of = |backend: &str, weight| {
         let records = Records::Backend { backend: backend.to_owned(), port: Some(8080) };
         let dns = DnsSource { records, name: format!("{backend}.internal"), family: None, servers: Vec::new() };
-        DiscoverConfig { source: Source::Dns(dns), min: Floor::default(), own: Some(Own { weight, backup: false }) }
+        DiscoverConfig { own: Some(Own { weight, backup: false }), ..DiscoverConfig::new(Source::Dns(dns)) }
     };
     let mut bench = Bench::new(vec![web()]).0;
     bench.pass("web/web1");
@@ -202,7 +271,7 @@ fn when_addresses_become_names_then_backends_keep_their_clients_and_follow_the_n
             ..targets(&[list.source.backend().unwrap()])[0].clone()
         };
         let (service, source) = ("web".to_owned(), list.source.clone());
-        bench.change(Change::Discover { service, source, targets: vec![target] }).unwrap();
+        bench.change(Change::Discover { service, source, targets: vec![target], waiting: BTreeSet::new() }).unwrap();
     };
     answer(&mut bench, &names.discover[0], 77);
     answer(&mut bench, &names.discover[1], 12);
@@ -254,7 +323,9 @@ fn discover_at(bench: &mut Bench, words: &[&str]) -> (String, Vec<Command>) {
         Target { name: name.to_owned(), ..targets(&[at]).remove(0) }
     };
     let targets = words.iter().map(target).collect();
-    bench.change(Change::Discover { service: "web".to_owned(), source: list(), targets }).unwrap()
+    bench
+        .change(Change::Discover { service: "web".to_owned(), source: list(), targets, waiting: BTreeSet::new() })
+        .unwrap()
 }
 
 fn shown_names(bench: &Bench) -> Vec<&str> {
@@ -275,7 +346,8 @@ fn when_a_target_has_another_name_at_its_address_then_its_backend_goes_on_under_
     let id = bench.id("web/b");
     let (message, commands) = discover_at(&mut bench, &["a", "new@b", "c"]);
     assert!(message.starts_with("service web discovers: 1 backend renamed; "), "{message}");
-    let line = "backend web/b is called new now, as /t.json calls the target at 10.0.0.22:8080; 1 known client stays";
+    let line = "backend web/b renamed new, because /t.json calls the target at 10.0.0.22:8080 so; 1 known client \
+                stays";
     assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
     assert_eq!((shown_names(&bench), bench.id("web/new")), (vec!["web1", "a", "new", "c"], id));
     assert_eq!((state(&bench, "new"), bench.service().backends()[2].known_clients()), ((Admin::Ready, false), 1));
@@ -350,7 +422,7 @@ fn when_a_list_gives_the_address_of_a_missing_target_to_a_backend_then_that_one_
         }
         let (message, commands) = discover_at(&mut bench, &["b@a", "c"]);
         assert!(message.contains(": 1 backend changed, 1 backend displaced; "), "{message}");
-        let line = "backend web/a removed, /t.json gives its address 10.0.0.21:8080 to b; 1 known client moves";
+        let line = "backend web/a removed, because /t.json gives its address 10.0.0.21:8080 to b; 1 known client moves";
         assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
         assert_eq!((shown_names(&bench), bench.id("web/b")), (vec!["web1", "b", "c"], b));
         assert!(rows(&commands).contains(&(a, false)), "the clients of the removed backend move");
@@ -385,7 +457,8 @@ fn when_a_fleet_follows_a_list_with_a_new_name_then_all_members_rename_the_backe
     follow(&mut member, &bench);
     let id = bench.id("web/b");
     let (_, commands) = discover_at(&mut bench, &["a", "b2@b", "c"]);
-    let line = "backend web/b is called b2 now, as /t.json calls the target at 10.0.0.22:8080; its known clients stay";
+    let line = "backend web/b renamed b2, because /t.json calls the target at 10.0.0.22:8080 so; its known clients \
+                stay";
     assert!(lines(&commands).contains(&line), "{:?}", lines(&commands));
     // The member misses the state in between.
     discover_at(&mut bench, &["a", "b3@b", "c"]);

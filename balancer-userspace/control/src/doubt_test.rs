@@ -1,4 +1,5 @@
-//! Backends that packets and a time-out of a check put in doubt: unknown clients go to others, and known clients stay.
+//! Backends that packets and a time-out of a check, or a shut port, put in doubt: unknown clients go to others, and known
+//! clients stay.
 
 use std::time::Duration;
 
@@ -56,6 +57,37 @@ fn when_a_check_that_packets_asked_for_times_out_then_new_clients_go_elsewhere_u
     assert_eq!(takers(&bench), (vec!["web2", "web3", "web4"], true));
     bench.check("web/web1", CheckOutcome::Passed);
     assert_eq!((takers(&bench).1, bench.service().live_table()), (true, &table[..]));
+}
+
+#[test]
+fn when_a_port_is_shut_for_a_moment_then_nobody_moves_and_new_clients_go_elsewhere_until_a_check_passes() {
+    let shut = || CheckOutcome::Shut("connect: refused".to_owned());
+    let mut bench = remembering();
+    let table = bench.service().live_table().to_vec();
+    (0..9).for_each(|_| drop(bench.check("web/web1", shut())));
+    assert_eq!(takers(&bench), (vec!["web2", "web3", "web4"], true));
+    assert_eq!(bench.shown("web/web1").1, "doubted: connect: refused, 2 of 3 failures");
+    bench.check("web/web1", CheckOutcome::Passed);
+    assert_eq!((takers(&bench).1, bench.service().live_table()), (true, &table[..]));
+    (0..9).for_each(|_| drop(bench.check("web/web1", shut())));
+    bench.check("web/web1", CheckOutcome::Hard("connect: refused".to_owned()));
+    assert_eq!(bench.shown("web/web1").0, BackendState::Down);
+}
+
+#[test]
+fn when_all_servers_restart_within_a_moment_then_nobody_moves_and_longer_refusals_are_one_outage() {
+    let mut bench = remembering();
+    let table = bench.service().live_table().to_vec();
+    for backend in ALL {
+        bench.check(backend, CheckOutcome::Shut("connect: refused".to_owned()));
+        assert!(takers(&bench).1);
+    }
+    assert_eq!(bench.service().live_table(), table);
+    for backend in ALL {
+        (0..3).for_each(|_| drop(bench.check(backend, CheckOutcome::Hard("connect: refused".to_owned()))));
+        assert!(bench.service().backends().iter().all(|backend| backend.keeps_known()));
+    }
+    assert!(bench.service().outage(bench.now).is_some(), "{:?}", bench.shown("web/web1"));
 }
 
 #[test]

@@ -156,7 +156,7 @@ fn when_the_data_path_has_no_room_for_a_service_then_the_cure_is_named() {
     assert!(refused.to_string().contains("write [flow_table] capacity = 262144 into a configuration file"));
     let remembering = || vec![ServiceConfig { remember: Duration::from_secs(60), ..at_80() }];
     let refused = set(&mut bench, "k8s", remembering()).unwrap_err();
-    assert!(refused.to_string().contains("remember needs memory for clients"), "{refused}");
+    assert!(refused.to_string().contains("remember needs a client table"), "{refused}");
     let mut empty = Bench::new(Vec::new()).0;
     set(&mut empty, "k8s", remembering()).unwrap();
     restart(&mut empty, Duration::ZERO, vec![web()]);
@@ -182,7 +182,7 @@ fn when_a_start_cannot_continue_the_state_then_drop_ins_are_there_all_the_same()
     set(&mut bench, "k8s", vec![at_80()]).unwrap();
     let commands = restart(&mut bench, Duration::ZERO, vec![many('b', 33_000)]);
     let said = lines(&commands).join("\n");
-    assert!(said.contains("starting with the configuration file and the drop-ins alone"), "{said}");
+    assert!(said.contains("starting with the file and the drop-ins alone"), "{said}");
     assert_eq!(bench.controller.drop_ins()["k8s"], "# k8s\n");
     assert!(bench.controller.backend(&name("shop/shop1")).is_ok());
 }

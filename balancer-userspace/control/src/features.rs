@@ -142,7 +142,6 @@ pub(crate) fn of_gone(row: &BackendSpec, family: Option<Family>) -> Features {
     of_row(row) | if crosses { of_crossing(row.forwarding) } else { Features::NONE }
 }
 
-/// The features of all these services.
 pub(crate) fn union(all: impl IntoIterator<Item = Features>) -> Features {
     all.into_iter().fold(Features::NONE, |all, one| all | one)
 }

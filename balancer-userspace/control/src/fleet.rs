@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A fleet from the point of view of one member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetSnapshot {
-    /// The name of the fleet.
     pub name: String,
-    /// The name of this member.
     pub member: String,
     /// The number of the epoch that this member applies; `None`: the member applies no epoch yet.
     pub epoch: Option<u64>,
@@ -28,16 +26,13 @@ pub struct FleetSnapshot {
     pub troubles: Vec<String>,
 }
 
-/// One member of the fleet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FleetMember {
-    /// The name of the member.
     pub name: String,
     /// The version of the balancer program that the member runs.
     pub version: String,
     /// The readiness of the member: `ready`, `degraded`, `not_ready` or `withdrawn`.
     pub ready: String,
-    /// The number of the epoch that the member applies.
     pub epoch: Option<u64>,
     /// The number of seconds for which the member has applied an outdated epoch; 0: the member applies the current
     /// epoch.
@@ -46,13 +41,10 @@ pub struct FleetMember {
     pub votes_differ: Vec<String>,
     /// The number of seconds by which the clock of that member is ahead of the clock of this member; `None`: the number
     /// is unknown, or both are the same member.
-    #[serde(default)]
     pub clock_ahead_seconds: Option<f64>,
     /// Whether the services in the member's configuration file differ from those that the fleet last applied.
-    #[serde(default)]
     pub file_differs: bool,
     /// The member's address, as the engine reports it; empty if the engine does not report it.
-    #[serde(default)]
     pub address: String,
 }
 
@@ -63,7 +55,6 @@ pub struct FleetEngine {
     pub reachable: bool,
     /// The endpoint of the engine that the member uses, or used last.
     pub endpoint: Option<String>,
-    /// The version of the engine.
     pub version: String,
     /// The leader of the engine's cluster, in hexadecimal; `None`: the leader is unknown.
     pub leader: Option<String>,
@@ -75,15 +66,12 @@ pub struct FleetEngine {
     pub bytes_received: u64,
     /// The engine's own message that says why it refuses writes; `None`: as far as this member knows, the engine
     /// accepts writes.
-    #[serde(default)]
     pub denial: Option<String>,
     /// The size of the engine's database on disk.
     pub database_bytes: u64,
     /// The maximum size of the engine's database, if the engine reports it.
-    #[serde(default)]
     pub database_quota_bytes: Option<u64>,
     /// Warnings on which an operator should act before the engine fails, one sentence each.
-    #[serde(default)]
     pub warnings: Vec<String>,
 }
 

@@ -1,19 +1,22 @@
 //! Backends at their limits: which other backends take their new clients, and when a full backend has room again.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use balancer_common::map_types::ALL_DOWN;
+use balancer_common::map_types::{ALL_DOWN, Forwarding};
 use balancer_config::{
     config::{ServiceConfig, WhenAllDown, WhenFull},
     fixture::{name, web},
-    limits::{Full, Limits},
+    limits::{Enough, Full, Limits},
     states::{Admin, BackendState},
 };
 
 use crate::{
     controller_test::Bench,
     full::{DWELL, Member, Watch, members},
-    io::{Change, Command, Event, Refused},
+    io::{Change, Command, Event, PortsInUse, Refused},
     table::Tier,
 };
 
@@ -37,7 +40,7 @@ impl Bench {
     }
 
     fn fill(&mut self, names: &[&str]) -> Result<(String, Vec<Command>), Refused> {
-        let full = Full { connections: false, had: 103, most: 100 };
+        let full = Full { of: Enough::Clients, had: 103, most: 100 };
         let full = names.iter().map(|name| ((*name).to_owned(), full)).collect();
         self.controller.change(Change::Full { service: "web".to_owned(), full }, self.now)
     }
@@ -67,7 +70,7 @@ fn when_a_backend_is_full_then_the_next_take_its_new_clients_and_it_keeps_those_
     let id = bench.controller.backend(&name(WEB1)).unwrap().id().0;
     let (message, _) = bench.fill(&["web1"]).unwrap();
     assert!(
-        message.starts_with("service web: web1 had 103 of at most 100 clients and takes no new ones: "),
+        message.starts_with("service web: web1 had 103 of at most 100 clients and takes no new clients: "),
         "{message}"
     );
     assert_eq!(bench.shown(WEB1), (BackendState::Up, "full: had 103 of at most 100 clients".to_owned()));
@@ -93,7 +96,7 @@ fn when_all_are_full_then_when_full_decides() {
         bench.fill(&all[..3]).unwrap();
         assert_eq!((bench.all_slots()[3], bench.rejects()), (65_537, false));
         let (message, commands) = bench.fill(&all).unwrap();
-        assert!(message.contains("; all are full: "), "{message}");
+        assert!(message.contains("; all backends are full"), "{message}");
         assert_eq!((bench.controller.services()[0].tier(), bench.rejects()), (tier, rejects), "{when_full:?}");
         let published = commands.iter().any(|command| matches!(command, Command::PublishServices(_)));
         assert_eq!(published, rejects, "{when_full:?}");
@@ -179,7 +182,7 @@ fn when_a_limit_is_planned_then_the_plan_shows_what_becomes_full_and_what_has_ro
     assert!(!message.contains("; then "), "{message}");
     let (message, moved, slots) = plan(&bench, Some(40));
     assert_eq!((moved, slots), (all[0], 0), "{message}");
-    let follows = "; then service web: web1 had 40 of at most 40 clients and takes no new ones: ";
+    let follows = "; then service web: web1 had 40 of at most 40 clients and takes no new clients: ";
     assert!(
         message.starts_with("backend web/web1 max_clients 100 → max_clients 40: ") && message.contains(follows),
         "{message}"
@@ -242,16 +245,49 @@ fn when_clients_come_and_go_then_a_backend_is_full_at_once_and_has_room_with_a_m
 fn when_a_limit_is_small_or_one_of_two_then_each_has_its_margin() {
     let mut watch = Watch::default();
     let now = balancer_config::fixture::now();
-    let full = Some(Full { connections: true, had: 1, most: 1 });
+    let full = Some(Full { of: Enough::Connections, had: 1, most: 1 });
     let limits = Limits { clients: Some(10), connections: Some(1) };
     let mut look = |clients, connections, full| {
-        let member = Member { limits, clients, connections, serves: true, full };
+        let member = Member { limits, clients, connections, ports: None, serves: true, full };
         watch.look(&BTreeMap::from([("web1".to_owned(), member)]), now)
     };
     assert_eq!(look(9, 0, None), None);
-    assert!(look(9, 1, None).is_some_and(|full| full["web1"].connections));
-    assert!(look(10, 0, None).is_some_and(|full| !full["web1"].connections));
+    assert!(look(9, 1, None).is_some_and(|full| full["web1"].of == Enough::Connections));
+    assert!(look(10, 0, None).is_some_and(|full| full["web1"].of == Enough::Clients));
     assert_eq!(look(0, 0, full), None, "it has just become full");
-    let gone = Member { limits, clients: 10, connections: 1, serves: false, full: None };
+    let gone = Member { limits, clients: 10, connections: 1, ports: None, serves: false, full: None };
     assert_eq!(watch.look(&BTreeMap::from([("web1".to_owned(), gone)]), now), None, "it has no part in it");
+}
+
+#[test]
+fn when_connections_hold_all_but_a_few_ports_then_a_snat_backend_is_full_until_a_tenth_is_free() {
+    let mut bench = Bench::limited(ServiceConfig { forwarding: Forwarding::Snat, ..web() });
+    let (mut watch, mut filled) = (Watch::default(), Vec::new());
+    let id = bench.controller.backend(&name(WEB1)).unwrap().id();
+    let mut look = |bench: &mut Bench, taken, later: Duration| {
+        bench.now += later;
+        let ports = BTreeMap::from([(id, PortsInUse { taken, all: 1000 })]);
+        let of = BTreeMap::from([(id, u64::from(taken))]);
+        bench.controller.handle(Event::Flows { of, ports, active: BTreeSet::new() }, bench.now);
+        let full = watch.look(&members(bench.controller.services().iter()), bench.now)?;
+        let (message, _) =
+            bench.controller.change(Change::Full { service: "web".to_owned(), full }, bench.now).unwrap();
+        filled.push(message);
+        Some(bench.all_slots()[0])
+    };
+    let second = Duration::from_secs(1);
+    assert_eq!(look(&mut bench, 949, second), None);
+    assert_eq!(look(&mut bench, 950, second), Some(0));
+    assert_eq!(look(&mut bench, 800, second), None, "too soon");
+    assert_eq!(look(&mut bench, 904, DWELL), None, "too many");
+    assert!(look(&mut bench, 903, second).is_some_and(|slots| slots > 0));
+    assert_eq!(look(&mut bench, 1000, second), Some(0));
+    let [first, _, last] = &filled[..] else { panic!("{filled:?}") };
+    assert!(
+        first.starts_with("service web: web1 had 950 of at most 1,000 ports and takes no new clients: "),
+        "{first}"
+    );
+    assert!(last.contains("web1 had 1,000 of at most 1,000 ports"), "{last}");
+    let web1 = bench.controller.backend(&name(WEB1)).unwrap();
+    assert_eq!((web1.filled(), web1.keeps_known()), ([0, 0, 2], true));
 }

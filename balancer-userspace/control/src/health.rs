@@ -3,15 +3,15 @@
 use balancer_config::config::CheckConfig;
 use serde::{Deserialize, Serialize};
 
-/// The outcome of one health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckOutcome {
-    /// The backend passed the check.
     Passed,
     /// The backend answered with a failure (`status 503`, `body without "ok"`).
     Soft(String),
     /// The backend or its network refused the check, or ended it without an answer (`connect: refused`).
     Hard(String),
+    /// The port is shut, perhaps only while the server restarts (`connect: refused`): not yet a failure.
+    Shut(String),
     /// The backend did not answer in time (`connect: timeout after 1s`), which is a hard failure as well.
     Late(String),
     /// This machine could not make the check, which says nothing about the backend.
@@ -25,13 +25,12 @@ impl CheckOutcome {
         match self {
             Self::Passed => ("passed", ""),
             Self::Soft(reason) => ("soft", reason),
-            Self::Hard(reason) | Self::Late(reason) => ("hard", reason),
+            Self::Hard(reason) | Self::Shut(reason) | Self::Late(reason) => ("hard", reason),
             Self::Hindered(reason) => ("hindered", reason),
         }
     }
 }
 
-/// The kind of a backend's failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureKind {
@@ -91,9 +90,18 @@ pub struct Health {
     failures: u32,
     /// The kind and the reason of the last failure, and the number of consecutive failures of this kind.
     last_failure: Option<Box<(FailureKind, String, u32)>>,
+    /// The number of refused checks that do not count as failures yet, since the last check that found the port open.
+    /// Together with the failures that count towards the same verdict, they are fewer than `fall`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    shut: u32,
     /// See [`Self::is_doubted`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     doubted: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Health {
@@ -103,7 +111,6 @@ impl Health {
         Self { verdict, ..Self::default() }
     }
 
-    /// The current verdict.
     #[must_use]
     pub fn verdict(&self) -> &Verdict {
         &self.verdict
@@ -113,7 +120,7 @@ impl Health {
     #[must_use]
     pub fn failing(&self) -> Option<(u32, &str)> {
         match (&self.verdict, self.last_failure.as_deref()) {
-            (Verdict::Unknown | Verdict::Up, Some((_, reason, _))) => Some((self.failures, reason)),
+            (Verdict::Unknown | Verdict::Up, Some((_, reason, _))) => Some((self.failures + self.shut, reason)),
             (Verdict::Unknown | Verdict::Up, None) | (Verdict::Down { .. }, _) => None,
         }
     }
@@ -122,8 +129,16 @@ impl Health {
     pub fn record(&mut self, outcome: &CheckOutcome, check: &CheckConfig) {
         match outcome {
             CheckOutcome::Passed => self.pass(check.rise),
-            CheckOutcome::Soft(reason) => self.fail(FailureKind::Soft, reason, check.fall),
-            CheckOutcome::Hard(reason) | CheckOutcome::Late(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Soft(reason) => {
+                self.shut = 0;
+                self.fail(FailureKind::Soft, reason, check.fall);
+            }
+            CheckOutcome::Hard(reason) => self.fail(FailureKind::Hard, reason, check.fall),
+            CheckOutcome::Late(reason) => {
+                self.shut = 0;
+                self.fail(FailureKind::Hard, reason, check.fall);
+            }
+            CheckOutcome::Shut(reason) => self.wait(reason, check.fall),
             CheckOutcome::Hindered(_) => {}
         }
     }
@@ -131,15 +146,15 @@ impl Health {
     /// The numbers of consecutive passes and of consecutive failures; one of the two numbers is 0.
     #[must_use]
     pub const fn streak(&self) -> (u32, u32) {
-        (self.passes, self.failures)
+        (self.passes, self.failures + self.shut)
     }
 
     /// Whether the last check contradicts the verdict, so that more such checks would change the verdict.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         match (&self.verdict, self.last_failure.as_deref()) {
-            (Verdict::Unknown | Verdict::Up, _) => self.failures > 0,
-            (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last,
+            (Verdict::Unknown | Verdict::Up, _) => self.failures > 0 || self.doubted,
+            (Verdict::Down { kind, .. }, Some((last, ..))) => kind != last || self.shut > 0,
             (Verdict::Down { .. }, None) => true,
         }
     }
@@ -149,8 +164,8 @@ impl Health {
         self.doubted = !matches!(self.verdict, Verdict::Down { .. });
     }
 
-    /// Whether packets hint at a failure and a check confirmed the hint by a time-out, so that new clients should avoid
-    /// the backend until there is a verdict.
+    /// Whether new clients should avoid the backend until there is a verdict, because packets hint at a failure and a
+    /// check confirmed the hint by a time-out, or because the backend's port is shut.
     #[must_use]
     pub const fn is_doubted(&self) -> bool {
         self.doubted
@@ -158,7 +173,7 @@ impl Health {
 
     /// Keeps the verdict, and begins again to count checks towards another verdict.
     pub fn count_anew(&mut self) {
-        (self.passes, self.failures, self.last_failure, self.doubted) = (0, 0, None, false);
+        (self.passes, self.failures, self.shut, self.last_failure, self.doubted) = (0, 0, 0, None, false);
     }
 
     /// Returns a text that says how many more passes or failures would change the verdict (`down after 2 more
@@ -169,7 +184,7 @@ impl Health {
             1 => format!("1 more {one}"),
             count => format!("{count} more {many}"),
         };
-        let failures = more(fall.saturating_sub(self.failures), "failure", "failures");
+        let failures = more(fall.saturating_sub(self.failures + self.shut), "failure", "failures");
         match self.verdict {
             Verdict::Unknown => format!("up after 1 more pass, down after {failures}"),
             Verdict::Up => format!("down after {failures}"),
@@ -180,7 +195,7 @@ impl Health {
     }
 
     fn pass(&mut self, rise: u32) {
-        self.failures = 0;
+        (self.failures, self.shut) = (0, 0);
         (self.last_failure, self.doubted) = (None, false);
         self.passes = self.passes.saturating_add(1);
         match self.verdict {
@@ -193,19 +208,45 @@ impl Health {
     fn fail(&mut self, kind: FailureKind, reason: &str, fall: u32) {
         self.passes = 0;
         self.failures = self.failures.saturating_add(1);
+        let alike = self.failed_as(kind, reason);
+        let (convinced, kind) = match self.verdict {
+            // A backend has failed hard only if all of these checks failed hard: known clients would leave it.
+            Verdict::Unknown | Verdict::Up => {
+                let kind = if alike < fall { FailureKind::Soft } else { kind };
+                (self.failures.saturating_add(self.shut) >= fall, kind)
+            }
+            Verdict::Down { kind: known, .. } => (known == kind || alike.saturating_add(self.shut) >= fall, kind),
+        };
+        if convinced {
+            self.verdict = Verdict::Down { kind, reason: reason.to_owned() };
+            (self.shut, self.doubted) = (0, false);
+        }
+    }
+
+    /// Records a failure that alone leads to no verdict.
+    fn wait(&mut self, reason: &str, fall: u32) {
+        let failures = match self.verdict {
+            Verdict::Down { kind: FailureKind::Hard, .. } => return self.fail(FailureKind::Hard, reason, fall),
+            // Known clients stay at a backend that has failed softly, and may wait for its restart.
+            Verdict::Down { kind: FailureKind::Soft, .. } => 0,
+            Verdict::Unknown | Verdict::Up => {
+                self.failed_as(FailureKind::Hard, reason);
+                self.doubted = true;
+                self.failures
+            }
+        };
+        self.passes = 0;
+        self.shut = self.shut.saturating_add(1).min(fall.saturating_sub(1).saturating_sub(failures));
+    }
+
+    /// Notes the kind and the reason of a failure. Returns the number of consecutive failures of this kind.
+    fn failed_as(&mut self, kind: FailureKind, reason: &str) -> u32 {
         let alike = match self.last_failure.as_deref() {
             Some((last, _, alike)) if *last == kind => alike.saturating_add(1),
             Some(_) | None => 1,
         };
         self.last_failure = Some(Box::new((kind, reason.to_owned(), alike)));
-        let convinced = match self.verdict {
-            Verdict::Unknown | Verdict::Up => self.failures >= fall,
-            Verdict::Down { kind: known, .. } => known == kind || alike >= fall,
-        };
-        if convinced {
-            self.verdict = Verdict::Down { kind, reason: reason.to_owned() };
-            self.doubted = false;
-        }
+        alike
     }
 }
 
@@ -260,6 +301,33 @@ mod tests {
         assert_eq!(verdicts("sssshshhh", 3, 2), "??ssssssh");
     }
 
+    /// An overloaded server that is cut off for a moment has not failed hard.
+    #[test]
+    fn when_failures_of_both_kinds_lead_to_a_verdict_then_it_is_soft_until_enough_are_hard() {
+        assert_eq!(verdicts("psshhh", 3, 2), "+++ssh");
+        assert_eq!(verdicts("phshhh", 3, 2), "+++ssh");
+        assert_eq!(verdicts("hsh", 3, 2), "??s");
+    }
+
+    #[test]
+    fn when_a_backend_that_failed_softly_restarts_then_only_later_refusals_are_a_hard_failure() {
+        let refused = || "connect: refused".to_owned();
+        for fall in [1, 3] {
+            let mut health = Health::default();
+            (0..fall).for_each(|_| health.record(&CheckOutcome::Soft("status 503".to_owned()), &check(fall, 2)));
+            (0..9).for_each(|_| health.record(&CheckOutcome::Shut(refused()), &check(fall, 2)));
+            assert!(matches!(health.verdict(), Verdict::Down { kind: FailureKind::Soft, .. }), "{fall}");
+            health.record(&CheckOutcome::Hard(refused()), &check(fall, 2));
+            assert!(matches!(health.verdict(), Verdict::Down { kind: FailureKind::Hard, .. }), "{fall}");
+        }
+        // The port is open again, and the server is slow at first.
+        let mut health = Health::default();
+        (0..3).for_each(|_| health.record(&CheckOutcome::Soft("status 503".to_owned()), &check(3, 2)));
+        (0..9).for_each(|_| health.record(&CheckOutcome::Shut(refused()), &check(3, 2)));
+        (0..2).for_each(|_| health.record(&CheckOutcome::Late("connect: timeout after 1s".to_owned()), &check(3, 2)));
+        assert!(matches!(health.verdict(), Verdict::Down { kind: FailureKind::Soft, .. }));
+    }
+
     #[test]
     fn when_failures_repeat_then_the_reason_is_the_latest_of_its_kind() {
         let mut health = Health::default();
@@ -302,6 +370,39 @@ mod tests {
             ("phhhpp", false, "down after 3 more failures"),
         ] {
             assert_eq!(pending(outcomes), (is_pending, next.to_owned()), "{outcomes}");
+        }
+    }
+
+    #[test]
+    fn when_a_port_is_shut_for_a_moment_then_the_backend_is_doubted_and_only_later_refusals_are_a_verdict() {
+        let refused = || "connect: refused".to_owned();
+        for fall in [1, 3] {
+            let mut health = Health::default();
+            health.record(&CheckOutcome::Passed, &check(fall, 2));
+            (0..10).for_each(|_| health.record(&CheckOutcome::Shut(refused()), &check(fall, 2)));
+            assert_eq!((health.verdict(), health.is_doubted(), health.is_pending()), (&Verdict::Up, true, true));
+            assert_eq!(health.failing(), Some((fall - 1, "connect: refused")));
+            let mut dead = health.clone();
+            dead.record(&CheckOutcome::Hard(refused()), &check(fall, 2));
+            assert_eq!((dead.verdict().word(), dead.is_doubted()), ("down", false));
+            health.record(&CheckOutcome::Passed, &check(fall, 2));
+            assert_eq!((health.verdict(), health.is_doubted(), health.is_pending()), (&Verdict::Up, false, false));
+        }
+    }
+
+    /// After a restart, a server may need some time for its first answers.
+    #[test]
+    fn when_a_port_was_shut_and_is_open_again_then_refusals_do_not_count_towards_other_failures() {
+        let failures =
+            [CheckOutcome::Late("http: timeout after 1s".to_owned()), CheckOutcome::Soft("status 503".to_owned())];
+        for failure in failures {
+            let mut health = Health::default();
+            health.record(&CheckOutcome::Passed, &check(3, 2));
+            (0..5).for_each(|_| health.record(&CheckOutcome::Shut("connect: refused".to_owned()), &check(3, 2)));
+            (0..2).for_each(|_| health.record(&failure, &check(3, 2)));
+            assert_eq!((health.verdict(), health.streak()), (&Verdict::Up, (0, 2)));
+            health.record(&failure, &check(3, 2));
+            assert_eq!(health.verdict().word(), "down");
         }
     }
 

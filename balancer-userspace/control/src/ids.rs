@@ -88,7 +88,6 @@ impl Ids {
         (self.rows, self.most) = (self.rows.min(rows), rows);
     }
 
-    /// The number of free ids.
     pub(crate) fn free(&self) -> usize {
         let free: usize = self.free.iter().map(|&(first, last)| usize::from(last - first) + 1).sum();
         free + usize::from(last(self.most) - last(self.rows))

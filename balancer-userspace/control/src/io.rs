@@ -1,6 +1,7 @@
 //! The input and output of the core: events and changes are the input, and commands are the output.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -52,13 +53,9 @@ pub enum Event {
     /// A health check of a backend ended. The core ignores the event if the backend was removed or its check has
     /// changed.
     Checked {
-        /// The backend that was checked.
         backend: BackendId,
-        /// The number of the check that ended.
         check: CheckNumber,
-        /// The outcome of the check.
         outcome: CheckOutcome,
-        /// The duration of the check.
         took: Duration,
         /// Whether a sign of failure triggered the check, so that the check began after the suspicious packets.
         asked: bool,
@@ -80,6 +77,8 @@ pub enum Event {
     Flows {
         /// The numbers of connections by backend; backends that are not listed have no connections.
         of: BTreeMap<BackendId, u64>,
+        /// The ports that connections hold, by backend; connections to backends that are not listed hold no ports.
+        ports: BTreeMap<BackendId, PortsInUse>,
         /// The backends whose drains wait for connections, and that have received packets since the previous count.
         active: BTreeSet<BackendId>,
     },
@@ -95,13 +94,35 @@ impl Event {
     }
 }
 
+/// How many ports of its address pool a `snat` backend's connections hold that do not give way to new connections. If
+/// the backend has several ports, the numbers are those of the port with the fewest free ports of the pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortsInUse {
+    pub taken: u32,
+    /// The number of ports of all addresses of the pool.
+    pub all: u32,
+}
+
+impl PortsInUse {
+    /// The fraction of the ports that are taken.
+    #[must_use]
+    pub fn part(&self) -> f64 {
+        f64::from(self.taken) / f64::from(self.all.max(1))
+    }
+
+    /// Compares fractions of ports that are taken.
+    #[must_use]
+    pub fn by_part(&self, other: &Self) -> Ordering {
+        self.part().total_cmp(&other.part())
+    }
+}
+
 /// How frames reach a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NextHop {
     pub ifindex: u32,
     /// The MAC of the egress interface.
     pub source_mac: Mac,
-    /// The MAC of the next hop.
     pub destination_mac: Mac,
     /// The MTU of the egress interface, or the MTU of the route or path if it is smaller.
     pub mtu: u32,
@@ -121,9 +142,7 @@ pub struct NextHop {
 pub enum Change {
     /// Add a backend to a service. The controller refuses the change if another backend has this name.
     Add {
-        /// The name of the new backend.
         name: BackendName,
-        /// The address of the new backend.
         address: IpAddr,
         /// The IPv6 address of the new backend, if the service has both families.
         address6: Option<IpAddr>,
@@ -131,7 +150,6 @@ pub enum Change {
         port: Option<u16>,
         /// The weight of the new backend; `None`: 100.
         weight: Option<u16>,
-        /// Whether the new backend is a backup.
         backup: bool,
         /// The limits on clients and connections of the new backend.
         #[serde(default)]
@@ -139,37 +157,29 @@ pub enum Change {
     },
     /// Remove a backend from a service.
     Remove {
-        /// The name of the backend.
         name: BackendName,
         /// Whether the controller removes the backend without draining it.
         force: bool,
     },
     /// Set the administrative state of a backend.
     SetAdmin {
-        /// The name of the backend.
         name: BackendName,
         /// The administrative state that the backend gets.
         admin: Admin,
         /// With [`Admin::Drain`]: a timeout for this drain in place of the service's timeout.
         timeout: Option<Duration>,
     },
-    /// Set the weight of a backend.
     SetWeight {
-        /// The name of the backend.
         name: BackendName,
-        /// The weight that the backend gets.
         weight: u16,
     },
     /// Set the limits on clients and connections of a backend.
     SetLimits {
-        /// The name of the backend.
         name: BackendName,
-        /// The limits that the backend gets.
         limits: Limits,
     },
     /// Set the share of a service's clients that the balancer steers.
     SetSteer {
-        /// The name of the service.
         service: String,
         /// The new share in percent.
         steer: u8,
@@ -177,56 +187,44 @@ pub enum Change {
     /// Give a service a new key for its QUIC connection IDs. The balancer still understands connection IDs under
     /// earlier keys.
     RotateQuicKey {
-        /// The name of the service.
         service: String,
-        /// The key that the service gets.
         key: QuicKey,
     },
-    /// Add a listener to a service.
     AddListener {
-        /// The name of the service.
         service: String,
-        /// The listener that the service gets.
         listener: Listener,
     },
-    /// Remove a listener from a service.
     RemoveListener {
-        /// The name of the service.
         service: String,
         /// The listener that the service loses.
         listener: Listener,
     },
     /// Override the verdict of the checks on a backend.
     ForceHealth {
-        /// The name of the backend.
         name: BackendName,
         /// The verdict; `None`: the checks determine the verdict again.
         forced: Option<Forced>,
     },
     /// Apply the report that the agent of a backend has sent.
     Agent {
-        /// The name of the backend.
         name: BackendName,
         /// The complete current report of the agent.
         said: Said,
     },
     /// Set which backends of a service give slots away because of their load.
     Bound {
-        /// The name of the service.
         service: String,
         /// The bounds by the name of the backend. All backends that are not named keep all of their slots.
         bounds: BTreeMap<String, Bound>,
     },
     /// Set which backends of a service take no new clients because they are at their limits.
     Full {
-        /// The name of the service.
         service: String,
         /// The names of the full backends. All backends that are not named have room.
         full: BTreeMap<String, Full>,
     },
     /// Add a rule for a client prefix; this rule replaces an earlier rule for the same prefix.
     AddRule {
-        /// The name of the service.
         service: String,
         /// The prefix of the clients to which the rule applies.
         prefix: IpNet,
@@ -237,16 +235,13 @@ pub enum Change {
     },
     /// Remove the rule for a client prefix.
     RemoveRule {
-        /// The name of the service.
         service: String,
         /// The exact prefix of the rule.
         prefix: IpNet,
     },
     /// Replace a drop-in. Changes made at run time stay in effect where the drop-in has not changed.
     SetDropIn {
-        /// The name of the drop-in.
         name: String,
-        /// The text of the drop-in.
         text: String,
         /// The services in the text; without services, the controller removes the drop-in.
         services: Vec<ServiceConfig>,
@@ -259,12 +254,13 @@ pub enum Change {
     Reset(Box<Config>),
     /// Apply a list of targets to a service.
     Discover {
-        /// The name of the service.
         service: String,
         /// The list from which the targets come.
         source: Source,
-        /// All targets in the list.
         targets: Vec<Target>,
+        /// The names of the backends that stay although the list lacks their targets.
+        #[serde(default)]
+        waiting: BTreeSet<String>,
     },
 }
 
@@ -294,7 +290,6 @@ pub enum Command {
     /// rules before the service gets its first rule, and it says that the service has no rules after the last rule is
     /// removed.
     SetRules {
-        /// The id of the service.
         service: ServiceId,
         /// All rules of the service; no two rules have the same prefix.
         rules: Arc<[RuleSpec]>,
@@ -305,7 +300,6 @@ pub enum Command {
     UnwatchNextHop(IpAddr),
     /// Start to check a backend, in place of any earlier check of this backend.
     StartChecks(Box<CheckSpec>),
-    /// Stop checking a backend.
     StopChecks(BackendId),
     /// Report a line to the operator.
     Report(Report),
@@ -314,7 +308,6 @@ pub enum Command {
 /// The specification of a backend's check.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckSpec {
-    /// The id of the backend to be checked.
     pub backend: BackendId,
     /// The number that distinguishes the outcomes of this check from those of earlier checks.
     pub number: CheckNumber,
@@ -324,6 +317,8 @@ pub struct CheckSpec {
     pub target: SocketAddr,
     /// The kind of check; never `CheckKind::None`.
     pub check: CheckConfig,
+    /// How long the backend may refuse checks, as while its server restarts, before refusals count as a failure.
+    pub restart_grace: Duration,
     /// The verdict so far, and the checks counted towards another verdict.
     pub health: Health,
 }
@@ -361,13 +356,13 @@ pub struct BackendSpec {
     /// The next hop; `None`: the backend is unreachable, and the program drops its packets with the reason
     /// `no_next_hop`.
     pub next_hop: Option<NextHop>,
-    /// The service to which the backend belongs.
     pub service: ServiceId,
     /// Whether known clients stay at the backend.
     pub keeps_known: bool,
     /// The cause of moves, if known clients do not stay at the backend.
     pub cause: MoveCause,
-    /// Whether rules may pin clients to the backend at present.
+    /// Whether the backend takes new clients at present, so that rules may pin clients to it, and QUIC connection IDs
+    /// may open `snat` connections to it. `false` if the service has neither.
     pub takes_pinned: bool,
     /// `ipip` and `gue`: this machine's address on the path to the backend, in the backend's family. A backend that
     /// needs a tunnel source but has none is unreachable.
@@ -392,13 +387,11 @@ pub struct ServiceSpec {
     pub id: ServiceId,
     /// The key of the service's client hash, derived from the fleet's key and the service's name.
     pub hash_key: HashKey,
-    /// The family of the service's clients.
     pub family: Family,
     /// The listeners, at least one; all listeners have the service's family.
     pub listeners: Vec<ListenerSpec>,
     /// The client prefix length for the service's family.
     pub client_prefix: u8,
-    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
     /// How long the service remembers clients; zero: the service has no memory.
     pub remember: Duration,

@@ -16,11 +16,9 @@ use crate::{
 pub struct LastChange {
     /// The event that changed the table, in one line.
     pub message: String,
-    /// The number of slots whose backend changed.
     pub slots_moved: u64,
     /// The number of moved slots whose old and new backend had not changed.
     pub needless_slots_moved: u64,
-    /// The time of the change.
     pub at: Instant,
 }
 

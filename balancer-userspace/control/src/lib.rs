@@ -3,13 +3,20 @@
 //! The caller passes the time as the `now` of [`controller::Controller::handle`]. `balancer-userspace/clippy.toml` bans
 //! `std::time::Instant::now` and `std::time::SystemTime::now`, so that no code of this crate reads a clock by accident;
 //! the daemon uses `tokio::time::Instant::now().into_std()`.
+//!
+//! Begin with [`io`] (events, changes, commands) and [`controller`], whose `stage.rs` fixes the order of commands. `maglev`,
+//! `succession` and `table` make base tables, successors and live tables; `service` holds what is known about a service and
+//! its backends. `state` is the saved state, `merge` a reload, `plan` a change that is only computed. The model in
+//! `model_test` says what all of them must agree on.
 
+pub mod absent;
 pub mod agreed;
 pub mod applied;
 pub mod as_far;
 pub mod bits;
 pub mod bounded;
 pub mod controller;
+pub mod counting;
 pub mod default_hop;
 pub mod discover;
 pub mod features;
@@ -37,6 +44,7 @@ pub mod room;
 pub mod rules;
 pub mod run_time;
 pub mod search;
+pub mod served;
 pub mod service;
 pub mod shares;
 pub mod silence;
@@ -52,6 +60,7 @@ mod next_hops;
 mod outage;
 pub mod report;
 mod runners_up;
+mod sources;
 mod succession;
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ use crate::{
 /// The backend of a client in a service, and the reason for this backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
-    /// The name of the service.
     pub service: String,
     /// The client's address masked to the service's prefix.
     pub client: IpNet,

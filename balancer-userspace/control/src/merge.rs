@@ -25,7 +25,6 @@ pub use self::rules::{MergedRules, merge_rules};
 /// The result of merging a file with changes made at run time.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
-    /// The services that result from the merge.
     pub services: Vec<Arc<ServiceConfig>>,
     /// The backends that were being removed and that the new file contains again.
     pub called_back: Vec<BackendName>,

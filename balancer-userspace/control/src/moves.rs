@@ -47,7 +47,6 @@ impl Moves {
         &self.pairs
     }
 
-    /// The number of slots that moved.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.pairs.len() as u32

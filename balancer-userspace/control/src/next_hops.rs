@@ -48,7 +48,7 @@ pub(crate) fn obstacle(forwarding: Forwarding, family: Family, address: IpAddr, 
                 (IpAddr::V6(_), _) => ("IPv6", false),
             };
             let what = if forwarding == Forwarding::Snat { "snat" } else { "a tunnel" };
-            let why = || format!("{what} needs an {family} address of this machine on the way to {address}");
+            let why = || format!("{what} needs an {family} address of this machine on the route to {address}");
             (!usable).then(why)
         }
     }
@@ -199,7 +199,7 @@ mod tests {
             assert_eq!(obstacle(Forwarding::Nat, Family::of(address), address, &way), None);
         }
         let why = obstacle(Forwarding::Gue, Family::V6, "fd00::9".parse().unwrap(), &near(None)).unwrap();
-        assert_eq!(why, "a tunnel needs an IPv6 address of this machine on the way to fd00::9");
+        assert_eq!(why, "a tunnel needs an IPv6 address of this machine on the route to fd00::9");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!    ▲  ▲                                                                  │   │
 //!    │  └────── a round later fewer fail: those that still do are down ────┘   │ a round later
 //!    │                                                                         ▼ they still fail
-//!    │   the time that the last one may take to come back has passed         outage
+//!    │   `hold` has passed since the last one of its backends came back      outage
 //!    └──────────────── ebbing ◄───────────────────────────────────────────────┘  ▲
 //!                         │             the first of its backends is back        │
 //!                         └────────── more than `share` fail again ──────────────┘
@@ -53,19 +53,18 @@ pub(crate) struct Facts {
     /// The longest time that a round of fast checks can take.
     pub(crate) round: Duration,
     /// The maximum time between the check that first finds a backend up again and the check that finds the last backend
-    /// up.
+    /// up, if all backends work again at the same time.
     pub(crate) return_takes: Duration,
 }
 
-/// The phase of an outage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// An outage is suspected, and the controller decides about it at this time.
     Suspected(Instant),
     /// The controller has declared the outage.
     Lasts,
-    /// Some backends are up again; the other backends have until this time to return. Without `declared`, the outage
-    /// was only suspected before.
+    /// Some backends are up again; the other backends have until this time to return, and each return gives them more
+    /// time. Without `declared`, the outage was only suspected before.
     Ebbing { until: Instant, declared: bool },
 }
 
@@ -190,6 +189,8 @@ impl Outage {
     ) -> Option<News> {
         let exceeds = |(failing, eligible)| rule.is_exceeded(failing, eligible);
         let failing = self.count(facts, |_| true, |fact| fact.fails, now);
+        // The outage may have a cause that disappears at one backend after the other.
+        let next_return = now + facts.return_takes.max(rule.hold);
         let looks_like_one = exceeds(failing) && !facts.relieved;
         let Some(episode) = &mut self.episode else {
             if !looks_like_one || new.is_empty() {
@@ -217,7 +218,7 @@ impl Outage {
             Phase::Lasts => {
                 episode.held.extend(new);
                 if back {
-                    episode.phase = Phase::Ebbing { until: now + facts.return_takes, declared: true };
+                    episode.phase = Phase::Ebbing { until: next_return, declared: true };
                     return self.end_if_none_is_held(now);
                 }
                 // A newly added backend proves nothing before its first check.
@@ -225,6 +226,8 @@ impl Outage {
                 if lasts { None } else { self.end(now) }
             }
             Phase::Ebbing { until, declared } => {
+                let until = if back && declared { until.max(next_return) } else { until };
+                episode.phase = Phase::Ebbing { until, declared };
                 if new.is_empty() {
                     return if now >= until { self.end(now) } else { self.end_if_none_is_held(now) };
                 }

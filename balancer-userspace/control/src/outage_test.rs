@@ -162,6 +162,39 @@ fn when_one_of_four_does_not_come_back_then_its_clients_alone_are_moved_and_once
     assert_eq!(moved(&back), 0);
 }
 
+/// Backends return three seconds after each other, as servers do that are started one by one.
+#[test]
+fn when_backends_come_back_one_after_the_other_then_clients_of_the_others_are_kept_until_nobody_follows() {
+    let mut bench = site(remembering());
+    fail(&mut bench, &ALL);
+    let mut commands = rounds(&mut bench, &ALL[..1], &CheckOutcome::Passed, 2);
+    for backend in 1..3 {
+        bench.now += 8 * Duration::from_secs(1);
+        commands.extend(bench.controller.handle(Event::Tick, bench.now));
+        commands.extend(rounds(&mut bench, &ALL[backend..=backend], &CheckOutcome::Passed, 2));
+        assert_eq!((moved(&commands), keeping(&bench)), (0, vec![true; 4]));
+    }
+    let last = bench.now;
+    let after = wait(&mut bench);
+    assert_eq!(bench.now - last, Outage::hold_by_default());
+    assert_eq!((moved(&after), keeping(&bench)), (1, vec![true, true, true, false]));
+}
+
+/// The service's own `hold` replaces the default, but leaves checks the time that they need.
+#[test]
+fn when_a_service_has_its_own_hold_then_the_others_have_that_long_to_return() {
+    for (hold, kept) in [(60, 60), (0, check().return_takes().as_secs())] {
+        let outage = Outage { hold: Duration::from_secs(hold), ..Outage::default() };
+        let mut bench = site(ServiceConfig { outage, ..remembering() });
+        fail(&mut bench, &ALL);
+        rounds(&mut bench, &ALL[..1], &CheckOutcome::Passed, 2);
+        let last = bench.now;
+        wait(&mut bench);
+        assert_eq!((bench.now - last).as_secs(), kept);
+        assert_eq!(keeping(&bench), [true, false, false, false]);
+    }
+}
+
 #[test]
 fn when_no_more_than_the_share_fail_then_their_clients_move_at_once() {
     for failing in 1..=2 {
@@ -240,7 +273,7 @@ fn when_backends_fail_one_after_the_other_within_a_round_then_the_last_ones_keep
 
 #[test]
 fn when_the_share_is_one_then_there_are_no_outages() {
-    let off = ServiceConfig { outage: Outage { share: 1.0 }, ..remembering() };
+    let off = ServiceConfig { outage: Outage { share: 1.0, ..Outage::default() }, ..remembering() };
     let mut bench = site(off.clone());
     rounds(&mut bench, &ALL[..3], &refused(), 3);
     assert_eq!(keeping(&bench), [false, false, false, true]);
@@ -258,7 +291,7 @@ fn when_the_share_is_raised_in_an_outage_then_fewer_failures_are_none_and_more_s
     for (share, over) in [(0.9, true), (0.6, false)] {
         let mut bench = site(remembering());
         fail(&mut bench, &ALL[..3]);
-        bench.reload(vec![ServiceConfig { outage: Outage { share }, ..remembering() }]).unwrap();
+        bench.reload(vec![ServiceConfig { outage: Outage { share, ..Outage::default() }, ..remembering() }]).unwrap();
         assert_eq!((bench.service().outage(bench.now).is_none(), keeping(&bench)[0]), (over, !over), "{share}");
     }
 }

@@ -59,7 +59,6 @@ pub struct Planned {
 /// The effects of a planned change on one service, including the numbers of affected known clients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedService {
-    /// The name of the service.
     pub service: String,
     /// The number of slots before the change.
     pub table_size_before: u32,
@@ -81,9 +80,10 @@ pub struct PlannedService {
     pub steer: [u8; 2],
     /// The number of known clients that the balancer would start to steer.
     pub known_clients_taken_over: u64,
+    /// These clients, by how their backends are known.
+    pub coming: ComingClients,
     /// The number of known clients that would return to the host.
     pub known_clients_sent_back: u64,
-    /// Whether the service would be removed.
     pub removed: bool,
     /// The listeners that the change would add; empty if it would remove the whole service.
     pub listeners_added: Vec<Listener>,
@@ -91,6 +91,18 @@ pub struct PlannedService {
     pub listeners_removed: Vec<Listener>,
     /// The moves, grouped by old and new backend.
     pub moves: Vec<PlannedMove>,
+}
+
+/// The numbers of known clients that the balancer would start to steer, by how their backends are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ComingClients {
+    /// The clients that the balancer has steered within the last hour.
+    pub served: u64,
+    /// The clients whose backends another program has reported.
+    pub reported: u64,
+    /// The clients that the balancer has only watched: their backends are those of the lookup table, and the host may
+    /// serve them at others.
+    pub guessed: u64,
 }
 
 /// The slots and clients that move from one backend to another.
@@ -123,7 +135,6 @@ impl PlannedService {
 /// The effects of a planned change on one service.
 #[derive(Clone, Debug)]
 pub struct ServicePlan {
-    /// The name of the service.
     pub service: String,
     /// The index of the service.
     pub id: ServiceId,
@@ -132,7 +143,6 @@ pub struct ServicePlan {
     /// The service after the change; `None`: the change removes the service or the service's last listener of this
     /// family.
     after: Option<Side>,
-    /// Whether the change removes the service.
     removed: bool,
     listeners_added: Vec<Listener>,
     listeners_removed: Vec<Listener>,
@@ -140,6 +150,8 @@ pub struct ServicePlan {
     names: HashMap<u16, String>,
     /// The clients that the service forgets because of the change.
     forgets: Option<Forgets>,
+    /// The share of clients that the balancer steers now, and those of the last hour.
+    recent: Share,
 }
 
 /// The state of a service before or after the change.
@@ -164,6 +176,7 @@ struct Census {
     forgotten: u64,
     taken_over: u64,
     sent_back: u64,
+    coming: ComingClients,
 }
 
 impl Controller {
@@ -262,6 +275,7 @@ impl Controller {
                 } else {
                     forgets
                 },
+                recent: before.share(),
             }
         });
         let services = services.collect();
@@ -285,9 +299,10 @@ fn listeners_beyond(service: &Service, more: &Service) -> Vec<Listener> {
 
 impl Plan {
     /// Counts the known clients that the change affects. `entries` supplies the entries of known clients, each with the
-    /// time since the client was seen; an entry counts for the service of its backend.
+    /// time since the client was seen, and with whether another program has reported the client; an entry counts for the
+    /// service of its backend.
     #[must_use]
-    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration))) -> Planned {
+    pub fn counted(self, entries: impl FnOnce(&mut dyn FnMut(Entry, Duration, bool))) -> Planned {
         let Self { mut message, reports, changed, services } = self;
         let mut owners: Vec<Option<usize>> = vec![None; MOST_BACKEND_ROWS as usize];
         for (index, service) in services.iter().enumerate() {
@@ -300,11 +315,12 @@ impl Plan {
         let mut censuses = vec![Census::default(); services.len()];
         // If the change affects no service, no client needs counting.
         if services.iter().any(|service| !service.names.is_empty()) {
-            entries(&mut |entry, seen| {
+            entries(&mut |entry, seen, reported| {
                 let owner = owners.get(usize::from(entry.backend())).copied().flatten();
                 let of = owner.and_then(|index| Some((services.get(index)?, censuses.get_mut(index)?)));
                 if let Some((service, census)) = of {
                     service.count(entry, seen, census);
+                    service.count_coming(entry, reported, census);
                 }
             });
         }
@@ -412,6 +428,7 @@ impl ServicePlan {
             listeners_removed: Vec::new(),
             names: HashMap::new(),
             forgets: None,
+            recent: service.share(),
         }
     }
 
@@ -439,6 +456,21 @@ impl ServicePlan {
             }
             to => *census.moved.entry((at, to.unwrap_or(ALL_DOWN))).or_default() += 1,
         }
+    }
+
+    /// Counts a known client that the balancer would begin to steer, by how its backend is known.
+    fn count_coming(&self, entry: Entry, reported: bool, census: &mut Census) {
+        let side = |share: Share| share.side(entry.tag());
+        let comes = self.after.as_ref().is_some_and(|after| side(after.share) == share::Side::Steered);
+        if !comes || side(self.before.share) == share::Side::Steered {
+            return;
+        }
+        let was_steered = side(self.recent) != share::Side::Host;
+        *match (was_steered, reported) {
+            (true, _) => &mut census.coming.served,
+            (false, true) => &mut census.coming.reported,
+            (false, false) => &mut census.coming.guessed,
+        } += 1;
     }
 
     /// The effects of the plan, including the known clients that the census has counted.
@@ -475,6 +507,7 @@ impl ServicePlan {
             forgotten_because: self.forgets.filter(|_| census.forgotten > 0).map(|forgets| forgets.why()),
             steer: [self.before.share.now, self.after.as_ref().unwrap_or(&self.before).share.now],
             known_clients_taken_over: census.taken_over,
+            coming: census.coming,
             known_clients_sent_back: census.sent_back,
             moves: moves.collect(),
         }
@@ -543,7 +576,7 @@ mod tests {
         let planned = bench.controller.plan(change, bench.now).unwrap().counted(|count| {
             // No backend has the last id.
             for (id, clients) in ids.into_iter().chain([(9000, 9)]) {
-                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO));
+                (0..clients).for_each(|client| count(Entry::new(client << 24, id, 1), Duration::ZERO, false));
             }
         });
         let moved: Vec<_> = planned.services.iter().map(|of| (of.service.as_str(), of.known_clients_moved)).collect();

@@ -17,11 +17,8 @@ const MOMENTS: usize = 2;
 /// The traffic forwarded to a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// The number of packets.
     pub packets: u64,
-    /// The number of bytes.
     pub bytes: u64,
-    /// The number of new connections.
     pub connections: u64,
 }
 

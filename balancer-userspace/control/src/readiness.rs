@@ -45,7 +45,6 @@ impl Fitness {
 /// A verdict on the balancer's fitness, with the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Readiness {
-    /// The fitness of the balancer.
     pub state: Fitness,
     /// The reasons why the balancer is not `ready`, one sentence each; empty if it is `ready`.
     pub reasons: Vec<String>,
@@ -54,7 +53,6 @@ pub struct Readiness {
 /// The facts that determine the verdict on the balancer's fitness.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The stage of the balancer's process.
     pub stage: Stage,
     /// The number of interfaces to which the balancer has attached its program.
     pub attached: usize,
@@ -119,7 +117,7 @@ pub struct FleetFacts {
 
 impl OutOfStep {
     fn reason(&self) -> String {
-        format!("the data path does not hold what was decided: {}", self.why)
+        format!("the kernel's maps do not hold the last change: {}", self.why)
     }
 }
 
@@ -194,7 +192,7 @@ impl Facts {
         match self.stage {
             Stage::Starting => return vec!["it is starting".to_owned()],
             Stage::Serving => {}
-            Stage::Leaving => reasons.push("it was asked to end".to_owned()),
+            Stage::Leaving => reasons.push("it is ending".to_owned()),
         }
         if self.attached == 0 {
             reasons.push("the program is on no interface".to_owned());
@@ -202,7 +200,7 @@ impl Facts {
         reasons.extend(self.out_of_step.iter().filter(|step| step.lasts).map(OutOfStep::reason));
         match &self.fleet {
             Some(fleet) if !fleet.joined => {
-                let no_records = || "it has no epoch, or not all records of clients".to_owned();
+                let no_records = || "it has not received the fleet's state and clients yet".to_owned();
                 let why = fleet.refused.clone().or_else(|| fleet.engine()).unwrap_or_else(no_records);
                 reasons.push(format!("it has not joined the fleet yet: {why}"));
             }
@@ -227,7 +225,7 @@ impl Facts {
         let Some(fleet) = &self.fleet else { return reasons };
         reasons.extend(fleet.engine().map(|why| format!("{why}: changes are refused")));
         reasons.extend(fleet.refused.as_ref().map(|why| format!("it is no member of the fleet: {why}")));
-        reasons.extend(fleet.lacks.as_ref().map(|what| format!("it does not apply all of the fleet's state: {what}")));
+        reasons.extend(fleet.lacks.as_ref().map(|what| format!("it applies the fleet's state only in part: {what}")));
         reasons.extend(fleet.engine_warnings.iter().cloned());
         if !fleet.unreachable_here.is_empty() {
             reasons.push(format!("it cannot reach {}, which the fleet holds up", some(&fleet.unreachable_here)));
@@ -280,7 +278,7 @@ mod tests {
         for (facts, state, reasons) in [
             (Facts::default(), NotReady, &["it is starting"][..]),
             (alone.clone(), Ready, &[]),
-            (Facts { stage: Stage::Leaving, ..alone.clone() }, NotReady, &["it was asked to end"]),
+            (Facts { stage: Stage::Leaving, ..alone.clone() }, NotReady, &["it is ending"]),
             (Facts { attached: 0, ..alone.clone() }, NotReady, &["the program is on no interface"]),
             (Facts { missing: vec!["eth1".to_owned()], ..alone.clone() }, Degraded, &["the program is not on eth1"]),
             (
@@ -291,8 +289,8 @@ mod tests {
                 ],
             ),
             (Facts { troubles: owned(&["no"]), ..alone.clone() }, Degraded, &["no"]),
-            (out_of_step(&alone, false), Degraded, &["the data path does not hold what was decided: no room"]),
-            (out_of_step(&alone, true), NotReady, &["the data path does not hold what was decided: no room"]),
+            (out_of_step(&alone, false), Degraded, &["the kernel's maps do not hold the last change: no room"]),
+            (out_of_step(&alone, true), NotReady, &["the kernel's maps do not hold the last change: no room"]),
             (
                 serving(Some(FleetFacts::stranger(WhenAlone::Serve))),
                 NotReady,
@@ -301,7 +299,7 @@ mod tests {
             (
                 fleet(|fleet| fleet.joined = false),
                 NotReady,
-                &["it has not joined the fleet yet: it has no epoch, or not all records of clients"],
+                &["it has not joined the fleet yet: it has not received the fleet's state and clients yet"],
             ),
             (fleet(|_| {}), Ready, &[]),
             (fleet(|fleet| fleet.engine_reachable = false), Degraded, &["etcd is out of reach: changes are refused"]),
@@ -348,7 +346,7 @@ mod tests {
             (
                 fleet(|fleet| fleet.lacks = Some("service web stays as it was, because it is too large".to_owned())),
                 Degraded,
-                &["it does not apply all of the fleet's state: service web stays as it was, because it is too large"],
+                &["it applies the fleet's state only in part: service web stays as it was, because it is too large"],
             ),
             (
                 fleet(|fleet| fleet.engine_warnings = vec!["etcd's database is nearly full".to_owned()]),

@@ -15,7 +15,7 @@ pub enum Refused {
     #[error("{0}")]
     Invalid(String),
     /// The configuration has changed since the user prepared the change.
-    #[error("the configuration has changed: it is generation {0} now; look at it, and try again")]
+    #[error("the configuration has changed to generation {0}: check it, and try again")]
     Stale(u64),
     /// The balancer could not save the change for a restart.
     #[error("{0}")]

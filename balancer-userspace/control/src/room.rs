@@ -1,4 +1,4 @@
-//! The room in the maps of data paths, which cannot grow while the program runs.
+//! The room in the maps of data paths, and the room that services need.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -27,6 +27,43 @@ pub struct Room {
     pub backends: u32,
     /// Whether there is a table of connections, which `snat` services need.
     pub flows: bool,
+    /// Whether the maps grow while the program runs; the numbers of lines, services, listeners and return rows are then
+    /// the largest possible numbers.
+    #[serde(default)]
+    pub grows: bool,
+}
+
+/// The room that services need in the maps of a data path while the services change, and afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// The number of lines in the map of slots; 0 if no lookup table grows.
+    pub lines: u64,
+    /// The number of services, one for each family of a configured service; every service id is below this number.
+    pub services: u32,
+    /// The number of listeners and VIP addresses.
+    pub listeners: u32,
+    /// The number of disjoint port ranges.
+    pub ranges: u32,
+    /// The number of return rows, including those that mark addresses.
+    pub returns: u32,
+}
+
+impl Need {
+    pub(crate) fn of(tables: Lines, rows: Rows) -> Self {
+        let number = |rows: usize| u32::try_from(rows).unwrap_or(u32::MAX);
+        Self {
+            lines: if tables.grows { tables.all() } else { 0 },
+            services: number(rows.services),
+            listeners: number(rows.listeners),
+            ranges: number(rows.ranges),
+            returns: number(rows.returns),
+        }
+    }
+
+    /// The same need, for services whose ids are all below `services`.
+    pub(crate) fn with_ids_below(self, services: u32) -> Self {
+        Self { services: self.services.max(services), ..self }
+    }
 }
 
 /// The number of lines of a table with this number of slots.
@@ -48,11 +85,35 @@ pub fn returns(service: &ServiceConfig, backends: usize) -> usize {
 
 /// The rows that services need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Rows {
+pub(crate) struct Rows {
     services: usize,
     listeners: usize,
+    ranges: usize,
     returns: usize,
     snat: bool,
+}
+
+/// The room that the data path lacks for a change.
+struct Lack {
+    /// The need, as the beginning of a sentence.
+    what: String,
+    /// The room of the data path.
+    has: String,
+    /// Whether the room cannot be larger.
+    is_most: bool,
+}
+
+impl Lack {
+    /// The sentence about the data path that is called `whose`, without advice.
+    fn told(&self, whose: &str) -> String {
+        let Self { what, has, is_most } = self;
+        format!("{what}, and {whose} {} {has}", if *is_most { "takes at most" } else { "has" })
+    }
+
+    /// The same sentence, with advice.
+    fn advised(&self, whose: &str) -> String {
+        self.told(whose) + if self.is_most { "" } else { "; a restart makes room" }
+    }
 }
 
 impl Rows {
@@ -62,30 +123,32 @@ impl Rows {
         rows
     }
 
-    /// Adds the rows of a service with this number of backends.
-    fn add(&mut self, service: &ServiceConfig, backends: usize) {
+    pub(crate) fn add(&mut self, service: &ServiceConfig, backends: usize) {
         self.services += service.families().len();
         // Each listener may have a VIP address of its own.
         self.listeners += 2 * service.listen.len();
+        // Nested ranges are split into at most twice as many disjoint ranges.
+        self.ranges += 2 * service.listen.iter().filter(|listener| listener.ports.single().is_none()).count();
         self.returns += returns(service, backends);
         self.snat |= service.forwarding == Forwarding::Snat;
     }
 
-    /// The need of these rows, if it exceeds both the rows `now` and the `room`, and the size of that room.
-    fn lack(self, room: &Room, now: Self) -> Option<(String, String)> {
+    /// The need of these rows, if it exceeds both the rows `now` and the `room`.
+    fn lack(self, room: &Room, now: Self) -> Option<Lack> {
         let rows = [
             (now.services, self.services, "service", room.services),
             (now.listeners, self.listeners, "listener row", room.listeners),
             (now.returns, self.returns, "return row", room.returns),
         ];
         let short = rows.into_iter().find(|&(now, wanted, _, room)| wanted > now && wanted > room as usize);
-        if let Some((_, wanted, what, room)) = short {
-            return Some((format!("the services need room for {}", counted(wanted, what)), grouped(room)));
+        if let Some((_, wanted, what, has)) = short {
+            let what = format!("the services need room for {}", counted(wanted, what));
+            return Some(Lack { what, has: grouped(has), is_most: room.grows });
         }
         (self.snat && !now.snat && !room.flows).then(|| {
             let what = "forwarding = \"snat\" needs a table of connections (a snat service, or service = [] with \
                         [flow_table], in the configuration file at the start)";
-            (what.to_owned(), "none".to_owned())
+            Lack { what: what.to_owned(), has: "none".to_owned(), is_most: false }
         })
     }
 }
@@ -133,13 +196,16 @@ impl Lines {
         self.tables + u64::from(self.beside) + u64::from(self.longest)
     }
 
-    fn fit(self, room: &Room) -> bool {
-        !self.grows || self.all() <= u64::from(room.lines)
-    }
-
-    fn need(self) -> String {
-        let all = slots(self.all());
-        format!("the lookup tables, with the free slots by which they are replaced, need {all} slots")
+    /// The need of these lines, if a table grows and the lines exceed the `room`.
+    fn lack(self, room: &Room) -> Option<Lack> {
+        (self.grows && self.all() > u64::from(room.lines)).then(|| {
+            let all = slots(self.all());
+            Lack {
+                what: format!("the lookup tables, with the free slots by which they are replaced, need {all} slots"),
+                has: format!("{} slots", slots(room.lines.into())),
+                is_most: room.grows,
+            }
+        })
     }
 }
 
@@ -189,8 +255,8 @@ impl<'a> Filling<'a> {
         room: &Room,
     ) -> Option<String> {
         let with = self.tables.with(before.map(SizedService::slots), service.slots());
-        if !with.fit(room) {
-            return Some(format!("{}, and the data path has {} slots", with.need(), slots(room.lines.into())));
+        if let Some(lack) = with.lack(room) {
+            return Some(lack.told(OWN));
         }
         let mut rows = self.rows;
         if !self.counted.contains(service.settings.name.as_str()) {
@@ -199,8 +265,8 @@ impl<'a> Filling<'a> {
         // A service that needs no more rows than before has its rows.
         let mut least = self.rows;
         before.into_iter().for_each(|before| least.add(before.settings, before.backends));
-        if let Some((what, has)) = rows.lack(room, least) {
-            return Some(format!("{what}, and the data path has {has}"));
+        if let Some(lack) = rows.lack(room, least) {
+            return Some(lack.told(OWN));
         }
         (self.tables, self.rows) = (with, rows);
         self.counted.insert(&service.settings.name);
@@ -232,28 +298,43 @@ impl Rooms {
         self.0.iter().map(|(_, room)| rows(room)).min()
     }
 
-    /// The reason why a change from the services `before` to the services `after` does not fit into every data path.
-    /// The reason is about a need that the change increases.
-    pub(crate) fn lack(
+    /// The room that a change from the services `before` to the services `after` needs in every data path.
+    ///
+    /// # Errors
+    /// Fails with the reason, which is about a need that the change increases.
+    pub(crate) fn hold(
         &self,
         tables: Lines,
         before: impl FnOnce() -> Vec<Arc<ServiceConfig>>,
         after: &[Arc<ServiceConfig>],
-    ) -> Option<String> {
+    ) -> Result<Need, String> {
         let wanted = Rows::of(after);
-        if self.0.iter().all(|(_, room)| tables.fit(room) && wanted.lack(room, Rows::default()).is_none()) {
-            return None;
+        let lack = |room: &Room, now: Rows| tables.lack(room).or_else(|| wanted.lack(room, now));
+        let need = Need::of(tables, wanted);
+        if self.0.iter().all(|(_, room)| lack(room, Rows::default()).is_none()) {
+            return Ok(need);
         }
         let now = Rows::of(&before());
-        self.0.iter().find_map(|(of, room)| {
-            let (what, has) = match wanted.lack(room, now) {
-                _ if !tables.fit(room) => (tables.need(), format!("{} slots", slots(room.lines.into()))),
-                Some(lack) => lack,
-                None => return None,
-            };
-            let whose = if of.is_empty() { "the data path".to_owned() } else { format!("the data path of {of}") };
-            Some(format!("{what}, and {whose} has {has}; a restart makes room"))
+        let short = self.0.iter().find_map(|(of, room)| Some((of, lack(room, now)?)));
+        short.map_or(Ok(need), |(of, lack)| {
+            Err(lack.advised(&if of.is_empty() { OWN.to_owned() } else { format!("{OWN} of {of}") }))
         })
+    }
+}
+
+/// The name of a balancer's maps and program in messages.
+const OWN: &str = "the data path";
+
+impl Need {
+    /// The need that exceeds this room, as a sentence.
+    #[must_use]
+    pub fn beyond(self, room: &Room) -> Option<String> {
+        let Self { lines, services, listeners, ranges: _, returns } = self;
+        let tables = Lines { tables: lines, grows: lines > 0, ..Lines::default() };
+        let rows = [services, listeners, returns].map(|rows| rows as usize);
+        let rows = Rows { services: rows[0], listeners: rows[1], returns: rows[2], ..Rows::default() };
+        let lack = tables.lack(room).or_else(|| rows.lack(room, Rows::default()))?;
+        Some(lack.told(OWN))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 /// Room for this number of tables of the usual size.
 fn tables(number: u32) -> Room {
     let lines = number * lines(65_537);
-    Room { lines, services: 100, listeners: 1000, returns: 1000, backends: 16_384, flows: false }
+    Room { lines, services: 100, listeners: 1000, returns: 1000, backends: 16_384, flows: false, grows: false }
 }
 
 fn bench(room: Room) -> Bench {

@@ -56,13 +56,11 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// The number of rules in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.there.len()
     }
 
-    /// Whether the set contains no rules.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.there.is_empty()
@@ -171,7 +169,7 @@ pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Re
 
 /// Returns the error for a rule that cannot be added because there is no room for more rules.
 pub(crate) fn too_many() -> Refused {
-    Refused::Conflict(format!("there are {} rules, and no room for more: remove some first", grouped(MAX_RULES)))
+    Refused::Conflict(format!("there are {} rules, the maximum: remove some first", grouped(MAX_RULES)))
 }
 
 #[cfg(test)]

@@ -58,7 +58,6 @@ impl Sought {
         Self { hashing, bucket_mask: buckets.wrapping_sub(1), first, entries: HashMap::new() }
     }
 
-    /// Adds an entry that this bucket contains.
     pub fn add(&mut self, bucket: u32, entry: Entry, seen: Duration) {
         let place = entry.tag() >> (u32::BITS - FIRST_BITS);
         if let Some(word) = self.first.get_mut((place / u64::BITS) as usize) {
@@ -67,7 +66,6 @@ impl Sought {
         self.entries.insert((entry.tag(), bucket), (BackendId(entry.backend()), seen));
     }
 
-    /// The number of entries in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()

@@ -13,6 +13,7 @@ use crate::{
     controller::Controller,
     controller_test::{Bench, kinds, lines},
     io::{Change, Command, Event, Refused},
+    plan::ComingClients,
     state::Clocks,
 };
 
@@ -53,7 +54,7 @@ fn when_the_share_changes_then_what_it_was_counts_for_an_hour() {
     assert_eq!(told(&commands), Some(Share::always(0)));
     assert_eq!(bench.controller.next_deadline(), None);
     let (message, commands) = set(&mut bench, 10);
-    assert_eq!(message, "service web steer 0 → 10: 10% of the clients more are steered, none moves");
+    assert_eq!(message, "service web steer 0 → 10: 10% more of the clients are steered, and no client moves");
     assert_eq!((kinds(&commands), told(&commands)), (vec!["publish"], Some(Share { now: 10, least: 0, most: 10 })));
     later(&mut bench, HOUR / 2);
     assert_eq!(told(&set(&mut bench, 100).1), Some(Share { now: 100, least: 0, most: 100 }));
@@ -64,7 +65,8 @@ fn when_the_share_changes_then_what_it_was_counts_for_an_hour() {
     assert_eq!(later(&mut bench, HOUR - Duration::from_secs(1)), []);
     let commands = later(&mut bench, Duration::from_secs(1));
     assert_eq!(told(&commands), Some(Share::always(40)));
-    let said = "service web steers 40% of its clients; connections from before that was so are looked for no longer";
+    let said = "service web steers 40% of its clients; the program no longer looks for connections from before the \
+                change";
     assert_eq!(lines(&commands), [said]);
     assert_eq!(bench.controller.next_deadline(), None);
     assert_eq!(bench.service().slots_moved(), (0, 0), "nobody moves");
@@ -127,10 +129,14 @@ fn when_a_change_of_the_share_is_planned_then_the_known_clients_that_change_side
     {
         let change = Change::SetSteer { service: "web".to_owned(), steer };
         let planned = bench.controller.plan(change, bench.now).unwrap();
-        let planned = planned.counted(|count| clients().for_each(|entry| count(entry, Duration::ZERO)));
+        let planned =
+            planned.counted(|count| clients().for_each(|entry| count(entry, Duration::ZERO, entry.tag() % 2 == 0)));
         let [of] = planned.services.as_slice() else { panic!("{planned:?}") };
         assert_eq!((of.known_clients_taken_over, of.known_clients_sent_back), (taken_over, sent_back), "{steer}");
         assert_eq!((of.steer, of.does_something()), ([50, steer], steer != 50));
+        let ComingClients { served, reported, guessed } = of.coming;
+        assert_eq!(served + reported + guessed, taken_over);
+        assert!(served == 0 && (reported == 0) == (taken_over == 0) && reported.abs_diff(guessed) < 500, "{of:?}");
     }
 }
 

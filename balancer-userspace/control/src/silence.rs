@@ -52,7 +52,7 @@ fn arrival(service: &ServiceSnapshot, around: &Around) -> String {
     };
     let place = service.listeners.first().map(|of| of.listener.place()).unwrap_or_default();
     match names(true) {
-        some if some.is_empty() => format!("not one frame has come in by {}", names(false)),
-        some => format!("does {place} lead here? Frames come in by {some}, and none of late was for it"),
+        some if some.is_empty() => format!("no frame has arrived by {}", names(false)),
+        some => format!("frames arrive by {some}, but none for {place}: do routers send {place} to this machine?"),
     }
 }

@@ -23,7 +23,7 @@ use balancer_config::{
     bounded::Bound,
     config::ClientPrefix,
     discover::Source,
-    limits::{Full, Limits},
+    limits::{Enough, Full, Limits},
     listeners::{Family, Listener},
     names::BackendName,
     quic::{QuicConfig, ServerId},
@@ -43,6 +43,7 @@ use crate::{
     ratios::{self, share},
     readiness::Readiness,
     run_time::RunTimeChange,
+    served::HandshakeCounts,
     shares::{Load, ShareHistory},
     top::Top,
 };
@@ -157,6 +158,8 @@ pub struct MemberSnapshot {
     pub withdrawn: bool,
     /// The VIPs that balancers have assigned to this machine, with their interfaces.
     pub vips: Vec<(IpAddr, String)>,
+    /// Whether the state file lacks the present state, because it cannot be written.
+    pub unsaved: bool,
 }
 
 /// The state of the client table.
@@ -188,7 +191,6 @@ pub struct FlowsSnapshot {
 /// An interface to which the balancer has attached its program.
 #[derive(Clone, Debug)]
 pub struct InterfaceSnapshot {
-    /// The name of the interface.
     pub name: String,
     /// The index of the interface.
     pub ifindex: u32,
@@ -250,7 +252,6 @@ pub struct ListenerSnapshot {
 /// The lookup table of a service, or of one address family of the service.
 #[derive(Clone, Debug)]
 pub struct TableSnapshot {
-    /// The address family of the table.
     pub family: Family,
     /// The M entries of the table, which are backend ids, or all `ALL_DOWN`, or all `NO_BACKEND`.
     pub live: Arc<[u16]>,
@@ -273,7 +274,6 @@ pub struct OutageSnapshot {
 pub struct DeniedSnapshot {
     /// The file that contains the prefixes.
     pub file: PathBuf,
-    /// The number of prefixes in the list.
     pub prefixes: usize,
     /// The number of packets that the program dropped because of the list.
     pub packets: u64,
@@ -304,13 +304,11 @@ pub struct ServiceSnapshot {
     pub last_change: Option<LastChange>,
     /// The service's statistics, which another task collects and fills in.
     pub statistics: ServiceStatistics,
-    /// The name of the service.
     pub name: String,
     /// The drop-in that contains the service; `None`: the configuration file contains the service.
     pub drop_in: Option<String>,
     /// The service's listeners, with their counters.
     pub listeners: Vec<ListenerSnapshot>,
-    /// The forwarding mode of the service.
     pub forwarding: Forwarding,
     /// The number of slots of the lookup table.
     pub table_size: u32,
@@ -324,9 +322,7 @@ pub struct ServiceSnapshot {
     pub slots_moved_needless: u64,
     /// The duration of the last computation of the table.
     pub table_build: Duration,
-    /// The current outage of the service, if there is one.
     pub outage: Option<OutageSnapshot>,
-    /// Whether the service remembers clients.
     pub remembers: bool,
     /// The share of clients that the balancer steers.
     pub share: Share,
@@ -348,7 +344,6 @@ pub struct ServiceSnapshot {
     pub repeated_moves: [u64; MOVE_COUNTERS],
     /// The removed backends that still have known clients.
     pub gone: Vec<GoneSnapshot>,
-    /// The service's present backends.
     pub backends: Vec<BackendSnapshot>,
 }
 
@@ -416,14 +411,12 @@ impl ServiceSnapshot {
             String::new()
         };
         match now {
-            0 if most == 0 => {
-                Some("watched: every packet passes to the host, the figures say what would be".to_owned())
+            0 if most == 0 && self.forwarding != Forwarding::Snat => {
+                Some("the host gets every packet; counters show what the balancer would have done".to_owned())
             }
-            0 => {
-                Some("watched: every packet passes to the host but those of connections that backends have".to_owned())
-            }
+            0 => Some("the host gets every packet, except those of connections that backends have".to_owned()),
             WHOLE if least == WHOLE => None,
-            WHOLE => Some(format!("every client is steered; connections that the host has stay there{of_host}")),
+            WHOLE => Some(format!("every client is steered; connections of the host stay with the host{of_host}")),
             _ => {
                 let passed = counted(unsteered as usize, "packet");
                 Some(format!("{now}% of the clients are steered; {passed} of the others passed to the host{of_host}"))
@@ -520,7 +513,6 @@ pub struct BackendSnapshot {
     pub address: String,
     /// The weight of the backend, 0–65535.
     pub weight: u16,
-    /// Whether the backend is a backup.
     pub backup: bool,
     /// Whether the backend comes from a list of targets.
     pub discovered: bool,
@@ -531,9 +523,10 @@ pub struct BackendSnapshot {
     pub bound: Option<Bound>,
     /// The backend's limits on clients and connections.
     pub limits: Limits,
-    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: the backend is not
-    /// full.
+    /// The limit that keeps the backend from taking new clients; `None`: the backend is not full.
     pub full: Option<Full>,
+    /// How often this balancer found the backend full, by the number of [`Enough`]; `None`: the backend cannot be full.
+    pub filled: Option<[u64; Enough::ALL.len()]>,
     /// The administrative state that the operator wants for the backend.
     pub admin: Admin,
     /// The name of the verdict: `unknown`, `up` or `down`.
@@ -560,11 +553,14 @@ pub struct BackendSnapshot {
     pub signals: [u64; Signal::COUNT],
     /// Unfinished handshakes with the backend.
     pub unanswered: Option<Unanswered>,
+    /// The handshakes with the backend whose outcome became known in the last minute.
+    pub handshakes: HandshakeCounts,
+    /// The handshakes with the backend whose outcome has become known since the backend was added.
+    pub handshakes_ended: HandshakeCounts,
     /// `nat` and `snat`: the interface by which the backend's replies arrive, if the program is not attached to it.
     pub unattached: Option<String>,
     /// The numbers of the backend's health checks that passed, failed softly, and failed hard.
     pub checks: [u64; 3],
-    /// The duration of the backend's last health check.
     pub last_check: Option<Duration>,
     /// The backend's check and the check's results, once for each address family of the service.
     pub check: Vec<CheckSnapshot>,
@@ -581,8 +577,14 @@ pub struct DiscoverSnapshot {
     pub targets: Option<usize>,
     /// The time since the balancer read this list.
     pub read: Option<Duration>,
-    /// The reason why the balancer does not apply the current list.
+    /// The reason why the balancer does not apply the current list, or not all of it.
     pub error: Option<String>,
+    /// The faults of the entries of the list that are left out.
+    pub left_out: Vec<String>,
+    /// The backends that wait for their missing targets before they drain.
+    pub waiting: Vec<String>,
+    /// What is unusual about the answers of the source.
+    pub habit: Option<String>,
 }
 
 /// The state of a backend in one address family.
@@ -611,7 +613,6 @@ pub struct CheckSnapshot {
     pub target: SocketAddr,
     /// A description of the check in words.
     pub words: Arc<str>,
-    /// The results of the checks.
     pub health: Health,
     /// The time since the verdict last changed.
     pub verdict_age: Duration,
@@ -619,7 +620,6 @@ pub struct CheckSnapshot {
     pub forced: Option<Forced>,
     /// The last check, and the time since this check ended.
     pub last: Option<(CheckOutcome, Duration)>,
-    /// The duration of the last check.
     pub took: Option<Duration>,
     /// The numbers of consecutive passes and of consecutive failures that change the verdict; `None`: the backend has
     /// no check.

@@ -9,7 +9,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
     config::ServiceConfig,
-    discover::{DiscoverConfig, Floor, Source, Target},
+    discover::{DiscoverConfig, Source, Target},
     fixture::{name, web},
     snat::DrainUntil,
     states::Admin,
@@ -28,14 +28,24 @@ fn list() -> Source {
 fn listed(bench: &mut Bench, names: &[&str]) {
     let target = |name: &&str| {
         let addresses = vec![[10, 0, 0, 20 + name.bytes().last().unwrap() % 16].into()];
-        Target { name: (*name).to_owned(), addresses, why: None, port: Some(8080), weight: 100, backup: false }
+        Target {
+            name: (*name).to_owned(),
+            addresses,
+            why: None,
+            fault: None,
+            port: Some(8080),
+            weight: 100,
+            backup: false,
+        }
     };
     let targets = names.iter().map(target).collect();
-    bench.change(Change::Discover { service: "web".to_owned(), source: list(), targets }).unwrap();
+    bench
+        .change(Change::Discover { service: "web".to_owned(), source: list(), targets, waiting: BTreeSet::new() })
+        .unwrap();
 }
 
 fn snat() -> ServiceConfig {
-    let discover = vec![DiscoverConfig { source: list(), min: Floor::default(), own: None }];
+    let discover = vec![DiscoverConfig::new(list())];
     ServiceConfig { forwarding: Forwarding::Snat, remember: Duration::from_secs(3600), discover, ..web() }
 }
 
@@ -73,13 +83,13 @@ fn sweep(bench: &mut Bench, known: u64) {
 /// Counts the connections of `web/a`, which has received no packets since the previous count.
 fn count(bench: &mut Bench, connections: u64) {
     let of = BTreeMap::from([(bench.id("web/a"), connections)]);
-    bench.controller.handle(Event::Flows { of, active: BTreeSet::new() }, bench.now);
+    bench.controller.handle(Event::Flows { of, ports: BTreeMap::new(), active: BTreeSet::new() }, bench.now);
 }
 
 /// Counts no connections of `web/a`, which has received packets since the previous count.
 fn count_packets(bench: &mut Bench) {
     let active = BTreeSet::from([bench.id("web/a")]);
-    bench.controller.handle(Event::Flows { of: BTreeMap::new(), active }, bench.now);
+    bench.controller.handle(Event::Flows { of: BTreeMap::new(), ports: BTreeMap::new(), active }, bench.now);
 }
 
 /// Whether `web/a` still exists and keeps its known clients.

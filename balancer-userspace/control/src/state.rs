@@ -2,7 +2,7 @@
 //!
 //! The state is plain data; [`Controller::export`](super::controller::Controller::export) makes the state, and
 //! [`Controller::restore`](super::controller::Controller::restore) reads it. A new field gets `#[serde(default)]`, so
-//! that older files stay readable; a new field that an older controller must not ignore requires a new [`VERSION`].
+//! that files of earlier releases stay readable; a new field that an older controller must not ignore requires a new [`VERSION`].
 
 mod changes;
 mod features;
@@ -62,7 +62,6 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     /// The texts of the drop-ins, by name. The services of drop-ins are in `file`.
     #[serde(default, skip_serializing_if = "DropIns::is_empty")]
     pub drop_ins: DropIns,
-    /// The current services.
     pub services: Services,
     /// The removed backends that may still have known clients.
     pub gone: Vec<SavedGone>,
@@ -72,14 +71,12 @@ pub struct SavedState<File = Vec<ServiceConfig>, Services = Vec<SavedService>, N
     pub next_hops: NextHops,
     /// The counters of backends that were removed for good, by service and name. The shell, and not the core, fills in
     /// these counters.
-    #[serde(default, rename = "departed")]
     pub removed_backends: SavedCountersByService,
     /// The moves that other members of a fleet count too, by service and cause. The shell, and not the core, fills in
     /// these moves.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repeated_moves: BTreeMap<u16, Vec<u64>>,
     /// Whether the operator has withdrawn the VIPs from this machine. The shell, and not the core, fills in this flag.
-    #[serde(default)]
     pub withdrawn: bool,
     /// The epoch of the fleet whose state this is. The shell, and not the core, fills in the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -226,16 +223,13 @@ pub struct SavedEpoch {
     pub at: Moment,
 }
 
-/// The saved state of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedService {
     /// The index of the service.
     pub id: ServiceId,
     /// The address family of the service's clients; if absent: the family of the service's first listener.
-    #[serde(default)]
     pub family: Option<Family>,
     /// The ids of the service's listeners.
-    #[serde(default)]
     pub listeners: Vec<(Listener, ListenerId)>,
     /// The service's configuration without `backends`; the backends are stored in a field below.
     pub settings: ServiceConfig,
@@ -246,10 +240,8 @@ pub struct SavedService {
     /// The number of slots moved although the shares of their old and new backend stayed the same.
     pub slots_moved_needless: u64,
     /// The number of seconds in a tick of the service's client memory; 0: the service has no client memory yet.
-    #[serde(default)]
     pub tick_seconds: u32,
     /// The service's rules for client prefixes.
-    #[serde(default)]
     pub rules: Vec<SavedRule>,
     /// The prefixes of those rules in the configuration file that have expired.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -278,7 +270,6 @@ pub struct SavedShare {
 /// A declared or suspected outage of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedOutage {
-    /// The phase of the outage.
     pub phase: SavedPhase,
     /// The time at which the outage began.
     pub since: Moment,
@@ -286,11 +277,9 @@ pub struct SavedOutage {
     pub held: Vec<BackendId>,
 }
 
-/// The phase of an outage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SavedPhase {
-    /// The controller suspects an outage.
     Suspected {
         /// The time at which the controller decides about the outage.
         until: Moment,
@@ -318,11 +307,9 @@ pub struct SavedRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
     /// The time at which the rule expires.
-    #[serde(default)]
     pub ends: Option<Moment>,
 }
 
-/// The saved state of a slow start in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedSlowStart {
     /// The time at which the slow start began.
@@ -333,7 +320,6 @@ pub struct SavedSlowStart {
     pub step: u8,
 }
 
-/// The saved state of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SavedBackend {
     /// The index of the backend's row in the kernel's maps.
@@ -355,7 +341,6 @@ pub struct SavedBackend {
     /// Whether the controller removes the backend after the drain.
     pub leaving: bool,
     /// The verdict that the operator has set for the backend.
-    #[serde(default)]
     pub forced: Option<Forced>,
     /// The agent's report, if it reduces something; `None`: no report reduces anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -367,8 +352,6 @@ pub struct SavedBackend {
     /// full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<Full>,
-    /// The progress of the backend's slow start.
-    #[serde(default)]
     pub slow_start: Option<SavedSlowStart>,
     /// Whether the backend was added while the service was in use, and waits for its next hop.
     pub late: bool,
@@ -394,21 +377,18 @@ pub struct SavedGone {
     pub known: u64,
 }
 
-/// The saved counters of a backend.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SavedCounters {
     /// The number of packets forwarded to the backend.
     pub packets: u64,
     /// The number of bytes forwarded to the backend.
     pub bytes: u64,
-    /// The number of new connections to the backend.
     pub connections: u64,
     /// The numbers of new connections, by the index of the decision.
     pub decisions: Vec<u64>,
     /// The numbers of known clients that moved away, by the index of the cause.
     pub moves: Vec<u64>,
     /// The time at which a removed backend's counters were last added.
-    #[serde(default)]
     pub since: Option<Moment>,
 }
 

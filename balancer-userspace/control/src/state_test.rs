@@ -188,7 +188,7 @@ fn when_a_file_cannot_replace_the_saved_state_then_the_start_uses_the_file_alone
     assert!(!bench.controller.goes_on());
     assert!(bench.service().backends().iter().all(|backend| backend.name().starts_with('b')));
     assert_eq!(bench.service().backends().len(), 33_000);
-    assert!(lines(&commands).last().unwrap().starts_with("starting with the configuration file alone"));
+    assert!(lines(&commands).last().unwrap().contains("starting with the file alone"));
     // The commands concern only objects that differ in the file.
     let written = commands.iter().filter(|command| matches!(command, Command::WriteBackend(_))).count();
     assert_eq!(written, 33_000);
@@ -233,7 +233,7 @@ fn when_a_counter_of_a_state_is_absurd_then_the_state_is_refused() {
         let mut state = export(&bench);
         spoil(&mut state);
         let why = Controller::restore(config(vec![web()]), KEY, state, clocks).unwrap_err();
-        assert_eq!(why, "it has a count of 18446744073709551615, which nothing comes to");
+        assert_eq!(why, "the count 18446744073709551615 is impossible");
     }
 }
 

@@ -39,7 +39,6 @@ pub const STEPS: u8 = 10;
 pub struct Candidate<'a> {
     /// The id, name and weight of the backend.
     pub member: Member<'a>,
-    /// Whether the backend is a backup.
     pub backup: bool,
     /// Whether the backend is in maintenance.
     pub maint: bool,

@@ -24,6 +24,9 @@ use crate::io::BackendId;
 /// The number of counters in a summary: every client whose fraction of the traffic exceeds the inverse of this number
 /// has a counter.
 pub const COUNTERS: usize = 256;
+/// The number of samples for each client, or for each counter if there are more clients, that a measure of unevenness
+/// needs.
+const SAMPLES_OF_EACH: f64 = 10.0;
 /// The time in which counted traffic decreases to 1/e of its value.
 pub const MEMORY: Duration = Duration::from_secs(60);
 /// The amount of traffic below which a client counts as silent.
@@ -234,9 +237,13 @@ impl Top {
 
     /// A measure of how unevenly clients load the service: the Gini coefficient of bytes over `clients` known clients,
     /// from 0 (all send the same amount) towards 1 (few clients send everything). The function treats clients without a
-    /// counter as equal, so the result is a lower bound. `None`: the service has no traffic or fewer than two clients.
+    /// counter as equal, so the result is a lower bound. `None`: the service has no traffic or fewer than two clients,
+    /// or so few samples that chance decides which clients have any.
     #[must_use]
     pub fn gini(&self, clients: u64) -> Option<f64> {
+        if self.total.packets < SAMPLES_OF_EACH * clients.min(COUNTERS as u64) as f64 {
+            return None;
+        }
         let heavy: Vec<f64> = self.bytes.counters.iter().map(|heavy| heavy.seen.bytes).collect();
         let rest = (self.total.bytes - heavy.iter().sum::<f64>()).max(0.0);
         gini(heavy, rest, clients)
@@ -397,6 +404,18 @@ mod tests {
         near(of(&[6.0, 2.0], 8.0, 6), of(&[6.0, 2.0, 2.0, 2.0, 2.0, 2.0], 0.0, 6).unwrap());
         assert_eq!(of(&[], 0.0, 10), None);
         assert_eq!(of(&[7.0], 0.0, 1), None);
+    }
+
+    #[test]
+    fn when_there_are_few_samples_then_they_do_not_say_how_uneven_the_load_is() {
+        // Each of a hundred clients sends the same.
+        let after = |rounds: u32| {
+            let mut top = Top::default();
+            (0..rounds).for_each(|round| top.count(client(round % 100), WEB1, 100));
+            top.gini(100)
+        };
+        assert_eq!((after(0), after(3), after(999)), (None, None, None));
+        assert!(after(1000).unwrap() < 0.01, "{:?}", after(1000));
     }
 
     #[test]

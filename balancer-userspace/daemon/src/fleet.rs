@@ -46,18 +46,17 @@ use tokio::{
 use tracing::{info, warn};
 
 use awaiting::{Awaiting, Next};
+use balancer_listeners::call::{self, Request, Tallies};
+use balancer_runtime::{
+    clocks::clocks,
+    supervisor::{Supervisor, Task},
+};
+use balancer_sources::etcd_settings;
 use file::OwnFile;
 use shown::Shown;
 pub(crate) use tallies::tell as tell_tallies;
 
-use crate::{
-    call::{self, Request, Tallies},
-    clocks::clocks,
-    etcd_settings,
-    host::Host,
-    owner::Owner,
-    supervisor::{Supervisor, Task},
-};
+use crate::{host::Host, owner::Owner};
 
 /// The time that a starting member waits for the fleet's state before the member continues with its own state.
 const FIRST_STATE: Duration = Duration::from_secs(5);
@@ -120,7 +119,7 @@ impl Fleet {
         let name = fleet.member_name().map_err(anyhow::Error::msg)?;
         let prefix = balancer_etcd::prefix_of(&fleet.name);
         let (engine, driver) = Engine::new(etcd_settings::settings(prefix, &fleet.etcd, fleet.lease));
-        let driving = supervisor.spawn("the way to the fleet's engine", async {
+        let driving = supervisor.spawn("the connection to etcd", async {
             driver.await;
             Ok(())
         });
@@ -167,7 +166,7 @@ impl Fleet {
         loop {
             let Ok(input) = timeout_at(deadline, self.next()).await else {
                 warn!(
-                    "no state of the fleet within {} s: {}; going on without",
+                    "the fleet's state did not come within {} s: {}; starting without it",
                     FIRST_STATE.as_secs(),
                     self.what_is_missing()
                 );
@@ -208,7 +207,7 @@ impl Fleet {
         let why = refused.or_else(|| engine.denial.clone()).or_else(|| engine.trouble.clone());
         why.unwrap_or_else(|| {
             if self.member.holding().is_some() {
-                "it is not here yet".to_owned()
+                "it has not arrived yet".to_owned()
             } else {
                 "no member has written one yet".to_owned()
             }
@@ -248,7 +247,7 @@ impl Fleet {
             },
             () = sleep_until(deadline) => Input::Tick,
             // The handling of any input then applies the state.
-            () = Awaiting::extended(&mut self.awaiting) => Input::Tick,
+            () = Awaiting::progress(&mut self.awaiting) => Input::Tick,
         }
     }
 
@@ -278,9 +277,9 @@ impl Fleet {
     }
 
     /// Asks the host for a kernel program with the features that the next state needs.
-    pub(crate) fn extend_program(&mut self, host: &Host) {
+    pub(crate) fn extend_program(&mut self, owner: &mut Owner<KernelDataplane>, host: &Host) {
         if let Some(awaiting) = &mut self.awaiting {
-            awaiting.ask(host);
+            awaiting.advance(owner.dataplane(), host);
         }
     }
 
@@ -394,10 +393,11 @@ impl Fleet {
             Output::Follow { epoch, state, at, age, changed, whole, lines } => {
                 let next = Next { epoch, state, at, age, since: Instant::now(), changed, whole, lines };
                 let features = next.state.features(&owner.controller().local_addresses());
-                if owner.dataplane().require(features).is_ok() {
+                let need = owner.controller().need_for(&next.state);
+                if owner.dataplane().require(features).and_then(|()| owner.dataplane().make_room(&need)).is_ok() {
                     self.follow(next, owner, inputs);
                 } else {
-                    self.awaiting = Some(Awaiting::new(next, features));
+                    self.awaiting = Some(Awaiting::new(next, features, need, self.awaiting.take()));
                 }
             }
             Output::Tell { document, state } => {
@@ -468,11 +468,11 @@ impl Fleet {
         let Request { change_request, uid, if_generation, reply } = request;
         let call::ChangeRequest::Change(change) = change_request else { return };
         if let Some(why) = self.engine_denial().filter(|_| !self.member.is_connected()) {
-            let why = format!("nothing is changed: the fleet's etcd takes no writes ({why})");
+            let why = format!("nothing was changed: etcd takes no writes ({why})");
             let _ = reply.send(Err(Refused::Conflict(why)));
             return;
         }
-        let about = crate::events::subject(&change);
+        let about = balancer_runtime::events::subject(&change);
         let leaves = if let Change::Remove { name, force: false } = &change { Some(name) } else { None };
         let known = leaves.map(|name| owner.controller().parts(name).map(Backend::known_clients).sum());
         let change_request = if let Change::Reload(config) = change {
@@ -498,13 +498,13 @@ impl Fleet {
             }
             if !done.lagging.is_empty() {
                 message += &format!("; not yet by {}", done.lagging.join(", "));
-                owner.events().warn(&format!("{} does not apply what was decided yet", done.lagging.join(", ")));
+                owner.events().warn(&format!("{} has not applied the last change yet", done.lagging.join(", ")));
             }
             if !done.partial.is_empty() {
-                message += &format!("; not everything that was decided is applied by {}", done.partial.join(", "));
+                message += &format!("; applied only in part by {}", done.partial.join(", "));
             }
             owner.events().change(asked.about.as_ref(), &message, asked.uid, None);
-            Changed { message }
+            Changed { message, not_applied_by: done.lagging.into_iter().chain(done.partial).collect() }
         });
         // Sending fails if the requester no longer waits.
         let _ = asked.reply.send(result);

@@ -1,10 +1,6 @@
-//! The wanted and the actual state of this machine.
+//! The wanted state of this machine.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use balancer_common::{features::Features, map_types::Forwarding};
 use balancer_config::{
@@ -12,11 +8,11 @@ use balancer_config::{
     listeners::{Family, PortRange},
 };
 use balancer_control::controller::Controller;
-use balancer_dataplane::Attachment;
+use balancer_listeners::outlets::MetricsSettings;
 
 /// The wanted state of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedMachine {
     /// The interfaces to which the program should be attached.
     pub interfaces: Vec<String>,
     /// The XDP mode in which the program should be attached.
@@ -42,7 +38,7 @@ pub struct Wanted {
     /// Whether the data path outlives the process.
     pub keep: bool,
     /// The settings of the metrics listener.
-    pub metrics: Listen,
+    pub metrics: MetricsSettings,
     /// The group that may use the control socket in addition to root.
     pub group: Option<String>,
     /// The group that may use the read-only socket; `None` if there should be no read-only socket.
@@ -53,7 +49,7 @@ pub struct Wanted {
     pub audit: Option<PathBuf>,
 }
 
-impl Wanted {
+impl WantedMachine {
     /// Returns the state of the machine that a controller needs; `ready` says whether the balancer is fit for clients.
     #[must_use]
     pub fn by(controller: &Controller, ready: bool) -> Self {
@@ -76,7 +72,7 @@ impl Wanted {
             vip_interfaces: controller.vip_interfaces(),
             guarded: settings.fleet.is_some(),
             keep: settings.on_exit == OnExit::Keep,
-            metrics: Listen { at: settings.metrics_listen, page: settings.metrics_page },
+            metrics: MetricsSettings { at: settings.metrics_listen, page: settings.metrics_page },
             group: settings.control.group.clone(),
             readers: settings.control.readers.clone(),
             remote: settings.control.remote.clone(),
@@ -88,26 +84,4 @@ impl Wanted {
 fn whole(controller: &Controller) -> BTreeSet<IpAddr> {
     let listeners = controller.services().iter().flat_map(|service| service.listeners());
     listeners.filter(|(at, _)| at.ports == PortRange::EVERY).map(|(at, _)| at.address).collect()
-}
-
-/// The address of the metrics listener, and whether the listener serves the page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listen {
-    /// The address of the listener; `None` if there is no listener.
-    pub at: Option<SocketAddr>,
-    /// Whether the listener serves the page at `/`.
-    pub page: bool,
-}
-
-/// The actual state of this machine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Present {
-    /// The features of the attached program.
-    pub features: Features,
-    /// The attachments of the program.
-    pub attached: Vec<Attachment>,
-    /// VIPs that a balancer has added, with the names of their interfaces.
-    pub vips: BTreeSet<(IpAddr, String)>,
-    /// Problems that prevent the wanted state, as one sentence each.
-    pub troubles: Vec<String>,
 }

@@ -2,10 +2,9 @@
 
 use anyhow::Context as _;
 use balancer_dataplane::KernelDataplane;
+use balancer_runtime::supervisor::Supervisor;
 use tokio::io::{Interest, unix::AsyncFd};
 use tracing::{Level, enabled};
-
-use super::supervisor::Supervisor;
 
 /// Whether the log level includes the kernel program's reports. If it does not, the balancer loads the kernel program
 /// without the reports.

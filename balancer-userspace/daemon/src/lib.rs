@@ -1,52 +1,18 @@
-//! The running balancer, which surrounds the core with tokio tasks: the task that owns the controller and the maps,
-//! health checks, netlink, all listeners, and changes to this machine.
+//! The running balancer: the task that owns the controller and the maps, with the tasks that it starts and joins. Begin
+//! reading in `run`, which starts everything, and `owner`, which decides what reaches the maps.
 
-mod agents;
-pub mod api_server;
 pub mod arena;
-pub mod audit;
-pub mod call;
-mod clocks;
-pub mod configuration;
-pub mod decap;
-mod deny_files;
-mod etcd_settings;
-pub mod events;
 mod fleet;
-mod flow_look;
 mod flows;
-mod followed_files;
+mod growing;
 pub mod host;
 pub mod host_state;
-pub mod interfaces;
 mod kernel_log;
-mod layers;
-mod lines;
-mod list_sources;
-mod listener;
-mod lists;
-pub mod metrics;
-mod names;
 mod near_clients;
-pub mod neighbours;
 pub mod owner;
-mod packet_socket;
 pub mod persistence;
-mod pieces;
-mod precedence;
-pub mod prober;
-mod reload;
 mod removed_backends;
-pub mod reply_interfaces;
-mod restorable;
 mod resume;
 pub mod run;
-pub mod service_manager;
-pub mod shutdown;
-pub mod state_file;
-pub mod statistics;
-pub mod supervisor;
-mod tasks_by_key;
-pub mod trace;
-mod trees;
+mod task_call;
 pub mod untrusted;

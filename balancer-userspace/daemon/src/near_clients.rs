@@ -18,19 +18,18 @@ use balancer_control::{
     io::{BackendId, ServiceId},
 };
 use balancer_dataplane::{Begun, Handshakes};
+use balancer_listeners::statistics::{Named, Statistics};
+use balancer_netlink::{
+    interfaces,
+    neighbours::{NearAddress, NearAddresses},
+};
 use tokio::{
     sync::oneshot,
     task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval},
 };
-use tracing::warn;
 
-use crate::{
-    call::{Call, Calls},
-    interfaces,
-    neighbours::{Near, NearAddresses},
-    statistics::{Named, Statistics},
-};
+use crate::task_call::{TaskCall, TaskCalls};
 
 /// The interval between two searches for such clients.
 const LOOK: Duration = Duration::from_secs(10);
@@ -40,13 +39,13 @@ const WAITED: Duration = Duration::from_secs(3);
 const ENOUGH: usize = 2;
 
 /// Logs warnings about clients on the link of their backends, until the controller has ended.
-pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls: Calls, statistics: Arc<Statistics>) {
+pub(crate) async fn watch(handshakes: Handshakes, near: NearAddresses, calls: TaskCalls, statistics: Arc<Statistics>) {
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = look.tick().await;
         let (reply, answer) = oneshot::channel();
-        if calls.send(Call::NearBackends { reply }).await.is_err() {
+        if calls.send(TaskCall::NearBackends { reply }).await.is_err() {
             return;
         }
         let Ok(backends) = answer.await else { return };
@@ -56,31 +55,25 @@ pub(crate) async fn watch(mut handshakes: Handshakes, near: NearAddresses, calls
             statistics.name_near_clients(HashMap::new());
             continue;
         }
+        let record = handshakes.clone();
         let begun = spawn_blocking(move || {
             let addresses: Vec<IpAddr> = clients.iter().map(|client| client.address).collect();
-            (handshakes.begun(&addresses), clients, handshakes)
+            (record.begun(&addresses), clients)
         });
-        let Ok((begun, clients, back)) = begun.await else { return };
-        handshakes = back;
-        match begun {
-            Ok(begun) => statistics.name_near_clients(unanswered(&begun, &clients, &backends, now)),
-            Err(error) => {
-                warn!("{error:#}: clients on their backends' links are not found");
-                return;
-            }
-        }
+        let Ok((begun, clients)) = begun.await else { return };
+        statistics.name_near_clients(unanswered(&begun, &clients, &backends, now));
     }
 }
 
 /// The clients to report by service, with a line about each client.
 fn unanswered(
     begun: &[Begun],
-    clients: &[Near],
+    clients: &[NearAddress],
     backends: &[NearBackend],
     now: Instant,
 ) -> HashMap<ServiceId, Vec<Named>> {
     let backends: HashMap<BackendId, &NearBackend> = backends.iter().map(|backend| (backend.id, backend)).collect();
-    let is_near = |client: IpAddr, ifindex| clients.contains(&Near { ifindex, address: client });
+    let is_near = |client: IpAddr, ifindex| clients.contains(&NearAddress { ifindex, address: client });
     let mut waits: BTreeMap<(ServiceId, IpAddr), Vec<&NearBackend>> = BTreeMap::new();
     for Begun { client, backend, ago } in begun {
         let Some(backend) = backends.get(backend) else { continue };
@@ -101,8 +94,8 @@ fn unanswered(
 fn line(client: IpAddr, NearBackend { name, ifindex, .. }: &NearBackend) -> String {
     let interface = interfaces::name(*ifindex);
     format!(
-        "client {client} is on {interface} as backend {name} is, which answers it past the balancer: with nat its \
-         connections fail; forwarding = \"snat\" serves it"
+        "client {client} and backend {name} are on the same link ({interface}), so replies bypass the balancer and \
+         the client's connections fail; use forwarding = \"snat\""
     )
 }
 
@@ -122,7 +115,7 @@ mod tests {
         let start = Instant::now();
         let now = start + Duration::from_secs(100);
         let client = |last| IpAddr::from([10, 1, 0, last]);
-        let clients = [Near { ifindex: 2, address: client(7) }, Near { ifindex: 3, address: client(8) }];
+        let clients = [NearAddress { ifindex: 2, address: client(7) }, NearAddress { ifindex: 3, address: client(8) }];
         let backends = [backend(1, 2, start), backend(2, 2, start), backend(3, 2, now - Duration::from_secs(5))];
         let begun = |last, id, seconds| Begun {
             client: client(last),
@@ -142,8 +135,8 @@ mod tests {
         assert_eq!(
             said[&ServiceId(1)][0].1,
             format!(
-                "client 10.1.0.7 is on {} as backend web/web1 is, which answers it past the balancer: with nat its \
-                     connections fail; forwarding = \"snat\" serves it",
+                "client 10.1.0.7 and backend web/web1 are on the same link ({}), so replies bypass the balancer and \
+                 the client's connections fail; use forwarding = \"snat\"",
                 interfaces::name(2)
             )
         );

@@ -16,6 +16,7 @@ mod member;
 mod proposal;
 mod rescan;
 mod retired;
+mod served;
 mod show;
 mod step;
 mod suspects;
@@ -31,6 +32,7 @@ use std::{
 
 use anyhow::Context as _;
 use balancer_api::model::{Changed, ClientQuery, ClientView, DropInText, DropInView, RuleView};
+use balancer_checks::prober::Prober;
 use balancer_common::verdict::MOVE_COUNTERS;
 use balancer_config::{config::Config, listeners::Family, names::BackendName};
 use balancer_control::{
@@ -45,6 +47,13 @@ use balancer_control::{
     state::{SavedCounters, SavedEpoch},
 };
 use balancer_dataplane::{Dataplane, FlowCounts, Swept};
+use balancer_listeners::call::DropIn;
+use balancer_netlink::neighbours::{Neighbours, Tunnels};
+use balancer_runtime::{
+    clocks,
+    events::{Events, subject},
+};
+use balancer_state::restorable::Restorable;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -57,26 +66,18 @@ use self::{
     member::Member,
     rescan::{Report, Rescan},
     retired::{RecentlyRetired, Retired},
+    served::Outcomes,
     step::Step,
     suspects::Suspects,
 };
 pub use self::{
     beginning::Beginning,
-    discovered::WantedLists,
     forgetting::Forgetting,
     learning::Searching,
     look::Counting,
     proposal::{Draft, Planning, Proposal, Proposing, not_worked_out},
 };
-use crate::{
-    call::DropIn,
-    clocks,
-    events::{Events, subject},
-    neighbours::{Neighbours, Tunnels},
-    prober::Prober,
-    removed_backends::RemovedBackends,
-    restorable::Restorable,
-};
+use crate::removed_backends::RemovedBackends;
 
 /// The interval at which the owner polls a short operation.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -117,6 +118,7 @@ pub struct Owner<D> {
     heard: Heard,
     watches: Watches,
     fullness: Fullness,
+    outcomes: Outcomes,
     suspects: Suspects,
     kept_back: KeptBack,
     flow_counts: FlowCounts,
@@ -161,6 +163,7 @@ impl<D: Dataplane> Owner<D> {
             heard: Heard::default(),
             watches: Watches::default(),
             fullness: Fullness::default(),
+            outcomes: Outcomes::default(),
             suspects: Suspects::default(),
             kept_back: KeptBack::default(),
             flow_counts: FlowCounts::default(),
@@ -300,7 +303,12 @@ impl<D: Dataplane> Owner<D> {
         let mut failing = Vec::new();
         let events = events.into_iter().inspect(|event| match suspects.answer(event, now) {
             Some(suspects::Answer::Works(id)) => dataplane.works(id),
-            Some(suspects::Answer::Fails(id, signal, why)) => failing.push((id, signal, why)),
+            Some(suspects::Answer::Recovers(id)) => dataplane.withhold_again(id),
+            Some(suspects::Answer::Fails(id, signal, why)) => {
+                // A stranger may have made the backend refuse connections on purpose, so that its resets pass.
+                dataplane.withhold_again(id);
+                failing.push((id, signal, why));
+            }
             None => {}
         });
         let commands = controller.handle_all(events, now.into_std());
@@ -406,7 +414,8 @@ impl<D: Dataplane> Owner<D> {
         let last_changes = self.last_changes.clone();
         let publishes = publishes(&commands);
         self.last_changes.note(&commands, Some(&message), &self.controller, now.into_std());
-        if let Err(error) = self.execute(commands, now) {
+        let room = self.dataplane.make_room(&self.controller.need());
+        if let Err(error) = room.and_then(|()| self.execute(commands, now)) {
             self.controller.undo(before);
             self.last_changes = last_changes;
             self.resync();
@@ -458,7 +467,7 @@ impl<D: Dataplane> Owner<D> {
     pub fn added(&self, name: &BackendName, before: (u64, u64), uid: Option<u32>) -> Changed {
         let message = self.controller.added(name, before);
         self.events.change(Some(name), &message, uid, Some(moved(before, self.slots_moved(&name.service))));
-        Changed { message }
+        Changed::applied(message)
     }
 
     /// The sums of [`Owner::slots_moved`] over all services. If a service is removed, the sums lose the slots of that
@@ -542,6 +551,7 @@ impl<D: Dataplane> Owner<D> {
     /// removed long ago.
     pub fn keep_up(&mut self) {
         self.dataplane.watch_handshakes(self.started.elapsed());
+        self.count_handshakes();
         if self.step.is_out() {
             self.resync();
         }
@@ -580,14 +590,14 @@ impl<D: Dataplane> Owner<D> {
         match self.execute(commands, now) {
             Ok(()) if self.step.is_in_again() => {
                 self.changed = true;
-                info!("the data path is in step again");
+                info!("the kernel's maps hold the last change again");
             }
             Ok(()) => {}
             Err(error) => {
                 let why = format!("{error:#}");
                 if self.step.is_not_in(why.clone(), now) {
                     self.changed = true;
-                    error!("the data path is out of step, it is tried again until it is not: {why}");
+                    error!("the kernel's maps do not hold the last change: {why}; the balancer keeps trying");
                 }
             }
         }
@@ -648,6 +658,7 @@ impl<D: Dataplane> Owner<D> {
                 self.dataplane.retire_backend(*id).context("retiring a backend")?;
                 self.prober.forget_way(*id);
                 self.suspects.forget(*id);
+                self.outcomes.forget(*id);
                 if let Some((service, name)) = self.owners.remove(id) {
                     let at = Instant::now().into_std();
                     self.removed_backends.add(service, name.clone(), &stats, at);

@@ -2,9 +2,10 @@
 //!
 //! A change is on disk before the owner makes it: another thread computes and writes the state after the change, while
 //! the owner continues to handle events. After the write, the owner makes the change and answers the requester. If the
-//! state file cannot be written, the owner makes no change. If the change affects this machine, the host task prepares
-//! the machine before the write. The owner makes changes in the order in which they were requested. This module also
-//! writes state changes without a request soon after they happen, and writes counters periodically.
+//! state file cannot be written, the owner makes no change. If the change needs more room in the kernel's maps, these grow
+//! before the write (`daemon/growing.rs`). If the change affects this machine, the host task prepares the machine before
+//! the write. The owner makes changes in the order in which they were requested. This module also writes state changes
+//! without a request soon after they happen, and writes counters periodically.
 
 use std::{
     collections::VecDeque,
@@ -16,6 +17,12 @@ use std::{
 use anyhow::anyhow;
 use balancer_control::{controller::Precomputed, io::Refused};
 use balancer_dataplane::Dataplane;
+use balancer_listeners::call::Request;
+use balancer_runtime::supervisor::panicked;
+use balancer_state::{
+    restorable::Restorable,
+    state_file::{Occasion, StateFile},
+};
 use tokio::{
     task::{JoinError, JoinHandle},
     time::Instant,
@@ -23,12 +30,9 @@ use tokio::{
 use tracing::error;
 
 use super::{
-    call::Request,
+    growing::Growing,
     host::{Host, Prepared},
     owner::{Owner, Proposal, not_worked_out},
-    restorable::Restorable,
-    state_file::{Occasion, StateFile},
-    supervisor::panicked,
 };
 
 /// The maximum delay before this module writes a state change that nobody requested.
@@ -77,12 +81,14 @@ pub struct Ready {
 
 type Proposed = Result<Box<Proposal>, Refused>;
 
-/// The progress of the first waiting change: the computation of its result, then the preparation of this machine if the
-/// change needs one, and then another computation, because the state may have changed during the preparation.
+/// The progress of the first waiting change: the computation of its result, then the growth of the kernel's maps and the
+/// preparation of this machine, if the change needs them, and after each of these another computation, because the state
+/// may have changed in the meantime.
 #[derive(Debug)]
 enum Stage {
     Proposing(JoinHandle<Proposed>, Request, Option<Prepared>),
     Proposed(Box<Proposal>, Request, Option<Prepared>),
+    Growing(Growing, Request),
     Preparing(JoinHandle<anyhow::Result<Prepared>>, Request),
     Prepared(Prepared, Request),
 }
@@ -91,6 +97,7 @@ enum Stage {
 enum Staged {
     Proposed(Result<Proposed, JoinError>),
     Prepared(Result<anyhow::Result<Prepared>, JoinError>),
+    Grown,
 }
 
 #[derive(Debug)]
@@ -155,13 +162,26 @@ impl<F: Save> Persistence<F> {
                 },
                 Some(Stage::Prepared(prepared, request)) => self.propose(owner, request, Some(prepared)),
                 Some(Stage::Proposed(proposal, request, prepared)) => {
-                    let Proposal { state, wanted, precomputed } = *proposal;
-                    if prepared.is_none() && wanted != *host.wanted() {
+                    let Proposal { state, wanted, precomputed, need } = *proposal;
+                    if let Some(growth) = owner.dataplane().growth(&need) {
+                        // A preparation that was made already is made again afterwards.
+                        self.stage = Some(Stage::Growing(Growing::begin(growth, host), request));
+                    } else if prepared.is_none() && wanted != *host.wanted() {
                         self.stage = Some(Stage::Preparing(tokio::spawn(host.prepare(wanted)), request));
                     } else {
                         self.write(state, Some(Ready { request, prepared, precomputed }), Occasion::Change);
                     }
                 }
+                Some(Stage::Growing(growing, request)) => match growing.advance(owner.dataplane(), host) {
+                    Err(growing) => {
+                        self.stage = Some(Stage::Growing(growing, request));
+                        break;
+                    }
+                    Ok(Ok(())) => self.propose(owner, request, None),
+                    Ok(Err(why)) => {
+                        let _ = request.reply.send(Err(Refused::Conflict(format!("nothing was changed: {why}"))));
+                    }
+                },
                 under_way @ Some(Stage::Proposing(..) | Stage::Preparing(..)) => {
                     self.stage = under_way;
                     break;
@@ -217,6 +237,10 @@ impl<F: Save> Persistence<F> {
             match stage {
                 Some(Stage::Proposing(task, ..)) => Staged::Proposed(task.await),
                 Some(Stage::Preparing(task, _)) => Staged::Prepared(task.await),
+                Some(Stage::Growing(growing, _)) => {
+                    growing.progress().await;
+                    Staged::Grown
+                }
                 Some(Stage::Proposed(..) | Stage::Prepared(..)) | None => pending().await,
             }
         };
@@ -224,6 +248,8 @@ impl<F: Save> Persistence<F> {
             written = written => return self.written(written),
             staged = staged => match staged {
                 Staged::Proposed(proposed) => self.proposed(proposed),
+                // The next call of `advance` takes the next step.
+                Staged::Grown => {}
                 Staged::Prepared(prepared) => self.prepared(prepared.unwrap_or_else(|error| Err(error.into()))),
             }
         }
@@ -264,7 +290,7 @@ impl<F: Save> Persistence<F> {
             self.trouble = None;
             return change;
         };
-        let trouble = format!("{error:#}: a restart would lose drains and verdicts since the last write");
+        let trouble = format!("{error:#}; a restart would lose the drains and check results since the last write");
         if self.trouble.is_none() {
             error!("{trouble}");
         }
@@ -300,10 +326,10 @@ mod tests {
         names::BackendName,
     };
     use balancer_control::{controller::Controller, io::Change};
+    use balancer_listeners::call::ChangeRequest;
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::call::ChangeRequest;
 
     /// A store that panics when it receives the first state.
     struct Broken {

@@ -12,15 +12,15 @@ use balancer_control::{
 };
 use balancer_dataplane::{Histories, Pins};
 use balancer_fleet::store_schema::Epoch;
+use balancer_runtime::{
+    clocks::{as_saved, clocks},
+    supervisor::Supervisor,
+};
+use balancer_state::state_file::{Loaded, StateFile};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{
-    clocks::{as_saved, clocks},
-    fleet::Fleet,
-    state_file::{Loaded, StateFile},
-    supervisor::Supervisor,
-};
+use super::fleet::Fleet;
 
 /// A controller that has not started yet, and its state file.
 pub(super) struct Resumed {
@@ -61,8 +61,8 @@ impl Resumed {
         let instance = self.controller.instance();
         if fleets != key && pins.and_then(Pins::left).is_some() {
             bail!(
-                "the fleet's hash key is another one than that of the maps that a balancer left running: give up what they \
-                 remember with `balancer detach` and start again"
+                "the fleet's hash key differs from that of the maps that the previous balancer left: run `balancer \
+                 detach`, which deletes the known clients in them, and start again"
             );
         }
         if self.epoch.is_some() && fleets == key {
@@ -96,7 +96,7 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
             None
         }
         Loaded::State(state) => {
-            info!("going on from the state in {path}, generation {}", state.generation);
+            info!("using the state file {path}, generation {}", state.generation);
             Some(state)
         }
         Loaded::Older(state, warning) => {
@@ -108,8 +108,8 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
         && state.as_ref().is_none_or(|state| state.instance != notes.instance)
     {
         bail!(
-            "a balancer left its maps running, and {path} is not the state that belongs to them: put that back, or give up \
-             what they remember with `balancer detach` and start again"
+            "the state file {path} does not belong to the maps that the previous balancer left: put the right state \
+             file back, or run `balancer detach`, which deletes the known clients in the maps, and start again"
         );
     }
     let Some(mut state) = state else {
@@ -132,18 +132,18 @@ pub(super) fn resume(config: &Config, as_written: Config, pins: Option<&Pins>) -
     let clocks = as_saved(&mut state);
     let mut controller = Controller::restore(as_written, key, *state, clocks).map_err(|why| {
         anyhow!(
-            "the state file {path} contradicts itself ({why}): put a good one in its place, or move it away to start with \
-             the configuration file alone, without what was changed at run time"
+            "the state file {path} contradicts itself ({why}): replace it by a good one, or move it away to start \
+             with the configuration file alone, without the changes made at run time"
         )
     })?;
     if keys::fingerprint(key) != key_fingerprint {
         if notes.is_some() {
             bail!(
-                "the hash key is another one than that of the maps that a balancer left running: put the old one back, or \
-                 give up what they remember with `balancer detach` and start again"
+                "the hash key differs from that of the maps that the previous balancer left: put the old key back, or \
+                 run `balancer detach`, which deletes the known clients in the maps, and start again"
             );
         }
-        warn!("the hash key is another one than before: clients are steered elsewhere, and nobody is known");
+        warn!("the hash key has changed: all clients are unknown, and most go to other backends");
         // The maps of the kernel contain hashes that were computed with the previous key.
         controller.set_instance(random()?);
     }

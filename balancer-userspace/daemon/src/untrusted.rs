@@ -7,8 +7,10 @@ use balancer_config::config::CheckKind;
 use balancer_control::{io::CheckOutcome, state::SavedState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use crate::neighbours::heard as netlink;
-use crate::{api_server, call::Calls, prober, state_file};
+use balancer_checks::prober;
+use balancer_listeners::{api_server, call::Calls};
+pub use balancer_netlink::neighbours::heard as netlink;
+use balancer_state::state_file;
 
 /// Parses the bytes of a state file.
 ///

@@ -1,5 +1,7 @@
 //! Attaches the program to interfaces, and reports why an attachment fails.
 
+mod larger;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
@@ -24,18 +26,18 @@ use tracing::{info, warn};
 use super::{
     classifiers::{CLASSIFIERS, OnInterface},
     grace::GracePeriods,
+    growth::Growth,
     link_pins::{LinkPin, LinkPins},
     offload::{Offload, SwitchedOff},
     pinned_link::take_off,
     pins::Pins,
-    programs::Programs,
+    programs::{Programs, Richer},
     telling::{self, Filter, Knobs, Ring},
 };
 
 /// The attachment of the program to an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// The name of the interface.
     pub name: String,
     /// The index of the interface.
     pub ifindex: u32,
@@ -79,7 +81,6 @@ impl Attachment {
 /// An interface to which the program is attached.
 #[derive(Debug)]
 pub struct Attached {
-    /// The description of the attachment.
     pub at: Attachment,
     /// Whether an earlier controller attached its program, so that this controller only replaced the program.
     pub adopted: bool,
@@ -236,6 +237,8 @@ pub struct Attacher {
     interface_multiplier: u32,
     handover_key: u64,
     grace_periods: Arc<GracePeriods>,
+    /// Loaded programs with larger maps, which are about to replace the present ones.
+    larger: Option<(Growth, Richer)>,
 }
 
 impl Attacher {
@@ -246,7 +249,7 @@ impl Attacher {
         (interface_multiplier, handover_key): (u32, u64),
         grace_periods: Arc<GracePeriods>,
     ) -> Self {
-        Self { programs, tells: false, maps, links, interface_multiplier, handover_key, grace_periods }
+        Self { programs, tells: false, maps, links, interface_multiplier, handover_key, grace_periods, larger: None }
     }
 
     /// Pins the maps, the links in `attached` and all later links in a new directory for pins.
@@ -278,11 +281,14 @@ impl Attacher {
     /// what to do.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: XdpMode, others: &[u32]) -> anyhow::Result<Attached> {
         self.tell_apart(name, ifindex, others)?;
-        let links = self.links.as_ref();
-        let ebpf = self.programs.object();
+        let Self { programs, links, handover_key, .. } = self;
+        let links = links.as_ref();
         let classifiers: Vec<_> = CLASSIFIERS
             .into_iter()
-            .map(|classifier| OnInterface::attach(ebpf, classifier, (name, ifindex), self.handover_key, links))
+            .map(|classifier| {
+                let object = if classifier.reads_rows() { programs.newest() } else { programs.object() };
+                OnInterface::attach(object, classifier, (name, ifindex), *handover_key, links)
+            })
             .collect::<anyhow::Result<_>>()?;
         let attached = attach(self.programs.plain()?, name, ifindex, mode, links)?;
         classifiers.iter().for_each(|classifier| classifier.alone(name, ifindex, links));
@@ -319,7 +325,6 @@ impl Attacher {
         }
     }
 
-    /// The features of the attached programs.
     #[must_use]
     pub fn features(&self) -> Features {
         self.programs.in_use().get()
@@ -336,19 +341,26 @@ impl Attacher {
         let Some(mut richer) = loaded.with_context(|| format!("a kernel program with {}", words(features)))? else {
             return Ok(None);
         };
-        let program = richer.program(self.tells)?;
-        if let Err(error) = attached.iter_mut().try_for_each(|attached| attached.replace(program)) {
-            let present = if self.tells { self.programs.telling() } else { self.programs.plain() };
-            let back = present.and_then(|program| replace_all(attached, program));
-            return Err(match back {
-                Ok(()) => error,
-                Err(after) => anyhow!("{error:#}; and the program before is not back everywhere: {after:#}"),
-            });
-        }
+        self.replace(attached, &mut richer).map_err(|failed| failed.error)?;
         // The programs before may still process packets, and have no code for what is published next.
         self.grace_periods.wait(self.grace_periods.begin());
         self.programs.adopt(richer);
         Ok(Some(self.features()))
+    }
+
+    /// Replaces the programs on all these interfaces by these programs, or on none.
+    fn replace(&mut self, attached: &mut [Attached], by: &mut Richer) -> Result<(), NotReplaced> {
+        let failed = |error| NotReplaced { error, is_back: true };
+        let program = by.program(self.tells).map_err(failed)?;
+        let Err(error) = attached.iter_mut().try_for_each(|attached| attached.replace(program)) else { return Ok(()) };
+        let present = if self.tells { self.programs.telling() } else { self.programs.plain() };
+        Err(match present.and_then(|program| replace_all(attached, program)) {
+            Ok(()) => failed(error),
+            Err(after) => NotReplaced {
+                error: anyhow!("{error:#}; and the program before is not back everywhere: {after:#}"),
+                is_back: false,
+            },
+        })
     }
 
     /// Checks whether an interface can have counters separate from those of the interfaces `others`.
@@ -361,6 +373,23 @@ impl Attacher {
             bail!("interface {name} cannot be told from another in counters: restart the balancer");
         }
         Ok(())
+    }
+}
+
+/// The reason why programs do not replace the present ones.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub struct NotReplaced {
+    error: anyhow::Error,
+    /// Whether the present programs, and no others, are attached.
+    pub is_back: bool,
+}
+
+impl NotReplaced {
+    /// The reason if the process is about to end, so that no more packets matter to it.
+    #[must_use]
+    pub fn ends() -> Self {
+        Self { error: anyhow!("the balancer ends"), is_back: false }
     }
 }
 

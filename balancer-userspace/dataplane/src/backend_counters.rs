@@ -5,7 +5,6 @@ use balancer_control::io::BackendId;
 
 use super::cpu_rows::CpuRows;
 
-/// A reader for the counters of backends.
 #[derive(Debug)]
 pub struct BackendCounters(CpuRows<BackendStats>);
 

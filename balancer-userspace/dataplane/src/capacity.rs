@@ -13,7 +13,7 @@ use balancer_common::{
 use balancer_config::config::{Config, ServiceConfig};
 use balancer_control::{
     controller::Largest,
-    room::{Room, lines, returns},
+    room::{Need, Room, lines, returns},
 };
 
 use super::placement;
@@ -24,7 +24,7 @@ const UNKNOWN_SERVICES: usize = 256;
 /// The number of slots of these services' lookup tables.
 const UNKNOWN_SLOTS: u32 = 1 << 21;
 
-/// The sizes of the maps, which cannot grow while the program runs.
+/// The sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// The number of slots of all live tables, including replaced tables that the program may still read.
@@ -42,7 +42,6 @@ pub struct Capacity {
     /// The limit of backends with counters on each CPU: those with ids below this power of two. All CPUs share the
     /// counters of the other backends.
     pub counted: u32,
-    /// The number of known clients.
     pub clients: u32,
     /// The number of connections of `snat` services; 0: there is no such service.
     pub flows: u32,
@@ -51,6 +50,8 @@ pub struct Capacity {
 /// The number of client table entries for each client for which the table is sized. With so many entries, a bucket of
 /// eight entries practically never overflows.
 const ENTRIES_PER_CLIENT: u32 = 4;
+/// The largest number of services; a service id has 16 bits.
+const MOST_SERVICES: u32 = u16::MAX as u32;
 /// The smallest possible client table, for a configuration in which no service remembers clients.
 pub(super) const NOBODY: u32 = 1;
 
@@ -97,6 +98,17 @@ impl Capacity {
         self.flow_lines().saturating_mul(Self::RETURNS_PER_LINE)
     }
 
+    /// The number of blocks that say which ports open connections hold, a power of two: a backend and an address of its
+    /// pool have a block, and those of few connections may share one.
+    pub(super) fn held_blocks(&self) -> u32 {
+        const FLOWS_PER_BLOCK: u32 = 1024;
+        const BLOCKS: std::ops::RangeInclusive<u32> = 16..=1024;
+        if self.flows == 0 {
+            return 1;
+        }
+        (self.flows / FLOWS_PER_BLOCK).clamp(*BLOCKS.start(), *BLOCKS.end()).next_power_of_two()
+    }
+
     /// The size of the client table in bytes.
     #[must_use]
     pub fn client_table_bytes(&self) -> u64 {
@@ -108,7 +120,6 @@ impl Capacity {
         self.services.clamp(FEWEST_SERVICE_HISTORIES, MOST_SERVICE_HISTORIES).next_power_of_two()
     }
 
-    /// The room in maps of this capacity.
     #[must_use]
     pub fn room(&self) -> Room {
         // Up to this number of keys, a table of keys practically always finds a place for each key.
@@ -123,7 +134,45 @@ impl Capacity {
             returns: keys(self.returns),
             backends: self.backends,
             flows: self.flows > 0,
+            grows: false,
         }
+    }
+
+    /// The room up to which the maps can grow while the program runs.
+    #[must_use]
+    pub fn most_room(&self) -> Room {
+        let keys = placement::MOST_ROWS - placement::MOST_ROWS / 8;
+        Room {
+            lines: u32::MAX / SLOTS_PER_LINE,
+            services: MOST_SERVICES,
+            listeners: keys,
+            returns: keys,
+            grows: true,
+            ..self.room()
+        }
+    }
+
+    /// The capacity with more room in those maps that have too little room for `need`, if there are such maps. A map
+    /// grows to at least twice its size, and the map of slots to one and a half times the needed size. No map exceeds
+    /// [`most_room`](Self::most_room).
+    pub(super) fn grown_for(&self, need: &Need) -> Option<Self> {
+        let (room, most) = (self.room(), self.most_room());
+        let grown = |now: u32, room: u32, need: u32| if need > room { now.saturating_mul(2).max(need) } else { now };
+        let now = u64::from(room.lines);
+        let lines = (need.lines + need.lines / 2).min(most.lines.into());
+        let larger = Self {
+            slots: if need.lines > now {
+                u32::try_from(lines).unwrap_or(most.lines) * SLOTS_PER_LINE
+            } else {
+                self.slots
+            },
+            services: grown(self.services, room.services, need.services.min(most.services)),
+            listeners: grown(self.listeners, room.listeners, need.listeners.min(most.listeners)),
+            ranges: grown(self.ranges, self.ranges, need.ranges),
+            returns: grown(self.returns, room.returns, need.returns.min(most.returns)),
+            ..*self
+        };
+        (larger.room() != room || larger.ranges != self.ranges).then_some(larger)
     }
 
     /// The capacity that `config` needs, with room for growth: twice the services, listeners and backends, one and a
@@ -236,6 +285,49 @@ mod tests {
             };
             assert_eq!(capacity.service_histories(), rows, "{services}");
         }
+    }
+
+    #[test]
+    fn when_a_need_exceeds_the_room_then_the_maps_hold_it_and_every_half_becomes_at_least_twice_as_long() {
+        let mut capacity = Capacity {
+            slots: 1 << 20,
+            services: 128,
+            listeners: 256,
+            ranges: 256,
+            returns: 512,
+            backends: 16_384,
+            counted: 4096,
+            clients: 1,
+            flows: 0,
+        };
+        let none = Need::default();
+        assert_eq!(capacity.grown_for(&none), None);
+        for rows in (1..65_536).step_by(97) {
+            let need = Need {
+                lines: 20 * u64::from(rows),
+                services: rows,
+                listeners: 5 * rows,
+                ranges: rows,
+                returns: 9 * rows,
+            };
+            let Some(grown) = capacity.grown_for(&need) else { continue };
+            assert_eq!((grown.grown_for(&need), need.beyond(&grown.room())), (None, None), "{grown:?} for {need:?}");
+            let halves = |of: &Capacity| {
+                [
+                    of.services,
+                    of.ranges,
+                    placement::rows_for(of.listeners as usize),
+                    placement::rows_for(of.returns as usize),
+                ]
+            };
+            for (before, after) in halves(&capacity).into_iter().zip(halves(&grown)) {
+                assert!(after == before || after >= 2 * before, "{capacity:?}, {grown:?}");
+            }
+            assert!(grown.slots >= capacity.slots);
+            capacity = grown;
+        }
+        let endless = Need { lines: u64::MAX / 2, ..none };
+        assert_eq!(capacity.grown_for(&endless).map(|grown| grown.room().lines), Some(capacity.most_room().lines));
     }
 
     #[test]

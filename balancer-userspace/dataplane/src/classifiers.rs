@@ -28,21 +28,28 @@ pub(super) struct Classifier {
     pins: &'static str,
     /// The task of the program, in a form that continues "the program that …" in error messages.
     does: &'static str,
+    /// Whether the program reads maps that larger maps can replace.
+    reads_rows: bool,
 }
 
 /// This classifier sends frames that XDP cannot send.
-const HANDOVER: Classifier =
-    Classifier { program: "handover", at: TcAttachType::Ingress, pins: "HANDOVER", does: "hands frames over" };
+const HANDOVER: Classifier = Classifier {
+    program: "handover",
+    at: TcAttachType::Ingress,
+    pins: "HANDOVER",
+    does: "hands frames over",
+    reads_rows: false,
+};
 /// This classifier writes the VIP as the source of replies that servers on this machine send.
 const LOCAL_REPLIES: Classifier = Classifier {
     program: "local_replies",
     at: TcAttachType::Egress,
     pins: "REPLIES",
     does: "translates replies of this machine",
+    reads_rows: true,
 };
 /// The prefixes for the names of both classifiers' pins.
 pub(super) const KINDS: [&str; 2] = [HANDOVER.pins, LOCAL_REPLIES.pins];
-/// Both classifiers.
 pub(super) const CLASSIFIERS: [&Classifier; 2] = [&HANDOVER, &LOCAL_REPLIES];
 
 /// Draws the random number by which the XDP program marks frames that the kernel must send. Each load draws another
@@ -64,6 +71,28 @@ pub(super) fn load(ebpf: &mut Ebpf) -> anyhow::Result<()> {
         load_with(classifier.program, || program.load())?;
     }
     Ok(())
+}
+
+/// Loads the programs that read maps which larger maps can replace.
+///
+/// # Errors
+/// Fails, with the verifier's log, if the kernel refuses a program.
+pub(super) fn load_that_read_rows(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    for classifier in CLASSIFIERS.into_iter().filter(|classifier| classifier.reads_rows) {
+        let program = program(ebpf, classifier)?;
+        load_with(classifier.program, || program.load())?;
+    }
+    Ok(())
+}
+
+/// Unloads the programs that read maps which larger maps have replaced. Attached programs stay attached.
+pub(super) fn unload_that_read_rows(ebpf: &mut Ebpf) {
+    for classifier in CLASSIFIERS.into_iter().filter(|classifier| classifier.reads_rows) {
+        if let Ok(program) = program(ebpf, classifier) {
+            // A program that is not loaded needs no memory either.
+            let _not_loaded = program.unload();
+        }
+    }
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, classifier: &Classifier) -> anyhow::Result<&'a mut SchedClassifier> {
@@ -103,7 +132,33 @@ fn has_links() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
+impl Classifier {
+    /// Whether the program reads maps that larger maps can replace.
+    pub(super) const fn reads_rows(&self) -> bool {
+        self.reads_rows
+    }
+}
+
 impl OnInterface {
+    /// Attaches the same program of another object, which has other maps, to the same interface. Both programs stay
+    /// attached: after one of them has translated a frame, the other one leaves the frame alone. `None`: the program reads
+    /// no map that larger maps can replace.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the attachment.
+    pub(super) fn again(
+        &self,
+        ebpf: &mut Ebpf,
+        on: (&str, u32),
+        pins: Option<&LinkPins>,
+    ) -> anyhow::Result<Option<Self>> {
+        if !self.classifier.reads_rows {
+            return Ok(None);
+        }
+        // The key gives the pin another name; only the other program marks frames with its key.
+        Self::attach(ebpf, self.classifier, on, draw_key()?, pins).map(Some)
+    }
+
     /// Attaches the program to an interface. The program of an earlier controller stays attached, in addition to the
     /// new program, until [`OnInterface::alone`].
     ///
@@ -130,6 +185,11 @@ impl OnInterface {
             this.pin(ifindex, pins)?;
         }
         Ok(this)
+    }
+
+    /// Whether the other value is attached by the same classifier.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.classifier.program == other.classifier.program
     }
 
     /// Pins the link, so that it outlives this process.
@@ -173,7 +233,6 @@ impl OnInterface {
         mem::forget(self.link);
     }
 
-    /// Detaches the program from the interface.
     pub(super) fn detach(self) {
         if let Kept::Link(Some(path)) = &self.kept {
             remove_pin(path);
@@ -229,7 +288,6 @@ fn remove_pin(path: &Path) {
     }
 }
 
-/// Removes a filter if it exists.
 fn remove_filter(classifier: &Classifier, name: &str, priority: u16) {
     if let Ok(link) = SchedClassifierLink::attached(name, classifier.at, priority, HANDLE, None) {
         let _not_there = link.detach();

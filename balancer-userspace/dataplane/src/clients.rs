@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,7 +15,12 @@ use balancer_common::{
 };
 use balancer_control::io::{BackendId, ServiceId};
 
-use super::{Forgotten, mapped::MappedArray, memory::Memory};
+use super::{
+    Forgotten,
+    mapped::{AtomicU64, MappedArray},
+    memory::Memory,
+    reported::Reported,
+};
 
 /// The client table, mapped into this process.
 pub(super) struct ClientTable {
@@ -55,6 +57,8 @@ pub struct KnownClients {
     buckets: Arc<MappedArray<Bucket>>,
     /// The clock and the current tick of each backend's service, by backend id.
     clocks: Vec<Option<(Clock, u16)>>,
+    /// The clients that other programs have reported.
+    reported: Arc<Reported>,
 }
 
 impl KnownClients {
@@ -67,6 +71,12 @@ impl KnownClients {
     /// Calls `each` with every valid entry and with the time since the entry's client was seen.
     pub fn for_each(&self, mut each: impl FnMut(Entry, Duration)) {
         self.for_each_placed(|_, entry, seen| each(entry, seen));
+    }
+
+    /// Calls `each` with every valid entry, with the time since the entry's client was seen, and with whether another
+    /// program has reported that the client is at the entry's backend.
+    pub fn for_each_with_origin(&self, mut each: impl FnMut(Entry, Duration, bool)) {
+        self.for_each(|entry, seen| each(entry, seen, self.reported.has(entry)));
     }
 
     /// Calls `each` with every valid entry, with its bucket, and with the time since the entry's client was seen.
@@ -142,12 +152,10 @@ impl ClientTable {
         self.services.iter().copied()
     }
 
-    /// The service of a backend.
     pub(super) fn service_of(&self, backend: u16) -> Option<ServiceId> {
         self.services.get(usize::from(backend)).copied().flatten()
     }
 
-    /// The number of buckets of the table.
     pub(super) fn buckets(&self) -> u32 {
         self.buckets.len() as u32
     }
@@ -164,9 +172,9 @@ impl ClientTable {
         }
     }
 
-    pub(super) fn known(&self, clocks: &HashMap<ServiceId, (Clock, u16)>) -> KnownClients {
+    pub(super) fn known(&self, clocks: &HashMap<ServiceId, (Clock, u16)>, reported: Arc<Reported>) -> KnownClients {
         let of = |service: &Option<ServiceId>| clocks.get(&(*service)?).copied();
-        KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect() }
+        KnownClients { buckets: Arc::clone(&self.buckets), clocks: self.services.iter().map(of).collect(), reported }
     }
 
     /// The entry of a client, with the entry's index.

@@ -34,20 +34,14 @@ impl CounterRows {
         self.blocks.saturating_mul(self.rows).saturating_add(self.rows.trailing_zeros())
     }
 
-    /// Derives the layout of a map from its number of rows. Earlier versions made maps without spare rows, with blocks
-    /// for all `possible` CPUs.
-    pub(super) const fn of(entries: u32, possible: u32) -> Self {
+    /// Derives the layout of a map from its number of rows.
+    pub(super) const fn of(entries: u32) -> Self {
         // A block always has more rows than the highest exponent.
-        const EXPONENTS: u32 = 64;
-        let exponent = entries % EXPONENTS;
-        match (exponent, 1u32.checked_shl(exponent)) {
-            (1.., Some(rows)) => Self { blocks: entries / rows, rows },
-            _ => Self { blocks: possible, rows: entries / possible },
-        }
+        let rows = 1 << (entries % u32::BITS);
+        Self { blocks: entries / rows, rows }
     }
 }
 
-/// The layouts of all counter maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct CounterMaps {
     pub(super) backends: CounterRows,
@@ -119,11 +113,8 @@ mod tests {
         for blocks in (1..600).chain([8192]) {
             for rows in (10..=16).map(|exponent| 1 << exponent) {
                 let made = CounterRows { blocks, rows };
-                assert_eq!(CounterRows::of(made.entries(), 8192), made);
+                assert_eq!(CounterRows::of(made.entries()), made);
             }
         }
-        // An earlier version has made this map.
-        assert_eq!(CounterRows::of(128 * 65_536, 128), CounterRows { blocks: 128, rows: 65_536 });
-        assert_eq!(CounterRows::of(3 * 16_384, 3), CounterRows { blocks: 3, rows: 16_384 });
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     mem::offset_of,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -21,7 +21,12 @@ use balancer_common::{
 use balancer_control::io::{BackendId, ListenerId, ServiceId};
 
 use super::{
-    attach::Attachment, backend_counters::BackendCounters, cpu_rows::CpuRows, mapped::MappedArray, object::take,
+    attach::Attachment,
+    backend_counters::BackendCounters,
+    cpu_rows::CpuRows,
+    mapped::MappedArray,
+    mirrored::{Grows, Mirrored},
+    object::take,
 };
 
 /// All counters except those of rules, which are in [`super::rules`].
@@ -33,7 +38,7 @@ pub(super) struct Counters {
     memory: PerCpuArray<MapData, MemoryStats>,
     samples: PerCpuArray<MapData, SampleStats>,
     replies: PerCpuArray<MapData, ReplyStats>,
-    shares: MappedArray<ShareStats>,
+    shares: Mirrored<ShareStats>,
     /// The services to which the counters of each id belong.
     sharing: HashSet<ServiceId>,
     /// The backends to which the counters of each id belong, so that no counts of an earlier backend with the same id
@@ -63,7 +68,7 @@ impl Counters {
             memory: per_cpu(ebpf, "MEMORY_STATS")?,
             samples: per_cpu(ebpf, "SAMPLE_STATS")?,
             replies: per_cpu(ebpf, "REPLY_STATS")?,
-            shares: MappedArray::new(take(ebpf, "SHARE_STATS")?)?,
+            shares: Mirrored::new(MappedArray::new(take(ebpf, "SHARE_STATS")?)?),
             sharing: HashSet::new(),
             counted: HashSet::new(),
             listening: HashSet::new(),
@@ -124,7 +129,7 @@ impl Counters {
     pub(super) fn share(&mut self, ids: HashSet<ServiceId>) {
         for id in ids.difference(&self.sharing).filter(|id| usize::from(id.0) < self.shares.len()) {
             for offset in [offset_of!(ShareStats, unsteered), offset_of!(ShareStats, host_connections)] {
-                self.shares.word64(usize::from(id.0), offset).store(0, Ordering::Relaxed);
+                self.shares.store64(usize::from(id.0), offset, 0);
             }
         }
         self.sharing = ids;
@@ -136,11 +141,12 @@ impl Counters {
         if place >= self.shares.len() {
             return ShareStats::default();
         }
-        let word = |offset| self.shares.word64(place, offset).load(Ordering::Relaxed);
-        ShareStats {
-            unsteered: word(offset_of!(ShareStats, unsteered)),
-            host_connections: word(offset_of!(ShareStats, host_connections)),
-        }
+        self.shares.load(place)
+    }
+
+    /// Counts the packets of services in a larger map as well from now on.
+    pub(super) fn begin_growth(&mut self, shares: MappedArray<ShareStats>) {
+        self.shares.begin_counting(shares);
     }
 
     /// Releases the counters of a backend's id.
@@ -213,6 +219,17 @@ impl Counters {
             add(&mut sum.reasons, &cpu.reasons);
             sum
         }))
+    }
+}
+
+impl Grows for Counters {
+    fn end(&mut self) {
+        self.shares.add_up();
+        self.shares.end();
+    }
+
+    fn give_up(&mut self) {
+        self.shares.give_up();
     }
 }
 

@@ -16,7 +16,6 @@ pub(super) struct CpuRows<T> {
     shared: MappedArray<T>,
 }
 
-/// The rows of the CPUs that have blocks.
 #[derive(Debug)]
 pub(super) struct Blocks<T> {
     array: MappedArray<T>,

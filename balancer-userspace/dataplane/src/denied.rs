@@ -83,7 +83,6 @@ impl Listed {
 /// The deny list that a service should have, and the address family of the service's clients.
 #[derive(Clone, Debug)]
 pub struct DeniedBy {
-    /// The id of the service.
     pub service: ServiceId,
     /// The family of the service's clients.
     pub family: Family,

@@ -12,23 +12,26 @@ use std::{
 
 use aya::Ebpf;
 use balancer_common::{
-    flows::{FlowWord, IdleTicks, ticks},
-    map_types::{FLOWS_PER_LINE, FlowControl, FlowLine, FlowPool, FlowReturns, FlowRow, Forwarding, MAX_POOL},
+    flows::{FlowWord, IdleTicks, held, ticks},
+    map_types::{
+        FLOWS_PER_LINE, FlowControl, FlowLine, FlowPool, FlowReturns, FlowRow, Forwarding, HeldLine, MAX_POOL,
+    },
 };
-use balancer_control::io::{FlowSpec, ServiceSpec};
+use balancer_control::io::{BackendId, FlowSpec, ServiceSpec};
 use bytemuck::Zeroable as _;
 
 pub(super) use self::former::FormerFlows;
 pub use self::sweep::{FlowCounts, KnownFlow};
 use self::sweep::{FlowTimes, Limits};
-use super::{capacity::Capacity, mapped::MappedArray, object::take, rows::address_words};
+use super::{capacity::Capacity, mapped::MappedArray, mirrored::Mirrored, object::take, rows::address_words};
 
 /// The names of the pinned maps for flows.
 const FLOW_MAPS: [&str; 3] = ["FLOW_LINES", "FLOWS", "FLOW_RETURNS"];
 
-/// The maps that contain flows.
 pub(super) struct FlowMaps {
-    pools: MappedArray<FlowPool>,
+    pub(super) pools: Mirrored<FlowPool>,
+    /// The interfaces by which backends' replies may arrive, by backend id.
+    ways: MappedArray<u64>,
     control: MappedArray<FlowControl>,
     table: Arc<FlowTable>,
 }
@@ -38,6 +41,7 @@ pub struct FlowTable {
     lines: MappedArray<FlowLine>,
     rows: MappedArray<FlowRow>,
     returns: MappedArray<FlowReturns>,
+    held: MappedArray<HeldLine>,
     /// The number of connections for which the table is sized; 0: there is no table.
     capacity: u32,
     times: RwLock<FlowTimes>,
@@ -49,20 +53,23 @@ impl FlowMaps {
             lines: MappedArray::new(take(ebpf, "FLOW_LINES")?)?,
             rows: MappedArray::new(take(ebpf, "FLOWS")?)?,
             returns: MappedArray::new(take(ebpf, "FLOW_RETURNS")?)?,
+            held: MappedArray::new(take(ebpf, "FLOW_HELD")?)?,
             capacity: capacity.flows,
             times: RwLock::default(),
         };
-        let pools = MappedArray::new(take(ebpf, "FLOW_POOLS")?)?;
+        let pools = Mirrored::new(MappedArray::new(take(ebpf, "FLOW_POOLS")?)?);
+        let ways = MappedArray::new(take(ebpf, "FLOW_WAYS")?)?;
         let mut control = MappedArray::new(take(ebpf, "FLOW_CONTROL")?)?;
         let first = FlowControl {
             first_port: u32::MAX,
             last_port: 0,
             lines: u32::try_from(table.lines.len()).unwrap_or(u32::MAX),
             returns: u32::try_from(table.returns.len()).unwrap_or(u32::MAX),
+            held_blocks: table.held_blocks(),
             ..FlowControl::zeroed()
         };
         control.store(0, first);
-        Ok(Self { pools, control, table: Arc::new(table) })
+        Ok(Self { pools, ways, control, table: Arc::new(table) })
     }
 
     pub(super) fn table(&self) -> Arc<FlowTable> {
@@ -87,13 +94,22 @@ impl FlowMaps {
             all.first_port = all.first_port.min(pool.first_port.into());
             all.last_port = all.last_port.max(pool.last_port.into());
             all.idle = longest(all.idle, pool.idle);
-            let ports = u32::from(pool.last_port - pool.first_port) + 1;
-            times.add(spec.id, Limits { idle: pool.idle, ports });
-            self.write_pool(usize::from(spec.id.0), &pool);
+            let index = usize::from(spec.id.0);
+            anyhow::ensure!(index < self.pools.len(), "no room for the addresses of service {index}");
+            self.write_pool(index, &pool);
+            times.add(spec.id, Limits(Arc::new(pool)));
         }
         self.write_control(&all);
         *self.table.times.write().unwrap_or_else(PoisonError::into_inner) = times;
         Ok(all.last_port > 0)
+    }
+
+    /// Sets the interfaces by which replies of a backend may arrive: see
+    /// [`ReturnRow::interfaces`](balancer_common::map_types::ReturnRow::interfaces).
+    pub(super) fn set_ways_in(&self, backend: BackendId, interfaces: u64) {
+        if let Some(word) = self.ways.words().get(usize::from(backend.0)) {
+            word.store(interfaces, Ordering::Release);
+        }
     }
 
     /// Writes the pool word by word, because the program reads it at the same time. The function writes the number of
@@ -108,7 +124,7 @@ impl FlowMaps {
         let (counts, others): (Vec<_>, Vec<_>) =
             words.enumerate().map(|(place, word)| (place * 8, word)).partition(|&(place, _)| place == COUNTS);
         for (place, word) in others.into_iter().chain(counts) {
-            self.pools.word64(index, place).store(word, Ordering::Release);
+            self.pools.store64(index, place, word);
         }
     }
 
@@ -117,6 +133,7 @@ impl FlowMaps {
         let idle = offset_of!(FlowControl, idle);
         put(idle + offset_of!(IdleTicks, tcp), all.idle.tcp);
         put(idle + offset_of!(IdleTicks, udp), all.idle.udp);
+        put(idle + offset_of!(IdleTicks, udp_once), all.idle.udp_once);
         put(idle + offset_of!(IdleTicks, half_open), all.idle.half_open);
         put(idle + offset_of!(IdleTicks, closing), all.idle.closing);
         put(offset_of!(FlowControl, first_port), all.first_port);
@@ -146,6 +163,7 @@ fn idle_ticks(spec: &FlowSpec) -> IdleTicks {
     IdleTicks {
         tcp: ticks(spec.idle.tcp),
         udp: ticks(spec.idle.udp),
+        udp_once: ticks(spec.idle.udp_once.min(spec.idle.udp)),
         half_open: ticks(spec.idle.half_open),
         closing: ticks(spec.idle.closing),
     }
@@ -155,6 +173,7 @@ fn longest(one: IdleTicks, other: IdleTicks) -> IdleTicks {
     IdleTicks {
         tcp: one.tcp.max(other.tcp),
         udp: one.udp.max(other.udp),
+        udp_once: one.udp_once.max(other.udp_once),
         half_open: one.half_open.max(other.half_open),
         closing: one.closing.max(other.closing),
     }
@@ -174,6 +193,26 @@ impl FlowTable {
     #[must_use]
     pub const fn capacity(&self) -> u32 {
         self.capacity
+    }
+
+    /// The number of blocks that say which ports open connections hold.
+    fn held_blocks(&self) -> u32 {
+        u32::try_from(self.held.len()).unwrap_or(u32::MAX) / held::LINES_PER_BLOCK
+    }
+
+    /// Notes whether the flow with this row holds its port.
+    fn note_held(&self, row: &FlowRow, holds: bool) {
+        let block = held::block(row.backend_id, row.pool_index.into(), self.held_blocks());
+        let held::Bit { line, word, mask } = held::bit(block, u16::from_be(row.pool_port));
+        let word = self.held.word64(line as usize, word as usize * size_of::<u64>());
+        if (word.load(Ordering::Relaxed) & mask != 0) == holds {
+            return;
+        }
+        if holds {
+            word.fetch_or(mask, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!mask, Ordering::AcqRel);
+        }
     }
 
     /// The state word of the flow in a row.

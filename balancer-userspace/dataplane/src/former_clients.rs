@@ -1,4 +1,4 @@
-//! Copies the clients in an earlier controller's table to a table of another size or layout.
+//! Copies the clients in an earlier controller's table to a table of another size.
 //!
 //! The earlier controller's program records clients in the earlier table until the new program replaces it. The former
 //! table therefore stays pinned until this replacement. Before the replacement, the controller copies the contents of
@@ -21,8 +21,6 @@ use super::{
     pins::{Pins, open},
 };
 
-/// The pinned table of layout 13, in which the index of a bucket consists of the low bits of the hash.
-const LAYOUT_13: &str = "CLIENTS";
 /// The pin of a new table that replaces a table of another size.
 const REPLACEMENT: &str = "NEW-KNOWN_CLIENTS";
 
@@ -32,8 +30,6 @@ pub(super) struct FormerClients {
     pin: PathBuf,
     /// The pin of the table that replaces the former table.
     new: PathBuf,
-    /// The final path for the new table's pin.
-    last: PathBuf,
     /// One bit for each entry, which is set if the entry was not empty when the controller copied all entries.
     copied: Vec<u64>,
     is_replaced: bool,
@@ -43,7 +39,6 @@ pub(super) struct FormerClients {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Put {
     New,
-    /// The client is known in the new table.
     Known,
     /// The client's bucket in the new table has no room.
     Full,
@@ -56,22 +51,15 @@ impl FormerClients {
     /// Fails if a pin cannot be opened or removed.
     pub(super) fn find(pins: Option<&Pins>, buckets: u32) -> anyhow::Result<Option<Self>> {
         let Some(pins) = pins else { return Ok(None) };
-        let (last, older) = (pins.map(CLIENTS), pins.map(LAYOUT_13));
         // A controller left this pin when it was killed before the replacement of its program.
         pins.make_anew(REPLACEMENT)?;
-        let (pin, new) = if older.exists() {
-            pins.make_anew(CLIENTS)?;
-            (older, last.clone())
-        } else if last.exists() {
-            (last.clone(), pins.map(REPLACEMENT))
-        } else {
-            return Ok(None);
-        };
-        let table = MappedArray::<Bucket>::new(open(&pin)?)?;
-        if pin == last && table.len() as u32 == buckets {
+        let (pin, new) = (pins.map(CLIENTS), pins.map(REPLACEMENT));
+        if !pin.exists() {
             return Ok(None);
         }
-        Ok(Some(Self { table, pin, new, last, copied: Vec::new(), is_replaced: false }))
+        let table = MappedArray::<Bucket>::new(open(&pin)?)?;
+        let differs = table.len() as u32 != buckets;
+        Ok(differs.then(|| Self { table, pin, new, copied: Vec::new(), is_replaced: false }))
     }
 
     /// The path at which the controller must pin the new table.
@@ -82,8 +70,7 @@ impl FormerClients {
     /// Copies all clients to the new table, which no program uses yet.
     pub(super) fn copy_to(&mut self, new: &[AtomicU64]) {
         let sizes = (self.table.len(), new.len() / BUCKET_ENTRIES);
-        let layout = if self.new == self.last { " and layout 13" } else { "" };
-        let change = format!("a client table of {} buckets replaces one of {}{layout}", sizes.1, sizes.0);
+        let change = format!("a client table of {} buckets replaces one of {}", sizes.1, sizes.0);
         if !is_portable(sizes) {
             warn!("{change}: its clients are forgotten");
             return;
@@ -121,8 +108,7 @@ impl FormerClients {
     /// Fails if the file system refuses the change.
     pub(super) fn replace(mut self) -> anyhow::Result<()> {
         self.is_replaced = true;
-        let done = if self.new == self.last { fs::remove_file(&self.pin) } else { fs::rename(&self.new, &self.last) };
-        match done {
+        match fs::rename(&self.new, &self.pin) {
             // The controller has removed all pins, because the data path is not to outlive it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             done => done.with_context(|| format!("replacing the pinned map {}", self.pin.display())),
@@ -190,11 +176,10 @@ mod tests {
 
     fn former(table: MappedArray<Bucket>) -> FormerClients {
         let nowhere = PathBuf::from("/nonexistent");
-        let (pin, new, last) = (nowhere.join("1"), nowhere.join("2"), nowhere.join("3"));
-        FormerClients { table, pin, new, last, copied: Vec::new(), is_replaced: false }
+        FormerClients { table, pin: nowhere.join("1"), new: nowhere.join("2"), copied: Vec::new(), is_replaced: false }
     }
 
-    /// Records a client as the kernel program of this layout does.
+    /// Records a client as the kernel program does.
     fn record(table: &MappedArray<Bucket>, hash: u64, backend: u16) -> bool {
         put(table.words(), bucket(hash, table.len() as u32 - 1), Entry::new((hash >> 32) as u32, backend, 0))
             == Put::New
@@ -235,20 +220,6 @@ mod tests {
                 prop_assert!(home(&new, hash) == Some(7) || is_full);
             }
         }
-    }
-
-    #[test]
-    fn when_an_older_layout_is_carried_over_then_all_clients_are_found() {
-        let (old, new) = (table(1024), table(4096));
-        let mut random = fastrand::Rng::with_seed(1);
-        let hashes: Vec<u64> = (0..2000).map(|_| random.u64(1 << 32..)).collect();
-        for hash in &hashes {
-            let first = (hash & 1023) as usize * BUCKET_ENTRIES;
-            let empty = old.words()[first..].iter().find(|word| word.load(Ordering::Relaxed) == 0).unwrap();
-            empty.store(Entry::new((hash >> 32) as u32, 5, 0).0, Ordering::Relaxed);
-        }
-        former(old).copy_to(new.words());
-        assert!(hashes.iter().all(|&hash| home(&new, hash) == Some(5)));
     }
 
     #[test]

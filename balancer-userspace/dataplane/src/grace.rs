@@ -83,7 +83,6 @@ impl GracePeriods {
         Grace(periods.wanted)
     }
 
-    /// Whether a grace period is over.
     pub(super) fn is_over(&self, grace: Grace) -> bool {
         self.0.lock().over >= grace.0
     }

@@ -1,19 +1,24 @@
-//! Finds handshakes that clients with given addresses have begun and not continued.
+//! Reads the kernel program's record of handshakes that clients have begun and not continued.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use anyhow::Context as _;
-use aya::maps::{Array, Map, MapData};
-use balancer_common::signs::{HANDSHAKE_UNIT_BITS, HANDSHAKES, Handshake, Handshaker};
+use aya::maps::MapData;
+use balancer_common::signs::{HANDSHAKE_UNIT_BITS, Handshake, Handshaker};
 use balancer_control::io::BackendId;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::rows::address_words;
+use crate::{mapped::MappedArray, rows::address_words};
 
-/// An unfinished handshake.
+/// The age at which an unfinished handshake counts as unanswered: a client repeats its SYN after one second.
+const UNANSWERED: Duration = Duration::from_secs(2);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begun {
-    /// The address of the client.
     pub client: IpAddr,
     /// The backend that got the client's first packet.
     pub backend: BackendId,
@@ -23,25 +28,66 @@ pub struct Begun {
 }
 
 /// The kernel program's record of unfinished handshakes.
-pub struct Handshakes(Array<MapData, u64>);
+#[derive(Clone)]
+pub struct Handshakes(Arc<MappedArray<u64>>);
 
 impl Handshakes {
-    pub(super) fn new(map: Map) -> anyhow::Result<Self> {
-        Ok(Self(Array::try_from(map)?))
+    pub(super) fn new(map: MapData) -> anyhow::Result<Self> {
+        Ok(Self::of(MappedArray::new(map)?))
+    }
+
+    pub(super) fn of(record: MappedArray<u64>) -> Self {
+        Self(Arc::new(record))
+    }
+
+    fn read(&self) -> Vec<u64> {
+        self.0.words().iter().map(|word| word.load(Ordering::Relaxed)).collect()
     }
 
     /// The unfinished handshakes of the clients in `clients`. The record contains no addresses, so the function tries
     /// each port of a client, which takes about 0.1 ms for one client.
-    ///
-    /// # Errors
-    /// Fails if the kernel refuses the read.
-    pub fn begun(&self, clients: &[IpAddr]) -> anyhow::Result<Vec<Begun>> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from)?;
-        let notes: Result<Vec<u64>, _> = (0..HANDSHAKES).map(|place| self.0.get(&place, 0)).collect();
-        let notes = notes.context("reading the handshakes that are watched")?;
-        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        Ok(clients.iter().flat_map(|&client| of(client, &notes, now)).collect())
+    #[must_use]
+    pub fn begun(&self, clients: &[IpAddr]) -> Vec<Begun> {
+        let (notes, now) = (self.read(), now());
+        clients.iter().flat_map(|&client| of(client, &notes, now)).collect()
     }
+}
+
+/// The time of the coarse clock that the kernel program reads, in ns.
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Finds the handshakes that have become unanswered.
+pub(super) struct UnansweredHandshakes {
+    record: Handshakes,
+    /// The handshakes that were found unanswered, by their indices in the record; 0: none.
+    counted: Vec<u64>,
+}
+
+impl UnansweredHandshakes {
+    pub(super) fn new(record: Handshakes) -> Self {
+        Self { counted: vec![0; record.0.len()], record }
+    }
+
+    /// The numbers of handshakes that have become unanswered since the last call, by backend.
+    pub(super) fn take(&mut self) -> BTreeMap<BackendId, u64> {
+        newly_unanswered(&self.record.read(), &mut self.counted, now())
+    }
+}
+
+fn newly_unanswered(notes: &[u64], counted: &mut [u64], now: u64) -> BTreeMap<BackendId, u64> {
+    let mut found = BTreeMap::new();
+    for (&note, counted) in notes.iter().zip(counted) {
+        let handshake = Handshake(note);
+        let is_old = u64::from(handshake.age(now)) << HANDSHAKE_UNIT_BITS >= UNANSWERED.as_nanos() as u64;
+        if note != 0 && note != *counted && is_old {
+            *counted = note;
+            *found.entry(BackendId(handshake.backend())).or_default() += 1;
+        }
+    }
+    found
 }
 
 fn of(client: IpAddr, notes: &[u64], now: u64) -> impl Iterator<Item = Begun> {
@@ -56,7 +102,30 @@ fn of(client: IpAddr, notes: &[u64], now: u64) -> impl Iterator<Item = Begun> {
 
 #[cfg(test)]
 mod tests {
+    use balancer_common::signs::HANDSHAKES;
+
     use super::*;
+
+    #[test]
+    fn when_handshakes_have_waited_for_two_seconds_then_each_counts_once() {
+        const SECOND: u64 = 1_000_000_000;
+        let begin = 9_000 * SECOND;
+        let note = |port: u16, backend, at: u64| {
+            Handshake::new(Handshaker::new(&[1, 0, 0, 0], port), backend, begin + at * SECOND).0
+        };
+        let mut counted = vec![0; 5];
+        let mut notes = vec![note(1, 3, 0), 0, note(2, 3, 0), note(3, 4, 0), 0];
+        let mut take = |notes: &[u64], at: u64| -> Vec<(u16, u64)> {
+            let found = newly_unanswered(notes, &mut counted, begin + at * SECOND);
+            found.into_iter().map(|(backend, number)| (backend.0, number)).collect()
+        };
+        assert_eq!(take(&notes, 1), []);
+        assert_eq!(take(&notes, 3), [(3, 2), (4, 1)]);
+        assert_eq!(take(&notes, 4), []);
+        (notes[0], notes[4]) = (note(1, 3, 6), note(4, 4, 6));
+        assert_eq!(take(&notes, 7), []);
+        assert_eq!(take(&notes, 9), [(3, 1), (4, 1)]);
+    }
 
     #[test]
     fn when_handshakes_are_of_a_client_then_they_are_found_and_those_of_others_are_not() {

@@ -12,16 +12,13 @@ pub struct HostChanges {
     /// The changed kernel switches for forwarding, in the order of the changes.
     pub forwarding: Vec<SwitchChange>,
     /// The interfaces that may have addresses with the balancer's mark.
-    #[serde(default)]
     pub vips_on: BTreeSet<u32>,
     /// The interfaces whose generic receive offload was switched off.
     pub receive_offload: Vec<String>,
     /// The interfaces whose VLAN tag stripping was switched off.
-    #[serde(default)]
     pub tag_stripping: Vec<String>,
     /// The additional interfaces whose counters belong to an interface, by index: see
     /// [`Attachment::counted`](super::Attachment::counted).
-    #[serde(default)]
     pub counted: BTreeMap<u32, BTreeSet<u32>>,
 }
 
@@ -30,8 +27,6 @@ pub struct HostChanges {
 pub struct SwitchChange {
     /// The path of the switch below `/proc/sys`, e.g. `net/ipv4/conf/eth0/forwarding`.
     pub key: String,
-    /// The value of the switch before the change.
     pub before: String,
-    /// The value of the switch after the change.
     pub after: String,
 }

@@ -12,14 +12,13 @@ use aya::maps::MapData;
 use balancer_common::map_types::{InterfaceRow, LOCAL_MACS, ReturnRow, interface_row, mac_word};
 use balancer_control::io::BackendId;
 
-use super::mapped::MappedArray;
+use super::{flows::FlowMaps, mapped::MappedArray, mirrored::Mirrored};
 use crate::Layers;
 
 /// After the next hop of a backend has moved to another interface, replies may still arrive by the old interface for
 /// this time, because the backend's own routes may change later.
 const OVERLAP: Duration = Duration::from_secs(60);
 
-/// The rows of interfaces.
 pub(super) struct Interfaces {
     rows: MappedArray<InterfaceRow>,
     multiplier: u32,
@@ -125,7 +124,7 @@ fn row(ifindex: u32, multiplier: u32) -> usize {
 /// The value that replaces an interface index if the backend is this machine.
 pub(super) const THIS_MACHINE: u32 = 0;
 
-/// The interfaces by which replies of `nat` backends arrive.
+/// The interfaces by which replies of `nat` and `snat` backends arrive.
 #[derive(Debug, Default)]
 pub(super) struct WaysIn {
     /// The egress interfaces of those next hops that are known.
@@ -140,7 +139,7 @@ pub(super) struct WaysIn {
 
 impl WaysIn {
     /// Records that a backend's next hop is now on interface `now`; `None`: the interface is unknown. Returns whether
-    /// the interface has changed and the backend has a row.
+    /// the interface has changed.
     pub(super) fn moved(&mut self, backend: BackendId, now: Option<u32>, at: Duration) -> bool {
         let before = match now {
             Some(now) => self.now.insert(backend, now),
@@ -151,10 +150,9 @@ impl WaysIn {
         }
         self.count(before, now);
         self.before.extend(before.map(|before| (backend, (before, at + OVERLAP))));
-        !self.rows_of(backend).is_empty()
+        true
     }
 
-    /// Forgets a backend that was removed.
     pub(super) fn forget(&mut self, backend: BackendId) {
         let before = self.now.remove(&backend);
         self.count(before, None);
@@ -182,8 +180,8 @@ impl WaysIn {
         self.before.extract_if(|_, (_, until)| at >= *until).map(|(backend, _)| backend).collect()
     }
 
-    /// The word of [`ReturnRow::interfaces`] for a backend. If the next hop of a backend is unknown, the program still
-    /// accepts replies from this backend.
+    /// The word of [`ReturnRow::interfaces`] for a backend, which is also the word for the backend's flows. If the next
+    /// hop of a backend is unknown, the program still accepts replies from this backend.
     pub(super) fn word(&self, backend: BackendId, interfaces: &Interfaces) -> u64 {
         let Some(&now) = self.now.get(&backend) else { return 0 };
         if now == THIS_MACHINE {
@@ -194,18 +192,20 @@ impl WaysIn {
         if ways == 0 { 0 } else { ways | before }
     }
 
-    /// Writes the words of those of these backends that have rows.
+    /// Writes the words of these backends: in the backends' rows, if they have rows, and for the backends' flows.
     pub(super) fn write(
         &self,
         backends: impl IntoIterator<Item = BackendId>,
         interfaces: &Interfaces,
-        returns: &MappedArray<ReturnRow>,
+        returns: &Mirrored<ReturnRow>,
+        flows: &FlowMaps,
     ) {
         for backend in backends {
+            let ways = self.word(backend, interfaces);
             for &(_, row) in self.rows_of(backend) {
-                let word = returns.word64(row as usize, offset_of!(ReturnRow, interfaces));
-                word.store(self.word(backend, interfaces), Ordering::Release);
+                returns.store64(row as usize, offset_of!(ReturnRow, interfaces), ways);
             }
+            flows.set_ways_in(backend, ways);
         }
     }
 
@@ -220,11 +220,9 @@ impl WaysIn {
         egresses.filter(|&egress| interfaces.misses(egress)).collect()
     }
 
-    /// All backends that have a row in the return table.
-    pub(super) fn all(&self) -> Vec<BackendId> {
-        let mut all: Vec<BackendId> = self.rows.iter().map(|&(backend, _)| backend).collect();
-        all.dedup();
-        all
+    /// All backends whose next hop is known, and all that have a row in the return table.
+    pub(super) fn all(&self) -> BTreeSet<BackendId> {
+        self.rows.iter().map(|(backend, _)| *backend).chain(self.now.keys().copied()).collect()
     }
 
     fn rows_of(&self, backend: BackendId) -> &[(BackendId, u32)] {

@@ -22,6 +22,7 @@ use bytemuck::Zeroable as _;
 
 use super::{
     mapped::MappedArray,
+    mirrored::Mirrored,
     object::take,
     pins::{MAPS, Notes, Pins, open},
 };
@@ -36,7 +37,7 @@ pub struct Kept {
     maps: Vec<(&'static str, MapData)>,
     notes: Option<Array<MapData, NotesRow>>,
     backends: MappedArray<BackendHistory>,
-    services: MappedArray<ServiceHistory>,
+    pub(super) services: Mirrored<ServiceHistory>,
     elapsed_before: Duration,
 }
 
@@ -45,7 +46,7 @@ impl Kept {
         let maps = MAPS.iter().map(|&name| Ok((name, second(ebpf, name)?))).collect::<anyhow::Result<_>>()?;
         let notes = ebpf.take_map("NOTES").context("the kernel object holds no map NOTES")?.try_into()?;
         let backends = MappedArray::<BackendHistory>::new(take(ebpf, "BACKEND_HISTORY")?)?;
-        let services = MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?;
+        let services = Mirrored::new(MappedArray::new(take(ebpf, "SERVICE_HISTORY")?)?);
         let elapsed_before = Duration::from_secs(backends.word64(0, 0).load(Ordering::Relaxed));
         let left = pins.as_ref().and_then(Pins::left).cloned();
         Ok(Self { pins, left, maps, notes: Some(notes), backends, services, elapsed_before })
@@ -89,8 +90,8 @@ impl Kept {
     }
 
     pub(super) fn keep_service(&self, id: ServiceId, history: &ServiceHistory) {
-        let ServiceHistory { tick, rule_fallbacks, .. } = load(&self.services, usize::from(id.0));
-        store(&self.services, usize::from(id.0), &ServiceHistory { tick, rule_fallbacks, ..*history });
+        let ServiceHistory { tick, rule_fallbacks, .. } = self.service(id);
+        self.store_service(id, &ServiceHistory { tick, rule_fallbacks, ..*history });
     }
 
     pub(super) fn keep_tick(&self, id: ServiceId, tick: u16) {
@@ -104,7 +105,7 @@ impl Kept {
 
     fn keep_word(&self, id: ServiceId, offset: usize, value: u64) {
         if usize::from(id.0) < self.services.len() {
-            self.services.word64(usize::from(id.0), offset).store(value, Ordering::Relaxed);
+            self.services.store64(usize::from(id.0), offset, value);
         }
     }
 
@@ -116,12 +117,23 @@ impl Kept {
 
     /// The last stored tick of a service's clock; 0: no tick was stored.
     pub(super) fn tick(&self, id: ServiceId) -> u16 {
-        load::<ServiceHistory>(&self.services, usize::from(id.0)).tick as u16
+        self.service(id).tick as u16
     }
 
     /// Clears the stored data of a service id that belonged to another service.
     pub(super) fn forget_service(&self, id: ServiceId) {
-        store(&self.services, usize::from(id.0), &ServiceHistory::zeroed());
+        self.store_service(id, &ServiceHistory::zeroed());
+    }
+
+    fn service(&self, id: ServiceId) -> ServiceHistory {
+        let index = usize::from(id.0);
+        if index < self.services.len() { self.services.load(index) } else { ServiceHistory::zeroed() }
+    }
+
+    fn store_service(&self, id: ServiceId, history: &ServiceHistory) {
+        for (place, &word) in words(history).iter().enumerate() {
+            self.keep_word(id, place * size_of::<u64>(), word);
+        }
     }
 
     /// Clears the stored counters of a backend id that belonged to another backend.
@@ -213,10 +225,13 @@ fn store<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize, value: &T) {
     if index >= array.len() {
         return;
     }
-    let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(value));
-    for (place, &word) in words.iter().enumerate() {
+    for (place, &word) in words(value).iter().enumerate() {
         array.word64(index, place * size_of::<u64>()).store(word, Ordering::Relaxed);
     }
+}
+
+fn words<T: bytemuck::Pod>(value: &T) -> &[u64] {
+    bytemuck::cast_slice(std::slice::from_ref(value))
 }
 
 fn load<T: bytemuck::Pod>(array: &MappedArray<T>, index: usize) -> T {

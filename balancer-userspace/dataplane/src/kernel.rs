@@ -1,5 +1,6 @@
 //! The data path in the kernel: loads the program, attaches the program, and writes the program's maps.
 
+mod growth;
 mod rescan;
 mod start;
 
@@ -37,6 +38,8 @@ use balancer_common::{
 use balancer_control::{
     features::{self, words},
     io::{BackendId, BackendSpec, ListenerId, RuleAction, RuleSpec, ServiceId, ServiceSpec},
+    room::Need,
+    served::HandshakeCounts,
     snapshot::{MemorySnapshot, Unanswered},
 };
 use balancer_fleet::clients::Sharing;
@@ -57,6 +60,7 @@ use super::{
     flows::{FlowMaps, FlowTable, FormerFlows},
     former_clients::FormerClients,
     grace::{Grace, GracePeriods},
+    growth::{Growth, Larger},
     halves::Halves,
     handshakes::Handshakes,
     host_changes::HostChanges,
@@ -71,6 +75,7 @@ use super::{
     programs::{InUse, Programs},
     quic::QuicTable,
     redirects::RedirectErrors,
+    reported::Reported,
     rescan::Rescan,
     rows,
     rules::RuleTable,
@@ -101,6 +106,8 @@ pub struct KernelDataplane {
     ways_in: WaysIn,
     counters: Counters,
     pub(super) stickiness: Stickiness,
+    /// The clients that other programs have reported.
+    pub(super) reported: Arc<Reported>,
     /// The earlier controller's client table, which is needed until the new program replaces that controller's program.
     former_clients: Option<FormerClients>,
     former_flows: Option<FormerFlows>,
@@ -130,6 +137,7 @@ pub struct KernelDataplane {
     redirect_errors: RedirectErrors,
     flows: FlowMaps,
     signs: SignTable,
+    handshakes: Handshakes,
     quic: QuicTable,
     kept: Kept,
     /// Records of what the other members of a fleet know about clients; `None`: the balancer belongs to no fleet.
@@ -138,6 +146,9 @@ pub struct KernelDataplane {
     programs: Option<Programs>,
     /// The features of the programs in use.
     in_use: InUse,
+    /// The growth in progress, during which both the program with the present maps and the program with larger maps may
+    /// process packets.
+    growing: Option<Growth>,
 }
 
 /// The method [`KernelDataplane::take_host_ends`] takes these objects.
@@ -196,8 +207,6 @@ impl KernelDataplane {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             instance,
             interface_multiplier: self.counters.interface_multiplier(),
-            buckets: self.stickiness.clients.buckets(),
-            clients: self.capacity.clients,
             flows: self.capacity.flows,
             process: std::process::id(),
             state_file: state_file.to_owned(),
@@ -276,7 +285,11 @@ impl KernelDataplane {
     }
 
     fn write_ways_in(&self) {
-        self.ways_in.write(self.ways_in.all(), &self.interfaces, &self.returns.rows);
+        self.set_ways_in(self.ways_in.all());
+    }
+
+    fn set_ways_in(&self, backends: impl IntoIterator<Item = BackendId>) {
+        self.ways_in.write(backends, &self.interfaces, &self.returns.rows, &self.flows);
     }
 
     /// Takes the ring buffer of neighbours for which the program has dropped `nat` replies. The caller can take this
@@ -309,13 +322,10 @@ impl KernelDataplane {
         Ok(map.try_into()?)
     }
 
-    /// Takes the record of unfinished handshakes. The caller can take this record only once.
-    ///
-    /// # Errors
-    /// Fails if the record was taken before.
-    pub fn take_handshakes(&mut self) -> anyhow::Result<Handshakes> {
-        let map = self.object().and_then(|object| object.take_map("HANDSHAKES"));
-        Handshakes::new(map.context("the handshakes were taken before")?)
+    /// The record of unfinished handshakes, in a form that another thread can read.
+    #[must_use]
+    pub fn handshake_record(&self) -> Handshakes {
+        self.handshakes.clone()
     }
 
     /// Takes the ring buffer of sampled packets. The caller can take this buffer only once.
@@ -359,11 +369,10 @@ impl KernelDataplane {
         self.control.word64(0, offset_of!(Control, listeners)).store(listeners.to_word(), Ordering::Release);
         looks.store(flags, Ordering::Release);
         self.control.word64(0, offset_of!(Control, vips)).store(vips, Ordering::Release);
-        let second = listeners.base != 0;
-        self.listeners.second_active = second;
-        self.ranges.second_active = second;
-        self.services.second_active = second;
-        self.returns.second_active = returns.base != 0;
+        self.listeners.activate();
+        self.ranges.activate();
+        self.services.activate();
+        self.returns.activate();
     }
 
     /// Sets the clock of every service.
@@ -375,7 +384,7 @@ impl KernelDataplane {
         self.elapsed = elapsed;
         self.kept.keep_elapsed(elapsed);
         let settled = self.ways_in.expire(elapsed);
-        self.ways_in.write(settled, &self.interfaces, &self.returns.rows);
+        self.set_ways_in(settled);
         // If the counters cannot be read, the period does not end early.
         let counted = self.counters.memory().unwrap_or_default();
         if let Some(salt) = self.seen.advance(elapsed, counted, rows::only_openers(&self.directory)) {
@@ -385,8 +394,7 @@ impl KernelDataplane {
             memory.tick = memory.tick_at(elapsed);
             self.kept.keep_tick(*id, memory.tick);
             if let Some(row) = self.stickiness.tables.row(*id) {
-                let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, tick));
-                word.store(u32::from(memory.tick), Ordering::Release);
+                self.services.rows.store32(row as usize, offset_of!(ServiceRow, tick), memory.tick.into());
             }
         }
     }
@@ -414,6 +422,22 @@ impl Dataplane for KernelDataplane {
         Ok(())
     }
 
+    fn growth(&self, need: &Need) -> Option<Growth> {
+        self.growth_for(need)
+    }
+
+    fn make_room(&mut self, need: &Need) -> anyhow::Result<()> {
+        self.make_room_for(need)
+    }
+
+    fn begin_growth(&mut self, larger: Larger) -> anyhow::Result<()> {
+        self.write_to_both(larger)
+    }
+
+    fn end_growth(&mut self, is_used: bool) {
+        self.write_to_one(is_used);
+    }
+
     fn write_backend(&mut self, backend: &BackendSpec) -> anyhow::Result<()> {
         let id = backend.id;
         self.check_backend(id)?;
@@ -427,8 +451,8 @@ impl Dataplane for KernelDataplane {
         self.stickiness.clients.belongs(id, Some(backend.service));
         // The controller records the egress interface before the program sends the first packet to the new next hop.
         let egress = backend.next_hop.map(|hop| if hop.local { THIS_MACHINE } else { hop.ifindex });
-        if self.ways_in.moved(id, egress, self.elapsed) {
-            self.ways_in.write([id], &self.interfaces, &self.returns.rows);
+        if self.ways_in.moved(id, egress, self.elapsed) || begins {
+            self.set_ways_in([id]);
         }
         let (standing, row) = rows::backend(backend);
         self.backends.write(id, standing, self.devices.asking(row));
@@ -463,8 +487,7 @@ impl Dataplane for KernelDataplane {
         };
         let rows = &self.services.rows;
         self.stickiness.swap(service, (table, home.as_deref()), adopted, begin, |row, table| {
-            let word = rows.word64(row as usize, offset_of!(ServiceRow, table));
-            word.store(table.to_word(), Ordering::Release);
+            rows.store64(row as usize, offset_of!(ServiceRow, table), table.to_word());
         })
     }
 
@@ -684,6 +707,12 @@ impl Dataplane for KernelDataplane {
         }
     }
 
+    fn withhold_again(&self, id: BackendId) {
+        if self.check_backend(id).is_ok() {
+            self.signs.withhold_again(id);
+        }
+    }
+
     fn withheld(&self, id: BackendId) -> u64 {
         if self.check_backend(id).is_ok() { self.signs.withheld(id) } else { 0 }
     }
@@ -698,6 +727,10 @@ impl Dataplane for KernelDataplane {
 
     fn unanswered(&self, id: BackendId) -> Option<Unanswered> {
         self.check_backend(id).ok().and_then(|_| self.signs.unanswered(id))
+    }
+
+    fn handshakes(&mut self, ids: &[BackendId]) -> BTreeMap<BackendId, HandshakeCounts> {
+        self.signs.handshakes(ids)
     }
 
     fn watch_handshakes(&mut self, elapsed: Duration) {
@@ -729,8 +762,10 @@ impl Dataplane for KernelDataplane {
         if self.rescan.is_some() {
             return Swept::Rests;
         }
-        let Self { stickiness, rules, directory, quic, .. } = self;
-        let keeps = |service| directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
+        let Self { stickiness, rules, directory, quic, growing, .. } = self;
+        // While the maps grow, the program sets a flag in one of two maps.
+        let keeps =
+            |service| growing.is_some() || directory.iter().any(|spec| spec.id == service && pins_in_part(rules, spec));
         // If the kernel refuses the read, this number differs each time, so the sweep clears no flag.
         let unread = elapsed.as_nanos() as u64;
         stickiness.sweep(SWEEP_PART, keeps, |service| quic.stats(service).map_or(unread, |stats| stats.migrated))
@@ -751,7 +786,7 @@ impl Dataplane for KernelDataplane {
             .iter()
             .filter_map(|(&id, memory)| Some((id, (memory.clock?, memory.tick))))
             .collect();
-        (!clocks.is_empty()).then(|| self.stickiness.clients.known(&clocks))
+        (!clocks.is_empty()).then(|| self.stickiness.clients.known(&clocks, Arc::clone(&self.reported)))
     }
 
     fn forget(&mut self, service: ServiceId, address: IpAddr) -> Forgotten {

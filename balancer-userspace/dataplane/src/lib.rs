@@ -1,4 +1,8 @@
 //! The user-space side of the kernel program: no other code in user space accesses the maps.
+//!
+//! Begin with `kernel`, the data path of a running controller, and `kernel/start.rs`, which loads the program. `stickiness`,
+//! `sweep` and `rescan` run concurrently with packets: swaps of tables, clocks, the pass after a change. `pins`, `kept` and
+//! `attach` are about what outlives the controller; `flows` keeps the tables of `snat` connections.
 
 mod attach;
 mod backend_counters;
@@ -18,6 +22,7 @@ mod devices;
 mod flows;
 mod former_clients;
 mod grace;
+mod growth;
 mod halves;
 mod handshakes;
 mod host_changes;
@@ -33,6 +38,7 @@ mod load;
 mod map_sizes;
 mod mapped;
 mod memory;
+mod mirrored;
 mod network_namespace;
 mod object;
 pub mod offload;
@@ -46,13 +52,17 @@ mod quic;
 mod redirects;
 mod regions;
 mod replaced;
+mod reported;
 mod rescan;
 mod rows;
 mod rule_filter;
 mod rules;
+mod scanner;
 mod seen;
 mod sharing;
 mod signs;
+#[cfg(test)]
+mod site;
 mod stickiness;
 mod sweep;
 mod tables;
@@ -74,11 +84,13 @@ use balancer_common::{
 };
 use balancer_control::{
     io::{BackendId, BackendSpec, ListenerId, RuleSpec, ServiceId, ServiceSpec},
+    room::Need,
+    served::HandshakeCounts,
     snapshot::{MemorySnapshot, Unanswered},
 };
 use ipnet::IpNet;
 
-pub use attach::{Attached, Attacher, Attachment};
+pub use attach::{Attached, Attacher, Attachment, NotReplaced};
 pub use backend_counters::BackendCounters;
 pub use budgets::Budgets;
 pub use capacity::Capacity;
@@ -88,12 +100,13 @@ pub use default_hops::{DefaultHops, coarse_now};
 pub use denied::DeniedBy;
 pub use devices::Devices;
 pub use flows::{FlowCounts, FlowTable, KnownFlow};
+pub use growth::{Growth, Larger};
 pub use handshakes::{Begun, Handshakes};
 pub use host_changes::{HostChanges, SwitchChange};
 pub use kept::{Histories, Kept, NotesWriter};
 pub use kernel::{HostEnds, KernelDataplane};
 pub use layers::Layers;
-pub use learning::{Learning, Learnt, Seen};
+pub use learning::{Learning, Learnt, Seen, Served};
 pub use pins::{AllPins, Notes, Pins};
 pub use sharing::ImportedClients;
 pub use threads::Threads;
@@ -110,7 +123,6 @@ pub struct KnownClient {
     pub last_seen: Duration,
 }
 
-/// The numbers of clients that were forgotten on request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forgotten {
     /// The number of known clients that were forgotten.
@@ -152,6 +164,26 @@ pub trait Dataplane {
     /// # Errors
     /// Fails if the kernel refuses the program, or if an attached program lacks a feature.
     fn require(&mut self, features: Features) -> anyhow::Result<()>;
+
+    /// The maps that must grow before the services can need this room; `None`: the maps have room.
+    fn growth(&self, need: &Need) -> Option<Growth>;
+
+    /// Makes sure that the maps have this room. As long as the program is attached nowhere, this function makes larger
+    /// maps if necessary.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses a map, or if the maps of an attached program lack the room.
+    fn make_room(&mut self, need: &Need) -> anyhow::Result<()>;
+
+    /// Copies the contents of the maps that grow to larger maps, and writes to both from now on.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses to map a map into memory, or if another growth is in progress.
+    fn begin_growth(&mut self, larger: Larger) -> anyhow::Result<()>;
+
+    /// Ends the growth in progress. `is_used` says whether the program with the larger maps, and no other, is attached;
+    /// otherwise, the program with the larger maps is attached nowhere.
+    fn end_growth(&mut self, is_used: bool);
 
     /// Writes the row of a backend.
     ///
@@ -333,6 +365,10 @@ pub trait Dataplane {
     /// the program no longer withholds its resets.
     fn works(&self, id: BackendId);
 
+    /// Records that a check of a suspected backend has failed, or that the backend works again afterwards. Its resets then
+    /// do not refuse connections on purpose, whatever they did before, and the program withholds the next ones.
+    fn withhold_again(&self, id: BackendId);
+
     /// The number of a backend's resets withheld from clients since this data path was made.
     fn withheld(&self, id: BackendId) -> u64;
 
@@ -345,6 +381,10 @@ pub trait Dataplane {
     /// The interfaces of backends' next hops from beyond which packets certainly arrive where the program is not
     /// attached.
     fn missed(&self) -> BTreeSet<u32>;
+
+    /// The numbers of watched handshakes whose outcome has become known since the last call, for the backends in `ids`
+    /// with such handshakes.
+    fn handshakes(&mut self, ids: &[BackendId]) -> BTreeMap<BackendId, HandshakeCounts>;
 
     /// Computes from the traffic until `elapsed` how many clients' handshakes the program watches, and sets this
     /// number.

@@ -2,7 +2,6 @@
 
 use std::{fs, path::PathBuf};
 
-/// A pinned link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LinkPin {
     pub(super) ifindex: u32,
@@ -24,6 +23,11 @@ impl LinkPins {
         self.0.join(format!("LINK-{ifindex}-{}", if native { "native" } else { "generic" }))
     }
 
+    /// The path of the pin for a map in the same directory.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// The path of the pin for a classifier's link.
     pub(super) fn classifier(&self, kind: &str, ifindex: u32, key: u64) -> PathBuf {
         self.0.join(format!("{kind}-{ifindex}-{key:012x}"))
@@ -37,7 +41,6 @@ impl LinkPins {
         of_interface.map(|entry| entry.path()).collect()
     }
 
-    /// The links that are pinned.
     pub(super) fn links(&self) -> Vec<LinkPin> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         let pins = entries.filter_map(|entry| {

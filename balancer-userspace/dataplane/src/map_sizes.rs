@@ -4,13 +4,14 @@ use std::fmt;
 
 use balancer_common::{
     client_table::Bucket,
+    flows::held::LINES_PER_BLOCK,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
         BackendRows, BackendStats, CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, FLOWS_PER_LINE, FlowLine, FlowPool,
-        FlowReturns, FlowRow, FragmentKey, FragmentRow, InterfaceStats, ListenerRow, ListenerStats, MAX_ASKED,
-        MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS, NeighbourAsked,
-        NeighbourWanted, NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow, ShareStats, Signs,
-        SlotLine,
+        FlowReturns, FlowRow, FragmentKey, FragmentRow, HeldLine, InterfaceStats, ListenerRow, ListenerStats,
+        MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS,
+        NeighbourAsked, NeighbourWanted, NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow,
+        ShareStats, Signs, SlotLine,
     },
     quic::{MAX_QUIC_SERVICES, QUIC_ROWS, QuicRow, QuicStats},
     rule_filter, seen, signs,
@@ -26,7 +27,6 @@ use super::{
 /// The name of the client table's map.
 pub(super) const CLIENTS: &str = "KNOWN_CLIENTS";
 
-/// The size of one map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MapSize {
     pub(super) name: &'static str,
@@ -81,6 +81,8 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         array::<FlowLine>("FLOW_LINES", capacity.flow_lines()).depends_on(flows),
         array::<FlowRow>("FLOWS", capacity.flow_lines() * FLOWS_PER_LINE).depends_on(flows),
         array::<FlowReturns>("FLOW_RETURNS", capacity.flow_returns()).depends_on(flows),
+        array::<HeldLine>("FLOW_HELD", capacity.held_blocks() * LINES_PER_BLOCK).depends_on(flows),
+        array::<u64>("FLOW_WAYS", if capacity.flows == 0 { 1 } else { capacity.backends }).depends_on(backends),
         array::<FlowPool>("FLOW_POOLS", if capacity.flows == 0 { 1 } else { capacity.services }),
         array::<ShareStats>("SHARE_STATS", 2 * capacity.services).depends_on(Some("the number of services")),
         array::<ReturnRow>("RETURNS", halves(capacity.returns)).depends_on(backends),

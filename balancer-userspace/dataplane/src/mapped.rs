@@ -7,8 +7,10 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, AtomicU64},
+    sync::atomic::AtomicU32,
 };
+
+pub(super) use std::sync::atomic::AtomicU64;
 
 use anyhow::Context as _;
 use aya::maps::MapData;
@@ -62,7 +64,6 @@ impl<T: Pod> MappedArray<T> {
         Ok([map()?, map()?])
     }
 
-    /// The number of entries of the array.
     #[must_use]
     pub(super) fn len(&self) -> usize {
         self.entries

@@ -57,7 +57,6 @@ impl Memory {
         self.swaps += 1;
     }
 
-    /// Sets the clock of the service.
     pub(super) fn retime(&mut self, clock: Option<Clock>, elapsed: Duration) {
         let before = std::mem::replace(&mut self.clock, clock);
         let tick_seconds = |clock: Option<Clock>| clock.map(|clock| clock.tick_seconds);

@@ -129,7 +129,6 @@ impl SwitchedOff {
         name.clone_into(&mut self.interface);
     }
 
-    /// Returns the name of the offload's interface.
     pub(super) fn interface(&self) -> &str {
         &self.interface
     }

@@ -13,10 +13,7 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::maps::{Array, Map, MapData};
-use balancer_common::{
-    kept::NotesRow,
-    map_types::{ADOPTED_LAYOUTS, LAYOUT_VERSION},
-};
+use balancer_common::{kept::NotesRow, map_types::LAYOUT_VERSION};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -99,13 +96,7 @@ pub struct Notes {
     pub instance: u64,
     /// The multiplier by which the map of interface counters maps interfaces to rows.
     pub interface_multiplier: u32,
-    /// The number of buckets of the client table. Versions with layout 13 need this number to read the notes.
-    pub buckets: u32,
-    /// The number of known clients for which the client table is sized. Versions with layout 13 also need this number
-    /// to read the notes.
-    pub clients: u32,
     /// The number of connections for which the flow table is sized; 0: there is no table.
-    #[serde(default)]
     pub flows: u32,
     /// The process that holds the lock, while this process is running.
     pub process: u32,
@@ -137,9 +128,8 @@ impl Pins {
         let Some(bpffs) = Bpffs::find() else { return Ok(None) };
         let here = NetworkNamespace::here()?;
         Self::clear_dead(here)?;
-        let (name, former) = names(here, state_file);
-        let mut pins = Self::of(bpffs, name, here);
-        if !pins.directory().exists() && !pins.take_former(former)? {
+        let mut pins = Self::of(bpffs, name(here, state_file), here);
+        if !pins.directory().exists() {
             return Ok(None);
         }
         pins.lock()?;
@@ -165,8 +155,7 @@ impl Pins {
     pub fn create(state_file: &Path) -> anyhow::Result<Self> {
         let bpffs = Bpffs::find_or_mount()?;
         let here = NetworkNamespace::here()?;
-        let (name, _) = names(here, state_file);
-        let mut pins = Self::of(bpffs, name, here);
+        let mut pins = Self::of(bpffs, name(here, state_file), here);
         pins.unfinished = true;
         fs::create_dir_all(pins.directory()).context("making a directory for pins in the BPF file system")?;
         pins.lock()?;
@@ -241,36 +230,14 @@ impl Pins {
     }
 
     fn are_dead(&self, Named { inode, cookie }: Named, here: NetworkNamespace) -> bool {
-        match cookie {
-            // Two network namespaces never have the same inode at the same time.
-            Some(cookie) if inode == here.inode => cookie != here.cookie,
-            Some(_) => self.are_defunct() && is_deserted(inode),
-            None => false,
-        }
+        // Two network namespaces never have the same inode at the same time.
+        if inode == here.inode { cookie != here.cookie } else { self.are_defunct() && is_deserted(inode) }
     }
 
     /// Whether the directory contains links, and the interfaces of all these links no longer exist.
     fn are_defunct(&self) -> bool {
         let links = self.links();
         !links.is_empty() && links.iter().all(|link| is_defunct(&link.path).unwrap_or(false))
-    }
-
-    /// Takes over the pins of an earlier version, whose directory name contains only the inode. Returns whether an
-    /// earlier version has left such pins. Pins whose interfaces no longer exist may belong to an earlier namespace
-    /// with the same inode, so this function removes such pins.
-    fn take_former(&self, former: String) -> anyhow::Result<bool> {
-        let bpffs = Bpffs::find().context("the BPF file system went away")?;
-        let mut former = Self { bpffs, name: former, here: true, unfinished: false, left: None, lock: None };
-        if !former.directory().exists() {
-            return Ok(false);
-        }
-        former.lock()?;
-        if former.are_defunct() {
-            former.remove()?;
-            return Ok(false);
-        }
-        fs::rename(former.directory(), self.directory()).context("renaming the directory of pins")?;
-        Ok(true)
     }
 
     /// Makes the pins permanent: dropping this value no longer removes them. Removes pinned links to interfaces that
@@ -331,7 +298,6 @@ impl Pins {
         LinkPins::new(self.directory())
     }
 
-    /// The links in the directory of pins.
     pub(super) fn links(&self) -> Vec<LinkPin> {
         self.link_pins().links()
     }
@@ -416,13 +382,12 @@ impl Drop for Pins {
     }
 }
 
-/// Opens a map by its pin.
 pub(super) fn open(pin: &Path) -> anyhow::Result<MapData> {
     MapData::from_pin(pin).with_context(|| format!("opening the pinned map {}", pin.display()))
 }
 
 fn adoptable(notes: &Notes) -> anyhow::Result<()> {
-    if !ADOPTED_LAYOUTS.contains(&notes.layout_version) {
+    if notes.layout_version != LAYOUT_VERSION {
         bail!(
             "balancer {} left maps of layout {} running, and this is balancer {} with layout {LAYOUT_VERSION}: start that \
              version again, or give up what it remembers with `balancer detach` and start this one",
@@ -438,28 +403,26 @@ fn adoptable(notes: &Notes) -> anyhow::Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Named {
     inode: u64,
-    /// `None`: an earlier version made this name.
-    cookie: Option<u64>,
+    cookie: u64,
 }
 
 impl Named {
     fn read(name: &str) -> Option<Self> {
         let (inode, rest) = name.split_once('-')?;
-        let cookie = rest.strip_prefix('c').and_then(|rest| rest.split_once('-')).map(|(cookie, _)| cookie.parse());
-        Some(Self { inode: inode.parse().ok()?, cookie: cookie.transpose().ok()? })
+        let (cookie, _) = rest.strip_prefix('c')?.split_once('-')?;
+        Some(Self { inode: inode.parse().ok()?, cookie: cookie.parse().ok()? })
     }
 
     fn is_of(self, namespace: NetworkNamespace) -> bool {
-        self.inode == namespace.inode && self.cookie.is_none_or(|cookie| cookie == namespace.cookie)
+        self.inode == namespace.inode && self.cookie == namespace.cookie
     }
 }
 
-/// The name of the directory, and the name that earlier versions gave this directory.
-fn names(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path) -> (String, String) {
+fn name(NetworkNamespace { inode, cookie }: NetworkNamespace, state_file: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
 
     let hash = fnv1a(state_file.as_os_str().as_bytes());
-    (format!("{inode}-c{cookie}-{hash:016x}"), format!("{inode}-{hash:016x}"))
+    format!("{inode}-c{cookie}-{hash:016x}")
 }
 
 /// The FNV-1a hash, which, unlike the standard library's hashes, is the same in every version.
@@ -475,14 +438,9 @@ mod tests {
     fn when_a_directory_has_a_name_then_it_tells_the_namespace() {
         let here = NetworkNamespace { inode: 4_026_531_840, cookie: 7 };
         let other = NetworkNamespace { cookie: 8, ..here };
-        // For one of these state files, the hash begins with the letter that marks a cookie.
-        for number in 0..64 {
-            let (name, former) = names(here, Path::new(&format!("/var/lib/balancer/{number}")));
-            assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: Some(7) }), "{name}");
-            assert_eq!(Named::read(&former), Some(Named { inode: here.inode, cookie: None }), "{former}");
-            assert!(Named::read(&name).unwrap().is_of(here) && !Named::read(&name).unwrap().is_of(other));
-            assert!(Named::read(&former).unwrap().is_of(other), "it may be");
-        }
-        assert_eq!([Named::read("x"), Named::read("x-1"), Named::read("1-cx-2")], [None; 3]);
+        let name = name(here, Path::new("/var/lib/balancer/state.json"));
+        assert_eq!(Named::read(&name), Some(Named { inode: here.inode, cookie: 7 }), "{name}");
+        assert!(Named::read(&name).unwrap().is_of(here) && !Named::read(&name).unwrap().is_of(other));
+        assert_eq!(["x", "x-1", "1-2", "1-cx-2"].map(Named::read), [None; 4]);
     }
 }

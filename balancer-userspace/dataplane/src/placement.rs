@@ -15,6 +15,8 @@ const MANY: usize = 4096;
 const PUSHES: u32 = 1000;
 /// The largest number of rows in each half of a map is the power of two with this exponent.
 const MOST_BITS: u32 = 23;
+/// The largest number of rows in each half of a map.
+pub(super) const MOST_ROWS: u32 = 1 << MOST_BITS;
 /// The value that marks a free row.
 const FREE: u32 = u32::MAX;
 
@@ -39,7 +41,7 @@ pub(super) struct Placement {
 /// The number of rows that a table of up to `keys` keys may use, a power of two.
 #[must_use]
 pub(super) fn rows_for(keys: usize) -> u32 {
-    u32::try_from(most_rows(keys)).unwrap_or(1 << MOST_BITS).min(1 << MOST_BITS)
+    u32::try_from(most_rows(keys)).unwrap_or(MOST_ROWS).min(MOST_ROWS)
 }
 
 /// Places `keys` (all of which are different) in the `room` rows from row `base` on. `base` must be a multiple of the
@@ -65,7 +67,7 @@ pub(super) fn place(keys: &[ServiceKey], base: u32, room: u32) -> anyhow::Result
 }
 
 fn no_room(keys: &[ServiceKey], room: u32) -> String {
-    format!("no room for {} keys in {room} rows; a restart makes room", keys.len())
+    format!("no room for {} keys in {room} rows", keys.len())
 }
 
 fn try_place(keys: &[ServiceKey], view: TableView) -> Option<Vec<u32>> {

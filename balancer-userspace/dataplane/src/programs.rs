@@ -1,6 +1,7 @@
 //! The programs that steer packets: the plain program and the tracing program. The verifier neither verifies nor keeps
 //! the code of features that a constant in the programs excludes. If a change needs more features, richer programs are
-//! loaded beside the present ones. Richer programs use the same maps.
+//! loaded beside the present ones. Richer programs use the same maps. If a change needs more room, programs with larger maps
+//! are loaded in the same way.
 
 use std::{
     collections::HashMap,
@@ -22,7 +23,10 @@ use balancer_common::features::Features;
 use super::{
     OBJECT,
     budgets::Budgets,
+    classifiers,
+    growth::{Growth, Larger},
     load::{load_program, not_loaded},
+    map_sizes::MapSize,
     object::{self, PLAIN},
     redirects, telling,
 };
@@ -91,16 +95,52 @@ pub(super) struct Programs {
     in_use: InUse,
 }
 
-/// Loaded programs with more features than the programs in use.
+/// Loaded programs with more features or larger maps than the programs in use.
 pub(super) struct Richer {
     object: Ebpf,
     features: Features,
+    /// The larger maps.
+    maps: HashMap<String, OwnedFd>,
 }
 
 impl Richer {
-    /// The plain program, or the tracing program if `tells`.
+    /// The plain program, or the tracing program if `tells`, which this function loads if necessary.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the program.
     pub(super) fn program(&mut self, tells: bool) -> anyhow::Result<&mut Xdp> {
-        if tells { telling::program(&mut self.object) } else { object::program(&mut self.object) }
+        if tells { loaded_telling(&mut self.object) } else { object::program(&mut self.object) }
+    }
+
+    pub(super) const fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The object with these programs.
+    pub(super) const fn object(&mut self) -> &mut Ebpf {
+        &mut self.object
+    }
+
+    /// The larger maps of these programs, each with another descriptor.
+    ///
+    /// # Errors
+    /// Fails if the process has no more file descriptors.
+    pub(super) fn larger_maps(&self, growth: Growth) -> anyhow::Result<Larger> {
+        let again = |name: &'static str| {
+            let map = self.maps.get(name).with_context(|| format!("the kernel object holds no map {name}"))?;
+            anyhow::Ok((name, MapData::from_fd(map.as_fd().try_clone_to_owned()?)?))
+        };
+        let maps = growth.maps.iter().map(|map| again(map.name)).collect::<anyhow::Result<_>>();
+        Ok(Larger::new(growth, maps.context("sharing the larger maps")?))
+    }
+
+    /// A larger map, with another descriptor; `None`: this map does not grow.
+    ///
+    /// # Errors
+    /// Fails if the process has no more file descriptors.
+    pub(super) fn larger_map(&self, name: &str) -> anyhow::Result<Option<MapData>> {
+        let Some(map) = self.maps.get(name) else { return Ok(None) };
+        Ok(Some(MapData::from_fd(map.as_fd().try_clone_to_owned()?)?))
     }
 }
 
@@ -123,7 +163,6 @@ impl Programs {
         &mut self.object
     }
 
-    /// The features of the programs in use.
     pub(super) fn in_use(&self) -> InUse {
         self.in_use.clone()
     }
@@ -141,7 +180,7 @@ impl Programs {
     /// # Errors
     /// Fails if the object contains no such program, which would be a broken build.
     pub(super) fn plain(&mut self) -> anyhow::Result<&mut Xdp> {
-        object::program(self.richer.as_mut().unwrap_or(&mut self.object))
+        object::program(self.newest())
     }
 
     /// The tracing program with the features in use, which this function loads if necessary.
@@ -149,11 +188,12 @@ impl Programs {
     /// # Errors
     /// Fails if the kernel refuses the program.
     pub(super) fn telling(&mut self) -> anyhow::Result<&mut Xdp> {
-        let program = telling::program(self.richer.as_mut().unwrap_or(&mut self.object))?;
-        if program.fd().is_err() {
-            load_program(telling::PROGRAM, program)?;
-        }
-        Ok(program)
+        loaded_telling(self.newest())
+    }
+
+    /// The object with the programs in use.
+    pub(super) fn newest(&mut self) -> &mut Ebpf {
+        self.richer.as_mut().unwrap_or(&mut self.object)
     }
 
     /// Loads programs that have `features` in addition to those in use: the plain program, and the tracing program if
@@ -166,18 +206,34 @@ impl Programs {
         if present.has(features) {
             return Ok(None);
         }
-        let features = present | features;
-        let mut object = self.another(features.bits())?;
+        self.beside(present | features, &[], tells).map(Some)
+    }
+
+    /// Loads programs with the features in use and with larger maps. Until [`adopt`](Self::adopt), nothing changes.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses a program or a map.
+    pub(super) fn larger(&self, growth: &Growth, tells: bool) -> anyhow::Result<Richer> {
+        self.beside(self.in_use.get(), &growth.maps, tells)
+    }
+
+    /// Loads programs with these features and with these larger maps beside the present ones.
+    fn beside(&self, features: Features, larger: &[MapSize], tells: bool) -> anyhow::Result<Richer> {
+        let (mut object, maps) = self.another(features.bits(), larger)?;
         load_program(PLAIN, object::program(&mut object)?)?;
+        classifiers::load_that_read_rows(&mut object)?;
+        let mut richer = Richer { object, features, maps };
         if tells {
-            load_program(telling::PROGRAM, telling::program(&mut object)?)?;
+            richer.program(true)?;
         }
-        Ok(Some(Richer { object, features }))
+        Ok(richer)
     }
 
     /// Makes these programs the programs in use. The caller has attached them wherever the present ones are attached.
-    pub(super) fn adopt(&mut self, Richer { object, features }: Richer) {
+    pub(super) fn adopt(&mut self, Richer { object, features, maps }: Richer) {
         self.richer = Some(object);
+        self.maps.extend(maps);
+        classifiers::unload_that_read_rows(&mut self.object);
         for of in [object::program, telling::program] {
             if let Ok(program) = of(&mut self.object) {
                 // A program that is not loaded needs no memory either.
@@ -187,24 +243,41 @@ impl Programs {
         self.in_use.set(features);
     }
 
-    /// Parses the object once more, with other features and the same maps.
-    fn another(&self, features: u64) -> anyhow::Result<Ebpf> {
+    /// Parses the object once more, with other features, with these larger maps, which the function also returns, and
+    /// with the same maps otherwise.
+    fn another(&self, features: u64, larger: &[MapSize]) -> anyhow::Result<(Ebpf, HashMap<String, OwnedFd>)> {
         let mut loader = EbpfLoader::new();
         self.constants.set(&mut loader, &features);
         for name in self.maps.keys() {
             // The maps that the loader makes are replaced below, so each has as little room as the kernel allows.
             loader.map_max_entries(name, 1);
         }
-        let object = loader.load(OBJECT).map_err(|error| not_loaded(error, &[]))?;
+        for (name, entries) in larger.iter().filter_map(|map| Some((map.name, map.entries?))) {
+            loader.map_max_entries(name, entries);
+        }
+        let object = loader.load(OBJECT).map_err(|error| not_loaded(error, larger))?;
+        let mut maps = HashMap::new();
         for (name, map) in object.maps().filter(|(name, _)| !holds_constants(name)) {
+            if larger.iter().any(|larger| larger.name == name) {
+                maps.insert(name.to_owned(), data(map)?.fd().as_fd().try_clone_to_owned()?);
+                continue;
+            }
             let shared = self.maps.get(name).with_context(|| format!("the kernel object holds no map {name}"))?;
             replace(data(map)?.fd().as_fd(), shared.as_fd()).with_context(|| format!("sharing the map {name}"))?;
         }
-        Ok(object)
+        Ok((object, maps))
     }
 }
 
-/// Whether a map contains constants of programs.
+/// The tracing program of an object, which this function loads if necessary.
+fn loaded_telling(object: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    let program = telling::program(object)?;
+    if program.fd().is_err() {
+        load_program(telling::PROGRAM, program)?;
+    }
+    Ok(program)
+}
+
 fn holds_constants(map: &str) -> bool {
     map.starts_with(".rodata")
 }

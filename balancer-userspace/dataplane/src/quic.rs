@@ -9,7 +9,7 @@ use aya::{
     maps::{HashMap as HashTable, MapData, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
-use balancer_common::quic::{QUIC_LEARNS, QUIC_ROWS, QuicFormat, QuicRow, QuicServer, QuicStats};
+use balancer_common::quic::{QUIC_LEARNS, QUIC_ROWS, QUIC_SECRET, QuicFormat, QuicRow, QuicServer, QuicStats};
 use balancer_config::quic::{Format, Keyed, QuicConfig, ServerId};
 use balancer_control::io::{BackendId, QuicSpec, ServiceId, ServiceSpec};
 use bytemuck::Zeroable as _;
@@ -159,7 +159,9 @@ fn key(service: ServiceId, server: &ServerId) -> QuicServer {
 }
 
 fn row(config: &QuicConfig) -> QuicRow {
-    let mut row = QuicRow { flags: if config.learns() { QUIC_LEARNS } else { 0 }, ..QuicRow::zeroed() };
+    let learns = if config.learns() { QUIC_LEARNS } else { 0 };
+    let secret = if config.is_secret() { QUIC_SECRET } else { 0 };
+    let mut row = QuicRow { flags: learns | secret, ..QuicRow::zeroed() };
     for ((number, Keyed { config: bits, key }), format) in (1..).zip(config.live()).zip(&mut row.formats) {
         *format = QuicFormat::new(config.server_id_length, config.nonce_length, key.map(|key| key.0));
         match config.format {

@@ -83,6 +83,14 @@ impl Regions {
         self.retired.iter().map(|&(grace, _)| grace).max()
     }
 
+    /// Adds free lines, which follow the present ones.
+    pub(super) fn add(&mut self, lines: Range<u32>) {
+        if !lines.is_empty() {
+            self.free.push(lines);
+            self.free = joined(mem::take(&mut self.free));
+        }
+    }
+
     /// Frees the discarded ranges whose grace period `is_over`.
     pub(super) fn release(&mut self, is_over: impl Fn(Grace) -> bool) {
         let released = self.retired.extract_if(.., |(grace, _)| is_over(*grace));

@@ -65,7 +65,7 @@ impl Replaced {
         let Some(pins) = pins else { return Ok((Self(Vec::new()), wanted)) };
         let mut counters = Vec::new();
         for (name, _) in wanted.all() {
-            let before = entries(pins, name)?.map(|entries| CounterRows::of(entries, cpus.possible));
+            let before = entries(pins, name)?.map(CounterRows::of);
             counters.extend(before.map(|before| (name, before)));
         }
         let blocks = counters.iter().map(|(_, before)| before.blocks).fold(cpus.online, u32::max);

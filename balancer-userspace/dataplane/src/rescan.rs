@@ -28,7 +28,6 @@ const OLDEST: u16 = 16_000;
 
 /// The effect that a change of one service has on the service's clients.
 pub(super) struct ServiceChange {
-    /// The client memory of the service before the change.
     pub(super) before: Memory,
     /// The old and the new clock for the conversion of ages.
     pub(super) ages: Option<(Clock, Clock)>,

@@ -2,15 +2,7 @@
 
 mod room;
 
-use std::{
-    collections::HashMap,
-    mem::offset_of,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::HashMap, mem::offset_of, ops::Range, sync::Arc};
 
 use balancer_common::map_types::{LiveTable, SLOT_EXCEPTIONS, SLOT_REFILLED, SLOTS_PER_LINE, SlotLine, SlotPlace};
 use balancer_control::{bits::bits, io::ServiceId};
@@ -19,17 +11,19 @@ use bytemuck::Zeroable as _;
 use super::{
     grace::{Grace, GracePeriods},
     mapped::MappedArray,
+    mirrored::{Grows, Mirrored},
     regions::Regions,
 };
 
+const FLAGS: usize = offset_of!(SlotLine, flags);
 /// The flag [`SLOT_EXCEPTIONS`] for every slot in a line.
 const EXCEPTIONS: u64 = ((1 << SLOTS_PER_LINE) - 1) * SLOT_EXCEPTIONS;
 
 /// The live table of one service.
+#[derive(Debug)]
 struct Table {
     lines: Range<u32>,
     size: u32,
-    /// The backends of the table's slots.
     slots: Arc<[u16]>,
     /// The exception flags that the controller has set, for each line. The kernel program also sets flags, for clients
     /// that a QUIC connection moves to another backend.
@@ -45,28 +39,26 @@ impl Table {
         LiveTable { first: self.lines.start, size: self.size }
     }
 
-    /// Sets whether a slot has exceptions.
-    fn set_exception(&mut self, slots: &MappedArray<SlotLine>, slot: u32, has: bool) {
+    fn set_exception(&mut self, slots: &Mirrored<SlotLine>, slot: u32, has: bool) {
         if slot >= self.size {
             return;
         }
         let SlotPlace { line, index } = self.location().place(slot);
-        let (flags, bit) = (flags(slots, line), SLOT_EXCEPTIONS << index);
+        let bit = SLOT_EXCEPTIONS << index;
         let Some(own) = self.own.get_mut((line - self.lines.start) as usize) else { return };
         if (*own & bit != 0) != has {
             *own ^= bit;
             self.exceptions = if has { self.exceptions + 1 } else { self.exceptions - 1 };
         }
-        let is_set = flags.load(Ordering::Relaxed) & bit != 0;
-        if is_set == has {
+        if slots.is(line as usize, FLAGS, bit, has) {
             return;
         }
         // The program may set flags of the same line at the same time, so the change must be atomic.
         if has {
-            flags.fetch_or(bit, Ordering::Release)
+            slots.set_bits(line as usize, FLAGS, bit);
         } else {
-            flags.fetch_and(!bit, Ordering::Release)
-        };
+            slots.clear_bits(line as usize, FLAGS, bit);
+        }
     }
 }
 
@@ -81,8 +73,9 @@ struct Before<'a> {
 }
 
 /// The tables of all services in the map of slots.
+#[derive(Debug)]
 pub(super) struct Tables {
-    slots: MappedArray<SlotLine>,
+    slots: Mirrored<SlotLine>,
     regions: Regions,
     grace_periods: Arc<GracePeriods>,
     of: HashMap<ServiceId, Table>,
@@ -109,7 +102,7 @@ pub(super) struct Swapped {
 impl Tables {
     /// Makes a value without tables, for a map of `lines` lines.
     pub(super) fn new(slots: MappedArray<SlotLine>, lines: u32, grace_periods: Arc<GracePeriods>) -> Self {
-        Self { slots, regions: Regions::new(lines), grace_periods, of: HashMap::new() }
+        Self { slots: Mirrored::new(slots), regions: Regions::new(lines), grace_periods, of: HashMap::new() }
     }
 
     /// The location of a service's table in the map of slots.
@@ -184,8 +177,8 @@ impl Tables {
     /// Sets the exception flags that the program has set in a replaced table since the controller copied the table.
     fn copy_late_flags(&self, from: &Range<u32>, to: &Range<u32>) {
         for (before, after) in from.clone().zip(to.clone()) {
-            let late = flags(&self.slots, before).load(Ordering::Acquire) & EXCEPTIONS;
-            flags(&self.slots, after).fetch_or(late, Ordering::Release);
+            let late = flags(&self.slots, before) & EXCEPTIONS;
+            self.slots.set_bits(after as usize, FLAGS, late);
         }
     }
 
@@ -209,10 +202,15 @@ impl Tables {
         .collect()
     }
 
+    /// Writes to a larger map as well from now on.
+    pub(super) fn begin(&mut self, larger: MappedArray<SlotLine>) {
+        self.slots.begin(larger);
+    }
+
     /// Flags every slot of the map, including the slots of an earlier controller's tables.
     pub(super) fn flag_everything(&self) {
         for line in 0..self.slots.len() {
-            self.slots.word64(line, offset_of!(SlotLine, flags)).fetch_or(EXCEPTIONS, Ordering::Release);
+            self.slots.set_bits(line, FLAGS, EXCEPTIONS);
         }
     }
 
@@ -222,7 +220,6 @@ impl Tables {
         (0..size).for_each(|slot| self.flag(service, slot));
     }
 
-    /// Flags one slot of a service's table.
     pub(super) fn flag(&mut self, service: ServiceId, slot: u32) {
         if let Some(table) = self.of.get_mut(&service) {
             table.set_exception(&self.slots, slot, true);
@@ -248,10 +245,23 @@ impl Tables {
         // backend.
         let moved = same.map_or(0, |old| differing(backends, &old.slots[slots]));
         let elsewhere = if anywhere { all } else { moved };
-        let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32).load(Ordering::Relaxed));
+        let known = same.map(|old| flags(&self.slots, old.lines.start + index as u32));
         line.backends[..backends.len()].copy_from_slice(backends);
         line.flags = (refilled * SLOT_REFILLED) | (elsewhere * SLOT_EXCEPTIONS) | (known.unwrap_or(0) & EXCEPTIONS);
         line
+    }
+}
+
+impl Grows for Tables {
+    fn end(&mut self) {
+        let before = self.slots.len();
+        self.slots.end();
+        let lines = |lines: usize| u32::try_from(lines).unwrap_or(u32::MAX);
+        self.regions.add(lines(before)..lines(self.slots.len()));
+    }
+
+    fn give_up(&mut self) {
+        self.slots.give_up();
     }
 }
 
@@ -261,7 +271,7 @@ fn differing(backends: &[u16], others: &[u16]) -> u64 {
     if backends == others { 0 } else { bits(backends.iter().zip(others), |(one, other)| one != other) }
 }
 
-/// The exception flags of a line.
-fn flags(slots: &MappedArray<SlotLine>, line: u32) -> &AtomicU64 {
-    slots.word64(line as usize, offset_of!(SlotLine, flags))
+/// The flags of a line.
+fn flags(slots: &Mirrored<SlotLine>, line: u32) -> u64 {
+    slots.bits(line as usize, FLAGS)
 }

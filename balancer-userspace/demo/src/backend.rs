@@ -68,7 +68,6 @@ impl Backend {
         Ok(())
     }
 
-    /// The process of the backend.
     pub const fn process(&mut self) -> &mut Process {
         &mut self.process
     }

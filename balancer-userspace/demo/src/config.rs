@@ -14,7 +14,6 @@ pub(crate) const PORT: u16 = 80;
 pub(crate) struct Config<'a> {
     pub(crate) forwarding: Forwarding,
     pub(crate) remember: Duration,
-    /// The number of backends at the start.
     pub(crate) backends: u16,
     /// The directory that contains the state file and the control socket.
     pub(crate) files: &'a Path,

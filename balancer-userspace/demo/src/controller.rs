@@ -37,7 +37,6 @@ impl Controller {
         Ok(Self { process, binary: binary.to_owned(), socket: socket.to_owned() })
     }
 
-    /// The process of the balancer.
     pub const fn process(&mut self) -> &mut Process {
         &mut self.process
     }

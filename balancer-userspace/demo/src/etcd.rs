@@ -77,7 +77,6 @@ impl Server {
         &self.endpoint
     }
 
-    /// Returns the address of the server's host.
     #[must_use]
     pub const fn address(&self) -> IpAddr {
         self.address

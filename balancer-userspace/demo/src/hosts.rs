@@ -39,7 +39,6 @@ pub(crate) struct Hosts {
     files: Files,
 }
 
-/// The processes of the demo.
 pub(crate) struct Running {
     controller: Controller,
     pub(crate) backends: Vec<Backend>,
@@ -71,7 +70,6 @@ impl Running {
         self.controller.cli(arguments)
     }
 
-    /// Kills a backend.
     pub(crate) fn stop_backend(&mut self, name: &str) {
         self.backends.retain_mut(|backend| backend.process().what() != name);
     }
@@ -141,12 +139,10 @@ impl Hosts {
         &self.program
     }
 
-    /// The path of the control socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.files.path().join("balancer.sock")
     }
 
-    /// The path of the balancer's log.
     pub(crate) fn log(&self) -> PathBuf {
         self.files.path().join("balancer.log")
     }

@@ -24,7 +24,6 @@ pub struct Request {
     pub method: &'static str,
     /// The path and query of the URL.
     pub path: String,
-    /// The client's session cookie, if the client has one.
     pub session: Option<String>,
     /// The time limit for the whole request, including the connection setup.
     pub timeout: Duration,
@@ -43,7 +42,6 @@ impl Request {
         Self { path: path.to_owned(), ..self }
     }
 
-    /// Sets the session cookie of the request.
     #[must_use]
     pub fn session(self, session: Option<String>) -> Self {
         Self { session, ..self }
@@ -79,14 +77,12 @@ impl Request {
     }
 }
 
-/// An HTTP answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status, such as 200.
     pub status: u16,
     /// The backend that answered; empty if the answer names no backend.
     pub backend: String,
-    /// The whole body of the answer.
     pub body: Vec<u8>,
 }
 

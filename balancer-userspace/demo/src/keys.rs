@@ -32,7 +32,6 @@ impl Keys {
         Ok(Some(Self { input, before }))
     }
 
-    /// Whether a key was pressed.
     pub(crate) fn pressed(&self) -> Result<bool> {
         let ready = poll(&mut [PollFd::new(self.input.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
         Ok(ready.context("poll")? > 0)

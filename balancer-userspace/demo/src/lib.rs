@@ -2,6 +2,8 @@
 //! tour shows which clients move when servers are added, drained or killed. The demo needs root and the program `ip`.
 //!
 //! The privileged tests use the same hosts and programs as the demo.
+//!
+//! Begin with `topology` (namespaces and links), `tour` (the steps and what they print) and `lab` (`--fleet`, `--standby`).
 
 pub mod answer;
 pub mod backend;
@@ -51,7 +53,6 @@ const FIRST_TABLE: Duration = Duration::from_millis(300);
 /// The time between two checks of the state in a tour that runs as fast as possible.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// The options of a demo.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The forwarding mode, which determines how packets reach the servers: `dsr` or `nat`.

@@ -25,7 +25,7 @@ use crate::{
 const RATE: f64 = 300.0;
 
 /// The time that a client waits for an answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of worker threads, which is the number of concurrent requests. Each worker has its own clients, so that
 /// the requests of one client have a fixed order.
@@ -50,7 +50,6 @@ pub(crate) fn address(topology: &Topology, client: u16) -> IpAddr {
 pub(crate) struct Load {
     target: SocketAddr,
     sources: Vec<SocketAddr>,
-    /// The timeout of each request.
     timeout: Duration,
     seen: Mutex<Seen>,
     newcomers: AtomicBool,
@@ -61,7 +60,6 @@ pub(crate) struct Load {
 /// The observations of all clients so far.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// The number of requests that were answered.
     pub(crate) answered: u64,
     /// The number of requests that got no answer.
     pub(crate) failed: u64,
@@ -99,7 +97,6 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// The state of one client.
 #[derive(Clone, Debug, Default)]
 struct Client {
     backend: Option<String>,

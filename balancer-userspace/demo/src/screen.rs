@@ -161,6 +161,7 @@ mod tests {
             bytes: 0,
             rates: None,
             unanswered: None,
+            handshakes: None,
             unattached: None,
         };
         let status = StatusView {

@@ -221,7 +221,6 @@ fn session_cookie(headers: &HeaderMap) -> Option<u64> {
 /// The number of requests of each session.
 struct Sessions {
     counts: HashMap<u64, u64>,
-    /// The sessions in the order of their start.
     order: VecDeque<u64>,
     limit: usize,
     names: RandomState,

@@ -111,7 +111,6 @@ impl Topology {
         &self.client
     }
 
-    /// The balancer's host.
     #[must_use]
     pub const fn balancer(&self) -> &Namespace {
         &self.balancer
@@ -123,7 +122,6 @@ impl Topology {
         &self.switch
     }
 
-    /// The hosts of the backends.
     #[must_use]
     pub fn backends(&self) -> &[Namespace] {
         &self.backends
@@ -138,7 +136,6 @@ impl Topology {
         }
     }
 
-    /// The VIP in this address family.
     #[must_use]
     pub const fn vip(&self, family: Family) -> IpAddr {
         VIP.host(family, VIP_HOST)

@@ -30,8 +30,12 @@ pub struct Facts {
     pub vips: Vec<Vip>,
     /// The ways of replies to clients; empty as long as clients complete their connections.
     pub ways_back: Vec<WayBack>,
-    /// The chains of this machine's firewall that see packets of clients or backends.
-    pub firewall: Vec<Chain>,
+    /// The filters of this machine that may drop packets.
+    pub filters: Filters,
+    /// The addresses under which `snat` backends see clients, as the configuration names them.
+    pub pools: Vec<Pool>,
+    /// A process that serves the control socket and does not answer.
+    pub hanging: Option<Hanging>,
     /// The subjects that the doctor could not examine, with the reasons.
     pub unseen: Vec<Unseen>,
 }
@@ -45,7 +49,6 @@ pub struct Controller {
     pub after: StatusView,
     /// The health checks of the controller's backends.
     pub health: Vec<HealthView>,
-    /// The rules of the controller's services.
     pub rules: Vec<RuleView>,
     /// Whether the configuration requests generic mode; `None` if the doctor could not read the configuration.
     pub asks_generic: Option<bool>,
@@ -55,13 +58,60 @@ pub struct Controller {
     pub oom_kills: Option<u64>,
 }
 
-/// A chain of the machine's firewall.
+/// A process that serves the control socket and does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hanging {
+    /// The id of the process; `None` if it is unknown.
+    pub pid: Option<i32>,
+    /// Whether a signal has stopped the process.
+    pub stopped: bool,
+    /// The time in seconds for which the doctor waited.
+    pub waited_seconds: u64,
+}
+
+/// The parts of this machine that may drop packets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filters {
+    /// The chains of nftables that may drop packets; `None` if the doctor could not list them.
+    pub chains: Option<Vec<Chain>>,
+    /// Whether tables of `iptables-legacy` exist, which `nft` does not list.
+    pub legacy: bool,
+    /// The filters of `tc` on interfaces towards backends whose packets do not pass.
+    pub tc: Vec<TcFilter>,
+}
+
+/// A chain of the machine's firewall that is attached to a hook of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// The family, table and name of the chain, as in `nft`.
     pub place: String,
     /// The hook of the chain: `input`, `output`, or another hook of the kernel.
     pub hook: String,
+}
+
+/// A filter of `tc` on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcFilter {
+    /// The index of the interface.
+    pub ifindex: u32,
+    pub direction: Direction,
+    /// The kind of the filter, such as `bpf`, and the name of its program.
+    pub name: String,
+}
+
+/// The direction of packets on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// An address of the pool of a `snat` service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// The name of the service.
+    pub service: String,
+    pub address: IpAddr,
 }
 
 /// The XDP features that a driver supports.
@@ -78,7 +128,6 @@ pub struct XdpFeatures {
 pub struct Link {
     /// The interface's index.
     pub ifindex: u32,
-    /// The interface's name.
     pub name: String,
     /// Whether the interface is administratively up.
     pub up: bool,
@@ -139,25 +188,34 @@ pub struct Program {
     pub native: bool,
 }
 
-/// An address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The index of the interface that has the address.
     pub ifindex: u32,
-    /// The address.
     pub address: IpAddr,
     /// The prefix length of the address.
     pub length: u8,
+    /// How far the kernel has come with the search for another machine that has this IPv6 address.
+    pub duplicates: Duplicates,
 }
 
-/// One address of a backend.
+/// The state of the search for another machine that has an IPv6 address. The kernel uses the address only afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duplicates {
+    /// The search has ended without a result, or there was no search.
+    #[default]
+    None,
+    /// The search has not ended (`tentative`).
+    Searching,
+    /// Another machine has the address (`dadfailed`).
+    Found,
+}
+
 #[derive(Clone, Debug)]
 pub struct Backend {
-    /// The service's name.
     pub service: String,
-    /// The backend's name.
     pub name: String,
-    /// The forwarding mode: `dsr`, `nat`, `ipip` or `gue`.
+    /// The forwarding mode: `dsr`, `nat`, `snat`, `ipip` or `gue`.
     pub forwarding: String,
     /// The backend's own address, with the port of its health check.
     pub address: SocketAddr,
@@ -177,6 +235,9 @@ pub struct Backend {
     /// The result of a probe to the VIP, which the doctor sends like clients' packets; `None` if the doctor did not
     /// send the probe.
     pub service_probe: Option<ServiceProbe>,
+    /// The ICMP error that answered a datagram to a UDP port of the service; `None` if none came, or if the service has
+    /// no such port.
+    pub datagram: Option<Refusal>,
     /// The largest packet size that reaches the backend; `None` if the doctor did not try, or if the backend does not
     /// answer pings.
     pub path: Option<Path>,
@@ -246,8 +307,49 @@ pub struct Direct {
     pub left: bool,
     /// Whether the doctor saw an answer to the request arrive.
     pub came: bool,
-    /// Whether the answer had a wrong checksum.
     pub checksum_wrong: bool,
+    /// The ICMP error that answered the request.
+    pub rejected: Option<Rejection>,
+}
+
+/// An ICMP error, by which a host reports that a probe did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The address of the host that sent the error.
+    pub from: IpAddr,
+    pub said: Said,
+}
+
+/// An ICMP error that answered a datagram to a UDP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The address and port to which the doctor sent the datagram.
+    pub to: SocketAddr,
+    pub rejection: Rejection,
+}
+
+/// The reason for which a host rejected a packet, from its ICMP error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    ProtocolUnreachable,
+    PortUnreachable,
+    HostUnreachable,
+    Prohibited,
+    HopLimitExceeded,
+}
+
+impl Said {
+    /// The name that `ping` and `tcpdump` give the reason.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::ProtocolUnreachable => "protocol unreachable",
+            Self::PortUnreachable => "port unreachable",
+            Self::HostUnreachable => "host unreachable",
+            Self::Prohibited => "administratively prohibited",
+            Self::HopLimitExceeded => "time to live exceeded",
+        }
+    }
 }
 
 /// The outcome of an attempt to connect.
@@ -276,6 +378,8 @@ pub struct ServiceProbe {
     pub tcp: Option<Outcome>,
     /// Whether the backend or a router reported that it does not understand the outer header.
     pub refused_outer: bool,
+    /// Another ICMP error that answered a probe.
+    pub rejected: Option<Rejection>,
 }
 
 /// The result of a search for the largest packet that fits the path to a backend.
@@ -285,14 +389,15 @@ pub struct Path {
     pub wanted: u32,
     /// The largest packet size that the backend answered.
     pub passed: u32,
+    /// Whether the backend answered a request to connect that had the largest size; `None` if the doctor did not try,
+    /// or if the backend does not answer such requests of any size.
+    pub segment: Option<bool>,
 }
 
 /// A virtual address of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vip {
-    /// The service's name.
     pub service: String,
-    /// The address.
     pub address: IpAddr,
     /// The hosts that answer ARP for the address, each as the interface's index and the hardware address.
     pub answered: Vec<(u32, Mac)>,
@@ -311,7 +416,6 @@ pub struct Unsteered {
     pub ifindex: u32,
     /// Whether the frames were sent to another hardware address.
     pub for_another: bool,
-    /// The number of packets.
     pub packets: u32,
 }
 

@@ -38,8 +38,10 @@ pub struct Finding {
     pub kind: Kind,
     /// The service that the problem affects; `None` if the problem affects all services.
     pub service: Option<String>,
-    /// The backend that the problem affects.
+    /// The name of the backend that the problem affects, if it is a single one.
     pub backend: Option<String>,
+    /// The backends that the problem affects, as `SERVICE/NAME`.
+    pub backends: Vec<String>,
     /// The problem, described in one sentence.
     pub what: String,
     /// The observation that shows the problem.
@@ -89,12 +91,13 @@ impl Cure {
     }
 }
 
-/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// The kernel is older than the oldest supported kernel.
     Kernel,
+    /// The controller does not answer.
+    Controller,
     /// The controller's control group runs out of memory.
     Memory,
     /// The controller reports that it is not ready or that it is degraded.
@@ -120,12 +123,18 @@ pub enum Kind {
     Forwarding,
     /// Two machines have the same VIP.
     VipDuplicate,
-    /// No machine has the VIP.
     VipUnowned,
-    /// A service has no backends.
+    /// The kernel does not use an IPv6 VIP, because it searches for another machine with the VIP, or has found one.
+    VipUnusable,
+    /// An address of a pool of `snat` is on no interface.
+    Pool,
+    /// A list of targets has never been read.
+    Discover,
     NoBackends,
-    /// The operator has taken every backend of a service out of use.
+    /// No backend of a service takes clients.
     NoneEligible,
+    /// The program drops packets of clients or backends.
+    Drops,
     /// A rule denies every client.
     DeniesAll,
     /// There is no route to a backend, or no route for replies to clients.
@@ -136,13 +145,18 @@ pub enum Kind {
     NeighbourEntry,
     /// This machine's firewall drops packets that should pass.
     Firewall,
+    /// Something else on this machine drops packets that should pass.
+    Dropped,
+    /// A host rejects packets to a backend by ICMP.
+    Rejected,
+    /// Two hardware addresses answer ARP for a backend's address.
+    AddressDuplicate,
     /// Packets from a backend arrive with unfinished checksums.
     Checksum,
     /// A server is not running or does not answer.
     Server,
     /// A server answers, but its health check fails.
     Unhealthy,
-    /// A backend does not have the VIP.
     VipMissing,
     /// A backend answers ARP for the VIP.
     VipAnswered,

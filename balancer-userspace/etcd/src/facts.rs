@@ -101,7 +101,7 @@ fn explained(error: &str) -> String {
         "etcd finds its data corrupt (alarm CORRUPT), so that etcd takes no writes: replace the member whose data differ"
             .to_owned()
     } else {
-        format!("etcd says of itself: {}", error.trim_start_matches("etcdserver: "))
+        format!("etcd reports: {}", error.trim_start_matches("etcdserver: "))
     }
 }
 

@@ -33,7 +33,6 @@ pub struct Requests {
 /// A request that was not sent, with the reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsent {
-    /// No session exists.
     #[error("there is no connection to the engine")]
     NoSession(Request),
     /// Too many requests are already waiting.

@@ -45,7 +45,6 @@ impl Keys {
     }
 }
 
-/// The verdict on a key and its value.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Good(Entry),

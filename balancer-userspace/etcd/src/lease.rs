@@ -22,7 +22,6 @@ pub(crate) enum NotGranted {
     Denied(String),
 }
 
-/// A lease that etcd has granted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lease {
     pub(crate) id: i64,

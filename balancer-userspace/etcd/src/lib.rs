@@ -7,6 +7,8 @@
 //! third of the lease, or half a second. After such a failure, the driver connects to another endpoint. The session
 //! continues as long as the lease is certainly valid and the driver has missed no change. [`follow`] reads keys that
 //! other programs write, in the same way but without a lease.
+//!
+//! Begin with `session` (the life of a connection) and `work` (the order of requests); `copy` follows the keys.
 
 mod calls;
 mod changes;

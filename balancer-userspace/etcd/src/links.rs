@@ -44,7 +44,6 @@ pub(crate) enum Failure {
     /// The connection failed, so it is unknown whether the server has carried the call out. The call may succeed on
     /// another link.
     Broken(String),
-    /// The server refused the call.
     Refused(Status),
 }
 

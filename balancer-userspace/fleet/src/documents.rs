@@ -94,8 +94,8 @@ fn read_service(service: &Value) -> Result<Read, String> {
 pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
     let json = serde_json::to_vec(value).map_err(|err| format!("cannot write {what}: {err}"))?;
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(&json).map_err(|err| format!("cannot deflate {what}: {err}"))?;
-    encoder.finish().map_err(|err| format!("cannot deflate {what}: {err}"))
+    encoder.write_all(&json).map_err(|err| format!("cannot compress {what}: {err}"))?;
+    encoder.finish().map_err(|err| format!("cannot compress {what}: {err}"))
 }
 
 /// Unpacks a value that [`pack`] has made, possibly in another process.
@@ -106,7 +106,7 @@ pub fn pack(value: &impl Serialize, what: &str) -> Result<Vec<u8>, String> {
 pub fn unpack<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, String> {
     let mut json = Vec::new();
     let read = DeflateDecoder::new(bytes).take(LARGEST).read_to_end(&mut json);
-    read.map_err(|err| format!("{what} cannot be inflated: {err}"))?;
+    read.map_err(|err| format!("{what} is not compressed correctly: {err}"))?;
     if json.len() as u64 >= LARGEST {
         return Err(format!("{what} is larger than {} MiB", LARGEST >> 20));
     }

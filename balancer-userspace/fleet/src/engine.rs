@@ -50,12 +50,9 @@ pub enum Condition {
     Modified(String, Revision),
 }
 
-/// One write of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Sets a key.
     Put {
-        /// The key.
         key: String,
         /// The value.
         value: Vec<u8>,
@@ -66,6 +63,12 @@ pub enum Write {
     Delete(String),
     /// Removes all keys with this prefix.
     DeletePrefix(String),
+}
+
+impl Write {
+    pub(crate) fn put(key: &str, value: Vec<u8>, leased: bool) -> Self {
+        Self::Put { key: key.to_owned(), value, leased }
+    }
 }
 
 /// The number that connects an answer to its request. The number is unique within a process.
@@ -101,14 +104,12 @@ pub enum Request {
     },
 }
 
-/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The engine made the transaction, which changed something at this revision.
     Made(Revision),
     /// A condition did not hold, so the engine changed nothing.
     Refused,
-    /// The entries that the engine read.
     Read(Vec<Entry>),
     /// The engine refused the request and changed nothing; the text is the engine's message.
     Denied(String),
@@ -116,20 +117,17 @@ pub enum Answer {
     Unknown(String),
 }
 
-/// A report from an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A session has begun, with a copy of all keys below [`LIVE`] as of `revision`. Keys that are not in the copy do
     /// not exist.
     Joined {
-        /// The revision of the copy.
         revision: Revision,
         /// The entries of the copy, in the order of their keys.
         entries: Vec<Entry>,
     },
     /// Keys below [`LIVE`] have changed at one revision.
     Changed {
-        /// The revision of the change.
         revision: Revision,
         /// The entries that were written.
         put: Vec<Entry>,

@@ -54,7 +54,6 @@ pub fn documents(name: &str) -> String {
     format!("{DOCUMENTS}{name}/")
 }
 
-/// The key of a member's card.
 #[must_use]
 pub fn member(name: &str) -> String {
     format!("{MEMBERS}{name}")
@@ -72,13 +71,11 @@ pub fn asker(member: &str, instance: u64) -> String {
     format!("{member}.{instance:016x}")
 }
 
-/// The key of a change request.
 #[must_use]
 pub fn request(asker: &str, number: u64) -> String {
     format!("{REQUESTS}{asker}/{number:020}")
 }
 
-/// The key of the answer to a change request.
 #[must_use]
 pub fn answer(request: &str) -> String {
     format!("{ANSWERS}{}", request.strip_prefix(REQUESTS).unwrap_or(request))

@@ -33,7 +33,7 @@ pub enum BadCard {
     #[error("has format {0}; this balancer reads up to {FORMAT}: upgrade it")]
     Later(u32),
     /// The card contains numbers that no fleet can reach.
-    #[error("says what cannot be: {0}")]
+    #[error("contradicts itself: {0}")]
     Impossible(&'static str),
 }
 
@@ -44,7 +44,6 @@ pub struct Common {
     pub format: u32,
     /// The number of buckets of the client table.
     pub buckets: u32,
-    /// The hash key of the fleet.
     pub key: HashKey,
 }
 
@@ -53,7 +52,6 @@ pub struct Common {
 pub struct Leader {
     /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The name of the leader.
     pub member: String,
     /// The random number of the leader's process.
     pub instance: u64,
@@ -70,7 +68,6 @@ pub struct Epoch {
     pub number: u64,
 }
 
-/// The card of a state in the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateCard {
     /// The format of the card: [`FORMAT`].
@@ -82,18 +79,20 @@ pub struct StateCard {
     /// The unique number of the document that contains the state.
     pub document: u64,
     /// The name of the member that made the decision. All times in the state are times of this member's clock.
-    #[serde(default)]
     pub by: String,
     /// The time of the last change that a user made, by the clock of the member that made the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<Moment>,
+    /// The time at which a configuration file last changed the services, by the same clock; `None`: the time is not
+    /// known, as in earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<Moment>,
     /// The number of parts of the state's document.
     pub parts: usize,
     /// The backends whose known clients had to leave, with the epoch in which each backend stopped keeping its clients.
     #[serde(default, skip_serializing_if = "Emptied::is_empty")]
     pub emptied: Emptied,
     /// The events of the epoch, as lines for the log.
-    #[serde(default)]
     pub lines: Vec<Line>,
 }
 
@@ -124,7 +123,6 @@ impl StateCard {
 /// A line for the log and for the history of events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// Whether the line is a warning.
     pub warning: bool,
     /// The service and the backend that the line is about, if there are such.
     pub about: Option<(String, String)>,
@@ -137,11 +135,9 @@ pub struct Line {
 pub struct Member {
     /// The format of the card: [`FORMAT`].
     pub format: u32,
-    /// The version of the balancer that the member runs.
     pub version: String,
     /// The fingerprint of how the member steers clients, see [`balancer_control::fingerprint`]; 0 if the fingerprint is
     /// unknown.
-    #[serde(default)]
     pub steering: u32,
     /// The random number of the member's process.
     pub instance: u64,
@@ -159,9 +155,7 @@ pub struct Member {
     pub sweeps: u64,
     /// The numbers of known clients of backends that are draining or being removed, without zeros.
     pub known: Vec<(BackendId, u64)>,
-    /// The number of complete counts of the member's `snat` connections; 0 if the member has never counted connections,
-    /// as in earlier versions.
-    #[serde(default)]
+    /// The number of complete counts of the member's `snat` connections; 0 if the member has never counted connections.
     pub flow_counts: u64,
     /// The numbers of connections at draining backends, for drains that wait for connections to end, without zeros. A
     /// backend that has received packets since the previous count has at least 1.
@@ -171,18 +165,14 @@ pub struct Member {
     pub ballot: Ballot,
     /// The home in which the process runs: another process in the same home may take over the name. 0 if the home is
     /// unknown.
-    #[serde(default)]
     pub home: u64,
     /// The address from which the engine receives the member's connections.
-    #[serde(default)]
     pub address: String,
     /// The time at which the card was written, by the member's own clock.
-    #[serde(default)]
     pub wall: Option<Moment>,
     /// Whether the services in the member's configuration file differ from the services that the fleet last applied.
-    #[serde(default)]
     pub file_differs: bool,
-    /// The room in the maps of the member's data path; `None`: the room is not known, as in earlier versions.
+    /// The room in the maps of the member's data path; `None`: the room is not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub room: Option<Room>,
     /// The part of the epoch that the member does not apply, in words; `None`: it applies the whole epoch.
@@ -286,20 +276,17 @@ pub enum ChangeRequest {
     Reset(Vec<ServiceConfig>),
 }
 
-/// A change request that is in the store.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// The format of the request: [`FORMAT`].
     pub format: u32,
     /// The requested change; `None` if the change is packed under a separate key.
-    // The field has this name in messages, because members of earlier versions expect the name.
-    #[serde(rename = "wish", default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_request: Option<ChangeRequest>,
     /// The generation that the configuration must have for the change to be made.
     pub if_generation: Option<u64>,
 }
 
-/// The answer to a change request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The format of the answer: [`FORMAT`].
@@ -357,11 +344,9 @@ pub struct Dump {
     pub format: u32,
     /// The random number of the joining process for which the dump was made.
     pub instance: u64,
-    /// The number of parts of the dump.
     pub parts: usize,
 }
 
-/// Serializes a card for the store.
 #[must_use]
 pub fn write(card: &impl Serialize) -> Vec<u8> {
     // Serializing plain data with string keys cannot fail, and if it did, every reader would refuse the empty value.
@@ -392,7 +377,7 @@ mod tests {
     fn card(change: impl FnOnce(&mut serde_json::Value)) -> Result<StateCard, BadCard> {
         let mut card = serde_json::json!({
             "format": 1, "epoch": { "lineage": 1, "number": 2 }, "at": { "secs": 1_000_000, "nanos": 0 },
-            "document": 3, "parts": 1,
+            "document": 3, "by": "lb-a", "parts": 1, "lines": [],
         });
         change(&mut card);
         StateCard::read(&write(&card))

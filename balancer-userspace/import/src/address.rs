@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use balancer_config::dns::host_name;
 
+const LOCALHOST: &str = "localhost";
+
 /// The host part of a backend's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Host {
@@ -51,9 +53,13 @@ pub(crate) fn host(text: &str) -> Option<(Host, Option<u16>)> {
         return Some((Host::At(address), port));
     }
     let (name, port) = split(text);
-    // A name without a dot is from /etc/hosts or needs a search domain, and the importer supports neither.
-    let name = host_name(name).ok().filter(|name| name.contains('.'))?;
+    let name = host_name(name).ok().filter(|name| is_name(name) && name != LOCALHOST)?;
     Some((Host::Named(name), port.map(number).transpose().ok()?))
+}
+
+/// Whether the last label of a name has a letter, as names of hosts have.
+fn is_name(text: &str) -> bool {
+    text.rsplit('.').next().is_some_and(|last| last.bytes().any(|byte| byte.is_ascii_alphabetic()))
 }
 
 /// Parses a numeric address with an optional port.
@@ -91,9 +97,12 @@ pub(crate) fn as_name(text: &str) -> String {
 /// The reason why the importer cannot use this address.
 pub(crate) fn refusal(text: &str) -> &'static str {
     if text.starts_with("unix:") || text.starts_with('/') || text.starts_with('@') || text.starts_with("abns@") {
-        "a socket of this machine cannot be steered to; let the server listen on an address"
+        "the balancer cannot send packets to a unix socket; let the server listen on an address"
     } else if text.contains('$') {
         "its address is in a variable; write the address"
+    } else if split(text).0.eq_ignore_ascii_case(LOCALHOST) {
+        "a loopback address cannot get clients' packets; let the server listen on another address of this machine, \
+         and write that one"
     } else {
         "this is no address or whole name of DNS such as `web.internal`, with the number of a port; write one"
     }

@@ -18,6 +18,9 @@ impl Conversion {
     /// Chooses `snat` for each service of a proxy that shares a server with a service with `snat`, because the routes of
     /// such a server need not lead through the balancer.
     pub(crate) fn share_snat(&mut self) {
+        if !self.of_proxy {
+            return;
+        }
         let mut services: Vec<&mut Service> = self.services.iter_mut().chain(&mut self.waiting).collect();
         let mut of_address: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
         for (index, service) in services.iter().enumerate() {

@@ -49,6 +49,16 @@ impl Dialect {
         matches!(self, Self::Nginx | Self::Haproxy)
     }
 
+    /// The name of the program as its authors write it.
+    pub(crate) fn shown(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::Haproxy => "HAProxy",
+            Self::Keepalived => "keepalived",
+            Self::Ipvsadm => "IPVS",
+        }
+    }
+
     /// The message that the text contains nothing that can be converted.
     pub(crate) fn lacks(self) -> &'static str {
         match self {

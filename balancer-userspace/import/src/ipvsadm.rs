@@ -31,6 +31,7 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
                 [word, ..] if word.starts_with('#') => {}
                 ["-A" | "--add-service", rest @ ..] => add_service(conversion, &place, rest, &mut services),
                 ["-a" | "--add-server", rest @ ..] => add_server(conversion, &place, rest, &mut services),
+                ["-P" | "--add-laddr", rest @ ..] => add_own_address(conversion, &place, rest, &mut services),
                 [word, ..] => {
                     let what = format!("`{word}` begins no rule; `ipvsadm -Sn` prints lines with -A and -a");
                     return Err(NotUnderstood::at(&place, what));
@@ -40,6 +41,10 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
     }
     for mut service in services.services {
         give_port(&mut service);
+        if service.forwarding == Forwarding::Snat {
+            conversion.needs_you(&service.place, service.name.clone(), TOA);
+        }
+        keep_own_addresses(conversion, &mut service);
         conversion.add(service);
     }
     Ok(())
@@ -112,7 +117,7 @@ fn add_service(conversion: &mut Conversion, place: &Place, words: &[&str], servi
                 let engine = rest.next().copied().unwrap_or_default();
                 conversion.needs_you(place, format!("--pe {engine}"), PERSISTENCE_ENGINE);
             }
-            word => conversion.needs_you(place, word, "this option is not known; look whether it matters"),
+            word => conversion.needs_you(place, word, "unknown option; check whether you need it"),
         }
     }
     let text = || format!("-A {}", words.join(" "));
@@ -152,7 +157,6 @@ pub(crate) const MARK: &str =
 pub(crate) const LIMIT: &str =
     "limit a backend's clients by `max_clients`, or with `snat` its connections by `max_connections`";
 
-/// Makes a name for a service from its address.
 pub(crate) fn service_name(address: IpAddr, port: u16, udp: bool) -> String {
     format!("{}-{}{port}", as_name(&address.to_string()), if udp { "udp-" } else { "" })
 }
@@ -171,6 +175,61 @@ pub(crate) fn scheduler(conversion: &mut Conversion, place: &Place, scheduler: &
         }
     };
     conversion.not_needed(place, format!("scheduler {scheduler}"), why);
+}
+
+/// The note about DPVS's `FNAT`, which tells servers the client's address in an option of TCP.
+pub(crate) const TOA: &str = "with FNAT, DPVS tells servers the clients' addresses in a TCP option, and this balancer does \
+                              not; if the servers must know clients, use nat, dsr or a tunnel";
+
+/// The maximum number of addresses of one family that servers of a service see.
+const MOST_SEEN: usize = 8;
+
+/// Keeps as many of the addresses that servers see as the balancer takes.
+pub(crate) fn keep_own_addresses(conversion: &mut Conversion, service: &mut Service) {
+    if service.forwarding != Forwarding::Snat && !service.seen_as.is_empty() {
+        service.seen_as.clear();
+        let why = "its servers are not reached by FNAT, so they see no local addresses; nothing to do";
+        conversion.not_needed(&service.place, format!("the local addresses of {}", service.name), why);
+    }
+    let mut kept: Vec<IpAddr> = Vec::new();
+    for address in std::mem::take(&mut service.seen_as) {
+        let of_family = kept.iter().filter(|one| one.is_ipv4() == address.is_ipv4()).count();
+        if kept.contains(&address) {
+            continue;
+        }
+        if of_family == MOST_SEEN {
+            let why = "a service has up to 8 addresses of a family; give it more ports by `ports` in `snat`";
+            conversion.needs_you(&service.place, format!("the local address {address} of {}", service.name), why);
+            break;
+        }
+        kept.push(address);
+    }
+    service.seen_as = kept;
+}
+
+/// Reads a rule `-P -t SERVICE -z ADDRESS [-F DEVICE]` of DPVS, which adds an address that servers see.
+fn add_own_address(conversion: &mut Conversion, place: &Place, words: &[&str], services: &mut Services) {
+    let (mut found, mut address) = (None, None);
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        if let Some(selector) = selector(word, &mut rest) {
+            found = Some(selector);
+            continue;
+        }
+        match *word {
+            "-z" | "--laddr" => address = rest.next().and_then(|text| text.parse().ok()),
+            "-F" | "--ifname" => drop(rest.next()),
+            word => conversion.needs_you(place, word, "unknown option; check whether you need it"),
+        }
+    }
+    let at = found.and_then(|selector| services.places.get(&selector.key()));
+    match (at.and_then(|&at| services.services.get_mut(at)), address) {
+        (Some(service), Some(address)) => service.seen_as.push(address),
+        (None, _) | (_, None) => {
+            let why = "its service could not be converted, or this is no address; see the line with -A";
+            conversion.needs_you(place, format!("-P {}", words.join(" ")), why);
+        }
+    }
 }
 
 /// The options in the rule of a server.
@@ -250,6 +309,7 @@ fn server<'a>(conversion: &mut Conversion, place: &Place, words: &'a [&'a str]) 
             "-6" | "--ipv6" => {}
             "-r" | "--real-server" => server.address = value(),
             "-m" | "--masquerading" => server.forwarding = Some(Forwarding::Nat),
+            "-b" | "--fullnat" => server.forwarding = Some(Forwarding::Snat),
             "-g" | "--gatewaying" => server.forwarding = Some(Forwarding::Dsr),
             "-i" | "--ipip" => server.forwarding = Some(Forwarding::Ipip),
             "--tun-type" => server.tunnel = value(),
@@ -276,7 +336,7 @@ fn server<'a>(conversion: &mut Conversion, place: &Place, words: &'a [&'a str]) 
                     conversion.needs_you(place, format!("{word} {limit}"), LIMIT);
                 }
             }
-            word => conversion.needs_you(place, word, "this option is not known; look whether it matters"),
+            word => conversion.needs_you(place, word, "unknown option; check whether you need it"),
         }
     }
     server

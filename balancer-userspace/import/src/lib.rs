@@ -1,8 +1,13 @@
 //! Converts the configurations of nginx, HAProxy, keepalived and `ipvsadm` to the balancer's configuration. The crate
 //! takes and returns only text.
+//!
+//! Begin with `dialect`; `nginx`, `haproxy`, `keepalived` and `ipvsadm` turn a file into services and notes, `writer` turns
+//! these into a file that `balancer check` accepts.
 
+mod accept;
 mod address;
 mod choice;
+mod comments;
 mod dialect;
 mod error;
 mod haproxy;

@@ -1,4 +1,4 @@
-//! Turns each directive into a setting of a service, or into a note.
+//! Collects the results of a conversion: services, and notes about directives that did not become settings.
 
 use std::net::IpAddr;
 
@@ -17,13 +17,35 @@ pub(crate) const BEHIND_A_PROXY: &str = "clients come through another proxy, whi
 
 const MOST_MULTIPLIED: usize = 65_534;
 
-/// A note about a directive that has no counterpart in the balancer's configuration.
+/// What a note asks of the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// The operator has to convert the directive by hand.
+    NeedsYou,
+    /// The balancer does not need the directive, and the note says why.
+    Remark,
+    /// The directive concerns only the other program itself.
+    Own,
+}
+
+/// What becomes of a directive that has no counterpart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Answer {
+    /// The directive concerns only the other program itself.
+    Own,
+    /// The balancer does not need the directive, for this reason.
+    NotNeeded(&'static str),
+    /// The operator has to convert the directive by hand, for this reason.
+    NeedsYou(&'static str),
+}
+
+/// A note about a directive that did not become a setting of a service.
 #[derive(Clone, Debug)]
 pub(crate) struct Note {
     pub(crate) place: Place,
     pub(crate) directive: String,
     pub(crate) why: String,
-    pub(crate) needs_you: bool,
+    pub(crate) kind: Kind,
 }
 
 /// The result of a conversion: services, and notes about directives that could not be converted.
@@ -33,8 +55,10 @@ pub struct Conversion {
     /// The services that have no address to listen on yet.
     pub(crate) waiting: Vec<Service>,
     pub(crate) notes: Vec<Note>,
-    /// Whether the services are those of a proxy.
+    pub(crate) dialect: Option<Dialect>,
     pub(crate) of_proxy: bool,
+    /// The interfaces of this machine that the result names; empty if they are not known.
+    pub(crate) interfaces: Vec<String>,
     /// The machine's addresses, which replace listeners on every address.
     addresses: Vec<IpAddr>,
     /// Whether the text contains a directive that could have become a service.
@@ -45,19 +69,36 @@ pub struct Conversion {
 
 impl Conversion {
     pub(crate) fn new(dialect: Dialect, addresses: &[IpAddr]) -> Self {
-        Self { of_proxy: dialect.is_proxy(), addresses: addresses.to_vec(), ..Self::default() }
+        let (of_proxy, addresses) = (dialect.is_proxy(), addresses.to_vec());
+        Self { dialect: Some(dialect), of_proxy, addresses, ..Self::default() }
     }
 
     /// Adds a note about a directive that the operator has to convert by hand.
     pub(crate) fn needs_you(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
-        let (directive, why) = (directive.into(), why.into());
-        self.notes.push(Note { place: place.clone(), directive, why, needs_you: true });
+        self.note(place, directive.into(), why.into(), Kind::NeedsYou);
     }
 
     /// Adds a note about a directive that the balancer does not need.
     pub(crate) fn not_needed(&mut self, place: &Place, directive: impl Into<String>, why: impl Into<String>) {
-        let (directive, why) = (directive.into(), why.into());
-        self.notes.push(Note { place: place.clone(), directive, why, needs_you: false });
+        self.note(place, directive.into(), why.into(), Kind::Remark);
+    }
+
+    /// Adds a note about a directive that concerns only the other program itself.
+    pub(crate) fn own(&mut self, place: &Place, directive: impl Into<String>) {
+        self.note(place, directive.into(), String::new(), Kind::Own);
+    }
+
+    /// Adds the note that an answer calls for.
+    pub(crate) fn tell(&mut self, place: &Place, directive: String, answer: Answer) {
+        match answer {
+            Answer::Own => self.own(place, directive),
+            Answer::NotNeeded(why) => self.not_needed(place, directive, why),
+            Answer::NeedsYou(why) => self.needs_you(place, directive, why),
+        }
+    }
+
+    fn note(&mut self, place: &Place, directive: String, why: String, kind: Kind) {
+        self.notes.push(Note { place: place.clone(), directive, why, kind });
     }
 
     /// Returns the listeners that replace a listener on every address. If no addresses are known, the listener stays
@@ -88,10 +129,14 @@ impl Conversion {
         self.services.push(service);
     }
 
+    pub(crate) fn for_you(&self) -> impl Iterator<Item = &Note> {
+        self.notes.iter().filter(|note| note.kind == Kind::NeedsYou)
+    }
+
     /// The number of directives that the operator has to convert by hand.
     #[must_use]
     pub fn need_you(&self) -> usize {
-        self.notes.iter().filter(|note| note.needs_you).count()
+        self.for_you().count()
     }
 
     /// Returns the line *N services, M backends; K directives need you*.

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 
 use crate::{address::Host, place::Place};
 
+/// The maximum number of different checks that compete for being the check of a service.
+const MOST_COMPARED: usize = 64;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Listener {
     /// The address of the listener; the unspecified address stands for an unknown address.
@@ -48,16 +51,36 @@ pub(crate) struct Http {
     pub(crate) method: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) host: Option<String>,
-    /// The names and values of HTTP headers.
     pub(crate) headers: Option<Vec<(String, String)>>,
     pub(crate) status: Option<String>,
     pub(crate) body_regex: Option<String>,
+}
+
+/// What the answer to a check must contain, in the notation of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expect {
+    Text(String),
+    Regex(String),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CheckKind {
     #[default]
     Tcp,
+    /// A check that sends bytes over a TCP connection (none, if the server speaks first) and reads the answer.
+    Talk {
+        send: Option<String>,
+        expect: Expect,
+    },
+    Udp {
+        send: String,
+        expect: Option<String>,
+    },
+    /// A check that sends a DNS query for the records of a name.
+    Dns {
+        name: Option<String>,
+        record: Option<String>,
+    },
     Http(Http),
     Exec {
         command: Vec<String>,
@@ -120,6 +143,12 @@ pub(crate) struct Service {
     /// The lengths of client prefixes for IPv4 and IPv6.
     pub(crate) prefix: Option<(u8, u8)>,
     pub(crate) start_down: bool,
+    /// The time in milliseconds after which the other program closes a silent connection.
+    pub(crate) idle_ms: Option<u64>,
+    /// The addresses of this machine that servers see with `snat`.
+    pub(crate) seen_as: Vec<IpAddr>,
+    /// The port of the servers' agents, and the time in milliseconds between two questions.
+    pub(crate) agent: Option<(u16, u64)>,
     /// Whether known clients stay at a server whose check fails.
     pub(crate) keeps_clients_of_failed: bool,
     /// A comment about the check of the service.
@@ -138,6 +167,9 @@ impl Service {
             remember: None,
             prefix: None,
             start_down: false,
+            idle_ms: None,
+            seen_as: Vec::new(),
+            agent: None,
             keeps_clients_of_failed: false,
             about_check: None,
             backends: Vec::new(),
@@ -150,13 +182,24 @@ impl Service {
         of_backends.chain(self.discover.iter().map(|list| &list.check)).flatten()
     }
 
-    /// The default check for backends of the service.
+    /// The check of most backends of the service; of several such checks the first.
     pub(crate) fn check(&self) -> Option<&Check> {
-        self.checks().next()
+        let mut counts: Vec<(&Check, usize)> = Vec::new();
+        for check in self.checks() {
+            if let Some((_, count)) = counts.iter_mut().find(|(other, _)| *other == check) {
+                *count += 1;
+            } else if counts.len() < MOST_COMPARED {
+                counts.push((check, 1));
+            }
+        }
+        // A check that only connects cannot differ from one that reads an answer, because it would inherit the answer.
+        let connects = counts.iter().any(|(check, _)| check.kind == CheckKind::Tcp);
+        let counts = counts.into_iter().filter(|(check, _)| !connects || !matches!(check.kind, CheckKind::Talk { .. }));
+        counts.reduce(|most, next| if next.1 > most.1 { next } else { most }).map(|(check, _)| check)
     }
 
-    /// Whether known clients leave a server that answers its check, but not as it should. A check of type `tcp` reads no
-    /// answer.
+    /// Whether known clients leave a server that answers its check, but not as it should. A check that only connects
+    /// reads no answer.
     pub(crate) fn moves_after_wrong_answers(&self) -> bool {
         !self.keeps_clients_of_failed && self.checks().any(|check| check.kind != CheckKind::Tcp)
     }
@@ -168,7 +211,6 @@ impl Service {
         of_backends.chain(of_lists).filter_map(|(place, name, check)| Some((place, name, check.as_mut()?)))
     }
 
-    /// Whether the service has no server at all.
     pub(crate) fn has_no_server(&self) -> bool {
         self.backends.is_empty() && self.discover.is_empty()
     }

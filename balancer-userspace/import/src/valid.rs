@@ -9,15 +9,19 @@ use std::{
 use balancer_config::{file, value};
 
 use crate::{
+    address::Host,
+    dialect::Dialect,
     error::NotUnderstood,
     notes::Conversion,
-    service::{Backend, CheckKind, Forwarding, Listener, Service},
+    service::{Backend, Forwarding, Listener, Records, Service},
     writer,
 };
 
 const MOST_SERVICES: usize = 65_535;
 const MOST_BACKENDS: usize = 65_534;
 const MOST_LISTENERS: usize = 64;
+/// The port of FTP's control connections.
+const FTP: u16 = 21;
 
 /// Documentation addresses, which stand for a missing address while the importer checks the rest of the service.
 const STAND_IN: [IpAddr; 2] = [
@@ -52,7 +56,7 @@ impl Conversion {
         self.sort_notes();
         match verdict(&self.toml()) {
             Err(why) if !self.services.is_empty() => {
-                Err(NotUnderstood::whole(format!("what would be written is not valid: {why}")))
+                Err(NotUnderstood::whole(format!("the converted configuration would not be valid: {why}")))
             }
             _ => Ok(()),
         }
@@ -86,7 +90,9 @@ impl Conversion {
         if service.has_no_server() {
             self.needs_you(&service.place, service.name.clone(), "none of its servers could be converted; add them");
             self.waiting.push(service);
-        } else if self.is_accepted(&mut service) {
+        } else if self.make_acceptable(&mut service) {
+            self.note_other_checks(&service);
+            self.note_peculiarities(&service);
             self.services.push(service);
         }
     }
@@ -108,24 +114,12 @@ impl Conversion {
         let mut none = Ports::default();
         let replies = if self.of_proxy { &mut taken.replies } else { &mut none };
         self.keep_free_backends(&mut service, replies);
-        if self.is_accepted(&mut service) {
+        if self.make_acceptable(&mut service) {
+            self.note_other_checks(&service);
+            self.note_peculiarities(&service);
             service.listeners = vec![*first];
             self.waiting.push(service);
         }
-    }
-
-    /// Removes a check that the balancer would refuse; returns `false` if the balancer would refuse the service for
-    /// another reason.
-    fn is_accepted(&mut self, service: &mut Service) -> bool {
-        let Err(why) = verdict(&writer::alone(service)) else { return true };
-        let is_checked = service.check().is_some();
-        for (_, _, check) in service.checks_mut() {
-            check.kind = CheckKind::Tcp;
-        }
-        let accepted = verdict(&writer::alone(service)).is_ok();
-        let what = if is_checked && accepted { "the check of " } else { "" };
-        self.needs_you(&service.place, format!("{what}{}", service.name), why);
-        accepted
     }
 
     /// Keeps only the listeners that fit the backends. A backend in the result has only one address, and a backend with
@@ -178,6 +172,33 @@ impl Conversion {
                            listen on another port for this one, or use `forwarding = \"snat\"`";
                 self.needs_you(&backend.place, format!("{} in {}", backend.name, service.name), why);
             }
+        }
+    }
+
+    /// Adds notes about a valid service that may work differently than the reader expects.
+    fn note_peculiarities(&mut self, service: &Service) {
+        if service.listeners.iter().all(|one| !one.udp && (one.first, one.last) == (FTP, FTP)) {
+            let why = "FTP's data connections go to other ports, which this service does not have; add the passive ports \
+                       of the servers to `listen`, the same client reaches the same server by all of them";
+            self.needs_you(&service.place, format!("{} on port {FTP}", service.name), why);
+        }
+        let is_unchecked = service.check().is_none() && service.listeners.iter().all(|one| one.udp);
+        if self.dialect == Some(Dialect::Nginx) && is_unchecked {
+            let why = "nginx notices by itself when a server fails, and this service has no check, because a server over \
+                       UDP answers only what it understands; write a check of type `dns` or `udp`";
+            self.needs_you(&service.place, service.name.clone(), why);
+        }
+        let is_short = |host: &Host| matches!(host, Host::Named(name) if !name.contains('.'));
+        let of_backends = service.backends.iter().filter(|one| is_short(&one.host));
+        let of_backends = of_backends.map(|one| (one.place.clone(), one.host.shown(one.port)));
+        let of_lists = service.discover.iter().filter_map(|one| match &one.records {
+            Records::Addresses(name, _) if !name.contains('.') => Some((one.place.clone(), name.clone())),
+            Records::Addresses(..) | Records::Services(_) => None,
+        });
+        for (place, name) in of_backends.chain(of_lists).collect::<Vec<_>>() {
+            let why = "the balancer asks DNS for exactly this name, and uses neither /etc/hosts nor search domains; \
+                       write the address, or the whole name, unless your DNS server knows this one";
+            self.needs_you(&place, name, why);
         }
     }
 
@@ -319,7 +340,7 @@ fn clash(one: (u16, u16), other: (u16, u16)) -> bool {
 }
 
 /// Returns the result of the balancer's own validation of a file.
-fn verdict(text: &str) -> Result<(), String> {
+pub(crate) fn verdict(text: &str) -> Result<(), String> {
     let parsed = file::parse(Path::new("balancer.toml"), text.as_bytes());
     parsed
         .map(drop)

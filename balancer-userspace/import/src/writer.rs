@@ -7,7 +7,7 @@ use balancer_config::file::check::without_port;
 use crate::{
     address::shown,
     notes::Conversion,
-    service::{Backend, Check, CheckKind, Forwarding, Http, Listener, Records, Service, Tls},
+    service::{Backend, Check, CheckKind, Expect, Forwarding, Http, Listener, Records, Service, Tls},
 };
 
 const NAT: &str = "\
@@ -25,15 +25,32 @@ const WAITING: &str = "# This service lacks addresses, see above. Put them in, a
 /// The file that contains the system's root certificates on most distributions.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// The balancer's defaults for checks, and the shortest time that it accepts.
+const INTERVAL_MS: u64 = 2000;
+const TIMEOUT_MS: u64 = 1000;
+const SHORTEST_MS: u64 = 100;
+
 const DAY_MS: u64 = 86_400_000;
 const YEAR: u64 = 31_536_000;
 
 /// A backend's own check, with a value for each key that the backend would otherwise inherit from the service's check.
 fn differing(check: &Check, common: Option<&Check>, backend: &Backend, service: &Service) -> Check {
     let mut whole = whole(check);
+    let interval = whole.interval_ms.unwrap_or(INTERVAL_MS);
+    if common.is_some_and(|common| common.timeout_ms.is_some()) {
+        whole.timeout_ms.get_or_insert(TIMEOUT_MS.min(interval));
+    }
+    if common.is_some_and(|common| common.fast_ms.is_some()) {
+        whole.fast_ms.get_or_insert((interval / 4).max(SHORTEST_MS));
+    }
     let common_port = common.and_then(|common| common.port);
     let listener = service.listeners.first().map(|listener| listener.first);
     whole.port = whole.port.or_else(|| common_port.and(backend.port.or(listener)));
+    if let (CheckKind::Talk { send, .. }, Some(CheckKind::Talk { send: Some(_), .. })) =
+        (&mut whole.kind, common.map(|common| &common.kind))
+    {
+        send.get_or_insert_default();
+    }
     if let (CheckKind::Http(own), Some(CheckKind::Http(common))) = (&mut whole.kind, common.map(|common| &common.kind))
     {
         if common.host.is_some() {
@@ -69,12 +86,29 @@ fn differing_tls(own: &mut Tls, common: &Tls, host: Option<&str>, address: &str)
 }
 
 impl Conversion {
-    /// Returns the line that tells the user to name the interfaces.
+    /// Returns the line that names the interfaces, or tells the user to name them.
     fn interfaces(&self) -> String {
         let is_translated = |each: &Service| matches!(each.forwarding, Forwarding::Nat | Forwarding::Snat);
-        let replies =
-            if self.services.iter().any(is_translated) { " and, with nat or snat, backends' replies" } else { "" };
-        format!("# interfaces = [\"eth0\"]   # where clients' packets{replies} come in\n")
+        let (both, why) = if self.services.iter().chain(&self.waiting).any(is_translated) {
+            (
+                "\"eth0\", \"eth1\"",
+                "the side where clients' packets come in, and the backends' side, where replies come in",
+            )
+        } else {
+            ("\"eth0\"", "where clients' packets come in")
+        };
+        match &*self.interfaces {
+            [] => format!("# interfaces = [{both}]   # {why}; `import --here` finds them\n"),
+            found => {
+                let found: Vec<_> = found.iter().map(|name| quoted(name)).collect();
+                format!("interfaces = [{}]   # {why}\n", found.join(", "))
+            }
+        }
+    }
+
+    /// Names the interfaces of this machine in the result.
+    pub fn name_interfaces(&mut self, interfaces: Vec<String>) {
+        self.interfaces = interfaces;
     }
 
     /// Returns the configuration with comments, in TOML.
@@ -86,11 +120,7 @@ impl Conversion {
         if !self.notes.is_empty() {
             text.push('\n');
         }
-        for note in &self.notes {
-            let line = format!("# not converted ({}): {}: {}", note.place, note.directive, note.why);
-            text += &line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
-            text.push('\n');
-        }
+        text += &self.comments();
         let mut said = BTreeSet::new();
         for each in &self.services {
             text.push('\n');
@@ -156,6 +186,13 @@ fn service(text: &mut String, service: &Service) {
     if let Some(seconds) = service.remember {
         let _ = writeln!(text, "remember = \"{}\"", duration(1000 * seconds.min(YEAR)));
     }
+    if service.forwarding == Forwarding::Snat {
+        snat(text, service);
+    }
+    if let Some((port, ms)) = service.agent {
+        let interval = duration(ms.clamp(1000, DAY_MS));
+        let _ = writeln!(text, "agent = {{ port = {port}, interval = \"{interval}\" }}");
+    }
     if service.start_down {
         text.push_str("start_down = true\n");
     }
@@ -188,6 +225,26 @@ fn service(text: &mut String, service: &Service) {
     }
 }
 
+/// Writes the settings that only `snat` has.
+fn snat(text: &mut String, service: &Service) {
+    if !service.seen_as.is_empty() {
+        let addresses: Vec<_> = service.seen_as.iter().map(|address| quoted(&address.to_string())).collect();
+        let _ = writeln!(text, "snat = {{ addresses = [{}] }}", addresses.join(", "));
+    }
+    let Some(ms) = service.idle_ms else {
+        text.push_str(
+            "# idle = { tcp = \"15m\" }   # the default: a connection without packets for that long is forgotten\n",
+        );
+        return;
+    };
+    let time = quoted(&duration(ms.div_ceil(1000).clamp(1, DAY_MS / 1000) * 1000));
+    let of = |udp: bool| service.listeners.iter().any(|listener| listener.udp == udp);
+    let keys = [(of(false), "tcp"), (of(true), "udp")].into_iter().filter(|(has, _)| *has);
+    let keys: Vec<_> = keys.map(|(_, key)| format!("{key} = {time}")).collect();
+    let _ =
+        writeln!(text, "idle = {{ {} }}   # as before, the time after which a silent connection ends", keys.join(", "));
+}
+
 fn discover(text: &mut String, records: &Records) {
     text.push_str("\n  [[service.discover]]\n");
     match records {
@@ -206,7 +263,7 @@ fn discover(text: &mut String, records: &Records) {
 /// Returns the check with all keys set, so that it inherits no key.
 fn whole(check: &Check) -> Check {
     let mut whole = check.clone();
-    whole.interval_ms = whole.interval_ms.or(Some(2000));
+    whole.interval_ms = whole.interval_ms.or(Some(INTERVAL_MS));
     whole.fall = whole.fall.or(Some(3));
     whole.rise = whole.rise.or(Some(2));
     if let CheckKind::Http(http) = &mut whole.kind {
@@ -244,7 +301,9 @@ fn keys(check: &Check) -> Vec<(&'static str, String)> {
     let mut keys = Vec::new();
     let mut key = |name: &'static str, value: Option<String>| keys.extend(value.map(|value| (name, value)));
     let kind = match &check.kind {
-        CheckKind::Tcp => "tcp",
+        CheckKind::Tcp | CheckKind::Talk { .. } => "tcp",
+        CheckKind::Udp { .. } => "udp",
+        CheckKind::Dns { .. } => "dns",
         CheckKind::Http(http) if http.tls.is_some() => "https",
         CheckKind::Http(_) => "http",
         CheckKind::Exec { .. } => "exec",
@@ -261,6 +320,21 @@ fn keys(check: &Check) -> Vec<(&'static str, String)> {
     key("port", check.port.filter(|port| *port != 0).map(|port| port.to_string()));
     match &check.kind {
         CheckKind::Tcp => {}
+        CheckKind::Talk { send, expect } => {
+            key("send", send.as_deref().map(quoted));
+            match expect {
+                Expect::Text(text) => key("expect", Some(quoted(text))),
+                Expect::Regex(pattern) => key("expect_regex", Some(quoted(pattern))),
+            }
+        }
+        CheckKind::Udp { send, expect } => {
+            key("send", Some(quoted(send)));
+            key("expect", expect.as_deref().map(quoted));
+        }
+        CheckKind::Dns { name, record } => {
+            key("name", name.as_deref().map(quoted));
+            key("record", record.as_deref().map(quoted));
+        }
         CheckKind::Http(http) => http_keys(http, key),
         CheckKind::Exec { command, user } => {
             let words: Vec<_> = command.iter().map(|word| quoted(word)).collect();
@@ -310,6 +384,9 @@ fn quoted(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
             c if c.is_control() => {
                 let _ = write!(quoted, "\\u{:04x}", u32::from(c));
             }

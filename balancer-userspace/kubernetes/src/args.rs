@@ -56,9 +56,6 @@ pub struct Run {
     /// With --server: the private key of the client certificate
     #[arg(long, env = "BALANCER_KEY", value_name = "FILE", requires = "servers")]
     pub key: Option<PathBuf>,
-    /// Ignored, for command lines of earlier versions, which wrote into this file
-    #[arg(long, value_name = "FILE", hide = true)]
-    pub configuration: Option<PathBuf>,
     /// The setting assign_vip: true (the balancer's first interface, announced) or an interface such as lo
     #[arg(long, value_name = "true|IF")]
     pub assign_vip: Option<String>,

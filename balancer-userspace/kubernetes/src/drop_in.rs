@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use balancer_api::model::ServiceView;
 use serde::{Deserialize, Serialize};
 
-/// The name of the drop-in.
 pub const NAME: &str = "kubernetes";
 
 /// Whether a service of the balancer comes from this drop-in.
@@ -20,7 +19,6 @@ pub fn has(service: &ServiceView) -> bool {
 const HEAD: &str = "# balancer-kubernetes replaces this text\n";
 const DRAINED: &str = "# drained: ";
 
-/// The contents of the drop-in.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DropIn {
     /// The services, in the order of their names.
@@ -33,7 +31,6 @@ pub struct DropIn {
 /// A service in the form of the configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceText {
-    /// The name of the service.
     pub name: String,
     /// The listeners, each as `ADDRESS:PORT` with an optional `/udp`.
     pub listen: Vec<String>,
@@ -103,7 +100,6 @@ impl DropIn {
         format!("{HEAD}{drained}{}", sections(self.services.clone()))
     }
 
-    /// Returns the service with this name.
     #[must_use]
     pub fn service(&self, name: &str) -> Option<&ServiceText> {
         self.services.iter().find(|service| service.name == name)

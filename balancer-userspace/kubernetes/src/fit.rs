@@ -16,7 +16,6 @@ pub struct Fitted {
 /// A service that the balancer has refused, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refusal {
-    /// The service that the balancer refused.
     pub service: ServiceText,
     /// The reason for the refusal, in the balancer's words.
     pub why: String,

@@ -24,9 +24,7 @@ const PACE: Duration = Duration::from_secs(3);
 /// The name of the Lease, and the identity of this controller.
 #[derive(Clone, Debug)]
 pub struct Candidacy {
-    /// The namespace of the Lease.
     pub namespace: String,
-    /// The name of the Lease.
     pub name: String,
     /// The name by which this controller holds the Lease.
     pub identity: String,

@@ -3,6 +3,9 @@
 //! The program compares the Services of the cluster with the services of the balancer, and requests the differences as
 //! changes from the balancer. The comparison ([`round`]) is pure; the modules that it uses access neither clock nor
 //! network.
+//!
+//! Begin with [`round`]; `run`, `cluster`, `lease` and `balancer` do the I/O, and `drop_in` is what this program writes into
+//! the balancer.
 
 pub mod annotations;
 pub mod args;

@@ -18,7 +18,6 @@ pub enum Family {
 }
 
 impl Family {
-    /// Returns the address family of an address.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -194,7 +193,6 @@ impl Book<'_> {
     }
 }
 
-/// Iterates over all addresses of a pool.
 fn addresses(pool: IpNet) -> impl Iterator<Item = IpAddr> {
     let number = |address: IpAddr| match address {
         IpAddr::V4(address) => u128::from(address.to_bits()),

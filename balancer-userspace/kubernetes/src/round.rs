@@ -34,9 +34,7 @@ pub struct World<'a> {
     pub slices: &'a [EndpointSlice],
     /// All nodes of the cluster, if nodes are the backends.
     pub nodes: &'a [Node],
-    /// This program's drop-in in the balancer.
     pub drop_in: &'a DropIn,
-    /// All services that the balancer has.
     pub actual: &'a [ServiceView],
     /// The services that the balancer has refused, by name.
     pub refused: &'a BTreeMap<String, Refusal>,
@@ -69,15 +67,12 @@ pub struct Outcome {
 /// The identity of a Service, and the version that the program has read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Object {
-    /// The namespace of the Service.
     pub namespace: String,
-    /// The name of the Service.
     pub name: String,
     /// The UID of the Service, which no other Service ever has.
     pub uid: String,
     /// The version of the Service that the program has read.
     pub version: String,
-    /// All finalizers of the Service.
     pub finalizers: Vec<String>,
 }
 

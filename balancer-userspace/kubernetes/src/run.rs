@@ -96,9 +96,6 @@ pub async fn run(args: Run) -> anyhow::Result<()> {
         None => drop(sender.send_replace(Some(Instant::now() + Duration::from_secs(365 * 24 * 3600)))),
     }
     let servers = args.servers()?;
-    if args.configuration.is_some() {
-        tracing::warn!("--configuration is ignored: the services are in the balancer's drop-in {}", drop_in::NAME);
-    }
     let mut controller = Controller {
         terms: Terms {
             class: args.class,

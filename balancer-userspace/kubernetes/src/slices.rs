@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-/// The label of a slice that names the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// A list of endpoints of a Service, all of one address family and with the same ports.
@@ -18,10 +17,8 @@ pub struct EndpointSlice {
     /// The type of the addresses: `IPv4`, `IPv6` or `FQDN`.
     #[serde(default)]
     pub address_type: String,
-    /// The endpoints in this slice.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub endpoints: Vec<Endpoint>,
-    /// The ports that all endpoints in this slice have.
     #[serde(default, deserialize_with = "nothing_for_null")]
     pub ports: Vec<EndpointPort>,
 }
@@ -51,16 +48,33 @@ pub struct Conditions {
     /// Whether the endpoint answers requests, even while it is terminating.
     #[serde(default)]
     pub serving: Option<bool>,
-    /// Whether the endpoint is terminating.
     #[serde(default)]
     pub terminating: Option<bool>,
 }
 
+/// Whether an endpoint may take new clients, by the rules of kube-proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Eligibility {
+    /// The endpoint takes no new clients.
+    Never,
+    /// The endpoint takes new clients while no other endpoint of the Service is ready.
+    LastResort,
+    /// The endpoint takes new clients.
+    Ready,
+}
+
 impl Conditions {
-    /// Whether the endpoint may take new clients.
+    /// Whether the endpoint may take new clients. With `publishNotReadyAddresses`, an endpoint is `ready` whatever its
+    /// other conditions say.
     #[must_use]
-    pub fn is_eligible(self) -> bool {
-        self.ready.unwrap_or(true) && self.serving.unwrap_or(true) && !self.terminating.unwrap_or(false)
+    pub fn eligibility(self) -> Eligibility {
+        if self.ready.unwrap_or(true) {
+            Eligibility::Ready
+        } else if self.serving.unwrap_or(true) && self.terminating.unwrap_or(false) {
+            Eligibility::LastResort
+        } else {
+            Eligibility::Never
+        }
     }
 }
 
@@ -72,10 +86,8 @@ pub struct TargetRef {
     pub uid: Option<String>,
 }
 
-/// A port that the endpoints of a slice have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct EndpointPort {
-    /// The name of the Service's port.
     #[serde(default)]
     pub name: Option<String>,
     /// The port number; absent: every port is meant.
@@ -135,7 +147,43 @@ mod tests {
         assert_eq!(v1, beta);
         assert_eq!(v1.service(), Some("web"));
         assert_eq!(v1.endpoints[0].identity().as_deref(), Some("u1"));
-        assert!(!v1.endpoints[0].conditions.is_eligible());
+        assert_eq!(v1.endpoints[0].conditions.eligibility(), Eligibility::LastResort);
+    }
+
+    #[test]
+    fn when_conditions_are_given_then_the_endpoint_is_as_eligible_as_the_page_says() {
+        let page = include_str!("../../../docs/src/kubernetes.md");
+        let rows = page.lines().filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let [_, ready, serving, terminating, new, ..] = *cells else { return None };
+            let condition = |cell: &str| match cell {
+                "true" => Some(vec![Some(true)]),
+                "false" => Some(vec![Some(false)]),
+                "any" => Some(vec![Some(true), Some(false), None]),
+                _ => None,
+            };
+            Some((condition(ready)?, condition(serving)?, condition(terminating)?, new))
+        });
+        let mut seen = 0;
+        for (ready, serving, terminating, new) in rows {
+            let expected = match new {
+                "yes" => Eligibility::Ready,
+                "only while no endpoint is `ready`" => Eligibility::LastResort,
+                "no" => Eligibility::Never,
+                other => panic!("{other:?}"),
+            };
+            for ready in ready {
+                for &serving in &serving {
+                    for &terminating in &terminating {
+                        let conditions = Conditions { ready, serving, terminating };
+                        assert_eq!(conditions.eligibility(), expected, "{conditions:?}");
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        // An absent condition is `any` in one row only.
+        assert_eq!(seen, 9 + 3 + 1 + 1, "the table has a row for each case");
     }
 
     #[test]
@@ -145,7 +193,7 @@ mod tests {
                 .unwrap();
         assert_eq!((slice.endpoints.len(), slice.ports.len(), slice.service()), (0, 0, None));
         let endpoint: Endpoint = serde_json::from_str(r#"{"addresses": ["fd00::1"]}"#).unwrap();
-        assert!(endpoint.conditions.is_eligible());
+        assert_eq!(endpoint.conditions.eligibility(), Eligibility::Ready);
         assert_eq!(endpoint.identity().as_deref(), Some("fd00--1"));
     }
 }

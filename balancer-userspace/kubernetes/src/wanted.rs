@@ -45,7 +45,6 @@ pub struct Terms {
 /// The requirements of a Kubernetes Service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {
-    /// The name of the service in the balancer.
     pub name: String,
     /// The ports that clients connect to.
     pub ports: Vec<Port>,

@@ -42,7 +42,6 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// The values of the headers `Set-Cookie`.
     pub(crate) cookies: Vec<String>,
-    /// The body of the answer.
     pub(crate) body: String,
 }
 
@@ -71,7 +70,6 @@ impl<'a> Said<'a> {
     }
 }
 
-/// A client of the lab, with its session.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     name: String,

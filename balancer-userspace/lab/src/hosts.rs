@@ -16,7 +16,6 @@ use balancer_demo::{
 };
 use tempfile::TempDir;
 
-/// The number of hosts for balancers.
 pub(crate) const BALANCERS: u16 = 3;
 /// The host numbers of the etcd servers on the backends' segment.
 const ENGINES: [u16; 3] = [61, 62, 63];
@@ -46,7 +45,6 @@ pub(crate) struct Hosts {
 /// The settings that the caller provides.
 #[derive(Clone, Debug)]
 pub(crate) struct Outside {
-    /// The path of the balancer program.
     pub(crate) balancer: PathBuf,
     /// The directory with the packages of the Node servers, if the caller has named one.
     pub(crate) node_modules: Option<PathBuf>,
@@ -100,7 +98,6 @@ impl Hosts {
         Ok(Self { topology, engines, stores, _temporary: temporary, files: path, balancer, node_modules })
     }
 
-    /// The path of the balancer program.
     pub(crate) fn balancer(&self) -> &Path {
         &self.balancer
     }

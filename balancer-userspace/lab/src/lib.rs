@@ -1,6 +1,8 @@
 //! The session lab: real servers with sessions behind the balancer, clients that check a counter in their session, and
 //! events that may affect sessions. The lab needs root, and the programs of the servers and stores in the requested
 //! rows.
+//!
+//! Begin with `row` (which servers behind which program), `event` and `play`.
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a strategy, a front or an event does not need is not listed")]
 
 pub mod cell;
@@ -24,12 +26,15 @@ mod table;
 mod tally;
 
 use std::{
+    env,
     io::{self, Write as _},
     path::PathBuf,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
 
 use crate::{
     event::Event,
@@ -40,9 +45,10 @@ use crate::{
     strategy::Strategy,
 };
 
-/// The options of a run.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Options {
+/// Shows which events sessions survive under each strategy: real servers and stores behind the balancer, and all events
+/// that can affect them.
+#[derive(Clone, Debug, Parser)]
+struct Options {
     /// Play only these strategies
     #[arg(long, value_delimiter = ',')]
     strategy: Vec<Strategy>,
@@ -76,6 +82,9 @@ pub struct Options {
     /// Directory in which npm has installed the packages of the Node servers
     #[arg(long, value_name = "DIRECTORY")]
     node_modules: Option<PathBuf>,
+    /// The balancer in front of the servers, instead of the program `balancer` beside this one
+    #[arg(long, value_name = "PROGRAM")]
+    balancer: Option<PathBuf>,
 }
 
 impl Options {
@@ -90,14 +99,33 @@ impl Options {
     fn wants(&self, event: Event) -> bool {
         self.event.is_empty() || self.event.contains(&event)
     }
+
+    fn balancer(&self) -> Result<PathBuf> {
+        let balancer = match &self.balancer {
+            Some(balancer) => balancer.clone(),
+            None => env::current_exe().context("this program's path is unknown")?.with_file_name("balancer"),
+        };
+        ensure!(balancer.is_file(), "{} does not exist: --balancer names the program", balancer.display());
+        Ok(balancer)
+    }
 }
 
-/// Causes the requested events with the program `balancer`, and prints the results.
-///
-/// # Errors
-/// Fails if the process is not root, if a program is missing or does not start, or if a signal ends the lab. If a
-/// program is missing, the error contains instructions for installing it.
-pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
+/// Runs the lab with the arguments of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A log may quote the error, so it stands in one line.
+            let said = format!("{error:#}");
+            eprintln!("balancer-lab: {}", said.lines().map(str::trim).collect::<Vec<_>>().join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Causes the requested events, and prints the results. If a program is missing, the error says how to install it.
+fn run(options: &Options) -> Result<()> {
     let rows = options.rows();
     let events: Vec<(Row, Event)> = rows
         .iter()
@@ -115,7 +143,8 @@ pub fn run(options: &Options, balancer: PathBuf) -> Result<()> {
     let results = Results::open(&options.output, options.fresh)?;
     let open: Vec<(Row, Event)> =
         events.iter().copied().filter(|&(row, event)| results.find(row, event).is_none()).collect();
-    let outside = Outside { balancer, node_modules: options.node_modules.clone(), keep: options.keep };
+    let outside =
+        Outside { balancer: options.balancer()?, node_modules: options.node_modules.clone(), keep: options.keep };
     let of = |row| -> Vec<Event> { open.iter().filter(|&&(other, _)| other == row).map(|&(_, event)| event).collect() };
     for &row in &rows {
         let events = of(row);

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The time limit for a request.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// The time between two checks of a condition.
 const GLANCE: Duration = Duration::from_millis(10);
 /// The maximum length of an answer in bytes.

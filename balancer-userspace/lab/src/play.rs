@@ -256,7 +256,6 @@ impl Scene {
         }
     }
 
-    /// Undoes the effects of the event.
     fn undo(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Add => match &self.front {

@@ -50,7 +50,6 @@ impl Front {
         }
     }
 
-    /// Returns the title of the front.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {
@@ -67,7 +66,6 @@ impl Front {
         }
     }
 
-    /// Whether the program is the balancer.
     #[must_use]
     pub const fn is_balancer(self) -> bool {
         matches!(self, Self::Sticky | Self::Nat | Self::Snat | Self::Spread)
@@ -88,7 +86,6 @@ impl Front {
     }
 }
 
-/// A row of the results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Row {
     /// The strategy of the servers, which tells where sessions are stored.

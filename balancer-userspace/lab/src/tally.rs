@@ -10,9 +10,7 @@ use super::{
 /// A request that has finished, with its result.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Seen {
-    /// The number of the client.
     pub(crate) client: u16,
-    /// The number of the client's address.
     pub(crate) address: u16,
     /// The start of the request, in seconds since a fixed point in time.
     pub(crate) begin: f64,
@@ -35,7 +33,6 @@ pub(crate) struct Tally {
     pub(crate) elsewhere: Sessions,
     /// The number of requests during the observation.
     pub(crate) requests: u64,
-    /// The number of failed requests.
     pub(crate) failed: u64,
     /// The latency of answered requests.
     pub(crate) latency: Latency,

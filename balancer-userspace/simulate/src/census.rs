@@ -63,7 +63,6 @@ pub struct Tally {
 pub struct Census {
     v4: HashMap<u32, Client>,
     v6: HashMap<u128, Client>,
-    /// The number of requests of all clients.
     pub requests: u64,
     /// The earliest and the latest time in the logs, in seconds since 1970; `None` if the logs contain no times.
     pub times: Option<(u32, u32)>,
@@ -73,6 +72,8 @@ pub struct Census {
     pub has_agents: bool,
     /// The number of requests whose lines contain no time.
     pub timeless: u64,
+    /// The number of requests whose clients another proxy has told.
+    pub forwarded: u64,
 }
 
 impl Census {
@@ -107,6 +108,9 @@ impl Census {
         };
         client.requests = client.requests.saturating_add(hit.requests);
         self.requests += u64::from(hit.requests);
+        if hit.forwarded {
+            self.forwarded += u64::from(hit.requests);
+        }
         if let Some(agent) = hit.agent {
             self.has_agents = true;
             // The seed of the hash is fixed, so that each run gives the same result.

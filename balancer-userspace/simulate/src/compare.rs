@@ -40,8 +40,13 @@ pub fn report(
         .map(|change| moves(change, &rules, (census, &active), (product, &servers)))
         .collect::<Result<Vec<Moves>, Impossible>>()?;
     let gaps = pauses(census, service);
+    let largest_requests = |client_prefix| {
+        let rule = Rule::Balancer { client_prefix, spread: false };
+        let known = shares.iter().find(|shares| shares.rule == rule).map(|shares| shares.largest_requests);
+        known.unwrap_or_else(|| Site::new(rule, census, product, &servers).shares(census).largest_requests)
+    };
     Ok(Report {
-        suggestions: suggest::suggestions(census, service, &shares),
+        suggestions: suggest::suggestions(census, service, largest_requests),
         log: Log {
             requests: census.requests,
             first: census.times.map(|(first, _)| time::shown(first.into())),
@@ -216,6 +221,7 @@ fn clients(census: &Census) -> Clients {
         sharing_a_network: shared.clone().map(|network| network.addresses).sum(),
         shared_networks: shared.count() as u64,
         several_agents: census.has_agents.then(agents),
+        forwarded_requests: census.forwarded,
     }
 }
 

@@ -28,7 +28,6 @@ impl Gaps {
         }
     }
 
-    /// Returns the number of pauses.
     #[must_use]
     pub const fn total(&self) -> u64 {
         self.total

@@ -44,7 +44,6 @@ const ADDED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 255, 1));
 #[error("{0}")]
 pub struct Impossible(String);
 
-/// A simulated service of this balancer.
 #[derive(Clone, Debug)]
 pub struct Product {
     controller: Controller,
@@ -73,7 +72,6 @@ impl Table {
 #[derive(Debug)]
 pub struct Changed {
     plan: Plan,
-    /// The simulated service after the change.
     pub after: Product,
 }
 
@@ -120,7 +118,6 @@ impl Product {
         self.controller.leg(&self.name, Family::V4)
     }
 
-    /// Returns the configuration of the simulated service.
     #[must_use]
     pub fn config(&self) -> Option<Arc<ServiceConfig>> {
         self.config.services.iter().find(|service| service.name == self.name).cloned()
@@ -217,7 +214,7 @@ impl Changed {
         let planned = self.plan.clone().counted(|count| {
             for (hash, seen) in clients {
                 if let Some(id) = before.id(service, hash) {
-                    count(Entry::new((hash >> 32) as u32, id, 1), seen);
+                    count(Entry::new((hash >> 32) as u32, id, 1), seen, false);
                 }
             }
         });

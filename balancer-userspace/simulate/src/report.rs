@@ -8,11 +8,9 @@ use serde::Serialize;
 pub struct Report {
     /// Facts about the log that the simulator has read.
     pub log: Log,
-    /// The clients in the log.
     pub clients: Clients,
     /// The networks with the most requests: /24 for IPv4, and /64 for IPv6.
     pub heaviest: Vec<Prefix>,
-    /// The simulated service.
     pub service: Simulated,
     /// The shares of the servers under each rule.
     pub rules: Vec<Shares>,
@@ -43,7 +41,6 @@ pub struct Log {
     pub seconds: Option<u64>,
 }
 
-/// The clients in a log.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Clients {
     /// The number of IPv4 addresses.
@@ -57,6 +54,9 @@ pub struct Clients {
     /// The number of addresses with more than one user agent: several people use such an address, or one person uses
     /// several programs. The number is a lower bound; `None` if the log contains no user agents.
     pub several_agents: Option<u64>,
+    /// The number of requests that came through another proxy, which told the client's address. Packets carry the
+    /// addresses of that proxy.
+    pub forwarded_requests: u64,
 }
 
 /// A prefix of client addresses, with its requests.
@@ -75,7 +75,6 @@ pub struct Prefix {
 /// The simulated service and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Simulated {
-    /// The name of the service.
     pub name: String,
     /// The servers of the service, in the order of the configuration.
     pub servers: Vec<String>,
@@ -96,7 +95,6 @@ pub enum Rule {
     NginxIpHash,
     /// In `HAProxy`, the directive `balance source`.
     HaproxySource,
-    /// The rule of this balancer.
     Balancer {
         /// The lengths of client prefixes.
         client_prefix: ClientPrefix,
@@ -127,17 +125,14 @@ pub struct Shares {
 /// The share of a server under a rule.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Share {
-    /// The name of the server.
     pub server: String,
     /// The share of clients that the server should have because of its weight.
     pub expected: f64,
     /// The number of addresses whose fixed server is this server.
     pub clients: u64,
-    /// The number of requests that the server gets.
     pub requests: f64,
     /// The server's share of all addresses that have a fixed server.
     pub client_share: f64,
-    /// The server's share of all requests.
     pub request_share: f64,
 }
 
@@ -156,7 +151,6 @@ pub struct Active {
 /// The numbers of clients that a change moves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Moves {
-    /// A description of the change.
     pub change: String,
     /// The numbers of clients that the change moves, for each rule.
     pub rules: Vec<RuleMoves>,

@@ -9,10 +9,8 @@ use crate::rules::{Peer, haproxy::Map, nginx, reduced};
 /// The maximum weight of a server for nginx and `HAProxy`: `HAProxy` accepts no larger weight.
 const LARGEST_WEIGHT: u32 = 256;
 
-/// A server of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// The name of the server.
     pub name: String,
     /// The weight of the server, which determines its share of clients.
     pub weight: u16,
@@ -22,39 +20,30 @@ pub struct Server {
     pub up: bool,
 }
 
-/// A change to the list of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds a server at the end of the list.
     Add {
-        /// The name of the new server.
         name: String,
         /// The weight of the new server; `None` for the default weight.
         weight: Option<u16>,
-        /// Whether the new server is a backup.
         backup: bool,
     },
-    /// Removes a server from the list.
     Remove {
-        /// The name of the server to remove.
         name: String,
         /// Whether the server is removed without draining it first.
         force: bool,
     },
     /// Drains a server, makes it ready, or puts it into maintenance.
     Admin {
-        /// The name of the server.
         name: String,
         /// The new administrative state of the server.
         admin: Admin,
         /// The duration of the drain, if the server is drained.
         timeout: Option<Duration>,
     },
-    /// Changes the weight of a server.
     Weight {
-        /// The name of the server.
         name: String,
-        /// The new weight of the server.
         weight: u16,
     },
     /// Reverses the order of the servers in the list.
@@ -81,7 +70,6 @@ impl Servers {
         Self(service.backends.iter().map(server).collect())
     }
 
-    /// Returns the list of servers after a change.
     #[must_use]
     pub fn after(&self, change: &Change) -> Self {
         let mut all = self.0.clone();

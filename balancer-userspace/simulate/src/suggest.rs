@@ -8,7 +8,7 @@ use balancer_config::{
 use crate::{
     census::Census,
     heavy::{self, Heavy},
-    report::{Rule, Shares, Suggestion},
+    report::Suggestion,
     servers::Servers,
 };
 
@@ -39,43 +39,74 @@ pub(crate) fn to_spread(census: &Census, prefix: ClientPrefix, servers: &Servers
     heavy::heaviest(census, (prefix.v4, prefix.v6), at_least, MOST_SPREAD)
 }
 
-pub(crate) fn suggestions(census: &Census, service: &ServiceConfig, shares: &[Shares]) -> Vec<Suggestion> {
-    let mut all = vec![client_prefix(census, shares)];
+/// Returns suggestions for a service. `largest` returns the largest ratio of a server's requests to its expected
+/// requests with a client prefix.
+pub(crate) fn suggestions(
+    census: &Census,
+    service: &ServiceConfig,
+    largest: impl Fn(ClientPrefix) -> f64,
+) -> Vec<Suggestion> {
+    let mut all: Vec<Suggestion> = client_prefix(census, largest).into_iter().collect();
     all.extend(remember(census));
     let part = |requests: u64| format!("{:.1}%", 100.0 * requests as f64 / census.requests.max(1) as f64);
     all.extend(to_spread(census, service.client_prefix, &Servers::of(service)).into_iter().map(|heavy| Suggestion {
         line: format!("balancer rule add {} {} spread", service.name, heavy.prefix),
-        why: format!("it has {} of all requests, and all of them go to one server", part(heavy.requests)),
+        why: format!(
+            "it has {} of all requests, and all of them go to one server; the rule ends its sessions: each of its \
+             connections goes to another server, so add it only for a client without sessions, such as a crawler",
+            part(heavy.requests)
+        ),
     }));
     all
 }
 
-/// Suggests a client prefix that covers whole networks, if many clients share a network and the servers' load would
-/// stay almost as even.
-fn client_prefix(census: &Census, shares: &[Shares]) -> Suggestion {
-    let largest = |wanted: ClientPrefix| {
-        let is_wanted = |shares: &&Shares| matches!(shares.rule, Rule::Balancer { client_prefix, spread: false } if client_prefix == wanted);
-        shares.iter().find(is_wanted).map_or(0.0, |shares| shares.largest_requests)
-    };
-    let (host, network) = (ClientPrefix { v4: 32, v6: 64 }, ClientPrefix { v4: 24, v6: 56 });
-    let (by_host, by_network) = (largest(host), largest(network));
-    let networks = census.networks(24, 56);
-    let together: u64 = networks.values().map(|network| network.addresses).filter(|&addresses| addresses > 1).sum();
+/// Suggests client prefixes, for each family that occurs in the log.
+fn client_prefix(census: &Census, largest: impl Fn(ClientPrefix) -> f64) -> Option<Suggestion> {
     let (v4, v6) = census.addresses();
-    let all = (v4 + v6).max(1);
+    let host = ClientPrefix { v4: 32, v6: 64 };
+    let by_host = largest(host);
+    let networks = census.networks(24, 56);
+    let together = |is_v4: bool| {
+        let of_family = networks.iter().filter(|(address, _)| address.is_ipv4() == is_v4);
+        of_family.map(|(_, network)| network.addresses).filter(|&addresses| addresses > 1).sum()
+    };
+    let family = |all: u64, is_v4: bool, prefix: ClientPrefix| {
+        (all > 0).then(|| {
+            let lengths = if is_v4 { (prefix.v4, host.v4) } else { (prefix.v6, host.v6) };
+            whole_network((together(is_v4), all), (largest(prefix), by_host), lengths)
+        })
+    };
+    let of_v4 = family(v4, true, ClientPrefix { v4: 24, ..host });
+    let of_v6 = family(v6, false, ClientPrefix { v6: 56, ..host });
+    let named = [("IPv4", &of_v4), ("IPv6", &of_v6)].into_iter();
+    let why: Vec<String> =
+        named.filter_map(|(name, family)| family.as_ref().map(|(_, why)| format!("{name}: {why}"))).collect();
+    let length = |family: Option<(u8, String)>, usual| family.map_or(usual, |(length, _)| length);
+    let (v4, v6) = (length(of_v4, host.v4), length(of_v6, host.v6));
+    (!why.is_empty())
+        .then(|| Suggestion { line: format!("client_prefix = {{ v4 = {v4}, v6 = {v6} }}"), why: why.join("; ") })
+}
+
+/// Returns the length of a prefix that covers whole networks of a family, if many clients share a network and the
+/// servers' load would stay almost as even; otherwise the length that covers a single client; and the reason.
+fn whole_network(
+    (together, all): (u64, u64),
+    (by_network, by_host): (f64, f64),
+    (network, host): (u8, u8),
+) -> (u8, String) {
     let many = together * 10 >= all;
     let is_even = by_network <= by_host * 1.05;
-    let sharing = format!("{} of {} addresses share a /24 (IPv6: /56)", grouped(together), grouped(all));
-    let load =
-        format!("the busiest server would have {by_network:.2} times what it should have, with /32 {by_host:.2} times");
-    let (prefix, why) = match (many, is_even) {
+    let sharing = format!("{} of {} addresses share a /{network}", grouped(together), grouped(all));
+    let load = format!(
+        "the busiest server would have {by_network:.2} times what it should have, with /{host} {by_host:.2} times"
+    );
+    match (many, is_even) {
         (true, true) => {
             (network, format!("{sharing}: clients stay where they are when their address changes there; {load}"))
         }
-        (true, false) => (host, format!("{sharing}, but with /24 {load}")),
+        (true, false) => (host, format!("{sharing}, but with /{network} {load}")),
         (false, _) => (host, format!("only {sharing}: larger prefixes would hold hardly any client together")),
-    };
-    Suggestion { line: format!("client_prefix = {{ v4 = {}, v6 = {} }}", prefix.v4, prefix.v6), why }
+    }
 }
 
 /// Suggests a time for remembering clients that is longer than all but a few of the pauses.

@@ -51,8 +51,15 @@ fn begins(text: &[u8; 14], zone: [u8; 5]) -> Option<i64> {
     Some(days(year, month, two(*d1, *d2)?)? * 86_400 + hour * 3_600 - offset(&zone)?)
 }
 
+/// Parses a time in nginx's format, such as `10/Oct/2000:13:55:36 -0700`.
+#[must_use]
+pub fn local(text: &[u8]) -> Option<i64> {
+    Clock::default().read(text, Some(text.get(21..)?))
+}
+
 /// Parses a time in RFC 3339 format, such as `2000-10-10T13:55:36.123-07:00`. A blank may stand for the `T`.
-pub(crate) fn rfc3339(text: &[u8]) -> Option<i64> {
+#[must_use]
+pub fn rfc3339(text: &[u8]) -> Option<i64> {
     let (moment, rest) = text.split_first_chunk::<19>()?;
     let [y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T' | b' ', h1, h2, b':', n1, n2, b':', s1, s2] = moment else {
         return None;

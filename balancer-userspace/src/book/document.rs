@@ -10,12 +10,10 @@ pub type Document = Vec<Block>;
 /// A text that consists of spans in different styles.
 pub type Line = Vec<Span>;
 
-/// A block of a chapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Block {
     /// A heading with its level, where level 1 is the title of the chapter.
     Heading(u8, Line),
-    /// A paragraph of text.
     Paragraph(Line),
     /// Lines that are shown without any formatting.
     Code(String),
@@ -28,16 +26,12 @@ pub enum Block {
 /// A text in a single style.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The style of the text.
     pub style: Style,
-    /// The text of the span.
     pub text: String,
 }
 
-/// A style of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Plain text.
     Plain,
     /// Text that users type, or a name in a program.
     Code,

@@ -51,7 +51,6 @@ pub const CHAPTERS: &[Chapter] = chapters! {
     "troubleshooting" 7 "error messages, dropped packets, symptoms"
 };
 
-/// Returns the chapter with this name.
 #[must_use]
 pub fn chapter(name: &str) -> Option<&'static Chapter> {
     CHAPTERS.iter().find(|chapter| chapter.name == name)

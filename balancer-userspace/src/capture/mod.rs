@@ -20,10 +20,7 @@ use ipnet::IpNet;
 use self::pcapng::{Packet, Way, Writer};
 use crate::{
     Failure,
-    observe::{
-        self, Asked, Observation, Session,
-        explain::{Explanation, explain},
-    },
+    observe::{self, Asked, Observation, Session, explain::Explanation},
 };
 
 const COUNT: u64 = 10_000;
@@ -60,18 +57,32 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
     let asked = Asked { service: args.service.clone(), client: args.client, snaplen: args.snaplen, count: args.count };
     // The capture starts before the file is created, so that a failed start does not overwrite a file.
     let mut session = Session::open(client, &asked).await?;
+    let written = into_file(&mut session, args, is_pipe).await;
+    // Also after a failure, so that the next trace can start at once.
+    let lost = session.end().await;
+    let Written { packets, bytes, full } = written?;
+    let lost = if lost == 0 { String::new() } else { format!("; {lost} frames lost, because they came too fast") };
+    let full = if full { "; ended because the file is as large as it may become" } else { "" };
+    writeln!(io::stderr(), "{} captured, {bytes} bytes written{lost}{full}", observe::packets(packets))?;
+    Ok(())
+}
+
+/// A finished capture.
+struct Written {
+    packets: u64,
+    bytes: u64,
+    /// Whether the file became too large.
+    full: bool,
+}
+
+async fn into_file(session: &mut Session, args: &Args, is_pipe: bool) -> Result<Written, Failure> {
     let to: Box<dyn Write> = if is_pipe { Box::new(io::stdout()) } else { Box::new(create(&args.file)?) };
     let mut writer = Writer::new(BufWriter::new(to), args.snaplen)?;
     writer.flush()?;
     writeln!(io::stderr(), "capturing, at most {}; Ctrl-C ends it", observe::packets(args.count))?;
-    let written = write(&mut session, &mut writer).await;
-    let lost = session.end().await;
-    let (packets, full) = written?;
+    let (packets, full) = write(session, &mut writer).await?;
     writer.flush()?;
-    let lost = if lost == 0 { String::new() } else { format!("; {lost} frames lost, because they came too fast") };
-    let full = if full { "; ended because the file is as large as it may become" } else { "" };
-    writeln!(io::stderr(), "{} captured, {} bytes written{lost}{full}", observe::packets(packets), writer.written())?;
-    Ok(())
+    Ok(Written { packets, bytes: writer.written(), full })
 }
 
 /// Creates a file that other users cannot read, because it will contain the traffic of clients.
@@ -85,8 +96,7 @@ fn create(path: &Path) -> anyhow::Result<File> {
 /// file became too large.
 async fn write<W: Write>(session: &mut Session, writer: &mut Writer<W>) -> Result<(u64, bool), Failure> {
     let mut packets = 0;
-    while let Some(observation) = session.next().await? {
-        let explanation = explain(&observation, session.known().await);
+    while let Some((observation, explanation)) = session.next().await? {
         packets += 1;
         let times = [observation.head.came, observation.head.left].map(|moment| nanoseconds(session.time(moment)));
         pair(writer, &observation, &explanation, packets, times)?;

@@ -51,7 +51,6 @@ pub(super) struct Packet<'a> {
     pub(super) action: u32,
 }
 
-/// A writer of a capture file.
 pub(super) struct Writer<W> {
     to: W,
     snaplen: u32,

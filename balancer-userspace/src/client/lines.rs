@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use balancer_api::model::ImportClient;
 use balancer_config::value;
 
-/// Parses the clients in `text`, which is from the file `file`. `backends` are the names of the service's backends, in
-/// their order.
+use super::backends::Backends;
+
+/// Parses the clients in `text`, which is from the file `file`.
 ///
 /// # Errors
 /// Fails with the file name and line number of the first bad line, and with the fault of that line.
-pub(super) fn read(file: &str, text: &str, backends: &[String]) -> Result<Vec<ImportClient>, String> {
+pub(super) fn read(file: &str, text: &str, backends: &Backends) -> Result<Vec<ImportClient>, String> {
     let mut clients = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
@@ -30,17 +31,9 @@ fn address(text: &str) -> Result<IpAddr, String> {
     Ok(address.to_canonical())
 }
 
-fn known(name: &str, backends: &[String]) -> Result<String, String> {
-    if backends.iter().any(|backend| backend == name) {
-        return Ok(name.to_owned());
-    }
-    let names: Vec<&str> = backends.iter().map(String::as_str).collect();
-    Err(format!("there is no backend {}{}", value::quoted(name), value::hint(name, &names, "they are")))
-}
-
-fn of_own(line: &str, backends: &[String]) -> Result<Option<ImportClient>, String> {
+fn of_own(line: &str, backends: &Backends) -> Result<Option<ImportClient>, String> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let (client, backend, age) = match *words.as_slice() {
+    let (client, backend, age) = match *without_earlier_servers(&words) {
         [client, backend] => (client, backend, None),
         [client, backend, age] => (client, backend, Some(value::duration(age)?)),
         _ => {
@@ -49,17 +42,35 @@ fn of_own(line: &str, backends: &[String]) -> Result<Option<ImportClient>, Strin
             );
         }
     };
+    let client = address(client)?;
+    // nginx writes a hyphen for a request that went to no server.
+    if backend == "-" {
+        return Ok(None);
+    }
     Ok(Some(ImportClient {
-        client: address(client)?,
-        backend: known(backend, backends)?,
+        client,
+        backend: backends.called(backend)?.to_owned(),
         age_seconds: age.map(|age| age.as_secs()),
         left_seconds: None,
     }))
 }
 
+/// Removes from the words of a line all but the last server of a list as nginx's `$upstream_addr` writes it:
+/// `10.0.0.1:80, 10.0.0.2:80 : 10.0.0.3:80`.
+fn without_earlier_servers<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let Some((client, mut rest)) = words.split_first() else { return Vec::new() };
+    loop {
+        rest = match rest {
+            [_, ":", more @ ..] => more,
+            [first, more @ ..] if first.ends_with(',') => more,
+            last => break std::iter::once(*client).chain(last.iter().copied()).collect(),
+        }
+    }
+}
+
 /// Parses a line such as `0x7f…: key=203.0.113.7 use=0 exp=1799000 shard=0 server_id=2 server_key=web2`. The parser
 /// skips a client that has no server.
-fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, String> {
+fn of_haproxy(line: &str, backends: &Backends) -> Result<Option<ImportClient>, String> {
     let field = |name: &str| {
         line.split_whitespace()
             .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
@@ -73,18 +84,18 @@ fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, S
     let id = number("server_id")?.filter(|&id| id > 0);
     let backend = match (field("server_key"), id) {
         // In stick tables of other types, the value is not the name of a server.
-        (Some(name), _) if backends.iter().any(|backend| backend == name) => name.to_owned(),
+        (Some(name), _) if backends.named(name).is_some() => name.to_owned(),
         (name, Some(id)) => {
             let place = usize::try_from(id).unwrap_or(usize::MAX).wrapping_sub(1);
-            match (backends.get(place), name) {
-                (Some(backend), None) => backend.clone(),
-                (_, Some(name)) => return known(name, backends).map(|_| None),
+            match (backends.name_at(place), name) {
+                (Some(backend), None) => backend.to_owned(),
+                (_, Some(name)) => return backends.called(name).map(|_| None),
                 (None, None) => {
                     return Err(format!("there is no server {id}: the service has {} backends", backends.len()));
                 }
             }
         }
-        (Some(name), None) => known(name, backends)?,
+        (Some(name), None) => backends.called(name)?.to_owned(),
         (None, None) => return Ok(None),
     };
     let left = number("exp")?.map(|milliseconds| milliseconds / 1000);
@@ -93,10 +104,10 @@ fn of_haproxy(line: &str, backends: &[String]) -> Result<Option<ImportClient>, S
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::backends::tests::backends as of, *};
 
-    fn backends() -> Vec<String> {
-        ["web1", "web2", "web3"].map(str::to_owned).to_vec()
+    fn backends() -> Backends {
+        of(&[("web1", "10.0.0.11:8080"), ("web2", "10.0.0.12:8080"), ("web3", "[fd00::13]:8080")])
     }
 
     fn client(client: &str, backend: &str, age: Option<u64>, left: Option<u64>) -> ImportClient {
@@ -113,6 +124,20 @@ mod tests {
                 client("203.0.113.7", "web1", Some(90), None),
                 client("2001:db8::1", "web3", None, None),
                 client("203.0.113.8", "web2", Some(3600), None),
+            ])
+        );
+    }
+
+    #[test]
+    fn when_servers_are_written_as_by_nginx_then_the_last_address_names_the_backend() {
+        let text = "203.0.113.7 10.0.0.12:8080\n203.0.113.8 10.0.0.12:8080, 10.0.0.11:8080 90s\n\
+                    203.0.113.9 10.0.0.11:8080 : [fd00::13]:8080\n203.0.113.10 -\n";
+        assert_eq!(
+            read("known", text, &backends()),
+            Ok(vec![
+                client("203.0.113.7", "web2", None, None),
+                client("203.0.113.8", "web1", Some(90), None),
+                client("203.0.113.9", "web3", None, None),
             ])
         );
     }
@@ -140,7 +165,9 @@ mod tests {
             ("203.0.113.7", "a line is an address"),
             ("203.0.113.7 web1 90s more", "a line is an address"),
             ("203.0.113 web1", "\"203.0.113\" is not an IP address"),
-            ("203.0.113.7 web4", "there is no backend \"web4\""),
+            ("203.0.113.7 web4", "there is no backend \"web4\"; did you mean \"web1\"?"),
+            ("203.0.113.7 10.0.0.4:8080", "there is no backend \"10.0.0.4:8080\"; they are: web1 (10.0.0.11:8080), "),
+            ("203.0.113.7 10.0.0.11:8080, 10.0.0.4:8080", "there is no backend \"10.0.0.4:8080\"; "),
             ("203.0.113.7 web1 soon", "soon"),
             ("0x1: key= server_id=1", "key= has no value"),
             ("0x1: key=203.0.113.7 server_id=4", "there is no server 4: the service has 3 backends"),

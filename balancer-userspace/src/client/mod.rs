@@ -1,6 +1,9 @@
 //! The commands `balancer client …`.
 
+mod backends;
+mod haproxy;
 mod lines;
+mod nginx;
 mod transfer;
 
 use std::{net::IpAddr, path::PathBuf};
@@ -51,14 +54,26 @@ pub(super) enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Record clients at backends, from lines `ADDRESS BACKEND [AGE]` or HAProxy's `show table`
+    /// Record clients at backends, from lines `ADDRESS BACKEND [AGE]`, an access log of nginx, or HAProxy's stick table
     Import {
         /// The service's name
         #[arg(value_name = "SVC", value_parser = value::name)]
         service: String,
-        /// The file to read; - is standard input
+        /// The file to read, or HAProxy's socket; - is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// nginx: FILE is an access log with $upstream_addr; haproxy: FILE is HAProxy's socket or stick table
+        #[arg(long, value_enum, value_name = "PROGRAM")]
+        from: Option<transfer::From>,
+        /// With --from nginx: the log's format, as in `log_format` [default: guessed from the first lines]
+        #[arg(long, value_name = "FORMAT", requires = "from")]
+        format: Option<nginx::LogFormat>,
+        /// With --from haproxy: the stick table [default: the service's name]
+        #[arg(long, value_name = "TABLE", requires = "from")]
+        table: Option<String>,
+        /// Record also clients that this balancer has served since the last import
+        #[arg(long)]
+        overwrite: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -115,7 +130,10 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             }
             Ok(output::print(&format!("{}\n", forgotten.message))?)
         }
-        Verb::Import { service, file, json } => transfer::import(client, &service, &file, json).await,
+        Verb::Import { service, file, from, format, table, overwrite, json } => {
+            let source = transfer::Source::of(file, from, format, table)?;
+            transfer::import(client, &service, &source, overwrite, json).await
+        }
         Verb::Export { service, output, within } => transfer::export(client, &service, within, output).await,
         Verb::Top { backend, service, number, by, json } => {
             let by = match by {

@@ -12,34 +12,105 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use balancer_api::{
     client::Client,
-    model::{ImportedView, KnownClientView, KnownClientsView, MAX_IMPORTED},
+    model::{ImportClient, ImportedView, KnownClientView, KnownClientsView, MAX_IMPORTED},
 };
 use balancer_config::words::{counted, grouped};
 use balancer_control::search;
+use clap::ValueEnum;
 use ipnet::{IpNet, Ipv4Net};
 
-use super::lines;
+use super::{
+    backends::Backends,
+    haproxy, lines,
+    nginx::{self, LogFormat},
+};
 use crate::{Failure, output};
 
 /// The maximum size of an imported file in bytes.
 const MOST: u64 = 1 << 30;
 
+/// The program from which clients are taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum From {
+    Nginx,
+    Haproxy,
+}
+
+/// A file that says which clients are at which servers.
+pub(super) struct Source {
+    file: PathBuf,
+    kind: Kind,
+}
+
+enum Kind {
+    Lines,
+    Log(Option<LogFormat>),
+    Table(Option<String>),
+}
+
+impl Source {
+    pub(super) fn of(
+        file: PathBuf,
+        from: Option<From>,
+        format: Option<LogFormat>,
+        table: Option<String>,
+    ) -> Result<Self, Failure> {
+        let kind = match (from, format, table) {
+            (None, None, None) => Kind::Lines,
+            (Some(From::Nginx), format, None) => Kind::Log(format),
+            (Some(From::Haproxy), None, table) => Kind::Table(table),
+            (_, Some(_), _) => return Err(Failure::Usage("--format is for --from nginx".to_owned())),
+            (_, _, Some(_)) => return Err(Failure::Usage("--table is for --from haproxy".to_owned())),
+        };
+        Ok(Self { file, kind })
+    }
+
+    fn clients(&self, service: &str, backends: &Backends) -> Result<Vec<ImportClient>, Failure> {
+        let name = self.file.display().to_string();
+        let lines = |text: &str| lines::read(&name, text, backends).map_err(|error| anyhow!(error).into());
+        match &self.kind {
+            Kind::Log(format) => {
+                let text = String::from_utf8_lossy(&bytes(&self.file)?).into_owned();
+                let read = nginx::read(&name, &text, (service, backends), format.as_ref());
+                let read = read.map_err(|error| anyhow!(error))?;
+                if let Some(remark) = read.remark {
+                    eprintln!("{remark}");
+                }
+                Ok(read.clients)
+            }
+            Kind::Table(table) if haproxy::is_socket(&self.file) => {
+                lines(&haproxy::table(&self.file, table.as_deref().unwrap_or(service), MOST)?)
+            }
+            Kind::Table(Some(_)) => Err(Failure::Usage(format!("--table is for HAProxy's socket, and {name} is none"))),
+            Kind::Lines if haproxy::is_socket(&self.file) => {
+                Err(Failure::Usage(format!("{name} is a socket; give --from haproxy if it is HAProxy's")))
+            }
+            Kind::Lines | Kind::Table(None) => lines(&read(&self.file)?),
+        }
+    }
+}
+
 /// Imports clients: makes the service remember the clients that a file lists.
-pub(super) async fn import(client: &Client, service: &str, file: &Path, json: bool) -> Result<(), Failure> {
-    let text = read(file)?;
-    let backends: Vec<String> =
-        client.service(service).await?.backends.into_iter().map(|backend| backend.name).collect();
-    let clients = lines::read(&file.display().to_string(), &text, &backends).map_err(|error| anyhow!(error))?;
+pub(super) async fn import(
+    client: &Client,
+    service: &str,
+    source: &Source,
+    overwrite: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let backends = Backends::of(client.service(service).await?.backends);
+    let clients = source.clients(service, &backends)?;
     if clients.is_empty() {
-        return Err(anyhow!("{}: no line says where a client is; nothing was changed", file.display()).into());
+        return Err(anyhow!("{}: no line says where a client is; nothing was changed", source.file.display()).into());
     }
     let mut sum = ImportedView::default();
     for part in clients.chunks(MAX_IMPORTED) {
-        let ImportedView { new, known, moved, expired, full, strangers, .. } =
-            client.import_clients(service, part.to_vec()).await?;
+        let ImportedView { new, known, moved, served, expired, full, strangers, .. } =
+            client.import_clients(service, part.to_vec(), overwrite).await?;
         sum.new += new;
         sum.known += known;
         sum.moved += moved;
+        sum.served += served;
         sum.expired += expired;
         sum.full += full;
         sum.strangers += strangers;
@@ -52,6 +123,10 @@ pub(super) async fn import(client: &Client, service: &str, file: &Path, json: bo
 }
 
 fn read(file: &Path) -> Result<String, Failure> {
+    Ok(String::from_utf8(bytes(file)?).map_err(|_| anyhow!("{} is not a text", file.display()))?)
+}
+
+fn bytes(file: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let done = if file == Path::new("-") {
         io::stdin().lock().take(MOST).read_to_end(&mut bytes)
@@ -59,7 +134,7 @@ fn read(file: &Path) -> Result<String, Failure> {
         fs::File::open(file).and_then(|open| open.take(MOST).read_to_end(&mut bytes))
     };
     done.with_context(|| format!("reading {}", file.display()))?;
-    Ok(String::from_utf8(bytes).map_err(|_| anyhow!("{} is not a text", file.display()))?)
+    Ok(bytes)
 }
 
 fn told(service: &str, sum: &ImportedView) -> String {
@@ -68,6 +143,7 @@ fn told(service: &str, sum: &ImportedView) -> String {
     for (count, what) in [
         (sum.known, "known there before"),
         (sum.moved, "known at another backend before"),
+        (sum.served, "left where this balancer serves them (--overwrite records them as well)"),
         (sum.expired, "too old for remember"),
         (sum.full, "without room: see [client_table] capacity"),
         (sum.strangers, "of a family that the service has no listener of"),

@@ -9,8 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer_config::value;
+use balancer_config::{file, value};
 use balancer_import::{Dialect, convert};
+use balancer_netlink::sides::sides;
 
 use super::{Failure, output};
 
@@ -25,23 +26,48 @@ pub(super) struct Args {
     /// The address that clients connect to, for listeners on every address; may be repeated
     #[arg(long = "address", value_name = "ADDR", value_parser = address)]
     addresses: Vec<IpAddr>,
-    /// Write here; the file must not exist yet [default: standard output]
+    /// Write here; the file must not exist yet; - is standard output [default: -]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Name the interfaces of this machine in the result: the balancer will run here
+    #[arg(long)]
+    here: bool,
 }
+
+/// The name of standard output on the command line.
+const STANDARD_OUTPUT: &str = "-";
 
 /// Runs the import; its exit codes differ from those of other commands. 0 means that all lines were converted, 1 that
 /// an operator has to convert some lines, and 2 that the text was not understood.
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) async fn run(args: &Args) -> Result<(), Failure> {
     let files = args.files.iter().map(|path| input::read(path)).collect::<Result<Vec<_>, _>>().map_err(refused)?;
     let dialect = args.from.map_or_else(|| guess(&files), Ok).map_err(refused)?;
-    let conversion = convert(dialect, &files, &args.addresses, &mut input::included).map_err(refused)?;
-    match &args.output {
+    let mut conversion = convert(dialect, &files, &args.addresses, &mut input::included).map_err(refused)?;
+    if args.here {
+        let interfaces = interfaces(&conversion.toml()).await?;
+        conversion.name_interfaces(interfaces);
+    }
+    match args.output.as_deref().filter(|path| *path != Path::new(STANDARD_OUTPUT)) {
         Some(path) => write(path, &conversion.toml()).map_err(refused)?,
         None => output::print(&conversion.toml())?,
     }
+    let file = files.first().map_or("", |(name, _)| name.as_str());
+    for line in conversion.for_the_terminal(file) {
+        writeln!(io::stderr(), "{line}")?;
+    }
     writeln!(io::stderr(), "{}", conversion.summary())?;
     if conversion.need_you() == 0 { Ok(()) } else { Err(Failure::Told) }
+}
+
+/// The interfaces of this machine for the services in a result.
+async fn interfaces(result: &str) -> Result<Vec<String>, Failure> {
+    let none = "--here: no service has an address, so no interface can be found; give --address as well";
+    let (config, _) = file::parse(Path::new("the result"), result.as_bytes()).map_err(|_| refused(none))?;
+    let found = sides(&config).await.map_err(|error| refused(format!("--here: {error:#}")))?;
+    if found.is_empty() {
+        return Err(refused("--here: no interface of this machine leads to clients or backends; name them yourself"));
+    }
+    Ok(found)
 }
 
 /// Parses an address without a port.

@@ -66,7 +66,6 @@ pub(crate) struct Explanation {
     pub(crate) moved_from: Option<String>,
     /// The cause of the client's move to another backend, as counted in `balancer_moves_total`.
     pub(crate) cause: Option<&'static str>,
-    /// The rule that applies to the client.
     pub(crate) rule: Option<ClientRule>,
     /// The slot of the lookup table that the client maps to.
     pub(crate) slot: Option<u32>,
@@ -266,7 +265,6 @@ impl Known {
         })
     }
 
-    /// Returns the VIPs of these services.
     pub(crate) fn vips(&self) -> impl Iterator<Item = IpAddr> {
         self.listeners().map(|(_, listener)| listener.address)
     }
@@ -393,8 +391,8 @@ fn why(
         (None, Direction::Nowhere) => "the program could not send it".to_owned(),
         (None, Direction::Answered) => match head.answered.as_deref() {
             Some("echo") => "an echo request, which the balancer answers",
-            Some("too_big") => "too big for the way to the backend; its sender is told so",
-            Some("rejected") => "no backend takes it; its sender is told so",
+            Some("too_big") => "too big for the path to the backend; its sender gets an ICMP error",
+            Some("rejected") => "no backend takes it; its sender gets a reset or an ICMP error",
             _ => "the balancer answers it",
         }
         .to_owned(),
@@ -484,7 +482,7 @@ const fn dropped(reason: DropReason) -> &'static str {
         DropReason::NoNextHop => "the next hop of the backend is not known",
         DropReason::NoRoute => "this host has no route to the client",
         DropReason::NoNeighbour => "the client's next hop has not answered for seconds",
-        DropReason::TooBig => "too big for its way, and its sender cannot be told",
+        DropReason::TooBig => "too big for its path, and too many such packets to answer",
         DropReason::NoHeadroom => "the driver leaves no room for an outer header",
         DropReason::Denied => "a rule denies the client",
         DropReason::WrongInterface => "a backend's packet that came in by another interface than leads to it",

@@ -34,7 +34,6 @@ pub(crate) struct Frame {
     pub(crate) icmp: Option<[u8; 2]>,
     /// The TTL or hop limit.
     pub(crate) ttl: u8,
-    /// Whether the packet is a fragment.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) fragment: bool,
     /// The inner packet, if the packet is a tunnel packet.

@@ -10,8 +10,7 @@ use std::{
 };
 
 use balancer_api::{
-    client::{Client, ClientError},
-    model::ServiceView,
+    client::Client,
     trace::{BeginTrace, MAX_WAIT, TraceView, TracedPacket},
 };
 use balancer_config::words;
@@ -23,7 +22,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::explain::Known;
+use self::explain::{Explanation, Known, explain};
 use crate::Failure;
 
 /// The time for which the session uses an answer of the controller about its services.
@@ -67,6 +66,7 @@ impl Observation {
 /// A running trace, with the services, backends and interfaces that its packets may concern.
 pub(crate) struct Session {
     api: Client,
+    /// The only service whose packets are observed.
     service: Option<String>,
     trace: u64,
     known: Known,
@@ -89,7 +89,7 @@ impl Session {
     /// Fails if there is no controller, if the service does not exist, if another trace is running, or if the
     /// controller cannot start the trace.
     pub(crate) async fn open(api: &Client, asked: &Asked) -> Result<Self, Failure> {
-        let services = services(api, asked.service.as_deref()).await?;
+        let services = api.services().await?;
         // The signal handlers must exist before the trace starts, because otherwise a signal during the start would
         // kill the process.
         let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -116,15 +116,19 @@ impl Session {
         Ok(this)
     }
 
-    /// Returns the next observed packet; `None` after the requested number of packets, or after a signal.
+    /// Returns the next observed packet, explained; `None` after the requested number of packets, or after a signal.
     ///
     /// # Errors
     /// Fails if the controller has ended the trace.
-    pub(crate) async fn next(&mut self) -> Result<Option<Observation>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<(Observation, Explanation)>, Failure> {
         while self.left > 0 {
             if let Some(observation) = self.waiting.pop_front() {
+                let explanation = explain(&observation, self.known().await);
+                if !self.is_wanted(&explanation) {
+                    continue;
+                }
                 self.left -= 1;
-                return Ok(Some(observation));
+                return Ok(Some((observation, explanation)));
             }
             let view = tokio::select! {
                 biased;
@@ -137,6 +141,16 @@ impl Session {
         Ok(None)
     }
 
+    /// Whether a packet is one of the service whose packets are observed. The program selects packets by the VIP, which
+    /// may belong to several services; without ports, a packet may be of each of them.
+    fn is_wanted(&self, of: &Explanation) -> bool {
+        match (&self.service, &of.service) {
+            (None, _) => true,
+            (Some(wanted), Some(service)) => wanted == service,
+            (Some(_), None) => of.packet.as_ref().is_none_or(|packet| packet.destination_port.is_none()),
+        }
+    }
+
     fn take(&mut self, view: TraceView) {
         let TraceView { packets, lost, hops, interfaces } = view;
         self.waiting.extend(packets.into_iter().filter_map(Observation::of));
@@ -146,11 +160,11 @@ impl Session {
     }
 
     /// Returns the current services, backends and interfaces.
-    pub(crate) async fn known(&mut self) -> &Known {
+    async fn known(&mut self) -> &Known {
         if self.refreshed.elapsed() >= REFRESH {
             self.refreshed = Instant::now();
             // If the controller restarts, it returns soon; until then, the session uses the last answer.
-            if let Ok(services) = services(&self.api, self.service.as_deref()).await {
+            if let Ok(services) = self.api.services().await {
                 self.known.services = services;
             }
         }
@@ -166,14 +180,6 @@ impl Session {
     pub(crate) async fn end(self) -> u64 {
         // The call fails if the controller has already ended the trace.
         self.api.end_trace(self.trace).await.map_or(self.lost, |ended| ended.lost)
-    }
-}
-
-/// Returns the services whose packets are observed.
-async fn services(api: &Client, service: Option<&str>) -> Result<Vec<ServiceView>, ClientError> {
-    match service {
-        Some(name) => Ok(vec![api.service(name).await?]),
-        None => api.services().await,
     }
 }
 

@@ -72,8 +72,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let mut census = Census::default();
     let mut log = Log::default();
-    for path in &args.logs {
-        let tally = input::read(path, args.format.as_ref(), &mut census)?;
+    for opened in input::open(&args.logs, args.format.as_ref())? {
+        let tally = opened.count(&mut census)?;
         log.lines += tally.lines;
         log.unreadable += tally.unreadable;
     }

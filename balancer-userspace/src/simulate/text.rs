@@ -41,9 +41,21 @@ fn log(report: &Report) -> String {
         counted(clients.shared_networks as usize, "network"),
     );
     if let Some(several) = clients.several_agents {
+        text += &match several {
+            0 => "no address has several user agents\n".to_owned(),
+            several => format!(
+                "at least {} {} several user agents: several people behind NAT, or several programs\n",
+                counted_with(several as usize, "address", "addresses"),
+                if several == 1 { "has" } else { "have" },
+            ),
+        };
+    }
+    if clients.forwarded_requests * 2 > log.requests {
         text += &format!(
-            "{} at least with several user agents: several people behind NAT, or several programs\n",
-            counted_with(several as usize, "address", "addresses")
+            "WARNING: {} came through another proxy, which told the clients' addresses (X-Forwarded-For): packets carry \
+             that proxy's addresses, so this balancer would see the proxy as a few clients; use the log of the program to \
+             which clients connect\n",
+            counted(clients.forwarded_requests as usize, "request"),
         );
     }
     text

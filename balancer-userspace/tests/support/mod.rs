@@ -30,25 +30,25 @@ use balancer_config::{
 use balancer_control::{
     health::Health,
     io::{BackendId, Change, CheckOutcome, Refused, ServiceId},
-    plan::{Planned, PlannedMove, PlannedService},
+    plan::{ComingClients, Planned, PlannedMove, PlannedService},
     readiness::{Announcement, Fitness, Readiness},
     rules::Action,
     run_time::{RunTimeChange, What},
+    served::HandshakeCounts,
     snapshot::{
         BackendSnapshot, CheckSnapshot, DeniedSnapshot, InterfaceSnapshot, ListenerSnapshot, MemberSnapshot,
         QuicSnapshot, ServiceSnapshot, ServiceStatistics, Snapshot,
     },
 };
-use balancer_daemon::{
+use balancer_fleet::documents;
+use balancer_listeners::{
     api_server::{Answering, ControlSocket, serve, serve_readers},
     audit::Audit,
     call::{Call, ChangeRequest, Request, Tallies},
     configuration::Configurations,
-    events::Events,
-    supervisor::Supervisor,
     trace::Trace,
 };
-use balancer_fleet::documents;
+use balancer_runtime::{events::Events, supervisor::Supervisor};
 use ipnet::IpNet;
 use tempfile::TempDir;
 use tokio::{
@@ -159,15 +159,6 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                 let trace = Arc::new(Trace::silent(trace));
                 let _ = reply.send(Ok((trace, Vec::new())));
             }
-            Call::FlowsCounted(_)
-            | Call::DenyFileRead { .. }
-            | Call::AgentAnswered { .. }
-            | Call::LoadSaid { .. }
-            | Call::ListRead { .. }
-            | Call::Discovered { .. } => {}
-            Call::NearBackends { reply } => {
-                let _ = reply.send(Vec::new());
-            }
             Call::Events { reply } => {
                 let _ = reply.send(events.clone());
             }
@@ -206,6 +197,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     forgotten_because: None,
                     steer: [100, 100],
                     known_clients_taken_over: 0,
+                    coming: ComingClients::default(),
                     known_clients_sent_back: 0,
                     removed: false,
                     listeners_added: added,
@@ -256,7 +248,9 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             }
             Call::Forget { query, reply, .. } => {
                 let _ = reply.send(match query.service.as_deref() {
-                    Some("dns") => Err(Refused::Conflict("nobody to forget: dns has no memory of clients".to_owned())),
+                    Some("dns") => {
+                        Err(Refused::Conflict("no client to forget: dns has no memory of clients".to_owned()))
+                    }
                     _ => Ok(forgotten(1, 0)),
                 });
             }
@@ -291,11 +285,11 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
             Call::Tallies { reply } => {
                 let _ = reply.send(Ok(tallies()));
             }
-            Call::Tell(_) | Call::FileApplied { .. } => {}
+            Call::FileApplied { .. } => {}
             Call::FileRead { reply, .. } => {
                 let _ = reply.send(Ok(None));
             }
-            Call::FleetChanged { reply } => {
+            Call::OldestFile { reply, .. } => {
                 let _ = reply.send(None);
             }
             Call::Ready { reply } => {
@@ -308,7 +302,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     ChangeRequest::Reread(config) => Change::Reload(config),
                     ChangeRequest::Withdraw(withdraw) => {
                         withdrawn = withdraw;
-                        let _ = reply.send(Ok(Changed { message: "done".to_owned() }));
+                        let _ = reply.send(Ok(Changed::applied("done".to_owned())));
                         continue;
                     }
                 };
@@ -343,7 +337,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>, seen: Seen, events: Events)
                     | Change::Reset(_)
                     | Change::Discover { .. } => Ok(()),
                 };
-                let _ = reply.send(answer.map(|()| Changed { message: "done".to_owned() }));
+                let _ = reply.send(answer.map(|()| Changed::applied("done".to_owned())));
             }
         }
     }
@@ -359,10 +353,11 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         bound: None,
         limits: Default::default(),
         full: None,
+        filled: None,
         ids: vec![BackendId(1)],
         families: Vec::new(),
         name: name.to_owned(),
-        address: "10.0.0.11:8080".to_owned(),
+        address: if name == "web2" { "10.0.0.12:8080" } else { "10.0.0.11:8080" }.to_owned(),
         weight: 100,
         backup: false,
         discovered: false,
@@ -379,6 +374,8 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         withheld: 0,
         signals: [0; 4],
         unanswered: None,
+        handshakes: HandshakeCounts { completed: 3, unanswered: 1 },
+        handshakes_ended: Default::default(),
         unattached: None,
         checks: [10, 0, 1],
         last_check: Some(Duration::from_millis(3)),
@@ -473,6 +470,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
             readiness: readiness(admin),
             withdrawn: false,
             vips: vec![("198.51.100.10".parse().unwrap(), "lo".to_owned())],
+            unsaved: false,
         },
         fleet: Some(balancer_control::fleet::FleetSnapshot::example()),
     }
@@ -483,7 +481,7 @@ fn readiness(admin: Admin) -> Readiness {
     let (state, reasons) = match admin {
         Admin::Ready => (Fitness::Ready, Vec::new()),
         Admin::Drain => (Fitness::Degraded, vec!["the program is not on eth1".to_owned()]),
-        Admin::Maint => (Fitness::NotReady, vec!["it was asked to end".to_owned(), "and more".to_owned()]),
+        Admin::Maint => (Fitness::NotReady, vec!["it is ending".to_owned(), "and more".to_owned()]),
     };
     Readiness { state, reasons }
 }
@@ -498,7 +496,7 @@ fn tallies() -> Tallies {
     let tally: Tally = serde_json::from_str(&tally).unwrap();
     let others = [
         ("lb2".to_owned(), documents::pack(&tally, "a tally")),
-        ("lb3".to_owned(), Err("it has told nothing yet".to_owned())),
+        ("lb3".to_owned(), Err("it has published no statistics yet".to_owned())),
     ];
     Tallies { others: others.into(), shared: true }
 }

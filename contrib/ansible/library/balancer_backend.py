@@ -82,6 +82,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 # The exit code of `balancer wait` after a timeout.
 TIMED_OUT = 4
+# The exit code of a change that some members of a fleet do not apply yet.
+NOT_BY_ALL = 5
 # The maximum time in seconds until the balancer has removed a drained backend.
 REMOVAL = 10
 
@@ -105,7 +107,7 @@ class Balancer:
     def does(self, arguments):
         """Runs a command that has to succeed, and returns its output."""
         code, out, words = self.run(arguments)
-        if code != 0:
+        if code not in (0, NOT_BY_ALL):
             self.module.fail_json(msg="balancer %s: %s" % (" ".join(arguments), words), rc=code)
         return out
 

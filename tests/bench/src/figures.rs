@@ -37,7 +37,6 @@ fn rank(count: usize, share: f64) -> Option<usize> {
     (count > 0).then(|| rank.clamp(1, count) - 1)
 }
 
-/// Converts a time to milliseconds.
 #[must_use]
 pub fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3

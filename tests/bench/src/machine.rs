@@ -2,50 +2,14 @@
 
 use std::fs;
 
-use serde::Serialize;
-
-/// A description of a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Machine {
-    /// The kernel's name for the processor.
-    pub processor: String,
-    /// The number of processors.
-    pub processors: usize,
-    /// Whether the machine runs under a hypervisor.
-    pub is_virtual: bool,
-    /// The version of the kernel.
-    pub kernel: String,
-    /// The frequency governor of the first processor, if the kernel reports one.
-    pub governor: Option<String>,
-}
-
-impl Machine {
-    /// Returns a description of the current machine.
-    #[must_use]
-    pub fn here() -> Self {
-        let info = cpu_info();
-        let word = |file: &str| Some(fs::read_to_string(file).ok()?.trim().to_owned());
-        Self {
-            processor: processor_in(&info),
-            processors: info.lines().filter(|line| line.starts_with("processor")).count(),
-            is_virtual: is_virtual(&info),
-            kernel: word("/proc/sys/kernel/osrelease").unwrap_or_default(),
-            governor: word("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        }
-    }
-
-    /// Returns the description in a few words.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        let place = if self.is_virtual { " in a virtual machine" } else { "" };
-        format!("{} × {}{place}, Linux {}", self.processors, self.processor, self.kernel)
-    }
-}
-
-/// Describes the processor and the kernel.
+/// Describes the processor and the kernel in a few words.
 #[must_use]
 pub fn describe() -> String {
-    Machine::here().describe()
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let processors = info.lines().filter(|line| line.starts_with("processor")).count();
+    let place = if is_virtual(&info) { " in a virtual machine" } else { "" };
+    format!("{processors} × {}{place}, Linux {}", processor_in(&info), kernel.trim())
 }
 
 fn processor_in(info: &str) -> String {
@@ -62,10 +26,6 @@ fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 
 fn is_virtual(info: &str) -> bool {
     field(info, "flags").is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"))
-}
-
-fn cpu_info() -> String {
-    fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -63,16 +63,15 @@ pub struct World {
     /// The number of known clients that the data path has forgotten because of changes.
     forgotten: u64,
     leaves_rescan: bool,
+    keeps_maps: bool,
 }
 
-/// The counters of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// New connections, by decision.
     pub decisions: [u64; Decision::COUNT],
     /// Moved clients, by cause.
     pub moves: [u64; MoveCause::COUNT],
-    /// The number of new connections.
     pub connections: u64,
 }
 
@@ -157,6 +156,7 @@ impl World {
             applied: Applied::default(),
             forgotten: 0,
             leaves_rescan: false,
+            keeps_maps: false,
         };
         let commands = world.controller.start(start);
         world.execute(commands)?;
@@ -244,7 +244,7 @@ impl World {
     pub fn change(&mut self, change: Change) -> anyhow::Result<String> {
         let before = self.controller.clone();
         let (message, commands) = self.controller.change(change, self.now())?;
-        if let Err(error) = self.execute(commands) {
+        if let Err(error) = self.make_room().and_then(|()| self.execute(commands)) {
             self.controller = before;
             self.dataplane.abandon();
             let commands = self.controller.resync(&self.applied);
@@ -252,6 +252,21 @@ impl World {
             return Err(error);
         }
         Ok(message)
+    }
+
+    /// Makes the world refuse changes for which the kernel's maps have no room.
+    pub fn keep_maps(&mut self) {
+        self.keeps_maps = true;
+    }
+
+    /// Makes room for the services in the kernel's maps.
+    fn make_room(&mut self) -> anyhow::Result<()> {
+        if self.keeps_maps {
+            return Ok(());
+        }
+        self.dataplane.make_room(&self.controller.need())?;
+        self.program = self.dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(())
     }
 
     /// Sets a backend's weight.
@@ -354,7 +369,7 @@ impl World {
     pub fn plan(&mut self, text: &str) -> anyhow::Result<Planned> {
         let plan = self.controller.plan(Change::Reload(Box::new(parse(text)?)), self.now())?;
         let clients = self.dataplane.known_clients();
-        Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each(&mut *count))))
+        Ok(plan.counted(|count| clients.into_iter().for_each(|clients| clients.for_each_with_origin(&mut *count))))
     }
 
     /// Calls the sweep `looks` times without advancing the time. Returns the number of completed passes over the client

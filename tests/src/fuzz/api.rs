@@ -4,10 +4,8 @@ use std::time::{Duration, Instant};
 
 use balancer_api::model::Changed;
 use balancer_control::{controller::Controller, io::Change};
-use balancer_daemon::{
-    call::{Call, ChangeRequest, Request},
-    untrusted,
-};
+use balancer_daemon::untrusted;
+use balancer_listeners::call::{Call, ChangeRequest, Request};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
@@ -55,7 +53,7 @@ async fn controller(mut inbox: mpsc::Receiver<Call>) {
         {
             continue;
         }
-        let changed = controller.change(change, now).map(|(message, _)| Changed { message });
+        let changed = controller.change(change, now).map(|(message, _)| Changed::applied(message));
         if let Err(refused) = &changed {
             assert!(!refused.to_string().is_empty());
         }

@@ -43,7 +43,11 @@ pub fn checks(bytes: &[u8]) {
             assert!(kind & 1 == 0 && (!is_http1 || says(b"HTTP/1.")), "an answer that is none has passed");
         }
         Some(
-            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Late(why) | CheckOutcome::Hindered(why),
+            CheckOutcome::Soft(why)
+            | CheckOutcome::Hard(why)
+            | CheckOutcome::Shut(why)
+            | CheckOutcome::Late(why)
+            | CheckOutcome::Hindered(why),
         ) => {
             assert!(!why.is_empty(), "no reason");
         }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use arbitrary::{Result, Unstructured};
+use balancer_common::features::Features;
 
 use balancer_packet_model::{
     contest::{Kernel, play},
@@ -31,7 +32,7 @@ struct Stage {
 pub fn contest(bytes: &[u8]) {
     STAGE.with_borrow_mut(|stage| {
         let Stage { kernel, scenes } = stage.get_or_insert_with(|| {
-            let kernel = Kernel::new();
+            let kernel = Kernel::new(Features::ALL);
             let kernel = kernel.unwrap_or_else(|error| unreachable!("the kernel program cannot be loaded: {error:#}"));
             Stage { kernel, scenes: [const { None }; SCENES] }
         });
@@ -47,7 +48,7 @@ pub fn contest(bytes: &[u8]) {
 }
 
 fn scene(seed: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
-    generate::scene(seed as u64, STEPS, interfaces)
+    generate::scene(seed as u64, STEPS, interfaces, Features::ALL)
 }
 
 fn story(bytes: &mut Unstructured<'_>, all: &[Step]) -> Result<Vec<Step>> {

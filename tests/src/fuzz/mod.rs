@@ -44,7 +44,6 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("words", words),
 ];
 
-/// Returns the directory of a target's corpus.
 #[must_use]
 pub fn corpus(target: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus")).join(target)

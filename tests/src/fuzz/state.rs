@@ -24,7 +24,6 @@ pub(super) const CONFIG: &str = include_str!("config.toml");
 
 /// Parses `bytes` as a controller's state. The first byte selects the meaning of the remaining bytes:
 /// - `=`: a whole state file;
-/// - `1`: the body of a state file of version 1, to which the target adds the correct checksum;
 /// - `@`: changes to a state that a controller has written;
 /// - `&`: changes to the journal of a state that a controller has written;
 /// - `+`: the whole journal of a state that a controller has written;
@@ -39,7 +38,6 @@ pub fn state(bytes: &[u8]) {
         (b'&', _) => Ok(with_journal(changed_journal(rest).as_bytes())),
         (b'+', _) => Ok(with_journal(rest)),
         (b'=', _) | (_, Err(_)) => untrusted::state_file(rest),
-        (b'1', Ok(body)) => untrusted::state_file(untrusted::sealed(1, body).as_bytes()),
         (_, Ok(body)) => untrusted::state_file(untrusted::sealed(VERSION, body).as_bytes()),
     };
     match read {

@@ -27,6 +27,14 @@ pub fn kubernetes() -> Result<PathBuf> {
     existing(beside("balancer-kubernetes")?)
 }
 
+/// Returns the path of the session lab that was built together with the running program.
+///
+/// # Errors
+/// Fails if the file does not exist.
+pub fn lab() -> Result<PathBuf> {
+    existing(beside("balancer-lab")?)
+}
+
 /// Cargo puts test programs one directory below other programs.
 fn beside(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("the running program's path is unknown")?;

@@ -15,7 +15,10 @@ use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::namespace::{Namespace, run};
+use crate::{
+    namespace::{Namespace, run},
+    pace::patience,
+};
 
 /// The time limit for members to become healthy.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,7 +33,6 @@ pub struct EtcdCluster {
     directory: TempDir,
 }
 
-/// The options of an etcd cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Whether clients use TLS with a certificate.
@@ -123,7 +125,7 @@ impl EtcdCluster {
     /// # Errors
     /// Fails if the member does not serve linearizable reads within 30 s.
     pub fn wait_until_well(&self, namespace: &Namespace, address: IpAddr) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             match run(self.client(namespace, address).args(["endpoint", "health"])) {
                 Ok(_) => return Ok(()),
@@ -179,9 +181,7 @@ impl EtcdCluster {
 pub struct Certificates {
     /// The certificate of the authority that has signed all other certificates.
     pub ca: PathBuf,
-    /// The certificate of a client.
     pub cert: PathBuf,
-    /// The key of the client's certificate.
     pub key: PathBuf,
     server: Tls,
 }

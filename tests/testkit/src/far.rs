@@ -74,7 +74,6 @@ impl Far {
         Ok(Self { host, routers: [outer, inner] })
     }
 
-    /// Returns the namespace of the clients' host.
     #[must_use]
     pub const fn host(&self) -> &Namespace {
         &self.host

@@ -42,9 +42,18 @@ pub struct Frame {
     pub fragment_offset: u16,
     /// The header of layer 4.
     pub transport: Transport,
+    /// The sequence number of a TCP segment.
+    pub sequence: u32,
+    /// The acknowledgement number of a TCP segment; 0 if the segment does not have the flag ACK.
+    pub acknowledgement: u32,
+    /// The value of the time stamp option of a TCP segment. `None`: the segment has no options.
+    pub stamp: Option<u32>,
     /// The bytes after the last header.
     pub payload: Vec<u8>,
 }
+
+/// The sequence number of the first byte after the SYN of either end, unless a test sets another one.
+pub const FIRST_BYTE: u32 = 0x0102_0304;
 
 /// The layer-4 header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +159,13 @@ impl Frame {
             more_fragments: false,
             fragment_offset: 0,
             transport,
+            sequence: FIRST_BYTE - u32::from(matches!(transport, Transport::Tcp(flags) if flags & SYN != 0)),
+            acknowledgement: if matches!(transport, Transport::Tcp(flags) if flags & ACK != 0) {
+                FIRST_BYTE
+            } else {
+                0
+            },
+            stamp: None,
             payload: b"sixteen bytes 16".to_vec(),
         }
     }
@@ -161,7 +177,6 @@ impl Frame {
         Self::new(source, destination, Transport::Icmp(kind, code, rest))
     }
 
-    /// Returns the bytes of the frame.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = self.link_layer();
@@ -317,9 +332,18 @@ impl Frame {
     fn segment(&self) -> Vec<u8> {
         let (mut header, check_at) = match self.transport {
             Transport::Tcp(flags) => {
-                let header = TcpHeader::new(self.source.port(), self.destination.port(), 0x0102_0304, 64_000);
+                let mut header = TcpHeader::new(self.source.port(), self.destination.port(), self.sequence, 64_000);
+                header.acknowledgment_number = self.acknowledgement;
                 let mut bytes = header.to_bytes().to_vec();
                 bytes[13] = flags;
+                if let Some(stamp) = self.stamp {
+                    // The options have the order that Linux gives them.
+                    let before: &[u8] = if flags & SYN == 0 { &[1, 1] } else { &[2, 4, 5, 180, 4, 2] };
+                    let options = [before, &[8, 10], &stamp.to_be_bytes(), &[0; 4]].concat();
+                    bytes[12] = (5 + options.len().div_ceil(4) as u8) << 4;
+                    bytes.extend(&options);
+                    bytes.resize(20 + options.len().next_multiple_of(4), 0);
+                }
                 (bytes, 16)
             }
             Transport::Udp | Transport::UdpWithoutChecksum => {

@@ -95,7 +95,6 @@ impl Machine {
         })
     }
 
-    /// Returns the root directory of the machine.
     fn root(&self) -> PathBuf {
         self.directory.join("root")
     }

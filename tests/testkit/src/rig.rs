@@ -3,42 +3,50 @@
 //!
 //! The calling thread moves into a fresh namespace, which disappears when the thread ends.
 
+mod decap;
+mod left;
+mod namespace;
+mod plan;
+mod setup;
+mod suspects;
+
 use std::{
+    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    process::Command,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
-use aya::{
-    maps::{MapData, RingBuf},
-    programs::ProgramInfo,
-};
+use anyhow::Context as _;
+use aya::programs::ProgramInfo;
 use aya_log::EbpfLogger;
 use balancer_common::{
-    client::HashKey,
     features::Features,
     handover,
-    map_types::{Forwarding, LAST_BACKEND, ListenerStats, MOST_BACKEND_ROWS, ReplyStats, ShareStats, Sign},
+    map_types::{Forwarding, LAST_BACKEND, ListenerStats, MOST_BACKEND_ROWS, ReplyStats, ShareStats},
     share::Share,
-    verdict::{DropReason, MoveCause, Verdict},
+    verdict::{DropReason, Verdict},
 };
-use balancer_config::{
-    config::{Failback, Protocol},
-    listeners::{Family, Listener},
-    snat::SnatConfig,
+use balancer_config::{config::Protocol, listeners::Listener};
+use balancer_control::{
+    io::{
+        BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, QuicSpec, RuleSpec, ServiceId, ServiceSpec,
+    },
+    served::HandshakeCounts,
 };
-use balancer_control::io::{
-    BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, Passive, RuleSpec, ServiceId, ServiceSpec,
-};
-use balancer_daemon::{neighbours::DefaultHopThread, supervisor::Supervisor};
-use balancer_dataplane::{Budgets, Capacity, Dataplane as _, DefaultHops, FlowTable, KernelDataplane, Layers};
+use balancer_dataplane::{Capacity, Dataplane as _, DefaultHops, FlowTable, KernelDataplane, Layers, Rescanned};
+use balancer_netlink::neighbours::DefaultHopThread;
+use balancer_runtime::supervisor::Supervisor;
 use ipnet::IpNet;
 use log::Log;
-use nix::sched::{CloneFlags, unshare};
 
+pub use self::{decap::Decap, namespace::enter_namespace, setup::Setup};
+use self::{
+    plan::{Plan, backend},
+    suspects::Suspects,
+};
 use crate::{
     prog_run::{self, Ran},
     sweep::sweep,
@@ -64,7 +72,9 @@ pub const TUNNEL_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1
 /// The range of source ports for `snat` connections from [`TUNNEL_SOURCE_V4`] and [`TUNNEL_SOURCE_V6`].
 pub const POOL_PORTS: (u16, u16) = (20_000, 20_049);
 
-/// A service of the rig.
+/// A time after which the data path has forgotten every change.
+const AWHILE: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Clone, Debug)]
 pub struct Service {
     /// The VIP and port of the service.
@@ -73,6 +83,16 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// The target in all slots of the service's table.
     pub target: Target,
+}
+
+impl Service {
+    /// The features that the program needs for the service.
+    ///
+    /// # Errors
+    /// Fails if an address of the service is none.
+    pub fn features(&self) -> anyhow::Result<Features> {
+        Ok(Plan::new(0, self, &Setup::default().snat, (1, 2))?.features())
+    }
 }
 
 /// The target in all slots of a service's table.
@@ -84,7 +104,6 @@ pub enum Target {
     OtherInterface(&'static str),
     /// A backend with an unknown next hop.
     Unreachable(&'static str),
-    /// The service has no backend.
     NoBackend,
     /// Every backend of the service is down.
     AllDown,
@@ -107,8 +126,17 @@ pub const fn backend_mac(index: usize) -> [u8; 6] {
 pub struct Rig {
     dataplane: KernelDataplane,
     program: OwnedFd,
+    /// The features of `program`.
+    features: Features,
     services: Vec<Service>,
+    /// The services as they were at the start.
+    plans: Vec<Plan>,
     specs: Vec<ServiceSpec>,
+    added: Vec<BackendId>,
+    /// The ring buffer of suspected backends, once a test has asked for them.
+    suspects: Option<Suspects>,
+    /// The time of the data path at the start, or after the last reset.
+    begun: Duration,
     /// The index of the ingress interface.
     pub in_ifindex: u32,
     /// The index of the second interface.
@@ -116,7 +144,9 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Moves the thread into a new namespace, loads the program and configures `services`, each with one backend.
+    /// Moves the thread into a new namespace, loads the program and configures `services`, each with one backend. As in
+    /// the controller, the program has only the code of features that the services need; if a later change needs
+    /// more, the rig loads a richer program.
     ///
     /// The balancer's machine has the addresses `10.0.0.1` and `fd00::1`. The clients' prefixes are `203.0.113.0/24`,
     /// `10.0.0.0/8` and `2001:db8:c::/48`, behind a router with the MAC address [`ROUTER_MAC`]. The neighbours
@@ -126,41 +156,18 @@ impl Rig {
     /// # Errors
     /// Fails if the process is not root, or if the kernel returns an error.
     pub fn new(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, false, Budgets::here(), &small_pool(), 1 << 10)
+        Self::with(services, &Setup::default())
     }
 
-    /// Creates a rig as [`Self::new`] does, with a program that logs unexpected packets: see [`Self::log`].
+    /// Creates a rig as [`Self::new`] does, with these settings.
     ///
     /// # Errors
     /// Fails in the same cases as [`Self::new`].
-    pub fn telling(services: &[Service]) -> anyhow::Result<Self> {
-        Self::load(services, true, Budgets::here(), &small_pool(), 1 << 10)
-    }
-
-    /// Creates a rig as [`Rig::new`] does, and gives each CPU the budgets `budgets`.
-    ///
-    /// # Errors
-    /// Fails in the same cases as [`Rig::new`].
-    pub fn limited(services: &[Service], budgets: Budgets) -> anyhow::Result<Self> {
-        Self::load(services, false, budgets, &small_pool(), 1 << 10)
-    }
-
-    /// Creates a rig as [`Rig::new`] does, with a connection table for `flows` `snat` connections.
-    ///
-    /// # Errors
-    /// Fails in the same cases as [`Rig::new`].
-    pub fn with_flows(services: &[Service], flows: u32, snat: &SnatConfig) -> anyhow::Result<Self> {
-        Self::load(services, false, Budgets::here(), snat, flows)
-    }
-
-    fn load(
-        services: &[Service],
-        tells: bool,
-        budgets: Budgets,
-        snat: &SnatConfig,
-        flows: u32,
-    ) -> anyhow::Result<Self> {
+    pub fn with(services: &[Service], setup: &Setup) -> anyhow::Result<Self> {
         let (in_ifindex, out_ifindex) = enter_namespace()?;
+        let plan = |(index, service)| Plan::new(index, service, &setup.snat, (in_ifindex, out_ifindex));
+        let plans = services.iter().enumerate().map(plan).collect::<anyhow::Result<Vec<_>>>()?;
+        let features = plans.iter().map(Plan::features).fold(setup.features, |all, one| all | one);
         let mut dataplane = KernelDataplane::load_limited(
             Capacity {
                 slots: 1 << 16,
@@ -171,22 +178,88 @@ impl Rig {
                 backends: MOST_BACKEND_ROWS,
                 counted: MOST_BACKEND_ROWS,
                 clients: 1 << 10,
-                flows,
+                flows: setup.flows,
             },
             &[in_ifindex, out_ifindex],
             None,
-            tells,
+            setup.tells,
             &Supervisor::default(),
-            (Features::ALL, budgets),
+            (features, setup.budgets),
         )?;
-        dataplane.set_layers(Layers::flat(&[(in_ifindex, IN_MAC), (out_ifindex, OUT_MAC)]));
-        let mut specs = Vec::new();
-        for (index, service) in services.iter().enumerate() {
-            specs.push(configure(&mut dataplane, index, service, snat, (in_ifindex, out_ifindex))?);
-        }
-        dataplane.publish_services(&specs)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program, services: services.to_vec(), specs, in_ifindex, out_ifindex })
+        let mut rig = Self {
+            dataplane,
+            program,
+            features,
+            services: services.to_vec(),
+            plans,
+            specs: Vec::new(),
+            added: Vec::new(),
+            suspects: None,
+            begun: Duration::ZERO,
+            in_ifindex,
+            out_ifindex,
+        };
+        rig.publish_plans()?;
+        Ok(rig)
+    }
+
+    /// Brings the rig back to the state after its start: the rig publishes the first services, and forgets everything
+    /// that packets have left: counters, known clients, fragments, connections, cached next hops and spent budgets. The
+    /// namespace and the features of the program stay as they are.
+    ///
+    /// # Errors
+    /// Fails if the kernel returns an error.
+    pub fn reset(&mut self) -> anyhow::Result<()> {
+        left::forget(&self.info()?)?;
+        for spec in self.specs.iter().filter(|spec| spec.rules) {
+            self.dataplane.set_rules(spec.id, &[])?;
+        }
+        for id in mem::take(&mut self.added) {
+            self.dataplane.retire_backend(id)?;
+        }
+        self.dataplane.set_devices(&[].into())?;
+        self.publish_plans()?;
+        // What remains of the rules is that some slots have a flag.
+        self.dataplane.complete();
+        while !matches!(self.dataplane.rescan(), Rescanned::Ends(_)) {
+            thread::sleep(Duration::from_micros(50));
+        }
+        // What remains of moved backends is that their replies may arrive on either interface for a while.
+        self.begun += AWHILE;
+        sweep(&mut self.dataplane, self.begun);
+        if self.suspects.is_some() {
+            self.suspects()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first rows and tables, and publishes the first services.
+    fn publish_plans(&mut self) -> anyhow::Result<()> {
+        self.dataplane.set_layers(Layers::flat(&[(self.in_ifindex, IN_MAC), (self.out_ifindex, OUT_MAC)]));
+        for Plan { spec, backend, slot } in &self.plans {
+            if let Some(row) = backend {
+                self.dataplane.write_backend(row)?;
+            }
+            self.dataplane.swap_table(spec.id, vec![*slot; TABLE_SIZE].into(), None)?;
+        }
+        self.specs = self.plans.iter().map(|plan| plan.spec.clone()).collect();
+        self.publish()
+    }
+
+    /// Publishes the services, and follows the data path to a richer program.
+    fn publish(&mut self) -> anyhow::Result<()> {
+        self.dataplane.publish_services(&self.specs)?;
+        if self.features != self.dataplane.features() {
+            self.program = self.dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
+            self.features = self.dataplane.features();
+        }
+        Ok(())
+    }
+
+    #[must_use]
+    pub const fn features(&self) -> Features {
+        self.features
     }
 
     /// Sends the log of the program to `logger`. Only the first call of this function succeeds.
@@ -271,9 +344,9 @@ impl Rig {
         Ok(backend(backend_id(index), index, self.services[index].forwarding, at.parse()?, next_hop))
     }
 
-    /// Advances the time of the controller's data path.
+    /// Advances the time of the controller's data path, given the time since the start or the last reset.
     pub fn pass_time(&mut self, since_start: Duration) {
-        sweep(&mut self.dataplane, since_start);
+        sweep(&mut self.dataplane, self.begun + since_start);
     }
 
     /// Takes the writer of the default next hops. Only the first call of this function, or of
@@ -353,6 +426,7 @@ impl Rig {
         };
         let added = backend(id, index, forwarding, SocketAddr::new(at, port), Some(next_hop));
         self.dataplane.write_backend(&BackendSpec { takes_pinned, ..added })?;
+        self.added.push(id);
         if takes_pinned {
             let table: Vec<u16> =
                 (0..TABLE_SIZE).map(|slot| if slot.is_multiple_of(2) { backend_id(index).0 } else { id.0 }).collect();
@@ -369,10 +443,22 @@ impl Rig {
     pub fn suspect(&mut self, address: &str, at: &str, passive: Option<Passive>) -> anyhow::Result<()> {
         let row = self.moved(address, at, Some(self.in_ifindex), IN_MTU)?;
         self.dataplane.write_backend(&BackendSpec { passive, ..row })?;
+        self.watch_handshakes();
+        Ok(())
+    }
+
+    /// Makes the program watch the handshakes of all clients.
+    pub fn watch_handshakes(&mut self) {
         // The second call makes the data path compute the rate of packets, which is low.
         self.dataplane.watch_handshakes(Duration::ZERO);
         self.dataplane.watch_handshakes(Duration::from_secs(1));
-        Ok(())
+    }
+
+    /// The watched handshakes with the backend of the service at `index` whose outcome has become known since the last
+    /// call.
+    pub fn handshakes(&mut self, index: usize) -> HandshakeCounts {
+        let id = backend_id(index);
+        self.dataplane.handshakes(&[id]).remove(&id).unwrap_or_default()
     }
 
     /// Sets whether a service's backend keeps known clients.
@@ -401,13 +487,17 @@ impl Rig {
         self.dataplane.withheld(backend_id(index))
     }
 
-    /// Takes the ring buffer into which the program writes suspected backends. Only the first call of this function
-    /// succeeds.
+    /// The ids of the backends that the program has reported as suspected since the last call, each with the program's
+    /// reason.
     ///
     /// # Errors
-    /// Fails if an earlier call has taken the ring buffer.
-    pub fn suspects(&mut self) -> anyhow::Result<Suspects> {
-        Ok(Suspects(self.dataplane.take_suspects()?))
+    /// Fails if the ring buffer of the reports cannot be read.
+    pub fn suspects(&mut self) -> anyhow::Result<Vec<(BackendId, u16)>> {
+        let suspects = match &mut self.suspects {
+            Some(suspects) => suspects,
+            none => none.insert(Suspects(self.dataplane.take_suspects()?)),
+        };
+        Ok(suspects.told())
     }
 
     /// Sets the rules of the service at `address`. A rule that pins clients names the backend by its number.
@@ -417,7 +507,7 @@ impl Rig {
     pub fn set_rules(&mut self, address: &str, rules: &[RuleSpec]) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].rules = true;
-        self.dataplane.publish_services(&self.specs)?;
+        self.publish()?;
         self.dataplane.set_rules(ServiceId(index as u16), rules)
     }
 
@@ -438,7 +528,7 @@ impl Rig {
             counted: listeners.len() > 1,
         });
         self.specs[index].listeners = specs.collect();
-        self.dataplane.publish_services(&self.specs)?;
+        self.publish()?;
         Ok(ListenerId(first))
     }
 
@@ -448,6 +538,16 @@ impl Rig {
     /// Fails if the kernel refuses the read.
     pub fn listener_stats(&self, id: ListenerId) -> anyhow::Result<ListenerStats> {
         self.dataplane.listener_stats(id)
+    }
+
+    /// Sets the QUIC connection IDs that name backends of the service at `address`.
+    ///
+    /// # Errors
+    /// Fails if the service does not exist, or the kernel refuses the change.
+    pub fn quic(&mut self, address: &str, quic: QuicSpec) -> anyhow::Result<()> {
+        let index = self.service(address).context("no such service")?;
+        self.specs[index].quic = Some(quic);
+        self.publish()
     }
 
     /// Moves all listeners on the address `from` to the address `to`.
@@ -460,7 +560,7 @@ impl Rig {
                 listener.listener.address = to;
             }
         }
-        self.dataplane.publish_services(&self.specs)
+        self.publish()
     }
 
     /// Sets the share of clients that the service at `address` steers.
@@ -470,7 +570,7 @@ impl Rig {
     pub fn share(&mut self, address: &str, share: Share) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].share = share;
-        self.dataplane.publish_services(&self.specs)
+        self.publish()
     }
 
     /// Sets how long the service at `address` remembers clients.
@@ -480,7 +580,7 @@ impl Rig {
     pub fn remember(&mut self, address: &str, remember: Duration) -> anyhow::Result<()> {
         let index = self.service(address).context("no such service")?;
         self.specs[index].remember = remember;
-        self.dataplane.publish_services(&self.specs)
+        self.publish()
     }
 
     /// The counters of the packets of the service at `address` that the program passed to the host.
@@ -500,7 +600,7 @@ impl Rig {
         for spec in &mut self.specs {
             spec.reject = reject;
         }
-        self.dataplane.publish_services(&self.specs)
+        self.publish()
     }
 
     /// The two packet counters of a rule of the service at `address`. The first counts packets whose fate the rule
@@ -520,209 +620,5 @@ impl Rig {
     /// Fails if the kernel refuses the read.
     pub fn backend_stats(&self, index: usize) -> anyhow::Result<balancer_common::map_types::BackendStats> {
         self.dataplane.backend_stats(backend_id(index))
-    }
-}
-
-const SETUP: &str = "
-ip link set lo up
-ip link add in0 address 02:00:00:00:00:01 type veth peer name in1 address 02:00:00:00:00:09
-ip link add out0 address 02:00:00:00:00:02 type veth peer name out1
-ip link set in0 up
-ip link set in1 up
-ip link set out0 mtu 1300
-ip link set out0 up
-ip link set out1 up
-ip addr add 10.0.0.1/24 dev in0
-ip addr add fd00::1/64 dev in0 nodad
-ip addr add 203.0.113.1/24 dev in0
-ip neigh add 10.0.0.254 lladdr 02:00:00:00:00:09 dev in0 nud permanent
-ip neigh add fd00::fe lladdr 02:00:00:00:00:09 dev in0 nud permanent
-ip neigh add 203.0.113.7 lladdr 02:00:00:00:00:09 dev in0 nud permanent
-ip route add 10.0.0.0/8 via 10.0.0.254
-ip route add unreachable 192.0.2.128/25
-ip -6 route add 2001:db8:c::/48 via fd00::fe
-ip -6 route add 2001:db8:c::66/128 dev in0
-ip addr add 10.0.1.1/24 dev out0
-ip addr add fd01::1/64 dev out0 nodad
-ip neigh add 10.0.1.254 lladdr 02:00:00:00:00:08 dev out0 nud permanent
-ip neigh add fd01::fe lladdr 02:00:00:00:00:08 dev out0 nud permanent
-ip route add 203.0.114.0/24 via 10.0.1.254
-ip -6 route add 2001:db8:d::/48 via fd01::fe
-";
-
-/// Moves the thread into a new namespace with the links, addresses and routes that [`Rig::new`] describes. Returns the
-/// indexes of the two interfaces.
-///
-/// # Errors
-/// Fails if the process is not root, or if the kernel returns an error.
-pub fn enter_namespace() -> anyhow::Result<(u32, u32)> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("this test needs root: it loads the program into the kernel");
-    }
-    unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
-    for line in SETUP.trim().lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let status = Command::new(words[0]).args(&words[1..]).status().with_context(|| line.to_owned())?;
-        anyhow::ensure!(status.success(), "{line}: {status}");
-    }
-    for family in ["ipv4", "ipv6"] {
-        // At this path, a thread sees the settings of its own network namespace.
-        let path = format!("/proc/sys/net/{family}/conf/all/forwarding");
-        std::fs::write(&path, "1").with_context(|| path.clone())?;
-    }
-    await_carrier("in0")?;
-    await_carrier("out0")?;
-    Ok((nix::net::if_::if_nametoindex("in0")?, nix::net::if_::if_nametoindex("out0")?))
-}
-
-/// Waits until the kernel has noticed the carrier of an interface, because the kernel uses no routes over an interface
-/// without a carrier.
-fn await_carrier(interface: &str) -> anyhow::Result<()> {
-    for _ in 0..500 {
-        let shown = Command::new("ip").args(["-oneline", "link", "show", interface]).output()?;
-        if String::from_utf8_lossy(&shown.stdout).contains("state UP") {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    bail!("{interface} has no carrier after five seconds")
-}
-
-fn configure(
-    dataplane: &mut KernelDataplane,
-    index: usize,
-    service: &Service,
-    snat: &SnatConfig,
-    (in_ifindex, out_ifindex): (u32, u32),
-) -> anyhow::Result<ServiceSpec> {
-    let vip: SocketAddr = service.address.parse()?;
-    let id = backend_id(index);
-    let hop = |ifindex, source_mac, mtu| NextHop {
-        ifindex,
-        source_mac,
-        destination_mac: backend_mac(index),
-        mtu,
-        source: None,
-        gateway: None,
-        local: false,
-    };
-    let (address, next_hop) = match service.target {
-        Target::SameInterface(address) => (Some(address), Some(hop(in_ifindex, IN_MAC, IN_MTU))),
-        Target::OtherInterface(address) => (Some(address), Some(hop(out_ifindex, OUT_MAC, OUT_MTU))),
-        Target::Unreachable(address) => (Some(address), None),
-        Target::NoBackend | Target::AllDown => (None, None),
-    };
-    let mut backends = Vec::new();
-    let entry = match (address, service.target) {
-        (Some(address), _) => {
-            let address: SocketAddr = address.parse()?;
-            dataplane.write_backend(&backend(id, index, service.forwarding, address, next_hop))?;
-            backends.push((id, address));
-            id.0
-        }
-        (None, Target::AllDown) => balancer_common::map_types::ALL_DOWN,
-        (None, _) => balancer_common::map_types::NO_BACKEND,
-    };
-    let id = ServiceId(index as u16);
-    dataplane.swap_table(id, vec![entry; TABLE_SIZE].into(), None)?;
-    Ok(ServiceSpec {
-        tick_seconds: 0,
-        id,
-        hash_key: HashKey { k0: 1, k1: 2 },
-        family: Family::of(vip.ip()),
-        listeners: vec![ListenerSpec {
-            id: ListenerId(index as u16),
-            listener: Listener::at(vip, service.protocol),
-            backend_port: 0,
-            counted: false,
-        }],
-        client_prefix: if vip.is_ipv4() { 32 } else { 64 },
-        forwarding: service.forwarding,
-        remember: Duration::ZERO,
-        failback: Failback::Stay,
-        rules: false,
-        reject: false,
-        flows: snat.clone(),
-        quic: None,
-        share: Share::ALL,
-        backends: backends.into(),
-        local: Vec::new(),
-    })
-}
-
-fn small_pool() -> SnatConfig {
-    SnatConfig { ports: Some(POOL_PORTS), ..SnatConfig::default() }
-}
-
-fn backend(
-    id: BackendId,
-    service: usize,
-    forwarding: Forwarding,
-    address: SocketAddr,
-    next_hop: Option<NextHop>,
-) -> BackendSpec {
-    BackendSpec {
-        id,
-        forwarding,
-        address,
-        next_hop,
-        service: ServiceId(service as u16),
-        keeps_known: true,
-        cause: MoveCause::Down,
-        takes_pinned: true,
-        tunnel_source: Some(if address.is_ipv4() { TUNNEL_SOURCE_V4.into() } else { TUNNEL_SOURCE_V6.into() }),
-        passive: None,
-    }
-}
-
-/// The program's reports of backends that may have failed.
-pub struct Suspects(RingBuf<MapData>);
-
-impl Suspects {
-    /// The ids of the backends that the program has reported since the last call, each with the program's reason.
-    pub fn told(&mut self) -> Vec<(BackendId, u16)> {
-        let mut told = Vec::new();
-        while let Some(item) = self.0.next() {
-            if let Ok(sign) = bytemuck::try_pod_read_unaligned::<Sign>(&item) {
-                told.push((BackendId(sign.backend), sign.signal));
-            }
-        }
-        told
-    }
-}
-
-/// The loaded program that strips tunnel headers on a backend.
-pub struct Decap {
-    dataplane: balancer_dataplane::Decap,
-    program: OwnedFd,
-}
-
-impl Decap {
-    /// Loads the program for the local VIPs `vips`, and for tunnels from the prefixes `from` to the addresses `own`.
-    ///
-    /// # Errors
-    /// Fails if the process is not root, or if the kernel returns an error.
-    pub fn new(vips: &[IpAddr], own: &[IpAddr], from: &[IpNet]) -> anyhow::Result<Self> {
-        let mut dataplane = balancer_dataplane::Decap::load(from)?;
-        dataplane.set_addresses(&vips.iter().copied().collect(), &own.iter().copied().collect())?;
-        let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
-        Ok(Self { dataplane, program })
-    }
-
-    /// Runs the program on one frame.
-    ///
-    /// # Errors
-    /// Fails if the kernel refuses to run the program.
-    pub fn run(&self, frame: &[u8]) -> anyhow::Result<Ran> {
-        Ok(prog_run::run(self.program.as_fd(), frame, 1, 1)?)
-    }
-
-    /// The counters of stripped, refused, malformed and passed packets.
-    ///
-    /// # Errors
-    /// Fails if the kernel refuses the read.
-    pub fn counters(&self) -> anyhow::Result<[u64; 4]> {
-        let stats = self.dataplane.stats()?;
-        Ok([stats.stripped, stats.refused, stats.malformed, stats.passed])
     }
 }

@@ -37,11 +37,12 @@ use crate::{
     controller::Controller,
     http_client::{Reply, Request, send_all},
     metrics::{Metrics, scrape_text},
+    pace::patience,
     process::Process,
     topology::{Family, Shape, Topology},
 };
 
-/// The time limit for a start, a change of state or a slow answer on a busy machine.
+/// The time limit for a start, a change of state or a slow answer on a busy machine; see [`patience`].
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The number of concurrent connections of clients.
 pub const WORKERS: usize = 8;
@@ -95,7 +96,7 @@ impl Site {
             settings,
             files,
         };
-        site.controller.wait_ready(PATIENCE)?;
+        site.controller.wait_ready(patience(PATIENCE))?;
         Ok(site)
     }
 
@@ -108,7 +109,7 @@ impl Site {
         ensure!(status.success(), "the balancer ended with {status}: {}", self.controller.process().tail(20)?);
         adapt(&mut self.settings);
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
-        self.controller.wait_ready(PATIENCE)?;
+        self.controller.wait_ready(patience(PATIENCE))?;
         Ok(())
     }
 
@@ -154,7 +155,7 @@ impl Site {
         let files = self.files.path();
         let (binary, socket, log) = (self.settings.binary()?, files.join("balancer.sock"), files.join("balancer.log"));
         self.controller = Controller::start(self.topology.balancer(), &binary, &config_path(files), &socket, &log)?;
-        self.controller.wait_ready(PATIENCE)?;
+        self.controller.wait_ready(patience(PATIENCE))?;
         Ok(())
     }
 
@@ -164,7 +165,7 @@ impl Site {
     /// Fails if the balancer does not become ready.
     pub fn start_again(&mut self) -> Result<()> {
         self.controller = start_controller(&self.topology, &self.settings, self.files.path())?;
-        self.controller.wait_ready(PATIENCE)?;
+        self.controller.wait_ready(patience(PATIENCE))?;
         Ok(())
     }
 
@@ -188,7 +189,6 @@ impl Site {
         command.arg("detach").output().context("cannot start `balancer detach`")
     }
 
-    /// Returns the hosts of the site.
     #[must_use]
     pub const fn topology(&self) -> &Topology {
         &self.topology
@@ -210,7 +210,6 @@ impl Site {
         self.files.path()
     }
 
-    /// Returns the path of the configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
         config_path(self.files.path())
@@ -307,7 +306,7 @@ impl Site {
         family: Family,
         clients: impl IntoIterator<Item = u16> + Clone,
     ) -> Result<BTreeMap<u16, String>> {
-        self.homes_within(PATIENCE, family, clients)
+        self.homes_within(patience(PATIENCE), family, clients)
     }
 
     /// Does the same as [`Site::homes`], with a time limit for each answer.
@@ -388,7 +387,7 @@ impl Site {
     /// Fails if the time limit expires.
     pub fn wait_state(&mut self, number: u16, states: &[&str]) -> Result<()> {
         let name = format!("web{number}");
-        self.controller.wait_for(PATIENCE, &format!("{name} to be one of {states:?}"), |status| {
+        self.controller.wait_for(patience(PATIENCE), &format!("{name} to be one of {states:?}"), |status| {
             status.services.iter().filter(|service| !service.name.starts_with(settings::CROWD)).all(|service| {
                 let found = service.backends.iter().find(|backend| backend.name == name);
                 found.is_some_and(|backend| states.contains(&backend.state.as_str()))
@@ -486,7 +485,7 @@ pub fn start_decap(topology: &Topology, number: u16, xdp_mode: &str, logs: &Path
 /// # Errors
 /// Fails if the process has ended, or the time limit expires.
 pub fn wait_log(process: &mut Process, what: &str, expected: impl Fn(&str) -> bool) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         let line = process.tail(1)?;
         if expected(&line) {

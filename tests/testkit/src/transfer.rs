@@ -93,14 +93,12 @@ pub struct Transfer<'a> {
     pub family: Family,
     /// The address family in which the backend listens.
     pub served: Family,
-    /// The namespace of the client.
     pub host: &'a Namespace,
     /// The source address of the client.
     pub source: IpAddr,
 }
 
 impl<'a> Transfer<'a> {
-    /// Creates a transfer for a client of the topology.
     #[must_use]
     pub fn new(site: &'a Site, forwarding: Forwarding, family: Family, client: u16) -> Self {
         let topology = site.topology();

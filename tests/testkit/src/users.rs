@@ -13,6 +13,7 @@ use balancer_common::map_types::Forwarding;
 
 use crate::{
     http_client::{Request, send_all},
+    pace::patience,
     site::{PATIENCE, Settings, Site, WORKERS, counts},
     topology::{Family, Shape},
 };
@@ -23,9 +24,7 @@ const CAUSES: [&str; 7] = ["down", "drain", "maint", "removed", "failback", "rul
 /// A session from the client's point of view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The backend that stores the session.
     pub backend: String,
-    /// The name of the session on its backend.
     pub name: String,
     /// The number of requests in the session so far.
     pub requests: u64,
@@ -42,7 +41,6 @@ pub fn find_the_way_to_the_clients(site: &Site) {
 /// A site, and the clients that have visited the site.
 #[derive(Debug)]
 pub struct Users {
-    /// The site under test.
     pub site: Site,
     /// The clients and their current sessions.
     pub sessions: BTreeMap<u16, Session>,
@@ -172,7 +170,7 @@ impl Users {
         };
         self.site
             .controller()
-            .wait_for(PATIENCE, &format!("known clients {homes:?}"), |status| shown(status) == homes)
+            .wait_for(patience(PATIENCE), &format!("known clients {homes:?}"), |status| shown(status) == homes)
             .unwrap();
     }
 

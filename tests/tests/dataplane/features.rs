@@ -1,156 +1,20 @@
 //! Tests of programs that have the code of certain features only, and of richer programs that replace them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeSet, net::SocketAddr, os::fd::AsFd as _, process::Command, thread, time::Duration};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
-use aya::programs::{ProgramInfo, loaded_programs};
-use balancer_common::{client::HashKey, features::Features, map_types::Forwarding, share::Share, verdict::MoveCause};
-use balancer_config::{
-    config::{Failback, Protocol, XdpMode},
-    listeners::{Family, Listener},
-    snat::SnatConfig,
-};
-use balancer_control::{
-    features,
-    io::{BackendId, BackendSpec, ListenerId, ListenerSpec, NextHop, ServiceId, ServiceSpec},
-};
-use balancer_daemon::supervisor::Supervisor;
+use aya::programs::loaded_programs;
+use balancer_common::{features::Features, map_types::Forwarding};
+use balancer_control::{features, io::ServiceSpec};
 use balancer_dataplane::{
-    Attached, Attacher, Capacity, Dataplane as _, HostEnds, KernelDataplane, Layers,
+    Dataplane as _, KernelDataplane,
     telling::{Filter, PROGRAM},
 };
-use balancer_testkit::{
-    frame::{Frame, SYN},
-    prog_run,
-    rig::{IN_MAC, OUT_MAC, enter_namespace},
-};
+use balancer_runtime::supervisor::Supervisor;
+use balancer_testkit::rig::enter_namespace;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
-const VIP: &str = "198.51.100.20:80";
-const INTERFACES: [&str; 2] = ["in0", "out0"];
-const CAPACITY: Capacity = Capacity {
-    slots: 1 << 16,
-    services: 16,
-    listeners: 16,
-    ranges: 16,
-    returns: 16,
-    backends: 8,
-    counted: 8,
-    clients: 1024,
-    flows: 0,
-};
-
-/// A data path and the programs on two interfaces.
-struct Scene {
-    dataplane: KernelDataplane,
-    attacher: Attacher,
-    attached: Vec<Attached>,
-    ifindex: u32,
-}
-
-impl Scene {
-    fn start(features: Features) -> Result<Self> {
-        let (ifindex, other) = enter_namespace()?;
-        let ifindexes = [ifindex, other];
-        let mut dataplane =
-            KernelDataplane::load_kept(CAPACITY, &ifindexes, None, false, &Supervisor::default(), features)?;
-        dataplane.set_layers(Layers::flat(&[(ifindex, IN_MAC), (other, OUT_MAC)]));
-        let HostEnds { mut attacher, .. } = dataplane.take_host_ends(1, "state.json".as_ref())?;
-        let mut attached = Vec::new();
-        for (place, name) in INTERFACES.into_iter().enumerate() {
-            attached.push(attacher.attach(name, ifindexes[place], XdpMode::Native, &ifindexes[..place])?);
-        }
-        Ok(Self { dataplane, attacher, attached, ifindex })
-    }
-
-    /// Publishes one service.
-    fn publish(&mut self, spec: &ServiceSpec) -> Result<()> {
-        self.dataplane.write_backend(&backend(spec))?;
-        self.dataplane.swap_table(spec.id, vec![1; 251].into(), None)?;
-        self.dataplane.publish_services(std::slice::from_ref(spec))
-    }
-
-    fn extend(&mut self, features: Features) -> Result<Option<Features>> {
-        self.attacher.extend(&mut self.attached, features)
-    }
-
-    /// The program on both interfaces.
-    fn program(&self) -> ProgramInfo {
-        let output = Command::new("ip").args(["-d", "-j", "link", "show"]).output().unwrap();
-        let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
-        let on = |link: &&serde_json::Value| INTERFACES.iter().any(|name| link["ifname"] == *name);
-        let ids: BTreeSet<u64> =
-            links.iter().filter(on).map(|link| link["xdp"]["prog"]["id"].as_u64().unwrap()).collect();
-        assert_eq!(ids.len(), 1, "the interfaces have different programs");
-        let is_it = |program: &ProgramInfo| ids.contains(&u64::from(program.id()));
-        loaded_programs().filter_map(Result::ok).find(is_it).unwrap()
-    }
-
-    /// The XDP action of the attached program for the first packet of a connection to the service.
-    fn action(&self) -> u32 {
-        let frame = Frame::tcp("203.0.113.7:40000", VIP, SYN).bytes();
-        let program = self.program().fd().unwrap();
-        prog_run::run(program.as_fd(), &frame, self.ifindex, 1).unwrap().action
-    }
-}
-
-fn service(forwarding: Forwarding) -> ServiceSpec {
-    let vip: SocketAddr = VIP.parse().unwrap();
-    ServiceSpec {
-        tick_seconds: 0,
-        id: ServiceId(0),
-        hash_key: HashKey { k0: 1, k1: 2 },
-        family: Family::V4,
-        listeners: vec![ListenerSpec {
-            id: ListenerId(0),
-            listener: Listener::at(vip, Protocol::Tcp),
-            backend_port: 0,
-            counted: false,
-        }],
-        client_prefix: 32,
-        forwarding,
-        remember: Duration::ZERO,
-        failback: Failback::Stay,
-        rules: false,
-        reject: false,
-        flows: SnatConfig::default(),
-        quic: None,
-        share: Share::ALL,
-        backends: [(BackendId(1), "10.0.0.21:80".parse().unwrap())].into(),
-        local: Vec::new(),
-    }
-}
-
-fn backend(spec: &ServiceSpec) -> BackendSpec {
-    BackendSpec {
-        id: BackendId(1),
-        forwarding: spec.forwarding,
-        address: spec.backends[0].1,
-        next_hop: Some(NextHop {
-            gateway: None,
-            ifindex: nix::net::if_::if_nametoindex("in0").unwrap(),
-            source_mac: IN_MAC,
-            destination_mac: [2, 0, 0, 0, 1, 1],
-            mtu: 1500,
-            source: None,
-            local: false,
-        }),
-        service: spec.id,
-        keeps_known: true,
-        cause: MoveCause::Down,
-        takes_pinned: true,
-        tunnel_source: None,
-        passive: None,
-    }
-}
-
-/// Runs `test` in a thread of its own, which moves into another network namespace.
-fn apart(test: impl FnOnce() -> Result<()> + Send + 'static) {
-    thread::spawn(test).join().unwrap().unwrap();
-}
+use crate::scene::{CAPACITY, Scene, XDP_PASS, XDP_TX, apart, backend, service};
 
 #[test]
 fn when_a_service_needs_a_feature_then_it_waits_for_the_richer_program() {

@@ -9,6 +9,7 @@ mod release;
 use std::{collections::BTreeMap, time::Instant};
 
 use balancer_common::{
+    features::Features,
     map_types::Forwarding,
     quic::QuicStats,
     verdict::{Decision, DropReason, MoveCause, Verdict},
@@ -20,10 +21,13 @@ use balancer_packet_model::{
     model::Counters,
 };
 use balancer_testkit::variable;
+use balancer_tests::verified::sets;
 
 const SEED: u64 = 0x0062_616c_616e_6365;
 /// The number of packets for each change; the module `release` has more.
 const PACKETS: usize = 250_000;
+/// The number of packets for each set of features in `balancer-ebpf/verified.txt`.
+const OF_SET: usize = 20_000;
 /// The number of packets in a scene.
 const SCENE: usize = 4000;
 /// If a test has at least this number of packets, every event must occur.
@@ -35,31 +39,44 @@ const LOOK: usize = 64;
 
 #[test]
 fn when_packets_are_generated_then_kernel_and_model_agree() {
-    agree(SEED, PACKETS);
+    agree(SEED, wanted(PACKETS), Features::ALL);
 }
 
-/// Fails if kernel and model disagree; variables of the environment override seed and number of packets.
-fn agree(seed: u64, packets: usize) {
+/// The program has exactly the features of the set, and the services of the scenes need no other features.
+#[test]
+fn when_the_program_has_one_set_of_features_then_kernel_and_model_agree() {
+    for set in sets().expect("the sets of features").into_iter().filter(|set| set.features != Features::ALL) {
+        println!("{}", set.name);
+        agree(SEED, wanted(OF_SET).min(OF_SET), set.features);
+    }
+}
+
+/// The number of packets that the environment wants, or `packets`.
+fn wanted(packets: usize) -> usize {
+    let wanted = variable::number("BALANCER_MODEL_PACKETS").expect("how many packets");
+    wanted.map_or(packets, |packets| packets as usize)
+}
+
+/// Fails if kernel and model disagree; a variable of the environment overrides the seed.
+fn agree(seed: u64, packets: usize, features: Features) {
     let seed = variable::number("BALANCER_MODEL_SEED").expect("a seed").unwrap_or(seed);
-    let packets = variable::number("BALANCER_MODEL_PACKETS")
-        .expect("how many packets")
-        .map_or(packets, |packets| packets as usize);
     // The contest moves its thread into another namespace, so the contest runs in a separate thread.
-    let report = std::thread::spawn(move || contest(seed, packets)).join().expect("the thread of the contest panicked");
+    let thread = std::thread::spawn(move || contest(seed, packets, features));
+    let report = thread.join().expect("the thread of the contest panicked");
     if let Some(report) = report.expect("the contest could not be held") {
         panic!("{report}");
     }
 }
 
-fn contest(seed: u64, packets: usize) -> anyhow::Result<Option<String>> {
-    let mut kernel = Kernel::new()?;
+fn contest(seed: u64, packets: usize, features: Features) -> anyhow::Result<Option<String>> {
+    let mut kernel = Kernel::new(features)?;
     let start = Instant::now();
     let mut seeds = seed;
     let mut done = 0;
     let mut total = Total::default();
     while done < packets {
         let count = SCENE.min(packets - done);
-        let (scene, steps) = generate::scene(seeds, count, kernel.interfaces);
+        let (scene, steps) = generate::scene(seeds, count, kernel.interfaces, features);
         let found = match play(&mut kernel, &scene, &steps, LOOK)? {
             Ok(counters) => {
                 total.add(&scene, &counters);

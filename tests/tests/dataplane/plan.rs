@@ -25,7 +25,7 @@ fn plan(world: &mut World, change: Change) -> Result<PlannedService> {
     let plan = world.controller().plan(change, Instant::now())?;
     let planned = plan.counted(|count| {
         if let Some(clients) = world.dataplane_mut().known_clients() {
-            clients.for_each(count);
+            clients.for_each_with_origin(count);
         }
     });
     planned.services.into_iter().find(|plan| plan.service == "web").context("no plan")

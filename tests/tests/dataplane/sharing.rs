@@ -9,8 +9,11 @@ use balancer_common::{
     verdict::{Decision, MoveCause},
 };
 use balancer_config::states::Admin;
-use balancer_control::{io::ServiceId, service::Backend};
-use balancer_dataplane::{Forgotten, ImportedClients, Learning, Learnt, Seen};
+use balancer_control::{
+    io::{Change, ServiceId},
+    service::Backend,
+};
+use balancer_dataplane::{Forgotten, ImportedClients, Learning, Learnt, Seen, Served};
 use balancer_fleet::{emptied::Emptied, member::Told, records::Record};
 use balancer_packet_model::world::{client, named};
 use balancer_testkit::frame::{ACK, SYN};
@@ -252,7 +255,7 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     scene.world.pass(4)?;
     let (service, clients) = learnt(&scene, Seen::Ago(Duration::from_secs(5)))?;
     let all = u64::from(CLIENTS);
-    let done = scene.world.dataplane_mut().learn_clients(service, &clients);
+    let done = scene.world.dataplane_mut().learn_clients(service, &clients, Served::Stay);
     assert_eq!(done, Learning { new: all, ..Learning::default() });
     // Even after many sweeps, clients at backends other than the lookup table's choice stay known at these backends.
     scene.world.pass(40)?;
@@ -268,26 +271,53 @@ fn stay_where_they_are_brought(v6: bool) -> Result<()> {
     }
     let counters = scene.world.counters()?;
     assert_eq!((counters.decided(Decision::Kept), counters.moves), (all, [0; MoveCause::COUNT]));
-    // Importing the same clients a second time changes nothing. If a later import names other backends, the later
-    // import replaces the earlier import.
-    let done = scene.world.dataplane_mut().learn_clients(service, &clients);
+    // Importing the same clients a second time changes nothing. A later import that names other backends leaves clients
+    // alone that the balancer has served meanwhile, unless it is to overwrite them.
+    let done = scene.world.dataplane_mut().learn_clients(service, &clients, Served::Stay);
     assert_eq!(done, Learning { known: all, ..Learning::default() });
     let elsewhere: Vec<Learnt> = clients
         .iter()
         .zip(clients.iter().skip(1))
         .map(|(one, other)| Learnt { backend: other.backend, ..*one })
         .collect();
-    let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere);
+    let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere, Served::Stay);
+    assert_eq!(done, Learning { served: all - 1, ..Learning::default() });
+    assert_eq!(scene.connect_one(0)?, names[0]);
+    let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere, Served::Overwrite);
     assert_eq!(done, Learning { moved: all - 1, ..Learning::default() });
     assert_eq!(scene.connect_one(0)?, names[1]);
     // The data path does not record clients that were silent for too long, and clients of the other family.
     let (_, old) = learnt(&scene, Seen::Ago(Duration::from_secs(1 << 30)))?;
-    let done = scene.world.dataplane_mut().learn_clients(service, &old);
+    let done = scene.world.dataplane_mut().learn_clients(service, &old, Served::Stay);
     assert_eq!(done, Learning { expired: all, ..Learning::default() });
     let other = if v6 { "203.0.113.7" } else { "2001:db8::7" };
     let stranger = Learnt { address: other.parse()?, ..clients[0] };
-    let done = scene.world.dataplane_mut().learn_clients(service, &[stranger]);
+    let done = scene.world.dataplane_mut().learn_clients(service, &[stranger], Served::Stay);
     assert_eq!(done, Learning { strangers: 1, ..Learning::default() });
+    Ok(())
+}
+
+#[test]
+fn when_clients_are_brought_again_before_they_come_then_the_last_report_counts() -> Result<()> {
+    let mut scene = Scene::new(false)?;
+    scene.world.pass(4)?;
+    let (service, clients) = learnt(&scene, Seen::Ago(Duration::from_secs(5)))?;
+    scene.world.dataplane_mut().learn_clients(service, &clients, Served::Stay);
+    let elsewhere: Vec<Learnt> =
+        clients.iter().zip(&clients[1..]).map(|(one, other)| Learnt { backend: other.backend, ..*one }).collect();
+    let all = elsewhere.len() as u64;
+    let done = scene.world.dataplane_mut().learn_clients(service, &elsewhere, Served::Stay);
+    assert_eq!(done, Learning { moved: all, ..Learning::default() });
+    // The host serves three quarters of the clients, so its reports about them count, although packets of these clients
+    // have been seen here. The balancer has served the others.
+    scene.world.change(Change::SetSteer { service: named("").service, steer: 25 })?;
+    scene.world.pass(4)?;
+    for number in 0..CLIENTS {
+        scene.world.deliver(&scene.segment(number, SYN))?;
+    }
+    let done = scene.world.dataplane_mut().learn_clients(service, &clients[..elsewhere.len()], Served::Stay);
+    assert_eq!(done.moved + done.served, all, "{done:?}");
+    assert!(done.served > all / 5 && done.served < all * 3 / 10, "{done:?}");
     Ok(())
 }
 

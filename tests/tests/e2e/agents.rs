@@ -198,7 +198,9 @@ fn when_answers_to_http_checks_have_words_of_agents_then_these_count_for_as_long
     assert!(shown.contains("100 × 75%") && shown.contains("its agent says 75%"), "{shown}");
     all_stay(&site);
     agent.says("0.53");
-    wait_until(&site, "nonsense", |backend| backend.reason.contains("its agent is silent: its X-Load says \"0.53\""));
+    wait_until(&site, "nonsense", |backend| {
+        backend.reason.contains("its agent is silent: its header X-Load says \"0.53\"")
+    });
     assert_eq!(says(&web1(&site)), "75%");
 
     // The state that the agent has reported survives a restart of the balancer.

@@ -82,7 +82,6 @@ impl Bond {
         Ok(receiver)
     }
 
-    /// Creates the end of the bond on the switch.
     fn connect(self, switch: &Namespace) -> Result<()> {
         let mut ports = ENDS.to_vec();
         if self.mode == LACP {

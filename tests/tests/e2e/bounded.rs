@@ -218,7 +218,7 @@ fn when_backends_are_at_their_limits_then_new_clients_go_to_the_next_and_at_last
         "{backend:?}"
     );
     let events = site.cli(&["events"]).unwrap();
-    assert!(events.contains("of at most 20 clients and takes no new ones"), "{events}");
+    assert!(events.contains("of at most 20 clients and takes no new clients"), "{events}");
     assert_eq!(site.metrics().unwrap().sum("backend_full", &["backend=\"web1\""]).unwrap(), 1.0);
     assert_eq!(site.homes(Family::V4, FIRST).unwrap(), homes, "somebody moved");
     let all = site.homes(Family::V4, 1..=120).unwrap();

@@ -27,7 +27,7 @@ use balancer_testkit::{
     topology::{Family, Shape},
 };
 
-const CLIENTS: RangeInclusive<u16> = 1..=240;
+pub(crate) const CLIENTS: RangeInclusive<u16> = 1..=240;
 const WORKERS: usize = 6;
 const CHANGES: usize = 100;
 /// The time between two changes, so that connections begin and end under each lookup table.
@@ -35,11 +35,11 @@ const PAUSE: Duration = Duration::from_millis(25);
 const FAMILY: Family = Family::V4;
 
 /// A client's attempt to connect.
-struct Attempt {
-    client: u16,
+pub(crate) struct Attempt {
+    pub(crate) client: u16,
     start: Instant,
     end: Instant,
-    outcome: Result<String, String>,
+    pub(crate) outcome: Result<String, String>,
 }
 
 /// A lookup table, and the period in which the table may have steered packets.
@@ -151,7 +151,7 @@ fn load(site: &Site, clients: &[u16], stop: &AtomicBool) -> Vec<Attempt> {
 }
 
 /// Makes the changes while all clients open connections, and returns the results of the connections.
-fn under_load(site: &Site, changes: impl FnOnce()) -> Vec<Attempt> {
+pub(crate) fn under_load(site: &Site, changes: impl FnOnce()) -> Vec<Attempt> {
     let stop = AtomicBool::new(false);
     let clients: Vec<u16> = CLIENTS.collect();
     thread::scope(|scope| {

@@ -75,7 +75,6 @@ impl Clients {
         Self { site, far, clients: clients.into() }
     }
 
-    /// Every client gets an answer.
     fn are_answered(&self, when: &str) {
         for (family, clients) in &self.clients {
             let requests: Vec<Request> = clients

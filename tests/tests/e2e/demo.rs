@@ -155,7 +155,6 @@ fn step(text: &str, sentence: &str) -> Step {
     }
 }
 
-/// Returns the output of a tour.
 fn tour(arguments: &[&str]) -> String {
     let demo = spawn(Command::new(binaries::balancer().unwrap()).arg("demo").args(arguments));
     let output = finish(demo);

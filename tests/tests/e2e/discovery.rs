@@ -63,7 +63,7 @@ fn target(address: &str, number: u16) -> Value {
 }
 
 #[test]
-fn when_a_list_is_yaml_then_its_targets_serve_and_a_wrong_line_changes_nothing() {
+fn when_a_list_is_yaml_then_its_targets_serve_and_a_wrong_entry_costs_nobody_a_backend() {
     let lists = tempfile::tempdir().unwrap();
     let file: PathBuf = lists.path().join("targets.yml");
     let mut list = String::new();
@@ -83,8 +83,17 @@ fn when_a_list_is_yaml_then_its_targets_serve_and_a_wrong_line_changes_nothing()
     let weights = |site: &Site| web(site).backends.iter().map(|backend| backend.weight).collect::<Vec<_>>();
     assert_eq!(weights(&site), [100, 200, 300]);
     replace(&file, &list.replace("name: web2", "name: web 2"));
-    wait_until("the line is told", || reasons(&site).contains("targets.yml:4: this label name is no name"));
+    wait_until("the entry is told", || reasons(&site).contains("target 2: this label name is no name"));
+    let list_of = |site: &Site| web(site).discover.remove(0);
+    wait_until("web2 waits for its target", || list_of(&site).waiting == ["web2"]);
     assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
+    let shown = site.cli(&["status"]).unwrap();
+    assert!(
+        shown.contains("; 1 backend may drain, the list lacks web2\nWARNING: a target is left out: target 2: "),
+        "{shown}"
+    );
+    let left_out = site.metrics().unwrap().sum("discover_targets", &["state=\"left_out\""]).unwrap();
+    assert_eq!(left_out, 1.0);
     replace(&file, &list.replace("weight: 300", "weight: 250"));
     wait_until("the weight is taken", || weights(&site) == [100, 200, 250]);
     site.restart(|_| {}).unwrap();
@@ -100,7 +109,7 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
         addresses.extend((0..3).map(|number| format!("{}:8080", topology.backend_address(Family::V4, number))));
         settings.backends.clear();
         settings.remember = "10m";
-        settings.service_lines = format!("discover = [{{ file = \"{}\" }}]", file.display());
+        settings.service_lines = format!("discover = [{{ file = \"{}\", keep = \"0s\" }}]", file.display());
         fs::write(&file, json!([target(&addresses[0], 1), target(&addresses[1], 2)]).to_string())?;
         Ok(())
     })
@@ -138,7 +147,7 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     wait_until("web2 is called web9", || backend(&site, 9).is_some());
     assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
     let events = site.cli(&["events"]).unwrap();
-    assert!(events.contains("backend web/web2 is called web9 now, as "), "{events}");
+    assert!(events.contains("backend web/web2 renamed web9, because "), "{events}");
     replace(&file, &list(&[1, 2, 3]));
     wait_until("web9 is called web2", || backend(&site, 2).is_some());
     assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
@@ -153,7 +162,8 @@ fn when_a_list_of_targets_changes_then_backends_come_drain_and_come_back_and_a_w
     replace(&file, "[]");
     wait_until("the empty list is told", || reasons(&site).contains("has 0 targets, fewer than min = 1"));
     replace(&file, "[\n{\"targets\": [\"web1.internal:80\"]}]");
-    wait_until("the line is told", || reasons(&site).contains("targets.json:2: this target is no address"));
+    wait_until("the entry is told", || reasons(&site).contains("targets.json lacks 1 of 1 target"));
+    assert!(reasons(&site).contains("target 1: this target is no address"), "{}", reasons(&site));
     assert!(web(&site).discover[0].error.is_some());
     assert_eq!((web(&site).backends.len(), homes(&site)), (3, first.clone()));
     assert!(web(&site).backends.iter().all(|backend| backend.admin == "ready"));

@@ -48,7 +48,6 @@ impl Syns {
         Self { packet, header: if family == Family::V4 { 20 } else { 40 }, destination }
     }
 
-    /// Returns the SYN with the given source.
     fn of(&mut self, source: SocketAddr) -> &[u8] {
         let (address, segment) = self.packet.split_at_mut(self.header);
         match source.ip() {

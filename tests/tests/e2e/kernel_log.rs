@@ -19,7 +19,7 @@ use balancer_config::config::Protocol;
 use balancer_testkit::{
     binaries,
     frame::{ACK, Frame},
-    rig::{Rig, Service, Target, backend_id},
+    rig::{Rig, Service, Setup, Target, backend_id},
     site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
@@ -71,7 +71,7 @@ impl Log for Lines {
 
 #[test]
 fn when_an_unexpected_event_occurs_then_it_is_logged_with_its_number_and_a_limit() {
-    let mut rig = Rig::telling(&SERVICES).unwrap();
+    let mut rig = Rig::with(&SERVICES, &Setup { tells: true, ..Setup::default() }).unwrap();
     let lines = Lines::default();
     let mut log = rig.log(lines.clone()).unwrap();
     let (started, rounds) = (Instant::now(), 500);
@@ -144,7 +144,7 @@ fn instructions(program: BorrowedFd<'_>, map: u32) -> (usize, usize) {
 fn when_the_log_is_off_then_the_program_has_no_code_for_it() {
     let mut found = Vec::new();
     for tells in [false, true] {
-        let mut rig = if tells { Rig::telling(&SERVICES) } else { Rig::new(&SERVICES) }.unwrap();
+        let mut rig = Rig::with(&SERVICES, &Setup { tells, ..Setup::default() }).unwrap();
         let info = rig.info().unwrap();
         let maps = info.map_ids().unwrap().unwrap();
         let mut named = maps

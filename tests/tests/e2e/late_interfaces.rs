@@ -89,7 +89,7 @@ fn when_no_interface_is_there_then_the_start_waits_for_the_first_one() {
     assert!(longer > Duration::from_secs(30), "{longer:?}");
     let status = status.unwrap();
     assert!(
-        status.starts_with("waiting until one of late0, late1 is there: interface late0 does not exist"),
+        status.starts_with("interface late0 does not exist") && status.contains("; waiting for one of late0, late1"),
         "{status}"
     );
     // Without a notification from the kernel, the balancer looks for the interfaces at growing intervals, and repeats
@@ -100,7 +100,7 @@ fn when_no_interface_is_there_then_the_start_waits_for_the_first_one() {
     waiting.ip("link add other0 type veth peer name other1");
     let named = |(_, status): (Duration, Option<String>)| status.is_some_and(|status| status.contains("other0"));
     wait("it does not name the new interface", || named(waits(&waiting.notify)));
-    assert_eq!(waiting.log().matches("waiting until").count(), 1, "{}", waiting.log());
+    assert_eq!(waiting.log().matches("; waiting for one of").count(), 1, "{}", waiting.log());
 
     waiting.ip("link add late1 type veth peer name late2");
     let words = told_next(&waiting.notify, "READY=1\n");
@@ -117,10 +117,10 @@ fn when_a_signal_comes_while_no_interface_is_there_then_the_start_ends_in_order(
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut waiting = Waiting::start(&["late0"]);
         let (_, status) = waits(&waiting.notify);
-        assert!(status.unwrap().starts_with("waiting until it is there: interface late0 does not exist"));
+        assert!(status.unwrap().starts_with("interface late0 does not exist"));
         waiting.controller.process().signal(signal).unwrap();
         assert!(waiting.end().success(), "{}", waiting.log());
-        assert!(waiting.log().contains(&format!("{signal}: leaving; there was no interface")), "{}", waiting.log());
+        assert!(waiting.log().contains(&format!("{signal}: ending; there was no interface")), "{}", waiting.log());
         assert!(!waiting.files.path().join("balancer.sock").exists(), "a socket is left");
     }
 }
@@ -144,7 +144,7 @@ fn when_the_file_is_mended_while_no_interface_is_there_then_the_next_start_uses_
     waiting.settings.interfaces = vec!["eth0".to_owned()];
     write_config(&waiting.topology, &waiting.settings, waiting.files.path()).unwrap();
     let reason = waiting.fails();
-    assert!(reason.ends_with("balancer.toml has changed while no interface was there"), "{reason}");
+    assert!(reason.ends_with("balancer.toml has changed while the balancer waited for an interface"), "{reason}");
     waiting.controller = start_controller(&waiting.topology, &waiting.settings, waiting.files.path()).unwrap();
     told_next(&waiting.notify, "READY=1\n");
 

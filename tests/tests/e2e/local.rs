@@ -138,6 +138,30 @@ fn when_the_server_on_this_machine_dies_then_only_its_clients_move() {
     only_its_clients_move(&[Forwarding::Nat]);
 }
 
+#[test]
+fn when_the_kernels_maps_grow_then_this_machine_serves_on() {
+    let (mut site, _server) = site(Shape::OneLegged, Forwarding::Nat, Family::V4);
+    let before = served(site.topology(), Family::V4, CLIENTS);
+    assert!(before.values().any(|home| home == "own"), "{before:?}");
+    // There is room for 128 services at the start.
+    for (drop_in, services) in [("more", 0..140), ("evenmore", 140..280)] {
+        let service = |number: u32| {
+            format!(
+                "[[service]]\nname = \"s{number}\"\naddress = \"198.18.1.{}:{}\"\n",
+                1 + number % 200,
+                80 + number / 200
+            ) + "forwarding = \"dsr\"\ntable_size = 11\nremember = \"0s\"\ncheck = { type = \"none\" }\n"
+        };
+        let file = site.files().join("more.toml");
+        fs::write(&file, services.map(service).collect::<String>()).unwrap();
+        site.cli(&["drop-in", "apply", drop_in, &file.display().to_string()]).unwrap();
+        assert_eq!(before, served(site.topology(), Family::V4, CLIENTS), "{drop_in}");
+    }
+    site.kill_and_restart_with_the_file_as_it_is().unwrap();
+    assert_eq!(before, served(site.topology(), Family::V4, CLIENTS));
+    assert!(doctor::found(&site).iter().all(|found| found == "no-backends"), "{:?}", doctor::found(&site));
+}
+
 fn clients_stay_where_they_are(modes: &[Forwarding]) {
     for &forwarding in modes {
         let (mut site, _server) = site(Shape::OneLegged, forwarding, Family::V4);

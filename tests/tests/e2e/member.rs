@@ -143,7 +143,7 @@ fn when_this_machine_cannot_check_backends_then_it_is_degraded_until_it_can() {
     .unwrap();
     let why = "cannot start \"/nonexistent/sh\"";
     wait("it is not degraded", || {
-        ready(&site).1.starts_with(&format!("degraded: it cannot check all backends, such as web/web1: {why}"))
+        ready(&site).1.starts_with(&format!("degraded: this machine cannot check backend web/web1: {why}"))
     });
     let hindered = |site: &Site| site.metrics().unwrap().sum("checks_hindered", &[]).unwrap();
     wait("not all are hindered", || hindered(&site) == 2.0);
@@ -244,7 +244,7 @@ fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
         let mut site = site("keep", lines);
         wait_places(&site, on);
         let out = site.cli(&["withdraw", "--wait"]).unwrap();
-        assert_eq!(out, "withdrawn: its VIPs go, steering goes on\nno VIP is left\n");
+        assert_eq!(out, "withdrawn: its VIPs are removed, and steering continues\nno VIP is left\n");
         assert!(places(&site).is_empty(), "{lines}");
         assert_eq!(ready(&site).0, 0);
         let status = site.status().unwrap();
@@ -268,7 +268,7 @@ fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
         site.controller().process().signal(Signal::SIGHUP).unwrap();
         stays(&site, "a reload");
 
-        assert_eq!(site.cli(&["announce"]).unwrap(), "announced: its VIPs come back\n");
+        assert_eq!(site.cli(&["announce"]).unwrap(), "announced: its VIPs are assigned again\n");
         wait_places(&site, on);
         assert_eq!(site.cli(&["announce"]).unwrap(), "not withdrawn: nothing changed\n");
         let listed = Family::BOTH.map(|family| (site.topology().vip(family), on[0].to_owned()));
@@ -279,7 +279,10 @@ fn when_a_balancer_is_withdrawn_then_it_stays_so_until_it_is_announced() {
         site.kill_and_restart(|_| {}).unwrap();
         wait_places(&site, on);
         let events = site.cli(&["events"]).unwrap();
-        assert!(events.contains("withdrawn: its VIPs go") && events.contains("announced: its VIPs come back"));
+        assert!(
+            events.contains("withdrawn: its VIPs are removed")
+                && events.contains("announced: its VIPs are assigned again")
+        );
     }
 }
 
@@ -333,7 +336,7 @@ fn when_a_balancer_ends_cleanly_then_vips_go_first_and_steering_continues() {
         terminate(&mut site);
         wait_places(&site, &[]);
         let (code, line) = ready(&site);
-        assert_eq!((code, line.as_str()), (1, "not ready: it was asked to end\n"));
+        assert_eq!((code, line.as_str()), (1, "not ready: it is ending\n"));
         assert_eq!(http_ready(&site).unwrap().0, 503);
         // The balancer continues to steer after the signal. In this test, the clients stop a second before the balancer
         // ends.
@@ -357,7 +360,7 @@ fn when_a_balancer_ends_cleanly_then_vips_go_first_and_steering_continues() {
 fn when_a_second_signal_comes_then_the_balancer_ends_at_once() {
     let mut site = unjoined("60s");
     terminate(&mut site);
-    wait("the balancer is not leaving", || ready(&site).1.contains("it was asked to end"));
+    wait("the balancer is not leaving", || ready(&site).1.contains("it is ending"));
     terminate(&mut site);
     wait("it does not end", || exited(&mut site));
     let status = site.controller().process().stop().unwrap();

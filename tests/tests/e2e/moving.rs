@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod release;
+mod snat;
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -62,15 +62,6 @@ fn start_haproxy(site: &Site, text: &str) -> Process {
     start(site, "haproxy", "/usr/sbin/haproxy", &["-db", "-f", &config.to_string_lossy()])
 }
 
-/// Returns HAProxy's answer to a command on its socket.
-fn ask_haproxy(site: &Site, command: &str) -> String {
-    let mut socket = UnixStream::connect(site.files().join("haproxy.sock")).unwrap();
-    writeln!(socket, "{command}").unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    answer
-}
-
 /// Returns a `listen` section of HAProxy that remembers clients and assigns new clients to the servers round-robin.
 fn sticky(site: &Site, servers: u16) -> String {
     let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
@@ -108,7 +99,6 @@ fn start_balancer(site: &mut Site, imported: &Path, steer: u8) {
     start_with(site, &services);
 }
 
-/// Starts the balancer with these services.
 fn start_with(site: &mut Site, services: &str) {
     let own = fs::read_to_string(site.config()).unwrap();
     let (head, _) = own.split_once("[[service]]").unwrap();
@@ -163,17 +153,13 @@ fn when_haproxy_is_left_as_in_the_book_then_no_client_comes_to_another_server_an
     println!("{}", said.trim());
     start_balancer(&mut site, &imported, 0);
     (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
-    let table = site.files().join("table.txt");
-    let table = table.to_str().unwrap();
+    let socket = site.files().join("haproxy.sock");
+    let socket = socket.to_str().unwrap();
     let entrance = site.topology().client().entrance();
     let mut shares = Vec::new();
     let typed = commands(block(&chapter, "```console\n"));
     let mut type_in = |command: &str, shown: &str| {
-        if command.starts_with("echo ") {
-            fs::write(table, ask_haproxy(&site, "show table web")).unwrap();
-            return;
-        }
-        let command = command.strip_prefix("balancer ").unwrap().replace("table.txt", table);
+        let command = command.strip_prefix("balancer ").unwrap().replace("haproxy.sock", socket);
         let printed = site.cli(&command.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(printed, shown, "balancer {command}");
         if command.starts_with("service steer") {
@@ -221,14 +207,14 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn open(site: &Site, client: u16) -> Self {
-        let source = SocketAddr::new(site.topology().client_address(FAMILY, client), 0);
-        let target = SocketAddr::new(site.topology().vip(FAMILY), PORT);
+    fn open(site: &Site, family: Family, client: u16) -> Self {
+        let source = SocketAddr::new(site.topology().client_address(family, client), 0);
+        let target = SocketAddr::new(site.topology().vip(family), PORT);
         let stream = site
             .topology()
             .client()
             .run_in_thread(move || {
-                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
                 socket.bind(&source.into())?;
                 socket.connect_timeout(&target.into(), PATIENCE)?;
                 Ok::<TcpStream, std::io::Error>(socket.into())
@@ -281,7 +267,7 @@ fn when_the_share_grows_and_shrinks_under_load_then_open_connections_stay_on_the
                 assert_eq!(waiting.ask().as_ref(), Ok(&*seen), "at {percent}%");
             }
             for client in 1..=60 {
-                let mut waiting = Waiting::open(&site, client);
+                let mut waiting = Waiting::open(&site, FAMILY, client);
                 let seen = waiting.ask().unwrap_or_else(|error| panic!("at {percent}%: {error}"));
                 let own = seen == site.topology().client_address(FAMILY, client).to_string();
                 *steered.entry(percent).or_insert(0) += usize::from(own);
@@ -330,7 +316,7 @@ fn when_a_service_is_watched_then_the_figures_are_there_before_a_packet_is_steer
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
     let text = site.cli(&["status"]).unwrap();
-    assert!(text.contains("steer 0: watched: every packet passes to the host"), "{text}");
+    assert!(text.contains("steer 0: the host gets every packet"), "{text}");
     // A plan reports the effect of the change without making the change.
     let plan = site.cli(&["plan", "service", "steer", "web", "100"]).unwrap();
     assert!(plan.contains("100% of the clients would be steered, not 0%; ") && plan.contains("taken over"), "{plan}");
@@ -408,7 +394,7 @@ fn when_clients_have_ipv6_addresses_then_they_are_exported_by_prefix_and_importe
     }
     let moved = fs::read_to_string(&*file).unwrap().replace(" web2 ", " web1 ").replace(" web3 ", " web1 ");
     fs::write(&*file, moved).unwrap();
-    let said = site.cli(&["client", "import", "web6", &file]).unwrap();
+    let said = site.cli(&["client", "import", "web6", &file, "--overwrite"]).unwrap();
     assert!(said.starts_with("service web6: 100 clients known from the file"), "{said}");
     let after = site.homes(family, 1..=100).unwrap();
     assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), ["web1"], "{:?}", counts(after.values()));
@@ -428,7 +414,7 @@ fn when_clients_have_ipv6_addresses_then_they_are_exported_by_prefix_and_importe
     assert!(line.starts_with(&format!("fd00:1:: {home} ")), "{line}");
     let other = if home == "web1" { "web2" } else { "web1" };
     fs::write(&*file, format!("fd00:1:: {other}\n")).unwrap();
-    site.cli(&["client", "import", "web6", &file]).unwrap();
+    site.cli(&["client", "import", "web6", &file, "--overwrite"]).unwrap();
     let after = site.homes(family, 1..=20).unwrap();
     assert_eq!(counts(after.values()).keys().collect::<Vec<_>>(), [other], "{after:?}");
 }

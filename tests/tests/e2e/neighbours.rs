@@ -13,10 +13,8 @@ use std::{
 
 use balancer_common::map_types::{FAMILY_V4, Mac, NeighbourWanted};
 use balancer_control::io::{Event, NextHop};
-use balancer_daemon::{
-    neighbours::{Neighbours, Tunnels},
-    supervisor::Supervisor,
-};
+use balancer_netlink::neighbours::{Neighbours, Tunnels};
+use balancer_runtime::supervisor::Supervisor;
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::mpsc;

@@ -89,7 +89,7 @@ fn when_a_tunnel_has_no_source_address_then_its_backend_is_down() {
         let local = site.topology().backends()[0].ip("-6 -o addr show dev eth0 scope link").unwrap();
         let gateway = local.split_whitespace().find_map(|word| word.strip_suffix("/64")).unwrap();
         balancer.ip(&format!("-6 route replace {backend} via {gateway} dev eth0")).unwrap();
-        let why = format!("no next hop: a tunnel needs an IPv6 address of this machine on the way to {backend}");
+        let why = format!("no next hop: a tunnel needs an IPv6 address of this machine on the route to {backend}");
         until(&mut site, "web1", "down", &why);
 
         site.topology().balancer().ip("-6 addr add fd00::1/64 dev eth0 nodad").unwrap();

@@ -100,7 +100,7 @@ fn wait_for(what: &str, condition: impl Fn() -> bool) {
 
 #[test]
 fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
-    let site = site("3h");
+    let mut site = site("3h");
     let browser = Browser::start(site.topology().balancer(), true).unwrap();
     browser.resize(1280, 900).unwrap();
     browser.open(URL).unwrap();
@@ -133,8 +133,12 @@ fn when_a_backend_drains_then_the_page_shows_it_without_a_reload() {
     browser.run("document.querySelector('#pause').click()").unwrap();
     assert_eq!(browser.text("#link").unwrap(), "Paused");
     site.cli(&["backend", "ready", "web/web2"]).unwrap();
+    site.wait_state(2, &["up"]).unwrap();
     let frozen = browser.run("return document.querySelector('main').innerHTML").unwrap();
-    thread::sleep(Duration::from_secs(3));
+    // This timer ends after the timer of the page's next update would have ended, because the page updates itself every
+    // two seconds.
+    browser.run("window.later = false; setTimeout(() => { window.later = true; }, 3000);").unwrap();
+    wait_for("the time of the next update", || browser.run("return window.later").unwrap() == true);
     assert_eq!(browser.run("return document.querySelector('main').innerHTML").unwrap(), frozen);
     browser.run("document.querySelector('#pause').click()").unwrap();
     wait_for("web2 to be up on the page", || row(&browser, "web2").contains("up"));
@@ -236,6 +240,7 @@ fn when_pictures_are_asked_for_then_they_are_drawn() {
             next = events.next();
         }
         round += 1;
+        // The pace of the clients in the pictures.
         thread::sleep(Duration::from_secs(1));
     }
     site.kill_backend(3).unwrap();

@@ -394,6 +394,40 @@ fn when_a_server_does_not_answer_for_a_while_then_its_known_clients_stay_and_unk
     }
 }
 
+/// Every known client opens a connection while its server is away, and no regular check is due.
+#[test]
+fn when_a_server_restarts_then_nobody_is_refused_and_nobody_moves() {
+    const KNOWN: RangeInclusive<u16> = 1..=400;
+    let mut site = Site::start(Shape::OneLegged, Forwarding::Nat, 4, |settings, _| {
+        (settings.check, settings.remember) = (CHECK.to_owned(), "1h");
+        // On a slow machine, the start of a server takes long.
+        settings.service_lines = "restart_grace = \"10s\"\n".to_owned();
+        Ok(())
+    })
+    .unwrap();
+    (1..=4).for_each(|number| site.wait_state(number, &["up"]).unwrap());
+    let before = site.homes(Family::V4, KNOWN).unwrap();
+    assert!(!victims(&before).is_empty());
+    // The second restart follows the first one within seconds.
+    for round in 1..=2 {
+        site.kill_backend(VICTIM).unwrap();
+        let since = Instant::now();
+        while !reason(&site).starts_with("doubted: connect: refused") {
+            assert!(since.elapsed() < PATIENCE, "{:?}", site.cli(&["status"]));
+            let replies = site.ask(Family::V4, victims(&before), Duration::from_millis(100)).unwrap();
+            assert!(replies.iter().all(|reply| !refused(reply.as_ref().err())), "{round}: {replies:?}");
+        }
+        let newcomers = site.homes(Family::V4, round * 100 + 400..=round * 100 + 460).unwrap();
+        assert!(newcomers.values().all(|home| home != "web2"), "{newcomers:?}");
+        site.start_backend(VICTIM).unwrap();
+        let replies = site.ask(Family::V4, KNOWN, PATIENCE).unwrap();
+        assert!(replies.iter().all(Result::is_ok), "{round}: {replies:?}");
+        assert_eq!(site.homes(Family::V4, KNOWN).unwrap(), before);
+        wait_for(PATIENCE, "it stays doubted", || reason(&site).is_empty());
+        assert_eq!((state(&site, VICTIM).as_str(), moves(&site)), ("up", 0.0));
+    }
+}
+
 /// A client has an open connection when the server's machine fails. Once the balancer has marked the server as down,
 /// the first packet of the connection goes to another server, which resets the connection.
 #[test]

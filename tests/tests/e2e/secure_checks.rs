@@ -2,13 +2,19 @@
 //! service.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use balancer_api::model::BackendView;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
+    pace::patience,
     process::Process,
-    site::Site,
+    site::{PATIENCE, Site},
     topology::{Family, Shape},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -95,10 +101,15 @@ fn wait_of_both(site: &Site, number: usize, what: &str, is_so: impl Fn(&BackendV
     let of = |site: &Site| -> Vec<BackendView> {
         site.status().unwrap().services.into_iter().map(|service| service.backends[number - 1].clone()).collect()
     };
-    wait(what, || {
+    let deadline = Instant::now() + patience(3 * PATIENCE);
+    loop {
         let both = of(site);
-        both.len() == 2 && both.iter().all(&is_so)
-    });
+        if both.len() == 2 && both.iter().all(&is_so) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {both:?}");
+        sleep(Duration::from_millis(20));
+    }
 }
 
 fn wait_up(site: &Site) {
@@ -122,7 +133,7 @@ fn when_a_server_asks_for_certificates_then_checks_by_grpc_and_http2_show_theirs
     put(&client, signed(&authority));
     let check = |of: &str| {
         format!(
-            r#"{{ {of}, port = {PORT}, sni = "{NAME}", ca_file = "{files}/ca.pem", client_cert = "{files}/client.pem", interval = "500ms", timeout = "500ms", fast_interval = "200ms", fall = 3, rise = 1 }}"#,
+            r#"{{ {of}, port = {PORT}, sni = "{NAME}", ca_file = "{files}/ca.pem", client_cert = "{files}/client.pem", interval = "1s", timeout = "1s", fast_interval = "200ms", fall = 3, rise = 1 }}"#,
             files = files.display()
         )
     };
@@ -138,7 +149,7 @@ fn when_a_server_asks_for_certificates_then_checks_by_grpc_and_http2_show_theirs
     let _servers: Vec<Process> = (1..=2).map(|number| start_nginx(&site, files, number)).collect();
     wait_up(&site);
     let shown = site.cli(&["health", "show", "web"]).unwrap();
-    assert!(shown.contains("grpcs shop.Cart every 500ms"), "{shown}");
+    assert!(shown.contains("grpcs shop.Cart every 1s"), "{shown}");
 
     put(&files.join("state1"), NOT_SERVING);
     wait_failing(&site, 1, "grpcs: the service \"shop.Cart\" is not serving (NOT_SERVING)");

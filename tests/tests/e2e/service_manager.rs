@@ -114,7 +114,7 @@ fn when_the_balancer_has_the_units_capabilities_then_they_are_enough() {
         let homes = site.homes(FAMILY, 1..=40).unwrap();
         let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
         let assigned = forwarding == Forwarding::Nat;
-        assert!(log.contains("added to eth0") == assigned && !log.contains("is not announced"), "{log}");
+        assert!(log.contains("added to eth0") == assigned && !log.contains("cannot announce"), "{log}");
         site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
         site.restart(|_| {}).unwrap();
         assert_eq!(site.homes(FAMILY, 1..=40).unwrap(), homes, "{forwarding:?}: known clients stay over a restart");
@@ -179,7 +179,7 @@ fn when_a_check_fails_on_a_busy_machine_then_its_threads_come_before_other_progr
         let wanted = Some(if takes { -10 } else { 0 });
         assert_eq!(["balancer", "health-checks"].map(|name| all.remove(name)), [wanted; 2], "{all:?}, {log}");
         assert!(all.len() > 1 && all.values().all(|&nice| nice == 0), "{all:?}");
-        assert_eq!(log.contains("no precedence over other programs"), !takes, "{log}");
+        assert_eq!(log.contains("cannot raise this process's priority"), !takes, "{log}");
     }
 }
 

@@ -162,6 +162,20 @@ fn when_privileges_are_missing_then_they_are_named() {
 }
 
 #[test]
+fn when_too_few_files_may_be_open_then_the_start_is_refused_with_the_number_that_it_needs() {
+    let (topology, settings, files) = one_leg();
+    let config = write_config(&topology, &settings, files.path()).unwrap();
+    let before = traces_before(&topology);
+    let mut command = topology.balancer().command("prlimit");
+    command.arg("--nofile=128").arg(binaries::balancer().unwrap()).arg("run").arg("--config").arg(&config);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let words = one_line(&output);
+    assert!(words.starts_with("balancer: the limit of open files is 128, and the balancer needs "), "{words}");
+    assert_eq!(traces(&topology), before);
+}
+
+#[test]
 fn when_an_interface_is_missing_then_the_start_is_refused_with_the_nearest_name() {
     let (topology, mut settings, files) = one_leg();
     settings.interfaces = vec!["eht0".to_owned()];

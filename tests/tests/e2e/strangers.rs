@@ -14,6 +14,8 @@ use balancer_api::model::Applied;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{binaries, site::Site, users::Users};
 
+use crate::support::wait;
+
 const CLIENTS: u64 = 300;
 
 fn users() -> Users {
@@ -102,7 +104,7 @@ fn when_a_service_and_backend_are_renamed_then_their_clients_stay() {
     let applied = apply(&users.site, |text| backend(&service(text)));
     assert!(applied.message.contains(": 0 of 65,537 slots moved, 0 needless"), "{}", applied.message);
     assert!(applied.services.is_empty(), "{applied:?}");
-    for line in ["service web is called www now", "backend www/web2 is called new2 now"] {
+    for line in ["service web renamed www", "backend www/web2 renamed new2"] {
         assert!(log(&users.site).contains(line), "{line}");
     }
     let status = users.site.status().unwrap();
@@ -116,8 +118,9 @@ fn when_a_service_and_backend_are_renamed_then_their_clients_stay() {
     assert!(now > before, "{before} connections, {now} under the new name");
     assert!(metrics.sum("connections_total", &["backend=\"web2\""]).is_err());
     assert_eq!(metrics.sum("moves_total", &["cause=\"forgotten\""]).unwrap_or(0.0), 0.0);
-    // After a delay of a second, the state on disk contains the new names.
-    thread::sleep(Duration::from_secs(1));
+    // The balancer may write the state with the new names a moment later.
+    let saved = || fs::read_to_string(users.site.files().join("state.json")).unwrap();
+    wait("the new names are not saved", || ["\"www\"", "\"new2\""].iter().all(|name| saved().contains(name)));
     users.site.kill_and_restart_with_the_file_as_it_is().unwrap();
     users.nobody_moves("over a restart");
 
@@ -165,6 +168,7 @@ fn when_changes_come_during_a_pass_over_the_client_table_then_all_are_done() {
         let mut command = Command::new(binaries::balancer().unwrap());
         command.args(["apply", file, "--socket"]).arg(users.site.files().join("balancer.sock"));
         let mut asking = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // The moment at which the controller ends.
         thread::sleep(Duration::from_millis(40 + 25 * round as u64));
         users.site.restart(|_| {}).unwrap();
         asking.wait().unwrap();

@@ -13,7 +13,9 @@ use std::{
 
 use balancer_testkit::{
     http_client::{Request, send_all},
+    metrics::Metrics,
     namespace::Entrance,
+    pace::patience,
     site::{PATIENCE, WORKERS},
     stop::StopOnDrop,
     topology::{Family, Topology},
@@ -26,10 +28,10 @@ pub(crate) fn wait(what: &str, done: impl FnMut() -> bool) {
     wait_for(3 * PATIENCE, what, done);
 }
 
-/// Waits until `done` is true, but not longer than `patience`.
+/// Waits until `done` is true, or fails with `what` after `limit`, which grows on a slow machine.
 #[track_caller]
-pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
+pub(crate) fn wait_for(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience(limit);
     while !done() {
         assert!(Instant::now() < deadline, "{what}");
         thread::sleep(Duration::from_millis(20));
@@ -41,6 +43,23 @@ pub(crate) fn wait_for(patience: Duration, what: &str, mut done: impl FnMut() ->
 pub(crate) fn runs(pid: impl Display) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|state| state.starts_with(['R', 'S', 'D', 'T']))
+}
+
+/// The counters that begin with each controller.
+const OF_A_CONTROLLER: [&str; 3] = ["balancer_handshakes_total", "balancer_signals_total", "balancer_withheld_total"];
+
+/// Checks that no counter has decreased that outlives a controller and for which `counts` is true.
+pub(crate) fn never_backwards(before: &Metrics, after: &Metrics, counts: impl Fn(&str) -> bool) {
+    let mut compared = 0;
+    for (sample, value) in before.counters().filter(|(sample, _)| counts(sample)) {
+        if OF_A_CONTROLLER.iter().any(|name| sample.starts_with(name)) {
+            continue;
+        }
+        let now = after.sample(sample).unwrap_or(-1.0);
+        assert!(now >= value, "{sample} went from {value} to {now}");
+        compared += 1;
+    }
+    assert!(compared > 20, "only {compared} counters");
 }
 
 /// The results of clients that connect repeatedly.
@@ -101,7 +120,6 @@ pub(crate) fn under_load(entrance: &Entrance, requests: &[Request], work: impl F
     })
 }
 
-/// Returns one request for each client.
 pub(crate) fn requests(topology: &Topology, family: Family, port: u16, clients: RangeInclusive<u16>) -> Vec<Request> {
     let target = SocketAddr::new(topology.vip(family), port);
     let source = |client| SocketAddr::new(topology.client_address(family, client), 0);

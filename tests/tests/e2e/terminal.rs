@@ -1,10 +1,9 @@
-//! Tests of `stats --watch` and `status --watch` on a terminal, first with a controller that hangs, then with a
-//! controller that disappears.
+//! Tests of `stats --watch` and `status --watch` on a terminal, with a controller that disappears.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     fs::File,
-    io::{Read as _, Write as _},
+    io::Read as _,
     os::fd::{AsFd as _, OwnedFd},
     process::{Child, ExitStatus},
     sync::{Arc, Mutex},
@@ -34,7 +33,8 @@ fn site() -> Site {
 
 /// A command that runs on a terminal of 80 columns and 24 lines.
 struct Terminal {
-    keyboard: File,
+    /// The terminal's other end, which the command loses if this value is dropped.
+    _keyboard: OwnedFd,
     screen: Arc<Mutex<Vec<u8>>>,
     line: OwnedFd,
     before: Termios,
@@ -59,7 +59,7 @@ impl Terminal {
                 seen.lock().unwrap().extend_from_slice(&buffer[..length]);
             }
         });
-        Self { keyboard: pair.master.into(), screen, line: pair.slave, before, child }
+        Self { _keyboard: pair.master, screen, line: pair.slave, before, child }
     }
 
     /// Returns the command's output since the last call.
@@ -95,49 +95,15 @@ impl Terminal {
         status
     }
 
-    fn press(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).unwrap();
-    }
-
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
 }
 
-/// The control sequence by which a program leaves the terminal's alternate screen.
-const LEFT: &str = "\x1b[?1049l";
-
-#[test]
-fn when_live_statistics_end_then_the_terminal_is_restored() {
-    let mut site = site();
-    for end in [&b"q"[..], b"\x03", b"\x1b"] {
-        let mut terminal = Terminal::start(&site, &["stats", "--watch"]);
-        terminal.wait("quits");
-        terminal.press(end);
-        terminal.wait(LEFT);
-        assert!(terminal.end().success());
-    }
-    let terminal = Terminal::start(&site, &["stats", "--watch"]);
-    terminal.wait("quits");
-    terminal.signal(Signal::SIGTERM);
-    terminal.wait(LEFT);
-    terminal.end();
-
-    // A controller that is stopped by a signal does not answer.
-    let mut terminal = Terminal::start(&site, &["stats", "--watch"]);
-    terminal.wait("quits");
-    site.controller().process().signal(Signal::SIGSTOP).unwrap();
-    terminal.wait("no answer");
-    terminal.press(b"q");
-    terminal.wait(LEFT);
-    assert!(terminal.end().success());
-    site.controller().process().signal(Signal::SIGCONT).unwrap();
-}
-
 #[test]
 fn when_the_controller_ends_then_live_views_continue() {
     let mut site = site();
-    let mut terminals = ["stats", "status"].map(|verb| Terminal::start(&site, &[verb, "--watch"]));
+    let terminals = ["stats", "status"].map(|verb| Terminal::start(&site, &[verb, "--watch"]));
     for terminal in &terminals {
         terminal.wait("web2");
     }
@@ -146,16 +112,14 @@ fn when_the_controller_ends_then_live_views_continue() {
         terminal.wait("no controller reachable");
     }
     site.start_again().unwrap();
-    let status = &terminals[1];
-    status.take();
-    assert!(!status.wait("web2").contains("\x1b[2J"), "the screen is erased, which flickers");
-    let shown = status.wait("web2");
-    assert!(!shown.contains("no controller reachable"), "{shown:?}");
-    terminals[0].press(b"q");
-    let [stats, status] = terminals;
-    assert!(stats.end().success());
-    status.signal(Signal::SIGINT);
-    assert!(!status.end().success());
+    for terminal in terminals {
+        terminal.take();
+        assert!(!terminal.wait("web2").contains("\x1b[2J"), "the screen is erased, which flickers");
+        let shown = terminal.wait("web2");
+        assert!(!shown.contains("no controller reachable"), "{shown:?}");
+        terminal.signal(Signal::SIGINT);
+        assert!(!terminal.end().success());
+    }
 }
 
 #[test]

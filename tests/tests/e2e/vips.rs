@@ -4,7 +4,11 @@
 
 mod release;
 
-use std::{thread, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    thread,
+    time::Duration,
+};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
@@ -25,6 +29,11 @@ fn ip(namespace: &Namespace, arguments: &[&str]) -> String {
 /// Starts a site whose balancer must assign the VIPs itself, and whose client has outdated neighbour entries for the
 /// VIPs.
 fn site(on_exit: &'static str) -> Site {
+    site_with(on_exit, &[])
+}
+
+/// Starts the same site, whose operator has added further addresses to the interface.
+fn site_with(on_exit: &'static str, others: &[&str]) -> Site {
     Site::start(Shape::OneLegged, Forwarding::Nat, 2, |settings, topology| {
         settings.families = vec![Family::V4, Family::V6];
         settings.on_exit = on_exit;
@@ -33,6 +42,9 @@ fn site(on_exit: &'static str) -> Site {
             let vip = topology.vip(family).to_string();
             let length = if family == Family::V4 { 32 } else { 128 };
             topology.balancer().ip(&format!("addr del {vip}/{length} dev lo"))?;
+        }
+        for other in others {
+            topology.balancer().ip(&format!("addr add {other}/32 dev eth0"))?;
         }
         Ok(())
     })
@@ -99,6 +111,33 @@ fn when_vips_are_assigned_then_neighbours_are_told() {
     }
 }
 
+/// One VIP is in the IPv6 network of the backends, and matches them better than the balancer's own address. The other
+/// VIP is on `lo`, which the kernel asks first for an address if an interface has none.
+#[test]
+fn when_vips_are_assigned_then_the_machines_own_connections_have_another_source() {
+    let mut site = site("detach");
+    let IpAddr::V6(backend) = site.backend_address(Family::V6, 1).ip() else { panic!("the address is not IPv6") };
+    let near = Ipv6Addr::from(u128::from(backend) ^ 0x100);
+    let service = |name: &str, vip: &str, place: &str| {
+        format!(
+            "[[service]]\nname = \"{name}\"\naddress = \"{vip}:80\"\nforwarding = \"dsr\"\nassign_vip = {place}\n\
+             remember = \"0s\"\ncheck = {{ type = \"none\" }}\n"
+        )
+    };
+    let services = service("near", &format!("[{near}]"), "true") + &service("far", OTHER_VIP, "\"lo\"");
+    site.apply(|settings| settings.lines = services).unwrap();
+    let balancer = site.topology().balancer();
+    let has = |address: &str| ip(balancer, &["addr", "show"]).contains(&format!(" {address}/"));
+    wait("the VIPs are not assigned", || has(&near.to_string()) && has(OTHER_VIP));
+    balancer.ip("link add uplink type veth peer name peer").unwrap();
+    balancer.ip("link set uplink up").unwrap();
+    balancer.ip("route add 192.0.2.0/24 dev uplink").unwrap();
+    for (to, vip) in [(backend.to_string(), near.to_string()), ("192.0.2.1".to_owned(), OTHER_VIP.to_owned())] {
+        let route = ip(balancer, &["route", "get", &to]);
+        assert!(route.contains(" src ") && !route.contains(&format!(" src {vip} ")), "{route}");
+    }
+}
+
 /// Returns the MAC address that a neighbour has for an address.
 fn known_mac(neighbour: &Namespace, address: &str) -> String {
     let entry = ip(neighbour, &["neigh", "show", address, "dev", "eth0"]);
@@ -106,14 +145,14 @@ fn known_mac(neighbour: &Namespace, address: &str) -> String {
 }
 
 const NEW_MAC: &str = "02:00:00:00:00:99";
+const OTHER_VIP: &str = "203.0.113.9";
 /// An address that an operator has added.
 const OTHER: &str = "10.0.0.77";
 
 /// Only an announcement after the change can tell the neighbours the new MAC address.
 #[test]
 fn when_the_mac_address_changes_then_neighbours_are_told_anew() {
-    let site = site("detach");
-    site.topology().balancer().ip(&format!("addr add {OTHER}/32 dev eth0")).unwrap();
+    let site = site_with("detach", &[OTHER]);
     let mut addresses = vec![OTHER.to_owned()];
     addresses.extend(Family::BOTH.map(|family| site.topology().vip(family).to_string()));
     let backend = &site.topology().backends()[0];

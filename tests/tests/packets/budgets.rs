@@ -4,7 +4,7 @@ use balancer_common::verdict::{DropReason, Verdict};
 use balancer_dataplane::Budgets;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},
-    rig::Rig,
+    rig::{Rig, Setup},
 };
 use nix::sched::{CpuSet, sched_setaffinity};
 
@@ -23,7 +23,7 @@ fn with_rig(test: impl FnOnce(Rig) + Send + 'static) {
         let mut first = CpuSet::new();
         first.set(0).expect("a CPU");
         sched_setaffinity(nix::unistd::Pid::from_raw(0), &first).expect("staying on a CPU");
-        test(Rig::limited(&services(), FEW).expect("a rig"));
+        test(Rig::with(&services(), &Setup { budgets: FEW, ..Setup::default() }).expect("a rig"));
     });
     thread.join().expect("the thread panicked");
 }

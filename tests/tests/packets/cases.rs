@@ -96,12 +96,7 @@ pub(crate) fn services() -> Vec<Service> {
     ]
 }
 
-/// Runs `cases` in a new namespace, and fails with a list of all failed cases.
-pub(crate) fn run(cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static) {
-    run_with(|_| Ok(()), cases);
-}
-
-/// Runs `cases` after `prepare` has changed the rig.
+/// Runs `cases` in a new namespace after `prepare` has changed the rig.
 pub(crate) fn run_with(
     prepare: impl FnOnce(&mut Rig) -> anyhow::Result<()> + Send + 'static,
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
@@ -116,19 +111,20 @@ pub(crate) fn run_services(
     cases: impl FnOnce(&Rig) -> Vec<Case> + Send + 'static,
 ) {
     // The rig moves its thread into another namespace, so the cases run in a separate thread.
-    let failures = std::thread::spawn(move || -> anyhow::Result<Vec<String>> {
+    let thread = std::thread::spawn(move || -> anyhow::Result<()> {
         let mut rig = Rig::new(&services)?;
         prepare(&mut rig)?;
-        let cases = cases(&rig);
-        assert!(!cases.is_empty());
-        Ok(cases
-            .iter()
-            .filter_map(|case| check(&rig, case).err().map(|error| format!("{}: {error}", case.name)))
-            .collect())
-    })
-    .join()
-    .expect("the thread of the cases panicked")
-    .expect("the rig could not be built");
+        check_all(&rig, &cases(&rig));
+        Ok(())
+    });
+    thread.join().expect("the thread of the cases panicked").expect("the rig could not be built");
+}
+
+/// Runs all cases, and fails with a list of all cases that failed.
+pub(crate) fn check_all(rig: &Rig, cases: &[Case]) {
+    assert!(!cases.is_empty());
+    let failure = |case: &Case| check(rig, case).err().map(|error| format!("{}: {error}", case.name));
+    let failures: Vec<_> = cases.iter().filter_map(failure).collect();
     assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 

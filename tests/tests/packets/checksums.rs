@@ -1,45 +1,50 @@
 //! Tests with values at which one's complement sums wrap around: an incremental update must yield the same checksum as
 //! a computation from scratch.
 
-use balancer_testkit::frame::{ACK, Frame, Transport};
+use balancer_testkit::{
+    frame::{ACK, Frame, Transport},
+    rig::{Rig, Setup},
+};
 
-use crate::cases::{Case, Then, nat, run};
+use crate::{
+    cases::{Case, Then, nat, services},
+    rows::{self, Row, rows},
+};
 
-#[test]
-fn when_sums_wrap_around_then_the_incremental_update_is_right() {
-    run(|rig| {
-        let mut cases = Vec::new();
-        for (client, vip, tcp_backend, udp_backend) in [
-            ("203.0.113.7:40000", "198.51.100.20", "10.0.0.21:8080", "10.0.0.22:5353"),
-            ("[2001:db8:c::7]:40000", "[2001:db8::20]", "[fd00::21]:8080", "[fd00::22]:5353"),
-        ] {
-            let (tcp, udp) = (format!("{vip}:80"), format!("{vip}:53"));
-            // With a suitable payload word, the transport checksum has one of the following values before or after the
-            // translation.
-            for wanted in [0x0000u16, 0x0001, 0x7fff, 0x8000, 0xfffe, 0xffff] {
-                for (transport, service, backend) in
-                    [(Transport::Tcp(ACK), &tcp, tcp_backend), (Transport::Udp, &udp, udp_backend)]
-                {
-                    let plain = Frame { payload: vec![0; 8], ..Frame::new(client, service, transport) };
-                    for (when, target) in [("before", &plain), ("after", &nat(rig, &plain, service, backend))] {
-                        let payload = payload_for(target, wanted);
-                        let frame = Frame { payload, ..plain.clone() };
-                        let out = nat(rig, &frame, service, backend);
-                        let name = format!("{vip} {transport:?} checksum {wanted:#06x} {when}");
-                        cases.push(Case::new(name, &frame, Then::Tx(out.bytes())));
-                    }
+fn when_sums_wrap_around_then_the_incremental_update_is_right(rig: &mut Rig) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (client, vip, tcp_backend, udp_backend) in [
+        ("203.0.113.7:40000", "198.51.100.20", "10.0.0.21:8080", "10.0.0.22:5353"),
+        ("[2001:db8:c::7]:40000", "[2001:db8::20]", "[fd00::21]:8080", "[fd00::22]:5353"),
+    ] {
+        let (tcp, udp) = (format!("{vip}:80"), format!("{vip}:53"));
+        // With a suitable payload word, the transport checksum has one of the following values before or after the
+        // translation.
+        for wanted in [0x0000u16, 0x0001, 0x7fff, 0x8000, 0xfffe, 0xffff] {
+            for (transport, service, backend) in
+                [(Transport::Tcp(ACK), &tcp, tcp_backend), (Transport::Udp, &udp, udp_backend)]
+            {
+                let plain = Frame { payload: vec![0; 8], ..Frame::new(client, service, transport) };
+                for (when, target) in [("before", &plain), ("after", &nat(rig, &plain, service, backend))] {
+                    let payload = payload_for(target, wanted);
+                    let frame = Frame { payload, ..plain.clone() };
+                    let out = nat(rig, &frame, service, backend);
+                    let name = format!("{vip} {transport:?} checksum {wanted:#06x} {when}");
+                    cases.push(Case::new(name, &frame, Then::Tx(out.bytes())));
                 }
             }
         }
-        // With these identifications, the IPv4 header checksum goes through all of its wrap-arounds.
-        for id in (0..=u16::MAX).step_by(257).chain([0, 1, 0xfffe, 0xffff]) {
-            let frame = Frame { id, ..Frame::tcp("203.0.113.7:40000", "198.51.100.20:80", ACK) };
-            let out = nat(rig, &frame, "198.51.100.20:80", "10.0.0.21:8080");
-            cases.push(Case::new(format!("identification {id:#06x}"), &frame, Then::Tx(out.bytes())));
-        }
-        cases
-    });
+    }
+    // With these identifications, the IPv4 header checksum goes through all of its wrap-arounds.
+    for id in (0..=u16::MAX).step_by(257).chain([0, 1, 0xfffe, 0xffff]) {
+        let frame = Frame { id, ..Frame::tcp("203.0.113.7:40000", "198.51.100.20:80", ACK) };
+        let out = nat(rig, &frame, "198.51.100.20:80", "10.0.0.21:8080");
+        cases.push(Case::new(format!("identification {id:#06x}"), &frame, Then::Tx(out.bytes())));
+    }
+    cases
 }
+
+pub(crate) const ROWS: &[Row] = rows![when_sums_wrap_around_then_the_incremental_update_is_right];
 
 /// Returns an eight-byte payload with which the transport checksum of `frame` is `wanted` (0 and 0xffff are
 /// equivalent).
@@ -57,4 +62,9 @@ fn payload_for(frame: &Frame, wanted: u16) -> Vec<u8> {
     let mut payload = vec![0; 8];
     payload[2..4].copy_from_slice(&(difference as u16).to_be_bytes());
     payload
+}
+
+#[test]
+fn when_checksums_are_updated_then_they_are_right() {
+    rows::run(services(), Setup::default(), ROWS);
 }

@@ -8,6 +8,7 @@ use balancer_testkit::{
 };
 
 /// The expected fate of a frame.
+#[expect(clippy::large_enum_variant, reason = "a few dozen cases")]
 enum Then {
     Stripped(Frame),
     Refused,

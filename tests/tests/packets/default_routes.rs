@@ -11,7 +11,7 @@ use std::{
 
 use balancer_common::map_types::{ExcludedPrefix, address_key, ingress_bit};
 use balancer_control::default_hop::DefaultHop;
-use balancer_daemon::neighbours::{DefaultHopThread, Published};
+use balancer_netlink::neighbours::{DefaultHopThread, PublishedHops};
 use balancer_testkit::{
     rig::{IN_MAC, ROUTER_MAC, Rig},
     site::PATIENCE,
@@ -47,7 +47,7 @@ fn with_default_routes(test: impl FnOnce(&Following) + Send + 'static) {
 
 impl Following {
     /// Waits until the published next hops are as wanted.
-    fn until(&self, what: &str, wanted: impl Fn(&Published) -> bool) {
+    fn until(&self, what: &str, wanted: impl Fn(&PublishedHops) -> bool) {
         let begun = Instant::now();
         while !wanted(&self.thread.published()) {
             assert!(begun.elapsed() < PATIENCE, "{what}: {:?}", self.thread.published());
@@ -121,7 +121,7 @@ fn when_the_gateway_gets_another_mac_then_replies_follow() {
 fn when_a_more_specific_route_appears_then_only_its_destinations_leave_by_it() {
     with_default_routes(|this| {
         both("route add 198.19.0.0/16 via 10.0.1.254", "route add 2001:db8:f::/48 via fd01::fe");
-        let is_excluded = |published: &Published| {
+        let is_excluded = |published: &PublishedHops| {
             let hops = published.iter().zip(PREFERRED);
             hops.into_iter().all(|(hop, client)| hop.as_ref().is_some_and(|hop| excludes(hop, client)))
         };

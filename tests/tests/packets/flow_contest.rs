@@ -1,5 +1,5 @@
-//! A contest between the program and a model of `snat` connections: random packets of clients, backends and routers, for
-//! each pair of address families and both protocols. The model learns from the program only the port that a new
+//! A contest between the program and a model of `snat` connections: random packets of clients, backends and routers,
+//! for each pair of address families and both protocols. The model learns from the program only the port that a new
 //! connection gets, and checks that no other connection of the backend has this port.
 //!
 //! `BALANCER_MODEL_SEED` selects other packets.
@@ -10,14 +10,18 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_common::{
+    flows::{FlowWord, IdleTicks, Life, Phase, Segment},
+    map_types::Forwarding,
+    verdict::DropReason,
+};
 use balancer_config::{
     config::Protocol,
     snat::{IdleTimes, SnatConfig},
 };
 use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, Transport, options},
-    rig::{IN_MAC, ROUTER_MAC, Rig, Service, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_mac},
+    rig::{IN_MAC, ROUTER_MAC, Rig, Service, Setup, TUNNEL_SOURCE_V4, TUNNEL_SOURCE_V6, Target, backend_mac},
     variable,
 };
 use fastrand::Rng;
@@ -54,50 +58,46 @@ fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// A connection, whose life the tests of `balancer-common` compare with those of its ends.
+#[derive(Clone, Copy, Debug)]
 struct Flow {
     port: u16,
-    answered: bool,
-    /// Whether the client has sent a segment after the answer.
-    carries_data: bool,
-    client_ends: bool,
-    backend_ends: bool,
-    /// Whether the backend has closed the connection before the client.
-    backend_first: bool,
-    reset: bool,
+    life: Life,
 }
 
 impl Flow {
-    const fn is_closed(self) -> bool {
-        self.client_ends && self.backend_ends
+    const fn word(self) -> FlowWord {
+        FlowWord::new(0, self.life.state, 0)
     }
 
-    /// Whether a SYN begins another connection. A connection that was reset before it carried data is only refused: the
-    /// client tries again.
-    const fn has_ended(self) -> bool {
-        self.reset && self.carries_data || self.is_closed()
+    /// Whether a packet that may open a connection begins another one.
+    fn has_ended(self) -> bool {
+        self.word().phase() == Phase::Closing
     }
 
-    /// Whether the backend may keep the ended connection in TIME-WAIT.
-    const fn may_wait(self) -> bool {
-        !self.reset && self.is_closed() && self.backend_first
+    /// Whether no other connection may take the ended connection's port, because the backend may keep it in TIME-WAIT.
+    const fn rests(self) -> bool {
+        !self.word().may_go(10, &IdleTicks { tcp: 0, udp: 0, udp_once: 0, half_open: 0, closing: 1 })
     }
+}
 
-    /// Records a segment with these flags.
-    const fn hear(&mut self, by_client: bool, flags: u8) {
-        self.reset = flags & RST != 0;
-        if self.reset {
-            return;
-        }
-        if by_client {
-            self.carries_data |= self.answered && flags & (SYN | ACK) == ACK;
-        } else {
-            self.answered = true;
-        }
-        if flags & FIN != 0 {
-            self.backend_first |= !by_client && !self.client_ends;
-            if by_client { self.client_ends = true } else { self.backend_ends = true }
-        }
+/// What a frame says about its connection.
+fn segment(frame: &Frame, by_client: bool) -> Segment {
+    let Transport::Tcp(flags) = frame.transport else {
+        return Segment { by_client, datagram: true, ..Segment::default() };
+    };
+    let has = |flag: u8| flags & flag != 0;
+    Segment {
+        by_client,
+        datagram: false,
+        syn: has(SYN),
+        fin: has(FIN),
+        rst: has(RST),
+        ack: has(ACK),
+        sequence: frame.sequence,
+        acknowledgement: frame.acknowledgement,
+        length: frame.payload.len() as u32,
+        stamp: if by_client && (has(SYN) || has(FIN)) { frame.stamp.unwrap_or(0) } else { 0 },
     }
 }
 
@@ -159,19 +159,43 @@ impl Contest {
         frame
     }
 
-    /// Returns a random client. After some time, clients use other ports: an ended connection keeps its row for a while,
-    /// and all connections with the same ends have their rows in the same two buckets.
+    /// Gives a segment of a connection the numbers that its other end expects, or sometimes others.
+    fn number(&mut self, frame: &mut Frame, flow: Flow, by_client: bool) {
+        let Transport::Tcp(flags) = frame.transport else { return };
+        let numbers = flow.life.numbers;
+        if by_client {
+            frame.stamp = (self.rng.u8(..3) == 0).then(|| self.rng.u32(1..8));
+            frame.sequence = if flags & SYN != 0 { self.rng.u32(..) } else { numbers.next };
+            frame.acknowledgement = numbers.other;
+        } else {
+            frame.acknowledgement = numbers.next;
+        }
+        let odds = if flags & RST == 0 { 12 } else { 3 };
+        match self.rng.u8(..odds) {
+            0 => frame.sequence = self.rng.u32(..),
+            1 if by_client => frame.acknowledgement = self.rng.u32(..),
+            _ => {}
+        }
+        if by_client && frame.sequence != numbers.next && flags & RST != 0 {
+            self.event("forged reset");
+        }
+    }
+
+    /// Returns a random client. After some time, clients use other ports: an ended connection keeps its row for a
+    /// while, and all connections with the same ends have their rows in the same two buckets.
     fn client(&mut self, service: usize) -> SocketAddr {
-        let (host, port) = (self.rng.u8(1..5), 40_000 + 6 * self.era + self.rng.u16(..6));
+        let (host, port) = (self.rng.u8(1..3), 40_000 + 4 * self.era + self.rng.u16(..4));
         let v4 = address(SERVERS[service].0).is_ipv4();
         address(&if v4 { format!("10.7.0.{host}:{port}") } else { format!("[2001:db8:c::{host}]:{port}") })
     }
 
-    /// Returns a random present connection.
+    /// Returns a random present connection, in most cases one of the ports that the clients use now.
     fn any(&mut self) -> Option<(usize, SocketAddr, Flow)> {
-        let count = self.model.flows.len();
+        let first = if self.rng.u8(..8) == 0 { 0 } else { 40_000 + 4 * self.era };
+        let mut flows = self.model.flows.iter().filter(|((_, client), _)| client.port() >= first);
+        let count = flows.clone().count();
         let at = if count == 0 { return None } else { self.rng.usize(..count) };
-        self.model.flows.iter().nth(at).map(|(&(service, client), &flow)| (service, client, flow))
+        flows.nth(at).map(|(&(service, client), &flow)| (service, client, flow))
     }
 
     fn step(&mut self, number: usize) {
@@ -185,35 +209,34 @@ impl Contest {
     }
 
     fn flags(&mut self) -> u8 {
-        const FLAGS: [u8; 8] = [SYN, SYN, ACK, ACK, ACK, FIN | ACK, FIN | ACK, RST];
-        FLAGS[self.rng.usize(..FLAGS.len())]
+        const FLAGS: [u8; 7] = [SYN, SYN, ACK, ACK, FIN | ACK, FIN | ACK, FIN | ACK];
+        if self.rng.u8(..30) == 0 { RST } else { FLAGS[self.rng.usize(..FLAGS.len())] }
     }
 
     fn by_client(&mut self) {
         let service = self.rng.usize(..SERVERS.len());
         let (vip, _, protocol) = SERVERS[service];
-        let (client, flags) = (self.client(service), self.flags());
+        let client = self.client(service);
+        let known = self.model.flows.get(&(service, client)).copied();
+        let begins_anew = known.is_some_and(Flow::has_ended) && self.rng.u8(..4) > 0;
+        let flags = if begins_anew { SYN } else { self.flags() };
         let mut frame = self.packet(client, address(vip), protocol, flags);
         let opens = protocol == Protocol::Udp || flags == SYN;
-        let known = self.model.flows.get(&(service, client)).copied();
+        if let Some(flow) = known {
+            self.number(&mut frame, flow, true);
+        }
         let present = known.filter(|flow| !(opens && flow.has_ended()));
         let Some(mut flow) = present else {
             // The program opens the connection before it looks at the TTL.
             frame.ttl = frame.ttl.max(2);
-            return if opens {
-                self.opens(service, client, &frame)
-            } else {
-                self.dropped(&frame, DropReason::FlowUnknown)
-            };
+            return if opens { self.opens(service, client, &frame) } else { self.unknown(&frame, flags) };
         };
         if frame.ttl == 1 {
             return self.dropped(&frame, DropReason::TtlExceeded);
         }
         let ran = self.rig.run(&frame.bytes()).expect("a run");
         self.sent(service, flow.port, &frame, ran.action, &ran.frame);
-        if protocol == Protocol::Tcp {
-            flow.hear(true, flags);
-        }
+        flow.life = flow.life.after(segment(&frame, true));
         self.model.flows.insert((service, client), flow);
         self.event("continued");
     }
@@ -229,13 +252,22 @@ impl Contest {
         let at = 14 + 4 * frame.vlans.len() + if v4 { 20 } else { 40 } + longer;
         let port = u16::from_be_bytes([ran.frame[at], ran.frame[at + 1]]);
         assert!((PORTS.0..=PORTS.1).contains(&port), "{port}: {frame:?}");
-        if let Some(ended) = self.model.flows.get(&(service, client)).filter(|flow| !flow.may_wait()) {
-            self.model.ports[service].remove(&ended.port);
-            self.event("opened without a rest");
+        let opening = segment(frame, true);
+        if let Some(ended) = self.model.flows.get(&(service, client)).copied() {
+            let begins_again = ended.word().begins_again(ended.life.numbers, opening.opening());
+            assert_eq!(port == ended.port, begins_again, "{ended:?} {frame:?}");
+            if ended.rests() {
+                self.event(if begins_again { "let in" } else { "opened beside a rest" });
+            } else {
+                self.event("opened without a rest");
+            }
+            if begins_again {
+                self.model.ports[service].remove(&port);
+            }
         }
         assert!(self.model.ports[service].insert(port), "port {port} rests or is taken: {frame:?}");
         self.sent(service, port, frame, ran.action, &ran.frame);
-        self.model.flows.insert((service, client), Flow { port, ..Flow::default() });
+        self.model.flows.insert((service, client), Flow { port, life: Life::opened_by(opening) });
         self.event("opened");
     }
 
@@ -243,6 +275,16 @@ impl Contest {
         let to = crossed(frame, pool(service, port), address(SERVERS[service].1), got);
         let to = Frame { destination_mac: backend_mac(service), source_mac: IN_MAC, ..checked(to) };
         assert_eq!((action, got), (XDP_TX, &to.bytes()[..]), "{frame:?}");
+    }
+
+    /// Sends a segment of no known connection, which the program answers with a reset, within its limits.
+    fn unknown(&mut self, frame: &Frame, flags: u8) {
+        if flags & RST != 0 {
+            return self.dropped(frame, DropReason::FlowUnknown);
+        }
+        let action = self.rig.run(&frame.bytes()).expect("a run").action;
+        assert!([XDP_TX, XDP_DROP].contains(&action), "{action}: {frame:?}");
+        self.event(if action == XDP_TX { "reset" } else { "unknown" });
     }
 
     fn dropped(&mut self, frame: &Frame, reason: DropReason) {
@@ -255,7 +297,8 @@ impl Contest {
     fn by_backend(&mut self) {
         let Some((service, client, mut flow)) = self.any() else { return };
         let (vip, backend, protocol) = SERVERS[service];
-        let flags = if self.rng.u8(..3) == 0 { SYN | ACK } else { self.flags() };
+        let answers = flow.word().phase() == Phase::HalfOpen && self.rng.u8(..4) > 0;
+        let flags = if answers { SYN | ACK } else { self.flags() };
         if self.rng.u8(..8) == 0 {
             // No present connection has this port.
             let ports: HashSet<u16> =
@@ -269,7 +312,8 @@ impl Contest {
             }
             return;
         }
-        let frame = self.packet(address(backend), pool(service, flow.port), protocol, flags);
+        let mut frame = self.packet(address(backend), pool(service, flow.port), protocol, flags);
+        self.number(&mut frame, flow, false);
         if frame.ttl == 1 {
             return self.dropped(&frame, DropReason::TtlExceeded);
         }
@@ -277,9 +321,7 @@ impl Contest {
         let to = crossed(&frame, address(vip), client, &ran.frame);
         let to = Frame { destination_mac: ROUTER_MAC, source_mac: IN_MAC, ..checked(to) };
         assert_eq!((ran.action, ran.frame), (XDP_TX, to.bytes()), "{frame:?}");
-        if protocol == Protocol::Tcp {
-            flow.hear(false, flags);
-        }
+        flow.life = flow.life.after(segment(&frame, false));
         self.model.flows.insert((service, client), flow);
         self.event("answered");
     }
@@ -353,15 +395,15 @@ fn when_random_packets_of_connections_arrive_then_the_program_agrees_with_the_mo
         .into();
     let play = move || {
         let hour = Duration::from_secs(3600);
-        let idle = IdleTimes { tcp: hour, udp: hour, half_open: hour, closing: hour };
+        let idle = IdleTimes { tcp: hour, udp: hour, udp_once: hour, half_open: hour, closing: hour };
         let snat = SnatConfig { ports: Some(PORTS), idle, ..SnatConfig::default() };
-        let rig = Rig::with_flows(&services, FLOWS, &snat).expect("a rig");
+        let rig = Rig::with(&services, &Setup { flows: FLOWS, snat, ..Setup::default() }).expect("a rig");
         let model = Model { ports: vec![HashSet::new(); SERVERS.len()], ..Model::default() };
         let mut contest = Contest { rig, era: 0, rng: Rng::with_seed(seed), model };
         (0..STEPS).for_each(|number| contest.step(number));
         let events = contest.model.events;
         println!("seed {seed}: {events:?}");
-        assert_eq!(events.len(), 9, "{events:?}");
+        assert_eq!(events.len(), 13, "{events:?}");
         assert!(events.values().all(|&times| times > EACH), "{events:?}");
     };
     std::thread::spawn(play).join().expect("the thread panicked");

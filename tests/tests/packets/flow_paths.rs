@@ -4,6 +4,7 @@
 use std::{thread, time::Duration};
 
 use balancer_common::{
+    features::Features,
     handover::Handed,
     map_types::{DEVICE_CARRIES_TAGS, DEVICE_TAKES_NO_FRAMES},
     verdict::DropReason,
@@ -11,14 +12,18 @@ use balancer_common::{
 use balancer_control::io::{ListenerId, RuleAction, RuleSpec, ServiceId};
 use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, options},
-    rig::{OUT_MAC, OUT_MTU, Rig, backend_id},
+    rig::{OUT_MAC, OUT_MTU, Rig, Setup, backend_id},
 };
 use ipnet::IpNet;
 
 use crate::{
     cases::handed,
-    flows::{BOTH, Scene, XDP_DROP, XDP_PASS, XDP_TX, comes_back, connect, restored, sent, translated, with_rig},
+    flows::{
+        BOTH, Scene, XDP_DROP, XDP_PASS, XDP_TX, comes_back, connect, restored, sent, services, translated,
+        with_services,
+    },
     next_hop_cache::{LATER, OTHER_ROUTER_MAC, XDP_REDIRECT, ip},
+    rows::{self, rows},
     too_big::{segment, told},
 };
 
@@ -51,78 +56,66 @@ fn with_options(frame: Frame) -> Frame {
     }
 }
 
-#[test]
-fn when_packets_take_different_paths_then_they_arrive_alike_and_are_counted_once() {
-    with_rig(|rig| {
-        for scene in BOTH {
-            let seen = connect(&rig, scene, PORT);
-            let tagged = |frame: Frame| Frame { vlans: vec![10], ..frame };
-            for change in [|frame: Frame| frame, with_options, tagged, |frame: Frame| frame] {
-                let (there, back) = (change(scene.there(PORT, ACK)), change(scene.back(seen, ACK)));
-                let before = packets(&rig, scene);
-                let [to_backend, to_client] = bytes(&rig, scene);
-                let ran = rig.run(&there.bytes()).expect("a run");
-                assert_eq!(
-                    (ran.action, ran.frame),
-                    (XDP_TX, translated(&there, scene.index, seen, scene.backend).bytes())
-                );
-                assert_eq!(packets(&rig, scene), before + 1, "{there:?}");
-                for _ in 0..2 {
-                    comes_back(&rig, &back, scene.vip, &scene.client(PORT));
-                }
-                assert_eq!(packets(&rig, scene), before + 1, "{back:?}");
-                let length = |frame: &Frame| frame.packet().len() as u64;
-                assert_eq!(bytes(&rig, scene), [to_backend + length(&there), to_client + 2 * length(&back)]);
+fn when_packets_take_different_paths_then_they_arrive_alike_and_are_counted_once(rig: &mut Rig) {
+    for scene in BOTH {
+        let seen = connect(rig, scene, PORT);
+        let tagged = |frame: Frame| Frame { vlans: vec![10], ..frame };
+        for change in [|frame: Frame| frame, with_options, tagged, |frame: Frame| frame] {
+            let (there, back) = (change(scene.there(PORT, ACK)), change(scene.back(seen, ACK)));
+            let before = packets(rig, scene);
+            let [to_backend, to_client] = bytes(rig, scene);
+            let ran = rig.run(&there.bytes()).expect("a run");
+            assert_eq!((ran.action, ran.frame), (XDP_TX, translated(&there, scene.index, seen, scene.backend).bytes()));
+            assert_eq!(packets(rig, scene), before + 1, "{there:?}");
+            for _ in 0..2 {
+                comes_back(rig, &back, scene.vip, &scene.client(PORT));
             }
+            assert_eq!(packets(rig, scene), before + 1, "{back:?}");
+            let length = |frame: &Frame| frame.packet().len() as u64;
+            assert_eq!(bytes(rig, scene), [to_backend + length(&there), to_client + 2 * length(&back)]);
         }
-    });
+    }
 }
 
-#[test]
-fn when_a_rule_denies_a_client_then_its_connection_waits_until_the_rule_is_gone() {
-    with_rig(|mut rig| {
-        for scene in BOTH {
-            let seen = connect(&rig, scene, PORT);
-            let prefix = IpNet::from(scene.there(PORT, ACK).source.ip());
-            let rule = |action| RuleSpec { prefix, action };
-            rig.set_rules(scene.vip, &[rule(RuleAction::Deny)]).expect("rules");
-            let before = (rig.drops(DropReason::Denied).expect("counters"), packets(&rig, scene));
-            assert_eq!(rig.run(&scene.there(PORT, ACK).bytes()).expect("a run").action, XDP_DROP);
-            let after = (rig.drops(DropReason::Denied).expect("counters"), packets(&rig, scene));
-            assert_eq!(after, (before.0 + 1, before.1));
-            assert_eq!(rig.rule_stats(scene.vip, prefix).expect("counters"), (1, 0));
-            rig.set_rules(scene.vip, &[rule(RuleAction::Pin(Some(backend_id(scene.index))))]).expect("rules");
-            both_ways(&rig, scene, seen);
-            rig.set_rules(scene.vip, &[]).expect("rules");
-            both_ways(&rig, scene, seen);
-        }
-    });
+fn when_a_rule_denies_a_client_then_its_connection_waits_until_the_rule_is_gone(rig: &mut Rig) {
+    for scene in BOTH {
+        let seen = connect(rig, scene, PORT);
+        let prefix = IpNet::from(scene.there(PORT, ACK).source.ip());
+        let rule = |action| RuleSpec { prefix, action };
+        rig.set_rules(scene.vip, &[rule(RuleAction::Deny)]).expect("rules");
+        let before = (rig.drops(DropReason::Denied).expect("counters"), packets(rig, scene));
+        assert_eq!(rig.run(&scene.there(PORT, ACK).bytes()).expect("a run").action, XDP_DROP);
+        let after = (rig.drops(DropReason::Denied).expect("counters"), packets(rig, scene));
+        assert_eq!(after, (before.0 + 1, before.1));
+        assert_eq!(rig.rule_stats(scene.vip, prefix).expect("counters"), (1, 0));
+        rig.set_rules(scene.vip, &[rule(RuleAction::Pin(Some(backend_id(scene.index))))]).expect("rules");
+        both_ways(rig, scene, seen);
+        rig.set_rules(scene.vip, &[]).expect("rules");
+        both_ways(rig, scene, seen);
+    }
 }
 
-#[test]
-fn when_a_service_has_several_listeners_then_each_packet_counts_once_for_its_own() {
-    with_rig(|mut rig| {
-        for scene in BOTH {
-            let more = scene.vip.replace(":80", ":81");
-            let listeners = [scene.vip, &*more].map(|at| (format!("{at}/tcp").parse().expect("a listener"), 0));
-            let first = rig.listen(scene.vip, &listeners).expect("listeners");
-            let seen = connect(&rig, scene, PORT);
-            let count =
-                |rig: &Rig| [0, 1].map(|add| rig.listener_stats(ListenerId(first.0 + add)).expect("counters").packets);
-            let [own, other] = count(&rig);
-            for (number, change) in [|frame: Frame| frame, with_options].into_iter().enumerate() {
-                let frame = change(scene.there(PORT, ACK));
-                assert_eq!(rig.run(&frame.bytes()).expect("a run").action, XDP_TX);
-                assert_eq!(count(&rig), [own + 1 + number as u64, other], "{frame:?}");
-            }
-            both_ways(&rig, scene, seen);
+fn when_a_service_has_several_listeners_then_each_packet_counts_once_for_its_own(rig: &mut Rig) {
+    for scene in BOTH {
+        let more = scene.vip.replace(":80", ":81");
+        let listeners = [scene.vip, &*more].map(|at| (format!("{at}/tcp").parse().expect("a listener"), 0));
+        let first = rig.listen(scene.vip, &listeners).expect("listeners");
+        let seen = connect(rig, scene, PORT);
+        let count =
+            |rig: &Rig| [0, 1].map(|add| rig.listener_stats(ListenerId(first.0 + add)).expect("counters").packets);
+        let [own, other] = count(rig);
+        for (number, change) in [|frame: Frame| frame, with_options].into_iter().enumerate() {
+            let frame = change(scene.there(PORT, ACK));
+            assert_eq!(rig.run(&frame.bytes()).expect("a run").action, XDP_TX);
+            assert_eq!(count(rig), [own + 1 + number as u64, other], "{frame:?}");
         }
-    });
+        both_ways(rig, scene, seen);
+    }
 }
 
 #[test]
 fn when_the_route_to_a_client_changes_then_replies_of_its_connection_follow_a_moment_later() {
-    with_rig(|rig| {
+    with_services(services(), |rig| {
         let goes = |scene: Scene, seen: u16, action: u32, mac: [u8; 6]| {
             for _ in 0..3 {
                 let ran = rig.run(&scene.back(seen, ACK).bytes()).expect("a run");
@@ -141,73 +134,80 @@ fn when_the_route_to_a_client_changes_then_replies_of_its_connection_follow_a_mo
     });
 }
 
-#[test]
-fn when_the_backend_is_behind_another_interface_then_mtu_and_devices_decide_how_a_packet_leaves() {
-    with_rig(|mut rig| {
-        for scene in BOTH {
-            rig.set_devices([]).expect("devices");
-            let seen = connect(&rig, scene, PORT);
-            rig.widen(scene.vip, scene.backend, OUT_MTU).expect("a backend");
-            let frame = scene.there(PORT, ACK);
-            let to = Frame { source_mac: OUT_MAC, ..translated(&frame, scene.index, seen, scene.backend) };
-            let redirected = |rig: &Rig| {
-                let ran = rig.run(&frame.bytes()).expect("a run");
-                assert_eq!((ran.action, ran.frame), (XDP_REDIRECT, to.bytes()), "{}", scene.vip);
-            };
-            redirected(&rig);
-            let long = segment(&scene.client(PORT), scene.vip, OUT_MTU as usize + 1);
-            let before = packets(&rig, scene);
-            let ran = rig.run(&long.bytes()).expect("a run");
-            assert_eq!((ran.action, ran.frame), (XDP_TX, told(&long, OUT_MTU as usize).bytes()));
-            assert_eq!(packets(&rig, scene), before);
-            redirected(&rig);
-            rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]).expect("devices");
-            rig.widen(scene.vip, scene.backend, OUT_MTU).expect("a backend");
+fn when_the_backend_is_behind_another_interface_then_mtu_and_devices_decide_how_a_packet_leaves(rig: &mut Rig) {
+    for scene in BOTH {
+        rig.set_devices([]).expect("devices");
+        let seen = connect(rig, scene, PORT);
+        rig.widen(scene.vip, scene.backend, OUT_MTU).expect("a backend");
+        let frame = scene.there(PORT, ACK);
+        let to = Frame { source_mac: OUT_MAC, ..translated(&frame, scene.index, seen, scene.backend) };
+        let redirected = |rig: &Rig| {
             let ran = rig.run(&frame.bytes()).expect("a run");
-            let expected = handed(&rig, &to, Handed::Backend(backend_id(scene.index).0));
-            assert_eq!((ran.action, ran.frame), (XDP_PASS, expected.bytes()), "{}", scene.vip);
-            assert_eq!(packets(&rig, scene), before + 2);
+            assert_eq!((ran.action, ran.frame), (XDP_REDIRECT, to.bytes()), "{}", scene.vip);
+        };
+        redirected(rig);
+        let long = segment(&scene.client(PORT), scene.vip, OUT_MTU as usize + 1);
+        let before = packets(rig, scene);
+        let ran = rig.run(&long.bytes()).expect("a run");
+        assert_eq!((ran.action, ran.frame), (XDP_TX, told(&long, OUT_MTU as usize).bytes()));
+        assert_eq!(packets(rig, scene), before);
+        redirected(rig);
+        rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_FRAMES)]).expect("devices");
+        rig.widen(scene.vip, scene.backend, OUT_MTU).expect("a backend");
+        let ran = rig.run(&frame.bytes()).expect("a run");
+        let expected = handed(rig, &to, Handed::Backend(backend_id(scene.index).0));
+        assert_eq!((ran.action, ran.frame), (XDP_PASS, expected.bytes()), "{}", scene.vip);
+        assert_eq!(packets(rig, scene), before + 2);
+    }
+}
+
+fn when_only_the_kernel_can_send_a_tagged_frame_then_it_sends_it_both_ways(rig: &mut Rig) {
+    rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]).expect("devices");
+    for scene in BOTH {
+        rig.move_backend(scene.vip, scene.backend, Some(rig.in_ifindex)).expect("a backend");
+        let seen = connect(rig, scene, PORT);
+        let tagged = |frame: Frame| Frame { vlans: vec![10], ..frame };
+        let (there, back) = (tagged(scene.there(PORT, ACK)), tagged(scene.back(seen, ACK)));
+        let to_backend = translated(&there, scene.index, seen, scene.backend);
+        let to_client = restored(&back, scene.vip, &scene.client(PORT));
+        for (frame, sent, to) in
+            [(&there, &to_backend, Handed::Backend(backend_id(scene.index).0)), (&back, &to_client, Handed::Client)]
+        {
+            let ran = rig.run(&frame.bytes()).expect("a run");
+            assert_eq!((ran.action, ran.frame), (XDP_PASS, handed(rig, sent, to).bytes()), "{frame:?}");
         }
-    });
+        both_ways(rig, scene, seen);
+    }
+}
+
+fn when_clients_are_remembered_then_the_first_packet_of_each_second_is_sent_like_the_others(rig: &mut Rig) {
+    for scene in BOTH {
+        rig.remember(scene.vip, Duration::from_secs(3600)).expect("memory");
+    }
+    let ends = BOTH.map(|scene| connect(rig, scene, PORT));
+    for _ in 0..2 {
+        thread::sleep(A_TICK);
+        for (scene, seen) in BOTH.into_iter().zip(ends) {
+            let before = packets(rig, scene);
+            both_ways(rig, scene, seen);
+            both_ways(rig, scene, seen);
+            assert_eq!(packets(rig, scene), before + 2, "{}", scene.vip);
+        }
+    }
 }
 
 #[test]
-fn when_only_the_kernel_can_send_a_tagged_frame_then_it_sends_it_both_ways() {
-    with_rig(|mut rig| {
-        rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]).expect("devices");
-        for scene in BOTH {
-            rig.move_backend(scene.vip, scene.backend, Some(rig.in_ifindex)).expect("a backend");
-            let seen = connect(&rig, scene, PORT);
-            let tagged = |frame: Frame| Frame { vlans: vec![10], ..frame };
-            let (there, back) = (tagged(scene.there(PORT, ACK)), tagged(scene.back(seen, ACK)));
-            let to_backend = translated(&there, scene.index, seen, scene.backend);
-            let to_client = restored(&back, scene.vip, &scene.client(PORT));
-            for (frame, sent, to) in
-                [(&there, &to_backend, Handed::Backend(backend_id(scene.index).0)), (&back, &to_client, Handed::Client)]
-            {
-                let ran = rig.run(&frame.bytes()).expect("a run");
-                assert_eq!((ran.action, ran.frame), (XDP_PASS, handed(&rig, sent, to).bytes()), "{frame:?}");
-            }
-            both_ways(&rig, scene, seen);
-        }
-    });
-}
-
-#[test]
-fn when_clients_are_remembered_then_the_first_packet_of_each_second_is_sent_like_the_others() {
-    with_rig(|mut rig| {
-        for scene in BOTH {
-            rig.remember(scene.vip, Duration::from_secs(3600)).expect("memory");
-        }
-        let ends = BOTH.map(|scene| connect(&rig, scene, PORT));
-        for _ in 0..2 {
-            thread::sleep(A_TICK);
-            for (scene, seen) in BOTH.into_iter().zip(ends) {
-                let before = packets(&rig, scene);
-                both_ways(&rig, scene, seen);
-                both_ways(&rig, scene, seen);
-                assert_eq!(packets(&rig, scene), before + 2, "{}", scene.vip);
-            }
-        }
-    });
+fn when_packets_of_connections_take_rare_paths_then_they_arrive_like_all_others() {
+    rows::run(
+        services(),
+        Setup { features: Features::RULES | Features::MEMORY, ..Setup::default() },
+        rows![
+            when_packets_take_different_paths_then_they_arrive_alike_and_are_counted_once,
+            when_a_rule_denies_a_client_then_its_connection_waits_until_the_rule_is_gone,
+            when_a_service_has_several_listeners_then_each_packet_counts_once_for_its_own,
+            when_the_backend_is_behind_another_interface_then_mtu_and_devices_decide_how_a_packet_leaves,
+            when_only_the_kernel_can_send_a_tagged_frame_then_it_sends_it_both_ways,
+            when_clients_are_remembered_then_the_first_packet_of_each_second_is_sent_like_the_others
+        ],
+    );
 }

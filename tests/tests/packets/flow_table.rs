@@ -8,9 +8,10 @@ use balancer_common::{map_types::Forwarding, verdict::DropReason};
 use balancer_config::{config::Protocol, snat::SnatConfig};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},
-    rig::{Rig, Service, TUNNEL_SOURCE_V4, Target},
+    rig::{Rig, Service, Setup, TUNNEL_SOURCE_V4, Target},
 };
 
+const XDP_DROP: u32 = 1;
 const XDP_TX: u32 = 3;
 const PORTS: (u16, u16) = (10_240, 32_767);
 const SERVERS: [(&str, &str); 4] = [
@@ -30,7 +31,7 @@ fn with_rig(flows: u32, addresses: &'static [Ipv4Addr], test: impl FnOnce(Rig) +
         });
         let addresses = addresses.iter().map(|&address| address.into()).collect();
         let snat = SnatConfig { addresses, ports: Some(PORTS), ..SnatConfig::default() };
-        test(Rig::with_flows(&services, flows, &snat).expect("a rig"));
+        test(Rig::with(&services, &Setup { flows, snat, ..Setup::default() }).expect("a rig"));
     };
     std::thread::spawn(run).join().expect("the thread panicked");
 }
@@ -120,6 +121,26 @@ fn none_that_carries_data_is_lost(segments: u32) {
 #[test]
 fn when_segments_open_connections_that_nobody_answers_then_none_that_carries_data_is_lost() {
     none_that_carries_data_is_lost(200_000);
+}
+
+#[test]
+fn when_all_ports_of_a_backend_but_one_are_held_then_the_next_connection_gets_that_one() {
+    const RST: u8 = 4;
+    let of_first_server = |number: u32| number * SERVERS.len() as u32;
+    with_rig(65_536, &ONE, move |rig| {
+        let ports = u32::from(PORTS.1 - PORTS.0) + 1;
+        let ends: Vec<_> = (0..ports).map(|number| connect(&rig, of_first_server(number))).collect();
+        let dropped = || rig.drops(DropReason::NoPort).expect("counters");
+        for number in 0..100 {
+            let next = segment(of_first_server(ports + number), SYN);
+            assert_eq!(rig.run(&next).expect("a run").action, XDP_DROP);
+            assert_eq!(dropped(), u64::from(number) + 1);
+            let ended = number * 201;
+            sent(&rig, of_first_server(ended), RST);
+            assert_eq!(connect(&rig, of_first_server(ports + number)), ends[ended as usize], "{number}");
+        }
+        assert_eq!(sent(&rig, of_first_server(1), ACK), ends[1]);
+    });
 }
 
 #[test]

@@ -8,12 +8,14 @@ use balancer_common::{map_types::Forwarding, verdict::DropReason};
 use balancer_config::config::Protocol;
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
-    rig::{IN_MAC, ROUTER_MAC, Rig, Service, Target},
+    rig::{IN_MAC, ROUTER_MAC, Rig, Service, Setup, Target},
 };
 
 use crate::{
-    cases::{Case, Then, run_services, to_backend_mac},
-    echo, icmp_errors, too_big, tunnel,
+    cases::{Case, Then, to_backend_mac},
+    echo, icmp_errors,
+    rows::{self, rows},
+    too_big, tunnel,
 };
 
 /// A service with listeners of one address family.
@@ -105,7 +107,6 @@ impl Scene {
         format!("{:?} {}/{protocol}", self.forwarding, self.vip(vip, port))
     }
 
-    /// Returns a packet of the scene's client.
     fn frame(&self, vip: usize, port: u16, protocol: Protocol, flags: u8) -> Frame {
         frame(self.client, &self.vip(vip, port).to_string(), protocol, flags)
     }
@@ -131,35 +132,38 @@ fn frame(source: &str, destination: &str, protocol: Protocol, flags: u8) -> Fram
     Frame { payload: (0..100).collect(), ..Frame::new(source, destination, transport) }
 }
 
-/// Runs the cases that `cases` returns for each scene.
-fn run(cases: impl Fn(&Rig, &Scene) -> Vec<Case> + Send + 'static) {
+fn services() -> Vec<Service> {
     let service = |scene: &Scene| Service {
         address: scene.service,
         protocol: Protocol::Tcp,
         forwarding: scene.forwarding,
         target: scene.target,
     };
-    let listen = |rig: &mut Rig| {
-        for scene in &SCENES {
-            let mut listeners = Vec::new();
-            for (vip, ports, protocol, backend_port) in LISTENERS {
-                let address = scene.vip(vip, 0).to_string();
-                let address = address.strip_suffix('0').expect("a port");
-                let listener = format!("{address}{ports}/{protocol}").parse().map_err(anyhow::Error::msg)?;
-                listeners.push((listener, if scene.is_nat() { backend_port } else { 0 }));
-            }
-            rig.listen(scene.service, &listeners)?;
-        }
-        Ok(())
-    };
-    run_services(SCENES.iter().map(service).collect(), listen, move |rig| {
-        SCENES.iter().flat_map(|scene| cases(rig, scene)).collect()
-    });
+    SCENES.iter().map(service).collect()
 }
 
-#[test]
-fn when_a_packet_comes_to_any_listener_then_it_goes_to_the_backend() {
-    run(|rig, scene| {
+fn listen(rig: &mut Rig) -> anyhow::Result<()> {
+    for scene in &SCENES {
+        let mut listeners = Vec::new();
+        for (vip, ports, protocol, backend_port) in LISTENERS {
+            let address = scene.vip(vip, 0).to_string();
+            let address = address.strip_suffix('0').expect("a port");
+            let listener = format!("{address}{ports}/{protocol}").parse().map_err(anyhow::Error::msg)?;
+            listeners.push((listener, if scene.is_nat() { backend_port } else { 0 }));
+        }
+        rig.listen(scene.service, &listeners)?;
+    }
+    Ok(())
+}
+
+/// Gives the services their listeners, and returns the cases that `cases` returns for each scene.
+fn of_scenes(rig: &mut Rig, cases: impl Fn(&Rig, &Scene) -> Vec<Case>) -> Vec<Case> {
+    listen(rig).expect("listeners");
+    SCENES.iter().flat_map(|scene| cases(rig, scene)).collect()
+}
+
+fn when_a_packet_comes_to_any_listener_then_it_goes_to_the_backend(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |rig, scene| {
         let taken = DOORS.iter().flat_map(|&(vip, port, protocol, backend_port)| {
             [SYN, ACK].map(|flags| {
                 let frame = scene.frame(vip, port, protocol, flags);
@@ -171,12 +175,11 @@ fn when_a_packet_comes_to_any_listener_then_it_goes_to_the_backend() {
             Case::new(scene.name(vip, port, protocol), &scene.frame(vip, port, protocol, SYN), Then::Pass)
         });
         taken.chain(passed).collect()
-    });
+    })
 }
 
-#[test]
-fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow() {
-    run(|rig, scene| {
+fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |rig, scene| {
         let mut cases = Vec::new();
         if matches!(scene.forwarding, Forwarding::Ipip | Forwarding::Gue) {
             // Outer packets that routers may fragment have varying identifications, which end-to-end tests check.
@@ -196,12 +199,11 @@ fn when_the_first_fragment_comes_to_any_listener_then_the_others_follow() {
             }
         }
         cases
-    });
+    })
 }
 
-#[test]
-fn when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection() {
-    run(|_, scene| {
+fn when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |_, scene| {
         let mut cases = Vec::new();
         for &(vip, port, protocol, backend_port) in &DOORS {
             let reply = frame(&scene.backend(backend_port).to_string(), scene.client, protocol, SYN | ACK);
@@ -222,12 +224,11 @@ fn when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection(
             cases.push(Case::new(format!("from {port}/{protocol}"), &reply, Then::Pass));
         }
         cases
-    });
+    })
 }
 
-#[test]
-fn when_an_error_comes_to_any_listener_then_it_reaches_backend_or_client() {
-    run(|rig, scene| {
+fn when_an_error_comes_to_any_listener_then_it_reaches_backend_or_client(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |rig, scene| {
         let mut cases = Vec::new();
         let kind = if scene.client.starts_with('[') {
             ("packet too big", 2, 0, [0, 0, 5, 0])
@@ -266,12 +267,11 @@ fn when_an_error_comes_to_any_listener_then_it_reaches_backend_or_client() {
             cases.push(Case::new(format!("{} is nobody's", scene.name(vip, port, protocol)), &about, Then::Pass));
         }
         cases
-    });
+    })
 }
 
-#[test]
-fn when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told() {
-    run(|_, scene| {
+fn when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |_, scene| {
         let outer = match scene.forwarding {
             Forwarding::Dsr | Forwarding::Nat | Forwarding::Snat => return what_is_used_up(scene),
             Forwarding::Ipip => 0,
@@ -284,7 +284,7 @@ fn when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told() {
             Case::new(scene.name(vip, port, protocol), &segment, Then::Tx(too_big::told(&segment, mtu).bytes()))
         })
         .collect()
-    });
+    })
 }
 
 /// The program reduces the TTL or hop limit only with `nat`.
@@ -301,14 +301,29 @@ fn what_is_used_up(scene: &Scene) -> Vec<Case> {
         .collect()
 }
 
-#[test]
-fn when_an_echo_request_comes_to_either_vip_then_it_is_answered() {
-    run(|_, scene| {
+fn when_an_echo_request_comes_to_either_vip_then_it_is_answered(rig: &mut Rig) -> Vec<Case> {
+    of_scenes(rig, |_, scene| {
         let v6 = scene.client.starts_with('[');
         let (request, answer) = if v6 { (128, 129) } else { (8, 0) };
         let at = |vip: &str| if v6 { format!("[{vip}]:0") } else { format!("{vip}:0") };
         let client = if v6 { "[2001:db8:c::7]:0" } else { "203.0.113.7:0" };
         let pings = scene.vips.iter().map(|vip| (vip, Frame::icmp(client, &at(vip), request, 0, [0x12, 0x34, 0, 1])));
         pings.map(|(vip, ping)| Case::new(*vip, &ping, Then::Tx(echo::reply_bytes(&ping, answer)))).collect()
-    });
+    })
+}
+
+#[test]
+fn when_a_service_has_several_listeners_then_all_of_them_lead_to_the_backends_and_back() {
+    rows::run(
+        services(),
+        Setup::default(),
+        rows![
+            when_a_packet_comes_to_any_listener_then_it_goes_to_the_backend,
+            when_the_first_fragment_comes_to_any_listener_then_the_others_follow,
+            when_a_backend_replies_then_the_reply_goes_to_the_listener_of_its_connection,
+            when_an_error_comes_to_any_listener_then_it_reaches_backend_or_client,
+            when_a_packet_at_any_listener_does_not_fit_then_its_sender_is_told,
+            when_an_echo_request_comes_to_either_vip_then_it_is_answered
+        ],
+    );
 }

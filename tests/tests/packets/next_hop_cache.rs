@@ -7,7 +7,7 @@ use std::{process::Command, thread, time::Duration};
 use balancer_common::{handover::Handed, map_types::DEVICE_CARRIES_TAGS, verdict::DropReason};
 use balancer_testkit::{
     frame::{ACK, Frame},
-    rig::{OUT_MAC, OUT_MTU, ROUTER_MAC, Rig},
+    rig::{OUT_MAC, OUT_MTU, ROUTER_MAC, Rig, Setup},
 };
 use nix::{
     sched::{CpuSet, sched_getcpu, sched_setaffinity},
@@ -15,8 +15,9 @@ use nix::{
 };
 
 use crate::{
-    cases::{Case, Then, handed, run, run_with, services},
+    cases::{Case, Then, handed, services},
     nat_return::restored,
+    rows::{self, rows},
     too_big::{segment, told},
 };
 
@@ -125,53 +126,55 @@ fn when_a_route_changes_then_replies_follow_a_moment_later() {
     });
 }
 
-#[test]
-fn when_the_hop_is_cached_then_the_packet_is_still_checked() {
-    run(|_: &Rig| {
-        let mut cases = Vec::new();
-        for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
-            let reply = segment(backend, client, 100);
-            let long = segment(backend, client, OUT_MTU as usize + 1);
-            let last_hop = Frame { ttl: 1, ..reply.clone() };
-            let goes = |name: &str| {
-                Case::new(format!("{client}: {name}"), &reply, Then::Redirect(redirected(&reply, vip).bytes()))
-            };
-            let is_told = Then::Tx(told(&long, OUT_MTU as usize).bytes());
-            cases.extend([
-                goes("the first"),
-                goes("the second"),
-                Case::new(format!("{client}: longer than its way takes"), &long, is_told),
-                goes("after one that was too long"),
-                Case::new(format!("{client}: TTL used up"), &last_hop, Then::Drop(DropReason::TtlExceeded)),
-                goes("after one whose TTL was used up"),
-            ]);
-        }
-        cases
-    });
+fn when_the_hop_is_cached_then_the_packet_is_still_checked(_: &mut Rig) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.114.9:40000", "[2001:db8:d::9]:40000"]) {
+        let reply = segment(backend, client, 100);
+        let long = segment(backend, client, OUT_MTU as usize + 1);
+        let last_hop = Frame { ttl: 1, ..reply.clone() };
+        let goes = |name: &str| {
+            Case::new(format!("{client}: {name}"), &reply, Then::Redirect(redirected(&reply, vip).bytes()))
+        };
+        let is_told = Then::Tx(told(&long, OUT_MTU as usize).bytes());
+        cases.extend([
+            goes("the first"),
+            goes("the second"),
+            Case::new(format!("{client}: longer than its way takes"), &long, is_told),
+            goes("after one that was too long"),
+            Case::new(format!("{client}: TTL used up"), &last_hop, Then::Drop(DropReason::TtlExceeded)),
+            goes("after one whose TTL was used up"),
+        ]);
+    }
+    cases
 }
 
 /// XDP may send one packet to a next hop, while the kernel must send another packet to the same next hop.
+fn when_a_hop_is_shared_then_each_packet_decides_whether_xdp_sends_it(rig: &mut Rig) -> Vec<Case> {
+    rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]).expect("devices");
+    let mut cases = Vec::new();
+    for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.113.7:40000", "[2001:db8:c::7]:40000"]) {
+        let reply = Frame::tcp(backend, client, ACK);
+        let tagged = Frame { vlans: vec![10], ..reply.clone() };
+        let is_handed = Then::Handed(handed(rig, &restored(&tagged, vip), Handed::Client).bytes());
+        let goes = |name: &str| Case::new(format!("{client}: {name}"), &reply, Then::Tx(restored(&reply, vip).bytes()));
+        cases.extend([
+            goes("the first"),
+            goes("the second"),
+            Case::new(format!("{client}: with a tag"), &tagged, is_handed),
+            goes("after one with a tag"),
+        ]);
+    }
+    cases
+}
+
 #[test]
-fn when_a_hop_is_shared_then_each_packet_decides_whether_xdp_sends_it() {
-    run_with(
-        |rig| rig.set_devices([(rig.in_ifindex, DEVICE_CARRIES_TAGS)]),
-        |rig| {
-            let mut cases = Vec::new();
-            for ((backend, vip), client) in BACKENDS.into_iter().zip(["203.0.113.7:40000", "[2001:db8:c::7]:40000"]) {
-                let reply = Frame::tcp(backend, client, ACK);
-                let tagged = Frame { vlans: vec![10], ..reply.clone() };
-                let is_handed = Then::Handed(handed(rig, &restored(&tagged, vip), Handed::Client).bytes());
-                let goes = |name: &str| {
-                    Case::new(format!("{client}: {name}"), &reply, Then::Tx(restored(&reply, vip).bytes()))
-                };
-                cases.extend([
-                    goes("the first"),
-                    goes("the second"),
-                    Case::new(format!("{client}: with a tag"), &tagged, is_handed),
-                    goes("after one with a tag"),
-                ]);
-            }
-            cases
-        },
+fn when_the_next_hop_of_a_reply_is_cached_then_each_packet_still_decides_how_it_leaves() {
+    rows::run(
+        services(),
+        Setup::default(),
+        rows![
+            when_the_hop_is_cached_then_the_packet_is_still_checked,
+            when_a_hop_is_shared_then_each_packet_decides_whether_xdp_sends_it
+        ],
     );
 }

@@ -7,11 +7,12 @@ use balancer_common::{
 use balancer_testkit::{
     frame::{ACK, Frame, SYN},
     prog_run::{run_linear, splits_frames},
-    rig::{Rig, backend_id},
+    rig::{Rig, Setup, backend_id},
 };
 
 use crate::{
-    cases::{Case, Then, dsr, handed, nat, run_with, services},
+    cases::{Case, Then, dsr, handed, nat, services},
+    rows::{self, rows},
     tunnel::wrapped,
 };
 
@@ -74,61 +75,64 @@ fn cases(rig: &Rig, hands_parts: bool) -> Vec<Case> {
     cases
 }
 
-#[test]
-fn when_an_interface_takes_no_frames_in_parts_then_only_those_are_handed_over() {
-    let devices: [fn(&Rig) -> u32; 2] = [|rig| rig.out_ifindex, |_| ANY_DEVICE];
-    for device in devices {
-        run_with(
-            move |rig| {
-                widen(rig)?;
-                rig.set_devices([(device(rig), DEVICE_TAKES_NO_PARTS)])
-            },
-            |rig| cases(rig, true),
-        );
+fn when_the_second_interface_takes_no_frames_in_parts_then_only_those_are_handed_over(rig: &mut Rig) -> Vec<Case> {
+    handed_over(rig, rig.out_ifindex)
+}
+
+fn when_any_interface_may_take_no_frames_in_parts_then_only_those_are_handed_over(rig: &mut Rig) -> Vec<Case> {
+    handed_over(rig, ANY_DEVICE)
+}
+
+fn handed_over(rig: &mut Rig, device: u32) -> Vec<Case> {
+    widen(rig).expect("backends");
+    rig.set_devices([(device, DEVICE_TAKES_NO_PARTS)]).expect("devices");
+    cases(rig, true)
+}
+
+fn when_an_interface_takes_frames_in_parts_then_the_program_sends_them(rig: &mut Rig) -> Vec<Case> {
+    rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)]).expect("devices");
+    widen(rig).expect("backends");
+    // The property of the ingress interface has no effect, because the program redirects no frame to the ingress
+    // interface.
+    rig.set_devices([(rig.in_ifindex, DEVICE_TAKES_NO_PARTS)]).expect("devices");
+    cases(rig, false)
+}
+
+fn when_a_reply_in_parts_leaves_by_an_interface_that_takes_none_then_it_is_handed_over(rig: &mut Rig) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+    if !splits_frames(rig.program(), &release).expect("a run on a frame that is split") {
+        println!("not tested: Linux {} runs no program on such frames, Linux 6.18 does", release.trim());
+        return;
+    }
+    rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)]).expect("devices");
+    for (backend, vip, client, headers) in [
+        ("10.0.0.21:8080", "198.51.100.20:80", "203.0.114.7:40000", 54),
+        ("[fd00::21]:8080", "[2001:db8::20]:80", "[2001:db8:d::7]:40000", 74),
+    ] {
+        let reply = Frame { payload: vec![9; 1000], ..Frame::tcp(backend, client, ACK) };
+        let out = Frame { source: vip.parse().expect("an address"), ttl: reply.ttl - 1, ..reply.clone() };
+        // The test sends an unsplit reply between two split replies, so that the program caches the client's next
+        // hop.
+        for linear in [headers, reply.bytes().len(), headers] {
+            let ran = run_linear(rig.program(), &reply.bytes(), linear, rig.in_ifindex).expect("a run");
+            let is_handed = ran.frame == handed(rig, &out, Handed::Client).bytes();
+            let what = format!("{backend}, {linear} bytes in the first buffer: {:02x?}", &ran.frame[..40]);
+            assert_eq!(is_handed, linear == headers, "{what}");
+            assert_eq!(ran.frame[14..], out.bytes()[14..], "{what}");
+        }
     }
 }
 
 #[test]
-fn when_an_interface_takes_frames_in_parts_then_the_program_sends_them() {
-    run_with(
-        |rig| {
-            rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)])?;
-            widen(rig)?;
-            // The property of the ingress interface has no effect, because the program redirects no frame to the
-            // ingress interface.
-            rig.set_devices([(rig.in_ifindex, DEVICE_TAKES_NO_PARTS)])
-        },
-        |rig| cases(rig, false),
+fn when_frames_come_in_parts_then_the_kernel_gets_those_that_no_interface_takes() {
+    rows::run(
+        services(),
+        Setup::default(),
+        rows![
+            when_the_second_interface_takes_no_frames_in_parts_then_only_those_are_handed_over,
+            when_any_interface_may_take_no_frames_in_parts_then_only_those_are_handed_over,
+            when_an_interface_takes_frames_in_parts_then_the_program_sends_them,
+            when_a_reply_in_parts_leaves_by_an_interface_that_takes_none_then_it_is_handed_over,
+        ],
     );
-}
-
-#[test]
-fn when_a_reply_in_parts_leaves_by_an_interface_that_takes_none_then_it_is_handed_over() {
-    std::thread::spawn(|| {
-        let mut rig = Rig::new(&services()).expect("a rig");
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
-        if !splits_frames(rig.program(), &release).expect("a run on a frame that is split") {
-            println!("not tested: Linux {} runs no program on such frames, Linux 6.18 does", release.trim());
-            return;
-        }
-        rig.set_devices([(rig.out_ifindex, DEVICE_TAKES_NO_PARTS)]).expect("devices");
-        for (backend, vip, client, headers) in [
-            ("10.0.0.21:8080", "198.51.100.20:80", "203.0.114.7:40000", 54),
-            ("[fd00::21]:8080", "[2001:db8::20]:80", "[2001:db8:d::7]:40000", 74),
-        ] {
-            let reply = Frame { payload: vec![9; 1000], ..Frame::tcp(backend, client, ACK) };
-            let out = Frame { source: vip.parse().expect("an address"), ttl: reply.ttl - 1, ..reply.clone() };
-            // The test sends an unsplit reply between two split replies, so that the program caches the client's next
-            // hop.
-            for linear in [headers, reply.bytes().len(), headers] {
-                let ran = run_linear(rig.program(), &reply.bytes(), linear, rig.in_ifindex).expect("a run");
-                let is_handed = ran.frame == handed(&rig, &out, Handed::Client).bytes();
-                let what = format!("{backend}, {linear} bytes in the first buffer: {:02x?}", &ran.frame[..40]);
-                assert_eq!(is_handed, linear == headers, "{what}");
-                assert_eq!(ran.frame[14..], out.bytes()[14..], "{what}");
-            }
-        }
-    })
-    .join()
-    .expect("the thread panicked");
 }

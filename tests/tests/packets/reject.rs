@@ -2,23 +2,23 @@
 
 use std::net::SocketAddr;
 
-use balancer_common::{map_types::Forwarding, verdict::DropReason};
+use balancer_common::{features::Features, map_types::Forwarding, verdict::DropReason};
 use balancer_config::config::Protocol;
 use balancer_control::io::{RuleAction, RuleSpec};
 use balancer_dataplane::Budgets;
 use balancer_testkit::{
     frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, Transport, options, transport_checksum},
     prog_run::Ran,
-    rig::{Rig, Service, Target},
+    rig::{Rig, Service, Setup, Target},
 };
+
+use crate::rows::{self, rows};
 
 const XDP_DROP: u32 = 1;
 const XDP_TX: u32 = 3;
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
-/// The sequence number in frames from [`Frame::tcp`].
-const SEQUENCE: u32 = 0x0102_0304;
 const ANSWERED: u32 = 0x0a0b_0c0d;
 
 const CLIENTS: [&str; 2] = ["203.0.113.7:40000", "[2001:db8:c::7]:40000"];
@@ -47,8 +47,9 @@ fn services() -> Vec<Service> {
 }
 
 fn rejecting(budgets: Budgets, test: impl FnOnce(Rig) + Send + 'static) {
+    let setup = Setup { features: Features::REJECT, budgets, ..Setup::default() };
     let thread = std::thread::spawn(move || {
-        let mut rig = Rig::limited(&services(), budgets).expect("a rig");
+        let mut rig = Rig::with(&services(), &setup).expect("a rig");
         rig.reject(true).expect("services that reject");
         test(rig);
     });
@@ -126,36 +127,34 @@ fn dressed(client: &str, vip: &str, flags: u8) -> Vec<(&'static str, Frame)> {
     frames
 }
 
-#[test]
-fn when_no_backend_takes_a_segment_then_it_is_reset() {
-    rejecting(PLENTY, |rig| {
-        let mut sent = 0;
-        for (family, client) in CLIENTS.into_iter().enumerate() {
-            for vip in [EMPTY[family][0], DOWN[family][0]] {
-                for flags in [SYN, SYN | ACK, ACK, ACK | FIN, ACK | 8, FIN, 0] {
-                    for (name, frame) in dressed(client, vip, flags) {
-                        let bytes = acknowledging(&frame);
-                        let expected = if flags & ACK != 0 {
-                            reset(&frame, ANSWERED, 0, RST)
-                        } else {
-                            let taken =
-                                frame.payload.len() as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
-                            reset(&frame, 0, SEQUENCE + taken, RST | ACK)
-                        };
-                        let ran = run(&rig, &bytes);
-                        assert_eq!(ran.action, XDP_TX, "{client} to {vip}, flags {flags}, {name}");
-                        assert_eq!(ran.frame, expected, "{client} to {vip}, flags {flags}, {name}");
-                        sent += 1;
-                    }
+fn when_no_backend_takes_a_segment_then_it_is_reset(rig: &mut Rig) {
+    rig.reject(true).expect("services that reject");
+    let mut sent = 0;
+    for (family, client) in CLIENTS.into_iter().enumerate() {
+        for vip in [EMPTY[family][0], DOWN[family][0]] {
+            for flags in [SYN, SYN | ACK, ACK, ACK | FIN, ACK | 8, FIN, 0] {
+                for (name, frame) in dressed(client, vip, flags) {
+                    let bytes = acknowledging(&frame);
+                    let expected = if flags & ACK != 0 {
+                        reset(&frame, ANSWERED, 0, RST)
+                    } else {
+                        let taken =
+                            frame.payload.len() as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+                        reset(&frame, 0, frame.sequence + taken, RST | ACK)
+                    };
+                    let ran = run(rig, &bytes);
+                    assert_eq!(ran.action, XDP_TX, "{client} to {vip}, flags {flags}, {name}");
+                    assert_eq!(ran.frame, expected, "{client} to {vip}, flags {flags}, {name}");
+                    sent += 1;
                 }
             }
         }
-        let replies = rig.replies().expect("counters");
-        assert_eq!((replies.rejected, replies.too_big), (sent, 0));
-        for &reason in DropReason::ALL {
-            assert_eq!(rig.drops(reason).expect("counters"), 0, "{}", reason.label());
-        }
-    });
+    }
+    let replies = rig.replies().expect("counters");
+    assert_eq!((replies.rejected, replies.too_big), (sent, 0));
+    for &reason in DropReason::ALL {
+        assert_eq!(rig.drops(reason).expect("counters"), 0, "{}", reason.label());
+    }
 }
 
 /// Returns the ICMP error about `frame`, with the given type and code.
@@ -186,107 +185,99 @@ fn error(frame: &Frame, [kind, code]: [u8; 2]) -> Vec<u8> {
 const UNREACHABLE: [[u8; 2]; 2] = [[3, 3], [1, 4]];
 const PROHIBITED: [[u8; 2]; 2] = [[3, 13], [1, 1]];
 
-#[test]
-fn when_no_backend_takes_a_datagram_then_its_sender_is_told() {
-    rejecting(PLENTY, |rig| {
-        for (family, client) in CLIENTS.into_iter().enumerate() {
-            for vip in [EMPTY[family][1], DOWN[family][1]] {
-                let plain = Frame::udp(client, vip);
-                let mut frames = vec![
-                    plain.clone(),
-                    Frame { payload: vec![1; 1400], ..plain.clone() },
-                    Frame { vlans: vec![3, 4], ..plain.clone() },
-                ];
-                // The program quotes short packets completely, because Linux ignores errors with truncated quotes of
-                // short packets.
-                frames.extend((0..20).map(|length| Frame { payload: vec![7; length], ..plain.clone() }));
-                if family == 0 {
-                    frames.push(Frame { options: vec![1; 8], ..plain.clone() });
-                }
-                for frame in frames {
-                    let ran = run(&rig, &frame.bytes());
-                    assert_eq!((ran.action, ran.frame), (XDP_TX, error(&frame, UNREACHABLE[family])), "{vip}");
-                }
-                // The program answers only the first fragment of a datagram.
-                let parts = Frame { payload: vec![1; 100], ..plain }.fragments(48, 9);
-                assert_eq!(run(&rig, &parts[0].bytes()).action, XDP_TX, "{vip}");
-                assert_eq!(run(&rig, &parts[1].bytes()).action, XDP_DROP, "{vip}");
+fn when_no_backend_takes_a_datagram_then_its_sender_is_told(rig: &mut Rig) {
+    rig.reject(true).expect("services that reject");
+    for (family, client) in CLIENTS.into_iter().enumerate() {
+        for vip in [EMPTY[family][1], DOWN[family][1]] {
+            let plain = Frame::udp(client, vip);
+            let mut frames = vec![
+                plain.clone(),
+                Frame { payload: vec![1; 1400], ..plain.clone() },
+                Frame { vlans: vec![3, 4], ..plain.clone() },
+            ];
+            // The program quotes short packets completely, because Linux ignores errors with truncated quotes of
+            // short packets.
+            frames.extend((0..20).map(|length| Frame { payload: vec![7; length], ..plain.clone() }));
+            if family == 0 {
+                frames.push(Frame { options: vec![1; 8], ..plain.clone() });
             }
+            for frame in frames {
+                let ran = run(rig, &frame.bytes());
+                assert_eq!((ran.action, ran.frame), (XDP_TX, error(&frame, UNREACHABLE[family])), "{vip}");
+            }
+            // The program answers only the first fragment of a datagram.
+            let parts = Frame { payload: vec![1; 100], ..plain }.fragments(48, 9);
+            assert_eq!(run(rig, &parts[0].bytes()).action, XDP_TX, "{vip}");
+            assert_eq!(run(rig, &parts[1].bytes()).action, XDP_DROP, "{vip}");
         }
-    });
+    }
 }
 
-#[test]
-fn when_a_rule_denies_a_client_then_it_is_told() {
-    rejecting(PLENTY, |mut rig| {
-        for family in [0, 1] {
-            for vip in TAKES[family] {
-                let prefix = if family == 0 { "203.0.113.0/24" } else { "2001:db8:c::/48" };
-                let deny = RuleSpec { prefix: prefix.parse().expect("a prefix"), action: RuleAction::Deny };
-                rig.set_rules(vip, &[deny]).expect("rules");
-            }
-            let [tcp, udp] = TAKES[family];
-            let frame = Frame::tcp(CLIENTS[family], tcp, SYN);
-            let ran = run(&rig, &frame.bytes());
-            let expected = reset(&frame, 0, SEQUENCE + 1 + frame.payload.len() as u32, RST | ACK);
-            assert_eq!((ran.action, ran.frame), (XDP_TX, expected));
-            let frame = Frame::udp(CLIENTS[family], udp);
-            let ran = run(&rig, &frame.bytes());
-            assert_eq!((ran.action, ran.frame), (XDP_TX, error(&frame, PROHIBITED[family])));
+fn when_a_rule_denies_a_client_then_it_is_told(rig: &mut Rig) {
+    rig.reject(true).expect("services that reject");
+    for family in [0, 1] {
+        for vip in TAKES[family] {
+            let prefix = if family == 0 { "203.0.113.0/24" } else { "2001:db8:c::/48" };
+            let deny = RuleSpec { prefix: prefix.parse().expect("a prefix"), action: RuleAction::Deny };
+            rig.set_rules(vip, &[deny]).expect("rules");
         }
-        assert_eq!(rig.replies().expect("counters").rejected, 4);
-    });
+        let [tcp, udp] = TAKES[family];
+        let frame = Frame::tcp(CLIENTS[family], tcp, SYN);
+        let ran = run(rig, &frame.bytes());
+        let expected = reset(&frame, 0, frame.sequence + 1 + frame.payload.len() as u32, RST | ACK);
+        assert_eq!((ran.action, ran.frame), (XDP_TX, expected));
+        let frame = Frame::udp(CLIENTS[family], udp);
+        let ran = run(rig, &frame.bytes());
+        assert_eq!((ran.action, ran.frame), (XDP_TX, error(&frame, PROHIBITED[family])));
+    }
+    assert_eq!(rig.replies().expect("counters").rejected, 4);
 }
 
-#[test]
-fn when_a_packet_must_not_be_answered_then_it_is_dropped_silently() {
-    rejecting(PLENTY, |rig| {
-        let mut sent = 0;
-        let mut silent = |name: &str, frame: &[u8], reason: DropReason| {
-            let before = rig.drops(reason).expect("counters");
-            assert_eq!(run(&rig, frame).action, XDP_DROP, "{name}");
-            assert_eq!(rig.drops(reason).expect("counters"), before + 1, "{name}: {}", reason.label());
-            sent += 1;
-        };
-        for (family, client) in CLIENTS.into_iter().enumerate() {
-            let [tcp, udp] = EMPTY[family];
-            for flags in [RST, RST | ACK, RST | SYN] {
-                let frame = Frame::tcp(client, tcp, flags);
-                silent(&format!("{client}, flags {flags}"), &frame.bytes(), DropReason::NoBackend);
-            }
-            for frame in [Frame::tcp(client, tcp, SYN), Frame::udp(client, udp)] {
-                let group = Frame { destination_mac: [0xff; 6], ..frame };
-                silent(&format!("{client}, to every station"), &group.bytes(), DropReason::NoBackend);
-            }
-            let martian = if family == 0 { "127.0.0.1:9" } else { "[::1]:9" };
-            silent(martian, &Frame::tcp(martian, tcp, SYN).bytes(), DropReason::Martian);
-            let parts = Frame { payload: vec![1; 100], ..Frame::tcp(client, tcp, SYN) }.fragments(48, 9);
-            silent(&format!("{client}, a SYN in parts"), &parts[0].bytes(), DropReason::NoBackend);
-            // The packet is an ICMP error about a packet that the VIP sent.
-            let quoted = Frame::tcp(tcp, client, ACK).packet();
-            let kind = if family == 0 { 3 } else { 1 };
-            let error = Frame { payload: quoted, ..Frame::icmp(client, tcp, kind, 1, [0; 4]) };
-            silent(&format!("{client}, an error"), &error.bytes(), DropReason::NoBackend);
+fn when_a_packet_must_not_be_answered_then_it_is_dropped_silently(rig: &mut Rig) {
+    rig.reject(true).expect("services that reject");
+    let mut sent = 0;
+    let mut silent = |name: &str, frame: &[u8], reason: DropReason| {
+        let before = rig.drops(reason).expect("counters");
+        assert_eq!(run(rig, frame).action, XDP_DROP, "{name}");
+        assert_eq!(rig.drops(reason).expect("counters"), before + 1, "{name}: {}", reason.label());
+        sent += 1;
+    };
+    for (family, client) in CLIENTS.into_iter().enumerate() {
+        let [tcp, udp] = EMPTY[family];
+        for flags in [RST, RST | ACK, RST | SYN] {
+            let frame = Frame::tcp(client, tcp, flags);
+            silent(&format!("{client}, flags {flags}"), &frame.bytes(), DropReason::NoBackend);
         }
-        assert!(sent > 0);
-        assert_eq!(rig.replies().expect("counters").rejected, 0);
-    });
+        for frame in [Frame::tcp(client, tcp, SYN), Frame::udp(client, udp)] {
+            let group = Frame { destination_mac: [0xff; 6], ..frame };
+            silent(&format!("{client}, to every station"), &group.bytes(), DropReason::NoBackend);
+        }
+        let martian = if family == 0 { "127.0.0.1:9" } else { "[::1]:9" };
+        silent(martian, &Frame::tcp(martian, tcp, SYN).bytes(), DropReason::Martian);
+        let parts = Frame { payload: vec![1; 100], ..Frame::tcp(client, tcp, SYN) }.fragments(48, 9);
+        silent(&format!("{client}, a SYN in parts"), &parts[0].bytes(), DropReason::NoBackend);
+        // The packet is an ICMP error about a packet that the VIP sent.
+        let quoted = Frame::tcp(tcp, client, ACK).packet();
+        let kind = if family == 0 { 3 } else { 1 };
+        let error = Frame { payload: quoted, ..Frame::icmp(client, tcp, kind, 1, [0; 4]) };
+        silent(&format!("{client}, an error"), &error.bytes(), DropReason::NoBackend);
+    }
+    assert!(sent > 0);
+    assert_eq!(rig.replies().expect("counters").rejected, 0);
 }
 
-#[test]
-fn when_the_service_does_not_reject_then_no_client_is_told() {
-    rejecting(PLENTY, |mut rig| {
-        rig.reject(false).expect("services that do not reject");
-        for family in [0, 1] {
-            for (vips, reason) in [(EMPTY, DropReason::NoBackend), (DOWN, DropReason::AllDown)] {
-                let [tcp, udp] = vips[family];
-                for frame in [Frame::tcp(CLIENTS[family], tcp, SYN), Frame::udp(CLIENTS[family], udp)] {
-                    assert_eq!(run(&rig, &frame.bytes()).action, XDP_DROP);
-                }
-                assert_eq!(rig.drops(reason).expect("counters"), 2 * (family as u64 + 1));
+fn when_the_service_does_not_reject_then_no_client_is_told(rig: &mut Rig) {
+    rig.reject(true).expect("services that reject");
+    rig.reject(false).expect("services that do not reject");
+    for family in [0, 1] {
+        for (vips, reason) in [(EMPTY, DropReason::NoBackend), (DOWN, DropReason::AllDown)] {
+            let [tcp, udp] = vips[family];
+            for frame in [Frame::tcp(CLIENTS[family], tcp, SYN), Frame::udp(CLIENTS[family], udp)] {
+                assert_eq!(run(rig, &frame.bytes()).action, XDP_DROP);
             }
+            assert_eq!(rig.drops(reason).expect("counters"), 2 * (family as u64 + 1));
         }
-    });
+    }
 }
 
 #[test]
@@ -320,4 +311,19 @@ fn when_a_flood_is_rejected_then_senders_of_long_packets_are_told_all_the_same()
         assert_eq!(run(&rig, &long).action, XDP_TX);
         assert_eq!(rig.replies().expect("counters").too_big, 1);
     });
+}
+
+#[test]
+fn when_services_reject_packets_then_senders_are_told() {
+    rows::run(
+        services(),
+        Setup { features: Features::REJECT | Features::RULES, budgets: PLENTY, ..Setup::default() },
+        rows![
+            when_no_backend_takes_a_segment_then_it_is_reset,
+            when_no_backend_takes_a_datagram_then_its_sender_is_told,
+            when_a_rule_denies_a_client_then_it_is_told,
+            when_a_packet_must_not_be_answered_then_it_is_dropped_silently,
+            when_the_service_does_not_reject_then_no_client_is_told
+        ],
+    );
 }

@@ -2,6 +2,7 @@
 //! where connections from before a change of the share go.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Command,
     thread,
@@ -10,6 +11,7 @@ use std::{
 
 use balancer_common::{
     client::{self, HashKey, mask_v6},
+    features::Features,
     map_types::ShareStats,
     share::{Share, Side},
     verdict::{Decision, DropReason},
@@ -17,17 +19,18 @@ use balancer_common::{
 use balancer_control::io::{RuleAction, RuleSpec};
 use balancer_testkit::{
     frame::{ACK, Frame, SYN, Transport},
-    rig::{Rig, backend_mac},
+    rig::{Rig, Setup, backend_mac},
 };
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    cases::{Case, Then, run_with},
+    cases::{Case, Then, run_with, services},
     icmp_errors::error,
+    rows::{self, rows},
 };
 
 /// The TCP services of both families, with one service for each mode.
-const TCP: [&str; 6] = [
+pub(crate) const TCP: [&str; 6] = [
     "198.51.100.10:80",
     "[2001:db8::10]:80",
     "198.51.100.20:80",
@@ -36,12 +39,12 @@ const TCP: [&str; 6] = [
     "[2001:db8::52]:80",
 ];
 const UDP: [&str; 2] = ["198.51.100.70:53", "[2001:db8::71]:53"];
-const HALF: Share = Share::always(50);
+pub(crate) const HALF: Share = Share::always(50);
 /// A change after which the program steers half of the clients. Recently, equal numbers of clients have moved to the
 /// backends and back to the host.
-const CHANGED: Share = Share { now: 50, least: 25, most: 75 };
+pub(crate) const CHANGED: Share = Share { now: 50, least: 25, most: 75 };
 
-fn tag(client: IpAddr) -> u32 {
+pub(crate) fn tag(client: IpAddr) -> u32 {
     let key = HashKey { k0: 1, k1: 2 };
     let hash = match client {
         IpAddr::V4(client) => client::hash_v4(key, u32::from_ne_bytes(client.octets())),
@@ -56,7 +59,7 @@ fn tag(client: IpAddr) -> u32 {
 
 /// Returns a client of `vip`'s family on the given side of the share. Each VIP uses different clients, because all
 /// services of the rig have the same hash key.
-fn on(share: Share, side: Side, vip: &str) -> IpAddr {
+pub(crate) fn on(share: Share, side: Side, vip: &str) -> IpAddr {
     let clients = (1..=250u16).map(|host| -> IpAddr {
         if vip.starts_with('[') {
             format!("2001:db8:c:{host:x}::7").parse().expect("an address")
@@ -77,62 +80,55 @@ fn to(rig: &Rig, vip: &str) -> Then {
     Then::To(backend_mac(rig.service(vip).expect("a service")))
 }
 
-fn share_all(share: Share) -> impl FnOnce(&mut Rig) -> anyhow::Result<()> {
-    move |rig| TCP.iter().chain(&UDP).try_for_each(|vip| rig.share(vip, share))
+fn share_all(rig: &mut Rig, share: Share) -> anyhow::Result<()> {
+    TCP.iter().chain(&UDP).try_for_each(|vip| rig.share(vip, share))
 }
 
-#[test]
-fn when_half_of_the_clients_are_steered_then_all_packets_of_the_others_pass() {
-    run_with(share_all(HALF), |rig| {
-        let mut cases = Vec::new();
-        for (vip, transports) in TCP
-            .map(|vip| (vip, vec![Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK)]))
-            .into_iter()
-            .chain(UDP.map(|vip| (vip, vec![Transport::Udp])))
-        {
-            for transport in transports {
-                let steered = packet(on(HALF, Side::Steered, vip), vip, transport);
-                let other = packet(on(HALF, Side::Host, vip), vip, transport);
-                for vlans in [vec![], vec![7], vec![7, 8]] {
-                    let steered = Frame { vlans: vlans.clone(), ..steered.clone() };
-                    let other = Frame { vlans, ..other.clone() };
-                    cases.push(Case::new(format!("{vip} steered, {transport:?}"), &steered, to(rig, vip)));
-                    cases.push(Case::new(format!("{vip} the host's, {transport:?}"), &other, Then::Pass));
-                }
+fn when_half_of_the_clients_are_steered_then_all_packets_of_the_others_pass(rig: &mut Rig) -> Vec<Case> {
+    share_all(rig, HALF).expect("shares");
+    let mut cases = Vec::new();
+    for (vip, transports) in TCP
+        .map(|vip| (vip, vec![Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK)]))
+        .into_iter()
+        .chain(UDP.map(|vip| (vip, vec![Transport::Udp])))
+    {
+        for transport in transports {
+            let steered = packet(on(HALF, Side::Steered, vip), vip, transport);
+            let other = packet(on(HALF, Side::Host, vip), vip, transport);
+            for vlans in [vec![], vec![7], vec![7, 8]] {
+                let steered = Frame { vlans: vlans.clone(), ..steered.clone() };
+                let other = Frame { vlans, ..other.clone() };
+                cases.push(Case::new(format!("{vip} steered, {transport:?}"), &steered, to(rig, vip)));
+                cases.push(Case::new(format!("{vip} the host's, {transport:?}"), &other, Then::Pass));
             }
         }
-        cases
-    });
+    }
+    cases
 }
 
-#[test]
-fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_unknown_ones_to_the_host() {
-    run_with(
-        |rig| {
-            share_all(CHANGED)(rig)?;
-            TCP.iter().try_for_each(|vip| rig.remember(vip, Duration::from_secs(3600)))
-        },
-        |rig| {
-            let mut cases = Vec::new();
-            for vip in TCP {
-                let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
-                let of = |client, flags| packet(client, vip, Transport::Tcp(flags));
-                cases.push(Case::new(format!("{vip} came, not known"), &of(came, ACK), Then::Pass));
-                cases.push(Case::new(format!("{vip} came, begins"), &of(came, SYN), to(rig, vip)));
-                cases.push(Case::new(format!("{vip} came, is known"), &of(came, ACK), to(rig, vip)));
-                cases.push(Case::new(format!("{vip} left, begins"), &of(left, SYN), Then::Pass));
-                // The host has no sockets in this test.
-                cases.push(Case::new(format!("{vip} left, goes on"), &of(left, ACK), Then::Pass));
-            }
-            for vip in UDP {
-                let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
-                let of = |client| packet(client, vip, Transport::Udp);
-                cases.push(Case::new(format!("{vip} came"), &of(came), to(rig, vip)));
-                cases.push(Case::new(format!("{vip} left"), &of(left), Then::Pass));
-            }
-            cases
-        },
-    );
+fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_unknown_ones_to_the_host(
+    rig: &mut Rig,
+) -> Vec<Case> {
+    share_all(rig, CHANGED).expect("shares");
+    TCP.iter().try_for_each(|vip| rig.remember(vip, Duration::from_secs(3600))).expect("memory");
+    let mut cases = Vec::new();
+    for vip in TCP {
+        let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
+        let of = |client, flags| packet(client, vip, Transport::Tcp(flags));
+        cases.push(Case::new(format!("{vip} came, not known"), &of(came, ACK), Then::Pass));
+        cases.push(Case::new(format!("{vip} came, begins"), &of(came, SYN), to(rig, vip)));
+        cases.push(Case::new(format!("{vip} came, is known"), &of(came, ACK), to(rig, vip)));
+        cases.push(Case::new(format!("{vip} left, begins"), &of(left, SYN), Then::Pass));
+        // The host has no sockets in this test.
+        cases.push(Case::new(format!("{vip} left, goes on"), &of(left, ACK), Then::Pass));
+    }
+    for vip in UDP {
+        let [came, left] = [Side::Came, Side::Left].map(|side| on(CHANGED, side, vip));
+        let of = |client| packet(client, vip, Transport::Udp);
+        cases.push(Case::new(format!("{vip} came"), &of(came), to(rig, vip)));
+        cases.push(Case::new(format!("{vip} left"), &of(left), Then::Pass));
+    }
+    cases
 }
 
 /// Assigns an address to the machine of the test, and waits until the kernel has the address's route: the kernel adds
@@ -172,12 +168,29 @@ fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, Soc
     (socket.into(), accepted, from)
 }
 
+/// States of a socket in `/proc/net/tcp`.
+const FIN_WAIT_2: &str = "05";
+const TIME_WAIT: &str = "06";
+
+/// Waits until the host's socket of a connection has a state.
+fn wait_for_state(vip: SocketAddr, client: SocketAddr, state: &str) {
+    let file = if vip.is_ipv4() { "/proc/thread-self/net/tcp" } else { "/proc/thread-self/net/tcp6" };
+    let [own, other] = [vip, client].map(|end| format!(":{:04X}", end.port()));
+    let has_state = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.len() > 3 && words[1].ends_with(&own) && words[2].ends_with(&other) && words[3] == state
+    };
+    while !fs::read_to_string(file).expect("sockets").lines().any(has_state) {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_now() {
     let vips = ["198.51.100.10:80", "[2001:db8::20]:80"];
     run_with(
         move |rig| {
-            share_all(CHANGED)(rig)?;
+            share_all(rig, CHANGED)?;
             for (vip, listener) in vips.iter().zip(&serve(&vips)) {
                 let mut cases = Vec::new();
                 for side in [Side::Came, Side::Left] {
@@ -207,16 +220,22 @@ fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_no
                         let mac = backend_mac(rig.service(&vip.to_string()).expect("a service"));
                         anyhow::ensure!(passes || ran.frame.starts_with(&mac), "{vip} {name}: elsewhere");
                     }
-                    // After the end of the connection, the client may use the port for a connection to a backend.
-                    drop((accepted, own));
-                    let ended = Frame::new(&from.to_string(), &vip.to_string(), Transport::Tcp(ACK));
-                    let ran = rig.run(&ended.bytes())?;
-                    anyhow::ensure!(ran.action == 3, "{vip} {side:?} after the end: action {}", ran.action);
+                    // The host closes first. The host's socket has the state TIME-WAIT now, before and after the client
+                    // closes its end.
+                    let next = Frame::new(&from.to_string(), &vip.to_string(), Transport::Tcp(ACK));
+                    // A steered client may use the port for a connection to a backend.
+                    let action = if begins { 2 } else { 3 };
+                    drop(accepted);
+                    wait_for_state(vip, from, FIN_WAIT_2);
+                    anyhow::ensure!(rig.run(&next.bytes())?.action == action, "{vip} {side:?}: half closed");
+                    drop(own);
+                    wait_for_state(vip, from, TIME_WAIT);
+                    anyhow::ensure!(rig.run(&next.bytes())?.action == action, "{vip} {side:?}: closed");
                 }
                 let ShareStats { unsteered, host_connections } = rig.passed(vip)?;
-                // The steered client sent two packets in the host's connection; the unsteered client sent two packets
+                // The steered client sent two packets in the host's connection; the unsteered client sent four packets
                 // and a SYN.
-                anyhow::ensure!((unsteered, host_connections) == (3, 2), "{vip}: {unsteered}, {host_connections}");
+                anyhow::ensure!((unsteered, host_connections) == (5, 2), "{vip}: {unsteered}, {host_connections}");
             }
             Ok(())
         },
@@ -228,83 +247,85 @@ fn when_the_host_has_a_connection_then_its_packets_pass_whoever_is_steered_by_no
     );
 }
 
-#[test]
-fn when_a_service_is_watched_then_every_packet_passes_and_what_would_be_is_counted() {
-    run_with(
-        |rig| {
-            share_all(Share::always(0))(rig)?;
-            for vip in TCP.iter().chain(&UDP) {
-                let transport = if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(SYN) };
-                for side in 1..=3 {
-                    let client = on(HALF, Side::Host, vip);
-                    let frame = packet(client, vip, transport);
-                    let ran = rig.run(&frame.bytes())?;
-                    anyhow::ensure!(ran.action == 2 && ran.frame == frame.bytes(), "{vip}: action {}", ran.action);
-                    let index = rig.service(vip).expect("a service");
-                    let stats = rig.backend_stats(index)?;
-                    let connections = if UDP.contains(vip) { 0 } else { side };
-                    anyhow::ensure!(
-                        (stats.packets, stats.connections, stats.decisions[Decision::Stateless.index()])
-                            == (side, connections, connections),
-                        "{vip}: {stats:?}"
-                    );
-                    anyhow::ensure!(stats.bytes == side * frame.bytes().len() as u64, "{vip}: {stats:?}");
-                }
-                anyhow::ensure!(rig.passed(vip)? == ShareStats::default(), "{vip}: counted as the host's");
-            }
-            Ok(())
-        },
-        |_| {
-            let mut cases = Vec::new();
-            for vip in TCP.iter().chain(&UDP) {
-                let client = on(HALF, Side::Host, vip);
-                let whole = packet(client, vip, if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(ACK) });
-                let mut broken = whole.bytes();
-                broken.truncate(broken.len() - 30);
-                cases.push(Case { name: format!("{vip} broken"), frame: broken, then: Then::Pass });
-                let vip: SocketAddr = vip.parse().expect("an address");
-                let martian = Frame { source: SocketAddr::new(vip.ip(), 1), ..whole.clone() };
-                cases.push(Case::new(format!("{vip} from itself"), &martian, Then::Pass));
-                let (kind, of) = if vip.is_ipv4() { (8, "203.0.113.7:0") } else { (128, "[2001:db8:c::7]:0") };
-                let ping = Frame::icmp(of, &SocketAddr::new(vip.ip(), 0).to_string(), kind, 0, [0, 1, 0, 1]);
-                cases.push(Case::new(format!("{vip} ping"), &ping, Then::Pass));
-                if vip.is_ipv4() {
-                    let first = Frame { more_fragments: true, payload: vec![1; 64], ..whole.clone() };
-                    cases.push(Case::new(format!("{vip} first fragment"), &first, Then::Pass));
-                    let later = Frame { fragment_offset: 8, more_fragments: false, ..first };
-                    cases.push(Case::new(format!("{vip} later fragment"), &later, Then::Pass));
-                }
-            }
-            cases
-        },
-    );
+fn when_a_service_is_watched_then_every_packet_passes_and_what_would_be_is_counted(rig: &mut Rig) -> Vec<Case> {
+    share_all(rig, Share::always(0)).expect("shares");
+    for vip in TCP.iter().chain(&UDP) {
+        let transport = if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(SYN) };
+        for side in 1..=3 {
+            let client = on(HALF, Side::Host, vip);
+            let frame = packet(client, vip, transport);
+            let ran = rig.run(&frame.bytes()).expect("a run");
+            assert!(ran.action == 2 && ran.frame == frame.bytes(), "{vip}: action {}", ran.action);
+            let index = rig.service(vip).expect("a service");
+            let stats = rig.backend_stats(index).expect("counters");
+            let connections = if UDP.contains(vip) { 0 } else { side };
+            assert!(
+                (stats.packets, stats.connections, stats.decisions[Decision::Stateless.index()])
+                    == (side, connections, connections),
+                "{vip}: {stats:?}"
+            );
+            assert!(stats.bytes == side * frame.bytes().len() as u64, "{vip}: {stats:?}");
+        }
+        assert!(rig.passed(vip).expect("counters") == ShareStats::default(), "{vip}: counted as the host's");
+    }
+    let mut cases = Vec::new();
+    for vip in TCP.iter().chain(&UDP) {
+        let client = on(HALF, Side::Host, vip);
+        let whole = packet(client, vip, if UDP.contains(vip) { Transport::Udp } else { Transport::Tcp(ACK) });
+        let mut broken = whole.bytes();
+        broken.truncate(broken.len() - 30);
+        cases.push(Case { name: format!("{vip} broken"), frame: broken, then: Then::Pass });
+        let vip: SocketAddr = vip.parse().expect("an address");
+        let martian = Frame { source: SocketAddr::new(vip.ip(), 1), ..whole.clone() };
+        cases.push(Case::new(format!("{vip} from itself"), &martian, Then::Pass));
+        let (kind, of) = if vip.is_ipv4() { (8, "203.0.113.7:0") } else { (128, "[2001:db8:c::7]:0") };
+        let ping = Frame::icmp(of, &SocketAddr::new(vip.ip(), 0).to_string(), kind, 0, [0, 1, 0, 1]);
+        cases.push(Case::new(format!("{vip} ping"), &ping, Then::Pass));
+        if vip.is_ipv4() {
+            let first = Frame { more_fragments: true, payload: vec![1; 64], ..whole.clone() };
+            cases.push(Case::new(format!("{vip} first fragment"), &first, Then::Pass));
+            let later = Frame { fragment_offset: 8, more_fragments: false, ..first };
+            cases.push(Case::new(format!("{vip} later fragment"), &later, Then::Pass));
+        }
+    }
+    cases
+}
+
+fn when_nobody_takes_clients_or_a_rule_denies_them_then_only_those_that_are_steered_are_dropped(
+    rig: &mut Rig,
+) -> Vec<Case> {
+    let empty = ["198.51.100.40:80", "[2001:db8::41]:80"];
+    for vip in empty {
+        rig.share(vip, HALF).expect("shares");
+    }
+    for (vip, all) in [("198.51.100.10:80", "203.0.113.0/24"), ("[2001:db8::10]:80", "2001:db8:c::/48")] {
+        rig.share(vip, HALF).expect("shares");
+        rig.set_rules(vip, &[RuleSpec { prefix: all.parse().expect("a prefix"), action: RuleAction::Deny }])
+            .expect("rules");
+    }
+    let mut cases = Vec::new();
+    let reasons = [DropReason::NoBackend, DropReason::AllDown, DropReason::Denied, DropReason::Denied];
+    for (vip, reason) in empty.into_iter().chain(["198.51.100.10:80", "[2001:db8::10]:80"]).zip(reasons) {
+        for flags in [SYN, ACK] {
+            let of = |side| packet(on(HALF, side, vip), vip, Transport::Tcp(flags));
+            cases.push(Case::new(format!("{vip} steered"), &of(Side::Steered), Then::Drop(reason)));
+            cases.push(Case::new(format!("{vip} the host's"), &of(Side::Host), Then::Pass));
+        }
+    }
+    cases
 }
 
 #[test]
-fn when_nobody_takes_clients_or_a_rule_denies_them_then_only_those_that_are_steered_are_dropped() {
-    let empty = ["198.51.100.40:80", "[2001:db8::41]:80"];
-    run_with(
-        move |rig| {
-            for vip in empty {
-                rig.share(vip, HALF)?;
-            }
-            for (vip, all) in [("198.51.100.10:80", "203.0.113.0/24"), ("[2001:db8::10]:80", "2001:db8:c::/48")] {
-                rig.share(vip, HALF)?;
-                rig.set_rules(vip, &[RuleSpec { prefix: all.parse()?, action: RuleAction::Deny }])?;
-            }
-            Ok(())
-        },
-        move |_| {
-            let mut cases = Vec::new();
-            let reasons = [DropReason::NoBackend, DropReason::AllDown, DropReason::Denied, DropReason::Denied];
-            for (vip, reason) in empty.into_iter().chain(["198.51.100.10:80", "[2001:db8::10]:80"]).zip(reasons) {
-                for flags in [SYN, ACK] {
-                    let of = |side| packet(on(HALF, side, vip), vip, Transport::Tcp(flags));
-                    cases.push(Case::new(format!("{vip} steered"), &of(Side::Steered), Then::Drop(reason)));
-                    cases.push(Case::new(format!("{vip} the host's"), &of(Side::Host), Then::Pass));
-                }
-            }
-            cases
-        },
+fn when_services_share_their_clients_with_the_host_then_each_side_gets_its_own() {
+    let features = Features::SHARE | Features::MEMORY | Features::RULES;
+    rows::run(
+        services(),
+        Setup { features, ..Setup::default() },
+        rows![
+            when_half_of_the_clients_are_steered_then_all_packets_of_the_others_pass,
+            when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_unknown_ones_to_the_host,
+            when_a_service_is_watched_then_every_packet_passes_and_what_would_be_is_counted,
+            when_nobody_takes_clients_or_a_rule_denies_them_then_only_those_that_are_steered_are_dropped
+        ],
     );
 }

@@ -6,10 +6,13 @@ use balancer_common::verdict::DropReason;
 use balancer_dataplane::Budgets;
 use balancer_testkit::{
     frame::{ACK, Frame, Transport},
-    rig::{OUT_MTU, Rig},
+    rig::{OUT_MTU, Rig, Setup},
 };
 
-use crate::cases::{Case, Then, dsr, nat, run, services};
+use crate::{
+    cases::{Case, Then, dsr, nat, services},
+    rows::{self, Row, rows},
+};
 
 /// Returns a TCP segment whose IP packet is `length` bytes long.
 pub(crate) fn segment(client: &str, vip: &str, length: usize) -> Frame {
@@ -68,94 +71,85 @@ fn ways() -> Vec<(&'static str, &'static str, usize)> {
     ]
 }
 
-#[test]
-fn when_a_packet_is_too_large_then_its_sender_is_told_what_fits() {
-    run(|_| {
-        let mut cases = Vec::new();
-        for (client, vip, mtu) in ways() {
-            for length in [mtu + 1, 1500] {
-                let frame = segment(client, vip, length);
-                let name = format!("{vip} {length} bytes where {mtu} fit");
-                cases.push(Case::new(name, &frame, Then::Tx(told(&frame, mtu).bytes())));
-            }
-            for vlans in [vec![6], vec![6, 7]] {
-                let frame = Frame { vlans, ..segment(client, vip, 1500) };
-                let name = format!("{vip} VLAN {:?}", frame.vlans);
-                cases.push(Case::new(name, &frame, Then::Tx(told(&frame, mtu).bytes())));
-            }
-            if client.starts_with('[') {
-                continue;
-            }
-            let may = Frame { dont_fragment: false, ..segment(client, vip, mtu + 1) };
-            cases.push(Case::new(format!("{vip} may be fragmented"), &may, Then::Tx(told(&may, mtu).bytes())));
-            let options = Frame { options: vec![1; 40], ..segment(client, vip, 1460) };
-            cases.push(Case::new(format!("{vip} IPv4 options"), &options, Then::Tx(told(&options, mtu).bytes())));
+fn when_a_packet_is_too_large_then_its_sender_is_told_what_fits(_: &mut Rig) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (client, vip, mtu) in ways() {
+        for length in [mtu + 1, 1500] {
+            let frame = segment(client, vip, length);
+            let name = format!("{vip} {length} bytes where {mtu} fit");
+            cases.push(Case::new(name, &frame, Then::Tx(told(&frame, mtu).bytes())));
         }
-        for (source, vip) in [("0.0.0.9:1", "198.51.100.50:80"), ("240.0.0.9:1", "198.51.100.10:81")] {
-            let frame = segment(source, vip, 1500);
-            cases.push(Case::new(format!("{source} is nobody to tell"), &frame, Then::Drop(DropReason::TooBig)));
+        for vlans in [vec![6], vec![6, 7]] {
+            let frame = Frame { vlans, ..segment(client, vip, 1500) };
+            let name = format!("{vip} VLAN {:?}", frame.vlans);
+            cases.push(Case::new(name, &frame, Then::Tx(told(&frame, mtu).bytes())));
         }
-        let group = Frame { destination_mac: [0xff; 6], ..segment("203.0.113.7:1", "198.51.100.50:80", 1500) };
-        cases.push(Case::new("sent to every station", &group, Then::Drop(DropReason::TooBig)));
-        cases
-    });
+        if client.starts_with('[') {
+            continue;
+        }
+        let may = Frame { dont_fragment: false, ..segment(client, vip, mtu + 1) };
+        cases.push(Case::new(format!("{vip} may be fragmented"), &may, Then::Tx(told(&may, mtu).bytes())));
+        let options = Frame { options: vec![1; 40], ..segment(client, vip, 1460) };
+        cases.push(Case::new(format!("{vip} IPv4 options"), &options, Then::Tx(told(&options, mtu).bytes())));
+    }
+    for (source, vip) in [("0.0.0.9:1", "198.51.100.50:80"), ("240.0.0.9:1", "198.51.100.10:81")] {
+        let frame = segment(source, vip, 1500);
+        cases.push(Case::new(format!("{source} is nobody to tell"), &frame, Then::Drop(DropReason::TooBig)));
+    }
+    let group = Frame { destination_mac: [0xff; 6], ..segment("203.0.113.7:1", "198.51.100.50:80", 1500) };
+    cases.push(Case::new("sent to every station", &group, Then::Drop(DropReason::TooBig)));
+    cases
 }
 
-#[test]
-fn when_a_packet_fits_exactly_then_it_is_forwarded() {
-    run(|rig| {
-        let mut cases = Vec::new();
-        for (mode, client, vip, backend, mtu) in [
-            ("ipip", "203.0.113.7:40000", "198.51.100.50:80", "10.0.0.50", 1480),
-            ("ipip", "203.0.113.7:40000", "198.51.100.52:80", "fd00::52", 1460),
-            ("ipip", "[2001:db8:c::7]:40000", "[2001:db8::52]:80", "fd00::56", 1460),
-            ("gue", "203.0.113.7:40000", "198.51.100.60:80", "10.0.0.60", 1472),
-            ("gue", "[2001:db8:c::7]:40000", "[2001:db8::62]:80", "fd00::66", 1452),
-        ] {
-            let frame = segment(client, vip, mtu);
-            let out = crate::tunnel::wrapped(rig, mode, &frame, vip, backend);
-            cases.push(Case::new(format!("{mode} {vip}"), &frame, Then::Tx(out.bytes())));
-        }
-        let out_mtu = OUT_MTU as usize;
-        let frame = segment("203.0.113.7:40000", "198.51.100.10:81", out_mtu);
-        cases.push(Case::new("dsr", &frame, Then::Redirect(dsr(rig, &frame).bytes())));
-        let frame = segment("[2001:db8:c::7]:40000", "[2001:db8::20]:81", out_mtu);
-        let out = nat(rig, &frame, "[2001:db8::20]:81", "[fd01::21]:8081");
-        cases.push(Case::new("nat", &frame, Then::Redirect(out.bytes())));
-        cases
-    });
+fn when_a_packet_fits_exactly_then_it_is_forwarded(rig: &mut Rig) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (mode, client, vip, backend, mtu) in [
+        ("ipip", "203.0.113.7:40000", "198.51.100.50:80", "10.0.0.50", 1480),
+        ("ipip", "203.0.113.7:40000", "198.51.100.52:80", "fd00::52", 1460),
+        ("ipip", "[2001:db8:c::7]:40000", "[2001:db8::52]:80", "fd00::56", 1460),
+        ("gue", "203.0.113.7:40000", "198.51.100.60:80", "10.0.0.60", 1472),
+        ("gue", "[2001:db8:c::7]:40000", "[2001:db8::62]:80", "fd00::66", 1452),
+    ] {
+        let frame = segment(client, vip, mtu);
+        let out = crate::tunnel::wrapped(rig, mode, &frame, vip, backend);
+        cases.push(Case::new(format!("{mode} {vip}"), &frame, Then::Tx(out.bytes())));
+    }
+    let out_mtu = OUT_MTU as usize;
+    let frame = segment("203.0.113.7:40000", "198.51.100.10:81", out_mtu);
+    cases.push(Case::new("dsr", &frame, Then::Redirect(dsr(rig, &frame).bytes())));
+    let frame = segment("[2001:db8:c::7]:40000", "[2001:db8::20]:81", out_mtu);
+    let out = nat(rig, &frame, "[2001:db8::20]:81", "[fd01::21]:8081");
+    cases.push(Case::new("nat", &frame, Then::Redirect(out.bytes())));
+    cases
 }
 
-#[test]
-fn when_a_reply_is_too_large_for_the_clients_interface_then_its_sender_is_told() {
-    run(|_| {
-        let restored = |frame: &Frame, vip: &str| Frame {
-            destination_mac: [2, 0, 0, 0, 0, 8],
-            source_mac: balancer_testkit::rig::OUT_MAC,
-            source: vip.parse().expect("an address"),
-            ttl: frame.ttl - 1,
-            ..frame.clone()
-        };
-        let fits = segment("10.0.0.21:8080", "203.0.114.7:40000", 1300);
-        let fits_v6 = segment("[fd00::21]:8080", "[2001:db8:d::7]:40000", 1300);
-        let long = segment("10.0.0.21:8080", "203.0.114.7:40000", 1301);
-        let long_v6 = segment("[fd00::21]:8080", "[2001:db8:d::7]:40000", 1301);
-        let may = Frame { dont_fragment: false, ..long.clone() };
-        vec![
-            Case::new("fits", &fits, Then::Redirect(restored(&fits, "198.51.100.20:80").bytes())),
-            Case::new("fits, IPv6", &fits_v6, Then::Redirect(restored(&fits_v6, "[2001:db8::20]:80").bytes())),
-            Case::new("the backend is told", &long, Then::Tx(told(&long, 1300).bytes())),
-            Case::new("the backend is told, IPv6", &long_v6, Then::Tx(told(&long_v6, 1300).bytes())),
-            Case::new("may be fragmented", &may, Then::Tx(told(&may, 1300).bytes())),
-        ]
-    });
+fn when_a_reply_is_too_large_for_the_clients_interface_then_its_sender_is_told(_: &mut Rig) -> Vec<Case> {
+    let restored = |frame: &Frame, vip: &str| Frame {
+        destination_mac: [2, 0, 0, 0, 0, 8],
+        source_mac: balancer_testkit::rig::OUT_MAC,
+        source: vip.parse().expect("an address"),
+        ttl: frame.ttl - 1,
+        ..frame.clone()
+    };
+    let fits = segment("10.0.0.21:8080", "203.0.114.7:40000", 1300);
+    let fits_v6 = segment("[fd00::21]:8080", "[2001:db8:d::7]:40000", 1300);
+    let long = segment("10.0.0.21:8080", "203.0.114.7:40000", 1301);
+    let long_v6 = segment("[fd00::21]:8080", "[2001:db8:d::7]:40000", 1301);
+    let may = Frame { dont_fragment: false, ..long.clone() };
+    vec![
+        Case::new("fits", &fits, Then::Redirect(restored(&fits, "198.51.100.20:80").bytes())),
+        Case::new("fits, IPv6", &fits_v6, Then::Redirect(restored(&fits_v6, "[2001:db8::20]:80").bytes())),
+        Case::new("the backend is told", &long, Then::Tx(told(&long, 1300).bytes())),
+        Case::new("the backend is told, IPv6", &long_v6, Then::Tx(told(&long_v6, 1300).bytes())),
+        Case::new("may be fragmented", &may, Then::Tx(told(&may, 1300).bytes())),
+    ]
 }
 
 #[test]
 fn when_senders_are_told_then_answers_are_counted_and_limited() {
     std::thread::spawn(|| {
         let budgets = Budgets { errors: 20, rejections: 0, echo: 0, fragments: 0, waiting: 0 };
-        let rig = Rig::limited(&services(), budgets).expect("a rig");
+        let rig = Rig::with(&services(), &Setup { budgets, ..Setup::default() }).expect("a rig");
         let frame = segment("203.0.113.7:40000", "198.51.100.50:80", 1500).bytes();
         const SENT: u64 = 4000;
         for _ in 0..SENT {
@@ -170,4 +164,15 @@ fn when_senders_are_told_then_answers_are_counted_and_limited() {
     })
     .join()
     .expect("the thread panicked");
+}
+
+pub(crate) const ROWS: &[Row] = rows![
+    when_a_packet_is_too_large_then_its_sender_is_told_what_fits,
+    when_a_packet_fits_exactly_then_it_is_forwarded,
+    when_a_reply_is_too_large_for_the_clients_interface_then_its_sender_is_told
+];
+
+#[test]
+fn when_packets_are_large_then_senders_learn_what_fits() {
+    rows::run(services(), Setup::default(), ROWS);
 }

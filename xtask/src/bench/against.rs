@@ -40,7 +40,6 @@ pub(crate) struct Against {
 }
 
 impl Against {
-    /// Returns the commit with this name.
     pub(crate) fn revision(name: &str) -> Result<Self> {
         let found = output(git().args(["rev-parse", "--verify", "--quiet"]).arg(format!("{name}^{{commit}}")));
         let commit = found.with_context(|| {
@@ -209,6 +208,15 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// Whether the kernel program of this tree may differ from the baseline's; also true if there is no baseline.
+pub(crate) fn program_may_differ() -> bool {
+    may_differ(Against::baseline())
+}
+
+fn may_differ(baseline: Result<Against>) -> bool {
+    baseline.and_then(|baseline| baseline.differs()).unwrap_or(true)
+}
+
 /// Builds the baseline if the kernel program may differ. This long part of the gate may run in parallel with the tests.
 pub(crate) fn build_baseline() -> Result<()> {
     let baseline = Against::baseline()?;
@@ -229,7 +237,7 @@ pub(crate) fn check_paths() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Against, is_own};
+    use super::{Against, is_own, may_differ};
 
     #[test]
     fn when_files_are_of_the_projects_own_crates_then_they_are_not_shared() {
@@ -239,6 +247,11 @@ mod tests {
         for name in ["libaya-01ab.rlib", "libc-77", "tokio-1"] {
             assert!(!is_own(name), "{name}");
         }
+    }
+
+    #[test]
+    fn when_there_is_no_baseline_then_the_kernel_program_may_differ() {
+        assert!(may_differ(Against::revision("no-such-branch")));
     }
 
     #[test]

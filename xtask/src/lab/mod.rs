@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::{
-    build::{Aim, programs},
+    build::{Aim, LAB, programs},
     command::{built, cargo, ensure_root, program, root, run},
     setup::{Purpose, session_lab, setup},
 };
@@ -59,9 +59,8 @@ fn sessions(options: &[String]) -> Result<()> {
     ensure_root("the session lab", "lab sessions")?;
     setup(Purpose::Run)?;
     session_lab()?;
-    programs(&["balancer"], Aim::Release)?;
-    let mut command = program(built("release")?.join("balancer"));
-    command.args(["demo", "sessions"]);
+    programs(&["balancer", LAB], Aim::Release)?;
+    let mut command = program(built("release")?.join(LAB));
     // Set the output directory only if the user has not set it.
     if !options.iter().any(|option| option.starts_with("--output")) {
         command.arg("--output").arg(root().join("target/lab/sessions"));

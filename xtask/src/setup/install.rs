@@ -67,7 +67,6 @@ impl Installer {
         Ok(())
     }
 
-    /// The packages of the missing tools.
     fn missing(&self, tools: &[Tool]) -> Result<Vec<&'static str>> {
         let missing: Vec<&Tool> = tools.iter().filter(|tool| !installed(tool.program)).collect();
         let programs = || missing.iter().map(|tool| tool.program).collect::<Vec<_>>().join(", ");

@@ -63,8 +63,9 @@ const NSPAWN: Tool =
 const HAPROXY: Tool = Tool::everywhere("haproxy", "haproxy");
 
 /// Servers that only tests start, and tools from the packages of servers.
-pub(super) const SERVERS: [Tool; 4] = [
+pub(super) const SERVERS: [Tool; 5] = [
     NGINX,
+    Tool { program: "ab", apt: "apache2-utils", dnf: "httpd-tools", pacman: "apache" },
     HAPROXY,
     Tool { program: "promtool", apt: "prometheus", dnf: "golang-github-prometheus", pacman: "prometheus" },
     Tool { program: "named", apt: "bind9", dnf: "bind", pacman: "bind" },
@@ -175,7 +176,6 @@ impl Manager {
         })
     }
 
-    /// The program's name.
     pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Apt => "apt-get",
@@ -255,21 +255,21 @@ mod tests {
         };
         assert_eq!(
             names(Manager::Apt),
-            "iproute2 ethtool chromium chromium-driver nginx-light haproxy prometheus bind9 frr ansible-core podman systemd-container iperf3 dnsmasq-base \
+            "iproute2 ethtool chromium chromium-driver nginx-light apache2-utils haproxy prometheus bind9 frr ansible-core podman systemd-container iperf3 dnsmasq-base \
              bird2 keepalived etcd-server curl bind9-dnsutils socat etcd-client debootstrap systemd-container nodejs npm redis-server memcached nginx-light haproxy nftables openssh-client qemu-system-x86 qemu-system-arm busybox-static cpio kmod xz-utils dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Dnf),
-            "iproute ethtool chromium chromedriver nginx haproxy golang-github-prometheus bind frr ansible-core podman systemd-container iperf3 dnsmasq bird keepalived etcd \
+            "iproute ethtool chromium chromedriver nginx httpd-tools haproxy golang-github-prometheus bind frr ansible-core podman systemd-container iperf3 dnsmasq bird keepalived etcd \
              curl bind-utils socat etcd debootstrap systemd-container nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86-core qemu-system-aarch64-core busybox cpio kmod xz dpkg binutils"
                 .split(' ')
                 .collect::<Vec<_>>()
         );
         assert_eq!(
             names(Manager::Pacman),
-            "iproute2 ethtool chromium chromium nginx haproxy prometheus bind frr ansible-core podman systemd iperf3 dnsmasq bird keepalived etcd curl bind socat etcd \
+            "iproute2 ethtool chromium chromium nginx apache haproxy prometheus bind frr ansible-core podman systemd iperf3 dnsmasq bird keepalived etcd curl bind socat etcd \
              debootstrap systemd nodejs npm redis memcached nginx haproxy nftables openssh qemu-system-x86 \
              qemu-system-aarch64 busybox cpio kmod xz dpkg binutils"
                 .split(' ')

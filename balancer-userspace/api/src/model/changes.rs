@@ -94,6 +94,17 @@ pub struct Changed {
     /// The effects of the change in one line, e.g. `backend web/web4 added: 13,107 of 65,537 slots moved, 215
     /// needless`.
     pub message: String,
+    /// The members of the fleet that do not apply the change, or not yet, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_applied_by: Vec<String>,
+}
+
+impl Changed {
+    /// The answer to a change that is completely applied.
+    #[must_use]
+    pub const fn applied(message: String) -> Self {
+        Self { message, not_applied_by: Vec::new() }
+    }
 }
 
 /// The answer to a refused request.

@@ -103,6 +103,10 @@ pub const MAX_IMPORTED: usize = 4096;
 pub struct ImportClients {
     /// The clients to record, at most [`MAX_IMPORTED`].
     pub clients: Vec<ImportClient>,
+    /// Whether to record also clients that this balancer has served since the last import; absent: these clients stay
+    /// at their backends.
+    #[serde(default)]
+    pub overwrite: bool,
 }
 
 /// A client that the service should remember at a backend.
@@ -133,6 +137,9 @@ pub struct ImportedView {
     pub known: u64,
     /// The number of clients that were known at another backend before the request.
     pub moved: u64,
+    /// The number of clients that stay at another backend, because this balancer has served them since the last import.
+    #[serde(default)]
+    pub served: u64,
     /// The number of clients that were not recorded, because the service would already have forgotten clients of that
     /// age.
     pub expired: u64,

@@ -80,6 +80,9 @@ pub struct Applied {
     /// clients move, clients are forgotten, or listeners are added or removed.
     #[serde(default)]
     pub services: Vec<PlanView>,
+    /// The members of the fleet that do not apply the change, or not yet, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_applied_by: Vec<String>,
 }
 
 impl From<Planned> for Applied {
@@ -90,6 +93,7 @@ impl From<Planned> for Applied {
             differences: planned.reports,
             changed_at_run_time: planned.changed,
             services: services.map(Into::into).collect(),
+            not_applied_by: Vec::new(),
         }
     }
 }

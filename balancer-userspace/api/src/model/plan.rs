@@ -1,6 +1,6 @@
 //! Plans, which show the clients that a change would move.
 
-use balancer_control::plan::{PlannedMove, PlannedService};
+use balancer_control::plan::{ComingClients, PlannedMove, PlannedService};
 use serde::{Deserialize, Serialize};
 
 use super::changes::{AddBackend, SetAdmin, SetLimits};
@@ -76,6 +76,25 @@ pub enum PlanRequest {
     },
 }
 
+/// Known clients that the balancer would start to steer, by how their backends are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComingView {
+    /// The number of clients that the balancer has steered within the last hour.
+    pub served: u64,
+    /// The number of clients whose backends were imported since the controller started.
+    pub imported: u64,
+    /// The number of clients that the balancer has only watched: their backends are those of the lookup table, and the
+    /// host may serve them at others.
+    pub guessed: u64,
+}
+
+impl From<ComingClients> for ComingView {
+    fn from(coming: ComingClients) -> Self {
+        let ComingClients { served, reported, guessed } = coming;
+        Self { served, imported: reported, guessed }
+    }
+}
+
 /// The effects that a change would have on a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanView {
@@ -114,6 +133,9 @@ pub struct PlanView {
     /// The number of known clients that the balancer would start to steer.
     #[serde(default)]
     pub known_clients_taken_over: u64,
+    /// The clients that the balancer would start to steer, by how their backends are known; absent: there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coming: Option<ComingView>,
     /// The number of known clients that the host would serve again.
     #[serde(default)]
     pub known_clients_sent_back: u64,
@@ -158,6 +180,7 @@ impl From<PlannedService> for PlanView {
             steer_before: planned.steer[0],
             steer: planned.steer[1],
             known_clients_taken_over: planned.known_clients_taken_over,
+            coming: (planned.known_clients_taken_over > 0).then(|| planned.coming.into()),
             known_clients_sent_back: planned.known_clients_sent_back,
             removed: planned.removed,
             listeners_added: planned.listeners_added.iter().map(ToString::to_string).collect(),

@@ -116,6 +116,15 @@ pub struct DiscoverView {
     /// The reason why the current version of the list is not applied completely; absent: the whole version is applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The faults of the entries that the controller leaves out because they cannot be backends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// The backends whose targets are missing, and which wait for them before they drain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<String>,
+    /// A habit of the source, such as `gives other targets each time: 3 of 6`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub habit: Option<String>,
 }
 
 /// A listener of a service.
@@ -226,10 +235,22 @@ pub struct BackendView {
     /// The handshakes with the backend that are unfinished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unanswered: Option<UnansweredView>,
+    /// The handshakes of clients with the backend whose outcome became known in the last minute; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshakes: Option<HandshakesView>,
     /// `nat` and `snat`: the interface by which the backend's replies arrive, if the program is not attached to it, so
     /// that clients get no replies. Absent: the program sees the replies, or it is not known where they arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unattached: Option<String>,
+}
+
+/// The handshakes of clients whose outcome became known in the last minute, as far as the balancer watches clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandshakesView {
+    /// The number of handshakes that clients completed, so that the backend's answer has reached them.
+    pub completed: u64,
+    /// The number of handshakes that clients did not continue within two seconds.
+    pub unanswered: u64,
 }
 
 /// The slots that a backend gives to other backends, because the backend has or had more than its share of the load.

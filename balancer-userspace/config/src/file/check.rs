@@ -2,6 +2,7 @@
 
 mod grpc;
 mod http;
+mod tcp;
 mod tls;
 
 use std::{path::PathBuf, time::Duration};
@@ -41,7 +42,8 @@ const HTTP: [&str; 6] = ["http2", "method", "path", "expect_status", "expect_bod
 const REQUEST: [&str; 2] = ["host", "headers"];
 const TLS: [&str; 5] = ["tls_verify", "ca_file", "sni", "client_cert", "client_key"];
 const GRPC: [&str; 1] = ["service"];
-const UDP: [&str; 2] = ["send", "expect"];
+const TALK: [&str; 2] = ["send", "expect"];
+const TCP: [&str; 1] = ["expect_regex"];
 const DNS: [&str; 3] = ["name", "record", "expect_rcode"];
 const EXEC: [&str; 2] = ["command", "user"];
 
@@ -123,6 +125,8 @@ pub(super) struct Keys {
     client: Option<ClientFiles>,
     send: Option<Payload>,
     expect: Option<Payload>,
+    /// What a check of type `tcp` expects.
+    answer: Option<BodyTest>,
     name: Option<DnsName>,
     record: Option<Record>,
     expect_rcode: Option<Vec<Rcode>>,
@@ -156,6 +160,7 @@ impl Keys {
             client: None,
             send: None,
             expect: None,
+            answer: None,
             name: None,
             record: None,
             expect_rcode: None,
@@ -213,7 +218,7 @@ impl Keys {
             rise: self.rise.unwrap_or(RISE),
             kind: match self.kind {
                 Type::None => CheckKind::None,
-                Type::Tcp => CheckKind::Tcp { port: self.port },
+                Type::Tcp => CheckKind::Tcp { port: self.port, talk: tcp::talk(self.send, self.answer) },
                 Type::Udp => CheckKind::Udp(UdpCheck {
                     port: self.port,
                     send: self.send.unwrap_or_else(|| Payload(Vec::new())),
@@ -279,7 +284,8 @@ pub(super) fn check(
     let port = section.integer("port", findings, (1, 65_535));
     keys.port = port.map(|port| port.value).or(keys.port);
     match kind {
-        Type::None | Type::Tcp => {}
+        Type::None => {}
+        Type::Tcp => tcp::tcp(&mut section, &mut keys, findings),
         Type::Http | Type::Https => http::http(&mut section, &mut keys, findings),
         Type::Grpc | Type::Grpcs => grpc::grpc(&mut section, &mut keys, findings),
         Type::Udp => udp(&mut section, &mut keys, findings),
@@ -299,7 +305,7 @@ pub(super) fn check(
 /// Reports that a check has no type; if the check contains misspelt keys, reports these keys, because one of them may
 /// be the type.
 fn untyped(mut section: Section<'_>, findings: &mut Findings<'_>) {
-    for keys in [&TIMING[..], &HTTP, &REQUEST, &TLS, &GRPC, &UDP, &DNS, &EXEC, &["type", "via", "port"]] {
+    for keys in [&TIMING[..], &HTTP, &REQUEST, &TLS, &GRPC, &TALK, &TCP, &DNS, &EXEC, &["type", "via", "port"]] {
         keys.iter().for_each(|key| section.skip(key));
     }
     if section.is_empty() {
@@ -336,8 +342,11 @@ fn refuse_foreign(section: &mut Section<'_>, kind: Type, findings: &mut Findings
     if !kind.is_grpc() {
         refuse_all(&GRPC);
     }
-    if kind != Type::Udp {
-        refuse_all(&UDP);
+    if !matches!(kind, Type::Tcp | Type::Udp) {
+        refuse_all(&TALK);
+    }
+    if kind != Type::Tcp {
+        refuse_all(&TCP);
     }
     if kind != Type::Dns {
         refuse_all(&DNS);
@@ -471,6 +480,6 @@ fn account(name: &str) -> Result<(), String> {
         Ok(None) => {
             Err(format!("there is no user {given} on this machine; `getent passwd` lists those that there are"))
         }
-        Err(error) => Err(format!("whether there is a user {given} cannot be told: {}", error.desc())),
+        Err(error) => Err(format!("cannot look up the user {given}: {}", error.desc())),
     }
 }

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
-    document::DEFAULT_SOCKET,
     findings::Findings,
     section::{Given, Located, Section},
 };
@@ -11,6 +10,9 @@ use crate::{
     control::{Control, Remote, Role, readers_socket},
     value,
 };
+
+/// The default path of the control socket.
+pub const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 
 /// Reads the section `[control]`, or returns the defaults if the file has no such section.
 pub(super) fn control(section: Option<Section<'_>>, findings: &mut Findings<'_>) -> Control {
@@ -80,7 +82,7 @@ fn roles(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<BTree
         Ok((name.to_owned(), value::word("the role", word, &words)?))
     })?;
     if roles.is_empty() && !findings.has_errors() {
-        findings.error(at, format!("roles is empty, so that nobody may do anything; give {ROLES}"));
+        findings.error(at, format!("roles is empty, so no client has a role; give {ROLES}"));
     }
     Some(roles.into_iter().map(|role| role.value).collect())
 }

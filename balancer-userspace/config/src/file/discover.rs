@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    time::Duration,
 };
 
 use balancer_common::map_types::Forwarding;
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     config::{Config, crosses_families, forwarding_word},
-    discover::{DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
+    discover::{DEFAULT_KEEP, DiscoverConfig, Floor, MAX_TARGETS, Source, Target},
     dns::{self, DnsSource, Records},
     etcd::{self, EtcdSource},
     listeners::{Family, Listener},
@@ -28,6 +29,8 @@ const ONE_OF: &str = "add file = \"/etc/balancer/targets.json\", a list of targe
                       records, dns_a = \"web.internal\", addresses, or etcd = \"/services/web/\", keys of etcd";
 const FAMILIES: &[(&str, Family)] = &[("ipv4", Family::V4), ("ipv6", Family::V6)];
 const SERVERS: &str = "a list of DNS servers such as [\"192.0.2.53\"]";
+/// The maximum time for which a backend waits for its missing target.
+const MOST_KEEP: Duration = Duration::from_secs(24 * 60 * 60);
 const FLOOR: &str = "a number of targets such as 2, or a share such as \"50%\"";
 
 /// Reads the sections `[[service.discover]]` of one service. `front` contains the service's listeners and its
@@ -41,6 +44,7 @@ pub(super) fn discover(
     for mut section in sections {
         let source = source(&mut section, front, findings);
         let min = section.integer_or_text("min", FLOOR, findings, (0, MAX_TARGETS as i64), share);
+        let keep = section.text("keep", findings, keep);
         let at = section.at;
         section.finish(findings);
         let is_dns = source.as_ref().is_some_and(|source| source.value.dns().is_some());
@@ -48,7 +52,7 @@ pub(super) fn discover(
             && is_dns
             && min.value == Floor::Targets(0)
         {
-            let text = "min = 0 would have an empty answer take all backends away; give at least 1";
+            let text = "min = 0 would let an empty answer remove all backends; give at least 1";
             findings.error(min.at, text.to_owned());
         }
         let Some(source) = source else { continue };
@@ -63,7 +67,8 @@ pub(super) fn discover(
             continue;
         }
         let min = min.map_or_else(Floor::default, |min| min.value);
-        lists.push(DiscoverConfig { source: source.value, min, own: None });
+        let keep = keep.map_or(DEFAULT_KEEP, |keep| keep.value);
+        lists.push(DiscoverConfig { source: source.value, min, keep, own: None });
     }
     lists
 }
@@ -161,17 +166,26 @@ fn family_fits(
     }
 }
 
+/// Parses the time for which a backend waits for its missing target.
+fn keep(text: &str) -> Result<Duration, String> {
+    let keep = value::duration(text)?;
+    if keep > MOST_KEEP {
+        return Err(format!("keep = {} is too long; give \"0s\" to \"24h\"", value::quoted(text)));
+    }
+    Ok(keep)
+}
+
 /// Parses a minimum number of targets such as `50%`.
 fn share(text: &str) -> Result<Floor, String> {
     let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
     let percent = percent.filter(|percent| (1..=100).contains(percent));
-    percent.map(Floor::Share).ok_or_else(|| format!("min = {} is no floor; give {FLOOR}", value::quoted(text)))
+    percent.map(Floor::Share).ok_or_else(|| format!("min = {} is not a minimum; give {FLOOR}", value::quoted(text)))
 }
 
-/// Reads a list of targets from a file.
+/// Reads a list of targets from a file. Faulty entries are among the targets.
 ///
 /// # Errors
-/// Returns the first error in the list of targets.
+/// Fails if the file is no list of targets.
 pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
     let finding = |line, text| Finding { file: path.to_owned(), line, text };
     let text = contents::read(path, deny::LARGEST).map_err(|text| finding(None, text))?;
@@ -183,7 +197,7 @@ pub fn load(path: &Path) -> Result<Vec<Target>, Finding> {
 /// balancer.
 ///
 /// # Errors
-/// Returns the first error in each invalid list of targets.
+/// Returns the errors in all invalid lists of targets.
 pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let mut files: BTreeMap<&Path, Floor> = BTreeMap::new();
     for list in config.services.iter().flat_map(|service| &service.discover) {
@@ -196,10 +210,13 @@ pub fn check(config: &Config) -> Result<usize, ConfigErrors> {
     let (mut count, mut errors) = (0, Vec::new());
     for (file, min) in files {
         match load(file) {
-            Ok(targets) => match min.too_few(targets.len(), 0) {
-                Some(text) => errors.push(Finding { file: file.to_owned(), line: None, text }),
-                None => count += targets.len(),
-            },
+            Ok(targets) => {
+                let finding = |text| Finding { file: file.to_owned(), line: None, text };
+                let (faulty, sound): (Vec<_>, Vec<_>) = targets.into_iter().partition(|of| of.fault.is_some());
+                errors.extend(faulty.into_iter().filter_map(|target| target.fault).map(finding));
+                errors.extend(min.too_few(sound.len(), 0).map(finding));
+                count += sound.len();
+            }
             Err(error) => errors.push(error),
         }
     }

@@ -25,8 +25,6 @@ use crate::{
 };
 
 const STATE_FILE: &str = "/var/lib/balancer/state.json";
-/// The default path of the control socket.
-pub const DEFAULT_SOCKET: &str = "/run/balancer/balancer.sock";
 const METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9660);
 const CLIENT_TABLE_CAPACITY: u32 = 262_144;
 const MAX_CLIENT_TABLE_CAPACITY: i64 = 1 << 26;

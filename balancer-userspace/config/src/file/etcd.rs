@@ -52,7 +52,7 @@ fn endpoints(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<V
         }
         if url.starts_with("http://") {
             let text = format!(
-                "{} is not encrypted: whoever can listen or speak on its path sees and changes where clients go; use https://",
+                "{} is not encrypted: anyone on the network path can read and change where clients go; use https://",
                 value::quoted(&url)
             );
             findings.warn(at, text);

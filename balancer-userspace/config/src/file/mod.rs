@@ -26,7 +26,7 @@ mod snat;
 use std::{fs::File, io::Read as _, path::Path};
 
 use crate::{config::Config, validate::Valid};
-pub use document::DEFAULT_SOCKET;
+pub use control::DEFAULT_SOCKET;
 use findings::Findings;
 pub use findings::{ConfigErrors, Finding, Warning};
 

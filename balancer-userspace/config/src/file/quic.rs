@@ -45,7 +45,7 @@ pub(super) fn section(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     };
     if learn == Some(true) && !value.learns() {
         let text = format!(
-            "learn = true has no effect: it takes a key, without which anybody can make a connection ID, and \
+            "learn = true has no effect: it needs a key, because anyone can make a connection ID without one, and \
              server_id_length = {LEARNS_FROM} or more"
         );
         findings.warn(at, text);

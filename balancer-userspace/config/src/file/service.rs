@@ -25,7 +25,7 @@ use crate::{
         Outage, Protocol, ServiceConfig, Via, WhenAllDown, WhenFull, forwarding_word,
     },
     deny::DenyConfig,
-    discover::{DiscoverConfig, Floor, Own, Source},
+    discover::{DiscoverConfig, Own, Source},
     dns::{self, DnsSource, Records},
     listeners::{Family, Listener, PortRange},
     primes::{MAX_TABLE_SIZE, is_prime},
@@ -50,6 +50,9 @@ const DEFAULT_DRAIN: Duration = Duration::from_secs(300);
 const VIP_ON: &str = "true, false, or the name of an interface such as \"lo\"";
 const MIN_SLOW_START: Duration = Duration::from_secs(1);
 const MAX_WITHHOLD: Duration = Duration::from_secs(5);
+const MAX_RESTART_GRACE: Duration = Duration::from_secs(10);
+/// The maximum of `outage.hold`.
+const MAX_HOLD: Duration = Duration::from_secs(3600);
 
 /// A service, with the positions that a report about a conflict with another service needs.
 #[derive(Debug)]
@@ -114,10 +117,11 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         .table("on_failure", "on_failure", "{ hard = \"move\", soft = \"drain\" }", findings)
         .map(|section| on_failure(section, findings));
     let outage = section
-        .table("outage", "outage", "{ share = 0.5 }", findings)
+        .table("outage", "outage", "{ share = 0.5, hold = \"10s\" }", findings)
         .map(|section| outage(section, findings))
         .unwrap_or_default();
-    let withhold = section.text("withhold", findings, withhold);
+    let withhold = section.text("withhold", findings, |text| up_to(MAX_WITHHOLD, "withhold", text));
+    let restart_grace = section.text("restart_grace", findings, |text| up_to(MAX_RESTART_GRACE, "restart_grace", text));
     let mode = forwarding.as_ref().map(|forwarding| forwarding.value);
     let snat = snat::section(&mut section, mode, findings);
     let start_down = section.boolean("start_down", findings).unwrap_or(false);
@@ -131,7 +135,8 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     if let (Some(withhold), Some(forwarding)) = (&withhold, &forwarding)
         && !matches!(forwarding.value, Forwarding::Nat | Forwarding::Snat)
     {
-        let text = "withhold has an effect with forwarding = \"nat\" and \"snat\" alone: in other modes resets do not pass through the balancer";
+        let text = "withhold has an effect only with forwarding = \"nat\" and \"snat\": in other modes, resets do not \
+                    pass through the balancer";
         findings.warn(withhold.at, text.to_owned());
     }
     let deny = section
@@ -157,7 +162,8 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         && until.value == DrainUntil::Connections
         && forwarding.value != Forwarding::Snat
     {
-        let text = "until = \"connections\" needs forwarding = \"snat\", which alone knows connections; remove it";
+        let text = "until = \"connections\" needs forwarding = \"snat\", the only mode that counts connections; \
+                    remove it";
         findings.error(until.at, text.to_owned());
     }
     if let Some(failback) = &failback
@@ -253,6 +259,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         drain_grace: drain.grace,
         on_failure: on_failure.unwrap_or(OnFailure { hard: FailureAction::Move, soft: FailureAction::Drain }),
         withhold: withhold.map_or_else(ServiceConfig::withhold_by_default, |withhold| withhold.value),
+        restart_grace: restart_grace.map(|grace| grace.value),
         snat,
         outage,
         start_down,
@@ -290,7 +297,7 @@ fn listen(section: &mut Section<'_>, findings: &mut Findings<'_>) -> Option<Vec<
     let listen = section.texts("listen", wanted, findings, |text| text.parse::<Listener>());
     if let Some(listen) = listen {
         if let Some(other) = address.map(|address| address.at).or(protocol.map(|protocol| protocol.at)) {
-            let text = "listen says address and protocol of every listener; remove address and protocol".to_owned();
+            let text = "listen has address and protocol of every listener; remove address and protocol".to_owned();
             findings.error(other, text);
         }
         if listen.is_empty() && !findings.has_errors() {
@@ -340,12 +347,13 @@ fn slow_start(text: &str) -> Result<Duration, String> {
     Ok(slow_start)
 }
 
-fn withhold(text: &str) -> Result<Duration, String> {
-    let withhold = value::duration(text)?;
-    if withhold > MAX_WITHHOLD {
-        return Err(format!("withhold = {} is too long; give \"0s\" to \"5s\"", value::quoted(text)));
+fn up_to(most: Duration, key: &str, text: &str) -> Result<Duration, String> {
+    let duration = value::duration(text)?;
+    if duration > most {
+        let most = humantime::format_duration(most);
+        return Err(format!("{key} = {} is too long; give \"0s\" to \"{most}\"", value::quoted(text)));
     }
-    Ok(withhold)
+    Ok(duration)
 }
 
 fn on_failure(mut section: Section<'_>, findings: &mut Findings<'_>) -> OnFailure {
@@ -367,14 +375,20 @@ fn deny(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<DenyCon
 
 fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {
     let share = section.part("share", findings);
+    let hold = section.text("hold", findings, |text| up_to(MAX_HOLD, "hold", text));
     section.finish(findings);
     if let Some(share) = &share
         && share.value <= 0.0
     {
-        let text = "share = 0 would make an outage of every failure; give more than 0, such as 0.5, or 1 for none";
+        let text = "share = 0 would turn every failure into an outage; give more than 0, such as 0.5, or 1 for no \
+                    outages";
         findings.error(share.at, text.to_owned());
     }
-    share.map_or_else(Outage::default, |share| Outage { share: share.value })
+    let default = Outage::default();
+    Outage {
+        share: share.map_or(default.share, |share| share.value),
+        hold: hold.map_or(default.hold, |hold| hold.value),
+    }
 }
 
 /// Warns if the table has too few slots for the weights of the backends.
@@ -419,8 +433,9 @@ fn via_could_be_service(at: usize, front: &Front, keys: &Keys, findings: &mut Fi
     };
     if keys.goes_past_the_service() {
         let text = format!(
-            "a backend that does not hold {} is up and loses its clients: checks go to its own address; with {mode} they can \
-             go as clients' packets do, add via = \"service\" to the check (via = \"backend\" if this is meant)",
+            "a backend without the VIP {} counts as up although its clients get no answer, because checks go to the \
+             backend's own address; add via = \"service\" to the check, which then takes the path of clients' packets \
+             with {mode} (via = \"backend\" silences this warning)",
             front.listen.first().map(|listener| listener.address.to_string()).unwrap_or_default()
         );
         findings.warn(at, text);
@@ -571,6 +586,6 @@ fn named(
     let (name, (host, port)) = (name?, address.value);
     let records = Records::Backend { backend: name.value, port };
     let source = Source::Dns(DnsSource { records, name: host, family: None, servers: Vec::new() });
-    let list = DiscoverConfig { source, min: Floor::default(), own: Some(Own { weight, backup }) };
+    let list = DiscoverConfig { own: Some(Own { weight, backup }), ..DiscoverConfig::new(source) };
     Some(NamedBackend { list, name_at: name.at })
 }

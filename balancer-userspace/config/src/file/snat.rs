@@ -53,7 +53,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr =
         text.parse().map_err(|_| format!("{} is no address; give one such as \"10.0.0.5\"", value::quoted(text)))?;
     if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
-        return Err(format!("{address} is no address that a backend can answer; give one of this machine's"));
+        return Err(format!("backends cannot answer to {address}; give an address of this machine"));
     }
     Ok(address)
 }
@@ -77,6 +77,7 @@ fn times(mut section: Section<'_>, findings: &mut Findings<'_>) -> IdleTimes {
     let times = IdleTimes {
         tcp: time("tcp", default.tcp),
         udp: time("udp", default.udp),
+        udp_once: time("udp_once", default.udp_once),
         half_open: time("half_open", default.half_open),
         closing: time("closing", default.closing),
     };

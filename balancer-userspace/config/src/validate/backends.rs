@@ -130,12 +130,13 @@ fn port_fits(service: &ServiceConfig, name: &str, port: u16) -> Result<(), Strin
     match (service.forwarding, service.listen.as_slice()) {
         _ if port == 0 => Ok(()),
         (Forwarding::Nat | Forwarding::Snat, _) if every => Err(format!(
-            "backend {name:?} has port {port}, and a service with every port cannot change it; leave the port out"
+            "backend {name:?} has port {port}, but the service listens on every port and keeps the client's port; \
+             leave the port out"
         )),
         (Forwarding::Nat | Forwarding::Snat, _) => Ok(()),
-        (_, [only]) if only.ports == PortRange::EVERY => Err(format!(
-            "backend {name:?} has port {port}, and {mode} cannot change the client's port; leave the port out"
-        )),
+        (_, [only]) if only.ports == PortRange::EVERY => {
+            Err(format!("backend {name:?} has port {port}, but {mode} keeps the client's port; leave the port out"))
+        }
         (_, listen) => {
             let ports = match listen {
                 [only] => only.ports.to_string(),

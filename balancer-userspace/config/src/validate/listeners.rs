@@ -51,7 +51,6 @@ impl Problems<'_> {
                 }
             }
             self.ports(index, service);
-            self.steer(index, service);
             self.quic(index, service);
         }
         let mut all = services
@@ -61,17 +60,6 @@ impl Problems<'_> {
         if let Some(excess) = all.nth(MAX_LISTENERS as usize - 1) {
             let text = format!("more than {} listeners over all services; remove some", MAX_LISTENERS - 1);
             self.add(excess, Fault::Invalid(text));
-        }
-    }
-
-    /// Checks the share of steered clients in a service whose connections only the balancer knows.
-    fn steer(&mut self, index: usize, service: &ServiceConfig) {
-        if service.steer != ServiceConfig::steer_by_default() && service.forwarding == Forwarding::Snat {
-            let text = format!(
-                "steer = {} is not for forwarding = \"snat\"; steer a share with \"nat\" or \"dsr\", or all clients",
-                service.steer
-            );
-            self.add(Place::Name(index), Fault::Invalid(text));
         }
     }
 

@@ -60,6 +60,18 @@ impl Problem {
         }
     }
 
+    /// The objects that have the problem: one, or two that contradict each other.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let other = match *self.fault {
+            Fault::NameTaken { first: at, .. }
+            | Fault::ListenerTaken { first: at, .. }
+            | Fault::Overlapping { at, .. }
+            | Fault::Ambiguous { at, .. } => Some(at),
+            Fault::Invalid(_) | Fault::HashedAlike(_) => None,
+        };
+        [self.at].into_iter().chain(other)
+    }
+
     /// The problem and its correction, in one line; `line` returns the line of an object in a file, if the object has a
     /// line.
     #[must_use]

@@ -115,7 +115,9 @@ impl Controller {
             Change::SetDropIn { name, text, services } => self.set_drop_in(name, text, services, now),
             Change::Reload(config) => self.take_over_file(*config, false, now),
             Change::Reset(config) => self.take_over_file(*config, true, now),
-            Change::Discover { service, source, targets } => self.discover(&service, &source, &targets, now),
+            Change::Discover { service, source, targets, waiting } => {
+                self.discover(&service, &source, &targets, &waiting, now)
+            }
         }
     }
 
@@ -155,7 +157,6 @@ impl Controller {
         (self.role != Role::Decides).then(|| self.parts(name).map(Backend::known_clients).sum())
     }
 
-    /// Reconciles the service of a backend that was changed.
     pub(super) fn reconcile_around(&mut self, name: &BackendName, now: Instant) -> Reconciled {
         self.reconcile(|service| service.name() == name.service, Vec::new(), Some(name), now)
     }
@@ -203,11 +204,20 @@ impl Controller {
             Admin::Maint => "in maintenance",
         };
         if self.backend(name)?.admin() == admin && timeout.is_none() {
-            return Ok((format!("backend {name} is {word} already: nothing changed"), Vec::new()));
+            let kept = if admin == Admin::Ready { self.kept_back(name) } else { String::new() };
+            return Ok((format!("backend {name} is {word} already: nothing changed{kept}"), Vec::new()));
         }
         self.parts_mut(name).for_each(|backend| backend.set_admin(admin, timeout));
         let reconciled = self.reconcile_around(name, now);
-        Ok((self.done(name, word, &reconciled), reconciled.commands))
+        let kept = if admin == Admin::Ready { self.kept_back(name) } else { String::new() };
+        Ok((self.done(name, word, &reconciled) + &kept, reconciled.commands))
+    }
+
+    /// Says why the backend takes no new clients although the operator lets it; empty if it takes new clients.
+    fn kept_back(&self, name: &BackendName) -> String {
+        let Some(part) = self.parts(name).find(|part| !part.may_take_new()) else { return String::new() };
+        let why = if part.reason().is_empty() { String::new() } else { format!(": {}", part.reason()) };
+        format!("; it takes no new clients, because it is {}{why}", part.state().word())
     }
 
     fn force(

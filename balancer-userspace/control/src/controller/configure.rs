@@ -217,10 +217,10 @@ impl Controller {
                 if self.ids.lack_rows() { "; a restart makes room" } else { ": remove some first" }
             )));
         }
-        self.refuse_without_room(&configs, &renamed)?;
         if 2 * difference.services[0] + self.services.len() > usize::from(u16::MAX) {
             return Err(Refused::Conflict(format!("{} are too many", counted(configs.len(), "service"))));
         }
+        self.need = self.find_room(&configs, &renamed)?;
         // The id of a removed service is not reused while clients are known at the backends of this service.
         let gone = self.gone.iter().map(|gone| gone.row.service);
         let used: HashSet<ServiceId> = self.services.iter().map(Service::id).chain(gone).collect();
@@ -456,10 +456,10 @@ fn told_of_renames(old: &Arc<ServiceConfig>, new: &Arc<ServiceConfig>) -> Vec<St
         return lines;
     }
     if old.name != new.name {
-        lines.push(format!("service {} is called {} now", old.name, new.name));
+        lines.push(format!("service {} renamed {}", old.name, new.name));
     }
     for (old, new_backend) in old.backends.iter().zip(&new.backends).filter(|(old, new)| old.name != new.name) {
-        lines.push(format!("backend {}/{} is called {} now", new.name, old.name, new_backend.name));
+        lines.push(format!("backend {}/{} renamed {}", new.name, old.name, new_backend.name));
     }
     lines
 }

@@ -1,23 +1,32 @@
 //! Lists of targets: adds backends, drains them or makes them ready again as the targets of a list change.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use balancer_config::{
-    config::ServiceConfig,
+    config::{BackendConfig, ServiceConfig},
     discover::{Discovered, Source, Target},
     names::BackendName,
     questions::{self, Questions},
     states::Admin,
+    validate,
     words::counted,
 };
 
 use super::{Controller, Largest, ids_of};
 use crate::{
-    discover::{self, Displaced, Pool, Renamed},
+    absent::Named,
+    discover::{self, Displaced, Pool, Renamed, Version},
     io::{Command, Refused, Report, ReportLevel},
     moves::Moves,
     service::{Backend, Service},
 };
+
+/// The number of impossible targets after which the controller looks for no more of them.
+const MOST_IMPOSSIBLE: usize = 1000;
 
 impl Largest {
     /// Makes the configuration large enough for the targets of a list, each of which becomes a backend of the service.
@@ -31,15 +40,40 @@ impl Largest {
 }
 
 impl Controller {
-    /// Returns the backends that result from the targets of a list; `None`: the list changes nothing.
+    /// Returns the pool that results from the targets of a list, and whether the pool differs from the present one. The
+    /// backends in `waiting` stay although the list lacks their targets.
     ///
     /// # Errors
     /// Returns one line that says why the controller cannot apply the list.
-    pub fn discovery(&self, service: &str, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+    pub fn discovery(
+        &self,
+        service: &str,
+        source: &Source,
+        targets: &[Target],
+        waiting: &BTreeSet<String>,
+    ) -> Result<(Pool, bool), Refused> {
         let (services, index) = self.edit(service)?;
-        let Some(config) = services.get(index) else { return Ok(None) };
-        let pool = self.pool(config, source, targets)?;
-        Ok(pool.filter(|pool| pool.backends != config.backends))
+        let Some(config) = services.get(index) else { return Ok((Pool::default(), false)) };
+        let Some(pool) = self.pool(&services, index, source, targets, waiting)? else {
+            return Ok((Pool::default(), false));
+        };
+        let differs = pool.backends != config.backends;
+        Ok((pool, differs))
+    }
+
+    /// Returns the backends of a list by whether these targets name them; `None`: the list is not applicable.
+    #[must_use]
+    pub fn named(&self, service: &str, source: &Source, targets: &[Target]) -> Option<Named> {
+        let none = BTreeSet::new();
+        let version = Version { targets, waiting: &none, impossible: &BTreeMap::new() };
+        let (services, index) = self.edit(service).ok()?;
+        let of = services.get(index)?;
+        let list = of.discover.iter().find(|list| list.source == *source)?;
+        let pool = discover::pool(of, list, version, |_| Admin::Ready).ok()?;
+        let is_listed =
+            |of: &&BackendConfig| of.discovered.as_ref().is_some_and(|of| of.source == *source && of.gone.is_none());
+        let listed = pool.backends.iter().filter(is_listed).map(|backend| backend.name.clone()).collect();
+        Some(Named { listed, missing: pool.gone.into_iter().collect() })
     }
 
     /// The DNS queries whose answers contain backends of services.
@@ -62,14 +96,41 @@ impl Controller {
         discover::unresolved(config, list, targets).map(|text| format!("{source}: {text}"))
     }
 
-    fn pool(&self, service: &ServiceConfig, source: &Source, targets: &[Target]) -> Result<Option<Pool>, Refused> {
+    /// The pool that results from a list. A target that makes the services invalid is left out, so that it costs the
+    /// other targets nothing.
+    fn pool(
+        &self,
+        services: &[Arc<ServiceConfig>],
+        index: usize,
+        source: &Source,
+        targets: &[Target],
+        waiting: &BTreeSet<String>,
+    ) -> Result<Option<Pool>, Refused> {
+        let Some(service) = services.get(index) else { return Ok(None) };
         let Some(list) = service.discover.iter().find(|list| list.source == *source) else { return Ok(None) };
         let admin = |backend: &str| {
             let name = BackendName { service: service.name.clone(), backend: backend.to_owned() };
             self.backend(&name).map_or(Admin::Ready, Backend::admin)
         };
         let told = |text| Refused::Conflict(format!("{source} {text}"));
-        discover::pool(service, list, targets, admin).map(Some).map_err(told)
+        let mut impossible = BTreeMap::new();
+        loop {
+            let version = Version { targets, waiting, impossible: &impossible };
+            let pool = discover::pool(service, list, version, admin).map_err(told)?;
+            if pool.added.is_empty() && pool.changed.is_empty() {
+                return Ok(Some(pool));
+            }
+            let mut after = services.to_vec();
+            if let Some(of) = after.get_mut(index) {
+                Arc::make_mut(of).backends.clone_from(&pool.backends);
+            }
+            let found = discover::to_blame(&pool, index, &validate::problems(&after, &self.file));
+            let known = impossible.len();
+            impossible.extend(found);
+            if impossible.len() == known || known > MOST_IMPOSSIBLE {
+                return Ok(Some(pool));
+            }
+        }
     }
 
     /// Whether the service still has the list that the backend comes from.
@@ -84,11 +145,13 @@ impl Controller {
         service: &str,
         source: &Source,
         targets: &[Target],
+        waiting: &BTreeSet<String>,
         now: Instant,
     ) -> Result<(String, Vec<Command>), Refused> {
         let (mut services, index) = self.edit(service)?;
+        let pool = self.pool(&services, index, source, targets, waiting)?;
         let Some(config) = services.get_mut(index) else { return Err(self.no_service(service)) };
-        let Some(pool) = self.pool(config, source, targets)?.filter(|pool| pool.backends != config.backends) else {
+        let Some(pool) = pool.filter(|pool| pool.backends != config.backends) else {
             return Ok((format!("service {service} discovers what it has: nothing changed"), Vec::new()));
         };
         let Pool { backends, gone, back, .. } = &pool;
@@ -142,12 +205,12 @@ impl Controller {
         let renamed = pool.renamed.iter().map(|Renamed { from, to }| {
             let (at, stay) = (address(from), clients(from, "stay"));
             let name = about(from);
-            told(to, format!("backend {name} is called {to} now, as {source} calls the target at {at}; {stay}"))
+            told(to, format!("backend {name} renamed {to}, because {source} calls the target at {at} so; {stay}"))
         });
         let displaced = pool.displaced.iter().map(|Displaced { name, by }| {
             let (at, go) = (address(name), clients(name, "move"));
             let backend = about(name);
-            told(name, format!("backend {backend} removed, {source} gives its address {at} to {by}; {go}"))
+            told(name, format!("backend {backend} removed, because {source} gives its address {at} to {by}; {go}"))
         });
         renamed.chain(displaced).collect()
     }
@@ -168,7 +231,10 @@ impl Controller {
         let is_lost = |service: &str| lost.iter().any(|name| name.service == service);
         let mut commands = self.reconcile(|service| is_lost(service.name()), Vec::new(), None, now).commands;
         commands.extend(lost.into_iter().map(|name| {
-            let message = format!("backend {name} drains before it is removed, its service discovers none any more");
+            let message = format!(
+                "backend {name} drains before it is removed, because its service discovers no \
+                                   backends any more"
+            );
             Command::Report(Report { level: ReportLevel::Info, about: Some(name), message, moves: None })
         }));
         commands.extend(self.remove_those_that_left(now));

@@ -18,7 +18,6 @@ impl Controller {
         &self.drop_ins
     }
 
-    /// The names of the services that come from this drop-in.
     pub fn services_of_drop_in<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let of = self.file.of_drop_ins().filter(move |service| service.drop_in.as_deref() == Some(name));
         of.map(|service| service.name.as_str())

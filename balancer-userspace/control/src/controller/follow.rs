@@ -300,8 +300,10 @@ impl Controller {
                         gone.known = known.get(&gone.row.id).copied().unwrap_or(0);
                     }
                 }
-                Event::Flows { of, .. } => {
-                    let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
+                Event::Flows { of, ports, .. } => {
+                    let of = |backend: &Backend| {
+                        (of.get(&backend.id()).copied().unwrap_or(0), ports.get(&backend.id()).copied())
+                    };
                     let news = |service: &Service| {
                         service.forwarding() == Forwarding::Snat
                             && service.backends().iter().any(|backend| backend.learns_from_flows(of(backend), false))
@@ -340,7 +342,6 @@ impl Controller {
         self.key
     }
 
-    /// Whether this controller follows another controller.
     #[must_use]
     pub const fn is_follower(&self) -> bool {
         self.role.follows()

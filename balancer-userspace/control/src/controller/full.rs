@@ -16,7 +16,6 @@ use crate::{
 };
 
 impl Controller {
-    /// Sets the limits of a backend.
     pub(super) fn set_limits(
         &mut self,
         name: &BackendName,
@@ -54,7 +53,7 @@ impl Controller {
         self.services.those_mut(|service| service.name() == name).for_each(|service| service.set_full(full));
         let reconciled = self.reconcile(|service| service.name() == name, Vec::new(), None, now);
         let changed = |(backend, before): &(String, bool)| match (before, full.get(backend)) {
-            (false, Some(full)) => Some(format!("{backend} {full} and takes no new ones")),
+            (false, Some(full)) => Some(format!("{backend} {full} and takes no new clients")),
             (true, None) => Some(format!("{backend} has room again")),
             (false, None) | (true, Some(_)) => None,
         };
@@ -72,8 +71,8 @@ impl Controller {
         let open = self.service(name)?.when_full() == WhenFull::Open;
         let all = match (all_full, open) {
             (false, _) => "",
-            (true, true) => "; all are full: they take new clients all the same (when_full = \"open\")",
-            (true, false) => "; all are full: new clients are turned away",
+            (true, true) => "; all backends are full, and take new clients all the same (when_full = \"open\")",
+            (true, false) => "; all backends are full: new clients are turned away",
         };
         Ok((format!("service {name}: {what}: {moved}{all}"), reconciled.commands))
     }

@@ -51,10 +51,13 @@ use balancer_config::{
 use crate::{
     agreed::Role,
     ids::Ids,
-    io::{BackendId, BackendSpec, CheckNumber, Command, Event, Refused, Report, ReportLevel, ServiceId, ServiceSpec},
+    io::{
+        BackendId, BackendSpec, CheckNumber, Command, Event, PortsInUse, Refused, Report, ReportLevel, ServiceId,
+        ServiceSpec,
+    },
     next_hops::NextHops,
     report,
-    room::Rooms,
+    room::{Need, Rooms},
     service::{Backend, Ended, Service},
     state::DropIns,
 };
@@ -78,6 +81,8 @@ pub struct Controller {
     generation: u64,
     settings: settings::Settings,
     rooms: Rooms,
+    /// The room that the last change of the services needs.
+    need: Need,
     /// The services in the configuration file when the controller last applied the file, and the services of drop-ins.
     file: Valid,
     /// The texts of the drop-ins, by name.
@@ -166,6 +171,7 @@ impl Controller {
             generation: 0,
             settings: settings::Settings::of(&config),
             rooms: Rooms::default(),
+            need: Need::default(),
             file: Valid::default(),
             drop_ins: Arc::default(),
             first: config.services,
@@ -288,8 +294,8 @@ impl Controller {
                 commands.extend(left_out.into_iter().map(warning));
                 let drop_ins = if self.drop_ins.is_empty() { "" } else { " and the drop-ins" };
                 commands.push(warning(format!(
-                    "starting with the configuration file{drop_ins} alone, nobody is known, and what was changed at run \
-                     time is lost: the file cannot replace what was before ({refused})"
+                    "cannot merge the configuration file with the saved state ({refused}): starting with the \
+                     file{drop_ins} alone; known clients and changes made at run time are lost"
                 )));
             }
         }
@@ -306,7 +312,6 @@ impl Controller {
         }
     }
 
-    /// A copy of the controller without its history.
     fn without_history(self) -> Self {
         Self {
             restored: false,
@@ -321,7 +326,6 @@ impl Controller {
         }
     }
 
-    /// Handles one event.
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Command> {
         self.handle_all([event], now)
     }
@@ -354,7 +358,7 @@ impl Controller {
                     concerned.extend(self.swept(&known));
                     sweeps.push(known);
                 }
-                Event::Flows { of, active } => concerned.extend(self.flows(&of, &active, now)),
+                Event::Flows { of, ports, active } => concerned.extend(self.flows(&of, &ports, &active, now)),
                 Event::Tick => {
                     let is_due = |service: &&Service| service.is_due(now);
                     concerned.extend(self.services.iter().filter(is_due).map(Service::id).collect::<Vec<_>>());
@@ -613,9 +617,15 @@ impl Controller {
 
     /// Records the number of connections of each backend in `snat` services. Returns the services that have a backend
     /// whose drain is now complete.
-    fn flows(&mut self, of: &BTreeMap<BackendId, u64>, active: &BTreeSet<BackendId>, now: Instant) -> Vec<ServiceId> {
+    fn flows(
+        &mut self,
+        of: &BTreeMap<BackendId, u64>,
+        ports: &BTreeMap<BackendId, PortsInUse>,
+        active: &BTreeSet<BackendId>,
+        now: Instant,
+    ) -> Vec<ServiceId> {
         let mut concerned = Vec::new();
-        let of = |backend: &Backend| of.get(&backend.id()).copied().unwrap_or(0);
+        let of = |backend: &Backend| (of.get(&backend.id()).copied().unwrap_or(0), ports.get(&backend.id()).copied());
         let waits = |service: &Service| service.drains_until() == DrainUntil::Connections;
         let news = |service: &Service| {
             service.forwarding() == Forwarding::Snat

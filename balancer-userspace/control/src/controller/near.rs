@@ -20,7 +20,6 @@ pub struct NearBackend {
     pub service: ServiceId,
     /// The index of the backend's row.
     pub id: BackendId,
-    /// The name of the backend.
     pub name: BackendName,
     /// The interface through which this machine reaches the backend.
     pub ifindex: u32,

@@ -24,7 +24,6 @@ impl Precomputed {
         Self { known_clients, ..self }
     }
 
-    /// The precomputed tables of a service.
     pub(super) fn of(&self, service: ServiceId) -> &[Made] {
         self.tables.get(&service).map_or(&[], |made| made)
     }

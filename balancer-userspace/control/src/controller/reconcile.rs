@@ -98,7 +98,7 @@ impl Controller {
                 }
             }
             let outage = turn.news.map(|news| service.outage_report(&news));
-            debug_assert!(is_told(service, hops, now), "{} is not as it was told", service.name());
+            debug_assert!(is_told(service, hops, now), "{} differs from what the data path was given", service.name());
             let told = refreshed.transitions.iter().filter(|transition| subject != Some(&transition.name));
             told.map(|transition| transition.report(&refreshed.moves, service.table_size()))
                 .chain(refreshed.tier.map(|tier| report::tier_report(service.name(), &service.label(), tier)))
@@ -110,7 +110,7 @@ impl Controller {
         // The published data of a service changes only with the service, and there may be thousands of services.
         let is_same = |(spec, service): (&ServiceSpec, &Service)| {
             // Check results may change whether all backends of a service are full.
-            let may_differ = whole(service) || look(service).is_some() && service.has_limits();
+            let may_differ = whole(service) || look(service).is_some() && service.bounds_clients();
             spec.id == service.id() && (!may_differ || *spec == service.spec())
         };
         let all_same = |published: &Arc<Vec<ServiceSpec>>| {
@@ -204,7 +204,7 @@ fn tell_checks(service: &mut Service, places: &[usize], last: &mut CheckNumber, 
         if backend.is_checked_as(wanted) {
             continue;
         }
-        let wanted = wanted.map(|(target, config)| (target, config.clone()));
+        let wanted = wanted.map(|(target, config, restart_grace)| (target, config.clone(), restart_grace));
         let Some(backend) = service.backends_mut().get_mut(index) else { continue };
         match wanted {
             Some(wanted) => {

@@ -197,7 +197,7 @@ fn changed_file(before: &[Arc<ServiceConfig>], now: &[Arc<ServiceConfig>]) -> Li
 /// services of the configuration file.
 fn consistent(state: &SavedState) -> Result<Valid, String> {
     if let Some(count) = state.counts().find(|count| *count > MOST_COUNTED) {
-        return Err(format!("it has a count of {count}, which nothing comes to"));
+        return Err(format!("the count {count} is impossible"));
     }
     let mut services = HashMap::new();
     let mut backends = HashSet::new();

@@ -84,7 +84,6 @@ impl Controller {
         Ok((message, self.reconcile(|other| other.name() == service, Vec::new(), None, now).commands))
     }
 
-    /// Ends the rules that have expired.
     pub(super) fn end_rules(&mut self, now: Instant) -> Vec<Command> {
         let mut concerned = Vec::new();
         let mut reports = Vec::new();
@@ -170,7 +169,6 @@ impl Controller {
         (touched, counts)
     }
 
-    /// The rules of all parts of a service.
     pub(super) fn rules_of(&self, service: &str) -> Rules {
         let mut rules = Rules::default();
         self.legs(service).for_each(|leg| rules.extend(leg.rules()));

@@ -24,13 +24,11 @@ impl Services {
         self.0.iter()
     }
 
-    /// The number of services.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are no services.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -48,7 +46,6 @@ impl Services {
         self.0.get(index).map(AsRef::as_ref)
     }
 
-    /// The service with this id.
     #[must_use]
     pub fn with_id(&self, id: ServiceId) -> Option<&Service> {
         self.get(self.place(id)?)
@@ -58,7 +55,6 @@ impl Services {
         self.0.get_mut(index).map(Arc::make_mut)
     }
 
-    /// The service with this id, mutable.
     pub(super) fn with_id_mut(&mut self, id: ServiceId) -> Option<&mut Service> {
         self.get_mut(self.place(id)?)
     }

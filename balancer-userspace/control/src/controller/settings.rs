@@ -11,7 +11,6 @@ use balancer_config::{
 
 use crate::io::{Command, Report, ReportLevel};
 
-/// The current settings.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     /// The settings without services, as the controller last read them.
@@ -57,14 +56,15 @@ impl Settings {
     pub(super) fn lacks(&self, services: &[ServiceConfig]) -> Option<String> {
         if !self.flows && is_snat(services) {
             return Some(
-                "forwarding = \"snat\" needs a table of connections: write [flow_table] capacity = 262144 into a \
-                 configuration file with service = [], or a snat service into the file, and restart the balancer"
+                "forwarding = \"snat\" needs a table of connections, and the balancer started without one: write \
+                 [flow_table] capacity = 262144 into a configuration file with service = [], or a snat service into \
+                 the file, and restart the balancer"
                     .to_owned(),
             );
         }
         (!self.memory && remembers(services)).then(|| {
-            "remember needs memory for clients: write remember into a service of the configuration file, and restart \
-             the balancer"
+            "remember needs a client table, and the balancer started without one: write remember into a service of \
+             the configuration file, and restart the balancer"
                 .to_owned()
         })
     }
@@ -161,8 +161,10 @@ impl Differences {
 
     fn restart(&mut self, key: &str, same: bool) {
         if !same {
-            self.refused
-                .push(format!("{key} cannot change while the balancer runs: restart it, or leave that as it was"));
+            self.refused.push(format!(
+                "{key} cannot change while the balancer runs: restart the balancer, or leave {key} as \
+                               it was"
+            ));
         }
     }
 

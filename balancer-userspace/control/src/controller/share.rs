@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use balancer_common::share::WHOLE;
+use balancer_common::{map_types::Forwarding, share::WHOLE};
 use balancer_config::names::BackendName;
 
 use super::Controller;
@@ -23,7 +23,8 @@ impl Controller {
             return Err(self.no_service(service));
         };
         if steer > WHOLE {
-            return Err(Refused::Invalid(format!("steer is a share of the clients in percent, 0 to 100, not {steer}")));
+            let text = format!("steer = {steer} is out of range; give a percentage of clients, 0 to 100");
+            return Err(Refused::Invalid(text));
         }
         let before = config.steer;
         if before == steer {
@@ -57,20 +58,25 @@ impl Controller {
 /// Returns the line that describes the effect of a change of a service's share, in percent.
 fn told(service: &str, before: u8, steer: u8) -> String {
     let what = match steer {
-        0 => "every new connection goes to the host, what would be steered is counted".to_owned(),
+        0 => "the host gets every new connection; counters show what the balancer would have done".to_owned(),
         WHOLE => "every client is steered".to_owned(),
-        _ if steer > before => format!("{}% of the clients more are steered, none moves", steer - before),
+        _ if steer > before => format!("{}% more of the clients are steered, and no client moves", steer - before),
         _ => format!("{}% of the clients go back to the host", before - steer),
     };
     format!("service {service} steer {before} → {steer}: {what}")
 }
 
 fn reconciled(service: &Service) -> Command {
-    let message = format!(
-        "service {} steers {}% of its clients; connections from before that was so are looked for no longer",
-        service.label(),
-        service.share().now
-    );
+    let (name, percent) = (service.label(), service.share().now);
+    // A `snat` service looks for no connections of the host, because it knows its own.
+    let message = if service.forwarding() == Forwarding::Snat && percent < WHOLE {
+        format!("service {name} has steered {percent}% of its clients for an hour")
+    } else {
+        format!(
+            "service {name} steers {percent}% of its clients; the program no longer looks for connections from before \
+             the change"
+        )
+    };
     let about = Some(BackendName { service: service.name().to_owned(), backend: String::new() });
     Command::Report(Report { level: ReportLevel::Info, about, message, moves: None })
 }

@@ -44,7 +44,6 @@ pub(super) enum Stage {
     Reports,
 }
 
-/// Commands, each with its stage.
 #[derive(Debug, Default)]
 pub(super) struct Staged(Vec<(Stage, Command)>);
 

@@ -10,7 +10,6 @@ use crate::rules::{Rule, Rules};
 /// The result of merging the rules of one service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MergedRules {
-    /// The rules that result from the merge.
     pub rules: Rules,
     /// The numbers of rules that were added, removed and changed.
     pub counts: [usize; 3],

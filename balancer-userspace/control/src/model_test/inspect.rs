@@ -6,7 +6,7 @@ use std::{
 };
 
 use balancer_common::{
-    map_types::{ALL_DOWN, LAST_BACKEND, NO_BACKEND},
+    map_types::{ALL_DOWN, Forwarding, LAST_BACKEND, NO_BACKEND},
     verdict::MoveCause,
 };
 use balancer_config::{
@@ -59,7 +59,6 @@ fn may_serve(backend: &Backend) -> bool {
         && backend.effective_forced() != Some(Forced::Down)
 }
 
-/// The drains of all backends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Drains(BTreeMap<BackendId, Drain>);
 
@@ -198,12 +197,12 @@ pub(super) fn inspect(controller: &Controller, plane: &DataPlane, drains: &Drain
     assert_eq!(plane.watched.keys().copied().collect::<BTreeSet<_>>(), addresses.collect());
     let checked = controller.services().iter().flat_map(|service| {
         service.backends().iter().filter(|backend| backend.admin() != Admin::Maint).filter_map(move |backend| {
-            let (target, check) = service.check(backend)?;
+            let (target, check, restart_grace) = service.check(backend)?;
             let (number, name) = (plane.checked.get(&backend.id())?.number, service.name_of(backend));
             let health = backend.health().clone();
             Some((
                 backend.id(),
-                CheckSpec { backend: backend.id(), number, name, target, check: check.clone(), health },
+                CheckSpec { backend: backend.id(), number, name, target, check: check.clone(), restart_grace, health },
             ))
         })
     });
@@ -302,7 +301,8 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
         (BTreeSet::new(), tier, false)
     });
     assert_eq!(service.tier(), tier);
-    let pinned = service.rules().iter().any(|rule| matches!(rule.action, Action::Pin { .. }));
+    let pinned = service.rules().iter().any(|rule| matches!(rule.action, Action::Pin { .. }))
+        || config.forwarding == Forwarding::Snat && config.quic.is_some();
 
     for backend in backends {
         let id = backend.id();
@@ -322,7 +322,8 @@ fn inspect_backends(controller: &Controller, service: &Service, plane: &DataPlan
             cause: standing.cause,
             takes_pinned: pinned && standing.takes_new,
             tunnel_source: None,
-            passive: (check.kind != CheckKind::None).then_some(Passive { withhold: config.withhold }),
+            passive: (check.kind != CheckKind::None)
+                .then(|| Passive { withhold: config.withhold + config.restart_grace(check) }),
         };
         assert_eq!(*plane.rows[&id], row, "{backend:?}");
         let drains = drains.0[&id].until.filter(|_| standing.keeps_known && !standing.beyond);

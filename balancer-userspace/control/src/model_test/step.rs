@@ -101,7 +101,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     let together = prop::collection::vec((index(), 0..3u8), 2..5);
     let shift = prop_oneof![3 => Just(0u8), 1 => 1..4u8];
     prop_oneof![
-        8 => (index(), 0..6u8, 1..5u8).prop_map(|(index, outcome, times)| Step::Check(index, outcome, times)),
+        8 => (index(), 0..7u8, 1..5u8).prop_map(|(index, outcome, times)| Step::Check(index, outcome, times)),
         4 => (index(), prop::bool::weighted(0.7)).prop_map(|(index, found)| Step::NextHop(index, found)),
         2 => together.prop_map(Step::Together),
         3 => add,

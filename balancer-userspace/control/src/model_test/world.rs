@@ -13,10 +13,10 @@ use balancer_config::{
     config::{
         AgentConfig, BackendConfig, CheckKind, Config, Failback, FailureAction, ServiceConfig, WhenAllDown, WhenFull,
     },
-    discover::{DiscoverConfig, Floor, Source, Target},
+    discover::{DiscoverConfig, Source, Target},
     dns::{DnsSource, Records},
     fixture::{KEY, backend, check, config, now, service},
-    limits::{Full, Limits},
+    limits::{Enough, Full, Limits},
     listeners::{Family, Listener},
     names::BackendName,
     renames::{Named as _, under_new_names},
@@ -84,7 +84,7 @@ fn services() -> Vec<ServiceConfig> {
     web.bounded_load = Some(BoundedLoad { factor: 1.25, by: Load::Clients });
     web.backends[3].backup = true;
     web.backends[0].limits.clients = Some(8);
-    web.discover = vec![DiscoverConfig { source: source(), min: Floor::default(), own: None }];
+    web.discover = vec![DiscoverConfig::new(source())];
     for (backend, host) in web.backends.iter_mut().zip(1..) {
         backend.address6 = Some(format!("[fd00::{host}]:0").parse().unwrap());
     }
@@ -370,7 +370,7 @@ impl World {
         let planned = plan.counted(|count| {
             for (&(service, _), &entry) in &old.clients {
                 if old.rows.get(&BackendId(entry.backend())).is_some_and(|row| row.service == service) {
-                    count(entry, Duration::ZERO);
+                    count(entry, Duration::ZERO, false);
                 }
             }
         });
@@ -444,6 +444,7 @@ impl World {
             1 => CheckOutcome::Soft("status 503".to_owned()),
             2 => CheckOutcome::Hard("connect: refused".to_owned()),
             3 | 4 => CheckOutcome::Late("connect: timeout after 1s".to_owned()),
+            5 => CheckOutcome::Shut("connect: refused".to_owned()),
             _ => CheckOutcome::Hindered("no sockets".to_owned()),
         };
         let check = self.plane.checked.get(&backend).map(|spec| spec.number).unwrap_or_default();
@@ -560,12 +561,13 @@ impl World {
             }
             Step::Full(index, is_full) => {
                 let Some((name, ..)) = self.backend(index) else { return };
-                let full = Full { connections: false, had: 9, most: 8 };
+                let full = Full { of: Enough::Clients, had: 9, most: 8 };
                 let names = is_full.then(|| (name.backend.clone(), full)).into_iter().collect();
                 let done = self.change(Change::Full { service: name.service.clone(), full: names });
                 let limited = self.controller.service(&name.service).unwrap().bounds_clients();
                 assert_eq!(done.is_ok(), limited, "{done:?}");
-                let has_limit = |of: &Backend| !of.config().limits.is_none();
+                let is_snat = self.controller.service(&name.service).unwrap().forwarding() == Forwarding::Snat;
+                let has_limit = |of: &Backend| is_snat || !of.config().limits.is_none();
                 let right = |of: &Backend| match of.full() {
                     Some(_) => is_full && has_limit(of),
                     None => !limited || !is_full || !has_limit(of) || !of.may_keep_known() && !of.may_take_new(),
@@ -616,13 +618,15 @@ impl World {
                         .map(|text| text.parse().unwrap())
                         .into(),
                     why: None,
+                    fault: None,
                     port: Some(80),
                     weight,
                     backup: number == 3,
                 };
                 let targets = (first..first + 4).map(|number| number % 4).filter(|number| mask >> number & 1 == 1);
                 let targets = targets.map(target).collect();
-                let change = Change::Discover { service: "web".to_owned(), source: source(), targets };
+                let change =
+                    Change::Discover { service: "web".to_owned(), source: source(), targets, waiting: BTreeSet::new() };
                 let refused = self.change(change).err().map(|refused| refused.to_string());
                 let told = |text: &String| text.contains("could not tell") && text.contains(") and web/");
                 assert!(!refused.as_ref().is_some_and(told), "names at an address freeze the list: {refused:?}");

@@ -31,6 +31,9 @@ impl PlannedService {
         self.known_clients_forgotten += other.known_clients_forgotten;
         self.known_clients_taken_over += other.known_clients_taken_over;
         self.known_clients_sent_back += other.known_clients_sent_back;
+        self.coming.served += other.coming.served;
+        self.coming.reported += other.coming.reported;
+        self.coming.guessed += other.coming.guessed;
         self.forgotten_because = self.forgotten_because.or(other.forgotten_because);
         for moved in other.moves {
             let same = |known: &&mut PlannedMove| (&known.from, &known.to) == (&moved.from, &moved.to);
@@ -104,7 +107,7 @@ mod tests {
             for (size, table) in &all {
                 for (place, &id) in table.iter().enumerate() {
                     let tag = ((place as u64 * (1 << 32)).div_ceil(*size as u64)) as u32;
-                    count(Entry::new(tag, id, 1), Duration::ZERO);
+                    count(Entry::new(tag, id, 1), Duration::ZERO, false);
                 }
             }
         });

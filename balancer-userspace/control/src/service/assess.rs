@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     agreed::Way,
-    health::{FailureKind, Verdict},
+    health::Verdict,
     next_hops::NextHops,
-    standing::{HealthFact, Held, Situation, Standing},
+    sources::{Decision, Path, Sources, Terms},
+    standing::{HealthFact, Held},
     table::STEPS,
 };
 
@@ -23,45 +24,40 @@ impl Service {
     /// Assesses a backend by all facts except its slow start.
     pub(super) fn assess(&self, backend: &Backend, hops: &NextHops, now: Instant) -> Assessment {
         let check = self.check_config(backend);
-        let checked = match backend.health.verdict() {
-            _ if check.kind == CheckKind::None => (HealthFact::Unchecked, String::new()),
-            Verdict::Unknown => (HealthFact::Unknown, String::new()),
-            Verdict::Up => (HealthFact::Up, String::new()),
-            Verdict::Down { kind, reason } => (HealthFact::Down(*kind), reason.clone()),
-        };
-        let held = self.outage.holds(backend.id).filter(|_| self.may_be_held(backend));
+        let outage = self.outage.holds(backend.id).filter(|_| self.may_be_held(backend));
         let way = backend.overruled().map(str::to_owned).map_or_else(|| self.judged_way(backend, hops), Way::Closed);
-        let (health, mut reason) = match (way, backend.effective_forced()) {
-            (Way::Closed(why), _) => (HealthFact::Down(FailureKind::Hard), format!("no next hop: {why}")),
-            (Way::Unknown | Way::Open, None) => checked,
-            (Way::Unknown | Way::Open, Some(Forced::Down)) => {
-                (HealthFact::Down(FailureKind::Hard), backend.forced_down_by())
-            }
-            (Way::Unknown | Way::Open, Some(Forced::Up)) => (
-                HealthFact::Up,
-                match checked {
-                    (HealthFact::Down(_), reason) => format!("forced up by operator, checks: {reason}"),
-                    (HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up, _) => {
-                        "forced up by operator".to_owned()
-                    }
-                },
-            ),
+        let path = match way {
+            Way::Closed(_) => Path::Closed,
+            Way::Unknown | Way::Open if backend.waits_for_next_hop(hops) => Path::Awaited,
+            Way::Unknown | Way::Open => Path::Open,
         };
-        let situation = Situation {
-            admin: backend.effective_admin(),
-            health,
+        let drained = backend.drain.is_over(now);
+        let terms = Terms {
             start_down: self.settings.start_down,
             on_failure: self.settings.on_failure,
             remembers: self.keeps_clients(),
-            drained: backend.drain.is_over(now),
-            held,
+            drained,
         };
-        let mut standing = situation.standing();
-        if backend.waits_for_next_hop(hops) && standing.takes_new {
-            standing = Standing { takes_new: false, state: BackendState::Checking, ..standing };
+        let sources = Sources { path, outage, ..self.sources(backend) };
+        let Decision { health, standing, drains, awaits_path, is_avoided: _ } = sources.decide(terms);
+        let failed = match (sources.checks, backend.health.verdict()) {
+            (HealthFact::Down(_), Verdict::Down { reason, .. }) => reason.as_str(),
+            (
+                HealthFact::Unchecked | HealthFact::Unknown | HealthFact::Up | HealthFact::Down(_),
+                Verdict::Unknown | Verdict::Up | Verdict::Down { .. },
+            ) => "",
+        };
+        let mut reason = match (way, sources.forced()) {
+            (Way::Closed(why), _) => format!("no next hop: {why}"),
+            (Way::Unknown | Way::Open, None) => failed.to_owned(),
+            (Way::Unknown | Way::Open, Some(Forced::Down)) => backend.forced_down_by(),
+            (Way::Unknown | Way::Open, Some(Forced::Up)) if failed.is_empty() => "forced up by operator".to_owned(),
+            (Way::Unknown | Way::Open, Some(Forced::Up)) => format!("forced up by operator, checks: {failed}"),
+        };
+        if awaits_path {
             reason = "its next hop is not known yet".to_owned();
         }
-        if let (Some(held), HealthFact::Down(_)) = (held, health) {
+        if let (Some(held), HealthFact::Down(_)) = (outage, health) {
             reason = match held {
                 Held::Suspect => format!("suspect, too many others fail as well: {reason}"),
                 Held::Outage if self.remembers() => format!("outage, known clients stay: {reason}"),
@@ -76,6 +72,8 @@ impl Service {
                 reason = format!("{doubted}{why}, {failures} of {} failures", check.fall);
             } else if standing.state == BackendState::Checking && !standing.takes_new {
                 reason = "no verdict yet, start_down = true".to_owned();
+            } else if backend.config.discovered.as_ref().is_some_and(|of| of.gone.is_some()) {
+                reason = "no longer listed".to_owned();
             } else if standing.takes_new && backend.config.weight == 0 {
                 reason = "weight 0".to_owned();
             } else {
@@ -85,8 +83,29 @@ impl Service {
         if !reason.is_empty() {
             reason = format!("{}{reason}", self.prefix());
         }
-        let beyond = held.is_some() && situation.drained;
-        Assessment { health, standing, drains: situation.drains(), beyond, reason }
+        let beyond = outage.is_some() && drained;
+        Assessment { health, standing, drains, beyond, reason }
+    }
+
+    /// Returns what operator, agent and checks say about a backend, for a path that exists and without an outage.
+    pub(super) fn sources(&self, backend: &Backend) -> Sources {
+        let checks = match backend.health.verdict() {
+            _ if self.check_config(backend).kind == CheckKind::None => HealthFact::Unchecked,
+            Verdict::Unknown => HealthFact::Unknown,
+            Verdict::Up => HealthFact::Up,
+            Verdict::Down { kind, .. } => HealthFact::Down(*kind),
+        };
+        let agent = backend.agent();
+        Sources {
+            operator: backend.admin,
+            forced: backend.forced,
+            agent: agent.map_or(Admin::Ready, |said| said.admin),
+            agent_says_down: agent.is_some_and(|said| said.down.is_some()),
+            checks,
+            doubted: backend.health.is_doubted(),
+            path: Path::Open,
+            outage: None,
+        }
     }
 
     /// Whether the recorded assessment of every backend is up to date.

@@ -11,7 +11,7 @@ use balancer_config::{
     agent::Said,
     bounded::Bound,
     config::{BackendConfig, CheckConfig},
-    limits::Full,
+    limits::{Enough, Full},
     names::BackendName,
     states::{Admin, BackendState, Forced},
 };
@@ -19,7 +19,7 @@ use balancer_config::{
 use crate::{
     agreed::Way,
     health::Health,
-    io::{BackendId, BackendSpec, CheckNumber, CheckOutcome},
+    io::{BackendId, BackendSpec, CheckNumber, CheckOutcome, PortsInUse},
     next_hops::{Hop, NextHops},
     report::Transition,
     standing::{HealthFact, Standing},
@@ -45,6 +45,8 @@ pub struct Backend {
     pub(super) known: u64,
     /// The number of the backend's connections at the last count; `None`: the balancer does not count connections.
     pub(super) flows: Option<u64>,
+    /// The ports that the backend's connections held at the last count; `None`: they held none.
+    pub(super) ports: Option<PortsInUse>,
     /// Whether a drain of the backend waits for the end of connections rather than for clients.
     pub(super) waits_for_connections: bool,
     pub(super) drain: Drain,
@@ -64,9 +66,10 @@ pub struct Backend {
     pub(super) agent: Option<Box<Said>>,
     /// The fraction of its slots that the backend keeps because of its load; `None`: all slots.
     pub(super) bound: Option<Bound>,
-    /// The limit (of clients or connections) that keeps the backend from taking new clients; `None`: the backend is not
-    /// full.
+    /// The limit that keeps the backend from taking new clients; `None`: the backend is not full.
     pub(super) full: Option<Full>,
+    /// How often this balancer found the backend full, by the number of [`Enough`].
+    pub(super) filled: [u64; Enough::ALL.len()],
     pub(super) transitions: [u64; BackendState::ALL.len()],
     pub(crate) told: Told,
     /// Whether the prober must forget the earlier results of this backend.
@@ -103,6 +106,7 @@ pub(crate) struct ToldCheck {
     pub(crate) number: CheckNumber,
     pub(crate) target: SocketAddr,
     pub(crate) config: CheckConfig,
+    pub(crate) restart_grace: Duration,
 }
 
 /// The result of a check, as the shell reports it.
@@ -115,18 +119,13 @@ pub(crate) struct Ended<'a> {
     pub(crate) asked: bool,
 }
 
-/// A health check that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastCheck {
-    /// The outcome of the check.
     pub outcome: CheckOutcome,
-    /// The duration of the check.
     pub took: Duration,
-    /// The time at which the check ended.
     pub ended: Instant,
 }
 
-/// The progress of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drain {
     /// A timeout for this drain in place of the service's timeout.
@@ -150,7 +149,6 @@ impl Drain {
     }
 }
 
-/// The progress of a slow start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlowStart {
     pub(super) since: Instant,
@@ -203,6 +201,7 @@ impl Backend {
             steered: false,
             known: 0,
             flows: None,
+            ports: None,
             waits_for_connections: false,
             drain: Drain::default(),
             slow_start: None,
@@ -215,6 +214,7 @@ impl Backend {
             agent: None,
             bound: None,
             full: None,
+            filled: [0; Enough::ALL.len()],
             transitions: [0; BackendState::ALL.len()],
             told: Told::default(),
             checked_anew: false,
@@ -253,7 +253,6 @@ impl Backend {
         self.config.weight
     }
 
-    /// Whether the backend is a backup.
     #[must_use]
     pub const fn is_backup(&self) -> bool {
         self.config.backup
@@ -312,7 +311,6 @@ impl Backend {
         self.checks
     }
 
-    /// The backend's last health check.
     #[must_use]
     pub const fn last_check(&self) -> Option<&LastCheck> {
         self.last_check.as_ref()
@@ -399,7 +397,7 @@ impl Backend {
         match outcome {
             CheckOutcome::Passed => *passed += 1,
             CheckOutcome::Soft(_) => *soft += 1,
-            CheckOutcome::Hard(_) | CheckOutcome::Late(_) => *hard += 1,
+            CheckOutcome::Hard(_) | CheckOutcome::Shut(_) | CheckOutcome::Late(_) => *hard += 1,
             CheckOutcome::Hindered(_) => {}
         }
     }
@@ -510,17 +508,24 @@ impl Backend {
 
     /// Whether a count of the backend's connections would change anything; `waits` says whether drains wait for
     /// connections.
-    pub(crate) fn learns_from_flows(&self, flows: u64, waits: bool) -> bool {
+    pub(crate) fn learns_from_flows(&self, (flows, ports): (u64, Option<PortsInUse>), waits: bool) -> bool {
         self.flows != Some(flows)
+            || self.ports != ports
             || self.waits_for_connections != waits
             || (waits && (self.drain.until.is_some() || self.drain.empty_sweeps > 0))
     }
 
-    /// Records the backend's number of connections, and whether the backend has received packets since the previous
-    /// count. Returns true if this ends a drain that waits for connections, because the backend has been silent for the
-    /// time `grace`.
-    pub(crate) fn flows(&mut self, flows: u64, is_active: bool, grace: Duration, now: Instant) -> bool {
-        self.flows = Some(flows);
+    /// Records the backend's number of connections and the ports that they hold, and whether the backend has received
+    /// packets since the previous count. Returns true if this ends a drain that waits for connections, because the
+    /// backend has been silent for the time `grace`.
+    pub(crate) fn flows(
+        &mut self,
+        (flows, ports): (u64, Option<PortsInUse>),
+        is_active: bool,
+        grace: Duration,
+        now: Instant,
+    ) -> bool {
+        (self.flows, self.ports) = (Some(flows), ports);
         self.waits_for_connections = true;
         if self.drain.until.is_none() || self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
             return false;
@@ -544,6 +549,13 @@ impl Backend {
         self.flows
     }
 
+    /// Returns the ports of the address pool that the backend's connections held at the last count; `None`: they held
+    /// none.
+    #[must_use]
+    pub const fn ports_in_use(&self) -> Option<PortsInUse> {
+        self.ports
+    }
+
     /// Records the number of clients whose end a drain awaits. Returns true if this number ends the drain.
     fn found(&mut self, known: u64) -> bool {
         if self.drain.until.is_some() && self.drain.empty_sweeps >= Drain::ENOUGH_SWEEPS {
@@ -564,13 +576,13 @@ impl Backend {
         self.known = known;
     }
 
-    /// Records the number of connections; another balancer decides about the consequences.
-    pub(crate) const fn note_flows(&mut self, flows: u64) {
+    /// Records the number of connections and the ports that they hold; another balancer decides about the consequences.
+    pub(crate) const fn note_flows(&mut self, (flows, ports): (u64, Option<PortsInUse>)) {
         self.waits_for_connections = false;
         self.flows = Some(flows);
+        self.ports = ports;
     }
 
-    /// The deadline of the backend's drain in progress.
     #[must_use]
     pub fn drain_deadline(&self) -> Option<Instant> {
         // If a backend that is down keeps clients beyond its deadline, the reason is an outage.
@@ -648,11 +660,14 @@ impl Backend {
     }
 
     /// Whether the check that the controller last passed to the shell is the wanted check.
-    pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig)>) -> bool {
+    pub(crate) fn is_checked_as(&self, wanted: Option<(SocketAddr, &CheckConfig, Duration)>) -> bool {
         match (&self.told.check, wanted) {
             (None, None) => true,
-            (Some(told), Some((target, config))) => {
-                !self.checked_anew && told.target == target && told.config == *config
+            (Some(told), Some((target, config, restart_grace))) => {
+                !self.checked_anew
+                    && told.target == target
+                    && told.config == *config
+                    && told.restart_grace == restart_grace
             }
             (Some(_), None) | (None, Some(_)) => false,
         }
@@ -660,16 +675,19 @@ impl Backend {
 
     /// Starts the check with this `number`. Checks counted towards another verdict continue to count unless the new
     /// check has another target or kind.
-    pub(crate) fn check_as(&mut self, number: CheckNumber, (target, config): (SocketAddr, CheckConfig)) {
+    pub(crate) fn check_as(
+        &mut self,
+        number: CheckNumber,
+        (target, config, restart_grace): (SocketAddr, CheckConfig, Duration),
+    ) {
         let other = |told: &ToldCheck| told.target != target || told.config.kind != config.kind;
         if self.told.check.as_deref().is_some_and(other) {
             self.health_mut().count_anew();
         }
         self.checked_anew = false;
-        self.told.check = Some(Box::new(ToldCheck { number, target, config }));
+        self.told.check = Some(Box::new(ToldCheck { number, target, config, restart_grace }));
     }
 
-    /// The number of the check that is running.
     #[must_use]
     pub fn check_number(&self) -> Option<CheckNumber> {
         self.told.check.as_ref().map(|told| told.number)

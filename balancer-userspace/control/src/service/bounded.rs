@@ -16,7 +16,6 @@ impl Backend {
         self.bound
     }
 
-    /// The current step of the backend's slow start.
     #[must_use]
     pub fn slow_start_step(&self) -> Option<u8> {
         self.slow_start.as_ref().map(|slow_start| slow_start.step)

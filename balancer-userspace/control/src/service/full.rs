@@ -2,36 +2,45 @@
 
 use std::collections::BTreeMap;
 
-use balancer_config::limits::{Full, WhenFull};
+use balancer_common::map_types::Forwarding;
+use balancer_config::limits::{Enough, Full, WhenFull};
 
 use super::{Backend, Service};
 
 impl Backend {
-    /// Returns the limit (of clients or connections) that the backend has reached; `None`: the backend is not full.
+    /// Returns the limit that the backend has reached; `None`: the backend is not full.
     #[must_use]
     pub const fn full(&self) -> Option<Full> {
         self.full
     }
+
+    /// How often this balancer found the backend full, by the number of [`Enough`].
+    #[must_use]
+    pub const fn filled(&self) -> [u64; Enough::ALL.len()] {
+        self.filled
+    }
 }
 
 impl Service {
-    /// Whether a backend of the service has a limit.
+    /// Whether a backend can be full: it has a limit, or its connections hold ports.
     #[must_use]
-    pub fn has_limits(&self) -> bool {
-        self.backends.iter().any(|backend| !backend.config.limits.is_none())
+    pub fn may_be_full(&self, backend: &Backend) -> bool {
+        self.forwarding() == Forwarding::Snat || !backend.config.limits.is_none()
     }
 
-    /// Whether backends of the service can be full: at least one has a limit, and the balancer counts clients or
-    /// connections.
+    /// Whether backends of the service can be full: at least one has a limit or connections that hold ports, and the
+    /// balancer counts clients or connections.
     #[must_use]
     pub fn bounds_clients(&self) -> bool {
-        self.keeps_clients() && self.has_limits()
+        self.keeps_clients() && self.backends.iter().any(|backend| self.may_be_full(backend))
     }
 
-    /// Marks all backends as not full if the service counts neither clients nor connections.
+    /// Marks backends as not full that cannot be full: if the service counts neither clients nor connections, all.
     pub(super) fn drop_full(&mut self) {
-        if !self.keeps_clients() {
-            self.backends.iter_mut().for_each(|backend| backend.full = None);
+        let (keeps, is_snat) = (self.keeps_clients(), self.forwarding() == Forwarding::Snat);
+        for backend in &mut self.backends {
+            let may_be = keeps && (is_snat || !backend.config.limits.is_none());
+            backend.full = backend.full.filter(|_| may_be);
         }
     }
 
@@ -43,9 +52,14 @@ impl Service {
 
     /// Sets exactly these backends as full, given by name.
     pub(crate) fn set_full(&mut self, full: &BTreeMap<String, Full>) {
+        let is_snat = self.forwarding() == Forwarding::Snat;
         for backend in &mut self.backends {
-            let has_limits = !backend.config.limits.is_none();
-            backend.full = full.get(&backend.config.name).copied().filter(|_| has_limits);
+            let may_be = is_snat || !backend.config.limits.is_none();
+            let before = backend.full;
+            backend.full = full.get(&backend.config.name).copied().filter(|_| may_be);
+            if let Some(full) = backend.full.filter(|_| before.is_none()) {
+                backend.filled[full.of as usize] += 1;
+            }
         }
     }
 

@@ -138,7 +138,6 @@ impl Service {
         self.id
     }
 
-    /// Returns the service's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.settings.name
@@ -185,7 +184,6 @@ impl Service {
         self.listeners.iter().find(|(other, _)| *other == listener).map(|&(_, id)| id)
     }
 
-    /// The ids of the service's listeners.
     pub(crate) fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
         self.listeners.iter().map(|&(_, id)| id)
     }
@@ -210,7 +208,6 @@ impl Service {
         self.settings.shown_address(&backend.config)
     }
 
-    /// The forwarding mode of the service.
     #[must_use]
     pub const fn forwarding(&self) -> Forwarding {
         self.settings.forwarding
@@ -264,7 +261,7 @@ impl Service {
                 && self.backends.iter().map(|of| &of.config).eq(&config.backends)
         };
         let is_known = self.configured_as.as_ref().is_some_and(|known| Arc::ptr_eq(known, config));
-        debug_assert!(!is_known || is_so(), "{} was changed otherwise than it was configured", self.name());
+        debug_assert!(!is_known || is_so(), "{} was changed in another way than it was configured", self.name());
         is_known || is_so()
     }
 
@@ -278,7 +275,6 @@ impl Service {
         self.configured_as = Some(Arc::clone(config));
     }
 
-    /// Sets the weight of a backend.
     pub(crate) fn set_weight(&mut self, backend: &str, weight: u16) {
         self.configured_as = None;
         self.backends.iter_mut().filter(|of| of.config.name == backend).for_each(|of| of.config.weight = weight);
@@ -371,7 +367,6 @@ impl Service {
         self.settings.spread_heavy
     }
 
-    /// Whether the service remembers clients.
     #[must_use]
     pub const fn remembers(&self) -> bool {
         !self.settings.remember.is_zero()
@@ -429,7 +424,6 @@ impl Service {
         self.settings.check_target(&backend.config, check, self.family).unwrap_or(backend.reached)
     }
 
-    /// The key of the hash for the service's clients.
     #[must_use]
     pub const fn client_key(&self) -> HashKey {
         self.client_key
@@ -533,8 +527,8 @@ impl Service {
             keeps_known: as_if_up || standing.is_some_and(|standing| standing.keeps_known),
             // Without client memory, no client moves, so a change of the cause of moves needs no new row.
             cause: standing.filter(|_| self.keeps_clients()).map_or(MoveCause::Down, |standing| standing.cause),
-            // In a service without pins, this flag alone does not make the controller rewrite rows.
-            takes_pinned: self.rules.pins() && backend.takes_pinned(),
+            // Where nothing reads this flag, it alone does not make the controller rewrite rows.
+            takes_pinned: self.asks_who_takes_clients() && backend.takes_pinned(),
             id: backend.id,
             forwarding: self.settings.forwarding,
             address: self.row_address(backend),
@@ -544,10 +538,25 @@ impl Service {
         }
     }
 
+    /// Whether the program reads which backends take new clients: for pins, and for connection IDs that open connections
+    /// of a `snat` service.
+    fn asks_who_takes_clients(&self) -> bool {
+        let settings = &self.settings;
+        self.rules.pins() || settings.forwarding == Forwarding::Snat && settings.quic.is_some()
+    }
+
     /// Returns how the program reacts to packets with signs of failure; `None` if no check could confirm a failure.
     fn passive(&self, backend: &Backend) -> Option<Passive> {
         let check = self.check_config(backend);
-        (check.kind != CheckKind::None && check.passive).then_some(Passive { withhold: self.settings.withhold })
+        let is_on = check.kind != CheckKind::None && check.passive;
+        is_on.then(|| Passive { withhold: self.withholds(check) })
+    }
+
+    /// How long the program withholds the resets of a backend with this `check`. Resets are withheld for longer than
+    /// the restart of a server may take, so that there is a verdict when they pass again.
+    fn withholds(&self, check: &CheckConfig) -> Duration {
+        let withhold = self.settings.withhold;
+        if withhold.is_zero() { Duration::ZERO } else { withhold + self.settings.restart_grace(check) }
     }
 
     /// The path to a backend, if the forwarding mode of the service can use it.
@@ -574,10 +583,11 @@ impl Service {
         }
     }
 
-    /// The check that should run on a backend, and the target of this check.
+    /// The check that should run on a backend, with its target, and how long the backend may refuse checks.
     #[must_use]
-    pub fn check<'a>(&'a self, backend: &'a Backend) -> Option<(SocketAddr, &'a CheckConfig)> {
-        Some((self.checked_at(backend)?, self.check_config(backend)))
+    pub fn check<'a>(&'a self, backend: &'a Backend) -> Option<(SocketAddr, &'a CheckConfig, Duration)> {
+        let check = self.check_config(backend);
+        Some((self.checked_at(backend)?, check, self.settings.restart_grace(check)))
     }
 
     /// The target of the check that should run on a backend.
@@ -600,7 +610,11 @@ impl Service {
     pub fn hindered<'a>(&self, backend: &'a Backend) -> Option<&'a str> {
         match &backend.last_check()?.outcome {
             CheckOutcome::Hindered(why) => self.checked_at(backend).map(|_| why.as_str()),
-            CheckOutcome::Passed | CheckOutcome::Soft(_) | CheckOutcome::Hard(_) | CheckOutcome::Late(_) => None,
+            CheckOutcome::Passed
+            | CheckOutcome::Soft(_)
+            | CheckOutcome::Hard(_)
+            | CheckOutcome::Shut(_)
+            | CheckOutcome::Late(_) => None,
         }
     }
 
@@ -624,6 +638,7 @@ impl Service {
             name: self.name_of(backend),
             target: told.target,
             check: told.config.clone(),
+            restart_grace: told.restart_grace,
             health: backend.health().clone(),
         }
     }

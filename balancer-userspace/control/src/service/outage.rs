@@ -72,12 +72,12 @@ impl Service {
     /// otherwise its slots. If all backends are down, none of them may keep its slots, because
     /// [`WhenAllDown`](balancer_config::config::WhenAllDown) determines this case.
     pub(super) fn may_be_held(&self, backend: &Backend) -> bool {
-        is_judged_by_checks(backend) && (self.remembers() || self.outage.spares_some())
+        self.sources(backend).is_judged_by_checks() && (self.remembers() || self.outage.spares_some())
     }
 
     /// Returns the facts about the service's backends that determine outages.
     pub(super) fn facts(&self, hops: &NextHops) -> Facts {
-        let judged = || self.backends.iter().filter(|backend| is_judged_by_checks(backend));
+        let judged = || self.backends.iter().filter(|backend| self.sources(backend).is_judged_by_checks());
         let has_primaries = self.backends.iter().any(|backend| !backend.config.backup && may_serve(backend));
         let facts: Vec<Fact> = judged().map(|backend| self.fact(backend, has_primaries, hops)).collect();
         let relieved = has_primaries
@@ -172,13 +172,8 @@ fn fails(health: &Health, for_the_fleet: bool) -> bool {
     let (passes, failures) = health.streak();
     match health.verdict() {
         Verdict::Down { .. } => passes == 0,
-        Verdict::Up | Verdict::Unknown => failures > 0 || for_the_fleet,
+        Verdict::Up | Verdict::Unknown => failures > 0 || health.is_doubted() || for_the_fleet,
     }
-}
-
-/// Whether only checks decide about the backend's clients, because neither the operator nor an agent decides.
-fn is_judged_by_checks(backend: &Backend) -> bool {
-    backend.effective_admin() != Admin::Maint && backend.effective_forced() != Some(Forced::Down)
 }
 
 /// Whether the backend would get new clients if its checks passed.

@@ -3,7 +3,7 @@
 use std::mem;
 
 use balancer_config::{
-    config::{CheckKind, WhenAllDown, WhenFull},
+    config::{WhenAllDown, WhenFull},
     renames::Named as _,
     states::Admin,
 };
@@ -66,8 +66,7 @@ impl Service {
     /// Whether checks doubt a backend, so that unknown clients should go to other backends. Without client memory, a
     /// doubt would move known clients as well, so it has no effect.
     pub(super) fn is_doubted(&self, backend: &Backend) -> bool {
-        let is_checked = self.check_config(backend).kind != CheckKind::None;
-        backend.health.is_doubted() && is_checked && backend.effective_forced().is_none() && self.remembers()
+        self.remembers() && self.sources(backend).is_doubted()
     }
 
     /// The precomputed base tables of the service.

@@ -36,7 +36,7 @@ pub struct SavedChanges {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub next_hops: Vec<(IpAddr, Option<Hop>)>,
     /// The changes of [`SavedState::removed_backends`].
-    #[serde(default, rename = "departed", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed_backends: Option<SavedCountersByService>,
     /// The changes of [`SavedState::repeated_moves`].
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,14 +1,21 @@
-//! A state of the fleet that waits until the kernel program has all features which the state needs. The owner handles
-//! events while the host loads the program.
+//! A state of the fleet that waits until the kernel program has all features, and the kernel's maps have all room, which
+//! the state needs. The owner handles events while the host loads the program.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, mem, time::Duration};
 
 use balancer_common::features::Features;
-use balancer_control::state::{Moment, SavedState};
-use balancer_fleet::store_schema::{Epoch, Line};
+use balancer_control::{
+    room::Need,
+    state::{Moment, SavedState},
+};
+use balancer_dataplane::Dataplane;
+use balancer_fleet::{
+    member::LastChanges,
+    store_schema::{Epoch, Line},
+};
 use tokio::{task::JoinHandle, time::Instant};
 
-use crate::host::Host;
+use crate::{growing::Growing, host::Host};
 
 /// A state that the protocol tells this member to follow.
 pub(super) struct Next {
@@ -18,7 +25,7 @@ pub(super) struct Next {
     /// The age of the decision at the time `since`.
     pub(super) age: Duration,
     pub(super) since: Instant,
-    pub(super) changed: Option<Duration>,
+    pub(super) changed: LastChanges,
     pub(super) whole: bool,
     pub(super) lines: Vec<Line>,
 }
@@ -34,31 +41,68 @@ impl Next {
 pub(super) struct Awaiting {
     next: Next,
     features: Features,
-    loading: Option<JoinHandle<anyhow::Result<()>>>,
+    need: Need,
+    step: Step,
+}
+
+enum Step {
+    Begins,
+    /// The host loads the program with the features.
+    Extending(JoinHandle<anyhow::Result<()>>),
+    /// The program has the features.
+    Extended,
+    Growing(Growing),
     /// The outcome; an error is one line.
-    extended: Option<Result<(), String>>,
+    Ended(Result<(), String>),
 }
 
 impl Awaiting {
-    pub(super) const fn new(next: Next, features: Features) -> Self {
-        Self { next, features, loading: None, extended: None }
+    /// Makes a state wait in place of the state that has waited so far. A growth in progress goes on.
+    pub(super) fn new(next: Next, features: Features, need: Need, before: Option<Self>) -> Self {
+        let step = match before {
+            Some(Self { step: step @ Step::Growing(_), .. }) => step,
+            Some(_) | None => Step::Begins,
+        };
+        Self { next, features, need, step }
     }
 
-    /// Asks the host for the program, once.
-    pub(super) fn ask(&mut self, host: &Host) {
-        self.loading.get_or_insert_with(|| tokio::spawn(host.extend(self.features)));
+    /// Asks the host for the next step, if the last step has ended.
+    pub(super) fn advance<D: Dataplane>(&mut self, dataplane: &mut D, host: &Host) {
+        self.step = match mem::replace(&mut self.step, Step::Begins) {
+            Step::Begins => Step::Extending(tokio::spawn(host.extend(self.features))),
+            Step::Extended => match dataplane.growth(&self.need) {
+                Some(growth) => Step::Growing(Growing::begin(growth, host)),
+                None => Step::Ended(Ok(())),
+            },
+            Step::Growing(growing) => match growing.advance(dataplane, host) {
+                Err(growing) => Step::Growing(growing),
+                // Another state may have come in the meantime.
+                Ok(Ok(())) => Step::Begins,
+                Ok(Err(why)) => Step::Ended(Err(why)),
+            },
+            under_way @ (Step::Extending(_) | Step::Ended(_)) => under_way,
+        };
     }
 
-    /// Waits until the host has answered; waits forever if nothing waits for an answer.
-    pub(super) async fn extended(this: &mut Option<Self>) {
-        let Some(Self { loading: Some(loading), extended: extended @ None, .. }) = this else { return pending().await };
-        let loaded = loading.await.unwrap_or_else(|error| Err(error.into()));
-        *extended = Some(loaded.map_err(|error| format!("{error:#}")));
+    /// Waits until the state needs a call of [`advance`](Self::advance) or [`take`](Self::take); waits forever if there
+    /// is no state.
+    pub(super) async fn progress(this: &mut Option<Self>) {
+        let Some(Self { step, .. }) = this else { return pending().await };
+        match step {
+            Step::Extending(loading) => {
+                *step = match loading.await.unwrap_or_else(|error| Err(error.into())) {
+                    Ok(()) => Step::Extended,
+                    Err(error) => Step::Ended(Err(format!("{error:#}"))),
+                };
+            }
+            Step::Growing(growing) => growing.progress().await,
+            Step::Begins | Step::Extended | Step::Ended(_) => {}
+        }
     }
 
-    /// Takes the state and the outcome, if the host has answered.
+    /// Takes the state and the outcome, if the state no longer waits.
     pub(super) fn take(this: &mut Option<Self>) -> Option<(Next, Result<(), String>)> {
-        let Self { next, extended, .. } = this.take_if(|this| this.extended.is_some())?;
-        Some((next, extended?))
+        let Self { next, step, .. } = this.take_if(|this| matches!(this.step, Step::Ended(_)))?;
+        if let Step::Ended(outcome) = step { Some((next, outcome)) } else { None }
     }
 }

@@ -10,15 +10,13 @@ use balancer_api::model::Changed;
 use balancer_config::{config::Config, validate::Valid};
 use balancer_control::io::{Change, Refused};
 use balancer_dataplane::KernelDataplane;
-use balancer_fleet::store_schema::Epoch;
+use balancer_fleet::{member::LastChanges, store_schema::Epoch};
+use balancer_listeners::call::{ChangeRequest, Request};
+use balancer_runtime::clocks::wall;
 use tokio::sync::oneshot;
 
 use super::Fleet;
-use crate::{
-    call::{ChangeRequest, Request},
-    clocks::wall,
-    owner::Owner,
-};
+use crate::owner::Owner;
 
 /// The member's own configuration file: see the [module](self).
 pub(super) struct OwnFile {
@@ -31,11 +29,13 @@ pub(super) struct OwnFile {
     differs: bool,
     /// The time of the last change that a user made in the fleet, on this machine's clock.
     changed: Option<SystemTime>,
+    /// The time at which a configuration file last changed the fleet's services, on this machine's clock.
+    file: Option<SystemTime>,
 }
 
 impl OwnFile {
     pub(super) const fn new(services: Valid) -> Self {
-        Self { path: None, services, compared: None, differs: false, changed: None }
+        Self { path: None, services, compared: None, differs: false, changed: None, file: None }
     }
 
     /// Whether the member's own file differs from the fleet's file.
@@ -43,10 +43,10 @@ impl OwnFile {
         self.differs
     }
 
-    /// Records the time since the last change that a user made in the fleet.
-    pub(super) fn fleet_has_changed(&mut self, ago: Option<Duration>) {
-        let changed = ago.and_then(|ago| wall().checked_sub(ago));
-        self.changed = self.changed.max(changed);
+    /// Records the times since users last made changes in the fleet.
+    pub(super) fn fleet_has_changed(&mut self, LastChanges { any, file }: LastChanges) {
+        let at = |ago: Option<Duration>| wall().checked_sub(ago?);
+        (self.changed, self.file) = (self.changed.max(at(any)), self.file.max(at(file)));
     }
 
     /// Records the contents of the member's own file. The function returns whether these contents are newer than the
@@ -65,9 +65,20 @@ fn is_newer(modified: Option<SystemTime>, changed: Option<SystemTime>) -> bool {
 }
 
 impl Fleet {
-    /// The time of the last change that a user made in the fleet, on this machine's clock.
-    pub(crate) const fn changed(&self) -> Option<SystemTime> {
-        self.file.changed
+    /// The time, on this machine's clock, before which a file must not have been written last if the fleet is to apply
+    /// its services: the time of the last change that a user made in the fleet. A `reset` is to undo changes made at run
+    /// time, so only other files count; the file that the fleet applied last is never too old.
+    pub(crate) fn oldest_file(
+        &self,
+        services: &Valid,
+        reset: bool,
+        owner: &Owner<KernelDataplane>,
+    ) -> Option<SystemTime> {
+        match reset {
+            false => self.file.changed,
+            true if owner.controller().has_applied(services) => None,
+            true => self.file.file,
+        }
     }
 
     /// Sets the path of the member's own file.
@@ -119,8 +130,8 @@ impl Fleet {
         let differs = !owner.controller().has_applied(&self.file.services);
         if differs && (was_read || !self.file.differs) {
             owner.events().warn(
-                "the configuration file says other services than the fleet's last one: the fleet's hold; `balancer apply` \
-                 makes the file's the fleet's",
+                "services in the configuration file differ from the fleet's, and the fleet's are in force; to give \
+                 the fleet those of the file: balancer apply FILE",
             );
         }
         (std::mem::replace(&mut self.file.differs, differs) != differs).then_some(differs)
@@ -141,6 +152,10 @@ mod tests {
         file::parse("test.toml".as_ref(), text.as_bytes()).unwrap().0.services
     }
 
+    fn ago(seconds: u64) -> LastChanges {
+        LastChanges { any: Some(Duration::from_secs(seconds)), file: None }
+    }
+
     #[test]
     fn when_a_file_is_read_again_then_only_one_that_was_edited_since_the_fleets_last_change_is_newer() {
         let second = Duration::from_secs(1);
@@ -148,7 +163,7 @@ mod tests {
             [(1, None, false), (1, Some(false), false), (2, Some(true), false), (2, Some(false), true), (2, None, true)]
         {
             let mut file = OwnFile::new(services(1));
-            file.fleet_has_changed(Some(second * 60));
+            file.fleet_has_changed(ago(60));
             let changed = file.changed.unwrap();
             let modified =
                 modified_before_change.map(|before| if before { changed - second } else { changed + second });
@@ -160,11 +175,11 @@ mod tests {
     #[test]
     fn when_several_changes_are_heard_of_then_the_latest_counts() {
         let mut file = OwnFile::new(services(1));
-        file.fleet_has_changed(None);
+        file.fleet_has_changed(LastChanges::default());
         assert_eq!(file.changed, None);
-        file.fleet_has_changed(Some(Duration::from_secs(10)));
+        file.fleet_has_changed(ago(10));
         let latest = file.changed;
-        file.fleet_has_changed(Some(Duration::from_secs(100)));
+        file.fleet_has_changed(ago(100));
         assert_eq!(file.changed, latest);
     }
 }

@@ -18,9 +18,10 @@ use balancer_fleet::{
     member::Member,
     store_schema::{Epoch, Member as Card},
 };
+use balancer_runtime::clocks::wall;
 use tokio::time::Instant;
 
-use crate::{clocks::wall, owner::Owner};
+use crate::owner::Owner;
 
 /// The interval at which the task checks the other members even if no event occurs.
 const LOOKS_EVERY: Duration = Duration::from_millis(250);

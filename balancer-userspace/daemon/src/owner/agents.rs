@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use balancer_checks::agents::{Agent, Agents};
 use balancer_config::{
     agent::{Answer, Said},
     names::BackendName,
@@ -16,7 +17,6 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::Owner;
-use crate::agents::{Agent, Agents};
 
 /// The last answer of each backend's agent.
 #[derive(Debug, Default)]
@@ -57,7 +57,7 @@ impl<D: Dataplane> Owner<D> {
             Some(Ok(answer)) => self.agent_answered(name, Ok(answer)),
             // The header may have another meaning for this server.
             Some(Err(_)) if !self.heard.0.contains_key(&name) => None,
-            Some(Err(why)) => self.agent_answered(name, Err(format!("its X-Load {why}"))),
+            Some(Err(why)) => self.agent_answered(name, Err(format!("its header X-Load {why}"))),
             None => {
                 self.heard.0.remove(&name);
                 let before = self.controller.agent_said(&name)?;
@@ -86,7 +86,8 @@ impl<D: Dataplane> Owner<D> {
             }
             Err(why) => {
                 if last.silent.is_none() {
-                    warn!("the agent of backend {name} is silent, what it said last stays in force ({before}): {why}");
+                    let kept = format!("its last answer stays in force ({before})");
+                    warn!("the agent of backend {name} does not answer: {why}; {kept}");
                 }
                 last.silent = Some(why);
                 None

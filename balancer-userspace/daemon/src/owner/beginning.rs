@@ -1,9 +1,8 @@
 //! Computes the first commands of a controller, and starts to watch next hops, before the data path exists.
 
 use balancer_control::{applied::Applied, controller::Controller, io::Command};
+use balancer_netlink::neighbours::Neighbours;
 use tokio::time::Instant;
-
-use crate::neighbours::Neighbours;
 
 /// A started controller with its first commands.
 pub struct Beginning {

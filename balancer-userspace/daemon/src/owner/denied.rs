@@ -51,14 +51,15 @@ impl<D: Dataplane> Owner<D> {
             Ok(list) => {
                 let is_news = known.error.is_some() || known.list.as_ref().is_none_or(|(old, _)| *old != list);
                 if is_news {
-                    info!("{} denied by a list that was read", counted(list.len(), "prefix"));
+                    info!("list of denied prefixes read: {} denied", counted(list.len(), "prefix"));
                 }
                 (known.list, known.error) = (Some((list, Instant::now())), None);
             }
             Err(error) => {
                 if known.error.as_ref() != Some(&error) {
-                    let kept = if known.list.is_some() { "the list before stays" } else { "it denies nobody" };
-                    error!("a list of denied prefixes is not taken over, {kept}: {error}");
+                    let has_list = known.list.is_some();
+                    let kept = if has_list { "the previous list stays in force" } else { "no client is denied" };
+                    error!("list of denied prefixes is invalid, {kept}: {error}");
                 }
                 known.error = Some(error);
             }
@@ -144,7 +145,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// Records the result of writing deny lists. The function returns whether the write succeeded.
     fn note_lists(&mut self, done: anyhow::Result<()>) -> bool {
-        let refused = done.err().map(|error| format!("a list of denied prefixes is in force in part: {error:#}"));
+        let refused = done.err().map(|error| format!("list of denied prefixes is only partly in force: {error:#}"));
         if let Some(refused) = &refused
             && self.denied.refused.as_ref() != Some(refused)
         {
@@ -162,7 +163,7 @@ impl<D: Dataplane> Owner<D> {
     pub(super) fn list_troubles(&self) -> impl Iterator<Item = String> {
         let mut errors: Vec<String> = self.denied.lists.values().filter_map(|known| known.error.clone()).collect();
         errors.sort_unstable();
-        let errors = errors.into_iter().map(|error| format!("a list of denied prefixes is not taken over: {error}"));
+        let errors = errors.into_iter().map(|error| format!("list of denied prefixes is invalid: {error}"));
         errors.chain(self.denied.refused.clone())
     }
 

@@ -2,23 +2,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use balancer_config::{
     discover::{DiscoverConfig, Source, Target},
-    etcd::EtcdSource,
+    names::BackendName,
     questions::Questions,
     words::counted,
 };
 use balancer_control::{
-    io::{Change, Refused},
+    absent::{Absent, Habit, Patience},
+    io::{Change, Refused, Report, ReportLevel},
     service::Service,
     snapshot::DiscoverSnapshot,
 };
 use balancer_dataplane::Dataplane;
+use balancer_sources::list_sources::WantedLists;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -39,25 +41,13 @@ pub(super) struct Discovery {
     uses: BTreeMap<(String, Source), Use>,
 }
 
-/// The lists that services name, by the kind of their source.
-#[derive(Debug, Default)]
-pub struct WantedLists {
-    /// The number of times that the balancer has started or stopped reading lists. If this number has changed, the
-    /// owner has forgotten the lists read so far, and needs all lists again.
-    pub reading: u64,
-    /// The files that contain lists.
-    pub files: BTreeSet<PathBuf>,
-    /// The DNS queries whose answers are lists.
-    pub questions: Questions,
-    /// The prefixes of keys of etcd.
-    pub trees: BTreeMap<EtcdSource, ()>,
-}
-
 /// The last state of a list of targets.
 #[derive(Debug, Default)]
 struct Known {
     /// The targets of the last valid list, and the time at which the list was read.
     targets: Option<(Arc<Vec<Target>>, Instant)>,
+    /// The number of valid lists that the source has given.
+    answers: u64,
     /// The reason why the current list is not valid.
     error: Option<String>,
 }
@@ -68,6 +58,16 @@ struct Use {
     /// The input of the last attempt: the list, the configuration's section about the list, and the configuration's
     /// generation.
     seen: Option<(Arc<Vec<Target>>, DiscoverConfig, u64)>,
+    /// The number of valid lists that the source had given then.
+    answers: u64,
+    /// The targets that the list lacks.
+    absent: Absent,
+    /// The backends that waited for their targets at the last attempt.
+    waiting: BTreeSet<String>,
+    /// The habit of the source that was reported.
+    habit: Option<Habit>,
+    /// The faults of the entries that are left out.
+    left_out: Vec<String>,
     /// Whether the controller has not answered the requested change yet.
     is_asked: bool,
     /// The reason why the controller refused the change, and the time of the refusal.
@@ -113,16 +113,21 @@ impl<D: Dataplane> Owner<D> {
         let known = self.discovery.lists.entry(source.clone()).or_default();
         match read {
             Ok(targets) => {
-                let same = known.targets.take().map(|(old, _)| old).filter(|old| *old == targets);
-                if known.error.take().is_some() || same.is_none() {
+                let before = known.targets.take().map(|(old, _)| old);
+                let is_as_long = before.as_ref().is_some_and(|old| old.len() == targets.len());
+                let same = before.filter(|old| *old == targets);
+                let is_well_again = known.error.take().is_some();
+                // Some DNS servers give other targets in each answer, which is worth no line each time.
+                if is_well_again || !is_as_long {
                     info!("{source}: {} read", counted(targets.len(), "target"));
-                    self.changed = true;
                 }
+                self.changed |= is_well_again || same.is_none();
                 known.targets = Some((same.unwrap_or(targets), Instant::now()));
+                known.answers += 1;
             }
             Err(error) => {
                 if known.error.as_ref() != Some(&error) {
-                    error!("a list of targets is not taken over, the last pool stays: {error}");
+                    error!("list of targets refused, its backends stay as they are: {error}");
                     self.changed = true;
                 }
                 known.error = Some(error);
@@ -144,32 +149,84 @@ impl<D: Dataplane> Owner<D> {
         let now = Instant::now();
         let mut changes = Vec::new();
         for ((service, source), list) in wanted {
-            let known = self.discovery.lists.get(&source).and_then(|known| known.targets.as_ref());
-            let Some(targets) = known.map(|(targets, _)| Arc::clone(targets)) else { continue };
+            let Some(known) = self.discovery.lists.get(&source) else { continue };
+            let Some((targets, _)) = &known.targets else { continue };
+            let (targets, answers) = (Arc::clone(targets), known.answers);
             let of = self.discovery.uses.entry((service.clone(), source.clone())).or_default();
+            if of.is_asked {
+                continue;
+            }
             let is_seen = of.seen.as_ref().is_some_and(|(seen, section, at)| {
                 Arc::ptr_eq(seen, &targets) && *section == list && *at == generation
             });
-            let waits = of.refused.as_ref().is_none_or(|(_, at)| now < *at + AGAIN);
-            if of.is_asked || is_seen && waits {
+            let new_answers = u32::try_from(answers.saturating_sub(of.answers)).unwrap_or(u32::MAX);
+            of.answers = answers;
+            if is_seen {
+                of.absent.note_same(new_answers);
+            } else if let Some(named) = self.controller.named(&service, &source, &targets) {
+                of.absent.note(&named, new_answers, now.into());
+            }
+            let patience = Patience { keep: list.keep, counts_answers: source.dns().is_some() };
+            let waiting = of.absent.waiting(patience, now.into());
+            let is_late = of.refused.as_ref().is_some_and(|(_, at)| now >= *at + AGAIN);
+            if is_seen && waiting == of.waiting && !is_late {
                 continue;
             }
             of.seen = Some((Arc::clone(&targets), list, generation));
-            let unresolved = self.controller.unresolved(&service, &source, &targets);
-            if of.unresolved != unresolved {
-                unresolved.iter().for_each(|text| warn!("service {service}: {text}"));
-                (of.unresolved, self.changed) = (unresolved, true);
-            }
-            match self.controller.discovery(&service, &source, &targets) {
-                Ok(None) => self.note_refused(&service, &source, None),
-                Ok(Some(_)) => {
-                    of.is_asked = true;
-                    changes.push(Change::Discover { service, source, targets: targets.to_vec() });
-                }
-                Err(refused) => self.note_refused(&service, &source, Some(refused.to_string())),
-            }
+            of.waiting.clone_from(&waiting);
+            changes.extend(self.discover(service, source, &targets, waiting));
         }
+        self.report_habits();
         changes
+    }
+
+    /// Returns the change that a list of targets requires.
+    fn discover(
+        &mut self,
+        service: String,
+        source: Source,
+        targets: &[Target],
+        waiting: BTreeSet<String>,
+    ) -> Option<Change> {
+        let unresolved = self.controller.unresolved(&service, &source, targets);
+        let applied = self.controller.discovery(&service, &source, targets, &waiting);
+        let of = self.discovery.uses.get_mut(&(service.clone(), source.clone()))?;
+        let left_out = applied.as_ref().map_or_else(|_| Vec::new(), |(pool, _)| pool.left_out.clone());
+        if of.unresolved != unresolved || of.left_out != left_out {
+            unresolved
+                .iter()
+                .filter(|_| of.unresolved != unresolved)
+                .for_each(|text| warn!("service {service}: {text}"));
+            let is_new = |fault: &&String| !of.left_out.contains(fault);
+            left_out.iter().filter(is_new).for_each(|fault| warn!("service {service}: {source}: left out: {fault}"));
+            (of.unresolved, of.left_out, self.changed) = (unresolved, left_out, true);
+        }
+        match applied {
+            Ok((_, false)) => self.note_refused(&service, &source, None),
+            Ok((_, true)) => {
+                of.is_asked = true;
+                return Some(Change::Discover { service, source, targets: targets.to_vec(), waiting });
+            }
+            Err(refused) => self.note_refused(&service, &source, Some(refused.to_string())),
+        }
+        None
+    }
+
+    /// Reports the sources that have begun to give other targets each time.
+    fn report_habits(&mut self) {
+        for ((service, source), of) in &mut self.discovery.uses {
+            let habit = of.absent.habit();
+            if habit == of.habit {
+                continue;
+            }
+            if let Some(habit) = habit.filter(|_| of.habit.is_none()) {
+                let message =
+                    format!("service {service}: {source} {habit}; a missing target drains after more answers");
+                let about = Some(BackendName { service: service.clone(), backend: String::new() });
+                self.events.report(&Report { level: ReportLevel::Info, about, message, moves: None });
+            }
+            (of.habit, self.changed) = (habit, true);
+        }
     }
 
     /// Records the outcome of a change that a list of targets required.
@@ -186,7 +243,7 @@ impl<D: Dataplane> Owner<D> {
         if before != refused {
             self.changed = true;
             if let Some(text) = &refused {
-                error!("service {service}: a list of targets is not taken over, the last pool stays: {text}");
+                error!("service {service}: list of targets refused, its backends stay as they are: {text}");
             }
         }
         of.refused = refused.map(|text| (text, Instant::now()));
@@ -205,14 +262,17 @@ impl<D: Dataplane> Owner<D> {
     /// The reasons why lists are not applied, as one sentence each.
     pub(super) fn discovery_troubles(&self) -> impl Iterator<Item = String> {
         let errors = self.discovery.lists.values().filter_map(|known| known.error.as_ref());
-        let told = |error: &String| format!("a list of targets is not taken over, the last pool stays: {error}");
+        let told = |error: &String| format!("list of targets refused, its backends stay as they are: {error}");
         let mut troubles: Vec<String> = errors.map(told).collect();
         troubles.extend(self.discovery.uses.iter().filter_map(|((service, _), of)| {
             Some(format!("service {service}: {}, backends keep their last addresses", of.unresolved.as_ref()?))
         }));
+        troubles.extend(self.discovery.uses.iter().filter_map(|((service, source), of)| {
+            Some(format!("service {service}: {source}: {}", left_out(&of.left_out)?))
+        }));
         troubles.extend(self.discovery.uses.iter().filter_map(|((service, _), of)| {
             let (text, _) = of.refused.as_ref()?;
-            Some(format!("service {service}: a list of targets is not taken over, the last pool stays: {text}"))
+            Some(format!("service {service}: list of targets refused, its backends stay as they are: {text}"))
         }));
         troubles.into_iter()
     }
@@ -227,14 +287,31 @@ impl<D: Dataplane> Owner<D> {
             let unresolved = of.and_then(|of| of.unresolved.clone());
             DiscoverSnapshot {
                 source: list.source.clone(),
-                targets: (known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| targets.len()))
+                targets: (known.and_then(|known| known.targets.as_ref()).map(|(targets, _)| sound(targets)))
                     .or_else(|| pool(&list.source)),
                 read: known.and_then(|known| known.targets.as_ref()).map(|(_, at)| at.elapsed()),
                 error: known.and_then(|known| known.error.clone()).or(refused).or(unresolved),
+                left_out: of.map(|of| of.left_out.clone()).unwrap_or_default(),
+                waiting: of.map(|of| of.waiting.iter().cloned().collect()).unwrap_or_default(),
+                habit: of.and_then(|of| of.absent.habit()).map(|habit| habit.to_string()),
             }
         };
         service.discover().iter().map(snapshot).collect()
     }
+}
+
+/// The number of targets of a list without the faulty ones.
+fn sound(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| target.fault.is_none()).count()
+}
+
+/// The entries that are left out of a list, as one sentence; `None`: there are none.
+fn left_out(faults: &[String]) -> Option<String> {
+    let more = match faults.len().checked_sub(1)? {
+        0 => String::new(),
+        more => format!("; {more} more"),
+    };
+    Some(format!("{} left out: {}{more}", counted(faults.len(), "target"), faults.first()?))
 }
 
 /// The number of backends of a service that come from a list.

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use balancer_common::map_types::Forwarding;
 use balancer_config::{names::BackendName, snat::DrainUntil};
 use balancer_control::{
-    io::{BackendId, Event, Refused},
+    io::{BackendId, Event, PortsInUse, Refused},
     service::{Backend, Service},
     snapshot::FlowsSnapshot,
 };
 use balancer_dataplane::{Dataplane, FlowCounts};
+use balancer_listeners::flow_look::FlowLook;
 use tracing::warn;
 
 use super::Owner;
-use crate::flow_look::FlowLook;
 
 /// The packets to backends whose drains wait for connections. Packets show what the table of connections does not: short
 /// connections between two counts, and the connections of backends on this machine.
@@ -43,7 +43,7 @@ impl<D: Dataplane> Owner<D> {
         if let Some(name) = service
             && !is_snat(self.controller.service(name)?)
         {
-            let text = format!("service {name} knows no connections: only forwarding = \"snat\" does");
+            let text = format!("service {name} has no connections to list: only forwarding = \"snat\" keeps a table");
             return Err(Refused::Conflict(text));
         }
         let all = self.controller.services().iter().filter(|of| is_snat(of));
@@ -63,7 +63,7 @@ impl<D: Dataplane> Owner<D> {
         (capacity > 0).then(|| FlowsSnapshot {
             capacity,
             entries: self.flow_counts.entries,
-            full_pools: self.flow_counts.fullest.keys().filter_map(pool).collect(),
+            full_pools: self.flow_counts.ports.keys().filter_map(pool).collect(),
         })
     }
 
@@ -73,7 +73,8 @@ impl<D: Dataplane> Owner<D> {
         let packets = |backend: &Backend| (backend.id(), counters.read(backend.id()).packets);
         let packets = self.draining_until_connections().map(packets).collect();
         self.draining.count(packets);
-        self.handle(Event::Flows { of: counts.of_backends.clone(), active: self.draining.active.clone() });
+        let (of, ports, active) = (counts.of_backends.clone(), counts.ports.clone(), self.draining.active.clone());
+        self.handle(Event::Flows { of, ports, active });
         self.warn_of_full_pools(&counts);
         self.flow_counts = counts;
         self.flows_counted += 1;
@@ -107,7 +108,7 @@ impl<D: Dataplane> Owner<D> {
 
     /// Warns once about each backend that has few free ports left.
     fn warn_of_full_pools(&self, counts: &FlowCounts) {
-        for id in counts.fullest.keys().filter(|id| full(&self.flow_counts, **id).is_none()) {
+        for id in counts.ports.keys().filter(|id| full(&self.flow_counts, **id).is_none()) {
             if let (Some(part), Some(name)) = (full(counts, *id), self.controller.full_name_of(*id)) {
                 warn!("{}", full_pool(&name, part));
             }
@@ -131,13 +132,13 @@ impl<D: Dataplane> Owner<D> {
 /// The fraction of a backend's ports that are in use; `None` if the fraction is small.
 fn full(counts: &FlowCounts, id: BackendId) -> Option<f64> {
     const LARGE: f64 = 0.8;
-    counts.fullest.get(&id).copied().filter(|&part| part >= LARGE)
+    counts.ports.get(&id).map(PortsInUse::part).filter(|&part| part >= LARGE)
 }
 
 fn full_pool(name: &BackendName, part: f64) -> String {
     format!(
-        "{:.0}% of the ports under which backend {name} sees its clients are taken (no_port); more addresses in \
-         snat = {{ addresses = […] }} or a wider range of ports make room",
+        "{:.0}% of the ports for connections to backend {name} are taken; without a free port, new connections are \
+         dropped (no_port): give more addresses in snat = {{ addresses = […] }}, or a wider range of ports",
         part * 100.0
     )
 }

@@ -11,10 +11,10 @@ use balancer_control::{
     service::Service,
 };
 use balancer_dataplane::{Dataplane, Forgotten};
+use balancer_runtime::events::Events;
 use tokio::time::Instant;
 
 use super::Owner;
-use crate::events::Events;
 
 /// A pass over the client table that forgets a backend's clients.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl<D: Dataplane> Owner<D> {
 }
 
 fn remembers_nobody(services: &str) -> Refused {
-    Refused::Conflict(format!("nobody to forget: {services} has no memory of clients (remember = \"0s\")"))
+    Refused::Conflict(format!("no client to forget: {services} has no memory of clients (remember = \"0s\")"))
 }
 
 fn forgotten_view(

@@ -94,6 +94,8 @@ fn add_backend(first: &mut BackendSnapshot, other: BackendSnapshot) {
         }
         (a, b) => a.or(b),
     };
+    first.handshakes += other.handshakes;
+    first.handshakes_ended += other.handshakes_ended;
     first.unattached = first.unattached.take().or(other.unattached);
     first.transitions.iter_mut().zip(other.transitions).for_each(|(sum, count)| *sum += count);
     if first.reason != other.reason {

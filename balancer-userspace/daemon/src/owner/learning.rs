@@ -14,7 +14,7 @@ use balancer_control::{
     search::{self, Found, Hashing, Sought},
     service::{Backend, Service},
 };
-use balancer_dataplane::{Dataplane as _, KernelDataplane, KnownClients, Learning, Learnt, Seen};
+use balancer_dataplane::{Dataplane as _, KernelDataplane, KnownClients, Learning, Learnt, Seen, Served};
 use ipnet::IpNet;
 
 use super::Owner;
@@ -30,7 +30,8 @@ pub struct Searching {
 }
 
 impl Owner<KernelDataplane> {
-    /// Records clients of a service at the backends that `clients` names.
+    /// Records clients of a service at the backends that `clients` names; `served` says what becomes of clients that this
+    /// balancer has served.
     ///
     /// # Errors
     /// Fails if the service or a backend does not exist, or if the service remembers no clients. After a failure, the
@@ -39,11 +40,12 @@ impl Owner<KernelDataplane> {
         &mut self,
         service: &str,
         clients: &[ImportClient],
+        served: Served,
         uid: Option<u32>,
     ) -> Result<ImportedView, Refused> {
         if !self.controller.service(service)?.remembers() {
             return Err(Refused::Conflict(format!(
-                "service {service} has no memory of clients (remember = \"0s\"): nobody can be known"
+                "service {service} has no memory of clients (remember = \"0s\"): no client can be recorded"
             )));
         }
         let mut learnt: Vec<(Option<ServiceId>, Learnt)> = Vec::with_capacity(clients.len());
@@ -66,10 +68,12 @@ impl Owner<KernelDataplane> {
         let legs: Vec<ServiceId> = self.controller.legs(service).map(Service::id).collect();
         for id in legs {
             let of: Vec<Learnt> = learnt.iter().filter(|(leg, _)| *leg == Some(id)).map(|&(_, of)| of).collect();
-            let Learning { new, known, moved, expired, full, strangers } = self.dataplane.learn_clients(id, &of);
+            let Learning { new, known, moved, served, expired, full, strangers } =
+                self.dataplane.learn_clients(id, &of, served);
             sum.new += new;
             sum.known += known;
             sum.moved += moved;
+            sum.served += served;
             sum.expired += expired;
             sum.full += full;
             sum.strangers += strangers;
@@ -78,11 +82,12 @@ impl Owner<KernelDataplane> {
     }
 
     fn imported(&self, service: &str, sum: &Learning, uid: Option<u32>) -> ImportedView {
-        let &Learning { new, known, moved, expired, full, strangers } = sum;
+        let &Learning { new, known, moved, served, expired, full, strangers } = sum;
         let taken = counted((new + known + moved) as usize, "client");
-        let mut message = format!("service {service}: {taken} known from elsewhere");
+        let mut message = format!("service {service}: {taken} imported");
         for (count, what) in [
             (moved, "known at another backend before"),
+            (served, "left where this balancer serves them"),
             (expired, "too old"),
             (full, "without room"),
             (strangers, "of another family"),
@@ -93,7 +98,7 @@ impl Owner<KernelDataplane> {
         }
         let about = BackendName { service: service.to_owned(), backend: String::new() };
         self.events.change(Some(&about), &message, uid, None);
-        ImportedView { message, new, known, moved, expired, full, strangers }
+        ImportedView { message, new, known, moved, served, expired, full, strangers }
     }
 
     /// Returns the known clients of a service, for use with [`Searching::search`].
@@ -102,7 +107,7 @@ impl Owner<KernelDataplane> {
     /// Fails if the service does not exist, or if it remembers no clients.
     pub fn export_clients(&mut self, service: &str) -> Result<Searching, Refused> {
         if !self.controller.service(service)?.remembers() {
-            let text = format!("service {service} has no memory of clients (remember = \"0s\"): nobody is known");
+            let text = format!("service {service} has no memory of clients (remember = \"0s\"): no client is known");
             return Err(Refused::Conflict(text));
         }
         let legs: Vec<&Service> = self.controller.legs(service).collect();

@@ -12,6 +12,7 @@ use balancer_control::{
     snapshot::{Coming, InterfaceSnapshot, ListenerSnapshot, QuicSnapshot, Snapshot},
 };
 use balancer_dataplane::{BackendCounters, Dataplane};
+use balancer_netlink::interfaces;
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +21,6 @@ use super::{
     show::{Aside, Passive, show},
     unattached::Unattached,
 };
-use crate::interfaces;
 
 /// The data for a snapshot, as of one moment.
 pub struct Counting {
@@ -153,6 +153,7 @@ impl<D: Dataplane> Owner<D> {
             withheld: self.dataplane.withheld(id),
             signals: self.suspects.counts(id),
             unanswered: self.dataplane.unanswered(id),
+            handshakes: self.outcomes.of(id),
             unattached: unattached.map(str::to_owned),
         }
     }

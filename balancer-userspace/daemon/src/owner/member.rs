@@ -10,10 +10,11 @@ use balancer_control::{
     snapshot::MemberSnapshot,
 };
 use balancer_dataplane::{Dataplane, KernelDataplane};
+use balancer_netlink::machine::MachineState;
 use tokio::time::Instant;
 
 use super::Owner;
-use crate::host_state::{Present, Wanted};
+use crate::host_state::WantedMachine;
 
 /// The owner's state about this balancer: see the [module](self).
 #[derive(Debug, Default)]
@@ -43,8 +44,8 @@ pub(super) struct Place {
 
 impl Place {
     /// Returns the state of this machine that a controller needs.
-    pub(super) fn wanted(self, controller: &Controller, withdrawn: bool) -> Wanted {
-        let mut wanted = Wanted::by(controller, self.takes_clients);
+    pub(super) fn wanted(self, controller: &Controller, withdrawn: bool) -> WantedMachine {
+        let mut wanted = WantedMachine::by(controller, self.takes_clients);
         if withdrawn || self.leaves {
             wanted.vips.clear();
         }
@@ -61,7 +62,8 @@ impl<D: Dataplane> Owner<D> {
     fn verdict(&self) -> Readiness {
         let own = self.member.troubles.iter().chain(&self.member.unsaved).cloned();
         let of_lists = self.list_troubles().chain(self.discovery_troubles());
-        self.facts(own.chain(of_lists).chain(self.hindered()).collect()).readiness()
+        let of_services = self.hindered().into_iter().chain(self.unserved());
+        self.facts(own.chain(of_lists).chain(of_services).collect()).readiness()
     }
 
     /// Records why the state file lacks the present state; `None`: the state file is up to date.
@@ -99,14 +101,14 @@ impl<D: Dataplane> Owner<D> {
             services.flat_map(|service| service.backends().iter().map(move |backend| (service, backend)));
         backends.find_map(|(service, backend)| {
             let why = service.hindered(backend)?;
-            Some(format!("it cannot check all backends, such as {}: {why}", service.name_of(backend)))
+            Some(format!("this machine cannot check backend {}: {why}", service.name_of(backend)))
         })
     }
 
     /// Returns the wanted state of this machine.
-    pub fn wanted(&self) -> Wanted {
+    pub fn wanted(&self) -> WantedMachine {
         let wanted = self.place().wanted(&self.controller, self.member.withdrawn);
-        Wanted { features: wanted.features | self.features_kept_back_for(), ..wanted }
+        WantedMachine { features: wanted.features | self.features_kept_back_for(), ..wanted }
     }
 
     pub(super) fn place(&self) -> Place {
@@ -167,10 +169,16 @@ impl<D: Dataplane> Owner<D> {
         let message = match (withdrawn, self.member.withdrawn, self.controller.assigns_vips()) {
             (true, true, _) => "withdrawn already: nothing changed",
             (false, false, _) => "not withdrawn: nothing changed",
-            (true, false, true) => "withdrawn: its VIPs go, steering goes on",
-            (true, false, false) => "withdrawn: no service has assign_vip, so its VIPs are for others to take away",
-            (false, true, true) => "announced: its VIPs come back",
-            (false, true, false) => "announced: no service has assign_vip, so its VIPs are for others to bring back",
+            (true, false, true) => "withdrawn: its VIPs are removed, and steering continues",
+            (true, false, false) => {
+                "withdrawn: no service has assign_vip, so whatever assigned the VIPs must remove \
+                                     them"
+            }
+            (false, true, true) => "announced: its VIPs are assigned again",
+            (false, true, false) => {
+                "announced: no service has assign_vip, so whatever removed the VIPs must assign \
+                                     them again"
+            }
         };
         let message = message.to_owned();
         if withdrawn != self.member.withdrawn {
@@ -178,7 +186,7 @@ impl<D: Dataplane> Owner<D> {
             self.changed = true;
             self.events.change(None, &message, uid, None);
         }
-        Changed { message }
+        Changed::applied(message)
     }
 
     /// Reports the readiness if it has changed since the last report.
@@ -201,14 +209,15 @@ impl<D: Dataplane> Owner<D> {
             readiness: self.verdict(),
             withdrawn: self.member.withdrawn,
             vips: self.member.vips.iter().cloned().collect(),
+            unsaved: self.member.unsaved.is_some(),
         }
     }
 }
 
 impl Owner<KernelDataplane> {
     /// Records the actual state of this machine.
-    pub fn set_present(&mut self, present: Present) {
-        let Present { features: _, attached, vips, troubles } = present;
+    pub fn set_present(&mut self, present: MachineState) {
+        let MachineState { features: _, attached, vips, troubles } = present;
         self.dataplane.set_attached(attached);
         (self.member.vips, self.member.troubles) = (vips, troubles);
         self.changed = true;

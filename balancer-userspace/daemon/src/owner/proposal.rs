@@ -7,12 +7,15 @@ use balancer_control::{
     controller::{Controller, Precomputed},
     io::{Change, Refused},
     plan::{Plan, Planned},
+    room::Need,
 };
 use balancer_dataplane::{Dataplane, KnownClients};
+use balancer_listeners::call::ChangeRequest;
+use balancer_state::restorable::Restorable;
 use tokio::task::JoinError;
 
 use super::{Owner, member::Place};
-use crate::{call::ChangeRequest, host_state::Wanted, restorable::Restorable};
+use crate::host_state::WantedMachine;
 
 /// A request, and a copy of the state that the request would change.
 pub struct Proposing {
@@ -29,9 +32,11 @@ pub struct Proposal {
     /// The state that a restart after the change must preserve.
     pub state: Restorable,
     /// The state that this machine needs for the change.
-    pub wanted: Wanted,
+    pub wanted: WantedMachine,
     /// The precomputed tables and the number of known clients.
     pub precomputed: Precomputed,
+    /// The room that the change needs in the kernel's maps.
+    pub need: Need,
 }
 
 impl Proposing {
@@ -55,7 +60,8 @@ impl Proposing {
         }
         let wanted = place.wanted(&state.controller, state.withdrawn);
         let precomputed = state.controller.precomputed_since(&before).with_known_clients(known_clients);
-        Ok(Proposal { state, wanted, precomputed })
+        let need = state.controller.need();
+        Ok(Proposal { state, wanted, precomputed, need })
     }
 }
 
@@ -88,7 +94,7 @@ impl Planning {
     ///
     /// # Errors
     /// Fails if the controller would refuse the change.
-    pub fn draft(self) -> Result<(Draft, Option<Wanted>), Refused> {
+    pub fn draft(self) -> Result<(Draft, Option<WantedMachine>), Refused> {
         let Self { controller, change, now, place, withdrawn, clients } = self;
         let (plan, after) = controller.plan_with_limits(change, now)?;
         let wanted = (!controller.is_follower()).then(|| place.wanted(&after, withdrawn));
@@ -102,7 +108,7 @@ impl Draft {
     pub fn count(self) -> Planned {
         let planned = self.plan.counted(|count| {
             if let Some(clients) = self.clients {
-                clients.for_each(count);
+                clients.for_each_with_origin(count);
             }
         });
         planned.joined()
@@ -111,7 +117,7 @@ impl Draft {
 
 /// The answer to a request if the computing thread has ended early.
 pub fn not_worked_out(error: JoinError) -> Refused {
-    Refused::Conflict(format!("nothing was changed: working it out failed: {error}"))
+    Refused::Conflict(format!("nothing was changed: computing the change failed: {error}"))
 }
 
 impl<D: Dataplane> Owner<D> {

@@ -93,7 +93,7 @@ impl<D: Dataplane> Owner<D> {
         if is_event {
             self.events.change(about.as_ref(), &message, uid, Some(moves));
         }
-        Changed { message }
+        Changed::applied(message)
     }
 }
 

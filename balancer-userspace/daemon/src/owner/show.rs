@@ -13,6 +13,7 @@ use balancer_config::bounded::Bound;
 use balancer_control::{
     controller::Gone,
     last_changes::LastChange,
+    served::HandshakeCounts,
     service::{Backend, Service},
     snapshot::{
         AgentSnapshot, BackendSnapshot, CheckSnapshot, DeniedSnapshot, DiscoverSnapshot, FamilySnapshot, GoneSnapshot,
@@ -30,6 +31,8 @@ pub(super) struct Passive {
     pub(super) signals: Counts,
     /// The unfinished handshakes with the backend.
     pub(super) unanswered: Option<Unanswered>,
+    /// The outcomes of handshakes in the last minute, and since the backend was added.
+    pub(super) handshakes: [HandshakeCounts; 2],
     /// The interface without the program by which the backend's replies arrive.
     pub(super) unattached: Option<String>,
 }
@@ -109,7 +112,7 @@ fn show_gone(gone: &Gone) -> GoneSnapshot {
 fn show_backend(
     service: &Service,
     backend: &Backend,
-    Passive { withheld, signals, unanswered, unattached }: Passive,
+    Passive { withheld, signals, unanswered, handshakes, unattached }: Passive,
     check: &Arc<str>,
     now: Instant,
 ) -> BackendSnapshot {
@@ -125,6 +128,7 @@ fn show_backend(
         bound: service.bounded_load().map(|_| backend.bound().unwrap_or(Bound::NONE)),
         limits: backend.config().limits,
         full: backend.full(),
+        filled: service.may_be_full(backend).then(|| backend.filled()),
         admin: backend.admin(),
         health: backend.health_word(),
         state: backend.state(),
@@ -138,6 +142,8 @@ fn show_backend(
         withheld,
         signals,
         unanswered,
+        handshakes: handshakes[0],
+        handshakes_ended: handshakes[1],
         unattached,
         checks: backend.checks(),
         last_check: backend.last_check().map(|check| check.took),

@@ -42,7 +42,10 @@ pub(super) struct Suspects {
 
 /// The meaning of a check result for a suspect.
 pub(super) enum Answer {
+    /// No check of the suspect has failed.
     Works(BackendId),
+    /// The suspect works again after checks that failed.
+    Recovers(BackendId),
     /// The first check of the suspect has failed.
     Fails(BackendId, Signal, String),
 }
@@ -62,16 +65,19 @@ impl Suspects {
     pub(super) fn answer(&mut self, event: &Event, now: Instant) -> Option<Answer> {
         let Event::Checked { backend, outcome, asked, .. } = event else { return None };
         match outcome {
-            // The check may have passed before the backend died, because the check started before the suspicion or was
-            // reported late.
-            CheckOutcome::Passed if !asked => None,
             CheckOutcome::Passed => {
-                self.suspects.remove(backend)?;
+                let fails = self.suspects.get(backend)?.fails;
+                if !asked && !fails {
+                    // The check may have passed before the backend died, because the check started before the suspicion
+                    // or was reported late.
+                    return None;
+                }
+                self.suspects.remove(backend);
                 self.passed.retain(|_, at| now.saturating_duration_since(*at) < CALM);
                 self.passed.insert(*backend, now);
-                Some(Answer::Works(*backend))
+                Some(if fails { Answer::Recovers(*backend) } else { Answer::Works(*backend) })
             }
-            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Late(why) => {
+            CheckOutcome::Soft(why) | CheckOutcome::Hard(why) | CheckOutcome::Shut(why) | CheckOutcome::Late(why) => {
                 let suspect = self.suspects.get_mut(backend).filter(|suspect| !suspect.fails)?;
                 suspect.fails = true;
                 let is_recent = now.saturating_duration_since(suspect.since) < LAPSES;
@@ -108,7 +114,7 @@ const fn words(signal: Signal) -> &'static str {
     match signal {
         Signal::Refused => "it refuses connections",
         Signal::Unreachable => "packets to it are answered with ICMP errors",
-        Signal::Unanswered => "clients do not continue their handshakes with it",
+        Signal::Unanswered => "clients do not complete their handshakes with it",
         Signal::Member => "another member of the fleet suspects it",
     }
 }
@@ -125,7 +131,7 @@ impl<D: Dataplane> Owner<D> {
         let Some(backend) = self.controller.backend_with_id(id) else { return };
         let is_down = matches!(backend.health().verdict(), Verdict::Down { .. });
         self.suspects.note(id, signal, is_down, Instant::now());
-        self.prober.suspect(id);
+        self.prober.suspect(id, signal);
     }
 
     /// The backends that other members of the fleet should check immediately: those suspected because of packets, and
@@ -186,6 +192,14 @@ mod tests {
         assert!(told(&suspects, now + CALM + LAPSES).is_empty(), "it lapses");
         suspects.forget(WEB);
         assert_eq!(suspects.counts(WEB), Counts::default());
+    }
+
+    #[test]
+    fn when_a_check_of_a_suspect_failed_before_one_passes_then_its_resets_were_not_on_purpose() {
+        let (mut suspects, now) = (Suspects::default(), Instant::now());
+        suspects.note(WEB, Signal::Refused, false, now);
+        assert!(suspects.answer(&checked(CheckOutcome::Shut("connect: refused".to_owned())), now).is_some());
+        assert!(matches!(suspects.answer(&checked(CheckOutcome::Passed), now), Some(Answer::Recovers(WEB))));
     }
 
     #[test]

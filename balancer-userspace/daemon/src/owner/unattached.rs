@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use balancer_common::map_types::Forwarding;
 use balancer_control::service::{Backend, Service};
 use balancer_dataplane::Dataplane;
+use balancer_netlink::interfaces;
 
 use super::Owner;
-use crate::interfaces;
 
 /// The names of the interfaces, without the program, towards backends, by index.
 #[derive(Debug, Default)]

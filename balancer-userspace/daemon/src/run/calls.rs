@@ -8,20 +8,25 @@ use balancer_control::{
     io::{Change, Refused},
     plan::Planned,
 };
-use balancer_dataplane::KernelDataplane;
+use balancer_dataplane::{KernelDataplane, Served};
 use balancer_fleet::member::Input;
 use tokio::{sync::oneshot, task::spawn_blocking, time::Instant};
 
 use super::FIRST_NEXT_HOPS;
+use balancer_checks::load_report::LoadReport;
+use balancer_listeners::{
+    call::{Call, ChangeRequest, Request},
+    statistics::Statistics,
+};
+use balancer_sources::source_read::SourceRead;
 use tracing::warn;
 
 use crate::{
-    call::{Call, Calls, ChangeRequest, Request},
     fleet::Fleet,
     host::{Checker, Host, Prepared},
     owner::{Forgetting, Owner, Planning, not_worked_out},
     persistence::{Persistence, Ready},
-    statistics::Statistics,
+    task_call::{TaskCall, TaskCalls},
 };
 
 /// Answers a call; if the caller no longer waits, drops the answer.
@@ -44,8 +49,9 @@ pub(super) fn answer(
                 let _ = reply.send(Err(refused));
             }
         },
-        Call::ImportClients { service, clients, uid, reply } => {
-            let _ = reply.send(owner.import_clients(&service, &clients, uid));
+        Call::ImportClients { service, clients, overwrite, uid, reply } => {
+            let served = if overwrite { Served::Overwrite } else { Served::Stay };
+            let _ = reply.send(owner.import_clients(&service, &clients, served, uid));
         }
         Call::ExportClients { service, within, reply } => match owner.export_clients(&service) {
             Ok(searching) => drop(spawn_blocking(move || {
@@ -103,25 +109,6 @@ pub(super) fn answer(
             let found = host.traced(trace).map(|trace| (trace, owner.hops()));
             let _ = reply.send(found.ok_or_else(|| Refused::NotFound(format!("trace {trace} has ended"))));
         }
-        Call::NearBackends { reply } => {
-            let _ = reply.send(owner.controller().near_backends().collect());
-        }
-        Call::FlowsCounted(counts) => owner.count_flows(counts),
-        Call::AgentAnswered { name, answer } => {
-            if let Some(change) = owner.agent_answered(name, answer) {
-                lower(change, owner, fleet, persistence);
-            }
-        }
-        Call::LoadSaid { name, words } => {
-            // In a fleet, each member makes checks, but only the leader makes decisions.
-            let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
-            if let Some(change) = owner.load_said(name, words.as_deref()).filter(|_| decides) {
-                lower(change, owner, fleet, persistence);
-            }
-        }
-        Call::ListRead { source, read } => owner.list_was_read(source, read),
-        Call::Discovered { service, source, refused } => owner.discovery_done(&service, &source, refused.as_ref()),
-        Call::DenyFileRead { file, read } => owner.deny_file_was_read(file, read),
         Call::Tallies { reply } => match fleet {
             Some(fleet) => fleet.ask_tallies(reply, owner),
             None => {
@@ -140,15 +127,56 @@ pub(super) fn answer(
                 fleet.file_was_applied(&path, services);
             }
         }
-        Call::FleetChanged { reply } => {
-            let _ = reply.send(fleet.and_then(|fleet| fleet.changed()));
+        Call::OldestFile { services, reset, reply } => {
+            let _ = reply.send(fleet.and_then(|fleet| fleet.oldest_file(&services, reset, owner)));
         }
-        Call::Tell(tally) => {
+        Call::Change(request) => ask(request, owner, fleet, persistence),
+    }
+}
+
+/// Takes a question or a report of one of the daemon's tasks.
+pub(super) fn note(owner: &mut Owner<KernelDataplane>, fleet: Option<&mut Fleet>, call: TaskCall) {
+    match call {
+        TaskCall::NearBackends { reply } => {
+            let _ = reply.send(owner.controller().near_backends().collect());
+        }
+        TaskCall::FlowsCounted(counts) => owner.count_flows(counts),
+        TaskCall::Discovered { service, source, refused } => {
+            owner.discovery_done(&service, &source, refused.as_ref());
+        }
+        TaskCall::Tell(tally) => {
             if let Some(fleet) = fleet {
                 fleet.handle(Input::Tally(tally), owner);
             }
         }
-        Call::Change(request) => ask(request, owner, fleet, persistence),
+    }
+}
+
+/// Takes what a task has read from a source.
+pub(super) fn note_read(owner: &mut Owner<KernelDataplane>, read: SourceRead) {
+    match read {
+        SourceRead::List { source, read } => owner.list_was_read(source, read),
+        SourceRead::DenyFile { file, read } => owner.deny_file_was_read(file, read),
+    }
+}
+
+/// Takes a report about the load of a backend, and requests the resulting change.
+pub(super) fn note_load(
+    owner: &mut Owner<KernelDataplane>,
+    persistence: &mut Persistence,
+    fleet: Option<&mut Fleet>,
+    report: LoadReport,
+) {
+    let change = match report {
+        LoadReport::Agent { name, answer } => owner.agent_answered(name, answer),
+        LoadReport::Header { name, words } => {
+            // In a fleet, each member makes checks, but only the leader makes decisions.
+            let decides = fleet.as_ref().is_none_or(|fleet| fleet.leads());
+            owner.load_said(name, words.as_deref()).filter(|_| decides)
+        }
+    };
+    if let Some(change) = change {
+        lower(change, owner, fleet, persistence);
     }
 }
 
@@ -181,7 +209,7 @@ fn lower(change: Change, owner: &mut Owner<KernelDataplane>, fleet: Option<&mut 
     ask(request, owner, fleet, persistence);
     tokio::spawn(async {
         if let Ok(Err(refused)) = answer.await {
-            warn!("what an agent or a load asks for is not put in force: {refused}");
+            warn!("a change that an agent or the load of backends requires was refused: {refused}");
         }
     });
 }
@@ -204,7 +232,7 @@ pub(super) fn discover(
     owner: &mut Owner<KernelDataplane>,
     mut fleet: Option<&mut Fleet>,
     persistence: &mut Persistence,
-    calls: &Calls,
+    calls: &TaskCalls,
 ) {
     for change in owner.discoveries() {
         let Change::Discover { service, source, .. } = &change else { continue };
@@ -216,7 +244,7 @@ pub(super) fn discover(
         tokio::spawn(async move {
             // A dropped channel means that the controller is about to end.
             let Ok(done) = answer.await else { return };
-            let _ = calls.send(Call::Discovered { service, source, refused: done.err() }).await;
+            let _ = calls.send(TaskCall::Discovered { service, source, refused: done.err() }).await;
         });
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use balancer_config::config::LINGER;
 use balancer_control::readiness::Stage;
 use balancer_dataplane::KernelDataplane;
+use balancer_runtime::{service_manager::ServiceManager, shutdown::ShutdownSignal};
 use tokio::time::Instant;
 
-use crate::{host::Host, owner::Owner, service_manager::ServiceManager, shutdown::ShutdownSignal};
+use crate::{host::Host, owner::Owner};
 
 /// The maximum time for removing the VIPs.
 const VIPS_GO: Duration = Duration::from_secs(3);
@@ -37,7 +38,7 @@ impl Leaving {
         }
         let linger = owner.settings().fleet.as_ref().map_or(LINGER, |fleet| fleet.linger);
         let shown = humantime::format_duration(linger);
-        owner.events().note(&format!("{signal}: its VIPs go; steering goes on for {shown} more"));
+        owner.events().note(&format!("{signal}: its VIPs are removed; steering continues for {shown}"));
         manager.lingers(linger + VIPS_GO);
         owner.set_stage(Stage::Leaving);
         let mut this = Self { signal, linger, until: Instant::now() + VIPS_GO + linger, vips_gone: false };

@@ -2,22 +2,19 @@
 //! for most of this time.
 
 use anyhow::Context as _;
+use balancer_checks::prober::Prober;
 use balancer_common::features::Features;
 use balancer_control::{controller::Controller, io::Event};
 use balancer_dataplane::{Capacity, KernelDataplane, Pins};
+use balancer_netlink::neighbours::Neighbours;
+use balancer_runtime::supervisor::{Supervisor, panicked};
 use tokio::{
     sync::mpsc,
     task::{JoinError, JoinHandle, spawn_blocking},
 };
 
 use super::running::EVENTS;
-use crate::{
-    kernel_log,
-    neighbours::Neighbours,
-    owner::Beginning,
-    prober::Prober,
-    supervisor::{Supervisor, panicked},
-};
+use crate::{kernel_log, owner::Beginning};
 
 /// The kernel program while it is being loaded.
 pub(super) struct Loading(JoinHandle<anyhow::Result<KernelDataplane>>);

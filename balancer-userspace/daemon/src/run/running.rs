@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use aya::maps::{MapData, RingBuf};
+use balancer_checks::agents::Agents;
 use balancer_common::{
     map_types::{NeighbourWanted, Sign},
     verdict::Signal,
@@ -20,6 +21,19 @@ use balancer_config::config::StatisticsConfig;
 use balancer_control::io::{BackendId, Event};
 use balancer_dataplane::{Devices, KernelDataplane, Layers};
 use balancer_fleet::member::Input;
+use balancer_listeners::{
+    api_server::{self, Answering, ControlSocket},
+    statistics::Statistics,
+};
+use balancer_netlink::neighbours::DefaultHopThread;
+use balancer_runtime::{
+    events::Events,
+    service_manager::ServiceManager,
+    shutdown::{ShutdownSignal, Signals},
+    supervisor::{Attended, Ended, Endings, Supervisor, Task},
+    tasks_by_key::want,
+};
+use balancer_sources::list_sources::ListSources;
 use bytemuck::AnyBitPattern;
 use tokio::{
     io::unix::AsyncFd,
@@ -29,26 +43,11 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    calls::{Joining, answer, bound, discover, forget_part, make},
+    calls::{Joining, answer, bound, discover, forget_part, make, note, note_load, note_read},
+    inbox::{Inbox, Message},
     leaving::Leaving,
 };
-use crate::{
-    agents::Agents,
-    api_server::{self, Answering, ControlSocket},
-    call::{Call, Calls},
-    events::Events,
-    fleet::Fleet,
-    host::Host,
-    list_sources::ListSources,
-    neighbours::DefaultHopThread,
-    owner::Owner,
-    persistence::Persistence,
-    service_manager::ServiceManager,
-    shutdown::{ShutdownSignal, Signals},
-    statistics::Statistics,
-    supervisor::{Attended, Ended, Endings, Supervisor, Task},
-    tasks_by_key::want,
-};
+use crate::{fleet::Fleet, host::Host, owner::Owner, persistence::Persistence, task_call::TaskCalls};
 
 /// The maximum number of events that wait for the controller; at this number, senders wait.
 pub(super) const EVENTS: usize = 1024;
@@ -68,7 +67,7 @@ pub(super) struct Running {
     pub(super) persistence: Persistence,
     pub(super) signals: Signals,
     pub(super) events: mpsc::Receiver<Event>,
-    pub(super) calls: mpsc::Receiver<Call>,
+    pub(super) inbox: Inbox,
     pub(super) layers: watch::Receiver<Layers>,
     pub(super) devices: watch::Receiver<Devices>,
     pub(super) wanted: Ring<NeighbourWanted>,
@@ -83,8 +82,8 @@ pub(super) struct Running {
     /// The agents that a task queries.
     pub(super) agents: watch::Sender<Agents>,
     pub(super) asking: Attended<()>,
-    /// The sending end of the channel for calls, for tasks that send their results later.
-    pub(super) calls_in: Calls,
+    /// The sending end of the channel for tasks that send their results later.
+    pub(super) tasks: TaskCalls,
     pub(super) watching: Attended<()>,
     pub(super) finding: Attended<()>,
     pub(super) counting: Option<Attended<()>>,
@@ -107,7 +106,7 @@ impl Running {
             persistence,
             signals,
             events,
-            calls,
+            inbox,
             layers,
             devices,
             wanted,
@@ -119,7 +118,7 @@ impl Running {
             deny_files,
             lists,
             agents,
-            calls_in,
+            tasks,
             ..
         } = self;
         let mut keeps = host.wanted().keep;
@@ -165,10 +164,17 @@ impl Running {
                         fleet.handle(input, owner);
                     }
                 }
-                Some(call) = calls.recv() => answer(owner, persistence, fleet.as_mut(), host, &mut passes, statistics, call),
+                message = inbox.next() => match message {
+                    Message::Call(call) => {
+                        answer(owner, persistence, fleet.as_mut(), host, &mut passes, statistics, call);
+                    }
+                    Message::Load(report) => note_load(owner, persistence, fleet.as_mut(), report),
+                    Message::Read(read) => note_read(owner, read),
+                    Message::Task(call) => note(owner, fleet.as_mut(), call),
+                },
                 _ = upkeep.tick() => {
                     owner.keep_up();
-                    discover(owner, fleet.as_mut(), persistence, calls_in);
+                    discover(owner, fleet.as_mut(), persistence, tasks);
                     bound(owner, fleet.as_mut(), persistence);
                 }
                 _ = sweep.tick() => owner.sweep(),
@@ -197,7 +203,7 @@ impl Running {
             joining.answer(owner);
             if let Some(fleet) = fleet {
                 fleet.look(owner);
-                fleet.extend_program(host);
+                fleet.extend_program(owner, host);
             }
             let asks = fleet.as_ref().is_none_or(|fleet| fleet.leads());
             owner.read_lists(asks);

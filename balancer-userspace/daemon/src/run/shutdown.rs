@@ -34,12 +34,12 @@ impl Shutdown {
             api,
             host,
             mut owner,
-            calls,
+            inbox,
             fleet,
             ..
         } = running;
         if let End::Failed(ended) = &end {
-            history.warn(&format!("{ended}: this process is of no use without it"));
+            history.warn(&format!("{ended}: the balancer cannot work without it, and ends"));
         }
         if let Some(fleet) = fleet {
             fleet.leave().await;
@@ -49,13 +49,13 @@ impl Shutdown {
         manager.stopping("leaving");
         let leave = host.wanted().keep;
         history.note(&if leave {
-            format!("{end}: leaving; the kernel goes on steering (on_exit = \"keep\")")
+            format!("{end}: ending; the kernel program continues to steer (on_exit = \"keep\")")
         } else {
             format!("{end}: detaching")
         });
         history.close();
         let detached = host.end(leave).await;
-        drop((reloads, denying, default_hops, lists, asking, calls, watching, finding, counting, telling));
+        drop((reloads, denying, default_hops, lists, asking, inbox, watching, finding, counting, telling));
         api.end().await;
         match end {
             End::Asked(_) => detached,

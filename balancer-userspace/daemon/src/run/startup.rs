@@ -21,6 +21,25 @@ use balancer_control::{
     readiness::{FleetFacts, Stage},
 };
 use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane, Pins};
+use balancer_listeners::{
+    api_server::{Answering, ControlSocket},
+    audit::Audit,
+    configuration::Configurations,
+    metrics, reload,
+    statistics::Statistics,
+};
+use balancer_netlink::neighbours::DefaultHopThread;
+use balancer_runtime::{
+    events::Events,
+    service_manager::ServiceManager,
+    shutdown::Signals,
+    supervisor::{Endings, Supervisor},
+};
+use balancer_sources::{
+    followed_files::{Files, follow},
+    list_sources::{FirstLists, ListSources},
+};
+use balancer_state::state_file::Occasion;
 use nix::sys::socket::SockaddrStorage;
 use tokio::{
     net::TcpListener,
@@ -32,36 +51,20 @@ use tracing::{info, warn};
 
 use super::{
     FIRST_NEXT_HOPS, Launch,
+    inbox::Inbox,
     preparation::{Loading, Prepared},
     running::{Api, EVENTS, Ring, Running},
     waiting::{self, AsRead},
 };
 use crate::{
-    api_server::{Answering, ControlSocket},
-    audit::Audit,
-    configuration::Configurations,
-    events::Events,
     fleet::{self, Fleet},
     flows,
-    followed_files::{Files, follow},
     host::{Host, Surroundings},
-    kernel_log,
-    list_sources::{FirstLists, ListSources},
-    metrics, near_clients,
-    neighbours::DefaultHopThread,
+    kernel_log, near_clients,
     owner::Owner,
     persistence::Persistence,
-    reload,
     resume::{Resumed, resume},
-    service_manager::ServiceManager,
-    shutdown::Signals,
-    state_file::Occasion,
-    statistics::Statistics,
-    supervisor::{Endings, Supervisor},
 };
-
-/// The maximum number of calls that wait for the controller.
-const CALLS: usize = 64;
 
 /// The resources that must exist before the balancer loads the program and that may be unavailable.
 pub(super) struct Startup {
@@ -184,7 +187,7 @@ impl Startup {
         tell_of(&mut dataplane, &services, capacity);
         let inherited = dataplane.kept().notes().map(|notes| notes.host.clone()).unwrap_or_default();
         let (neighbours_wanted, suspects) = (dataplane.take_neighbours_wanted()?, dataplane.take_suspects()?);
-        let (samples, handshakes) = (dataplane.take_samples()?, dataplane.take_handshakes()?);
+        let (samples, handshakes) = (dataplane.take_samples()?, dataplane.handshake_record());
         let default_hops = dataplane.take_default_hops()?;
         if kernel_log::wanted() {
             kernel_log::read(&mut dataplane, &supervisor)?;
@@ -193,16 +196,16 @@ impl Startup {
         let (wanted, suspects) = (Ring::new(neighbours_wanted)?, Ring::new(suspects)?);
 
         let files = Files::<DenyList>::of(&services).await;
-        let (calls_in, calls) = mpsc::channel(CALLS);
+        let (senders, inbox) = Inbox::new();
         let (mut devices, mut layers) = (neighbours.devices(), neighbours.layers());
         let member = fleet.as_ref().map(|fleet| fleet.name().to_owned());
         let history = Events::beside(&config.state_file, member, &supervisor);
         let patience = beginning.at() + FIRST_NEXT_HOPS;
-        prober.tell_words(calls_in.clone());
+        prober.tell_words(senders.loads.clone());
         let mut owner = Owner::new(beginning, dataplane, neighbours, prober, history.clone());
         owner.take_over_counters(removed_backends, repeated_moves);
         owner.take_over_withdrawn(withdrawn);
-        owner.set_room(capacity.room());
+        owner.set_room(capacity.most_room());
         owner.set_fleet(config.fleet.as_ref().map(|fleet| FleetFacts::stranger(fleet.when_alone)));
         owner.start()?;
         if let Some(epoch) = epoch {
@@ -210,7 +213,7 @@ impl Startup {
         }
         if let Some(fleet) = &mut fleet {
             fleet.set_file(&file);
-            fleet.set_room(capacity.room());
+            fleet.set_room(capacity.most_room());
             fleet.catch_up(&mut owner);
         }
         // The owner applies the deny lists before the first packet arrives.
@@ -218,7 +221,12 @@ impl Startup {
         owner.begin_lists();
         // A member of a fleet reads the lists of targets only after it has become the leader.
         owner.read_lists(fleet.is_none());
-        let list_files = if fleet.is_none() { lists.tell(&mut owner) } else { Files::default() };
+        let mut list_files = Files::default();
+        if fleet.is_none() {
+            let (reads, files) = lists.into_reads();
+            reads.into_iter().for_each(|(source, read)| owner.list_was_read(source, read));
+            list_files = files;
+        }
         owner.begin_discovery();
         await_next_hops(&mut owner, found, &mut events, patience).await;
         owner.dataplane().set_layers(layers.borrow_and_update().clone());
@@ -227,14 +235,14 @@ impl Startup {
         state_file.keep(owner.restorable(), Occasion::Whole)?;
         let ends = owner.dataplane().take_host_ends(instance, &config.state_file)?;
         let answering =
-            Answering::new(calls_in.clone(), configurations.clone().of(file.clone()), Audit::new(&supervisor));
+            Answering::new(senders.calls.clone(), configurations.clone().of(file.clone()), Audit::new(&supervisor));
         let audit = answering.audit().clone();
         let surroundings = Surroundings {
             ends,
             state_file: config.state_file.clone(),
             inherited,
             events: history.clone(),
-            calls: calls_in.clone(),
+            calls: senders.calls.clone(),
             metrics,
             socket: config.control.socket.clone(),
             readers,
@@ -253,25 +261,27 @@ impl Startup {
             Statistics::new(config.statistics)
         });
         statistics.tell(history.clone());
-        let watch = Arc::clone(&statistics).watch(samples, calls_in.clone());
+        let watch = Arc::clone(&statistics).watch(samples, senders.calls.clone());
         let watching = supervisor.attend("the keeping of statistics", watch);
         let near =
-            near_clients::watch(handshakes, owner.neighbours().near(), calls_in.clone(), Arc::clone(&statistics));
+            near_clients::watch(handshakes, owner.neighbours().near(), senders.tasks.clone(), Arc::clone(&statistics));
         let finding = supervisor.attend("the search for clients on backends' links", near);
         let api = Api::serve(socket, answering, &supervisor);
         let table = owner.dataplane().flows();
         let counting = (table.capacity() > 0)
-            .then(|| supervisor.attend("the counting of connections", flows::watch(table, calls_in.clone())));
-        let telling = fleet
-            .as_ref()
-            .map(|_| supervisor.attend("the telling of statistics", fleet::tell_tallies(calls_in.clone())));
+            .then(|| supervisor.attend("the counting of connections", flows::watch(table, senders.tasks.clone())));
+        let telling = fleet.as_ref().map(|_| {
+            supervisor
+                .attend("the telling of statistics", fleet::tell_tallies(senders.calls.clone(), senders.tasks.clone()))
+        });
         let (deny_files, wanted_files) = watch::channel(owner.deny_files());
         let denying =
-            supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, calls_in.clone()));
-        let lists = ListSources::follow(owner.wanted_lists(), list_files, calls_in.clone(), &supervisor);
+            supervisor.attend("the reading of denied prefixes", follow(files, wanted_files, senders.reads.clone()));
+        let lists = ListSources::follow(owner.wanted_lists(), list_files, senders.reads.clone(), &supervisor);
         let (agents, wanted_agents) = watch::channel(owner.agents(fleet.is_none()));
-        let asking = supervisor.attend("the asking of agents", crate::agents::follow(wanted_agents, calls_in.clone()));
-        let reload = reload::follow(hangup, calls_in.clone(), configurations, file, audit);
+        let asking = supervisor
+            .attend("the asking of agents", balancer_checks::agents::follow(wanted_agents, senders.loads.clone()));
+        let reload = reload::follow(hangup, senders.calls.clone(), configurations, file, audit);
         let reloads = supervisor.attend("the reading of the configuration", reload);
         let count = counted(services.len(), "service");
         history.note(&format!("serving {count}, control socket {}", config.control.socket.display()));
@@ -282,7 +292,7 @@ impl Startup {
             persistence: Persistence::new(state_file),
             signals,
             events,
-            calls,
+            inbox,
             layers,
             devices,
             wanted,
@@ -295,7 +305,7 @@ impl Startup {
             lists,
             agents,
             asking,
-            calls_in,
+            tasks: senders.tasks,
             watching,
             finding,
             counting,
@@ -324,7 +334,7 @@ fn own_addresses() -> BTreeSet<IpAddr> {
 /// Logs the capacity of the maps, and which process has left the maps, if any.
 fn tell_of(dataplane: &mut KernelDataplane, services: &Valid, capacity: Capacity) {
     if let Some(notes) = dataplane.kept().notes() {
-        info!("going on with the maps that process {} left: its clients, counters and traffic", notes.process);
+        info!("took over the maps that process {} left: known clients, counters and connections", notes.process);
     }
     info!("the kernel program is loaded for {}", words(dataplane.features()));
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);

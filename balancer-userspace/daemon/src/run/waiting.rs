@@ -6,16 +6,14 @@ use std::{iter, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use balancer_config::config::Config;
+use balancer_listeners::configuration::Configurations;
+use balancer_netlink::{
+    interfaces::{Search, search},
+    machine::news::News,
+};
+use balancer_runtime::{service_manager, shutdown::Signals};
 use tokio::{select, time::sleep};
 use tracing::{info, warn};
-
-use crate::{
-    configuration::Configurations,
-    host::News,
-    interfaces::{Search, search},
-    service_manager,
-    shutdown::Signals,
-};
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -64,7 +62,7 @@ pub(super) async fn interfaces(
         told = words;
         select! {
             signal = signals.next() => {
-                info!("{signal}: leaving; there was no interface to attach to");
+                info!("{signal}: ending; there was no interface to attach to");
                 return Ok(None);
             }
             () = news.next() => {}
@@ -75,8 +73,8 @@ pub(super) async fn interfaces(
 
 fn waiting(absence: &anyhow::Error, names: &[String]) -> String {
     match names {
-        [_] => format!("waiting until it is there: {absence}"),
-        names => format!("waiting until one of {} is there: {absence}", names.join(", ")),
+        [_] => format!("{absence}; waiting for it"),
+        names => format!("{absence}; waiting for one of {}", names.join(", ")),
     }
 }
 
@@ -90,7 +88,7 @@ impl AsRead<'_> {
     async fn ensure_unchanged(&self) -> anyhow::Result<()> {
         let (parsed, _) = self.configurations.load(self.file.clone()).await.context("reading the configuration")?;
         let (now, _) = parsed?;
-        ensure!(now == *self.config, "{} has changed while no interface was there", self.file.display());
+        ensure!(now == *self.config, "{} has changed while the balancer waited for an interface", self.file.display());
         Ok(())
     }
 }
@@ -109,8 +107,8 @@ mod tests {
     fn when_several_names_are_waited_for_then_each_is_named() {
         let absence = anyhow::anyhow!("interface eth8 does not exist: there are: eth0");
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(waiting(&absence, &names(&["eth8"])), format!("waiting until it is there: {absence}"));
+        assert_eq!(waiting(&absence, &names(&["eth8"])), format!("{absence}; waiting for it"));
         let words = waiting(&absence, &names(&["eth8", "eth9"]));
-        assert_eq!(words, format!("waiting until one of eth8, eth9 is there: {absence}"));
+        assert_eq!(words, format!("{absence}; waiting for one of eth8, eth9"));
     }
 }

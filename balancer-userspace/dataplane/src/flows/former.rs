@@ -9,6 +9,7 @@
 
 use std::{
     fs, io,
+    mem::offset_of,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -62,11 +63,12 @@ struct Renaming {
 struct Copied {
     /// The state word that was copied; 0: no connection was copied.
     word: u64,
-    /// The row of the connection in the new table. `None`: the new table had no room for the connection.
+    /// The row of the connection in the new table.
     row: Option<u32>,
 }
 
-/// The number of connections that a pass has copied, and the number of connections for which the new table had no room.
+/// The number of connections that a pass has copied, and the number of connections, without those that have ended, for
+/// which the new table had no room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Outcome {
     copied: u64,
@@ -132,14 +134,10 @@ impl FormerFlows {
         let ended = self.copy(new, |word| matches!(word.phase(), Phase::Closing | Phase::Rests));
         let half_open = self.copy(new, |_| true);
         let copied = open.copied + ended.copied + half_open.copied;
-        let no_room = open.no_room + half_open.no_room;
         if from > 1 {
             info!(
                 "a table of connections with {to} buckets replaces one with {from}: {copied} connections are carried over"
             );
-        }
-        if no_room > 0 {
-            warn!("{no_room} connections have no room in the new table, and are reset by their next packet");
         }
     }
 
@@ -163,7 +161,10 @@ impl FormerFlows {
     /// # Errors
     /// Fails if the file system refuses to rename a pin.
     pub(crate) fn replace(mut self, new: &FlowTable) -> anyhow::Result<()> {
-        self.copy(new, |_| true);
+        let Outcome { no_room, .. } = self.copy(new, |_| true);
+        if no_room > 0 {
+            warn!("{no_room} connections have no room in the new table, and are reset by their next packet");
+        }
         self.is_replaced = true;
         self.pins.iter().try_for_each(Renaming::rename)
     }
@@ -177,7 +178,7 @@ impl FormerFlows {
                 continue;
             }
             if let Some(row) = copied.row.filter(|_| now.0 != 0 && FlowWord(copied.word).tag() == now.tag()) {
-                new.continues(row as usize, copied.word, now);
+                new.continues(row as usize, copied.word, now, self.table.numbers(index));
                 copied.word = now.0;
                 continue;
             }
@@ -190,13 +191,15 @@ impl FormerFlows {
                 new.ends(former as usize, copied.word);
             }
             *copied = Copied::default();
-            if let Some(row) = row {
-                copied.word = now.0;
-                copied.row = new.put(&row, now);
-                match copied.row {
-                    Some(_) => outcome.copied += 1,
-                    None => outcome.no_room += 1,
+            let Some(row) = row else { continue };
+            match new.put(&row, now) {
+                Some(row) => {
+                    *copied = Copied { word: now.0, row: Some(row) };
+                    outcome.copied += 1;
                 }
+                // The next pass tries again: the port may be that of a connection that has just ended.
+                None if matches!(now.phase(), Phase::Closing | Phase::Rests) => {}
+                None => outcome.no_room += 1,
             }
         }
         outcome
@@ -231,6 +234,11 @@ impl Source {
     fn word(&self, index: usize) -> FlowWord {
         let word = FlowWord(self.lines.words()[index].load(Ordering::Acquire));
         if word.is_block() { FlowWord::EMPTY } else { word }
+    }
+
+    /// The sequence numbers in a row, as one word.
+    fn numbers(&self, index: usize) -> u64 {
+        self.rows.word64(index, offset_of!(FlowRow, numbers)).load(Ordering::Relaxed)
     }
 
     /// Reads a row whose state word is `word`.
@@ -313,7 +321,8 @@ impl FlowTable {
     }
 
     /// Takes an empty row of the connection's two buckets; prefers the first bucket if more than half of it is empty,
-    /// and in this bucket the row at which lookups look first. The kernel program does not find this row for packets yet.
+    /// and in this bucket the row at which lookups look first. The kernel program does not find this row for packets
+    /// yet.
     fn take_row(&self, ends: u64, word: FlowWord) -> Option<usize> {
         const ENOUGH: usize = PER_LINE / 2 + 1;
         let buckets = u32::try_from(self.lines.len()).ok()?;
@@ -359,12 +368,13 @@ impl FlowTable {
     }
 
     /// Updates the connection in `row`; it was copied when its state word was `was`, and in the former table its state
-    /// word is `now`.
-    fn continues(&self, row: usize, was: u64, now: FlowWord) {
+    /// word is `now`, with these sequence numbers.
+    fn continues(&self, row: usize, was: u64, now: FlowWord, numbers: u64) {
         const SAID: u8 = FLOW_ANSWERED | FLOW_ESTABLISHED | FLOW_CLIENT_ENDS | FLOW_BACKEND_ENDS;
         let _kept = self.word(row).fetch_update(Ordering::AcqRel, Ordering::Acquire, |there| {
             let there = FlowWord(there);
             if there.0 == was {
+                self.rows.word64(row, offset_of!(FlowRow, numbers)).store(numbers, Ordering::Relaxed);
                 return Some(now.0);
             }
             // The old and the new program have changed the connection in their tables.

@@ -1,6 +1,6 @@
 use std::sync::RwLock;
 
-use balancer_common::flows::{FLOW_DATAGRAMS, FLOW_RESET};
+use balancer_common::flows::{FLOW_DATAGRAMS, FLOW_RESET, held};
 use bytemuck::Zeroable as _;
 use proptest::prelude::*;
 
@@ -15,9 +15,10 @@ fn table(lines: usize) -> (FlowTable, Source) {
     let [lines, same_lines] = MappedArray::<FlowLine>::twice(lines).unwrap();
     let [rows, same_rows] = MappedArray::twice(lines.len() * PER_LINE).unwrap();
     let [returns, _] = MappedArray::twice(lines.len() * Capacity::RETURNS_PER_LINE as usize).unwrap();
+    let [held, _] = MappedArray::twice(held::LINES_PER_BLOCK as usize).unwrap();
     let capacity = lines.len() as u32 * 5;
     (
-        FlowTable { lines, rows, returns, capacity, times: RwLock::default() },
+        FlowTable { lines, rows, returns, held, capacity, times: RwLock::default() },
         Source { lines: same_lines, rows: same_rows },
     )
 }
@@ -128,6 +129,25 @@ fn when_a_table_is_full_of_ended_connections_then_those_that_carry_data_and_then
     let counts = [OPEN, ENDED, HALF_OPEN].map(of);
     assert_eq!(counts[0], 60, "{counts:?}");
     assert!((80..=100).contains(&counts[1]) && counts[2] <= 20, "{counts:?}");
+}
+
+/// The copy reaches the new connection first, because its row comes before the row of the ended one.
+#[test]
+fn when_a_new_connection_takes_the_port_of_an_ended_one_during_the_copy_then_it_is_carried_over() {
+    let ((old, source), (new, _)) = (table(16), table(32));
+    assert!((0..20).all(|number| open_one(&old, number, OPEN)));
+    let last = (0..20).max_by_key(|&number| row_of(&old, number)).unwrap();
+    let mut former = former(source);
+    former.copy_to(&new);
+    let ended = row_of(&old, last).unwrap();
+    remove(&old, last);
+    let next = FlowRow { client: [99, 0, 0, 0], ends: 1, ..flow(last) };
+    assert!(old.put(&next, word(&next, HALF_OPEN, 3)).is_some_and(|row| (row as usize) < ended));
+    former.block(&new);
+    former.replace(&new).unwrap();
+    let copied: Vec<FlowRow> = (0..new.rows.len()).map(|index| new.rows.load(index)).collect();
+    assert!(copied.iter().any(|row| row.client == next.client && row.pool_port == next.pool_port));
+    assert_eq!(entries(new.lines.words()), 20);
 }
 
 #[test]

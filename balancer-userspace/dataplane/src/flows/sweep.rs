@@ -4,16 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem::offset_of,
     net::SocketAddr,
-    sync::{PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use balancer_common::{
     flows::{FLOW_RESTS, FLOW_TAKEN, FlowWord, IdleTicks, Phase, ReturnWord, TICK_SHIFT, seconds},
-    map_types::{FLOWS_PER_LINE, FlowRow},
+    map_types::{FAMILY_V4, FLOWS_PER_LINE, FlowPool, FlowRow, MAX_POOL},
 };
 use balancer_config::config::Protocol;
-use balancer_control::io::{BackendId, FlowSpec, ServiceId};
+use balancer_control::io::{BackendId, FlowSpec, PortsInUse, ServiceId};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{FlowTable, address, idle_ticks};
@@ -26,9 +26,8 @@ pub struct FlowCounts {
     pub of_backends: BTreeMap<BackendId, u64>,
     /// The number of rows in use, for connections or for ports that are not free yet.
     pub entries: u64,
-    /// For each backend, the fraction of ports in use at the pool address with the highest fraction. This fraction does
-    /// not include the ports of connections that give way to new ones.
-    pub fullest: BTreeMap<BackendId, f64>,
+    /// The ports that the connections of each backend hold.
+    pub ports: BTreeMap<BackendId, PortsInUse>,
 }
 
 /// A connection in the flow table.
@@ -42,9 +41,7 @@ pub struct KnownFlow {
     pub pool: SocketAddr,
     /// The backend's address and port.
     pub at: SocketAddr,
-    /// The backend of the connection.
     pub backend: BackendId,
-    /// The protocol of the connection.
     pub protocol: Protocol,
     /// The state of the connection: `half_open`, `established` or `closing`.
     pub state: &'static str,
@@ -68,12 +65,25 @@ pub(super) fn now() -> u32 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct FlowTimes(BTreeMap<ServiceId, Limits>);
 
-/// The limits for the flows of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
-    pub(super) idle: IdleTicks,
-    /// The number of ports of each pool address.
-    pub(super) ports: u32,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Limits(pub(super) Arc<FlowPool>);
+
+impl Limits {
+    /// The number of ports of all addresses of the pool for backends of this family.
+    fn ports(&self, family: u8) -> u32 {
+        let Self(pool) = self;
+        let addresses = u32::from(pool.count[usize::from(family != FAMILY_V4)]).max(1);
+        addresses * (u32::from(pool.last_port.saturating_sub(pool.first_port)) + 1)
+    }
+
+    /// Whether the pool has the address and port of a flow. A pool without addresses has this machine's address towards
+    /// the backend.
+    fn gives(&self, row: &FlowRow) -> bool {
+        let Self(pool) = self;
+        let (family, port) = (usize::from(row.backend_family() != FAMILY_V4), u16::from_be(row.pool_port));
+        let addresses = &pool.addresses[family][..usize::from(pool.count[family]).min(MAX_POOL)];
+        (pool.first_port..=pool.last_port).contains(&port) && (addresses.is_empty() || addresses.contains(&row.pool))
+    }
 }
 
 impl FlowTimes {
@@ -82,19 +92,61 @@ impl FlowTimes {
     }
 
     fn of_row(&self, row: &FlowRow) -> IdleTicks {
-        let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.idle);
+        let known = self.0.get(&ServiceId(row.service)).map(|limits| limits.0.idle);
         // A removed service has no limits, so its remaining flows end after the default idle times.
         known.unwrap_or_else(|| idle_ticks(&FlowSpec::default()))
     }
 }
 
-/// An address of a pool, and the server for whose connections the address's ports are taken.
-#[derive(PartialEq, Eq, Hash)]
-struct Drawn {
-    pool: [u32; 4],
-    server: [u32; 4],
+/// The address and port of a server for whose connections ports of a pool are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Server {
+    address: [u32; 4],
     port: u16,
     protocol: u8,
+    family: u8,
+}
+
+/// The ports of pools' addresses that are taken. Connections to one address and port of a server share the ports of an
+/// address, whichever service and family they are of.
+#[derive(Default)]
+struct Taken(HashMap<(Server, [u32; 4]), TakenOfAddress>);
+
+/// The number of an address's ports that are taken, and the backends whose connections take them.
+type TakenOfAddress = (u32, BTreeSet<(BackendId, ServiceId)>);
+
+impl Taken {
+    fn add(&mut self, row: &FlowRow) {
+        let server = Server {
+            address: row.backend,
+            port: row.backend_port,
+            protocol: row.protocol,
+            family: row.backend_family(),
+        };
+        let (taken, by) = self.0.entry((server, row.pool)).or_default();
+        *taken += 1;
+        by.insert((BackendId(row.backend_id), ServiceId(row.service)));
+    }
+
+    /// The ports that each backend's connections hold.
+    fn by_backend(self, times: &FlowTimes) -> BTreeMap<BackendId, PortsInUse> {
+        let mut of_servers: HashMap<(BackendId, ServiceId, Server), u32> = HashMap::new();
+        for ((server, _), (taken, by)) in self.0 {
+            for (backend, service) in by {
+                *of_servers.entry((backend, service, server)).or_default() += taken;
+            }
+        }
+        let mut ports = BTreeMap::<BackendId, PortsInUse>::new();
+        for ((backend, service, server), taken) in of_servers {
+            let Some(limits) = times.0.get(&service) else { continue };
+            let of_server = PortsInUse { taken, all: limits.ports(server.family) };
+            let most = ports.entry(backend).or_insert(of_server);
+            if most.by_part(&of_server).is_lt() {
+                *most = of_server;
+            }
+        }
+        ports
+    }
 }
 
 impl FlowTable {
@@ -104,8 +156,7 @@ impl FlowTable {
     pub fn sweep(&self) -> FlowCounts {
         let (now, times) = (now(), self.times());
         let mut counts = FlowCounts::default();
-        // Connections to one address and port of a server share the ports, whichever service and family they are of.
-        let mut pools: HashMap<Drawn, (u32, BTreeSet<(BackendId, ServiceId)>)> = HashMap::new();
+        let mut taken = Taken::default();
         for index in 0..self.lines.len() * FLOWS_PER_LINE as usize {
             let word = self.word(index);
             let seen = FlowWord(word.load(Ordering::Acquire));
@@ -117,27 +168,28 @@ impl FlowTable {
             if seen.may_go(now, &idle) && self.give_up(index, seen, now) {
                 continue;
             }
+            self.repair_held(index, seen, &row);
             counts.entries += 1;
             let backend = BackendId(row.backend_id);
             if seen.counts(now, &idle) {
                 *counts.of_backends.entry(backend).or_default() += 1;
             }
-            if seen.gives_way(now, &idle) {
-                continue;
-            }
-            let drawn = Drawn { pool: row.pool, server: row.backend, port: row.backend_port, protocol: row.protocol };
-            let (taken, by) = pools.entry(drawn).or_default();
-            *taken += 1;
-            by.insert((backend, ServiceId(row.service)));
-        }
-        for (taken, by) in pools.into_values() {
-            for (backend, service) in by {
-                let Some(limits) = times.0.get(&service) else { continue };
-                let fullest = counts.fullest.entry(backend).or_default();
-                *fullest = fullest.max(f64::from(taken) / f64::from(limits.ports.max(1)));
+            if !seen.gives_way(now, &idle) && times.0.get(&ServiceId(row.service)).is_some_and(|of| of.gives(&row)) {
+                taken.add(&row);
             }
         }
+        counts.ports = taken.by_backend(&times);
         counts
+    }
+
+    /// Notes whether the flow in a row holds its port, in case the program has not: the program may have opened the flow
+    /// before this controller started, and two changes at once may have been noted in the wrong order.
+    fn repair_held(&self, index: usize, seen: FlowWord, row: &FlowRow) {
+        self.note_held(row, seen.holds());
+        let now = FlowWord(self.word(index).load(Ordering::Acquire));
+        if now.holds() != seen.holds() && now.tag() == seen.tag() {
+            self.note_held(row, now.holds());
+        }
     }
 
     fn times(&self) -> FlowTimes {
@@ -151,6 +203,9 @@ impl FlowTable {
         let taken = FlowWord::new(!seen.tag(), FLOW_TAKEN | FLOW_RESTS, now);
         if word.compare_exchange(seen.0, taken.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return false;
+        }
+        if seen.holds() {
+            self.note_held(&self.rows.load(index), false);
         }
         let place = self.rows.word32(index, offset_of!(FlowRow, returns)).load(Ordering::Relaxed) as usize;
         if let Some(way) = self.returns.words().get(place) {

@@ -1,6 +1,6 @@
 //! The remaining work in the client table after changes, as part of the kernel's data path.
 
-use std::{collections::HashMap, mem::offset_of, sync::atomic::Ordering};
+use std::{collections::HashMap, mem::offset_of};
 
 use balancer_common::map_types::ServiceRow;
 use balancer_control::io::{ServiceId, ServiceSpec};
@@ -73,8 +73,8 @@ impl KernelDataplane {
             let Some(memory) = self.stickiness.memories.get_mut(&service) else { continue };
             memory.settle(self.elapsed);
             if let (Some(clock), Some(row)) = (memory.clock, self.stickiness.tables.row(service)) {
-                let word = self.services.rows.word32(row as usize, offset_of!(ServiceRow, remember));
-                word.store(bytemuck::cast([clock.remember, rows::idle(clock)]), Ordering::Release);
+                let word = bytemuck::cast([clock.remember, rows::idle(clock)]);
+                self.services.rows.store32(row as usize, offset_of!(ServiceRow, remember), word);
             }
         }
     }

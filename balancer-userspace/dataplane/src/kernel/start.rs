@@ -28,6 +28,7 @@ use crate::{
     former_clients::FormerClients,
     grace::GracePeriods,
     halves::Halves,
+    handshakes::{Handshakes, UnansweredHandshakes},
     interfaces::{Interfaces, WaysIn},
     kept::Kept,
     load::not_loaded,
@@ -41,10 +42,10 @@ use crate::{
     redirects::{self, RedirectErrors, Whose},
     replaced::Replaced,
     rules::RuleTable,
+    scanner::Scanner,
     seen::Seen,
     signs::SignTable,
     stickiness::Stickiness,
-    sweep::Scanner,
     tables::Tables,
     threads::{Threads, Unwatched},
 };
@@ -129,6 +130,7 @@ impl KernelDataplane {
         let (mut programs, map_bytes) = parameters.load(pins.as_ref(), former)?;
         let ebpf = programs.object();
 
+        let handshakes = Handshakes::new(take(ebpf, "HANDSHAKES")?)?;
         let mut control = MappedArray::new(take(ebpf, "CONTROL")?)?;
         let kept = Kept::new(ebpf, pins)?;
         let seen = Seen::new(MappedArray::new(take(ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
@@ -157,6 +159,7 @@ impl KernelDataplane {
             ways_in: WaysIn::default(),
             counters: Counters::new(ebpf, capacity.counted, interface_multiplier)?,
             stickiness,
+            reported: Arc::default(),
             former_clients,
             former_flows,
             seen,
@@ -178,11 +181,13 @@ impl KernelDataplane {
             redirect_errors: RedirectErrors::new(ebpf)?,
             flows,
             quic: QuicTable::new(ebpf)?,
-            signs: SignTable::new(take(ebpf, "SIGNS")?)?,
+            signs: SignTable::new(take(ebpf, "SIGNS")?, UnansweredHandshakes::new(handshakes.clone()))?,
+            handshakes,
             kept,
             sharing: None,
             in_use: programs.in_use(),
             programs: Some(programs),
+            growing: None,
         };
         if multiplier_left.is_some_and(|left| left != interface_multiplier) {
             this.counters.forget_interfaces()?;

@@ -15,7 +15,8 @@ use super::{
     former_clients::FormerClients,
     grace::{Grace, GracePeriods},
     memory::Memory,
-    sweep::{Scanner, Sweep},
+    scanner::Scanner,
+    sweep::Sweep,
     tables::{Known, Swapped, Tables},
 };
 
@@ -36,7 +37,7 @@ pub(super) struct Stickiness {
     grace_periods: Arc<GracePeriods>,
     /// The grace period before the next pass over the client table: for packets in progress, the program may have read
     /// the earlier state.
-    next_pass: Option<Grace>,
+    pub(super) next_pass: Option<Grace>,
 }
 
 impl Stickiness {
@@ -181,7 +182,6 @@ impl Stickiness {
         former.replace()
     }
 
-    /// Forgets the client that has this hash.
     pub(super) fn forget(&mut self, service: ServiceId, hash: u64) -> Forgotten {
         let Some(memory) = self.memories.get(&service) else { return Forgotten::default() };
         let forgotten = self.clients.forget(hash).map(|entry| {

@@ -37,7 +37,7 @@ use shuttle::{
 
 use super::Stickiness;
 use crate::{
-    Swept, clients::ClientTable, grace::GracePeriods, mapped::MappedArray, memory::Memory, sweep::Scanner,
+    Swept, clients::ClientTable, grace::GracePeriods, mapped::MappedArray, memory::Memory, scanner::Scanner,
     tables::Tables, threads::Shuttled,
 };
 

@@ -16,7 +16,6 @@
 //! case.
 
 mod scan;
-mod scanner;
 
 use std::{
     collections::HashMap,
@@ -31,7 +30,6 @@ use balancer_common::{
 use balancer_control::io::{BackendId, ServiceId};
 
 pub(super) use scan::{Scan, Scanned};
-pub(super) use scanner::Scanner;
 
 use super::{clients::ClientTable, memory::Memory};
 
@@ -110,6 +108,7 @@ pub(super) struct Pass {
 }
 
 /// The present activity of the sweep.
+#[derive(Debug)]
 enum Stage {
     /// The sweep is doing nothing.
     Rests,
@@ -120,6 +119,7 @@ enum Stage {
 }
 
 /// The progress of the sweep through the client table.
+#[derive(Debug)]
 pub(super) struct Sweep {
     stage: Stage,
     /// The start of the next part.

@@ -16,6 +16,7 @@ use super::{Again, SlotSet};
 use crate::{clients::ClientTable, mapped::MappedArray, memory::Memory};
 
 /// A part of a pass over the client table, with all data that the scan of this part needs.
+#[derive(Debug)]
 pub(in super::super) struct Scan {
     buckets: Arc<MappedArray<Bucket>>,
     entries: Range<usize>,
@@ -27,6 +28,7 @@ pub(in super::super) struct Scan {
 }
 
 /// The findings of the scan of one part.
+#[derive(Debug)]
 pub(in super::super) struct Scanned {
     /// The start of the part that follows.
     pub(super) end: usize,
@@ -59,7 +61,7 @@ impl Scan {
     }
 
     /// Reads each entry of the part once.
-    pub(super) fn run(&self) -> Scanned {
+    pub(in super::super) fn run(&self) -> Scanned {
         let mut known = vec![0u64; self.services.len()];
         let slots = |memory: &Option<Memory>| SlotSet::of(memory.as_ref().map_or(0, |memory| memory.table.len()));
         let mut found: Vec<SlotSet> = self.memories.iter().map(slots).collect();

@@ -9,7 +9,7 @@
 //! With the reserve, a swap to a table that is not longer always succeeds. A longer table always finds its lines if the
 //! tables, the new table and the reserve together are not longer than the map.
 
-use std::{mem, ops::Range, sync::atomic::Ordering};
+use std::{mem, ops::Range};
 
 use anyhow::Context as _;
 use balancer_common::map_types::{LiveTable, SLOTS_PER_LINE, SlotLine};
@@ -50,9 +50,7 @@ impl Tables {
                 return Ok(range);
             }
         }
-        self.regions.allocate(lines).with_context(|| {
-            format!("no room for a table of {} slots: restart to make the map of slots larger", lines * SLOTS_PER_LINE)
-        })
+        self.regions.allocate(lines).with_context(|| format!("no room for a table of {} slots", lines * SLOTS_PER_LINE))
     }
 
     /// Moves tables until the reserve is free, after the table of `service` was swapped.
@@ -114,7 +112,7 @@ impl Tables {
         let Some(table) = self.of.get_mut(&service) else { return };
         let from = mem::replace(&mut table.lines, to.clone());
         for (before, after) in from.clone().zip(to.clone()) {
-            let known = flags(&self.slots, before).load(Ordering::Acquire);
+            let known = flags(&self.slots, before);
             let line = SlotLine { flags: known, ..self.slots.load(before as usize) };
             self.slots.store(after as usize, line);
         }
@@ -139,7 +137,7 @@ mod tests {
     use shuttle::rand::{Rng as _, thread_rng};
 
     use super::*;
-    use crate::{grace::GracePeriods, mapped::MappedArray, tables::Known, threads::Shuttled};
+    use crate::{grace::GracePeriods, mapped::MappedArray, mirrored::Grows as _, tables::Known, threads::Shuttled};
 
     const KNOWN: Known = Known { remembers: true, adopted: false };
 
@@ -257,6 +255,31 @@ mod tests {
                 }
             },
             60,
+        );
+    }
+
+    #[test]
+    fn when_a_larger_map_replaces_the_map_then_all_tables_stay_and_more_find_room() {
+        shuttle::check_random(
+            || {
+                let mut bench = Bench::new(9);
+                bench.swap(0, 3, 1).unwrap();
+                bench.swap(1, 3, 1).unwrap();
+                bench.publish();
+                assert!(bench.swap(2, 8, 1).is_err());
+                let [larger, program] = MappedArray::<SlotLine>::twice(30).unwrap();
+                bench.tables.begin(larger);
+                bench.swap(0, 3, 2).unwrap();
+                bench.tables.end();
+                for service in 2..5 {
+                    bench.swap(service, 5, 3).unwrap();
+                    bench.publish();
+                    bench.check();
+                }
+                let line = bench.tables.location(ServiceId(0)).unwrap().first;
+                assert_eq!(program.load(line as usize).slot(0).backend, 2);
+            },
+            5,
         );
     }
 

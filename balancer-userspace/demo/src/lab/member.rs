@@ -19,7 +19,6 @@ pub(super) const BACKENDS: u16 = 4;
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) controller: Controller,
-    /// The directory of the balancer's files.
     pub(super) files: PathBuf,
 }
 
@@ -44,7 +43,6 @@ impl Member {
         Ok(Self { name, controller, files })
     }
 
-    /// The path of the control socket.
     pub(super) fn socket(&self) -> PathBuf {
         self.files.join("balancer.sock")
     }

@@ -5,6 +5,7 @@
 mod commands;
 mod member;
 mod patience;
+mod script;
 mod site;
 mod view;
 
@@ -37,7 +38,6 @@ const CLIENTS_PATIENCE: Duration = Duration::from_secs(5);
 /// The maximum number of balancers in the lab.
 pub const MAX_MEMBERS: u16 = 8;
 
-/// The options of a lab.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The method that spreads clients over the balancers, and the number of balancers.

@@ -14,9 +14,9 @@ use nix::sys::signal::Signal;
 
 use super::{
     Kind, Options,
-    commands::Script,
     member::{BACKENDS, Member},
     patience::Patience,
+    script::Script,
 };
 use crate::{
     backend::{self, Backend},

@@ -22,7 +22,6 @@ pub(super) struct View {
     engines: Vec<(String, bool)>,
 }
 
-/// A member of the lab's fleet.
 struct MemberView {
     name: String,
     /// Whether the balancer receives clients' packets.

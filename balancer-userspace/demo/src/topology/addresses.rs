@@ -11,7 +11,6 @@ use crate::namespace::Namespace;
 pub(super) const SEGMENT: Net = Net(0);
 /// The network of the clients' source addresses.
 pub(super) const CLIENTS: Net = Net(1);
-/// The network of the VIPs.
 pub(super) const VIP: Net = Net(2);
 /// The segment between the clients and the balancer or router. In the two-legged shape, the balancer is host 1, and the
 /// clients' host is host 2. In the routed shape, the router is host 1.
@@ -24,7 +23,6 @@ pub(super) const CLIENT: u16 = 2;
 pub(super) const SECOND_BALANCER: u16 = 3;
 pub(super) const FIRST_BACKEND: u16 = 11;
 pub(super) const VIP_HOST: u16 = 10;
-/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// The address family IPv4.

@@ -5,7 +5,7 @@ use balancer_common::verdict::DropReason;
 
 use super::general;
 use crate::{
-    facts::{Controller, Facts},
+    facts::{Controller, Facts, Hanging},
     finding::{Cure, Finding, Kind},
 };
 
@@ -35,6 +35,22 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     vec![general(Kind::Kernel, what, command.to_owned(), Cure::here(&[cure.to_owned()]))]
 }
 
+/// The finding that the controller does not answer.
+pub(super) fn hanging(Hanging { pid, stopped, waited_seconds }: &Hanging) -> Finding {
+    let pid = pid.map_or_else(|| "PID".to_owned(), |pid| pid.to_string());
+    let (what, commands) = if *stopped {
+        (format!("the controller (process {pid}) is stopped by a signal"), vec![format!("kill -CONT {pid}")])
+    } else {
+        let looks = vec![
+            format!("# to see where it waits: cat /proc/{pid}/stack; journalctl -u balancer -n 50"),
+            "# to start it again: systemctl restart balancer".to_owned(),
+        ];
+        (format!("the controller (process {pid}) does not answer"), looks)
+    };
+    let seen = format!("the process serves the control socket, and did not answer for {waited_seconds} s");
+    general(Kind::Controller, what, seen, Cure::here(&commands))
+}
+
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut parts = release.split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -42,16 +58,20 @@ fn version(release: &str) -> Option<(u32, u32)> {
 
 /// Returns the findings that follow from the controller's own reports. If there is already a finding about a broken
 /// interface (`is_known`), leaves out the consequences of that interface. Other findings are about the `unattached`
-/// interfaces.
+/// interfaces and the lists with the errors `unread`.
 pub(super) fn of_controller<'a>(
     controller: &Controller,
     is_known: bool,
     unattached: impl Iterator<Item = &'a String> + Clone,
+    unread: &[&str],
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let ready = &controller.after.ready;
     if ready.state != Fitness::Ready && !is_known {
-        let other = |reason: &&String| !unattached.clone().any(|of| reason.starts_with(&begin_of_unattached(of)));
+        let other = |reason: &&String| {
+            let of_interface = unattached.clone().any(|of| reason.starts_with(&begin_of_unattached(of)));
+            !of_interface && !unread.iter().any(|error| reason.ends_with(error))
+        };
         findings.extend(ready.reasons.iter().filter(other).map(|reason| {
             general(
                 Kind::NotReady,
@@ -125,6 +145,7 @@ fn ports(table: &FlowTableView) -> impl Iterator<Item = Finding> {
             kind: Kind::Ports,
             service: Some(service.to_owned()),
             backend: Some(backend.to_owned()),
+            backends: vec![name.clone()],
             what: format!("the pool of backend {name} has few free ports left for new connections"),
             seen: format!("{:.0}% of the ports are taken", part * 100.0),
             cure: Cure::here(&[cure.to_owned()]),

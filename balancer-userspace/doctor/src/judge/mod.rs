@@ -2,8 +2,12 @@
 //! consequences of the fault.
 
 mod backends;
+mod cases;
+mod contradictions;
+mod dropping;
 mod links;
 mod machine;
+mod pools;
 mod replies;
 mod services;
 mod unattached;
@@ -21,6 +25,7 @@ use crate::{
 #[must_use]
 pub fn judge(facts: &Facts) -> Report {
     let mut findings = machine::findings(facts);
+    findings.extend(facts.hanging.as_ref().map(machine::hanging));
     let Some(controller) = &facts.controller else {
         findings.extend(links::foreign_programs(facts, &[]));
         return report(facts, findings);
@@ -29,16 +34,37 @@ pub fn judge(facts: &Facts) -> Report {
     findings.extend(broken.iter().map(|(_, finding)| finding.clone()));
     findings.extend(links::spoiled(facts, controller));
     let unattached = unattached::interfaces(facts, controller);
-    findings.extend(machine::of_controller(controller, !broken.is_empty(), unattached.keys()));
+    let unread = services::errors_of_unread(facts, controller);
+    findings.extend(machine::of_controller(controller, !broken.is_empty(), unattached.keys(), &unread));
     findings.extend(unattached.iter().map(|(interface, names)| unattached::finding(interface, names, controller)));
     findings.extend(services::findings(facts, controller));
     let broken: Vec<u32> = broken.into_iter().map(|(ifindex, _)| ifindex).collect();
     findings.extend(backends::findings(facts, controller, &broken));
     findings.extend(vips::findings(facts, controller));
+    findings.extend(pools::findings(facts));
+    if findings.iter().all(|finding| explains_no_loss(finding.kind)) {
+        findings.extend(replies::lost(facts, controller, &findings));
+    }
     if findings.is_empty() {
-        findings.extend(replies::lost(facts, controller));
+        findings.extend(contradictions::findings(facts, controller));
     }
     report(facts, findings)
+}
+
+/// Whether clients whose connections do not complete have another problem than this one.
+const fn explains_no_loss(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Generic
+            | Kind::Memory
+            | Kind::Clock
+            | Kind::ClientTable
+            | Kind::Ports
+            | Kind::Unhealthy
+            | Kind::NoBackends
+            | Kind::Discover
+            | Kind::NotReady
+    )
 }
 
 fn report(facts: &Facts, mut findings: Vec<Finding>) -> Report {
@@ -76,6 +102,7 @@ fn looked_at(facts: &Facts) -> Vec<String> {
         let Link { name, mtu, rx_queues, .. } = link;
         format!("{name} ({kind}, MTU {mtu}, {rx_queues} receive queues{features}): {}", modes.join(", "))
     }));
+    lines.extend(services::empty(facts));
     lines.extend(facts.vips.iter().filter(|vip| vip.asked).map(|vip| format!("who answers for {}", vip.address)));
     let whole = |backend: &&crate::facts::Backend| backend.path.is_some_and(|path| path.passed == path.wanted);
     for backend in &facts.backends {
@@ -96,7 +123,7 @@ fn looked_at(facts: &Facts) -> Vec<String> {
 
 /// Makes a finding that concerns no particular service or backend.
 fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
-    Finding { kind, service: None, backend: None, what, seen, cure }
+    Finding { kind, service: None, backend: None, backends: Vec::new(), what, seen, cure }
 }
 
 /// Makes a cure that adds an interface to those of the configuration.

@@ -10,11 +10,12 @@ use std::collections::BTreeSet;
 use balancer_api::model::{BackendView, ServiceView, StatusView, UnansweredView};
 
 use super::{
-    backends::{about, is_of, machine, name},
+    backends::{about, is_of},
+    cases::{Case, HOST, joined as each_fault_once, name},
     some,
 };
 use crate::{
-    facts::{Backend, Controller, Facts},
+    facts::{Backend, Controller, Facts, Way, WayBack},
     finding::{Cure, Finding, Kind},
 };
 
@@ -32,8 +33,10 @@ impl Waited<'_> {
 
 /// Returns findings about backends that answer this machine but whose answers do not reach the clients. This machine's
 /// own faults come first, because they explain what the clients of all backends see.
-pub(super) fn lost(facts: &Facts, controller: &Controller) -> Vec<Finding> {
-    let all: Vec<Waited<'_>> = facts.backends.iter().filter_map(|backend| waited(backend, controller)).collect();
+pub(super) fn lost(facts: &Facts, controller: &Controller, others: &[Finding]) -> Vec<Finding> {
+    let explained = |backend: &Backend| others.iter().any(|finding| finding.backends.contains(&name(backend)));
+    let backends = facts.backends.iter().filter(|backend| !explained(backend));
+    let all: Vec<Waited<'_>> = backends.filter_map(|backend| waited(backend, controller)).collect();
     let (translated, direct): (Vec<_>, Vec<_>) = all.into_iter().partition(|of| of.backend.answers_the_balancer());
     let mut findings = way_back::findings(facts, controller, &translated);
     if findings.is_empty() {
@@ -41,12 +44,16 @@ pub(super) fn lost(facts: &Facts, controller: &Controller) -> Vec<Finding> {
         let (replying, silent): (Vec<_>, Vec<_>) = translated.iter().partition(|of| of.backend.replied || pass);
         findings.extend(answered(&replying));
         let (lost, doubted): (Vec<_>, Vec<_>) = silent.into_iter().partition(|of| no_reply_passes(controller, of));
-        findings.extend(lost.into_iter().map(|of| not_back(of, controller)));
+        findings.extend(not_back(&lost, facts, controller));
         let (nat, snat): (Vec<_>, Vec<_>) = doubted.into_iter().partition(|of| of.backend.forwarding == "nat");
-        findings.extend(in_doubt(&nat, &nat_causes(&nat, controller)));
-        findings.extend(in_doubt(&snat, &SNAT.map(str::to_owned)));
+        findings.extend(in_doubt(&nat, &nat_causes(&nat, facts, controller)));
+        findings.extend(in_doubt(&snat, &with_containers(facts, &snat, SNAT.map(str::to_owned))));
     }
-    findings.extend(in_doubt(&direct.iter().collect::<Vec<_>>(), &DIRECT.map(str::to_owned)));
+    let direct: Vec<&Waited<'_>> = direct.iter().collect();
+    findings.extend(in_doubt(&direct, &with_containers(facts, &direct, DIRECT.map(str::to_owned))));
+    if findings.is_empty() {
+        findings.extend(way_back::without_handshakes(facts));
+    }
     findings
 }
 
@@ -147,6 +154,7 @@ fn joined(waited: &[&Waited<'_>], what: impl Fn(&str) -> String, seen: String, l
     Some(Finding {
         service: finding.service.filter(|_| one_service),
         backend: finding.backend.filter(|_| names.len() == 1),
+        backends: names.iter().map(|&name| name.to_owned()).collect(),
         ..finding
     })
 }
@@ -189,16 +197,39 @@ fn in_doubt(waited: &[&Waited<'_>], causes: &[String]) -> Option<Finding> {
 
 /// Causes that explain why clients complete no connection with `nat` backends, most likely first, as far as is known
 /// without a client that tries to connect during the examination.
-fn nat_causes(waited: &[&Waited<'_>], controller: &Controller) -> Vec<String> {
+fn nat_causes(waited: &[&Waited<'_>], facts: &Facts, controller: &Controller) -> Vec<String> {
     let route = waited.iter().find_map(|of| route(of.backend, controller));
     let needs = route.map(|route| format!(" (if it does not: {route})")).unwrap_or_default();
-    vec![
+    let causes = [
         format!(
             "most likely first: replies do not come back through this machine: on the servers, ip route get CLIENT must name it{needs}"
         ),
         "or no client wants a connection, as in a scan: balancer client top".to_owned(),
         "to tell which: run doctor again while clients try to connect".to_owned(),
-    ]
+    ];
+    with_containers(facts, waited, causes)
+}
+
+/// The causes, and one more if clients are containers of this machine.
+fn with_containers(facts: &Facts, waited: &[&Waited<'_>], causes: impl IntoIterator<Item = String>) -> Vec<String> {
+    causes.into_iter().chain(container(facts, waited)).collect()
+}
+
+/// The cause that the checksums of clients' packets are not computed, if clients are containers of this machine. The
+/// program then sends their packets on with unfinished checksums, and servers drop them.
+fn container(facts: &Facts, waited: &[&Waited<'_>]) -> Option<String> {
+    let concerned = |of: &&WayBack| waited.iter().any(|waited| waited.backend.service == of.service);
+    facts.ways_back.iter().filter(concerned).find_map(|of| {
+        let Way::Known { ifindex, next_hop } = of.way else { return None };
+        let link = facts.link(ifindex).filter(|_| next_hop == of.client)?;
+        let is_virtual = link.kind.as_deref().is_some_and(|kind| matches!(kind, "veth" | "bridge"));
+        is_virtual.then(|| {
+            format!(
+                "or clients such as {}, behind {}, are containers of this machine and leave checksums unfinished; to end that, in the container: ethtool -K INTERFACE tx off",
+                of.client, link.name
+            )
+        })
+    })
 }
 
 /// The command that sets a backend's route to the clients.
@@ -207,15 +238,25 @@ fn route(backend: &Backend, controller: &Controller) -> Option<String> {
     backend.source.map(|source| format!("ip route replace {clients} via {source}"))
 }
 
-/// Returns a finding about a `nat` backend from which no reply has passed this machine.
-fn not_back(Waited { backend, unanswered }: &Waited<'_>, controller: &Controller) -> Finding {
+/// Returns findings about `nat` backends from which no reply has passed this machine, one for backends that need the
+/// same route.
+fn not_back(waited: &[&Waited<'_>], facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let look = "# to see the route of replies: ip route get CLIENT".to_owned();
-    let commands: Vec<String> = route(backend, controller).into_iter().chain([look]).collect();
-    about(
-        backend,
-        Kind::Replies,
-        format!("replies of backend {} do not come back through the balancer", name(backend)),
-        seen(*unanswered),
-        Cure::elsewhere(&machine(backend), &commands),
-    )
+    let container = container(facts, waited).map(|cause| format!("# {cause}"));
+    let seen = seen(together(waited));
+    let mut cases = Vec::new();
+    for Waited { backend, .. } in waited {
+        let route = route(backend, controller);
+        let route =
+            route.map(|route| if container.is_some() { format!("# most likely first: {route}") } else { route });
+        let commands = route.into_iter().chain([look.clone()]).chain(container.clone());
+        cases.push(Case::new(
+            backend,
+            Kind::Replies,
+            "replies do not come back through the balancer".to_owned(),
+            seen.clone(),
+            Cure::elsewhere(HOST, &commands.collect::<Vec<_>>()),
+        ));
+    }
+    each_fault_once(cases)
 }

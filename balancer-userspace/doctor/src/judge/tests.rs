@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 
 use balancer_api::model::{
-    Action, AgentView, BackendView, ClientTableView, Fitness, FlowTableView, HealthView, InterfaceView, ListenerView,
-    Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts, begin_of_unattached,
+    Action, AgentView, BackendView, ClientTableView, DiscoverView, Fitness, FlowTableView, HealthView, InterfaceView,
+    ListenerView, Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts, begin_of_unattached,
 };
 
 use super::judge;
 use crate::{
     facts::{
-        Address, Backend, Chain, Controller, Direct, Facts, Forwards, Link, Mac, Neighbour, Offloads, Outcome, Path,
-        Program, ServiceProbe, Unsteered, Vip, Way, XdpFeatures,
+        Address, Backend, Chain, Controller, Direct, Direction, Duplicates, Facts, Filters, Forwards, Hanging, Link,
+        Mac, Neighbour, Offloads, Outcome, Path, Pool, Program, Refusal, Rejection, Said, ServiceProbe, TcFilter,
+        Unsteered, Vip, Way, WayBack, XdpFeatures,
     },
-    finding::Kind,
+    finding::{Finding, Kind},
 };
 
 pub(super) const MODES: [&str; 5] = ["dsr", "nat", "snat", "ipip", "gue"];
@@ -46,6 +47,7 @@ fn backend_view(name: &str) -> BackendView {
         bytes: 0,
         rates: None,
         unanswered: None,
+        handshakes: None,
         unattached: None,
     }
 }
@@ -140,6 +142,7 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
         bare_echo: matches!(forwarding, "ipip" | "gue").then_some(true),
         tcp: Some(Outcome::Connected),
         refused_outer: false,
+        rejected: None,
     };
     let backend = Backend {
         service: "web".to_owned(),
@@ -151,13 +154,23 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
         source: Some("10.0.0.1".parse().unwrap()),
         route_mtu: None,
         neighbour: Some(Neighbour { known: Some(WEB1), permanent: false, answered: vec![WEB1] }),
-        direct: Some(Direct { outcome: Outcome::Connected, left: true, came: true, checksum_wrong: false }),
+        direct: Some(Direct {
+            outcome: Outcome::Connected,
+            left: true,
+            came: true,
+            checksum_wrong: false,
+            rejected: None,
+        }),
         service_probe: (!matches!(forwarding, "nat" | "snat")).then_some(probe),
-        path: Some(Path { wanted: 1500, passed: 1500 }),
+        datagram: None,
+        path: Some(Path { wanted: 1500, passed: 1500, segment: None }),
         replied: false,
         untranslated: Vec::new(),
     };
-    let address = |address: &str, length| Address { ifindex: 2, address: address.parse().unwrap(), length };
+    let address = |address: &str, length| {
+        let address = address.parse().unwrap();
+        Address { ifindex: 2, address, length, duplicates: Duplicates::None }
+    };
     Facts {
         kernel: "6.12.1".to_owned(),
         kernel_build: "#1 SMP PREEMPT_DYNAMIC".to_owned(),
@@ -182,7 +195,9 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
             unsteered: Vec::new(),
         }],
         ways_back: Vec::new(),
-        firewall: Vec::new(),
+        filters: Filters { chains: Some(Vec::new()), ..Filters::default() },
+        pools: Vec::new(),
+        hanging: None,
         unseen: Vec::new(),
     }
 }
@@ -206,12 +221,16 @@ pub(super) fn after(facts: &mut Facts) -> &mut StatusView {
 }
 
 fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_wrong: bool) {
-    facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong });
+    facts.backends[0].direct = Some(Direct { outcome, left, came, checksum_wrong, rejected: None });
     // The probe also fails, because it takes the path of clients' packets.
     if let Some(probe) = &mut facts.backends[0].service_probe {
-        *probe = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false };
+        *probe = SILENT;
     }
 }
+
+/// No probe to the VIP is answered.
+const SILENT: ServiceProbe =
+    ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false, rejected: None };
 
 fn probe(facts: &mut Facts) -> &mut ServiceProbe {
     facts.backends[0].service_probe.as_mut().unwrap()
@@ -251,9 +270,11 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     for (kind, outcome, left, came, wrong) in [
         (Kind::Server, Outcome::Refused, true, true, false),
         (Kind::Server, Outcome::Silent, true, false, false),
-        (Kind::Firewall, Outcome::Silent, true, true, false),
-        (Kind::Firewall, Outcome::Silent, false, false, false),
-        (Kind::Firewall, Outcome::NotSent("permission denied".to_owned()), false, false, false),
+        (Kind::Dropped, Outcome::Silent, true, true, false),
+        (Kind::Dropped, Outcome::Silent, false, false, false),
+        (Kind::Dropped, Outcome::NotSent("permission denied".to_owned()), false, false, false),
+        // Nobody else refuses what has not left.
+        (Kind::Dropped, Outcome::Refused, false, true, false),
         (Kind::Checksum, Outcome::Silent, true, true, true),
     ] {
         expect(&MODES, kind, |facts| direct(facts, outcome.clone(), left, came, wrong));
@@ -266,6 +287,293 @@ fn when_a_connection_of_this_machine_fails_then_the_place_where_it_ends_is_named
     assert_eq!(kinds(&offloaded), []);
 }
 
+fn chain(place: &str, hook: &str) -> Chain {
+    Chain { place: place.to_owned(), hook: hook.to_owned() }
+}
+
+#[track_caller]
+fn only(facts: &Facts) -> Finding {
+    let findings = judge(facts).findings;
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    findings.into_iter().next().unwrap()
+}
+
+#[test]
+fn when_this_machine_drops_packets_then_what_may_drop_them_is_named() {
+    let filter = |direction| TcFilter { ifindex: 2, direction, name: "bpf shaper".to_owned() };
+    let raw = chain("ip raw pre", "prerouting");
+    let blocks = |chains: &[Chain], legacy, tc: &[TcFilter], came| {
+        let mut facts = healthy("nat");
+        direct(&mut facts, Outcome::Silent, true, came, false);
+        if !came {
+            direct(&mut facts, Outcome::Silent, false, false, false);
+        }
+        facts.filters = Filters { chains: Some(chains.to_vec()), legacy, tc: tc.to_vec() };
+        only(&facts)
+    };
+    let found = blocks(&[raw.clone(), chain("inet f out", "output"), chain("ip6 f in", "input")], false, &[], true);
+    assert_eq!(
+        (found.kind, found.cure.commands[0].as_str()),
+        (Kind::Firewall, "nft insert rule ip raw pre ip saddr 10.0.0.11 tcp sport 80 accept")
+    );
+    assert!(found.what.ends_with("most likely, chain ip raw pre (prerouting) does"), "{found:?}");
+    let found = blocks(&[chain("inet f out", "output")], false, &[filter(Direction::Ingress)], false);
+    assert_eq!(found.cure.commands[0], "nft insert rule inet f out ip daddr 10.0.0.11 accept");
+    // A command would mend only one of several causes.
+    for (chains, legacy, tc) in [
+        (&[raw][..], false, &[filter(Direction::Ingress)][..]),
+        (&[], false, &[filter(Direction::Ingress)]),
+        (&[], true, &[]),
+        (&[], false, &[]),
+        (&[], false, &[filter(Direction::Egress)]),
+    ] {
+        let found = blocks(chains, legacy, tc, true);
+        assert!(found.cure.commands.iter().all(|command| command.starts_with('#')), "{found:?}");
+        let named = tc.iter().any(|tc| tc.direction == Direction::Ingress);
+        assert_eq!(found.what.contains("a tc filter on eth0 (bpf shaper)"), named, "{found:?}");
+    }
+    // What `nft` cannot list may be a firewall.
+    let mut unknown = healthy("nat");
+    direct(&mut unknown, Outcome::Silent, true, true, false);
+    unknown.filters.chains = None;
+    assert!(only(&unknown).cure.commands[0].starts_with("iptables -I INPUT"));
+}
+
+#[test]
+fn when_a_probe_is_rejected_by_icmp_then_the_sender_and_its_words_are_told() {
+    for (from, said, words, on) in [
+        ("10.0.0.11", Said::Prohibited, "administratively prohibited", "web1 (10.0.0.11)"),
+        ("10.0.0.11", Said::PortUnreachable, "port unreachable", "web1 (10.0.0.11)"),
+        ("10.9.0.1", Said::HostUnreachable, "host unreachable", "10.9.0.1"),
+    ] {
+        let rejection = Some(Rejection { from: from.parse().unwrap(), said });
+        for outcome in [Outcome::Refused, Outcome::Silent] {
+            let mut facts = healthy("nat");
+            direct(&mut facts, outcome, true, false, false);
+            facts.backends[0].direct.as_mut().unwrap().rejected = rejection;
+            let found = only(&facts);
+            assert_eq!((found.kind, found.cure.on.as_str()), (Kind::Rejected, on));
+            assert!(found.what.contains("10.0.0.11:80") && found.seen.contains(words), "{found:?}");
+        }
+        let mut facts = healthy("dsr");
+        *probe(&mut facts) = ServiceProbe { rejected: rejection, ..SILENT };
+        assert_eq!(only(&facts).kind, Kind::Rejected, "{from}");
+    }
+    // A firewall of this machine rejects its own packets by a message from its own address.
+    let mut own = healthy("nat");
+    direct(&mut own, Outcome::Refused, false, false, false);
+    let rejection = Rejection { from: "10.0.0.1".parse().unwrap(), said: Said::PortUnreachable };
+    own.backends[0].direct.as_mut().unwrap().rejected = Some(rejection);
+    own.filters.chains = Some(vec![chain("inet f out", "output")]);
+    assert_eq!((only(&own).kind, only(&own).cure.on), (Kind::Firewall, "this machine".to_owned()));
+    // A backend without the VIP forwards packets for it, and finds no neighbour.
+    let mut forwards = healthy("dsr");
+    let rejection = Rejection { from: "10.0.0.11".parse().unwrap(), said: Said::HostUnreachable };
+    *probe(&mut forwards) = ServiceProbe { rejected: Some(rejection), ..SILENT };
+    let found = only(&forwards);
+    assert_eq!(
+        (found.kind, found.what.as_str()),
+        (Kind::VipMissing, "web/web1: the backend does not have the VIP 10.2.0.10")
+    );
+}
+
+#[test]
+fn when_nothing_for_the_vip_is_answered_then_a_firewall_of_the_server_is_told_as_well() {
+    let mut facts = healthy("dsr");
+    *probe(&mut facts) = SILENT;
+    let found = only(&facts);
+    assert!(found.what.contains("most likely, the backend does not have the VIP"), "{found:?}");
+    let last = "# if the backend has it already (ip address show to 10.2.0.10): a firewall there drops packets for it: \
+                nft list ruleset; iptables-save";
+    assert_eq!(found.cure.commands[1..], ["ip addr add 10.2.0.10/32 dev lo", last]);
+}
+
+#[test]
+fn when_two_machines_answer_for_a_backend_with_a_fault_then_both_are_told() {
+    type Change = fn(&mut Facts);
+    let faults: [Change; 3] = [
+        |facts| *probe(facts) = SILENT,
+        |facts| probe(facts).tcp = Some(Outcome::Refused),
+        |facts| direct(facts, Outcome::Silent, true, false, false),
+    ];
+    for change in faults {
+        let mut facts = healthy("dsr");
+        change(&mut facts);
+        facts.backends[0].neighbour.as_mut().unwrap().answered.push([9; 6]);
+        let found = only(&facts);
+        assert_eq!(found.kind, Kind::AddressDuplicate);
+        assert!(found.seen.starts_with("02:00:00:00:00:0b and 09:09:09:09:09:09 answered"), "{found:?}");
+        assert!(found.cure.commands.iter().all(|command| command.starts_with('#')), "{found:?}");
+    }
+    // Two interfaces of a server that serves are no fault.
+    let mut served = healthy("nat");
+    served.backends[0].neighbour.as_mut().unwrap().answered.push([9; 6]);
+    assert_eq!(kinds(&served), []);
+}
+
+#[test]
+fn when_answers_come_then_the_entry_of_the_neighbour_is_not_accused() {
+    for mode in MODES {
+        let mut facts = healthy(mode);
+        facts.backends[0].neighbour.as_mut().unwrap().answered = vec![[9; 6]];
+        assert_eq!(kinds(&facts), [], "{mode}");
+    }
+}
+
+#[test]
+fn when_an_ipv6_neighbour_is_silent_then_no_firewall_is_accused() {
+    let mut facts = healthy("nat");
+    let backend = &mut facts.backends[0];
+    backend.address = "[fd00::11]:80".parse().unwrap();
+    backend.way = Way::Known { ifindex: 2, next_hop: "fd00::11".parse().unwrap() };
+    (backend.neighbour, backend.path) = (Some(Neighbour::default()), None);
+    direct(&mut facts, Outcome::Silent, false, false, false);
+    let found = only(&facts);
+    assert_eq!(found.kind, Kind::Neighbour);
+    assert!(found.seen.contains("neighbour solicitations for fd00::11"), "{found:?}");
+}
+
+#[test]
+fn when_several_backends_have_a_fault_then_one_finding_names_them() {
+    let mut facts = healthy("dsr");
+    for number in 2..=7 {
+        let mut backend = facts.backends[0].clone();
+        backend.name = format!("web{number}");
+        backend.address.set_ip(format!("10.0.0.1{number}").parse().unwrap());
+        facts.backends.push(backend);
+    }
+    for backend in &mut facts.backends[..6] {
+        backend.service_probe.as_mut().unwrap().tcp = Some(Outcome::Refused);
+    }
+    facts.backends[6].service_probe = Some(SILENT);
+    let findings = judge(&facts).findings;
+    let kinds: Vec<Kind> = findings.iter().map(|finding| finding.kind).collect();
+    assert_eq!(kinds, [Kind::ServerBound, Kind::VipMissing]);
+    let found = &findings[0];
+    let names = "web/web1, web/web2, web/web3, web/web4, web/web5 and 1 more";
+    assert_eq!(found.what, format!("{names}: the server does not listen on the VIP 10.2.0.10:80"));
+    assert!(found.cure.on.starts_with("web1 (10.0.0.11), web2 (10.0.0.12), "), "{found:?}");
+    assert_eq!((found.backends.len(), &found.backend), (6, &None));
+    assert_eq!(findings[1].backend.as_deref(), Some("web7"));
+    // A command with an address is given for each backend.
+    for backend in &mut facts.backends {
+        let next_hop = backend.address.ip();
+        backend.way = Way::Known { ifindex: 2, next_hop };
+        backend.service_probe = None;
+        backend.path = Some(Path { wanted: 1500, passed: 1404, segment: Some(false) });
+    }
+    assert_eq!(only(&facts).backends.len(), 7);
+}
+
+#[test]
+fn when_only_large_pings_are_lost_then_no_command_is_given() {
+    let found = |segment| {
+        let mut facts = healthy("nat");
+        facts.backends[0].path = Some(Path { wanted: 1500, passed: 1404, segment });
+        only(&facts).cure.commands
+    };
+    assert_eq!(found(Some(false))[0], "ip link set dev INTERFACE mtu 1500");
+    assert!(found(None).iter().all(|command| command.starts_with('#')));
+}
+
+#[test]
+fn when_a_fact_of_this_machine_alone_keeps_clients_away_then_the_fact_is_found() {
+    let v6 = |duplicates| {
+        move |facts: &mut Facts| {
+            facts.vips[0].address = "fd00:2::a".parse().unwrap();
+            facts.addresses.push(Address { ifindex: 2, address: facts.vips[0].address, length: 128, duplicates });
+            facts.links[0].forwards.v6 = Some(true);
+        }
+    };
+    expect(&MODES, Kind::VipUnusable, v6(Duplicates::Found));
+    expect(&MODES, Kind::VipUnusable, v6(Duplicates::Searching));
+    let mut routed = healthy("dsr");
+    v6(Duplicates::Found)(&mut routed);
+    after(&mut routed).services[0].backends[0].packets = 9;
+    assert_eq!(kinds(&routed), [], "a router sends its packets here");
+
+    let pool = |address: &str| {
+        let mut facts = healthy("snat");
+        facts.pools = vec![Pool { service: "web".to_owned(), address: address.parse().unwrap() }];
+        kinds(&facts)
+    };
+    assert_eq!(pool("10.0.0.77"), [Kind::Pool]);
+    assert_eq!(pool("10.0.0.1"), [], "this machine has it");
+    assert_eq!(pool("192.0.2.7"), [], "routes on other machines may lead here");
+
+    let never = DiscoverView {
+        file: Some("/etc/targets.json".to_owned()),
+        dns: None,
+        dns_a: None,
+        etcd: None,
+        address: None,
+        targets: None,
+        read_seconds_ago: None,
+        error: Some("No such file or directory".to_owned()),
+        left_out: Vec::new(),
+        waiting: Vec::new(),
+        habit: None,
+    };
+    expect(&MODES, Kind::Discover, |facts| {
+        after(facts).services[0].backends.clear();
+        facts.backends.clear();
+        after(facts).services[0].discover = vec![never.clone()];
+        let reasons = vec!["a list of targets is not taken over: No such file or directory".to_owned()];
+        after(facts).ready = Readiness { state: Fitness::Degraded, reasons };
+    });
+}
+
+#[test]
+fn when_a_service_is_empty_and_no_packet_comes_then_nothing_is_found() {
+    for mode in MODES {
+        let mut facts = healthy(mode);
+        after(&mut facts).services[0].backends.clear();
+        facts.backends.clear();
+        assert_eq!(kinds(&facts), [], "{mode}");
+        assert!(judge(&facts).looked_at.iter().any(|line| line.starts_with("web: it has no backends")));
+    }
+}
+
+#[test]
+fn when_a_fact_contradicts_that_clients_are_served_then_there_is_a_finding() {
+    expect(&MODES, Kind::NoneEligible, |facts| {
+        let backend = &mut after(facts).services[0].backends[0];
+        (backend.slots, backend.state) = (0, "checking".to_owned());
+    });
+    expect(&MODES, Kind::Drops, |facts| after(facts).drops = BTreeMap::from([("no_next_hop".to_owned(), 2)]));
+    expect(&MODES, Kind::Drops, |facts| after(facts).interfaces[0].packets_seen.aborted = 1);
+    // Scans and attacks have other reasons, and another service may be at fault.
+    let mut attacked = healthy("nat");
+    after(&mut attacked).drops = BTreeMap::from([("malformed".to_owned(), 2), ("denied".to_owned(), 5)]);
+    assert_eq!(kinds(&attacked), []);
+    let mut other = healthy("nat");
+    after(&mut other).drops = BTreeMap::from([("all_down".to_owned(), 2)]);
+    let mut api = after(&mut other).services[0].clone();
+    api.name = "api".to_owned();
+    after(&mut other).services.push(api);
+    assert_eq!(kinds(&other), []);
+}
+
+#[test]
+fn when_the_operator_holds_a_backend_up_then_its_failing_check_is_no_fault() {
+    let mut facts = healthy("nat");
+    let view = &mut facts.controller.as_mut().unwrap().health[0];
+    (view.verdict, view.last_reason) = ("down".to_owned(), "http: status 503".to_owned());
+    view.forced = Some(balancer_config::states::Forced::Up);
+    assert_eq!(kinds(&facts), []);
+}
+
+#[test]
+fn when_the_controller_hangs_then_its_process_is_named() {
+    let mut facts = Facts { kernel: "6.12.1".to_owned(), ..Facts::default() };
+    facts.hanging = Some(Hanging { pid: Some(7), stopped: true, waited_seconds: 5 });
+    let found = only(&facts);
+    assert_eq!((found.kind, found.cure.commands), (Kind::Controller, vec!["kill -CONT 7".to_owned()]));
+    facts.hanging.as_mut().unwrap().stopped = false;
+    let found = only(&facts);
+    assert!(found.what.contains("process 7") && found.cure.commands.iter().all(|of| of.starts_with('#')), "{found:?}");
+}
+
 #[test]
 fn when_a_firewall_drops_what_several_backends_answer_then_it_is_one_finding() {
     let mut facts = healthy("nat");
@@ -273,10 +581,11 @@ fn when_a_firewall_drops_what_several_backends_answer_then_it_is_one_finding() {
     let mut other = facts.backends[0].clone();
     other.name = "web2".to_owned();
     facts.backends.push(other);
-    facts.firewall = vec![Chain { place: "inet filter in".to_owned(), hook: "input".to_owned() }];
+    facts.filters.chains = Some(vec![chain("inet filter in", "input")]);
     assert_eq!(kinds(&facts), [Kind::Firewall]);
     let finding = &judge(&facts).findings[0];
-    assert!(finding.backend.is_none() && finding.what.ends_with("of backend web/web1; the same of web/web2"));
+    assert!(finding.backend.is_none() && finding.what.starts_with("web/web1, web/web2: this machine drops"));
+    assert!(finding.what.ends_with("most likely, chain inet filter in (input) does"), "{finding:?}");
     let expected = [
         "nft insert rule inet filter in ct state established,related accept",
         "# to see all rules: nft list ruleset; iptables-save",
@@ -292,17 +601,48 @@ fn when_the_vip_does_not_serve_on_a_backend_then_the_reason_is_told_from_what_an
     expect(&direct, Kind::Server, |facts| probe(facts).tcp = Some(Outcome::Silent));
     expect(&direct, Kind::VipMissing, |facts| {
         let bare = probe(facts).bare_echo.map(|_| false);
-        *probe(facts) = ServiceProbe { echo: false, bare_echo: bare, tcp: Some(Outcome::Silent), refused_outer: false };
+        *probe(facts) = ServiceProbe { bare_echo: bare, ..SILENT };
     });
     expect(&tunnels, Kind::NoDecap, |facts| (probe(facts).echo, probe(facts).tcp) = (false, Some(Outcome::Silent)));
     expect(&tunnels, Kind::NoDecap, |facts| {
-        let silent = ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: true };
-        *probe(facts) = silent;
+        *probe(facts) = ServiceProbe { refused_outer: true, ..SILENT };
     });
-    // An unanswered ping shows nothing about a UDP service.
-    let mut udp = healthy("dsr");
-    *probe(&mut udp) = ServiceProbe { echo: false, bare_echo: None, tcp: None, refused_outer: false };
-    assert_eq!(kinds(&udp), []);
+}
+
+#[test]
+fn when_a_udp_service_has_a_sign_of_a_fault_then_the_fault_is_found() {
+    let refused = |to: &str, said| {
+        let from = "10.0.0.11".parse().unwrap();
+        Some(Refusal { to: to.parse().unwrap(), rejection: Rejection { from, said } })
+    };
+    for (said, kind) in [(Said::PortUnreachable, Kind::Server), (Said::Prohibited, Kind::Rejected)] {
+        expect(&["dsr", "ipip", "gue"], kind, |facts| facts.backends[0].datagram = refused("10.2.0.10:53", said));
+        expect(&["nat", "snat"], kind, |facts| facts.backends[0].datagram = refused("10.0.0.11:53", said));
+    }
+    // The backend's error has the VIP as its source, which this machine has as well.
+    expect(&["dsr"], Kind::Server, |facts| {
+        facts.backends[0].datagram = refused("10.2.0.10:53", Said::PortUnreachable);
+        facts.backends[0].datagram.as_mut().unwrap().rejection.from = "10.2.0.10".parse().unwrap();
+    });
+    // A ping to the VIP that is not answered shows something only if pings to the backend are.
+    let udp = ServiceProbe { tcp: None, ..SILENT };
+    let mut quiet = healthy("dsr");
+    (*probe(&mut quiet), quiet.backends[0].path) = (udp.clone(), None);
+    assert_eq!(kinds(&quiet), []);
+    expect(&["dsr"], Kind::VipMissing, |facts| *probe(facts) = udp.clone());
+    // This machine has no route to any client that has sent datagrams.
+    let way = |way| WayBack {
+        service: "web".to_owned(),
+        client: "10.1.0.7".parse().unwrap(),
+        way,
+        lookup: "ip route get 10.1.0.7".to_owned(),
+        neighbour: None,
+    };
+    let none = || way(Way::None("Network is unreachable".to_owned()));
+    expect(&["nat", "snat"], Kind::Route, |facts| facts.ways_back = vec![none()]);
+    let mut some = healthy("nat");
+    some.ways_back = vec![none(), way(Way::Known { ifindex: 2, next_hop: "10.0.0.3".parse().unwrap() })];
+    assert_eq!(kinds(&some), []);
 }
 
 #[test]
@@ -328,9 +668,11 @@ fn when_the_way_to_a_backend_is_wrong_then_that_is_the_only_finding() {
     });
     expect(&MODES, Kind::NeighbourEntry, |facts| {
         facts.backends[0].neighbour = Some(Neighbour { known: Some([9; 6]), permanent: true, answered: vec![WEB1] });
+        facts.backends[0].path = None;
         direct(facts, Outcome::Silent, true, false, false);
     });
-    expect(&MODES, Kind::Mtu, |facts| facts.backends[0].path = Some(Path { wanted: 1500, passed: 1404 }));
+    let narrow = Path { wanted: 1500, passed: 1404, segment: Some(false) };
+    expect(&MODES, Kind::Mtu, |facts| facts.backends[0].path = Some(narrow));
 }
 
 #[test]
@@ -343,6 +685,7 @@ fn when_a_gateway_does_not_answer_then_it_is_told_once() {
     other.name = "web2".to_owned();
     facts.backends.push(other);
     assert_eq!(kinds(&facts), [Kind::Neighbour]);
+    assert_eq!(judge(&facts).findings[0].what, "the gateway 10.0.0.254 does not answer on eth0");
 }
 
 #[test]
@@ -430,6 +773,7 @@ fn when_the_operator_keeps_clients_away_then_that_is_said() {
     expect(&MODES, Kind::NoBackends, |facts| {
         after(facts).services[0].backends.clear();
         facts.backends.clear();
+        after(facts).drops = BTreeMap::from([("no_backend".to_owned(), 1)]);
     });
     expect(&MODES, Kind::Withdrawn, |facts| after(facts).withdrawn = true);
     let rule = |prefix: &str| RuleView {
@@ -443,9 +787,16 @@ fn when_the_operator_keeps_clients_away_then_that_is_said() {
         packets: 0,
         fallbacks: 0,
     };
-    expect(&MODES, Kind::DeniesAll, |facts| facts.controller.as_mut().unwrap().rules = vec![rule("0.0.0.0/0")]);
+    for prefixes in [&["0.0.0.0/0"][..], &["0.0.0.0/1", "128.0.0.0/1"], &["::/0"]] {
+        let rules: Vec<RuleView> = prefixes.iter().map(|prefix| rule(prefix)).collect();
+        expect(&MODES, Kind::DeniesAll, |facts| facts.controller.as_mut().unwrap().rules.clone_from(&rules));
+    }
     let mut some = healthy("nat");
     some.controller.as_mut().unwrap().rules = vec![rule("203.0.113.0/24")];
+    assert_eq!(kinds(&some), []);
+    // All but some clients are denied on purpose.
+    let allowed = RuleView { action: Action::Spread, ..rule("203.0.113.0/24") };
+    some.controller.as_mut().unwrap().rules = vec![rule("0.0.0.0/0"), allowed];
     assert_eq!(kinds(&some), []);
 }
 

@@ -6,14 +6,40 @@ use balancer_api::model::StatusView;
 
 use super::{may_be_elsewhere, name_interface};
 use crate::{
-    facts::{Address, Backend, Controller, Facts, Mac, Unsteered, Vip},
+    facts::{Address, Backend, Controller, Duplicates, Facts, Mac, Unsteered, Vip},
     finding::{Cure, Finding, Kind},
 };
 
 pub(super) fn findings(facts: &Facts, controller: &Controller) -> Vec<Finding> {
     let asked = facts.vips.iter().filter(|vip| vip.asked);
     let unsteered = facts.vips.iter().flat_map(|vip| unsteered(vip, facts, controller));
-    asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).collect()
+    let unusable = facts.vips.iter().filter_map(|vip| unusable(vip, facts, controller));
+    asked.flat_map(|vip| of(vip, facts, controller)).chain(unsteered).chain(unusable).collect()
+}
+
+/// Returns a finding about an IPv6 VIP of this machine that the kernel does not use: neighbours get no answer for it.
+/// Packets that a router sends to this machine arrive nevertheless.
+fn unusable(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding> {
+    let mut own = facts.addresses.iter().filter(|own| own.address == vip.address);
+    let own = own.find(|own| own.duplicates != Duplicates::None).filter(|_| !flows(vip, controller))?;
+    let interface = facts.link(own.ifindex).map_or("INTERFACE", |link| link.name.as_str());
+    let place = format!("{}/{} dev {interface}", vip.address, own.length);
+    let again = format!("ip addr change {place} nodad");
+    let (word, what, commands) = if own.duplicates == Duplicates::Found {
+        let find =
+            format!("# end the other machine's use of {}; to find it: ndisc6 {} {interface}", vip.address, vip.address);
+        let again = format!("ip addr del {place}; ip addr add {place}");
+        ("dadfailed", "another machine has it", vec![find, again])
+    } else {
+        ("tentative", "the search for another machine with it has not ended", vec![again])
+    };
+    Some(finding(
+        vip,
+        Kind::VipUnusable,
+        format!("the kernel does not use the VIP {} on {interface}: {what}", vip.address),
+        format!("`ip address show to {}` says {word}", vip.address),
+        Cure::here(&commands),
+    ))
 }
 
 /// Returns findings about packets that clients sent to the VIP during the examination and that the program did not
@@ -82,7 +108,6 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
-/// Whether this machine has the VIP.
 fn is_here(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
     facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address)
 }
@@ -103,7 +128,8 @@ fn is_of(backend: &Backend, mac: Mac) -> bool {
 }
 
 fn finding(vip: &Vip, kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
-    Finding { kind, service: Some(vip.service.clone()), backend: None, what, seen, cure }
+    let (service, backends) = (Some(vip.service.clone()), Vec::new());
+    Finding { kind, service, backend: None, backends, what, seen, cure }
 }
 
 fn answered(vip: &Vip, backend: &Backend) -> Finding {
@@ -114,7 +140,8 @@ fn answered(vip: &Vip, backend: &Backend) -> Finding {
         format!("backend {service}/{name} answers ARP for the VIP {address}: clients may be led past the balancer");
     let seen = format!("asked who has {address}, the hardware address of {own} answered");
     let cure = Cure::elsewhere(&format!("{name} ({own})"), &[switches.to_owned()]);
-    Finding { backend: Some(name.clone()), ..finding(vip, Kind::VipAnswered, what, seen, cure) }
+    let backends = vec![format!("{service}/{name}")];
+    Finding { backend: Some(name.clone()), backends, ..finding(vip, Kind::VipAnswered, what, seen, cure) }
 }
 
 fn twice(vip: &Vip, mac: Mac, backend: Option<&Backend>) -> Finding {
@@ -145,8 +172,8 @@ fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding>
         finding(
             vip,
             Kind::VipUnowned,
-            format!("nobody answers ARP for the VIP {address}, which lies in the prefix of {name}"),
-            format!("asked on {name} who has {address}, nobody answered, and this machine does not have it"),
+            format!("no machine answers ARP for the VIP {address}, which lies in the prefix of {name}"),
+            format!("asked on {name} who has {address}, no machine answered, and this machine does not have it"),
             Cure::fixable(
                 &format!("ip addr add {address}/32 dev {name}"),
                 &format!("ip addr del {address}/32 dev {name}"),

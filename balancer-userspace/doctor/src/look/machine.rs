@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use balancer_config::{config::XdpMode, file};
+use balancer_config::{config::Config, file};
 use nix::{
     sched::{CloneFlags, setns},
     sys::{
@@ -51,11 +51,11 @@ pub(super) fn enter_network_of(pid: i32) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether the configuration file of the controller with the process id `pid` requests generic mode.
+/// The configuration file of the controller with the process id `pid`.
 ///
 /// # Errors
 /// Fails if the configuration file is missing or invalid.
-pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
+pub(super) fn configuration(pid: i32) -> io::Result<Config> {
     let arguments = fs::read(format!("/proc/{pid}/cmdline"))?;
     let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
     let named = words.find_map(|word| match word.split_once('=') {
@@ -72,7 +72,13 @@ pub(super) fn asks_generic(pid: i32) -> io::Result<bool> {
     // The path is relative to the working directory of the controller's process.
     let path = PathBuf::from(format!("/proc/{pid}/cwd")).join(path);
     let (config, _) = file::load(&path).map_err(|errors| io::Error::other(errors.to_string()))?;
-    Ok(config.xdp_mode == XdpMode::Generic)
+    Ok(config)
+}
+
+/// Whether a signal has stopped a process.
+pub(super) fn is_stopped(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().filter_map(|line| line.strip_prefix("State:")).any(|state| state.trim().starts_with(['T', 't']))
 }
 
 /// How often the kernel has killed processes of that process's control group because of memory; `None` without version 2

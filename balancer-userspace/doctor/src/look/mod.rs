@@ -1,7 +1,6 @@
 //! Gathers facts from the controller, the kernel, neighbours and backends. The module changes nothing on the machine.
 
-mod features;
-mod firewall;
+mod filters;
 mod machine;
 mod netlink;
 mod packets;
@@ -12,6 +11,7 @@ mod wire;
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
+    time::Duration,
 };
 
 use balancer_api::{
@@ -19,7 +19,14 @@ use balancer_api::{
     model::{BackendView, HealthView, ServiceView},
     statistics::TopQuery,
 };
-use balancer_config::listeners::Listener;
+use balancer_common::map_types::Forwarding;
+use balancer_config::{
+    config::{Protocol, XdpMode},
+    listeners::Listener,
+};
+use balancer_netlink::xdp_features::{self, RUNS_PROGRAMS, TAKES_FRAMES};
+
+use tokio::time::timeout;
 
 use self::{
     netlink::Netlink,
@@ -28,9 +35,14 @@ use self::{
     wire::Wire,
 };
 use crate::{
-    facts::{Backend, Controller, Facts, Link, Neighbour, Vip, Way},
+    facts::{
+        Address, Backend, Controller, Duplicates, Facts, Hanging, Link, Neighbour, Outcome, Pool, Vip, Way, XdpFeatures,
+    },
     finding::Unseen,
 };
+
+/// The time after which the doctor assumes that the controller does not answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Gathers the facts about one service, or about all services. If there is no controller, that is no error.
 ///
@@ -39,14 +51,20 @@ use crate::{
 pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
     let (kernel, kernel_build) = machine::kernel();
     let mut facts = Facts { kernel, kernel_build, ..Facts::default() };
-    let mut services = match client.status().await {
-        Ok(status) => {
+    let mut services = match timeout(PATIENCE, client.status()).await {
+        Ok(Ok(status)) => {
             let services = status.services.clone();
             facts.controller = Some(controller(client, status).await?);
             services
         }
-        Err(ClientError::Unreachable { .. }) => Vec::new(),
-        Err(error) => return Err(error),
+        Ok(Err(ClientError::Unreachable { .. })) => Vec::new(),
+        Ok(Err(error)) => return Err(error),
+        Err(_elapsed) => {
+            let pid = machine::controller(socket).ok();
+            let stopped = pid.is_some_and(machine::is_stopped);
+            facts.hanging = Some(Hanging { pid, stopped, waited_seconds: PATIENCE.as_secs() });
+            Vec::new()
+        }
     };
     if let Some(name) = service
         && facts.controller.is_some()
@@ -84,7 +102,7 @@ async fn controller(client: &Client, status: balancer_api::model::StatusView) ->
 
 /// Moves the doctor to the network namespace of the controller.
 fn enter(socket: &Path, facts: &mut Facts) {
-    if facts.controller.is_none() {
+    if facts.controller.is_none() && facts.hanging.is_none() {
         return;
     }
     let pid = match machine::controller(socket) {
@@ -97,13 +115,20 @@ fn enter(socket: &Path, facts: &mut Facts) {
         let why = format!("{error}; what follows is of this process's own network namespace");
         facts.unseen.push(Unseen::new("the network namespace of the controller", why));
     }
-    match machine::asks_generic(pid) {
-        Ok(asks) => {
+    match machine::configuration(pid) {
+        Ok(config) => {
             if let Some(controller) = &mut facts.controller {
-                controller.asks_generic = Some(asks);
+                controller.asks_generic = Some(config.xdp_mode == XdpMode::Generic);
+            }
+            for service in config.services.iter().filter(|service| service.forwarding == Forwarding::Snat) {
+                let pool = |&address: &IpAddr| Pool { service: service.name.clone(), address };
+                facts.pools.extend(service.snat.addresses.iter().map(pool));
             }
         }
-        Err(error) => facts.unseen.push(Unseen::new("the XDP mode that the configuration asks for", error.to_string())),
+        Err(error) => {
+            let what = "the XDP mode and the addresses of `snat` that the configuration asks for";
+            facts.unseen.push(Unseen::new(what, error.to_string()));
+        }
     }
     match machine::oom_kills(pid) {
         Ok(count) => {
@@ -124,17 +149,21 @@ async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
         facts.unseen.push(Unseen::new("the names of XDP programs", error.clone()));
     }
     let names = names.unwrap_or_default();
-    let features = features::features();
+    let features = xdp_features::of_interfaces();
     if let Err(error) = &features {
         facts.unseen.push(Unseen::new("what drivers can do with XDP", error.to_string()));
     }
     let features = features.unwrap_or_default();
-    match firewall::chains() {
-        Ok(chains) => facts.firewall = chains,
+    match filters::chains() {
+        Ok(chains) => facts.filters.chains = Some(chains),
         Err(error) => facts.unseen.push(Unseen::new("the rules of the firewall", error.to_string())),
     }
+    facts.filters.legacy = filters::has_legacy_tables();
     for link in &mut facts.links {
-        link.xdp = features.get(&link.ifindex).copied();
+        link.xdp = features.get(&link.ifindex).map(|bits| XdpFeatures {
+            runs_programs: bits & RUNS_PROGRAMS != 0,
+            takes_frames: bits & TAKES_FRAMES != 0,
+        });
         for program in &mut link.programs {
             program.name = names.get(&program.id).cloned();
         }
@@ -163,12 +192,55 @@ async fn look_at_services(client: &Client, facts: &mut Facts, services: &[Servic
         Ok(mut wire) => {
             let Ok((targets, asked)) = plan(facts, services).await else { return };
             probe::probe(&mut wire, &targets, &asked, facts).await;
+            find_filters(facts);
         }
         Err(error) => {
             let why = format!("{error}; run it as root, or with CAP_NET_RAW");
             facts.unseen.push(Unseen::new("neighbours, and what probes meet", why));
         }
     }
+    if let Err(error) = look_again(facts).await {
+        facts.unseen.push(Unseen::new("IPv6 neighbours and addresses", format!("{error:#}")));
+    }
+}
+
+/// Adds the filters of `tc` on the interfaces towards backends with which this machine's connections fail.
+fn find_filters(facts: &mut Facts) {
+    let stuck = |backend: &&Backend| {
+        backend.direct.as_ref().is_some_and(|direct| direct.outcome == Outcome::Silent && (direct.came || !direct.left))
+    };
+    let stuck = facts.backends.iter().filter(stuck).filter_map(|backend| Some(Target::way(backend)?.0));
+    let mut interfaces: Vec<u32> = stuck.collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    for ifindex in interfaces {
+        let Some(name) = facts.link(ifindex).map(|link| link.name.clone()) else { continue };
+        match filters::on_interface(ifindex, &name) {
+            Ok(filters) => facts.filters.tc.extend(filters),
+            Err(error) => facts.unseen.push(Unseen::new(format!("filters of tc on {name}"), error.to_string())),
+        }
+    }
+}
+
+/// Asks the kernel again for what changes while it waits for answers from IPv6 neighbours.
+async fn look_again(facts: &mut Facts) -> anyhow::Result<()> {
+    let netlink = Netlink::connect()?;
+    let entries = netlink.neighbours().await?;
+    for backend in &mut facts.backends {
+        if let Way::Known { ifindex, next_hop: next_hop @ IpAddr::V6(_) } = backend.way
+            && entries.get(&(ifindex, next_hop)).is_some_and(|entry| entry.silent)
+        {
+            backend.neighbour = Some(Neighbour::default());
+        }
+    }
+    if facts.addresses.iter().any(|own| own.duplicates == Duplicates::Searching) {
+        let now = netlink.addresses().await?;
+        for own in facts.addresses.iter_mut().filter(|own| own.duplicates == Duplicates::Searching) {
+            let same = |of: &&Address| (of.ifindex, of.address) == (own.ifindex, own.address);
+            own.duplicates = now.iter().find(same).map_or(Duplicates::None, |of| of.duplicates);
+        }
+    }
+    Ok(())
 }
 
 /// The addresses to which a service sends packets, for each of its backends.
@@ -198,6 +270,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
                 neighbour: None,
                 direct: None,
                 service_probe: None,
+                datagram: None,
                 path: None,
                 replied: false,
                 untranslated: Vec::new(),
@@ -301,8 +374,26 @@ fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usi
         direct: checked
             || matches!(backend.forwarding.as_str(), "nat" | "snat") && is_tcp && backend.address.port() != 0,
         vip: vip.map(|vip| (vip, is_tcp && vip.port() != 0)),
+        udp: services.iter().find(|of| of.name == backend.service).and_then(|service| udp_port(service, backend)),
         largest,
     })
+}
+
+/// The address and port to which the program sends the datagrams of clients: those of a UDP listener at the VIP that the
+/// backend has, or else those of the backend. A backend without a port of its own may get datagrams at another port than
+/// that of the listener (`ports`), which the controller does not say.
+fn udp_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
+    let listeners = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
+    let mut udp = listeners.filter(|of| of.protocol != Protocol::Tcp && of.ports.first != 0);
+    if backend.has_the_vip() {
+        let at = udp.find(|of| backend.vip.is_some_and(|vip| vip.ip() == of.address))?;
+        return Some(SocketAddr::new(at.address, at.ports.first));
+    }
+    udp.next()?;
+    let view = service.backends.iter().find(|view| view.name == backend.name)?;
+    let own = backend.address.ip();
+    let (_, port) = addresses(view).find(|(address, _)| *address == own)?;
+    (port != 0).then(|| SocketAddr::new(own, port))
 }
 
 /// An address of this machine that is not a VIP: the preferred address, otherwise an address of the interface,

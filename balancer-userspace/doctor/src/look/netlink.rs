@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressMessage},
+    address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia},
@@ -15,7 +15,7 @@ use netlink_packet_route::{
 use rtnetlink::{Error, Handle};
 use tokio::task::AbortHandle;
 
-use crate::facts::{Address, Link, Mac, Program, Way};
+use crate::facts::{Address, Duplicates, Link, Mac, Program, Way};
 
 /// The maximum time to wait for the kernel's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +37,8 @@ impl Drop for Netlink {
 pub(super) struct Entry {
     pub(super) mac: Option<Mac>,
     pub(super) permanent: bool,
+    /// Whether the neighbour has not answered the kernel.
+    pub(super) silent: bool,
 }
 
 impl Netlink {
@@ -282,7 +284,17 @@ fn programs(parts: &[LinkXdp]) -> Vec<Program> {
 
 fn address(message: &AddressMessage) -> Option<Address> {
     let mut found = None;
+    let mut duplicates = Duplicates::None;
     for attribute in &message.attributes {
+        if let AddressAttribute::Flags(flags) = attribute {
+            duplicates = if flags.contains(AddressFlags::Dadfailed) {
+                Duplicates::Found
+            } else if flags.contains(AddressFlags::Tentative) {
+                Duplicates::Searching
+            } else {
+                Duplicates::None
+            };
+        }
         // On a point-to-point link, the other attribute contains the address of the peer.
         if let AddressAttribute::Local(address) = attribute {
             found = Some(*address);
@@ -290,7 +302,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
             found = found.or(Some(*address));
         }
     }
-    Some(Address { ifindex: message.header.index, address: found?, length: message.header.prefix_len })
+    Some(Address { ifindex: message.header.index, address: found?, length: message.header.prefix_len, duplicates })
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Entry)> {
@@ -306,7 +318,8 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Entry)> {
         }
     }
     let state = message.header.state;
-    let usable = !matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None);
-    let entry = Entry { mac: mac.filter(|_| usable), permanent: state == NeighbourState::Permanent };
+    let silent = matches!(state, NeighbourState::Failed | NeighbourState::Incomplete);
+    let usable = !silent && state != NeighbourState::None;
+    let entry = Entry { mac: mac.filter(|_| usable), permanent: state == NeighbourState::Permanent, silent };
     Some(((message.header.ifindex, address?), entry))
 }

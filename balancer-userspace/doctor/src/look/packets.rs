@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::facts::Mac;
+use crate::facts::{Mac, Said};
 
 const V4: usize = 20;
 const V6: usize = 40;
@@ -20,8 +20,8 @@ const GUE_PORT: u16 = 6080;
 /// The protocol numbers in IP headers.
 const ICMP: u8 = 1;
 const IPV4: u8 = 4;
-const PROTO_TCP: u8 = 6;
-const PROTO_UDP: u8 = 17;
+pub(super) const PROTO_TCP: u8 = 6;
+pub(super) const PROTO_UDP: u8 = 17;
 const IPV6: u8 = 41;
 const ICMPV6: u8 = 58;
 
@@ -42,8 +42,8 @@ pub(super) enum Heard {
     /// An echo reply, which answers a ping.
     Echo { from: IpAddr, to: IpAddr, id: u16, sequence: u16 },
     /// An ICMP error, by which `from` reports that a packet to `target` with this protocol did not reach its host or
-    /// port.
-    Unreachable { from: IpAddr, target: IpAddr, protocol: u8 },
+    /// port. `port` is the source port of that packet, if the protocol has ports.
+    Unreachable { from: IpAddr, target: IpAddr, protocol: u8, port: Option<u16>, said: Said },
 }
 
 /// The outer header in which the balancer encapsulates packets.
@@ -151,16 +151,29 @@ fn pseudo(source: IpAddr, target: IpAddr, protocol: u8, length: usize) -> u32 {
     u32::from(folded(&addresses, u32::from(protocol) + length as u32))
 }
 
-/// Builds a TCP segment without data.
-pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, acknowledged: u32, flags: u8) -> Vec<u8> {
-    let mut segment = Vec::with_capacity(TCP);
+/// Builds a TCP segment that acknowledges nothing. Data of zeros fill the packet up to `length` bytes; there are none if
+/// the headers are longer.
+pub(super) fn tcp(from: SocketAddr, to: SocketAddr, sequence: u32, flags: u8, length: usize) -> Vec<u8> {
+    let header = if to.is_ipv4() { V4 } else { V6 };
+    let mut segment = Vec::with_capacity(TCP.max(length));
     segment.extend([from.port(), to.port()].map(u16::to_be_bytes).as_flattened());
-    segment.extend([sequence, acknowledged].map(u32::to_be_bytes).as_flattened());
+    segment.extend([sequence, 0].map(u32::to_be_bytes).as_flattened());
     segment.extend([(TCP as u8 / 4) << 4, flags]);
     segment.extend([0xffff_u16, 0, 0].map(u16::to_be_bytes).as_flattened());
-    let sum = !folded(&segment, pseudo(from.ip(), to.ip(), PROTO_TCP, TCP));
+    segment.resize(length.saturating_sub(header).max(TCP), 0);
+    let sum = !folded(&segment, pseudo(from.ip(), to.ip(), PROTO_TCP, segment.len()));
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     ip(from.ip(), to.ip(), PROTO_TCP, &segment)
+}
+
+/// Builds a UDP datagram without data.
+pub(super) fn datagram(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let mut datagram = [from.port(), to.port(), UDP as u16, 0].map(u16::to_be_bytes).as_flattened().to_vec();
+    let sum = !folded(&datagram, pseudo(from.ip(), to.ip(), PROTO_UDP, UDP));
+    // A sum of zero would say that there is no checksum.
+    let sum = if sum == 0 { u16::MAX } else { sum };
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip(from.ip(), to.ip(), PROTO_UDP, &datagram)
 }
 
 /// Builds a ping of `length` bytes, or of the smallest possible size if `length` is smaller.
@@ -211,10 +224,6 @@ pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
         ICMP | ICMPV6 => {
             const REPLY: u8 = 0;
             const REPLY_V6: u8 = 129;
-            const UNREACHABLE: u8 = 3;
-            const UNREACHABLE_V6: u8 = 1;
-            /// The ICMPv6 type of messages by which a host reports an unknown header.
-            const PARAMETER_V6: u8 = 4;
             match (header.protocol, *payload.first()?) {
                 (ICMP, REPLY) | (ICMPV6, REPLY_V6) => Some(Heard::Echo {
                     from: header.source,
@@ -222,14 +231,36 @@ pub(super) fn heard(packet: &[u8]) -> Option<Heard> {
                     id: word(payload, 4)?,
                     sequence: word(payload, 6)?,
                 }),
-                (ICMP, UNREACHABLE) | (ICMPV6, UNREACHABLE_V6 | PARAMETER_V6) => {
-                    let inner = Header::read(payload.get(ECHO..)?)?;
-                    let (target, protocol) = (inner.target, inner.protocol);
-                    Some(Heard::Unreachable { from: header.source, target, protocol })
+                (_, kind) => {
+                    let said = said(header.protocol, kind, *payload.get(1)?)?;
+                    let inner = payload.get(ECHO..)?;
+                    let Header { target, protocol, length, .. } = Header::read(inner)?;
+                    let ports = matches!(protocol, PROTO_TCP | PROTO_UDP);
+                    let port = word(inner, length).filter(|_| ports);
+                    Some(Heard::Unreachable { from: header.source, target, protocol, port, said })
                 }
-                _ => None,
             }
         }
+        _ => None,
+    }
+}
+
+/// The reason for which a packet did not arrive, from an ICMP error; `None` for all other messages, among them those about
+/// packets that are too large.
+const fn said(protocol: u8, kind: u8, code: u8) -> Option<Said> {
+    const UNREACHABLE: u8 = 3;
+    const EXCEEDED: u8 = 11;
+    const UNREACHABLE_V6: u8 = 1;
+    const EXCEEDED_V6: u8 = 3;
+    /// The ICMPv6 type of messages by which a host reports an unknown header.
+    const PARAMETER_V6: u8 = 4;
+    match (protocol, kind, code) {
+        (ICMP, UNREACHABLE, 2) | (ICMPV6, PARAMETER_V6, _) => Some(Said::ProtocolUnreachable),
+        (ICMP, UNREACHABLE, 3) | (ICMPV6, UNREACHABLE_V6, 4) => Some(Said::PortUnreachable),
+        (ICMP, UNREACHABLE, 4) => None,
+        (ICMP, UNREACHABLE, 9 | 10 | 13) | (ICMPV6, UNREACHABLE_V6, 1 | 5 | 6) => Some(Said::Prohibited),
+        (ICMP, UNREACHABLE, _) | (ICMPV6, UNREACHABLE_V6, _) => Some(Said::HostUnreachable),
+        (ICMP, EXCEEDED, 0) | (ICMPV6, EXCEEDED_V6, 0) => Some(Said::HopLimitExceeded),
         _ => None,
     }
 }
@@ -283,7 +314,7 @@ mod tests {
     fn when_a_probe_is_read_then_it_says_what_was_written() {
         for (from, to) in [("192.0.2.1:40000", "192.0.2.9:80"), ("[2001:db8::1]:40000", "[2001:db8::9]:80")] {
             let (from, to) = (at(from), at(to));
-            let segment = tcp(from, to, 7, 0, SYN);
+            let segment = tcp(from, to, 7, SYN, 0);
             assert_eq!(heard(&segment), Some(Heard::Tcp { from, to, flags: SYN, checksum_right: true }));
             let mut broken = segment;
             let last = broken.len() - 5;
@@ -308,7 +339,7 @@ mod tests {
 
     #[test]
     fn when_an_outer_header_is_put_on_then_it_has_the_length_that_is_said() {
-        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, SYN, 0);
         for (source, backend) in [("192.0.2.1", "192.0.2.7"), ("2001:db8::1", "2001:db8::7")] {
             let (source, backend): (IpAddr, IpAddr) = (source.parse().unwrap(), backend.parse().unwrap());
             for outer in [Outer::None, Outer::Ipip, Outer::Gue] {
@@ -324,11 +355,53 @@ mod tests {
     #[test]
     fn when_a_host_has_nothing_for_an_outer_header_then_its_complaint_is_understood() {
         let (own, backend): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.7".parse().unwrap());
-        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, SYN, 0);
         let sent = Outer::Gue.put_on(&inner, own, backend, 4000);
         let complaint = ip(backend, own, ICMP, &[&[3, 3, 0, 0, 0, 0, 0, 0], &sent[..28]].concat());
-        let expected = Heard::Unreachable { from: backend, target: backend, protocol: PROTO_UDP };
+        let expected = Heard::Unreachable {
+            from: backend,
+            target: backend,
+            protocol: PROTO_UDP,
+            port: Some(4000),
+            said: Said::PortUnreachable,
+        };
         assert_eq!(heard(&complaint), Some(expected));
+    }
+
+    #[test]
+    fn when_a_host_rejects_a_probe_then_its_reason_is_read() {
+        let (own, backend) = (at("192.0.2.1:4000"), at("192.0.2.7:80"));
+        let sent = [tcp(own, backend, 0, SYN, 0), datagram(own, backend)];
+        for (kind, code, said) in [
+            (3, 1, Some(Said::HostUnreachable)),
+            (3, 2, Some(Said::ProtocolUnreachable)),
+            (3, 3, Some(Said::PortUnreachable)),
+            (3, 4, None),
+            (3, 10, Some(Said::Prohibited)),
+            (3, 13, Some(Said::Prohibited)),
+            (11, 0, Some(Said::HopLimitExceeded)),
+            (5, 1, None),
+        ] {
+            for packet in &sent {
+                let error =
+                    ip(backend.ip(), own.ip(), ICMP, &[&[kind, code, 0, 0, 0, 0, 0, 0], &packet[..28]].concat());
+                let read = heard(&error).map(|heard| {
+                    let Heard::Unreachable { port, said, .. } = heard else { panic!("{heard:?}") };
+                    (port, said)
+                });
+                assert_eq!(read, said.map(|said| (Some(4000), said)), "{kind}/{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn when_a_segment_is_filled_up_then_its_length_and_checksum_are_right() {
+        for (from, to) in [("192.0.2.1:40000", "192.0.2.9:80"), ("[2001:db8::1]:40000", "[2001:db8::9]:80")] {
+            let (from, to) = (at(from), at(to));
+            let segment = tcp(from, to, 7, SYN, 1500);
+            assert_eq!(segment.len(), 1500);
+            assert_eq!(heard(&segment), Some(Heard::Tcp { from, to, flags: SYN, checksum_right: true }));
+        }
     }
 
     #[test]
@@ -344,7 +417,7 @@ mod tests {
 
     #[test]
     fn when_a_packet_is_cut_anywhere_then_nothing_breaks() {
-        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, 0, SYN);
+        let inner = tcp(at("192.0.2.1:4000"), at("192.0.2.9:80"), 0, SYN, 0);
         let ping = echo("::1".parse().unwrap(), "::2".parse().unwrap(), 1, 1, 90);
         for packet in [inner, ping] {
             for length in 0..packet.len() {

@@ -1,26 +1,29 @@
 //! Sends probes to neighbours, VIPs and backends, to all of them in each round, and records the answers.
 
+mod answers;
+mod path;
+
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use balancer_config::config::Protocol;
 use tokio::{
-    net::TcpStream,
+    net::TcpSocket,
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{
     netlink::Entry,
-    packets::{ACK, Heard, Outer, RST, SYN, echo, tcp, who_has},
-    wire::{Note, Wire},
+    packets::{Outer, RST, SYN, datagram, echo, tcp, who_has},
+    wire::{self, Note, Wire},
 };
-use crate::facts::{
-    Backend, Direct, Facts, Mac, Neighbour, Outcome, Path, ServiceProbe, Unsteered, Untranslated, Vip, Way, WayBack,
+use crate::{
+    facts::{Backend, Facts, Mac, Outcome, Vip, Way, WayBack},
+    finding::Unseen,
 };
 
 /// The time after which the doctor repeats an unanswered probe.
@@ -33,16 +36,16 @@ const CONNECT: Duration = Duration::from_millis(2000);
 /// The first source port of probes, which is above the ports that kernels choose for connections.
 const FIRST_PORT: u16 = 61_000;
 const PORTS: u16 = 4_000;
+/// The first source port of requests to connect that have the largest size.
+const FIRST_LARGE_PORT: u16 = FIRST_PORT + PORTS / 2;
+/// The number of rounds in which the doctor sends datagrams, which servers may take for requests of clients.
+const DATAGRAMS: u32 = 2;
 /// The number of kinds of pings that the doctor sends to a backend.
 const KINDS: u16 = 4;
 const VIP_ECHO: u16 = 0;
 const BARE_ECHO: u16 = 1;
 const SMALL: u16 = 2;
 const LARGE: u16 = 3;
-/// The minimum MTU of a link, for IPv4 and for IPv6.
-const SMALLEST: [u32; 2] = [576, 1280];
-/// The number of packet sizes that the doctor tries for a backend, after which the MTU is known to the byte.
-const HALVINGS: u32 = 16;
 /// The maximum number of backends that the doctor probes. If there are more backends, the report says so.
 pub(super) const MOST: usize = 256;
 
@@ -64,6 +67,9 @@ pub(super) struct Target {
     pub(super) direct: bool,
     /// The VIP at the backend that the doctor probes; the flag tells whether it also probes TCP.
     pub(super) vip: Option<(SocketAddr, bool)>,
+    /// The address and UDP port to which the doctor sends datagrams: at the VIP if the backend has it, or else at the
+    /// backend.
+    pub(super) udp: Option<SocketAddr>,
     /// The size of the largest packet that clients may send on the path to the backend.
     pub(super) largest: u32,
 }
@@ -83,12 +89,25 @@ struct Probe<'a> {
     next_hops: Vec<(u32, Mac, Ipv4Addr)>,
     backends: &'a [Backend],
     id: u16,
+    /// The source ports of the connections to backends' own addresses.
+    ports: Vec<Option<u16>>,
     notes: Vec<Note>,
+}
+
+/// A connection of this machine to a backend's own address.
+struct Begun {
+    port: u16,
+    outcome: JoinHandle<Outcome>,
 }
 
 /// Sends all probes, and adds the results to the facts.
 pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], facts: &mut Facts) {
-    let connects: Vec<_> = targets.iter().map(|target| connect(target, &facts.backends)).collect();
+    let (mut ports, mut connects) = (Vec::new(), Vec::new());
+    for target in targets {
+        let begun = connect(target, &facts.backends);
+        ports.push(begun.as_ref().map(|begun| begun.port));
+        connects.push(begun.map(|begun| begun.outcome));
+    }
     let mut probe = Probe {
         wire,
         targets,
@@ -96,6 +115,7 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
         next_hops: facts.ways_back.iter().filter_map(|of| next_hop(facts, of)).collect(),
         backends: &facts.backends,
         id: std::process::id() as u16,
+        ports,
         notes: Vec::new(),
     };
     probe.rounds().await;
@@ -111,17 +131,28 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
         paths.push(probe.path(number).await);
     }
     let found: Vec<_> = (0..targets.len()).map(|number| (probe.neighbour(number), probe.service(number))).collect();
+    let datagrams: Vec<_> = (0..targets.len()).map(|number| probe.datagram(number)).collect();
     let directs: Vec<_> =
         outcomes.into_iter().enumerate().map(|(number, outcome)| Some(probe.direct(number, outcome?))).collect();
     let answers: Vec<_> = asked.iter().map(|asked| (asked.index, probe.owners(asked))).collect();
     let unsteered: Vec<_> = facts.vips.iter().map(|vip| probe.unsteered(vip)).collect();
     let untranslated: Vec<_> = facts.backends.iter().map(|of| probe.untranslated(of, facts)).collect();
+    let overrun = probe.notes.len() >= wire::MOST;
     let near: Vec<_> = facts.ways_back.iter().map(|of| probe.neighbour_of(of)).collect();
     for (number, target) in targets.iter().enumerate() {
         let Some(backend) = facts.backends.get_mut(target.index) else { continue };
-        (backend.neighbour, backend.service_probe) = found[number].clone();
-        backend.direct.clone_from(&directs[number]);
+        backend.neighbour.clone_from(&found[number].0);
         backend.path = paths[number];
+        // Answers may be among the packets that were not recorded.
+        if !overrun {
+            backend.service_probe.clone_from(&found[number].1);
+            backend.direct.clone_from(&directs[number]);
+            backend.datagram = datagrams[number];
+        }
+    }
+    if overrun {
+        let why = "too many connections began at this machine during the examination; run doctor again";
+        facts.unseen.push(Unseen::new("what probes to backends met", why));
     }
     for (backend, untranslated) in facts.backends.iter_mut().zip(untranslated) {
         backend.untranslated = untranslated;
@@ -141,26 +172,33 @@ pub(super) async fn probe(wire: &mut Wire, targets: &[Target], asked: &[Asked], 
 }
 
 /// Starts a connection through the kernel's TCP stack.
-fn connect(target: &Target, backends: &[Backend]) -> Option<JoinHandle<Outcome>> {
-    let address = backends.get(target.index)?.address;
-    target.direct.then(|| {
-        tokio::spawn(async move {
-            match timeout(CONNECT, TcpStream::connect(address)).await {
-                Ok(Ok(_connected)) => Outcome::Connected,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Outcome::Refused,
-                Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    Outcome::NotSent(error.to_string())
-                }
-                Ok(Err(_)) | Err(_) => Outcome::Silent,
-            }
-        })
-    })
+fn connect(target: &Target, backends: &[Backend]) -> Option<Begun> {
+    let address = backends.get(target.index).filter(|_| target.direct)?.address;
+    let (socket, any) = match address {
+        SocketAddr::V4(_) => (TcpSocket::new_v4().ok()?, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        SocketAddr::V6(_) => (TcpSocket::new_v6().ok()?, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    };
+    // The port tells answers to this connection from those to health checks.
+    socket.bind(SocketAddr::new(any, 0)).ok()?;
+    let port = socket.local_addr().ok()?.port();
+    let outcome = tokio::spawn(async move {
+        match timeout(CONNECT, socket.connect(address)).await {
+            Ok(Ok(_connected)) => Outcome::Connected,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Outcome::Refused,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => Outcome::NotSent(error.to_string()),
+            Ok(Err(_)) | Err(_) => Outcome::Silent,
+        }
+    });
+    Some(Begun { port, outcome })
 }
 
 impl Probe<'_> {
     async fn rounds(&mut self) {
         for round in 0..ROUNDS {
             self.send();
+            if round < DATAGRAMS {
+                (0..self.targets.len()).for_each(|number| self.send_datagram(number));
+            }
             self.listen(Instant::now() + ROUND).await;
             if round + 1 >= SILENT_ROUNDS && self.is_answered() {
                 break;
@@ -229,17 +267,38 @@ impl Probe<'_> {
         let target = &self.targets[number];
         let backend = self.backends[target.index].address.ip();
         let sequence = if flags == SYN { 1 } else { 2 };
-        let packet = tcp(SocketAddr::new(source, port(number)), vip, sequence, 0, flags);
+        let packet = tcp(SocketAddr::new(source, port(number)), vip, sequence, flags, 0);
         self.hand_over(target, &target.outer.put_on(&packet, target.source, backend, port(number)));
     }
 
-    fn hand_over(&self, target: &Target, packet: &[u8]) {
+    /// Sends an empty datagram to a UDP port of the service, by the path of clients' packets.
+    fn send_datagram(&self, number: usize) {
+        let target = &self.targets[number];
+        let Some(to) = target.udp else { return };
+        let backend = self.backends[target.index].address.ip();
+        if to.ip() == backend {
+            self.hand_over(target, &datagram(SocketAddr::new(target.source, port(number)), to));
+        } else if let Some(source) = target.vip_source {
+            let packet = datagram(SocketAddr::new(source, port(number)), to);
+            self.hand_over(target, &target.outer.put_on(&packet, target.source, backend, port(number)));
+        }
+    }
+
+    /// Whether the doctor can send packets to a backend, because it knows the hardware address of the next hop.
+    fn can_send(&self, target: &Target) -> bool {
+        self.hardware_address(target).is_some()
+    }
+
+    fn hardware_address(&self, target: &Target) -> Option<Mac> {
         let answered = match target.next_hop {
             IpAddr::V4(next_hop) => self.answers_of(next_hop, target.ifindex),
             IpAddr::V6(_) => Vec::new(),
         };
-        let known = target.entry.and_then(|entry| entry.mac);
-        if let Some(mac) = known.or(answered.first().copied()) {
+        target.entry.and_then(|entry| entry.mac).or(answered.first().copied())
+    }
+
+    fn hand_over(&self, target: &Target, packet: &[u8]) {
+        if let Some(mac) = self.hardware_address(target) {
             let _ = self.wire.send(target.ifindex, mac, packet);
         }
     }
@@ -253,194 +312,6 @@ impl Probe<'_> {
                 self.segment(number, source, vip, RST);
             }
         }
-    }
-
-    fn is_answered(&self) -> bool {
-        (0..self.targets.len()).all(|number| {
-            let target = &self.targets[number];
-            let near = match target.next_hop {
-                IpAddr::V4(next_hop) => !self.answers_of(next_hop, target.ifindex).is_empty(),
-                IpAddr::V6(_) => true,
-            };
-            let vip = target.vip.is_none_or(|(_, is_tcp)| {
-                self.echoed(number, VIP_ECHO) && (!is_tcp || self.tcp(number) != Outcome::Silent)
-            });
-            near && vip && self.echoed(number, SMALL) && self.echoed(number, LARGE)
-        })
-    }
-
-    fn incoming(&self) -> impl Iterator<Item = &Note> {
-        self.notes.iter().filter(|note| !note.outgoing)
-    }
-
-    /// The hardware addresses of hosts that answered ARP for an address.
-    fn answers_of(&self, wanted: Ipv4Addr, on: u32) -> Vec<Mac> {
-        let mut found = Vec::new();
-        for note in self.incoming().filter(|note| note.ifindex == on) {
-            if let Heard::Arp { address, mac } = note.heard
-                && address == wanted
-                && !found.contains(&mac)
-            {
-                found.push(mac);
-            }
-        }
-        found
-    }
-
-    fn echoed(&self, number: usize, kind: u16) -> bool {
-        self.has_echo(sequence(number, kind))
-    }
-
-    fn has_echo(&self, wanted: u16) -> bool {
-        self.incoming()
-            .any(|note| matches!(note.heard, Heard::Echo { id, sequence, .. } if id == self.id && sequence == wanted))
-    }
-
-    /// Returns the outcome of the SYN to the VIP at a backend.
-    fn tcp(&self, number: usize) -> Outcome {
-        let Some((vip, _)) = self.targets[number].vip else { return Outcome::Silent };
-        let answers = self.incoming().filter_map(|note| match note.heard {
-            Heard::Tcp { from, to, flags, .. } if from == vip && to.port() == port(number) => Some(flags),
-            Heard::Tcp { .. } | Heard::Arp { .. } | Heard::Echo { .. } | Heard::Unreachable { .. } => None,
-        });
-        let outcome = |flags: u8| match flags {
-            reset if reset & RST != 0 => Some(Outcome::Refused),
-            accepted if accepted & (SYN | ACK) == SYN | ACK => Some(Outcome::Connected),
-            _ => None,
-        };
-        answers.filter_map(outcome).next().unwrap_or_default()
-    }
-
-    fn neighbour(&self, number: usize) -> Option<Neighbour> {
-        let target = &self.targets[number];
-        let IpAddr::V4(next_hop) = target.next_hop else { return None };
-        Some(Neighbour {
-            known: target.entry.and_then(|entry| entry.mac),
-            permanent: target.entry.is_some_and(|entry| entry.permanent),
-            answered: self.answers_of(next_hop, target.ifindex),
-        })
-    }
-
-    fn direct(&self, number: usize, outcome: Outcome) -> Direct {
-        let address = self.backends[self.targets[number].index].address;
-        let mut direct = Direct { outcome, ..Direct::default() };
-        for note in &self.notes {
-            let Heard::Tcp { from, to, flags, checksum_right } = note.heard else { continue };
-            if note.outgoing && to == address && flags & SYN != 0 {
-                direct.left = true;
-            } else if !note.outgoing && from == address {
-                direct.came = true;
-                direct.checksum_wrong |= !checksum_right;
-            }
-        }
-        direct
-    }
-
-    fn service(&self, number: usize) -> Option<ServiceProbe> {
-        let target = &self.targets[number];
-        let (_, is_tcp) = target.vip?;
-        target.vip_source?;
-        let backend = self.backends[target.index].address.ip();
-        let tries_bare = target.is_near(backend) && target.outer != Outer::None;
-        Some(ServiceProbe {
-            echo: self.echoed(number, VIP_ECHO),
-            bare_echo: tries_bare.then(|| self.echoed(number, BARE_ECHO)),
-            tcp: is_tcp.then(|| self.tcp(number)),
-            refused_outer: self.incoming().any(|note| {
-                matches!(note.heard, Heard::Unreachable { target: to, protocol, .. }
-                    if to == backend && target.outer.is(protocol))
-            }),
-        })
-    }
-
-    /// Finds the size of the largest packet that reaches a backend. The function returns `None` if the backend does not
-    /// answer small packets.
-    async fn path(&mut self, number: usize) -> Option<Path> {
-        let wanted = self.targets[number].largest;
-        if self.echoed(number, LARGE) {
-            return Some(Path { wanted, passed: wanted });
-        }
-        if !self.echoed(number, SMALL) {
-            return None;
-        }
-        let target = &self.targets[number];
-        let backend = self.backends[target.index].address.ip();
-        let smallest = SMALLEST[usize::from(backend.is_ipv6())].min(wanted);
-        let (mut passed, mut lost) = (smallest, wanted);
-        for try_number in 0..HALVINGS {
-            let size = passed.midpoint(lost);
-            if size <= passed {
-                break;
-            }
-            // The numbers of these pings are above the numbers of all targets.
-            let number = (u16::MAX - try_number as u16).wrapping_sub(number as u16 * HALVINGS as u16);
-            if self.passes(target, backend, number, size).await { passed = size } else { lost = size }
-        }
-        Some(Path { wanted, passed })
-    }
-
-    async fn passes(&mut self, target: &Target, backend: IpAddr, number: u16, size: u32) -> bool {
-        for _ in 0..2 {
-            self.hand_over(target, &echo(target.source, backend, self.id, number, size as usize));
-            let until = Instant::now() + ROUND / 2;
-            while Instant::now() < until && !self.has_echo(number) {
-                self.listen(until.min(Instant::now() + ROUND / 20)).await;
-            }
-            if self.has_echo(number) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// SYN packets of clients to a VIP that reached the doctor's socket because the program did not steer the packets.
-    fn unsteered(&self, vip: &Vip) -> Vec<Unsteered> {
-        let mut found: Vec<Unsteered> = Vec::new();
-        for note in self.incoming() {
-            let Heard::Tcp { to, flags, .. } = note.heard else { continue };
-            let is_for = vip.listeners.iter().any(|listener| {
-                listener.protocol == Protocol::Tcp && listener.address == to.ip() && listener.ports.contains(to.port())
-            });
-            if !is_for || flags & (SYN | ACK) != SYN {
-                continue;
-            }
-            let (ifindex, for_another) = (note.ifindex, note.for_another);
-            match found.iter_mut().find(|known| (known.ifindex, known.for_another) == (ifindex, for_another)) {
-                Some(known) => known.packets += 1,
-                None => found.push(Unsteered { ifindex, for_another, packets: 1 }),
-            }
-        }
-        found
-    }
-
-    /// Replies of a `nat` backend to clients that reached the doctor's socket because the program did not translate
-    /// them. Answers to `snat` connections have an address of this machine, as the answers to checks have.
-    fn untranslated(&self, backend: &Backend, facts: &Facts) -> Vec<Untranslated> {
-        let mut found: Vec<Untranslated> = Vec::new();
-        for note in self.incoming().filter(|note| backend.forwarding == "nat" && !note.for_another) {
-            let Heard::Tcp { from, to, flags, .. } = note.heard else { continue };
-            let reply = Untranslated { ifindex: note.ifindex, client: to.ip() };
-            let is_reply = from.ip() == backend.address.ip() && flags & (SYN | ACK) == SYN | ACK;
-            if is_reply && !facts.is_own(to.ip()) && !found.contains(&reply) {
-                found.push(reply);
-            }
-        }
-        found
-    }
-
-    /// The hardware addresses that answered ARP for the neighbour on the way back to a client.
-    fn neighbour_of(&self, way: &WayBack) -> Vec<Mac> {
-        match way.way {
-            Way::Known { ifindex, next_hop: IpAddr::V4(next_hop) } => self.answers_of(next_hop, ifindex),
-            Way::Known { .. } | Way::Local | Way::None(_) => Vec::new(),
-        }
-    }
-
-    /// The hosts that have a VIP, each with the interface towards the host.
-    fn owners(&self, asked: &Asked) -> Vec<(u32, Mac)> {
-        let on = asked.interfaces.iter();
-        on.flat_map(|(ifindex, _)| self.answers_of(asked.address, *ifindex).into_iter().map(|mac| (*ifindex, mac)))
-            .collect()
     }
 }
 
@@ -469,6 +340,10 @@ fn next_hop(facts: &Facts, way: &WayBack) -> Option<(u32, Mac, Ipv4Addr)> {
 
 fn port(number: usize) -> u16 {
     FIRST_PORT + (number % usize::from(PORTS)) as u16
+}
+
+fn large_port(number: usize) -> u16 {
+    FIRST_LARGE_PORT + (number % usize::from(PORTS / 2)) as u16
 }
 
 fn sequence(number: usize, kind: u16) -> u16 {

@@ -1,5 +1,5 @@
-//! Finds the ways of replies to clients that complete no connection. As long as clients complete their connections, the
-//! module asks nobody.
+//! Finds the ways of replies to clients that complete no connection, and to clients of UDP, which begin none. As long as
+//! clients complete their connections, the module asks nobody.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +11,7 @@ use balancer_api::{
     model::{FlowView, ServiceView, UnansweredView},
     statistics::TopQuery,
 };
+use balancer_config::{config::Protocol, listeners::Listener};
 
 use super::netlink::Netlink;
 use crate::facts::{Facts, Way, WayBack};
@@ -18,11 +19,11 @@ use crate::facts::{Facts, Way, WayBack};
 /// The maximum number of clients of each service to which the routes are looked up.
 const CLIENTS: usize = 8;
 
-/// Adds the ways to clients of `nat` and `snat` services with backends that do not complete connections. If the
-/// controller or the kernel does not answer, these facts stay absent.
+/// Adds the ways to clients of services with backends that do not complete connections, and to clients of `nat` and
+/// `snat` over UDP. If the controller or the kernel does not answer, these facts stay absent.
 pub(super) async fn find(client: &Client, facts: &mut Facts, services: &[ServiceView]) {
     let Ok(netlink) = Netlink::connect() else { return };
-    for service in services.iter().filter(|of| matches!(of.forwarding.as_str(), "nat" | "snat") && waits(of)) {
+    for service in services.iter().filter(|of| waits(of) || is_translated_udp(of)) {
         let top = TopQuery { service: Some(service.name.clone()), n: Some(CLIENTS), ..TopQuery::default() };
         let top = client.top(&top).await.unwrap_or_default();
         let top = top.iter().filter_map(|of| of.client.split_once('/')?.0.parse().ok());
@@ -40,6 +41,11 @@ pub(super) async fn find(client: &Client, facts: &mut Facts, services: &[Service
             }
         }
     }
+}
+
+fn is_translated_udp(service: &ServiceView) -> bool {
+    let mut listeners = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
+    matches!(service.forwarding.as_str(), "nat" | "snat") && listeners.all(|of| of.protocol != Protocol::Tcp)
 }
 
 fn waits(service: &ServiceView) -> bool {

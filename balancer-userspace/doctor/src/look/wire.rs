@@ -10,7 +10,7 @@ use nix::sys::socket::{LinkAddr, recvfrom};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
-use super::packets::{Heard, arp, heard};
+use super::packets::{Heard, RST, SYN, arp, heard};
 use crate::facts::Mac;
 
 /// The protocol number that selects packets of all protocols.
@@ -24,7 +24,7 @@ const BROADCAST: Mac = [0xff; 6];
 /// The maximum size in bytes of a received packet, including packets that the kernel has merged.
 const PACKET: usize = 65_600;
 /// The maximum number of packets that the doctor records.
-const MOST: usize = 200_000;
+pub(super) const MOST: usize = 200_000;
 /// The maximum number of packets that are read at a time, so that a flood of packets does not delay the examination.
 const AT_ONCE: usize = 4096;
 
@@ -107,6 +107,11 @@ fn note(packet: &[u8], from: Option<&LinkAddr>) -> Option<Note> {
         ETH_P_IP | ETH_P_IPV6 => heard(packet),
         _ => None,
     };
+    // Only the beginning and the refusal of connections matter to probes, and not the data of all connections of this
+    // machine.
+    if matches!(heard, Some(Heard::Tcp { flags, .. }) if flags & (SYN | RST) == 0) {
+        return None;
+    }
     let ifindex = u32::try_from(from.ifindex()).ok()?;
     Some(Note {
         ifindex,

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use balancer_control::state::Clocks;
 
-use super::{Clients, Member, Output, pauses::Errand, steps::put};
+use super::{Clients, Member, Output, pauses::Errand};
 use crate::{
-    engine::{Answer, Condition, Request, Revision},
+    engine::{Answer, Condition, Request, Revision, Write},
     keys,
     session::Purpose,
     store_schema::{self, Ballot, FORMAT, Member as Card},
@@ -120,7 +120,7 @@ impl Member {
         #[cfg(test)]
         let leased = self.mutation != Some(super::Mutation::StaysWithoutLease);
         let dated = Card { wall: Some(clocks.moment(clocks.now)), ..card.clone() };
-        let put = put(&key, store_schema::write(&dated), leased);
+        let put = Write::put(&key, store_schema::write(&dated), leased);
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Card, vec![condition], vec![put])));
         self.card.written = Some(card);
     }
@@ -135,7 +135,8 @@ impl Member {
         }
         let at = if other.address.is_empty() { String::new() } else { format!(" at {}", other.address) };
         Some(format!(
-            "another balancer is {} already (instance {:016x}{at}): give this one another `fleet.member`, or end that one",
+            "the member name {} is in use by another balancer (instance {:016x}{at}): give this one another \
+             `fleet.member`, or end that one",
             settings.name, other.instance
         ))
     }
@@ -158,7 +159,7 @@ impl Member {
         self.pauses.failed(Errand::Card, now);
         let known = self.card.denial.take();
         if is_certain && known.as_ref().is_none_or(|known| !known.is_certain) {
-            let message = format!("the fleet's engine takes no writes of this balancer: {why}");
+            let message = format!("etcd takes no writes of this balancer: {why}");
             outputs.push(Output::Log { warning: true, message });
         }
         let (since, lasts) = known.as_ref().map_or((now, false), |known| (known.since, known.lasts));
@@ -171,7 +172,7 @@ impl Member {
         self.card.revision = Some(revision);
         self.card.since.get_or_insert(now);
         if self.card.denial.take().is_some_and(|denial| denial.is_certain || denial.lasts) {
-            let message = "the fleet's engine takes writes of this balancer again".to_owned();
+            let message = "etcd takes writes of this balancer again".to_owned();
             outputs.push(Output::Log { warning: false, message });
         }
     }
@@ -194,7 +195,7 @@ impl Member {
         if self.card.since.take().is_some() {
             outputs.push(Output::Ask(Request::End { reason }));
         } else {
-            let message = format!("the fleet's engine is of no use: {reason}");
+            let message = format!("etcd cannot be used: {reason}");
             outputs.push(Output::Log { warning: true, message });
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use balancer_config::words::grouped;
 use balancer_control::io::Refused;
 
-use super::{Done, Member, Output, pauses::Errand, steps::put};
+use super::{Done, Member, Output, pauses::Errand};
 use crate::{
     documents,
     engine::{self, Condition, LONGEST_VALUE, Request as Ask, Ticket, Write},
@@ -50,8 +50,8 @@ impl Waiting {
     /// the request or its answer exists.
     fn ask(&self, id: u64, session: &mut Session, last: &mut Ticket) -> Ask {
         let absent = vec![Condition::Absent(self.key.clone()), Condition::Absent(keys::answer(&self.key))];
-        let part = self.part.as_ref().map(|part| put(&keys::part(&self.key), part.clone(), true));
-        let writes = part.into_iter().chain([put(&self.key, self.request.clone(), true)]).collect();
+        let part = self.part.as_ref().map(|part| Write::put(&keys::part(&self.key), part.clone(), true));
+        let writes = part.into_iter().chain([Write::put(&self.key, self.request.clone(), true)]).collect();
         session.ask(last, Purpose::ChangeRequest(id), absent, writes)
     }
 }
@@ -71,7 +71,7 @@ impl ChangeRequests {
     }
 
     pub(super) fn fail_all(&mut self, outputs: &mut Vec<Output>) {
-        let why = "the fleet's engine is out of reach; whether the change is made is not known";
+        let why = "etcd is out of reach; the change may or may not have been made (balancer status)";
         let failed = mem::take(&mut self.waiting).into_keys();
         outputs.extend(failed.map(|id| Output::Answer { id, result: Err(Refused::Conflict(why.to_owned())) }));
     }
@@ -91,12 +91,12 @@ impl Member {
             return outputs.push(refuse(format!("not a member of the fleet: {why}")));
         }
         if let Some(why) = self.card.denial() {
-            return outputs.push(refuse(format!("nothing is changed: the fleet's engine takes no writes: {why}")));
+            return outputs.push(refuse(format!("nothing was changed: etcd takes no writes ({why})")));
         }
         let asker = self.asker();
         let Some(session) = &mut self.session else {
             return outputs.push(refuse(
-                "the fleet's engine is out of reach: nothing is changed until it is back (balancer fleet)".to_owned(),
+                "nothing was changed: etcd is out of reach, and changes need it (balancer fleet)".to_owned(),
             ));
         };
         self.change_requests.last += 1;
@@ -117,8 +117,12 @@ impl Member {
                 let repeated = self.change_requests.waiting.remove(&id).is_some_and(|waiting| waiting.repeated);
                 self.pauses.succeeded(Errand::ChangeRequest(id));
                 // The store may contain the request from an earlier attempt.
-                let end = if repeated { "whether the change is made is not known" } else { "nothing was changed" };
-                let why = format!("{end}: the fleet's engine does not take the request: {why}");
+                let end = if repeated {
+                    "the change may or may not have been made (balancer status)"
+                } else {
+                    "nothing was changed"
+                };
+                let why = format!("{end}: etcd refuses the request: {why}");
                 outputs.push(Output::Answer { id, result: Err(Refused::Conflict(why)) });
             }
             // The outcome is unknown, for example because an etcd server has failed.
@@ -162,7 +166,10 @@ impl Member {
                     }
                     Some(Ok(Answer { done: Err(denied), .. })) => answered.push((id, Err(denied.into()))),
                     Some(Err(err)) => {
-                        let why = format!("the fleet's answer {err}; whether the change is made is not known");
+                        let why = format!(
+                            "the fleet's answer {err}; the change may or may not have been made \
+                                           (balancer status)"
+                        );
                         answered.push((id, Err(Refused::Conflict(why))));
                     }
                     None if waiting.until <= now => {
@@ -223,7 +230,7 @@ fn written(change_request: ChangeRequest, if_generation: Option<u64>) -> Result<
     let packed = documents::pack(&change_request, "the change")?;
     if packed.len() > LONGEST_VALUE {
         return Err(format!(
-            "nothing was changed: the change takes {} bytes, packed, and the fleet's engine takes {} at once: make it in \
+            "nothing was changed: the change takes {} bytes, packed, and etcd takes at most {} at once: make it in \
              several steps",
             grouped(packed.len() as u64),
             grouped(LONGEST_VALUE as u64)

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Clients, Member, Output, lead::Leading, pauses::Errand, steps::put};
+use super::{Clients, Member, Output, lead::Leading, pauses::Errand};
 use crate::{
     engine::{Entry, Write},
     keys,
@@ -105,9 +105,9 @@ impl Member {
         }
         let parts = batches.len();
         for (part, batch) in batches.into_iter().enumerate() {
-            self.dumps.push_back(put(&format!("{}{part:06}", keys::dump_parts(to)), batch, true));
+            self.dumps.push_back(Write::put(&format!("{}{part:06}", keys::dump_parts(to)), batch, true));
         }
-        self.dumps.push_back(put(
+        self.dumps.push_back(Write::put(
             &keys::dump(to),
             store_schema::write(&Dump { format: FORMAT, instance, parts }),
             true,

@@ -52,7 +52,6 @@ pub(super) enum Leading {
     Asks,
     /// The member has been elected at this revision, and waits until it has received all changes up to this revision.
     Elected(Revision),
-    /// The member is the leader.
     Leads(Box<Lead>),
     /// The member was the leader, and has requested to delete the leader's key.
     Resigns,
@@ -79,7 +78,6 @@ pub(super) struct Lead {
     /// Whether a decision that takes clients from backends has changed the committed state since the leader last wrote
     /// it.
     taken: bool,
-    /// The card of the state for which members prepare.
     prepared: Option<StateCard>,
     /// The write that is in progress.
     writing: Option<Writing>,
@@ -102,6 +100,8 @@ pub(super) struct Lead {
     name: String,
     /// The time of the last change that a user made.
     changed: Instant,
+    /// The time at which a configuration file last changed the services.
+    file: Instant,
     #[cfg(test)]
     mutation: Option<super::Mutation>,
 }
@@ -326,7 +326,7 @@ impl Lead {
             let sum = of.entry(id).or_default();
             *sum = sum.saturating_add(count);
         }
-        let commands = self.decided.handle(Event::Flows { of, active: BTreeSet::new() }, now);
+        let commands = self.decided.handle(Event::Flows { of, ports: BTreeMap::new(), active: BTreeSet::new() }, now);
         self.lines.extend(lines(commands));
     }
 
@@ -362,6 +362,7 @@ impl Lead {
         }
         // A file is not older than a drop-in, because the file does not replace drop-ins.
         let is_drop_in = matches!(change_request, ChangeRequest::Change(Change::SetDropIn { .. }));
+        let is_file = matches!(change_request, ChangeRequest::Services(_) | ChangeRequest::Reset(_));
         let decided = match change_request {
             ChangeRequest::Change(change) => self.decided.decide_change(change, now),
             ChangeRequest::Services(services) => self.decided.decide_services(services, false, now),
@@ -370,6 +371,9 @@ impl Lead {
         let (message, commands) = decided?;
         if self.decided.generation() != generation && !is_drop_in {
             self.changed = now;
+            if is_file {
+                self.file = now;
+            }
         }
         self.lines.push(Line { warning: false, about: None, message: message.clone() });
         self.lines.extend(lines(commands));

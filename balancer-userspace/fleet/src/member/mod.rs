@@ -61,7 +61,6 @@ pub struct Settings {
     pub name: String,
     /// A random number that identifies the process of the member.
     pub instance: u64,
-    /// The version of the balancer that the member runs.
     pub version: String,
     /// The fingerprint of how the member steers clients, see [`balancer_control::fingerprint`].
     pub steering: u32,
@@ -73,7 +72,6 @@ pub struct Settings {
     pub key: HashKey,
     /// Whether the hash key comes from the configuration.
     pub key_is_configured: bool,
-    /// Whether the members share their known clients.
     pub share_clients: bool,
     /// The time for which the engine keeps the leased keys of a member that has fallen silent.
     pub lease: Duration,
@@ -82,7 +80,6 @@ pub struct Settings {
     pub home: u64,
 }
 
-/// An input of the protocol.
 #[derive(Clone, Debug)]
 pub enum Input {
     /// A message from the engine.
@@ -135,6 +132,23 @@ pub enum Input {
     Tick,
 }
 
+/// The times since users last changed the services of the fleet, if known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastChanges {
+    /// The time since the last change of any kind except a drop-in.
+    pub any: Option<Duration>,
+    /// The time since a configuration file last changed the services.
+    pub file: Option<Duration>,
+}
+
+impl LastChanges {
+    /// The times at a moment that is later by `elapsed`.
+    fn later(self, elapsed: Duration) -> Self {
+        let later = |ago: Option<Duration>| ago.map(|ago| ago + elapsed);
+        Self { any: later(self.any), file: later(self.file) }
+    }
+}
+
 /// A task that the caller must carry out. The caller carries out the tasks in the given order.
 #[derive(Clone, Debug)]
 pub enum Output {
@@ -145,7 +159,6 @@ pub enum Output {
     /// Follow this state, even if the caller has followed another state in the meantime. [`Input::Applied`] answers
     /// this output.
     Follow {
-        /// The epoch of the state.
         epoch: Epoch,
         /// The state as it was at the moment `at`.
         state: Box<SavedState>,
@@ -153,8 +166,8 @@ pub enum Output {
         at: Moment,
         /// The time since the decision.
         age: Duration,
-        /// The time since a user last made a change, if known.
-        changed: Option<Duration>,
+        /// The times since users last made changes.
+        changed: LastChanges,
         /// Whether this is the whole state of the epoch, and not only a part that this member can apply.
         whole: bool,
         /// The events of the epoch, as lines for the log.
@@ -207,7 +220,6 @@ pub enum Output {
     },
     /// A line for the log.
     Log {
-        /// Whether the line is a warning.
         warning: bool,
         /// The text of the line.
         message: String,
@@ -230,7 +242,6 @@ pub struct Done {
     pub message: String,
     /// The number of members that apply the change.
     pub applied: usize,
-    /// The number of members in the fleet.
     pub members: usize,
     /// The names of members that do not apply the change yet.
     pub lagging: Vec<String>,
@@ -243,9 +254,7 @@ pub struct Done {
 enum Clients {
     /// The member needs a dump from another member.
     Wanted,
-    /// The member is reading a dump.
     Reading,
-    /// The member has read the whole dump.
     Read,
     /// The member knows all clients that the other members know.
     Known,
@@ -262,7 +271,6 @@ pub struct Member {
     refused: Option<String>,
     /// The hash key of the fleet, once it is known.
     key: Option<HashKey>,
-    /// The applied epoch with its state and moment.
     applied: Option<(Epoch, SavedState, Moment)>,
     /// The time at which the member received the current epoch.
     heard: Option<Heard>,
@@ -504,7 +512,6 @@ impl Member {
             .unwrap_or(tells)
     }
 
-    /// Returns the member's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.settings.name
@@ -556,7 +563,6 @@ impl Member {
         self.card.denial()
     }
 
-    /// Whether the member is the leader.
     #[must_use]
     pub const fn leads(&self) -> bool {
         matches!(self.leading, Leading::Leads(_))
@@ -582,9 +588,12 @@ impl Member {
         let others = self.others.iter().map(|name| others::steers_otherwise(name));
         let files = self.cards();
         let files = files.iter().filter(|(_, card)| card.file_differs).map(|(name, _)| {
-            format!("the configuration file of {name} says other services than the fleet's last one; the fleet's hold")
+            format!(
+                "services in the configuration file of {name} differ from the fleet's, and the fleet's are in \
+                     force"
+            )
         });
-        let denied = self.lead_denial.iter().map(|why| format!("what it decides for the fleet is not written: {why}"));
+        let denied = self.lead_denial.iter().map(|why| format!("its decisions for the fleet are not written: {why}"));
         self.refused
             .iter()
             .cloned()

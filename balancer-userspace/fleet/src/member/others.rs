@@ -25,7 +25,7 @@ impl Member {
 
 pub(super) fn steers_otherwise(name: &str) -> String {
     format!(
-        "{name} computes other lookup tables than this balancer, as another version may: clients that nobody remembers may \
-         go to another backend there until all members have the same version"
+        "{name} computes other lookup tables than this balancer: until all members have the same version, unknown \
+         clients may reach other backends there"
     )
 }

@@ -1,16 +1,14 @@
 //! The steps that every member of a fleet takes.
 
-use std::{
-    mem,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{mem, sync::Arc, time::Instant};
 
 use balancer_common::client_table::BUCKET_ENTRIES;
 use balancer_config::words::grouped;
 use balancer_control::state::{Clocks, Moment, SavedState};
 
-use super::{Clients, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand};
+use super::{
+    Clients, LastChanges, Member, Output, Told, card::OwnCard, dumps::without_dump, lead::Leading, pauses::Errand,
+};
 use crate::{
     engine::{Answer, Condition, Entry, News, Write},
     keys, records,
@@ -60,13 +58,13 @@ impl Member {
         self.hear_of_clients(&batches, outputs);
         self.tell_again();
         self.put_tally(outputs);
-        outputs.push(Output::Log { warning: false, message: "the fleet's engine is reached".to_owned() });
+        outputs.push(Output::Log { warning: false, message: "etcd is reachable".to_owned() });
     }
 
     fn lose(&mut self, reason: &str, outputs: &mut Vec<Output>) {
         self.fail_tallies(outputs);
         self.forget_session();
-        outputs.push(Output::Log { warning: true, message: format!("the fleet's engine is out of reach: {reason}") });
+        outputs.push(Output::Log { warning: true, message: format!("etcd is out of reach: {reason}") });
         if !self.alone {
             self.alone = true;
             outputs.push(Output::Alone(true));
@@ -136,8 +134,8 @@ impl Member {
         self.early.clear();
         self.clients = Clients::Wanted;
         self.in_step = false;
-        let message = "too much was told of clients while the fleet's epoch is not applied here: \
-                       they are asked for again once it is";
+        let message = "too many client records came before this member could apply the fleet's epoch: it asks for \
+                       them again afterwards";
         outputs.push(Output::Log { warning: true, message: message.to_owned() });
     }
 
@@ -149,7 +147,7 @@ impl Member {
                 self.early.push(Told { records, precedes });
             }
             Err(err) => {
-                let message = format!("clients told at {} are not taken over: {err}", batch.key);
+                let message = format!("client records in {} are ignored: {err}", batch.key);
                 outputs.push(Output::Log { warning: true, message });
             }
         }
@@ -228,7 +226,7 @@ impl Member {
     /// leader's card.
     fn lead_is_denied(&mut self, why: &str, outputs: &mut Vec<Output>) {
         if self.lead_denial.as_deref() != Some(why) {
-            let message = format!("what this balancer decides for the fleet is not written: {why}");
+            let message = format!("the decisions of this balancer for the fleet are not written: {why}");
             outputs.push(Output::Log { warning: true, message });
         }
         self.lead_denial = Some(why.to_owned());
@@ -267,7 +265,7 @@ impl Member {
                 if !session.waits_for(&Purpose::Common) && !self.pauses.hold(Errand::Common, now) {
                     let common =
                         Common { format: FORMAT, buckets: settings.buckets, key: self.key.unwrap_or(settings.key) };
-                    let put = put(keys::FLEET, store_schema::write(&common), false);
+                    let put = Write::put(keys::FLEET, store_schema::write(&common), false);
                     let absent = Condition::Absent(keys::FLEET.to_owned());
                     outputs.push(Output::Ask(session.ask(
                         &mut self.last_ticket,
@@ -340,7 +338,8 @@ impl Member {
                 let state = self.partial.begin(epoch, read, before, self.room.as_ref(), clocks.now);
                 let lines = if self.epoch() == Some(epoch) { Vec::new() } else { card.lines.clone() };
                 let as_of = self.as_of(epoch, at, &card.by, clocks);
-                let changed = card.changed.map(|changed| at.0.saturating_sub(changed.0));
+                let since = |moment: Moment| at.0.saturating_sub(moment.0);
+                let changed = LastChanges { any: card.changed.map(since), file: card.file.or(card.changed).map(since) };
                 self.follow((epoch, state, at), (as_of, changed, lines), clocks, outputs);
             }
         }
@@ -400,25 +399,21 @@ impl Member {
         let by = self.session.as_ref().and_then(|session| session.epoch()?.as_ref().ok()).map(|card| card.by.clone());
         let as_of = self.as_of(applied.0, applied.2, &by.unwrap_or_default(), clocks);
         self.partial.begin_again();
-        self.follow(applied, (as_of, None, Vec::new()), clocks, outputs);
+        self.follow(applied, (as_of, LastChanges::default(), Vec::new()), clocks, outputs);
     }
 
     fn follow(
         &mut self,
         (epoch, state, at): (Epoch, SavedState, Moment),
-        (as_of, changed, lines): (Clocks, Option<Duration>, Vec<Line>),
+        (as_of, changed, lines): (Clocks, LastChanges, Vec<Line>),
         clocks: Clocks,
         outputs: &mut Vec<Output>,
     ) {
         self.applying = Some(epoch);
         self.incoming = Some((epoch, state.clone(), at));
         let age = clocks.now.saturating_duration_since(as_of.now);
-        let changed = changed.map(|ago| age + ago);
+        let changed = changed.later(age);
         let whole = self.partial.begins_whole();
         outputs.push(Output::Follow { epoch, state: Box::new(state), at, age, changed, whole, lines });
     }
-}
-
-pub(super) fn put(key: &str, value: Vec<u8>, leased: bool) -> Write {
-    Write::Put { key: key.to_owned(), value, leased }
 }

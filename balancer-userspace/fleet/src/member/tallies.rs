@@ -1,8 +1,8 @@
 //! The counters of the members, which are only displayed: no decision depends on them.
 
-use super::{Member, Output, steps::put};
+use super::{Member, Output};
 use crate::{
-    engine::{Answer, Entry},
+    engine::{Answer, Entry, Write},
     keys,
     session::{Purpose, Session},
 };
@@ -17,7 +17,7 @@ impl Member {
 
     pub(super) fn put_tally(&mut self, outputs: &mut Vec<Output>) {
         let (Some(session), Some(tally)) = (&mut self.session, &self.tally) else { return };
-        let put = put(&keys::tally(&self.settings.name), tally.clone(), true);
+        let put = Write::put(&keys::tally(&self.settings.name), tally.clone(), true);
         outputs.push(Output::Ask(session.ask(&mut self.last_ticket, Purpose::Tally, Vec::new(), vec![put])));
         self.tally_is_told = true;
     }
@@ -43,7 +43,7 @@ pub(super) fn answer(id: u64, answer: Answer) -> Output {
     let result = match answer {
         Answer::Read(entries) => Ok(entries.into_iter().filter_map(of_member).collect()),
         Answer::Denied(why) | Answer::Unknown(why) => Err(why),
-        Answer::Made(_) | Answer::Refused => Err("the fleet's engine does not say".to_owned()),
+        Answer::Made(_) | Answer::Refused => Err("etcd does not say".to_owned()),
     };
     Output::Tallies { id, result }
 }
@@ -53,5 +53,5 @@ fn of_member(entry: Entry) -> Option<(String, Vec<u8>)> {
 }
 
 fn out_of_reach() -> String {
-    "the fleet's engine is out of reach: what other members have counted is not known".to_owned()
+    "etcd is out of reach: the counts of other members are not known".to_owned()
 }

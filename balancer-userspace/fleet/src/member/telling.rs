@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Member, Output, pauses::Errand, steps::put};
+use super::{Member, Output, pauses::Errand};
 use crate::{engine::Write, keys, session::Purpose};
 
 /// The maximum number of batches whose writes are in progress. Above this number, further batches wait here and not in
@@ -92,7 +92,7 @@ impl Member {
             let waiting = self.batches.iter_mut().filter(|batch| batch.state == BatchState::Waits);
             for batch in waiting.take(UNDER_WAY.saturating_sub(under_way)) {
                 batch.state = BatchState::Asked;
-                let put = put(&keys::records(&asker, batch.number), batch.value.clone(), true);
+                let put = Write::put(&keys::records(&asker, batch.number), batch.value.clone(), true);
                 let purpose = Purpose::Records(batch.number);
                 outputs.push(Output::Ask(session.ask(&mut self.last_ticket, purpose, Vec::new(), vec![put])));
             }

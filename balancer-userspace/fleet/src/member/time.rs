@@ -119,7 +119,8 @@ impl Member {
 fn differs_by(name: &str, ahead: f64) -> String {
     let how = if ahead > 0.0 { "ahead of" } else { "behind" };
     format!(
-        "the clock of {name} is {:.0} s {how} this balancer's: times in events and logs do not compare; synchronize both",
+        "the clock of {name} is {:.0} s {how} this balancer's, so times in events and logs cannot be compared: \
+         synchronize both",
         ahead.abs()
     )
 }

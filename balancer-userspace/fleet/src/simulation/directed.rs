@@ -16,7 +16,7 @@ use balancer_control::{
 };
 
 use super::{
-    story::Setup,
+    setup::Setup,
     world::{World, service},
 };
 use crate::{keys, member::Mutation};

@@ -14,6 +14,7 @@ mod outages;
 mod partial;
 mod plane;
 mod release;
+mod setup;
 mod sizes;
 mod store;
 mod story;
@@ -25,7 +26,8 @@ mod world;
 use std::ops::Range;
 
 use crate::member::Mutation;
-use story::{Setup, Story};
+use setup::Setup;
+use story::Story;
 use world::World;
 
 /// The number of tests among which the seeds are divided, so that all processors are busy.

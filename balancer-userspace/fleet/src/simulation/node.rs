@@ -47,8 +47,8 @@ pub(crate) struct Node {
     ballot: Ballot,
     /// The backends that the node suspects because of packets.
     suspected: Vec<BackendId>,
-    /// The numbers of connections of `snat` services, by backend. `None` if the node does not count connections, as in
-    /// earlier versions.
+    /// The numbers of connections of `snat` services, by backend. `None` if the node has not counted connections
+    /// yet.
     pub(crate) flows: Option<BTreeMap<BackendId, u64>>,
     /// The backends that the node must check at once, because another member doubts them.
     pub(crate) asked: Vec<BackendId>,
@@ -386,7 +386,9 @@ impl Node {
     pub(crate) fn count_flows(&mut self, now: Time, store: &mut Store, rng: &mut fastrand::Rng) -> Vec<Happened> {
         let Some(of) = self.flows.clone() else { return Vec::new() };
         let flows = of.iter().map(|(&id, &count)| (id, count)).filter(|&(_, count)| count > 0).collect();
-        let commands = self.controller.handle_all([Event::Flows { of, active: BTreeSet::new() }], self.clocks(now).now);
+        let commands = self
+            .controller
+            .handle_all([Event::Flows { of, ports: BTreeMap::new(), active: BTreeSet::new() }], self.clocks(now).now);
         self.carry_out(commands);
         self.handle(Input::FlowsCounted(flows), now, store, rng)
     }

@@ -83,6 +83,7 @@ fn when_a_restarted_member_has_less_room_than_the_fleet_needs_then_it_applies_wh
         returns: 99,
         backends: 16_384,
         flows: false,
+        grows: false,
     };
     world.kill(index, true);
     world.start(index);

@@ -49,7 +49,7 @@ fn when_one_member_has_no_room_for_a_change_then_the_fleet_refuses_the_change_an
     let mut world = World::of_three(1, web.clone(), None);
     for (index, tables) in [(0, 9), (1, 3), (2, 9)] {
         let lines = tables * lines(65_537);
-        let room = Room { lines, services: 9, listeners: 9, returns: 9, backends: 16_384, flows: false };
+        let room = Room { lines, services: 9, listeners: 9, returns: 9, backends: 16_384, flows: false, grows: false };
         world.nodes[index].as_mut().unwrap().member.note_room(room);
     }
     world.settle();
@@ -75,6 +75,6 @@ fn when_a_change_is_larger_than_the_engine_takes_then_the_refusal_says_how_large
     let leader = world.leader();
     world.apply(leader, vec![web, large(5000, 400)]);
     let said = world.history.last().cloned().unwrap_or_default();
-    assert!(said.contains("bytes, packed, and the fleet's engine takes 1,048,576 at once"), "{said}");
+    assert!(said.contains("bytes, packed, and etcd takes at most 1,048,576 at once"), "{said}");
     world.settle();
 }

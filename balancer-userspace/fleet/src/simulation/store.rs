@@ -43,7 +43,6 @@ pub(crate) struct Line {
 pub(crate) struct Store {
     revision: i64,
     keys: BTreeMap<String, Stored>,
-    /// The time at which each lease expires.
     leases: BTreeMap<u64, Time>,
     last_lease: u64,
     pub(crate) lines: Vec<Line>,

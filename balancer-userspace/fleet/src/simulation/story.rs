@@ -6,7 +6,7 @@ use std::{
     sync::Once,
 };
 
-use super::{store::Time, world::World};
+use super::{setup::Setup, store::Time, world::World};
 use crate::member::Mutation;
 
 /// Everything in a simulation that follows from a seed.
@@ -16,17 +16,6 @@ pub(crate) struct Story {
     pub(crate) seed: u64,
     pub(crate) setup: Setup,
     steps: Vec<Step>,
-}
-
-/// The initial setup of a fleet.
-#[derive(Clone, Debug)]
-pub(crate) struct Setup {
-    pub(crate) members: usize,
-    /// Whether clients return to their former backend when it is up again.
-    pub(crate) failback: bool,
-    pub(crate) two_services: bool,
-    /// Whether the connections of a client reach all members.
-    pub(crate) spread: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +140,6 @@ impl Story {
         goes_wrong
     }
 
-    /// The number of steps in the story.
     pub(crate) const fn len(&self) -> usize {
         self.steps.len()
     }

@@ -26,7 +26,10 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_until_that_has_g
             assert!(!is_in_step(&world, 2) && is_in_step(&world, 0) && is_in_step(&world, 1));
         }
         let said = troubles(&world, 2);
-        assert!(said.contains("another balancer is lb1 already (instance 0000000000000002"), "{said}");
+        assert!(
+            said.contains("the member name lb1 is in use by another balancer (instance 0000000000000002"),
+            "{said}"
+        );
         assert_eq!(troubles(&world, 1).matches("already").count(), 0, "{}", troubles(&world, 1));
         // The first balancer restarts in its own home, so it gets its name back at once.
         world.kill(1, false);

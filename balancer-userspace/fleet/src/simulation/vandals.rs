@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 
-use super::{story::Setup, world::World};
+use super::{setup::Setup, world::World};
 use crate::keys;
 
 /// A foreign write to the store, derived from numbers.

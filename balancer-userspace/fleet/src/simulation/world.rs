@@ -17,8 +17,8 @@ use balancer_control::io::{BackendId, Change, ServiceId};
 
 use super::{
     node::{Happened, Left, Node},
+    setup::Setup,
     store::{Store, Time},
-    story::Setup,
 };
 use crate::{
     engine::{Request, Ticket, Write},
@@ -210,7 +210,6 @@ impl World {
         }
     }
 
-    /// Advances the simulated time.
     pub(crate) fn pass(&mut self, time: Time) {
         self.listen();
         let until = self.now + time;
@@ -311,7 +310,6 @@ impl World {
         }
     }
 
-    /// Simulates a connection of a client.
     pub(crate) fn packet(&mut self, client: u32) {
         let up: Vec<usize> = (0..self.nodes.len()).filter(|&index| self.takes_packets(index)).collect();
         if up.is_empty() {

@@ -1,6 +1,6 @@
 //! Reads listeners from HAProxy's `bind`.
 
-use super::{other::OWN, parse::Line};
+use super::parse::Line;
 use crate::{
     address::{refusal, split, unspecified},
     notes::{BEHIND_A_PROXY, Conversion},
@@ -24,11 +24,18 @@ pub(super) fn bind(conversion: &mut Conversion, line: &Line) -> Vec<Listener> {
         return Vec::new();
     }
     if !line.after(2).is_empty() {
-        conversion.not_needed(&line.place, format!("bind … {}", line.after(2).join(" ")), OWN);
+        conversion.own(&line.place, format!("bind … {}", line.after(2).join(" ")));
     }
     let mut listeners = Vec::new();
+    let takes_both = has("v4v6");
     for text in line.word(1).split(',') {
         match listener(text) {
+            Ok(listener) if listener.address.is_unspecified() && takes_both => {
+                for is_v4 in [true, false] {
+                    let of_family = Listener { address: unspecified(is_v4), ..listener };
+                    listeners.extend(conversion.named_addresses(&line.place, &format!("bind {text} v4v6"), of_family));
+                }
+            }
             Ok(listener) if listener.address.is_unspecified() => {
                 listeners.extend(conversion.named_addresses(&line.place, &format!("bind {text}"), listener));
             }

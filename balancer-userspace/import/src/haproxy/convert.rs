@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     bind::bind,
-    other::{BEHIND, OWN, other},
+    other::{BEHIND, other},
     parse::{Line, Section, parse},
-    proxy::{fill, inherits},
+    proxy::{Timeouts, fill, inherits},
 };
 use crate::{error::NotUnderstood, notes::Conversion, service::Service};
 
@@ -58,7 +58,7 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
                 backends.insert(section.head.word(1), (section, defaults.of(section)));
             }
             "frontend" | "listen" => fronts.push((section, defaults.of(section))),
-            "global" => section.lines.iter().for_each(|line| conversion.not_needed(&line.place, line.text(), OWN)),
+            "global" => section.lines.iter().for_each(|line| conversion.own(&line.place, line.text())),
             "peers" => conversion.needs_you(
                 &section.head.place,
                 section.head.text(),
@@ -68,13 +68,13 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
                 conversion.not_needed(
                     &section.head.place,
                     section.head.text(),
-                    "what refers to it is named; nothing to do",
+                    "lines that refer to it have their own comments; nothing to do",
                 );
             }
             _ => conversion.needs_you(
                 &section.head.place,
                 section.head.text(),
-                "it has no counterpart; look whether it matters",
+                "this balancer has no counterpart; check whether you need it",
             ),
         }
     }
@@ -84,7 +84,7 @@ pub(crate) fn convert(conversion: &mut Conversion, files: &[(String, String)]) -
         if section.head.word(0) == "listen" {
             listen(conversion, section, inherited);
         } else {
-            used.extend(frontend(conversion, section, &backends));
+            used.extend(frontend(conversion, section, inherited, &backends));
         }
     }
     for (name, (section, _)) in &backends {
@@ -113,7 +113,8 @@ fn listen(conversion: &mut Conversion, section: &Section, inherited: &[Line]) {
     let mut service = Service::new(&section.head.place, section.head.word(1));
     service.listeners =
         section.lines.iter().filter(|line| is_bind(line)).flat_map(|line| bind(conversion, line)).collect();
-    fill(conversion, &mut service, section.lines.iter().filter(|line| !is_bind(line)), inherited);
+    let lines = section.lines.iter().filter(|line| !is_bind(line));
+    fill(conversion, &mut service, lines, inherited, Timeouts::default());
     finish(conversion, service);
 }
 
@@ -182,7 +183,7 @@ fn only_backend<'a>(conversion: &mut Conversion, section: &'a Section) -> Option
     only.copied()
 }
 
-fn frontend(conversion: &mut Conversion, section: &Section, backends: &Backends<'_>) -> Option<String> {
+fn frontend(conversion: &mut Conversion, section: &Section, own: &[Line], backends: &Backends<'_>) -> Option<String> {
     let branch = only_backend(conversion, section);
     let mut listeners = Vec::new();
     for line in &section.lines {
@@ -204,7 +205,8 @@ fn frontend(conversion: &mut Conversion, section: &Section, backends: &Backends<
     };
     let mut service = Service::new(&section.head.place, name);
     service.listeners = listeners;
-    fill(conversion, &mut service, backend.lines.iter(), inherited);
+    let of_clients = Timeouts::of(own.iter().chain(&section.lines));
+    fill(conversion, &mut service, backend.lines.iter(), inherited, of_clients);
     finish(conversion, service);
     Some(name.to_owned())
 }

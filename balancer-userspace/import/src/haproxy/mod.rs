@@ -6,6 +6,7 @@ mod convert;
 mod other;
 mod parse;
 mod proxy;
+mod script;
 mod server;
 mod stick;
 

@@ -1,5 +1,7 @@
 //! Parses HAProxy's configuration into sections, which consist of lines.
 
+use std::str::Chars;
+
 use crate::{
     error::NotUnderstood,
     place::{Place, named},
@@ -82,6 +84,24 @@ pub(super) fn parse(files: &[(String, String)]) -> Result<Vec<Section>, NotUnder
     Ok(sections)
 }
 
+/// The character that a backslash and the characters after it stand for.
+fn escaped(characters: &mut Chars<'_>) -> Option<char> {
+    let next = characters.next()?;
+    Some(match next {
+        'n' => '\n',
+        'r' => '\r',
+        't' => '\t',
+        'x' => {
+            let digits = characters.as_str().get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+            // A byte above 127 begins no character of its own, and stays as it is written.
+            let Some(byte) = digits.filter(u8::is_ascii) else { return Some(next) };
+            characters.nth(1);
+            char::from(byte)
+        }
+        other => other,
+    })
+}
+
 fn words(text: &str) -> Result<Vec<String>, &'static str> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -90,7 +110,7 @@ fn words(text: &str) -> Result<Vec<String>, &'static str> {
     while let Some(c) = characters.next() {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
-            (Some('"') | None, '\\') => word.get_or_insert_default().extend(characters.next()),
+            (Some('"') | None, '\\') => word.get_or_insert_default().extend(escaped(&mut characters)),
             (Some(_), c) => word.get_or_insert_default().push(c),
             (None, '#') => break,
             (None, '"' | '\'') => {

@@ -29,7 +29,19 @@ pub(super) struct Options {
     proto: Option<String>,
     check_proto: Option<String>,
     check: Check,
+    asks_agent: bool,
+    agent_port: Option<u16>,
+    agent_ms: Option<u64>,
 }
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Agent {
+    pub(super) port: u16,
+    pub(super) interval_ms: u64,
+}
+
+/// The time between two questions to an agent in HAProxy, in milliseconds.
+const AGENT_MS: u64 = 2000;
 
 /// Parses a time as a number of milliseconds. A number without a unit is in milliseconds.
 pub(super) fn time(text: &str) -> Option<u64> {
@@ -57,10 +69,10 @@ impl Options {
             }
             let mut value = || words.next().unwrap_or_default();
             match word {
-                "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" => {
+                "weight" | "inter" | "fastinter" | "fall" | "rise" | "port" | "agent-port" | "agent-inter" => {
                     let value = value();
                     if self.number(word, value).is_none() {
-                        let why = "this is no value that it can have; write a number, or a time";
+                        let why = "the value is not valid; write a number, or a time";
                         conversion.needs_you(&line.place, format!("{label} {word} {value}"), why);
                     }
                 }
@@ -89,6 +101,8 @@ impl Options {
             "no-ssl" => self.tls = false,
             "backup" => self.backup = true,
             "no-backup" => self.backup = false,
+            "agent-check" => self.asks_agent = true,
+            "no-agent-check" => self.asks_agent = false,
             "disabled" => self.disabled = true,
             "enabled" => self.disabled = false,
             _ => return false,
@@ -103,6 +117,8 @@ impl Options {
             "fastinter" => self.check.fast_ms = Some(time(value)?),
             "fall" => self.check.fall = Some(value.parse().ok()?),
             "rise" => self.check.rise = Some(value.parse().ok()?),
+            "agent-port" => self.agent_port = Some(value.parse().ok().filter(|port| *port != 0)?),
+            "agent-inter" => self.agent_ms = Some(time(value)?),
             _ => self.check.port = Some(value.parse().ok()?),
         }
         Some(())
@@ -129,7 +145,10 @@ impl Options {
             ("check-alpn", names) => self.check_alpn = Some(names.to_owned()),
             ("proto", "h1" | "h2") => self.proto = Some(value.to_owned()),
             ("check-proto", "h1" | "h2") => self.check_proto = Some(value.to_owned()),
-            ("proto" | "check-proto", _) => return Err("checks speak HTTP/1.1 or HTTP/2; look whether it matters"),
+            ("proto" | "check-proto", _) => {
+                return Err("checks speak HTTP/1.1 or HTTP/2; check whether the server \
+                                                        needs something else");
+            }
             ("check-sni", name) => self.check_sni = Some(name.to_owned()),
             (_, expression) => match expression.strip_prefix("str(").and_then(|rest| rest.strip_suffix(')')) {
                 Some(name) if !name.contains([',', '(', ')']) => self.sni = Some(name.to_owned()),
@@ -166,6 +185,18 @@ impl Options {
             check.kind = CheckKind::Http(Http { tls, http2, ..Http::default() });
         }
         self.is_checked.then_some(check)
+    }
+
+    /// The agent of the server; `None` if the server has none, or one without a port, with a note.
+    pub(super) fn agent(&self, conversion: &mut Conversion, line: &Line) -> Option<Agent> {
+        if !self.asks_agent {
+            return None;
+        }
+        if self.agent_port.is_none() {
+            let why = "the agent has no `agent-port`; write the port as `agent = { port = … }` of the service";
+            conversion.needs_you(&line.place, format!("{} {} agent-check", line.word(0), line.word(1)), why);
+        }
+        Some(Agent { port: self.agent_port?, interval_ms: self.agent_ms.unwrap_or(AGENT_MS) })
     }
 
     fn backend(&self, line: &Line, name: &str, host: Host, port: Option<u16>) -> Backend {
@@ -266,27 +297,24 @@ fn other<'a>(conversion: &mut Conversion, line: &Line, label: &str, word: &str, 
         "slowstart" => (true, "it is a key of the service here; write `slow_start`"),
         "maxconn" | "minconn" | "maxqueue" => (
             true,
-            "nothing is queued; limit a backend's clients by `max_clients`, or with `snat` its connections by `max_connections`",
+            "connections are not queued; limit a backend's clients by `max_clients`, or with `snat` its connections \
+             by `max_connections`",
         ),
-        "agent-check" => (
-            false,
-            "agents are keys of the service here; write `agent = { port = …, interval = \"…\" }`, with the values of `agent-port` and `agent-inter`",
-        ),
-        "downinter" => (true, "the interval is the same while a backend is down; look whether it matters"),
+        "downinter" => (true, "the interval is the same while a backend is down; check whether you need another one"),
         "verifyhost" => {
             (true, "the certificate must be for the name in `sni` of the check, or in `host`; write it there")
         }
         "resolvers" => {
             (true, "the servers of /etc/resolv.conf are asked; name others as `servers` of the `[[service.discover]]`")
         }
-        "source" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track" | "agent-port"
-        | "agent-inter" | "agent-addr" | "agent-send" | "id" | "init-addr" | "resolve-prefer" | "error-limit"
-        | "redir" | "pool-max-conn" | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay"
-        | "pool-low-conn" | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "socks4" | "ws" | "log-proto"
-        | "force-tlsv12" | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
-            (!word.starts_with("force-"), "it has no counterpart; look whether it matters")
+        "source" | "addr" | "on-error" | "on-marked-down" | "on-marked-up" | "observe" | "track" | "agent-addr"
+        | "agent-send" | "id" | "init-addr" | "resolve-prefer" | "error-limit" | "redir" | "pool-max-conn"
+        | "resolve-opts" | "resolve-net" | "namespace" | "usesrc" | "pool-purge-delay" | "pool-low-conn"
+        | "max-reuse" | "ciphers" | "ciphersuites" | "crl-file" | "socks4" | "ws" | "log-proto" | "force-tlsv12"
+        | "ssl-min-ver" | "ssl-max-ver" | "tcp-ut" => {
+            (!word.starts_with("force-"), "this balancer has no counterpart; check whether you need it")
         }
-        _ => (false, "it has no counterpart; look whether it matters"),
+        _ => (false, "this balancer has no counterpart; check whether you need it"),
     };
     let directive = if with_value { format!("{label} {word} {}", value()) } else { format!("{label} {word}") };
     conversion.needs_you(&line.place, directive, why);

@@ -1,13 +1,16 @@
 //! Reads the checkers of keepalived's real servers.
 
 use crate::{
-    notes::Conversion,
-    service::{Check, CheckKind, Http, Tls},
+    notes::{
+        Answer::{NeedsYou, Own},
+        Conversion,
+    },
+    service::{Check, CheckKind, Expect, Http, Tls},
     tree::Directive,
 };
 
-const EXEC: &str = "checks are tcp, http, https, grpc, udp, dns or exec; write one that asks the same";
-const OWN: &str = "it concerns keepalived's own checks; nothing to do";
+const EXEC: &str = "checks are tcp, http, https, grpc, udp, dns or exec; write one that asks the same. Until then, only \
+                    whether a TCP port opens is checked";
 pub(super) const NOTIFY: &str = "no program is started; read `balancer events --follow`, or let metrics alert";
 
 /// The values that a virtual server sets for its real servers, and that a real server sets for its checkers.
@@ -41,7 +44,7 @@ impl Defaults {
             "delay_loop" => milliseconds(argument).map(|ms| self.delay_loop = Some(ms)),
             "connect_timeout" => milliseconds(argument).map(|ms| self.connect_timeout = Some(ms)),
             "delay_before_retry" => milliseconds(argument).map(|ms| self.delay_before_retry = Some(ms)),
-            "retry" | "nb_get_retry" => argument.parse().map(|count| self.retry = Some(count)).ok(),
+            "retry" | "nb_get_retry" | "nb_sock_retry" => argument.parse().map(|count| self.retry = Some(count)).ok(),
             "virtualhost" => {
                 self.host = Some(argument.to_owned());
                 Some(())
@@ -53,13 +56,14 @@ impl Defaults {
             _ => return false,
         };
         if taken.is_none() {
-            conversion.needs_you(
-                &directive.place,
-                directive.text(),
-                "this is no value that it can have; write a number",
-            );
+            conversion.needs_you(&directive.place, directive.text(), "the value is not valid; write a number");
         }
         true
+    }
+
+    /// Makes a check that only connects.
+    pub(super) fn connect(&self) -> Check {
+        self.check(1, 1000)
     }
 
     /// Makes a check with keepalived's default values. The default values for retries depend on the checker.
@@ -77,7 +81,6 @@ impl Defaults {
     }
 }
 
-/// Whether keepalived has a checker with this name.
 pub(super) fn is_checker(name: &str) -> bool {
     name.ends_with("_CHECK") || ["HTTP_GET", "SSL_GET"].contains(&name)
 }
@@ -87,7 +90,21 @@ pub(super) fn checker(conversion: &mut Conversion, directive: &Directive, defaul
     let mut defaults = defaults.clone();
     let rest: Vec<_> = directive.children().iter().filter(|one| !defaults.read(conversion, one)).collect();
     let mut check = match directive.name() {
-        "TCP_CHECK" => defaults.check(1, 1000),
+        "TCP_CHECK" => defaults.connect(),
+        "DNS_CHECK" => {
+            let value = |name: &str| rest.iter().rfind(|one| one.name() == name).map(|one| one.argument().to_owned());
+            let record = value("type").map(|record| record.to_ascii_uppercase());
+            Check { kind: CheckKind::Dns { name: value("name"), record }, ..defaults.check(3, 1000) }
+        }
+        "UDP_CHECK" => Check { kind: udp(conversion, directive, &rest)?, ..defaults.check(1, 1000) },
+        "SMTP_CHECK" => {
+            let why = "the check reads the server's greeting and sends no HELO; use a check of type `exec` for more";
+            conversion.needs_you(&directive.place, directive.name(), why);
+            Check {
+                kind: CheckKind::Talk { send: None, expect: Expect::Text("220".to_owned()) },
+                ..defaults.check(3, 1000)
+            }
+        }
         name @ ("HTTP_GET" | "SSL_GET") => {
             let mut check = defaults.check(3, 3000);
             check.kind = CheckKind::Http(http(conversion, &rest, name == "SSL_GET", defaults.host.as_ref()));
@@ -109,23 +126,40 @@ pub(super) fn checker(conversion: &mut Conversion, directive: &Directive, defaul
     Some(check)
 }
 
+/// Converts a `UDP_CHECK`, if the server must answer: the balancer's check waits for an answer.
+fn udp(conversion: &mut Conversion, directive: &Directive, rest: &[&Directive]) -> Option<CheckKind> {
+    let value = |name: &str| rest.iter().rfind(|one| one.name() == name).map(|one| one.argument());
+    let hex = |digits: &str| format!("hex:{}", digits.replace(' ', ""));
+    match (value("payload"), value("require_reply")) {
+        (Some(payload), Some(reply)) => {
+            let expect = (!reply.is_empty()).then(|| hex(reply));
+            Some(CheckKind::Udp { send: hex(payload), expect })
+        }
+        (_, None) | (None, Some(_)) => {
+            let why = "a check needs an answer; write a check of type `udp` that sends a question which servers \
+                       answer";
+            conversion.needs_you(&directive.place, directive.name(), why);
+            None
+        }
+    }
+}
+
 fn option(conversion: &mut Conversion, one: &Directive, check: &mut Check) {
-    let why = match one.name() {
-        "url" | "misc_path" | "misc_timeout" | "user" => return,
+    let answer = match one.name() {
+        "url" | "misc_path" | "misc_timeout" | "user" | "name" | "type" | "payload" | "require_reply" => return,
         "connect_port" => match one.argument().parse() {
             Ok(port) => return check.port = Some(port),
-            Err(_) => Err("this is no port; write `port` of the check"),
+            Err(_) => NeedsYou("this is no port; write `port` of the check"),
         },
-        "connect_ip" => Err("the backend's own address is checked; use a check of type `exec`"),
-        "misc_dynamic" => Err("the program does not set weights; `balancer backend weight` does"),
-        "bindto" | "bind_if" | "bind_port" | "fwmark" => Err("the kernel chooses where checks come from; set routes"),
-        "warmup" | "log_all_failures" | "http_protocol" | "fast_recovery" | "enable_sni" | "tls_compliant" => Ok(OWN),
-        _ => Err("it has no counterpart; look whether it matters"),
+        "connect_ip" => NeedsYou("the backend's own address is checked; use a check of type `exec`"),
+        "misc_dynamic" => NeedsYou("the program does not set weights; `balancer backend weight` does"),
+        "bindto" | "bind_if" | "bind_port" | "fwmark" => {
+            NeedsYou("the kernel chooses where checks come from; set routes")
+        }
+        "warmup" | "log_all_failures" | "http_protocol" | "fast_recovery" | "enable_sni" | "tls_compliant" => Own,
+        _ => NeedsYou("this balancer has no counterpart; check whether you need it"),
     };
-    match why {
-        Ok(why) => conversion.not_needed(&one.place, one.text(), why),
-        Err(why) => conversion.needs_you(&one.place, one.text(), why),
-    }
+    conversion.tell(&one.place, one.text(), answer);
 }
 
 fn http(conversion: &mut Conversion, rest: &[&Directive], https: bool, host: Option<&String>) -> Http {
@@ -148,7 +182,7 @@ fn http(conversion: &mut Conversion, rest: &[&Directive], https: bool, host: Opt
             "digest" => conversion.needs_you(
                 &one.place,
                 one.text(),
-                "bodies are not digested; write what they contain as `expect_body`",
+                "checks compute no digests; write a text of the page as `expect_body`",
             ),
             _ => {
                 conversion.needs_you(&one.place, one.text(), "write the expression so that `expect_body_regex` does it")

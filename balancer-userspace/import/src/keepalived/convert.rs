@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use super::{
     check::{Defaults, NOTIFY, is_on},
-    group::listeners,
+    group::{listeners, own_addresses},
     lines::Reader,
     parse::parse,
     real::{method, real, sorry},
@@ -14,14 +14,16 @@ use crate::{
     Include,
     address::{as_name, mask},
     error::NotUnderstood,
-    ipvsadm::{FLAGS, PERSISTENCE_ENGINE, SCTP, give_port, scheduler, service_name},
-    notes::Conversion,
+    ipvsadm::{FLAGS, PERSISTENCE_ENGINE, SCTP, give_port, keep_own_addresses, scheduler, service_name},
+    notes::{
+        Answer::{NeedsYou, NotNeeded, Own},
+        Conversion,
+    },
     place::named,
     service::{Backend, Forwarding, Listener, Service},
     tree::Directive,
 };
 
-const OWN: &str = "it concerns keepalived itself; nothing to do";
 /// The default timeout of persistence in keepalived, in seconds.
 const PERSISTENCE: u64 = 360;
 
@@ -40,13 +42,15 @@ pub(crate) fn convert(
     let directives = parse(&reader.lines)?;
     let is_group = |one: &&Directive| one.name() == "virtual_server_group";
     let groups: Groups<'_> = directives.iter().filter(is_group).map(|one| (one.argument(), one)).collect();
+    let is_own = |one: &&Directive| one.name() == "local_address_group";
+    let own: Groups<'_> = directives.iter().filter(is_own).map(|one| (one.argument(), one)).collect();
     for directive in &directives {
         match directive.name() {
             "virtual_server" => {
                 conversion.has_candidates = true;
-                virtual_server(conversion, directive, &groups);
+                virtual_server(conversion, directive, &groups, &own);
             }
-            "virtual_server_group" => {}
+            "virtual_server_group" | "local_address_group" => {}
             "vrrp_instance" => vrrp::instance(conversion, directive),
             name if name.starts_with("vrrp_") => {
                 conversion.not_needed(&directive.place, directive.text(), "keepalived goes on with it; nothing to do")
@@ -56,7 +60,7 @@ pub(crate) fn convert(
                 directive.text(),
                 "checks show no certificate; use a check of type `exec`",
             ),
-            _ => conversion.not_needed(&directive.place, directive.text(), OWN),
+            _ => conversion.own(&directive.place, directive.text()),
         }
     }
     Ok(())
@@ -73,9 +77,11 @@ struct Parts<'a> {
     quorum: bool,
     real: Vec<&'a Directive>,
     sorry: Option<Backend>,
+    /// The directive that names the addresses which servers see.
+    local: Option<&'a Directive>,
 }
 
-fn virtual_server(conversion: &mut Conversion, directive: &Directive, groups: &Groups<'_>) {
+fn virtual_server(conversion: &mut Conversion, directive: &Directive, groups: &Groups<'_>, own: &Groups<'_>) {
     let mut service = Service::new(&directive.place, "");
     let Some(parts) = parts(conversion, directive, &mut service) else { return };
     if parts.sctp {
@@ -109,8 +115,17 @@ fn virtual_server(conversion: &mut Conversion, directive: &Directive, groups: &G
     let of_all = inhibits(directive).unwrap_or(false);
     service.keeps_clients_of_failed = parts.real.iter().all(|real| inhibits(real).unwrap_or(of_all));
     for one in &parts.real {
-        service.backends.extend(real(conversion, one, &parts.defaults, service.forwarding));
+        service.backends.extend(real(conversion, one, &parts.defaults, service.forwarding, parts.udp));
     }
+    if let Some(named) = parts.local {
+        let group = own.get(named.argument()).map(|group| group.children()).unwrap_or_default();
+        service.seen_as = own_addresses(group);
+        if service.seen_as.is_empty() {
+            let why = "there is no such `local_address_group` with addresses; write them as `addresses` in `snat`";
+            conversion.needs_you(&named.place, named.text(), why);
+        }
+    }
+    keep_own_addresses(conversion, &mut service);
     service.backends.extend(parts.sorry);
     give_port(&mut service);
     conversion.add(service);
@@ -153,28 +168,32 @@ fn parts<'a>(conversion: &mut Conversion, directive: &'a Directive, service: &mu
                 None => conversion.needs_you(place, one.text(), "this is no mask; write `client_prefix`"),
             },
             "persistence_engine" => conversion.needs_you(place, one.text(), PERSISTENCE_ENGINE),
+            "laddr_group_name" => parts.local = Some(one),
+            "establish_timeout" => {
+                service.idle_ms = argument.parse::<u64>().ok().and_then(|seconds| seconds.checked_mul(1000));
+            }
             "quorum" => parts.quorum = argument != "1",
             _ => other(conversion, one),
         }
     }
     if parts.quorum {
-        let why = "backups take over when no other backend is eligible, whatever the number; nothing else can be said";
+        let why = "backups take over when no other backend is eligible; a minimum number is not possible";
         conversion.needs_you(&directive.place, format!("quorum of {}", directive.text()), why);
     }
     Some(parts)
 }
 
 fn other(conversion: &mut Conversion, one: &Directive) {
-    let why = match one.name() {
-        "flag-1" | "flag-2" | "flag-3" | "sh-port" | "sh-fallback" | "mh-port" | "mh-fallback" => Ok(FLAGS),
-        "ops" => Ok("each datagram is steered by itself; nothing to do"),
-        "quorum_up" | "quorum_down" => Err(NOTIFY),
-        "smtp_alert" if is_on(one) => Err(NOTIFY),
-        "inhibit_on_failure" if is_on(one) => Err(
+    let answer = match one.name() {
+        "flag-1" | "flag-2" | "flag-3" | "sh-port" | "sh-fallback" | "mh-port" | "mh-fallback" => NotNeeded(FLAGS),
+        "ops" => NotNeeded("each datagram is steered by itself; nothing to do"),
+        "quorum_up" | "quorum_down" => NeedsYou(NOTIFY),
+        "smtp_alert" if is_on(one) => NeedsYou(NOTIFY),
+        "inhibit_on_failure" if is_on(one) => NeedsYou(
             "known clients leave a backend that fails; write `on_failure = { hard = \"drain\" }` where they should not",
         ),
         "sorry_server_lvs_method" => {
-            Err("all backends of a service are reached in the same way, the backup too; let it accept that")
+            NeedsYou("all backends of a service are reached in the same way, the backup too; let it accept that")
         }
         "ha_suspend"
         | "omega"
@@ -183,11 +202,8 @@ fn other(conversion: &mut Conversion, one: &Directive) {
         | "snmp_name"
         | "warmup"
         | "sorry_server_inhibit"
-        | "inhibit_on_failure" => Ok(OWN),
-        _ => Err("it has no counterpart; look whether it matters"),
+        | "inhibit_on_failure" => Own,
+        _ => NeedsYou("this balancer has no counterpart; check whether you need it"),
     };
-    match why {
-        Ok(why) => conversion.not_needed(&one.place, one.text(), why),
-        Err(why) => conversion.needs_you(&one.place, one.text(), why),
-    }
+    conversion.tell(&one.place, one.text(), answer);
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{address::unspecified, ipvsadm::MARK, notes::Conversion, place::Place, service::Listener};
+use crate::{address::unspecified, ipvsadm::MARK, notes::Conversion, place::Place, service::Listener, tree::Directive};
 
 /// The maximum number of listeners of a service.
 const MOST: u128 = 64;
@@ -42,6 +42,11 @@ pub(super) fn listeners(
             Vec::new()
         }
     }
+}
+
+/// The addresses in a `local_address_group` of DPVS, whose lines are `ADDRESS[-LAST] [DEVICE]`.
+pub(super) fn own_addresses(lines: &[Directive]) -> Vec<IpAddr> {
+    lines.iter().filter_map(|line| addresses(line.name()).ok()).flatten().collect()
 }
 
 /// Parses an address, or a range of addresses.

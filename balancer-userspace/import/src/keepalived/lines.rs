@@ -75,7 +75,7 @@ impl Reader<'_> {
         let text = self.put_in(place, line)?;
         if first.starts_with(['@', '~']) {
             let why = if first.starts_with('@') {
-                "conditions are not looked at; take the `@` and its word away where the line is for this machine"
+                "conditions are ignored; remove the `@` and its word where the line is for this machine"
             } else {
                 "sequences are not written out; write the lines"
             };

@@ -3,7 +3,7 @@
 use super::check::{Defaults, NOTIFY, checker, is_checker, is_on};
 use crate::{
     address::{Host, as_name, shown},
-    ipvsadm::{GUE_PORT, LIMIT},
+    ipvsadm::{GUE_PORT, LIMIT, TOA},
     notes::Conversion,
     place::Place,
     service::{Backend, Forwarding},
@@ -21,6 +21,10 @@ pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Opti
     match (upper.as_deref(), option("type")) {
         (Some("NAT"), _) => Some(Forwarding::Nat),
         (Some("DR"), _) => Some(Forwarding::Dsr),
+        (Some("FNAT"), _) => {
+            conversion.needs_you(&directive.place, directive.text(), TOA);
+            Some(Forwarding::Snat)
+        }
         (Some("TUN"), None | Some("ipip")) => Some(Forwarding::Ipip),
         (Some("TUN"), Some("gue")) => {
             if option("port").is_some_and(|port| port != "6080") {
@@ -29,7 +33,7 @@ pub(super) fn method(conversion: &mut Conversion, directive: &Directive) -> Opti
             Some(Forwarding::Gue)
         }
         _ => {
-            let why = "methods are NAT, DR, and TUN with ipip or gue; let the servers take one of these";
+            let why = "methods are NAT, DR, FNAT, and TUN with ipip or gue; let the servers take one of these";
             conversion.needs_you(&directive.place, directive.text(), why);
             None
         }
@@ -72,6 +76,7 @@ pub(super) fn real(
     directive: &Directive,
     defaults: &Defaults,
     forwarding: Forwarding,
+    udp: bool,
 ) -> Option<Backend> {
     let mut backend = backend(conversion, directive)?;
     let mut defaults = defaults.clone();
@@ -79,7 +84,9 @@ pub(super) fn real(
     for one in &rest {
         match one.name() {
             name if is_checker(name) => {
-                let Some(check) = checker(conversion, one, &defaults) else { continue };
+                let check = checker(conversion, one, &defaults);
+                // A server whose check could not be converted is still asked whether its port opens.
+                let Some(check) = check.or_else(|| (!udp).then(|| defaults.connect())) else { continue };
                 if backend.check.is_some() {
                     let why = "a backend has one check; use one of type `exec` that asks all";
                     conversion.needs_you(&one.place, one.name(), why);
@@ -113,8 +120,8 @@ fn other(conversion: &mut Conversion, one: &Directive) {
         "smtp_alert" if is_on(one) => conversion.needs_you(place, one.text(), NOTIFY),
         "uthreshold" | "lthreshold" => conversion.needs_you(place, one.text(), LIMIT),
         "smtp_alert" | "warmup" | "snmp_name" => {
-            conversion.not_needed(place, one.text(), "it concerns keepalived itself; nothing to do");
+            conversion.own(place, one.text());
         }
-        _ => conversion.needs_you(place, one.text(), "it has no counterpart; look whether it matters"),
+        _ => conversion.needs_you(place, one.text(), "this balancer has no counterpart; check whether you need it"),
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     block::{Block, Listeners, Target},
     dump,
+    idle::idle,
     listen::{listen, read},
     other::{BEHIND, other},
     parse::Reader,
@@ -76,7 +77,8 @@ fn context(conversion: &mut Conversion, directives: &[&Directive], stream: bool)
         let Some(target) = block.target else { continue };
         let listeners = all_listeners.kept(conversion, &blocks, index);
         if !listeners.is_empty() {
-            used.extend(service(conversion, block.server, target, listeners, &upstreams, stream));
+            let idle = idle(directives, block.server, stream);
+            used.extend(service(conversion, block.server, target, (listeners, idle), &upstreams, stream));
         }
     }
     for (name, upstream) in &upstreams {
@@ -192,13 +194,13 @@ fn service<'a>(
     conversion: &mut Conversion,
     server: &Directive,
     Target { name, pass }: Target<'_>,
-    listeners: Vec<Listener>,
+    (listeners, idle_ms): (Vec<Listener>, Option<u64>),
     upstreams: &Upstreams<'a>,
     stream: bool,
 ) -> Option<&'a str> {
     let udp = listeners.iter().any(|listener| listener.udp);
     let mut service = Service::new(&server.place, name);
-    service.listeners = listeners;
+    (service.listeners, service.idle_ms) = (listeners, idle_ms);
     let found = upstreams.get_key_value(name);
     match found {
         Some((_, upstream)) => fill(conversion, &mut service, upstream, stream, udp),

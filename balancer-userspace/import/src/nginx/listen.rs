@@ -10,6 +10,11 @@ use crate::{
     tree::Directive,
 };
 
+/// The option by which a listener on every IPv6 address also takes IPv4 clients.
+const BOTH: &str = "ipv6only=off";
+/// The options about which no note is needed.
+const KNOWN: [&str; 6] = ["udp", "default_server", "default", "bind", BOTH, "ipv6only=on"];
+
 /// A `listen` directive whose address could be read.
 pub(super) struct Listen {
     pub(super) place: Place,
@@ -21,7 +26,7 @@ pub(super) struct Listen {
 
 /// Reads a `listen` directive, and adds a note if the address or an option has no counterpart. `passes` says whether the
 /// `server` passes connections to another one.
-pub(super) fn listen(conversion: &mut Conversion, directive: &Directive, passes: bool) -> Option<Listen> {
+pub(super) fn listen(conversion: &mut Conversion, directive: &Directive, passes: bool) -> Vec<Listen> {
     let read = read(directive);
     match &read {
         _ if !passes => {
@@ -32,15 +37,22 @@ pub(super) fn listen(conversion: &mut Conversion, directive: &Directive, passes:
             conversion.needs_you(&directive.place, directive.text(), *why);
         }
         Ok(_) => {
-            let known = |option: &&String| !["udp", "default_server", "default", "bind"].contains(&option.as_str());
+            let known = |option: &&String| !KNOWN.contains(&option.as_str());
             let rest: Vec<_> = options(directive).iter().filter(known).map(String::as_str).collect();
             if !rest.is_empty() {
-                let why = "it concerns nginx's own sockets; nothing to do";
-                conversion.not_needed(&directive.place, format!("listen … {}", rest.join(" ")), why);
+                conversion.own(&directive.place, format!("listen … {}", rest.join(" ")));
             }
         }
     }
-    read.ok()
+    let Ok(listen) = read else { return Vec::new() };
+    let takes_both = listen.listener.address == unspecified(false) && options(directive).iter().any(|one| one == BOTH);
+    let of_v4 = takes_both.then(|| Listen {
+        listener: Listener { address: unspecified(true), ..listen.listener },
+        text: listen.text.clone(),
+        place: listen.place.clone(),
+        refused: listen.refused,
+    });
+    of_v4.into_iter().chain([listen]).collect()
 }
 
 fn options(directive: &Directive) -> &[String] {
@@ -63,7 +75,7 @@ pub(super) fn read(directive: &Directive) -> Result<Listen, &'static str> {
 
 fn parse(text: &str, options: &[String]) -> Result<Listener, &'static str> {
     if text.starts_with("unix:") {
-        return Err("clients on this machine cannot be steered; they connect to a server themselves");
+        return Err("the balancer cannot steer clients on this machine; let them connect to a server directly");
     }
     let (host, port) = split(text);
     let (host, port) = match (host.parse::<IpAddr>(), port) {

@@ -3,6 +3,7 @@
 mod block;
 mod convert;
 mod dump;
+mod idle;
 mod listen;
 mod other;
 mod parse;

@@ -9,8 +9,6 @@ use crate::{
     tree::Directive,
 };
 
-const OWN: &str = "it concerns nginx's own connections to the servers; nothing to do";
-
 /// Fills a service from the `upstream` that it uses. In an `http` context, the default port of servers is 80.
 pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream: &Directive, stream: bool, udp: bool) {
     for each in upstream.children() {
@@ -29,7 +27,7 @@ pub(super) fn fill(conversion: &mut Conversion, service: &mut Service, upstream:
                 "clients are assigned by a hash and remembered; give weights, or have `bounded_load` keep new clients from a busy server",
             ),
             "zone" | "keepalive" | "keepalive_timeout" | "keepalive_requests" | "keepalive_time" => {
-                conversion.not_needed(&each.place, each.text(), OWN);
+                conversion.own(&each.place, each.text());
             }
             _ => other(conversion, each),
         }
@@ -84,6 +82,6 @@ fn server_option(conversion: &mut Conversion, directive: &Directive, option: &st
         }
         ("service", _) => tell("follow the name's SRV records with `dns` in a `[[service.discover]]`"),
         ("route", _) => tell(BEHIND),
-        _ => tell("this parameter is not known; look whether it matters"),
+        _ => tell("unknown parameter; check whether you need it"),
     }
 }

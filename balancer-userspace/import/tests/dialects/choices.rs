@@ -105,7 +105,7 @@ fn when_a_frontend_of_haproxy_chooses_between_backends_then_it_becomes_no_servic
     ] {
         let conversion = frontend(lines);
         assert_eq!(services(&conversion), [""; 0], "{lines}\n{}", conversion.toml());
-        assert_has(&conversion.toml(), &["# not converted (line 3): use_backend ", "): frontend in: it "]);
+        assert_has(&conversion.toml(), &["# NEEDS YOU (line 3): use_backend ", "): frontend in: it "]);
         assert!(conversion.need_you() > 0, "{}", conversion.toml());
     }
     for (lines, backend) in [

@@ -72,7 +72,7 @@ fn when_a_file_of_nginx_is_converted_then_its_parameters_stand_in_the_result() {
         "address = \"10.0.0.11:8080\"\n  weight = 5\n",
         "address = \"10.0.0.12:8080\"\n  weight = 0 ",
         "address = \"10.0.0.13:8080\"\n  weight = 1\n  check = { type = \"none\" }\n",
-        "# not converted (line 8): server unix:/run/web.sock: ",
+        "# NEEDS YOU (line 8): server unix:/run/web.sock: ",
     ];
     assert_has(&checked(&conversion), &wanted);
 }
@@ -89,7 +89,7 @@ fn when_a_file_of_haproxy_is_converted_then_its_options_stand_in_the_result() {
         "name = \"c\"\n  address = \"10.0.0.13:8080\"\n  weight = 1\n  backup = true\n  check = { type = \"none\" }\n",
         "name = \"d2\"\n  address = \"10.0.0.14:8080\"\n",
         // The two servers of the template have the same address and port, so with nat, replies could not be told apart.
-        "# not converted (line 19): d3 in web: ",
+        "# NEEDS YOU (line 19): d3 in web: ",
     ];
     assert_has(&checked(&conversion), &wanted);
 }
@@ -113,7 +113,7 @@ fn when_a_template_of_haproxy_has_a_name_then_the_service_follows_that_name() {
     ] {
         let (text, need_you) = of(bind, template);
         assert_has(&text, wanted);
-        assert_eq!(need_you > 0, text.contains("# not converted"), "{text}");
+        assert_eq!(need_you > 0, text.contains("NEEDS YOU"), "{text}");
     }
     for (template, wanted) in [
         ("web.internal:+1000", "a port relative to the client's"),
@@ -147,8 +147,8 @@ fn when_a_server_has_a_name_then_its_backend_follows_the_name() {
     let alone =
         "http {\n server {\n listen 198.51.100.10:80;\n location / {\n proxy_pass http://web.internal;\n }\n }\n}\n";
     assert_has(&checked(&converted(Dialect::Nginx, alone)), &["address = \"web.internal:80\"\n"]);
-    // These hosts have names from /etc/hosts or for a search domain, variables in their names, or named ports.
-    for host in ["localhost:80", "web1", "web1.internal:http", "web1.$domain:80", "-"] {
+    // These hosts are this machine, or have variables in their names, or named ports.
+    for host in ["localhost:80", "web1.internal:http", "web1.$domain:80", "-", "10.0.0"] {
         let text = format!("listen web\n bind 198.51.100.10:80\n server a {host}\n");
         assert_has(&converted(Dialect::Haproxy, &text).toml(), &["none of its servers could be converted"]);
     }
@@ -258,7 +258,7 @@ fn when_tls_ends_at_the_proxy_then_it_is_said_how_to_keep_it() {
     assert_eq!(conversion.summary(), "0 services, 0 backends; 1 directive needs you");
     assert_has(
         &conversion.toml(),
-        &["# not converted (line 2): bind 198.51.100.10:443 ssl crt /a.pem: ", "keep HAProxy as the backend"],
+        &["# NEEDS YOU (line 2): bind 198.51.100.10:443 ssl crt /a.pem: ", "keep HAProxy as the backend"],
     );
 }
 
@@ -283,7 +283,7 @@ fn when_a_text_is_not_understood_then_the_error_names_the_line_and_what_would_be
         (Dialect::Haproxy, "global\n daemon\n", "file: read as haproxy, it has no `frontend` or `listen`"),
         (Dialect::Keepalived, "virtual_server 10.0.0.1 80 {\n", "file:1: `virtual_server` is not closed"),
         (Dialect::Keepalived, "}\n", "file:1: unexpected `}`"),
-        (Dialect::Keepalived, "@lb1 virtual_server 10.0.0.1 80 {\n}\n", "file:1: `@lb1`: conditions are not looked at"),
+        (Dialect::Keepalived, "@lb1 virtual_server 10.0.0.1 80 {\n}\n", "file:1: `@lb1`: conditions are ignored"),
         (Dialect::Keepalived, "global_defs {\n}\n", "file: read as keepalived, it has no `virtual_server`"),
         (Dialect::Ipvsadm, "-A -t 198.51.100.10:80\nIP Virtual Server\n", "file:2: `IP` begins no rule"),
         (Dialect::Ipvsadm, "# nothing\n", "file: read as ipvsadm, it has no service"),
@@ -331,7 +331,7 @@ fn when_haproxy_sticks_to_a_prefix_then_it_is_the_clients_prefix() {
         assert_has(&checked(&converted(Dialect::Haproxy, &text)), &[wanted, "remember = \"1h\"\n"]);
     }
     let text = "listen web\n bind 198.51.100.10:80\n stick on url_param(id)\n server a 10.0.0.1:80\n";
-    assert_has(&checked(&converted(Dialect::Haproxy, text)), &["# not converted (line 3): stick on url_param(id): "]);
+    assert_has(&checked(&converted(Dialect::Haproxy, text)), &["# NEEDS YOU (line 3): stick on url_param(id): "]);
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn when_a_header_of_haproxy_cannot_be_sent_then_it_is_named_without_its_value() 
         let conversion = checked_over_tls(&format!("meth GET hdr {header}"), &[""]);
         assert_eq!(conversion.need_you(), 1, "{header}");
         let text = checked(&conversion);
-        assert_has(&text, &["# not converted (line 4): http-check send hdr ", wanted]);
+        assert_has(&text, &["# NEEDS YOU (line 4): http-check send hdr ", wanted]);
         assert!(!text.contains("hidden"), "{text}");
     }
 }
@@ -411,15 +411,15 @@ fn when_a_check_of_haproxy_is_over_tls_then_roots_and_names_are_converted() {
     let plain = checked_over_tls("meth GET uri /", &["ca-file /etc/ca.pem", "ssl no-check-ssl verify none"]);
     assert_has(
         &checked(&plain),
-        &["type = \"http\"\n", "server s0: its checks are not over TLS", "server s1: its checks"],
+        &["type = \"http\"\n", "(lines 5, 6): server s0, server s1: its checks are not over TLS"],
     );
 }
 
 #[test]
 fn when_servers_of_haproxy_speak_http2_without_tls_then_their_checks_do_and_others_do_not_take_it_over() {
-    let conversion = checked_over_tls("meth GET uri /", &["proto h2", "", "alpn h2"]);
+    let conversion = checked_over_tls("meth GET uri /", &["proto h2", "proto h2", "", "alpn h2"]);
     let text = checked(&conversion);
-    assert_has(&text, &["type = \"http\"\n", "http2 = true\n", "server s2: its checks are not over TLS"]);
+    assert_has(&text, &["type = \"http\"\n", "http2 = true\n", "server s3: its checks are not over TLS"]);
     assert_eq!((text.matches("http2 = true").count(), text.matches("http2 = false").count()), (1, 2), "{text}");
 }
 
@@ -458,7 +458,7 @@ fn when_haproxy_would_use_one_backup_at_a_time_then_it_is_said() {
     let conversion = converted(Dialect::Haproxy, text);
     assert_has(
         &checked(&conversion),
-        &["# not converted (line 5): server c backup: HAProxy uses its backups one after another"],
+        &["# NEEDS YOU (line 5): server c backup: HAProxy uses its backups one after another"],
     );
     let conversion = converted(Dialect::Haproxy, &format!("{text} option allbackups\n"));
     assert_eq!(conversion.summary(), "1 service, 3 backends; 0 directives need you");
@@ -493,12 +493,12 @@ fn when_a_virtual_server_is_not_plain_then_it_is_said_what_lacks() {
     };
     for (head, inside, wanted) in [
         ("198.51.100.10 80", "protocol SCTP", "TCP and UDP are steered; keep IPVS for SCTP"),
-        ("198.51.100.10 80", "lb_kind TUN type gre", "methods are NAT, DR, and TUN with ipip or gue"),
+        ("198.51.100.10 80", "lb_kind TUN type gre", "methods are NAT, DR, FNAT, and TUN with ipip or gue"),
         ("198.51.100.10 80", "quorum 2", "backups take over when no other backend is eligible"),
         ("group shop", "lb_kind DR", "there is no such `virtual_server_group`; name one"),
         ("198.51.100.x 80", "lb_kind DR", "this is no numeric address or range; write one"),
         ("198.51.100.10 http", "lb_kind DR", "this is no port; write one, 1 to 65535"),
-        ("198.51.100.10 80", "delay_loop soon", "this is no value that it can have; write a number"),
+        ("198.51.100.10 80", "delay_loop soon", "the value is not valid; write a number"),
         ("198.51.100.10 80", "quorum_down \"/usr/bin/mail -s down\"", "no program is started; read `balancer events"),
     ] {
         let conversion = converted(Dialect::Keepalived, &server(head, inside));

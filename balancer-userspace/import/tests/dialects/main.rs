@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod choices;
+mod collection;
 mod conversion;
+mod details;
 mod golden;
 mod programs;
 mod support;

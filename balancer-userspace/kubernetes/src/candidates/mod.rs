@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::Service;
 
-/// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// The name of the port; empty if the port has no name.
@@ -16,7 +15,6 @@ pub struct Port {
     pub protocol: String,
     /// The port that clients connect to.
     pub port: u16,
-    /// The NodePort, if there is one.
     pub node_port: Option<u16>,
 }
 

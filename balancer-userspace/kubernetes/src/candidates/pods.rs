@@ -1,12 +1,15 @@
 //! Pods as backends, which `EndpointSlice`s describe.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Candidates, Port};
-use crate::{names, slices::EndpointSlice};
+use crate::{
+    names,
+    slices::{Eligibility, EndpointSlice},
+};
 
-/// Returns the pods of a Service. A pod in several slices is only one candidate, which is eligible if one of the slices
-/// says so.
+/// Returns the pods of a Service. A pod in several slices is only one candidate, which is as eligible as the slices
+/// allow at most. If no pod is ready, those that answer while they terminate are eligible.
 pub fn candidates<'a>(
     (namespace, name): (&str, &str),
     ports: &[Port],
@@ -14,18 +17,24 @@ pub fn candidates<'a>(
 ) -> Candidates {
     let is_of =
         |slice: &EndpointSlice| slice.metadata.namespace.as_deref() == Some(namespace) && slice.service() == Some(name);
-    let mut pods = Candidates::new();
+    let (mut pods, mut eligible) = (Candidates::new(), BTreeMap::new());
     for slice in slices.into_iter().filter(|slice| is_of(slice)) {
         for endpoint in &slice.endpoints {
             let (Some(address), Some(identity)) = (endpoint.address(), endpoint.identity()) else { continue };
             if !is_address_of_a_pod(address) {
                 continue;
             }
-            let pod = pods.entry(names::fitting(&identity)).or_default();
+            let name = names::fitting(&identity);
+            let pod = pods.entry(name.clone()).or_default();
             pod.at(address);
             pod.ports.extend(mapping(slice, ports));
-            pod.eligible |= endpoint.conditions.is_eligible();
+            let most = eligible.entry(name).or_insert(Eligibility::Never);
+            *most = endpoint.conditions.eligibility().max(*most);
         }
+    }
+    let best = eligible.values().copied().max().filter(|best| *best > Eligibility::Never);
+    for (name, pod) in &mut pods {
+        pod.eligible = best.is_some() && eligible.get(name).copied() == best;
     }
     pods
 }
@@ -88,6 +97,22 @@ mod tests {
         let slices = [slice("IPv4", &[("u1", "10.0.0.1", false)]), slice("IPv4", &[("u1", "10.0.0.1", true)])];
         assert!(candidates(("shop", "web"), &ports(), &slices)["u1"].eligible);
         assert!(!candidates(("shop", "web"), &ports(), &slices[..1])["u1"].eligible);
+    }
+
+    #[test]
+    fn when_no_pod_is_ready_then_those_that_answer_while_they_terminate_are_eligible() {
+        let mut slices =
+            [slice("IPv4", &[("u1", "10.0.0.1", false), ("u2", "10.0.0.2", false), ("u3", "10.0.0.3", true)])];
+        slices[0].endpoints[0].conditions.terminating = Some(true);
+        let eligible = |slices: &[EndpointSlice]| {
+            let pods = candidates(("shop", "web"), &ports(), slices);
+            pods.into_iter().filter(|(_, pod)| pod.eligible).map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(eligible(&slices), ["u3"]);
+        slices[0].endpoints[2].conditions.ready = Some(false);
+        assert_eq!(eligible(&slices), ["u1"]);
+        slices[0].endpoints[0].conditions.serving = Some(false);
+        assert_eq!(eligible(&slices), [""; 0]);
     }
 
     #[test]

@@ -35,7 +35,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 /// The maximum number of objects in one answer of the API server.
 const PAGE: usize = 500;
 
-/// An object in the Kubernetes cluster.
 pub trait Object: Clone + DeserializeOwned + Send + Sync + 'static {
     /// The API paths of the kind of object, with the newest version first.
     const PATHS: &'static [&'static str];

@@ -43,7 +43,6 @@ impl Proxy {
         self.0.drain(&name(number), drained)
     }
 
-    /// Restarts the proxy.
     pub(crate) fn restart(&mut self, hosts: &Hosts) -> Result<()> {
         self.0.restart(hosts.topology.balancer())
     }

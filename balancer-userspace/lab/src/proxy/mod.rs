@@ -21,12 +21,9 @@ use nix::sys::signal::Signal;
 pub use self::rule::Rule;
 use crate::part::{GLANCE, PATIENCE, Part};
 
-/// A server behind a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// The name of the server in the proxy's configuration.
     pub name: String,
-    /// The address and port of the server.
     pub address: SocketAddr,
     /// The weight of the server, which determines its share of clients.
     pub weight: u16,

@@ -51,7 +51,6 @@ impl Rule {
         if self.is_nginx() { ("nginx", "nginx-light") } else { ("haproxy", "haproxy") }
     }
 
-    /// Returns the title of the rule.
     #[must_use]
     pub const fn title(self) -> &'static str {
         match self {

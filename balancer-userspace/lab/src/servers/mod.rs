@@ -71,7 +71,6 @@ impl Servers {
         self.wait(hosts, number)
     }
 
-    /// Stops a server gracefully.
     pub(crate) fn stop(&mut self, number: u16) -> Result<()> {
         self.parts(number)?.iter_mut().try_for_each(Part::stop)?;
         self.parts(number)?.clear();

@@ -22,7 +22,15 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
         Some((at, rest.strip_prefix(b"]")?))
     })?;
     let agent = quoted(rest).and_then(|(_, rest)| quoted(rest)).and_then(|(_, rest)| quoted(rest));
-    Some(Hit { address, at: Some(at), agent: agent.map(|(agent, _)| agent), requests: 1 })
+    // In nginx's format `main`, $http_x_forwarded_for follows the user agent.
+    let forwarded = agent.and_then(|(_, rest)| quoted(rest)).is_some_and(|(value, _)| is_forwarded(value));
+    Some(Hit { address, at: Some(at), agent: agent.map(|(agent, _)| agent), requests: 1, forwarded })
+}
+
+/// Whether a text is a value of `X-Forwarded-For`: a list of addresses, which have no ports.
+fn is_forwarded(value: &[u8]) -> bool {
+    let mut all = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    all.all(|part| address::parse(part).is_some())
 }
 
 /// Returns the next quoted text, in which a backslash may precede a quote, and the text after it.
@@ -97,6 +105,20 @@ mod tests {
             r#"say \"hi\" \\"#,
         );
         is(r#"203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] """#, "203.0.113.7", 971_211_336, "none");
+    }
+
+    #[test]
+    fn when_another_proxy_tells_the_client_then_it_is_noted() {
+        let forwarded = |more: &str| {
+            let line = format!(
+                "203.0.113.7 - - [10/Oct/2000:20:55:36 +0000] \"GET / HTTP/1.1\" 200 5 \"-\" \"curl/8.5.0\"{more}"
+            );
+            read(line.as_bytes(), &mut Clock::default()).unwrap().forwarded
+        };
+        assert!(forwarded(" \"198.51.100.7\"") && forwarded(" \"2001:db8::7, 10.0.0.1\""));
+        for other in ["", " \"-\"", " \"10.0.0.11:8080\"", " 0.001", " \"\""] {
+            assert!(!forwarded(other), "{other}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) fn read<'a>(line: &'a [u8], clock: &mut Clock) -> Option<Hit<'a>> {
             (client(rest.get(..memchr(b' ', rest)?)?)?, None)
         }
     };
-    Some(Hit { address, at, agent: None, requests: 1 })
+    Some(Hit { address, at, agent: None, requests: 1, forwarded: false })
 }
 
 /// The client's port always follows the last colon, because HAProxy writes IPv6 addresses without brackets.

@@ -44,16 +44,19 @@ const TIMES: [&str; 11] = [
 ];
 
 pub(super) fn read<'a>(line: &'a [u8], field: &str, clock: &mut Clock) -> Option<Hit<'a>> {
-    let mut found = Found { address: None, at: None, clock };
+    let forwarded = field.to_ascii_lowercase().contains("forwarded");
+    let mut found = Found { address: None, at: None, forwarded, clock };
     let mut json = serde_json::Deserializer::from_slice(line);
     Inside { path: Some(field), is_outermost: true, found: &mut found }.deserialize(&mut json).ok()?;
     json.end().ok()?;
-    Some(Hit { address: found.address?, at: found.at, agent: None, requests: 1 })
+    Some(Hit { address: found.address?, at: found.at, agent: None, requests: 1, forwarded: found.forwarded })
 }
 
 struct Found<'c> {
     address: Option<IpAddr>,
     at: Option<i64>,
+    /// Whether another proxy has told the address.
+    forwarded: bool,
     clock: &'c mut Clock,
 }
 
@@ -151,8 +154,9 @@ impl<'de> Visitor<'de> for Inside<'_, '_, '_> {
         match self.path {
             // The address is the first in a list, such as the list in X-Forwarded-For.
             Some("") => {
-                let first = text.split(',').next().unwrap_or_default().trim();
-                self.found.address = address::with_port(first.as_bytes());
+                let (first, rest) = text.split_once(',').map_or((text, None), |(first, rest)| (first, Some(rest)));
+                self.found.address = address::with_port(first.trim().as_bytes());
+                self.found.forwarded |= rest.is_some();
             }
             Some(_) => {}
             None => self.found.at = self.found.at.or_else(|| self.found.time(text)),

@@ -13,7 +13,7 @@ pub(super) fn read(line: &[u8]) -> Option<Hit<'_>> {
         None => (1, first),
     };
     let address = address::with_port(text).filter(|_| words.next().is_none() && number > 0)?;
-    Some(Hit { address, at: None, agent: None, requests: number })
+    Some(Hit { address, at: None, agent: None, requests: number, forwarded: false })
 }
 
 #[cfg(test)]

@@ -28,7 +28,6 @@ pub enum Format {
 /// The contents of a line, as far as the simulator uses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit<'a> {
-    /// The client's address.
     pub address: IpAddr,
     /// The time of the request, in seconds since 1970.
     pub at: Option<i64>,
@@ -36,9 +35,10 @@ pub struct Hit<'a> {
     pub agent: Option<&'a [u8]>,
     /// The number of requests that the line represents.
     pub requests: u32,
+    /// Whether another proxy has told a client's address, so that packets carry other addresses.
+    pub forwarded: bool,
 }
 
-/// A reader for lines of one format.
 #[derive(Clone, Debug)]
 pub struct Reader {
     format: Format,
@@ -46,7 +46,6 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Creates a reader for lines of this format.
     #[must_use]
     pub fn new(format: Format) -> Self {
         Self { format, clock: Clock::default() }

@@ -138,16 +138,6 @@ impl Hosts {
     pub fn silence(&self, number: u16) -> Result<()> {
         self.backends.ip(&format!("rule add pref 4 to {}/32 blackhole", backend(number).ip())).map(drop)
     }
-
-    /// Makes one server listen on the addresses of all backends, with a backlog of `at_once` connections.
-    ///
-    /// # Errors
-    /// Fails if the kernel returns an error.
-    pub fn listen_everywhere(&self, at_once: u16) -> Result<TcpListener> {
-        self.backends.sysctl("net/core/somaxconn", &at_once.to_string())?;
-        let server = || listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT), at_once.into());
-        self.backends.run_in_thread(server)?
-    }
 }
 
 /// The listening servers, by backend number.

@@ -74,7 +74,6 @@ struct Checked {
 pub struct Seen {
     /// The backend that received each client's last packet.
     pub clients: HashMap<u16, u16>,
-    /// The watched backends, by number.
     pub watched: HashMap<u16, Watched>,
     /// The watched backend of each client, for the clients that had a watched backend when the watch began.
     pub home: HashMap<u16, u16>,

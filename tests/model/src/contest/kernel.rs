@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail};
 use aya::maps::PerCpuValues;
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
+    features::Features,
     handover,
     map_types::{BUDGETS, BackendStats, Budget, LiveTable, MemoryStats, RuleStats, TableSlot},
     quic::QuicStats,
@@ -70,11 +71,11 @@ struct Placed {
 }
 
 impl Kernel {
-    /// Moves the thread into a new namespace and onto the first CPU, and loads the program.
+    /// Moves the thread into a new namespace and onto the first CPU, and loads the program with these features.
     ///
     /// # Errors
     /// Fails if the process is not root, or if the kernel returns an error.
-    pub fn new() -> anyhow::Result<Self> {
+    pub fn new(features: Features) -> anyhow::Result<Self> {
         let (usual, other) = rig::enter_namespace()?;
         let mut first = CpuSet::new();
         first.set(0)?;
@@ -92,7 +93,7 @@ impl Kernel {
             clients,
             flows: 0,
         };
-        let mut dataplane = KernelDataplane::load(capacity, &[usual, other])?;
+        let mut dataplane = KernelDataplane::load_with_features(capacity, &[usual, other], features)?;
         dataplane.set_layers(Layers::flat(&[(usual, IN_MAC), (other, OUT_MAC)]));
         let maps = Maps::of(dataplane.program()?)?;
         let program = dataplane.program()?.fd()?.as_fd().try_clone_to_owned()?;
@@ -241,7 +242,9 @@ impl Player for Kernel {
             self.dataplane.swap_table(service.spec.id, table.into(), None)?;
         }
         let specs: Vec<_> = scene.services.iter().map(|service| service.spec.clone()).collect();
+        let features = self.dataplane.features();
         self.dataplane.publish_services(&specs)?;
+        anyhow::ensure!(self.dataplane.features() == features, "the scene needs features that the program lacks");
         self.dataplane.complete();
         while !matches!(self.dataplane.rescan(), Rescanned::Ends(_)) {
             thread::sleep(Duration::from_micros(50));

@@ -107,7 +107,7 @@ fn replace(step: &mut Step, with: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use balancer_common::client_table::BUCKET_ENTRIES;
+    use balancer_common::{client_table::BUCKET_ENTRIES, features::Features};
 
     use super::*;
     use crate::{
@@ -169,7 +169,7 @@ mod tests {
     /// Returns the reduced case of the first scene that shows the fault.
     fn small(clocks_stand: bool) -> Vec<Step> {
         for seed in 8..100 {
-            let (scene, steps) = generate::scene(seed, 1000, INTERFACES);
+            let (scene, steps) = generate::scene(seed, 1000, INTERFACES, Features::ALL);
             let mut faulty = Faulty { state: scene.state(Routes::default()), clocks_stand };
             let mut fails = |steps: &[Step]| Ok(play(&mut faulty, &scene, steps, 1)?.is_err());
             if fails(&steps).unwrap() {

@@ -8,7 +8,6 @@ use super::{
     scene::{self, table},
 };
 
-/// Returns a random change of the scene.
 pub(super) fn random(rng: &mut Rng, scene: &Scene) -> Step {
     let index = rng.usize(..scene.services.len());
     let service = &scene.services[index];

@@ -1,9 +1,6 @@
 //! Makes frames that hosts might send: to services, from `nat` backends, and to other destinations.
 
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::VecDeque, net::SocketAddr};
 
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
@@ -12,15 +9,19 @@ use balancer_config::{
 };
 use fastrand::Rng;
 
-use super::{Scene, clients, icmp, once_in, one_of, quic};
+use super::{
+    Scene, clients,
+    dress::{bytes, dressed},
+    once_in, one_of, quic,
+};
 use crate::model::Service;
-use balancer_testkit::frame::{self, ACK, DESTINATION_OPTIONS, Extension, FRAGMENT, Frame, HOP_BY_HOP, SYN, Transport};
+use balancer_testkit::frame::{self, ACK, DESTINATION_OPTIONS, FRAGMENT, Frame, SYN, Transport};
 
 /// Makes frames that belong to a scene.
 pub(super) struct Source<'a> {
     pub(super) scene: &'a Scene,
     /// Fragments that the source has not yet returned.
-    pending: VecDeque<Frame>,
+    pub(super) pending: VecDeque<Frame>,
 }
 
 impl<'a> Source<'a> {
@@ -28,38 +29,11 @@ impl<'a> Source<'a> {
         Self { scene, pending: VecDeque::new() }
     }
 
-    /// Returns the next frame.
-    pub(super) fn frame(&mut self, rng: &mut Rng) -> Vec<u8> {
-        if !self.pending.is_empty() && rng.bool() {
-            // The source returns fragments mostly in order.
-            let at = if once_in(rng, 4) { rng.usize(..self.pending.len()) } else { 0 };
-            if let Some(frame) = self.pending.remove(at) {
-                return padded(rng, frame.bytes());
-            }
-        }
-        let frame = match rng.u32(..100) {
-            0..8 => {
-                self.fragmented(rng);
-                return self.frame(rng);
-            }
-            8..50 => self.to_service(rng),
-            50..62 => self.reply(rng),
-            62..70 => icmp::error_to_vip(rng, self),
-            70..75 => icmp::error_to_client(rng, self),
-            75..81 => icmp::echo(rng, self),
-            81..83 => icmp::other(rng, self),
-            83..97 => self.past(rng),
-            _ => return noise(rng),
-        };
-        padded(rng, frame.bytes())
-    }
-
     /// Returns a random service of the scene.
     pub(super) fn service(&self, rng: &mut Rng) -> &'a Service {
         &self.scene.services[rng.usize(..self.scene.services.len())]
     }
 
-    /// Returns a random service and one of its listeners.
     pub(super) fn listener(&self, rng: &mut Rng) -> (&'a Service, Listener) {
         let service = self.service(rng);
         (service, service.spec.listeners[rng.usize(..service.spec.listeners.len())].listener)
@@ -97,7 +71,7 @@ impl<'a> Source<'a> {
     }
 
     /// Returns a packet whose destination differs slightly from a listener's address.
-    fn past(&self, rng: &mut Rng) -> Frame {
+    pub(super) fn past(&self, rng: &mut Rng) -> Frame {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         match rng.u32(..5) {
             0 => frame.destination.set_port(rng.u16(..)),
@@ -122,7 +96,7 @@ impl<'a> Source<'a> {
         frame
     }
 
-    fn fragmented(&mut self, rng: &mut Rng) {
+    pub(super) fn fragmented(&mut self, rng: &mut Rng) {
         let mut frame = if rng.bool() { self.to_service(rng) } else { self.reply(rng) };
         frame.extensions.retain(|(kind, _)| *kind != FRAGMENT);
         let length = one_of(rng, &[16, 60, 200, 1000, 2900]);
@@ -203,88 +177,5 @@ pub(super) fn between(rng: &mut Rng, source: SocketAddr, destination: SocketAddr
     if source.is_ipv4() != destination.is_ipv4() {
         frame.destination = source;
     }
-    frame
-}
-
-/// A packet of the family of `source`, with random values in all secondary fields. The caller sets the source and the
-/// destination.
-pub(super) fn dressed(rng: &mut Rng, source: IpAddr, transport: Transport) -> Frame {
-    let v4 = source.is_ipv4();
-    let payload = match rng.u32(..20) {
-        0..14 => rng.usize(..40),
-        14..16 => rng.usize(..600),
-        // A payload length near a common MTU.
-        16 => one_of(rng, &[1300, 1280, 1500, 576]) - rng.usize(20..100),
-        17 => rng.usize(..1460),
-        _ => 0,
-    };
-    Frame {
-        vlans: (0..one_of(rng, &[0, 0, 0, 0, 0, 0, 1, 2])).map(|_| rng.u16(..4096)).collect(),
-        ttl: one_of(rng, &[64, 64, 64, 64, 64, 255, 63, 2, 1, 0]),
-        tos: if once_in(rng, 3) { rng.u8(..) } else { 0 },
-        id: rng.u16(..),
-        options: if v4 && once_in(rng, 8) { vec![1; 4 * rng.usize(1..=10)] } else { Vec::new() },
-        flow_label: rng.u32(..1 << 20),
-        extensions: if !v4 && once_in(rng, 5) { extensions(rng) } else { Vec::new() },
-        dont_fragment: !once_in(rng, 4),
-        payload: bytes(rng, payload),
-        ..Frame::new("0.0.0.0:0", "0.0.0.0:0", transport)
-    }
-}
-
-fn extensions(rng: &mut Rng) -> Vec<Extension> {
-    let count = if once_in(rng, 8) { rng.usize(7..=10) } else { rng.usize(1..4) };
-    let mut headers = Vec::new();
-    for index in 0..count {
-        headers.push(match rng.u32(..12) {
-            0..3 if index == 0 => frame::options(HOP_BY_HOP, rng.usize(1..4)),
-            0..3 => frame::routing(0),
-            3 => frame::routing(rng.u8(..2)),
-            // A fragment of a datagram: usually the only fragment, and sometimes the first of several fragments.
-            4 => frame::fragment(0, once_in(rng, 3), rng.u32(..500)),
-            5 if once_in(rng, 4) => long_options(rng.u8(100..170)),
-            6 if once_in(rng, 4) => frame::options(HOP_BY_HOP, 1),
-            _ => frame::options(DESTINATION_OPTIONS, rng.usize(1..6)),
-        });
-    }
-    headers
-}
-
-/// Destination options of `units` × 8 bytes that consist of Pad1 options.
-fn long_options(units: u8) -> Extension {
-    let mut header = vec![0; usize::from(units) * 8];
-    header[1] = units - 1;
-    (DESTINATION_OPTIONS, header)
-}
-
-pub(super) fn bytes(rng: &mut Rng, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    // Checksums have special cases for data that consists of only zeros or only ones.
-    match rng.u32(..16) {
-        0 => {}
-        1 => bytes.fill(0xff),
-        _ => rng.fill(&mut bytes),
-    }
-    bytes
-}
-
-/// Sometimes makes the destination a group MAC address, or appends bytes after the packet.
-fn padded(rng: &mut Rng, mut frame: Vec<u8>) -> Vec<u8> {
-    if once_in(rng, 100) {
-        frame[0] |= 1;
-    }
-    if once_in(rng, 8) {
-        let padding = rng.usize(..50);
-        frame.extend(bytes(rng, padding));
-    }
-    frame
-}
-
-/// Returns a frame that contains no IP packet.
-fn noise(rng: &mut Rng) -> Vec<u8> {
-    let length = rng.usize(14..80);
-    let mut frame = bytes(rng, length);
-    let kinds = [[0x08, 0x06], [0x08, 0x00], [0x86, 0xdd], [0x81, 0x00], [0x88, 0xa8], [0x88, 0xcc]];
-    frame[12..14].copy_from_slice(&one_of(rng, &kinds));
     frame
 }

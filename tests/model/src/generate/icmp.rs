@@ -6,7 +6,8 @@ use fastrand::Rng;
 
 use super::{
     clients,
-    frames::{Source, bytes, dressed},
+    dress::{bytes, dressed},
+    frames::Source,
     once_in, one_of,
 };
 use balancer_testkit::frame::{Frame, Transport, fragment};

@@ -2,8 +2,10 @@
 
 mod changes;
 mod clients;
+mod dress;
 mod frames;
 mod icmp;
+mod mixture;
 mod mutate;
 mod quic;
 mod rules;
@@ -11,6 +13,7 @@ mod scene;
 
 use balancer_common::{
     client_table::BUCKET_ENTRIES,
+    features::Features,
     map_types::{Mac, TableSlot},
 };
 use balancer_control::io::{BackendSpec, RuleSpec};
@@ -19,7 +22,6 @@ use fastrand::Rng;
 use crate::model::Seen;
 pub use scene::{BACKEND_ROWS, Interfaces, Scene};
 
-/// A step of a scene.
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Passes a frame to the program.
@@ -59,11 +61,12 @@ pub enum Step {
     Seen(Seen),
 }
 
-/// Returns the scene with the given seed, and steps with `packets` packets.
+/// Returns the scene with the given seed, and steps with `packets` packets. The services need no more than `features`,
+/// which include a mode other than `snat`, and both address families if they include tunnels.
 #[must_use]
-pub fn scene(seed: u64, packets: usize, interfaces: Interfaces) -> (Scene, Vec<Step>) {
+pub fn scene(seed: u64, packets: usize, interfaces: Interfaces, features: Features) -> (Scene, Vec<Step>) {
     let mut rng = Rng::with_seed(seed);
-    let scene = Scene::random(&mut rng, interfaces);
+    let scene = Scene::random(&mut rng, interfaces, features);
     let mut source = frames::Source::new(&scene);
     let mut steps = Vec::with_capacity(packets + packets / 50);
     for _ in 0..packets {

@@ -7,7 +7,7 @@ use balancer_config::quic::{CONFIGS, Format, Keyed, QuicConfig, QuicKey, ServerI
 use balancer_control::io::{BackendId, QuicSpec};
 use fastrand::Rng;
 
-use super::{Scene, frames::bytes, once_in, one_of};
+use super::{Scene, dress::bytes, once_in, one_of};
 use crate::model::Service;
 
 /// A random format of connection IDs, and server IDs for most of the backends.

@@ -9,6 +9,7 @@ use std::{
 use balancer_common::{
     client::HashKey,
     client_table::{self, BUCKET_ENTRIES, Entry, TICK_MASK},
+    features::Features,
     map_types::{ALL_DOWN, Forwarding, LISTENER_COUNTERS, Mac, NO_BACKEND, SLOT_EXCEPTIONS, SLOT_REFILLED, TableSlot},
     share::Share,
     verdict::MoveCause,
@@ -51,11 +52,12 @@ pub struct Scene {
     /// The limits on recording new clients.
     pub newcomers: Newcomers,
     interfaces: Interfaces,
+    /// The features that services may need.
+    features: Features,
 }
 
 impl Scene {
-    /// Returns a random scene.
-    pub(super) fn random(rng: &mut Rng, interfaces: Interfaces) -> Self {
+    pub(super) fn random(rng: &mut Rng, interfaces: Interfaces, features: Features) -> Self {
         let newcomers =
             Newcomers::new(one_of(rng, &[0, 2, 1000, 1 << 20, 1 << 20]), one_of(rng, &[0, 5, 1000, 1 << 20]));
         let mut scene = Self {
@@ -65,12 +67,13 @@ impl Scene {
             seen: random_seen(rng),
             newcomers,
             interfaces,
+            features,
         };
         let clock = rng.bool().then(|| rng.u16(..) & TICK_MASK);
         let mut taken = HashSet::new();
         let mut ways_taken = HashMap::new();
         for id in 1..=rng.u16(4..=12) {
-            let listeners = random_listeners(rng, id, &mut taken);
+            let listeners = random_listeners(rng, id, features, &mut taken);
             if !listeners.is_empty() {
                 scene.add_service(rng, ServiceId(id), listeners, &mut ways_taken);
                 if let (Some(clock), Some(service)) = (clock, scene.services.last_mut()) {
@@ -89,8 +92,7 @@ impl Scene {
         mut listeners: Vec<ListenerSpec>,
         taken: &mut HashMap<(SocketAddr, u8), (u16, IpAddr)>,
     ) {
-        let forwarding =
-            one_of(rng, &[Forwarding::Dsr, Forwarding::Nat, Forwarding::Nat, Forwarding::Ipip, Forwarding::Gue]);
+        let forwarding = one_of(rng, &modes(self.features));
         let v4 = listeners[0].listener.address.is_ipv4();
         if forwarding != Forwarding::Nat {
             listeners.iter_mut().for_each(|of| of.backend_port = 0);
@@ -145,6 +147,7 @@ impl Scene {
             share: random_share(rng),
             local: Vec::new(),
         };
+        let spec = restricted(spec, self.features);
         let size = one_of(rng, &[1, 7, 31, 251]);
         let slots = table(rng, &spec, size);
         let rules = if spec.rules { rules::random(rng, &spec) } else { Vec::new() };
@@ -192,13 +195,13 @@ impl Scene {
             1 => rng.u16(BACKEND_ROWS as u16..),
             _ => rng.choice(service.spec.backends.iter()).map_or(u16::MAX, |(id, _)| id.0),
         };
-        let ages = [0, 0, 1, 2, 30, 650, 700, 800, 1000, 4096, 4097, 9000, 16_380];
+        let ages = [0, 0, 1, 2, 30, 650, 700, 700, 700, 800, 800, 1000, 4096, 4097, 9000, 16_380];
         let age = one_of(rng, if crowded { &ages[..3] } else { &ages });
         let mut entry = Entry::new((hash >> 32) as u32, backend, service.tick.wrapping_sub(age)).0;
-        for flag in [ESTABLISHED, AWAY] {
-            if rng.bool() || crowded && flag == ESTABLISHED {
-                entry |= flag;
-            }
+        // A connection ID moves only a silent client that is not established.
+        let is_established = rng.bool() && rng.bool();
+        for (flag, has) in [(ESTABLISHED, is_established || crowded), (AWAY, rng.bool())] {
+            entry |= if has { flag } else { 0 };
         }
         let bucket = &mut buckets[client_table::bucket(hash, BUCKETS as u32 - 1) as usize];
         let tag = |entry: u64| Entry(entry).tag();
@@ -217,6 +220,29 @@ impl Scene {
     }
 }
 
+/// The modes that services with these features may have, the most frequent one twice.
+fn modes(features: Features) -> Vec<Forwarding> {
+    let modes = [
+        (Forwarding::Dsr, Features::DSR),
+        (Forwarding::Nat, Features::NAT),
+        (Forwarding::Nat, Features::NAT),
+        (Forwarding::Ipip, Features::TUNNEL),
+        (Forwarding::Gue, Features::TUNNEL),
+    ];
+    modes.into_iter().filter(|(_, feature)| features.has(*feature)).map(|(mode, _)| mode).collect()
+}
+
+/// The service without what needs other features.
+fn restricted(spec: ServiceSpec, features: Features) -> ServiceSpec {
+    ServiceSpec {
+        remember: if features.has(Features::MEMORY) { spec.remember } else { Duration::ZERO },
+        rules: spec.rules && features.has(Features::RULES),
+        reject: spec.reject && features.has(Features::REJECT),
+        share: if features.has(Features::SHARE) { spec.share } else { Share::ALL },
+        ..spec
+    }
+}
+
 /// A random share of steered clients; usually all clients are steered.
 fn random_share(rng: &mut Rng) -> Share {
     if !once_in(rng, 4) {
@@ -228,8 +254,14 @@ fn random_share(rng: &mut Rng) -> Share {
 }
 
 /// Random listeners of one family that are not yet in `taken`. The returned list may be empty.
-fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) -> Vec<ListenerSpec> {
+fn random_listeners(
+    rng: &mut Rng,
+    service: u16,
+    features: Features,
+    taken: &mut HashSet<Listener>,
+) -> Vec<ListenerSpec> {
     let (v4, mapped) = (rng.bool(), once_in(rng, 3));
+    let v4 = if v4 { features.has(Features::V4) } else { !features.has(Features::V6) };
     let mut listeners = Vec::new();
     for number in 0..one_of(rng, &[1, 1, 1, 2, 2, 3, 5]) {
         let range = |first, last| PortRange { first, last };
@@ -237,7 +269,8 @@ fn random_listeners(rng: &mut Rng, service: u16, taken: &mut HashSet<Listener>) 
         let wide = [range(8000, 8099), range(8080, 8090), range(5000, 60_000), PortRange::EVERY, PortRange::EVERY];
         let single = PortRange::of(one_of(rng, &[80, 80, 53, 443, 8080]));
         let ports = if once_in(rng, 3) { one_of(rng, &wide) } else { single };
-        let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Quic]);
+        let datagrams = if features.has(Features::QUIC) { Protocol::Quic } else { Protocol::Udp };
+        let protocol = one_of(rng, &[Protocol::Tcp, Protocol::Tcp, Protocol::Udp, datagrams]);
         let listener = Listener { address: vip(rng, v4), ports, protocol };
         if taken.insert(listener.taken()) {
             let backend_port = if mapped && ports.single().is_some() { 9000 + service * 10 + number } else { 0 };

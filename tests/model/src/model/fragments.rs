@@ -1,7 +1,5 @@
 //! Later fragments have no ports; the program sends later fragments where the datagram's first fragment went.
 
-use std::net::IpAddr;
-
 use balancer_common::verdict::DropReason;
 
 use super::{
@@ -9,50 +7,22 @@ use super::{
     forward::Carries,
     parse::{DESTINATION_OPTIONS, Packet},
     share::Treated,
-    state::{Portless, WayBack},
+    state::{Datagram, FragmentWay, Portless, WayBack},
     steer::{Choice, Nowhere},
 };
-
-/// The fields that all fragments of a datagram share. In IPv6, fragments may differ in their protocol (RFC 8200).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Datagram {
-    source: IpAddr,
-    destination: IpAddr,
-    id: u32,
-    protocol: Option<u8>,
-}
-
-impl Datagram {
-    fn of(packet: &Packet) -> Self {
-        Self {
-            source: packet.source,
-            destination: packet.destination,
-            id: packet.id,
-            protocol: (!packet.v6).then_some(packet.protocol),
-        }
-    }
-}
-
-/// The direction in which a first fragment went.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Way {
-    Kernel,
-    Backend(u16),
-    Client(WayBack),
-}
 
 impl State {
     /// The program's choice: the program records the direction once it has chosen a backend, even if the fragment does
     /// not reach the backend.
     pub(super) fn follow_to_backend(&mut self, packet: &Packet, backend: u16) {
         if packet.is_first_fragment() {
-            self.datagrams.insert(Datagram::of(packet), Way::Backend(backend));
+            self.datagrams.insert(Datagram::of(packet), FragmentWay::Backend(backend));
         }
     }
 
     pub(super) fn follow_to_client(&mut self, packet: &Packet, way: WayBack) {
         if packet.is_first_fragment() {
-            self.datagrams.insert(Datagram::of(packet), Way::Client(way));
+            self.datagrams.insert(Datagram::of(packet), FragmentWay::Client(way));
         }
     }
 
@@ -61,17 +31,17 @@ impl State {
         let mistakable = self.is_vip(packet.destination)
             || !matches!(self.only_way_back(packet.source, packet.protocol), Portless::Nothing);
         if packet.is_first_fragment() && mistakable {
-            self.datagrams.insert(Datagram::of(packet), Way::Kernel);
+            self.datagrams.insert(Datagram::of(packet), FragmentWay::Kernel);
         }
     }
 
     pub(super) fn later_fragment(&mut self, arrival: Arrival<'_>, packet: &Packet) -> Result<Fate, DropReason> {
         match self.datagrams.get(&Datagram::of(packet)).copied() {
-            Some(Way::Kernel) => Ok(Fate::Pass),
-            Some(Way::Backend(backend)) => {
+            Some(FragmentWay::Kernel) => Ok(Fate::Pass),
+            Some(FragmentWay::Backend(backend)) => {
                 self.forward_carrying(arrival, packet, Choice { backend, decision: None }, Carries::Nothing)
             }
-            Some(Way::Client(way)) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
+            Some(FragmentWay::Client(way)) => self.reply_carrying(arrival, packet, way, Carries::Nothing),
             None => self.first_not_seen(arrival, packet),
         }
     }

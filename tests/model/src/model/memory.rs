@@ -170,8 +170,10 @@ pub(super) fn ask<'a>(
     let (to, moved) = match goes {
         Goes::Nowhere => (None, None),
         // The program sends the packet to the connection's backend without recording the client there, because the
-        // client was seen recently, or because too many clients have arrived in this period.
-        Goes::Moves { to, .. } if asked.migrates && !(known.age(asked.now) > patience(asked) && may_record()) => {
+        // client is established or was seen recently, or because too many clients have arrived in this period.
+        Goes::Moves { to, .. }
+            if asked.migrates && (known.established || known.age(asked.now) <= patience(asked) || !may_record()) =>
+        {
             return Answer { backend: Some(to), decision: None, moved: None, newcomer: None, settled: false };
         }
         Goes::Stays => {

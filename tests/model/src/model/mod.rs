@@ -148,6 +148,9 @@ impl State {
         let treated = self.treated(service, packet.source);
         let begins = ports.opens || packet.protocol == UDP;
         if treated == Treated::Host || treated == Treated::Left && begins {
+            if !self.is_martian(packet, false) {
+                self.remember(service, packet.source, ports.opens, packet.protocol == UDP);
+            }
             return Ok(self.unsteered(service, packet));
         }
         if self.is_martian(packet, begins) {

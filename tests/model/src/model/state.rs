@@ -14,10 +14,7 @@ use balancer_common::{
 use balancer_config::listeners::{Listener, PortRange};
 use balancer_control::io::{BackendSpec, ListenerSpec, RuleSpec, ServiceSpec};
 
-use super::{
-    Counters, Routes,
-    fragments::{Datagram, Way},
-};
+use super::{Counters, Routes, parse::Packet};
 
 /// The number of buckets in the client table: few, so that buckets become full.
 pub const BUCKETS: usize = 16;
@@ -31,7 +28,6 @@ pub struct Service {
     pub slots: Vec<TableSlot>,
     /// The current tick of the service's clock.
     pub tick: u16,
-    /// The rules of the service.
     pub rules: Vec<RuleSpec>,
 }
 
@@ -109,7 +105,6 @@ pub struct State {
     pub seen: Seen,
     /// The limits on recording new clients.
     pub newcomers: Newcomers,
-    /// The routes to clients.
     pub routes: Routes,
     /// The MAC address of each interface.
     pub local_macs: BTreeMap<u32, Mac>,
@@ -118,9 +113,37 @@ pub struct State {
     /// The counters since the scene began.
     pub counters: Counters,
     /// The direction that each datagram's first fragment took.
-    pub(super) datagrams: HashMap<Datagram, Way>,
+    pub(super) datagrams: HashMap<Datagram, FragmentWay>,
     /// The number of sent IPv4 tunnel packets that routers may fragment.
     pub(super) outer_packets: u16,
+}
+
+/// The fields that all fragments of a datagram share. In IPv6, fragments may differ in their protocol (RFC 8200).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Datagram {
+    source: IpAddr,
+    destination: IpAddr,
+    id: u32,
+    protocol: Option<u8>,
+}
+
+impl Datagram {
+    pub(super) fn of(packet: &Packet) -> Self {
+        Self {
+            source: packet.source,
+            destination: packet.destination,
+            id: packet.id,
+            protocol: (!packet.v6).then_some(packet.protocol),
+        }
+    }
+}
+
+/// The direction in which a first fragment went.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FragmentWay {
+    Kernel,
+    Backend(u16),
+    Client(WayBack),
 }
 
 /// The service, the listener and the backend to which a `nat` reply belongs.
@@ -218,7 +241,6 @@ impl State {
         here.min_by_key(|(_, listener)| listener.ports.width()).map(|(place, _)| place)
     }
 
-    /// Finds the service at an address, port and protocol.
     pub(super) fn service(&self, address: IpAddr, port: u16, protocol: u8) -> Option<usize> {
         self.listener(address, port, protocol).map(|(service, _)| service)
     }

@@ -111,6 +111,35 @@ impl State {
         self.choose(service, client, port, None, known_alone)
     }
 
+    /// Records the client of a packet that the host serves, or the time at which the client was seen. The program's choice:
+    /// rules have no effect.
+    pub(super) fn remember(&mut self, index: usize, source: IpAddr, opens: bool, datagram: bool) {
+        let service = &self.services[index];
+        let Some(clock) = service.clock() else { return };
+        let hash = client_hash(service, source);
+        let Some(slot) = service.slots.get(slot_of(hash, service.slots.len())) else { return };
+        let always =
+            slot.flags & SLOT_EXCEPTIONS != 0 || service.spec.remember.as_secs() < u64::from(seen::SHORTEST_MEMORY);
+        if !always && !opens && self.seen.contains(hash) {
+            return;
+        }
+        let asked = Asked {
+            tag: (hash >> 32) as u32,
+            service: service.spec.id,
+            live: Some(slot.backend).filter(|&backend| backend != NO_BACKEND && backend != ALL_DOWN),
+            pinned: false,
+            migrates: false,
+            is_home: slot.flags & SLOT_REFILLED == 0,
+            opens,
+            datagram,
+            failback: service.spec.failback == Failback::Return,
+            now: service.tick,
+            remember: clock.remember,
+            idle: IDLE_SECONDS.div_ceil(clock.tick_seconds).max(1) as u16,
+        };
+        self.ask(hash, &asked, false, !always);
+    }
+
     /// Chooses a backend; `opening` is `None` if an ICMP error quotes the client's packet.
     fn choose(
         &mut self,

@@ -88,7 +88,7 @@ fn start_without_interface(operator: &mut Operator) -> Result<String> {
     thread::sleep(Duration::from_secs(5));
     operator.reads("systemctl is-active balancer", &["activating"])?;
     let status = operator.property("StatusText")?;
-    ensure!(status.starts_with("waiting until it is there: interface late0 does not exist"), "{status}");
+    ensure!(status.starts_with("interface late0 does not exist"), "{status}");
     ensure!(operator.property("MainPID")? == main, "another process");
     ensure!(operator.property("NRestarts")? == restarts, "started again");
     operator.types("ip link add late0 type veth peer name late1")?;
@@ -215,7 +215,7 @@ fn kill(operator: &mut Operator) -> Result<String> {
         operator.types("systemctl kill --signal=KILL balancer")?;
         operator.wait_restarted(&restarts)?;
         operator.new_main_process(&main)?;
-        let adopted = format!("going on with the maps that process {main} left");
+        let adopted = format!("took over the maps that process {main} left");
         operator.reads("journalctl --no-pager --unit=balancer", &[&adopted]).map(|_| ())
     })?;
     Ok(traffic)
@@ -286,7 +286,7 @@ fn repack(operator: &Operator, name: &str, line: &str) -> Result<()> {
 }
 
 fn upgrade_of_another_layout(operator: &mut Operator) -> Result<String> {
-    repack(operator, "layout.deb", "sed -i 's/^layout=.*/layout=9999/; s/^adopts=.*/adopts=/' DEBIAN/preinst")?;
+    repack(operator, "layout.deb", "sed -i 's/^layout=.*/layout=9999/' DEBIAN/preinst")?;
     let main = operator.property("MainPID")?;
     let (words, traffic) =
         operator.under_traffic(|operator| operator.types_in_vain("dpkg --install ~/layout.deb 2>&1"))?;

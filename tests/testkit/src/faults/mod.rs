@@ -65,7 +65,6 @@ impl Faults {
         self.program.clone()
     }
 
-    /// Returns the disk's path.
     #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.place.join("disk")

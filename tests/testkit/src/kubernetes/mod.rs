@@ -96,7 +96,6 @@ impl Kubernetes {
         self.shared.store().get(&Place::new(kind, namespace, name)).cloned()
     }
 
-    /// Returns all objects of a kind.
     #[must_use]
     pub fn all(&self, kind: &str) -> Vec<Value> {
         self.shared.store().all(kind)

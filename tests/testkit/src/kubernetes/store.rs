@@ -157,7 +157,6 @@ impl Store {
         Ok(news.map(|event| (event.version, event.text.clone())).collect())
     }
 
-    /// Answers a request of a client.
     pub(super) fn answer(&mut self, request: &Request) -> (u16, Value) {
         self.requests.push((request.method.clone(), request.path.clone()));
         let unknown = || (404, status(404, "there is no such object"));

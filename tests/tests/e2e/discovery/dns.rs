@@ -20,7 +20,7 @@ use serde_json::json;
 use super::{CLIENTS, named::Named, reasons, replace, wait_until, web};
 
 const QUESTION: &str = "_http._tcp.web.internal IN SRV";
-const SRV_LINES: &str = "discover = [{ dns = \"_http._tcp.web.internal\", servers = [\"SERVER\"] }]";
+const SRV_LINES: &str = "discover = [{ dns = \"_http._tcp.web.internal\", servers = [\"SERVER\"], keep = \"0s\" }]";
 
 /// A site that has a name server.
 struct Place {
@@ -186,7 +186,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
 
     // All targets disappear from the records and return.
     of.answer(&of.hosts());
-    of.await_reasons("the last pool stays: dns _http._tcp.web.internal: NXDOMAIN, there is no such name");
+    of.await_reasons("its backends stay as they are: dns _http._tcp.web.internal: the name does not exist (NXDOMAIN)");
     stays(&of, &home);
     of.answer(&format!("_http._tcp.web TXT none\n{}", of.hosts()));
     of.await_reasons("there is no SRV record");
@@ -198,7 +198,7 @@ fn when_dns_says_nothing_or_nonsense_then_the_last_pool_stays_also_after_a_resta
 
     // Targets without address records keep their previous addresses.
     of.answer(&services(&[(10, 100, 1), (10, 100, 2)]));
-    of.await_reasons("web1.internal has not the addresses that the service needs: NXDOMAIN");
+    of.await_reasons("web1.internal has not the addresses that the service needs: the name does not exist (NXDOMAIN)");
     stays(&of, &home);
 
     // The name server first answers with an error, and later does not answer.
@@ -253,7 +253,7 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     };
     let files = tempfile::tempdir().unwrap();
     let (conf, program) = (files.path().join("resolv.conf"), files.path().join("balancer"));
-    let lines = "discover = [{ dns_a = \"web.internal\", port = 8080 }]";
+    let lines = "discover = [{ dns_a = \"web.internal\", port = 8080, keep = \"0s\" }]";
     let mut of = Place::start(lines, records, |settings, topology| {
         fs::write(&conf, format!("search internal\nnameserver {}\n", topology.backend_address(Family::V4, 3))).unwrap();
         settings.families = Family::BOTH.to_vec();
@@ -292,9 +292,9 @@ fn when_a_name_has_addresses_then_each_is_a_backend_of_the_service_of_its_family
     fs::write(&conf, format!("nameserver {}\n", of.site.topology().backend_address(Family::V4, 3))).unwrap();
     of.await_reasons("");
 
-    // The balancer ignores an answer that looks like the answer of a DNS sinkhole.
+    // The balancer leaves out an address that no host can have.
     of.answer(&format!("web A {a}\nweb A 0.0.0.0\nweb AAAA {a6}\n"));
-    of.await_reasons("dns_a web.internal: the address 0.0.0.0 is the wildcard");
+    of.await_reasons("dns_a web.internal: 1 target left out: the address 0.0.0.0 is the wildcard");
     assert_eq!(of_family(&of, 0), one);
 }
 
@@ -317,14 +317,15 @@ fn when_two_sources_of_a_service_name_one_target_then_the_first_has_it_and_the_o
     let file = lists.path().join("targets.json");
     let records = |topology: &Topology| format!("web A {}\n", topology.backend_address(Family::V4, 0));
     let lines = format!(
-        "discover = [{{ file = \"{}\" }}, {{ dns_a = \"web.internal\", port = 8080, servers = [\"SERVER\"] }}]",
+        "discover = [{{ file = \"{}\", keep = \"0s\" }}, {{ dns_a = \"web.internal\", port = 8080, \
+         servers = [\"SERVER\"], keep = \"0s\" }}]",
         file.display()
     );
     let mut of = Place::start(&lines, records, |_, topology| {
         let address = topology.backend_address(Family::V4, 0);
         fs::write(&file, json!([{ "targets": [format!("{address}:8080")] }]).to_string()).unwrap();
     });
-    of.await_reasons("dns_a web.internal has a target called ");
+    of.await_reasons("dns_a web.internal lacks 1 of 1 target, so no part of it is applied: a target is called ");
     let only = names(&web(&of.site));
     assert_eq!((only.len(), web(&of.site).discover[1].error.is_some()), (1, true));
 
@@ -420,9 +421,12 @@ fn when_addresses_are_names_then_backends_follow_them_and_keep_the_last_when_a_n
 
     // If a name disappears from DNS, the backend keeps the last address, even after a restart.
     of.answer(&format!("web2 A {second}\n"));
-    of.await_reasons("the last pool stays: address web1.internal: NXDOMAIN");
+    of.await_reasons("its backends stay as they are: address web1.internal: the name does not exist (NXDOMAIN)");
     let shown = of.site.cli(&["status"]).unwrap();
-    assert!(shown.contains("by address web1.internal\nWARNING: the last pool stays: address web1.internal"), "{shown}");
+    assert!(
+        shown.contains("by address web1.internal\nWARNING: its backends stay as they are: address web1.internal"),
+        "{shown}"
+    );
     assert_eq!(of.homes(), moved);
     of.site.restart(|_| {}).unwrap();
     assert_eq!(names(&web(&of.site)).join(" "), "web1 web2");

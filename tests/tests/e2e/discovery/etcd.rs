@@ -98,7 +98,7 @@ fn keys(topology: &Topology) -> Vec<(String, String)> {
     (1..=2).map(|number| (format!("/services/web/web{number}"), at(topology, number))).collect()
 }
 
-const SOURCE: &str = "etcd = \"/services/web/\", ENDPOINTS";
+const SOURCE: &str = "etcd = \"/services/web/\", keep = \"0s\", ENDPOINTS";
 
 #[test]
 fn when_keys_of_etcd_change_then_backends_come_drain_and_come_back_and_a_wrong_value_changes_nothing() {
@@ -124,9 +124,9 @@ fn when_keys_of_etcd_change_then_backends_come_drain_and_come_back_and_a_wrong_v
     place.put("/services/web/web2", &place.at(2));
     place.wait_for(&["web1 ready 100", "web2 ready 100", "web3 ready 250"]);
 
-    // The balancer ignores a malformed value and an empty list.
+    // The backend of a malformed value stays as it is, and the balancer ignores an empty list.
     place.put("/services/web/web1", "web1.internal:80");
-    let wrong = r#"etcd /services/web/: key "web1": the value is no address of a backend"#;
+    let wrong = r#"etcd /services/web/: 1 target left out: key "web1": the value is no address of a backend"#;
     wait_until("the key is told", || reasons(&place.site).contains(wrong));
     place.etcdctl(&["del", "/services/web/", "--prefix"]);
     let short = "etcd /services/web/ has 0 targets, fewer than min = 1";
@@ -158,7 +158,7 @@ fn when_a_service_gets_another_source_or_other_endpoints_then_the_backends_that_
     let first = place.homes();
     let endpoints = place.etcd.endpoints();
     let more = format!("{:?}", [endpoints[0].clone(), "http://127.0.0.1:1".to_owned()]);
-    let lines = format!("discover = [{{ etcd = \"/services/web\", endpoints = {more} }}]");
+    let lines = format!("discover = [{{ etcd = \"/services/web\", keep = \"0s\", endpoints = {more} }}]");
     place.site.apply(|settings| settings.service_lines = lines).unwrap();
     place.put("/services/web/web3", &place.at(3));
     place.wait_for(&["web1 ready 100", "web2 ready 100", "web3 ready 100"]);
@@ -168,7 +168,7 @@ fn when_a_service_gets_another_source_or_other_endpoints_then_the_backends_that_
         .collect();
     let file = place.site.files().join("targets.json");
     std::fs::write(&file, format!("[{}]", list.join(","))).unwrap();
-    let lines = format!("discover = [{{ file = {file:?} }}]");
+    let lines = format!("discover = [{{ file = {file:?}, keep = \"0s\" }}]");
     place.site.apply(|settings| settings.service_lines = lines).unwrap();
     place.wait_for(&["web1 ready 100", "web2 ready 100", "web3 drain 100"]);
     assert_eq!(place.homes(), first);

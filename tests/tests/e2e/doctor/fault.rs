@@ -31,6 +31,7 @@ pub(super) struct Finding {
     pub(super) kind: String,
     pub(super) service: Option<String>,
     pub(super) backend: Option<String>,
+    pub(super) backends: Vec<String>,
     pub(super) what: String,
     pub(super) cure: Cure,
 }
@@ -86,7 +87,6 @@ pub(super) enum Mend {
     Person(fn(&mut Site, &mut Beside)),
 }
 
-/// A fault that the test can create.
 pub(super) struct Fault {
     pub(super) kind: &'static str,
     /// The affected backend, if the fault affects a backend.
@@ -120,6 +120,7 @@ impl Fault {
             ask(site);
         }
         let finding = self.find(site, &what);
+        println!("  the doctor's commands: {:?}", finding.cure.commands);
         match &self.mend {
             Mend::Fix => {
                 assert!(!finding.cure.fix.is_empty(), "{what}: {finding:?}");

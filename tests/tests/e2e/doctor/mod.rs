@@ -1,6 +1,7 @@
 //! Tests of `balancer doctor`. On a healthy site, the doctor finds nothing. If the test creates a fault, the doctor
 //! names only the cause of that fault.
 
+mod alike;
 mod fault;
 mod faults;
 mod healthy;

@@ -3,6 +3,7 @@
 use balancer_common::map_types::Forwarding;
 
 use super::{
+    alike::all_are_told_apart,
     faults::{a_route_with_the_smaller_mtu_is_right, all_are_found, the_missing_interface_is_named},
     healthy::{nothing_is_found, nothing_is_found_over_the_other_family},
 };
@@ -25,6 +26,13 @@ fn when_a_fault_is_seeded_in_an_snat_site_then_the_doctor_names_it_and_its_cure_
 #[test]
 fn when_a_fault_is_seeded_in_an_ipip_site_then_the_doctor_names_it_and_its_cure_works() {
     all_are_found(Forwarding::Ipip, &[]);
+}
+
+#[test]
+fn when_faults_look_alike_in_sites_of_the_other_modes_then_the_doctor_tells_them_apart() {
+    for forwarding in [Forwarding::Nat, Forwarding::Snat, Forwarding::Ipip, Forwarding::Gue] {
+        all_are_told_apart(forwarding, &[]);
+    }
 }
 
 #[test]

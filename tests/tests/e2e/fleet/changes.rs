@@ -86,7 +86,7 @@ fn when_changes_are_made_at_any_member_then_members_act_as_one_balancer() {
     fleet.kill(0);
     fleet.start_again(0);
     let events = fleet.cli(0, &["events"]);
-    assert!(events.contains("says other services than the fleet's last one"), "{events}");
+    assert!(events.contains("differ from the fleet's, and the fleet's are in force"), "{events}");
     assert_eq!(moved(&homes, &fleet.one_answer(), ""), BTreeMap::new());
 
     // All members refuse the same changes.

@@ -8,6 +8,7 @@ use std::{
 
 use balancer_api::model::ServiceView;
 use balancer_testkit::{
+    pace::patience,
     site::{PATIENCE, Settings, write_config},
     topology::Family,
 };
@@ -53,7 +54,7 @@ impl Fleet {
             self.members()
                 .all(|number| pool(number).is_some_and(|(has, count)| has == expected && count == Some(targets)))
         };
-        let deadline = Instant::now() + 3 * PATIENCE;
+        let deadline = Instant::now() + patience(3 * PATIENCE);
         while !as_expected() {
             let pools = || self.members().map(|number| (number, pool(number), self.reasons(number)));
             assert!(Instant::now() < deadline, "not {expected:?} but {:?}", pools().collect::<Vec<_>>());
@@ -93,7 +94,7 @@ fn when_a_list_changes_in_a_fleet_then_its_leader_decides_once_and_the_next_lead
     let file = fleet.files.path().join("targets.json");
     fleet.list(&file, &[1, 2, 3]);
     // The list of targets names the backends of the file, which therefore keep their clients.
-    fleet.apply_with(&format!("discover = [{{ file = {file:?} }}]"));
+    fleet.apply_with(&format!("discover = [{{ file = {file:?}, keep = \"0s\" }}]"));
     fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);
     let follows = |number: &usize| fleet.web(*number).unwrap().discover[0].read_seconds_ago.is_none();
     assert_eq!(fleet.members().filter(follows).count(), 2, "one member reads the list");

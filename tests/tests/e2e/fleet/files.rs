@@ -47,11 +47,21 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     wait("the fleet has not changed", || fleet.has("first"));
     // The configuration file of lb2 is outdated.
     wait("lb2 does not say that its file differs", || {
-        fleet.cli(1, &["status"]).contains("its file says other services than the fleet's last one")
+        fleet.cli(1, &["status"]).contains("its file and those of lb3 say other services than the fleet's last one")
     });
-    wait("lb1 says that its own file differs", || !fleet.cli(0, &["status"]).contains("its file says other services"));
-    let warning = "the configuration file of lb2 says other services than the fleet's last one";
+    wait("lb1 says that its own file differs", || !fleet.cli(0, &["status"]).contains("its file"));
+    let warning = "services in the configuration file of lb2 differ from the fleet's";
     wait("lb1 does not say whose file differs", || fleet.cli(0, &["fleet"]).contains(warning));
+    wait("the status of lb1 does not say whose files differ", || {
+        fleet.cli(0, &["status"]).contains("the files of lb2, lb3 say other services than the fleet's last one")
+    });
+    // The fleet's own file is older than a change that its reset is to undo.
+    fleet.cli(1, &["backend", "weight", "web/first", "7"]);
+    let changed = |fleet: &Fleet| fleet.cli(0, &["status"]).contains("changed at run time: 1 backend");
+    wait("the weight has not changed", || changed(&fleet));
+    let reset = fleet.cli(0, &["apply", "--reset", file.to_str().unwrap()]);
+    fleet.assert_applied(0, &reset, 3);
+    assert!(!changed(&fleet), "{reset}");
     // The user changes only settings of one member in that member's file, but the write makes this file the newest.
     let stale = fs::read_to_string(fleet.file(1)).unwrap();
     let copy = fleet.files.path().join("stale.toml");
@@ -75,12 +85,14 @@ fn when_a_member_reads_a_stale_file_again_then_only_its_own_keys_change() {
     assert!(dry.contains("is older than the newest change in the fleet"), "{dry}");
     let refused = fleet.try_cli(1, &["apply", copy.to_str().unwrap()]).unwrap_err();
     assert!(refused.contains("older than the newest change in the fleet") && refused.contains("--force"), "{refused}");
+    let refused = fleet.try_cli(1, &["apply", "--reset", copy.to_str().unwrap()]).unwrap_err();
+    assert!(refused.contains("older than the file that the fleet applied last"), "{refused}");
     assert!(fleet.has("first"));
     // A file that a user edited after the fleet's last change is newer than the fleet's state.
     fleet.rename_web1(2, "second");
     fleet.reload(2);
     wait("what lb3's file says is not the fleet's", || fleet.has("second"));
-    wait("lb3's file differs", || !fleet.cli(2, &["status"]).contains("its file says other services"));
+    wait("lb3's file differs", || !fleet.cli(2, &["status"]).contains("its file"));
     let forced = fleet.cli(1, &["apply", "--force", copy.to_str().unwrap()]);
     fleet.assert_applied(1, &forced, 3);
 }

@@ -281,7 +281,9 @@ impl Fleet {
     fn try_cli(&self, number: usize, arguments: &[&str]) -> Result<String, String> {
         let output = self.controllers[number].as_ref().unwrap().cli(arguments).unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim().to_owned();
-        if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+        // Exit code 5: some members do not apply the change yet.
+        let is_made = matches!(output.status.code(), Some(0 | 5));
+        if is_made { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
     }
 
     #[track_caller]

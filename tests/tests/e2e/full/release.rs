@@ -13,7 +13,7 @@ use crate::support::wait;
 #[test]
 fn when_all_backends_have_as_many_connections_as_they_may_then_when_full_decides_and_known_clients_stay() {
     const PATIENCE: Duration = Duration::from_secs(3);
-    let mut site = site();
+    let mut site = site("");
     let known = answers(&site, KNOWN);
     let mut streams = Vec::new();
     for backend in ["web1", "web2", "web3"] {

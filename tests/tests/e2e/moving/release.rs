@@ -4,11 +4,12 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command};
 
 use balancer_testkit::{
     binaries,
-    site::{PORT, counts},
+    process::Process,
+    site::{PORT, Site, counts},
 };
 
-use super::{FAMILY, elsewhere, import, site, start, start_balancer, steer};
-use crate::support::{homes, requests};
+use super::{FAMILY, Waiting, elsewhere, import, site, snat, start, start_balancer, steer};
+use crate::support::{homes, requests, under_load};
 
 const NGINX: &str = "
 user root;
@@ -34,12 +35,11 @@ SERVERS    }
 }
 ";
 
-#[test]
-fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_are_and_they_stay_there() {
-    let mut site = site(4);
+/// Starts nginx, which assigns clients to the servers by `ip_hash`.
+fn start_nginx(site: &Site, servers: u16) -> Process {
     let vip = SocketAddr::new(site.topology().vip(FAMILY), PORT);
     let servers: String =
-        (1..=4).map(|number| format!("        server {};\n", site.backend_address(FAMILY, number))).collect();
+        (1..=servers).map(|number| format!("        server {};\n", site.backend_address(FAMILY, number))).collect();
     let config = site.files().join("nginx.conf");
     let text = NGINX
         .replace("DIRECTORY", &site.files().display().to_string())
@@ -47,12 +47,17 @@ fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_
         .replace("VIP", &vip.to_string());
     fs::write(&config, text).unwrap();
     let files = site.files().to_string_lossy().into_owned();
-    let arguments = ["-p", &files, "-c", &config.to_string_lossy(), "-g", "daemon off;"];
-    let mut nginx = start(&site, "nginx", "/usr/sbin/nginx", &arguments);
+    start(site, "nginx", "/usr/sbin/nginx", &["-p", &files, "-c", &config.to_string_lossy(), "-g", "daemon off;"])
+}
+
+#[test]
+fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_are_and_they_stay_there() {
+    let mut site = site(4);
+    let mut nginx = start_nginx(&site, 4);
     let all = requests(site.topology(), FAMILY, PORT, 1..=10_000);
     let before = homes(site.topology(), &all);
 
-    let (imported, said) = import(&site, &config, &[]);
+    let (imported, said) = import(&site, &site.files().join("nginx.conf"), &[]);
     println!("{}", said.trim());
     // For the clients in nginx's log, the simulation of `ip_hash` yields the same shares as nginx.
     let log = site.files().join("access.log");
@@ -97,4 +102,41 @@ fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_
     let after = homes(site.topology(), &all);
     assert_eq!(elsewhere(&before, &after), 0);
     println!("{} clients of nginx: 0 on another server: {:?}", before.len(), counts(&before));
+}
+
+#[test]
+fn when_nginx_is_left_for_snat_and_comes_back_then_no_client_moves_no_request_fails_and_no_connection_ends() {
+    let mut site = snat::site(3, &[FAMILY]);
+    let mut nginx = start_nginx(&site, 3);
+    let all = requests(site.topology(), FAMILY, PORT, 1..=2000);
+    let before = homes(site.topology(), &all);
+    let (imported, said) = import(&site, &site.files().join("nginx.conf"), &[]);
+    println!("{}", said.trim());
+    // The servers have no route through the balancer's machine.
+    let services = fs::read_to_string(imported).unwrap().replace("forwarding = \"nat\"", "forwarding = \"snat\"");
+    snat::watch(&mut site, &services);
+    let log = site.files().join("access.log");
+    let entrance = site.topology().client().entrance();
+    let mut open: Vec<Waiting> = Vec::new();
+    let load = under_load(&entrance, &all, || {
+        for percent in [0, 1, 10, 50, 100, 10, 0, 100] {
+            println!("{}", site.cli(&["client", "import", "shop", &log.to_string_lossy(), "--from", "nginx"]).unwrap());
+            println!("{}", steer(&site, "shop", percent).trim());
+            for waiting in &mut open {
+                waiting.ask().unwrap_or_else(|error| panic!("at {percent}%: {error}"));
+            }
+            open.extend((1..=20).map(|client| Waiting::open(&site, FAMILY, client)));
+            assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "at {percent}%");
+        }
+        for waiting in &mut open {
+            waiting.ask().unwrap_or_else(|error| panic!("in the end: {error}"));
+        }
+    });
+    load.assert_answered(1000);
+    nginx.stop().unwrap();
+    let load = under_load(&entrance, &all, || {
+        assert_eq!(elsewhere(&before, &homes(site.topology(), &all)), 0, "without nginx");
+    });
+    load.assert_answered(100);
+    println!("2,000 clients: 0 on another server, 0 failed requests; {} connections stayed open", open.len());
 }

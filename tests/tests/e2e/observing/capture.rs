@@ -210,6 +210,15 @@ fn when_it_goes_into_a_pipe_then_the_reader_has_it_at_once_and_its_end_ends_the_
 }
 
 #[test]
+fn when_the_file_of_a_capture_cannot_be_written_then_the_next_trace_starts_at_once() {
+    let site = site(Forwarding::Dsr);
+    let output = site.output(&["capture", "-w", "/nonexistent/web.pcapng"]).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("cannot write /nonexistent/web.pcapng"), "{said}");
+    watch::start(&site, "next", &["trace", "--service", "web"]).interrupt();
+}
+
+#[test]
 fn when_it_cannot_begin_then_it_says_why_and_overwrites_nothing() {
     let site = site(Forwarding::Dsr);
     let file = site.files().join("kept");

@@ -1,10 +1,11 @@
 //! Tests of the output of `balancer trace`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
+    http_client::{Request, send_all},
     site::Site,
     topology::{Family, Shape},
 };
@@ -150,6 +151,34 @@ fn when_it_is_read_by_people_then_four_lines_tell_a_packet_and_count_ends_it() {
     );
 }
 
+#[test]
+fn when_services_share_a_vip_then_a_trace_of_one_shows_no_packet_of_another() {
+    let site = Site::start(Shape::OneLegged, Forwarding::Dsr, 2, |settings, topology| {
+        let (vip, server) = (topology.vip(Family::V4), topology.backend_address(Family::V4, 0));
+        settings.lines = format!(
+            "[[service]]\nname = \"other\"\naddress = \"{vip}:81\"\nforwarding = \"dsr\"\n\
+             check = {{ type = \"none\" }}\n[[service.backend]]\nname = \"web1\"\naddress = \"{server}\"\n"
+        );
+        Ok(())
+    })
+    .unwrap();
+    let ask = |port: u16| {
+        let request = site.request(Family::V4, 1);
+        let target = SocketAddr::new(request.target.ip(), port);
+        let request = Request { timeout: Duration::from_secs(20), target, ..request };
+        send_all(site.topology().client(), &[request], 1).unwrap().remove(0)
+    };
+    let mut trace = watch::start(&site, "trace", &["trace", "--service", "web", "--json"]);
+    // The server refuses the connection.
+    assert!(ask(81).is_err());
+    // The packets of a client pass one after the other, so that those of the other service would be shown first.
+    ask(80).unwrap();
+    wait("no packet is seen", || find(&trace.packets(), "to_backend", "SYN").is_some());
+    trace.interrupt();
+    let packets = trace.packets();
+    assert!(packets.iter().all(|packet| packet["service"] == "web"), "{packets:#?}");
+}
+
 pub(super) fn the_program_that_tells_goes(on_exit: &'static str) {
     let site = Site::start(Shape::TwoLegged, Forwarding::Nat, 2, |settings, _| {
         settings.remember = "10m";
@@ -164,7 +193,7 @@ pub(super) fn the_program_that_tells_goes(on_exit: &'static str) {
     let homes = site.homes(Family::V4, 1..=3).unwrap();
     let other = site.output(&["trace", "--service", "web"]).unwrap();
     let said = String::from_utf8_lossy(&other.stderr);
-    assert!(other.status.code() == Some(1) && said.contains("somebody traces already"), "{said}");
+    assert!(other.status.code() == Some(1) && said.contains("only one can run at a time"), "{said}");
     trace.kill();
     wait("the program that tells stays", || watch::attached(&site) == of("balancer"));
     assert_eq!(site.homes(Family::V4, 1..=3).unwrap(), homes);

@@ -110,7 +110,7 @@ fn when_the_image_is_run_as_the_book_says_then_it_steers_and_the_next_container_
     site.cli(&["backend", "weight", "web/web1", "50"]).unwrap();
     site.restart(|_| {}).unwrap();
     let log = fs::read_to_string(site.files().join("balancer.log")).unwrap();
-    assert!(log.contains("going on with the maps that process 1 left"), "{log}");
+    assert!(log.contains("took over the maps that process 1 left"), "{log}");
     assert_eq!(homes(&site), before, "known clients stay");
     site.controller().process().stop().unwrap();
     assert_eq!(homes(&site), before, "without a container");

@@ -5,6 +5,7 @@ mod ansible;
 mod ansible_role;
 mod image;
 mod kubernetes;
+mod layouts;
 mod rates;
 mod real_clients;
 mod restart_sizes;

@@ -13,14 +13,13 @@ use std::{
 use aya::maps::MapData;
 use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
-    metrics::Metrics,
     site::{PATIENCE, Settings, Site},
     topology::{Family, Shape},
     users::Users,
 };
 use serde_json::Value;
 
-use crate::restart::pins;
+use crate::{restart::pins, support::never_backwards};
 
 /// 9,000 backends use more than half of the ids in the small maps, so the balancer needs larger maps.
 const FEW: u32 = 9000;
@@ -89,20 +88,13 @@ fn rows(site: &Site) -> [u32; 2] {
     [1 << (entries("BACKEND_STATS") % 64), entries("BACKEND_HISTORY")]
 }
 
-fn never_backwards(before: &Metrics, after: &Metrics) {
-    for (sample, value) in before.counters().filter(|(sample, _)| !sample.contains("crowd")) {
-        let now = after.sample(sample).unwrap_or(-1.0);
-        assert!(now >= value, "{sample} went from {value} to {now}");
-    }
-}
-
 fn restart(users: &mut Users, backends: u32, killed: bool) {
     let before = users.site.metrics().unwrap();
     let adapt = |settings: &mut Settings| {
         settings.lines = if backends == 0 { String::new() } else { bulk(backends) };
     };
     if killed { users.site.kill_and_restart(adapt) } else { users.site.restart(adapt) }.unwrap();
-    never_backwards(&before, &users.site.metrics().unwrap());
+    never_backwards(&before, &users.site.metrics().unwrap(), |sample| !sample.contains("crowd"));
     users.nobody_moves(&format!("with {backends} backends more"));
 }
 

@@ -22,20 +22,9 @@ use crate::support::wait;
 const CLIENTS: [u64; 2] = [150, 100];
 
 fn lab(output: &Path, strategy: &str, events: &str) -> Command {
-    let mut command = Command::new(binaries::balancer().unwrap());
-    command.args([
-        "demo",
-        "sessions",
-        "--strategy",
-        strategy,
-        "--front",
-        "sticky",
-        "--event",
-        events,
-        "--json",
-        "--pause",
-        "500",
-    ]);
+    let mut command = Command::new(binaries::lab().unwrap());
+    command.arg("--balancer").arg(binaries::balancer().unwrap());
+    command.args(["--strategy", strategy, "--front", "sticky", "--event", events, "--json", "--pause", "500"]);
     command.args(["--clients", &CLIENTS[0].to_string(), "--output"]).arg(output).stdin(Stdio::null());
     command
 }
@@ -158,7 +147,7 @@ fn when_a_part_is_missing_then_the_lab_names_it_and_how_to_get_it() {
     let said = complaint("node-redis", &[("node", "exit 1")]);
     assert_eq!(
         said,
-        "balancer: redis-server is missing: `cargo xtask lab sessions` installs it, or `apt-get install redis-server`\n"
+        "balancer-lab: redis-server is missing: `cargo xtask lab sessions` installs it, or `apt-get install redis-server`\n"
     );
 }
 

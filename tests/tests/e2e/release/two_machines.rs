@@ -22,6 +22,8 @@ use crate::support::{homes, requests, under_load, wait};
 const PORT: u16 = 80;
 const CLIENTS: std::ops::RangeInclusive<u16> = 1..=60;
 const FAMILY: Family = Family::V4;
+/// What stands in place of the chapter's comment about the key.
+const KEY: &str = "key = \"hex:8d3a52f3c1f04c5cb0d3a1c4e5f60718\"";
 
 /// Returns the chapter's code blocks in a language, with the addresses of the topology.
 fn blocks(topology: &Topology, language: &str) -> Vec<String> {
@@ -92,7 +94,8 @@ impl Site {
             self.path(index, "state.json"),
             self.path(index, "sock")
         );
-        fs::write(self.path(index, "balancer.toml"), file.replace("[hash]", &places)).unwrap();
+        let file = file.replace("[hash]", &places).replace("# key = \"hex:…\"", KEY);
+        fs::write(self.path(index, "balancer.toml"), file).unwrap();
         let server = Some(self.serve(index));
         let controller = self.balance(index);
         let ready = format!(

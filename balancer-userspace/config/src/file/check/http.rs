@@ -108,7 +108,7 @@ fn header(name: &str, given: Given<'_>) -> Result<Header, String> {
     Ok(Header { name: header::name(name)?, value })
 }
 
-fn pattern(text: &str) -> Result<Regex, String> {
+pub(super) fn pattern(text: &str) -> Result<Regex, String> {
     RegexBuilder::new(text).size_limit(MAX_PATTERN).build().map_err(|error| {
         let why = if let regex::Error::CompiledTooBig(_) = error {
             "it is too large".to_owned()

@@ -32,7 +32,7 @@ fn when_clients_are_not_answered_though_this_machine_is_then_their_replies_are_l
     // The path MTU is the cause of these handshakes.
     expect(&MODES, Kind::Mtu, |facts| {
         wait(9, 8.0)(facts);
-        facts.backends[0].path = Some(Path { wanted: 1500, passed: 576 });
+        facts.backends[0].path = Some(Path { wanted: 1500, passed: 1404, segment: Some(false) });
     });
 }
 
@@ -62,7 +62,6 @@ fn waiting(forwarding: &str) -> Facts {
     facts
 }
 
-/// The only finding.
 #[track_caller]
 fn finding(facts: &Facts) -> Finding {
     let findings = judge(facts).findings;
@@ -217,4 +216,53 @@ fn when_servers_answer_clients_directly_then_the_causes_are_told_and_nobody_is_a
         let found = finding(&facts);
         assert!(accuses_nobody(&found) && found.what.ends_with("web/web1, web/web2"), "{mode}: {found:?}");
     }
+}
+
+#[test]
+fn when_clients_are_containers_of_this_machine_then_no_command_is_given_before_their_checksums_are_looked_at() {
+    for mode in MODES {
+        let mut facts = waiting(mode);
+        flow(&mut facts, 5, 5);
+        facts.ways_back[0].way = Way::Known { ifindex: 2, next_hop: facts.ways_back[0].client };
+        let found = finding(&facts);
+        assert!(found.cure.commands.iter().all(|command| command.starts_with('#')), "{mode}: {found:?}");
+        let last = found.cure.commands.last().unwrap();
+        assert!(last.contains("clients such as 10.1.0.7, behind eth0, are containers"), "{mode}: {found:?}");
+    }
+}
+
+#[test]
+fn when_replies_of_several_backends_are_lost_then_one_finding_names_the_route() {
+    let mut facts = waiting("nat");
+    let mut other = facts.backends[0].clone();
+    other.name = "web2".to_owned();
+    facts.backends.push(other);
+    let controller = facts.controller.as_mut().unwrap();
+    for status in [&mut controller.before, &mut controller.after] {
+        let mut backend = status.services[0].backends[0].clone();
+        backend.name = "web2".to_owned();
+        status.services[0].backends.push(backend);
+    }
+    let health = controller.health[0].clone();
+    controller.health.push(balancer_api::model::HealthView { backend: "web2".to_owned(), ..health });
+    flow(&mut facts, 5, 8);
+    let backend = &mut after(&mut facts).services[0].backends[1];
+    (backend.packets, backend.connections) = (3, 3);
+    backend.unanswered = Some(UnansweredView { begun: 3, seconds: 3.0 });
+    let found = finding(&facts);
+    assert_eq!(found.what, "web/web1, web/web2: replies do not come back through the balancer");
+    assert_eq!(found.cure.commands[0], "ip route replace default via 10.0.0.1");
+}
+
+#[test]
+fn when_a_backend_is_unhealthy_then_the_lost_replies_of_another_are_found_as_well() {
+    let mut facts = waiting("nat");
+    let mut sick = facts.backends[0].clone();
+    sick.name = "web2".to_owned();
+    facts.backends.push(sick);
+    let controller = facts.controller.as_mut().unwrap();
+    let health = controller.health[0].clone();
+    let (backend, verdict) = ("web2".to_owned(), "down".to_owned());
+    controller.health.push(balancer_api::model::HealthView { backend, verdict, ..health });
+    assert_eq!(kinds(&facts), [Kind::Unhealthy, Kind::Replies]);
 }

@@ -42,6 +42,18 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, waited: &[Waited<
     findings
 }
 
+/// Returns a finding if this machine has no route to any recent client of a service. Without handshakes, as with UDP,
+/// nothing else shows that replies are lost.
+pub(super) fn without_handshakes(facts: &Facts) -> Option<Finding> {
+    facts.ways_back.iter().find_map(|way| {
+        let of_service = |of: &&WayBack| of.service == way.service;
+        let none = facts.ways_back.iter().filter(of_service).all(|of| matches!(of.way, Way::None(_)));
+        let Way::None(why) = &way.way else { return None };
+        let translated = facts.backends.iter().any(|of| of.service == way.service && of.answers_the_balancer());
+        (none && translated).then(|| no_route(way.client, &format!("`{}` says: {why}", way.lookup)))
+    })
+}
+
 /// Returns the first problem on the way to a client.
 fn of(facts: &Facts, WayBack { client, way, lookup, neighbour, .. }: &WayBack) -> Option<Finding> {
     let (ifindex, next_hop) = match way {

@@ -12,7 +12,7 @@ use crate::{
     emptied::Emptied,
     engine::{Condition, Entry, Revision, Write},
     keys,
-    member::{Member, Output, pauses::Errand, steps::put},
+    member::{Member, Output, pauses::Errand},
     session::{Purpose, Session},
     store_schema::{self, Epoch, FORMAT, Leader},
 };
@@ -27,7 +27,7 @@ impl Member {
         }
         let name = keys::LEADER.to_owned();
         let card = Leader { format: FORMAT, member: self.settings.name.clone(), instance: self.settings.instance };
-        let write = put(keys::LEADER, store_schema::write(&card), true);
+        let write = Write::put(keys::LEADER, store_schema::write(&card), true);
         match (&self.leading, session.get(keys::LEADER)) {
             (Leading::Doubts, Some(entry)) => {
                 let condition = Condition::Created(name, entry.created);
@@ -123,7 +123,7 @@ impl Member {
         let from = |state: SavedState, epoch: Epoch, at: Moment, by: &str| {
             Controller::decider_from(config.clone(), key, state, self.as_of(epoch, at, by, clocks))
         };
-        let mut changed = clocks.now;
+        let (mut changed, mut file) = (clocks.now, clocks.now);
         let (controller, epoch, document, emptied, lineage) = match session.epoch() {
             Some(card) => {
                 let card = card.as_ref().map_err(|err| format!("{} in the store {err}", keys::EPOCH))?;
@@ -132,6 +132,7 @@ impl Member {
                 let (epoch, document) = (Some((card.epoch, written)), Some(card.document));
                 let as_of = self.as_of(card.epoch, card.at, &card.by, clocks);
                 changed = card.changed.map_or(as_of.now, |changed| as_of.instant(changed));
+                file = card.file.map_or(changed, |file| as_of.instant(file));
                 let controller = from(state?, card.epoch, card.at, &card.by)?;
                 (controller, epoch, document, card.emptied.clone(), card.epoch.lineage)
             }
@@ -176,6 +177,7 @@ impl Member {
             deadline: None,
             name: self.settings.name.clone(),
             changed,
+            file,
             #[cfg(test)]
             mutation: self.mutation,
         }))

@@ -20,7 +20,6 @@ use crate::{
     emptied::Emptied,
     engine::{Condition, LONGEST_VALUE, Revision, Write},
     keys,
-    member::steps::put,
     session::document_name,
     store_schema::{self, Answer, Epoch, FORMAT, Line, StateCard},
 };
@@ -69,7 +68,7 @@ impl Lead {
         let epoch = Condition::Absent(keys::EPOCH.to_owned());
         let epoch = self.epoch.map_or(epoch, |(_, written)| Condition::Modified(keys::EPOCH.to_owned(), written));
         let mut writes =
-            vec![put(keys::EPOCH, store_schema::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
+            vec![Write::put(keys::EPOCH, store_schema::write(&card), false), Write::Delete(keys::NEXT.to_owned())];
         if is_decided {
             writes.extend(self.take_answers(card.epoch));
         }
@@ -85,7 +84,7 @@ impl Lead {
     /// Asks all members to prepare for the decided state.
     pub(super) fn prepare(&mut self, clocks: Clocks) -> Result<(), String> {
         let (card, parts) = self.state_card(&self.decided.clone(), Vec::new(), clocks)?;
-        let writes = vec![put(keys::NEXT, store_schema::write(&card), false)];
+        let writes = vec![Write::put(keys::NEXT, store_schema::write(&card), false)];
         let transactions = self.in_transactions(parts, (vec![self.is_leader()], writes));
         self.write(transactions, Then::Prepared(card));
         Ok(())
@@ -109,13 +108,14 @@ impl Lead {
             document: self.document,
             by: self.name.clone(),
             changed: Some(clocks.moment(self.changed)),
+            file: Some(clocks.moment(self.file)),
             parts: parts.len(),
             emptied: self.emptied_by(controller, epoch),
             lines,
         };
         let name = document_name(card.document);
         let writes = parts.into_iter().enumerate();
-        Ok((card, writes.map(|(part, bytes)| put(&keys::document(&name, part), bytes, false)).collect()))
+        Ok((card, writes.map(|(part, bytes)| Write::put(&keys::document(&name, part), bytes, false)).collect()))
     }
 
     /// The backends that can no longer keep their clients when this epoch becomes the current one.
@@ -151,7 +151,7 @@ impl Lead {
         let mut writes = Vec::new();
         for (request, done) in mem::take(&mut self.answers) {
             let answer = Answer { format: FORMAT, done, epoch };
-            writes.push(put(&keys::answer(&request), store_schema::write(&answer), true));
+            writes.push(Write::put(&keys::answer(&request), store_schema::write(&answer), true));
             writes.push(Write::Delete(request));
         }
         writes

@@ -23,7 +23,6 @@ pub(crate) struct Backend {
 
 #[derive(Default)]
 struct State {
-    /// The services of the drop-in.
     services: BTreeMap<String, BTreeMap<String, Backend>>,
     /// The services of the file, each with its listener.
     of_file: BTreeMap<String, String>,

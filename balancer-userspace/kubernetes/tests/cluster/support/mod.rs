@@ -90,7 +90,6 @@ impl World {
         }
     }
 
-    /// Returns the log of all controllers.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.files.path().join("log")).unwrap_or_default()
     }

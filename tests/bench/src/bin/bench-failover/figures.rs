@@ -1,11 +1,6 @@
-//! The figures of simulated failures, as rows of the printed table and as a document.
+//! The figures of simulated failures, as rows of the printed table.
 
-use balancer_bench::{
-    figures::Spread,
-    report::document::{Document, Series},
-};
-
-use crate::{CLIENTS, FALL};
+use balancer_bench::figures::Spread;
 
 /// The durations of failures, in ms.
 #[derive(Default)]
@@ -28,31 +23,9 @@ impl Figures {
             self.tables / f64::from(rounds),
         );
     }
-
-    pub(crate) fn series(self, of: &str) -> [Series; 3] {
-        let all = [
-            ("last packet at the dead backend", self.last),
-            ("the same clients' next packet elsewhere", self.elsewhere),
-            ("the controller's own part", self.builds),
-        ];
-        all.map(|(what, samples)| Series::ours(of, what, "ms", samples))
-    }
 }
 
 pub(crate) fn spread(figures: &[f64]) -> String {
     let Spread { least, median, most, .. } = Spread::of(figures.iter().copied());
     format!("{least:.2} / {median:.2} / {most:.2}")
-}
-
-pub(crate) fn document(series: Vec<Series>) -> Document {
-    Document {
-        benchmark: "failover".to_owned(),
-        title: "From the detection of a failure to its effect".to_owned(),
-        about: format!(
-            "From the refused check that decides, the last of {FALL} in a row, as seen on the wire; {CLIENTS} clients. A sample \
-             is a backend that failed (of the controller's own part: a failure of one or several)."
-        ),
-        series,
-        left_out: Vec::new(),
-    }
 }

@@ -21,14 +21,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use balancer_bench::{
-    failover::{
-        hosts::{Hosts, PORT, Servers, VIP, backend, settings},
-        load::{self, Load},
-        scrape,
-        wire::Wire,
-    },
-    report::document::Series,
+use balancer_bench::failover::{
+    hosts::{Hosts, PORT, Servers, VIP, backend, settings},
+    load::{self, Load},
+    scrape,
+    wire::Wire,
 };
 use balancer_testkit::{
     binaries,
@@ -40,7 +37,7 @@ use balancer_testkit::{
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use self::figures::{Figures, document};
+use self::figures::Figures;
 
 /// The intervals of health checks, as settings.
 const CHECK: &str = "interval = \"1s\", fast_interval = \"100ms\"";
@@ -76,9 +73,6 @@ struct Options {
     /// How packets reach the backends.
     #[arg(long, default_value = "nat", value_parser = ["nat", "ipip", "gue"])]
     forwarding: String,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 impl Options {
@@ -98,31 +92,25 @@ fn measure(options: &Options) -> Result<()> {
     // check.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
-    if !options.json {
-        println!("from the deciding refusal of a check, in ms: min / median / max");
-        println!(
-            "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
-            "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
-        );
-    }
-    let mut series = Vec::new();
+    println!("from the deciding refusal of a check, in ms: min / median / max");
+    println!(
+        "{:<38} {:>8} {:>20} {:>20} {:>20} {:>7}",
+        "", "failures", "last packet there", "next elsewhere", "controller's own", "tables"
+    );
     for backends in [8, 1000] {
         for remember in ["3h", "0s"] {
             let wanted = options.backends.is_none_or(|only| only == backends)
                 && options.remember.as_ref().is_none_or(|only| only == remember);
             if wanted && !options.signals {
-                scenario(backends, remember, options, &mut series)
+                scenario(backends, remember, options)
                     .with_context(|| format!("{backends} backends, remember {remember}"))?;
             }
         }
     }
-    if options.signals {
-        signals::measure(options, &mut series)?;
-    }
-    if options.json { document(series).print() } else { Ok(()) }
+    if options.signals { signals::measure(options) } else { Ok(()) }
 }
 
-fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<Series>) -> Result<()> {
+fn scenario(backends: u16, remember: &str, options: &Options) -> Result<()> {
     let mut site = Site::new(backends, &options.forwarding, remember, CHECK)?;
     let several = 10.min(backends / 2);
     for (at_once, rounds) in [(1, options.rounds), (several, options.rounds / 4)] {
@@ -132,11 +120,7 @@ fn scenario(backends: u16, remember: &str, options: &Options, series: &mut Vec<S
         }
         let how = if at_once == 1 { "one at a time".to_owned() } else { format!("{at_once} at once") };
         let what = format!("{backends} backends, remember {remember}, {how}{}", options.mode());
-        if options.json {
-            series.extend(figures.series(&what));
-        } else {
-            figures.print(&what, rounds, at_once);
-        }
+        figures.print(&what, rounds, at_once);
     }
     Ok(())
 }

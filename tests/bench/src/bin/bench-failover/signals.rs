@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use balancer_bench::{failover::load::Load, report::document::Series};
+use balancer_bench::failover::load::Load;
 use balancer_testkit::frame::{ACK, SYN};
 
 use super::{
@@ -30,12 +30,8 @@ enum Death {
     OfTheMachine,
 }
 
-pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()> {
-    if !options.json {
-        println!(
-            "from death to the last packet there and the next elsewhere, by signals alone, in ms: min / median / max"
-        );
-    }
+pub(crate) fn measure(options: &Options) -> Result<()> {
+    println!("from death to the last packet there and the next elsewhere, by signals alone, in ms: min / median / max");
     for backends in [8, 1000].into_iter().filter(|backends| options.backends.is_none_or(|only| only == *backends)) {
         for (death, name) in [(Death::OfTheServer, "servers"), (Death::OfTheMachine, "machines")] {
             // Signals alone do not make a silent machine down: the time-outs of their checks count once in an interval.
@@ -49,13 +45,8 @@ pub(crate) fn measure(options: &Options, series: &mut Vec<Series>) -> Result<()>
                     round((backends, &options.forwarding), at_once, death, (&mut figures, pauses.as_mut()))
                         .with_context(|| what.clone())?;
                 }
-                if options.json {
-                    series.extend(figures.series(&what));
-                    series.extend(pauses.into_iter().flat_map(|pauses| pauses.series(&what)));
-                } else {
-                    figures.print(&what, rounds, at_once);
-                    pauses.iter().for_each(Pauses::print);
-                }
+                figures.print(&what, rounds, at_once);
+                pauses.iter().for_each(Pauses::print);
             }
         }
     }
@@ -74,12 +65,6 @@ impl Pauses {
     fn print(&self) {
         let [before, after] = [&self.before, &self.after].map(|pauses| spread(pauses));
         println!("    longest time without a check of each other backend: {before} before, {after} after");
-    }
-
-    fn series(self, of: &str) -> [Series; 2] {
-        let what = |when| format!("longest time without a check of each other backend, {when}");
-        [("before", self.before), ("after", self.after)]
-            .map(|(when, pauses)| Series::ours(of, what(when), "ms", pauses))
     }
 }
 

@@ -32,7 +32,7 @@ const FRAMES: u32 = 2_000_000;
 const LOST: u32 = FRAMES / 1000;
 
 /// Measures all programs and prints the results. After the function, the calling thread stays in the last namespace.
-pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
+pub(crate) fn perform(rounds: u32) -> Result<()> {
     let far = Namespace::new("far")?;
     let near = Namespace::new("near")?;
     let of_bare = Wire::new(&far, &near, "bare")?;
@@ -55,7 +55,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
     for path in paths::live() {
         lanes.push(Lane::new(&path.name.clone(), path, &of_balancer, Some(&scene))?);
     }
-    let mut measured: Vec<_> = lanes.iter().map(|lane| Measured::new(&lane.name, lane.scene.is_some())).collect();
+    let mut measured: Vec<_> = lanes.iter().map(|lane| Measured::new(&lane.name)).collect();
     go_first();
     // The first round only makes the program find every client's row, so the benchmark ignores the first results.
     for round in 0..=rounds {
@@ -66,7 +66,7 @@ pub(crate) fn perform(rounds: u32, json: bool) -> Result<()> {
             }
         }
     }
-    report::print(&measured, json)
+    report::print(&measured)
 }
 
 /// Frames of one kind, and the program that receives these frames.

@@ -53,9 +53,6 @@ struct Options {
     /// Instead: send real frames through veth pairs, and count the frames that come back.
     #[arg(long, conflicts_with_all = ["against", "serve"])]
     live: bool,
-    /// Print the results as JSON.
-    #[arg(long, conflicts_with_all = ["against", "serve"])]
-    json: bool,
     /// Instead: compare with PROGRAM, the bench-path of another commit, in turns, and fail if a path has become slower.
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
@@ -81,7 +78,7 @@ fn perform(options: &Options) -> Result<()> {
     cpus.set(sched_getcpu()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
     if options.live {
-        return live::perform(options.rounds, options.json);
+        return live::perform(options.rounds);
     }
     if let Some(before) = &options.against {
         return against::perform(before, options.rounds, &options.only);
@@ -93,7 +90,7 @@ fn perform(options: &Options) -> Result<()> {
         let wanted = |name: &str| name == paths::REFERENCE || name.contains(&options.only);
         let mut bench = Bench::new(Scene::load_all()?)?;
         go_first();
-        report::print(&bench.series(options.rounds, wanted)?, options.json)
+        report::print(&bench.series(options.rounds, wanted)?)
     }
 }
 

@@ -36,5 +36,5 @@ pub(crate) fn row(path: Path, scene: &mut Scene, measured: &mut Measured) -> Res
     }
     rounds.remove(0);
     let net = rounds.iter().sum::<f64>() / rounds.len() as f64;
-    Ok(Row { path, net, rounds })
+    Ok(Row { path, net })
 }

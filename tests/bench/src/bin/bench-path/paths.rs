@@ -116,11 +116,6 @@ impl Path {
         self.clients.count
     }
 
-    /// Whether the path's packets belong to several clients or services.
-    pub(crate) fn varies(&self) -> bool {
-        self.clients.count > 1
-    }
-
     fn new(name: &str, end: End, packet: Frame) -> Self {
         let (beside, first) = match packet.source.ip() {
             IpAddr::V4(address) => (V4_DESTINATION, address.to_bits()),

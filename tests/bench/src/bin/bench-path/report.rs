@@ -1,63 +1,14 @@
-//! The reports about the measured paths, as tables or as a document.
+//! The reports about the measured paths.
 
 use std::ops::RangeInclusive;
 
 use anyhow::{Context as _, Result};
-use balancer_bench::{
-    machine,
-    report::document::{Document, Series as Measured},
-};
+use balancer_bench::machine;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
-use crate::{
-    against::Looked,
-    bench::{Row, Series},
-    gate::Compared,
-    paths::{Path, REFERENCE},
-    scene::Place,
-    yardsticks::LRU_HASH,
-};
+use crate::{against::Looked, bench::Series, gate::Compared, paths::REFERENCE, yardsticks::LRU_HASH};
 
-/// Prints the results of all paths.
-pub(crate) fn print(series: &Series, json: bool) -> Result<()> {
-    if json { document(series).print() } else { print_table(series) }
-}
-
-fn document(series: &Series) -> Document {
-    let yardsticks = series.yardsticks.iter().map(|row| (row, false));
-    let paths = series.paths.iter().map(|row| (row, true));
-    let one = |(row, ours): (&Row, bool)| Measured {
-        ours,
-        heading: heading(&row.path),
-        ..Measured::others(
-            row.path.name.clone(),
-            if ours { "path" } else { "yardstick" },
-            "ns per packet",
-            row.rounds.clone(),
-        )
-    };
-    Document {
-        benchmark: "path".to_owned(),
-        title: "What a packet costs in the kernel program".to_owned(),
-        about: "`BPF_PROG_TEST_RUN` of 100,000 packets on one processor, net of an empty program in the same round. \
-                Yardsticks are small programs that do what most load balancers do."
-            .to_owned(),
-        series: yardsticks.chain(paths).map(one).collect(),
-        left_out: Vec::new(),
-    }
-}
-
-/// Returns the heading of the path in the picture, which has one row for each steering method.
-fn heading(path: &Path) -> Option<String> {
-    let name = &path.name;
-    if path.varies() {
-        return (path.scene != Place::ManyServices).then(|| "each packet another of a million clients'".to_owned());
-    }
-    let twin = ["IPv6", "not ours"].iter().any(|part| name.contains(part));
-    (!twin).then(|| "one client".to_owned())
-}
-
-fn print_table(series: &Series) -> Result<()> {
+pub(crate) fn print(series: &Series) -> Result<()> {
     let reference = reference(series)?;
     let mut table = table(&["path", "net ns", "ratio", &format!("in {LRU_HASH}"), "wanted, ns"], 1..=3);
     for row in &series.yardsticks {

@@ -3,7 +3,6 @@
 //! each output line contains the duration of one run.
 
 use std::{
-    collections::HashMap,
     io::{BufRead as _, BufReader, Lines, Write as _, stdin, stdout},
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -63,30 +62,8 @@ pub(crate) struct Server {
     child: Child,
     input: Option<ChildStdin>,
     output: Lines<BufReader<ChildStdout>>,
-    /// The paths that the process can measure, by their present names.
+    /// The paths that the process can measure.
     pub(crate) paths: Vec<String>,
-    /// The process's own names of paths whose names have changed.
-    former: HashMap<String, String>,
-}
-
-/// The end of the names that paths with many clients had in older benchmarks.
-const FED: &str = " (fed)";
-
-/// The present names of `paths`, and the former names of those whose names have changed.
-fn named(paths: Vec<String>) -> (Vec<String>, HashMap<String, String>) {
-    let mut former = HashMap::new();
-    for path in &paths {
-        if let Some(name) = path.strip_suffix(FED)
-            && !paths.iter().any(|path| path == name)
-        {
-            former.insert(name.to_owned(), path.clone());
-        }
-    }
-    let present = paths.into_iter().map(|path| match path.strip_suffix(FED) {
-        Some(name) if former.contains_key(name) => name.to_owned(),
-        _ => path,
-    });
-    (present.collect(), former)
 }
 
 impl Server {
@@ -117,7 +94,7 @@ impl Server {
             Stage::Loaded { .. } => {}
             Stage::Ready { paths } => {
                 ensure!(!paths.is_empty(), "it has no paths");
-                (self.paths, self.former) = named(paths);
+                self.paths = paths;
             }
         }
         Ok(())
@@ -129,13 +106,12 @@ impl Server {
         let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
         let output = child.stdout.take().context("the output is piped")?;
         let input = child.stdin.take();
-        Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new(), former: HashMap::new() })
+        Ok(Self { child, input, output: BufReader::new(output).lines(), paths: Vec::new() })
     }
 
     /// Measures one run of a path. An inner error is an error of the measured path, after which other paths still work.
     pub(crate) fn run(&mut self, path: &str) -> Result<Result<Took, String>> {
-        let own = self.former.get(path).map_or(path, String::as_str);
-        writeln!(self.input.as_mut().context("the input is piped")?, "{own}").context("asking for a run")?;
+        writeln!(self.input.as_mut().context("the input is piped")?, "{path}").context("asking for a run")?;
         let line = self.listen()?;
         Ok(match serde_json::from_str(&line).with_context(|| format!("what a run took: {line}"))? {
             Answer::Took { full, empty } => {
@@ -157,18 +133,5 @@ impl Drop for Server {
         if let Err(error) = self.child.wait() {
             eprintln!("waiting for a benchmark's end: {error}");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn when_an_older_benchmark_names_a_path_otherwise_then_the_path_has_its_present_name() {
-        let paths = ["a, 1 client", "a, 1 client (fed)", "a, 1M clients (fed)"].map(str::to_owned).to_vec();
-        let (present, former) = named(paths);
-        assert_eq!(present, ["a, 1 client", "a, 1 client (fed)", "a, 1M clients"]);
-        assert_eq!(former, HashMap::from([("a, 1M clients".to_owned(), "a, 1M clients (fed)".to_owned())]));
     }
 }

@@ -19,13 +19,11 @@ pub(crate) struct Service {
     pub(crate) protocol: Protocol,
     /// How packets reach the backends.
     pub(crate) forwarding: Forwarding,
-    /// Whether the service remembers clients.
     pub(crate) remembers: bool,
     /// Whether backends and clients are behind different interfaces.
     pub(crate) elsewhere: bool,
     /// Whether the backends have addresses of the other family.
     pub(crate) crossed: bool,
-    /// The prefix of the service's rule, if there is one.
     pub(crate) rule: Option<&'static str>,
     /// Whether the rule pins clients to the service's first backend. If this field is false, the rule denies the
     /// clients.
@@ -84,7 +82,6 @@ impl Service {
         })
     }
 
-    /// Makes the service remember clients.
     pub(crate) const fn remembering(self) -> Self {
         Self { remembers: true, ..self }
     }
@@ -198,7 +195,6 @@ pub(crate) fn pool(service: &Service) -> (Vec<IpAddr>, Option<(u16, u16)>) {
 /// The number of backends of each service.
 pub(crate) const BACKENDS: u16 = 8;
 
-/// Returns the backends of a service.
 pub(crate) fn backends(service: usize) -> impl Iterator<Item = BackendId> {
     (1..=BACKENDS).map(move |number| BackendId(service as u16 * BACKENDS + number))
 }

@@ -47,7 +47,6 @@ pub(crate) struct Yardstick {
     pub(crate) path: Path,
     /// The path whose packets the yardstick handles once before the benchmark measures it.
     pub(crate) before: Option<Path>,
-    /// The yardstick's loaded program.
     pub(crate) program: OwnedFd,
     /// Whether the yardstick writes MAC addresses.
     pub(crate) writes: bool,

@@ -24,7 +24,6 @@ const SERVERS: u16 = 4;
 /// The distance between the address numbers of two clients. With a distance of 16 between addresses, few clients share
 /// a network.
 const STRIDE: u16 = 16;
-/// The number of clients.
 const CLIENTS: u16 = 4_000;
 /// The time limit of a connection from the first packet to the last.
 const TIMEOUT: Duration = Duration::from_secs(2);

@@ -42,9 +42,6 @@ struct Options {
     /// Besides the direct connection, measure only contenders whose names contain this text, such as balancer.
     #[arg(long, default_value = "")]
     only: String,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -54,14 +51,11 @@ fn main() -> ExitCode {
 fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
     let chosen = chosen(OTHERS, &options.only, |kind| kind.title())?;
-    let (mut contenders, mut missing) = (vec![Contender::start(Kind::Direct)?], Vec::new());
+    let mut contenders = vec![Contender::start(Kind::Direct)?];
     for kind in chosen {
         match start(kind) {
             Ok(contender) => contenders.push(contender),
-            Err(error) if kind.may_be_missing() => {
-                eprintln!("{} is left out: {error:#}", kind.title());
-                missing.push(format!("{}: {error:#}", kind.title()));
-            }
+            Err(error) if kind.may_be_missing() => eprintln!("{} is left out: {error:#}", kind.title()),
             Err(error) => return Err(error.context(kind.title())),
         }
     }
@@ -76,11 +70,7 @@ fn compare(options: &Options) -> Result<()> {
             }
         }
     }
-    if options.json {
-        report::document(&all, missing, options.rate).print()?;
-    } else {
-        report::print(&all, options.rate);
-    }
+    report::print(&all, options.rate);
     Ok(())
 }
 

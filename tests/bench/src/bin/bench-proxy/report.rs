@@ -1,10 +1,6 @@
-//! The report about connections, as a table or as a document.
+//! The report about connections.
 
-use balancer_bench::{
-    figures::Spread,
-    machine,
-    report::document::{Document, Series},
-};
+use balancer_bench::{figures::Spread, machine};
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
 use crate::{contender::Kind, load::WORKERS, processor::COUNTED};
@@ -20,7 +16,6 @@ pub(crate) struct Figures {
     pub(crate) p50: f64,
     /// The 99th percentile of the latencies of connections at a steady pace, in µs.
     pub(crate) p99: f64,
-    /// The number of failed connections.
     pub(crate) failed: usize,
 }
 
@@ -33,50 +28,16 @@ pub(crate) struct Measured {
 /// A figure that the report contains for each contender.
 struct Column {
     title: &'static str,
-    /// The full name of the figure, and the short name in the picture.
-    name: &'static str,
-    unit: &'static str,
-    drawn: bool,
     /// Computes the figure from the contender's figures and the direct connection's figures in the same round.
     of: fn(&Figures, &Figures) -> f64,
 }
 
 const COLUMNS: [Column; 5] = [
-    Column {
-        title: "connections/s",
-        name: "connections, as many as go",
-        unit: "1/s",
-        drawn: true,
-        of: |own, _| own.rate,
-    },
-    Column {
-        title: "processor µs",
-        name: "processor time of a connection",
-        unit: "µs",
-        drawn: true,
-        of: |own, _| own.processor,
-    },
-    Column {
-        title: "… more than nobody",
-        name: "processor time of a connection, more than nobody",
-        unit: "µs",
-        drawn: false,
-        of: |own, nobody| own.processor - nobody.processor,
-    },
-    Column {
-        title: "p50 µs",
-        name: "a connection at a steady pace, p50",
-        unit: "µs",
-        drawn: false,
-        of: |own, _| own.p50,
-    },
-    Column {
-        title: "p99 µs",
-        name: "a connection at a steady pace, p99",
-        unit: "µs",
-        drawn: false,
-        of: |own, _| own.p99,
-    },
+    Column { title: "connections/s", of: |own, _| own.rate },
+    Column { title: "processor µs", of: |own, _| own.processor },
+    Column { title: "… more than nobody", of: |own, nobody| own.processor - nobody.processor },
+    Column { title: "p50 µs", of: |own, _| own.p50 },
+    Column { title: "p99 µs", of: |own, _| own.p99 },
 ];
 
 impl Measured {
@@ -86,30 +47,6 @@ impl Measured {
 
     fn failed(&self) -> usize {
         self.rounds.iter().map(|figures| figures.failed).sum()
-    }
-}
-
-/// Puts the results into a document that other programs can read.
-pub(crate) fn document(all: &[Measured], left_out: Vec<String>, rate: u32) -> Document {
-    let series = |measured: &Measured, nobody: &Measured| -> Vec<Series> {
-        let own = |column: &Column| Series {
-            ours: matches!(measured.kind, Kind::Balancer(_)),
-            heading: column.drawn.then(|| column.name.to_owned()),
-            ..Series::others(measured.kind.title(), column.name, column.unit, measured.samples(column, nobody))
-        };
-        let failed = measured.rounds.iter().map(|figures| figures.failed as f64).collect();
-        let failed = Series::others(measured.kind.title(), "connections that failed", "connections", failed);
-        COLUMNS.iter().map(own).chain([failed]).collect()
-    };
-    Document {
-        benchmark: "proxy".to_owned(),
-        title: "What a connection costs".to_owned(),
-        about: format!(
-            "HTTP, a connection for each request, over veth pairs, in turns; all share the processors. As many as go: \
-             {WORKERS} at once. Steady pace: {rate} a second. {COUNTED}."
-        ),
-        series: all.first().map_or_else(Vec::new, |nobody| all.iter().flat_map(|one| series(one, nobody)).collect()),
-        left_out,
     }
 }
 

@@ -29,9 +29,6 @@ struct Options {
     /// Measure only contenders whose names contain this text, such as HAProxy.
     #[arg(long, default_value = "")]
     only: String,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 fn main() -> ExitCode {
@@ -42,21 +39,16 @@ fn compare(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it makes network namespaces");
     let chosen = chosen(ALL, &options.only, |contender| contender.title())?;
     let hosts = Hosts::new()?;
-    let (mut all, mut missing) = (Vec::new(), Vec::new());
+    let mut all = Vec::new();
     for contender in chosen {
         let title = contender.title();
         if let Err(error) = contender.ensure_installed() {
             eprintln!("{title} is left out: {error:#}");
-            missing.push(format!("{title}: {error:#}"));
             continue;
         }
         all.push(watch(contender, &hosts).with_context(|| title)?);
     }
-    if options.json {
-        report::document(&all, &missing).print()?;
-    } else {
-        println!("{}", report::table(&all));
-    }
+    println!("{}", report::table(&all));
     Ok(())
 }
 
@@ -74,6 +66,5 @@ fn watch(contender: Contender, hosts: &Hosts) -> Result<Seen> {
             before = after;
         }
     }
-    let ours = matches!(contender, Contender::Balancer(_));
-    Ok(Seen { title: contender.title(), ours, version: contender.version()?, moved, of_one_network })
+    Ok(Seen { title: contender.title(), version: contender.version()?, moved, of_one_network })
 }

@@ -1,6 +1,5 @@
-//! The report about moved clients, as a table or as a document.
+//! The report about moved clients.
 
-use balancer_bench::report::document::{Document, Series};
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 
 use crate::step::{Moved, SERVERS, Share};
@@ -10,52 +9,11 @@ const ONE_NETWORK: &str = "servers that the addresses of one /24 reach";
 /// The clients of one contender that moved in each step.
 pub(crate) struct Seen {
     pub(crate) title: String,
-    /// Whether the contender is the balancer.
-    pub(crate) ours: bool,
     pub(crate) version: Option<String>,
     /// The moved clients of all steps, in the order of the steps.
     pub(crate) moved: Vec<Moved>,
     /// The number of different servers that answer the addresses of one /24 network.
     pub(crate) of_one_network: usize,
-}
-
-/// Puts the results into a document that other programs can read.
-pub(crate) fn document(all: &[Seen], missing: &[String]) -> Document {
-    let versions = all.iter().filter_map(|seen| Some(format!("{}: {}", seen.title, seen.version.as_ref()?)));
-    let about = format!(
-        "Clients that reach another server after a change of the servers than before, of thousands with a connection each, \
-         each in a /24 of its own; {SERVERS} equal servers. The same in every run. {}",
-        versions.collect::<Vec<_>>().join("; ")
-    );
-    Document {
-        benchmark: "sticky".to_owned(),
-        title: "Whom a change of the servers moves".to_owned(),
-        about,
-        series: all.iter().flat_map(series).collect(),
-        left_out: missing.to_vec(),
-    }
-}
-
-fn series(seen: &Seen) -> Vec<Series> {
-    let one = |what: String, share: Share, drawn: bool| Series {
-        total: Some(share.of as u64),
-        ours: seen.ours,
-        heading: drawn.then(|| what.clone()),
-        ..Series::others(seen.title.clone(), what, "clients", vec![share.moved as f64])
-    };
-    let mut series = Vec::new();
-    for moved in &seen.moved {
-        let [others, own] = moved.step.rows();
-        series.push(one(others, moved.others, moved.step.should_move_no_others()));
-        if moved.step.has_target() {
-            series.push(one(own, moved.own, moved.step.should_move_nobody()));
-        }
-    }
-    series.push(Series {
-        ours: seen.ours,
-        ..Series::others(seen.title.clone(), ONE_NETWORK, "servers", vec![seen.of_one_network as f64])
-    });
-    series
 }
 
 pub(crate) fn table(all: &[Seen]) -> Table {

@@ -68,17 +68,6 @@ impl Step {
         [others, format!("{title}: {own}")]
     }
 
-    /// Returns whether a step should not move clients of the servers that it leaves unchanged. Some rules for choosing
-    /// servers move such clients nevertheless.
-    pub(crate) const fn should_move_no_others(self) -> bool {
-        matches!(self, Self::Delete | Self::Reorder | Self::Add | Self::Weigh)
-    }
-
-    /// Returns whether the step should not move the clients of the changed server, either.
-    pub(crate) fn should_move_nobody(self) -> bool {
-        self == Self::Drain
-    }
-
     /// Returns whether the step changes one server that has clients.
     pub(crate) const fn has_target(self) -> bool {
         !matches!(self, Self::Reorder | Self::Add)

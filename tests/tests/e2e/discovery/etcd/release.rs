@@ -12,7 +12,9 @@ fn when_etcd_is_away_then_the_last_pool_stays_also_over_a_restart_and_what_chang
     place.wait_for(&["web1 ready 100", "web2 ready 100"]);
     let first = place.homes();
     place.etcd.kill(0).unwrap();
-    wait_until("silence is told", || reasons(&place.site).contains("the last pool stays: etcd /services/web/: "));
+    wait_until("silence is told", || {
+        reasons(&place.site).contains("its backends stay as they are: etcd /services/web/: ")
+    });
     place.site.restart(|_| {}).unwrap();
     place.wait_for(&["web1 ready 100", "web2 ready 100"]);
     assert_eq!(place.homes(), first);

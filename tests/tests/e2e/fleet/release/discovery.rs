@@ -39,7 +39,9 @@ fn when_dns_changes_in_a_fleet_then_all_members_have_the_leaders_answer_and_name
     let mut fleet = Fleet::planned(Plan { service_lines: "drain = { timeout = \"2s\" }", ..Plan::default() });
     let server = Topology::host_address(Family::V4, ENGINES[0]);
     let mut named = Named::start(&fleet.engines[0], server, &fleet.records(&[1, 2]));
-    fleet.apply_with(&format!("discover = [{{ dns = \"_http._tcp.web.internal\", servers = [\"{server}\"] }}]"));
+    fleet.apply_with(&format!(
+        "discover = [{{ dns = \"_http._tcp.web.internal\", servers = [\"{server}\"], keep = \"0s\" }}]"
+    ));
     fleet.wait_for_pool(&["web1.internal ready", "web2.internal ready"], 2);
     fleet.wait_for_all_up();
     fleet.one_answer_of_web();
@@ -61,7 +63,8 @@ fn when_keys_of_etcd_change_in_a_fleet_then_its_leader_decides_and_the_next_lead
         fleet.etcdctl(0, &["put", &key, &format!("{address}:{PORT}")]).unwrap();
     };
     (1..=3).for_each(|number| put(&fleet, number));
-    let source = format!("discover = [{{ etcd = \"/services/web/\", {} }}]", fleet.etcd_keys().join(", "));
+    let source =
+        format!("discover = [{{ etcd = \"/services/web/\", keep = \"0s\", {} }}]", fleet.etcd_keys().join(", "));
     // The source of targets names the backends of the file, which therefore keep their clients.
     fleet.apply_with(&source);
     fleet.wait_for_pool(&["web1 ready", "web2 ready", "web3 ready"], 3);

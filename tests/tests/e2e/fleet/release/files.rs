@@ -51,13 +51,13 @@ fn when_a_second_balancer_has_a_members_name_then_it_is_refused_and_says_whose_i
     let mut fleet = Fleet::new();
     fleet.controllers[3] = Some(fleet.start_as(3, 1));
     let address = Topology::balancers_address(Family::V4, 0);
-    let refused = "another balancer is lb1 already (instance ";
+    let refused = "the member name lb1 is in use by another balancer (instance ";
     wait("lb4 is not refused", || fleet.try_cli(3, &["fleet"]).is_ok_and(|said| said.contains(refused)));
     let said = fleet.cli(3, &["fleet"]);
     assert!(said.contains(&format!(" at {address})")), "not {address}: {said}");
     assert!(fleet.try_cli(3, &["ready"]).is_err());
     let refused = fleet.try_cli(3, &["backend", "weight", "web/web1", "50"]).unwrap_err();
-    assert!(refused.contains("another balancer is lb1 already"), "{refused}");
+    assert!(refused.contains("the member name lb1 is in use by another balancer"), "{refused}");
     for number in 0..3 {
         assert!(fleet.try_cli(number, &["ready", "--strict"]).is_ok());
         assert_eq!(fleet.shown(number).members.len(), 3);

@@ -20,7 +20,6 @@ impl World {
         (world, controller)
     }
 
-    /// Returns the number of slots of each backend.
     fn slots(&self) -> BTreeMap<String, u32> {
         let services = self.site.status().unwrap().services;
         let service = services.into_iter().find(|service| service.name == SERVICE).unwrap();
