@@ -10,9 +10,11 @@ use balancer_common::{
 };
 use balancer_config::states::Admin;
 use balancer_control::io::{BackendId, BackendSpec, CheckOutcome, NextHop, ServiceId};
-use balancer_dataplane::{Capacity, Dataplane as _, KernelDataplane};
+use balancer_dataplane::{Dataplane as _, KernelDataplane};
 use balancer_packet_model::world::{World, client, named};
 use balancer_testkit::frame::{ACK, SYN};
+
+use crate::scene::CAPACITY;
 
 const CLIENTS: u32 = 400;
 const REMEMBER: &str = "remember = \"60s\"\ndrain = { timeout = \"20s\" }";
@@ -82,18 +84,7 @@ fn when_backends_have_high_ids_then_they_behave_like_others() -> Result<()> {
 
 #[test]
 fn when_an_id_exceeds_the_rows_then_it_is_refused() -> Result<()> {
-    let capacity = Capacity {
-        slots: 1 << 16,
-        services: 16,
-        listeners: 16,
-        ranges: 16,
-        returns: 16,
-        backends: 8,
-        counted: 8,
-        clients: 1024,
-        flows: 0,
-    };
-    let mut dataplane = KernelDataplane::load(capacity, &[1])?;
+    let mut dataplane = KernelDataplane::load(CAPACITY, &[1])?;
     dataplane.write_backend(&backend(7))?;
     for id in [8, LAST_BACKEND] {
         let error = dataplane.write_backend(&backend(id)).unwrap_err().to_string();

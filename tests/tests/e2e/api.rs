@@ -32,6 +32,8 @@ fn settled(mut status: StatusView) -> StatusView {
         (service.rates, service.silence) = (None, None);
         for backend in &mut service.backends {
             (backend.connections, backend.packets, backend.bytes, backend.rates) = (0, 0, 0, None);
+            // The controller counts a handshake up to two seconds after its packets.
+            backend.handshakes = None;
         }
     }
     status

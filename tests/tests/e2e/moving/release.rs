@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command};
 
+use balancer_common::map_types::Forwarding;
 use balancer_testkit::{
     binaries,
     process::Process,
     site::{PORT, Site, counts},
 };
 
-use super::{FAMILY, Waiting, elsewhere, import, site, snat, start, start_balancer, steer};
+use super::{FAMILY, Waiting, elsewhere, import, site, site_with, snat, start, start_balancer, steer};
 use crate::support::{homes, requests, under_load};
 
 const NGINX: &str = "
@@ -106,7 +107,7 @@ fn when_nginx_with_ip_hash_is_left_then_its_log_says_where_ten_thousand_clients_
 
 #[test]
 fn when_nginx_is_left_for_snat_and_comes_back_then_no_client_moves_no_request_fails_and_no_connection_ends() {
-    let mut site = snat::site(3, &[FAMILY]);
+    let mut site = site_with(Forwarding::Snat, 3, &[FAMILY]);
     let mut nginx = start_nginx(&site, 3);
     let all = requests(site.topology(), FAMILY, PORT, 1..=2000);
     let before = homes(site.topology(), &all);

@@ -8,28 +8,14 @@ use balancer_testkit::{
     http_client::Request,
     process::Process,
     site::{PORT, Site},
-    topology::{Family, Shape},
-    users::find_the_way_to_the_clients,
+    topology::Family,
 };
 
-use super::{Waiting, elsewhere, import, start_haproxy, start_with, steer, sticky};
+use super::{Waiting, elsewhere, import, site_with, start_haproxy, start_with, steer, sticky};
 use crate::support::{homes, requests, under_load, wait};
 
 /// The only address of the pool, which tells the balancer's connections from HAProxy's.
 const POOL: &str = "10.0.0.200";
-
-/// Starts servers behind a balancer's machine. The balancer starts only to create its files, and then ends.
-pub(super) fn site(hosts: u16, families: &[Family]) -> Site {
-    let mut site = Site::start(Shape::TwoLegged, Forwarding::Snat, hosts, |settings, _| {
-        settings.families = families.to_vec();
-        settings.service_lines = "steer = 0".to_owned();
-        Ok(())
-    })
-    .unwrap();
-    find_the_way_to_the_clients(&site);
-    site.controller().process().stop().unwrap();
-    site
-}
 
 /// Starts the balancer with the imported services, which use `snat`, and steers no client.
 pub(super) fn watch(site: &mut Site, services: &str) {
@@ -47,7 +33,7 @@ pub(super) fn watch(site: &mut Site, services: &str) {
 /// Starts three servers with IPv4 addresses behind HAProxy, which serves clients of both families, and a balancer that
 /// has imported HAProxy's configuration file and steers no client.
 fn beside_haproxy() -> (Site, Process) {
-    let mut site = site(3, &Family::BOTH);
+    let mut site = site_with(Forwarding::Snat, 3, &Family::BOTH);
     let vip = SocketAddr::new(site.topology().vip(Family::V6), PORT);
     let text = sticky(&site, 3).replacen("    balance", &format!("    bind {vip}\n    balance"), 1);
     let haproxy = start_haproxy(&site, &text);

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use balancer_api::model::UnansweredView;
+use balancer_api::model::{HealthView, UnansweredView};
 
 use crate::{
-    facts::{Facts, Link, Neighbour, Path, Untranslated, Way, WayBack},
+    facts::{Backend, Facts, Link, Neighbour, Path, Untranslated, Way, WayBack},
     finding::{Finding, Kind},
     judge::{
         judge,
@@ -231,20 +231,27 @@ fn when_clients_are_containers_of_this_machine_then_no_command_is_given_before_t
     }
 }
 
+/// As [`waiting`], with a second backend whose checks say `verdict`.
+fn waiting_beside_web2(forwarding: &str, verdict: &str) -> Facts {
+    let mut facts = waiting(forwarding);
+    let name = "web2".to_owned();
+    let other = Backend { name: name.clone(), ..facts.backends[0].clone() };
+    facts.backends.push(other);
+    let controller = facts.controller.as_mut().unwrap();
+    let health = controller.health[0].clone();
+    controller.health.push(HealthView { backend: name, verdict: verdict.to_owned(), ..health });
+    facts
+}
+
 #[test]
 fn when_replies_of_several_backends_are_lost_then_one_finding_names_the_route() {
-    let mut facts = waiting("nat");
-    let mut other = facts.backends[0].clone();
-    other.name = "web2".to_owned();
-    facts.backends.push(other);
+    let mut facts = waiting_beside_web2("nat", "up");
     let controller = facts.controller.as_mut().unwrap();
     for status in [&mut controller.before, &mut controller.after] {
         let mut backend = status.services[0].backends[0].clone();
         backend.name = "web2".to_owned();
         status.services[0].backends.push(backend);
     }
-    let health = controller.health[0].clone();
-    controller.health.push(balancer_api::model::HealthView { backend: "web2".to_owned(), ..health });
     flow(&mut facts, 5, 8);
     let backend = &mut after(&mut facts).services[0].backends[1];
     (backend.packets, backend.connections) = (3, 3);
@@ -256,13 +263,6 @@ fn when_replies_of_several_backends_are_lost_then_one_finding_names_the_route() 
 
 #[test]
 fn when_a_backend_is_unhealthy_then_the_lost_replies_of_another_are_found_as_well() {
-    let mut facts = waiting("nat");
-    let mut sick = facts.backends[0].clone();
-    sick.name = "web2".to_owned();
-    facts.backends.push(sick);
-    let controller = facts.controller.as_mut().unwrap();
-    let health = controller.health[0].clone();
-    let (backend, verdict) = ("web2".to_owned(), "down".to_owned());
-    controller.health.push(balancer_api::model::HealthView { backend, verdict, ..health });
+    let facts = waiting_beside_web2("nat", "down");
     assert_eq!(kinds(&facts), [Kind::Unhealthy, Kind::Replies]);
 }
