@@ -1,9 +1,9 @@
 //! Decides which outcomes of a backend's checks count towards a verdict.
 //!
-//! *Time-outs.* A server that pauses for a second or two answers none of the checks that packets ask for in the
-//! meantime. All these checks are one look at the server. Once packets have asked for a check that timed out, further
-//! time-outs therefore count only once in each interval of the check, until a check passes. A refusal always counts:
-//! the server or its network sent it.
+//! *Time-outs.* A server that pauses for a second or two answers none of the checks that begin in the meantime, and
+//! packets may ask for many. With passive detection, time-outs therefore count only once in each interval of the check,
+//! until a check passes: a server that is unreachable for less than `fall - 1` intervals keeps its clients. A refusal
+//! always counts: the server or its network sent it.
 //!
 //! *Refusals.* The port of a server is shut while the server restarts. For that moment the balancer withholds the
 //! server's resets from clients, whose SYNs come again. A refusal therefore counts only if the checks of the backend
@@ -24,12 +24,12 @@ pub struct Counting {
 }
 
 impl Counting {
-    /// Returns the outcome that counts for a check that began at `start`; `None`: the check does not count. `asked` says
-    /// whether packets have asked for the check. `verdict` is the verdict before the check.
+    /// Returns the outcome that counts for a check that began at `start`; `None`: the check does not count. `verdict` is
+    /// the verdict before the check.
     pub fn count(
         &mut self,
         outcome: CheckOutcome,
-        (start, asked): (Instant, bool),
+        start: Instant,
         (config, restart_grace): (&CheckConfig, Duration),
         verdict: &Verdict,
     ) -> Option<CheckOutcome> {
@@ -42,8 +42,8 @@ impl Counting {
             CheckOutcome::Shut(why) if !may_restart || self.refusals.counts(start, restart_grace) => {
                 Some(CheckOutcome::Hard(why))
             }
-            CheckOutcome::Late(_) if !has_clients => Some(outcome),
-            CheckOutcome::Late(_) => self.time_outs.counts((start, asked), config.interval).then_some(outcome),
+            CheckOutcome::Late(_) if !has_clients || !config.passive => Some(outcome),
+            CheckOutcome::Late(_) => self.time_outs.counts(start, config.interval).then_some(outcome),
             CheckOutcome::Passed => {
                 (self.time_outs, self.refusals) = Default::default();
                 Some(outcome)
@@ -72,14 +72,11 @@ const fn has_clients(verdict: &Verdict) -> bool {
 struct TimeOuts {
     /// The start of the last check whose time-out counted.
     last: Option<Instant>,
-    /// Whether packets have asked for one of the checks that timed out.
-    asked: bool,
 }
 
 impl TimeOuts {
-    fn counts(&mut self, (start, asked): (Instant, bool), interval: Duration) -> bool {
-        self.asked |= asked;
-        let counts = !self.asked || self.last.is_none_or(|last| start.saturating_duration_since(last) >= interval);
+    fn counts(&mut self, start: Instant, interval: Duration) -> bool {
+        let counts = self.last.is_none_or(|last| start.saturating_duration_since(last) >= interval);
         if counts {
             self.last = Some(start);
         }
@@ -107,29 +104,29 @@ mod tests {
 
     use super::*;
 
-    /// Returns which time-outs count, of checks that began after so many milliseconds; packets asked for some.
-    fn counted(checks: &[(u64, bool)]) -> Vec<u64> {
-        let (mut counting, begun, config) = (Counting::default(), now(), check());
-        let mut counts = |&(ms, asked): &(u64, bool)| {
+    /// Returns which time-outs count, of checks that began after so many milliseconds.
+    fn counted(config: &CheckConfig, checks: &[u64]) -> Vec<u64> {
+        let (mut counting, begun) = (Counting::default(), now());
+        let mut counts = |&ms: &u64| {
             let start = begun + Duration::from_millis(ms);
             let late = CheckOutcome::Late("connect: timeout after 1s".to_owned());
-            counting.count(late, (start, asked), (&config, Duration::ZERO), &Verdict::Up).map(|_| ms)
+            counting.count(late, start, (config, Duration::ZERO), &Verdict::Up).map(|_| ms)
         };
         checks.iter().filter_map(&mut counts).collect()
     }
 
     #[test]
-    fn when_packets_ask_for_checks_that_time_out_then_one_counts_in_each_interval() {
-        let series = [0, 50, 100, 1100, 1150, 1200, 2200, 2250, 2300, 3300, 4300].map(|ms| (ms, true));
-        assert_eq!(counted(&series), [0, 2200, 4300]);
-        // Regular checks follow the series.
-        assert_eq!(counted(&[(0, true), (50, true), (1000, false), (2000, false), (2050, true)]), [0, 2000]);
-        assert_eq!(counted(&[(0, false), (50, true), (600, false), (2000, false)]), [0, 2000]);
+    fn when_checks_time_out_then_one_counts_in_each_interval() {
+        let series = [0, 50, 100, 1100, 1150, 1200, 2200, 2250, 2300, 3300, 4300];
+        assert_eq!(counted(&check(), &series), [0, 2200, 4300]);
+        // Regular checks, each of which begins when the time of the one before is out.
+        assert_eq!(counted(&check(), &[0, 1000, 2000, 3000, 4000]), [0, 2000, 4000]);
     }
 
     #[test]
-    fn when_packets_ask_for_no_check_then_every_time_out_counts() {
-        assert_eq!(counted(&[(0, false), (1000, false), (1100, false)]), [0, 1000, 1100]);
+    fn when_there_is_no_passive_detection_then_every_time_out_counts() {
+        let config = CheckConfig { passive: false, ..check() };
+        assert_eq!(counted(&config, &[0, 1000, 1100]), [0, 1000, 1100]);
     }
 
     /// Returns which refusals count, of checks that began after so many milliseconds.
@@ -138,7 +135,7 @@ mod tests {
         let mut counts = |&ms: &u64| {
             let start = begun + Duration::from_millis(ms);
             let shut = CheckOutcome::Shut("connect: refused".to_owned());
-            let counted = counting.count(shut, (start, false), (&config, grace), &Verdict::Up);
+            let counted = counting.count(shut, start, (&config, grace), &Verdict::Up);
             matches!(counted, Some(CheckOutcome::Hard(_))).then_some(ms)
         };
         checks.iter().filter_map(&mut counts).collect()
@@ -150,9 +147,9 @@ mod tests {
         let soft = Verdict::Down { kind: FailureKind::Soft, reason: "status 503".to_owned() };
         let shut = || CheckOutcome::Shut("connect: refused".to_owned());
         let terms = (&config, Duration::from_secs(2));
-        assert_eq!(counting.count(shut(), (now(), false), terms, &soft), Some(shut()));
+        assert_eq!(counting.count(shut(), now(), terms, &soft), Some(shut()));
         let hard = Verdict::Down { kind: FailureKind::Hard, reason: "connect: refused".to_owned() };
-        let counted = counting.count(shut(), (now(), false), terms, &hard);
+        let counted = counting.count(shut(), now(), terms, &hard);
         assert!(matches!(counted, Some(CheckOutcome::Hard(_))));
     }
 

@@ -72,7 +72,7 @@ impl Count {
         self.hindered = matches!(outcome, CheckOutcome::Hindered(_));
         let (verdict, was_pending) = (self.health.verdict().clone(), self.health.is_pending());
         let terms = (&self.config, self.restart_grace);
-        let Some(outcome) = self.counting.count(outcome, (start.into_std(), asked), terms, &verdict) else {
+        let Some(outcome) = self.counting.count(outcome, start.into_std(), terms, &verdict) else {
             return Ok(());
         };
         self.health.record(&outcome, &self.config);

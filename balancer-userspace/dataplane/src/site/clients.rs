@@ -17,6 +17,8 @@ pub(super) struct Client {
     pub(super) server: usize,
     /// Whether another program has reported the client's server, and no packet of the client has come since.
     pub(super) is_reported: bool,
+    /// Whether the client's server was removed while the checks found it down, and no packet of the client has come since.
+    pub(super) is_free: bool,
     /// The time of the client's next SYN, and the number of the SYN's earlier tries.
     pub(super) next: (Instant, u32),
     /// The mean time between two connections.
@@ -34,7 +36,7 @@ impl Client {
         }));
         let next = (now + every.mul_f64(rng.f64()), 0);
         let address = Ipv4Addr::from_bits(address).into();
-        Self { address, server: 0, is_reported: false, next, every }
+        Self { address, server: 0, is_reported: false, is_free: false, next, every }
     }
 
     /// Plans the next connection.
@@ -50,16 +52,16 @@ impl Client {
 
     /// Whether a packet of the client that goes to `server` moves the client.
     pub(super) const fn moves_to(&self, server: usize) -> bool {
-        self.server != server
+        self.server != server && !self.is_free
     }
 
     /// Notes that a packet of the client went to `server`.
     pub(super) const fn seen_at(&mut self, server: usize) {
-        (self.server, self.is_reported) = (server, false);
+        (self.server, self.is_reported, self.is_free) = (server, false, false);
     }
 
     /// Notes that another program has reported the client at `server`, and that the balancer believes it.
     pub(super) const fn reported_at(&mut self, server: usize) {
-        (self.server, self.is_reported) = (server, true);
+        (self.server, self.is_reported, self.is_free) = (server, true, false);
     }
 }

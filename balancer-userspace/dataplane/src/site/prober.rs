@@ -127,7 +127,7 @@ impl Prober {
     fn count(&mut self, Running { start, end, outcome, asked }: Running) -> Option<Event> {
         let passed = outcome == CheckOutcome::Passed;
         let (verdict, terms) = (self.spec.health.verdict().clone(), (&self.spec.check, self.spec.restart_grace));
-        let outcome = self.counting.count(outcome, (start, asked), terms, &verdict);
+        let outcome = self.counting.count(outcome, start, terms, &verdict);
         if let Some(outcome) = &outcome {
             self.spec.health.record(outcome, &self.spec.check);
         }

@@ -23,6 +23,10 @@ const ANSWER: Duration = Duration::from_millis(1);
 /// The time for which a server may work without a check that passes.
 const MISSED: Duration = Duration::from_millis(1700);
 
+/// The time for which a server that is down may work before two checks have passed: one after the interval, and one
+/// after the fast interval.
+const RISING: Duration = Duration::from_millis(2600);
+
 /// A time in which a server is unreachable.
 #[derive(Clone, Copy, Debug)]
 struct Gap {
@@ -33,11 +37,22 @@ struct Gap {
 }
 
 impl Gap {
-    fn is_enough(self, now: Instant, returned: Duration, (silent, shut): (Duration, Duration)) -> bool {
-        let enough = if self.is_shut { shut.min(silent) } else { silent };
-        self.since + enough <= now
-            && now <= self.until + returned
-            && self.until.saturating_duration_since(self.since) >= enough
+    /// The shortest time that ends in a verdict.
+    fn enough(self, (silent, shut): (Duration, Duration)) -> Duration {
+        if self.is_shut { shut.min(silent) } else { silent }
+    }
+
+    fn is_enough(self, now: Instant, returned: Duration, terms: (Duration, Duration)) -> bool {
+        self.since + self.enough(terms) <= now && now <= self.until + returned && self.ends_in_a_verdict(terms)
+    }
+
+    fn ends_in_a_verdict(self, terms: (Duration, Duration)) -> bool {
+        self.until.saturating_duration_since(self.since) >= self.enough(terms)
+    }
+
+    /// The last moment at which another fault may begin before checks have noticed that the server works again.
+    fn unnoticed_until(self, terms: (Duration, Duration)) -> Instant {
+        self.until + if self.ends_in_a_verdict(terms) { RISING } else { MISSED }
     }
 }
 
@@ -65,23 +80,22 @@ impl Server {
     }
 
     /// Whether checks may have found the server down, which now works or may have worked again for at most `returned`. A
-    /// verdict needs `silent` without an answer, or a port that is shut for `shut`.
-    pub(super) fn may_be_down(&self, now: Instant, returned: Duration, (silent, shut): (Duration, Duration)) -> bool {
+    /// verdict needs a time without an answer, or a time in which the port is shut (`terms`).
+    pub(super) fn may_be_down(&self, now: Instant, returned: Duration, terms: (Duration, Duration)) -> bool {
         let mut hard: Vec<_> = self.faults.iter().filter(|(fault, ..)| *fault != Fault::Overloaded).collect();
         hard.sort_by_key(|(_, since, _)| *since);
         let mut gap: Option<Gap> = None;
         for &&(fault, since, until) in &hard {
             let is_shut = fault == Fault::Restarts;
             gap = Some(match gap {
-                // A check may miss that the server works for a moment.
-                Some(gap) if since <= gap.until + MISSED => {
+                Some(gap) if since <= gap.unnoticed_until(terms) => {
                     Gap { until: gap.until.max(until), is_shut: gap.is_shut || is_shut, ..gap }
                 }
-                Some(before) if before.is_enough(now, returned, (silent, shut)) => return true,
+                Some(before) if before.is_enough(now, returned, terms) => return true,
                 Some(_) | None => Gap { since, until, is_shut },
             });
         }
-        gap.is_some_and(|gap| gap.is_enough(now, returned, (silent, shut)))
+        gap.is_some_and(|gap| gap.is_enough(now, returned, terms))
     }
 
     /// The outcome of a check that begins at `start`, and the time at which it ends.

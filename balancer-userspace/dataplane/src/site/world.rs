@@ -54,9 +54,9 @@ const SWEEP: Duration = Duration::from_secs(8);
 const REST: Duration = Duration::from_secs(40);
 /// The time that checks may need to find out that a server works again.
 const RETURN: Duration = Duration::from_secs(6);
-/// The shortest time for which a server may be unreachable without an answer before its clients leave it: three checks
-/// that take a second.
-const SILENT: Duration = Duration::from_millis(2900);
+/// The shortest time for which a server may be unreachable without an answer before its clients leave it: the time from
+/// the beginning of the first to the beginning of the last of three checks, one in each interval of two seconds.
+const SILENT: Duration = Duration::from_secs(4);
 /// With `nat` and `snat`, a server's port may be shut for this time.
 const SHUT: Duration = Duration::from_millis(1900);
 
@@ -269,7 +269,7 @@ impl World {
                     let prober = Prober::new(*spec, self.now, &mut self.rng);
                     self.probers.insert(prober.spec.backend, prober);
                 }
-                Command::StopChecks(id) => drop(self.probers.remove(&id)),
+                Command::StopChecks(id) => self.stop_checks(id),
                 Command::Report(report) => self.say(report.message),
                 Command::UnwatchNextHop(_) | Command::SetRules { .. } => {}
             }
@@ -277,6 +277,16 @@ impl World {
         if !found.is_empty() {
             self.handle(found);
         }
+    }
+
+    /// Stops the checks of a backend that is being removed. A server that the list no longer has, and that the checks find
+    /// down, is gone for good.
+    fn stop_checks(&mut self, id: BackendId) {
+        self.probers.remove(&id);
+        let Some(row) = self.rows.get(&id) else { return };
+        let down = server_of(row.address.ip()).filter(|&server| self.may_leave(server));
+        let left = self.people.iter_mut().filter(|client| Some(client.server) == down);
+        left.for_each(|client| client.is_free = true);
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
@@ -420,6 +430,9 @@ impl World {
         let Some(server) = self.rows.get(&BackendId(backend)).and_then(|row| server_of(row.address.ip())) else {
             return Err(format!("{} goes to {backend}, which has no row", client.address));
         };
+        if is_named && client.is_free {
+            return Ok(None);
+        }
         if is_named && (answer.moved_from != NO_BACKEND || client.moves_to(server)) {
             // The datagram goes to its server, and the client stays where it is.
             return match self.entry(hash).and_then(|entry| self.rows.get(&BackendId(entry.backend()))) {
@@ -509,7 +522,7 @@ impl World {
             let backend = self.steer(hash, Packet::Syn).backend;
             let row = backend.and_then(|backend| self.rows.get(&BackendId(backend)));
             let server = row.and_then(|row| server_of(row.address.ip()));
-            if server != Some(client.server) {
+            if server.is_none_or(|server| client.moves_to(server)) {
                 *lost.entry((client.server, server)).or_insert(0) += 1;
             }
         }
