@@ -52,6 +52,7 @@ pub mod step;
 mod steps;
 mod sum;
 pub mod tracing;
+mod words;
 
 pub use ingress::Ingress;
 pub use path::process;

@@ -43,10 +43,11 @@ const TAG_LEN: usize = 4;
 #[must_use]
 pub(crate) fn relocate(frame: Packet<'_>, from: usize, to: usize, l3_offset: usize, family: u8) -> Option<()> {
     // The function reads all bytes before it writes any, because the old and the new position may overlap.
-    let macs: [u32; 3] = frame.load(from)?;
+    let (start, end): (u64, u32) = (frame.load(from)?, frame.load(from + size_of::<u64>())?);
     let tags = tags(frame.skip(from))?;
     let to = frame.skip(to);
-    to.store(0, macs)?;
+    to.store(0, start)?;
+    to.store(size_of::<u64>(), end)?;
     store_tags(to, tags, l3_offset, family)
 }
 

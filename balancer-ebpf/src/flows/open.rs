@@ -16,6 +16,7 @@ use crate::{
     share::{self, Treated},
     signs, steer,
     step::{Carries, FlowPort, Going, OpenFlow, Packed, Step, ToBackend},
+    words::by_words,
 };
 
 /// Chooses the backend of a new flow by the same rules as in services of other modes. If the host serves the client, or
@@ -124,7 +125,7 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
         place::give_up(index);
         return Err(Step::drop(DropReason::NoNextHop));
     };
-    row.backend = backend.row.address;
+    row.backend = by_words(&backend.row.address);
     row.crosses = row.family ^ if backend.flags & BACKEND_V6 == 0 { FAMILY_V4 } else { FAMILY_V6 };
     row.backend_port = match (backend.row.port, port) {
         (0, 0) => ports.destination(),

@@ -22,6 +22,7 @@ use crate::{
     opaque,
     parse::{TCP, UDP},
     step::{Choice, FlowPort, FlowThere, Going, Packed, Step},
+    words::by_words,
 };
 
 /// The result of a successful attempt.
@@ -253,11 +254,11 @@ fn choose(row: *mut FlowRow, which: u32, port: u16) -> bool {
     let family = usize::from(row.backend_family() != FAMILY_V4);
     row.pool = if pool.count[family & 1] == 0 {
         match backends::reachable(row.backend_id) {
-            Some(backend) => backend.row.tunnel_source,
+            Some(backend) => by_words(&backend.row.tunnel_source),
             None => return false,
         }
     } else {
-        pool.addresses[family & 1][(which & 7) as usize]
+        by_words(&pool.addresses[family & 1][(which & 7) as usize])
     };
     row.pool_index = which as u8;
     row.pool_port = port.to_be();

@@ -10,7 +10,7 @@ use core::mem::offset_of;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::bpf_ktime_get_coarse_ns, macros::map, maps::Array};
 use balancer_common::map_types::{CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, DefaultHopRow, Mac, address_key};
 
-use crate::{cpu_rows, forward::rewrite, ingress::Ingress, packet::Packet, parse::Ip, step::Step};
+use crate::{cpu_rows, forward::rewrite, ingress::Ingress, packet::Packet, parse::Ip, step::Step, words::by_words};
 
 /// Lifetime of a cached next hop in ns: 17 ms.
 const LIFETIME: u64 = 1 << 24;
@@ -117,8 +117,8 @@ impl Question<'_> {
         let hop = unsafe { &mut *place };
         // SAFETY: the helper takes no pointer.
         hop.asked = unsafe { bpf_ktime_get_coarse_ns() };
-        hop.source = *source;
-        hop.destination = *destination;
+        hop.source = by_words(source);
+        hop.destination = by_words(destination);
         hop.ingress = ingress;
         hop.egress = egress;
         hop.source_mac = source_mac;
