@@ -42,7 +42,7 @@ impl Counting {
             CheckOutcome::Shut(why) if !may_restart || self.refusals.counts(start, restart_grace) => {
                 Some(CheckOutcome::Hard(why))
             }
-            CheckOutcome::Late(_) if !has_clients || !config.passive => Some(outcome),
+            CheckOutcome::Late(_) if !has_clients || !config.passive || *verdict == Verdict::Unknown => Some(outcome),
             CheckOutcome::Late(_) => self.time_outs.counts(start, config.interval).then_some(outcome),
             CheckOutcome::Passed => {
                 (self.time_outs, self.refusals) = Default::default();
@@ -105,12 +105,12 @@ mod tests {
     use super::*;
 
     /// Returns which time-outs count, of checks that began after so many milliseconds.
-    fn counted(config: &CheckConfig, checks: &[u64]) -> Vec<u64> {
+    fn counted(config: &CheckConfig, verdict: &Verdict, checks: &[u64]) -> Vec<u64> {
         let (mut counting, begun) = (Counting::default(), now());
         let mut counts = |&ms: &u64| {
             let start = begun + Duration::from_millis(ms);
             let late = CheckOutcome::Late("connect: timeout after 1s".to_owned());
-            counting.count(late, start, (config, Duration::ZERO), &Verdict::Up).map(|_| ms)
+            counting.count(late, start, (config, Duration::ZERO), verdict).map(|_| ms)
         };
         checks.iter().filter_map(&mut counts).collect()
     }
@@ -118,15 +118,20 @@ mod tests {
     #[test]
     fn when_checks_time_out_then_one_counts_in_each_interval() {
         let series = [0, 50, 100, 1100, 1150, 1200, 2200, 2250, 2300, 3300, 4300];
-        assert_eq!(counted(&check(), &series), [0, 2200, 4300]);
+        assert_eq!(counted(&check(), &Verdict::Up, &series), [0, 2200, 4300]);
         // Regular checks, each of which begins when the time of the one before is out.
-        assert_eq!(counted(&check(), &[0, 1000, 2000, 3000, 4000]), [0, 2000, 4000]);
+        assert_eq!(counted(&check(), &Verdict::Up, &[0, 1000, 2000, 3000, 4000]), [0, 2000, 4000]);
     }
 
     #[test]
     fn when_there_is_no_passive_detection_then_every_time_out_counts() {
         let config = CheckConfig { passive: false, ..check() };
-        assert_eq!(counted(&config, &[0, 1000, 1100]), [0, 1000, 1100]);
+        assert_eq!(counted(&config, &Verdict::Up, &[0, 1000, 1100]), [0, 1000, 1100]);
+    }
+
+    #[test]
+    fn when_a_backend_has_no_verdict_yet_then_every_time_out_counts() {
+        assert_eq!(counted(&check(), &Verdict::Unknown, &[0, 1000, 1100]), [0, 1000, 1100]);
     }
 
     /// Returns which refusals count, of checks that began after so many milliseconds.
