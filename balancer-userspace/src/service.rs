@@ -45,6 +45,9 @@ pub(super) enum ServiceChange {
         /// The share in percent, from 0 (watch) to 100 (all)
         #[arg(value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
         steer: u8,
+        /// Steer more clients even if the balancer knows that they would not be served
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -70,7 +73,7 @@ pub(super) struct Which {
 impl ServiceChange {
     pub(super) fn plan(self) -> PlanRequest {
         match self {
-            Self::Steer { service, steer } => PlanRequest::Steer { service, steer },
+            Self::Steer { service, steer, force } => PlanRequest::Steer { service, steer, force },
             Self::Listen(Listen::Add(Which { service, listener })) => {
                 PlanRequest::AddListener { service, listener: listener.to_string() }
             }
@@ -91,8 +94,8 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             };
             print_changed(&changed)
         }
-        Verb::Change(ServiceChange::Steer { service, steer }) => {
-            let changed = client.set_steer(&service, steer).await?;
+        Verb::Change(ServiceChange::Steer { service, steer, force }) => {
+            let changed = client.set_steer(&service, steer, force).await?;
             print_changed(&changed)
         }
         Verb::Show { service, json } => {

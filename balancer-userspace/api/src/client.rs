@@ -403,12 +403,13 @@ impl Client {
         self.get(&format!("/v1/services/{service}/clients{query}")).await
     }
 
-    /// Sets the percentage of the service's clients that the balancer steers.
+    /// Sets the percentage of the service's clients that the balancer steers. Unless `force` is set, the balancer refuses
+    /// to steer more clients if it knows that they would not be served.
     ///
     /// # Errors
     /// See [`Client::status`].
-    pub async fn set_steer(&self, service: &str, steer: u8) -> Answer<Changed> {
-        self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer })).await
+    pub async fn set_steer(&self, service: &str, steer: u8, force: bool) -> Answer<Changed> {
+        self.send(Method::PUT, &format!("/v1/services/{service}/steer"), Some(&SetSteer { steer, force })).await
     }
 
     /// Returns the settings that a backend's server needs for its QUIC connection IDs.

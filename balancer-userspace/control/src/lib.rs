@@ -35,6 +35,7 @@ pub mod locate;
 pub mod maglev;
 pub mod merge;
 pub mod moves;
+pub mod next_step;
 pub mod plan;
 pub mod rates;
 pub mod ratios;

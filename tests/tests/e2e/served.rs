@@ -44,6 +44,22 @@ fn knock(site: &Site) {
     topology.client().run_in_thread(move || drop(clients.into_iter().map(knock).collect::<Vec<_>>())).unwrap();
 }
 
+/// A step to fewer steered clients is never refused; a step to more is, unless the operator forces it.
+fn only_a_forced_step_steers_more(site: &Site) {
+    site.cli(&["service", "steer", "web", "50"]).unwrap();
+    for refused in [&["service", "steer", "web", "100"][..], &["plan", "service", "steer", "web", "100"]] {
+        let output = site.output(refused).unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for part in ["nothing was changed: clients of web completed ", "`balancer doctor web`", "use --force"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    assert_eq!(site.status().unwrap().services[0].steer, 50);
+    site.cli(&["plan", "service", "steer", "web", "100", "--force"]).unwrap();
+    site.cli(&["service", "steer", "web", "100", "--force"]).unwrap();
+}
+
 /// The servers answer the checks of the balancer, and their answers to clients go nowhere.
 #[test]
 fn when_answers_reach_no_client_then_the_balancer_is_degraded_until_clients_are_served() {
@@ -78,6 +94,7 @@ fn when_answers_reach_no_client_then_the_balancer_is_degraded_until_clients_are_
         let unanswered = site.metrics().unwrap().sum("handshakes_total", &["outcome=\"unanswered\""]);
         assert!(unanswered.as_ref().is_ok_and(|&count| count > f64::from(CLIENTS)), "{unanswered:?}");
         assert!(site.status().unwrap().services[0].backends.iter().all(|backend| backend.state == "up"));
+        only_a_forced_step_steers_more(&site);
 
         change("del");
         wait("the balancer is still degraded", || {

@@ -86,6 +86,9 @@ pub struct SetLimits {
 pub struct SetSteer {
     /// The percentage of the service's clients that the balancer steers, 0–100.
     pub steer: u8,
+    /// Whether the balancer steers more clients even if it knows that they would not be served.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// The answer to a change.

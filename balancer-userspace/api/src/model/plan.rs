@@ -59,6 +59,9 @@ pub enum PlanRequest {
         service: String,
         /// The percentage of the service's clients that the balancer would steer, 0–100.
         steer: u8,
+        /// Whether the balancer plans the change even if it knows that the clients would not be served.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
     },
     /// Adding a listener.
     AddListener {

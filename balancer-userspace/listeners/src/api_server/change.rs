@@ -55,7 +55,7 @@ pub(super) fn planned(request: PlanRequest) -> Result<(String, Change), Failure>
             let name = of(&service, name);
             (service, set_limits(name, limits))
         }
-        PlanRequest::Steer { service, steer } => (service.clone(), Change::SetSteer { service, steer }),
+        PlanRequest::Steer { service, steer, force: _ } => (service.clone(), Change::SetSteer { service, steer }),
         PlanRequest::AddListener { service, listener } => {
             let listener = listener.parse().map_err(Failure::bad_request)?;
             (service.clone(), Change::AddListener { service, listener })

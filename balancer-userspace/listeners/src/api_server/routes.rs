@@ -15,7 +15,7 @@ use balancer_api::{
     MAX_CLIENTS_BODY, MAX_CONFIGURATION_BODY,
     model::{
         Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, FlowView, Force, ForceHealth,
-        ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanView, RuleView,
+        ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanRequest, PlanView, RuleView,
         RuleWord, ServiceView, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
     },
 };
@@ -25,6 +25,7 @@ use balancer_config::{
 use balancer_control::{
     fleet::FleetSnapshot,
     io::{Change, Refused},
+    next_step,
     plan::{clients_changing_sides, clients_moved},
     readiness::Readiness,
     report::NOTHING_CHANGED,
@@ -326,12 +327,21 @@ async fn set_steer(
     headers: HeaderMap,
     body: Body,
 ) -> Outcome<Changed> {
-    let SetSteer { steer } = read(&headers, body, r#"{"steer": 10}, 0 to 100"#).await?;
-    let set = Change::SetSteer { service, steer };
+    let SetSteer { steer, force } = read(&headers, body, r#"{"steer": 10, "force": false}, 0 to 100"#).await?;
+    let set = Change::SetSteer { service: service.clone(), steer };
     // Only a plan counts the clients that would move between balancer and host.
     let planned = ask(&calls, |reply| Call::Plan { change: set.clone(), reply }).await??;
+    if !force {
+        check_step(&calls, &service, steer).await?;
+    }
     let Json(Changed { message, not_applied_by }) = change(&calls, asker, set).await?;
     Ok(Json(Changed { message: message + &clients_changing_sides(&planned.services), not_applied_by }))
+}
+
+/// Refuses a step to more steered clients if they would not be served.
+async fn check_step(calls: &Calls, service: &str, steer: u8) -> Result<(), Failure> {
+    let service = find(snapshot(calls).await?.services, |service| &service.name, service)?;
+    Ok(next_step::check(&service, steer)?)
 }
 
 async fn add_listener(
@@ -461,8 +471,12 @@ async fn plan(State(calls): State<Calls>, headers: HeaderMap, body: Body) -> Out
                    (with "backend"), admin (with "admin": {"admin": "drain"}), weight (with "weight": 100), steer (with "steer": 10 instead \
                    of "name"), add_listener and remove_listener (with "listener": "198.51.100.10:443/udp" instead of "name")"#;
     let request = read(&headers, body, shape).await?;
+    let step = if let PlanRequest::Steer { steer, force: false, .. } = request { Some(steer) } else { None };
     let (service, change) = change::planned(request)?;
     let planned = ask(&calls, |reply| Call::Plan { change, reply }).await??;
+    if let Some(steer) = step {
+        check_step(&calls, &service, steer).await?;
+    }
     find(planned.services, |plan| &plan.service, &service).map(|plan| Json(plan.into()))
 }
 
