@@ -129,6 +129,7 @@ fn when_a_key_is_absent_then_the_default_applies() {
             bounded_load: None,
             quic: None,
             spread_heavy: None,
+            expect: None,
             check: tcp,
             backends: vec![BackendConfig {
                 name: "web1".to_owned(),
@@ -370,6 +371,7 @@ fn when_every_key_is_set_then_all_are_read() {
     assert_eq!(dns.bounded_load, Some(BoundedLoad { factor: 1.5, by: Load::Connections }));
     assert_eq!(web.bounded_load, None);
     assert_eq!((web.spread_heavy, dns.spread_heavy), (Some(0.2), Some(0.25)));
+    assert_eq!((web.expect, dns.expect), (Some(1), None));
     assert_eq!((dns.when_full, web.when_full), (WhenFull::Reject, WhenFull::Open));
     assert_eq!(dns.backends[0].limits, Limits { clients: Some(1000), connections: None });
     assert_eq!(web.drain_timeout, Duration::from_secs(600));

@@ -99,6 +99,7 @@ impl From<ServiceSnapshot> for ServiceView {
         Self {
             rates: service.rates(),
             silence: service.statistics.silence.clone(),
+            expected: service.expected,
             name: service.name,
             drop_in: service.drop_in,
             address: service.listeners.first().map(|of| of.listener.place()).unwrap_or_default(),

@@ -114,6 +114,7 @@ pub fn service(name: &str, at: &str, forwarding: Forwarding, backends: &[&str]) 
         bounded_load: None,
         quic: None,
         spread_heavy: None,
+        expect: None,
         check: check(),
         backends: backends
             .iter()

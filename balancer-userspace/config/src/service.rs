@@ -117,6 +117,10 @@ pub struct ServiceConfig {
     /// client; `None`: it makes no suggestions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_heavy: Option<f64>,
+    /// The number of backends that are up in normal operation, at least 1; while so many are up, other backends that
+    /// fail their checks are no fault. `None`: all backends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<u32>,
     /// The health check of backends that have no check of their own.
     pub check: CheckConfig,
     /// The service's backends in the order of the file; names are unique in the service.
@@ -216,6 +220,7 @@ impl ServiceConfig {
             bounded_load,
             quic,
             spread_heavy,
+            expect,
             check,
             backends: _,
             rules: _,
@@ -251,6 +256,7 @@ impl ServiceConfig {
             && *bounded_load == other.bounded_load
             && *quic == other.quic
             && *spread_heavy == other.spread_heavy
+            && *expect == other.expect
             && *check == other.check
     }
 }

@@ -86,11 +86,11 @@ mod tests {
                 Facts { handshakes, ..sound() },
                 Some("clients of web completed 10% of 30 handshakes in the last minute: `balancer doctor web` looks"),
             ),
+            (Facts { handshakes: HandshakeCounts { completed: 0, unanswered: 19 }, ..sound() }, None),
             (
-                Facts { handshakes: HandshakeCounts { completed: 0, unanswered: 19 }, ..sound() },
-                None,
+                Facts { has_backend: false, handshakes, ..sound() },
+                Some("no backend of web is up: `balancer health show web`"),
             ),
-            (Facts { has_backend: false, handshakes, ..sound() }, Some("no backend of web is up: `balancer health show web`")),
             (
                 Facts { unattached: Some(("lb1", "web2")), ..sound() },
                 Some("replies of web/web2 arrive by lb1, which lacks the program: name lb1 in `interfaces` as well"),

@@ -334,6 +334,8 @@ pub struct ServiceSnapshot {
     pub rule_fallbacks: u64,
     /// The threshold for suggesting a rule for a heavy client; `None`: the balancer makes no suggestions.
     pub spread_heavy: Option<SpreadHeavy>,
+    /// The number of backends that are up in normal operation; `None`: all backends.
+    pub expected: Option<u32>,
     /// The deny list; `None` if the service has none.
     pub denied: Option<DeniedSnapshot>,
     /// The lists of targets from which the service's backends come.

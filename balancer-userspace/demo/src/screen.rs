@@ -180,6 +180,7 @@ mod tests {
                 drop_in: None,
                 rates: None,
                 silence: None,
+                expected: None,
                 listeners: Vec::new(),
                 name: "web".to_owned(),
                 address: "10.2.0.10:80".to_owned(),

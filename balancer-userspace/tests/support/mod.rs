@@ -414,6 +414,7 @@ pub(crate) fn snapshot(admin: Admin, state: BackendState) -> Snapshot {
         rule_fallbacks: 0,
         discover: Vec::new(),
         spread_heavy: None,
+        expected: None,
         denied: Some(DeniedSnapshot {
             file: "/etc/balancer/deny.txt".into(),
             prefixes: 100_000,

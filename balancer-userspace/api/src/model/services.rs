@@ -65,6 +65,9 @@ pub struct ServiceView {
     /// The packets, bytes and new connections sent to the service's backends per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
+    /// The number of backends that are up in normal operation; absent: all backends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<u32>,
     /// The first thing to check if no packets arrive for the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silence: Option<String>,

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use balancer_common::{map_types::Forwarding, share};
+use balancer_common::{
+    map_types::{Forwarding, LAST_BACKEND},
+    share,
+};
 
 use super::{
     agent, bounded,
@@ -34,6 +37,7 @@ use crate::{
     table_size::{SLOTS_PER_BACKEND, TableSize},
     validate::enough_slots,
     value,
+    words::counted,
 };
 
 const FORWARDING: &[(&str, Forwarding)] = &[
@@ -151,6 +155,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     let quic =
         section.table("quic", "quic", "{ format = \"nlb\" }", findings).map(|section| quic::section(section, findings));
     let spread_heavy = heavy::share(&mut section, findings);
+    let expect = section.integer("expect", findings, (1, LAST_BACKEND.into()));
     let check_section = section.table("check", "check", "{ type = \"tcp\" }", findings);
     let check_at = check_section.as_ref().map(|section| section.at);
     let backends = section.tables("backend", "[[service.backend]]", findings).unwrap_or_default();
@@ -227,6 +232,9 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
     if backend_count == 0 && !has_lists {
         findings.warn(at, "[[service]] has no [[service.backend]]: its packets will be dropped".to_owned());
     }
+    if let Some(expect) = &expect {
+        can_be_up(expect, (backend_count, discover.is_empty()), findings);
+    }
     let rules: Vec<_> = rules.into_iter().filter_map(|section| rule::rule(section, findings)).collect();
     let table_size = table_size.unwrap_or(Located { at, value: DEFAULT_TABLE_SIZE });
     uneven_shares(table_size, backend_count, findings);
@@ -272,6 +280,7 @@ pub(super) fn service(mut section: Section<'_>, findings: &mut Findings<'_>) -> 
         bounded_load: bounded_load.map(|bounded_load| bounded_load.value),
         quic,
         spread_heavy,
+        expect: expect.map(|expect| expect.value),
         check: service_check,
         backends,
         rules: Vec::new(),
@@ -371,6 +380,15 @@ fn deny(mut section: Section<'_>, findings: &mut Findings<'_>) -> Option<DenyCon
     let file = section.text("file", findings, value::absolute_path);
     section.finish(findings);
     file.map(|file| DenyConfig { file: file.value })
+}
+
+/// Reports an `expect` above the number of backends, if no list of targets adds backends.
+fn can_be_up(expect: &Located<u32>, (backends, is_whole): (usize, bool), findings: &mut Findings<'_>) {
+    if is_whole && expect.value as usize > backends {
+        let backends = counted(backends, "backend");
+        let text = format!("expect = {} is more than the service has: {backends}; lower or remove it", expect.value);
+        findings.error(expect.at, text);
+    }
 }
 
 fn outage(mut section: Section<'_>, findings: &mut Findings<'_>) -> Outage {

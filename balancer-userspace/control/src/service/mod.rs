@@ -367,6 +367,12 @@ impl Service {
         self.settings.spread_heavy
     }
 
+    /// The number of backends that are up in normal operation; `None`: all backends.
+    #[must_use]
+    pub const fn expected(&self) -> Option<u32> {
+        self.settings.expect
+    }
+
     #[must_use]
     pub const fn remembers(&self) -> bool {
         !self.settings.remember.is_zero()

@@ -88,6 +88,7 @@ pub(super) fn show(service: &Service, aside: Aside, gone: &[Gone], now: Instant)
         passed: aside.passed,
         quic: aside.quic,
         rule_fallbacks: aside.rule_fallbacks,
+        expected: service.expected(),
         spread_heavy: service
             .spread_heavy()
             .map(|share| SpreadHeavy { share, ruled: service.rules().iter().map(|rule| rule.prefix).collect() }),

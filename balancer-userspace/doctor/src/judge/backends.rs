@@ -16,7 +16,19 @@ use crate::{
 };
 
 pub(super) fn findings(facts: &Facts, controller: &Controller, broken: &[u32]) -> Vec<Finding> {
-    joined(facts.backends.iter().filter_map(|backend| of(facts, controller, broken, backend)).collect())
+    let backends = facts.backends.iter().filter(|backend| !is_expected_down(controller, backend));
+    joined(backends.filter_map(|backend| of(facts, controller, broken, backend)).collect())
+}
+
+/// Whether a backend fails its check while as many backends of its service are up as the operator expects.
+fn is_expected_down(controller: &Controller, backend: &Backend) -> bool {
+    let service = controller.after.services.iter().find(|service| service.name == backend.service);
+    let Some((service, expected)) = service.and_then(|service| Some((service, service.expected?))) else {
+        return false;
+    };
+    let up = service.backends.iter().filter(|view| view.state == "up").count();
+    let is_down = service.backends.iter().any(|view| view.name == backend.name && view.health == "down");
+    is_down && up >= expected as usize
 }
 
 /// Returns only the first problem on the path to a backend, because the first problem causes the later ones.

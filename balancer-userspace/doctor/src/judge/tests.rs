@@ -80,6 +80,7 @@ fn status(forwarding: &str) -> StatusView {
         discover: Vec::new(),
         rates: None,
         silence: None,
+        expected: None,
         backends: vec![backend_view("web1")],
     };
     StatusView {
@@ -846,6 +847,20 @@ fn when_replies_come_in_by_an_interface_without_the_program_then_the_line_to_wri
         // Another service was asked for.
         after(&mut facts).services[0].name = "api".to_owned();
         assert_eq!(kinds(&facts), [Kind::NotReady]);
+    }
+}
+
+#[test]
+fn when_as_many_backends_are_up_as_expected_then_a_backend_that_fails_its_check_is_no_finding() {
+    let mut facts = healthy("nat");
+    let view = &mut facts.controller.as_mut().unwrap().health[0];
+    (view.verdict, view.last_reason) = ("down".to_owned(), "http: status 503".to_owned());
+    let service = &mut after(&mut facts).services[0];
+    (service.backends[0].state, service.backends[0].health) = ("draining (health)".to_owned(), "down".to_owned());
+    service.backends.push(backend_view("web2"));
+    for (expected, found) in [(None, &[Kind::Unhealthy][..]), (Some(1), &[]), (Some(2), &[Kind::Unhealthy])] {
+        after(&mut facts).services[0].expected = expected;
+        assert_eq!(kinds(&facts), found, "{expected:?}");
     }
 }
 

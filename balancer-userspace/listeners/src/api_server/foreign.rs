@@ -224,8 +224,8 @@ mod tests {
             needs: "",
             harmless: "name renamed_from address protocol listen ports forwarding table_size client_prefix remember \
                        failback when_all_down when_full slow_start drain on_failure outage withhold restart_grace snat \
-                       idle start_down reject steer assign_vip deny agent bounded_load quic spread_heavy check backend \
-                       discover rule",
+                       idle start_down reject steer assign_vip deny agent bounded_load quic spread_heavy expect check \
+                       backend discover rule",
             taken: &[],
         },
         Judged { head: "[service.client_prefix]", needs: "", harmless: "v4 v6", taken: &[] },

@@ -15,8 +15,8 @@ use balancer_api::{
     MAX_CLIENTS_BODY, MAX_CONFIGURATION_BODY,
     model::{
         Applied, ApplyConfiguration, BackendEntry, Changed, ClientQuery, ClientView, FlowView, Force, ForceHealth,
-        ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanRequest, PlanView, RuleView,
-        RuleWord, ServiceView, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
+        ForgottenView, HealthView, ImportClients, ImportedView, KnownClientsView, MAX_IMPORTED, PlanRequest, PlanView,
+        RuleView, RuleWord, ServiceView, SetLimits, SetRule, SetSteer, SetWeight, StatusView,
     },
 };
 use balancer_config::{

@@ -129,6 +129,7 @@ pub(super) fn snapshot() -> Snapshot {
         rule_fallbacks: 0,
         discover: Vec::new(),
         spread_heavy: None,
+        expected: Some(2),
         denied: Some(DeniedSnapshot {
             file: "/etc/balancer/deny.txt".into(),
             prefixes: 100_000,

@@ -102,6 +102,12 @@ pub(super) fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
     );
     gauges(
         encoder,
+        "service_expected_backends",
+        "Backends that are up in normal operation, where the configuration says how many.",
+        services.iter().filter_map(|s| Some((service(s), s.expected?.into()))),
+    );
+    gauges(
+        encoder,
         "service_watched",
         "Whether every packet passes to the host, and what is counted of the service and its backends is what would be.",
         services.iter().map(|s| (service(s), u64::from(s.is_watched()))),
