@@ -75,7 +75,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
 
 fn shown(service: &ServiceView) -> String {
     let Some(quic) = &service.quic else {
-        return format!("service {} has no listener of QUIC\n", service.name);
+        return format!("service {} has no QUIC listener\n", service.name);
     };
     let QuicView { format, config, config_before, server_id_length, nonce_length, .. } = quic;
     let encrypted = if quic.encrypted { "encrypted" } else { "readable" };

@@ -246,7 +246,7 @@ pub fn absolute_path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("the path {} contains a zero byte; remove it", quoted(text)));
     }
     if !text.starts_with('/') || text.ends_with('/') {
-        return Err(format!("the path {} is not the absolute path of a file; write it from / on", quoted(text)));
+        return Err(format!("the path {} is not the absolute path of a file; begin it with /", quoted(text)));
     }
     Ok(PathBuf::from(text))
 }

@@ -54,7 +54,7 @@ impl<'a> Facts<'a> {
         }
         if let Some((interface, backend)) = unattached {
             return Some(format!(
-                "replies of {service}/{backend} arrive by {interface}, which lacks the program: name {interface} in \
+                "replies of {service}/{backend} come in by {interface}, which lacks the program: name {interface} in \
                  `interfaces` as well"
             ));
         }
@@ -93,7 +93,7 @@ mod tests {
             ),
             (
                 Facts { unattached: Some(("lb1", "web2")), ..sound() },
-                Some("replies of web/web2 arrive by lb1, which lacks the program: name lb1 in `interfaces` as well"),
+                Some("replies of web/web2 come in by lb1, which lacks the program: name lb1 in `interfaces` as well"),
             ),
         ] {
             let found = facts.fault();

@@ -654,7 +654,7 @@ impl BackendSnapshot {
         match &self.unattached {
             None => reason,
             Some(interface) => {
-                let unseen = format!("its replies come in by {interface}, where the program is not");
+                let unseen = format!("its replies come in by {interface}, which lacks the program");
                 if reason.is_empty() { unseen } else { format!("{reason}; {unseen}") }
             }
         }

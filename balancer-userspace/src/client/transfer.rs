@@ -81,7 +81,7 @@ impl Source {
             Kind::Table(table) if haproxy::is_socket(&self.file) => {
                 lines(&haproxy::table(&self.file, table.as_deref().unwrap_or(service), MOST)?)
             }
-            Kind::Table(Some(_)) => Err(Failure::Usage(format!("--table is for HAProxy's socket, and {name} is none"))),
+            Kind::Table(Some(_)) => Err(Failure::Usage(format!("--table needs HAProxy's socket, and {name} is no socket"))),
             Kind::Lines if haproxy::is_socket(&self.file) => {
                 Err(Failure::Usage(format!("{name} is a socket; give --from haproxy if it is HAProxy's")))
             }
@@ -226,8 +226,7 @@ pub(super) async fn export(
     let missing = all.saturating_sub(found.len() as u64);
     if missing > 0 {
         eprintln!(
-            "{} have addresses in none of the prefixes searched and are left out: the client table holds hashes; name \
-             prefixes with --within, such as 2001:db8::/40",
+            "{} left out, because the search covers other prefixes: name theirs with --within, such as 2001:db8::/40",
             counted(missing as usize, "known client")
         );
     }

@@ -74,7 +74,7 @@ async fn interfaces(result: &str) -> Result<Vec<String>, Failure> {
 fn address(text: &str) -> Result<IpAddr, String> {
     match value::address(text)? {
         (address, None) => Ok(address),
-        (address, Some(_)) => Err(format!("the ports are those of the listeners; write {address}")),
+        (address, Some(_)) => Err(format!("{text} has a port, and the listeners have theirs; write {address}")),
     }
 }
 

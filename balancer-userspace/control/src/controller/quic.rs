@@ -34,8 +34,8 @@ impl Controller {
         let about = BackendName { service: service.to_owned(), backend: String::new() };
         let (_, reconciled) = self.configure(services, Some(&about), now)?;
         let message = format!(
-            "service {service} has a new key of quic under config {new}; connection IDs of config {old} are understood until the \
-             next rotation"
+            "service {service} has a new key of quic under config {new}: the balancer still understands connection IDs of config \
+             {old}, until the next rotation"
         );
         Ok((message, reconciled.commands))
     }

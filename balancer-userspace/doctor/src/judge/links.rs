@@ -129,7 +129,7 @@ fn offloads(link: &Link, native: bool) -> Vec<Finding> {
         ));
     }
     if link.carries_vlans && offloads.strips_tags {
-        findings.push(off("rxvlan", format!("interface {name} takes VLAN tags off, and VLANs lie upon it")));
+        findings.push(off("rxvlan", format!("interface {name} removes the tags of its VLANs before the program sees them")));
     }
     findings
 }
@@ -149,7 +149,7 @@ fn forwarding(facts: &Facts, link: &Link) -> Vec<Finding> {
         let key = format!("net.{family}.conf.{}.forwarding", link.name.replace('.', "/"));
         general(
             Kind::Forwarding,
-            format!("the kernel does not forward what comes in by {}, so that it tells no way back to clients of nat and snat services", link.name),
+            format!("the kernel does not forward packets that come in by {}: the program gets no route back to clients of nat and snat services", link.name),
             format!("{key} is 0"),
             Cure::fixable(&format!("sysctl -w {key}=1"), &format!("sysctl -w {key}=0")),
         )

@@ -28,7 +28,7 @@ pub(super) fn finding(interface: &str, backends: &BTreeSet<String>, controller: 
     general(
         Kind::NotAttached,
         format!(
-            "replies of {} come in by {interface}, where the program is not, so that clients get none of them",
+            "replies of {} come in by {interface}, which lacks the program: clients get none of them",
             some(&names)
         ),
         format!(

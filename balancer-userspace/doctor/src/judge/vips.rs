@@ -65,7 +65,7 @@ fn unsteered(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> 
             findings.push(finding(
                 vip,
                 Kind::NotAttached,
-                format!("clients' packets for {address} come in by {name}, where the program is not"),
+                format!("clients' packets for {address} come in by {name}, which lacks the program"),
                 format!("{packets} requests to connect were seen on {name}"),
                 name_interface(name, controller),
             ));
@@ -173,7 +173,7 @@ fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding>
             vip,
             Kind::VipUnowned,
             format!("no machine answers ARP for the VIP {address}, which lies in the prefix of {name}"),
-            format!("asked on {name} who has {address}, no machine answered, and this machine does not have it"),
+            format!("no machine answered ARP requests for {address} on {name}, and this machine does not have the address"),
             Cure::fixable(
                 &format!("ip addr add {address}/32 dev {name}"),
                 &format!("ip addr del {address}/32 dev {name}"),

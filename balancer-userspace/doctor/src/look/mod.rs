@@ -325,7 +325,7 @@ async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Ve
     }
     if targets.len() > MOST {
         let what = format!("{} of {} backends", targets.len() - MOST, targets.len());
-        facts.unseen.push(Unseen::new(what, format!("{MOST} are probed at once; name a service")));
+        facts.unseen.push(Unseen::new(what, format!("doctor probes at most {MOST}: name a service")));
         targets.truncate(MOST);
     }
     for way in &mut facts.ways_back {

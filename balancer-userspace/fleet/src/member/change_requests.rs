@@ -230,8 +230,8 @@ fn written(change_request: ChangeRequest, if_generation: Option<u64>) -> Result<
     let packed = documents::pack(&change_request, "the change")?;
     if packed.len() > LONGEST_VALUE {
         return Err(format!(
-            "nothing was changed: the change takes {} bytes, packed, and etcd takes at most {} at once: make it in \
-             several steps",
+            "nothing was changed: the change has {} bytes when compressed, and etcd takes at most {}: split it into \
+             several changes",
             grouped(packed.len() as u64),
             grouped(LONGEST_VALUE as u64)
         ));

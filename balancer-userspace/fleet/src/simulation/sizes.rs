@@ -75,6 +75,6 @@ fn when_a_change_is_larger_than_the_engine_takes_then_the_refusal_says_how_large
     let leader = world.leader();
     world.apply(leader, vec![web, large(5000, 400)]);
     let said = world.history.last().cloned().unwrap_or_default();
-    assert!(said.contains("bytes, packed, and etcd takes at most 1,048,576 at once"), "{said}");
+    assert!(said.contains("bytes when compressed, and etcd takes at most 1,048,576"), "{said}");
     world.settle();
 }

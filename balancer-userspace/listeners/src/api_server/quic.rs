@@ -22,7 +22,7 @@ pub(super) async fn server(
         return Err(no_service(&service, services.iter().map(|of| of.name.as_str())));
     };
     let not_found = |text: String| Failure::new(StatusCode::NOT_FOUND, text);
-    let quic = of.quic.as_ref().ok_or_else(|| not_found(format!("service {service} has no listener of QUIC")))?;
+    let quic = of.quic.as_ref().ok_or_else(|| not_found(format!("service {service} has no QUIC listener")))?;
     QuicServerConfig::of(&service, quic, &backend).map(Json).ok_or_else(|| {
         let names: Vec<&str> = quic.servers.iter().map(|(name, ..)| name.as_str()).collect();
         let hint = value::hint(&backend, &names, "backends");

@@ -104,7 +104,7 @@ pub(super) fn services(encoder: &mut Text<'_>, services: &[ServiceSnapshot]) {
         encoder,
         "service_expected_backends",
         "Backends that are up in normal operation, where the configuration says how many.",
-        services.iter().filter_map(|s| Some((service(s), s.expected?.into()))),
+        services.iter().filter_map(|s| Some((service(s), u64::from(s.expected?)))),
     );
     gauges(
         encoder,

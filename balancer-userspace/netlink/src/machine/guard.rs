@@ -63,7 +63,7 @@ impl Guard {
             return Ok(());
         };
         let line = on.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
-        input.write_all(format!("{line}\n").as_bytes()).context("writing to the process that would remove them")
+        input.write_all(format!("{line}\n").as_bytes()).context("cannot write to the process that removes them")
     }
 }
 

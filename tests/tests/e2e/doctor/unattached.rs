@@ -47,7 +47,7 @@ fn when_interfaces_lack_the_side_of_the_backends_then_every_view_says_so_until_i
         let backends = site.status().unwrap().services.remove(0).backends;
         assert!(backends.iter().all(|backend| backend.unattached.as_deref() == Some("eth1")), "{backends:?}");
         let shown = site.cli(&["status"]).unwrap();
-        let lines = shown.matches("its replies come in by eth1, where the program is not").count();
+        let lines = shown.matches("its replies come in by eth1, which lacks the program").count();
         assert_eq!(lines, 2, "{shown}");
         let line = "interfaces = [\"eth0\", \"eth1\"]";
         let checked = check(&site);

@@ -137,7 +137,7 @@ fn path(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "{} is not a path to ask for; write one from / on without spaces, such as \"/healthz\"",
+        "{} is not the path of a URL; begin it with / and write no spaces, such as \"/healthz\"",
         value::quoted(text)
     ))
 }

@@ -132,7 +132,7 @@ fn untranslated(facts: &Facts, controller: &Controller, waited: &[Waited<'_>]) -
     let name = &facts.link(*ifindex)?.name;
     Some(general(
         Kind::NotAttached,
-        format!("replies of backends come in by {name}, where the program is not, so that clients get none of them"),
+        format!("replies of backends come in by {name}, which lacks the program: clients get none of them"),
         format!("replies to {client} were seen on {name}"),
         name_interface(name, controller),
     ))
