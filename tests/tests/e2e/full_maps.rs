@@ -3,6 +3,7 @@
 //! must go on.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod killed;
 mod release;
 
 use std::{collections::BTreeMap, fs, net::Ipv4Addr};

@@ -26,6 +26,7 @@ mod forget;
 mod fragments;
 mod full;
 mod full_maps;
+mod growing;
 mod grpc_checks;
 mod host;
 mod kernel_log;

@@ -1,5 +1,6 @@
 //! Simulates faults of the machine for a single process: a disk that is full, read-only or slow, or whose `fsync`
-//! fails; and a wall clock that jumps. The simulated faults do not affect other processes.
+//! fails; a wall clock that jumps; an end between two steps; and a kernel that
+//! refuses maps. The simulated faults do not affect other processes.
 
 pub mod memory;
 
@@ -12,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::Signal,
+};
 
 const SHIM: &str = include_str!("shim.c");
 /// Mount options with the size of the simulated disk. The state and the histories, which grow to 48 MiB, must fit on
@@ -40,8 +44,8 @@ impl Faults {
         let built = built.context("cannot start `cc`, which makes the shim")?;
         ensure!(built.status.success(), "the shim: {}", String::from_utf8_lossy(&built.stderr));
         let faults = place.join("faults");
-        fs::write(&faults, [0; 32])?;
-        let words = File::options().write(true).open(&faults)?;
+        fs::write(&faults, [0; 56])?;
+        let words = File::options().read(true).write(true).open(&faults)?;
         let wrapper = place.join("balancer");
         let line = format!(
             "#!/bin/sh\nLD_PRELOAD={} FAULTS={} DISK={} exec {} \"$@\"\n",
@@ -109,6 +113,36 @@ impl Faults {
     /// Fails if the file of faults cannot be written.
     pub fn wall_clock(&self, seconds: i64) -> Result<()> {
         Ok(self.words.write_all_at(&seconds.to_ne_bytes(), 16)?)
+    }
+
+    /// Sets the error with which the kernel refuses new maps of the program (0: it does not).
+    ///
+    /// # Errors
+    /// Fails if the file of faults cannot be written.
+    pub fn refuse_maps(&self, error: i32) -> Result<()> {
+        Ok(self.words.write_all_at(&i64::from(error).to_ne_bytes(), 48)?)
+    }
+
+    /// Sends the signal to the program before the step with this number, counted from now. A step is a system call that
+    /// changes what outlives the program: a link or a pin of the kernel, or the name of a file.
+    ///
+    /// # Errors
+    /// Fails if the file of faults cannot be written.
+    pub fn signal_before_step(&self, step: u32, signal: Signal) -> Result<()> {
+        self.words.write_all_at(&i64::from(signal as i32).to_ne_bytes(), 40)?;
+        Ok(self.words.write_all_at(&i64::from(step).to_ne_bytes(), 32)?)
+    }
+
+    /// Whether the program has got the signal of [`signal_before_step`](Self::signal_before_step). If it has not, it will
+    /// not get the signal any more.
+    ///
+    /// # Errors
+    /// Fails if the file of faults cannot be read or written.
+    pub fn has_signalled(&self) -> Result<bool> {
+        let mut left = [0; 8];
+        self.words.read_exact_at(&mut left, 32)?;
+        self.words.write_all_at(&[0; 8], 32)?;
+        Ok(i64::from_ne_bytes(left) == 0)
     }
 
     /// Removes the disk's faults, but keeps the shift of the wall clock.

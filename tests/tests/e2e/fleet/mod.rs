@@ -5,6 +5,7 @@ mod changes;
 mod discovery;
 mod engine;
 mod files;
+mod growth;
 mod members;
 mod modes;
 mod pair;
@@ -15,6 +16,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr, UdpSocket},
+    path::PathBuf,
     sync::atomic::AtomicBool,
     thread::Scope,
 };
@@ -68,6 +70,8 @@ struct Plan {
     service_lines: &'static str,
     /// Additional keys of `[control]`, in which `ADDRESS` stands for the member's IPv4 address.
     control: String,
+    /// The program of the member `lb3`, if it differs from the others' program.
+    third: Option<PathBuf>,
 }
 
 impl Default for Plan {
@@ -83,6 +87,7 @@ impl Default for Plan {
             on_exit: "detach",
             service_lines: "",
             control: String::new(),
+            third: None,
         }
     }
 }
@@ -229,7 +234,9 @@ impl Fleet {
         }
         let (socket, log) = (files.join("balancer.sock"), files.join("balancer.log"));
         let namespace = self.namespace(number);
-        Controller::start(namespace, &binaries::balancer().unwrap(), &config, &socket, &log).unwrap()
+        let own = self.plan.third.clone().filter(|_| member == 3);
+        let program = own.unwrap_or_else(|| binaries::balancer().unwrap());
+        Controller::start(namespace, &program, &config, &socket, &log).unwrap()
     }
 
     /// Returns the section `[fleet]` of a member's file.

@@ -6,6 +6,7 @@ mod denials;
 mod discovery;
 mod engine;
 mod files;
+mod growth;
 mod imports;
 mod kubernetes;
 mod many_clients;
