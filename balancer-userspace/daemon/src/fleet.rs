@@ -394,7 +394,11 @@ impl Fleet {
                 let next = Next { epoch, state, at, age, since: Instant::now(), changed, whole, lines };
                 let features = next.state.features(&owner.controller().local_addresses());
                 let need = owner.controller().need_for(&next.state);
-                if owner.dataplane().require(features).and_then(|()| owner.dataplane().make_room(&need)).is_ok() {
+                // A state that waits already would otherwise replace this newer one.
+                let is_first = self.awaiting.is_none();
+                if is_first
+                    && owner.dataplane().require(features).and_then(|()| owner.dataplane().make_room(&need)).is_ok()
+                {
                     self.follow(next, owner, inputs);
                 } else {
                     self.awaiting = Some(Awaiting::new(next, features, need, self.awaiting.take()));
