@@ -244,7 +244,8 @@ fn done(message: String, wanted: Epoch, members: &BTreeMap<String, Card>) -> Don
         |card: &Card| card.epoch.is_some_and(|epoch| epoch.lineage != wanted.lineage || epoch.number >= wanted.number);
     let lagging: Vec<String> =
         members.iter().filter(|(_, card)| !applies(card)).map(|(name, _)| name.clone()).collect();
-    let partial: Vec<String> =
-        members.iter().filter(|(_, card)| card.lacks.is_some()).map(|(name, _)| name.clone()).collect();
-    Done { message, applied: members.len() - lagging.len(), members: members.len(), lagging, partial }
+    let in_part = |card: &Card| applies(card) && card.lacks.is_some();
+    let partial: Vec<String> = members.iter().filter(|(_, card)| in_part(card)).map(|(name, _)| name.clone()).collect();
+    let applied = members.len() - lagging.len() - partial.len();
+    Done { message, applied, members: members.len(), lagging, partial }
 }

@@ -240,12 +240,12 @@ pub struct Told {
 pub struct Done {
     /// The message that describes the change.
     pub message: String,
-    /// The number of members that apply the change.
+    /// The number of members that apply the change, and with it all services of the fleet's state.
     pub applied: usize,
     pub members: usize,
     /// The names of members that do not apply the change yet.
     pub lagging: Vec<String>,
-    /// The names of members that do not apply all services of the fleet's state.
+    /// The names of members that apply the change, but not all services of the fleet's state.
     pub partial: Vec<String>,
 }
 
