@@ -81,7 +81,9 @@ impl Source {
             Kind::Table(table) if haproxy::is_socket(&self.file) => {
                 lines(&haproxy::table(&self.file, table.as_deref().unwrap_or(service), MOST)?)
             }
-            Kind::Table(Some(_)) => Err(Failure::Usage(format!("--table needs HAProxy's socket, and {name} is no socket"))),
+            Kind::Table(Some(_)) => {
+                Err(Failure::Usage(format!("--table needs HAProxy's socket, and {name} is no socket")))
+            }
             Kind::Lines if haproxy::is_socket(&self.file) => {
                 Err(Failure::Usage(format!("{name} is a socket; give --from haproxy if it is HAProxy's")))
             }

@@ -129,7 +129,10 @@ fn offloads(link: &Link, native: bool) -> Vec<Finding> {
         ));
     }
     if link.carries_vlans && offloads.strips_tags {
-        findings.push(off("rxvlan", format!("interface {name} removes the tags of its VLANs before the program sees them")));
+        findings.push(off(
+            "rxvlan",
+            format!("interface {name} removes the tags of its VLANs before the program sees them"),
+        ));
     }
     findings
 }

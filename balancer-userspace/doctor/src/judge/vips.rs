@@ -173,7 +173,9 @@ fn unowned(vip: &Vip, facts: &Facts, controller: &Controller) -> Option<Finding>
             vip,
             Kind::VipUnowned,
             format!("no machine answers ARP for the VIP {address}, which lies in the prefix of {name}"),
-            format!("no machine answered ARP requests for {address} on {name}, and this machine does not have the address"),
+            format!(
+                "no machine answered ARP requests for {address} on {name}, and this machine does not have the address"
+            ),
             Cure::fixable(
                 &format!("ip addr add {address}/32 dev {name}"),
                 &format!("ip addr del {address}/32 dev {name}"),
