@@ -2,14 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs};
 
-use balancer_testkit::{binaries, faults::Faults};
-use nix::errno::Errno;
-
-use super::{Fleet, Plan, moved};
+use super::{Fleet, moved};
 use crate::support::wait;
 
 /// The number of services that one change adds: their tables need more slots than the maps have at the start.
-const AT_ONCE: u32 = 20;
+pub(super) const AT_ONCE: u32 = 20;
 
 fn service(number: u32) -> String {
     format!(
@@ -32,7 +29,7 @@ impl Fleet {
     /// Applies a file with so many more services at a member. Returns the answer, and whether the exit code says that all
     /// members apply the file.
     #[track_caller]
-    fn try_apply(&self, number: usize, services: u32) -> (String, bool) {
+    pub(super) fn try_apply(&self, number: usize, services: u32) -> (String, bool) {
         let file = self.files.path().join(format!("lb{}/balancer.toml", number + 1));
         let own = fs::read_to_string(&file).unwrap();
         let mut text = own.clone();
@@ -97,32 +94,4 @@ pub(super) fn members_agree(one_by_one: u32, grows: usize) {
 #[test]
 fn when_services_exceed_the_maps_of_all_members_then_the_maps_grow_and_members_agree() {
     members_agree(2, 1);
-}
-
-#[test]
-fn when_the_kernel_of_one_member_refuses_larger_maps_then_verdicts_go_on_and_it_follows_later() {
-    let place = tempfile::tempdir().unwrap();
-    let faults = Faults::new(place.path(), &binaries::balancer().unwrap()).unwrap();
-    let mut fleet = Fleet::planned(Plan { third: Some(faults.program()), ..Plan::default() });
-    let homes = fleet.one_answer();
-    faults.refuse_maps(Errno::ENOMEM as i32).unwrap();
-    let (said, is_whole) = fleet.try_apply(0, AT_ONCE);
-    assert!(said.contains("; applied by 2 of 3 members; applied only in part by lb3") && !is_whole, "{said}");
-    let ready = |fleet: &Fleet, number| match fleet.try_cli(number, &["ready"]) {
-        Ok(said) | Err(said) => said,
-    };
-    wait("lb3 does not say what it lacks", || ready(&fleet, 2).contains("making room in the kernel's maps"));
-    assert_eq!((ready(&fleet, 0).as_str(), ready(&fleet, 1).as_str()), ("ready", "ready"));
-
-    fleet.backends[0] = None;
-    fleet.wait_for("web1", "down");
-    let drained = fleet.cli(1, &["backend", "drain", "web/web2", "--timeout", "1h"]);
-    assert!(drained.contains("applied by"), "{drained}");
-    let after = fleet.one_answer();
-    assert_eq!(moved(&homes, &after, "web1"), BTreeMap::new());
-
-    faults.refuse_maps(0).unwrap();
-    fleet.wait_in_step();
-    wait("lb3 lacks services", || ready(&fleet, 2) == "ready");
-    assert_eq!(moved(&after, &fleet.one_answer(), ""), BTreeMap::new());
 }
