@@ -54,6 +54,12 @@ fn when_interfaces_lack_the_side_of_the_backends_then_every_view_says_so_until_i
         assert!(
             checked.contains("warning: on this machine, eth1 leads to web/web1, web/web2") && checked.contains(line)
         );
+        // No further client is steered into the fault.
+        site.cli(&["service", "steer", "web", "50"]).unwrap();
+        let refused = site.cli(&["service", "steer", "web", "100"]).unwrap_err().to_string();
+        let words = "nothing was changed: replies of web/web1 come in by eth1, which lacks the program";
+        assert!(refused.contains(words), "{refused}");
+        site.cli(&["service", "steer", "web", "100", "--force"]).unwrap();
         let (code, report) = examine(&site, &[]);
         assert_eq!((code, report.findings.len()), (1, 1), "{report:?}");
         assert_eq!(report.findings[0].kind, "not-attached");

@@ -75,7 +75,7 @@ impl Server {
         for program in programs {
             let mut server = Self::spawn(program)?;
             server.advance().with_context(|| {
-                format!("{} cannot be driven: a benchmark of before there was {OPTION}?", program.display())
+                format!("{} cannot be driven; a benchmark without {OPTION} is too old", program.display())
             })?;
             servers.push(server);
         }
