@@ -7,10 +7,7 @@ use balancer_config::{
 use balancer_control::snapshot::{ServiceSnapshot, Snapshot};
 use maud::{Markup, html};
 
-use super::{
-    chart::stretches,
-    service::{NONE, imbalance, known_clients, listeners, rate, served, stickiness},
-};
+use super::service::{NONE, imbalance, known_clients, listeners, rate, served, stickiness};
 
 /// The page shows all services if there are at most this many; otherwise, it shows an overview that links to a page for
 /// each service.
@@ -55,7 +52,7 @@ fn row(service: &ServiceSnapshot) -> Markup {
             (number("Stickiness", of_memory(stickiness(service))))
             (number("Served", served(service)))
             (number("Imbalance", imbalance(service)))
-            (number("Connections per second", rate(&stretches(service))))
+            (number("Connections per second", rate(service)))
         }
     }
 }

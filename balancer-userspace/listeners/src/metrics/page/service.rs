@@ -97,8 +97,8 @@ pub(super) fn imbalance(service: &ServiceSnapshot) -> String {
 }
 
 /// The recent rate of new connections per second.
-pub(super) fn rate(stretches: &[Stretch]) -> String {
-    stretches.last().map_or_else(|| NONE.to_owned(), |last| format!("{:.1}", per_second(last)))
+pub(super) fn rate(service: &ServiceSnapshot) -> String {
+    service.rates().map_or_else(|| NONE.to_owned(), |rates| format!("{:.1}", rates.connections))
 }
 
 fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
@@ -128,7 +128,7 @@ fn figures(service: &ServiceSnapshot, stretches: &[Stretch]) -> Markup {
             div {
                 dt { "Connections per second" }
                 dd {
-                    (rate(stretches))
+                    (rate(service))
                     small { (grouped(service.total(|stats| stats.connections))) " since start" }
                     @if let Some(rates) = service.rates() { small { (traffic(&rates)) " a second" } }
                 }
