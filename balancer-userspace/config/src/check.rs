@@ -94,7 +94,7 @@ pub enum CheckKind {
     Tcp {
         /// The port to which the check connects, in place of the backend's port.
         port: Option<u16>,
-        /// What the backend must answer over the connection; `None`: nothing.
+        /// The bytes that the check sends, and the answer that it expects; `None`: the check only connects.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         talk: Option<Talk>,
     },

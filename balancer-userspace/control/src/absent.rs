@@ -25,7 +25,7 @@ pub struct Named {
     pub missing: BTreeSet<String>,
 }
 
-/// What decides how long a backend waits for its target.
+/// The conditions under which a backend no longer waits for its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// The time for which the target must be missing; zero: the backend drains at once.

@@ -35,14 +35,14 @@ impl Counting {
     ) -> Option<CheckOutcome> {
         // A backend that worked before, or that has failed softly, still has its known clients. Its refusals may mean that
         // its server restarts.
-        let has_clients = has_clients(verdict);
-        let may_restart = !restart_grace.is_zero() && has_clients && *verdict != Verdict::Unknown;
+        let keeps_clients = has_clients(verdict) && *verdict != Verdict::Unknown;
+        let may_restart = !restart_grace.is_zero() && keeps_clients;
         self.is_shut = may_restart && matches!(outcome, CheckOutcome::Shut(_));
         match outcome {
             CheckOutcome::Shut(why) if !may_restart || self.refusals.counts(start, restart_grace) => {
                 Some(CheckOutcome::Hard(why))
             }
-            CheckOutcome::Late(_) if !has_clients || !config.passive || *verdict == Verdict::Unknown => Some(outcome),
+            CheckOutcome::Late(_) if !keeps_clients || !config.passive => Some(outcome),
             CheckOutcome::Late(_) => self.time_outs.counts(start, config.interval).then_some(outcome),
             CheckOutcome::Passed => {
                 (self.time_outs, self.refusals) = Default::default();

@@ -34,7 +34,7 @@ fn listed() -> ServiceConfig {
     web
 }
 
-fn targets(names: &[&str]) -> Vec<Target> {
+pub(crate) fn targets(names: &[&str]) -> Vec<Target> {
     let target = |name: &&str| {
         let host = 20 + name.bytes().last().unwrap() % 16;
         let addresses = vec![[10, 0, 0, host].into()];

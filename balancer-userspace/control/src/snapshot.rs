@@ -585,7 +585,7 @@ pub struct DiscoverSnapshot {
     pub left_out: Vec<String>,
     /// The backends that wait for their missing targets before they drain.
     pub waiting: Vec<String>,
-    /// What is unusual about the answers of the source.
+    /// A habit of the source that makes its answers unusual, in words.
     pub habit: Option<String>,
 }
 

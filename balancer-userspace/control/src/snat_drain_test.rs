@@ -9,7 +9,7 @@ use std::{
 use balancer_common::map_types::Forwarding;
 use balancer_config::{
     config::ServiceConfig,
-    discover::{DiscoverConfig, Source, Target},
+    discover::{DiscoverConfig, Source},
     fixture::{name, web},
     snat::DrainUntil,
     states::Admin,
@@ -17,6 +17,7 @@ use balancer_config::{
 
 use crate::{
     controller_test::Bench,
+    discover_test::targets,
     fixture::next_hop,
     io::{Change, CheckOutcome, Event, NextHop},
 };
@@ -26,22 +27,8 @@ fn list() -> Source {
 }
 
 fn listed(bench: &mut Bench, names: &[&str]) {
-    let target = |name: &&str| {
-        let addresses = vec![[10, 0, 0, 20 + name.bytes().last().unwrap() % 16].into()];
-        Target {
-            name: (*name).to_owned(),
-            addresses,
-            why: None,
-            fault: None,
-            port: Some(8080),
-            weight: 100,
-            backup: false,
-        }
-    };
-    let targets = names.iter().map(target).collect();
-    bench
-        .change(Change::Discover { service: "web".to_owned(), source: list(), targets, waiting: BTreeSet::new() })
-        .unwrap();
+    let (service, targets, waiting) = ("web".to_owned(), targets(names), BTreeSet::new());
+    bench.change(Change::Discover { service, source: list(), targets, waiting }).unwrap();
 }
 
 fn snat() -> ServiceConfig {

@@ -22,7 +22,7 @@ pub(crate) enum Path {
     Closed,
 }
 
-/// What each source says about a backend.
+/// The statements of all sources about a backend.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sources {
     /// The state that the operator, a list of targets or Kubernetes wants.

@@ -54,7 +54,7 @@ enum What {
     Program(Box<Program>),
 }
 
-/// What a check asks once it is connected.
+/// The exchange of a check after the check has connected.
 enum Asks<'a> {
     Nothing,
     Talk(&'a Talk),

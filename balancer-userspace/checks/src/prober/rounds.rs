@@ -373,14 +373,20 @@ pub(super) mod tests {
         assert_eq!(then, [(1, true), (2, true), (3, false)].into());
     }
 
+    /// A server that listens, and running rounds with the channels for orders and events.
+    async fn listening() -> (TcpListener, mpsc::UnboundedSender<Order>, mpsc::Receiver<Event>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (events, told) = mpsc::channel(64);
+        let (orders, given) = mpsc::unbounded_channel();
+        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
+        (listener, orders, told)
+    }
+
     /// The server dies between two checks that are an hour apart.
     #[tokio::test]
     async fn when_a_dead_backend_is_suspected_then_its_verdict_is_there_at_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, orders, mut told) = listening().await;
         let target = listener.local_addr().unwrap();
-        let (events, mut told) = mpsc::channel(64);
-        let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let hour = Duration::from_secs(3600);
         let check = CheckConfig { interval: hour, fast_interval: hour, fall: 3, ..fixture::check() };
         orders.send(Order::Start(Box::new(spec(1, target, check)))).unwrap();
@@ -449,11 +455,8 @@ pub(super) mod tests {
     /// The server accepts connections and sends nothing, so several checks wait for their timeouts at the same time.
     #[tokio::test]
     async fn when_a_check_hangs_as_its_backend_is_suspected_then_others_run_beside_it() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, orders, mut told) = listening().await;
         let target = listener.local_addr().unwrap();
-        let (events, mut told) = mpsc::channel(64);
-        let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let (interval, timeout) = (Duration::from_millis(100), Duration::from_secs(3600));
         let check = CheckConfig { interval, timeout, fast_interval: interval, ..http() };
         orders.send(Order::Start(Box::new(spec(1, target, CheckConfig { fall: 3, ..check })))).unwrap();
@@ -504,11 +507,8 @@ pub(super) mod tests {
 
     /// Starts the checks of a server that listens at the returned listener; its first check has passed.
     async fn restarting(grace: Duration, fall: u32) -> (TcpListener, Orders, Told) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (listener, orders, mut told) = listening().await;
         let target = listener.local_addr().unwrap();
-        let (events, mut told) = mpsc::channel(64);
-        let (orders, given) = mpsc::unbounded_channel();
-        tokio::spawn(Rounds::new(events, Default::default(), 8).follow(given));
         let hour = Duration::from_secs(3600);
         let check = CheckConfig { interval: hour, fast_interval: hour, fall, ..fixture::check() };
         let spec = CheckSpec { restart_grace: grace, ..spec(1, target, check) };

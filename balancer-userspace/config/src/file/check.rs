@@ -125,7 +125,7 @@ pub(super) struct Keys {
     client: Option<ClientFiles>,
     send: Option<Payload>,
     expect: Option<Payload>,
-    /// What a check of type `tcp` expects.
+    /// The answer that a check of type `tcp` expects.
     answer: Option<BodyTest>,
     name: Option<DnsName>,
     record: Option<Record>,

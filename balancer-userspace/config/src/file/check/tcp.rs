@@ -10,7 +10,7 @@ use crate::{
     file::{findings::Findings, section::Section},
 };
 
-/// What a check sends and expects; `None` if it only connects.
+/// Returns the bytes that a check sends and the answer that it expects; `None`: the check only connects.
 pub(super) fn talk(send: Option<Payload>, expect: Option<BodyTest>) -> Option<Talk> {
     if send.as_ref().is_none_or(|send| send.0.is_empty()) && expect.is_none() {
         return None;
