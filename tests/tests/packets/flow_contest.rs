@@ -11,7 +11,7 @@ use std::{
 };
 
 use balancer_common::{
-    flows::{FlowWord, IdleTicks, Life, Phase, Segment},
+    flows::{FlowWord, IdleTicks, Life, Numbers, Phase, Segment, expendable, is_good, of_port},
     map_types::Forwarding,
     verdict::DropReason,
 };
@@ -34,13 +34,18 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 
-const PORTS: (u16, u16) = (20_000, 59_999);
+/// So few ports that connections sometimes take those of ended ones.
+const PORTS: (u16, u16) = (20_000, 20_249);
 const FLOWS: u32 = 1 << 16;
 const STEPS: usize = 100_000;
 /// The number of steps in which clients use the same ports.
 const ERA: usize = 5000;
 /// The least number of occurrences of each event.
-const EACH: usize = 50;
+const EACH: usize = 20;
+/// A time at which the last packets of a connection whose word has the time 0 have arrived.
+const LATER: u32 = 10;
+/// No connection ends by its age.
+const IDLE: IdleTicks = IdleTicks { tcp: 100, udp: 100, udp_once: 100, half_open: 100, closing: 100 };
 
 /// VIPs, and their backends: each pair of address families, for TCP and for UDP.
 const SERVERS: [(&str, &str, Protocol); 8] = [
@@ -77,7 +82,14 @@ impl Flow {
 
     /// Whether no other connection may take the ended connection's port, because the backend may keep it in TIME-WAIT.
     const fn rests(self) -> bool {
-        !self.word().may_go(10, &IdleTicks { tcp: 0, udp: 0, udp_once: 0, half_open: 0, closing: 1 })
+        !self.word().may_go(LATER, &IdleTicks { tcp: 0, udp: 0, udp_once: 0, half_open: 0, closing: 1 })
+    }
+
+    /// Whether a connection with the numbers `opening` may take this one's port some time after its last packet.
+    const fn leaves(self, opening: Numbers) -> bool {
+        let word = self.word();
+        let lets_in = word.lets_in(self.life.numbers, opening);
+        word.leaves(LATER, lets_in) || is_good(of_port(word, expendable(word, 0, LATER, &IDLE), lets_in))
     }
 }
 
@@ -101,13 +113,25 @@ fn segment(frame: &Frame, by_client: bool) -> Segment {
     }
 }
 
-/// The present connections, and the ports that no new connection to each backend may have: the ports of present
-/// connections, and those of earlier connections that the backend may keep in TIME-WAIT.
 #[derive(Default)]
 struct Model {
+    /// The present connections by service and client.
     flows: BTreeMap<(usize, SocketAddr), Flow>,
-    ports: Vec<HashSet<u16>>,
+    /// Earlier connections by service and port: the backend may keep them in TIME-WAIT, and the client has opened
+    /// another connection since.
+    resting: BTreeMap<(usize, u16), Flow>,
     events: BTreeMap<&'static str, usize>,
+}
+
+impl Model {
+    /// Removes and returns the connection that has a port to the backend of a service.
+    fn take(&mut self, service: usize, port: u16) -> Option<Flow> {
+        let present = self.flows.iter().find(|((of, _), flow)| *of == service && flow.port == port);
+        match present.map(|(&ends, _)| ends) {
+            Some(ends) => self.flows.remove(&ends),
+            None => self.resting.remove(&(service, port)),
+        }
+    }
 }
 
 struct Contest {
@@ -261,11 +285,15 @@ impl Contest {
             } else {
                 self.event("opened without a rest");
             }
-            if begins_again {
-                self.model.ports[service].remove(&port);
+            self.model.flows.remove(&(service, client));
+            if !begins_again {
+                self.model.resting.insert((service, ended.port), ended);
             }
         }
-        assert!(self.model.ports[service].insert(port), "port {port} rests or is taken: {frame:?}");
+        if let Some(left) = self.model.take(service, port) {
+            assert!(left.leaves(opening.opening()), "port {port} rests or is taken by {left:?}: {frame:?}");
+            self.event("took a port");
+        }
         self.sent(service, port, frame, ran.action, &ran.frame);
         self.model.flows.insert((service, client), Flow { port, life: Life::opened_by(opening) });
         self.event("opened");
@@ -398,12 +426,14 @@ fn when_random_packets_of_connections_arrive_then_the_program_agrees_with_the_mo
         let idle = IdleTimes { tcp: hour, udp: hour, udp_once: hour, half_open: hour, closing: hour };
         let snat = SnatConfig { ports: Some(PORTS), idle, ..SnatConfig::default() };
         let rig = Rig::with(&services, &Setup { flows: FLOWS, snat, ..Setup::default() }).expect("a rig");
-        let model = Model { ports: vec![HashSet::new(); SERVERS.len()], ..Model::default() };
-        let mut contest = Contest { rig, era: 0, rng: Rng::with_seed(seed), model };
-        (0..STEPS).for_each(|number| contest.step(number));
+        let mut contest = Contest { rig, era: 0, rng: Rng::with_seed(seed), model: Model::default() };
+        (0..STEPS / 2).for_each(|number| contest.step(number));
+        // From now on, connections may take the ports of those that have ended so far.
+        std::thread::sleep(Duration::from_secs(3));
+        (STEPS / 2..STEPS).for_each(|number| contest.step(number));
         let events = contest.model.events;
         println!("seed {seed}: {events:?}");
-        assert_eq!(events.len(), 13, "{events:?}");
+        assert_eq!(events.len(), 14, "{events:?}");
         assert!(events.values().all(|&times| times > EACH), "{events:?}");
     };
     std::thread::spawn(play).join().expect("the thread panicked");
