@@ -11,9 +11,9 @@ use balancer_api::{client::Client, model::HealthView};
 use balancer_config::words::counted;
 use balancer_doctor::{
     cure,
-    finding::{Finding, Kind, Report},
+    finding::{Finding, Kind, Report, Tried},
     judge::judge,
-    look::look,
+    look::{Clients, look},
 };
 use tokio::time::{Instant, sleep};
 
@@ -28,12 +28,25 @@ pub(super) struct Args {
     /// Examine only this service [default: all]
     #[arg(value_name = "SVC")]
     service: Option<String>,
+    /// Also try each backend before clients come: send it a request to connect from a client's address, and say by which
+    /// interface the answer comes. [default: an address of another network that no client has]
+    #[arg(long = "try", value_name = "CLIENT", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "", value_parser = clients)]
+    clients: Option<Clients>,
     /// Print JSON, with all subjects that were examined and all that could not be examined
     #[arg(long)]
     json: bool,
     /// Carry out the cures on this machine that can be undone; prints each step first
     #[arg(long)]
     fix: bool,
+}
+
+fn clients(text: &str) -> Result<Clients, String> {
+    if text.is_empty() {
+        return Ok(Clients::Chosen);
+    }
+    let address = text.parse().map_err(|_| format!("{text:?} is no IP address; give the address of a client"))?;
+    Ok(Clients::Named(address))
 }
 
 /// Runs the doctor, with these exit codes: 0 if all is well; 1 if there are findings, among them a controller that does
@@ -62,7 +75,7 @@ pub(super) async fn run(client: &Client, args: &Args) -> Result<(), Failure> {
 }
 
 async fn examine(client: &Client, socket: &Path, args: &Args) -> Result<Report, Failure> {
-    Ok(judge(&look(client, socket, args.service.as_deref()).await?))
+    Ok(judge(&look(client, socket, args.service.as_deref(), args.clients).await?))
 }
 
 /// Waits until no verdict of a health check is based on results from before `repair`, at most [`CHECKS`]. Without a
@@ -116,6 +129,9 @@ fn render(report: &Report) -> String {
         0 => writeln!(text, "no findings: looked at {looked}{without}"),
         some => writeln!(text, "{}: looked at {looked}{without}", counted(some, "finding")),
     };
+    for of in &report.tried {
+        let _ = writeln!(text, "{}", tried(of));
+    }
     for unseen in &report.not_looked_at {
         let _ = writeln!(text, "not looked at: {} ({})", unseen.what, unseen.why);
     }
@@ -123,6 +139,15 @@ fn render(report: &Report) -> String {
         text.push_str("`balancer doctor --fix` carries out what is marked with *\n");
     }
     text
+}
+
+fn tried(Tried { service, backend, source, to, as_client, answered_by }: &Tried) -> String {
+    let role = if *as_client { "the client " } else { "" };
+    let answer = match answered_by {
+        Some(interface) => format!("the answer came by {interface}"),
+        None => "no answer came".to_owned(),
+    };
+    format!("tried {service}/{backend} at {to} from {role}{source}: {answer}")
 }
 
 fn paragraph(text: &mut String, number: usize, finding: &Finding) {

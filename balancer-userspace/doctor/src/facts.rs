@@ -112,6 +112,8 @@ pub struct Pool {
     /// The name of the service.
     pub service: String,
     pub address: IpAddr,
+    /// The first and the last port of the pool, if the configuration names them.
+    pub ports: Option<(u16, u16)>,
 }
 
 /// The XDP features that a driver supports.
@@ -245,6 +247,32 @@ pub struct Backend {
     pub replied: bool,
     /// The backend's replies to clients that the program has not translated.
     pub untranslated: Vec<Untranslated>,
+    /// The result of a request to connect like those that the program sends for clients; `None` if the doctor did not
+    /// send one.
+    pub attempt: Option<Attempt>,
+}
+
+/// A request to connect like those that the program sends to a backend for clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The source address of the request. With `nat`, it belongs to another network, as the address of a client does.
+    pub source: IpAddr,
+    /// The prefix of this machine's route to the source, if it is another network; `None` for a default route.
+    pub network: Option<ipnet::IpNet>,
+    pub to: SocketAddr,
+    /// The backend's answer; `None` if none arrived at this machine.
+    pub answer: Option<Arrival>,
+}
+
+/// The arrival of an answer at this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The index of the interface by which the answer arrived.
+    pub ifindex: u32,
+    /// Whether the answer is a reset.
+    pub refused: bool,
+    /// The reason why the program dropped the answer, as in `balancer_drops_total`.
+    pub dropped: Option<String>,
 }
 
 /// A backend's reply to a client that the kernel of this machine has received as the backend sent it.
@@ -376,6 +404,8 @@ pub struct ServiceProbe {
     pub bare_echo: Option<bool>,
     /// The answer to a SYN to the VIP; `None` if the doctor did not try, because the service does not use TCP.
     pub tcp: Option<Outcome>,
+    /// The index of the interface by which the answer to the SYN came.
+    pub by: Option<u32>,
     /// Whether the backend or a router reported that it does not understand the outer header.
     pub refused_outer: bool,
     /// Another ICMP error that answered a probe.

@@ -1,5 +1,7 @@
 //! The doctor's report about an examination.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::Serialize;
 
 /// The results of an examination by the doctor.
@@ -9,10 +11,27 @@ pub struct Report {
     pub controller: bool,
     /// The causes of problems, without the consequences of these causes.
     pub findings: Vec<Finding>,
+    /// The requests to connect that the doctor sent like those of clients.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<Tried>,
     /// The subjects in which the doctor found no problem, each in a few words.
     pub looked_at: Vec<String>,
     /// The subjects that the doctor could not examine, each with the reason.
     pub not_looked_at: Vec<Unseen>,
+}
+
+/// A request to connect to a backend that the doctor sent like those of clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tried {
+    pub service: String,
+    pub backend: String,
+    /// The source address of the request.
+    pub source: IpAddr,
+    pub to: SocketAddr,
+    /// Whether the request had the source address of a client, and not of this machine.
+    pub as_client: bool,
+    /// The name of the interface by which the answer came; `None` if no answer came.
+    pub answered_by: Option<String>,
 }
 
 /// A subject that the doctor could not examine.

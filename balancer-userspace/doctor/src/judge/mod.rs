@@ -1,6 +1,7 @@
 //! Derives findings from facts, without side effects. The module reports each fault once, and leaves out the
 //! consequences of the fault.
 
+mod attempts;
 mod backends;
 mod cases;
 mod contradictions;
@@ -44,11 +45,16 @@ pub fn judge(facts: &Facts) -> Report {
     findings.extend(pools::findings(facts));
     if findings.iter().all(|finding| explains_no_loss(finding.kind)) {
         findings.extend(replies::lost(facts, controller, &findings));
+        if findings.iter().all(|finding| explains_no_loss(finding.kind)) {
+            findings.extend(attempts::findings(facts, controller, &findings));
+        }
     }
     if findings.is_empty() {
         findings.extend(contradictions::findings(facts, controller));
     }
-    report(facts, findings)
+    let mut report = report(facts, findings);
+    report.not_looked_at.extend(attempts::not_here(facts, controller));
+    report
 }
 
 /// Whether clients whose connections do not complete have another problem than this one.
@@ -77,6 +83,7 @@ fn report(facts: &Facts, mut findings: Vec<Finding>) -> Report {
     Report {
         controller: facts.controller.is_some(),
         findings,
+        tried: attempts::tried(facts),
         looked_at: looked_at(facts),
         not_looked_at: facts.unseen.clone(),
     }

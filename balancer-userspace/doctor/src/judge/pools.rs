@@ -12,7 +12,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     facts.pools.iter().filter(examined).filter_map(|pool| missing(facts, pool)).collect()
 }
 
-fn missing(facts: &Facts, Pool { service, address }: &Pool) -> Option<Finding> {
+fn missing(facts: &Facts, Pool { service, address, .. }: &Pool) -> Option<Finding> {
     let link = facts.on_link(*address).and_then(|ifindex| facts.link(ifindex)).filter(|_| !facts.is_own(*address))?;
     let length = if address.is_ipv4() { 32 } else { 128 };
     let place = format!("{address}/{length} dev {}", link.name);

@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 
 use balancer_api::model::{BackendView, ServiceView, StatusView, UnansweredView};
 
+use ipnet::IpNet;
+
 use super::{
     backends::{about, is_of},
     cases::{Case, HOST, joined as each_fault_once, name},
@@ -198,7 +200,7 @@ fn in_doubt(waited: &[&Waited<'_>], causes: &[String]) -> Option<Finding> {
 /// Causes that explain why clients complete no connection with `nat` backends, most likely first, as far as is known
 /// without a client that tries to connect during the examination.
 fn nat_causes(waited: &[&Waited<'_>], facts: &Facts, controller: &Controller) -> Vec<String> {
-    let route = waited.iter().find_map(|of| route(of.backend, controller));
+    let route = waited.iter().find_map(|of| route(of.backend, controller.clients));
     let needs = route.map(|route| format!(" (if it does not: {route})")).unwrap_or_default();
     let causes = [
         format!(
@@ -232,9 +234,9 @@ fn container(facts: &Facts, waited: &[&Waited<'_>]) -> Option<String> {
     })
 }
 
-/// The command that sets a backend's route to the clients.
-fn route(backend: &Backend, controller: &Controller) -> Option<String> {
-    let clients = controller.clients.map_or_else(|| "default".to_owned(), |prefix| prefix.to_string());
+/// The command that sets a backend's route to the network of clients.
+pub(super) fn route(backend: &Backend, clients: Option<IpNet>) -> Option<String> {
+    let clients = clients.map_or_else(|| "default".to_owned(), |prefix| prefix.to_string());
     backend.source.map(|source| format!("ip route replace {clients} via {source}"))
 }
 
@@ -246,7 +248,7 @@ fn not_back(waited: &[&Waited<'_>], facts: &Facts, controller: &Controller) -> V
     let seen = seen(together(waited));
     let mut cases = Vec::new();
     for Waited { backend, .. } in waited {
-        let route = route(backend, controller);
+        let route = route(backend, controller.clients);
         let route =
             route.map(|route| if container.is_some() { format!("# most likely first: {route}") } else { route });
         let commands = route.into_iter().chain([look.clone()]).chain(container.clone());

@@ -142,6 +142,7 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
         echo: true,
         bare_echo: matches!(forwarding, "ipip" | "gue").then_some(true),
         tcp: Some(Outcome::Connected),
+        by: Some(2),
         refused_outer: false,
         rejected: None,
     };
@@ -167,6 +168,7 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
         path: Some(Path { wanted: 1500, passed: 1500, segment: None }),
         replied: false,
         untranslated: Vec::new(),
+        attempt: None,
     };
     let address = |address: &str, length| {
         let address = address.parse().unwrap();
@@ -230,8 +232,14 @@ fn direct(facts: &mut Facts, outcome: Outcome, left: bool, came: bool, checksum_
 }
 
 /// No probe to the VIP is answered.
-const SILENT: ServiceProbe =
-    ServiceProbe { echo: false, bare_echo: None, tcp: Some(Outcome::Silent), refused_outer: false, rejected: None };
+const SILENT: ServiceProbe = ServiceProbe {
+    echo: false,
+    bare_echo: None,
+    tcp: Some(Outcome::Silent),
+    by: None,
+    refused_outer: false,
+    rejected: None,
+};
 
 fn probe(facts: &mut Facts) -> &mut ServiceProbe {
     facts.backends[0].service_probe.as_mut().unwrap()
@@ -495,7 +503,7 @@ fn when_a_fact_of_this_machine_alone_keeps_clients_away_then_the_fact_is_found()
 
     let pool = |address: &str| {
         let mut facts = healthy("snat");
-        facts.pools = vec![Pool { service: "web".to_owned(), address: address.parse().unwrap() }];
+        facts.pools = vec![Pool { service: "web".to_owned(), address: address.parse().unwrap(), ports: None }];
         kinds(&facts)
     };
     assert_eq!(pool("10.0.0.77"), [Kind::Pool]);

@@ -108,6 +108,15 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     findings
 }
 
+/// Whether another machine most likely has all VIPs of a service, as on the standby of a pair.
+pub(super) fn are_elsewhere(service: &str, facts: &Facts, controller: &Controller) -> bool {
+    // Neighbours are not asked about VIPs of IPv6.
+    let is_near_v6 = |vip: &Vip| vip.address.is_ipv6() && facts.on_link(vip.address).is_some();
+    let has_owner = |vip: &Vip| !vip.answered.is_empty() || is_near_v6(vip) || may_be_elsewhere(controller);
+    let mut vips = facts.vips.iter().filter(|vip| vip.service == service);
+    vips.all(|vip| !is_here(vip, facts, controller) && has_owner(vip))
+}
+
 fn is_here(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
     facts.is_own(vip.address) || controller.after.vips.iter().any(|of| of.address == vip.address)
 }

@@ -1,9 +1,11 @@
 //! Gathers facts from the controller, the kernel, neighbours and backends. The module changes nothing on the machine.
 
+mod attempt;
 mod filters;
 mod machine;
 mod netlink;
 mod packets;
+mod pretend;
 mod probe;
 mod ways_back;
 mod wire;
@@ -28,6 +30,7 @@ use balancer_netlink::xdp_features::{self, RUNS_PROGRAMS, TAKES_FRAMES};
 
 use tokio::time::timeout;
 
+pub use self::attempt::Clients;
 use self::{
     netlink::Netlink,
     packets::Outer,
@@ -44,11 +47,17 @@ use crate::{
 /// The time after which the doctor assumes that the controller does not answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Gathers the facts about one service, or about all services. If there is no controller, that is no error.
+/// Gathers the facts about one service, or about all services. With `clients`, the doctor also sends requests to connect
+/// like those of these clients. If there is no controller, that is no error.
 ///
 /// # Errors
 /// Fails if the controller does not know the service, or if the controller's answer is malformed.
-pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Result<Facts, ClientError> {
+pub async fn look(
+    client: &Client,
+    socket: &Path,
+    service: Option<&str>,
+    clients: Option<Clients>,
+) -> Result<Facts, ClientError> {
     let (kernel, kernel_build) = machine::kernel();
     let mut facts = Facts { kernel, kernel_build, ..Facts::default() };
     let mut services = match timeout(PATIENCE, client.status()).await {
@@ -78,11 +87,15 @@ pub async fn look(client: &Client, socket: &Path, service: Option<&str>) -> Resu
     }
     if facts.controller.is_some() {
         find_clients(client, &mut facts).await;
-        look_at_services(client, &mut facts, &services).await;
+        let probed = look_at_services(client, &mut facts, &services).await;
         // The second status also shows problems that occurred during the examination.
         let (after, health) = (client.status().await?, client.health(None).await?);
         if let Some(controller) = &mut facts.controller {
             (controller.after, controller.health) = (after, health);
+        }
+        // The program may drop answers to these requests, which the status must not count as those to clients.
+        if let (Some(clients), Some((mut wire, targets))) = (clients, probed) {
+            attempt::attempt(client, &mut wire, &targets, clients, &mut facts).await;
         }
     }
     Ok(facts)
@@ -121,7 +134,8 @@ fn enter(socket: &Path, facts: &mut Facts) {
                 controller.asks_generic = Some(config.xdp_mode == XdpMode::Generic);
             }
             for service in config.services.iter().filter(|service| service.forwarding == Forwarding::Snat) {
-                let pool = |&address: &IpAddr| Pool { service: service.name.clone(), address };
+                let ports = service.snat.ports;
+                let pool = |&address: &IpAddr| Pool { service: service.name.clone(), address, ports };
                 facts.pools.extend(service.snat.addresses.iter().map(pool));
             }
         }
@@ -179,29 +193,33 @@ async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn look_at_services(client: &Client, facts: &mut Facts, services: &[ServiceView]) {
-    let Some(controller) = &facts.controller else { return };
+/// Examines services. Returns the socket and the backends that it has probed; `None` if it could probe none.
+async fn look_at_services(client: &Client, facts: &mut Facts, services: &[ServiceView]) -> Option<(Wire, Vec<Target>)> {
+    let controller = facts.controller.as_ref()?;
     facts.backends = services.iter().flat_map(|service| backends(service, &controller.health)).collect();
     facts.vips = services.iter().flat_map(vips).collect();
     if let Err(error) = ways(facts).await {
         facts.unseen.push(Unseen::new("the ways to the backends", format!("{error:#}")));
-        return;
+        return None;
     }
     ways_back::find(client, facts, services).await;
-    match Wire::open() {
+    let probed = match Wire::open() {
         Ok(mut wire) => {
-            let Ok((targets, asked)) = plan(facts, services).await else { return };
+            let (targets, asked) = plan(facts, services).await.ok()?;
             probe::probe(&mut wire, &targets, &asked, facts).await;
             find_filters(facts);
+            Some((wire, targets))
         }
         Err(error) => {
             let why = format!("{error}; run it as root, or with CAP_NET_RAW");
             facts.unseen.push(Unseen::new("neighbours, and what probes meet", why));
+            None
         }
-    }
+    };
     if let Err(error) = look_again(facts).await {
         facts.unseen.push(Unseen::new("IPv6 neighbours and addresses", format!("{error:#}")));
     }
+    probed
 }
 
 /// Adds the filters of `tc` on the interfaces towards backends with which this machine's connections fail.
@@ -274,6 +292,7 @@ fn backends<'a>(service: &'a ServiceView, health: &'a [HealthView]) -> impl Iter
                 path: None,
                 replied: false,
                 untranslated: Vec::new(),
+                attempt: None,
             }
         })
     })
@@ -345,6 +364,7 @@ async fn plan(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<(Ve
 fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usize) -> Option<Target> {
     let backend = facts.backends.get(index)?;
     let (ifindex, next_hop) = Target::way(backend)?;
+    let service = services.iter().find(|of| of.name == backend.service);
     let link = facts.link(ifindex)?;
     let own_mac = link.mac?;
     let own = backend.address.ip();
@@ -374,7 +394,8 @@ fn target(facts: &Facts, services: &[ServiceView], entries: &Entries, index: usi
         direct: checked
             || matches!(backend.forwarding.as_str(), "nat" | "snat") && is_tcp && backend.address.port() != 0,
         vip: vip.map(|vip| (vip, is_tcp && vip.port() != 0)),
-        udp: services.iter().find(|of| of.name == backend.service).and_then(|service| udp_port(service, backend)),
+        udp: service.and_then(|service| udp_port(service, backend)),
+        translated: service.filter(|_| backend.answers_the_balancer()).and_then(|of| tcp_port(of, backend)),
         largest,
     })
 }
@@ -390,6 +411,20 @@ fn udp_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
         return Some(SocketAddr::new(at.address, at.ports.first));
     }
     udp.next()?;
+    own_port(service, backend)
+}
+
+/// The address and port of a `nat` or `snat` backend to which the program sends the segments of clients. A backend
+/// without a port of its own gets them at the port of the listener.
+fn tcp_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
+    let listeners = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
+    let listener = listeners.filter(|of| of.protocol == Protocol::Tcp).map(|of| of.ports.first).next()?;
+    let of_listener = || (listener != 0).then(|| SocketAddr::new(backend.address.ip(), listener));
+    own_port(service, backend).or_else(of_listener)
+}
+
+/// The address of a backend with its port; `None` if the backend has no port of its own.
+fn own_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
     let view = service.backends.iter().find(|view| view.name == backend.name)?;
     let own = backend.address.ip();
     let (_, port) = addresses(view).find(|(address, _)| *address == own)?;

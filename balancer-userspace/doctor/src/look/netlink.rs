@@ -10,7 +10,7 @@ use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags, AddressMessage},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{Error, Handle};
 use tokio::task::AbortHandle;
@@ -132,11 +132,19 @@ impl Netlink {
     /// Fails if the kernel does not answer.
     pub(super) async fn prefix(&self, to: IpAddr) -> anyhow::Result<Option<IpNet>> {
         let Ok(message) = self.route(to, RouteFlags::FibMatch, []).await? else { return Ok(None) };
-        let named = message.attributes.iter().find_map(|attribute| {
-            if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
-        });
-        let length = message.header.destination_prefix_length;
-        Ok(named.and_then(|address| IpNet::new(address, length).ok()))
+        Ok(destination(&message))
+    }
+
+    /// Returns the destination prefixes of the main table's routes through gateways, without default routes.
+    ///
+    /// # Errors
+    /// Fails if the kernel does not answer.
+    pub(super) async fn behind_gateways(&self, family: AddressFamily) -> anyhow::Result<Vec<IpNet>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        let dump = self.handle.route().get(message).execute().try_collect::<Vec<RouteMessage>>();
+        let messages = tokio::time::timeout(TIMEOUT, dump).await.context("listing the routes: no answer")??;
+        Ok(messages.iter().filter(|message| is_behind_gateway(message)).filter_map(destination).collect())
     }
 
     /// Returns why routes or rules forbid packets that arrive by the interface `arriving`; `None` if they do not, or if
@@ -181,6 +189,22 @@ impl Netlink {
             None => bail!("looking up the route to {to}: the netlink socket was closed"),
         }
     }
+}
+
+/// The destination prefix of a route; `None` for a default route.
+fn destination(message: &RouteMessage) -> Option<IpNet> {
+    let named = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(address) = attribute { route_address(address) } else { None }
+    });
+    IpNet::new(named?, message.header.destination_prefix_length).ok()
+}
+
+fn is_behind_gateway(message: &RouteMessage) -> bool {
+    let is_gateway =
+        |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
+    let header = &message.header;
+    let is_main = header.table == RouteHeader::RT_TABLE_MAIN && header.kind == RouteType::Unicast;
+    is_main && message.attributes.iter().any(is_gateway)
 }
 
 /// The reason why the kernel has no route, in words.

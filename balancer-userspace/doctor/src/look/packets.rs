@@ -197,6 +197,16 @@ pub(super) fn who_has(own: Mac, target: Ipv4Addr) -> Vec<u8> {
     question
 }
 
+/// The packet in an Ethernet frame, behind its VLAN tags.
+pub(super) fn packet(frame: &[u8]) -> Option<&[u8]> {
+    const TAGS: [u16; 2] = [0x8100, 0x88a8];
+    let mut at = 12;
+    while TAGS.contains(&word(frame, at)?) {
+        at += 4;
+    }
+    frame.get(at + 2..)
+}
+
 /// Parses an ARP packet; `None` if the packet is not a complete reply for IPv4 over Ethernet.
 pub(super) fn arp(packet: &[u8]) -> Option<Heard> {
     const REPLY: [u8; 2] = [0, 2];
@@ -320,6 +330,18 @@ mod tests {
             let last = broken.len() - 5;
             broken[last] ^= 1;
             assert_eq!(heard(&broken), Some(Heard::Tcp { from, to, flags: SYN, checksum_right: false }));
+        }
+    }
+
+    #[test]
+    fn when_a_frame_has_vlan_tags_then_its_packet_is_behind_them() {
+        let inner = tcp(at("192.0.2.1:40000"), at("192.0.2.9:80"), 7, SYN, 0);
+        for tags in [&[][..], &[0x81, 0, 0, 5], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]] {
+            let frame = [&[2; 12], tags, &[8, 0], &inner].concat();
+            assert_eq!(packet(&frame), Some(&inner[..]));
+            for length in 0..13 + tags.len() {
+                assert_eq!(packet(&frame[..length]), None, "{length} bytes");
+            }
         }
     }
 

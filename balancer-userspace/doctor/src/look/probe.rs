@@ -70,6 +70,8 @@ pub(super) struct Target {
     /// The address and UDP port to which the doctor sends datagrams: at the VIP if the backend has it, or else at the
     /// backend.
     pub(super) udp: Option<SocketAddr>,
+    /// `nat` and `snat`: the address and TCP port to which the program sends the packets of clients.
+    pub(super) translated: Option<SocketAddr>,
     /// The size of the largest packet that clients may send on the path to the backend.
     pub(super) largest: u32,
 }
@@ -338,7 +340,7 @@ fn next_hop(facts: &Facts, way: &WayBack) -> Option<(u32, Mac, Ipv4Addr)> {
     }
 }
 
-fn port(number: usize) -> u16 {
+pub(super) fn port(number: usize) -> u16 {
     FIRST_PORT + (number % usize::from(PORTS)) as u16
 }
 

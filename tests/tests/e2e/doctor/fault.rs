@@ -24,6 +24,15 @@ pub(super) struct Report {
     pub(super) controller: bool,
     pub(super) findings: Vec<Finding>,
     pub(super) looked_at: Vec<String>,
+    #[serde(default)]
+    pub(super) tried: Vec<Tried>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Tried {
+    pub(super) backend: String,
+    pub(super) source: String,
+    pub(super) answered_by: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]

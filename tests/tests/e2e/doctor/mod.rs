@@ -2,6 +2,7 @@
 //! names only the cause of that fault.
 
 mod alike;
+mod attempts;
 mod fault;
 mod faults;
 mod healthy;

@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) fn service(backend: &Backend) -> Option<Case<'_>> {
     let probe = backend.service_probe.as_ref()?;
-    let ServiceProbe { echo, bare_echo, tcp, refused_outer, rejected: error } = probe;
+    let ServiceProbe { echo, bare_echo, tcp, refused_outer, rejected: error, .. } = probe;
     let vip = backend.vip?;
     match tcp {
         Some(Outcome::Connected) => None,

@@ -67,14 +67,18 @@ impl Probe<'_> {
 
     /// The answer to a SYN from one of this machine's ports.
     pub(super) fn answer(&self, from: SocketAddr, to_port: u16) -> Option<Outcome> {
-        let mut answers = self.incoming().filter_map(|note| match note.heard {
-            Heard::Tcp { from: source, to, flags, .. } if source == from && to.port() == to_port => Some(flags),
+        self.answer_by(from, to_port).map(|(_, outcome)| outcome)
+    }
+
+    /// The answer to a SYN from one of this machine's ports, and the interface by which it came.
+    fn answer_by(&self, from: SocketAddr, to_port: u16) -> Option<(u32, Outcome)> {
+        self.incoming().find_map(|note| match note.heard {
+            Heard::Tcp { from: source, to, flags, .. } if source == from && to.port() == to_port => match flags {
+                reset if reset & RST != 0 => Some((note.ifindex, Outcome::Refused)),
+                accepted if accepted & (SYN | ACK) == SYN | ACK => Some((note.ifindex, Outcome::Connected)),
+                _ => None,
+            },
             Heard::Tcp { .. } | Heard::Arp { .. } | Heard::Echo { .. } | Heard::Unreachable { .. } => None,
-        });
-        answers.find_map(|flags| match flags {
-            reset if reset & RST != 0 => Some(Outcome::Refused),
-            accepted if accepted & (SYN | ACK) == SYN | ACK => Some(Outcome::Connected),
-            _ => None,
         })
     }
 
@@ -119,6 +123,7 @@ impl Probe<'_> {
             echo: self.echoed(number, VIP_ECHO),
             bare_echo: tries_bare.then(|| self.echoed(number, BARE_ECHO)),
             tcp: is_tcp.then(|| self.tcp(number)),
+            by: self.answer_by(vip, port(number)).map(|(ifindex, _)| ifindex),
             refused_outer: self.incoming().any(|note| {
                 matches!(note.heard, Heard::Unreachable { target: to, protocol, said, .. }
                     if to == backend && of_outer(said, protocol))
