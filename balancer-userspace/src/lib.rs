@@ -18,6 +18,7 @@ mod detach;
 mod doctor;
 mod drop_in;
 mod events;
+mod first_step;
 mod fleet;
 mod flow;
 mod health;

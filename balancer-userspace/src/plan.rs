@@ -2,13 +2,13 @@
 
 use balancer_api::{
     client::Client,
-    model::{ComingView, PlanView},
+    model::{ComingView, PlanRequest, PlanView},
 };
 use balancer_config::words::{counted, grouped};
 use clap::Subcommand;
 
 use super::{
-    Failure, backend,
+    Failure, backend, first_step,
     output::{self, Table},
     service,
 };
@@ -38,6 +38,9 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
         Verb::Backend { json, change } => (change.plan(), json),
         Verb::Service { json, change } => (change.plan(), json),
     };
+    if let PlanRequest::Steer { service, steer, force } = &request {
+        first_step::check(client, service, *steer, *force).await?;
+    }
     let plan = client.plan(&request).await?;
     if json {
         return Ok(output::print_json(&plan)?);

@@ -5,7 +5,7 @@ use balancer_config::{listeners::Listener, value, words::grouped};
 use clap::{Args, Subcommand};
 
 use super::{
-    Failure,
+    Failure, first_step,
     output::{self, Table},
     print_changed,
 };
@@ -95,6 +95,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> Result<(), Failure> {
             print_changed(&changed)
         }
         Verb::Change(ServiceChange::Steer { service, steer, force }) => {
+            first_step::check(client, &service, steer, force).await?;
             let changed = client.set_steer(&service, steer, force).await?;
             print_changed(&changed)
         }

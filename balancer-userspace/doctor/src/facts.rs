@@ -54,6 +54,8 @@ pub struct Controller {
     pub asks_generic: Option<bool>,
     /// The destination prefix of the route to a recently seen client.
     pub clients: Option<ipnet::IpNet>,
+    /// A recently seen client.
+    pub client: Option<IpAddr>,
     /// The kernel's count of times that the controller's control group ran out of memory.
     pub oom_kills: Option<u64>,
 }

@@ -5,6 +5,7 @@
 mod tests;
 
 use super::{
+    backends::is_of,
     cases::{AT, Case, HOST, joined, name},
     general, name_interface,
     replies::route,
@@ -22,7 +23,7 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, others: &[Finding
         let Some(attempt) = &backend.attempt else { continue };
         let Attempt { source, answer, .. } = attempt;
         let Some(Arrival { ifindex, refused, dropped }) = answer else {
-            let connects = backend.direct.as_ref().is_some_and(|direct| direct.outcome == Outcome::Connected);
+            let connects = connects(backend, controller);
             let is_here = !are_elsewhere(&backend.service, facts, controller);
             cases.extend((connects && is_here).then(|| unanswered(backend, attempt)));
             continue;
@@ -39,10 +40,20 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, others: &[Finding
     general
 }
 
+/// Whether the backend answers this machine's own connections: the doctor's, or else those of the checks.
+fn connects(backend: &Backend, controller: &Controller) -> bool {
+    let mut checks = controller.health.iter().filter(|view| is_of(view, backend));
+    let is_up = || checks.all(|view| view.verdict == "up");
+    backend.direct.as_ref().map_or_else(is_up, |direct| direct.outcome == Outcome::Connected)
+}
+
 fn unanswered<'a>(backend: &'a Backend, Attempt { source, network, .. }: &Attempt) -> Case<'a> {
     let is_nat = backend.forwarding == "nat";
     let look = format!("# to see the route of the answers: ip route get {source}");
-    let firewall = format!("# or a firewall there drops packets of {source}: nft list ruleset");
+    let others = format!("# or a firewall there drops packets of {source}: nft list ruleset");
+    let others = [others].into_iter().chain((is_nat && network.is_none()).then(|| {
+        "# or the server has routes only to networks of real clients: balancer doctor --try=CLIENT".to_owned()
+    }));
     let route = route(backend, *network).filter(|_| is_nat);
     let what = if is_nat {
         "replies do not come back through the balancer".to_owned()
@@ -54,7 +65,7 @@ fn unanswered<'a>(backend: &'a Backend, Attempt { source, network, .. }: &Attemp
         Kind::Replies,
         what,
         format!("no answer came to a request to connect from {source}, while connections from this machine succeed"),
-        Cure::elsewhere(HOST, &route.into_iter().chain([look, firewall]).collect::<Vec<_>>()),
+        Cure::elsewhere(HOST, &route.into_iter().chain([look]).chain(others).collect::<Vec<_>>()),
     )
 }
 

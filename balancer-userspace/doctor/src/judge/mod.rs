@@ -57,6 +57,12 @@ pub fn judge(facts: &Facts) -> Report {
     report
 }
 
+/// Derives the findings about requests to connect like those of clients alone.
+#[must_use]
+pub fn judge_attempts(facts: &Facts) -> Vec<Finding> {
+    facts.controller.as_ref().map(|controller| attempts::findings(facts, controller, &[])).unwrap_or_default()
+}
+
 /// Whether clients whose connections do not complete have another problem than this one.
 const fn explains_no_loss(kind: Kind) -> bool {
     matches!(

@@ -184,6 +184,7 @@ pub(super) fn healthy(forwarding: &str) -> Facts {
             rules: Vec::new(),
             asks_generic: Some(false),
             clients: None,
+            client: None,
             oom_kills: Some(0),
         }),
         links: vec![link],

@@ -37,7 +37,9 @@ const SNAPLEN: u32 = if LEAST_SNAPLEN > 128 { LEAST_SNAPLEN } else { 128 };
 /// The clients whose requests the doctor sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clients {
-    /// The doctor chooses addresses that no client has.
+    /// A client that was seen recently; without one, the doctor sends nothing.
+    Seen,
+    /// A client that was seen recently, or else an address that no client has.
     Chosen,
     /// The client with this address.
     Named(IpAddr),
@@ -50,6 +52,8 @@ struct Request {
     /// The prefix of the route to the client.
     network: Option<IpNet>,
     to: SocketAddr,
+    /// Whether a reset means that clients are not served.
+    serves: bool,
     ifindex: u32,
     mac: Mac,
     answer: Option<Arrival>,
@@ -131,6 +135,10 @@ async fn as_client(targets: &[Target], clients: Clients, v4: bool, facts: &Facts
     let chosen = match clients {
         Clients::Named(address) if address.is_ipv4() == v4 => Some(pretend::named(address).await),
         Clients::Named(_) => None,
+        Clients::Seen => match pretend::seen(facts, v4) {
+            Some(seen) => Some(seen),
+            None => return Ok(Vec::new()),
+        },
         Clients::Chosen => pretend::client(facts, v4).await,
     };
     let Some(Pretended { address, network }) = chosen else {
@@ -147,8 +155,9 @@ async fn as_client(targets: &[Target], clients: Clients, v4: bool, facts: &Facts
 fn request(target: &Target, backend: &Backend, source: SocketAddr, network: Option<IpNet>) -> Option<Request> {
     let near = backend.neighbour.as_ref();
     let mac = target.entry.and_then(|entry| entry.mac).or_else(|| near?.answered.first().copied())?;
-    let to = target.translated?;
-    Some(Request { index: target.index, source, network, to, ifindex: target.ifindex, mac, answer: None })
+    let (to, serves) = target.translated?;
+    let Target { index, ifindex, .. } = *target;
+    Some(Request { index, source, network, to, serves, ifindex, mac, answer: None })
 }
 
 /// Sends requests of one client while the controller traces that client's packets: the program takes the answers, so that
@@ -221,6 +230,6 @@ fn take(requests: &mut [Request], segment: Option<Segment>) {
     let Some(Segment { from, to, arrival }) = segment else { return };
     let waiting = |of: &&mut Request| (of.to, of.source) == (from, to) && of.answer.is_none();
     if let Some(of) = requests.iter_mut().find(waiting) {
-        of.answer = Some(arrival);
+        of.answer = Some(Arrival { refused: arrival.refused && of.serves, ..arrival });
     }
 }

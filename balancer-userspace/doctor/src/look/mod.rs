@@ -101,6 +101,42 @@ pub async fn look(
     Ok(facts)
 }
 
+/// Sends requests to connect like those of a recently seen client to the backends of a service, and gathers only the
+/// facts about these.
+///
+/// # Errors
+/// Fails if there is no controller, or if it does not know the service.
+pub async fn try_service(client: &Client, socket: &Path, service: &str) -> Result<Facts, ClientError> {
+    let mut facts = Facts { controller: Some(controller(client, client.status().await?).await?), ..Facts::default() };
+    let services = [client.service(service).await?];
+    enter(socket, &mut facts);
+    find_clients(client, &mut facts).await;
+    if let Err(error) = prepare(&mut facts, &services).await {
+        facts.unseen.push(Unseen::new("interfaces, routes and neighbours", format!("{error:#}")));
+        return Ok(facts);
+    }
+    if let (Ok((targets, _)), Ok(mut wire)) = (plan(&mut facts, &services).await, Wire::open()) {
+        attempt::attempt(client, &mut wire, &targets, Clients::Seen, &mut facts).await;
+    }
+    Ok(facts)
+}
+
+/// Reads the interfaces and addresses of this machine, and the ways to the backends.
+async fn prepare(facts: &mut Facts, services: &[ServiceView]) -> anyhow::Result<()> {
+    let netlink = Netlink::connect()?;
+    facts.addresses = netlink.addresses().await?;
+    facts.links = netlink.links().await?;
+    name_subjects(facts, services);
+    ways(facts).await
+}
+
+/// Adds the backends and the VIPs of services.
+fn name_subjects(facts: &mut Facts, services: &[ServiceView]) {
+    let health = facts.controller.as_ref().map(|of| of.health.as_slice()).unwrap_or_default();
+    facts.backends = services.iter().flat_map(|service| backends(service, health)).collect();
+    facts.vips = services.iter().flat_map(vips).collect();
+}
+
 async fn controller(client: &Client, status: balancer_api::model::StatusView) -> Result<Controller, ClientError> {
     Ok(Controller {
         after: status.clone(),
@@ -109,6 +145,7 @@ async fn controller(client: &Client, status: balancer_api::model::StatusView) ->
         rules: client.rules(None).await?,
         asks_generic: None,
         clients: None,
+        client: None,
         oom_kills: None,
     })
 }
@@ -195,9 +232,7 @@ async fn ask_kernel(facts: &mut Facts) -> anyhow::Result<()> {
 
 /// Examines services. Returns the socket and the backends that it has probed; `None` if it could probe none.
 async fn look_at_services(client: &Client, facts: &mut Facts, services: &[ServiceView]) -> Option<(Wire, Vec<Target>)> {
-    let controller = facts.controller.as_ref()?;
-    facts.backends = services.iter().flat_map(|service| backends(service, &controller.health)).collect();
-    facts.vips = services.iter().flat_map(vips).collect();
+    name_subjects(facts, services);
     if let Err(error) = ways(facts).await {
         facts.unseen.push(Unseen::new("the ways to the backends", format!("{error:#}")));
         return None;
@@ -414,13 +449,13 @@ fn udp_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
     own_port(service, backend)
 }
 
-/// The address and port of a `nat` or `snat` backend to which the program sends the segments of clients. A backend
-/// without a port of its own gets them at the port of the listener.
-fn tcp_port(service: &ServiceView, backend: &Backend) -> Option<SocketAddr> {
-    let listeners = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
-    let listener = listeners.filter(|of| of.protocol == Protocol::Tcp).map(|of| of.ports.first).next()?;
-    let of_listener = || (listener != 0).then(|| SocketAddr::new(backend.address.ip(), listener));
-    own_port(service, backend).or_else(of_listener)
+/// The address and TCP port of a `nat` or `snat` backend that answers clients, and whether the program sends them to this
+/// port: the controller does not say to which port of a backend without a port of its own.
+fn tcp_port(service: &ServiceView, backend: &Backend) -> Option<(SocketAddr, bool)> {
+    let mut listeners = service.listeners.iter().filter_map(|view| view.listener.parse::<Listener>().ok());
+    listeners.find(|of| of.protocol == Protocol::Tcp)?;
+    let checked = (backend.address.port() != 0).then_some((backend.address, false));
+    own_port(service, backend).map(|own| (own, true)).or(checked)
 }
 
 /// The address of a backend with its port; `None` if the backend has no port of its own.
@@ -482,6 +517,7 @@ async fn find_clients(client: &Client, facts: &mut Facts) {
     if let Some(address) = address
         && let Ok(netlink) = Netlink::connect()
     {
+        controller.client = Some(address);
         controller.clients = netlink.prefix(address).await.ok().flatten();
     }
 }

@@ -1,4 +1,4 @@
-//! Chooses the address of a client that does not exist: one of a network from which clients come.
+//! Chooses the address of a client: of one that was seen, or of none that exists.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -30,13 +30,18 @@ pub(super) async fn named(address: IpAddr) -> Pretended {
     Pretended { address, network }
 }
 
-/// Returns an address behind this machine's route to clients: of the prefix of recently seen clients, or else one behind
-/// the default route, behind another gateway, or on an attached interface without backends. `None` if there is no such
-/// route, or if the kernel does not answer.
+/// Returns a recently seen client.
+pub(super) fn seen(facts: &Facts, v4: bool) -> Option<Pretended> {
+    let controller = facts.controller.as_ref()?;
+    let address = controller.client.filter(|client| client.is_ipv4() == v4)?;
+    Some(Pretended { address, network: controller.clients })
+}
+
+/// Returns a recently seen client, or else an address behind the default route, behind another gateway, or on an attached
+/// interface without backends. `None` if there is no such route, or if the kernel does not answer.
 pub(super) async fn client(facts: &Facts, v4: bool) -> Option<Pretended> {
-    let seen = facts.controller.as_ref().and_then(|of| of.clients).filter(|prefix| prefix.addr().is_ipv4() == v4);
-    if let Some(pretended) = seen.and_then(|prefix| of_prefix(prefix, facts)) {
-        return Some(pretended);
+    if let Some(seen) = seen(facts, v4) {
+        return Some(seen);
     }
     let netlink = Netlink::connect().ok()?;
     let nobody = if v4 { NOBODY } else { NOBODY_V6 };

@@ -70,8 +70,9 @@ pub(super) struct Target {
     /// The address and UDP port to which the doctor sends datagrams: at the VIP if the backend has it, or else at the
     /// backend.
     pub(super) udp: Option<SocketAddr>,
-    /// `nat` and `snat`: the address and TCP port to which the program sends the packets of clients.
-    pub(super) translated: Option<SocketAddr>,
+    /// `nat` and `snat`: an address and TCP port of the backend that answers clients, and whether the program sends the
+    /// packets of clients to this port.
+    pub(super) translated: Option<(SocketAddr, bool)>,
     /// The size of the largest packet that clients may send on the path to the backend.
     pub(super) largest: u32,
 }

@@ -8,6 +8,7 @@ use balancer_testkit::{
 };
 
 use super::fault::{Report, examine, lab};
+use crate::support::wait;
 
 /// The requests that the doctor has sent, as `BACKEND SOURCE INTERFACE`.
 fn tried(report: &Report) -> Vec<String> {
@@ -29,10 +30,6 @@ fn when_backends_are_tried_before_clients_come_then_missing_routes_of_servers_ar
     let site = lab(Shape::OneLegged, Forwarding::Nat, &[Family::V4]);
     let healthy = ["web1 10.1.255.254 eth0", "web2 10.1.255.254 eth0"];
     answered(&site, "--try", &healthy);
-    let shown = site.output(&["doctor", "--try=10.1.7.7"]).unwrap();
-    let shown = String::from_utf8_lossy(&shown.stdout);
-    let line = "tried web/web1 at 10.0.0.11:8080 from the client 10.1.7.7: the answer came by eth0\n";
-    assert!(shown.contains(line), "{shown}");
 
     // Answers do not come back: by the doctor's own connections, nothing is wrong.
     let web1 = &site.topology().backends()[0];
@@ -45,14 +42,29 @@ fn when_backends_are_tried_before_clients_come_then_missing_routes_of_servers_ar
     assert_eq!(tried(&report), ["web1 10.1.255.254 -", "web2 10.1.255.254 eth0"]);
     run(web1.command("sh").args(["-c", &finding.cure.commands[0]])).unwrap();
     answered(&site, "--try", &healthy);
+    let backends = site.status().unwrap().services.remove(0).backends;
+    assert!(backends.iter().all(|of| of.connections == 0), "no request passes the program: {backends:?}");
 
-    // The host still has all clients.
+    // A client that sends more than the machine that got the answers is tried from then on.
+    let client = site.topology().client_address(Family::V4, 7);
+    let line = format!("tried web/web1 at 10.0.0.11:8080 from the client {client}: the answer came by eth0\n");
+    wait("the busiest client is not tried", || {
+        (0..20).for_each(|_| assert_eq!(site.homes(Family::V4, 7..=7).unwrap().len(), 1));
+        String::from_utf8_lossy(&site.output(&["doctor", "--try"]).unwrap().stdout).contains(&line)
+    });
+
+    // The host has all clients again, and the first step is not made into the fault.
     site.cli(&["service", "steer", "web", "0"]).unwrap();
-    answered(&site, "--try", &healthy);
-    let status = site.status().unwrap();
-    assert_eq!(status.client_table.entries, 0, "the doctor's clients are unknown");
-    let begun = |of: &balancer_api::model::BackendView| of.connections;
-    assert!(status.services[0].backends.iter().all(|of| begun(of) == 0), "{status:?}");
+    web1.ip("route replace 10.1.0.0/16 via 10.0.0.2").unwrap();
+    for step in [&["service", "steer", "web", "10"][..], &["plan", "service", "steer", "web", "10"]] {
+        let refused = site.cli(step).unwrap_err().to_string();
+        let words = "nothing was changed: web/web1: replies do not come back through the balancer (no answer came";
+        assert!(refused.contains(words), "{refused}");
+        site.cli(&[step, &["--force"]].concat()).unwrap();
+        site.cli(&["service", "steer", "web", "0"]).unwrap();
+    }
+    run(web1.command("sh").args(["-c", &finding.cure.commands[0]])).unwrap();
+    site.cli(&["service", "steer", "web", "10"]).unwrap();
 }
 
 #[test]

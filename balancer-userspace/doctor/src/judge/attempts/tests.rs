@@ -1,5 +1,5 @@
 use super::super::{
-    judge,
+    judge, judge_attempts,
     tests::{healthy, kinds},
 };
 use crate::{
@@ -61,6 +61,15 @@ fn when_a_backend_does_not_answer_this_machine_either_then_only_that_is_found() 
     let direct = facts.backends[0].direct.as_mut().unwrap();
     (direct.outcome, direct.came) = (Outcome::Silent, false);
     assert_eq!(kinds(&facts), [Kind::Server]);
+}
+
+#[test]
+fn when_only_checks_have_asked_a_backend_then_their_verdict_counts() {
+    let mut facts = tried("nat", None);
+    facts.backends[0].direct = None;
+    assert_eq!(judge_attempts(&facts).len(), 1);
+    facts.controller.as_mut().unwrap().health[0].verdict = "down".to_owned();
+    assert_eq!(judge_attempts(&facts), []);
 }
 
 #[test]
