@@ -11,8 +11,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     XDP_TX,
+    both::{Beside, Both, Second},
     feeder::feeder,
-    gate::Took,
+    gate::{Took, median},
     ground, paced,
     paths::{self, Path},
     scene::{SCENES, Scene},
@@ -164,6 +165,29 @@ impl Measured {
         Ok(())
     }
 
+    /// Runs the measured program, and the empty program before it, while the second CPU runs the same program.
+    fn run_beside(&mut self, scene: &Scene, second: Second, [full, empty]: &mut [Beside; 2]) -> Result<()> {
+        empty.during(second, || self.run_empty())?;
+        if let Some(frame) = self.path.before() {
+            ground::run(self.full.program.as_fd(), &frame, 1)?;
+        }
+        let before = scene.counted(&self.path)?;
+        let packets = full.during(second, || self.full.run().map(drop))? + u64::from(PACKETS);
+        let counted = scene.counted(&self.path)? - before;
+        ensure!(
+            counted == packets,
+            "{}: {counted} of {packets} packets took the path that is measured",
+            self.path.name
+        );
+        Ok(())
+    }
+
+    /// The runs of the second CPU, which are half of the clients ahead.
+    fn beside(&self) -> Result<[Beside; 2]> {
+        let of = |runner: &Runner, ahead| Beside::new(runner.program.as_fd(), &runner.frame, ahead);
+        Ok([of(&self.full, self.path.clients() / 2)?, of(&self.empty, 0)?])
+    }
+
     /// The mean time per packet over all runs in ns, without the time of the empty program.
     pub(crate) fn mean(&self) -> f64 {
         self.full.runs.iter().sum::<f64>() / self.full.runs.len() as f64 - self.empty.best()
@@ -277,6 +301,34 @@ impl Bench {
         let mut rows: Vec<_> = paths.iter().map(|measured| measured.row(head)).collect();
         rows.extend(apart(rounds, wanted)?);
         Ok(Series { yardsticks: yardsticks.iter().map(|(measured, _)| measured.row(head)).collect(), paths: rows })
+    }
+}
+
+impl Bench {
+    /// Runs the `wanted` paths alone and beside the second CPU, in turns. Returns the results of the median runs: the
+    /// CPUs do not always meet in the fastest run.
+    pub(crate) fn on_two(&mut self, rounds: u32, wanted: impl Fn(&str) -> bool, second: Second) -> Result<Vec<Both>> {
+        let Self { scenes, paths, .. } = self;
+        let mut all = Vec::new();
+        for measured in paths.iter_mut().filter(|measured| wanted(&measured.path.name)) {
+            measured.warm_up()?;
+            let mut beside = measured.beside()?;
+            let (mut alone, mut together) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                let scene = &scenes[measured.path.scene as usize];
+                measured.forget();
+                measured.run_in(scene)?;
+                alone.push(measured.mean());
+                measured.forget();
+                measured.run_beside(scene, second, &mut beside)?;
+                together.push(measured.mean());
+            }
+            let path = measured.path.name.clone();
+            let of = |times| median(times).with_context(|| format!("{path} was not measured"));
+            let (alone, together) = (of(alone)?, of(together)?);
+            all.push(Both { path, alone, together });
+        }
+        Ok(all)
     }
 }
 

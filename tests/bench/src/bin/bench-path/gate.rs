@@ -76,7 +76,7 @@ impl Compared {
 }
 
 /// Returns the median of `numbers`.
-fn median(mut numbers: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.sort_by(f64::total_cmp);
     let last = numbers.len().checked_sub(1)?;
     Some((numbers[last / 2] + numbers[numbers.len() / 2]) / 2.0)

@@ -20,6 +20,7 @@
 
 mod against;
 mod bench;
+mod both;
 mod feeder;
 mod gate;
 mod ground;
@@ -43,7 +44,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{bench::Bench, scene::Scene};
+use crate::{bench::Bench, both::Second, scene::Scene};
 
 const XDP_TX: i32 = 3;
 
@@ -59,6 +60,10 @@ struct Options {
     /// Instead: measure the paths that the input names, run by run.
     #[arg(long, hide = true, conflicts_with = "against")]
     serve: bool,
+    /// Instead: measure each path on one CPU, and on two CPUs at the same time, which share the program and its maps.
+    #[arg(long, value_name = "2", value_parser = clap::value_parser!(u32).range(2..=2))]
+    #[arg(conflicts_with_all = ["against", "serve", "live"])]
+    cpus: Option<u32>,
     /// Number of runs of each path, in turns. The result is the fastest run, or the median with --live and --against.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(9..))]
     rounds: u32,
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
 fn perform(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "the benchmark needs root: it loads the program into the kernel");
     // Each CPU has separate counters and limits, so the benchmark stays on one CPU.
+    let second = options.cpus.map(|_| Second::find()).transpose()?;
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu()?)?;
     sched_setaffinity(Pid::from_raw(0), &cpus)?;
@@ -90,6 +96,9 @@ fn perform(options: &Options) -> Result<()> {
         let wanted = |name: &str| name == paths::REFERENCE || name.contains(&options.only);
         let mut bench = Bench::new(Scene::load_all()?)?;
         go_first();
+        if let Some(second) = second {
+            return report::print_both(&bench.on_two(options.rounds, wanted, second)?);
+        }
         report::print(&bench.series(options.rounds, wanted)?)
     }
 }

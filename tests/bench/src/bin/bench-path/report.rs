@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use balancer_bench::machine;
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
 
-use crate::{against::Looked, bench::Series, gate::Compared, paths::REFERENCE, yardsticks::LRU_HASH};
+use crate::{against::Looked, bench::Series, both::Both, gate::Compared, paths::REFERENCE, yardsticks::LRU_HASH};
 
 pub(crate) fn print(series: &Series) -> Result<()> {
     let reference = reference(series)?;
@@ -28,6 +28,18 @@ pub(crate) fn print(series: &Series) -> Result<()> {
     }
     println!("{}", machine::describe());
     println!("ns per packet, net of an empty program; wanted on a machine that is not this one");
+    println!("{table}");
+    Ok(())
+}
+
+/// Prints the costs of each path on one CPU, and on one of two CPUs at the same time.
+pub(crate) fn print_both(all: &[Both]) -> Result<()> {
+    let mut table = table(&["path", "one CPU, ns", "each of two, ns", "ratio"], 1..=3);
+    for Both { path, alone, together } in all {
+        table.add_row([path, &tenths(*alone), &tenths(*together), &ratio(together / alone)]);
+    }
+    println!("{}", machine::describe());
+    println!("ns per packet, net of an empty program in the same situation; medians");
     println!("{table}");
     Ok(())
 }
