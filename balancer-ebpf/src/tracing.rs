@@ -1,6 +1,8 @@
 //! Reports packets on arrival and on departure, with the counters that changed between the two reports. Only the
 //! tracing program, which is attached while a user traces or captures packets, contains this code.
 
+mod others;
+
 use core::{hint::black_box, mem::offset_of};
 
 use aya_ebpf::{
@@ -11,6 +13,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use balancer_common::{
+    features::Features,
     map_types::{FAMILY_V4, FAMILY_V6},
     tracing::{
         self, ANSWERED_ECHO, ANSWERED_REJECTED, ANSWERED_TOO_BIG, Address, CAME, Draft, Found, Head, LEFT, MAX_KEPT,
@@ -19,7 +22,7 @@ use balancer_common::{
     verdict::DropReason,
 };
 
-use crate::{ingress::Ingress, quic, stats};
+use crate::{features, ingress::Ingress, quic, stats};
 
 #[map]
 static TRACE_SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -73,6 +76,9 @@ fn came(context: *mut xdp_md) -> Option<()> {
     // SAFETY: the row belongs to this CPU; programs on one CPU do not interrupt each other in the receive path.
     let draft = unsafe { &mut *TRACE_DRAFT.get_ptr_mut(0)? };
     draft.begun = 0;
+    if is_of_others(context, settings, draft) {
+        return None;
+    }
     // SAFETY: the helper takes no pointer; the controller writes the word in one store.
     let (now, until) = unsafe { (bpf_ktime_get_ns(), (&raw const settings.until).read_volatile()) };
     if now >= until {
@@ -109,6 +115,20 @@ fn came(context: *mut xdp_md) -> Option<()> {
     draft.begun = 1;
     tell(context, settings, &mut draft.head);
     Some(())
+}
+
+/// Whether a packet neither has nor will have the address of a client to report. A reply of a `snat` backend gets the
+/// client's address on departure, and its destination is no VIP.
+#[inline(always)]
+fn is_of_others(context: *mut xdp_md, settings: &Settings, draft: &mut Draft) -> bool {
+    // SAFETY: the context is the kernel's.
+    let frame = unsafe { Ingress::new(context) }.frame();
+    let Some(destination) = others::destination(frame, settings) else { return false };
+    if !features::uses(Features::SNAT) {
+        return true;
+    }
+    draft.found.destination = destination;
+    is_vip(&draft.found.destination)
 }
 
 #[inline(always)]
