@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     datagram::Datagram,
     exec::Program,
-    fault::{is_local, reason, timed_out, too_late},
+    fault::{is_local, reason, timed_out, too_late, unanswered},
     load::{LoadHeaders, LoadReceiver},
     question::{Question, RequestFiles},
     service_path::BackendPaths,
@@ -120,7 +120,7 @@ impl Check {
         let stream = match timeout_at(deadline, self.connect(asks.sends_first())).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if is_local(&error) => return Err(error),
-            Ok(Err(error)) => return Ok(no_connection("connect", &error)),
+            Ok(Err(error)) => return Ok(unanswered("connect", &error)),
             Err(_) => return Ok(timed_out("connect", self.timeout)),
         };
         Ok(Box::pin(self.ask(asks, stream, deadline)).await)
@@ -161,7 +161,7 @@ impl Check {
         match timeout_at(deadline, conversation.connect()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) if is_local(&error) => return Err(error),
-            Ok(Err(error)) => return Ok(no_connection(&connecting, &error)),
+            Ok(Err(error)) => return Ok(unanswered(&connecting, &error)),
             Err(_) => {
                 let why = too_late(&connecting, self.timeout);
                 return Ok(CheckOutcome::Late(format!("{why}; does the backend hold that address?")));
@@ -200,12 +200,6 @@ pub(crate) fn socket(target: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_zero_linger()?;
     Ok(socket)
-}
-
-/// The outcome of a check whose connection was not accepted.
-fn no_connection(what: &str, error: &io::Error) -> CheckOutcome {
-    let why = format!("{what}: {}", reason(error));
-    if error.kind() == io::ErrorKind::ConnectionRefused { CheckOutcome::Shut(why) } else { CheckOutcome::Hard(why) }
 }
 
 #[cfg(test)]

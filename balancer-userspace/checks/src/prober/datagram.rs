@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     dns::{Answer, Query},
-    fault::{is_local, reason, timed_out},
+    fault::{is_local, timed_out, unanswered},
 };
 
 /// The maximum length of a datagram in bytes.
@@ -50,7 +50,7 @@ impl Datagram {
         let what = self.scheme();
         let failed = |error: io::Error| match error {
             error if is_own(&error) => Err(error),
-            error => Ok(CheckOutcome::Hard(format!("{what}: {}", reason(&error)))),
+            error => Ok(unanswered(what, &error)),
         };
         let question = match (self, &query) {
             (_, Some(query)) => query.message(),

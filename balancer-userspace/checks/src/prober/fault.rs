@@ -18,6 +18,13 @@ pub(super) fn too_late(what: &str, timeout: Duration) -> String {
     format!("{what}: timeout after {}", humantime::format_duration(timeout))
 }
 
+/// The outcome of a check whose connection or datagram ended with `error` before an answer. A refusal may mean that the
+/// server restarts.
+pub(super) fn unanswered(what: &str, error: &io::Error) -> CheckOutcome {
+    let why = format!("{what}: {}", reason(error));
+    if error.kind() == io::ErrorKind::ConnectionRefused { CheckOutcome::Shut(why) } else { CheckOutcome::Hard(why) }
+}
+
 /// Whether this machine has caused an error.
 pub(super) fn is_local(error: &io::Error) -> bool {
     [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL]
