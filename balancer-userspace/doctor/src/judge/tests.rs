@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use balancer_api::model::{
     Action, AgentView, BackendView, ClientTableView, DiscoverView, Fitness, FlowTableView, HealthView, InterfaceView,
-    ListenerView, Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts, begin_of_unattached,
+    ListenerView, Readiness, RuleView, ServiceView, StatusView, UnansweredView, Verdicts, VipView, begin_of_unattached,
 };
 
 use super::judge;
@@ -731,6 +731,28 @@ fn when_this_machine_does_not_hold_the_vip_then_nothing_is_said_about_who_does()
         one.vips[0].answered = vec![(2, WEB1)];
         assert_eq!(kinds(&one), expected, "{answers_for_all:?}");
     }
+}
+
+#[test]
+fn when_routers_send_a_vip_to_several_balancers_then_each_may_answer_for_it() {
+    let at = |address: &str| {
+        let mut one = healthy("nat");
+        one.links.push(Link { ifindex: 1, name: "lo".to_owned(), mac: None, programs: Vec::new(), ..Link::default() });
+        one.addresses[1].ifindex = 1;
+        (one.addresses[1].address, one.vips[0].address) = (address.parse().unwrap(), address.parse().unwrap());
+        one.vips[0].answered = vec![(2, [9; 6])];
+        one
+    };
+    for (address, expected) in [("10.2.0.10", &[][..]), ("10.0.0.200", &[Kind::VipDuplicate])] {
+        let mut member = at(address);
+        after(&mut member).fleet = Some(balancer_api::model::FleetSnapshot::example());
+        assert_eq!(kinds(&member), expected, "a fleet, {address}");
+        let mut announced = at(address);
+        let assigned = VipView { address: address.parse().unwrap(), interface: "lo".to_owned() };
+        after(&mut announced).vips = vec![assigned];
+        assert_eq!(kinds(&announced), expected, "assign_vip = \"lo\", {address}");
+    }
+    assert_eq!(kinds(&at("10.2.0.10")), [Kind::VipDuplicate], "another machine's VIP");
 }
 
 #[test]

@@ -94,13 +94,14 @@ fn of(vip: &Vip, facts: &Facts, controller: &Controller) -> Vec<Finding> {
     if !is_here(vip, facts, controller) || keeps_quiet(vip, facts, controller) {
         return Vec::new();
     }
+    let is_routed = is_routed(vip, facts, controller);
     let mut findings: Vec<Finding> = others
         .into_iter()
-        .map(|mac| {
+        .filter_map(|mac| {
             let backend = facts.backends.iter().find(|backend| is_of(backend, mac));
             match backend.filter(|backend| backend.has_the_vip()) {
-                Some(backend) => answered(vip, backend),
-                None => twice(vip, mac, backend),
+                Some(backend) => Some(answered(vip, backend)),
+                None => (!is_routed).then(|| twice(vip, mac, backend)),
             }
         })
         .collect();
@@ -124,10 +125,21 @@ fn is_here(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
 /// Whether this machine has the VIP only on its loopback interface and does not answer ARP for it, as a backend of `dsr`
 /// does, and as each of two machines does that are both servers and balancers.
 fn keeps_quiet(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
-    let on_loopback = |own: &Address| facts.link(own.ifindex).is_some_and(|link| link.name == "lo");
-    let only_there = facts.addresses.iter().filter(|own| own.address == vip.address).all(on_loopback);
     let mut attached = controller.after.interfaces.iter().filter_map(|view| facts.link(view.ifindex));
-    only_there && attached.all(|link| link.answers_for_all == Some(false))
+    is_only_on_loopback(vip, facts) && attached.all(|link| link.answers_for_all == Some(false))
+}
+
+/// Whether routers send packets for the VIP by routes to any of several balancers, each of which has the VIP on its
+/// loopback interface: nobody asks their link for the VIP, which lies in no prefix of this machine.
+fn is_routed(vip: &Vip, facts: &Facts, controller: &Controller) -> bool {
+    let status = &controller.after;
+    let assigned = status.vips.iter().any(|of| of.address == vip.address && of.interface == "lo");
+    facts.on_link(vip.address).is_none() && is_only_on_loopback(vip, facts) && (status.fleet.is_some() || assigned)
+}
+
+fn is_only_on_loopback(vip: &Vip, facts: &Facts) -> bool {
+    let on_loopback = |own: &Address| facts.link(own.ifindex).is_some_and(|link| link.name == "lo");
+    facts.addresses.iter().filter(|own| own.address == vip.address).all(on_loopback)
 }
 
 /// Whether the hardware address of the backend is `mac`.
