@@ -53,6 +53,17 @@ fn when_another_machine_could_have_a_vip_then_it_needs_a_backend_to_steer_to() {
 }
 
 #[test]
+fn when_the_host_serves_a_part_of_the_clients_then_the_vip_stays_without_a_backend() {
+    for (steer, expected) in [(0, 1), (99, 1), (100, 0)] {
+        let (mut bench, _) = Bench::new(vec![ServiceConfig { steer, ..web(on("lo"), WhenAllDown::Drop) }]);
+        for backend in ["web/web1", "web/web2"] {
+            bench.refuse(backend);
+        }
+        assert_eq!(shown(&bench, true).len(), expected, "steer = {steer}");
+    }
+}
+
+#[test]
 fn when_a_balancer_is_in_a_fleet_then_its_vips_follow_its_readiness() {
     let text = "[fleet]\nname = \"a\"\nendpoints = [\"https://192.0.2.1:2379\"]\n[[service]]\nname = \"web\"\n\
                 address = \"198.51.100.10:80\"\nforwarding = \"nat\"\nassign_vip = true\nwhen_all_down = \"drop\"\n\

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, verdict::MoveCause};
+use balancer_common::{client::HashKey, clock::Clock, map_types::Forwarding, share::WHOLE, verdict::MoveCause};
 use balancer_config::{
     config::{
         AgentConfig, AssignVip, BackendConfig, CheckConfig, CheckKind, ClientPrefix, Failback, ServiceConfig,
@@ -337,11 +337,12 @@ impl Service {
     }
 
     /// Whether it makes sense to send clients to the service: some backend takes clients, or works and keeps known
-    /// clients, or the operator wants clients steered regardless of checks.
+    /// clients, or the operator wants clients steered regardless of checks, or this machine serves clients itself.
     pub(crate) fn has_somebody(&self) -> bool {
         let keeps = |backend: &Backend| backend.keeps_known() && self.outage.holds(backend.id).is_none();
         let takes = |backend: &Backend| backend.takes_new_clients() || keeps(backend);
-        self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
+        let is_shared = self.share().now < WHOLE;
+        is_shared || self.settings.when_all_down == WhenAllDown::Open || self.backends.iter().any(takes)
     }
 
     /// Whether the balancer should assign the VIPs to its machine, and to which interface.
