@@ -1,5 +1,5 @@
-//! Notes about surprising effects of a valid configuration: the source address that backends see, and clients that get
-//! no connection.
+//! Notes about surprising effects of a valid configuration: the source address that backends see, clients that get no
+//! connection, and failures that nobody notices.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use balancer_common::map_types::Forwarding;
-use balancer_config::config::{Config, ServiceConfig};
+use balancer_config::config::{CheckKind, Config, Protocol, ServiceConfig};
 use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 
@@ -41,7 +41,20 @@ fn ip(address: SockaddrStorage) -> Option<IpAddr> {
 /// Returns the notes about a configuration for a machine with these subnets.
 pub(super) fn of(config: &Config, subnets: &BTreeSet<Subnet>) -> Vec<String> {
     let services = config.services.iter();
-    services.filter_map(|service| note(service, &config.interfaces, subnets)).collect()
+    services.flat_map(|service| [note(service, &config.interfaces, subnets), unchecked(service)]).flatten().collect()
+}
+
+/// Returns a note about a service over UDP alone that has no check, as by default.
+fn unchecked(service: &ServiceConfig) -> Option<String> {
+    let is_udp = service.listen.iter().all(|listener| listener.protocol != Protocol::Tcp);
+    let is_unchecked = service.checks().all(|check| check.kind == CheckKind::None);
+    (is_udp && is_unchecked).then(|| {
+        format!(
+            "service {}: its servers are not checked, so a server that fails keeps its clients; give a check, such as \
+             check = {{ type = \"dns\" }}, or \"udp\", \"tcp\" or \"exec\"",
+            service.name
+        )
+    })
 }
 
 fn note(service: &ServiceConfig, interfaces: &[String], subnets: &BTreeSet<Subnet>) -> Option<String> {
@@ -150,6 +163,25 @@ mod tests {
     fn when_a_service_is_snat_then_it_is_noted_that_servers_do_not_see_clients() {
         let [note] = <[String; 1]>::try_from(notes("\"eth0\"", "192.0.2.10:80", "snat", "192.0.2.21")).unwrap();
         assert!(note.contains("see an address of this machine in place of the client's"), "{note}");
+    }
+
+    #[test]
+    fn when_a_service_over_udp_alone_has_no_check_then_it_is_noted_that_failures_are_not_noticed() {
+        for (listen, lines, expected) in [
+            (r#"["198.51.100.10:53/udp"]"#, "", 1),
+            (r#"["198.51.100.10:443/quic", "198.51.100.10:53/udp"]"#, r#"quic = { format = "draft" }"#, 1),
+            (r#"["198.51.100.10:53/udp", "198.51.100.10:53"]"#, "", 0),
+            (r#"["198.51.100.10:53/udp"]"#, r#"check = { type = "dns" }"#, 0),
+        ] {
+            let text = format!(
+                "[[service]]\nname = \"dns\"\nlisten = {listen}\nforwarding = \"dsr\"\n{lines}\n\
+                 [[service.backend]]\nname = \"dns1\"\naddress = \"10.0.0.1\"\n"
+            );
+            let (config, _) = file::parse("dns.toml".as_ref(), text.as_bytes()).unwrap();
+            let notes = of(&config, &BTreeSet::new());
+            let is_noted = |note: &String| note.starts_with("service dns: its servers are not checked");
+            assert_eq!((notes.len(), notes.iter().all(is_noted)), (expected, true), "{listen} {lines}: {notes:?}");
+        }
     }
 
     #[test]
