@@ -19,6 +19,9 @@ use ipnet::IpNet;
 
 use crate::refused::Refused;
 
+/// The shortest time after which a rule may end.
+const LEAST_TTL: Duration = Duration::from_secs(1);
+
 /// A rule of a service for a client prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -165,6 +168,20 @@ pub fn check_prefix(service: &str, ours: Family, prefix: IpNet) -> Result<(), Re
         return Err(Refused::Invalid(host_bits(prefix)));
     }
     foreign(service, &[ours], prefix).map_or(Ok(()), |text| Err(Refused::Invalid(text)))
+}
+
+/// Checks the time after which a rule ends: a shorter one is a mistake, after which moved clients would stay moved.
+///
+/// # Errors
+/// Returns [`Refused::Invalid`] with a message that describes a valid time.
+pub(crate) fn check_ttl(ttl: Option<Duration>) -> Result<(), Refused> {
+    match ttl {
+        Some(ttl) if ttl < LEAST_TTL => {
+            let ttl = humantime::format_duration(ttl);
+            Err(Refused::Invalid(format!("ttl {ttl} is too short; give 1s and more, or leave it out")))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Returns the error for a rule that cannot be added because there is no room for more rules.

@@ -62,6 +62,19 @@ fn told(commands: &[Command]) -> Vec<Arc<[RuleSpec]>> {
 }
 
 #[test]
+fn when_a_rule_would_end_at_once_then_it_is_refused_and_moves_nobody() {
+    let (mut bench, _) = Bench::new(vec![with(&[])]);
+    for (ttl, expected) in [(0, Some("ttl 0s")), (999, Some("ttl 999ms")), (1000, None)] {
+        let RuleConfig { prefix, action, .. } = rules(&["10.1.0.0/16 web2"]).remove(0);
+        let (service, ttl) = ("web".to_owned(), Some(Duration::from_millis(ttl)));
+        let added = bench.change(Change::AddRule { service, prefix, action, ttl });
+        let refused = expected.map(|ttl| format!("{ttl} is too short; give 1s and more, or leave it out"));
+        assert_eq!(added.err().map(|error| error.to_string()), refused);
+    }
+    assert_eq!(shown(&bench), ["10.1.0.0/16 web2 1"]);
+}
+
+#[test]
 fn when_the_file_has_rules_then_a_start_tells_them_before_its_service_has_packets() {
     let file = with(&["10.1.0.0/16 web2", "10.2.0.0/16 deny", "10.3.0.0/16 spread 60"]);
     let (bench, commands) = Bench::new(vec![file]);

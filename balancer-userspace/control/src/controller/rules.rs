@@ -40,6 +40,7 @@ impl Controller {
         let of = self.service(service)?;
         let of = self.leg(service, Family::of(prefix.addr())).unwrap_or(of);
         rules::check_prefix(service, of.family(), prefix)?;
+        rules::check_ttl(ttl)?;
         if let Action::Pin { backend } = &action {
             self.backend(&BackendName { service: service.to_owned(), backend: backend.clone() })?;
         }
