@@ -115,7 +115,7 @@ pub(super) fn may_be_served(service: &ServiceRow, ports: Ports) -> bool {
 /// The step for a segment whose connection is lost, whether or not the service rejects packets: without an answer, both
 /// ends would wait.
 #[inline(always)]
-fn rejected() -> Step {
+pub(super) fn rejected() -> Step {
     Step::to(Reject { reason: DropIndex(DropReason::FlowUnknown as u8) })
 }
 

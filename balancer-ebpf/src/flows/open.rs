@@ -93,7 +93,7 @@ fn begun(found: &Found, packed: Packed<OpenFlow>) -> Result<u32, Step> {
         if share::is_shared(service) {
             return Err(share::host_connection(service.id));
         }
-        return Err(steer::nobody(service, DropReason::FlowUnknown));
+        return Err(find::rejected());
     }
     let hash = find::hash(service, &ip.source, &ip.destination, ports.ends(), ip.family, ip.protocol);
     let hash = named::hash(service, hash, packed);
