@@ -6,7 +6,7 @@
 //!
 //! Begin with `map_types`, the layout of every map, and `verdict`, the outcomes of a packet. `client` (hash to slot),
 //! `client_table` and `memory` (entries and their replacement), `seen` (periods) and `share` decide which client goes
-//! where; `flows/life.rs` is the life of a `snat` connection, `quic` reads connection IDs that name servers, and `signs`
+//! where; `flows/life.rs` is the life of a `snat` connection, `direct` tells connections to a server on this machine apart, `quic` reads connection IDs that name servers, and `signs`
 //! finds packets that show a backend's health.
 
 #![cfg_attr(not(test), no_std)]
@@ -16,6 +16,7 @@ pub mod checksum;
 pub mod client;
 pub mod client_table;
 pub mod clock;
+pub mod direct;
 pub mod features;
 pub mod flows;
 pub mod handover;

@@ -1,12 +1,15 @@
 //! Replies to `nat` packets from servers on this machine. A traffic-control classifier replaces the source of these
-//! replies by the VIP. The classifier sees the packets that the host sends out of the attached interfaces, after
+//! replies by the VIP, except in connections that clients have made to the server's own address. The classifier sees the packets that the host sends out of the attached interfaces, after
 //! firewall and routing.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::{bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_pull_data, bpf_skb_store_bytes},
 };
-use balancer_common::map_types::{CONTROL_RETURNS, Control, FAMILY_V4, PortlessMatch, ReturnRow, ServiceKey};
+use balancer_common::{
+    direct::Event,
+    map_types::{CONTROL_RETURNS, Control, FAMILY_V4, PortlessMatch, ReturnRow, ServiceKey},
+};
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
@@ -17,10 +20,11 @@ use core::mem::offset_of;
 
 use crate::{
     backends, control,
+    fragments::{self, Way},
     handover::frame,
-    opaque,
+    opaque, own_connections,
     packet::Packet,
-    parse::{self, Ip, TCP, UDP},
+    parse::{self, ACK, FIN, Ip, RST, SYN, TCP, UDP},
     returns,
 };
 
@@ -31,18 +35,25 @@ const HEADERS: u32 = 14 + 40 + 20;
 /// still see every frame. The result is one of the `TC_ACT_*` codes.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
+    if !own_connections::may_exist() {
+        return TC_ACT_UNSPEC;
+    }
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
         return TC_ACT_UNSPEC;
     };
     let frame = with_headers(skb);
     let Some(mut ip) = parse::ip(frame) else { return TC_ACT_UNSPEC };
-    if ip.protocol != TCP && ip.protocol != UDP && opaque::follow(frame, &mut ip).is_err() {
+    let has_ports = (ip.protocol == TCP || ip.protocol == UDP) && !ip.fragment.is_part();
+    if !has_ports && opaque::follow(frame, &mut ip).is_err() {
         return TC_ACT_UNSPEC;
     }
     if ip.protocol != TCP && ip.protocol != UDP {
         return TC_ACT_UNSPEC;
     }
     let Some(row) = of_local_backend(control, &ip) else { return TC_ACT_UNSPEC };
+    if is_direct(&ip) {
+        return TC_ACT_UNSPEC;
+    }
     let carries_ports = !ip.fragment.is_later();
     if translated(skb, &ip, row, carries_ports).is_some() { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
@@ -67,6 +78,41 @@ fn of_local_backend(control: &'static Control, ip: &Ip<'_>) -> Option<&'static R
         returns::find(control, ip, ip.l4.load(0)?)?
     };
     backends::reachable(row.backend).is_some_and(|backend| backend.row.is_local()).then_some(row)
+}
+
+/// Whether a packet belongs to a connection that the client has made to the backend's own address. The later fragments
+/// of a datagram, which have no ports, follow the first.
+#[inline(always)]
+fn is_direct(ip: &Ip<'_>) -> bool {
+    if ip.fragment.is_later() {
+        return matches!(fragments::recall(ip), Some(Way::Passed));
+    }
+    let Some(ends) = ip.l4.load::<u32>(0) else { return false };
+    let ends = ends.rotate_left(u16::BITS);
+    let hash = own_connections::hash(&ip.destination, &ip.source, ends, ip.family, ip.protocol);
+    let is_direct = hash.is_some_and(|hash| own_connections::is_direct(hash, event(ip)));
+    if is_direct && ip.fragment.is_first() {
+        fragments::remember(ip, Way::Passed);
+    }
+    is_direct
+}
+
+#[inline(always)]
+fn event(ip: &Ip<'_>) -> Event {
+    if ip.protocol != TCP {
+        return Event::Answers;
+    }
+    // The length in the header of merged segments may be 0, so the flags are read without it.
+    let Some([_, flags]) = ip.l4.load::<[u8; 2]>(offset_of!(TcpHdr, ack_seq) + 4) else { return Event::Answers };
+    if flags & (FIN | RST) != 0 {
+        Event::Closes
+    } else if flags & SYN == 0 {
+        Event::Continues
+    } else if flags & ACK == 0 {
+        Event::Opens
+    } else {
+        Event::Answers
+    }
 }
 
 #[inline(always)]

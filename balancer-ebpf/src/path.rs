@@ -127,7 +127,9 @@ fn not_for_a_service(control: &'static Control, ingress: Ingress, ip: &Ip<'_>, p
     if !features::uses(Features::NAT) {
         return Step::PASS;
     }
-    let Some(row) = returns::find(control, ip, ports.source()) else { return Step::PASS };
+    let Some(row) = returns::find(control, ip, ports.source()) else {
+        return if ports.may_open() { Step::unserved() } else { Step::PASS };
+    };
     let step = Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header });
     // The program may have to withhold a reset, so a reset takes the longer path.
     if ports.resets() { step } else { forward::nat::to_client_again(ingress, ip, row, step) }

@@ -134,7 +134,7 @@ pub(crate) fn not_for_a_service(found: &Found) -> Step {
     if features::uses(Features::SNAT) && tables.control.flags & CONTROL_FLOWS != 0 {
         Step::FLOW_BACK
     } else {
-        Step::PASS
+        Step::unserved()
     }
 }
 

@@ -23,9 +23,11 @@ pub(crate) enum Row {
     Quic,
     /// See [`crate::quic`].
     Block,
+    /// See [`crate::forward::sockets`].
+    Ends,
 }
 
-const ROWS: u32 = Row::Block as u32 + 1;
+const ROWS: u32 = Row::Ends as u32 + 1;
 
 type Words = [u64; 8];
 

@@ -2,9 +2,12 @@
 
 use core::marker::PhantomData;
 
-use balancer_common::verdict::{DecisionIndex, DropIndex, DropReason};
+use balancer_common::{
+    features::Features,
+    verdict::{DecisionIndex, DropIndex, DropReason},
+};
 
-use crate::service::Listener;
+use crate::{features, service::Listener};
 
 /// The decision about a packet; `main.rs` turns this decision into an XDP action and a counter. Further data is in the
 /// [`Step`], so that the compiler can merge the branches that make an outcome with the branches that read this outcome.
@@ -100,6 +103,8 @@ pub(crate) enum Kind {
     Watch,
     /// Pass the packet to this machine itself, or drop the packet.
     Own,
+    /// Pass a packet to this machine itself that may belong to a connection to a backend's own address.
+    Direct,
     Encapsulate,
     Reject,
     IcmpError,
@@ -778,8 +783,18 @@ impl Step {
     pub(crate) const FLOW_BACK: Self = Self(Kind::FlowBack as u64);
     /// The packet is for this machine itself, or the program must drop the packet: see [`crate::forward::sockets`].
     pub(crate) const OWN: Self = Self(Kind::Own as u64);
+    /// The packet is for no service, and may be for the own address of a backend that is this machine: see
+    /// [`crate::direct`].
+    const DIRECT: Self = Self(Kind::Direct as u64);
     /// Send the packet to the backend that the client memory names: see [`crate::memory`].
     pub(crate) const CONSULT: Self = Self(Kind::Consult as u64);
+
+    /// Passes a packet that is for no service and no client.
+    #[inline(always)]
+    pub(crate) fn unserved() -> Self {
+        // A test of a flag in `Control` would give the verifier more paths; the step makes this test.
+        if features::uses(Features::LOCAL.and(Features::NAT)) { Self::DIRECT } else { Self::PASS }
+    }
 
     #[inline(always)]
     pub(crate) const fn drop(reason: DropReason) -> Self {

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::xdp_md;
 use balancer_common::features::Features;
 
 use crate::{
-    features, flows,
+    direct, features, flows,
     forward::{self, encapsulate, nat, sockets},
     found::Found,
     icmp::{self, too_big},
@@ -108,6 +108,7 @@ steps! {
     [NAT] ErrorToClient => balancer_error_to_client(Found, packed) nat::error_to_client;
     [SHARE] Watch => balancer_watched(Found, packed) forward::watch;
     [NAT | SNAT] Own => balancer_own(Ingress) sockets::pass;
+    [LOCAL] Direct => balancer_direct_pass(Found) direct::pass;
     [TUNNEL] Encapsulate => balancer_encapsulate(Found, packed) encapsulate::to_backend;
     [REJECT | SNAT] Reject => balancer_reject(Found, packed) reject::answer;
     IcmpError => balancer_icmp_error(Found, packed) too_big::answer;

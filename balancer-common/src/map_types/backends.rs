@@ -187,6 +187,17 @@ pub struct ReturnRow {
     pub interfaces: u64,
 }
 
+/// The number of words in a [`DirectLine`], which fills a cache line.
+pub const DIRECT_PER_LINE: usize = 8;
+
+/// A line of the table of direct connections: the words of eight connections, see [`crate::direct`], or the key.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DirectLine {
+    /// The words of connections. In the last line: the two words of the key, which the controller draws once.
+    pub words: [u64; DIRECT_PER_LINE],
+}
+
 impl ReturnRow {
     /// The source port that clients see; `None`: the packet keeps its source port.
     #[inline(always)]
@@ -198,7 +209,7 @@ impl ReturnRow {
 
 const _: () = {
     assert!(size_of::<BackendRow>() == 64 && size_of::<BackendRows>() == 128);
-    assert!(size_of::<ReturnRow>() == 64);
+    assert!(size_of::<ReturnRow>() == 64 && size_of::<DirectLine>() == 64);
     assert!(offset_of!(ReturnRow, interfaces).is_multiple_of(size_of::<u64>()) && MAX_INTERFACES <= u64::BITS);
     assert!(FEWEST_BACKEND_ROWS.is_power_of_two() && MOST_BACKEND_ROWS.is_power_of_two());
     assert!(FEWEST_BACKEND_COUNTERS.is_power_of_two() && FEWEST_BACKEND_COUNTERS <= FEWEST_BACKEND_ROWS);

@@ -43,8 +43,11 @@ pub const CONTROL_RETURNS: u32 = 2;
 pub const CONTROL_RETURN_WILDCARD: u32 = 4;
 /// `Control::flags`: some service is `snat`, so the program looks up packets to the ports of a pool among the flows.
 pub const CONTROL_FLOWS: u32 = 8;
-/// `Control::flags`: this machine is a backend of some `dsr` service, so the other backends of this service may send
-/// packets to this machine.
+/// `Control::flags`: this machine is a backend of some `dsr` or `nat` service, so the other backends of this service may
+/// send packets to this machine.
 pub const CONTROL_PEERS: u32 = 16;
+/// `Control::flags`: this machine is a backend of some `nat` or `snat` service, so packets for no service may belong to
+/// connections that clients make to this backend's own address.
+pub const CONTROL_DIRECT: u32 = 32;
 
 const _: () = assert!(size_of::<Control>() == 64);

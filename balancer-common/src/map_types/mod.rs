@@ -51,6 +51,7 @@ mod user {
         SlotLine,
         BackendRows,
         ReturnRow,
+        DirectLine,
         Signs,
         FlowLine,
         FlowReturns,

@@ -61,7 +61,7 @@ pub(crate) fn decide(found: &Found) -> Step {
 fn of_nat(control: &'static Control, ip: &Ip<'_>, ports: Ports) -> Step {
     match returns::find(control, ip, ports.source()) {
         Some(row) => Step::to(ToClient { port: row.key.port, protocol: ip.protocol, carries: Carries::Header }),
-        None => Step::PASS,
+        None => Step::unserved(),
     }
 }
 

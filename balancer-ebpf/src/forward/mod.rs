@@ -30,6 +30,7 @@ use crate::{
     signs,
     step::{Answerable, Carries, Choice, Encapsulate, ErrorToBackend, IcmpError, Packed, Step, ToBackend, Watch},
 };
+pub(crate) use local::is_from_peer;
 pub(crate) use sent::decided;
 use sent::{Sender, finish, finish_by_any, no_next_hop};
 

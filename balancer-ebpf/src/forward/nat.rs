@@ -132,6 +132,9 @@ pub(crate) fn to_client(found: &Found, packed: Packed<ToClient>) -> Step {
     let key = ServiceKey { address: ip.source, port, protocol, family: ip.family };
     let Some(row) = returns::exact(control, &key) else { return Step::PASS };
     let way = way_back(*ingress, ip, row);
+    if way.is(Kind::Pass) {
+        return Step::unserved();
+    }
     if !way.sends() {
         return way;
     }

@@ -5,8 +5,6 @@ use core::{mem, ptr};
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_tuple, xdp_md},
     helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
-    macros::map,
-    maps::PerCpuArray,
 };
 use balancer_common::{map_types::FAMILY_V4, verdict::DropReason};
 
@@ -14,6 +12,7 @@ use crate::{
     found::Found,
     ingress::Ingress,
     parse::{ICMP, ICMP_V6, Ip, TCP, UDP},
+    scratch::{self, Row},
     step::Step,
 };
 
@@ -23,18 +22,13 @@ const TCP_LISTEN: u32 = 10;
 /// Selects the network namespace of the ingress interface for a socket lookup.
 const THIS_NAMESPACE: u64 = u64::MAX;
 
-/// The endpoints for the lookup of a socket. The endpoints are in a map, because the steps leave too little room on the
-/// stack.
-#[map]
-static ENDS: PerCpuArray<bpf_sock_tuple> = PerCpuArray::with_max_entries(1, 0);
-
 /// Decides about a packet that belongs to no client: a backend's packet, or an ICMP error about a packet to a backend.
 /// The packet passes if a socket of this machine waits for it, for example the socket of a health check.
 #[inline(always)]
 pub(crate) fn pass(ingress: Ingress) -> Step {
     match of_host(ingress) {
         HostSocket::None => Step::drop(DropReason::NoRoute),
-        HostSocket::Connection | HostSocket::Ended | HostSocket::Listener => Step::PASS,
+        HostSocket::Connection | HostSocket::Ended | HostSocket::Listener => Step::unserved(),
     }
 }
 
@@ -97,7 +91,8 @@ fn look_up(ingress: Ingress, ip: &Ip<'_>, direction: Direction) -> u64 {
         return NONE;
     }
     let Some([source_port, destination_port]) = ip.l4.load::<[u16; 2]>(0) else { return NONE };
-    let Some(place) = ENDS.get_ptr_mut(0) else { return NONE };
+    // The steps leave too little room on the stack.
+    let Some(place) = scratch::place::<bpf_sock_tuple>(Row::Ends) else { return NONE };
     let source = (&ip.source, source_port);
     let destination = (&ip.destination, destination_port);
     let (from, to) = match direction {

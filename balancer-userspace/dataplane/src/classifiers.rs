@@ -95,6 +95,14 @@ pub(super) fn unload_that_read_rows(ebpf: &mut Ebpf) {
     }
 }
 
+/// The classifier that writes the VIP as the source of replies that servers on this machine send.
+///
+/// # Errors
+/// Fails if the object contains no such program, which would be a broken build.
+pub(super) fn local_replies(ebpf: &mut Ebpf) -> anyhow::Result<&mut SchedClassifier> {
+    program(ebpf, &LOCAL_REPLIES)
+}
+
 fn program<'a>(ebpf: &'a mut Ebpf, classifier: &Classifier) -> anyhow::Result<&'a mut SchedClassifier> {
     Ok(ebpf
         .program_mut(classifier.program)

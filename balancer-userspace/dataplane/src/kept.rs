@@ -174,7 +174,10 @@ impl NotesWriter {
 }
 
 /// A second file descriptor of a map.
-fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
+///
+/// # Errors
+/// Fails if the object has no such map, which would be a broken build, or if the process has no more file descriptors.
+pub(super) fn second(ebpf: &Ebpf, name: &str) -> anyhow::Result<MapData> {
     let Some(
         Map::Array(map) | Map::PerCpuArray(map) | Map::PerCpuHashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map),
     ) = ebpf.map(name)

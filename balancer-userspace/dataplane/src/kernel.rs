@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
-    programs::Xdp,
+    programs::{SchedClassifier, Xdp},
 };
 use aya_log::EbpfLogger;
 use balancer_common::{
@@ -28,9 +28,9 @@ use balancer_common::{
     features::Features,
     kept::{BackendHistory, ServiceHistory},
     map_types::{
-        BackendStats, CONTROL_FLOWS, CONTROL_PEERS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD, CONTROL_RETURNS,
-        Control, DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats, NO_BACKEND,
-        RangeRow, ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
+        BackendStats, CONTROL_DIRECT, CONTROL_FLOWS, CONTROL_PEERS, CONTROL_PORT_WILDCARD, CONTROL_RETURN_WILDCARD,
+        CONTROL_RETURNS, Control, DropStats, InterfaceStats, LAST_BACKEND, LAYOUT_VERSION, ListenerRow, ListenerStats,
+        NO_BACKEND, RangeRow, ReplyStats, ReturnRow, RuleStats, ServiceRow, ShareStats,
     },
     quic::QuicStats,
     service_table::{TableView, vip_bit},
@@ -52,6 +52,7 @@ use super::{
     backend_counters::BackendCounters,
     backends::Backends,
     capacity::Capacity,
+    classifiers,
     clients::KnownClients,
     counters::Counters,
     default_hops::DefaultHops,
@@ -240,6 +241,15 @@ impl KernelDataplane {
     /// Fails if the object contains no such program, which would be a broken build, or if the program was taken before.
     pub fn program(&mut self) -> anyhow::Result<&mut Xdp> {
         self.programs.as_mut().context(TAKEN)?.plain()
+    }
+
+    /// The loaded classifier that writes the VIP as the source of replies that servers on this machine send.
+    ///
+    /// # Errors
+    /// Fails if the object contains no such program, which would be a broken build, or if the programs were taken
+    /// before.
+    pub fn local_replies(&mut self) -> anyhow::Result<&mut SchedClassifier> {
+        classifiers::local_replies(self.programs.as_mut().context(TAKEN)?.newest())
     }
 
     /// Loads the tracing program into the kernel.
@@ -546,6 +556,9 @@ impl Dataplane for KernelDataplane {
         }
         if self.peers.any() {
             flags |= CONTROL_PEERS;
+        }
+        if services.iter().any(rows::has_direct_connections) {
+            flags |= CONTROL_DIRECT;
         }
         if return_wildcard {
             flags |= CONTROL_RETURN_WILDCARD;

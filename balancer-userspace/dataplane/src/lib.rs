@@ -19,6 +19,7 @@ mod decap;
 mod default_hops;
 mod denied;
 mod devices;
+mod direct;
 mod flows;
 mod former_clients;
 mod grace;

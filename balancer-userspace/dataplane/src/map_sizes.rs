@@ -4,11 +4,12 @@ use std::fmt;
 
 use balancer_common::{
     client_table::Bucket,
+    direct,
     flows::held::LINES_PER_BLOCK,
     kept::{BackendHistory, NotesRow, ServiceHistory},
     map_types::{
-        BackendRows, BackendStats, CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, FLOWS_PER_LINE, FlowLine, FlowPool,
-        FlowReturns, FlowRow, FragmentKey, FragmentRow, HeldLine, InterfaceStats, ListenerRow, ListenerStats,
+        BackendRows, BackendStats, CACHED_HOPS_OF_CPU, DEFAULT_HOP_ROWS, DirectLine, FLOWS_PER_LINE, FlowLine,
+        FlowPool, FlowReturns, FlowRow, FragmentKey, FragmentRow, HeldLine, InterfaceStats, ListenerRow, ListenerStats,
         MAX_ASKED, MAX_DEVICES, MAX_FRAGMENTS, MAX_INTERFACES, MAX_LISTENERS, MAX_PEERS, MAX_RULES, NEWCOMER_ROWS,
         NeighbourAsked, NeighbourWanted, NewcomerBudget, RangeRow, ReturnRow, RuleStats, SLOTS_PER_LINE, ServiceRow,
         ShareStats, Signs, SlotLine,
@@ -21,6 +22,7 @@ use balancer_config::deny::MAX_DENIED;
 use super::{
     capacity::Capacity,
     counter_rows::{CounterMaps, CounterRows, Cpus},
+    direct::DIRECT,
     placement,
 };
 
@@ -104,6 +106,7 @@ pub(super) fn sizes(capacity: &Capacity, counters: &CounterMaps, cpus: Cpus, int
         },
         hash::<NeighbourWanted, NeighbourAsked>("ASKED", MAX_ASKED),
         hash::<FragmentKey, FragmentRow>("FRAGMENTS", MAX_FRAGMENTS),
+        array::<DirectLine>(DIRECT, direct::LINES + 1).by_object(),
         hash::<u32, u32>("DEVICES", MAX_DEVICES),
         hash::<u64, u32>("PEERS", MAX_PEERS),
         array::<u64>("MIGRATED", capacity.backends).depends_on(backends),

@@ -1,5 +1,5 @@
-//! The MACs of other backends in services where this machine is a `dsr` backend; other balancers have already steered
-//! the packets from these MACs, so the program does not steer them again.
+//! The MACs of other backends in services where this machine is a `dsr` or `nat` backend; other balancers have already
+//! steered the packets from these MACs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -11,10 +11,10 @@ use aya::{
 use balancer_common::map_types::{Forwarding, MAX_PEERS, Mac, mac_word, peer};
 use balancer_control::io::{BackendId, BackendSpec, ServiceId, ServiceSpec};
 
-/// The MACs of other `dsr` backends; see the [module](self).
+/// The MACs of other backends; see the [module](self).
 pub(super) struct Peers {
     map: HashTable<MapData, u64, u32>,
-    /// The MACs from which `dsr` backends send frames.
+    /// The MACs from which the backends send frames.
     macs: HashMap<BackendId, (ServiceId, Mac)>,
     /// The backend id of this machine in each service.
     local: HashMap<ServiceId, BackendId>,
@@ -41,7 +41,9 @@ impl Peers {
     /// # Errors
     /// Fails if the kernel refuses a write.
     pub(super) fn set(&mut self, row: &BackendSpec) -> anyhow::Result<()> {
-        let mac = row.next_hop.filter(|hop| row.forwarding == Forwarding::Dsr && !hop.local);
+        // The frames of a backend behind a gateway come from the gateway, as those of other hosts do.
+        let mac =
+            row.next_hop.filter(|hop| keeps_clients_address(row.forwarding) && !hop.local && hop.gateway.is_none());
         let place = mac.map(|hop| (row.service, hop.destination_mac));
         let before = match place {
             Some(place) => self.macs.insert(row.id, place),
@@ -63,8 +65,8 @@ impl Peers {
     /// # Errors
     /// Fails if the kernel refuses a write.
     pub(super) fn publish(&mut self, services: &[ServiceSpec]) -> anyhow::Result<()> {
-        let dsr = services.iter().filter(|spec| spec.forwarding == Forwarding::Dsr);
-        let local = dsr.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();
+        let services = services.iter().filter(|spec| keeps_clients_address(spec.forwarding));
+        let local = services.filter_map(|spec| Some((spec.id, *spec.local.first()?))).collect();
         if self.local == local {
             return Ok(());
         }
@@ -98,4 +100,9 @@ impl Peers {
         }
         Ok(())
     }
+}
+
+/// Whether a balancer sends clients' packets to a backend on its network segment with the clients' source addresses.
+const fn keeps_clients_address(forwarding: Forwarding) -> bool {
+    matches!(forwarding, Forwarding::Dsr | Forwarding::Nat)
 }

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     classifiers,
+    direct::DIRECT,
     link_pins::{LinkPin, LinkPins},
     map_sizes::CLIENTS,
     network_namespace::{NetworkNamespace, is_deserted},
@@ -36,7 +37,7 @@ use crate::{
 const LOCK_TRIES: u32 = 100;
 
 /// The names of the maps that are pinned. Each controller creates all other maps anew from the configuration.
-pub(super) const MAPS: [&str; 21] = [
+pub(super) const MAPS: [&str; 22] = [
     "NOTES",
     "BACKEND_HISTORY",
     "SERVICE_HISTORY",
@@ -45,6 +46,7 @@ pub(super) const MAPS: [&str; 21] = [
     "FLOWS",
     "FLOW_RETURNS",
     "FRAGMENTS",
+    DIRECT,
     "RULES",
     "RULE_STATS",
     "INTERFACE_STATS",

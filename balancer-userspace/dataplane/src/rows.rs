@@ -233,6 +233,12 @@ pub(super) fn is_local(spec: &ServiceSpec) -> bool {
     matches!(spec.forwarding, Forwarding::Dsr | Forwarding::Snat) && !spec.local.is_empty()
 }
 
+/// Whether clients of a service's VIP reach this machine as a backend whose packets have another source than the VIP.
+#[must_use]
+pub(super) fn has_direct_connections(spec: &ServiceSpec) -> bool {
+    matches!(spec.forwarding, Forwarding::Nat | Forwarding::Snat) && !spec.local.is_empty()
+}
+
 /// The return rows for a service's backends: for all backends in `nat` mode, and for this machine in `snat` mode.
 #[must_use]
 pub(super) fn returns(spec: &ServiceSpec) -> Vec<ReturnRow> {

@@ -87,6 +87,28 @@ pub fn splits_frames(program: BorrowedFd<'_>, release: &str) -> io::Result<bool>
     }
 }
 
+/// Runs a classifier on a frame that the kernel is about to send. Returns the classifier's verdict and the frame after
+/// the run.
+///
+/// # Errors
+/// Fails if the kernel refuses the run.
+pub fn run_classifier(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<(i32, Vec<u8>)> {
+    let mut out = vec![0u8; MAX_FRAME.max(frame.len())];
+    let mut attributes = TestRun {
+        prog_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        data_size_in: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        data_size_out: u32::try_from(out.len()).map_err(io::Error::other)?,
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    // SAFETY: the attributes point to buffers that outlive the call, and state the sizes of these buffers.
+    unsafe { call(&mut attributes) }?;
+    out.truncate(attributes.data_size_out as usize);
+    Ok((attributes.retval.cast_signed(), out))
+}
+
 fn test_run(program: BorrowedFd<'_>, frame: &[u8], linear: usize, ifindex: u32, repeat: u32) -> io::Result<Ran> {
     let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
     let mut out = vec![0u8; MAX_FRAME.max(frame.len())];

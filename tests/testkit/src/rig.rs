@@ -102,6 +102,8 @@ pub enum Target {
     SameInterface(&'static str),
     /// A backend with the given address, behind the second interface.
     OtherInterface(&'static str),
+    /// The machine of the rig itself, at the given address.
+    ThisMachine(&'static str),
     /// A backend with an unknown next hop.
     Unreachable(&'static str),
     NoBackend,
@@ -307,6 +309,19 @@ impl Rig {
         Ok(prog_run::run(self.program.as_fd(), frame, ifindex, 1)?)
     }
 
+    /// Runs the classifier for replies of servers on this machine on a frame that the machine sends. Returns the frame
+    /// after the run; `None`: the classifier drops the frame.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses to run the classifier.
+    pub fn sends(&mut self, frame: &[u8]) -> anyhow::Result<Option<Vec<u8>>> {
+        /// The kernel's `TC_ACT_UNSPEC`.
+        const CONTINUES: i32 = -1;
+        let program = self.dataplane.local_replies()?.fd()?;
+        let (verdict, frame) = prog_run::run_classifier(program.as_fd(), frame)?;
+        Ok((verdict == CONTINUES).then_some(frame))
+    }
+
     /// Sets the known interfaces, and the devices on top of these interfaces.
     pub fn set_layers(&mut self, layers: Layers) {
         self.dataplane.set_layers(layers);
@@ -433,6 +448,21 @@ impl Rig {
             self.dataplane.swap_table(ServiceId(index as u16), table.into(), None)?;
         }
         Ok(())
+    }
+
+    /// Adds a backend as [`Self::add_backend`] does, and publishes it as a backend of its service. The backend takes no
+    /// clients.
+    ///
+    /// # Errors
+    /// Fails if the service does not exist, or the kernel refuses the change.
+    pub fn add_peer(&mut self, address: &str, number: usize, at: IpAddr) -> anyhow::Result<()> {
+        self.add_backend(address, number, at, false)?;
+        let index = self.service(address).context("no such service")?;
+        let spec = &mut self.specs[index];
+        let port = spec.listeners[0].listener.socket().port();
+        let added = (backend_id(number), SocketAddr::new(at, port));
+        spec.backends = spec.backends.iter().copied().chain([added]).collect();
+        self.publish()
     }
 
     /// Sets the failure signals of a service's backend to which the program reacts, and makes the program watch the

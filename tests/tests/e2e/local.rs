@@ -1,17 +1,19 @@
 //! Tests of backends that run on the balancer's own machine.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod direct;
 mod release;
 
 use std::{
     collections::BTreeMap,
     fs,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     path::Path,
     thread,
 };
 
+use balancer_api::model::HealthView;
 use balancer_common::map_types::Forwarding;
 use balancer_config::config::forwarding_word;
 use balancer_testkit::{
@@ -199,17 +201,18 @@ struct Pair {
 }
 
 impl Pair {
-    fn start(family: Family) -> Self {
+    fn start(forwarding: Forwarding, family: Family) -> Self {
         let topology = Topology::new(Shape::Routed, Forwarding::Dsr, 2).unwrap();
         let files = tempfile::tempdir().unwrap();
         let binary = binaries::balancer().unwrap();
         let machine = |number: u16| {
             let host = &topology.backends()[usize::from(number)];
-            let listen = [topology.backend_address(family, number), topology.vip(family)];
-            let listen = listen.map(|address| SocketAddr::new(address, 80));
+            let own = topology.backend_address(family, number);
+            let listen = if forwarding == Forwarding::Dsr { vec![own, topology.vip(family)] } else { vec![own] };
+            let listen: Vec<_> = listen.into_iter().map(|address| SocketAddr::new(address, 80)).collect();
             let server = Backend::start(&binary, host, &format!("web{}", number + 1), &listen, files.path()).unwrap();
             let (config, socket) = (path(files.path(), number, "toml"), path(files.path(), number, "sock"));
-            fs::write(&config, Self::config(&topology, files.path(), family, number)).unwrap();
+            fs::write(&config, Self::config(&topology, files.path(), (forwarding, family), number)).unwrap();
             let log = path(files.path(), number, "log");
             let mut controller = Controller::start(host, &binary, &config, &socket, &log).unwrap();
             controller.wait_ready(PATIENCE).unwrap();
@@ -220,7 +223,7 @@ impl Pair {
         Self { controllers: [first, second], _servers: [one, other], _senders: [here, there], topology, _files: files }
     }
 
-    fn config(topology: &Topology, files: &Path, family: Family, number: u16) -> String {
+    fn config(topology: &Topology, files: &Path, (forwarding, family): (Forwarding, Family), number: u16) -> String {
         let backend = |of: u16| {
             let address = SocketAddr::new(topology.backend_address(family, of), 80);
             format!("[[service.backend]]\nname = \"web{}\"\naddress = \"{address}\"\n", of + 1)
@@ -228,12 +231,13 @@ impl Pair {
         format!(
             "interfaces = [\"eth0\"]\nstate_file = {:?}\n[control]\nsocket = {:?}\n\
              [hash]\nkey = \"hex:000102030405060708090a0b0c0d0e0f\"\n\
-             [[service]]\nname = \"{}\"\naddress = \"{}\"\nforwarding = \"dsr\"\nremember = \"60s\"\nclient_prefix = {{ v6 = 128 }}\n\
+             [[service]]\nname = \"{}\"\naddress = \"{}\"\nforwarding = \"{}\"\nremember = \"60s\"\nclient_prefix = {{ v6 = 128 }}\n\
              check = {QUICK_CHECK}\n{}{}",
             path(files, number, "json"),
             path(files, number, "sock"),
             service(family),
             SocketAddr::new(topology.vip(family), 80),
+            forwarding_word(forwarding),
             backend(0),
             backend(1),
         )
@@ -242,6 +246,13 @@ impl Pair {
     fn vip_is_at(&self, family: Family, number: u16) {
         let (vip, machine) = (self.topology.vip(family), self.topology.backend_address(family, number));
         self.topology.router().ip(&format!("route replace {vip} via {machine}")).unwrap();
+    }
+
+    /// The number of servers that a machine finds up.
+    fn up(&self, family: Family, number: u16) -> usize {
+        let output = self.controllers[usize::from(number)].cli(&["health", "show", service(family), "--json"]).unwrap();
+        let health: Vec<HealthView> = serde_json::from_slice(&output.stdout).unwrap();
+        health.iter().filter(|backend| backend.verdict == "up").count()
     }
 
     fn tell(&self, number: u16, arguments: &[&str]) {
@@ -257,7 +268,7 @@ fn path(files: &Path, number: u16, kind: &str) -> std::path::PathBuf {
 #[test]
 fn when_two_machines_are_servers_and_balancers_then_clients_stay_when_the_vip_moves() {
     for family in Family::BOTH {
-        let pair = Pair::start(family);
+        let pair = Pair::start(Forwarding::Dsr, family);
         pair.vip_is_at(family, 0);
         let before = served(&pair.topology, family, CLIENTS);
         assert!(["web1", "web2"].iter().all(|name| before.values().any(|home| home == name)), "{before:?}");
@@ -271,7 +282,7 @@ fn when_two_machines_are_servers_and_balancers_then_clients_stay_when_the_vip_mo
 #[test]
 fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_serves_it() {
     let family = Family::V4;
-    let mut pair = Pair::start(family);
+    let mut pair = Pair::start(Forwarding::Dsr, family);
     let name = service(family);
     // Each machine considers its own server unusable, and sends all clients to the server on the other machine.
     for number in 0..2 {
@@ -297,14 +308,13 @@ fn when_two_machines_disagree_then_the_one_that_gets_a_packet_from_the_other_ser
 
 const UDP: u16 = 5300;
 
-/// Checks that a datagram of `size` bytes to the VIP returns unchanged.
-fn comes_back(site: &Site, family: Family, size: usize) {
-    let vip = SocketAddr::new(site.topology().vip(family), UDP);
+/// Checks that a datagram of `size` bytes to `target` returns unchanged.
+fn comes_back(site: &Site, family: Family, target: SocketAddr, size: usize) {
     let from = SocketAddr::new(site.topology().client_address(family, 1), 0);
     let ask = || {
         let socket = UdpSocket::bind(from)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.connect(vip)?;
+        socket.connect(target)?;
         let sent: Vec<u8> = (0..size).map(|place| place as u8).collect();
         socket.send(&sent)?;
         let mut answer = vec![0; 1 << 16];
@@ -313,10 +323,13 @@ fn comes_back(site: &Site, family: Family, size: usize) {
         Ok::<_, std::io::Error>(())
     };
     let result = site.topology().client().run_in_thread(ask).unwrap();
-    assert!(result.is_ok(), "{family:?}, {size} bytes: {result:?}; {:?}", site.status().unwrap().drops);
+    assert!(result.is_ok(), "{family:?}, {target}, {size} bytes: {result:?}; {:?}", site.status().unwrap().drops);
 }
 
-fn datagrams_come_back_from_the_vip(cells: &[(Forwarding, &'static str)]) {
+/// The lengths of datagrams; the longest ones are sent in fragments.
+const SIZES: [usize; 3] = [1, 1400, 20_000];
+
+fn datagrams_come_back(cells: &[(Forwarding, &'static str)]) {
     for &(forwarding, mode) in cells {
         for family in Family::BOTH {
             let port = if forwarding == Forwarding::Dsr { UDP } else { UDP + 1 };
@@ -338,21 +351,26 @@ fn datagrams_come_back_from_the_vip(cells: &[(Forwarding, &'static str)]) {
             let server = site.topology().balancer().run_in_thread(bind).unwrap().unwrap();
             server.set_read_timeout(Some(PATIENCE)).unwrap();
             println!("{forwarding:?} {mode} {family:?}");
+            let mut targets = vec![SocketAddr::new(site.topology().vip(family), UDP)];
+            if forwarding != Forwarding::Dsr {
+                targets.push(SocketAddr::new(own, port));
+            }
+            let asked: Vec<_> = targets.iter().flat_map(|target| SIZES.map(|size| (*target, size))).collect();
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let mut buffer = vec![0; 1 << 16];
-                    for _ in 0..3 {
+                    for _ in 0..asked.len() {
                         let (length, client) = server.recv_from(&mut buffer).unwrap();
                         server.send_to(&buffer[..length], client).unwrap();
                     }
                 });
-                [1, 1400, 20_000].into_iter().for_each(|size| comes_back(&site, family, size));
+                asked.iter().for_each(|&(target, size)| comes_back(&site, family, target, size));
             });
         }
     }
 }
 
 #[test]
-fn when_this_machine_serves_datagrams_then_whole_ones_and_fragments_come_back_from_the_vip() {
-    datagrams_come_back_from_the_vip(&[(Forwarding::Nat, "generic")]);
+fn when_this_machine_serves_datagrams_then_whole_ones_and_fragments_come_back_from_where_they_went() {
+    datagrams_come_back(&[(Forwarding::Nat, "generic")]);
 }

@@ -10,6 +10,7 @@ mod checksums;
 mod decap;
 mod default_hops;
 mod default_routes;
+mod direct;
 mod dsr;
 mod echo;
 mod extensions;

@@ -133,7 +133,7 @@ fn when_clients_have_changed_sides_then_new_connections_go_to_the_new_side_and_u
 
 /// Assigns an address to the machine of the test, and waits until the kernel has the address's route: the kernel adds
 /// the route of an IPv6 address later than the address.
-fn assign(address: IpAddr) {
+pub(crate) fn assign(address: IpAddr) {
     let ip = |words: &str| {
         let output = Command::new("ip").args(words.split(' ')).output().expect("ip");
         assert!(output.status.success(), "ip {words}: {output:?}");
@@ -147,7 +147,7 @@ fn assign(address: IpAddr) {
 }
 
 /// Assigns the VIPs to the test's machine, and listens on the VIPs.
-fn serve(vips: &[&str]) -> Vec<TcpListener> {
+pub(crate) fn serve(vips: &[&str]) -> Vec<TcpListener> {
     vips.iter()
         .map(|vip| {
             let address: SocketAddr = vip.parse().expect("an address");
@@ -159,7 +159,7 @@ fn serve(vips: &[&str]) -> Vec<TcpListener> {
 
 /// Connects `client` to a listener on the host. The machine of the test also gets the client's address, so the packets
 /// do not leave the machine.
-fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
+pub(crate) fn connect(client: IpAddr, listener: &TcpListener) -> (TcpStream, TcpStream, SocketAddr) {
     assign(client);
     let socket = Socket::new(Domain::for_address(SocketAddr::new(client, 0)), Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::new(client, 0).into()).expect("bound to the client's address");

@@ -24,13 +24,14 @@ use crate::{
     counter_rows::Cpus,
     counters::{Counters, interface_multiplier},
     devices::DeviceTable,
+    direct::{self, DIRECT},
     flows::{FlowMaps, FormerFlows},
     former_clients::FormerClients,
     grace::GracePeriods,
     halves::Halves,
     handshakes::{Handshakes, UnansweredHandshakes},
     interfaces::{Interfaces, WaysIn},
-    kept::Kept,
+    kept::{Kept, second},
     load::not_loaded,
     map_sizes::{self, CLIENTS},
     mapped::MappedArray,
@@ -133,6 +134,7 @@ impl KernelDataplane {
         let handshakes = Handshakes::new(take(ebpf, "HANDSHAKES")?)?;
         let mut control = MappedArray::new(take(ebpf, "CONTROL")?)?;
         let kept = Kept::new(ebpf, pins)?;
+        direct::prepare(second(ebpf, DIRECT)?)?;
         let seen = Seen::new(MappedArray::new(take(ebpf, "SEEN")?)?, buckets, kept.elapsed_before());
         control.store(0, first_control(seen.salt()));
         let grace_periods = Arc::new(GracePeriods::spawn(threads)?);

@@ -6,10 +6,11 @@ use aya::{maps::MapInfo, programs::ProgramInfo};
 use crate::bpf_map;
 
 /// The maps into which the program writes what later packets read, or what tests count.
-const LEFT: [&str; 28] = [
+const LEFT: [&str; 29] = [
     "ASKED",
     "BACKEND_STATS",
     "BUDGET",
+    "DIRECT",
     "DROP_STATS",
     "FLOWS",
     "FLOW_HELD",
@@ -38,12 +39,11 @@ const LEFT: [&str; 28] = [
 ];
 
 /// The maps that the controller writes, and maps whose contents do not outlive the packet.
-const OTHERS: [&str; 28] = [
+const OTHERS: [&str; 27] = [
     "AYA_LOGS",
     "BACKENDS",
     "CONTROL",
     "DEVICES",
-    "ENDS",
     "FLOW_CONTROL",
     "FLOW_POOLS",
     "FLOW_WAYS",

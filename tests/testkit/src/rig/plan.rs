@@ -57,6 +57,7 @@ impl Plan {
         let (slot, at) = match service.target {
             Target::SameInterface(at) => (id.0, Some((at, Some(hop(in_ifindex, IN_MAC, IN_MTU))))),
             Target::OtherInterface(at) => (id.0, Some((at, Some(hop(out_ifindex, OUT_MAC, OUT_MTU))))),
+            Target::ThisMachine(at) => (id.0, Some((at, Some(NextHop { local: true, ..hop(0, [0; 6], 0) })))),
             Target::Unreachable(at) => (id.0, Some((at, None))),
             Target::NoBackend => (NO_BACKEND, None),
             Target::AllDown => (ALL_DOWN, None),
@@ -86,7 +87,7 @@ impl Plan {
             quic: None,
             share: Share::ALL,
             backends: backend.iter().map(|row| (row.id, row.address)).collect(),
-            local: Vec::new(),
+            local: if matches!(service.target, Target::ThisMachine(_)) { vec![id] } else { Vec::new() },
         };
         Ok(Self { spec, backend, slot })
     }
