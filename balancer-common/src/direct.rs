@@ -8,7 +8,7 @@
 use crate::{client::HashKey, flows, map_types::FAMILY_V4};
 
 /// The number of lines with words.
-pub const LINES: u32 = 1 << 14;
+pub const LINES: u32 = 1 << 12;
 /// The index of the line that contains the key of the hash.
 pub const KEY_LINE: u32 = LINES;
 

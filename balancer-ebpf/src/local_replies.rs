@@ -1,6 +1,6 @@
 //! Replies to `nat` packets from servers on this machine. A traffic-control classifier replaces the source of these
-//! replies by the VIP, except in connections that clients have made to the server's own address. The classifier sees the packets that the host sends out of the attached interfaces, after
-//! firewall and routing.
+//! replies by the VIP, except in connections that clients have made to the server's own address. The classifier sees the
+//! packets that the host sends out of the attached interfaces, after firewall and routing.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},

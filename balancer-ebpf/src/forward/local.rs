@@ -21,8 +21,8 @@ use crate::{
     step::{Carries, Choice, Step},
 };
 
-/// The `dsr` and `nat` backends of services of which this machine is also a backend, by the key that [`peer`] makes; each value
-/// is this machine's backend id.
+/// The `dsr` and `nat` backends of services of which this machine is also a backend, by the key that [`peer`] makes; each
+/// value is this machine's backend id.
 #[map]
 static PEERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_PEERS, 0);
 

@@ -33,6 +33,9 @@ pub(super) struct FlowMaps {
     /// The interfaces by which backends' replies may arrive, by backend id.
     ways: MappedArray<u64>,
     control: MappedArray<FlowControl>,
+    /// The ports of all pools until now, from the lowest to the highest, and those of connections that were in the table
+    /// when the first pools were published; `None`: no pools were published.
+    ports: Option<Option<(u16, u16)>>,
     table: Arc<FlowTable>,
 }
 
@@ -69,7 +72,7 @@ impl FlowMaps {
             ..FlowControl::zeroed()
         };
         control.store(0, first);
-        Ok(Self { pools, ways, control, table: Arc::new(table) })
+        Ok(Self { pools, ways, control, ports: None, table: Arc::new(table) })
     }
 
     pub(super) fn table(&self) -> Arc<FlowTable> {
@@ -88,20 +91,24 @@ impl FlowMaps {
             "there is no table for connections, because no service was snat at the start; a restart makes one"
         );
         let mut all = FlowControl { first_port: u32::MAX, last_port: 0, ..FlowControl::zeroed() };
-        let mut times = FlowTimes::default();
-        for spec in snat {
+        let (mut times, mut ports) = (FlowTimes::default(), self.ports.unwrap_or_else(|| self.table.ports()));
+        for spec in &snat {
             let pool = pool(&spec.flows)?;
-            all.first_port = all.first_port.min(pool.first_port.into());
-            all.last_port = all.last_port.max(pool.last_port.into());
+            ports = Some(with(ports, (pool.first_port, pool.last_port)));
             all.idle = longest(all.idle, pool.idle);
             let index = usize::from(spec.id.0);
             anyhow::ensure!(index < self.pools.len(), "no room for the addresses of service {index}");
             self.write_pool(index, &pool);
             times.add(spec.id, Limits(Arc::new(pool)));
         }
+        // Connections keep their ports, also those that no pool has any more.
+        self.ports = Some(ports);
+        if let Some((first, last)) = ports.filter(|_| !snat.is_empty()) {
+            (all.first_port, all.last_port) = (first.into(), last.into());
+        }
         self.write_control(&all);
         *self.table.times.write().unwrap_or_else(PoisonError::into_inner) = times;
-        Ok(all.last_port > 0)
+        Ok(!snat.is_empty())
     }
 
     /// Sets the interfaces by which replies of a backend may arrive: see
@@ -139,6 +146,11 @@ impl FlowMaps {
         put(offset_of!(FlowControl, first_port), all.first_port);
         put(offset_of!(FlowControl, last_port), all.last_port);
     }
+}
+
+/// The smallest range that contains both ranges of ports.
+fn with(ports: Option<(u16, u16)>, (first, last): (u16, u16)) -> (u16, u16) {
+    ports.map_or((first, last), |(least, most)| (least.min(first), most.max(last)))
 }
 
 /// Returns the addresses, ports and idle times that the flows of a service may use.

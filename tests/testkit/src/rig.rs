@@ -613,6 +613,15 @@ impl Rig {
         self.publish()
     }
 
+    /// Sets the ports of the pool of every service.
+    ///
+    /// # Errors
+    /// Fails if the kernel refuses the change.
+    pub fn set_pool_ports(&mut self, ports: (u16, u16)) -> anyhow::Result<()> {
+        self.specs.iter_mut().for_each(|spec| spec.flows.ports = Some(ports));
+        self.publish()
+    }
+
     /// The counters of the packets of the service at `address` that the program passed to the host.
     ///
     /// # Errors

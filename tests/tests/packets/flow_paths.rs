@@ -11,8 +11,8 @@ use balancer_common::{
 };
 use balancer_control::io::{ListenerId, RuleAction, RuleSpec, ServiceId};
 use balancer_testkit::{
-    frame::{ACK, DESTINATION_OPTIONS, Frame, options},
-    rig::{OUT_MAC, OUT_MTU, Rig, Setup, backend_id},
+    frame::{ACK, DESTINATION_OPTIONS, Frame, SYN, options},
+    rig::{OUT_MAC, OUT_MTU, POOL_PORTS, Rig, Setup, backend_id},
 };
 use ipnet::IpNet;
 
@@ -93,6 +93,21 @@ fn when_a_rule_denies_a_client_then_its_connection_waits_until_the_rule_is_gone(
         rig.set_rules(scene.vip, &[]).expect("rules");
         both_ways(rig, scene, seen);
     }
+}
+
+fn when_pools_get_other_ports_then_connections_keep_theirs_and_new_ones_get_the_new(rig: &mut Rig) {
+    const OTHERS: (u16, u16) = (50_000, 50_999);
+    let seen: Vec<(Scene, u16)> = BOTH.into_iter().map(|scene| (scene, connect(rig, scene, PORT))).collect();
+    assert!(seen.iter().all(|(_, port)| *port < OTHERS.0));
+    rig.set_pool_ports(OTHERS).expect("other ports");
+    for (scene, seen) in seen {
+        both_ways(rig, scene, seen);
+        assert_eq!(rig.run(&scene.there(PORT + 1, SYN).bytes()).expect("a run").action, XDP_TX);
+        let flows = rig.flows().list(ServiceId(scene.index as u16), |flow| flow.client.port() == PORT + 1, 2);
+        let ports: Vec<u16> = flows.iter().map(|flow| flow.pool.port()).collect();
+        assert!(matches!(ports[..], [new] if (OTHERS.0..=OTHERS.1).contains(&new)), "{ports:?}");
+    }
+    rig.set_pool_ports(POOL_PORTS).expect("the former ports");
 }
 
 fn when_a_service_has_several_listeners_then_each_packet_counts_once_for_its_own(rig: &mut Rig) {
@@ -204,6 +219,7 @@ fn when_packets_of_connections_take_rare_paths_then_they_arrive_like_all_others(
         rows![
             when_packets_take_different_paths_then_they_arrive_alike_and_are_counted_once,
             when_a_rule_denies_a_client_then_its_connection_waits_until_the_rule_is_gone,
+            when_pools_get_other_ports_then_connections_keep_theirs_and_new_ones_get_the_new,
             when_a_service_has_several_listeners_then_each_packet_counts_once_for_its_own,
             when_the_backend_is_behind_another_interface_then_mtu_and_devices_decide_how_a_packet_leaves,
             when_only_the_kernel_can_send_a_tagged_frame_then_it_sends_it_both_ways,

@@ -16,7 +16,7 @@ use balancer_config::config::Protocol;
 use balancer_control::io::{BackendId, FlowSpec, PortsInUse, ServiceId};
 use nix::time::{ClockId, clock_gettime};
 
-use super::{FlowTable, address, idle_ticks};
+use super::{FlowTable, address, idle_ticks, with};
 
 /// The result of a sweep of the flow table.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -180,6 +180,15 @@ impl FlowTable {
         }
         counts.ports = taken.by_backend(&times);
         counts
+    }
+
+    /// The ports of all flows, from the lowest to the highest; `None`: there are no flows.
+    pub(super) fn ports(&self) -> Option<(u16, u16)> {
+        let rows = 0..self.lines.len() * FLOWS_PER_LINE as usize;
+        let taken = rows.filter(|&index| FlowWord(self.word(index).load(Ordering::Acquire)) != FlowWord::EMPTY);
+        taken
+            .map(|index| u16::from_be(self.rows.load(index).pool_port))
+            .fold(None, |ports, port| Some(with(ports, (port, port))))
     }
 
     /// Notes whether the flow in a row holds its port, in case the program has not: the program may have opened the flow
