@@ -27,13 +27,17 @@ pub(crate) fn may_exist() -> bool {
 /// Records a client's packet, whose destination is the backend's address and port.
 #[inline(always)]
 pub(crate) fn arrives(ingress: Ingress, event: Event) {
-    balancer_direct_arrives(ingress.context(), event as u64);
+    let hash = balancer_direct_hash(ingress.context());
+    if hash != 0 {
+        balancer_direct(hash, event as u64);
+    }
 }
 
-/// This is a global function, so that the verifier checks it only once, and its stack does not add to its callers'.
+/// The hash of the connection of a client's packet; 0: the packet has no ports. This is a global function, so that the
+/// verifier checks it only once, and it calls no other, so that its stack does not add to that of the others.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn balancer_direct_arrives(context: *mut xdp_md, event: u64) -> u64 {
+extern "C" fn balancer_direct_hash(context: *mut xdp_md) -> u64 {
     if !may_exist() {
         return 0;
     }
@@ -41,8 +45,7 @@ extern "C" fn balancer_direct_arrives(context: *mut xdp_md, event: u64) -> u64 {
     let Some(Found { ip, .. }) = Found::again(unsafe { Ingress::new(context) }) else { return 0 };
     let Some(ends) = ip.l4.load::<u32>(0) else { return 0 };
     // The destination is read again, because the program may have rewritten it.
-    let Some(hash) = hash(&ip.source, &ip.destination, ends, ip.family, ip.protocol) else { return 0 };
-    balancer_direct(hash, event)
+    hash(&ip.source, &ip.destination, ends, ip.family, ip.protocol).unwrap_or(0)
 }
 
 /// The hash of a connection. `ends` contains the client's port and the backend's port, as in a client's packet.
