@@ -35,9 +35,7 @@ const HEADERS: u32 = 14 + 40 + 20;
 /// still see every frame. The result is one of the `TC_ACT_*` codes.
 #[inline(always)]
 pub fn process(skb: *mut __sk_buff) -> i32 {
-    if !own_connections::may_exist() {
-        return TC_ACT_UNSPEC;
-    }
+    // The features are those of the start, and a backend may have become local since.
     let Some(control) = control::words().filter(|control| control.flags & CONTROL_RETURNS != 0) else {
         return TC_ACT_UNSPEC;
     };
