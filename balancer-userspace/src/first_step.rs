@@ -13,7 +13,8 @@ use super::Failure;
 /// Refuses a first step if servers answer this machine and their answers to clients do not come back.
 pub(super) async fn check(client: &Client, service: &str, steer: u8, force: bool) -> Result<(), Failure> {
     let Some(socket) = client.socket().filter(|_| !force && steer > 0) else { return Ok(()) };
-    if client.service(service).await?.steer > 0 {
+    let view = client.service(service).await?;
+    if view.steer > 0 || !matches!(view.forwarding.as_str(), "nat" | "snat") {
         return Ok(());
     }
     let facts = try_service(client, socket, service).await?;

@@ -7,12 +7,13 @@ mod tests;
 use super::{
     backends::is_of,
     cases::{AT, Case, HOST, joined, name},
-    general, name_interface,
+    general,
     replies::route,
+    replies_come_in_by,
     vips::are_elsewhere,
 };
 use crate::{
-    facts::{Arrival, Attempt, Backend, Controller, Facts, Outcome},
+    facts::{Arrival, Attempt, Backend, Controller, Facts, Link, Outcome},
     finding::{Cure, Finding, Kind, Tried, Unseen},
 };
 
@@ -29,7 +30,10 @@ pub(super) fn findings(facts: &Facts, controller: &Controller, others: &[Finding
             continue;
         };
         if !controller.after.interfaces.iter().any(|view| view.ifindex == *ifindex) {
-            general.extend(facts.link(*ifindex).map(|link| elsewhere(&link.name, controller, &source.to_string())));
+            general.extend(facts.link(*ifindex).map(|Link { name, .. }| {
+                let seen = format!("the answer to a request to connect from {source} came in by {name}");
+                replies_come_in_by(name, seen, controller)
+            }));
         } else if let Some(reason) = dropped {
             general.push(dropping(reason, &source.to_string()));
         } else if *refused {
@@ -66,15 +70,6 @@ fn unanswered<'a>(backend: &'a Backend, Attempt { source, network, .. }: &Attemp
         what,
         format!("no answer came to a request to connect from {source}, while connections from this machine succeed"),
         Cure::elsewhere(HOST, &route.into_iter().chain([look]).chain(others).collect::<Vec<_>>()),
-    )
-}
-
-fn elsewhere(interface: &str, controller: &Controller, source: &str) -> Finding {
-    general(
-        Kind::NotAttached,
-        format!("replies of backends come in by {interface}, which lacks the program: clients get none of them"),
-        format!("the answer to a request to connect from {source} came in by {interface}"),
-        name_interface(interface, controller),
     )
 }
 

@@ -139,6 +139,16 @@ fn general(kind: Kind, what: String, seen: String, cure: Cure) -> Finding {
     Finding { kind, service: None, backend: None, backends: Vec::new(), what, seen, cure }
 }
 
+/// Makes a finding about an interface without the program by which replies of backends arrive.
+fn replies_come_in_by(interface: &str, seen: String, controller: &Controller) -> Finding {
+    general(
+        Kind::NotAttached,
+        format!("replies of backends come in by {interface}, which lacks the program: clients get none of them"),
+        seen,
+        name_interface(interface, controller),
+    )
+}
+
 /// Makes a cure that adds an interface to those of the configuration.
 fn name_interface(interface: &str, controller: &Controller) -> Cure {
     let attached = controller.after.interfaces.iter().map(|view| view.name.as_str());

@@ -302,7 +302,7 @@ fn chain(place: &str, hook: &str) -> Chain {
 }
 
 #[track_caller]
-fn only(facts: &Facts) -> Finding {
+pub(super) fn only(facts: &Facts) -> Finding {
     let findings = judge(facts).findings;
     assert_eq!(findings.len(), 1, "{findings:#?}");
     findings.into_iter().next().unwrap()

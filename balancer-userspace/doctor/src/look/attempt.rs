@@ -13,7 +13,7 @@ use balancer_api::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::{
     packets::{Heard, RST, SYN, heard, packet, tcp},
@@ -32,7 +32,7 @@ const ROUNDS: u32 = 4;
 /// The time between questions for traced packets.
 const BETWEEN: Duration = Duration::from_millis(50);
 /// The number of bytes of traced frames: enough for the headers behind two VLAN tags, with TCP options.
-const SNAPLEN: u32 = if LEAST_SNAPLEN > 128 { LEAST_SNAPLEN } else { 128 };
+const SNAPLEN: u32 = 2 * LEAST_SNAPLEN;
 
 /// The clients whose requests the doctor sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,10 +179,7 @@ async fn ask(wire: &mut Wire, trace: Option<(&Client, u64)>, requests: &mut [Req
         }
         let until = Instant::now() + ROUND;
         while Instant::now() < until && requests.iter().any(|of| of.answer.is_none()) {
-            tokio::select! {
-                () = wire.listen(&mut notes) => {}
-                () = sleep_until(until.min(Instant::now() + BETWEEN)) => {}
-            }
+            wire.listen_until(until.min(Instant::now() + BETWEEN), &mut notes).await;
             // If the controller does not answer, the answers stay unknown, as those that do not come.
             let packets = match trace {
                 Some((client, trace)) => client.traced(trace, Duration::ZERO).await.map(|view| view.packets),

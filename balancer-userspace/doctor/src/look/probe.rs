@@ -12,8 +12,8 @@ use std::{
 
 use tokio::{
     net::TcpSocket,
-    task::{JoinHandle, yield_now},
-    time::{Instant, sleep_until, timeout},
+    task::JoinHandle,
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -211,7 +211,7 @@ impl Probe<'_> {
     }
 
     async fn listen(&mut self, until: Instant) {
-        repeat(until, async || self.wire.listen(&mut self.notes).await).await;
+        self.wire.listen_until(until, &mut self.notes).await;
     }
 
     /// Sends those probes that have no answer yet. If an interface refuses a probe, the probe remains without an
@@ -313,18 +313,6 @@ impl Probe<'_> {
     }
 }
 
-/// Repeats `listen` until a time. The timer and other tasks run after each repetition, even if packets are always
-/// waiting, so that `listen` never waits.
-async fn repeat(until: Instant, mut listen: impl AsyncFnMut()) {
-    while Instant::now() < until {
-        tokio::select! {
-            biased;
-            () = sleep_until(until) => return,
-            () = listen() => yield_now().await,
-        }
-    }
-}
-
 impl Target {
     /// Whether the backend itself is the neighbour, and not a gateway.
     fn is_near(&self, backend: IpAddr) -> bool {
@@ -362,15 +350,3 @@ fn sequence(number: usize, kind: u16) -> u16 {
 
 /// The entries of the kernel's neighbour table.
 pub(super) type Entries = HashMap<(u32, IpAddr), Entry>;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn when_packets_are_always_waiting_then_listening_ends_in_time_and_other_tasks_run() {
-        let begun = tokio::spawn(async {});
-        repeat(Instant::now() + Duration::from_millis(50), async || ()).await;
-        assert!(begun.is_finished());
-    }
-}

@@ -8,7 +8,11 @@ use std::{
 
 use nix::sys::socket::{LinkAddr, recvfrom};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::{
+    io::unix::AsyncFd,
+    task::yield_now,
+    time::{Instant, sleep_until},
+};
 
 use super::packets::{Heard, RST, SYN, arp, heard};
 use crate::facts::Mac;
@@ -80,8 +84,13 @@ impl Wire {
         self.out.send_to(question, &link_address(ETH_P_ARP, ifindex, BROADCAST)).map(drop)
     }
 
+    /// Records packets until a time.
+    pub(super) async fn listen_until(&mut self, until: Instant, notes: &mut Vec<Note>) {
+        repeat(until, async || self.listen(notes).await).await;
+    }
+
     /// Waits for packets and records them.
-    pub(super) async fn listen(&mut self, notes: &mut Vec<Note>) {
+    async fn listen(&mut self, notes: &mut Vec<Note>) {
         let Ok(mut ready) = self.socket.readable().await else { return std::future::pending().await };
         let buffer = &mut self.buffer;
         for _ in 0..AT_ONCE {
@@ -96,6 +105,18 @@ impl Wire {
                 Ok(Err(_)) => {}
                 Err(_would_block) => return,
             }
+        }
+    }
+}
+
+/// Repeats `listen` until a time. The timer and other tasks run after each repetition, even if packets are always
+/// waiting, so that `listen` never waits.
+async fn repeat(until: Instant, mut listen: impl AsyncFnMut()) {
+    while Instant::now() < until {
+        tokio::select! {
+            biased;
+            () = sleep_until(until) => return,
+            () = listen() => yield_now().await,
         }
     }
 }
@@ -133,4 +154,18 @@ fn link_address(protocol: u16, ifindex: u32, to: Mac) -> SockAddr {
     address.sll_addr[..6].copy_from_slice(&to);
     // SAFETY: the code above has written an address of this length.
     unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn when_packets_are_always_waiting_then_listening_ends_in_time_and_other_tasks_run() {
+        let begun = tokio::spawn(async {});
+        repeat(Instant::now() + Duration::from_millis(50), async || ()).await;
+        assert!(begun.is_finished());
+    }
 }

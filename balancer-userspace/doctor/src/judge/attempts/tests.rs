@@ -1,10 +1,10 @@
 use super::super::{
     judge, judge_attempts,
-    tests::{healthy, kinds},
+    tests::{healthy, kinds, only},
 };
 use crate::{
     facts::{Arrival, Attempt, Facts, Outcome},
-    finding::{Finding, Kind},
+    finding::Kind,
 };
 
 const SOURCE: &str = "198.18.0.1";
@@ -18,12 +18,6 @@ fn tried(mode: &str, answer: Option<Arrival>) -> Facts {
 
 fn arrival(ifindex: u32) -> Arrival {
     Arrival { ifindex, refused: false, dropped: None }
-}
-
-fn only(facts: &Facts) -> Finding {
-    let findings = judge(facts).findings;
-    assert_eq!(findings.len(), 1, "{findings:#?}");
-    findings.into_iter().next().unwrap()
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::Waited;
 use crate::{
     facts::{Controller, Facts, Mac, Neighbour, Untranslated, Way, WayBack},
     finding::{Cure, Finding, Kind},
-    judge::{general, links, name_interface},
+    judge::{general, links, replies_come_in_by},
 };
 
 /// The reasons for which the program drops only replies, each with a look that shows more.
@@ -130,12 +130,7 @@ fn untranslated(facts: &Facts, controller: &Controller, waited: &[Waited<'_>]) -
     }
     let Untranslated { ifindex, client } = all.first()?;
     let name = &facts.link(*ifindex)?.name;
-    Some(general(
-        Kind::NotAttached,
-        format!("replies of backends come in by {name}, which lacks the program: clients get none of them"),
-        format!("replies to {client} were seen on {name}"),
-        name_interface(name, controller),
-    ))
+    Some(replies_come_in_by(name, format!("replies to {client} were seen on {name}"), controller))
 }
 
 /// Returns a finding if the program dropped replies during the examination.

@@ -137,15 +137,20 @@ impl Measured {
     }
 
     pub(crate) fn run_full(&mut self, scene: &Scene) -> Result<()> {
+        self.run_counted(scene, |full| full.run().map(|_| PACKETS.into()))
+    }
+
+    /// Checks that the packets of a run, whose number `run` returns, have taken the path.
+    fn run_counted(&mut self, scene: &Scene, run: impl FnOnce(&mut Runner) -> Result<u64>) -> Result<()> {
         if let Some(frame) = self.path.before() {
             ground::run(self.full.program.as_fd(), &frame, 1)?;
         }
         let before = scene.counted(&self.path)?;
-        self.full.run()?;
+        let packets = run(&mut self.full)?;
         let counted = scene.counted(&self.path)? - before;
         ensure!(
-            counted == u64::from(PACKETS),
-            "{}: {counted} of {PACKETS} packets took the path that is measured",
+            counted == packets,
+            "{}: {counted} of {packets} packets took the path that is measured",
             self.path.name
         );
         Ok(())
@@ -168,18 +173,10 @@ impl Measured {
     /// Runs the measured program, and the empty program before it, while the second CPU runs the same program.
     fn run_beside(&mut self, scene: &Scene, second: Second, [full, empty]: &mut [Beside; 2]) -> Result<()> {
         empty.during(second, || self.run_empty())?;
-        if let Some(frame) = self.path.before() {
-            ground::run(self.full.program.as_fd(), &frame, 1)?;
-        }
-        let before = scene.counted(&self.path)?;
-        let packets = full.during(second, || self.full.run().map(drop))? + u64::from(PACKETS);
-        let counted = scene.counted(&self.path)? - before;
-        ensure!(
-            counted == packets,
-            "{}: {counted} of {packets} packets took the path that is measured",
-            self.path.name
-        );
-        Ok(())
+        self.run_counted(scene, |runner| {
+            let beside = full.during(second, || runner.run().map(drop))?;
+            Ok(beside + u64::from(PACKETS))
+        })
     }
 
     /// The runs of the second CPU, which are half of the clients ahead.

@@ -2,7 +2,7 @@
 //! more then than on one CPU alone.
 
 use std::{
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc,
@@ -78,7 +78,7 @@ impl Beside {
         go_first();
         let mut packets = 0;
         while !ends.load(Ordering::Relaxed) {
-            self.frame = ground::run(std::os::fd::AsFd::as_fd(&self.program), &self.frame, PACKETS)?.frame;
+            self.frame = ground::run(self.program.as_fd(), &self.frame, PACKETS)?.frame;
             packets += u64::from(PACKETS);
             // The receiver is gone after the first message that it needs.
             let _ = began.send(());
