@@ -1,9 +1,10 @@
 //! Direct connections: clients have made them to the address and port of a `nat` or `snat` backend on the balancer's
 //! machine, not through the VIP. The backend's packets of such a connection keep their source.
 //!
-//! The kernel program keeps one word for each direct connection, in lines of [`DIRECT_PER_LINE`](crate::map_types::DIRECT_PER_LINE) words. A word has a
-//! part of the connection's hash, the connection's [`Kind`], and the tick in which the connection was last seen. A
-//! connection without a word counts as one through the VIP, so that no flood changes anything for clients of the VIP.
+//! The kernel program keeps one word for each direct connection, in lines of
+//! [`DIRECT_PER_LINE`](crate::map_types::DIRECT_PER_LINE) words. A word has a part of the connection's hash, the
+//! connection's [`Kind`], and the tick in which the connection was last seen. A connection without a word counts as one
+//! through the VIP, so that no flood changes anything for clients of the VIP.
 
 use crate::{client::HashKey, flows, map_types::FAMILY_V4};
 
@@ -26,7 +27,7 @@ const PROTECTED_TICKS: u64 = 35;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Word(pub u64);
 
-/// What the program knows about a connection.
+/// The way by which a connection came, and the state of a direct one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {

@@ -17,7 +17,8 @@ const TYPE_V4: u16 = 0x0800;
 const TYPE_V6: u16 = 0x86dd;
 
 /// The destination of a TCP or UDP packet that is neither from nor to a client to report. `None`: the packet is from or
-/// to such a client, or the frame does not begin like most frames, so that only a [scan](super::scan) finds its addresses.
+/// to such a client, or the frame does not begin like most frames, so that only a [scan](super::scan) finds its
+/// addresses.
 #[inline(always)]
 pub(super) fn destination(frame: Packet<'_>, settings: &Settings) -> Option<Address> {
     let (protocol, ends) = match u16::from_be(frame.load(TYPE)?) {

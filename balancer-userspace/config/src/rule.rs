@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::listeners::Family;
 
+/// The shortest time after which a rule may end.
+pub const LEAST_TTL: Duration = Duration::from_secs(1);
+
 /// How a rule treats the clients of a prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]

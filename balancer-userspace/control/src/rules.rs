@@ -11,16 +11,13 @@ use balancer_common::map_types::MAX_RULES;
 pub use balancer_config::rule::Action;
 use balancer_config::{
     listeners::Family,
-    rule::{RuleConfig, foreign},
+    rule::{LEAST_TTL, RuleConfig, foreign},
     value::host_bits,
     words::grouped,
 };
 use ipnet::IpNet;
 
 use crate::refused::Refused;
-
-/// The shortest time after which a rule may end.
-const LEAST_TTL: Duration = Duration::from_secs(1);
 
 /// A rule of a service for a client prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::{
     config::ServiceConfig,
     listeners::Family,
     names::nearest,
-    rule::{Action, RuleConfig, foreign, less_than_a_client},
+    rule::{Action, LEAST_TTL, RuleConfig, foreign, less_than_a_client},
     value,
 };
 
@@ -68,7 +68,7 @@ pub(super) fn rule(mut section: Section<'_>, findings: &mut Findings<'_>) -> Opt
 
 fn ttl(text: &str) -> Result<Duration, String> {
     let ttl = value::duration(text)?;
-    if ttl < Duration::from_secs(1) {
+    if ttl < LEAST_TTL {
         return Err(format!("ttl = {} is too short; give \"1s\" and more, or leave it out", value::quoted(text)));
     }
     Ok(ttl)
